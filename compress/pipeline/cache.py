@@ -1,4 +1,4 @@
-"""Finished work by content key: written beside, renamed into place, with a SHA-256 manifest."""
+"""Cache of finished work by content key: written beside, renamed into place, with a SHA-256 manifest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORK = ".work"
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished piece of work. ``folder`` holds its files, ``record`` what was said of it."""
+    """One finished piece of work. ``folder`` holds its files, ``record`` its description."""
 
     key: str
     folder: Path
@@ -36,20 +36,20 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and contents of all files, as hex."""
+        """Return the SHA-256 over the names and contents of all files, as hex."""
         return str(self.record["digest"])
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files, as the manifest has them."""
+        """Return the bytes of all files according to the manifest."""
         return sum(file["bytes"] for file in self.record["files"].values())
 
 
 class Cache:
-    """A folder of entries that several runs may use at once. Nothing is written before the first `store`.
+    """Folder of entries that several runs may use at once. Nothing is written before the first `store`.
 
-    An entry exists once its folder has its final name; a killed writer leaves only a partial folder, which the next
-    writer of the same key removes. Raises `StorageError` where the folder cannot be read or written.
+    An entry exists once its folder has its final name. A killed writer leaves only a partial folder, which the next
+    writer of the same key removes. Methods raise `StorageError` if the folder cannot be read or written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -62,9 +62,13 @@ class Cache:
         on_damage: Callable[[str], None],
         on_wait: Callable[[], None],
     ) -> tuple[Entry, bool]:
-        """The entry of ``key``, and whether it was there already; else it is made by ``write``, as `store` says.
+        """Return the entry of ``key`` and True if it was cached; else compute it as `store` does.
 
-        ``on_damage`` is told why an entry has to be made again, and ``on_wait`` is called while another run makes it.
+        Args:
+            key: Content key.
+            write: Writes the files into a folder and returns the record.
+            on_damage: Called with the reason if a damaged entry is replaced.
+            on_wait: Called if another run computes the entry now.
         """
         entry = self.find(key, on_damage)
         if entry is not None:
@@ -74,56 +78,58 @@ class Cache:
             return (entry, True) if entry is not None else (self.store(key, write), False)
 
     def find(self, key: str, on_damage: Callable[[str], None] | None = None) -> Entry | None:
-        """The entry of ``key`` after checking every file against the manifest.
+        """Return the entry of ``key`` after checking every file against the manifest, or None.
 
-        A damaged entry counts as none, and ``on_damage`` is told what is wrong with it; `store` replaces it.
+        A damaged entry counts as missing: ``on_damage`` is called with the reason, and `store` replaces it.
         """
         folder = self.root / key
         with storage_errors(folder):
             if not folder.is_dir():
                 return None
             record = _manifest(folder)
-            wrong = "its manifest cannot be read" if record is None else _difference(folder / CONTENT, record)
-        if record is not None and wrong is None:
+            damage = "its manifest cannot be read" if record is None else _difference(folder / CONTENT, record)
+        if record is not None and damage is None:
             return Entry(key, folder / CONTENT, record)
         if on_damage is not None:
             name = "" if record is None else f" ({record['name']})"
-            on_damage(f"cache entry {key[:12]}{name}: {wrong}; it is made again")
+            on_damage(f"cache entry {key[:12]}{name}: {damage}; it is made again")
         return None
 
     def peek(self, key: str) -> Entry | None:
-        """The entry of ``key`` if its manifest is there, without reading its files."""
+        """Return the entry of ``key`` by its manifest alone, without reading its files, or None."""
         record = _manifest(self.root / key)
         return None if record is None else Entry(key, self.root / key / CONTENT, record)
 
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Keep other runs from making the same entry; ``on_wait`` is called if another run is making it now."""
+        """Prevent other runs from computing the same entry; ``on_wait`` is called if one is doing so now."""
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with locked(self._lock(key), on_wait):
                 yield
 
     def _lock(self, key: str) -> Path:
+        """Return the lock file of an entry."""
         return self.root / f"{key}.lock"
 
     def store(self, key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
-        """Let ``write`` fill a folder and return its record, then give it its final name, in place of any other.
+        """Let ``write`` fill a folder and return its record, then rename it into place, replacing any other entry.
 
-        The record must have a ``name``. Call it within `lock`. Whatever goes wrong, no entry is left; what an
-        earlier, killed run left is removed.
+        The record must have a ``name``. Call it within `lock`. If an error occurs, no entry is left. Files of a killed
+        run are removed.
         """
         return self._placed(key, lambda partial: _seal(key, partial, dict(write(partial / CONTENT))))
 
     def admit(self, key: str, record: dict[str, Any], fill: Callable[[Path], None]) -> Entry:
-        """An entry that another cache made, with its record; ``fill`` writes its files. Nothing is done if it is here.
+        """Add an entry of another cache with its record; ``fill`` writes its files. An existing entry is kept.
 
-        Raises `StorageError` where the files are not those of the record.
+        Raises `StorageError` if the files do not match the record.
         """
         with self.lock(key, lambda: None):
             return self.find(key) or self._placed(key, lambda partial: _received(key, partial, record, fill))
 
     def _placed(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+        """Write an entry into a partial folder and rename it into place."""
         partial, final = self.root / f"{_PARTIAL}{key}", self.root / key
         with storage_errors(self.root):
             shutil.rmtree(partial, ignore_errors=True)
@@ -139,30 +145,31 @@ class Cache:
         return Entry(key, final / CONTENT, record)
 
     def scratch(self, key: str) -> Path:
-        """A folder, not made yet, for work on an entry that a later run may go on with; call within `lock`."""
+        """Return a folder, not created yet, for work on an entry that a later run may resume. Call it within `lock`."""
         return self.root / f"{_PARTIAL}{key}{_WORK}"
 
     def drop_scratch(self, key: str) -> None:
-        """Remove what `scratch` holds, once the entry is finished."""
+        """Remove the `scratch` folder of a finished entry."""
         with storage_errors(self.root):
             shutil.rmtree(self.scratch(key), ignore_errors=True)
 
     def entries(self) -> list[Entry]:
-        """Every entry, oldest first, by manifest alone."""
-        found = (self.peek(folder.name) for folder in self._folders() if not folder.name.startswith(_PARTIAL))
-        return sorted((entry for entry in found if entry), key=lambda entry: (entry.record["created"], entry.key))
+        """Return all entries by their manifests, the oldest first."""
+        candidates = (self.peek(folder.name) for folder in self._folders() if not folder.name.startswith(_PARTIAL))
+        return sorted((entry for entry in candidates if entry), key=lambda entry: (entry.record["created"], entry.key))
 
     def remove(self, key: str) -> int | None:
-        """Remove an entry; returns the bytes freed, or ``None`` where a run is making it now."""
+        """Remove an entry and return the bytes freed, or None if a run computes it now."""
         return self._remove(key, self.root / key)
 
     def remove_partial(self) -> int:
-        """Remove what killed runs left behind, and nothing that a run is writing now; returns the bytes freed."""
+        """Remove files of killed runs, but nothing that a run writes now; return the bytes freed."""
         partial = [folder for folder in self._folders() if folder.name.startswith(_PARTIAL)]
         keys = [folder.name.removeprefix(_PARTIAL).removesuffix(_OLD).removesuffix(_WORK) for folder in partial]
         return sum(self._remove(key, folder) or 0 for key, folder in zip(keys, partial, strict=True))
 
     def _remove(self, key: str, folder: Path) -> int | None:
+        """Remove a folder under the entry's lock and return the bytes freed, or None if the lock is held."""
         with storage_errors(folder), contextlib.suppress(TimeoutError), FileLock(self._lock(key), AT_ONCE_SECONDS):
             freed = size_bytes(folder)
             self._discard(folder)
@@ -171,7 +178,7 @@ class Cache:
         return None
 
     def _discard(self, folder: Path) -> None:
-        """Take the name away before the files, so that nobody meets half an entry."""
+        """Remove an entry's folder. It is renamed first, so that no other run finds half an entry."""
         if not folder.exists():
             return
         old = folder if folder.name.endswith(_OLD) else self.root / f"{_PARTIAL}{folder.name}{_OLD}"
@@ -181,12 +188,13 @@ class Cache:
         shutil.rmtree(old)
 
     def _folders(self) -> list[Path]:
+        """Return all folders of the cache, sorted."""
         with storage_errors(self.root):
             return sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.exists() else []
 
 
 def _seal(key: str, partial: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest of what lies in ``partial``, with everything on the disk before it returns."""
+    """Write the manifest of a partial folder, with all files flushed to disk before it returns."""
     files = {}
     for path in sorted(path for path in (partial / CONTENT).rglob("*") if path.is_file()):
         _flush(path)
@@ -196,19 +204,27 @@ def _seal(key: str, partial: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _received(key: str, partial: Path, record: dict[str, Any], fill: Callable[[Path], None]) -> dict[str, Any]:
-    """Write the files and the manifest of an entry that was sealed elsewhere."""
+    """Write the files and the manifest of an entry from another cache, and check them.
+
+    Args:
+        key: Content key.
+        partial: Folder to write into.
+        record: The entry's record.
+        fill: Writes the files.
+    """
     fill(partial / CONTENT)
     for path in (partial / CONTENT).rglob("*"):
         if path.is_file():
             _flush(path)
     sealed = record["key"] == key and record["digest"] == _digest(record["files"])
-    wrong = _difference(partial / CONTENT, record) if sealed else "its record is of another entry"
-    if wrong is not None:
-        raise StorageError(f"The cache entry {key[:12]} ({record['name']}) has not arrived whole: {wrong}.")
+    damage = _difference(partial / CONTENT, record) if sealed else "its record is of another entry"
+    if damage is not None:
+        raise StorageError(f"The cache entry {key[:12]} ({record['name']}) has not arrived whole: {damage}.")
     return _written(partial, record)
 
 
 def _written(partial: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest and return the record."""
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps(record, indent=1, sort_keys=True))
     _flush(manifest)
@@ -216,11 +232,13 @@ def _written(partial: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flush(path: Path) -> None:
+    """Flush a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the digest over names and contents of all files of a manifest."""
     total = hashlib.sha256()
     for name in sorted(files):
         total.update(f"{name}\0{files[name]['sha256']}\0".encode())
@@ -228,25 +246,25 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or ``None`` where it is missing, no JSON, of another entry, or at odds with itself."""
+    """Return the manifest, or None if it is missing, not JSON, of another entry, or inconsistent."""
     try:
         record = json.loads((folder / MANIFEST).read_text())
-        whole = record["key"] == folder.name and record["digest"] == _digest(record["files"])
-        whole = whole and isinstance(record["name"], str) and record["created"] >= 0
+        consistent = record["key"] == folder.name and record["digest"] == _digest(record["files"])
+        consistent = consistent and isinstance(record["name"], str) and record["created"] >= 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if whole else None
+    return record if consistent else None
 
 
 def _difference(content: Path, record: Mapping[str, Any]) -> str | None:
-    """How the files in ``content`` differ from the manifest, or ``None``."""
+    """Return the first difference between the files in ``content`` and the manifest, or None."""
     present = {path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file()}
-    odd = sorted(present ^ set(record["files"]))
-    if odd:
-        return f"{odd[0]} is {'missing' if odd[0] not in present else 'not in the manifest'}"
-    for name, facts in record["files"].items():
+    differing = sorted(present ^ set(record["files"]))
+    if differing:
+        return f"{differing[0]} is {'missing' if differing[0] not in present else 'not in the manifest'}"
+    for name, file in record["files"].items():
         try:
-            if digest_file(content / name) != facts["sha256"]:
+            if digest_file(content / name) != file["sha256"]:
                 return f"{name} has changed"
         except FileNotFoundError:
             return f"{name} is missing"

@@ -1,4 +1,4 @@
-"""How large models and data files are, told by names and shapes in their headers, by their beginning or metadata."""
+"""Sizes of models and data files, read from headers, metadata or the first lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HEAD_BYTES = 1 << 16
 
 
 def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    """Rows and bytes of a data file or class folder, and its columns where that is told. Raises `DataError`."""
+    """Return rows and bytes of a data file or class folder, and its column names if known. Raises `DataError`."""
     if path.is_dir() and (files := array_files(path)):
         return Text(len(files), folder_bytes(path)), (INPUTS,)
     if path.is_dir():
@@ -38,27 +38,30 @@ def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
     if text.rows < 1:
-        found = "has columns and no rows" if columns else "is empty"
-        raise DataError(f"{path.name} {found}.", where=str(path), expected="at least one row")
+        problem = "has columns and no rows" if columns else "is empty"
+        raise DataError(f"{path.name} {problem}.", where=str(path), expected="at least one row")
     return text, columns
 
 
 def _text_size(path: Path) -> tuple[Text, tuple[str, ...]]:
+    """Estimate the rows of a text file from its first lines."""
     size = path.stat().st_size
     with path.open("rb") as file:
         # To the end of a line: a document may be longer than the beginning that is read.
+        # Up to the end of a line, since one document may be longer than the head.
         head = file.read(_HEAD_BYTES) + file.readline()
     text = head.decode("utf-8-sig", errors="replace")
     if path.suffix == ".json":
-        seen = text.count("}")
+        rows_in_head = text.count("}")
     else:
-        seen = text.count("\n") if size > len(head) else len(text.splitlines())
+        rows_in_head = text.count("\n") if size > len(head) else len(text.splitlines())
     columns = _columns(path.suffix, text)
-    rows = round(seen * size / max(len(head), 1)) - bool(columns and path.suffix == ".csv")
+    rows = round(rows_in_head * size / max(len(head), 1)) - bool(columns and path.suffix == ".csv")
     return Text(rows, size), columns
 
 
 def _columns(suffix: str, head: str) -> tuple[str, ...]:
+    """Return the column names in the first line of a CSV or JSONL file."""
     if suffix == ".csv":
         return tuple(next(csv.reader(io.StringIO(head)), ()))
     if suffix == ".jsonl":
@@ -71,6 +74,7 @@ def _columns(suffix: str, head: str) -> tuple[str, ...]:
 
 
 def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
+    """Return rows, uncompressed bytes and columns of a Parquet file from its metadata."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -86,7 +90,7 @@ def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of all files below a folder, or of a file."""
+    """Return the bytes of all files below a folder, or of a file."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
@@ -97,9 +101,9 @@ _ATTENTION = re.compile(r"att")
 
 
 def read_shape(path: Path) -> Shape:
-    """The shape of a model folder, or a GGUF or ONNX file. Raises `ModelError` for what is no whole, safe model."""
-    if path.is_dir() and not (path / "config.json").is_file() and len(found := list(path.glob("*.gguf"))) == 1:
-        path = found[0]
+    """Return the shape of a model folder, or of a GGUF or ONNX file. Raises `ModelError` if it is damaged or unsafe."""
+    if path.is_dir() and not (path / "config.json").is_file() and len(gguf_files := list(path.glob("*.gguf"))) == 1:
+        path = gguf_files[0]
     if (graph := onnx_file(path)) is not None:
         stored = read_tensors(graph, graph.parent)
         return count(((tensor.name, tensor.shape) for tensor in stored if tensor.role == "weight"), {}, 0)
@@ -124,22 +128,22 @@ _GGUF_SIZES = {
 
 
 def count(tensors: Iterable[tuple[str, tuple[int, ...]]], config: dict[str, Any], processor_bytes: int) -> Shape:
-    """Sort tensors by name: tables, attention, the rest of a numbered layer, and everything else."""
+    """Sort tensors by name into embeddings, attention, other layer weights and the rest, and sum their parameters."""
     sums = dict.fromkeys(("embeddings", "attention", "feed_forward", "other"), 0)
     layers: set[int] = set()
-    number = 0
+    num_tensors = 0
     for name, shape in tensors:
-        number += 1
+        num_tensors += 1
         layer = _LAYER.search(name)
         if layer:
             layers.add(int(layer[1]))
         if not layer and len(shape) == 2 and _EMBEDDING.search(name):
-            sort = "embeddings"
+            group = "embeddings"
         elif layer:
-            sort = "attention" if _ATTENTION.search(name) else "feed_forward"
+            group = "attention" if _ATTENTION.search(name) else "feed_forward"
         else:
-            sort = "other"
-        sums[sort] += math.prod(shape)
+            group = "other"
+        sums[group] += math.prod(shape)
     return Shape(
         **sums,
         layers=len(layers),
@@ -147,10 +151,11 @@ def count(tensors: Iterable[tuple[str, tuple[int, ...]]], config: dict[str, Any]
         intermediate=_size(config, "intermediate_size"),
         heads=_size(config, "num_attention_heads"),
         processor_bytes=processor_bytes,
-        tensors=number,
+        tensors=num_tensors,
     )
 
 
 def _size(config: dict[str, Any], name: str) -> int:
+    """Return a positive size of the config, or 0."""
     value = config.get(name)
     return value if isinstance(value, int) and value > 0 else 0

@@ -6,9 +6,9 @@ import numpy as np
 
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
-from compress.evaluation.evaluate import encode_for
+from compress.evaluation.evaluate import encode_for_model
 from compress.evaluation.image_judge import check_classes
-from compress.evaluation.instruction_following import turns_of
+from compress.evaluation.instruction_following import encode_chats
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.config_checks import max_positions
 from compress.models.json_file import read_json
@@ -21,6 +21,7 @@ from compress.pipeline.target_session import SPLIT
 from compress.recipe.recipe import START
 from compress.stages.base import all_references
 from compress.stages.model_checks import model_checks
+from compress.stages.protocols import ChecksData
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import DataError
 
@@ -64,7 +65,7 @@ def check_run(runner: StageRunner) -> None:
 
 
 def check_judge(runner: StageRunner) -> None:
-    """Whether the judge of pictures knows the classes of the rows. Raises `DataError` or `ModelError`."""
+    """Check that the judge of images knows the classes of the rows. Raises `DataError` or `ModelError`."""
     rows = runner.inputs.data.split(SPLIT)
     if runner.inputs.judge is not None:
         check_classes(runner.inputs.judge, rows["label"].to_pylist() if "label" in rows.column_names else ())
@@ -84,7 +85,7 @@ def check_slices(runner: StageRunner) -> None:
         )
 
     def lengths(unit: Unit) -> np.ndarray:
-        """Tokens are not counted before there is a tokenizer."""
+        """Count characters; before there is a tokenizer every row counts one token."""
         return (
             character_lengths(runner.inputs.data, SPLIT)
             if unit == "characters"
@@ -95,14 +96,16 @@ def check_slices(runner: StageRunner) -> None:
 
 
 def check_running_text(runner: StageRunner) -> None:
-    """Cut all text as the starting model's tokenizer reads it, so that a wrong length ends the run now.
+    """Split all text with the starting model's tokenizer, to check lengths before any stage runs.
 
-    Raises `DataError`; of tasks whose examples are rows nothing is asked.
+    Tasks whose examples are rows are not checked. Raises `DataError`.
     """
     if READS_ROWS in runner.inputs.task.capabilities:
         return
     recipe = runner.recipe
     for number, stage in enumerate(recipe.stages):
+        if not isinstance(stage, ChecksData):
+            continue
         try:
             stage.check_data(runner.inputs.start, runner.context(runner.digest_of(START)))
         except DataError as error:
@@ -111,35 +114,37 @@ def check_running_text(runner: StageRunner) -> None:
     processor = load_processor(runner.inputs.start)
     for split, language in recipe.data.also.items():
         rows = runner.inputs.data.split(split)
-        found = encode_for(runner.inputs.start, runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation)
+        found = encode_for_model(
+            runner.inputs.start, runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation
+        )
         runner.inputs.task.kinds_of_tokens(rows, processor, found, language)
     turns = (
-        turns_of(runner.inputs.start, [one.prompt for one in runner.inputs.instructions])
+        encode_chats(runner.inputs.start, [instruction.prompt for instruction in runner.inputs.instructions])
         if runner.inputs.instructions
         else []
     )
-    examples = encode_for(
+    examples = encode_for_model(
         runner.inputs.start,
         runner.inputs.task,
         runner.inputs.data.split(SPLIT),
         recipe.data.max_length,
         recipe.evaluation,
     )
-    read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
-    if timed > read:
+    num_tokens, prompt_length = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
+    if prompt_length > num_tokens:
         raise DataError(
-            f"A prompt of {timed} tokens is to be timed, and the text that is judged by has {read}.",
+            f"A prompt of {prompt_length} tokens is to be timed, and the text that is judged by has {num_tokens}.",
             where="benchmark.contexts",
             hint="give more text, raise evaluation.windows, or lower benchmark.contexts",
         )
     positions = max_positions(read_json(runner.inputs.start / "config.json"))
-    wanted = {
+    lengths = {
         "data.max_length": recipe.data.max_length,
-        "benchmark.contexts": timed + recipe.benchmark.tokens,
+        "benchmark.contexts": prompt_length + recipe.benchmark.tokens,
         "evaluation.answer_tokens": max(map(len, turns), default=0) + recipe.evaluation.answer_tokens * bool(turns),
         "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
     }
-    for field, length in wanted.items():
+    for field, length in lengths.items():
         if positions is not None and length > positions:
             raise DataError(
                 f"The model would read {length} tokens, more than it can place.",

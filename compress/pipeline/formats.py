@@ -1,4 +1,4 @@
-"""Every output of a runner in the format of a target: as it is, written from it, or from what it was made of."""
+"""Outputs of a run in the format of a target: as they are, converted, or written from the weights before them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import START
 from compress.results.report import BASELINE, FINAL
 from compress.stages.base import Context, OutputSpec, Stage
+from compress.stages.protocols import RoundsWeights
 from compress.stages.registry import STAGES
-from compress.tasks.capability import IS_WRITTEN
-from compress.tasks.registry import told_task
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT
+from compress.tasks.registry import infer_task
 from compress.utils.installation import has_package
 
 Options = Mapping[str, Any]
@@ -26,25 +27,25 @@ Options = Mapping[str, Any]
 
 
 def measurable(runner: StageRunner, form: str, options: Options = MappingProxyType({})) -> dict[str, Path]:
-    """Label -> folder of an artifact of that format: `baseline`, each stage that can be written so, `final`.
+    """Return the folder of an artifact in a format by label: `baseline`, each stage that can be written so, `final`.
 
-    In a format of own bits ``options`` are for what the recipe made smaller, and for the final model: the others stay
-    what it is compared with. Where no stage writes the format, `final` is the weights that the final model was made
-    of. Raises `StageError` where an output cannot be exported.
+    For a format with its own precisions, ``options`` apply to compressed models and the final one only. If no stage
+    writes the format, `final` is the weights that the final model was written from. Raises `StageError` if an output
+    cannot be exported.
     """
     labels = runner.recipe.labels()
-    wanted = [label for label in labels if leads_to(_format(runner, label), form)]
-    if FORMATS[form].own_bits and labels[-1] not in wanted:
-        wanted.append(labels[-1])
-    wanted = wanted if runner.recipe.benchmark.every_stage else wanted[-1:]
+    selected = [label for label in labels if leads_to(_format(runner, label), form)]
+    if FORMATS[form].own_bits and labels[-1] not in selected:
+        selected.append(labels[-1])
+    selected = selected if runner.recipe.benchmark.every_stage else selected[-1:]
     artifacts = {BASELINE: written(runner, runner.recipe.baseline, form, options)}
-    artifacts |= {label: written(runner, label, form, options) for label in wanted if label != runner.recipe.baseline}
+    artifacts |= {label: written(runner, label, form, options) for label in selected if label != runner.recipe.baseline}
     last = artifacts[BASELINE] if labels[-1] == runner.recipe.baseline else artifacts.get(labels[-1])
     return {**artifacts, FINAL: last or written(runner, labels[-1], form, options)}
 
 
 def can_write(form: str) -> bool:
-    """Whether the packages are installed that write a format."""
+    """Return True if the packages that write a format are installed."""
     sources = (form, FORMATS[form].written_from)
     kinds = [kind for source in sources if source is not None and (kind := FORMATS[source].written_by) is not None]
     packages = {package for kind in kinds for package in STAGES[kind].model_validate({"kind": kind}).called_packages()}
@@ -52,52 +53,72 @@ def can_write(form: str) -> bool:
 
 
 def weights_of(runner: StageRunner, label: str) -> str:
-    """The last output up to ``label`` that is in no format yet, or else the graph that the recipe starts from."""
+    """Return the label of the last output up to ``label`` that is in no format yet, or else the starting graph."""
     labels = [START, *runner.recipe.labels()]
-    found = (one for one in reversed(labels[: labels.index(label) + 1]) if _format(runner, one) is None)
-    return next(found, START)
+    candidates = (name for name in reversed(labels[: labels.index(label) + 1]) if _format(runner, name) is None)
+    return next(candidates, START)
 
 
 def _format(runner: StageRunner, label: str) -> str | None:
+    """Return the format of an output, or None if any format can be written from it."""
     return format_given(runner.recipe, label, runner.inputs.from_graph)
 
 
 def written(runner: StageRunner, label: str, form: str, options: Options) -> Path:
-    """One output of a runner in a format, the starting model's too. Raises as `measurable`."""
+    """Return the folder of an output, or of the starting model, in a format. Raises as `measurable`.
+
+    Args:
+        runner: Results of the stages.
+        label: Label of the output.
+        form: Name of the format.
+        options: Fields of the stage that writes the format.
+    """
     return runner.folder_of(_in_format(runner, label, form, options))
 
 
 def _in_format(runner: StageRunner, label: str, form: str, options: Options) -> str:
-    """The label under which an output is to be had in a format, written now unless it was before."""
-    spec, found = FORMATS[form], _format(runner, label)
+    """Return the label of an output in a format, and write it if it is missing.
+
+    Args:
+        runner: Results of the stages.
+        label: Label of the output.
+        form: Name of the format.
+        options: Fields of the stage that writes the format.
+    """
+    spec, current_format = FORMATS[form], _format(runner, label)
     if spec.written_by is None:
         return _whole(runner, weights_of(runner, label))
-    if found == form:
+    if current_format == form:
         return label
     if spec.written_from is None:
-        before = weights_of(runner, label)
+        source = weights_of(runner, label)
     else:
-        before = label if spec.written_from == found else _in_format(runner, label, spec.written_from, {})
-    written = f"{label}, as {form.upper()}"
-    runner.run_extra(written, _writer(runner, label, form, options), before)
-    return written
+        source = label if spec.written_from == current_format else _in_format(runner, label, spec.written_from, {})
+    written_label = f"{label}, as {form.upper()}"
+    runner.run_extra(written_label, _writer(runner, label, form, options), source)
+    return written_label
 
 
 def _whole(runner: StageRunner, label: str) -> str:
-    """``label``, or for a starting model that lacks the task's head or its class names, one with both."""
-    if label != START or IS_WRITTEN in runner.inputs.task.capabilities:
+    """Return ``label``, or the starting model with a new head if it lacks the task's head or class names."""
+    if label != START or EXPORTED_FROM_CHECKPOINT in runner.inputs.task.capabilities:
         return label
     config = read_json(runner.inputs.start / "config.json")
-    told = told_task(config, (runner.inputs.start / PREPROCESSOR).is_file())
-    if told == runner.recipe.task and set(runner.inputs.data.labels) <= set((config.get("id2label") or {}).values()):
+    inferred_task = infer_task(config, (runner.inputs.start / PREPROCESSOR).is_file())
+    if inferred_task == runner.recipe.task and set(runner.inputs.data.labels) <= set(
+        (config.get("id2label") or {}).values()
+    ):
         return label
-    written = f"{START}, with its head"
-    runner.run_extra(written, WithHead(kind="with_head"), START)
-    return written
+    written_label = f"{START}, with its head"
+    runner.run_extra(written_label, WithHead(kind="with_head"), START)
+    return written_label
 
 
 class WithHead(Stage[TorchModel, TorchModel]):
-    """The starting model as the task loads it. No recipe names this: other formats are written from it as it is."""
+    """Stage that stores the starting model as the task loads it, so that other formats can be written from it.
+
+    It is not part of any recipe.
+    """
 
     packages = ("torch", "transformers")
     kind: Literal["with_head"] = "with_head"
@@ -107,18 +128,29 @@ class WithHead(Stage[TorchModel, TorchModel]):
         return OutputSpec(changes_weights=False)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        """The model itself."""
+        """Return the model itself."""
         return model
 
 
 def _writer(runner: StageRunner, label: str, form: str, options: Options) -> Stage[Any, Any]:
-    """The stage that writes an output in a format: of so many bits, or as the recipe has it, or by default."""
+    """Return the stage that writes an output in a format, with the recipe's settings if it has that stage.
+
+    Args:
+        runner: Results of the stages.
+        label: Label of the output.
+        form: Name of the format.
+        options: Fields of the stage, beside its defaults.
+    """
     kind = FORMATS[form].written_by
     assert kind is not None, "what no stage writes is there already"
     if FORMATS[form].own_bits:
-        bits = asked_bits(runner.recipe, label, kind)
-        chosen = options if bits["precision"] != FLOAT or label == runner.recipe.labels()[-1] else {}
+        precision_fields = asked_bits(runner.recipe, label, kind)
+        fields = options if precision_fields["precision"] != FLOAT or label == runner.recipe.labels()[-1] else {}
         # A precision that the recipe gives is not for the bits that it gives to ONNX.
-        return STAGES[kind].model_validate({"kind": kind, **({} if "precision" in chosen else bits), **chosen})
+        # The precision that the recipe asks for here replaces the one that it uses for ONNX.
+        return STAGES[kind].model_validate(
+            {"kind": kind, **({} if "precision" in fields else precision_fields), **fields}
+        )
     default = STAGES[kind].model_validate({"kind": kind, **options})
-    return next((stage.without_rounding() for stage in runner.recipe.stages if stage.kind == kind), default)
+    written = next((stage for stage in runner.recipe.stages if stage.kind == kind), default)
+    return written.without_rounding() if isinstance(written, RoundsWeights) else written

@@ -1,4 +1,4 @@
-"""What a run has to tell of models that draw: what a judge sees, pictures side by side, and where paths part."""
+"""Evaluations of image generators: a judge's metrics, a grid of images, and drift of the sampling path."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from compress.data.membership import Part
 from compress.evaluation.evaluate import slice_rows
-from compress.evaluation.image_files import difference_of, png_of
-from compress.evaluation.image_judge import Asked
+from compress.evaluation.image_files import encode_difference_png, encode_png
+from compress.evaluation.image_judge import ImageEvaluation
 from compress.evaluation.sampling_paths import sampling_path
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
@@ -23,45 +23,47 @@ from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, DriftRecord, PictureRecord
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession
-from compress.tasks.capability import DRAWS
+from compress.tasks.capability import GENERATES_IMAGES
 from compress.utils.digests import digest_directory
 from compress.utils.progress import Progress
 
 _JUDGE_VERSION = 1
-"""Raised when a judge would see other things in the same pictures."""
+"""Increased when a judge would compute other values from the same images."""
 
 
 def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measurement]:
-    """What the recipe's judge sees in the pictures that each model drew, on all rows and each slice of them."""
+    """Return the metrics that the recipe's judge computes from each model's images, on all rows and each slice."""
     folder = session.runner.inputs.judge
     if folder is None:
         return []
-    rows, labels = session.runner.inputs.data.split(session.split), list(session.found)
+    rows, labels = session.runner.inputs.data.split(session.split), list(session.predictions)
     classes = rows["label"].to_pylist() if "label" in rows.column_names else None
-    usual = session.found[BASELINE].kept[PICTURES] if BASELINE in session.found else None
-    asked = Asked(folder, rows["text"].to_pylist(), classes, session.found[labels[0]].labels, usual)
+    usual = session.predictions[BASELINE].kept[PICTURES] if BASELINE in session.predictions else None
+    asked = ImageEvaluation(folder, rows["text"].to_pylist(), classes, session.predictions[labels[0]].labels, usual)
     key = {
         "judge": digest_directory(folder),
         "data": session.runner.inputs.data.digest(session.split),
         "baseline": session.digests.get(BASELINE),
         "version": _JUDGE_VERSION,
     }
-    found = []
+    measurements = []
     for label in labels:
 
-        def find(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> list[dict[str, Any]]:
+        def compute(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> list[dict[str, Any]]:
             progress.note(text)
-            return [row.model_dump() for row in asked.rows(session.found[label].kept[PICTURES])]
+            return [row.model_dump() for row in asked.rows(session.predictions[label].kept[PICTURES])]
 
         names = (f"judgement of {label}", f"look at what {label} drew")
-        kept = session.kept_json("judgement", label, key, "rows.json", names, find)
-        found += [Measurement.model_validate({**row, "model": label, "target": session.target.name}) for row in kept]
-    return found + slice_rows(found, parts)
+        stored_rows = session.cached_json("judgement", label, key, "rows.json", names, compute)
+        measurements += [
+            Measurement.model_validate({**row, "model": label, "target": session.target.name}) for row in stored_rows
+        ]
+    return measurements + slice_rows(measurements, parts)
 
 
 def steps(session: TargetSession) -> list[Measurement]:
-    """In how many steps each model draws a picture."""
-    if DRAWS not in session.runner.inputs.task.capabilities:
+    """Return the number of sampling steps of each model."""
+    if GENERATES_IMAGES not in session.runner.inputs.task.capabilities:
         return []
     return [
         Measurement(
@@ -76,31 +78,47 @@ def steps(session: TargetSession) -> list[Measurement]:
 
 
 def grid(session: TargetSession) -> list[PictureRecord]:
-    """The first pictures that each model drew, with how they differ from the baseline's."""
+    """Return the first images of each model, with their difference from the baseline's images."""
     count = session.runner.recipe.evaluation.pictures
-    if DRAWS not in session.runner.inputs.task.capabilities or not count or BASELINE not in session.found:
+    if (
+        GENERATES_IMAGES not in session.runner.inputs.task.capabilities
+        or not count
+        or BASELINE not in session.predictions
+    ):
         return []
     prompts = session.runner.inputs.data.split(session.split)["text"].slice(0, count).to_pylist()
-    usual = session.found[BASELINE].kept[PICTURES]
-    found = []
-    for label, given in session.found.items():
+    baseline_images = session.predictions[BASELINE].kept[PICTURES]
+    records = []
+    for label, predictions in session.predictions.items():
         for row, prompt in enumerate(prompts):
-            levels, more = given.kept[PICTURES][row], dict[str, Any]()
+            levels, difference_fields = predictions.kept[PICTURES][row], dict[str, Any]()
             if label != BASELINE:
-                apart = np.abs(levels.astype(np.float64) - usual[row]).mean()
-                more = {"difference": difference_of(levels, usual[row]), "levels": round(float(apart), 2)}
-            found.append(
+                mean_difference = np.abs(levels.astype(np.float64) - baseline_images[row]).mean()
+                difference_fields = {
+                    "difference": encode_difference_png(levels, baseline_images[row]),
+                    "levels": round(float(mean_difference), 2),
+                }
+            records.append(
                 PictureRecord(
-                    model=label, target=session.target.name, prompt=prompt, seed=row, png=png_of(levels), **more
+                    model=label,
+                    target=session.target.name,
+                    prompt=prompt,
+                    seed=row,
+                    png=encode_png(levels),
+                    **difference_fields,
                 )
             )
-    return found
+    return records
 
 
 def drifts(session: TargetSession) -> list[DriftRecord]:
-    """How each model's latents leave the baseline's, over the pictures of the `grid`."""
+    """Return how far each model's latents drift from the baseline's, over the images of the `grid`."""
     count = session.runner.recipe.evaluation.pictures
-    if DRAWS not in session.runner.inputs.task.capabilities or not count or BASELINE not in session.artifacts:
+    if (
+        GENERATES_IMAGES not in session.runner.inputs.task.capabilities
+        or not count
+        or BASELINE not in session.artifacts
+    ):
         return []
 
     def path_of(label: str, threads: int) -> SamplingPath:
@@ -108,7 +126,7 @@ def drifts(session: TargetSession) -> list[DriftRecord]:
         batch = session.examples(label).batch(range(min(count, len(session.examples(label)))))
         return sampling_path(opened.sampler, batch[IDS], batch[NOISE], batch[SEED].tolist())
 
-    usual = cache(path_of)
+    cached_path = cache(path_of)
     key = {
         "data": session.runner.inputs.data.digest(session.split),
         "count": count,
@@ -116,32 +134,33 @@ def drifts(session: TargetSession) -> list[DriftRecord]:
     }
     records = []
     shape = session.examples(BASELINE).inputs[0][NOISE].shape
-    for label in (one for one in session.artifacts if one != BASELINE):
+    for label in (name for name in session.artifacts if name != BASELINE):
         if session.examples(label).inputs[0][NOISE].shape != shape:
             continue  # pictures of another size begin as other noise
 
-        def find(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> dict[str, Any]:
+        def compute(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> dict[str, Any]:
             progress.note(text)
-            own = path_of(label, threads)
-            found = drift(usual(BASELINE, threads), own)
-            place = found.parting()
-            low, typical, high = np.quantile(found.distances, [0.25, 0.5, 0.75], axis=1).round(6).tolist()
+            path = path_of(label, threads)
+            drift_values = drift(cached_path(BASELINE, threads), path)
+            parting_index = drift_values.parting()
+            low, typical, high = np.quantile(drift_values.distances, [0.25, 0.5, 0.75], axis=1).round(6).tolist()
             return {
-                "steps": len(own.times) - 1,
-                "times": found.times.tolist(),
+                "steps": len(path.times) - 1,
+                "times": drift_values.times.tolist(),
                 "typical": typical,
                 "low": low,
                 "high": high,
-                "parted": None if place is None else float(found.times[place]),
+                "parted": None if parting_index is None else float(drift_values.times[parting_index]),
             }
 
         names = (f"drift of {label}", f"follow {label} step by step")
-        kept = session.kept_json("drift", label, key, "drift.json", names, find)
-        records.append(DriftRecord.model_validate({**kept, "model": label, "target": session.target.name}))
+        stored = session.cached_json("drift", label, key, "drift.json", names, compute)
+        records.append(DriftRecord.model_validate({**stored, "model": label, "target": session.target.name}))
     return records
 
 
 def _open(artifact: Path, target: Target, threads: int) -> PictureSession:
-    found = get_runtime(target.runtime).open(artifact, target, threads)
-    assert isinstance(found, PictureSession), "whatever draws is opened as such a session"
-    return found
+    """Open an image session of an artifact."""
+    session = get_runtime(target.runtime).open(artifact, target, threads)
+    assert isinstance(session, PictureSession), "whatever draws is opened as such a session"
+    return session

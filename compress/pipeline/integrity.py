@@ -89,10 +89,11 @@ class IntegrityCheck:
         self._reloads(outputs, probe.from_disk(folder))
 
     def _fail(self, what: str, hint: str) -> IntegrityError:
+        """Return the error of a failed check."""
         return IntegrityError(f"Stage {self.label!r}: {what}", hint=hint)
 
     def _finite(self, model: Model, changed: Collection[str]) -> None:
-        """Check tensors that the stage changed. Others passed before, or are infinite masks of a graph from elsewhere."""
+        """Check tensors that the stage changed. Others passed before, or are infinite masks of an imported graph."""
         for name, array in inspector_of(model).float_arrays():
             if name in changed and not np.isfinite(array).all():
                 raise self._fail(
@@ -102,6 +103,7 @@ class IntegrityCheck:
         self.findings.append(("weights finite", "all"))
 
     def _changed(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        """Check that at least one tensor changed, unless the stage need not change any."""
         if not self.spec.changes_weights:
             return
         changed = sum(before.get(name) != digest for name, digest in after.items()) + len(before.keys() - after.keys())
@@ -110,6 +112,7 @@ class IntegrityCheck:
         self.findings.append(("tensors changed", str(changed)))
 
     def _size(self, input_size: ModelSize, output_size: ModelSize) -> None:
+        """Check that the tensors take no more bytes than the stage guarantees."""
         limit = self.spec.max_size_ratio
         self.findings.append(
             ("size", f"{output_size.files:,} bytes, {output_size.files / input_size.files:.1%} of its input")
@@ -117,12 +120,13 @@ class IntegrityCheck:
         if limit is not None and output_size.tensors > limit * input_size.tensors + self.spec.overhead_bytes:
             share = output_size.tensors / input_size.tensors
             raise self._fail(
-                f"the result's tensors have {output_size.tensors:,} bytes, {share:.0%} of its input's; the stage guarantees at most "
-                f"{limit:.0%}.",
+                f"the result's tensors have {output_size.tensors:,} bytes, {share:.0%} of its input's; "
+                f"the stage guarantees at most {limit:.0%}.",
                 self.spec.hint or "look at `compress inspect` for the tensors that stayed large",
             )
 
     def _plausible(self, outputs: np.ndarray) -> None:
+        """Check that predictions are finite and differ between examples."""
         if not np.isfinite(outputs).all():
             raise self._fail("its predictions hold NaN or infinite values.", "look at the stage's input and parameters")
         if len(outputs) > 1 and np.ptp(outputs, axis=0).max() == 0:
@@ -130,6 +134,7 @@ class IntegrityCheck:
         self.findings.append(("predictions", "finite and not constant"))
 
     def _reloads(self, expected: np.ndarray, reloaded: np.ndarray) -> None:
+        """Check that the saved model predicts the same as the model in memory."""
         difference = float(np.abs(expected - reloaded).max())
         if not difference <= _SAME:
             raise self._fail(

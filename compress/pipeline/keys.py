@@ -1,4 +1,4 @@
-"""What the cache knows each stage by, and which of a recipe it has, told without a model or torch."""
+"""Cache keys of stages, and a forecast of which stages of a recipe are cached, without a model or torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from compress.pipeline.cache import Cache
 from compress.recipe.recipe import START, Recipe
 from compress.sources.resolve import already_here
 from compress.stages.base import Stage, all_references
+from compress.stages.protocols import Trains
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
 from compress.utils.digests import digest_directory
@@ -28,10 +29,10 @@ _VALIDATION = "validation"
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a recipe's stages.
+    """Cache keys of a recipe's stages.
 
-    ``model_digest`` gives the digest of a model's files by its reference, ``folder_digest`` that of another folder.
-    ``device`` is what stages compute on: another kind of processor than this one gives other bits.
+    ``model_digest`` returns the digest of a model's files by reference, ``folder_digest`` that of another folder.
+    ``device`` is part of the key of stages that use it: another kind of device computes other bits.
     """
 
     recipe: Recipe
@@ -41,16 +42,22 @@ class Keys:
     device: str = CPU
 
     def start(self) -> str:
-        """SHA-256 over the starting model's files and what decides how its head is made, as hex."""
+        """Return the digest of the starting model: its files, and everything that decides its head."""
         head = {"labels": self.data.labels, "seed": self.recipe.seed, "task": self.recipe.task}
         return cache_key({"files": self.model_digest(self.recipe.model), "head": head})
 
     def stage(self, stage: Stage[Any, Any], input_digest: str, referred: Sequence[str]) -> str:
-        """The key of ``stage`` on files of ``input_digest``; ``referred``: digests of what it refers to, in order."""
-        named = stage.references().values()
-        folders = [self.folder_digest(one.name) for one in named if one.kind != "model"]
-        models = [self.model_digest(one.name) for one in named if one.kind == "model"]
-        device = self.device.partition(":")[0] if stage.uses_device or stage.trains else CPU
+        """Return the key of a stage.
+
+        Args:
+            stage: The stage.
+            input_digest: Digest of its input's files.
+            referred: Digests of the other outputs that it reads, in order.
+        """
+        references = stage.references().values()
+        folders = [self.folder_digest(reference.name) for reference in references if reference.kind != "model"]
+        models = [self.model_digest(reference.name) for reference in references if reference.kind == "model"]
+        device = self.device.partition(":")[0] if stage.uses_device or isinstance(stage, Trains) else CPU
         return cache_key(
             {
                 "device": device,
@@ -68,6 +75,7 @@ class Keys:
         )
 
     def _data(self, stage: Stage[Any, Any]) -> str | None:
+        """Return the digest of the data that a stage reads, or None if it reads none."""
         needs = stage.needs()
         if not needs.splits and not needs.unlabeled:
             return None
@@ -77,10 +85,10 @@ class Keys:
 
 @dataclass(frozen=True)
 class CachedStages:
-    """Called with a stage's label: whether `compress run` would take the stage from the cache.
+    """Forecast of which stages `compress run` would take from the cache, called with a stage's label.
 
-    Fetches and writes nothing, and trusts the manifests: while a model or the data of the recipe are not here, no
-    stage counts as cached. The first call reads the data, so it raises `DataError` for what a run would refuse.
+    Nothing is downloaded or written, and manifests are trusted. If a model or the data is not local, no stage counts as
+    cached. The first call reads the data and raises `DataError` for data that a run would refuse.
     """
 
     recipe: Recipe
@@ -88,44 +96,53 @@ class CachedStages:
     artifacts: Path
 
     def __call__(self, label: str) -> bool:
+        """Return True if the stage's output is in the cache."""
         return label in self._known
 
     @cached_property
     def _known(self) -> dict[str, str]:
-        """Label -> digest of each stage's output in the cache."""
+        """Return the digest of each cached stage's output by label."""
         recipe, cache = self.recipe.resolved(), Cache(self.artifacts / "cache")
-        named = all_references(recipe.stages)
-        names = [recipe.model, *(one.name for one in named if one.kind == "model")]
-        kept = cache.root / "models"
+        references = all_references(recipe.stages)
+        names = [
+            recipe.model,
+            *(named_reference.name for named_reference in references if named_reference.kind == "model"),
+        ]
+        models_cache = cache.root / "models"
         arrays = TAKES_ARRAYS in get_task(recipe.task).capabilities
         models = {
-            name: already_here(str(find(name, self.folder) or name), kept, arrays, recipe.safety_checker)
+            name: already_here(str(find(name, self.folder) or name), models_cache, arrays, recipe.safety_checker)
             for name in names
         }
-        folders = {one.name: find(one.name, self.folder) for one in named if one.kind != "model"}
-        known = None not in (*models.values(), *folders.values())
-        if not known or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
+        folders = {
+            named_reference.name: find(named_reference.name, self.folder)
+            for named_reference in references
+            if named_reference.kind != "model"
+        }
+        complete = None not in (*models.values(), *folders.values())
+        if not complete or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
             return {}
         data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
         digests = {reference: digest_directory(path) for reference, path in models.items() if path}
-        beside = {name: digest_directory(path) for name, path in folders.items() if path}
+        folder_digests = {name: digest_directory(path) for name, path in folders.items() if path}
         device = resolve_device(recipe.device)
-        return _walk(recipe, Keys(recipe, data, digests.__getitem__, beside.__getitem__, device), cache)
+        return _walk(recipe, Keys(recipe, data, digests.__getitem__, folder_digests.__getitem__, device), cache)
 
 
 def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
-    """Label -> digest of what is in the cache, up to the first stage that is not."""
-    known = {START: keys.start()}
-    before = START
+    """Return the digests of cached outputs by label, up to the first stage that is not cached."""
+    digests = {START: keys.start()}
+    input_label = START
     for label, stage in zip(recipe.labels(), recipe.stages, strict=True):
-        entry = cache.peek(keys.stage(stage, known[before], [known[other] for other in stage.earlier_outputs()]))
+        entry = cache.peek(keys.stage(stage, digests[input_label], [digests[name] for name in stage.earlier_outputs()]))
         if entry is None:
             break
-        known[label], before = entry.digest, label
-    return known
+        digests[label], input_label = entry.digest, label
+    return digests
 
 
 def _data_is_here(recipe: Recipe, folder: Path) -> bool:
+    """Return True if all splits and unlabeled text are local."""
     splits = (locate_split(recipe.data, split, folder, cached_directory) for split in recipe.data.splits)
     unlabeled = (locate_unlabeled(reference, folder, cached_directory) for reference in recipe.data.unlabeled)
-    return not any(place is None or isinstance(place, HubSplit) for place in (*splits, *unlabeled))
+    return not any(location is None or isinstance(location, HubSplit) for location in (*splits, *unlabeled))

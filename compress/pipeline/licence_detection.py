@@ -1,4 +1,4 @@
-"""What a folder or file says of its licence: a card, a GGUF header, a LICENSE, or REUSE's `FILE.license`."""
+"""Detection of the licence of a file or folder: a card, a GGUF header, a LICENSE, or REUSE's `FILE.license`."""
 
 from __future__ import annotations
 
@@ -39,50 +39,58 @@ _SHORT = {"NonCommercial": "NC", "NoDerivatives": "ND", "NoDerivs": "ND", "Share
 
 
 class Stated(NamedTuple):
-    """An SPDX expression, or `NOT_STATED`; and the file that says so."""
+    """SPDX expression, or `NOT_STATED`, and the file that states it."""
 
     licence: str
     by: str
 
 
 def stated_by(place: Path) -> Stated:
-    """What the file or folder at ``place`` says; of a file also its sidecar and the card of the folder it lies in."""
-    ways = _of_folder(place) if place.is_dir() else _of_file(place)
-    return next((found for found in ways if found.licence != NOT_STATED), Stated(NOT_STATED, ""))
+    """Return the licence of a file or folder; for a file also from its sidecar and its folder's card."""
+    candidates = _of_folder(place) if place.is_dir() else _of_file(place)
+    return next((stated for stated in candidates if stated.licence != NOT_STATED), Stated(NOT_STATED, ""))
 
 
 def package_licence(name: str) -> str:
-    """Of an installed distribution, as its metadata says."""
+    """Return the licence of an installed package from its metadata."""
     try:
-        found: Any = metadata(name)
+        fields: Any = metadata(name)
     except PackageNotFoundError:
         return NOT_STATED
-    lines = found.get_all("Classifier") or ()
+    lines = fields.get_all("Classifier") or ()
     classifiers = [line.rpartition("::")[2].strip() for line in lines if "License ::" in line]
-    said = [found.get("License-Expression") or "", *classifiers, (found.get("License") or "").split("\n")[0]]
-    tried = [canonical(re.sub(r" License$| Software License$", "", text)) for text in said]
-    in_list = (one for one in tried if one != NOT_STATED and not one.startswith("LicenseRef-"))
-    return next(in_list, next((one for one in tried if one != NOT_STATED), NOT_STATED))
+    texts = [fields.get("License-Expression") or "", *classifiers, (fields.get("License") or "").split("\n")[0]]
+    expressions = [canonical(re.sub(r" License$| Software License$", "", text)) for text in texts]
+    spdx_expressions = (
+        expression
+        for expression in expressions
+        if expression != NOT_STATED and not expression.startswith("LicenseRef-")
+    )
+    return next(
+        spdx_expressions, next((expression for expression in expressions if expression != NOT_STATED), NOT_STATED)
+    )
 
 
 def _of_file(place: Path) -> Iterator[Stated]:
+    """Yield licences that a file states."""
     if place.suffix.lower() == ".gguf":
         yield Stated(canonical(str(read_gguf(place).metadata.get("general.license", ""))), place.name)
-    beside = place.with_name(f"{place.name}.license")
-    if beside.is_file() and (tag := _TAG.search(_text(beside))):
-        yield Stated(canonical(tag[1]), beside.name)
+    sidecar = place.with_name(f"{place.name}.license")
+    if sidecar.is_file() and (tag := _TAG.search(_text(sidecar))):
+        yield Stated(canonical(tag[1]), sidecar.name)
     yield from _of_card(place.parent / CARD, own=False)
 
 
 def _of_folder(folder: Path) -> Iterator[Stated]:
+    """Yield licences that a folder states."""
     yield from _of_card(folder / CARD)
     if (config := folder / "config.json").is_file():
         try:
-            said = json.loads(_text(config, None)).get("license")
+            licence = json.loads(_text(config, None)).get("license")
         except (ValueError, AttributeError):  # told by whoever loads the model
-            said = None
-        if isinstance(said, str):
-            yield Stated(canonical(said), config.name)
+            licence = None
+        if isinstance(licence, str):
+            yield Stated(canonical(licence), config.name)
     for name in _TEXTS:
         if (folder / name).is_file():
             yield Stated(_recognised(_text(folder / name), name), name)
@@ -91,14 +99,14 @@ def _of_folder(folder: Path) -> Iterator[Stated]:
 
 
 def _of_card(card: Path, own: bool = True) -> Iterator[Stated]:
-    """As the Hub reads it: `license`, one or a list, with `license_name` where that is `other`.
+    """Yield the licence of a card as the Hub reads it: `license`, one or a list, or `license_name` if that is `other`.
 
-    A page of the folder around that isn't the source's ``own`` may be no card at all.
+    With ``own`` False the file may be a page that is not the source's card, and may be invalid.
     """
     if not card.is_file() or not (front := _FRONT.match(_text(card))):
         return
     try:
-        said = yaml.safe_load(front[1])
+        fields = yaml.safe_load(front[1])
     except yaml.YAMLError as error:
         if not own:
             return
@@ -107,28 +115,29 @@ def _of_card(card: Path, own: bool = True) -> Iterator[Stated]:
             where=str(card),
             expected="`license: apache-2.0` or the like, between lines of `---`",
         ) from None
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         return
-    named = said.get("license")
-    if named == "other":
-        named = said.get("license_name")
-    each = named if isinstance(named, list) else [named or ""]
-    yield Stated(joined(canonical(str(one)) for one in each), card.name)
+    licence = fields.get("license")
+    if licence == "other":
+        licence = fields.get("license_name")
+    licences = licence if isinstance(licence, list) else [licence or ""]
+    yield Stated(joined(canonical(str(name)) for name in licences), card.name)
 
 
 def _recognised(text: str, name: str) -> str:
-    """The licence of that text; one that nobody here knows is called by the file that holds it."""
+    """Return the licence of a licence text; an unknown one is named after its file."""
     if tag := _TAG.search(text):
         return canonical(tag[1])
-    if found := _LLAMA.search(text):
-        return f"LicenseRef-llama{found[1]}"
-    if found := _CREATIVE.search(text):
-        kinds = "".join(f"-{_SHORT[kind]}" for kind in found[1].split("-") if kind)
-        return canonical(f"CC-BY{kinds}-{found[2]}")
-    known = (spdx for spdx, pattern in _HEADINGS if re.search(pattern, text, re.DOTALL))
-    return next(known, f"LicenseRef-{Path(name).stem}-of-the-source")
+    if match := _LLAMA.search(text):
+        return f"LicenseRef-llama{match[1]}"
+    if match := _CREATIVE.search(text):
+        kinds = "".join(f"-{_SHORT[kind]}" for kind in match[1].split("-") if kind)
+        return canonical(f"CC-BY{kinds}-{match[2]}")
+    matching = (spdx for spdx, pattern in _HEADINGS if re.search(pattern, text, re.DOTALL))
+    return next(matching, f"LicenseRef-{Path(name).stem}-of-the-source")
 
 
 def _text(path: Path, most: int | None = _READ_BYTES) -> str:
+    """Return the beginning of a file as text."""
     with path.open("rb") as file:
         return file.read(-1 if most is None else most).decode("utf-8", errors="replace")

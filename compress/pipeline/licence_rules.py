@@ -1,4 +1,4 @@
-"""What a licence asks of whoever passes a model on, told by its SPDX expression or its name on the Hugging Face Hub."""
+"""Duties of whoever passes a model on, derived from a licence's SPDX expression or its name on the Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 Duty = Literal["share-alike", "non-commercial", "no-derivatives", "use-restrictions", "no-training"]
-"""``no-training``: what the model says must not train a model of another family."""
+"""Duty of a licence. ``no-training``: outputs of the model must not train a model of another family."""
 
 NOT_STATED = "not stated"
 _REF = "LicenseRef-"
@@ -26,15 +26,15 @@ _RULES: tuple[tuple[Duty, str], ...] = (
     ("use-restrictions", r"rail(-|\+|$)|^llama|^gemma|^deepfloyd|^falcon|^qwen|^tongyi|^deepseek|^mrl|^mnpl"),
     ("no-training", r"^llama-?[23]?$|^llama-?[23]-community|^apple-amlr"),
 )
-"""What is named so has the duty: SPDX ids and the Hub's names in lower case, without `LicenseRef-`."""
+"""Patterns of licences that have a duty: SPDX ids and the Hub's names in lower case, without `LicenseRef-`."""
 _FREE = frozenset({"public-domain"})
 _UNKNOWN = frozenset({"", "unknown", "other", "noassertion", NOT_STATED})
 
 
 def canonical(licence: str) -> str:
-    """A valid SPDX expression for what a source calls its licence; `NOT_STATED` for what says nothing.
+    """Return a valid SPDX expression for a licence as a source names it, or `NOT_STATED`.
 
-    What isn't in SPDX's list becomes a `LicenseRef-`, by its own name.
+    A licence that is not in SPDX's list becomes a `LicenseRef-` with its own name.
     """
     text = " ".join(licence.split())
     if text.lower() in _UNKNOWN:
@@ -49,20 +49,20 @@ def canonical(licence: str) -> str:
 
 
 def duties(expression: str) -> tuple[Duty, ...]:
-    """What an expression asks for, in the order of `Duty`: of `AND` what either does, of `OR` what all do."""
+    """Return the duties of an expression in the order of `Duty`: any part's for `AND`, those of all parts for `OR`."""
     return tuple(duty for duty, pattern in _RULES if _holds(expression, re.compile(pattern).search))
 
 
 def is_known(expression: str) -> bool:
-    """Whether its terms are: SPDX's are, and the Hub's that have a duty here."""
-    named = [part.removeprefix(_REF).lower() for part in _parts(expression) if part.startswith(_REF)]
+    """Return True if the terms are known: SPDX's are, and those of the Hub's licences with a duty here."""
+    references = [part.removeprefix(_REF).lower() for part in _parts(expression) if part.startswith(_REF)]
     return expression != NOT_STATED and all(
-        name in _FREE or any(re.search(pattern, name) for _, pattern in _RULES) for name in named
+        name in _FREE or any(re.search(pattern, name) for _, pattern in _RULES) for name in references
     )
 
 
 def _holds(expression: str, asks: Callable[[str], object]) -> bool:
-    """Whether one licence is asked for that ``asks`` is true of; SPDX's `AND` binds closer than its `OR`."""
+    """Return True if ``asks`` holds for the expression. SPDX's `AND` binds closer than its `OR`."""
     return expression != NOT_STATED and _alternatives(_parts(expression), asks)
 
 
@@ -106,7 +106,7 @@ def joined(expressions: Iterable[str]) -> str:
 
 
 def hub_name(expression: str) -> str | None:
-    """What the Hub calls a licence, for a card's `license`; None for what has to be named `other` there."""
+    """Return the Hub's name of a licence for a card's `license`, or None for a licence that the Hub calls `other`."""
     name = re.sub(r"-(only|or-later)$", "", expression.removeprefix(_REF).lower())
     if expression == NOT_STATED:
         return "unknown"

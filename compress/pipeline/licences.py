@@ -1,4 +1,4 @@
-"""The licences of what a recipe reads, over earlier runs, and of what runs its files; what they forbid."""
+"""Licences of everything that a recipe reads, of earlier runs and of runtimes, and conflicts with the recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compress.stages.base import all_references
 from compress.utils.errors import InputError, ModelError, did_you_mean
 
 RUNTIME, OF_RUN = "runtime ", " of run "
-"""How names of records begin, and how those go on that an earlier run brings along."""
+"""Prefix of records of runtimes, and infix of records that an earlier run contributes."""
 _LATER = "its card, which the run fetches"
 _ASKS = {
     "share-alike": "what is made of it has to be passed on under the same licence",
@@ -36,7 +36,7 @@ _ASKS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A model, adapter or data set as the recipe names it; ``binds`` where the weights that ship are made of it."""
+    """Model, adapter or data set as the recipe names it. ``binds`` is True if the final weights derive from it."""
 
     role: Literal["model", "student", "adapter", "data", "test data"]
     name: str
@@ -44,126 +44,137 @@ class Source:
 
     @property
     def is_data(self) -> bool:
-        """Whether it is rows."""
+        """Return True for rows of data."""
         return self.role in ("data", "test data")
 
 
 @dataclass(frozen=True)
 class Objection:
-    """What a reader must know of a licence, in words; ``forbids`` what the recipe does."""
+    """Remark on a licence; ``forbids`` is True if the licence does not permit the recipe."""
 
     words: str
     forbids: bool = False
 
 
 def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[LicenceRecord, ...]:
-    """Of every source of a recipe in ``folder`` and every runtime of its targets; with ``fetch`` cards of the Hub too.
+    """Return the licences of every source of a recipe and of every runtime of its targets.
 
-    What an earlier run of this machine made brings along the licences of its own sources. Raises `InputError` for a
-    name under `licences` that the recipe doesn't read.
+    With ``fetch`` cards of the Hugging Face Hub are downloaded. A model of an earlier run on this machine adds the
+    licences of that run's sources. Raises `InputError` for a name under `licences` that the recipe does not read.
     """
     sources = tuple(_sources(recipe))
     _check_names(recipe, sources)
-    found: list[LicenceRecord] = []
+    records: list[LicenceRecord] = []
     for source in sources:
-        place = _place(source, recipe.data, folder)
-        stated, earlier = _stated(source, place, recipe, fetch), _earlier(source, place)
+        path = _place(source, recipe.data, folder)
+        stated, earlier = _stated(source, path, recipe, fetch), _earlier(source, path)
         if earlier and not stated.by:
             stated = Stated(carried(earlier.licences), f"run {earlier.recipe}")
-        found.append(_record(source, stated, recipe))
+        records.append(_record(source, stated, recipe))
         if earlier:
-            own = (one for one in earlier.licences if not one.of.startswith(RUNTIME))
+            earlier_records = (record for record in earlier.licences if not record.of.startswith(RUNTIME))
             of_run = f"{OF_RUN}{earlier.recipe}"
-            found += [one.model_copy(update={"of": f"{one.of}{of_run}", "binds": False}) for one in own]
-    return (*found, *_runtimes(recipe))
+            records += [
+                record.model_copy(update={"of": f"{record.of}{of_run}", "binds": False}) for record in earlier_records
+            ]
+    return (*records, *_runtimes(recipe))
 
 
 def _runtimes(recipe: Recipe) -> Iterator[LicenceRecord]:
-    """Of the packages that run what is written for the recipe's targets."""
-    named = (RUNTIMES.get(profile.target.runtime) for profile in recipe.profiles())
-    for package in dict.fromkeys(one.package for one in named if one and one.package):
+    """Yield the licences of the packages that run files for the recipe's targets."""
+    runtimes = (RUNTIMES.get(profile.target.runtime) for profile in recipe.profiles())
+    for package in dict.fromkeys(runtime.package for runtime in runtimes if runtime and runtime.package):
         licence = package_licence(package)
-        said = "its metadata" if licence != NOT_STATED else ""
-        yield LicenceRecord(of=f"{RUNTIME}{package}", name=package, licence=licence, stated_in=said)
+        source = "its metadata" if licence != NOT_STATED else ""
+        yield LicenceRecord(of=f"{RUNTIME}{package}", name=package, licence=licence, stated_in=source)
 
 
 def carried(records: Iterable[LicenceRecord]) -> str:
-    """The licence that weights made of these sources have, as an SPDX expression, or `NOT_STATED`."""
+    """Return the licence of weights made from these sources as an SPDX expression, or `NOT_STATED`."""
     return joined(record.licence for record in records if record.binds)
 
 
 def objections(records: Sequence[LicenceRecord], recipe: Recipe) -> list[Objection]:
-    """Duties, contradictions between them, unknown terms, and what the recipe may not do."""
+    """Return duties, contradictions between them, unknown terms, and conflicts with the recipe."""
     sources = [record for record in records if not record.of.startswith(RUNTIME)]
-    found = [one for record in sources if (one := _forbidden(record, sources, recipe))]
+    remarks = [remark for record in sources if (remark := _forbidden(record, sources, recipe))]
     for record in sources:
-        asked = [_ASKS[duty] for duty in record.duties if duty in _ASKS]
-        if asked:
-            found.append(Objection(f"{_shown(record)}: {'; '.join(asked)}"))
-    found += _contradictions(sources)
-    silent = [record.of for record in sources if record.licence == NOT_STATED and record.stated_in != _LATER]
-    if silent:
-        found.append(
-            Objection(f"no licence is stated of {', '.join(silent)}; `licences.stated` of the recipe may say it")
+        duty_texts = [_ASKS[duty] for duty in record.duties if duty in _ASKS]
+        if duty_texts:
+            remarks.append(Objection(f"{_shown(record)}: {'; '.join(duty_texts)}"))
+    remarks += _contradictions(sources)
+    without_licence = [record.of for record in sources if record.licence == NOT_STATED and record.stated_in != _LATER]
+    if without_licence:
+        remarks.append(
+            Objection(
+                f"no licence is stated of {', '.join(without_licence)}; `licences.stated` of the recipe may say it"
+            )
         )
-    strange = [_shown(record) for record in sources if record.licence != NOT_STATED and not is_known(record.licence)]
-    if strange:
-        found.append(Objection(f"read the terms before you pass the model on: {', '.join(strange)}"))
-    return found
+    unknown_terms = [
+        _shown(record) for record in sources if record.licence != NOT_STATED and not is_known(record.licence)
+    ]
+    if unknown_terms:
+        remarks.append(Objection(f"read the terms before you pass the model on: {', '.join(unknown_terms)}"))
+    return remarks
 
 
 def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> list[str]:
-    """What isn't forbidden but has to be known, in words. Raises `InputError` for a recipe that a licence forbids."""
-    found = objections(records, recipe)
-    for one in found:
-        if one.forbids:
+    """Return remarks on the licences. Raises `InputError` for a recipe that a licence forbids."""
+    remarks = objections(records, recipe)
+    for remark in remarks:
+        if remark.forbids:
             raise InputError(
-                one.words,
+                remark.words,
                 where="licences",
                 expected="a model whose licence permits it",
                 hint="take another model, or give the reason why you may under `licences.allowed` of the recipe",
             )
-    return [one.words for one in found]
+    return [remark.words for remark in remarks]
 
 
 def _forbidden(record: LicenceRecord, sources: Sequence[LicenceRecord], recipe: Recipe) -> Objection | None:
-    """Whether the recipe does what the licence of weights doesn't permit."""
-    changes = any(stage.output_spec().changes_weights for stage in recipe.stages)
-    if record.binds and "no-derivatives" in record.duties and changes:
-        what = "permits no derivatives, and the recipe changes the weights"
+    """Return an objection if the recipe does what the licence of a model does not permit."""
+    changes_weights = any(stage.output_spec().changes_weights for stage in recipe.stages)
+    if record.binds and "no-derivatives" in record.duties and changes_weights:
+        conflict = "permits no derivatives, and the recipe changes the weights"
     elif "no-training" in record.duties and (student := _other_student(record, sources)):
-        what = f"forbids to train other models with what it says, and the recipe teaches {student} so"
+        conflict = f"forbids to train other models with what it says, and the recipe teaches {student} so"
     else:
         return None
     if record.allowed is not None:
-        return Objection(f"{_shown(record)} {what}; the recipe says why it may: {record.allowed}")
-    return Objection(f"The licence of {_shown(record)} {what}.", forbids=True)
+        return Objection(f"{_shown(record)} {conflict}; the recipe says why it may: {record.allowed}")
+    return Objection(f"The licence of {_shown(record)} {conflict}.", forbids=True)
 
 
 def _other_student(record: LicenceRecord, sources: Sequence[LicenceRecord]) -> str | None:
+    """Return the name of a student with another licence that the model's output trains, if any."""
     if record.of != "model":
         return None
-    others = (one for one in sources if one.of.startswith("student ") and one.licence != record.licence)
-    return next((one.name for one in others), None)
+    students = (
+        student for student in sources if student.of.startswith("student ") and student.licence != record.licence
+    )
+    return next((student.name for student in students), None)
 
 
 def _contradictions(sources: Sequence[LicenceRecord]) -> Iterator[Objection]:
-    """Pairs that weights can hardly keep to both, since one stands no terms but its own; lawyers know exceptions."""
-    asking = [record for record in sources if record.duties and (record.binds or record.of.startswith("data "))]
-    for one, other in combinations(asking, 2):
-        if one.licence != other.licence and "share-alike" in (*one.duties, *other.duties):
+    """Yield pairs of share-alike licences and others with duties, which may not be combined."""
+    with_duties = [record for record in sources if record.duties and (record.binds or record.of.startswith("data "))]
+    for first, second in combinations(with_duties, 2):
+        if first.licence != second.licence and "share-alike" in (*first.duties, *second.duties):
             yield Objection(
-                f"{_shown(one)} and {_shown(other)} may contradict each other: "
+                f"{_shown(first)} and {_shown(second)} may contradict each other: "
                 "one wants its own terms for what is made of it, and the other has more"
             )
 
 
 def _shown(record: LicenceRecord) -> str:
+    """Return a record in words."""
     of = f"{record.of} {record.name}" if record.of == "model" else record.of
     return f"{of}, {record.licence}"
 
 
 def _record(source: Source, stated: Stated, recipe: Recipe) -> LicenceRecord:
+    """Return the record of a source."""
     name = Path(source.name).name if Path(source.name).is_absolute() else source.name
     return LicenceRecord(
         of=source.role if source.role == "model" else f"{source.role} {name}",
@@ -177,12 +188,20 @@ def _record(source: Source, stated: Stated, recipe: Recipe) -> LicenceRecord:
 
 
 def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> Stated:
-    if (given := recipe.licences.stated.get(source.name)) is not None:
-        return Stated(canonical(given), "the recipe")
+    """Return the licence that the recipe, a sample, a file or a card states for a source.
+
+    Args:
+        source: The source.
+        place: Its path, if it is local.
+        recipe: The recipe.
+        fetch: Download cards of the Hub.
+    """
+    if (licence := recipe.licences.stated.get(source.name)) is not None:
+        return Stated(canonical(licence), "the recipe")
     if is_sample(source.name):
         sample = known_samples().get(source.name.removeprefix("sample:"))
-        said = canonical(sample.spdx or sample.licence) if sample else NOT_STATED
-        return Stated(said, "the sample" if said != NOT_STATED else "")
+        licence_of_sample = canonical(sample.spdx or sample.licence) if sample else NOT_STATED
+        return Stated(licence_of_sample, "the sample" if licence_of_sample != NOT_STATED else "")
     stated = stated_by(place) if place is not None else Stated(NOT_STATED, "")
     if stated.by or (place is not None and place.exists() and not _of_hub(place)):
         return stated
@@ -195,12 +214,12 @@ def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> 
 
 
 def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:
-    """Where it lies on this machine, with nothing fetched."""
+    """Return the local path of a source, or None. Nothing is downloaded."""
     if is_sample(source.name):
         return None
-    for home in (folder, folder / data.source if source.is_data and data.source else folder):
-        if (here := find(source.name, home)) is not None:
-            return here
+    for base in (folder, folder / data.source if source.is_data and data.source else folder):
+        if (path := find(source.name, base)) is not None:
+            return path
     if source.is_data or source.role == "adapter":
         return None
     try:
@@ -210,12 +229,12 @@ def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:
 
 
 def _of_hub(place: Path) -> bool:
-    """Whether it is a download of the Hub's library, which leaves the card out."""
+    """Return True for a download of the Hub's library, which does not contain the card."""
     return place.parent.name == "snapshots"
 
 
 def _earlier(source: Source, place: Path | None) -> Report | None:
-    """The earlier run whose model this is."""
+    """Return the report of the earlier run that made the model, or None."""
     home = place.parent if place is not None and not source.is_data else None
     if home is None or not all((home / name).is_file() for name in (REPORT, LOCK)):
         return None
@@ -223,41 +242,46 @@ def _earlier(source: Source, place: Path | None) -> Report | None:
 
 
 def _sources(recipe: Recipe) -> Iterator[Source]:
-    """The starting model, models and adapters that stages name, and every place that rows come from."""
-    named = {one.name: one for one in all_references(recipe.stages) if one.kind != "folder"}
+    """Yield the starting model, models and adapters that stages name, and every source of rows."""
+    references = {
+        reference.name: reference for reference in all_references(recipe.stages) if reference.kind != "folder"
+    }
     # The last student that is read takes the place of what went before it; one of random weights is its config alone.
-    students = [name for name, one in named.items() if one.kind == "model"]
+    # The last trained student replaces the model before it. A student with random weights is only a config.
+    students = [name for name, reference in references.items() if reference.kind == "model"]
     yield Source("model", recipe.model, binds=not students)
-    for name, one in named.items():
-        if one.kind == "adapter":
+    for name, reference in references.items():
+        if reference.kind == "adapter":
             yield Source("adapter", name, binds=True)
-        elif not one.random_weights:
+        elif not reference.random_weights:
             yield Source("student", name, binds=name == students[-1])
     # Rows that judge and nothing else leave no trace in the weights.
+    # Rows that are only used for evaluation do not affect the weights.
     splits = {split: name for split, name in recipe.data.splits.items() if split != TEST}
-    learned = {*data_names(recipe.data.model_copy(update={"splits": splits}))}
+    training_names = {*data_names(recipe.data.model_copy(update={"splits": splits}))}
     for name in dict.fromkeys(data_names(recipe.data)):
-        yield Source("data" if name in learned else "test data", name, binds=False)
+        yield Source("data" if name in training_names else "test data", name, binds=False)
 
 
 def data_names(data: DataConfig) -> Iterator[str]:
-    """Every place that a recipe's rows come from, as it names it."""
+    """Yield every source of rows as the recipe names it."""
     if data.source:
         yield data.source
     for name in (*data.splits.values(), *data.unlabeled):
-        if elsewhere := sample_split(name):
-            yield elsewhere[0]
+        if sample := sample_split(name):
+            yield sample[0]
         elif is_sample(name) or is_file_name(name) or (not data.source and not name.startswith("random:")):
             yield name
 
 
 def _check_names(recipe: Recipe, sources: Sequence[Source]) -> None:
-    read = [source.name for source in sources]
+    """Raise `InputError` for a name under `licences` that the recipe does not read."""
+    source_names = [source.name for source in sources]
     for field in ("stated", "allowed"):
         for name in getattr(recipe.licences, field):
-            if name not in read:
+            if name not in source_names:
                 raise InputError(
-                    f"The recipe reads nothing that is called {name!r}.{did_you_mean(name, read)}",
+                    f"The recipe reads nothing that is called {name!r}.{did_you_mean(name, source_names)}",
                     where=f"licences.{field}",
-                    expected=f"one of {', '.join(read)}",
+                    expected=f"one of {', '.join(source_names)}",
                 )

@@ -1,4 +1,4 @@
-"""Measuring what a runner made: every stage's output as a file, through the runtime of each target."""
+"""Measurement of a run's outputs as files, through the runtime of each target."""
 
 from __future__ import annotations
 
@@ -45,80 +45,84 @@ from compress.utils.storage import cache_key
 
 @dataclass
 class Findings:
-    """Everything measured in one run."""
+    """All measurements of one run."""
 
     measurements: list[Measurement] = field(default_factory=list)
     skipped: list[SkippedTarget] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each target was timed in, or will have been."""
+    """The machine that each target was, or would have been, timed on."""
     bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = field(default_factory=dict)
     slices: dict[str, SliceRecord] = field(default_factory=dict)
     calibration: list[CalibrationCurve] = field(default_factory=list)
     answers: dict[tuple[str, str], ModelAnswers] = field(default_factory=dict)
-    """What each model answered on each target, by (model, target)."""
+    """Predictions of each model on each target, by (model, target)."""
     continuations: list[ContinuationRecord] = field(default_factory=list)
     lost_tokens: list[LostToken] = field(default_factory=list)
     pictures: list[PictureRecord] = field(default_factory=list)
     drift: list[DriftRecord] = field(default_factory=list)
     given: list[AnswerRecord] = field(default_factory=list)
-    """What was answered to instructions."""
+    """Answers to instructions."""
     parts: list[Part] = field(default_factory=list)
-    """The slices' rows."""
+    """Rows of each slice."""
     finals: dict[str, Path] = field(default_factory=dict)
-    """The folder of the final model, by target."""
+    """Folder of the final model by target."""
     stand_in: str | None = None
-    """The target that measured the weights in place, where none of the recipe's could be had."""
+    """The target that measured the weights instead, if none of the recipe's targets is available."""
     shipped: dict[str, Shipped] = field(default_factory=dict)
-    """What an app ships, by target, where there is a budget for it."""
+    """Shipped bytes by target, for targets with a size limit."""
 
     def report_fields(self) -> dict[str, Any]:
-        """What a report says of it, in its fields."""
+        """Return the fields of the report that hold these measurements."""
         lists = ("measurements", "skipped", "notes", "calibration", "continuations", "lost_tokens", "pictures", "drift")
-        own = {name: tuple(getattr(self, name)) for name in lists}
-        more = ("environment", "bytes_by_layer", "slices", "stand_in")
-        return {**own, "answers": tuple(self.given), **{name: getattr(self, name) for name in more}}
+        tuples = {name: tuple(getattr(self, name)) for name in lists}
+        others = ("environment", "bytes_by_layer", "slices", "stand_in")
+        return {**tuples, "answers": tuple(self.given), **{name: getattr(self, name) for name in others}}
 
 
 def measure(runner: StageRunner, remeasure: bool) -> Findings:
     """Evaluate and time the baseline, every stage's output and the final model on each target of the recipe.
 
-    Evaluations are exact repeats and come from the cache where nothing changed; so do timings, unless ``remeasure``.
+    Evaluations come from the cache if nothing changed, and so do timings, unless ``remeasure``.
     """
-    here = environment()
-    findings = Findings(environment=here)
+    machine = environment()
+    findings = Findings(environment=machine)
     sessions: list[TargetSession] = []
-    lacking: list[Profile] = []
+    unavailable: list[Profile] = []
     for profile in runner.recipe.profiles():
-        findings.machines[profile.name] = here
-        artifacts = _artifacts(findings, runner, profile, lacking)
+        findings.machines[profile.name] = machine
+        artifacts = _artifacts(findings, runner, profile, unavailable)
         if artifacts:
             sessions.append(_measured(findings, runner, profile, artifacts, remeasure))
     stand_in = PROFILES["cpu"] if runner.inputs.from_graph else REFERENCE
     if not sessions:
         findings.stand_in = stand_in.name
-        findings.machines[stand_in.name] = here
-        what = "graph" if runner.inputs.from_graph else "weights"
-        runner.progress.note(f"no target of the recipe can run it: {stand_in.name} measures the {what} in place")
+        findings.machines[stand_in.name] = machine
+        source = "graph" if runner.inputs.from_graph else "weights"
+        runner.progress.note(f"no target of the recipe can run it: {stand_in.name} measures the {source} in place")
         artifacts = measurable(runner, stand_in.target.format)
         sessions.append(_measured(findings, runner, stand_in, artifacts, remeasure))
-    for profile in lacking:
+    for profile in unavailable:
         _only_written(findings, runner, profile)
     if findings.stand_in and {row.target for row in findings.measurements} == {stand_in.name}:
         findings.measurements += _as_made(runner, runner.recipe.profiles()[0])
     findings.measurements += rows_against_reference(runner, sessions)
-    shown = next((one for one in reversed(sessions) if not is_reference(one)), sessions[-1])
+    session = next((candidate for candidate in reversed(sessions) if not is_reference(candidate)), sessions[-1])
     for label in (BASELINE, FINAL):
-        layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(shown.artifacts[label]))
+        layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(session.artifacts[label]))
         findings.bytes_by_layer[label] = tuple(layers)
     return findings
 
 
 def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lacking: list[Profile]) -> dict[str, Path]:
-    """What a target runs, by label; nothing for one that is skipped, since it, or a file for it, is not to be had.
+    """Return the artifacts that a target runs, by label, or nothing if the target is skipped.
 
-    Those whose files may be written nevertheless are added to ``lacking``.
+    Args:
+        findings: Receives the reason for skipping.
+        runner: Results of the stages.
+        profile: The target.
+        lacking: Receives the target if its files can be written, but not run here.
     """
     target, failed = profile.target, False
     reason = (
@@ -143,6 +147,15 @@ def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lackin
 def _measured(
     findings: Findings, runner: StageRunner, profile: Profile, artifacts: Mapping[str, Path], remeasure: bool
 ) -> TargetSession:
+    """Measure all artifacts on one target.
+
+    Args:
+        findings: Receives the measurements.
+        runner: Results of the stages.
+        profile: The target.
+        artifacts: Folder of each model by label.
+        remeasure: Take new timings.
+    """
     session = TargetSession(runner, profile, artifacts)
     measure_answers(findings, session)
     _time(findings, session, remeasure)
@@ -152,7 +165,7 @@ def _measured(
 
 
 def _only_written(findings: Findings, runner: StageRunner, profile: Profile) -> None:
-    """The sizes of what a target would get that is not to be had here, if its files can be written."""
+    """Measure the file sizes for a target that is not available here, if its files can be written."""
     target = profile.target
     if unsupported_reason(
         runner.recipe, runner.inputs.start, target, runner.inputs.from_graph
@@ -164,23 +177,23 @@ def _only_written(findings: Findings, runner: StageRunner, profile: Profile) -> 
 
 
 def _as_made(runner: StageRunner, profile: Profile) -> list[Measurement]:
-    """Sizes of what the recipe's own stages gave, where no target's files can be written or run here."""
-    made = {BASELINE: runner.folder_of(runner.recipe.baseline), FINAL: runner.folder_of(runner.recipe.labels()[-1])}
-    return [row for label, folder in made.items() for row in size_rows(folder, label, profile.target)]
+    """Return the sizes of the stages' own outputs, for targets whose files can be neither written nor run here."""
+    folders = {BASELINE: runner.folder_of(runner.recipe.baseline), FINAL: runner.folder_of(runner.recipe.labels()[-1])}
+    return [row for label, folder in folders.items() for row in size_rows(folder, label, profile.target)]
 
 
 def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) -> None:
-    """What is shipped to a target that has a budget."""
+    """Measure the shipped bytes of the final model for a target with a size limit."""
     findings.finals[profile.name] = artifacts[FINAL]
     if profile.max_bytes is not None:
-        found = findings.shipped[profile.name] = shipped(profile, artifacts[FINAL])
+        shipped_files = findings.shipped[profile.name] = shipped(profile, artifacts[FINAL])
         findings.measurements.append(
-            Measurement(model=FINAL, metric=SHIPPED, target=profile.name, value=found.total, unit="bytes")
+            Measurement(model=FINAL, metric=SHIPPED, target=profile.name, value=shipped_files.total, unit="bytes")
         )
 
 
 def measure_answers(findings: Findings, session: TargetSession) -> None:
-    """Everything on one target but times, into ``findings``."""
+    """Measure everything on one target except times."""
     name = session.target.name
     if not findings.measurements:  # the first target: what is judged on is the same on all
         parts, notes = session.parts()
@@ -199,19 +212,20 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
     findings.pictures += image_generation_evals.grid(session)
     findings.drift += image_generation_evals.drifts(session)
     findings.calibration += session.calibration()
-    given = {(label, name): session.answers(label) for label in session.artifacts}
-    findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
-    followed, told = generation_evals.instructed(session)
-    findings.measurements += followed
-    findings.given += told
-    repeated, continuations, notes = generation_evals.generations(session)
-    findings.measurements += repeated
+    answers_by_model = {(label, name): session.answers(label) for label in session.artifacts}
+    findings.answers |= {place: answers for place, answers in answers_by_model.items() if answers is not None}
+    instruction_rows, records = generation_evals.instructed(session)
+    findings.measurements += instruction_rows
+    findings.given += records
+    generation_rows, continuations, notes = generation_evals.generations(session)
+    findings.measurements += generation_rows
     findings.continuations += continuations
     findings.lost_tokens += generation_evals.lost_tokens(session)
     findings.notes += notes
 
 
 def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
+    """Measure the times on one target, and add notes on the machine and on slow files."""
     device = session.profile.device
     try:
         rows, notes, machine = session.timings(remeasure)
@@ -229,11 +243,11 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
         notes.append(
             f"{session.target.name}: timed on {device}, {machine_summary(machine)}; answers are this machine's"
         )
-    elsewhere = session.profile.instead_of
-    if elsewhere and device is None:
+    replaced_machine = session.profile.instead_of
+    if replaced_machine and device is None:
         notes.append(
             f"{session.target.name}: answers, times and memory are those of {session.target.runtime} on this machine; "
-            f"nothing ran on {elsewhere}"
+            f"nothing ran on {replaced_machine}"
         )
     notes += sparse_notes(session.runner.recipe, session.artifacts, rows, session.target)
     findings.measurements += rows
@@ -241,17 +255,20 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
 
 
 def data_record(runner: StageRunner) -> DataRecord:
-    """What quality is measured on. How running text is cut is part of the digest: windows pair only with the same."""
-    recipe, cut = runner.recipe, dict[str, Any]()
+    """Return the record of the evaluation data. The digest of running text includes how it is split into sequences."""
+    recipe, splitting = runner.recipe, dict[str, Any]()
     if READS_ROWS not in runner.inputs.task.capabilities:
-        cut = {"max_length": recipe.data.max_length, **recipe.evaluation.model_dump(include={"windows", "stride"})}
+        splitting = {
+            "max_length": recipe.data.max_length,
+            **recipe.evaluation.model_dump(include={"windows", "stride"}),
+        }
     digests = {split: runner.inputs.data.digest(split) for split in (SPLIT, *recipe.data.also)}
-    if cut:
-        digests = {split: cache_key({"rows": digest, **cut}) for split, digest in digests.items()}
-    rows, own = len(runner.inputs.data.split(SPLIT)), digests.pop(SPLIT)
-    return DataRecord(split=SPLIT, digest=own, rows=rows, labels=runner.inputs.data.labels, also=digests)
+    if splitting:
+        digests = {split: cache_key({"rows": digest, **splitting}) for split, digest in digests.items()}
+    rows, test_digest = len(runner.inputs.data.split(SPLIT)), digests.pop(SPLIT)
+    return DataRecord(split=SPLIT, digest=test_digest, rows=rows, labels=runner.inputs.data.labels, also=digests)
 
 
 def test_labels(runner: StageRunner) -> list[str]:
-    """The class name of each row that accuracy is measured on."""
+    """Return the class name of each row that accuracy is measured on."""
     return [runner.inputs.data.labels[index] for index in runner.inputs.data.label_ids(SPLIT)]

@@ -1,4 +1,4 @@
-"""What a plan holds, as frozen pydantic models: the JSON of `compress check --json`; and its tables for a terminal."""
+"""Plan of a run: frozen models that are the JSON of `compress check --json`, and their tables for a terminal."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from compress.utils.pydantic_models import Frozen
 from compress.utils.responsive_table import Column, ResponsiveTable
 
 _UNITS = (("s", 1, 90), ("min", 60, 5400), ("h", 3600, float("inf")))
-"""Units of time, their seconds, and below how many seconds each is used."""
+"""Units of time, their seconds, and the seconds below which each is used."""
 _CERTAIN, _SHORT_SECONDS = 2.0, 10.0
-"""Below so many times from low to high, or so many seconds at most, one figure is shown."""
+"""One number is shown if the ratio of high to low is below the first, or the time below the second constant."""
 
 
 class StagePlan(Frozen):
-    """One stage. ``cached`` is ``None`` where nobody knows; what is cached costs nothing again."""
+    """Plan of one stage. ``cached`` is None if unknown. A cached stage costs nothing."""
 
     label: str
     kind: str
@@ -39,7 +39,7 @@ class StagePlan(Frozen):
 
 
 class SourcePlan(Frozen):
-    """The starting model, a split or unlabeled text."""
+    """Starting model, split or unlabeled text."""
 
     role: str
     reference: str
@@ -52,7 +52,7 @@ class SourcePlan(Frozen):
 
 
 class TargetPlan(Frozen):
-    """Whether a target can be had here, or why it will be skipped."""
+    """Availability of a target, or the reason why it will be skipped."""
 
     name: str
     available: bool
@@ -60,11 +60,11 @@ class TargetPlan(Frozen):
 
 
 class Plan(Frozen):
-    """Everything that can be said of a run before a model is loaded."""
+    """Everything known about a run before a model is loaded."""
 
     recipe: str
     task: str
-    task_is_told: bool = Field(False, description="by the model's config, since the recipe names none")
+    task_is_inferred: bool = Field(False, description="by the model's config, since the recipe names none")
     sources: tuple[SourcePlan, ...]
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]
@@ -85,16 +85,16 @@ class Plan(Frozen):
 
 
 def render_plan(plan: Plan) -> RenderableType:
-    """Sources, stages, targets, limits and totals, one under the other."""
+    """Return tables of sources, stages, targets, limits and totals."""
     totals = Text(
         f"here   {_processor(plan)}\n"
         f"time   {_seconds(plan.seconds)}{_note(plan.seconds)}\n"
         f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
         f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
     )
-    told = " (told by the model's config)" if plan.task_is_told else ""
+    suffix = " (told by the model's config)" if plan.task_is_inferred else ""
     parts: list[RenderableType] = [
-        Text(f"{plan.recipe}: {plan.task}{told}", style="bold"),
+        Text(f"{plan.recipe}: {plan.task}{suffix}", style="bold"),
         _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
         _table(
             "stages",
@@ -105,7 +105,10 @@ def render_plan(plan: Plan) -> RenderableType:
         _table(
             "targets",
             ("target", "here", ""),
-            [(one.name, "yes" if one.available else "no, will be skipped", one.reason) for one in plan.targets],
+            [
+                (target.name, "yes" if target.available else "no, will be skipped", target.reason)
+                for target in plan.targets
+            ],
         ),
     ]
     if plan.stand_in:
@@ -117,6 +120,7 @@ def render_plan(plan: Plan) -> RenderableType:
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> ResponsiveTable:
+    """Return a table that fits the terminal."""
     table = ResponsiveTable(title, [Column(heading) for heading in columns])
     for row in rows:
         table.add(*row)
@@ -124,6 +128,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def _source(row: SourcePlan) -> tuple[str, ...]:
+    """Return the table row of a source."""
     sizes = [
         f"{row.parameters / 1e6:.1f}M parameters" if row.parameters is not None else "",
         f"{row.rows:,} rows" if row.rows is not None else "",
@@ -134,6 +139,7 @@ def _source(row: SourcePlan) -> tuple[str, ...]:
 
 
 def _stage(stage: StagePlan) -> tuple[str, ...]:
+    """Return the table row of a stage."""
     cached = {True: "yes", False: "no", None: "?"}[stage.cached]
     reads = ", ".join((*stage.reads, *(f"output of {label}" for label in stage.refers_to))) or "-"
     return (
@@ -148,7 +154,7 @@ def _stage(stage: StagePlan) -> tuple[str, ...]:
 
 
 def _notes(plan: Plan) -> list[RenderableType]:
-    """Each way of estimating, and each reason for having none, once, with its stages."""
+    """Return each note on estimates once, with the stages that it applies to."""
     users: dict[tuple[str, str], list[str]] = {}
     for stage in plan.stages:
         estimates = (("time", stage.seconds), ("memory", stage.peak_memory_bytes), ("disk", stage.disk_bytes))
@@ -161,33 +167,35 @@ def _notes(plan: Plan) -> list[RenderableType]:
 
 
 def _limit(limit: Limit) -> tuple[str, ...]:
-    words = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
-    words += f" of {limit.of}" if limit.of else ""
-    return limit.metric, limit.target, words + (f" on {limit.processor}" if limit.processor else "")
+    """Return the table row of a limit."""
+    bound = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
+    bound += f" of {limit.of}" if limit.of else ""
+    return limit.metric, limit.target, bound + (f" on {limit.processor}" if limit.processor else "")
 
 
 def _processor(plan: Plan) -> str:
-    """`x86-avx2: 8-bit products may saturate in 16 bits ...`, and what stages make of it."""
-    known = PROCESSORS.get(plan.processor)
-    words = "8-bit products are summed in 32 bits"
-    if known is not None and not known.sums_in_32_bits:
-        words = "8-bit products may saturate in 16 bits, and gain less speed than with VNNI"
-    decided = "".join(f"; {label}: {text}" for label, text in plan.decided.items())
-    return f"{plan.processor}: {words}{decided}"
+    """Return the processor's way of adding 8-bit products, and the fields that depend on it."""
+    processor = PROCESSORS.get(plan.processor)
+    summation = "8-bit products are summed in 32 bits"
+    if processor is not None and not processor.sums_in_32_bits:
+        summation = "8-bit products may saturate in 16 bits, and gain less speed than with VNNI"
+    resolved = "".join(f"; {label}: {text}" for label, text in plan.decided.items())
+    return f"{plan.processor}: {summation}{resolved}"
 
 
 def _note(estimate: Estimate) -> str:
+    """Return an estimate's note in parentheses."""
     return f" ({estimate.note})" if estimate.note else ""
 
 
 def _seconds(estimate: Estimate) -> str:
-    """`~50 s`, or where it may be twice as much `4 to 9 min`."""
+    """Return a time such as `~50 s`, or `4 to 9 min` if the high end is at least twice the low end."""
     if estimate.value is None:
         return "?"
     if not estimate.value:
         return "0 s"
     low, high = estimate.low or estimate.value, estimate.high or estimate.value
-    name, unit = next((name, unit) for name, unit, most in _UNITS if estimate.value < most)
+    name, unit = next((name, unit) for name, unit, limit in _UNITS if estimate.value < limit)
     if high < _CERTAIN * low or high < _SHORT_SECONDS:
         return f"~{estimate.value / unit:.{int(unit == 3600)}f} {name}"
     first, last = (_two_figures(value / unit) for value in (low, high))
@@ -195,8 +203,10 @@ def _seconds(estimate: Estimate) -> str:
 
 
 def _two_figures(value: float) -> str:
+    """Return a number with two significant digits."""
     return f"{value:.1f}" if value < 1 else f"{value:.0f}" if value < 100 else f"{float(f'{value:.2g}'):.0f}"
 
 
 def _bytes(value: float | None) -> str:
+    """Return bytes in a readable unit, or `?`."""
     return "?" if value is None else format_bytes(round(value))

@@ -30,8 +30,9 @@ from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.model_checks import check_stages
+from compress.stages.protocols import ChecksModel, data_passes
 from compress.stages.training.settings import Training
-from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
+from compress.tasks.capability import GENERATES, GENERATES_IMAGES, READS_ROWS
 from compress.tasks.registry import get_task
 from compress.utils.environment import cores_quota, granted_cores, processor_class
 from compress.utils.errors import CompressError, InputError, ModelError, StageError
@@ -113,7 +114,7 @@ def make_plan(
     return Plan(
         recipe=recipe.name,
         task=recipe.task,
-        task_is_told=recipe.task_is_told,
+        task_is_inferred=recipe.task_is_inferred,
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=targets,
@@ -167,11 +168,11 @@ def _trains_for_long(recipe: Recipe, sources: Sources, is_cached: Callable[[str]
     train = sources.texts.get("split train")
     if train is None or recipe.module is not None or recipe.trust_remote_code:
         return False
-    if READS_ROWS not in sources.task.capabilities or DRAWS in sources.task.capabilities:
+    if READS_ROWS not in sources.task.capabilities or GENERATES_IMAGES in sources.task.capabilities:
         return False
     try:
         return any(
-            stage.data_passes(train.rows)[1] / getattr(stage, "batch_size", 1) >= _MIN_BENCHMARKED_STEPS
+            data_passes(stage, train.rows)[1] / getattr(stage, "batch_size", 1) >= _MIN_BENCHMARKED_STEPS
             for label, stage in zip(recipe.labels(), recipe.stages, strict=True)
             if isinstance(stage, Training) and not (is_cached and is_cached(label))
         )
@@ -277,7 +278,8 @@ def _inapplicable_stages(recipe: Recipe, sources: Sources) -> list[CompressError
     errors: list[CompressError] = []
     for number, stage in enumerate(takewhile(lambda stage: not stage.references(), recipe.stages)):
         try:
-            stage.check_model(folder)
+            if isinstance(stage, ChecksModel):
+                stage.check_model(folder)
         except CompressError as error:
             error.where = error.where or f"stages.{number}.{stage.kind}"
             errors.append(error)

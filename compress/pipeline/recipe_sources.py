@@ -1,4 +1,4 @@
-"""The model and the data of a recipe as they lie on this machine: sizes, without reading what is inside."""
+"""Sizes and problems of a recipe's model and data, without reading weights or rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from compress.sources.onnx_file import companions_of, onnx_file
 from compress.sources.resolve import find_model, kinds_here
 from compress.stages.base import Reference, all_references
 from compress.stages.cost_model import Shape, Text
-from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, TAKES_ARRAYS
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError, DataError, InputError, ModelError
 from compress.utils.progress import Progress, SilentProgress
@@ -41,7 +41,7 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 
 
 class Sources:
-    """Finds what a recipe reads, collecting ``problems`` on the way."""
+    """Model and data of a recipe as they are on this machine, with all ``problems`` found."""
 
     def __init__(self, recipe: Recipe, recipe_folder: Path) -> None:
         self.recipe = recipe
@@ -56,11 +56,11 @@ class Sources:
         """The folder of the starting model, where it is here."""
 
     def find_all(self) -> Shape | None:
-        """Describe the model and every data source; the starting model's shape where it is here."""
+        """Describe the model and every data source; return the starting model's shape if it is local."""
         recipe = self.recipe
-        made = recipe.module is not None or recipe.random_weights
-        shape = None if made else self.model(recipe.model, "model")
-        if made:
+        is_built = recipe.module is not None or recipe.random_weights
+        shape = None if is_built else self.model(recipe.model, "model")
+        if is_built:
             self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
         elif shape is not None:
             self.start = self._model_path(recipe.model)
@@ -69,12 +69,12 @@ class Sources:
                 self._split(split, reference)
         for reference in recipe.data.unlabeled:
             with self._noting():
-                place = locate_unlabeled(reference, self.folder, cached_directory)
-                self._describe(f"unlabeled {reference}", reference, place, (), reference)
-        for named in dict.fromkeys(all_references(recipe.stages)):
-            if named.kind != "model":
+                location = locate_unlabeled(reference, self.folder, cached_directory)
+                self._describe(f"unlabeled {reference}", reference, location, (), reference)
+        for stage_reference in dict.fromkeys(all_references(recipe.stages)):
+            if stage_reference.kind != "model":
                 with self._noting():
-                    self._folder(named)
+                    self._folder(stage_reference)
         if recipe.evaluation.judge is not None:
             self.model(recipe.evaluation.judge, "evaluation.judge")
         with self._noting():
@@ -86,20 +86,21 @@ class Sources:
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
-        """What the user gave and cannot be used is a problem; the others are looked for all the same."""
+        """Record an `InputError` as a problem and continue."""
         try:
             yield
         except InputError as error:
             self.problems.append(error)
 
     def _here(self, role: str, reference: str, path: Path, **more: Any) -> None:
+        """Add the row of a local file or folder."""
         size = folder_bytes(path)
         self.rows.append(
             SourcePlan(role=role, reference=reference, status="here", path=str(path), size_bytes=size, **more)
         )
 
     def _judged(self, role: str, reference: str | None, read: Callable[[str, Path, Progress], Any]) -> None:
-        """What models are judged by beside their rows: read where it is here. Raises `InputError`."""
+        """Read evaluation data if it is local. Raises `InputError`."""
         if reference is None:
             return
         if is_sample(reference) and cached_directory(reference.removeprefix("sample:")) is None:
@@ -108,7 +109,7 @@ class Sources:
             read(reference, self.folder, SilentProgress())
 
     def model(self, reference: str, role: str) -> Shape | None:
-        """Describe a model; its shape where it is here."""
+        """Describe a model and return its shape if it is local."""
         with self._noting():
             path = self._model_path(reference)
             if path is None:
@@ -123,7 +124,7 @@ class Sources:
                     check_config(path, self.recipe.trust_remote_code)
                 if is_pipeline(path):
                     check_checker(path, self.recipe.safety_checker)
-                elif graph is None and IS_WRITTEN not in self.task.capabilities and path.is_dir():
+                elif graph is None and EXPORTED_FROM_CHECKPOINT not in self.task.capabilities and path.is_dir():
                     refuse_quantized(path)
             except OSError as error:
                 what = f"The model cannot be read: {error.strerror or error}."
@@ -133,28 +134,35 @@ class Sources:
         return None
 
     def _check_graph(self, file: Path) -> None:
-        """Raises `InputError` for a graph that the recipe's stages can do nothing with."""
+        """Raise `InputError` for a graph that the recipe's stages cannot process."""
         if TAKES_ARRAYS not in get_task(self.recipe.task).capabilities:
             companions_of(file)
-        stage = next((one for one in self.recipe.stages if one.integer_graph), None)
-        done = first_integer_operator(read_graph(file)) if stage else None
-        if stage and done:
+        stage = next((candidate for candidate in self.recipe.stages if candidate.output_spec().integer_graph), None)
+        operator = first_integer_operator(read_graph(file)) if stage else None
+        if stage and operator:
             raise ModelError(
-                f"The graph is quantized already: it has the operator {done}.",
+                f"The graph is quantized already: it has the operator {operator}.",
                 where=str(file),
                 expected=f"a float graph, which {stage.kind} takes",
                 hint="start from the float model; quantizing twice loses accuracy for nothing",
             )
 
     def named_model(self, reference: str, random_weights: bool) -> Shape | None:
-        """Describe a model that a stage names, its student; its shape where its weights are here."""
+        """Describe a model that a stage names and return its shape if its weights are local."""
         if not random_weights:
             return self.model(reference, "student")
         self._made_model(reference, "student", None, random_weights=True)
         return None
 
     def _made_model(self, reference: str, role: str, module: str | None, random_weights: bool) -> None:
-        """Describe what a model is made from; its shape is known once its code has run."""
+        """Describe a model that is built from code or a config. Its shape is unknown until the code has run.
+
+        Args:
+            reference: The config's or code's folder.
+            role: Role of the model in the recipe.
+            module: Function that builds it.
+            random_weights: True if its weights are random.
+        """
         with self._noting():
             path = self._model_path(reference)
             if module is not None:
@@ -166,7 +174,7 @@ class Sources:
             self._here(role, reference, path, note=f"made by {module or 'its config'}, with {origin}")
 
     def _model_path(self, reference: str) -> Path | None:
-        """Where a model lies; ``None`` for one to be fetched. Raises `ModelError`, `SampleError`."""
+        """Return the path of a model, or None if it must be downloaded. Raises `ModelError` or `SampleError`."""
         if is_sample(reference):
             sample = find_sample(reference)
             if sample.kind != "model":
@@ -175,23 +183,25 @@ class Sources:
         return find(reference, self.folder) or _in_hub_cache(reference)
 
     def _split(self, split: str, reference: str) -> None:
+        """Describe a split of the data."""
         source = self.recipe.data.source
-        elsewhere = sample_split(reference)
-        source = elsewhere[0] if elsewhere else source
-        shown = reference if source is None or elsewhere else f"{source} ({reference})"
-        place = locate_split(self.recipe.data, split, self.folder, cached_directory)
-        self._describe(f"split {split}", shown, place, self.recipe.data.columns.values(), source)
-        if split == TEST and isinstance(place, Path):
-            self._check_slices(place)
+        sample = sample_split(reference)
+        source = sample[0] if sample else source
+        shown = reference if source is None or sample else f"{source} ({reference})"
+        location = locate_split(self.recipe.data, split, self.folder, cached_directory)
+        self._describe(f"split {split}", shown, location, self.recipe.data.columns.values(), source)
+        if split == TEST and isinstance(location, Path):
+            self._check_slices(location)
 
     def _check_slices(self, place: Path) -> None:
-        """Raises `DataError` for a slice of a column that the test split has not."""
+        """Raise `DataError` for a slice whose column the test split does not have."""
         task = (column.name for column in self.task.columns)
         extra = extra_columns(self.recipe.slices or (), task)
         if extra:
             check_extra(read(place, ()), extra)
 
     def _folder(self, reference: Reference) -> None:
+        """Describe a folder that a stage names, and check an adapter."""
         name, path = reference.name, find(reference.name, self.folder)
         if path is None:
             raise InputError(f"There is no folder {name!r}.", where=str(self.folder), hint="check the path")
@@ -202,6 +212,15 @@ class Sources:
     def _describe(
         self, role: str, shown: str, place: Location | None, columns: Iterable[str], source: str | None
     ) -> None:
+        """Add the row of a data source and check its columns.
+
+        Args:
+            role: Role of the data, such as `split test`.
+            shown: Reference as shown to the user.
+            place: Location of the data, or None if it must be downloaded.
+            columns: Columns that the recipe names.
+            source: Reference of the source.
+        """
         if place is None or isinstance(place, HubSplit):
             self._unknown(role, shown, source)
             return
@@ -220,6 +239,7 @@ class Sources:
         self._here(role, shown, place, rows=text.rows)
 
     def _unknown(self, role: str, shown: str, source: str | None = None) -> None:
+        """Add the row of a source that must be downloaded."""
         reference = source or shown
         note = "no local path; fetched from the Hugging Face Hub when the run begins"
         if is_sample(reference):
@@ -230,7 +250,7 @@ class Sources:
 
 
 def _in_hub_cache(reference: str) -> Path | None:
-    """An earlier download of a Hugging Face id. Raises `ModelError` for what can be neither path nor id."""
+    """Return an earlier download of a Hugging Face id. Raises `ModelError` for neither a path nor an id."""
     try:
         return find_model(reference)
     except ModelError:
@@ -245,13 +265,13 @@ def _in_hub_cache(reference: str) -> Path | None:
 
 
 def check_module(reference: str, folder: Path) -> None:
-    """Prove that the code of a plain module is here, without running any. Raises `ModelError`."""
-    place = reference.partition(":")[0]
-    if place.endswith(".py"):
-        there = (folder / place).is_file()
+    """Check that the code of a custom module exists, without running it. Raises `ModelError`."""
+    module = reference.partition(":")[0]
+    if module.endswith(".py"):
+        exists = (folder / module).is_file()
     else:
-        there = importlib.util.find_spec(place.partition(".")[0]) is not None
-    if not there:
+        exists = importlib.util.find_spec(module.partition(".")[0]) is not None
+    if not exists:
         raise ModelError(
             f"The code that makes the model, {reference}, is not here.",
             where="module",

@@ -1,4 +1,4 @@
-"""What files in other formats answer, against the weights that they were made of, where these were measured too."""
+"""Comparison of files in other formats with the weights that they were written from."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from compress.results.report import BASELINE, FINAL
 
 
 def is_reference(session: TargetSession) -> bool:
-    """Whether what was measured there are weights as stages leave them."""
+    """Return True if the session measured weights as stages leave them, in no runtime's format."""
     return FORMATS[session.target.format].written_by is None
 
 
 def rows_against_reference(runner: StageRunner, sessions: Sequence[TargetSession]) -> list[Measurement]:
-    """How near each model on each other target is to its own weights: the task's `METRIC_against_TARGET`."""
+    """Return the agreement of each model on each other target with its own weights (`METRIC_against_TARGET`)."""
     reference = next(filter(is_reference, sessions), None)
     if reference is None:
         return []
     rows = list[Measurement]()
     for session in sessions:
-        for label, found in session.found.items() if not is_reference(session) else ():
-            whole = reference.found.get(_made_of(runner, label))
-            if whole is None:
+        for label, predictions in session.predictions.items() if not is_reference(session) else ():
+            reference_predictions = reference.predictions.get(_made_of(runner, label))
+            if reference_predictions is None:
                 continue
-            near = runner.inputs.task.compare(found.kept, whole.kept, label, session.target.name)
-            names = [metric_against(row.metric, reference.target.name) for row in near]
-            rows += [row.model_copy(update={"metric": name}) for row, name in zip(near, names, strict=True)]
+            agreement_rows = runner.inputs.task.compare(
+                predictions.kept, reference_predictions.kept, label, session.target.name
+            )
+            names = [metric_against(row.metric, reference.target.name) for row in agreement_rows]
+            rows += [row.model_copy(update={"metric": name}) for row, name in zip(agreement_rows, names, strict=True)]
     return rows
 
 
 def reference_notes(session: TargetSession) -> list[str]:
-    """What `final` stands for, where the last output is in a format that only others run."""
-    last = session.runner.recipe.labels()[-1]
-    weights = weights_of(session.runner, last)
-    if not is_reference(session) or weights == last:
+    """Return a note on which weights `final` stands for, if the last output's format does not run on this target."""
+    last_label = session.runner.recipe.labels()[-1]
+    weights = weights_of(session.runner, last_label)
+    if not is_reference(session) or weights == last_label:
         return []
-    return [f"final is the weights of {weights}, which the output of {last} was made of"]
+    return [f"final is the weights of {weights}, which the output of {last_label} was made of"]
 
 
 def _made_of(runner: StageRunner, label: str) -> str:
-    """The label that the weights behind ``label`` were measured under."""
+    """Return the label under which the weights behind ``label`` were measured."""
     if label in (BASELINE, FINAL):
         return label
     weights = weights_of(runner, label)

@@ -15,7 +15,7 @@ from compress.models.folder_checks import check_weights_finite
 from compress.models.json_file import read_json
 from compress.models.remote_code import allow
 from compress.recipe.recipe import Recipe
-from compress.sources.build_model import Origin
+from compress.sources.build_model import ModelOrigin
 from compress.sources.onnx_file import onnx_file
 from compress.sources.resolve import find_model, resolve_model
 from compress.stages.base import all_references
@@ -149,13 +149,13 @@ def resolve_recipe_model(reference: str, recipe: Recipe, recipe_folder: Path, ca
     return folder
 
 
-def _origin(reference: str, recipe: Recipe, recipe_folder: Path) -> Origin | None:
+def _origin(reference: str, recipe: Recipe, recipe_folder: Path) -> ModelOrigin | None:
     """Return how to build a model from code or with random weights, or None if its files are used as they are."""
     if reference == recipe.model:
         if recipe.module is None and not recipe.random_weights:
             return None
-        return Origin(recipe.module, recipe.random_weights, recipe.seed, recipe_folder, recipe.module_arguments)
+        return ModelOrigin(recipe.module, recipe.random_weights, recipe.seed, recipe_folder, recipe.module_arguments)
     has_random_weights = any(
         other.random_weights and other.name == reference for other in all_references(recipe.stages)
     )
-    return Origin(None, True, recipe.seed, recipe_folder) if has_random_weights else None
+    return ModelOrigin(None, True, recipe.seed, recipe_folder) if has_random_weights else None

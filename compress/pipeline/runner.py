@@ -23,6 +23,7 @@ from compress.pipeline.run_inputs import RunInputs
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
 from compress.stages.base import Context, OutputSpec, Stage
+from compress.stages.protocols import Trains, loaded_type
 from compress.stages.training.processes import first_says, is_first, several, wait_for_all
 from compress.utils.digests import digest_directory, size_bytes
 from compress.utils.errors import CompressError, DeviceError, StageError, StorageError
@@ -195,8 +196,8 @@ class StageRunner:
             result = self._apply(label, stage, input_label)
             wait_for_all()
             return result
-        if not done and stage.trains:
-            stage.run(self.load(input_label, stage.preferred_input(self.inputs.task.capabilities)), self.context(key))
+        if not done and isinstance(stage, Trains):
+            stage.run(self.load(input_label, loaded_type(stage, self.inputs.task.capabilities)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -209,7 +210,7 @@ class StageRunner:
         """Run a stage, write its output into ``content``, check it, and return the record of the cache entry."""
         self._check_disk_space(label, input_label)
         with metered() as meter:
-            model = self.load(input_label, stage.preferred_input(self.inputs.task.capabilities))
+            model = self.load(input_label, loaded_type(stage, self.inputs.task.capabilities))
             with meter.checking():
                 # Before the stage runs, since it may change the model in place.
                 digests = inspector_of(model).digests()

@@ -50,8 +50,8 @@ class StageBenchmarks(Frozen):
 
     ``uses`` is the number of times that each weight is multiplied per example (its tokens or image positions).
     ``answer_seconds`` is the time of a forward pass per example in torch and float32, ``encode_seconds`` that of
-    encoding an example, which then takes ``example_bytes``. ``ready_bytes`` is the memory with libraries, data and model
-    loaded.
+    encoding an example, which then takes ``example_bytes``. ``ready_bytes`` is the memory with libraries, data and
+    model loaded.
     """
 
     start: Shape

@@ -26,6 +26,7 @@ from compress.pipeline.stage_benchmark import REFUSED, StageBenchmarks, StageTim
 from compress.recipe.recipe import START, Recipe
 from compress.stages.base import Context, Stage
 from compress.stages.cost_model import Shape
+from compress.stages.protocols import SizedByData, loaded_type
 from compress.stages.training.settings import Training
 from compress.tasks.inference import predict, tensors
 from compress.tasks.registry import get_task
@@ -147,11 +148,11 @@ class StageBenchmarker:
                 if label not in self.outputs:
                     return
                 input_label = label
-            elif stage.preferred_input(self.task.capabilities) is TorchModel and stage.output_type() is TorchModel:
+            elif loaded_type(stage, self.task.capabilities) is TorchModel and stage.output_type() is TorchModel:
                 # Other stages take little time, or need all rows. The stages after them are timed with their input,
                 # unless they decide the shape of the model.
                 self.outputs[label] = self.outputs[input_label]
-                if stage.decides_shape_by_data:
+                if isinstance(stage, SizedByData):
                     timing = self._run_on_all_rows(label, stage, self.outputs[input_label])
                     benchmarks = benchmarks.model_copy(update={"stages": {**benchmarks.stages, label: timing}})
                     yield benchmarks
@@ -224,7 +225,11 @@ class StageBenchmarker:
         return StageTiming(seconds=seconds, example_seconds=0.0, step_seconds=0.0, peak_rss_bytes=peak, shape=shape)
 
     def _run(self, stage: Any, model: TorchModel, rows: np.ndarray) -> tuple[float, float, int, Any]:
-        """Run a stage on a copy of a model; return the seconds beside and in training steps, the peak memory, the output."""
+        """Run a stage on a copy of a model.
+
+        Returns:
+            Seconds beside and in training steps, the peak memory, and the output.
+        """
         progress, model = _Steps(self.clock), copy.deepcopy(model)
         context, began = self._context(rows, progress), self.clock.now()
         with metered() as meter, use_device(resolve_device(self.recipe.device)):
@@ -266,7 +271,10 @@ def _bytes_of(examples: Examples) -> float:
 
 
 def main() -> None:
-    """Benchmark the recipe in the JSON on standard input; write timings, or the error in its data or model, as files."""
+    """Benchmark the recipe that standard input contains as JSON.
+
+    Timings, or the error in its data or model, are written into files.
+    """
     quiet_libraries()
     order = json.load(sys.stdin)
     scratch = Path(order["scratch"])

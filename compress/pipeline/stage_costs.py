@@ -16,8 +16,9 @@ from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe
 from compress.stages.base import Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
+from compress.stages.protocols import SizedByData, Trains, data_passes, predict_cost
 from compress.stages.registry import STAGES
-from compress.tasks.capability import GENERATES, IS_WRITTEN
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES
 from compress.tasks.registry import get_task
 
 BENCHMARK_RANGE, MEMORY_RANGE, MEASURING_RANGE = (0.75, 1.35), (0.8, 1.3), (0.6, 1.8)
@@ -67,11 +68,11 @@ def predict_stage_cost(
     Raises:
         InputError: If the stage cannot be applied.
     """
-    prediction = stage.predict(input_shape, context)
+    prediction = predict_cost(stage, input_shape, context)
     timing = benchmarks.stages.get(label) if benchmarks else None
     if timing is None or benchmarks is None:
         return _with_library_memory(stage, prediction, input_shape, benchmarks, model_type, held_bytes)
-    if prediction.shape is None or stage.decides_shape_by_data:
+    if prediction.shape is None or isinstance(stage, SizedByData):
         prediction = predicted(input_shape, timing.shape, prediction.seconds, prediction.peak_memory_bytes)
     examples = _training_examples(stage, context)
     if examples is None:
@@ -95,15 +96,17 @@ def _benchmarked_seconds(
         context: Sizes of the splits.
         benchmarks: Time of encoding and of a forward pass.
     """
-    read, trained = stage.data_passes(examples)
+    read, trained = data_passes(stage, examples)
     validation = context.splits.get("validation")
     validated = benchmarks.answer_seconds * validation.rows * trained / max(examples, 1.0) if validation else 0.0
     # All rows are encoded, even if the stage reads a part of them.
-    unread = benchmarks.encode_seconds * (examples - read) if stage.needs().splits and stage.trains else 0.0
+    unread = (
+        benchmarks.encode_seconds * (examples - read) if stage.needs().splits and isinstance(stage, Trains) else 0.0
+    )
     per_example = timing.example_seconds * read + timing.step_seconds * trained
     count = max(read, trained, 1.0)
     note = f"benchmarked here on a few batches: {per_example / count * 1e3:.3g} ms for each of {count:,.0f} examples"
-    note = note if stage.trains else "benchmarked here on all rows"
+    note = note if isinstance(stage, Trains) else "benchmarked here on all rows"
     return Estimate(value=timing.seconds + unread + per_example + validated, note=note).within(*BENCHMARK_RANGE)
 
 
@@ -160,12 +163,12 @@ def _with_library_memory(
     if memory.value is not None:
         note = memory.note.replace("; without torch itself", "") + ", and libraries"
         memory = Estimate(value=max(memory.value + ready, held_bytes), note=note)
-    elif input_shape is not None and not stage.trains and model_type in (TorchModel, OnnxModel):
+    elif input_shape is not None and not isinstance(stage, Trains) and model_type in (TorchModel, OnnxModel):
         held_bytes *= 1.0 if model_type is TorchModel or stage.needs().splits else _STILL_HELD
         value = ready + GRAPH_BYTES + _WEIGHT_COPIES * 4 * input_shape.parameters
         note = "libraries, three copies of the weights, and memory held after earlier training"
         memory = Estimate(value=max(value, held_bytes), note=note).within(*MEMORY_RANGE)
-    elif held_bytes and not stage.trains:
+    elif held_bytes and not isinstance(stage, Trains):
         memory = Estimate(value=held_bytes, note="at least the memory held after earlier training")
         memory = memory.within(*MEMORY_RANGE)
     return replace(prediction, peak_memory_bytes=memory)
@@ -196,7 +199,9 @@ def predict_measuring(
             # A model that is not in the target's format is written in it first.
             kind = FORMATS[profile.target.format].written_by
             if kind is not None and format_given(recipe, label, False) != profile.target.format:
-                seconds += STAGES[kind].model_validate({"kind": kind}).predict(shape, context).seconds.value or 0.0
+                seconds += (
+                    predict_cost(STAGES[kind].model_validate({"kind": kind}), shape, context).seconds.value or 0.0
+                )
             costs = _evaluation_and_timing(recipe, shape, context, benchmarks, rows or Text(0, 0))
             unknown += [] if costs else ["the time of a forward pass"]
             evaluations_and_timings.append(costs or (0.0, recipe.benchmark.seconds))
@@ -243,7 +248,7 @@ def _evaluation_and_timing(
     encoding = benchmarks.encode_seconds if benchmarks else 0.0
     evaluated = (answer + encoding) * test.rows
     timed = bench.seconds * kinds + calls * answer * (1 + bench.batch_size * bench.batched)
-    if IS_WRITTEN in task:
+    if EXPORTED_FROM_CHECKPOINT in task:
         token = context.max_length * _TOKEN_SECONDS
         return evaluated + test.rows / _GENERATION_BATCH * token, timed + calls * kinds * token
     return evaluated, timed

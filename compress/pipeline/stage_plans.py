@@ -11,6 +11,7 @@ from compress.pipeline.stage_benchmark import StageBenchmarks
 from compress.pipeline.stage_costs import predict_stage_cost
 from compress.recipe.recipe import START, Recipe
 from compress.stages.cost_model import Estimate, PlanContext
+from compress.stages.protocols import Trains, loaded_type
 from compress.utils.errors import CompressError, InputError
 
 
@@ -35,7 +36,7 @@ def stage_plans(
     plans: list[StagePlan] = []
     shape, held_bytes = context.shapes[START], 0.0
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
-        model_type = stage.preferred_input(sources.task.capabilities)
+        model_type = loaded_type(stage, sources.task.capabilities)
         try:
             cached = is_cached(label) if is_cached and not problems else None
             prediction = predict_stage_cost(stage, label, shape, context, benchmarks, model_type, held_bytes)
@@ -46,7 +47,9 @@ def stage_plans(
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
         # The allocator keeps the memory that training has freed until the process ends.
-        held_bytes = max(held_bytes, prediction.peak_memory_bytes.value or 0.0) if stage.trains else held_bytes
+        held_bytes = (
+            max(held_bytes, prediction.peak_memory_bytes.value or 0.0) if isinstance(stage, Trains) else held_bytes
+        )
         shape = context.shapes[label] = prediction.shape
         needs = stage.needs()
         plan = StagePlan(

@@ -1,4 +1,4 @@
-"""Sizes, and a target's own limits: what an app ships there, model and runtime together, and the memory it takes."""
+"""Sizes of artifacts, and a target's own limits on shipped bytes and memory."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ _NAMED = 3
 
 
 class Shipped(NamedTuple):
-    """Bytes of the model's files by name and of the runtime, None where that isn't the one that lies here."""
+    """Bytes that an app ships: model files by name, and the runtime, or None if it is not installed here."""
 
     model: Mapping[str, int]
     runtime: int | None
 
     @property
     def total(self) -> int:
+        """Return the sum of all known bytes."""
         return sum(self.model.values()) + (self.runtime or 0)
 
 
 def shipped(profile: Profile, folder: Path) -> Shipped:
-    """What a target gets for the model in ``folder``; each file deflated where the target is downloaded."""
+    """Return the bytes that a target ships for the model in ``folder``, compressed if the target is downloaded."""
     model = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     count = _deflated if profile.downloaded else lambda path: path.stat().st_size
     runtime = _runtime_files(profile)
@@ -49,12 +50,9 @@ def shipped(profile: Profile, folder: Path) -> Shipped:
 
 
 def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
-    """Bytes on disk of the whole folder, parameters, and the bits that each of them takes with scales and all.
-
-    Of a model of several parts those of each part's folder too.
-    """
+    """Return size in bytes, parameters and bits per parameter of a model, and the bytes of each part of a pipeline."""
     budget = budget_of(folder)
-    figures = {
+    values = {
         "size_bytes": ("bytes", size_bytes(folder)),
         "parameters": ("parameters", budget.parameters),
         "bits_per_parameter": ("bits", 8 * budget.tensor_bytes / max(budget.parameters, 1)),
@@ -62,12 +60,12 @@ def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
     }
     return [
         Measurement(model=label, metric=metric, target=target.name, value=value, unit=unit)
-        for metric, (unit, value) in figures.items()
+        for metric, (unit, value) in values.items()
     ]
 
 
 def target_limits(profiles: Sequence[Profile], rows: Sequence[Measurement]) -> list[Limit]:
-    """The limits of the targets themselves, to be judged like the recipe's."""
+    """Return the limits of the targets themselves, which are checked like the recipe's."""
     limits = []
     for profile in profiles:
         if profile.max_bytes is not None:
@@ -80,21 +78,32 @@ def target_limits(profiles: Sequence[Profile], rows: Sequence[Measurement]) -> l
 def explained(
     result: LimitResult, profiles: Sequence[Profile], finals: Mapping[str, Path], sizes: Mapping[str, Shipped]
 ) -> LimitResult:
-    """A size budget's result with what was counted, and if it is missed, with what is biggest and what would help."""
+    """Return the result of a size limit with the counted parts and, if it is missed, the largest parts and advice.
+
+    Args:
+        result: Result of a limit.
+        profiles: Targets of the recipe.
+        finals: Folder of the final model by target.
+        sizes: Shipped bytes by target.
+    """
     profile = next((one for one in profiles if one.name == result.target), None)
     if result.metric != SHIPPED or profile is None or result.target not in sizes:
         return result
-    found, most = sizes[result.target], profile.max_bytes or 0
+    counted, max_bytes = sizes[result.target], profile.max_bytes or 0
     words = ["compressed"] if profile.downloaded else []
-    if found.runtime is None:
+    if counted.runtime is None:
         words.append("without the runtime, which is not here to be counted")
     if not result.passed:
         stored = {one.name: (one.dtype, one.shape, one.bytes) for one in read_model(finals[result.target]).tensors}
-        words += [_biggest(found, stored), *what_helps(stored, sum(found.model.values()), found.runtime or 0, most)]
+        words += [
+            _biggest(counted, stored),
+            *what_helps(stored, sum(counted.model.values()), counted.runtime or 0, max_bytes),
+        ]
     return result.model_copy(update={"reason": "; ".join(words) or None})
 
 
 def _biggest(found: Shipped, stored: Mapping[str, tuple[str, tuple[int, ...], int]]) -> str:
+    """Return a sentence with the largest files and the largest tensor."""
     parts = {**found.model, **({"the runtime": found.runtime} if found.runtime else {})}
     largest = sorted(parts, key=lambda name: -parts[name])[:_NAMED]
     listed = ", ".join(f"{name} {parts[name] / _MEGABYTE:.2f} MB" for name in largest)
@@ -105,13 +114,13 @@ def _biggest(found: Shipped, stored: Mapping[str, tuple[str, tuple[int, ...], in
 
 
 def _memory(profile: Profile, rows: Sequence[Measurement]) -> str:
-    """The metric of the peak at batch 1; a language model's has its prompt's length in its name."""
+    """Return the metric name of the peak memory at batch 1. A language model's contains the prompt length."""
     named = [row.metric for row in rows if (row.model, row.target) == (FINAL, profile.name)]
     return next((name for name in named if name.startswith(MEMORY) and "_batch_" not in name), MEMORY)
 
 
 def _runtime_files(profile: Profile) -> list[Path] | None:
-    """The files of the runtime, if it is the target's own."""
+    """Return the files of the target's runtime, or None if the installed runtime is not the target's own."""
     if profile.instead_of is not None or profile.device is not None:
         return None
     runtime = get_runtime(profile.target.runtime)
@@ -127,7 +136,7 @@ def _runtime_files(profile: Profile) -> list[Path] | None:
 
 
 def _deflated(path: Path) -> int:
-    """Bytes of a file as a zip, or a server that sends gzip, would carry them."""
+    """Return the bytes of a file after deflate compression, as in a zip file or a gzip response."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     size = 0
     with path.open("rb") as opened:

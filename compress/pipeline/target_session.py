@@ -1,4 +1,4 @@
-"""The measurements of every model on one target: kept in the cache, and made where nothing there is the same."""
+"""Measurements of every model on one target, from the cache where nothing changed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from compress.data.slices import Unit
 from compress.evaluation.evaluate import (
     Predictions,
     artifact_labels,
-    encode_for,
-    kind_rows,
+    encode_for_model,
     predict,
-    slices_of_task,
+    task_slice_rows,
+    token_kind_rows,
 )
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Profile, find_processor
@@ -49,23 +49,30 @@ from compress.utils.storage import cache_key
 
 SPLIT = TEST
 _EVALUATION_VERSION = 2
-"""Raised when the same outputs would be kept otherwise."""
-_ASKED_BESIDE = {"similarity", "instructions", "answer_tokens", "judge", "pictures"}
-"""Of a recipe's evaluation, what has no say in the answers to its rows."""
+"""Increased when the same outputs would be stored in another form."""
+_OTHER_EVALUATIONS = {"similarity", "instructions", "answer_tokens", "judge", "pictures"}
+"""Evaluation fields that do not affect a model's predictions for its rows."""
 _LABELS = "labels"
 _PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")
 
 
 class TargetSession:
-    """The measurements of one target."""
+    """Measurements of all models on one target."""
 
     def __init__(
         self, runner: StageRunner, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
         precision: float = PRECISION, confidence: float = 0.95, budget_seconds: float | None = None,
     ) -> None:  # fmt: skip
-        """See `measure_together` for ``precision`` and ``confidence`` of the times.
+        """Prepare the measurements; nothing is loaded yet.
 
-        ``budget_seconds`` is what all of them may take where the recipe says nothing of it.
+        Args:
+            runner: Results of the stages.
+            profile: The target with its settings.
+            artifacts: Folder of each model by label.
+            split: The split to evaluate.
+            precision: Relative precision of the times at which timing stops.
+            confidence: Confidence of the intervals of times.
+            budget_seconds: Time limit of all timings if the recipe sets none.
         """
         self.runner, self.split, self.precision, self.confidence = runner, split, precision, confidence
         self.profile = profile
@@ -76,18 +83,18 @@ class TargetSession:
         self.benchmark = runner.recipe.benchmark.model_copy(update=changed)
         self.artifacts = artifacts
         self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
-        self.found: dict[str, Predictions] = {}
+        self.predictions: dict[str, Predictions] = {}
         self.also = runner.recipe.data.also if split == SPLIT else {}
-        """Splits that are judged beside it, and what they are written in; rows that choose are judged alone."""
+        """Splits that are evaluated beside the test split, with their language. Selection rows are evaluated alone."""
         self._encoded: dict[tuple[str, str], Examples] = {}
 
     def examples(self, label: str, split: str | None = None) -> Examples:
-        """What a model is judged by, as its own processor encodes it."""
+        """Return the evaluation examples, encoded by the model's own processor."""
         key = label, split or self.split
         if key not in self._encoded:
             recipe, rows = self.runner.recipe, self.runner.inputs.data.split(key[1])
             baseline = None if label == BASELINE else self.artifacts.get(BASELINE)
-            self._encoded[key] = encode_for(
+            self._encoded[key] = encode_for_model(
                 self.artifacts[label],
                 self.runner.inputs.task,
                 rows,
@@ -98,15 +105,19 @@ class TargetSession:
         return self._encoded[key]
 
     def remarks(self) -> list[str]:
-        """What a reader must know of how the examples were made: the baseline's, and of others that read otherwise."""
-        others = self.artifacts if GENERATES in self.runner.inputs.task.capabilities else ()
-        notes = [self.examples(label).note for label in (BASELINE, *others)]
+        """Return notes on how the examples were made, of the baseline and of models with another tokenizer."""
+        generating_models = self.artifacts if GENERATES in self.runner.inputs.task.capabilities else ()
+        notes = [self.examples(label).note for label in (BASELINE, *generating_models)]
         for split in self.also:
-            notes += [f"{split}: {note}" for label in (BASELINE, *others) if (note := self.examples(label, split).note)]
+            notes += [
+                f"{split}: {note}"
+                for label in (BASELINE, *generating_models)
+                if (note := self.examples(label, split).note)
+            ]
         return list(dict.fromkeys(filter(None, notes)))
 
     def parts(self) -> tuple[list[Part], list[str]]:
-        """The slices of the rows, the same for every model, and notes on those without a row.
+        """Return the slices of the rows, the same for every model, and notes on slices without a row.
 
         Tokens are counted by the tokenizer of the first model, cut at the recipe's `max_length`.
         """
@@ -121,98 +132,122 @@ class TargetSession:
         if READS_ROWS in self.runner.inputs.task.capabilities or not parts:
             return parts, notes
         rows, examples = data.split(self.split), self.examples(first)
-        found = [replace(part, rows=self.runner.inputs.task.members(rows, part.rows, examples)) for part in parts]
-        notes += [
-            f"No window of the text is of the slice {part.name!r} alone." for part in found if not part.rows.any()
+        member_slices = [
+            replace(part, rows=self.runner.inputs.task.members(rows, part.rows, examples)) for part in parts
         ]
-        return [part for part in found if part.rows.any()], notes
+        notes += [
+            f"No window of the text is of the slice {part.name!r} alone."
+            for part in member_slices
+            if not part.rows.any()
+        ]
+        return [part for part in member_slices if part.rows.any()], notes
 
     def sizes(self) -> list[Measurement]:
-        """Those of every model."""
+        """Return the sizes of every model."""
         return [row for label, folder in self.artifacts.items() for row in size_rows(folder, label, self.target)]
 
     def accuracies(self, parts: Sequence[Part]) -> list[Measurement]:
-        """The task's metrics on all rows and each slice of them, and how near each model is to the baseline."""
-        self.found = {label: self._predictions(label) for label in self.artifacts}
+        """Return the task's metrics on all rows and each slice, and the agreement of each model with the baseline."""
+        self.predictions = {label: self._predictions(label) for label in self.artifacts}
         task, target, rows = self.runner.inputs.task, self.target.name, list[Measurement]()
-        for label, found in self.found.items():
-            own = task.measure(found.kept, found.labels, label, target)
-            near = task.compare(found.kept, self.found[BASELINE].kept, label, target) if BASELINE in self.found else []
-            rows += [*own, *near, *slices_of_task(task, found, own, parts)]
+        for label, predictions in self.predictions.items():
+            metric_rows = task.measure(predictions.kept, predictions.labels, label, target)
+            agreement_rows = (
+                task.compare(predictions.kept, self.predictions[BASELINE].kept, label, target)
+                if BASELINE in self.predictions
+                else []
+            )
+            rows += [*metric_rows, *agreement_rows, *task_slice_rows(task, predictions, metric_rows, parts)]
         for split, language in self.also.items():
             rows += self._elsewhere(split, language)
         return rows
 
     def _elsewhere(self, split: str, language: str) -> list[Measurement]:
-        """The task's metrics on a split beside the test split, `METRIC_on_SPLIT`, and those of each kind of token."""
+        """Return the task's metrics on a split beside the test split (`METRIC_on_SPLIT`), also by kind of token."""
         task, texts, rows = self.runner.inputs.task, self.runner.inputs.data.split(split), list[Measurement]()
-        found = {label: self._predictions(label, split) for label in self.artifacts}
+        predictions_by_label = {label: self._predictions(label, split) for label in self.artifacts}
         kinds = {
             label: task.kinds_of_tokens(texts, load_processor(folder), self.examples(label, split), language)
             for label, folder in self.artifacts.items()
         }
         counts = {kind: chosen.sum(axis=1) for kind, chosen in next(iter(kinds.values())).items()}
-        for label, one in found.items():
-            own = task.measure(one.kept, one.labels, label, self.target.name)
-            if BASELINE in found:
-                own += task.compare(one.kept, found[BASELINE].kept, label, self.target.name)
-            own = [row.model_copy(update={"metric": metric_on_split(row.metric, split)}) for row in own]
-            rows += [*own, *kind_rows(one.kept["loss"], kinds[label], counts, own[0])] if counts else own
+        for label, predictions in predictions_by_label.items():
+            metric_rows = task.measure(predictions.kept, predictions.labels, label, self.target.name)
+            if BASELINE in predictions_by_label:
+                metric_rows += task.compare(
+                    predictions.kept, predictions_by_label[BASELINE].kept, label, self.target.name
+                )
+            metric_rows = [row.model_copy(update={"metric": metric_on_split(row.metric, split)}) for row in metric_rows]
+            rows += (
+                [*metric_rows, *token_kind_rows(predictions.kept["loss"], kinds[label], counts, metric_rows[0])]
+                if counts
+                else metric_rows
+            )
         return rows
 
     def answers(self, label: str) -> ModelAnswers | None:
-        """What a model answered to each row, once `accuracies` has found it, by the class names of its config.
+        """Return the predicted class of each row by the config's class names, or None if the task has no classes.
 
-        None where the task's answers are no classes.
+        Call `accuracies` first.
         """
-        found = self.found[label]
-        probabilities = self.runner.inputs.task.probabilities(found.kept)
+        predictions = self.predictions[label]
+        probabilities = self.runner.inputs.task.probabilities(predictions.kept)
         if probabilities is None:
             return None
         names = artifact_labels(self.artifacts[label]) or self.runner.inputs.data.labels
-        chosen = probabilities.argmax(axis=-1)
-        return ModelAnswers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
+        classes = probabilities.argmax(axis=-1)
+        return ModelAnswers(
+            [names[index] for index in classes], probabilities.max(axis=-1), classes == predictions.labels
+        )
 
     def calibration(self) -> list[CalibrationCurve]:
-        """The reliability diagrams of the baseline and the final model, where answers are classes."""
+        """Return the reliability diagrams of the baseline and the final model, if predictions are classes."""
         curves = []
         for label in (BASELINE, FINAL):
-            given = self.answers(label)
-            if given is None:
+            answers = self.answers(label)
+            if answers is None:
                 continue
-            bins = calibration_bins(given.probability, given.correct)
-            kept = [CalibrationBin(rows=bin.rows, confidence=bin.confidence, accuracy=bin.accuracy) for bin in bins]
-            curves.append(CalibrationCurve(model=label, target=self.target.name, bins=tuple(kept)))
+            bins = calibration_bins(answers.probability, answers.correct)
+            records = [CalibrationBin(rows=bin.rows, confidence=bin.confidence, accuracy=bin.accuracy) for bin in bins]
+            curves.append(CalibrationCurve(model=label, target=self.target.name, bins=tuple(records)))
         return curves
 
-    def _told(self) -> str | dict[str, str]:
-        """What tells the target from others: its name, or all of it where the table has none such."""
-        known = PROFILES.get(self.target.name)
-        return self.target.name if known and known.target == self.target else asdict(self.target)
+    def _target_key(self) -> str | dict[str, str]:
+        """Return what identifies the target in a cache key: its name, or all fields of a target outside the table."""
+        profile = PROFILES.get(self.target.name)
+        return self.target.name if profile and profile.target == self.target else asdict(self.target)
 
     def _key(self, kind: str, label: str, **parts: Any) -> str:
-        """What an answer of a model on this target is kept under; ``parts`` are what else decides it."""
+        """Return the cache key of a model's evaluation on this target.
+
+        Args:
+            kind: Kind of evaluation.
+            label: Label of the model.
+            parts: Everything else that the result depends on.
+        """
         return cache_key(
             {
                 "kind": kind,
                 "version": _EVALUATION_VERSION,
                 "artifact": self.digests[label],
-                "target": self._told(),
+                "target": self._target_key(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions((*_PACKAGES, *self.runner.inputs.task.packages)),
                 # Where 8-bit products may saturate, answers are the processor's own.
+                # Where 8-bit products may saturate, predictions depend on the processor.
                 **({} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}),
                 **parts,
             }
         )
 
     def _predictions(self, label: str, split: str | None = None) -> Predictions:
+        """Return a model's predictions for a split, from the cache or computed now."""
         runner, recipe = self.runner, self.runner.recipe
         parts = {
             "task": recipe.task,
             "data": runner.inputs.data.digest(split or self.split),
             "max_length": recipe.data.max_length,
-            "evaluation": recipe.evaluation.model_dump(exclude=_ASKED_BESIDE),
+            "evaluation": recipe.evaluation.model_dump(exclude=_OTHER_EVALUATIONS),
         }
         if GENERATES in runner.inputs.task.capabilities:
             parts["windows"] = windows_digest(self.examples(label, split))
@@ -220,7 +255,7 @@ class TargetSession:
         def make(content: Path) -> Mapping[str, Any]:
             examples, text = self.examples(label, split), f"evaluate {label} on {self.target.name}"
             text += f" by {split}" if split else ""
-            found = predict(
+            predictions = predict(
                 self.artifacts[label],
                 runner.inputs.task,
                 examples,
@@ -229,18 +264,18 @@ class TargetSession:
                 runner.progress,
                 text,
             )
-            arrays: dict[str, Any] = dict(found.kept)
-            arrays |= {} if found.labels is None else {_LABELS: found.labels}
+            arrays: dict[str, Any] = dict(predictions.kept)
+            arrays |= {} if predictions.labels is None else {_LABELS: predictions.labels}
             np.savez(content / "predictions.npz", **arrays)
             return {"name": f"evaluation of {label}"}
 
-        folder, _ = _kept(runner, self._key("evaluation", label, **parts), make)
+        folder, _ = _cached(runner, self._key("evaluation", label, **parts), make)
         with np.load(folder / "predictions.npz") as arrays:
-            kept = {name: arrays[name] for name in arrays.files}
-        labels = kept.pop(_LABELS, None)
-        return Predictions(kept, labels)
+            arrays_by_name = {name: arrays[name] for name in arrays.files}
+        labels = arrays_by_name.pop(_LABELS, None)
+        return Predictions(arrays_by_name, labels)
 
-    def kept_json(
+    def cached_json(
         self,
         kind: str,
         label: str,
@@ -249,22 +284,28 @@ class TargetSession:
         names: tuple[str, str],
         find: Callable[..., Any],
     ) -> Any:
-        """What ``find`` finds of a model on this target, kept in a file of JSON.
+        """Return the JSON result of an evaluation of a model, from the cache or computed now.
 
-        ``names`` are those of the cache's entry and of the progress.
+        Args:
+            kind: Kind of evaluation, part of the cache key.
+            label: Label of the model.
+            parts: Everything else that the result depends on.
+            file: Name of the file in the cache entry.
+            names: Name of the cache entry, and text of the progress.
+            find: Computes the result, from target, threads, progress and text.
         """
 
         def make(content: Path) -> Mapping[str, Any]:
             text = f"{names[1]} on {self.target.name}"
-            found = find(self.target, working_threads(), self.runner.progress, text)
-            (content / file).write_text(json.dumps(found))
+            result = find(self.target, working_threads(), self.runner.progress, text)
+            (content / file).write_text(json.dumps(result))
             return {"name": names[0]}
 
-        folder, _ = _kept(self.runner, self._key(kind, label, **parts), make)
+        folder, _ = _cached(self.runner, self._key(kind, label, **parts), make)
         return json.loads((folder / file).read_text())
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
-        """Rows, notes and the machine of one interleaved session over all artifacts."""
+        """Return measurements, notes and the machine of one interleaved timing session over all artifacts."""
         runner, recipe, place = self.runner, self.runner.recipe, self._place()
         machine = environment()
         key = cache_key(
@@ -273,7 +314,7 @@ class TargetSession:
                 "version": TIMING_VERSION,
                 "artifacts": self.digests,
                 "data": runner.inputs.data.digest(self.split),
-                "target": self._told(),
+                "target": self._target_key(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "settings": self.benchmark.model_dump(),
                 "max_length": recipe.data.max_length,
@@ -287,32 +328,32 @@ class TargetSession:
 
         def make(content: Path) -> Mapping[str, Any]:
             examples = {label: self.examples(label) for label in self.artifacts}
-            compared = BASELINE if BASELINE in self.artifacts else next(iter(self.artifacts))
-            found = time_artifacts(
-                *(runner.inputs.task, self.artifacts, examples, self.target, self.benchmark, compared),
+            baseline = BASELINE if BASELINE in self.artifacts else next(iter(self.artifacts))
+            result = time_artifacts(
+                *(runner.inputs.task, self.artifacts, examples, self.target, self.benchmark, baseline),
                 *(runner.progress, recipe.seed, self.precision, self.confidence, place),
             )
-            kept = {
-                "rows": [{**row.model_dump(), "target": self.target.name} for row in found.measurements],
-                "notes": found.notes,
-                "environment": found.environment,
+            stored = {
+                "rows": [{**row.model_dump(), "target": self.target.name} for row in result.measurements],
+                "notes": result.notes,
+                "environment": result.environment,
             }
-            (content / "timings.json").write_text(json.dumps(kept))
+            (content / "timings.json").write_text(json.dumps(stored))
             return {"name": f"benchmark on {self.target.name}"}
 
-        folder, reused = _kept(runner, key, make)
-        kept = json.loads((folder / "timings.json").read_text())
-        notes = [f"{self.target.name}: {note}" for note in kept["notes"]]
+        folder, reused = _cached(runner, key, make)
+        stored = json.loads((folder / "timings.json").read_text())
+        notes = [f"{self.target.name}: {note}" for note in stored["notes"]]
         if reused:
             notes.append(
                 f"{self.target.name}: timings are of an earlier run on this machine; --remeasure takes new ones"
             )
-        return [Measurement.model_validate(row) for row in kept["rows"]], notes, kept["environment"]
+        return [Measurement.model_validate(row) for row in stored["rows"]], notes, stored["environment"]
 
     def _place(self) -> BenchmarkHost:
-        """This machine, or the device, by the `devices.yaml` beside the recipe or in the current folder.
+        """Return this machine, or the device from the `devices.yaml` beside the recipe or in the current folder.
 
-        Raises `InputError` for a device that no inventory has. Nothing is connected yet.
+        Raises `InputError` for an unknown device. No connection is made yet.
         """
         name = self.profile.device
         if name is None:
@@ -321,14 +362,14 @@ class TargetSession:
 
 
 def windows_digest(examples: Examples) -> str:
-    """Of windows of text: their tokens, and which of them count."""
+    """Return a digest of token sequences and of the positions that count."""
     parts = [example["input_ids"] for example in examples.inputs]
     counts = [] if examples.labels is None else [examples.labels]
     return hashlib.sha256(b"".join(part.tobytes() for part in (*parts, *counts))).hexdigest()
 
 
-def _kept(runner: StageRunner, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
-    """The folder of a measurement, and whether it was in the cache; made now if need be."""
+def _cached(runner: StageRunner, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
+    """Return the folder of a measurement and True if it was in the cache; compute it if not."""
     note = runner.progress.note
     entry, cached = runner.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))
     runner.measurement_entries.append((entry, cached))

@@ -1,4 +1,4 @@
-"""How the artifacts of a task are timed: by examples in batches, by pictures, or as they generate."""
+"""Timing of artifacts, by the kind of task: batches of examples, images, or generated tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.benchmark.image_generation import measure_image_generation
 from compress.benchmark.session import PRECISION, BenchmarkResult, measure_side_by_side
 from compress.formats.target_profile import Target
 from compress.recipe.recipe import Benchmark
-from compress.tasks.capability import DRAWS, GENERATES
+from compress.tasks.capability import GENERATES, GENERATES_IMAGES
 from compress.tasks.task import Examples, Task
 from compress.utils.progress import Progress
 
@@ -32,12 +32,26 @@ def time_artifacts(
     confidence: float = 0.95,
     host: BenchmarkHost = LOCAL_HOST,
 ) -> BenchmarkResult:
-    """One interleaved session at ``place`` over all artifacts, each fed with its own encoding of the same text.
+    """Time all artifacts in one interleaved session, each with its own encoding of the same examples.
 
-    Raises what `measure_side_by_side`, `measure_image_generation` or `measure_generation` raises.
+    Args:
+        task: The task, which decides how artifacts are timed.
+        artifacts: Folder of each model by label.
+        examples: Encoded examples by label.
+        target: The target.
+        settings: The recipe's benchmark settings.
+        baseline: Label that speed-ups refer to.
+        progress: Is told each round.
+        seed: Seed of the order of rounds.
+        precision: Relative precision at which timing stops.
+        confidence: Confidence of the intervals.
+        host: This machine, or a device.
+
+    Raises:
+        CompressError: As `measure_side_by_side`, `measure_image_generation` or `measure_generation`.
     """
     shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "host": host}
-    if DRAWS in task.capabilities:
+    if GENERATES_IMAGES in task.capabilities:
         return measure_image_generation(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     if GENERATES not in task.capabilities:
         return measure_side_by_side(artifacts, examples, target, settings, baseline, progress, seed, **shared)
@@ -47,6 +61,6 @@ def time_artifacts(
 
 
 def beginning(examples: Examples, tokens: int) -> list[int]:
-    """The first ``tokens`` tokens of the examples, or all where they are fewer."""
+    """Return the first ``tokens`` tokens of the examples, or all if there are fewer."""
     ids = np.concatenate([example["input_ids"] for example in examples.inputs])
     return [int(token) for token in ids[:tokens]]

@@ -1,4 +1,4 @@
-"""What a report says of files with many zeros, of INT8 that came out slower, and of processors not made for it."""
+"""Notes of a report on sparse files, on INT8 files that are slower, and on processors without VNNI."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ _SHORT_MS = 0.5
 
 
 def run_remarks(session: TargetSession) -> list[str]:
-    """What the runtime doesn't run as it is stored, each remark once with the models that it is about."""
+    """Return the runtime's remarks on files that it does not run as stored, each once with its models."""
     runtime = get_runtime(session.target.runtime)
     if not isinstance(runtime, Remarks):
         return []
-    found: dict[str, list[str]] = {}
+    labels_by_remark: dict[str, list[str]] = {}
     for label, folder in session.artifacts.items():
         remark = runtime.remark(folder)
         if remark is not None:
-            found.setdefault(remark, []).append(label)
-    return [f"{', '.join(labels)}: {remark}" for remark, labels in found.items()]
+            labels_by_remark.setdefault(remark, []).append(label)
+    return [f"{', '.join(labels)}: {remark}" for remark, labels in labels_by_remark.items()]
 
 
 def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list[str]:
-    """Lines for a final model with integers that is slower than the baseline beyond doubt; both are profiled then.
+    """Profile a quantized final model that is significantly slower than the baseline, and return the causes.
 
-    Models of two graphs, and devices other than the processor, can't be profiled and get none. A call that is over in
-    half a millisecond is mostly the runtime's own work, which no operator answers for.
+    Models of two graphs and other devices than the CPU cannot be profiled. Calls below half a millisecond are not
+    profiled either: most of their time is the runtime's own work, which belongs to no operator.
     """
-    figures = {row.metric: row for row in rows if row.model == FINAL}
-    speed, latency = figures.get("speedup"), figures.get("latency_ms")
+    final_rows = {row.metric: row for row in rows if row.model == FINAL}
+    speed, latency = final_rows.get("speedup"), final_rows.get("latency_ms")
     task, recipe = session.runner.inputs.task, session.runner.recipe
     rows_only = GENERATES not in task.capabilities and READS_ROWS in task.capabilities
     if not rows_only or not has_integers(recipe):
@@ -84,7 +84,7 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
 
 
 def processor_notes(session: TargetSession) -> list[str]:
-    """What an x86 processor without VNNI costs a model with integers that was timed on it, as measured now."""
+    """Return a note on the measured speed of INT8 products if the processor has no VNNI and the model is quantized."""
     saturates = not find_processor("cpu").sums_in_32_bits
     if (
         not saturates
@@ -105,32 +105,40 @@ def processor_notes(session: TargetSession) -> list[str]:
 
 
 def has_integers(recipe: Recipe) -> bool:
-    """Whether a stage of it puts integers into a graph."""
-    return any(stage.integer_graph for stage in recipe.stages)
+    """Return True if a stage of the recipe writes integers into a graph."""
+    return any(stage.output_spec().integer_graph for stage in recipe.stages)
 
 
 def float_label(recipe: Recipe) -> str | None:
-    """The graph in float that a recipe exports, by its label, or ``None`` where it exports none."""
+    """Return the label of the float graph that a recipe exports, or None if it exports none."""
     stages = zip(recipe.labels(), recipe.stages, strict=True)
     floats = (
-        label for label, stage in stages if not stage.integer_graph and issubclass(stage.output_type(), OnnxModel)
+        label
+        for label, stage in stages
+        if not stage.output_spec().integer_graph and issubclass(stage.output_type(), OnnxModel)
     )
     return next(floats, None)
 
 
 _NOTABLE = 0.05
 _SAME = 0.02
-"""Within so much of the baseline's speed a file counts as no faster."""
+"""A file within this share of the baseline's speed counts as equally fast."""
 
 
 def sparse_notes(
     recipe: Recipe, artifacts: Mapping[str, Path], rows: Sequence[Measurement], target: Target
 ) -> list[str]:
-    """A line for each stage's float file of which a share of the weights is zero, with its measured speed.
+    """Return a note for each stage whose float file has many zero weights, with its measured speed.
 
-    No runtime that `compress` knows has a kernel that skips zeros. Files are looked at only where a stage makes zeros.
+    No supported runtime has a kernel that skips zeros. Files are read only if a stage sets weights to zero.
+
+    Args:
+        recipe: The recipe.
+        artifacts: Folder of each model by label.
+        rows: Measurements of the target.
+        target: The target.
     """
-    if target.format != OnnxModel.kind or not any(stage.zeros_weights() for stage in recipe.stages):
+    if target.format != OnnxModel.kind or not any(stage.output_spec().sparse for stage in recipe.stages):
         return []
     speeds = {row.model: row for row in rows if row.metric == "speedup"}
     lines = []
@@ -145,7 +153,7 @@ def sparse_notes(
 
 
 def zero_share(graphs: Iterable[onnx.ModelProto]) -> float:
-    """The share of zeros among all float weights of two axes or more; 0 where there are none."""
+    """Return the share of zeros among all float weights with two or more axes, or 0 if there are none."""
     import numpy as np
     from onnx import numpy_helper
 
@@ -160,6 +168,7 @@ def zero_share(graphs: Iterable[onnx.ModelProto]) -> float:
 
 
 def _speed(row: Measurement | None) -> str:
+    """Return the end of a sparsity note that states the measured speed."""
     if row is None:
         return ""
     interval = "" if row.low is None or row.high is None else f", {row.low:.2f} to {row.high:.2f}"

@@ -1,1 +1,1 @@
-"""The recipe, and what it is made of."""
+"""Recipes: schema, loading with positions, overrides, validation and starter recipes."""

@@ -1,4 +1,4 @@
-"""A recipe's YAML as plain values that remember their lines. Scalars follow the YAML 1.2 core schema."""
+"""YAML documents as plain values with the line of each field. Scalars follow the YAML 1.2 core schema."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CORE_SCHEMA = (
     ),
     ("merge", r"<<", ["<"]),
 )
-"""Tag, pattern and first characters of what an unquoted scalar may be: 5e-5 is a number, `no` is text."""
+"""Tag, pattern and first characters of unquoted scalars: 5e-5 is a number, `no` is text."""
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """Composes nodes by the YAML 1.2 core schema instead of YAML 1.1."""
+    """YAML loader that composes nodes by the YAML 1.2 core schema instead of YAML 1.1."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 def core_pattern(pattern: str) -> re.Pattern[str]:
-    """A whole-scalar pattern out of `CORE_SCHEMA`."""
+    """Return a pattern of `CORE_SCHEMA` as a regular expression for a whole scalar."""
     return re.compile(rf"(?:{pattern})\Z")
 
 
@@ -50,7 +50,7 @@ for _tag, _pattern, _first in CORE_SCHEMA:
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a strict YAML file holds, as its problems name it; ``mapping`` is an example of all of it."""
+    """Kind of a strict YAML file, with the names used in its problems; ``mapping`` is an example of its content."""
 
     name: str
     subject: str
@@ -64,10 +64,10 @@ RECIPE = FileKind("recipe", "The recipe", "a YAML recipe", "a mapping of fields 
 
 @dataclass
 class Document:
-    """Values of a recipe or a file like it, the line of every field, and what has been found wrong so far.
+    """Values of a YAML file, the line of every field, and the problems so far.
 
-    ``overridden`` maps a field that a `--set` option replaced to that option; ``broken`` holds the fields
-    that have a problem.
+    ``overridden`` maps a field that a `--set` option replaced to that option. ``broken`` holds the fields that have a
+    problem.
     """
 
     file: str
@@ -78,8 +78,8 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     broken: set[FieldPath] = field(default_factory=set)
 
-    def place(self, path: FieldPath) -> tuple[str, int | None]:
-        """File and line of a field, or of the nearest field around it; an overridden field has no line."""
+    def location(self, path: FieldPath) -> tuple[str, int | None]:
+        """Return file and line of a field, or of the nearest enclosing field. An overridden field has no line."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.overridden:
                 return f"--set {self.overridden[path[:length]]}", None
@@ -88,29 +88,36 @@ class Document:
         return self.file, None
 
     def problem(self, path: FieldPath, found: str, expected: str, nearest: str | None = None) -> None:
-        """Note one problem at a field."""
-        file, line = self.place(path)
+        """Record a problem of a field.
+
+        Args:
+            path: Path of the field.
+            found: The value found, in words.
+            expected: The value expected, in words.
+            nearest: A similar valid name, if any.
+        """
+        file, line = self.location(path)
         self.broken.add(path)
         self.problems.append(Problem(file, line, dotted(path) or self.kind.name, found, expected, nearest))
 
-    def refusal(self) -> RecipeError:
-        """All problems as one error, in the order of the lines."""
+    def error(self) -> RecipeError:
+        """Return all problems as one error, in the order of their lines."""
         problems = sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
         return RecipeError(problems, self.kind.subject, self.kind.hint)
 
     def forget_lines(self, path: FieldPath) -> None:
-        """Drop the lines of a field and of everything below it."""
-        for known in [known for known in self.lines if known[: len(path)] == path]:
-            del self.lines[known]
+        """Remove the lines of a field and of everything below it."""
+        for line_path in [line_path for line_path in self.lines if line_path[: len(path)] == path]:
+            del self.lines[line_path]
 
 
 def dotted(path: FieldPath) -> str:
-    """`("stages", 1, "distill")` -> `stages.1.distill`."""
+    """Return a path with dots: `("stages", 1, "distill")` -> `stages.1.distill`."""
     return ".".join(map(str, path))
 
 
 def describe(value: Any) -> str:
-    """A found value in a few words."""
+    """Return a value in a few words."""
     match value:
         case None:
             return "nothing (null)"
@@ -127,7 +134,7 @@ def describe(value: Any) -> str:
 
 
 def read_document(path: Path, kind: FileKind = RECIPE) -> Document:
-    """Read and parse a file of a kind. Raises `RecipeError` for one that is no readable YAML mapping."""
+    """Read and parse a YAML file. Raises `RecipeError` if it is not a readable YAML mapping."""
     document = Document(str(path), kind)
     text = _text(path, document)
     if text is not None:
@@ -138,12 +145,12 @@ def read_document(path: Path, kind: FileKind = RECIPE) -> Document:
     if not isinstance(document.values, dict):
         if not document.problems:
             document.problem((), describe(document.values), kind.mapping)
-        raise document.refusal()
+        raise document.error()
     return document
 
 
 def parse_into(document: Document, text: str, keep_lines: bool = True) -> None:
-    """Parse YAML text into ``document.values``, noting problems, and lines if they mean anything."""
+    """Parse YAML text into ``document.values`` and record problems, and lines if ``keep_lines``."""
 
     def refuse(found: str, expected: str, line: int | None = None) -> None:
         if keep_lines and line is not None:
@@ -167,7 +174,7 @@ def parse_into(document: Document, text: str, keep_lines: bool = True) -> None:
 
 
 def _text(path: Path, document: Document) -> str | None:
-    """The file's text; None, with a problem noted, where it cannot be read."""
+    """Return the file's text, or None and record a problem if it cannot be read."""
     expected = document.kind.words
     try:
         if path.stat().st_size > MAX_FILE_BYTES and not path.is_dir():
@@ -189,16 +196,16 @@ def _text(path: Path, document: Document) -> str | None:
 
 
 def nearest_sibling(path: Path) -> str | None:
-    """The name of the YAML file beside a missing one that it most resembles."""
+    """Return the most similar name of a YAML file beside a missing one."""
     return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
 
 
 class _TooMuchError(Exception):
-    """Found and expected of a document that is refused as a whole."""
+    """Error of a document that is refused as a whole, with the value found and the value expected."""
 
 
 class _Values:
-    """Turns nodes into values, noting lines and whatever a recipe cannot hold."""
+    """Converter of YAML nodes to values, which records lines and problems."""
 
     def __init__(self, document: Document, keep_lines: bool) -> None:
         self.document = document
@@ -207,7 +214,7 @@ class _Values:
         self.around: list[yaml.Node] = []
 
     def read(self, node: yaml.Node, path: FieldPath) -> Any:
-        """The node's value. Raises `_TooMuchError` for what no recipe holds."""
+        """Return the node's value. Raises `_TooMuchError` for values that no recipe contains."""
         self._note_line(path, node)
         self.visited += 1
         if node in self.around:
@@ -221,6 +228,7 @@ class _Values:
         return value
 
     def _content(self, node: yaml.Node, path: FieldPath) -> Any:
+        """Return the value of a mapping, a list or a scalar."""
         if isinstance(node, yaml.MappingNode) and node.tag == YAML_PREFIX + "map":
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == YAML_PREFIX + "seq":
@@ -228,12 +236,14 @@ class _Values:
         return self._scalar(node, path)
 
     def _note_line(self, path: FieldPath, node: yaml.Node) -> None:
+        """Record the line of a field, unless it has one."""
         if self.keep_lines and path not in self.document.lines:
             self.document.lines[path] = node.start_mark.line + 1
 
     def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
+        """Return a mapping with YAML merge keys (`<<`) applied."""
         merged: dict[str, Any] = {}
-        own: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for key, value in node.value:
             if key.tag == YAML_PREFIX + "merge":
                 sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
@@ -248,23 +258,25 @@ class _Values:
                 self._note_line((*path, "?"), key)
                 self.document.problem((*path, "?"), "a list or mapping as a name", "text as a name")
             else:
-                self._entry(key, value, path, own)
-        return {**merged, **own}
+                self._entry(key, value, path, entries)
+        return {**merged, **entries}
 
     def _entry(self, key: yaml.ScalarNode, value: yaml.Node, path: FieldPath, own: dict[str, Any]) -> None:
+        """Add one entry to a mapping, and record a duplicate name as a problem."""
         name = key.value
-        below = (*path, name)
+        field_path = (*path, name)
         if name in own:
-            first = self.document.lines.get(below)
-            self.document.forget_lines(below)
-            self._note_line(below, key)
-            where = f" (the first is on line {first})" if first else ""
-            self.document.problem(below, f"a second {name!r}{where}", "each name once")
+            first = self.document.lines.get(field_path)
+            self.document.forget_lines(field_path)
+            self._note_line(field_path, key)
+            hint = f" (the first is on line {first})" if first else ""
+            self.document.problem(field_path, f"a second {name!r}{hint}", "each name once")
         elif self.keep_lines:
-            self.document.lines[below] = key.start_mark.line + 1
-        own[name] = self.read(value, below)
+            self.document.lines[field_path] = key.start_mark.line + 1
+        own[name] = self.read(value, field_path)
 
     def _scalar(self, node: yaml.Node, path: FieldPath) -> Any:
+        """Return text, a number, a boolean or None."""
         text = str(node.value)
         match node.tag.removeprefix(YAML_PREFIX):
             case "str" | "merge":
@@ -282,6 +294,7 @@ class _Values:
         return None
 
     def _number(self, kind: str, text: str, path: FieldPath) -> int | float | None:
+        """Return a finite number, or record a problem."""
         try:
             if kind == "int" and len(text) <= 100:
                 return int(text, 0) if text[:2] in ("0x", "0o") else int(text)

@@ -1,4 +1,4 @@
-"""The recipe as JSON Schema, for editors that complete and check YAML."""
+"""JSON Schema of recipes, for editors that complete and check YAML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES
-from compress.recipe.chosen_target import DESCRIBING, OWN_FIELDS, TargetFields
+from compress.recipe.chosen_target import CUSTOM_TARGET_FIELDS, TARGET_FIELDS, TargetFields
 from compress.recipe.recipe import Recipe
 from compress.stages.registry import STAGES
 
@@ -18,7 +18,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a recipe file, stages as single-key mappings or bare names."""
+    """Return the JSON Schema (draft 2020-12) of a recipe file, with stages as single-key mappings or bare names."""
     schema = Recipe.model_json_schema(ref_template="#/$defs/{model}")
     definitions = schema.setdefault("$defs", {})
     stages = schema["properties"]["stages"]
@@ -45,7 +45,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
-    """A target's name, a name with fields, a file."""
+    """Return the schema of a target entry: a name, a name with fields, or a file."""
     definitions.pop("ChosenTarget", None)
     definitions["TargetFields"] = TargetFields.model_json_schema()
     return {
@@ -59,7 +59,7 @@ def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
                 "additionalProperties": {
                     "type": "object",
                     "description": "a target of your own",
-                    "properties": {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS},
+                    "properties": {name: _field(f"$defs/TargetFields/properties/{name}") for name in TARGET_FIELDS},
                     "required": ["runtime"],
                 },
                 "minProperties": 1,
@@ -70,7 +70,12 @@ def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _target(profile: Profile) -> dict[str, Any]:
-    own = {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS if name not in DESCRIBING}
+    """Return the schema of a known target's fields."""
+    target_fields = {
+        name: _field(f"$defs/TargetFields/properties/{name}")
+        for name in TARGET_FIELDS
+        if name not in CUSTOM_TARGET_FIELDS
+    }
     stages = [kind for form in profile.allowed if (kind := FORMATS[form].written_by) is not None]
     options = {
         name: _field(f"properties/stages/items/anyOf/0/properties/{kind}/properties/{name}")
@@ -78,29 +83,30 @@ def _target(profile: Profile) -> dict[str, Any]:
         for name in STAGES[kind].model_fields
         if name != "kind"
     }
-    fields = {**options, **own, "format": {"enum": list(profile.allowed)}}
+    fields = {**options, **target_fields, "format": {"enum": list(profile.allowed)}}
     return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
 
 
 def _field(path: str) -> dict[str, str]:
+    """Return a reference to another part of the schema."""
     return {"$ref": f"#/{path}"}
 
 
 def _stage(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """A stage's own properties, without the `kind` that its key already says."""
+    """Return the schema of a stage's fields, without `kind`, which is the key."""
     cls = STAGES[kind]
-    own = copy.deepcopy(cls.model_json_schema(ref_template="#/$defs/{model}"))
-    definitions.update(own.pop("$defs", {}))
+    schema = copy.deepcopy(cls.model_json_schema(ref_template="#/$defs/{model}"))
+    definitions.update(schema.pop("$defs", {}))
     definitions.pop(cls.__name__, None)
-    own["properties"].pop("kind", None)
-    if "kind" in own.get("required", []):
-        own["required"].remove("kind")
+    schema["properties"].pop("kind", None)
+    if "kind" in schema.get("required", []):
+        schema["required"].remove("kind")
     optional = kind in _bare_kinds()
-    return {**own, "type": ["object", "null"] if optional else "object"}
+    return {**schema, "type": ["object", "null"] if optional else "object"}
 
 
 def _bare_kinds() -> list[str]:
-    """Stages that are valid without any field."""
+    """Return the stages that are valid without any field."""
     kinds = []
     for kind, cls in STAGES.items():
         try:

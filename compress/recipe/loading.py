@@ -1,4 +1,4 @@
-"""Recipes as files: reading with all problems at once, writing, and the JSON Schema for editors."""
+"""Loading of recipe files with all problems at once, and writing of recipes as YAML."""
 
 from __future__ import annotations
 
@@ -24,67 +24,79 @@ from compress.recipe.document import (
     read_document,
 )
 from compress.recipe.json_schema import recipe_schema
-from compress.recipe.overrides import apply_override, drop_stages, single_keys
+from compress.recipe.overrides import apply_override, drop_stages, normalize_stages
 from compress.recipe.recipe import Recipe
 from compress.recipe.removed import REMOVED
 from compress.recipe.target_entries import read_targets
-from compress.recipe.validation import Part, check_parts
-from compress.recipe.validation_errors import salvage, validate
+from compress.recipe.validation import ParsedStage, check_consistency
+from compress.recipe.validation_errors import validate, validate_partly
 from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
-from compress.tasks.registry import TASK_NAMES, TASKS, tasks_with, told_task
+from compress.tasks.registry import TASK_NAMES, TASKS, infer_task, tasks_with
 from compress.tasks.task import Task
 from compress.utils.errors import InputError, nearest_name
 
-__all__ = ["dump_recipe", "read_recipe", "recipe_of", "recipe_schema"]
+__all__ = ["dump_recipe", "parse_recipe", "read_recipe", "recipe_schema"]
 
 _Header = create_model("_Header", __base__=Recipe, stages=(Any, ()), targets=(Any, ()))
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, each of ``overrides`` (`stages.1.distill.epochs=2`) replacing one field.
+    """Read a recipe; each of ``overrides`` (`stages.1.distill.epochs=2`) replaces one field.
 
-    A task that is left out is the one that the model's config tells. Raises `RecipeError` with every problem of the
-    file: syntax, fields, and what must hold between them.
+    A missing task is inferred from the model's config. Raises `RecipeError` with every problem of the file: syntax,
+    fields, and inconsistencies between fields.
     """
-    return recipe_of(read_document(path), path.parent, overrides)
+    return parse_recipe(read_document(path), path.parent, overrides)
 
 
-def recipe_of(document: Document, folder: Path, overrides: Sequence[str] = (), without: Sequence[str] = ()) -> Recipe:
-    """The recipe of a document that lies in ``folder``; afterwards the stages labelled ``without`` are left out.
+def parse_recipe(
+    document: Document, folder: Path, overrides: Sequence[str] = (), without: Sequence[str] = ()
+) -> Recipe:
+    """Return the recipe of a document, which is changed.
 
-    The document is changed. Raises as `read_recipe`.
+    Args:
+        document: Values of the YAML file, with lines.
+        folder: The folder that relative paths start from.
+        overrides: Replacements of fields, `FIELD=VALUE`.
+        without: Labels of stages that are left out.
+
+    Raises:
+        RecipeError: With every problem.
     """
-    single_keys(document)
+    normalize_stages(document)
     for option in overrides:
         apply_override(document, option)
     drop_stages(document, without)
-    told = tell_task(document, folder)
-    tell_data(document)
+    task_was_inferred = infer_task_of_document(document, folder)
+    fill_in_data(document)
     _check_known_names(document)
+    # Stages and targets are validated one by one below, so that each problem gets the line of its field.
     header = validate(_Header, {**document.values, "stages": [], "targets": []}, document, ())
     parts = _stage_parts(document)
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
         targets = read_targets(document, folder, [part.kind if part else "" for part in parts])
     kinds = _kinds(document, folder)
-    check_parts(document, parts, targets, kinds, _starts_as(document, folder))
+    check_consistency(document, parts, targets, kinds, _starts_as(document, folder))
     if document.problems:
-        raise document.refusal()
+        raise document.error()
     assert header is not None
-    given = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
-    read = {"stages": tuple(part.stage for part in parts if part)}
-    recipe = Recipe(**{**given, **read, **({"targets": targets} if "targets" in document.values else {})})
-    if told:
+    header_fields = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
+    stage_fields = {"stages": tuple(part.stage for part in parts if part)}
+    recipe = Recipe(
+        **{**header_fields, **stage_fields, **({"targets": targets} if "targets" in document.values else {})}
+    )
+    if task_was_inferred:
         recipe.model_fields_set.discard("task")
     return recipe
 
 
 def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
-    """The recipe as YAML, with ``defaults`` written out or not; reading it gives an equal recipe."""
+    """Return the recipe as YAML, with or without fields at their ``defaults``. Reading it gives an equal recipe."""
     values = _plain(recipe, defaults)
     stages = [{stage.kind: _plain(stage, defaults)} for stage in recipe.stages]
-    for (fields,) in (each.values() for each in stages):
+    for (fields,) in (stage_entry.values() for stage_entry in stages):
         fields.pop("kind", None)
     values["stages"] = stages
     values["targets"] = [entry if isinstance(entry, str) else entry.as_entry() for entry in recipe.targets]
@@ -92,13 +104,14 @@ def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or YAML 1.2 would read as something else; writes no aliases."""
+    """YAML dumper that quotes text which YAML 1.1 or 1.2 would read as something else, and writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Write equal values in full."""
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Double-quoted where there is a line break: PyYAML folds the rarer ones (NEL, LS, PS) otherwise."""
+        """Use double quotes for text with line breaks, since PyYAML would fold the rare ones (NEL, LS, PS)."""
         style = '"' if len(data.splitlines()) > 1 or data != data.strip() else None
         return self.represent_scalar(YAML_PREFIX + "str", data, style)
 
@@ -109,20 +122,24 @@ for _tag, _pattern, _first in CORE_SCHEMA:
 
 
 def _plain(value: Any, defaults: bool = True) -> Any:
-    """Models as mappings of their fields, without those left at `None`, or without all ``defaults``."""
+    """Return models as mappings of their fields, without those that are None, or without all at their defaults."""
     if isinstance(value, BaseModel):
         fields = {(field.alias or name): getattr(value, name) for name, field in type(value).model_fields.items()}
-        usual = {(field.alias or name): field.get_default(call_default_factory=True)
+        default_values = {(field.alias or name): field.get_default(call_default_factory=True)
                  for name, field in type(value).model_fields.items()}  # fmt: skip
-        told = {name: held for name, held in fields.items() if held is not None and (defaults or held != usual[name])}
-        return {name: _plain(held, defaults) for name, held in told.items()}
+        written = {
+            name: field_value
+            for name, field_value in fields.items()
+            if field_value is not None and (defaults or field_value != default_values[name])
+        }
+        return {name: _plain(field_value, defaults) for name, field_value in written.items()}
     if isinstance(value, tuple):
         return [_plain(item, defaults) for item in value]
     return to_jsonable_python(value)
 
 
 def _check_known_names(document: Document) -> None:
-    """Note an unknown task here, where its nearest name is known."""
+    """Record an unknown task here, where the nearest name can be suggested."""
     task = document.values.get("task")
     if isinstance(task, str) and task not in TASK_NAMES:
         plugin = explain_missing("tasks", task)
@@ -131,7 +148,7 @@ def _check_known_names(document: Document) -> None:
 
 
 def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
-    """What the recipe's task can be, as far as its model tells; none for an unknown task."""
+    """Return the variants of the task that the model may be for, or none for an unknown task."""
     task, reference = document.values.get("task"), document.values.get("model")
     if not isinstance(task, str) or task not in TASKS:
         return ()
@@ -143,61 +160,63 @@ def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
     return kinds_here(TASKS[task], reference, recipe_folder)
 
 
-def _stage_parts(document: Document) -> list[Part | None]:
+def _stage_parts(document: Document) -> list[ParsedStage | None]:
+    """Parse the list of stages; a stage that cannot be parsed is None."""
     stages = document.values.get("stages")
     if not isinstance(stages, list) or not stages:
-        found = describe(stages) if "stages" in document.values else "nothing"
-        document.problem(("stages",), found, "a list of at least one stage, e.g. `- export`")
+        description = describe(stages) if "stages" in document.values else "nothing"
+        document.problem(("stages",), description, "a list of at least one stage, e.g. `- export`")
         return []
     return [_stage_part(document, index, item) for index, item in enumerate(stages)]
 
 
-def _stage_part(document: Document, index: int, item: Any) -> Part | None:
+def _stage_part(document: Document, index: int, item: Any) -> ParsedStage | None:
+    """Parse one stage and record its problems."""
     path = ("stages", index)
     if not isinstance(item, dict) or len(item) != 1:
         document.problem(path, describe(item), "one stage as a single name with its fields, e.g. `distill: {...}`")
         return None
     ((kind, fields),) = item.items()
-    below = (*path, kind)
+    stage_path = (*path, kind)
     if kind not in STAGES:
         replacement = explain_missing("stages", kind) or REMOVED.get(kind)
         expected = replacement or f"a stage: one of {', '.join(STAGES)}"
-        near = None if replacement else nearest_name(kind, list(STAGES))
-        document.problem(below, f"an unknown stage {kind!r}", expected, near)
-        return Part(index, kind, below, {}, None, whole=False)
+        suggestion = None if replacement else nearest_name(kind, list(STAGES))
+        document.problem(stage_path, f"an unknown stage {kind!r}", expected, suggestion)
+        return ParsedStage(index, kind, stage_path, {}, None, whole=False)
     if not isinstance(fields, dict):
-        document.problem(below, describe(fields), f"the fields of {kind} as a mapping")
-        return Part(index, kind, below, {}, None, whole=False)
-    whole = validate(STAGES[kind], {**fields, "kind": kind}, document, below)
-    part = whole or salvage(STAGES[kind], {**fields, "kind": kind})
-    return Part(index, kind, below, fields, part, whole=whole is not None)
+        document.problem(stage_path, describe(fields), f"the fields of {kind} as a mapping")
+        return ParsedStage(index, kind, stage_path, {}, None, whole=False)
+    valid_stage = validate(STAGES[kind], {**fields, "kind": kind}, document, stage_path)
+    stage = valid_stage or validate_partly(STAGES[kind], {**fields, "kind": kind})
+    return ParsedStage(index, kind, stage_path, fields, stage, whole=valid_stage is not None)
 
 
-def tell_task(document: Document, recipe_folder: Path) -> bool:
-    """Fill in a task that is left out, if the model tells one; whether it did. Notes a problem where it does not.
+def infer_task_of_document(document: Document, recipe_folder: Path) -> bool:
+    """Fill in a missing task from the model, or record a problem; return True if it was inferred.
 
-    Nothing is fetched for it, and no code of the model runs.
+    Nothing is downloaded, and no code of the model runs.
     """
     reference = document.values.get("model")
     if "task" in document.values or not isinstance(reference, str):
         return False
-    told, reason = _told(reference, recipe_folder)
-    if told is None:
+    task, reason = _infer_task(reference, recipe_folder)
+    if task is None:
         document.problem(("task",), "nothing", f"one of {', '.join(TASK_NAMES)}, since {reason}")
         return False
-    document.values["task"] = told
+    document.values["task"] = task
     return True
 
 
-def tell_data(document: Document) -> None:
-    """Fill in data that is left out, where the task says what to take then."""
+def fill_in_data(document: Document) -> None:
+    """Fill in missing data if the task has default data."""
     task = document.values.get("task")
     if "data" not in document.values and isinstance(task, str) and task in TASKS and TASKS[task].data:
         document.values["data"] = deepcopy(dict(TASKS[task].data))
 
 
 def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
-    """What the starting model is: a graph, or a torch model. Notes a folder that doesn't say which of its graphs."""
+    """Return the class of the starting model: a graph or a torch model. Record an ambiguous folder as a problem."""
     from compress.sources.resolve import is_graph
 
     reference = document.values.get("model")
@@ -209,19 +228,19 @@ def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
     return OnnxModel if graph else TorchModel
 
 
-def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
-    """The task, or else why there is none. A graph that no processor lies beside is for one that takes arrays."""
+def _infer_task(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
+    """Return the task of a model, or None and the reason. A graph without a processor beside it takes arrays."""
     from compress.models.diffusion_checks import model_config
     from compress.models.processor import has_preprocessor
     from compress.sources.onnx_file import companions_of, has_companions, onnx_file
     from compress.sources.resolve import already_here, graph_place
 
     try:
-        place = graph_place(reference, recipe_folder)
-        graph = None if place is None else onnx_file(place)
-        if (place is None and reference.lower().endswith(".onnx")) or (graph and not has_companions(graph)):
+        path = graph_place(reference, recipe_folder)
+        graph = None if path is None else onnx_file(path)
+        if (path is None and reference.lower().endswith(".onnx")) or (graph and not has_companions(graph)):
             return tasks_with(frozenset({TAKES_ARRAYS}))[0], ""
-        folder = companions_of(graph)[0].parent if graph else already_here(str(place or reference))
+        folder = companions_of(graph)[0].parent if graph else already_here(str(path or reference))
         if folder is None:
             return None, f"the model {reference!r} is not here yet to tell it"
         config = model_config(folder)
@@ -229,8 +248,8 @@ def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
         return None, f"the model cannot tell it: {error.what}"
     except OSError as error:
         return None, f"the model cannot be read: {error.strerror or error}"
-    told = told_task(config, has_preprocessor(folder))
+    task = infer_task(config, has_preprocessor(folder))
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        return told, "the model's config.json names no architectures that tell it"
-    return told, f"the model's architecture {architectures[0]!r} tells none"
+        return task, "the model's config.json names no architectures that tell it"
+    return task, f"the model's architecture {architectures[0]!r} tells none"

@@ -1,4 +1,4 @@
-"""What a regression is: for each metric the change that matters, and what to do where nobody can tell."""
+"""Rules of gates and comparisons: the regression that matters for each metric, and the action if inconclusive."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _EXPECTED = "a margin: `5%` of the baseline, `0.5 points` of a share, or a numbe
 
 
 class Margin(NamedTuple):
-    """``value`` on the metric's own scale, or as a part of the baseline's value where ``relative``."""
+    """Margin of a metric: ``value`` in the metric's unit, or as a share of the baseline's value if ``relative``."""
 
     value: float
     relative: bool
 
     def of(self, baseline: float, relative: bool) -> float | None:
-        """The margin as a part of ``baseline`` or on its scale, whichever is wanted; None where ``baseline`` is 0."""
+        """Return the margin as a share of ``baseline`` or in the metric's unit, or None if ``baseline`` is 0."""
         if self.relative == relative:
             return self.value
         if self.relative:
@@ -33,7 +33,7 @@ class Margin(NamedTuple):
 
 
 def parse_margin(written: str | float) -> Margin:
-    """`5%`, `0.5 points` or a number. Raises `ValueError` for anything else."""
+    """Parse `5%`, `0.5 points` or a number. Raises `ValueError` for anything else."""
     if isinstance(written, str):
         match = re.match(_MARGIN, written)
         if not match:
@@ -45,7 +45,7 @@ def parse_margin(written: str | float) -> Margin:
 
 
 class Rule(Frozen):
-    """How much worse a metric may get, or its worst slice."""
+    """Largest acceptable regression of a metric, or of its worst slice."""
 
     metric: str = Field(min_length=1, description="a metric's name, or a pattern such as `latency_ms*`")
     worse_by: float | str = Field(
@@ -53,7 +53,7 @@ class Rule(Frozen):
         "accuracy, or a number in the metric's unit"
     )
     slices: Literal["worst"] | None = Field(None, description="`worst`: judge the part of the data that fell most")
-    cannot_tell: CannotTell | None = Field(None, description="where this rule differs from the policy")
+    cannot_tell: CannotTell | None = Field(None, description="action if inconclusive, if it differs from the policy's")
     confidence: float | None = Field(None, gt=0.5, lt=1, description="of the interval; default: by kind of metric")
 
     @field_validator("worse_by", mode="before")
@@ -66,11 +66,11 @@ class Rule(Frozen):
 
     @property
     def margin(self) -> Margin:
-        """`worse_by`, read."""
+        """Return `worse_by` as a margin."""
         return parse_margin(self.worse_by)
 
     def covers(self, metric: str) -> bool:
-        """Whether it speaks of that metric."""
+        """Return True if the rule applies to a metric."""
         return self.metric == metric or fnmatchcase(metric, self.metric)
 
 
@@ -98,41 +98,44 @@ def comparison_rules() -> tuple[Rule, ...]:
 
 
 class Policy(Frozen):
-    """The rules of a gate or a comparison."""
+    """Rules of a gate or a comparison."""
 
     rules: tuple[Rule, ...] = Field(
         default_factory=gate_rules,
         description="replace the default rules; an exact name goes before patterns, else the first wins",
     )
-    cannot_tell: CannotTell = Field("warn", description="what follows where neither worse nor harmless is shown")
-    model: str = Field("final", min_length=1, description="the model that is judged: `final`, or a stage's label")
-    targets: tuple[str, ...] = Field((), description="where; default: every target that both were measured on")
+    cannot_tell: CannotTell = Field("warn", description="action if neither a regression nor its absence is shown")
+    model: str = Field("final", min_length=1, description="the model that is compared: `final`, or a stage's label")
+    targets: tuple[str, ...] = Field((), description="targets; default: every target that both were measured on")
     quality_confidence: float = Field(
-        0.90, gt=0.5, lt=1, description="of intervals of quality: 90% cries wolf on 5% of equals at most"
+        0.90,
+        gt=0.5,
+        lt=1,
+        description="confidence of intervals of quality: at 90%, at most 5% of equal models are reported as worse",
     )
     time_confidence: float = Field(
-        0.99, gt=0.5, lt=1, description="of intervals of times and rates: high, since there are many of them"
+        0.99, gt=0.5, lt=1, description="confidence of intervals of times and rates: high, since there are many of them"
     )
     session_spread: float = Field(
         0.03,
         ge=0,
         lt=1,
-        description="by how much one model's time varies from session to session on one machine, as a standard "
-        "deviation (0.03: 3%); widens the intervals of times that were not measured side by side",
+        description="standard deviation of one model's time between sessions on one machine (0.03: 3%); widens the "
+        "intervals of times that were not measured side by side",
     )
 
     def rule(self, metric: str) -> Rule | None:
-        """The rule on all rows that covers a metric: by its exact name, else the first pattern."""
-        whole = [rule for rule in self.rules if rule.slices is None]
-        exact = (rule for rule in whole if rule.metric == metric)
-        return next(exact, None) or next((rule for rule in whole if rule.covers(metric)), None)
+        """Return the rule on all rows that covers a metric: by its exact name, else the first pattern."""
+        rules = [rule for rule in self.rules if rule.slices is None]
+        exact = (rule for rule in rules if rule.metric == metric)
+        return next(exact, None) or next((rule for rule in rules if rule.covers(metric)), None)
 
     def slice_rule(self, metric: str) -> Rule | None:
-        """The rule on the worst slice of a metric."""
+        """Return the rule on the worst slice of a metric."""
         return next((rule for rule in self.rules if rule.slices and rule.covers(metric)), None)
 
-    def what_if_unknown(self, rule: Rule) -> CannotTell:
-        """What *can't tell* does under ``rule``."""
+    def if_inconclusive(self, rule: Rule) -> CannotTell:
+        """Return the action of ``rule`` if a comparison is inconclusive."""
         return rule.cannot_tell or self.cannot_tell
 
 
@@ -142,5 +145,5 @@ def comparison_policy() -> Policy:
 
 
 def default_margin(share: bool) -> Margin:
-    """Of a metric without a rule: half a point of a share, 1% of anything else."""
+    """Return the margin of a metric without a rule: half a point of a share, 1% of anything else."""
     return Margin(0.005, relative=False) if share else Margin(0.01, relative=True)

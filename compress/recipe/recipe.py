@@ -15,31 +15,32 @@ from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_ent
 from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.search import Search
 from compress.stages.base import Stage, all_references
+from compress.stages.protocols import ResolvesForTargets
 from compress.stages.registry import AnyStage
-from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, TAKES_IMAGES
+from compress.tasks.capability import DUAL_ENCODER, SINGLE_CALL, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with
 from compress.utils.pydantic_models import Frozen
 from compress.utils.torch_device import PATTERN
 
 START = "start"
-"""The label of the starting model, beside those of stages."""
-ANOTHER_STUDENT = (
-    "another student of random weights than a model that is read elsewhere in the recipe; "
-    "`student: {config: {}}` draws weights by the config of the stage's input"
+"""Label of the starting model, beside those of stages."""
+CONFLICTING_STUDENT_HINT = (
+    "a student with random weights that has another name than a model that the recipe loads; "
+    "`student: {config: {}}` creates random weights from the config of the stage's input"
 )
 
 
 class Limit(Frozen):
-    """A bound on a metric of the final model, absolute or relative to another model of the run."""
+    """Bound on a metric of the final model, absolute or relative to another model of the run."""
 
     metric: str = Field(description="a measured quantity, e.g. `accuracy`, `size_bytes` or `latency_ms`")
-    target: str = Field("cpu", description="where it is measured: one of the recipe's targets")
+    target: str = Field("cpu", description="one of the recipe's targets, on which the metric is measured")
     at_least: float | None = Field(None, description="the smallest value that passes")
     at_most: float | None = Field(None, description="the largest value that passes")
     of: str | None = Field(None, description="bound the ratio to this model's value, e.g. `baseline`")
     processor: ProcessorClass | None = Field(
-        None, description="the kind of processor that it holds on; on others it is skipped. Left out: on all"
+        None, description="kind of processor that the limit applies to; it is skipped on others. Default: all"
     )
 
     @model_validator(mode="after")
@@ -50,32 +51,33 @@ class Limit(Frozen):
 
     @property
     def bound(self) -> float:
-        """The one that is given."""
+        """Return the bound that is set."""
         return (self.at_least if self.at_least is not None else self.at_most) or 0.0
 
 
 class Verdicts(Frozen):
-    """What a limit does to the exit code where it is not kept and may not be missed either."""
+    """Effect of a limit on the exit code if noise or chance may explain the result."""
 
     cannot_tell: CannotTell = Field(
         "warn",
-        description="a limit on a time whose interval reaches it, or that was measured on a machine unfit for it",
+        description="action for a limit on a time whose interval contains the limit, or that was measured on an "
+        "unsuitable machine",
     )
     within_chance: CannotTell = Field(
-        "fail", description="a limit on quality that so many rows may have missed by chance; it is missed all the same"
+        "fail", description="action for a missed limit on quality that chance may explain, given the number of rows"
     )
 
 
 class Licences(Frozen):
-    """What the licences of the recipe's sources are where they don't say so, and what their owners have allowed."""
+    """Licences that the recipe's sources do not state, and permissions of their owners."""
 
     stated: dict[str, str] = Field(
-        {}, description="a model, adapter or data as the recipe names it -> its licence, e.g. `CC-BY-4.0`"
+        {}, description="maps a model, adapter or data set, as the recipe names it, to its licence, e.g. `CC-BY-4.0`"
     )
     allowed: dict[str, str] = Field(
         {},
-        description="the same names -> why you may do what the licence forbids, e.g. `agreement of 2 May 2026`; "
-        "left out, the recipe is refused",
+        description="maps the same names to the reason why you may do what the licence forbids, e.g. `agreement of "
+        "2 May 2026`; without a reason the recipe is refused",
     )
 
     @field_validator("allowed")
@@ -87,7 +89,7 @@ class Licences(Frozen):
 
 
 class Benchmark(Frozen):
-    """How the measured models are timed."""
+    """Settings of timing."""
 
     threads: int = Field(2, ge=1, description="intra-operator threads of the runtime")
     batched: bool = Field(True, description="also time batches: throughput, and memory with them")
@@ -96,31 +98,33 @@ class Benchmark(Frozen):
     launches: int = Field(
         6,
         ge=2,
-        description="sets of fresh processes, at least; up to twice as many where the ratios are not yet known well",
+        description="sets of new processes, at least; up to twice as many until the ratios are precise",
     )
-    """With fewer than six the interval over them is too wide to be of use, and a median has none at 95%."""
+    """With fewer than six sets the interval is too wide to be useful, and a median has none at 95%."""
     budget_seconds: float | None = Field(
-        None, gt=0, description="time budget for the whole session with its starts and warm-ups, in place of `seconds`"
+        None, gt=0, description="time budget for the whole session with starts and warm-ups, instead of `seconds`"
     )
     rate: float | None = Field(
-        None, gt=0, description="requests per second of the server scenario (Poisson arrivals); left out without one"
+        None,
+        gt=0,
+        description="requests per second of the server scenario (Poisson arrivals); default: no such scenario",
     )
     contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (128,), min_length=1, description="text generation: tokens of the prompts, each timed on its own"
+        (128,), min_length=1, description="text generation: prompt lengths in tokens, each timed separately"
     )
     tokens: int = Field(32, ge=1, description="text generation: tokens that are timed after the first")
     picture_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), description="pictures: numbers of steps that are timed beside each model's own"
+        (), description="image generation: numbers of sampling steps to time, beside each model's own"
     )
     picture_sizes: tuple[Annotated[int, Field(ge=8)], ...] = Field(
-        (), description="pictures: pixels of a side that are timed beside the model's own size"
+        (), description="image generation: image sizes in pixels to time, beside the model's own"
     )
-    examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
+    examples: int = Field(256, ge=8, description="test rows sampled for the latency scenarios")
     every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
 
 
-def _single_key(value: Any) -> Any:
-    """`{distill: {...}}` or `distill` -> the stage's fields with its `kind` added."""
+def _with_kind(value: Any) -> Any:
+    """Return `{distill: {...}}` or `distill` as the stage's fields with `kind`."""
     if isinstance(value, str):
         return {"kind": value}
     if isinstance(value, dict) and len(value) == 1 and "kind" not in value:
@@ -130,19 +134,19 @@ def _single_key(value: Any) -> Any:
     return value
 
 
-_MODULES = tasks_with(frozenset({TAKES_IMAGES, ANSWERS_AT_ONCE}), frozenset({HAS_TWO_TOWERS}))
-"""Tasks whose model may be a plain torch module."""
+_MODULES = tasks_with(frozenset({TAKES_IMAGES, SINGLE_CALL}), frozenset({DUAL_ENCODER}))
+"""Tasks whose model may be a custom torch module."""
 
 
 class Recipe(Frozen):
-    """A compression run from a starting model to a measured artifact."""
+    """Compression run from a starting model to a measured artifact."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of the run")
-    description: str = Field("", description="one line on what the recipe is for")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the recipe and of its runs' folder")
+    description: str = Field("", description="purpose of the recipe in one line")
     task: Annotated[
         str,
         Field(
-            description="Hugging Face name of the task; may be left out if the model is here and its config tells it",
+            description="Hugging Face name of the task; default: inferred from the config of a local model",
             json_schema_extra={"enum": list(TASK_NAMES)},
         ),
     ]
@@ -150,50 +154,54 @@ class Recipe(Frozen):
     module: str | None = Field(
         None,
         pattern=r"^([A-Za-z_][\w.]*|[\w-]+\.py):[A-Za-z_][\w.]*$",
-        description="for a plain torch module: `package.module:function`, or `file.py:function` beside the recipe, "
-        "that makes it. The recipe runs that code; `model` then holds the weights",
+        description="for a custom torch module: the function that builds it, as `package.module:function`, or "
+        "`file.py:function` beside the recipe. The recipe runs that code; `model` then names the weights",
     )
-    module_arguments: dict[str, Any] = Field({}, description="what `module` is called with")
+    module_arguments: dict[str, Any] = Field({}, description="keyword arguments of `module`")
     random_weights: bool = Field(
         False,
-        description="start from weights drawn from the seed: of `model` only config.json and the processor are read",
+        description="start from random weights: only config.json and the processor of `model` are used",
     )
-    trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
+    trust_remote_code: bool = Field(False, description="run Python code from the model's repository")
     safety_checker: Literal["keep", "leave_out"] | None = Field(
-        None, description="text to image: what becomes of a pipeline's safety checker; one that has none needs no word"
+        None, description="text to image: keep or remove the pipeline's safety checker; required if it has one"
     )
-    data: DataConfig = Field(description="the examples to learn from and to be judged by")
-    seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
+    data: DataConfig = Field(description="data for training, calibration and evaluation")
+    seed: int = Field(0, ge=0, description="seed of all random numbers; the same seed gives the same model")
     device: str = Field(
         "auto",
         pattern=PATTERN,
-        description="where stages compute that can: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA where torch has it. "
-        "Files are judged and timed by their targets all the same",
+        description="torch device of the stages: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA if torch supports it. "
+        "Files are still evaluated and timed on their targets",
     )
-    stages: tuple[AnyStage, ...] = Field(min_length=1, description="what happens to the model, in this order")
-    baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
+    stages: tuple[AnyStage, ...] = Field(min_length=1, description="stages in the order in which they run")
+    baseline: str = Field(
+        "start", description="label of the stage whose output is the baseline of comparisons, or `start`"
+    )
     targets: tuple[str | ChosenTarget, ...] = Field(
         ("cpu",),
-        description="where the result runs and is measured: names, `{NAME: {...}}` with fields of the target or of the "
-        "stage that writes its format, or files that describe a target of your own",
+        description="targets that the result is written for and measured on: names, `{NAME: {...}}` with fields of "
+        "the target or of the stage that writes its format, or files that describe a custom target",
     )
-    evaluation: Evaluation = Field(Evaluation(), description="what of the test text a language model is judged by")
-    benchmark: Benchmark = Field(Benchmark(), description="how the measured models are timed")
+    evaluation: Evaluation = Field(
+        Evaluation(), description="evaluation of language models and image generators, beside the test rows"
+    )
+    benchmark: Benchmark = Field(Benchmark(), description="settings of timing")
     slices: tuple[Slice, ...] | None = Field(
-        None, description="parts of the test data that are looked at on their own; left out: those of the task"
+        None, description="parts of the test data that are also evaluated separately; default: those of the task"
     )
-    limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
-    verdicts: Verdicts = Field(Verdicts(), description="what limits do that are nearly kept")
-    licences: Licences = Field(Licences(), description="what is known of licences beside what the sources say")
-    search: Search | None = Field(None, description="what `compress search` varies; a run takes no notice of it")
+    limits: tuple[Limit, ...] = Field((), description="bounds on metrics of the final model")
+    verdicts: Verdicts = Field(Verdicts(), description="exit code for limits whose result noise or chance may explain")
+    licences: Licences = Field(Licences(), description="licences that the sources do not state, and permissions")
+    search: Search | None = Field(None, description="fields that `compress search` varies; ignored by a run")
     gate: Policy | None = Field(
-        None, description="what counts as a regression against a baseline; left out: the defaults of `compress gate`"
+        None, description="regressions against a baseline that matter; default: those of `compress gate`"
     )
 
     @field_validator("stages", mode="before")
     @classmethod
     def _stages(cls, value: Any) -> Any:
-        return tuple(_single_key(item) for item in value) if isinstance(value, list | tuple) else value
+        return tuple(_with_kind(item) for item in value) if isinstance(value, list | tuple) else value
 
     @field_validator("task")
     @classmethod
@@ -233,44 +241,53 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _drawn_or_read(self) -> Recipe:
-        if (name := read_and_drawn(self.model, self.stages)) is not None:
-            raise ValueError(f"for {name!r}, {ANOTHER_STUDENT}")
+        if (name := find_conflicting_student(self.model, self.stages)) is not None:
+            raise ValueError(f"for {name!r}, {CONFLICTING_STUDENT_HINT}")
         return self
 
     @property
-    def task_is_told(self) -> bool:
-        """Whether the model's config told the task, since the recipe's file has none."""
+    def task_is_inferred(self) -> bool:
+        """Return True if the task was inferred from the model's config."""
         return "task" not in self.model_fields_set
 
     def profiles(self) -> tuple[Profile, ...]:
-        """The rows that its targets stand for."""
+        """Return the profiles of the recipe's targets."""
         return tuple(profile_of(entry) for entry in self.targets)
 
     def resolved(self) -> Recipe:
-        """With what stages leave to the processors of this machine and of the targets decided."""
+        """Return the recipe with fields that depend on the processors of this machine and of the targets decided."""
         sums = sum_in_32_bits(self.profiles())
-        return self.model_copy(update={"stages": tuple(stage.resolved(sums) for stage in self.stages)})
+        return self.model_copy(
+            update={
+                "stages": tuple(
+                    stage.resolved(sums) if isinstance(stage, ResolvesForTargets) else stage for stage in self.stages
+                )
+            }
+        )
 
     def labels(self) -> tuple[str, ...]:
-        """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""
+        """Return a unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""
         return stage_labels([stage.kind for stage in self.stages])
 
 
 def stage_labels(kinds: list[str]) -> tuple[str, ...]:
-    """`[distill, prune, distill]` -> `(distill, prune, distill-2)`."""
-    seen: dict[str, int] = {}
+    """Return labels of stages: `[distill, prune, distill]` -> `(distill, prune, distill-2)`."""
+    counts: dict[str, int] = {}
     labels = []
     for kind in kinds:
-        seen[kind] = seen.get(kind, 0) + 1
-        labels.append(kind if seen[kind] == 1 else f"{kind}-{seen[kind]}")
+        counts[kind] = counts.get(kind, 0) + 1
+        labels.append(kind if counts[kind] == 1 else f"{kind}-{counts[kind]}")
     return tuple(labels)
 
 
-def read_and_drawn(model: str, stages: Iterable[Stage[Any, Any]]) -> str | None:
-    """A name that stands for weights that are read and, as a student, for drawn ones; models are known by their names.
+def find_conflicting_student(model: str, stages: Iterable[Stage[Any, Any]]) -> str | None:
+    """Return a model name that is used for trained weights and for a student with random weights, or None.
 
-    ``model`` is the starting model.
+    Models are identified by their names. ``model`` is the starting model.
     """
-    named = [one for one in all_references(stages) if one.kind == "model"]
-    drawn = {one.name for one in named if one.random_weights}
-    return min(drawn & {model, *(one.name for one in named if not one.random_weights)}, default=None)
+    model_references = [reference for reference in all_references(stages) if reference.kind == "model"]
+    random_names = {reference.name for reference in model_references if reference.random_weights}
+    return min(
+        random_names & {model, *(reference.name for reference in model_references if not reference.random_weights)},
+        default=None,
+    )

@@ -11,5 +11,5 @@ REMOVED: Final = {
     "`prompt_lookup` needs no head",
     "rotate": "`equalize` before the quantization, which lowers its error; rotations never showed a benefit",
 }
-"""Maps an old stage (`rotate`), a field (`draft_of`) or a field of one stage or section (`prune.heads`) to the "expected"
-part of the error for a recipe that still names it."""
+"""Maps an old stage (`rotate`), a field (`draft_of`), or a field of one stage or section (`prune.heads`) to the
+"expected" part of the error for a recipe that still names it."""

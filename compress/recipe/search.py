@@ -1,4 +1,4 @@
-"""What a recipe leaves to `compress search`: which fields, between which values, for what, in what time."""
+"""Search block of a recipe: fields that `compress search` varies, their values, the objective and the budget."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from compress.utils.pydantic_models import Frozen
 
 
 class Search(Frozen):
-    """What is searched. Limits are the recipe's own, and the recipe as it stands is the first trial."""
+    """Settings of a search. Limits are the recipe's own, and the unchanged recipe is the first trial."""
 
     minimize: tuple[str, ...] = Field(
         ("size_bytes",),
         min_length=1,
         max_length=2,
-        description="a metric, or two whose front is looked for: what is to be as small as the limits let it be",
+        description="a metric, or two for a Pareto front, to minimize within the limits",
     )
     budget: str = Field("60m", description="time for all trials and the session at the end: 90s, 60m, 1h30m")
-    trials: int | None = Field(None, ge=1, description="how many recipes are tried at most")
+    trials: int | None = Field(None, ge=1, description="largest number of recipes to try")
     select: HoldOut = Field(
-        HoldOut(rows=1500), description="rows held out of training that the choice is made by: {from: train, rows: N}"
+        HoldOut(rows=1500),
+        description="rows held out of training, by which recipes are selected: {from: train, rows: N}",
     )
     choices: dict[str, tuple[Any, ...]] = Field(
-        {}, description="fields, named as `--set` names them, and the values that may be tried beside the recipe's own"
+        {}, description="maps fields, named as in `--set`, to values to try beside the recipe's own"
     )
     optional: tuple[str, ...] = Field((), description="labels of stages that may be left out")
-    target: str | None = Field(None, description="where trials are measured; left out: the recipe's first target")
+    target: str | None = Field(None, description="target that trials are measured on; default: the recipe's first")
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="how sure it has to be that a recipe keeps a limit on quality"
+        0.95, gt=0.5, lt=1, description="probability with which a recipe must keep a limit on quality"
     )
     rungs: tuple[float, ...] = Field(
         (1 / 9, 1 / 3),
-        description="shares of the training after which a recipe may be given up; (): each is trained in full",
+        description="shares of the training after which a trial may be stopped; (): no early stopping",
     )
     past: bool = Field(
         True,
-        description="whether earlier searches of the same task, and recipes at hand, say where to look first; what "
-        "they say counts for nothing else",
+        description="start from earlier searches of the same task and from shipped recipes; they only affect the order "
+        "of trials",
     )
-    seeds: int = Field(2, ge=0, le=9, description="further seeds that the winner is trained with at the end")
+    seeds: int = Field(2, ge=0, le=9, description="additional seeds that the best recipe is trained with at the end")
     refit: bool | None = Field(
         None,
-        description="whether the winner is trained anew at the end, from the rows that chose it too; left out: where "
-        "they are at least a twentieth of what training has",
+        description="retrain the best recipe at the end with the selection rows as well; default: if they are at least "
+        "5% of the training rows",
     )
 
     @field_validator("minimize", mode="before")
@@ -69,5 +70,5 @@ class Search(Frozen):
 
     @property
     def seconds(self) -> float:
-        """The budget."""
+        """Return the budget in seconds."""
         return parse_duration(self.budget)

@@ -23,12 +23,12 @@ _NESTED: dict[str, type[BaseModel]] = {"data": DataConfig, "benchmark": Benchmar
 
 
 def starters() -> list[str]:
-    """The tasks that have a starter."""
+    """Return the tasks that have a starter recipe."""
     return [name for name, task in TASKS.items() if task.starter]
 
 
 def starter(task: str) -> str:
-    """The starter of a task. Raises `KeyError` for a task that is unknown."""
+    """Return the starter recipe of a task as YAML. Raises `KeyError` for an unknown task."""
     values = {**TASKS[task].starter, "task": task}
     stages: list[tuple[str, dict[str, Any], list[str]]] = []
     explained: set[str] = set()
@@ -47,19 +47,19 @@ def starter(task: str) -> str:
     )
     templates.filters["comment"] = _comment
     page = templates.get_template("starter.yaml")
-    known = {"known": STAGES, "nested": _NESTED, "limits": Limit, "fields": _fields, "line": _line}
-    return page.render(task=task, recipe=Recipe, values=values, stages=stages, **known)
+    context = {"known": STAGES, "nested": _NESTED, "limits": Limit, "fields": _fields, "line": _line}
+    return page.render(task=task, recipe=Recipe, values=values, stages=stages, **context)
 
 
 def _fields(model: type[BaseModel], chosen: dict[str, Any], skip: Collection[str] = ()) -> str:
-    """Every field with its description."""
+    """Return every field with its description as YAML lines."""
     parts = ((name, field) for name, field in model.model_fields.items() if name not in skip)
     lines = (f"{_comment(field.description)}\n{_line(name, field, chosen)}" for name, field in parts)
     return "\n".join(line.strip() for line in lines)
 
 
 def _line(name: str, field: Any, chosen: dict[str, Any]) -> str:
-    """`name: value`, commented out where the value is the default."""
+    """Return `name: value`, commented out if the value is the default."""
     default = None if field.default is PydanticUndefined else to_jsonable_python(field.default)
     text = yaml.safe_dump(chosen.get(name, default), default_flow_style=True, sort_keys=False, width=10_000)
     value = text.removesuffix("...\n").strip()
@@ -67,4 +67,5 @@ def _line(name: str, field: Any, chosen: dict[str, Any]) -> str:
 
 
 def _comment(text: str | None) -> str:
+    """Return text as comment lines."""
     return "\n".join(textwrap.wrap(text or "", _WIDTH, initial_indent="# ", subsequent_indent="# "))

@@ -1,4 +1,4 @@
-"""A recipe's targets, with the lines of whatever is wrong in them or in the files that describe a user's own."""
+"""Targets of a recipe, with the lines of problems in the recipe and in files that describe custom targets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES
-from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
+from compress.recipe.chosen_target import TARGET_FIELDS, ChosenTarget, TargetFields, format_of, target_problem
 from compress.recipe.document import Document, FieldPath, FileKind, describe, read_document
-from compress.recipe.validation_errors import near_or_all, salvage, validate
+from compress.recipe.validation_errors import expected_names, validate, validate_partly
 from compress.stages.registry import STAGES
 from compress.utils.errors import RecipeError, nearest_name
 
@@ -25,39 +25,48 @@ _TARGET = FileKind(
 
 
 def read_targets(document: Document, folder: Path, stages: Sequence[str]) -> tuple[str | ChosenTarget, ...]:
-    """The valid ones of the document's targets; of the others every problem is noted.
+    """Return the valid targets of a document, and record the problems of the others.
 
-    ``folder`` is where files are looked for, ``stages`` are the kinds of the recipe's own stages.
+    ``folder`` is where target files are looked for; ``stages`` are the kinds of the recipe's own stages.
     """
     entries = document.values.get("targets")
     if not isinstance(entries, list):
         document.problem(("targets",), describe(entries), "a list of targets, e.g. `[cpu, browser]`")
         return ()
-    found: dict[str, str | ChosenTarget] = {}
+    targets: dict[str, str | ChosenTarget] = {}
     for index, entry in enumerate(entries):
         path = ("targets", index)
-        read = _target(document, path, entry, folder, stages)
-        if read is None:
+        target = _target(document, path, entry, folder, stages)
+        if target is None:
             continue
-        name = read if isinstance(read, str) else read.name
-        if name in found:
+        name = target if isinstance(target, str) else target.name
+        if name in targets:
             document.problem(path, f"a second {name!r}", "each target once")
-        found.setdefault(name, read)
-    return tuple(found.values())
+        targets.setdefault(name, target)
+    return tuple(targets.values())
 
 
 def read_target_file(path: Path) -> Profile:
-    """The target that a file describes. Raises `InputError` with every problem: file, line, field."""
+    """Return the target that a file describes. Raises `InputError` with every problem: file, line, field."""
     document = Document(str(path), _TARGET)
-    read = _from_file(document, (), path, ())
-    if read is None:
-        raise document.refusal()
-    return read.profile()
+    target = _from_file(document, (), path, ())
+    if target is None:
+        raise document.error()
+    return target.profile()
 
 
 def _target(
     document: Document, path: FieldPath, entry: Any, folder: Path, stages: Sequence[str]
 ) -> str | ChosenTarget | None:
+    """Return one target entry, or None and record its problems.
+
+    Args:
+        document: Receives the problems.
+        path: Path of the entry.
+        entry: Name, mapping or file.
+        folder: Folder of target files.
+        stages: Kinds of the recipe's own stages.
+    """
     if isinstance(entry, dict) and len(entry) == 1:
         ((name, fields),) = entry.items()
         if fields is None or isinstance(fields, dict):
@@ -75,65 +84,98 @@ def _target(
 
 
 def _from_file(document: Document, path: FieldPath, file: Path, stages: Sequence[str]) -> ChosenTarget | None:
-    """The target of a file named at ``path``, whose problems become the document's, each with its own file and line."""
+    """Return the target of a file named at ``path``. Its problems keep their own file and line.
+
+    Args:
+        document: Receives the problems.
+        path: Path of the entry that names the file.
+        file: The file.
+        stages: Kinds of the recipe's own stages.
+    """
     try:
-        own = read_document(file, _TARGET)
+        target_document = read_document(file, _TARGET)
     except RecipeError as error:
         document.problems += error.problems
         document.broken.add(path)
         return None
-    fields = dict(own.values)
+    fields = dict(target_document.values)
     name = fields.pop("name", None)
-    read = None
+    target = None
     if not isinstance(name, str) or name in PROFILES:
-        own.problem(("name",), describe(name), f"a name that is none of {', '.join(PROFILES)}")
+        target_document.problem(("name",), describe(name), f"a name that is none of {', '.join(PROFILES)}")
     elif "format" not in fields:
-        own.problem(("format",), "nothing", f"one of {', '.join(FORMATS)}")
+        target_document.problem(("format",), "nothing", f"one of {', '.join(FORMATS)}")
     else:
-        form = fields["format"]
-        runtime = next(iter(FORMATS[form].runtimes)) if isinstance(form, str) and form in FORMATS else None
-        read = _chosen(own, (), name, {"runtime": runtime, **fields}, stages)
-    document.problems += own.problems
-    document.broken |= {path} if own.problems else set()
-    return read
+        format_name = fields["format"]
+        runtime = (
+            next(iter(FORMATS[format_name].runtimes))
+            if isinstance(format_name, str) and format_name in FORMATS
+            else None
+        )
+        target = _chosen(target_document, (), name, {"runtime": runtime, **fields}, stages)
+    document.problems += target_document.problems
+    document.broken |= {path} if target_document.problems else set()
+    return target
 
 
 def _chosen(
     document: Document, path: FieldPath, name: str, fields: dict[str, Any], stages: Sequence[str]
 ) -> ChosenTarget | None:
-    """A target with changes, or of the user's own; its fields lie at ``path``."""
-    before = len(document.problems)
-    own = {field: value for field, value in fields.items() if field in OWN_FIELDS}
-    rest = {field: value for field, value in fields.items() if field not in OWN_FIELDS}
-    read = validate(TargetFields, own, document, path) or salvage(TargetFields, own) or TargetFields()
-    unsafe_member_reason = objection_to(name, read)
-    if unsafe_member_reason is not None:
-        field, found, expected = unsafe_member_reason
-        near = nearest_name(name, PROFILES) if field is None else None
-        document.problem(path if field is None else (*path, field), found, expected, near)
+    """Return a target with changed fields, or a custom target.
+
+    Args:
+        document: Receives the problems.
+        path: Path of the fields.
+        name: Name of the target.
+        fields: The fields.
+        stages: Kinds of the recipe's own stages.
+    """
+    num_problems = len(document.problems)
+    target_fields = {field: value for field, value in fields.items() if field in TARGET_FIELDS}
+    options = {field: value for field, value in fields.items() if field not in TARGET_FIELDS}
+    validated = (
+        validate(TargetFields, target_fields, document, path)
+        or validate_partly(TargetFields, target_fields)
+        or TargetFields()
+    )
+    problem = target_problem(name, validated)
+    if problem is not None:
+        field, found, expected = problem
+        suggestion = nearest_name(name, PROFILES) if field is None else None
+        document.problem(path if field is None else (*path, field), found, expected, suggestion)
         return None
-    kind = FORMATS[form_of(name, read)].written_by
-    _check_options(document, path, kind, rest, stages)
-    if len(document.problems) > before:
+    kind = FORMATS[format_of(name, validated)].written_by
+    _check_options(document, path, kind, options, stages)
+    if len(document.problems) > num_problems:
         return None
-    return validate(ChosenTarget, {"name": name, **own, "options": rest}, document, path)
+    return validate(ChosenTarget, {"name": name, **target_fields, "options": options}, document, path)
 
 
 def _check_options(
     document: Document, path: FieldPath, kind: str | None, options: dict[str, Any], stages: Sequence[str]
 ) -> None:
-    """Fields of the stage ``kind``, by its own model, where the recipe hasn't that stage itself."""
+    """Check fields of the stage that writes the target's format, unless the recipe has that stage itself.
+
+    Args:
+        document: Receives the problems.
+        path: Path of the fields.
+        kind: The stage that writes the format.
+        options: Its fields.
+        stages: Kinds of the recipe's own stages.
+    """
     names = [name for name in STAGES[kind].model_fields if name != "kind"] if kind else []
     of_stage = f", or of the stage {kind}: {', '.join(names) or 'none'}" if kind else ""
     for field in [field for field in options if field not in names]:
-        near = nearest_name(field, (*OWN_FIELDS, *names))
-        expected = f"{near_or_all(None, OWN_FIELDS, 'field')}{of_stage}"
-        document.problem((*path, field), "an unknown field", expected, near)
+        suggestion = nearest_name(field, (*TARGET_FIELDS, *names))
+        expected = f"{expected_names(None, TARGET_FIELDS, 'field')}{of_stage}"
+        document.problem((*path, field), "an unknown field", expected, suggestion)
     if kind is None:
         return
-    known = {field: value for field, value in options.items() if field in names}
-    if known and kind in stages:
-        place = f"stages.{list(stages).index(kind)}.{kind}"
-        document.problem((*path, next(iter(known))), f"a field of {kind}, a stage of this recipe", f"it at {place}")
-    elif known:
-        validate(STAGES[kind], {**known, "kind": kind}, document, path)
+    stage_fields = {field: value for field, value in options.items() if field in names}
+    if stage_fields and kind in stages:
+        stage_path = f"stages.{list(stages).index(kind)}.{kind}"
+        document.problem(
+            (*path, next(iter(stage_fields))), f"a field of {kind}, a stage of this recipe", f"it at {stage_path}"
+        )
+    elif stage_fields:
+        validate(STAGES[kind], {**stage_fields, "kind": kind}, document, path)

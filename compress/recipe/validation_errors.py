@@ -1,4 +1,4 @@
-"""Pydantic's errors as problems with a line, plain words and the nearest valid name."""
+"""Translation of pydantic's errors to problems with a line, plain words and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,14 @@ _EXPECTED = {
 
 
 def validate(model: type[AnyModel], fields: Any, document: Document, path: FieldPath) -> AnyModel | None:
-    """Validate as strictly as JSON (no text for numbers), noting every problem; fields lie at ``path``."""
+    """Validate as strictly as JSON (no text for numbers) and record every problem.
+
+    Args:
+        model: The pydantic model.
+        fields: Values to validate.
+        document: Receives the problems.
+        path: Path of the fields in the document.
+    """
     try:
         return model.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
@@ -56,18 +63,27 @@ def validate(model: type[AnyModel], fields: Any, document: Document, path: Field
         return None
 
 
-def salvage(model: type[AnyModel], fields: Any) -> AnyModel | None:
-    """What is valid without the fields that are not; ``None`` if a required one is among those."""
+def validate_partly(model: type[AnyModel], fields: Any) -> AnyModel | None:
+    """Return the model without its invalid fields, or None if a required field is invalid."""
     try:
         return model.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
-        bad = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
-    if not isinstance(fields, dict) or not bad & fields.keys():
+        invalid = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+    if not isinstance(fields, dict) or not invalid & fields.keys():
         return None
-    return salvage(model, {name: value for name, value in fields.items() if name not in bad})
+    return validate_partly(model, {name: value for name, value in fields.items() if name not in invalid})
 
 
 def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: Document, path: FieldPath) -> None:
+    """Record one pydantic error as a problem.
+
+    Args:
+        detail: The error.
+        model: The pydantic model.
+        fields: Values that were validated.
+        document: Receives the problem.
+        path: Path of the fields in the document.
+    """
     location = _existing(fields, detail["loc"], detail["type"])
     where = (*path, *location)
     around = any(where[: len(broken)] == broken for broken in document.broken)
@@ -85,7 +101,7 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
         # A key with the stage or section in front of the field goes first: another stage may still have that field.
         replacement = REMOVED.get(f"{where[-2]}.{name}" if len(where) > 1 else name) or REMOVED.get(name)
         near = None if replacement else nearest_name(name, names)
-        document.problem(where, "an unknown field", replacement or near_or_all(near, names, "field"), near)
+        document.problem(where, "an unknown field", replacement or expected_names(near, names, "field"), near)
     else:
         expected = _expected(detail)
         near = plugin = None
@@ -95,36 +111,37 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
         document.problem(where, describe(detail["input"]), plugin or expected, near)
 
 
-def near_or_all(near: str | None, names: Iterable[str], noun: str) -> str:
-    """The valid names, which a near one makes no shorter: a reader may have meant another."""
+def expected_names(near: str | None, names: Iterable[str], noun: str) -> str:
+    """Return the valid names in words. A long list is left out if there is a near name."""
     listed = ", ".join(names)
     return f"a known {noun}" if near and len(listed) > 90 else f"one of {listed}" if listed else f"no {noun}"
 
 
 def _expected(detail: ErrorDetails) -> str:
+    """Return the expected value in words."""
     template = _EXPECTED.get(detail["type"])
     if template is None:
         return detail["msg"][:1].lower() + detail["msg"][1:]
-    words = template.format(**detail.get("ctx", {}))
-    return f"one of {words}" if detail["type"] in ("literal_error", "enum") else words
+    text = template.format(**detail.get("ctx", {}))
+    return f"one of {text}" if detail["type"] in ("literal_error", "enum") else text
 
 
 def _existing(fields: Any, location: tuple[str | int, ...], kind: str) -> FieldPath:
-    """The part of a location that names real fields: pydantic adds tags of unions and `[key]`."""
-    kept: list[str | int] = []
+    """Return the part of a location that names real fields: pydantic adds tags of unions and `[key]`."""
+    existing: list[str | int] = []
     value = fields
     for step in location:
-        places: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
-        if step in places:
+        keys: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+        if step in keys:
             value = value[step]
-            kept.append(step)
+            existing.append(step)
         elif kind == "missing" and step == location[-1]:
-            kept.append(step)
-    return tuple(kept)
+            existing.append(step)
+    return tuple(existing)
 
 
 def _owner(model: type[BaseModel], location: FieldPath) -> type[BaseModel] | None:
-    """The model class whose field the last step of a location is."""
+    """Return the model class that has the field at the end of a location."""
     owner: type[BaseModel] | None = model
     for step in location[:-1]:
         if isinstance(step, int):
@@ -135,10 +152,10 @@ def _owner(model: type[BaseModel], location: FieldPath) -> type[BaseModel] | Non
 
 
 def _model_within(annotation: Any) -> type[BaseModel] | None:
-    """The model class in an annotation such as `Student | None` or `tuple[Limit, ...]`."""
+    """Return the model class in an annotation such as `Student | None` or `tuple[Limit, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in typing.get_args(annotation):
-        if found := _model_within(argument):
-            return found
+        if model := _model_within(argument):
+            return model
     return None

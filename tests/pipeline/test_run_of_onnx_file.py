@@ -43,7 +43,7 @@ def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: P
     foreign_graphs.write(foreign_graphs.classifier(11), tmp_path)
     draws = {"splits": {"train": "random:16", "test": "random:24"}}
     read = read_recipe(recipe_of(tmp_path, stages=[STATIC], data=draws, targets=["cpu", "ort"]))
-    assert read.task == "graph-agreement" and read.task_is_told
+    assert read.task == "graph-agreement" and read.task_is_inferred
     artifacts = tmp_path / "artifacts"
     plan = make_plan(read, tmp_path, CachedStages(read, tmp_path, artifacts), artifacts)
     assert (plan.sources[0].parameters, plan.stages[0].takes) == (8 * 27 + 4 * 8 + 5 * 512, "OnnxModel")

@@ -64,7 +64,7 @@ def test_formats_are_those_that_hold_sound_of_any_length(
 ) -> None:
     kind = get_task(task).of(config)
     writers = {spec.written_by for spec in FORMATS.values() if spec.written_by}
-    assert {writer for writer in writers if STAGES[writer].is_for(kind.capabilities)} == written
+    assert {writer for writer in writers if STAGES[writer].supports(kind.capabilities)} == written
     stages = "[finetune, litert]" if "litert" in written else "[finetune, export]"
     assert recipe(tmp_path, config, stages, task).labels()
     if "litert" not in written:

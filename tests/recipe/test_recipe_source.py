@@ -270,7 +270,8 @@ def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, o
 
 
 @pytest.mark.parametrize(
-    ("stage", "name"), [("eagle3: {steps: 5}", "eagle3"), ("openvino: {draft_of: start}", "draft_of")]
+    ("stage", "name"),
+    [("eagle3: {steps: 5}", "eagle3"), ("openvino: {draft_of: start}", "draft_of"), ("rotate", "rotate")],
 )
 def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, name: str, tmp_path: Path) -> None:
     text = GOOD.replace("  - export\n  - quantize:\n", f"  - {stage}\n")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compress.formats.registry import FORMATS
-from compress.recipe.chosen_target import OWN_FIELDS
+from compress.recipe.chosen_target import TARGET_FIELDS
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Recipe
 from compress.stages.registry import STAGES
@@ -157,7 +157,7 @@ def test_a_file_names_itself_and_its_format(recipe: Path, text: str, field: str)
 
 def test_an_option_is_never_taken_for_a_field_of_the_target() -> None:
     for kind in filter(None, (spec.written_by for spec in FORMATS.values())):
-        assert not set(STAGES[kind].model_fields) & set(OWN_FIELDS), kind
+        assert not set(STAGES[kind].model_fields) & set(TARGET_FIELDS), kind
 
 
 def test_python_gets_the_same_errors(recipe: Path) -> None:

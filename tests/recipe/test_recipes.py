@@ -30,7 +30,7 @@ from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalL
 from compress.pipeline.run import run
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Benchmark, Recipe
-from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, TAKES_IMAGES, TELLS_OF_IMAGES
+from compress.tasks.capability import EMBEDS, GENERATES, DUAL_ENCODER, TAKES_IMAGES, DESCRIBES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
@@ -81,11 +81,11 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe on a toy model and toy rows, trained for a few steps, its limits kept for judging."""
     if GENERATES in get_task(recipe.task).capabilities:
         return _shrunk_generation(recipe, folder)
-    if HAS_TWO_TOWERS in get_task(recipe.task).capabilities:
+    if DUAL_ENCODER in get_task(recipe.task).capabilities:
         return _shrunk_towers(recipe, folder)
     if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
         return _shrunk_places(recipe, folder)
-    if TELLS_OF_IMAGES in get_task(recipe.task).capabilities:
+    if DESCRIBES_IMAGES in get_task(recipe.task).capabilities:
         return _shrunk_questions(recipe, folder)
     if TAKES_IMAGES in get_task(recipe.task).capabilities:
         return _shrunk_images(recipe, folder)

@@ -46,7 +46,7 @@ def refusal(path: Path) -> str:
 def test_the_models_config_tells_it(recipe: Path, tmp_path: Path) -> None:
     set_architectures(tmp_path / "model", ["BertForSequenceClassification"])
     read = read_recipe(recipe)
-    assert (read.task, read.task_is_told) == ("text-classification", True)
+    assert (read.task, read.task_is_inferred) == ("text-classification", True)
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(render_plan(make_plan(read, tmp_path, None, tmp_path)))
     assert f"{read.name}: text-classification (told by the model's config)" in console.export_text()
@@ -57,7 +57,7 @@ def test_a_runs_own_recipe_names_it(recipe: Path, tmp_path: Path) -> None:
     read = read_recipe(recipe)
     (tmp_path / "own.yaml").write_text(dump_recipe(read))
     again = read_recipe(tmp_path / "own.yaml")
-    assert again == read and not again.task_is_told
+    assert again == read and not again.task_is_inferred
     assert "task: text-classification" in (tmp_path / "own.yaml").read_text()
 
 
@@ -65,7 +65,7 @@ def test_a_task_that_is_given_counts(recipe: Path, tmp_path: Path) -> None:
     set_architectures(tmp_path / "model", ["BertModel"])
     recipe.write_text(recipe.read_text() + "task: text-classification\n")
     read = read_recipe(recipe)
-    assert (read.task, read.task_is_told) == ("text-classification", False)
+    assert (read.task, read.task_is_inferred) == ("text-classification", False)
 
 
 def test_what_the_task_forbids_is_found_as_if_it_had_been_given(recipe: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_nothing_heavy_is_imported_for_it(recipe: Path, tmp_path: Path) -> None:
     set_architectures(tmp_path / "model", ["BertForSequenceClassification"])
     code = (
         "import sys\nfrom pathlib import Path\nfrom compress.recipe.loading import read_recipe\n"
-        "assert read_recipe(Path(sys.argv[1])).task_is_told\n"
+        "assert read_recipe(Path(sys.argv[1])).task_is_inferred\n"
         "print(sorted({'torch', 'transformers', 'optimum', 'huggingface_hub'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ from compress.stages.cost_model import Shape
 from compress.stages.distill.stage import spread_layers
 from compress.stages.protocols import ChecksModel, predict_cost, search_values
 from compress.stages.registry import STAGES
-from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
+from compress.tasks.capability import SINGLE_CALL, EXPORTED_FROM_CHECKPOINT
 from compress.tasks.task import Task
 from compress.utils.errors import CompressError, RecipeError
 
@@ -114,7 +114,7 @@ def initial_stages(
     fitted = [_fitted(stage, shape, is_possible) for stage in starter if not _names_a_student(stage)]
     found = [part for stage in fitted for part in _by_part(stage, task)]
     kinds = [next(iter(stage)) for stage in found]
-    if ANSWERS_AT_ONCE in task.capabilities and any("part" in next(iter(stage.values())) for stage in found):
+    if SINGLE_CALL in task.capabilities and any("part" in next(iter(stage.values())) for stage in found):
         # The starter is for models of another kind, which write their answers by two graphs.
         found = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
     elif _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
@@ -157,7 +157,7 @@ def _fitted(
 
 def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """A stage by itself; integers for what reads a text and few bits for what writes one, where that is two graphs."""
-    if IS_WRITTEN in task.capabilities and stage == {"quantize": {}}:
+    if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"quantize": {}}:
         return [{"quantize": {"part": "encoder"}}, {"quantize_weights": {"part": "decoder", "bits": 8}}]
     return [deepcopy(dict(stage))]
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from compress.recipe.document import FileKind, read_document
 from compress.recipe.policy import Policy, Rule
 from compress.recipe.validation_errors import validate
-from compress.report.compare.change import Change, Comparison, SliceChange, Uncompared
+from compress.report.compare.change import Comparison, MetricChange, SliceChange, UncomparedMetric
 from compress.report.run_folder import RECIPE
 from compress.utils.pydantic_models import FrozenAliased
 
@@ -28,7 +28,7 @@ class Judgement(FrozenAliased):
     status: Status
     margin: str = Field(description="as the rule says it: `0.5 points`, `5%`")
     slice: str | None = Field(None, description="the part of the data that is judged; None for all of it")
-    change: Change | None = Field(None, description="None where nothing could be compared")
+    change: MetricChange | None = Field(None, description="None where nothing could be compared")
     reason: str = Field("", description="why, where the change itself does not say it")
 
 
@@ -57,7 +57,7 @@ class GateResult(FrozenAliased):
         return json.dumps({"failed": self.failed, **self.model_dump(mode="json")}, indent=2, ensure_ascii=False)
 
 
-def gate(comparison: Comparison, policy: Policy) -> GateResult:
+def judge_comparison(comparison: Comparison, policy: Policy) -> GateResult:
     """Judge every change that a rule of ``policy`` covers, and the worst slice where one asks for it.
 
     *worse* fails, *better* and *same* pass, *can't tell* does what the rule or the policy says. A metric that a rule
@@ -81,8 +81,8 @@ def gate(comparison: Comparison, policy: Policy) -> GateResult:
     )
 
 
-def _judge(rule: Rule, change: Change, policy: Policy, part: SliceChange | None) -> Judgement:
-    unknown = _UNKNOWN[policy.what_if_unknown(rule)]
+def _judge(rule: Rule, change: MetricChange, policy: Policy, part: SliceChange | None) -> Judgement:
+    unknown = _UNKNOWN[policy.if_inconclusive(rule)]
     status: Status = {"worse": "failed", "can't tell": unknown}.get(change.verdict, "passed")
     return Judgement(
         metric=change.metric,
@@ -95,11 +95,11 @@ def _judge(rule: Rule, change: Change, policy: Policy, part: SliceChange | None)
     )
 
 
-def _lacking(rule: Rule, missing: Uncompared, policy: Policy) -> Judgement:
+def _lacking(rule: Rule, missing: UncomparedMetric, policy: Policy) -> Judgement:
     return Judgement(
         metric=missing.metric,
         target=missing.target,
-        status="failed" if missing.candidate_lacks else _UNKNOWN[policy.what_if_unknown(rule)],
+        status="failed" if missing.candidate_lacks else _UNKNOWN[policy.if_inconclusive(rule)],
         margin=margin_text(rule),
         reason=missing.reason,
     )
@@ -127,7 +127,7 @@ def _idle(judged: list[Judgement], policy: Policy) -> Iterator[Judgement]:
             yield Judgement(
                 metric=rule.metric,
                 target=", ".join(policy.targets) or "any target",
-                status=_UNKNOWN[policy.what_if_unknown(rule)],
+                status=_UNKNOWN[policy.if_inconclusive(rule)],
                 margin=margin_text(rule),
                 slice=rule.slices,
                 reason=what,
@@ -145,7 +145,7 @@ _POLICY = FileKind(
     "The policy",
     "a YAML policy",
     "a mapping such as `rules: [{metric: accuracy, worse_by: 0.5 points}]`",
-    "docs/recipe.schema.json describes every field, under `gate`",
+    "docs/recipe.schema.json describes every field, under `judge_comparison`",
 )
 
 
@@ -158,7 +158,7 @@ def read_policy(path: Path) -> Policy:
     below = (SECTION,) if SECTION in document.values else ()
     policy = validate(Policy, document.values[SECTION] if below else document.values, document, below)
     if policy is None:
-        raise document.refusal()
+        raise document.error()
     return policy
 
 

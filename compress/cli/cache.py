@@ -1,4 +1,4 @@
-"""`compress cache`: what finished stages take, and removing it."""
+"""Commands `compress cache`: list or remove the outputs of finished stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 cache_app = typer.Typer(help="See or remove the outputs of finished stages.", invoke_without_command=True)
-_Artifacts = Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")]
+_Artifacts = Annotated[Path, typer.Option(help="Folder of the cache and the runs.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
@@ -24,8 +24,8 @@ def show(context: typer.Context, artifacts: _Artifacts = Path("artifacts"), json
 
     rows = []
     for entry in Cache(artifacts / "cache").entries():
-        made = datetime.fromtimestamp(entry.record["created"], UTC).isoformat(timespec="seconds")
-        rows.append({"key": entry.key, "name": entry.record["name"], "bytes": entry.size_bytes, "created": made})
+        created = datetime.fromtimestamp(entry.record["created"], UTC).isoformat(timespec="seconds")
+        rows.append({"key": entry.key, "name": entry.record["name"], "bytes": entry.size_bytes, "created": created})
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -40,7 +40,7 @@ def prune(
     older_than_days: Annotated[float, typer.Option(min=0, help="Remove entries older than this; 0: all.")] = 0.0,
     json_: _Json = False,
 ) -> None:
-    """Remove entries, and what killed runs left behind. Finished runs are not touched."""
+    """Remove entries, and files of killed runs. Finished runs stay."""
     import time
 
     from compress.pipeline.cache import Cache

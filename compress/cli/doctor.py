@@ -1,4 +1,4 @@
-"""`compress doctor`: is everything here that a run needs?"""
+"""Command `compress doctor`: check this machine and installation, or a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was found, and the records behind it."""
+    """Findings of the command, and the records behind them."""
 
     findings: list[Finding]
     differences: Sequence[OperatorDifference] = ()
@@ -31,7 +31,7 @@ class _Seen:
 def doctor(
     model: Annotated[
         Path | None,
-        typer.Argument(help="A run's folder or an ONNX model: will it be right and fast on the target?"),
+        typer.Argument(help="Run folder or ONNX model to check for correctness and speed on the target."),
     ] = None,
     target: Annotated[
         str | None,
@@ -42,7 +42,9 @@ def doctor(
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="With MODEL: where real inputs come from; default: the recipe.yaml beside the model."),
+        typer.Option(
+            help="With MODEL: recipe whose data gives real inputs; default: the recipe.yaml beside the model."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
@@ -51,10 +53,10 @@ def doctor(
             "the run's cache."
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of that.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of the comparison.")] = 5.0,
     json_: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
 ) -> None:
-    """Look over this machine and installation, or a model. Exit code 1 if something must be mended before a run."""
+    """Check this machine and installation, or a model. Exit code 1 if something must be fixed before a run."""
     import json
 
     from compress.utils.environment import environment
@@ -63,35 +65,36 @@ def doctor(
     if model is None:
         for name, value in (("--target", target), ("--recipe", recipe), ("--against", against)):
             if value is not None:
-                raise InputError(f"{name} means nothing without a model.", expected=f"compress doctor MODEL {name} ...")
+                raise InputError(f"{name} has no effect without a model.", expected=f"compress doctor MODEL {name} ...")
         from compress.cli.doctor_machine import machine_findings
 
-        seen = _Seen(machine_findings(machine))
+        result = _Seen(machine_findings(machine))
     else:
-        seen = _of_model(model, target, recipe, against, seconds)
-    failed = any(finding.level == "problem" for finding in seen.findings)
+        result = _of_model(model, target, recipe, against, seconds)
+    failed = any(finding.level == "problem" for finding in result.findings)
     if json_:
-        report = {"ok": not failed, "findings": [asdict(f) for f in seen.findings], "environment": machine}
-        records = [each.model_dump(mode="json") for each in seen.differences]
+        report = {"ok": not failed, "findings": [asdict(f) for f in result.findings], "environment": machine}
+        records = [difference.model_dump(mode="json") for difference in result.differences]
         if len(records) == 1:
             report["difference"] = records[0]
         elif records:
             report["differences"] = records
-        if seen.answers is not None:
-            report["answers"] = asdict(seen.answers)
+        if result.answers is not None:
+            report["answers"] = asdict(result.answers)
         typer.echo(json.dumps(report, indent=2))
     else:
-        for finding in seen.findings:
+        for finding in result.findings:
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
-        for difference in seen.differences:
-            _show(difference, named=len(seen.differences) > 1)
+        for difference in result.differences:
+            _show(difference, named=len(result.differences) > 1)
     if failed:
         raise typer.Exit(1)
 
 
 def _show(difference: OperatorDifference, named: bool) -> None:
+    """Print the difference between two graphs."""
     from rich.console import Console
 
     from compress.report.difference_console import console_difference
@@ -104,25 +107,34 @@ def _show(difference: OperatorDifference, named: bool) -> None:
 
 
 def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float) -> _Seen:
+    """Return the findings on a model.
+
+    Args:
+        model: Run folder or ONNX model.
+        target: Name of a target or a kind of processor.
+        recipe: Recipe with real inputs.
+        against: Float file of the model.
+        seconds: Time budget of the comparison.
+    """
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.doctor_model import model_findings, speed_findings
     from compress.formats.target_profile import PROCESSORS
     from compress.formats.targets import TARGETS
 
     progress = ConsoleProgress()
-    here = target in (None, "cpu")
-    if target is not None and not here and target in TARGETS and target not in PROCESSORS:
+    is_local = target in (None, "cpu")
+    if target is not None and not is_local and target in TARGETS and target not in PROCESSORS:
         from compress.cli.doctor_answers import answer_findings
 
-        found, answers = answer_findings(model, TARGETS[target], recipe, against, progress)
-        return _Seen(found, answers=answers)
-    if not here and against is not None:
+        findings_by_value, answers = answer_findings(model, TARGETS[target], recipe, against, progress)
+        return _Seen(findings_by_value, answers=answers)
+    if not is_local and against is not None:
         raise InputError(
             f"--against is timed on this machine, and --target {target} is not this one.",
             expected="--target cpu, or none, with --against",
         )
     findings = list(model_findings(model, target, recipe, progress))
-    if not here:
+    if not is_local:
         return _Seen(findings)
-    more, differences = speed_findings(model, recipe, against, seconds, progress)
-    return _Seen([*findings, *more], differences)
+    speed, differences = speed_findings(model, recipe, against, seconds, progress)
+    return _Seen([*findings, *speed], differences)

@@ -1,4 +1,4 @@
-"""`compress doctor MODEL --target TARGET`: where the file that runs there departs from its float reference."""
+"""Check `compress doctor MODEL --target TARGET`: layers whose values differ from the float reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _EXAMPLES = 8
 
 @dataclass(frozen=True)
 class _Reference:
-    """A graph of floats, the layer of each of its nodes by name, and what to call it."""
+    """Float graph with the layer of each node by name, and its description."""
 
     graph: onnx.ModelProto
     layers: dict[str, str]
@@ -50,51 +50,69 @@ class _Reference:
 def answer_findings(
     model: Path, target: Target, recipe: Path | None, against: Path | None, progress: Progress
 ) -> tuple[list[Finding], FormatComparison | None]:
-    """What the values of both files say, and the record; nothing where the target is not to be had here.
+    """Compare the values of a target's file and its float reference.
 
-    Raises `InputError` where there is no file for the target, or nothing to hold it against.
+    Args:
+        model: Run folder or model file.
+        target: The target.
+        recipe: Recipe with real inputs.
+        against: Float file, or None for the run's.
+        progress: Is told each step.
+
+    Returns:
+        Findings and the record, or None if the target is not available here.
+
+    Raises:
+        InputError: If there is no file for the target, or no reference.
     """
     if not gives_values(target):
-        why = f": {about}" if (about := RUNTIMES[target.runtime].about_values) else ""
+        suffix = f": {about}" if (about := RUNTIMES[target.runtime].about_values) else ""
         raise InputError(
-            f"The values within a file are not to be had on the target {target.name!r}{why}.",
+            f"Intermediate values of a file are not available on the target {target.name!r}{suffix}.",
             where="--target",
-            expected=f"one of {', '.join(name for name, one in TARGETS.items() if gives_values(one))}",
+            expected=f"one of {', '.join(name for name, candidate in TARGETS.items() if gives_values(candidate))}",
         )
     reason = make_ready(target, progress)
     if reason is not None:
         return [Finding("ok", f"{target.name}: its answers were not compared: {reason}")], None
     quiet_libraries()
-    found = find_artifact(model, recipe)
+    artifact = find_artifact(model, recipe)
     if (
-        GENERATES in found.task.capabilities
-        or READS_ROWS not in found.task.capabilities
-        or len(model_files(found.folder)) > 1
+        GENERATES in artifact.task.capabilities
+        or READS_ROWS not in artifact.task.capabilities
+        or len(model_files(artifact.folder)) > 1
     ):
-        raise InputError(f"Files of {found.task.name} are not compared value by value.", where="--target")
-    file = _file_for(model, found, target, progress)
-    examples = found.examples(progress, file)
-    reference = _reference(model, found, target, against, examples, progress)
-    chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, found.recipe.seed)
-    batches: list[Values] = [examples.batch([int(place)]) for place in chosen]
+        raise InputError(f"Files of {artifact.task.name} are not compared value by value.", where="--target")
+    file = _file_for(model, artifact, target, progress)
+    examples = artifact.examples(progress, file)
+    reference = _reference(model, artifact, target, against, examples, progress)
+    sample = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, artifact.recipe.seed)
+    batches: list[Values] = [examples.batch([int(index)]) for index in sample]
     parts = open_parts(file, target, longest(batches))
     if parts.shaped is not None:
-        progress.note("finding out which values of the file are which of the reference's")
+        progress.note("matching the values of the file with those of the reference")
         batches = parts.shaped(batches)
         parts = match(parts, OnnxParts(reference.graph), batches[0])
-    compared = compare_parts(reference.graph, reference.layers, parts, batches, progress)
-    if compared is None:
+    comparison = compare_parts(reference.graph, reference.layers, parts, batches, progress)
+    if comparison is None:
         raise InputError(
             f"{reference.name} and the file for {target.name} have no value of one name.",
             where=str(file),
             expected="two files of one model, written from one export",
-            hint="name the float file that it was made of with --against",
+            hint="name the float file that it was made from with --against",
         )
-    return list(_findings(compared, target, reference.name)), compared
+    return list(_findings(comparison, target, reference.name)), comparison
 
 
 def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) -> Path:
-    """The artifact itself, or what its run gives that target."""
+    """Return the artifact itself, or its run's file for the target.
+
+    Args:
+        model: Run folder or model file.
+        found: The artifact.
+        target: The target.
+        progress: Is told each step.
+    """
     form = format_of(found.folder)
     if form == target.format:
         return found.folder
@@ -112,23 +130,40 @@ def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) 
 def _reference(
     model: Path, found: Artifact, target: Target, against: Path | None, examples: Examples, progress: Progress
 ) -> _Reference:
-    """The float file that was named, or the run's: its export, or for a format written from weights, those."""
+    """Return the float file that was named, or the run's export, or its weights for formats written from weights.
+
+    Args:
+        model: Run folder or model file.
+        found: The artifact.
+        target: The target.
+        against: Float file, or None for the run's.
+        examples: Inputs for an export.
+        progress: Is told each step.
+    """
     run = run_of(model)
-    place = against
-    if place is None and run is not None:
+    path = against
+    if path is None and run is not None:
         exported = outputs_of(run).get(float_label(found.recipe) or "")
         from_weights = FORMATS[target.format].own_bits
-        place = weights_of_run(run) if from_weights or exported is None else exported
-    if place is None:
+        path = weights_of_run(run) if from_weights or exported is None else exported
+    if path is None:
         raise InputError(
-            "Nothing says what the file should answer.",
+            "There is no reference to compare the file with.",
             where=str(model),
             hint="name its float file, or the folder of its weights, with --against",
         )
-    return _read_reference(place, found, examples, progress)
+    return _read_reference(path, found, examples, progress)
 
 
 def _read_reference(place: Path, found: Artifact, examples: Examples, progress: Progress) -> _Reference:
+    """Read a float graph, or export one from weights.
+
+    Args:
+        place: Float file or folder of weights.
+        found: The artifact.
+        examples: Inputs for an export.
+        progress: Is told each step.
+    """
 
     import onnx
 
@@ -151,6 +186,7 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
 
 
 def _findings(compared: FormatComparison, target: Target, reference: str) -> Iterator[Finding]:
+    """Yield the findings of a comparison."""
     bad = compared.departures
     if not bad:
         worst = compared.worst
@@ -166,35 +202,46 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
 
 
 def _departing(bad: Sequence[Departure], compared: FormatComparison, target: Target, reference: str) -> Finding:
+    """Return the finding on the first layer that departs from the reference.
+
+    Args:
+        bad: Layers that depart.
+        compared: The comparison.
+        target: The target.
+        reference: Description of the reference.
+    """
     first = bad[0]
-    others = ", ".join(dict.fromkeys(one.layer or one.name for one in bad[1:]))
-    more = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
+    others = ", ".join(dict.fromkeys(departure.layer or departure.name for departure in bad[1:]))
+    suffix = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
     return Finding(
         "warning",
         f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on what it reads it errs "
         f"by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
         f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
-        f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{more}",
+        f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{suffix}",
         _advice(first, target),
     )
 
 
 def _part(one: Departure) -> str:
+    """Return the operator, its name and its layer."""
     return f"{one.operator} {one.name}{f' in {one.layer}' if one.layer else ''}"
 
 
 def _explained(one: Departure) -> str:
+    """Return how much of an error the number of bits explains."""
     return f", where {one.bits} bits explain {one.explained:.2g}" if one.bits < 32 else ""
 
 
 def _advice(one: Departure, target: Target) -> str:
+    """Return the advice for a layer that departs."""
 
-    again = "write the file again; if that changes nothing, the runtime computes this operator in another way"
+    rewrite = "write the file again; if that changes nothing, the runtime computes this operator in another way"
     if one.bits >= 32:
-        return f"its weights or attributes are not the reference's: {again}"
+        return f"its weights or attributes are not the reference's: {rewrite}"
     if not FORMATS[target.format].own_bits and one.weights:
         return (
             f"`quantize: {{keep: [{one.weights}]}}` leaves it in float; where the method is static, another "
-            f"calibration_method; or its integers are not the reference's: {again}"
+            f"calibration_method; or its integers are not the reference's: {rewrite}"
         )
-    return f"more bits for the weights (`precision`); or its numbers are not the reference's: {again}"
+    return f"more bits for the weights (`precision`); or its numbers are not the reference's: {rewrite}"

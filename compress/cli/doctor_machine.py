@@ -1,4 +1,4 @@
-"""`compress doctor`: is everything here that a run needs?"""
+"""Checks of `compress doctor` on this machine and installation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
 from compress.stages import registry as stages  # noqa: F401, which records the stages of plug-ins that cannot be used
 from compress.utils import environment, installation
-from compress.utils.torch_device import CPU, describe_device, device_fault, resolve_device, has_fast_bf16
+from compress.utils.torch_device import CPU, describe_device, device_fault, has_fast_bf16, resolve_device
 
 _LITTLE_DISK_BYTES = 5_000_000_000
 _LITTLE_MEMORY_BYTES = 4_000_000_000
 
 
 def machine_findings(machine: dict[str, Any]) -> list[Finding]:
-    """What to know of this machine and installation; ``machine`` is its `environment`."""
+    """Return the findings on this machine and installation; ``machine`` is its `environment`."""
     return [
         *_installation(),
         *_plugins(),
@@ -36,23 +36,26 @@ def machine_findings(machine: dict[str, Any]) -> list[Finding]:
 
 
 def _installation() -> Iterator[Finding]:
+    """Yield findings on required packages and extras."""
     if not installation.is_installed():
         yield Finding("warning", "compress runs from its folder and is not installed", "pip install -e .")
     required = [package for package in installation.packages() if package.extra is None]
-    bad = [package for package in required if not package.is_satisfied]
-    for package in bad:
+    missing = [package for package in required if not package.is_satisfied]
+    for package in missing:
         have = f"{package.installed} is installed" if package.installed else "it is missing"
         yield Finding(
             "problem",
             f"{package.name} {package.specifier} is needed, {have}",
             f"pip install '{package.name}{package.specifier}'",
         )
-    if not bad:
-        yield Finding("ok", f"all {len(required)} required packages, in the versions wanted")
+    if not missing:
+        yield Finding("ok", f"all {len(required)} required packages are installed in supported versions")
     for extra in dict.fromkeys(package.extra for package in installation.packages() if package.extra):
-        lacking = [package.name for package in installation.packages() if package.extra == extra and not package.is_satisfied]
-        state = f"not installed (lacks {', '.join(lacking)})" if lacking else "installed"
-        yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if lacking else None)
+        missing_of_extra = [
+            package.name for package in installation.packages() if package.extra == extra and not package.is_satisfied
+        ]
+        state = f"not installed (lacks {', '.join(missing_of_extra)})" if missing_of_extra else "installed"
+        yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if missing_of_extra else None)
 
 
 def _plugins() -> Iterator[Finding]:
@@ -73,6 +76,7 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _targets() -> Iterator[Finding]:
+    """Yield the availability of each target."""
     for target in TARGETS.values():
         reason = runtimes.why_unavailable(target)
         if reason is None:
@@ -92,13 +96,14 @@ def _targets() -> Iterator[Finding]:
 
 
 def _device() -> Iterator[Finding]:
-    """What `device: auto` means here."""
+    """Yield the device that `device: auto` selects."""
     device = resolve_device("auto")
-    why = f", {device_fault('cuda')}" if device == CPU else ""
-    yield Finding("ok", f"stages compute on {describe_device(device)}{why}")
+    reason = f", {device_fault('cuda')}" if device == CPU else ""
+    yield Finding("ok", f"stages compute on {describe_device(device)}{reason}")
 
 
 def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
+    """Yield findings on cores, instruction sets and frequency."""
     granted, features = machine["cores_granted"], machine["features"]
     yield Finding(
         "ok", f"{machine['processor']}, {granted} cores granted ({', '.join(features) or 'features unknown'})"
@@ -130,6 +135,7 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _bf16() -> str:
+    """Return whether training can use bf16 arithmetic."""
     if not environment.has_bf16():
         return "no bf16 arithmetic: training runs in fp32"
     if has_fast_bf16():
@@ -138,6 +144,7 @@ def _bf16() -> str:
 
 
 def _memory(machine: dict[str, Any]) -> Iterator[Finding]:
+    """Yield a finding on memory."""
     sizes = [size for size in (machine["memory_bytes"], machine["memory_limit_bytes"]) if size is not None]
     if not sizes:
         return
@@ -149,6 +156,7 @@ def _memory(machine: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
+    """Yield a finding on free disk space."""
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.1f} GB free on the disk of the current folder"
     if not os.access(folder, os.W_OK):

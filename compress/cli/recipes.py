@@ -1,4 +1,4 @@
-"""`compress recipes`: the recipes at hand, their JSON Schema, and a starter for a new one."""
+"""Commands `compress recipes`: list recipes, write their JSON Schema, or start a new one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def list_recipes(folder: _Folder = None, json_: _Json = False) -> None:
 def schema(
     json_: Annotated[bool, typer.Option("--json", help="Has no effect: the schema is JSON.")] = False,
 ) -> None:
-    """Write the JSON Schema of recipes, with which editors complete and check them."""
+    """Write the JSON Schema of recipes, by which editors complete and check them."""
     from compress.recipe.loading import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))
@@ -62,8 +62,8 @@ def new(
 
 
 def _unknown_task(task: str, known: list[str]) -> Exception:
-    said = f"There is no starter for the task {task!r}.{did_you_mean(task, known)}"
-    return InputError(said, expected=f"one of {', '.join(known)}")
+    message = f"There is no starter for the task {task!r}.{did_you_mean(task, known)}"
+    return InputError(message, expected=f"one of {', '.join(known)}")
 
 
 def _write(path: Path, text: str, force: bool) -> None:
@@ -80,12 +80,12 @@ def _write(path: Path, text: str, force: bool) -> None:
 def _described(folder: Path | None) -> list[dict[str, Any]]:
     from compress.recipe.loading import read_recipe
 
-    place = folder or _default_folder()
-    if not place.is_dir():
+    folder = folder or _default_folder()
+    if not folder.is_dir():
         hint = "name a folder with recipes, or start one with `compress recipes new`"
-        raise InputError("There is no such folder of recipes.", where=str(place), hint=hint)
+        raise InputError("There is no such folder of recipes.", where=str(folder), hint=hint)
     described = []
-    for path in sorted(place.rglob("*.yaml")):
+    for path in sorted(folder.rglob("*.yaml")):
         row: dict[str, Any] = {"path": str(path), "name": path.stem, "description": "", "task": None}
         try:
             recipe = read_recipe(path)
@@ -98,10 +98,10 @@ def _described(folder: Path | None) -> list[dict[str, Any]]:
 
 
 def _default_folder() -> Path:
-    """`./recipes`, or the one beside the package in a source checkout."""
-    here = Path("recipes")
-    beside = Path(__file__).parents[2] / "recipes"
-    return beside if beside.is_dir() and not here.is_dir() else here
+    """Return `./recipes`, or the folder beside the package in a source checkout."""
+    local = Path("recipes")
+    shipped = Path(__file__).parents[2] / "recipes"
+    return shipped if shipped.is_dir() and not local.is_dir() else local
 
 
 def _show(described: list[dict[str, Any]], as_json: bool) -> None:

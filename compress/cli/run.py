@@ -1,4 +1,4 @@
-"""`compress run RECIPE`: from a recipe to a measured artifact; `compress check`: can it run here, what will it take?"""
+"""Commands `compress run`, from a recipe to a measured artifact, and `compress check`, which plans a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
     ] = None,
-    artifacts: Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")] = Path("artifacts"),
+    artifacts: Annotated[Path, typer.Option(help="Folder of the cache and the runs.")] = Path("artifacts"),
     remeasure: Annotated[bool, typer.Option(help="Take new timings even if nothing changed.")] = False,
     track: Annotated[
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write report.json to standard output.")] = False,
 ) -> None:
-    """Run a recipe. Finished stages come from the cache, so a stopped run goes on where it was."""
+    """Run a recipe. Finished stages come from the cache, so a stopped run continues where it was."""
     from rich.console import Console
 
     from compress.cli.console_progress import ConsoleProgress
@@ -53,13 +53,13 @@ def run(
     for limit in done.report.limits:
         policy = loaded.verdicts.cannot_tell if limit.verdict == "cannot tell" else loaded.verdicts.within_chance
         if limit.unknown and policy == "warn":
-            why = limit.reason or "missed within chance"
-            typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {why}", err=True)
+            reason = limit.reason or "missed within chance"
+            typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {reason}", err=True)
     name = loaded.name if artifacts / "runs" == RUNS else str(done.folder)
-    told = Console(stderr=True, highlight=False)
-    # A terminal breaks lines between words; whoever reads a file wants one.
+    console = Console(stderr=True, highlight=False)
+    # A terminal wraps lines between words; in a file the text stays on one line.
     app = get_task(loaded.task).app_steps is not None
-    told.print(closing_line(done.report, done.folder, name, app), markup=False, soft_wrap=not told.is_terminal)
+    console.print(closing_line(done.report, done.folder, name, app), markup=False, soft_wrap=not console.is_terminal)
     if done.report.missed:
         raise typer.Exit(1)
     if done.report.unfit:
@@ -72,18 +72,18 @@ def check(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
     ] = None,
-    artifacts: Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")] = Path("artifacts"),
+    artifacts: Annotated[Path, typer.Option(help="Folder of the cache and the runs.")] = Path("artifacts"),
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
-    """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
+    """Check that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.pipeline.keys import CachedStages
     from compress.pipeline.planning import make_plan, render_plan
     from compress.recipe.loading import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
-    forecast = CachedStages(loaded, recipe.parent, artifacts)
-    plan = make_plan(loaded, recipe.parent, forecast, artifacts, looks_into_model=True, progress=ConsoleProgress())
+    cached_stages = CachedStages(loaded, recipe.parent, artifacts)
+    plan = make_plan(loaded, recipe.parent, cached_stages, artifacts, looks_into_model=True, progress=ConsoleProgress())
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return

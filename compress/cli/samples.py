@@ -1,4 +1,4 @@
-"""`compress samples`: real models and data to try recipes on, fetched with pip or apt."""
+"""Commands `compress samples`: list and fetch real models and data to try recipes with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def samples(context: typer.Context, json_: _Json = False) -> None:
 
 @samples_app.command("list")
 def list_samples(json_: _Json = False) -> None:
-    """List all samples: what each is, its licence, its size, and whether it is fetched."""
+    """List all samples with description, licence, size and state."""
     _show(_described(), json_)
 
 
@@ -28,7 +28,7 @@ def list_samples(json_: _Json = False) -> None:
 def fetch_samples(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Samples, as listed by `samples`.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare fetched files with their SHA-256; mend damaged ones.")
+        bool, typer.Option("--verify", help="Compare fetched files with their SHA-256; repair damaged ones.")
     ] = False,
     json_: _Json = False,
 ) -> None:
@@ -38,9 +38,9 @@ def fetch_samples(
     from compress.data.samples.sample import find_sample
     from compress.utils.progress import SilentProgress
 
-    found = [find_sample(name) for name in names]
+    selected = [find_sample(name) for name in names]
     progress = SilentProgress() if json_ else ConsoleProgress()
-    folders = {sample.name: str(sample_directory(sample.name, progress, verify=verify)) for sample in found}
+    folders = {sample.name: str(sample_directory(sample.name, progress, verify=verify)) for sample in selected}
     if json_:
         typer.echo(json.dumps(folders, indent=2))
     else:

@@ -1,4 +1,4 @@
-"""`compress targets`: where artifacts can be run from here."""
+"""Command `compress targets`: list the targets and whether they are available here."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def targets(
     file: Annotated[
-        Path | None, typer.Argument(help="A file that describes a target of your own: check and show it alone.")
+        Path | None, typer.Argument(help="File that describes a custom target: check and show only that one.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:
-    """List the targets, and for those that can't be had here, why."""
+    """List the targets, and why some are not available here."""
     import json
 
     from compress.formats.targets import PROFILES

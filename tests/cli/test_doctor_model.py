@@ -70,13 +70,13 @@ def test_what_is_not_an_integer_kernel_is_named_with_what_helps(tmp_path: Path):
 
 
 def test_options_that_mean_nothing_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="--target means nothing without a model"):
+    with pytest.raises(InputError, match="--target has no effect without a model"):
         diagnose("--target", "x86-avx2")
-    with pytest.raises(InputError, match="--against means nothing without a model"):
+    with pytest.raises(InputError, match="--against has no effect without a model"):
         diagnose("--against", "float.onnx")
     with pytest.raises(InputError, match="--against is timed on this machine"):
         diagnose(str(save(tmp_path)), "--target", "x86-avx2", "--against", str(tmp_path))
-    with pytest.raises(InputError, match="are not to be had on the target 'llama-cpp'"):
+    with pytest.raises(InputError, match="are not available on the target 'llama-cpp'"):
         diagnose(str(tmp_path), "--target", "llama-cpp")
     with pytest.raises(InputError, match="on the target 'coreml': a package runs on a Mac only"):
         diagnose(str(tmp_path), "--target", "coreml")

@@ -82,7 +82,7 @@ def test_a_run_that_ends_in_that_format_ships_it(artifacts: Path, tmp_path: Path
     content[norm.start : norm.start + norm.bytes] = (norm.values(bytes(content)) * np.float32(2)).tobytes()
     (broken / "model.ort").write_bytes(content)
     recipe_file = done.folder / "recipe.yaml"
-    with pytest.raises(InputError, match="Nothing says what the file should answer"):
+    with pytest.raises(InputError, match="There is no reference to compare the file with"):
         diagnose(broken, "--target", "ort", "--recipe", recipe_file)
     said = diagnose(broken, "--target", "ort", "--recipe", recipe_file, "--against", outputs_of(done.folder)["export"])
     assert [one["layer"] for one in said["answers"]["departures"]] == [NORM.removesuffix(".weight")]

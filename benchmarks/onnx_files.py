@@ -51,7 +51,7 @@ from compress.results.report import Report
 from compress.stages.base import Context
 from compress.tasks.batches import keep_all
 from compress.tasks.registry import get_task
-from compress.tasks.task import Kept, Task
+from compress.tasks.task import CollectedOutputs, Task
 from compress.utils.errors import CompressError, first_line
 from compress.utils.progress import Progress, SilentProgress
 
@@ -152,7 +152,7 @@ def _no_other(label: str) -> TorchModel:
     raise KeyError(label)
 
 
-def _kept(task: Task, graph: onnx.ModelProto, data: Dataset, model: OnnxModel) -> Kept:
+def _kept(task: Task, graph: onnx.ModelProto, data: Dataset, model: OnnxModel) -> CollectedOutputs:
     """What the task keeps of a graph's answers to the test calls."""
     examples = task.encode(data.split("test"), processor_of(model), None, 0)
     session = open_session(graph)

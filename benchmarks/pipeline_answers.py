@@ -22,7 +22,7 @@ from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor, load_tokenizer
 from compress.runtimes.decoder import Decoder
 from compress.tasks.batches import by_length, keep_all
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 
 TARGET = TARGETS["cpu"]
 _PARAGRAPHS, _BEGINNING, _CONTINUED = 200, 100, 8
@@ -47,7 +47,7 @@ class Case:
     examples: Examples
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> CollectedOutputs:
         """What the task keeps of our answers, by example."""
         return self._answers[0]
 
@@ -57,7 +57,7 @@ class Case:
         return self._answers[1]
 
     @cached_property
-    def _answers(self) -> tuple[Kept, Sequence[Mapping[str, np.ndarray]]]:
+    def _answers(self) -> tuple[CollectedOutputs, Sequence[Mapping[str, np.ndarray]]]:
         session = get_runtime(TARGET.runtime).open(self.graph, TARGET, 1)
         outputs: list[Mapping[str, np.ndarray]] = [{}] * len(self.examples)
 

@@ -108,7 +108,7 @@ def measure_generation(
         elsewhere={name: target.name for name, target in other_targets.items()},
         tokens=plan.tokens,
         cached=record.cached,
-        prompt_timing="text" if texts else "random",
+        prompts="text" if texts else "random",
     )
 
 

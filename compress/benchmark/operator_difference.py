@@ -22,8 +22,8 @@ from compress.inspection.integer_kernels import (
     APART,
     FASTER,
     OTHER,
-    Cause,
     Part,
+    SlowdownCause,
     conversion_cause,
     part_of,
     product_cause,
@@ -50,7 +50,7 @@ class _File:
     def sum(self, nodes: list[ir.Node], shape: tuple[int, ...]) -> Times:
         return sum((self.times[str(node.name)] for node in nodes if str(node.name) in self.times), np.zeros(shape))
 
-    def typical_time(self, node: ir.Node) -> float:
+    def typical(self, node: ir.Node) -> float:
         times = self.times.get(str(node.name))
         return 0.0 if times is None else typical_time(times)
 
@@ -163,9 +163,9 @@ def _differences(
         seed: Seed of the bootstrap.
     """
     layers = []
-    totals: dict[Cause, float] = defaultdict(float)
-    layers_by_cause: dict[Cause, dict[str, None]] = defaultdict(dict)
-    operators: dict[Cause, dict[str, None]] = defaultdict(dict)
+    totals: dict[SlowdownCause, float] = defaultdict(float)
+    layers_by_cause: dict[SlowdownCause, dict[str, None]] = defaultdict(dict)
+    operators: dict[SlowdownCause, dict[str, None]] = defaultdict(dict)
     for layer in dict.fromkeys((*before.nodes, *after.nodes)):
         old, new = before.nodes.get(layer, []), after.nodes.get(layer, [])
         paired = after.sum(new, shape) - before.sum(old, shape)
@@ -209,7 +209,7 @@ def _differences(
 
 def _shares(
     before: _File, after: _File, old: list[ir.Node], new: list[ir.Node], shape: tuple[int, ...]
-) -> dict[Cause, tuple[float, list[str]]]:
+) -> dict[SlowdownCause, tuple[float, list[str]]]:
     """Return cause -> the ms that it adds to a layer, and its operators. Conversions have no counterpart in float.
 
     Args:
@@ -219,9 +219,9 @@ def _shares(
         new: Nodes of the layer in the 8-bit file.
         shape: [passes, calls].
     """
-    shares: dict[Cause, tuple[float, list[str]]] = {}
+    shares: dict[SlowdownCause, tuple[float, list[str]]] = {}
 
-    def add(cause: Cause, more: float, names: list[str]) -> None:
+    def add(cause: SlowdownCause, more: float, names: list[str]) -> None:
         added, operators = shares.get(cause, (0.0, []))
         shares[cause] = (added + more, [*operators, *names])
 

@@ -23,7 +23,7 @@ from compress.formats.onnx.runtimes.profile import CPU, CallRun, original_name, 
 from compress.formats.runtimes import why_unavailable
 from compress.formats.target_profile import Target
 from compress.inspection.node_layers import node_layers
-from compress.numerics.roofline import Roof, limit
+from compress.numerics.roofline import Roof, least_time
 from compress.numerics.statistics import bootstrap_interval
 from compress.utils.environment import environment, granted_cores, spread_cores
 from compress.utils.errors import InputError, StageError
@@ -105,7 +105,7 @@ def _row(
     known_costs = [cost for cost in costs if cost is not None]
     if len(known_costs) < len(costs):
         known_costs = []
-    limits = [limit(roof, *cost.operations, cost.total_bytes) for cost in known_costs]
+    limits = [least_time(roof, *cost.operations, cost.total_bytes) for cost in known_costs]
     calls = len(costs)
     return ProfileRow(
         name=original_name(name),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.numerics.roofline import Binds, Roof, binds
+from compress.numerics.roofline import Bottleneck, Roof, bottleneck
 from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
@@ -107,9 +107,9 @@ class ProfileRow(FrozenAliased):
         return self.operations / self.moved_bytes if self.moved_bytes else None
 
     @property
-    def binds(self) -> Binds | None:
+    def bottleneck(self) -> Bottleneck | None:
         """Return which limit binds, or None without known costs."""
-        return binds(self.compute_bound_ms, self.memory_bound_ms, self.counted_ms) if self.counted_ms > 0 else None
+        return bottleneck(self.compute_bound_ms, self.memory_bound_ms, self.counted_ms) if self.counted_ms > 0 else None
 
     def json_fields(self) -> dict[str, Any]:
         """Return the fields and values derived from them, for JSON."""
@@ -118,7 +118,7 @@ class ProfileRow(FrozenAliased):
             "share_of_roof": self.share_of_roof,
             "gflop_per_s": self.operations_per_s / 1e9,
             "gb_per_s": self.bytes_per_s / 1e9,
-            "binds": self.binds,
+            "binds": self.bottleneck,
         }
         return {**self.model_dump(mode="json"), **derived}
 

@@ -134,9 +134,9 @@ def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> t
     if not settings.batched:
         return settings, []
     unbatched = settings.model_copy(update={"batched": False})
-    if any(encoded.whole for encoded in examples):
+    if any(encoded.full_call for encoded in examples):
         return unbatched, []
-    unpaddable = next((name for encoded in examples if (name := encoded.unlike) is not None), None)
+    unpaddable = next((name for encoded in examples if (name := encoded.unpaddable_input) is not None), None)
     if unpaddable is None:
         return settings, []
     return unbatched, [
@@ -199,7 +199,7 @@ def build_result(
     ]
     notes = [str(noise), *filter(None, slowed), *own_notes, *_shared_notes(timed, conditions, precise)]
     lost = [label for label, name in timed_as.items() if name in record.lost_models]
-    notes += [f"{label} was not timed to the end: {record.lost[timed_as[label]]}" for label in lost]
+    notes += [f"{label} was not timed to the end: {record.lost_models[timed_as[label]]}" for label in lost]
     counted = {name: len(rounds.calls) for name, rounds in record.timings.items() if name in plan.reported}
     environment = {
         **timed.environment,
@@ -293,7 +293,7 @@ def _notes(timed: TimingResult, settings: Benchmark) -> list[str]:
             f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(threads_by_model)}"
         )
     if record.energy_unavailable is not None:
-        notes.append(f"energy: skipped, {record.no_energy}")
+        notes.append(f"energy: skipped, {record.energy_unavailable}")
     if settings.rate is not None:
         overloaded = [name for name, latencies in record.server_ms.items() if _falls_behind(latencies, settings.rate)]
         if overloaded:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.dataset import Dataset, load_dataset
-from compress.evaluation.evaluate import encode_for
+from compress.evaluation.evaluate import encode_for_model
 from compress.formats.model_file import format_of, holds, model_files
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile, Target
@@ -40,7 +40,7 @@ class Artifact:
     @property
     def task(self) -> Task:
         """The recipe's task, of the kind that the model is for."""
-        return get_task(self.recipe.task).of(read_json(self.folder / "config.json"))
+        return get_task(self.recipe.task).specialize(read_json(self.folder / "config.json"))
 
     def dataset(self, progress: Progress) -> Dataset:
         """The recipe's data."""
@@ -49,7 +49,9 @@ class Artifact:
     def examples(self, progress: Progress, folder: Path | None = None) -> Examples:
         """The test split as the processor encodes it that lies beside the model, or in ``folder``."""
         rows = self.dataset(progress).split("test")
-        return encode_for(folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation)
+        return encode_for_model(
+            folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation
+        )
 
     def runner(self, scratch: Path, progress: Progress, **benchmark: Any) -> StageRunner:
         """The recipe's runner, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""

@@ -130,11 +130,11 @@ def _bench_on_data(
 
 def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
     """Raise `InputError` for options of pictures where none are drawn."""
-    from compress.tasks.capability import DRAWS
+    from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
 
     given = [f"--{name}" for name in ("steps", "size") if f"picture_{name.removesuffix('s')}s" in changed]
-    if given and DRAWS not in task:
+    if given and GENERATES_IMAGES not in task:
         raise InputError(f"{' and '.join(given)} means nothing here.", expected="a model that draws pictures")
 
 
@@ -167,8 +167,8 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
 
 
 def show_outcome(found: HostResults, json_: bool) -> None:
-    """Print the results of all devices. Raises the first error where one failed."""
-    from compress.report.compare.machine_match import host_words
+    """Print the results of all hosts, and raise the first error if one failed."""
+    from compress.report.compare.machine_match import machine_summary
 
     if json_:
         values = {name: as_values(result) for name, result in found.results.items()}
@@ -176,7 +176,7 @@ def show_outcome(found: HostResults, json_: bool) -> None:
         typer.echo(json.dumps({"devices": values, "failed": failed}))
     else:
         for name, result in found.results.items():
-            typer.echo(f"{name}: {host_words(result.environment)}")
+            typer.echo(f"{name}: {machine_summary(result.environment)}")
             show(result, json_=False, where=f"{name}: ")
     errors = list(found.failures.values())
     for error in errors[1:]:

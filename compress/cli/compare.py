@@ -93,7 +93,7 @@ def compare(
     show(comparison_view(comparison, view))
 
 
-def gate(
+def judge_comparison(
     run: Annotated[Path, typer.Argument(help="The run to judge: its folder, report.json, or a recipe's name.")],
     baseline: Annotated[
         Path, typer.Option(help="What it is judged against: a baseline's JSON file, or another run as `RUN`.")
@@ -138,7 +138,7 @@ def gate(
 
 
 def _judged(run: Side, baseline: Side, rules: Policy, across_hosts: bool) -> GateResult:
-    from compress.report.compare.gate import gate as judge
+    from compress.report.compare.gate import judge_comparison as judge
     from compress.report.compare.reports import compare_reports
 
     comparison = compare_reports(
@@ -156,8 +156,8 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
     """Write the run as the baseline at ``path``. Raises `InputError` where the bar would come down unexplained."""
     import json
 
-    from compress.report.compare.baseline import lowered, origin, write_baseline
-    from compress.report.compare.formatting import sentence
+    from compress.report.compare.baseline import current_origin, lowered_metrics, write_baseline
+    from compress.report.compare.formatting import change_sentence
     from compress.utils.errors import InputError
 
     if path.suffix != ".json" or path.name == REPORT:
@@ -167,16 +167,16 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
             expected="a file such as baselines/my-recipe.json; a run's own report is never changed",
         )
     before = _find_side(path) if path.exists() else None
-    less = lowered(_judged(run, before, rules, across_hosts=True).comparison, rules) if before else ()
+    less = lowered_metrics(_judged(run, before, rules, across_hosts=True).comparison, rules) if before else ()
     if less and not (why or "").strip():
-        lines = "\n".join(f"  {sentence(change)}" for change in less)
+        lines = "\n".join(f"  {change_sentence(change)}" for change in less)
         raise InputError(
             f"The new baseline would lower the bar:\n{lines}",
             where=str(path),
             expected="a reason that is kept in the file",
             hint='if it is meant, say so: --update --why "..."',
         )
-    made = origin((why or "").strip() or ("raises the bar, or keeps it" if before else "the first baseline"))
+    made = current_origin((why or "").strip() or ("raises the bar, or keeps it" if before else "the first baseline"))
     write_baseline(run.report, path, made, rules.model)
     if as_json:
         typer.echo(json.dumps({"baseline": str(path), **made.model_dump(), "lowered": [c.metric for c in less]}))

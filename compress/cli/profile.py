@@ -43,7 +43,7 @@ def profile(
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.targets import find_target
-    from compress.tasks.capability import DRAWS
+    from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
 
     found = find_artifact(artifact, recipe)
@@ -60,7 +60,7 @@ def profile(
     quiet_libraries()
     progress = ConsoleProgress()
     benchmark, seed = found.recipe.benchmark, found.recipe.seed
-    draws = DRAWS in found.task.capabilities
+    draws = GENERATES_IMAGES in found.task.capabilities
     if part is not None and not draws:
         raise InputError(f"--part means nothing for {found.task.name}.", expected="a model that draws pictures")
     if draws:

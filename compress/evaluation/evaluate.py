@@ -1,4 +1,4 @@
-"""Accuracy of an artifact, through the runtime that will run it."""
+"""Evaluation of an artifact on a split, through the runtime of its target."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compress.results.metrics import metric_on_slice
 from compress.runtimes.decoder import feeder
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress
 
@@ -34,24 +34,28 @@ if TYPE_CHECKING:
 
 _SEED = 0
 _FEWEST = 20
-"""Tokens of a kind without which nothing is said of it."""
+"""Smallest number of tokens of a kind that gets a measurement."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a task keeps of an artifact's outputs for every example, and the examples' label ids [n], if any."""
+    """Outputs of an artifact that the task keeps for every example, and the examples' label ids [n], if any."""
 
-    kept: Kept
+    kept: CollectedOutputs
     labels: np.ndarray | None
 
 
 def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
-    """Class names from the artifact's config, in the order of their ids. Raises `ModelError` for a broken config."""
+    """Return class names from the artifact's config, in the order of their ids, or None.
+
+    Raises:
+        ModelError: The config is broken.
+    """
     names = read_json(artifact / "config.json").get("id2label")
     return None if names is None else tuple(names[key] for key in sorted(names, key=int))
 
 
-def encode_for(
+def encode_for_model(
     artifact: Path,
     task: Task,
     rows: pa.Table,
@@ -59,65 +63,98 @@ def encode_for(
     evaluation: Evaluation | None = None,
     baseline: Path | None = None,
 ) -> Examples:
-    """What the artifact is judged by of ``rows``, encoded by the processor beside it, and compared with ``baseline``.
+    """Encode ``rows`` with the artifact's processor.
 
-    Raises `ModelError` where that does not load, `DataError` for rows that it can't be judged by.
+    Args:
+        artifact: Model folder.
+        task: Task of the model.
+        rows: Rows of a split.
+        max_length: Largest number of tokens of an example.
+        evaluation: Evaluation settings of the recipe.
+        baseline: Model folder of the baseline, if the artifact's outputs are compared with it.
+
+    Raises:
+        ModelError: The processor cannot be loaded.
+        DataError: The rows are unsuitable for the model.
     """
     # Without its files, transformers would make an empty tokenizer and say nothing.
     check_processor(artifact, read_json(artifact / "config.json"))
-    wanted = rows, load_processor(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
+    arguments = rows, load_processor(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
     return (
-        task.held_out(*wanted) if baseline is None else task.held_out_beside(*wanted, lambda: load_processor(baseline))
+        task.eval_examples(*arguments)
+        if baseline is None
+        else task.eval_examples_like(*arguments, lambda: load_processor(baseline))
     )
 
 
 def predict(
     artifact: Path, task: Task, examples: Examples, target: Target, threads: int, progress: Progress, description: str
 ) -> Predictions:
-    """Run every example, batched by length, and keep what the task keeps. Raises what opening and running raise."""
+    """Run every example, batched by length, and return the outputs that the task keeps.
+
+    Raises the errors of opening and running the model.
+
+    Args:
+        artifact: Model folder or file.
+        task: Task of the model.
+        examples: Encoded examples.
+        target: Target that runs the model.
+        threads: Number of threads.
+        progress: Progress display.
+        description: Text of the progress bar.
+    """
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
     _check_outputs(session, examples, artifact)
-    batches = by_length(examples, 1 if examples.whole else task.batch_size)
-    tracked = progress.track(batches, description, len(batches))
-    kept = keep_all(task, examples, tracked, lambda places: session.predict(feed(examples.batch(places))))
-    return Predictions(kept, examples.labels)
+    batches = by_length(examples, 1 if examples.full_call else task.batch_size)
+    batches_with_progress = progress.track(batches, description, len(batches))
+    outputs = keep_all(
+        task, examples, batches_with_progress, lambda indices: session.predict(feed(examples.batch(indices)))
+    )
+    return Predictions(outputs, examples.labels)
 
 
 def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None:
-    """Raises `ModelError` for a graph that lacks what the task's answers are made of."""
-    given = session.output_types
-    absent = [name for name in examples.outputs if name not in given]
-    if any(kind.dtype == "str" for kind in given.values()):
+    """Raise `ModelError` for a graph that lacks the outputs of the task."""
+    output_types = session.output_types
+    missing = [name for name in examples.outputs if name not in output_types]
+    if any(output_type.dtype == "str" for output_type in output_types.values()):
         return  # two graphs that write text: the answer is there in words
-    if absent and examples.answer not in given and given:
+    if missing and examples.answer not in output_types and output_types:
         raise ModelError(
-            f"The model has no output {absent[0]!r}.",
+            f"The model has no output {missing[0]!r}.",
             where=str(artifact),
             expected=f"{', '.join(examples.outputs)}, as transformers' exporters name it",
-            hint=f"it has {', '.join(given)}; rename one, or leave `task` out to measure agreement alone",
+            hint=f"it has {', '.join(output_types)}; rename one, or leave `task` out to measure agreement alone",
         )
 
 
-def slices_of_task(
-    task: Task, found: Predictions, whole: Sequence[Measurement], parts: Sequence[Part]
+def task_slice_rows(
+    task: Task, predictions: Predictions, whole: Sequence[Measurement], parts: Sequence[Part]
 ) -> list[Measurement]:
-    """`METRIC[NAME]` for each part: of outcomes of 0 and 1, and of what the task says are ratios, measured anew."""
+    """Return `METRIC[NAME]` for each slice: of outcomes of 0 and 1, and of the task's ratios, computed again.
+
+    Args:
+        task: Task of the model.
+        found: Outputs for all examples.
+        whole: Measurements on all examples.
+        parts: Slices of the split.
+    """
     rows = slice_rows(whole, parts)
     for part in parts if task.ratios and whole else ():
-        kept = {name: array[part.rows] for name, array in found.kept.items()}
-        labels = None if found.labels is None else found.labels[part.rows]
-        anew = task.measure(kept, labels, whole[0].model, whole[0].target)
+        outputs = {name: array[part.rows] for name, array in predictions.kept.items()}
+        labels = None if predictions.labels is None else predictions.labels[part.rows]
+        measurements = task.measure(outputs, labels, whole[0].model, whole[0].target)
         rows += [
             row.model_copy(update={"metric": metric_on_slice(row.metric, part.name), "raw": None})
-            for row in anew
+            for row in measurements
             if row.metric in task.ratios
         ]
     return rows
 
 
 def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Measurement]:
-    """`METRIC[NAME]` for each part, with its Wilson interval, of every row that keeps outcomes of 0 and 1."""
+    """Return `METRIC[NAME]` for each slice, with its Wilson interval, of each measurement with outcomes of 0 and 1."""
     rows = []
     for row in whole:
         if row.raw is None or set(row.raw) - {0.0, 1.0}:
@@ -131,13 +168,19 @@ def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Meas
     return rows
 
 
-def kind_rows(
+def token_kind_rows(
     losses: np.ndarray, kinds: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray], whole: Measurement
 ) -> list[Measurement]:
-    """`perplexity[KIND]` of ``losses`` [n, scored] for each kind of token, beside the ``whole`` text's.
+    """Return `perplexity[KIND]` for each kind of token.
 
-    ``counts`` are the baseline's tokens of each kind in each window, [n], whatever a model's own are. The interval is
-    over windows, and raw outcomes are what each adds to the logarithm, so that two models' can be paired.
+    The interval is over sequences. Raw samples are the contributions of sequences to the logarithm, so that two models
+    can be paired.
+
+    Args:
+        losses: Loss of each scored token, [n, scored].
+        kinds: Kind -> whether a token is of that kind, [n, scored].
+        counts: Kind -> number of such tokens in each sequence by the baseline's tokenizer, [n].
+        whole: Measurement of all tokens.
     """
     rows = []
     for kind, tokens in counts.items():
@@ -146,13 +189,13 @@ def kind_rows(
         nats = np.where(kinds[kind], losses, 0.0).sum(axis=1, dtype=np.float64)
         bounds = {name: math.exp(value) for name, value in ratio_interval(nats, tokens, _SEED)._asdict().items()}
         raw = tuple(linearized(nats, tokens).tolist())
-        named = {"metric": metric_on_slice(whole.metric, kind), "n": len(raw), "raw": raw}
-        rows.append(whole.model_copy(update={**named, **bounds}))
+        fields = {"metric": metric_on_slice(whole.metric, kind), "n": len(raw), "raw": raw}
+        rows.append(whole.model_copy(update={**fields, **bounds}))
     return rows
 
 
 def share_row(metric: str, outcomes: Sequence[float], model: str, target: str) -> Measurement:
-    """The share of ``outcomes`` that are 1 and not 0, with its Wilson interval."""
+    """Return the share of ``outcomes`` that are 1 and not 0, with its Wilson interval."""
     n, raw = len(outcomes), tuple(outcomes)
     low, high = wilson_interval(int(sum(raw)), n)
     return Measurement(

@@ -1,4 +1,4 @@
-"""What a model writes after the beginnings of test texts, through the runtime that will run it."""
+"""Greedy continuations of test texts, through the runtime of the target."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from compress.utils.progress import Progress
 _SEED = 0
 _CONFIGS = ("generation_config.json", "config.json")
 _FALLEN, _BEFORE = 12, 16
-"""Tokens that are shown for having become less likely, and how many before each."""
+"""Number of tokens shown whose probability fell most, and number of tokens shown before each."""
 _NOTABLE = 0.1
-"""A share of repeated tokens that is more than the baseline's by so much is worth a word."""
+"""Excess of repeated 4-grams over the baseline's that a note mentions."""
 
 
-def prompts_of(examples: Examples, evaluation: Evaluation) -> list[list[int]]:
-    """The beginnings of some windows, spread evenly."""
-    places = spread(len(examples), evaluation.prompts) if evaluation.prompts else []
-    return [examples.inputs[place]["input_ids"][: evaluation.prompt_tokens].tolist() for place in places]
+def choose_prompts(examples: Examples, evaluation: Evaluation) -> list[list[int]]:
+    """Return the beginnings of some sequences, spread evenly."""
+    indices = spread(len(examples), evaluation.prompts) if evaluation.prompts else []
+    return [examples.inputs[index]["input_ids"][: evaluation.prompt_tokens].tolist() for index in indices]
 
 
 def continue_prompts(
@@ -46,28 +46,37 @@ def continue_prompts(
     progress: Progress,
     description: str,
 ) -> list[list[int]]:
-    """The likeliest ``tokens`` tokens after each prompt, one by one, or fewer where the model ends the text.
+    """Return the greedy continuation of each prompt, shorter if the model ends the text.
 
-    Raises what opening and running raise.
+    Raises the errors of opening and running the model.
+
+    Args:
+        artifact: Model folder or file.
+        prompts: Token ids of the prompts.
+        tokens: Number of tokens of a continuation.
+        target: Target that runs the model.
+        threads: Number of threads.
+        progress: Progress display.
+        description: Text of the progress bar.
     """
     writer = open_decoder(get_runtime(target.runtime).open(artifact, target, threads), str(artifact))
-    ends = end_tokens(artifact)
-    asked = progress.track(prompts, description, len(prompts))
-    return [list(written_tokens(writer, prompt, tokens, ends)) for prompt in asked]
+    stop_ids = end_tokens(artifact)
+    tracked = progress.track(prompts, description, len(prompts))
+    return [list(written_tokens(writer, prompt, tokens, stop_ids)) for prompt in tracked]
 
 
 def end_tokens(artifact: Path) -> set[int]:
-    """The ids that end a text, as the configuration beside the model has them; none where it says nothing."""
+    """Return the ids that end a text by the model's configuration, or none."""
     for name in _CONFIGS:
         if (artifact / name).is_file():
-            found = read_json(artifact / name).get("eos_token_id")
-            if found is not None:
-                return set(found) if isinstance(found, list) else {int(found)}
+            ids = read_json(artifact / name).get("eos_token_id")
+            if ids is not None:
+                return set(ids) if isinstance(ids, list) else {int(ids)}
     return set()
 
 
-class Step(NamedTuple):
-    """A token that a model wrote, the likeliest other one there, and how likely it finds them."""
+class TokenProbability(NamedTuple):
+    """Generated token, the likeliest other token at its position, and their probabilities."""
 
     token: int
     probability: float
@@ -75,7 +84,7 @@ class Step(NamedTuple):
     other_probability: float
 
 
-def steps_of(
+def token_probabilities(
     artifact: Path,
     prompts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
@@ -83,40 +92,51 @@ def steps_of(
     threads: int,
     progress: Progress,
     description: str,
-) -> list[list[Step]]:
-    """What a model makes of every token of ``texts``, each behind its prompt, read in one go.
+) -> list[list[TokenProbability]]:
+    """Return a model's probability of every token of ``texts``, each after its prompt, in one forward pass.
 
-    Raises what opening and running raise.
+    Raises the errors of opening and running the model.
+
+    Args:
+        artifact: Model folder or file.
+        prompts: Token ids of the prompts.
+        texts: Token ids of the texts.
+        target: Target that runs the model.
+        threads: Number of threads.
+        progress: Progress display.
+        description: Text of the progress bar.
     """
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
-    found = []
+    steps = []
     for prompt, text in progress.track(list(zip(prompts, texts, strict=True)), description, len(prompts)):
         ids = np.array([*prompt, *text[:-1]], dtype=np.int64)
         logits = session.predict(feed({"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}))["logits"][0]
         if len(logits) != len(ids):
             raise ModelError("The model gives logits of the last token alone.", where=str(artifact))
-        chances = np.exp(log_probabilities(logits[len(prompt) - 1 :]))
-        places, written = np.arange(len(text)), np.array(text)
-        own = chances[places, written].copy()
-        chances[places, written] = -1.0
-        others = chances.argmax(axis=-1)
-        columns = (written, own, others, chances[places, others])
-        found.append([Step(*values) for values in zip(*(column.tolist() for column in columns), strict=True)])
-    return found
+        probabilities = np.exp(log_probabilities(logits[len(prompt) - 1 :]))
+        positions, chosen_ids = np.arange(len(text)), np.array(text)
+        chosen = probabilities[positions, chosen_ids].copy()
+        probabilities[positions, chosen_ids] = -1.0
+        others = probabilities.argmax(axis=-1)
+        columns = (chosen_ids, chosen, others, probabilities[positions, others])
+        steps.append(
+            [TokenProbability(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+        )
+    return steps
 
 
-def loop_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:
-    """How many continuations end in a loop, with its Wilson interval."""
+def looping_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:
+    """Return the share of continuations that end in a loop, with its Wilson interval."""
     outcomes = [float(loop_length(np.asarray(tokens)) > 0) for tokens in written]
     return share_row("looping", outcomes, model, target)
 
 
 def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:
-    """The mean share of repeated runs of four tokens, with its interval over prompts."""
+    """Return the mean share of repeated 4-grams, with its interval over prompts."""
     shares = [repeated_share(np.asarray(tokens)) for tokens in written]
     value, low, high = mean_interval(shares, _SEED)
-    known = {"low": low, "high": high} if len(shares) > 1 else {}
+    interval = {"low": low, "high": high} if len(shares) > 1 else {}
     return Measurement(
         model=model,
         metric="repetition",
@@ -125,25 +145,25 @@ def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) ->
         unit="ratio",
         n=len(shares),
         raw=tuple(shares),
-        **known,
+        **interval,
     )
 
 
-def repetition_note(own: Measurement, baseline: Measurement) -> str | None:
-    """A word on a model that repeats itself more than the baseline does after the same prompts, beyond chance."""
-    if own.raw is None or baseline.raw is None:
+def repetition_note(measured: Measurement, baseline: Measurement) -> str | None:
+    """Return a note on a model that repeats itself significantly more than the baseline after the same prompts."""
+    if measured.raw is None or baseline.raw is None:
         return None
-    more = mean_interval(np.subtract(own.raw, baseline.raw), _SEED)
+    more = mean_interval(np.subtract(measured.raw, baseline.raw), _SEED)
     if more.value < _NOTABLE or more.low <= 0:
         return None
     return (
-        f"{own.model} repeats itself: {own.value:.0%} of its runs of four tokens stood there before, "
+        f"{measured.model} repeats itself: {measured.value:.0%} of its runs of four tokens stood there before, "
         f"{baseline.value:.0%} of the baseline's"
     )
 
 
-class Fallen(NamedTuple):
-    """A token behind others, and its probability by one model and by another."""
+class FallenToken(NamedTuple):
+    """Token with those before it, and its probability by two models."""
 
     before: list[int]
     token: int
@@ -151,28 +171,28 @@ class Fallen(NamedTuple):
     new: float
 
 
-def fallen(examples: Examples, old: np.ndarray, new: np.ndarray) -> list[Fallen]:
-    """The tokens that models foretell with losses ``old`` and ``new`` [n, scored], by the fall of their probability."""
-    chances = np.exp(-old.astype(np.float64)), np.exp(-new.astype(np.float64))
-    falls = chances[0] - chances[1]
-    found = []
-    for place in np.argsort(-falls, axis=None, kind="stable")[:_FALLEN]:
-        window, column = np.unravel_index(place, falls.shape)
-        ids = examples.inputs[int(window)]["input_ids"].tolist()
+def find_fallen_tokens(examples: Examples, old: np.ndarray, new: np.ndarray) -> list[FallenToken]:
+    """Return the tokens whose probability fell most from the losses ``old`` to ``new`` [n, scored]."""
+    probabilities = np.exp(-old.astype(np.float64)), np.exp(-new.astype(np.float64))
+    falls = probabilities[0] - probabilities[1]
+    tokens = []
+    for position in np.argsort(-falls, axis=None, kind="stable")[:_FALLEN]:
+        sequence, column = np.unravel_index(position, falls.shape)
+        ids = examples.inputs[int(sequence)]["input_ids"].tolist()
         end = len(ids) - falls.shape[1] + int(column)
-        if falls[window, column] > 0:
-            known = (float(chance[window, column]) for chance in chances)
-            found.append(Fallen(ids[max(0, end - _BEFORE) : end], ids[end], *known))
-    return found
+        if falls[sequence, column] > 0:
+            values = (float(probability[sequence, column]) for probability in probabilities)
+            tokens.append(FallenToken(ids[max(0, end - _BEFORE) : end], ids[end], *values))
+    return tokens
 
 
-def as_text(artifact: Path, texts: Sequence[Sequence[int]]) -> list[str]:
-    """Tokens as text, by the tokenizer beside the model; special tokens stay visible."""
+def decode_tokens(artifact: Path, texts: Sequence[Sequence[int]]) -> list[str]:
+    """Return tokens as text with the model's tokenizer. Special tokens remain visible."""
     tokenizer = load_tokenizer(artifact)
     return [str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)) for tokens in texts]
 
 
-def as_ids(artifact: Path, texts: Sequence[str]) -> list[list[int]]:
-    """Text in which special tokens are visible as the tokens of the tokenizer beside the model."""
+def encode_texts(artifact: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Return text with visible special tokens as token ids of the model's tokenizer."""
     tokenizer = load_tokenizer(artifact)
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]

@@ -1,7 +1,7 @@
-"""Artifacts as a model of EleutherAI's lm-evaluation-harness, through the runtime that will run them (Gao et al. 2024).
+"""Artifacts as a model of EleutherAI's lm-evaluation-harness, through the runtime of the target (Gao et al. 2024).
 
 ``python -m compress.evaluation.harness run --model compress --model_args path=ARTIFACT --tasks NAME`` is the
-harness's own command line with this model known; importing this module makes it known to a program.
+harness's own command line with this model. Importing this module registers the model.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("lm_eval", "lm-eval", "A model of the lm-evaluation-harness") from error
 
 _LONGEST = 2048
-"""Tokens read at once of a model whose config doesn't say how many it can."""
+"""Number of tokens read at once if the model's config doesn't state how many it can read."""
 
 
 @register_model("compress")
 class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types that are read here
-    """An artifact in any format whose runtime gives logits. Its answers are those that `compress evaluate` judges."""
+    """Artifact in any format whose runtime returns logits."""
 
     def __init__(
         self,
@@ -47,9 +47,15 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
         max_gen_toks: int = 256,
         **harness: Any,
     ) -> None:
-        """Open ``path`` as ``target`` runs it; ``harness`` are its own settings, of which none is needed here.
+        """Open a model. Raises the errors of opening it.
 
-        Raises what opening raises.
+        Args:
+            path: Model folder or file.
+            target: Name of the target that runs it.
+            threads: Number of threads.
+            max_length: Largest number of tokens read at once. Default: the model's positions.
+            max_gen_toks: Largest number of generated tokens.
+            **harness: Further settings of the harness, which are ignored.
         """
         super().__init__()
         folder, name = Path(path), str(path)
@@ -64,89 +70,92 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
+        """Return the token that ends a text."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that nothing stands before."""
+        """Return the token that precedes a text without context."""
         begin = self.tokenizer.bos_token_id
         return self.eot_token_id if begin is None else int(begin)
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness keeps requests under."""
+        """Return the name under which the harness caches requests."""
         return self._path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens of a text; special ones are put before it as the tokenizer does, unless it has them or is told."""
+        """Return tokens of a text.
+
+        Special tokens are added as the tokenizer does, unless the text begins with them or the caller decides.
+        """
         if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
             add_special_tokens = False
-        told = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer(string, verbose=False, **told)["input_ids"])
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer(string, verbose=False, **options)["input_ids"])
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as the model's template writes them; without an opening, the last one is to be gone on with."""
+        """Return messages in the model's template. Without a generation prompt, the last message is continued."""
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """log p of each continuation behind its context, and whether its tokens are the likeliest ones."""
-        found = []
+        """Return log p of each continuation after its context, and whether its tokens are the likeliest."""
+        results = []
         for text, context, continuation in self.progress.track(requests, "score texts", len(requests)):
             ids = np.array([*context, *continuation][-self.max_length - 1 :], dtype=np.int64)
-            wanted = ids[-len(continuation) :]
-            if len(wanted) == len(ids):
+            target_ids = ids[-len(continuation) :]
+            if len(target_ids) == len(ids):
                 raise InputError(
-                    f"A text of {len(wanted)} tokens to score leaves no room in {self.max_length} for one before it.",
+                    f"A text of {len(target_ids)} tokens to score leaves no room in {self.max_length} for one before it.",
                     hint="give a larger max_length in --model_args, if the model can read so much",
                 )
-            logits = self._logits(ids[:-1])[-len(wanted) :]
-            likely = bool((logits.argmax(axis=-1) == wanted).all())
-            found.append((-float(negative_log_likelihood(logits, wanted).sum()), likely))
+            logits = self._logits(ids[:-1])[-len(target_ids) :]
+            is_greedy = bool((logits.argmax(axis=-1) == target_ids).all())
+            results.append((-float(negative_log_likelihood(logits, target_ids).sum()), is_greedy))
             if text is not None:
-                self.cache_hook.add_partial("loglikelihood", text, found[-1])
-        return found
+                self.cache_hook.add_partial("loglikelihood", text, results[-1])
+        return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p of each text as a whole, cut into windows that share one token."""
-        found = []
+        """Return log p of each whole text, split into sequences that share one token."""
+        results = []
         for request in requests:
             (text,) = request.args
-            windows = utils.get_rolling_token_windows(
+            sequences = utils.get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
             )
-            parts = [(None, *utils.make_disjoint_window(window)) for window in windows]
-            found.append(sum(value for value, _ in self._loglikelihood_tokens(parts)))
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
-        return found
+            parts = [(None, *utils.make_disjoint_window(sequence)) for sequence in sequences]
+            results.append(sum(value for value, _ in self._loglikelihood_tokens(parts)))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
+        return results
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The likeliest text after each context, up to what it shall stop at. Raises `InputError` for sampling."""
-        found = []
+        """Return the greedy text after each context, up to its stop strings. Raises `InputError` for sampling."""
+        texts = []
         for request in self.progress.track(requests, "write texts", len(requests)):
-            context, given = request.args
-            wanted = normalize_gen_kwargs(given, self.max_gen_toks)
-            if wanted.get("do_sample") or wanted.get("temperature"):
+            context, arguments = request.args
+            options = normalize_gen_kwargs(arguments, self.max_gen_toks)
+            if options.get("do_sample") or options.get("temperature"):
                 raise InputError("Texts are written by the likeliest token alone.", expected="do_sample=False")
-            stops = [stop for stop in wanted["until"] if stop]
-            found.append(self._written(context, int(wanted["max_gen_toks"]), stops))
-            self.cache_hook.add_partial("generate_until", request.args, found[-1])
-        return found
+            stops = [stop for stop in options["until"] if stop]
+            texts.append(self._written(context, int(options["max_gen_toks"]), stops))
+            self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+        return texts
 
     def _written(self, context: str, tokens: int, stops: Sequence[str]) -> str:
-        room = self.max_length - tokens
-        if room < 1:
+        max_context = self.max_length - tokens
+        if max_context < 1:
             raise InputError(f"{tokens} tokens to write leave no room in {self.max_length} for what stands before.")
-        written: list[int] = []
+        generated: list[int] = []
         text = ""
-        for token in written_tokens(self._writer, self.tok_encode(context)[-room:], tokens, self._ends):
+        for token in written_tokens(self._writer, self.tok_encode(context)[-max_context:], tokens, self._ends):
             if token in self._ends:
                 break
-            written.append(token)
-            text = str(self.tokenizer.decode(written, skip_special_tokens=True))
+            generated.append(token)
+            text = str(self.tokenizer.decode(generated, skip_special_tokens=True))
             if any(stop in text for stop in stops):
                 break
         return min((text.split(stop)[0] for stop in stops), key=len, default=text)
@@ -160,7 +169,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
 
 
 def main() -> None:
-    """The harness's own command line."""
+    """Run the harness's own command line."""
     from lm_eval.__main__ import cli_evaluate
 
     from compress.formats.silence import quiet_libraries

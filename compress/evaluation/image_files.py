@@ -1,4 +1,4 @@
-"""Drawn pictures, and how two differ, as small PNG files that a report holds."""
+"""Generated images, and the difference of two, as small PNG files for a report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import io
 import numpy as np
 
 _SIDE = 128
-"""Pixels that a report's pictures have along a side at most."""
+"""Largest side of a report's images in pixels."""
 _FULL = 64
-"""Levels of difference that are drawn in full colour."""
+"""Difference in levels that has full colour."""
 
 
-def png_of(levels: np.ndarray) -> str:
-    """A picture [height, width, channels] in levels of 0 to 255, scaled down where it is large, in Base64."""
+def encode_png(levels: np.ndarray) -> str:
+    """Return an image [height, width, channels] with levels of 0 to 255 as a PNG in Base64.
+
+    A large image is scaled down.
+    """
     from PIL import Image
 
     image = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
@@ -24,13 +27,15 @@ def png_of(levels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def difference_of(levels: np.ndarray, reference: np.ndarray) -> str:
-    """Where ``levels`` is lighter than ``reference``, red; where it is darker, blue; white where both are the same.
+def encode_difference_png(levels: np.ndarray, reference: np.ndarray) -> str:
+    """Return the difference of two images: red where ``levels`` is lighter than ``reference``, blue where it is darker.
 
-    64 levels are full colour, by the mean over the channels.
+    It is white where both are equal, and has full colour from 64 levels on, by the mean over the channels.
     """
-    apart = (levels.astype(np.float64) - reference.astype(np.float64)).mean(axis=-1) / _FULL
-    rest = np.rint(255 * (1 - np.clip(np.abs(apart), 0, 1)))
-    white = np.full_like(rest, 255)
-    colours = np.stack([np.where(apart >= 0, white, rest), rest, np.where(apart >= 0, rest, white)], axis=-1)
-    return png_of(colours.astype(np.uint8))
+    difference = (levels.astype(np.float64) - reference.astype(np.float64)).mean(axis=-1) / _FULL
+    fading = np.rint(255 * (1 - np.clip(np.abs(difference), 0, 1)))
+    white = np.full_like(fading, 255)
+    colours = np.stack(
+        [np.where(difference >= 0, white, fading), fading, np.where(difference >= 0, fading, white)], axis=-1
+    )
+    return encode_png(colours.astype(np.uint8))

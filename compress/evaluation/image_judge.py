@@ -1,4 +1,4 @@
-"""Pictures that a model drew, as an image classifier sees them: their classes, and how near they are to real ones."""
+"""Quality of generated images by an image classifier: their classes, and their distance to real images."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _TASK = "image-classification"
 _BATCH = 32
 _SEED = 0
 _NEIGHBOURS = 3
-"""As Kynkäänniemi et al. (2019) take them."""
+"""Number of neighbours of Kynkäänniemi et al. (2019)."""
 
 
-class Sight(NamedTuple):
-    """What a classifier makes of n pictures.
+class ClassifierOutputs(NamedTuple):
+    """Outputs of a classifier for n images.
 
-    ``features`` [n, d] are what its last layer is given, ``classes`` the names that it finds likeliest, ``layers`` what
-    each of its stages gives, [n, channels, ...places]; of a network of another library the features alone.
+    ``features`` [n, d] are the inputs of its last layer, ``classes`` the likeliest class names, ``layers`` the outputs
+    of its stages, [n, channels, ...]. Networks of other libraries have their features as the only layer.
     """
 
     features: np.ndarray
@@ -47,8 +47,8 @@ class Sight(NamedTuple):
     layers: Sequence[np.ndarray]
 
 
-class Judge:
-    """An image classifier in Hugging Face layout."""
+class ImageClassifier:
+    """Image classifier in Hugging Face layout."""
 
     def __init__(self, folder: Path) -> None:
         """Open it. Raises `ModelError`."""
@@ -66,36 +66,40 @@ class Judge:
             )
         self._last = linear[-1]
 
-    def look(self, levels: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Features [n, d] and classes of pictures [n, height, width, channels] uint8.
+    def features_and_classes(self, levels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """Return features [n, d] and classes of images [n, height, width, channels] uint8.
 
-        The classifier's own processor prepares them.
+        The classifier's own processor prepares the images.
         """
-        seen = list(self.sights(levels))
-        return np.concatenate([one.features for one in seen]), [name for one in seen for name in one.classes]
+        batches = list(self.outputs(levels))
+        return np.concatenate([batch.features for batch in batches]), [
+            name for batch in batches for name in batch.classes
+        ]
 
     def distances(self, levels: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """How far each picture is from its reference in every stage of the classifier, [n]."""
-        pairs = zip(self.sights(levels), self.sights(reference), strict=True)
-        return np.concatenate([perceptual_distance(one.layers, other.layers) for one, other in pairs])
+        """Return the distance of each image to its reference over all stages of the classifier, [n]."""
+        pairs = zip(self.outputs(levels), self.outputs(reference), strict=True)
+        return np.concatenate([perceptual_distance(outputs.layers, other.layers) for outputs, other in pairs])
 
-    def sights(self, levels: np.ndarray) -> Iterator[Sight]:
-        """A few pictures at a time, since what all stages make of many would fill the memory."""
+    def outputs(self, levels: np.ndarray) -> Iterator[ClassifierOutputs]:
+        """Yield the outputs for a few images at a time, because the outputs of all stages are large."""
         import torch
 
         examples = self._task.encode(_rows(levels), self._model.processor, None, 0)
         for start in range(0, len(levels), _BATCH):
             batch = examples.batch(range(start, min(start + _BATCH, len(levels))))
-            given: list[torch.Tensor] = []
-            hook = self._last.register_forward_pre_hook(lambda _, inputs, kept=given: kept.append(inputs[0].flatten(1)))
+            features: list[torch.Tensor] = []
+            hook = self._last.register_forward_pre_hook(
+                lambda _, inputs, kept=features: kept.append(inputs[0].flatten(1))
+            )
             try:
                 outputs = self._answer({name: torch.from_numpy(array) for name, array in batch.items()})
             finally:
                 hook.remove()
-            states = getattr(outputs, "hidden_states", None) or (given[0],)
+            states = getattr(outputs, "hidden_states", None) or (features[0],)
             chosen = outputs.logits.argmax(dim=-1).tolist()
             layers = [_channels_first(state).numpy() for state in states]
-            yield Sight(given[0].numpy(), [self.classes[place] for place in chosen], layers)
+            yield ClassifierOutputs(features[0].numpy(), [self.classes[class_index] for class_index in chosen], layers)
 
     def _answer(self, batch: dict[str, Any]) -> Any:
         import torch
@@ -108,7 +112,7 @@ class Judge:
 
 
 def judge_classes(folder: Path) -> tuple[str, ...]:
-    """The classes that a judge knows, in the order of their ids. Raises `ModelError` where its config names none."""
+    """Return the classes of a classifier in the order of their ids. Raises `ModelError` if its config names none."""
     names = artifact_labels(folder)
     if names is None:
         raise ModelError("The judge's config names no classes.", where=str(folder), expected="an image classifier")
@@ -116,25 +120,25 @@ def judge_classes(folder: Path) -> tuple[str, ...]:
 
 
 def check_classes(folder: Path, classes: Iterable[str]) -> None:
-    """Raises `DataError` for a class of the rows that the judge in ``folder`` doesn't know."""
-    known = judge_classes(folder)
-    unknown = sorted(set(classes) - set(known))
+    """Raise `DataError` for a class of the rows that the classifier in ``folder`` doesn't have."""
+    classes_of_judge = judge_classes(folder)
+    unknown = sorted(set(classes) - set(classes_of_judge))
     if unknown:
         raise DataError(
             f"The judge knows no class {unknown[0]!r}.",
             where="evaluation.judge",
-            expected=f"a classifier of the rows' labels; it knows {', '.join(known)}",
+            expected=f"a classifier of the rows' labels; it knows {', '.join(classes_of_judge)}",
             hint="train it on rows with the same labels, or leave the column `label` out",
         )
 
 
 def _channels_first(state: Any) -> Any:
-    """Of tokens [n, tokens, width], [n, width, tokens]."""
+    """Return tokens [n, tokens, width] as [n, width, tokens], and other states unchanged."""
     return state.transpose(1, 2) if state.ndim == 3 else state
 
 
 def _rows(levels: np.ndarray) -> Any:
-    """A table of images, stored without compression."""
+    """Return a table of images, stored without compression."""
     import pyarrow as pa
 
     from compress.data.media import media_type
@@ -147,60 +151,64 @@ def _stored(levels: np.ndarray) -> Media:
 
     file = io.BytesIO()
     Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, "PPM")
-    found = media(file.getvalue(), None)
-    assert found is not None, "a file that was just written"
-    return found
+    image = media(file.getvalue(), None)
+    assert image is not None, "a file that was just written"
+    return image
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """What n pictures were to show, and who judges them: an opened `Judge` is made of ``folder`` when it is needed.
+class ImageEvaluation:
+    """Evaluation of n generated images by the classifier in ``folder``.
 
-    ``classes`` are the labels of the rows, ``real`` their own pictures [n, height, width, channels] uint8, where they
-    have any; ``usual`` are those that the baseline drew for the same prompts from the same noise.
+    ``classes`` are the labels of the rows, and ``real`` their own images [n, height, width, channels] uint8, if they
+    have any. ``baseline_images`` are the baseline's images for the same prompts and noise.
     """
 
     folder: Path
     prompts: Sequence[str]
     classes: Sequence[str] | None
     real: np.ndarray | None
-    usual: np.ndarray | None
+    baseline_images: np.ndarray | None
 
     @cached_property
-    def judge(self) -> Judge:
-        """Opened once."""
-        return Judge(self.folder)
+    def judge(self) -> ImageClassifier:
+        """Return the classifier, opened once."""
+        return ImageClassifier(self.folder)
 
     @cached_property
     def real_features(self) -> np.ndarray | None:
-        """Those of the rows' own pictures, looked at once."""
-        return None if self.real is None else self.judge.look(self.real)[0]
+        """Return the features of the rows' own images, computed once."""
+        return None if self.real is None else self.judge.features_and_classes(self.real)[0]
 
-    def rows(self, pictures: np.ndarray) -> list[Measurement]:
-        """What the judge sees in ``pictures`` [n, height, width, channels] uint8, of no model and no target yet."""
-        features, seen = self.judge.look(pictures)
-        found = []
+    def measurements(self, pictures: np.ndarray) -> list[Measurement]:
+        """Return measurements of images [n, height, width, channels] uint8, without a model and a target."""
+        features, classes = self.judge.features_and_classes(pictures)
+        results = []
         if self.classes is not None:
-            right = np.array([one == wanted for one, wanted in zip(seen, self.classes, strict=True)])
-            found.append(outcome_row("prompt_accuracy", right, "", ""))
+            is_right = np.array(
+                [predicted == expected for predicted, expected in zip(classes, self.classes, strict=True)]
+            )
+            results.append(outcome_row("prompt_accuracy", is_right, "", ""))
         if self.real_features is not None:
-            found += _distances(features, self.real_features)
-        apart = diversity(features, self.prompts)
-        if np.isfinite(apart).any():
-            found.append(_mean_row("prompt_diversity", apart[np.isfinite(apart)]))
-        if self.usual is not None:
-            found.append(_mean_row("perceptual_distance_to_baseline", self.judge.distances(pictures, self.usual)))
-        return found
+            results += _distances(features, self.real_features)
+        diversities = diversity(features, self.prompts)
+        if np.isfinite(diversities).any():
+            results.append(_mean_row("prompt_diversity", diversities[np.isfinite(diversities)]))
+        if self.baseline_images is not None:
+            results.append(
+                _mean_row("perceptual_distance_to_baseline", self.judge.distances(pictures, self.baseline_images))
+            )
+        return results
 
 
 def _distances(features: np.ndarray, real: np.ndarray) -> list[Measurement]:
-    """Fréchet distance, and precision and recall, of drawn and real pictures."""
+    """Return the Fréchet distance, precision and recall of generated and real images."""
     rows = []
     count, width = features.shape
     if count > width:
-        found = frechet_interval(features, real, _SEED)
+        estimate = frechet_interval(features, real, _SEED)
         raw = tuple(frechet_shares(features, real).tolist())
-        rows.append(_row("frechet_distance", count, **found._asdict(), raw=raw))
+        rows.append(_row("frechet_distance", count, **estimate._asdict(), raw=raw))
     elif count > 1:
         rows.append(_row("frechet_distance", count, value=frechet_distance(features, real)))
     if count > _NEIGHBOURS:
@@ -215,5 +223,5 @@ def _mean_row(metric: str, values: np.ndarray) -> Measurement:
     return _row(metric, len(values), value=value, raw=tuple(values.tolist()), **bounds)
 
 
-def _row(metric: str, count: int, **found: Any) -> Measurement:
-    return Measurement(model="", metric=metric, target="", unit=describe_metric(metric).unit, n=count, **found)
+def _row(metric: str, count: int, **values: Any) -> Measurement:
+    return Measurement(model="", metric=metric, target="", unit=describe_metric(metric).unit, n=count, **values)

@@ -1,4 +1,4 @@
-"""What a model that draws pictures has before it at each step, and where that parts from the baseline's."""
+"""Latents of an image generation model at each denoising step."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from compress.runtimes.picture_sampler import SAMPLE, TIMESTEP, PictureSampler
 from compress.runtimes.runtime import Batch
 
 FINISHED = -1.0
-"""Behind the last timestep, which may be 0."""
+"""Time of the finished latents, after the last timestep, which may be 0."""
 
 
 def sampling_path(sampler: PictureSampler, ids: np.ndarray, noise: np.ndarray, seeds: list[int]) -> SamplingPath:
-    """The latents that the denoiser is given at each timestep for prompts [n, tokens] and noise [n, channels, h, w].
+    """Return the latents that the denoiser receives at each timestep, and the finished latents last.
 
-    They are scaled as it takes them, whatever the scheduler holds between; the finished ones are last. Of a timestep
-    at which it is called twice the second call counts. Raises as `PictureSampler.draw`.
+    They are scaled as the denoiser takes them. If it is called twice at a timestep, the second call counts. Raises the
+    errors of `PictureSampler.draw`.
+
+    Args:
+        sampler: Sampling loop.
+        ids: Token ids of the prompts, [n, tokens].
+        noise: Initial latents, [n, channels, height, width].
+        seeds: Seed of each image.
     """
-    given: dict[float, np.ndarray] = {}
+    latents: dict[float, np.ndarray] = {}
 
     def denoise(batch: Batch) -> Mapping[str, np.ndarray]:
-        given[float(batch[TIMESTEP])] = batch[SAMPLE][: len(noise)].copy()
+        latents[float(batch[TIMESTEP])] = batch[SAMPLE][: len(noise)].copy()
         return sampler.denoise(batch)
 
     finished = replace(sampler, denoise=denoise).denoised(ids, noise, seeds)
-    times = sorted(given, reverse=True)
-    return SamplingPath(np.array([*times, FINISHED]), np.stack([*(given[time] for time in times), finished]))
+    times = sorted(latents, reverse=True)
+    return SamplingPath(np.array([*times, FINISHED]), np.stack([*(latents[time] for time in times), finished]))

@@ -1,4 +1,4 @@
-"""A model judged beside its own rows: which choice it finds likeliest after a prompt, and human similarities."""
+"""Zero-shot evaluations of text models: multiple-choice questions, and similarity of sentences rated by people."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from compress.utils.errors import DataError, ModelError
 from compress.utils.progress import Progress
 
 _DELIMITER = " "
-"""Between prompt and choice, unless either has white space there; it is scored with the choice."""
+"""Text between prompt and choice unless either has white space there. It is scored with the choice."""
 
 
 def choice_scores(
@@ -35,9 +35,17 @@ def choice_scores(
     progress: Progress,
     description: str,
 ) -> list[list[float]]:
-    """log p(choice | prompt) in nats of every choice, by the tokenizer beside the model.
+    """Return log p(choice | prompt) of every choice in nats.
 
-    Raises what opening and running raise, and `DataError` for a choice that has no token of its own.
+    Raises the errors of opening and running the model, and `DataError` for a choice without a token of its own.
+
+    Args:
+        artifact: Model folder or file.
+        questions: Questions with their choices.
+        target: Target that runs the model.
+        threads: Number of threads.
+        progress: Progress display.
+        description: Text of the progress bar.
     """
     tokenizer = load_tokenizer(artifact)
     session = get_runtime(target.runtime).open(artifact, target, threads)
@@ -56,9 +64,9 @@ def choice_scores(
 
 
 def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[np.ndarray, int]:
-    """Prompt and choice as ids, and the place of the choice's first token.
+    """Return prompt and choice as ids, and the position of the choice's first token.
 
-    White space at the prompt's end goes to the choice, since most tokenizers begin words with their space.
+    White space at the end of the prompt belongs to the choice, because most tokenizers begin words with their space.
     """
     bare = prompt.rstrip()
     between = prompt[len(bare) :] or ("" if choice[:1].isspace() else _DELIMITER)
@@ -74,22 +82,28 @@ def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[np.ndarray, int]:
 def choice_rows(
     questions: Sequence[Question], scores: Sequence[Sequence[float]], model: str, target: str
 ) -> list[Measurement]:
-    """How often the right choice is the likeliest, as it is and by its likelihood a byte, with Wilson intervals.
+    """Return how often the correct choice is the likeliest, and by likelihood per byte, with Wilson intervals.
 
-    The latter doesn't favour short choices (Gao et al., lm-evaluation-harness: acc and acc_norm).
+    Likelihood per byte doesn't favour short choices (Gao et al., lm-evaluation-harness: acc and acc_norm).
+
+    Args:
+        questions: Questions with their choices.
+        scores: Score of each choice.
+        model: Label of the model.
+        target: Name of the target.
     """
     plain, a_byte = [], []
-    for question, found in zip(questions, scores, strict=True):
+    for question, choice_scores_of_question in zip(questions, scores, strict=True):
         sizes = [len(choice.encode()) for choice in question.choices]
-        plain.append(float(np.argmax(found) == question.answer))
-        a_byte.append(float(np.argmax(np.divide(found, sizes)) == question.answer))
+        plain.append(float(np.argmax(choice_scores_of_question) == question.answer))
+        a_byte.append(float(np.argmax(np.divide(choice_scores_of_question, sizes)) == question.answer))
     return [
         share_row("choice_accuracy", plain, model, target),
         share_row("choice_accuracy_normalized", a_byte, model, target),
     ]
 
 
-def cosines(
+def pair_cosines(
     artifact: Path,
     task: Task,
     rated: Sequence[RatedPairs],
@@ -99,36 +113,56 @@ def cosines(
     progress: Progress,
     description: str,
 ) -> list[list[float]]:
-    """Of each set, the cosine of every pair's embeddings. Raises what opening and running raise."""
+    """Return the cosine of the embeddings of every pair, for each set of pairs.
+
+    Raises the errors of opening and running the model.
+
+    Args:
+        artifact: Model folder or file.
+        task: Task of the model.
+        rated: Sets of pairs with ratings.
+        max_length: Largest number of tokens of a text.
+        target: Target that runs the model.
+        threads: Number of threads.
+        progress: Progress display.
+        description: Text of the progress bar.
+    """
     import pyarrow as pa
 
-    texts = list(dict.fromkeys(text for part in rated for text in (*part.texts, *part.pairs)))
-    place = {text: index for index, text in enumerate(texts)}
+    texts = list(dict.fromkeys(text for pairs in rated for text in (*pairs.texts, *pairs.pairs)))
+    index_of_text = {text: index for index, text in enumerate(texts)}
     examples = task.encode(pa.table({"text": texts}), load_processor(artifact), None, max_length)
-    kept = predict(artifact, task, examples, target, threads, progress, description).kept
-    embeddings = normalized(kept[EMBEDDING])
+    outputs = predict(artifact, task, examples, target, threads, progress, description).kept
+    embeddings = normalized(outputs[EMBEDDING])
     return [
         np.einsum(
             "nd,nd->n",
-            embeddings[[place[text] for text in part.texts]],
-            embeddings[[place[text] for text in part.pairs]],
+            embeddings[[index_of_text[text] for text in pairs.texts]],
+            embeddings[[index_of_text[text] for text in pairs.pairs]],
         ).tolist()
-        for part in rated
+        for pairs in rated
     ]
 
 
 def similarity_rows(
     rated: Sequence[RatedPairs], found: Sequence[Sequence[float]], model: str, target: str
 ) -> list[Measurement]:
-    """`spearman_NAME` and `pearson_NAME` of each set, with 95% intervals as for independent pairs."""
+    """Return `spearman_NAME` and `pearson_NAME` of each set, with 95% intervals as for independent pairs.
+
+    Args:
+        rated: Sets of pairs with ratings.
+        found: Cosine of each pair.
+        model: Label of the model.
+        target: Name of the target.
+    """
     rows = []
-    for part, values in zip(rated, found, strict=True):
+    for pairs, values in zip(rated, found, strict=True):
         for name, correlation in (("spearman", spearman), ("pearson", pearson)):
-            estimate = correlation(values, part.scores)
+            estimate = correlation(values, pairs.scores)
             rows.append(
                 Measurement(
                     model=model,
-                    metric=f"{name}_{part.name}",
+                    metric=f"{name}_{pairs.name}",
                     target=target,
                     unit="",
                     n=len(values),

@@ -1,4 +1,4 @@
-"""The budget for a terminal: a summary, a tree with bars, the largest tensors."""
+"""Rendering of a size budget for a terminal: a summary, a tree with bars, the largest tensors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from compress.utils.responsive_table import Column, ResponsiveTable, bar
 
 BAR_CELLS = 16
 SMALL_SHARE = 0.001
-"""Modules with a smaller share of the bytes are shown, but not what is below them."""
+"""Modules with a smaller share of the bytes are shown without their children."""
 _LEFT_OUT = "for lack of room only in --json"
 
 
 def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
-    """All that `compress inspect` shows: ``depth`` levels of modules, the ``top`` largest tensors."""
+    """Return the output of `compress inspect`: ``depth`` levels of modules and the ``top`` largest tensors."""
     parts: list[RenderableType] = [_summary(budget), Text(), _tree(budget, depth)]
     if top:
         parts += [Text(), _largest(budget, top)]
@@ -49,8 +49,8 @@ def _summary(budget: Budget) -> Table:
         table.add_row("bits a weight", f"{budget.tensor_bytes * 8 / budget.parameters:.2f}")
     types = (f"{dtype} {format_bytes(share.bytes)}" for dtype, share in budget.dtypes.items() if share.bytes)
     table.add_row("types", ", ".join(types))
-    beside = (f"{kind} {format_bytes(size)}" for kind, size in budget.overhead.items() if size)
-    table.add_row("not tensors", ", ".join(beside) or "nothing")
+    overhead = (f"{kind} {format_bytes(size)}" for kind, size in budget.overhead.items() if size)
+    table.add_row("not tensors", ", ".join(overhead) or "nothing")
     if budget.statistics is not None:
         table.add_row("zeros", f"{_overall_sparsity(budget):.1%} of the weights that could be read")
     return table
@@ -71,12 +71,21 @@ def _tree(budget: Budget, depth: int) -> ResponsiveTable:
 
 
 def _branch(table: ResponsiveTable, module: Module, name: str, level: int, depth: int) -> None:
+    """Add the row of a module and, down to ``depth``, those of its children.
+
+    Args:
+        table: Table to extend in place.
+        module: Module to add.
+        name: Displayed name.
+        level: Depth of the module.
+        depth: Largest depth.
+    """
     while level and len(module.children) == 1:
         module = module.children[0]
         name = f"{name}.{module.name}"
-    figures = (f"{module.share:.1%}", format_bytes(module.bytes), format_count(module.parameters))
-    shown = (f"{'  ' * level}{name}", "bold" if level <= 1 else "")
-    table.add(shown, (bar(module.share, BAR_CELLS), "cyan"), *figures, (_types(module), "dim"))
+    numbers = (f"{module.share:.1%}", format_bytes(module.bytes), format_count(module.parameters))
+    label = (f"{'  ' * level}{name}", "bold" if level <= 1 else "")
+    table.add(label, (bar(module.share, BAR_CELLS), "cyan"), *numbers, (_types(module), "dim"))
     for child in module.children if level < depth and (module.share >= SMALL_SHARE or not level) else ():
         _branch(table, child, child.name, level + 1, depth)
 
@@ -107,15 +116,17 @@ def _calls(calls: Sequence[PartCall]) -> ResponsiveTable:
     columns += [Column("memory, fp32", right=True), Column("fp16", right=True)]
     columns.append(Column("fp32, attention stored", right=True, rank=1))
     table = ResponsiveTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
-    for one in calls:
-        sizes = (one.fp32_bytes, one.fp16_bytes, one.fp32_stored_attention_bytes)
-        counts = (one.parameters, one.multiplications)
-        table.add(one.part, *map(format_count, counts), *map(format_bytes, sizes))
+    for call in calls:
+        sizes = (call.fp32_bytes, call.fp16_bytes, call.fp32_stored_attention_bytes)
+        counts = (call.parameters, call.multiplications)
+        table.add(call.part, *map(format_count, counts), *map(format_bytes, sizes))
     return table
 
 
-def _statistics(found: TensorStatistics | None) -> tuple[str, ...]:
-    if found is None:
+def _statistics(statistics: TensorStatistics | None) -> tuple[str, ...]:
+    if statistics is None:
         return ("-",) * 6
-    numbers = tuple(f"{value:.3g}" for value in (found.minimum, found.maximum, found.mean, found.std))
-    return (f"{found.sparsity:.1%}", *numbers, f"{found.outliers:.3%}")
+    numbers = tuple(
+        f"{value:.3g}" for value in (statistics.minimum, statistics.maximum, statistics.mean, statistics.std)
+    )
+    return (f"{statistics.sparsity:.1%}", *numbers, f"{statistics.outliers:.3%}")

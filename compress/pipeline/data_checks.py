@@ -117,7 +117,7 @@ def check_running_text(runner: StageRunner) -> None:
         found = encode_for_model(
             runner.inputs.start, runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation
         )
-        runner.inputs.task.kinds_of_tokens(rows, processor, found, language)
+        runner.inputs.task.token_categories(rows, processor, found, language)
     turns = (
         encode_chats(runner.inputs.start, [instruction.prompt for instruction in runner.inputs.instructions])
         if runner.inputs.instructions

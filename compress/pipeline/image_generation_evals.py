@@ -51,7 +51,7 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
 
         def compute(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> list[dict[str, Any]]:
             progress.note(text)
-            return [row.model_dump() for row in asked.rows(session.predictions[label].kept[PICTURES])]
+            return [row.model_dump() for row in asked.measurements(session.predictions[label].kept[PICTURES])]
 
         names = (f"judgement of {label}", f"look at what {label} drew")
         stored_rows = session.cached_json("judgement", label, key, "rows.json", names, compute)

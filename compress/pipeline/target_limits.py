@@ -12,7 +12,7 @@ from compress.formats.registry import RUNTIMES
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Profile, Target
 from compress.inspection.budget import budget_of
-from compress.inspection.size_advice import what_helps
+from compress.inspection.size_advice import size_advice
 from compress.inspection.tensors import read_model
 from compress.models.diffusion_checks import part_folders
 from compress.recipe.recipe import Limit
@@ -97,7 +97,7 @@ def explained(
         stored = {one.name: (one.dtype, one.shape, one.bytes) for one in read_model(finals[result.target]).tensors}
         words += [
             _biggest(counted, stored),
-            *what_helps(stored, sum(counted.model.values()), counted.runtime or 0, max_bytes),
+            *size_advice(stored, sum(counted.model.values()), counted.runtime or 0, max_bytes),
         ]
     return result.model_copy(update={"reason": "; ".join(words) or None})
 

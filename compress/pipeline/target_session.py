@@ -167,7 +167,7 @@ class TargetSession:
         task, texts, rows = self.runner.inputs.task, self.runner.inputs.data.split(split), list[Measurement]()
         predictions_by_label = {label: self._predictions(label, split) for label in self.artifacts}
         kinds = {
-            label: task.kinds_of_tokens(texts, load_processor(folder), self.examples(label, split), language)
+            label: task.token_categories(texts, load_processor(folder), self.examples(label, split), language)
             for label, folder in self.artifacts.items()
         }
         counts = {kind: chosen.sum(axis=1) for kind, chosen in next(iter(kinds.values())).items()}

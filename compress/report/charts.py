@@ -1,4 +1,4 @@
-"""The charts of a report: quality against cost, how latency is spread, calibration, and quality by slice."""
+"""Charts of a report: quality against cost, distribution of latency, calibration, and quality by slice."""
 
 from __future__ import annotations
 
@@ -6,69 +6,76 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compress.report.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, told
-from compress.report.slices import ALL, SliceFigures, slice_figures
-from compress.results.formatting import format_measurement, format_value, improvement, significant
+from compress.report.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, with_tooltip
+from compress.report.slices import ALL, SliceResult, slice_results
+from compress.results.formatting import format_improvement, format_measurement, format_number, format_value
 from compress.results.measurement import Measurement
 from compress.results.metrics import Metric, describe_metric, length_range_of, quality_metric, shortest_context
 from compress.results.report import BASELINE, FINAL, CalibrationCurve, Report
 
 _CURVE = 120
-"""Points that a curve is thinned to."""
+"""Number of points of a curve."""
 _SLICES = Frame(480.0, 0.0, 156.0, 466.0, 14.0, 0.0)
 _SLICE = 30.0
 
 
 @dataclass(frozen=True)
-class Point:
-    """One or several models at the same place."""
+class TradeOffPoint:
+    """Cost and quality of one model, or of several models at the same position."""
 
     models: tuple[str, ...]
     cost: Measurement
     quality: Measurement
     steps: Measurement | None = None
-    """Of a picture, of a model that draws."""
+    """Number of denoising steps, for image generation."""
 
     @property
     def label(self) -> str:
-        """`quantize = final` where a model is measured twice, `distill, 4 steps` of one that draws."""
+        """Return `quantize = final` for a model that is measured twice, `distill, 4 steps` for image generation."""
         return " = ".join(self.models) + (f", {self.steps.value:.0f} steps" if self.steps else "")
 
     @property
     def kind(self) -> str:
-        """`final` and `baseline` are emphasised."""
+        """Return the kind of mark; `final` and `baseline` are emphasised."""
         return FINAL if FINAL in self.models else BASELINE if BASELINE in self.models else "step"
 
     @property
     def place(self) -> tuple[float, float]:
-        """Its cost and its quality."""
+        """Return cost and quality."""
         return self.cost.value, self.quality.value
 
 
 def cost_metrics(report: Report, target: str) -> list[Metric]:
-    """The costs that quality is drawn against: size and latency, or the time a token takes, where measured."""
+    """Return the costs that quality is plotted against: size, and latency or the time of a token."""
     units = report.metrics(target)
     names = ("size_bytes", "latency_ms", f"time_per_output_token_ms_context_{shortest_context(units)}")
     return [describe_metric(name, units[name]) for name in names if name in units]
 
 
-def qualities(report: Report, target: str) -> list[Metric]:
-    """What is drawn against costs: the task's own measure, and how far a set of pictures is from real ones."""
+def quality_metrics(report: Report, target: str) -> list[Metric]:
+    """Return the qualities that are plotted against costs: the task's own metric, and the Fréchet distance."""
     units = report.metrics(target)
-    own = quality_metric(units)
-    names = [] if own is None else [own.name]
+    task_metric = quality_metric(units)
+    names = [] if task_metric is None else [task_metric.name]
     names += [name for name in ("frechet_distance",) if name in units and name not in names]
     return [describe_metric(name, units[name]) for name in names]
 
 
 def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str | None:
-    """Quality with its interval against a cost on a logarithmic axis; None below two models."""
+    """Return a chart of quality with its interval against a cost on a logarithmic axis, or None below two models.
+
+    Args:
+        report: Report of the run.
+        target: Target of the measurements.
+        quality: Metric of the y axis.
+        cost: Metric of the x axis.
+    """
     pairs = [
         (model, report.find(model, cost.name, target), report.find(model, quality.name, target))
         for model in report.models
     ]
     points = [
-        Point((model,), c, q, report.find(model, "sampling_steps", target))
+        TradeOffPoint((model,), c, q, report.find(model, "sampling_steps", target))
         for model, c, q in pairs
         if c is not None and q is not None and c.value > 0
     ]
@@ -95,9 +102,9 @@ def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str
     return plot.svg(f"{quality.title} against {cost.title.lower()} of {len(points)} models")
 
 
-def pareto(points: Sequence[Point], higher: bool) -> list[Point]:
-    """The points that no other beats in both, by rising cost."""
-    front: list[Point] = []
+def pareto(points: Sequence[TradeOffPoint], higher: bool) -> list[TradeOffPoint]:
+    """Return the points that no other point beats in both cost and quality, by ascending cost."""
+    front: list[TradeOffPoint] = []
     sign = 1 if higher else -1
     for point in sorted(points, key=lambda point: (point.cost.value, -sign * point.quality.value)):
         if not front or sign * point.quality.value > sign * front[-1].quality.value:
@@ -105,13 +112,13 @@ def pareto(points: Sequence[Point], higher: bool) -> list[Point]:
     return front
 
 
-def _merged(points: Sequence[Point], plot: Plot) -> list[Point]:
-    """Neighbours that would cover one another as one: `final` repeats the last stage's artifact."""
-    merged: list[Point] = []
+def _merged(points: Sequence[TradeOffPoint], plot: Plot) -> list[TradeOffPoint]:
+    """Return points with coinciding marks as one: `final` repeats the last stage's model."""
+    merged: list[TradeOffPoint] = []
     for point in points:
-        for place, other in enumerate(merged):
+        for index, other in enumerate(merged):
             if max(abs(a - b) for a, b in zip(plot.at(point.place), plot.at(other.place), strict=True)) < 1.5:
-                merged[place] = replace(other, models=other.models + point.models)
+                merged[index] = replace(other, models=other.models + point.models)
                 break
         else:
             merged.append(point)
@@ -127,28 +134,28 @@ def _ends(row: Measurement) -> tuple[float, float]:
 
 
 def _tick(metric: Metric, value: float) -> str:
-    """A value of the metric in as few characters as it takes."""
+    """Return a value of the metric as short text."""
     match metric.style:
         case "milliseconds":
             return f"{value:g} ms"
         case "percent":
             return f"{value if metric.unit == '%' else value * 100:.1f}".removesuffix(".0") + "%"
         case "plain":
-            return significant(value)
+            return format_number(value)
         case _:
             return format_value(metric, value).replace(".0 ", " ")
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of the sorted samples lie, interpolated between neighbours."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
+    """Return the value below which ``share`` of the sorted samples lie, interpolated linearly."""
+    position = share * (len(ordered) - 1)
+    below = math.x_axis_line(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def latency_curves(report: Report, target: str) -> str | None:
-    """Share of the calls answered within a time, baseline and final; None without raw samples."""
+    """Return the cumulative distribution of latency of baseline and final model, or None without raw samples."""
     rows = [report.find(model, "latency_ms", target) for model in (BASELINE, FINAL)]
     samples = {row.model: sorted(row.raw) for row in rows if row and row.raw and len(row.raw) > 1 and min(row.raw) > 0}
     if not samples:
@@ -164,7 +171,7 @@ def latency_curves(report: Report, target: str) -> str | None:
         tail = ", ".join(f"p{share} {format_value(metric, percentile(ordered, share / 100))}" for share in (50, 90, 99))
         side, anchor = (12, "start") if x < (SMALL.left + SMALL.right) / 2 else (-12, "end")
         plot.add(
-            told(
+            with_tooltip(
                 f"series {model}",
                 f"{model}: {tail} ({len(ordered)} calls)",
                 plot.line([(percentile(ordered, i / count), i / count) for i in range(count + 1)], "curve"),
@@ -178,50 +185,54 @@ def latency_curves(report: Report, target: str) -> str | None:
 
 
 def latency_by_length(report: Report, target: str) -> str | None:
-    """Median latency with its interval for each range of sequence lengths; None if it was not measured."""
+    """Return median latency with its interval by range of sequence lengths, or None if it was not measured."""
     buckets = sorted({bucket for name in report.metrics(target) if (bucket := length_range_of(name))})
     names = [f"latency_ms_length_{low}_{high}" for low, high in buckets]
     series = {model: [report.find(model, name, target) for name in names] for model in (BASELINE, FINAL)}
-    ends = [end for found in series.values() for row in found if row and row.value > 0 for end in _ends(row)]
+    ends = [
+        end for measurements in series.values() for row in measurements if row and row.value > 0 for end in _ends(row)
+    ]
     if not ends:
         return None
     x = Scale(-0.5, len(buckets) - 0.5, SMALL.left, SMALL.right)
     plot = Plot(SMALL, x, scale_around(ends, SMALL.bottom, SMALL.top, True, 0.1))
     plot.y_axis("Median latency (log scale)", lambda value: f"{value:g} ms")
-    plot.floor()
-    for model, found in series.items():
-        places = {(place, row.value): row for place, row in enumerate(found) if row is not None}
-        if places:
-            marks = [plot.line(list(places), "curve")]
-            for at, row in places.items():
+    plot.x_axis_line()
+    for model, measurements in series.items():
+        points = {(index, row.value): row for index, row in enumerate(measurements) if row is not None}
+        if points:
+            marks = [plot.line(list(points), "curve")]
+            for at, row in points.items():
                 tip = f"{model}, {describe_metric(row.metric).title}\n{format_measurement(row)} (n = {row.n})"
                 marks.append(plot.mark(model, at, tip, up=_interval(row)))
-            end_x, end_y = plot.at(list(places)[-1])
+            end_x, end_y = plot.at(list(points)[-1])
             label = text(end_x, end_y - 13, model, f"label {model}")
             plot.add(element("g", {"class": f"series {model}"}, *marks, label))
-    for place, (low, high) in enumerate(buckets):
-        before, after = series[BASELINE][place], series[FINAL][place]
-        gain = improvement(describe_metric("latency_ms"), after.value, before.value) if before and after else ""
-        plot.add(text(x(place), SMALL.bottom + 18, f"{low}\u2013{high}", "tick"))
-        plot.add(text(x(place), SMALL.bottom + 33, gain.removesuffix(" faster"), "gain"))
+    for index, (low, high) in enumerate(buckets):
+        baseline, final = series[BASELINE][index], series[FINAL][index]
+        gain = (
+            format_improvement(describe_metric("latency_ms"), final.value, baseline.value) if baseline and final else ""
+        )
+        plot.add(text(x(index), SMALL.bottom + 18, f"{low}\u2013{high}", "tick"))
+        plot.add(text(x(index), SMALL.bottom + 33, gain.removesuffix(" faster"), "gain"))
     plot.add(text((SMALL.left + SMALL.right) / 2, SMALL.bottom + 49, "Tokens in the sentence", "axis-title"))
     return plot.svg(f"Median latency by sequence length, in {len(buckets)} ranges")
 
 
 def reliability_diagram(report: Report, target: str) -> str | None:
-    """The share of right answers against their mean probability, bin by bin; None where that was not kept."""
+    """Return the share of correct answers against their mean probability by bin, or None if it was not measured."""
     curves = [curve for curve in report.calibration if curve.target == target and curve.bins]
     if not curves:
         return None
     least = min(min(bin.confidence, bin.accuracy) for curve in curves for bin in curve.bins)
-    low = math.floor(least * 10) / 10 if least < 1 else 0.9
+    low = math.x_axis_line(least * 10) / 10 if least < 1 else 0.9
     plot = Plot(SMALL, Scale(low, 1.0, SMALL.left, SMALL.right), Scale(low, 1.0, SMALL.bottom, SMALL.top))
     plot.x_axis("Probability of the answer", _percent)
     plot.y_axis("Right answers", _percent)
     plot.add(plot.line([(low, low), (1.0, 1.0)], "front"))
-    for place, curve in enumerate(curves):
+    for index, curve in enumerate(curves):
         # The lower right corner is empty unless a model is far too sure of itself.
-        label = text(SMALL.right - 8, SMALL.bottom - 34 + 18 * place, curve.model, f"label {curve.model}", "end")
+        label = text(SMALL.right - 8, SMALL.bottom - 34 + 18 * index, curve.model, f"label {curve.model}", "end")
         plot.add(element("g", {"class": f"series {curve.model}"}, *_bins(plot, curve), label))
     return plot.svg(f"Share of right answers by their probability, {' and '.join(curve.model for curve in curves)}")
 
@@ -243,40 +254,46 @@ def _percent(value: float) -> str:
 
 
 def slice_plot(report: Report, target: str) -> str | None:
-    """A line for each slice with both models and their intervals; None where nothing was measured by slice."""
-    found = slice_figures(report, target)
-    if found is None:
+    """Return a line for each slice with both models and their intervals, or None if nothing was measured by slice."""
+    results = slice_results(report, target)
+    if results is None:
         return None
-    metric, figures = found
-    bottom = _SLICES.top + _SLICE * len(figures)
+    metric, slices = results
+    bottom = _SLICES.top + _SLICE * len(slices)
     frame = Frame(_SLICES.width, bottom + 44, _SLICES.left, _SLICES.right, _SLICES.top, bottom)
-    ends = [end for each in figures for row in each.measured.values() for end in (row.value, *_ends(row))]
+    ends = [
+        end for slice_result in slices for row in slice_result.measured.values() for end in (row.value, *_ends(row))
+    ]
     x = scale_around(ends, frame.left, frame.right, margin=0.04)
     if metric.style == "percent" and x.high > 1 >= max(ends):
         x = Scale(x.low, 1.0, frame.left, frame.right)
-    plot = Plot(frame, x, Scale(-0.5, len(figures) - 0.5, frame.top, bottom))
+    plot = Plot(frame, x, Scale(-0.5, len(slices) - 0.5, frame.top, bottom))
     share = metric.style == "percent"
     plot.x_axis(metric.title, lambda value: f"{value * 100:.4g}%" if share else f"{value:.4g}")
-    for place, each in enumerate(figures):
+    for index, slice_result in enumerate(slices):
         plot.add(
             text(
-                frame.left - 10, plot.y(place) + 4, _fitting(each.name), "label" if each.name == ALL else "tick", "end"
+                frame.left - 10,
+                plot.y(index) + 4,
+                _fitting(slice_result.name),
+                "label" if slice_result.name == ALL else "tick",
+                "end",
             )
         )
-        plot.add(*_slice(plot, place, each))
-    return plot.svg(f"{metric.title} of {BASELINE} and {FINAL} in {len(figures) - 1} slices")
+        plot.add(*_slice(plot, index, slice_result))
+    return plot.svg(f"{metric.title} of {BASELINE} and {FINAL} in {len(slices) - 1} slices")
 
 
-def _slice(plot: Plot, place: int, each: SliceFigures) -> list[str]:
+def _slice(plot: Plot, index: int, slice_result: SliceResult) -> list[str]:
     marks = []
-    for (model, row), shift in zip(each.measured.items(), (-5.5, 5.5), strict=False):
-        tip = f"{model}, {each.name}\n{format_measurement(row)}\n{row.n} rows" + (
-            f": {each.about}" if each.about else ""
+    for (model, row), shift in zip(slice_result.measured.items(), (-5.5, 5.5), strict=False):
+        tip = f"{model}, {slice_result.name}\n{format_measurement(row)}\n{row.n} rows" + (
+            f": {slice_result.about}" if slice_result.about else ""
         )
-        marks.append(plot.mark(model, (row.value, place), tip, 4.5, across=_interval(row), shift=shift))
+        marks.append(plot.mark(model, (row.value, index), tip, 4.5, across=_interval(row), shift=shift))
     return marks
 
 
 def _fitting(name: str) -> str:
-    room = int((_SLICES.left - 10) / CHARACTER)
-    return name if len(name) <= room else f"{name[: room - 1]}\u2026"
+    max_characters = int((_SLICES.left - 10) / CHARACTER)
+    return name if len(name) <= max_characters else f"{name[: max_characters - 1]}\u2026"

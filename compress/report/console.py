@@ -1,4 +1,4 @@
-"""The report as a few lines for the end of a run."""
+"""Report in the terminal at the end of a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compress.report.headline import verdict
-from compress.report.rows import limit_bound, limit_found, limit_state, run_line
-from compress.results.formatting import format_value, improvement
+from compress.report.rows import limit_bound, limit_result, limit_state, run_line
+from compress.results.formatting import format_improvement, format_value
 from compress.results.metrics import Metric, context_of, describe_metric, main_metrics, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
 from compress.utils.responsive_table import Column, ResponsiveTable
 
 _FIRST = ("size_bytes", "speedup", "latency_ms", "agreement", "parameters")
-"""What is shown behind what the limits name and the task's own measure, the most telling first."""
+"""Metrics that follow those with limits and the task's own, the most important first."""
 _WRITING = {
     "perplexity": "Perplexity",
     "agreement": "Agreement",
@@ -24,38 +24,44 @@ _WRITING = {
     "tokens_per_second": "Tokens/s",
     "speedup_time_per_output_token": "Speed-up",
 }
-"""The same of a language model, with headings that leave room for each other in a narrow terminal."""
+"""Metrics of a language model in order, with headings that fit into a narrow terminal."""
 _STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "unknown": "yellow", "none": "dim"}
 _SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013", "unknown": "?"}
 
 
 def console_table(report: Report) -> RenderableType:
-    """Every model's main figures and ratios to the baseline, the limits, skipped targets and the verdict."""
+    """Return every model's main metrics and ratios to the baseline, the limits, skipped targets and the verdict."""
     parts: list[RenderableType] = [_measured(report, target) for target in report.targets]
     for limit in report.limits:
         state = limit_state(limit)
-        wanted = f"{_SIGNS[state]} {limit.metric} on {limit.target} {limit_bound(limit)}"
-        parts.append(Text(f"{wanted}: {limit_found(report, limit)}", style=_STYLES[state]))
+        requirement = f"{_SIGNS[state]} {limit.metric} on {limit.target} {limit_bound(limit)}"
+        parts.append(Text(f"{requirement}: {limit_result(report, limit)}", style=_STYLES[state]))
     parts += [Text(f"Skipped target {skip.target}: {skip.reason}", style="yellow") for skip in report.skipped]
     parts += [Text(note, style="yellow") for note in report.notes]
     status, sentence = verdict(report)
-    took = run_line(report)
-    parts.append(Text(f"{sentence}." + (f" Run {took}." if took else ""), style=_STYLES[status]))
+    timing = run_line(report)
+    parts.append(Text(f"{sentence}." + (f" Run {timing}." if timing else ""), style=_STYLES[status]))
     return Group(*parts)
 
 
 def _measured(report: Report, target: str) -> ResponsiveTable:
     units = report.metrics(target)
-    limited = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
-    writes = shortest_context(units) is not None
-    own = [metric.name for metric in main_metrics(units) if metric.quality or metric.name in ("agreement", "rms_error")]
+    limited_metrics = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
+    generates_text = shortest_context(units) is not None
+    task_metrics = [
+        metric.name for metric in main_metrics(units) if metric.quality or metric.name in ("agreement", "rms_error")
+    ]
     # Of the many things that a language model is judged by, those not named above come behind size and speed.
-    order = [*limited, *(_WRITING if writes else own), *(own if writes else _FIRST)]
-    known = {metric.name: metric for metric in main_metrics(units)}
-    known |= {name: describe_metric(name, units[name]) for name in limited if name in units}
-    metrics = [metric for metric in known.values() if {metric.name, _bare(metric)} & set(order)]
+    order = [
+        *limited_metrics,
+        *(_WRITING if generates_text else task_metrics),
+        *(task_metrics if generates_text else _FIRST),
+    ]
+    columns_by_name = {metric.name: metric for metric in main_metrics(units)}
+    columns_by_name |= {name: describe_metric(name, units[name]) for name in limited_metrics if name in units}
+    metrics = [metric for metric in columns_by_name.values() if {metric.name, _bare(metric)} & set(order)]
     ranks = [1 + min(order.index(name) for name in (metric.name, _bare(metric)) if name in order) for metric in metrics]
-    headings = [_WRITING.get(_bare(metric), metric.title) if writes else metric.title for metric in metrics]
+    headings = [_WRITING.get(_bare(metric), metric.title) if generates_text else metric.title for metric in metrics]
     columns = [Column(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
     table = ResponsiveTable(f"{report.recipe} on {target}", [Column("Model"), *columns], "in the report")
     for model in report.models:
@@ -66,35 +72,39 @@ def _measured(report: Report, target: str) -> ResponsiveTable:
 
 
 def _bare(metric: Metric) -> str:
-    """The metric's name without the context that it was measured at."""
-    generated = context_of(metric.name)
-    return metric.name if generated is None else generated[0]
+    """Return the metric's name without the context that it was measured at."""
+    context = context_of(metric.name)
+    return metric.name if context is None else context[0]
 
 
 def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
-    row, before = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
+    row, baseline = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
     if row is None:
         return ""
     value = format_value(metric, row.value).removesuffix(" tokens/s").removesuffix(" bits")
-    gain = improvement(metric, row.value, before.value) if before and model != BASELINE else ""
-    ratio = gain.partition(" ")[0] if gain.endswith((metric.gain, "%")) else gain
+    change = format_improvement(metric, row.value, baseline.value) if baseline and model != BASELINE else ""
+    ratio = change.partition(" ")[0] if change.endswith((metric.gain, "%")) else change
     return f"{value}\n{ratio}" if ratio and ratio != "same" else value
 
 
 def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> str:
-    """Where report and model of a run are, and what to do next with what ``name`` finds again; the end of a run.
+    """Return the folder of a run's report and model, and a next step.
 
-    ``app``: whether an app can be made of a model for its task.
+    Args:
+        report: Report of the run.
+        folder: Folder of the run.
+        name: Name that finds the run again in other commands.
+        app: Whether the task of the model has an app.
     """
-    where = f"{folder} has report.html and model/."
+    contents = f"{folder} has report.html and model/."
     if report.unmeasured:
         reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in report.skipped)
-        why = f" ({reasons})" if reasons else ""
+        cause = f" ({reasons})" if reasons else ""
         if report.stand_in:
             measured = f"{report.stand_in} measured its weights in place, in float32"
-            return f"No target of the recipe could run the model here{why}; {measured}. {where} Next: compress targets"
-        return f"Nothing could be run here{why}; sizes are measured all the same. {where} Next: compress targets"
+            return f"No target of the recipe could run the model here{cause}; {measured}. {contents} Next: compress targets"
+        return f"Nothing could be run here{cause}; sizes are measured all the same. {contents} Next: compress targets"
     if report.missed:
-        return f"{where} Next: compress compare {name}, to see what changed against the baseline"
+        return f"{contents} Next: compress compare {name}, to see what changed against the baseline"
     bundle = f"compress bundle {name} --target desktop --output app, or " if app else ""
-    return f"{where} Next: {bundle}compress compare OTHER-RUN {name}"
+    return f"{contents} Next: {bundle}compress compare OTHER-RUN {name}"

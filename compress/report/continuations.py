@@ -1,4 +1,4 @@
-"""What the baseline and the final model write after the same texts, side by side."""
+"""Texts that the baseline and the final model generate after the same prompts, side by side."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import NamedTuple
 
-from compress.results.report import BASELINE, FINAL, ContinuationRecord, Report, WrittenToken
+from compress.results.report import BASELINE, FINAL, ContinuationRecord, GeneratedToken, Report
 
 REPEATING = 0.5
-"""From this share of repeated runs of four tokens on, a text goes in circles to any reader's eye."""
+"""Share of repeated 4-grams from which on a reader sees that a text repeats itself."""
 
 
-class Written(NamedTuple):
-    """One prompt and what two models wrote; ``same``: characters that they begin with alike; where they part."""
+class ContinuationPair(NamedTuple):
+    """One prompt with two models' continuations, their common characters, and a sentence on where they differ."""
 
     prompt: str
     baseline: ContinuationRecord
@@ -22,68 +22,73 @@ class Written(NamedTuple):
     parting: str
 
 
-def written(report: Report, target: str) -> list[Written]:
-    """The prompts of one target, in their order."""
-    mine = [record for record in report.continuations if record.target == target]
-    return side_by_side(*([record for record in mine if record.model == model] for model in (BASELINE, FINAL)))
+def continuation_pairs(report: Report, target: str) -> list[ContinuationPair]:
+    """Return the prompts of one target, in their order."""
+    records = [record for record in report.continuations if record.target == target]
+    return pair_by_prompt(*([record for record in records if record.model == model] for model in (BASELINE, FINAL)))
 
 
-def side_by_side(old: Iterable[ContinuationRecord], new: Iterable[ContinuationRecord]) -> list[Written]:
-    """The prompts that both have, in the order of ``old``."""
-    others, found = {record.prompt: record for record in new}, []
-    for before in old:
-        if after := others.get(before.prompt):
-            shared = takewhile(lambda pair: pair[0] == pair[1], zip(before.text, after.text, strict=False))
-            found.append(Written(before.prompt, before, after, len(list(shared)), _parting(before, after)))
-    return found
+def pair_by_prompt(old: Iterable[ContinuationRecord], new: Iterable[ContinuationRecord]) -> list[ContinuationPair]:
+    """Return the prompts that both models have, in the order of ``old``."""
+    others, pairs = {record.prompt: record for record in new}, []
+    for baseline in old:
+        if final := others.get(baseline.prompt):
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(baseline.text, final.text, strict=False))
+            pairs.append(
+                ContinuationPair(baseline.prompt, baseline, final, len(list(shared)), _parting(baseline, final))
+            )
+    return pairs
 
 
 def _parting(old: ContinuationRecord, new: ContinuationRecord) -> str:
-    """`They part at token 5: one writes " a" 31% (" the" 29%), the other ...`; nothing where nobody knows."""
-    for place, (before, after) in enumerate(zip(old.steps, new.steps, strict=False)):
-        if before.token != after.token:
-            return f"They part at token {place + 1}: {_choice(before)} before, {_choice(after)} now"
+    """Return the first token that differs with both models' probabilities, or nothing if it is unknown."""
+    for index, (baseline, final) in enumerate(zip(old.steps, new.steps, strict=False)):
+        if baseline.token != final.token:
+            return f"They part at token {index + 1}: {_choice(baseline)} before, {_choice(final)} now"
     return ""
 
 
-def _choice(step: WrittenToken) -> str:
+def _choice(step: GeneratedToken) -> str:
     return f"\u201c{step.token}\u201d {step.probability:.0%} over \u201c{step.other}\u201d {step.other_probability:.0%}"
 
 
-def remark(record: ContinuationRecord) -> str:
-    """That a text goes in circles, where it does."""
+def repetition_note(record: ContinuationRecord) -> str:
+    """Return that a text repeats itself, if it does."""
     return f"repeats itself: {record.repeated:.0%}" if record.repeated >= REPEATING else ""
 
 
-def cells(pairs: list[Written]) -> list[tuple[str, str, str, str]]:
-    """Prompt, the baseline's text, the final model's, where they part."""
+def cells(pairs: list[ContinuationPair]) -> list[tuple[str, str, str, str]]:
+    """Return prompt, the baseline's text, the final model's text, and where they differ."""
     return [(pair.prompt, pair.baseline.text, pair.final.text, pair.parting) for pair in pairs]
 
 
-def lost(report: Report, target: str) -> list[tuple[str, str, str, str]]:
-    """What stood before a token, the token, and its probabilities by the baseline and the final model."""
+def lost_tokens(report: Report, target: str) -> list[tuple[str, str, str, str]]:
+    """Return the text before a token, the token, and its probabilities by the baseline and the final model."""
     return [
-        (one.before.replace("\n", " "), one.token, f"{one.baseline:.1%}", f"{one.final:.1%}")
-        for one in report.lost_tokens
-        if one.target == target
+        (record.before.replace("\n", " "), record.token, f"{record.baseline:.1%}", f"{record.final:.1%}")
+        for record in report.lost_tokens
+        if record.target == target
     ]
 
 
-def alike(pairs: list[Written]) -> str:
-    """`2 of 8 continuations are the same to the end`."""
+def equal_texts(pairs: list[ContinuationPair]) -> str:
+    """Return `2 of 8 continuations are the same to the end`."""
     same = sum(pair.baseline.text == pair.final.text for pair in pairs)
     return f"{same} of {len(pairs)} continuations are the same to the end"
 
 
-def followed(report: Report, target: str) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
-    """The instructions that one of baseline and final model followed: each with heading, colour, text and remark."""
-    mine = [one for one in report.answers if one.target == target]
-    finals = {one.prompt: one for one in mine if one.model == FINAL}
-    found = []
-    for old in (one for one in mine if one.model == BASELINE):
+def differing_answers(report: Report, target: str) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
+    """Return the instructions that only one of baseline and final model followed.
+
+    Each has both answers with heading, colour, text and note.
+    """
+    answers = [answer for answer in report.answers if answer.target == target]
+    finals = {answer.prompt: answer for answer in answers if answer.model == FINAL}
+    prompts = []
+    for old in (answer for answer in answers if answer.model == BASELINE):
         new = finals.get(old.prompt)
         if new is not None and bool(old.missed) != bool(new.missed):
-            sides = [(one.model, "plain", one.text, f"not {', '.join(one.missed)}" if one.missed else "")
-                     for one in (old, new)]  # fmt: skip
-            found.append((old.prompt, sides))
-    return found
+            sides = [(answer.model, "plain", answer.text, f"not {', '.join(answer.missed)}" if answer.missed else "")
+                     for answer in (old, new)]  # fmt: skip
+            prompts.append((old.prompt, sides))
+    return prompts

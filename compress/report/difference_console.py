@@ -1,4 +1,4 @@
-"""An 8-bit file against its float file in the terminal: what it spends and saves, and where."""
+"""Comparison of an 8-bit file with its float file in the terminal, by cause and layer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from compress.utils.responsive_table import Column, ResponsiveTable
 _MOST = 12
 _NAMED = 3
 _LEAST = 0.002
-"""Causes below this share of a call are left out."""
+"""Share of a call below which a cause is left out."""
 
 
 def verdict_text(difference: OperatorDifference) -> str:
-    """`INT8 is slower than float: 0.42x as fast (0.41-0.43), 7.1 ms a call for 3 ms`."""
+    """Return `INT8 is slower than float: 0.42x as fast (0.41-0.43), 7.1 ms a call for 3 ms`."""
     word = {"faster": "faster than", "slower": "slower than", "can't tell": "not proven faster than"}
     ratio = f"{difference.faster:.2f}x as fast ({difference.low:.2f}-{difference.high:.2f})"
     times = f"{time_text(difference.int8_ms)} a call for {time_text(difference.float_ms)}"
@@ -24,17 +24,22 @@ def verdict_text(difference: OperatorDifference) -> str:
 
 
 def cause_text(cause: CauseDifference, difference: OperatorDifference) -> str:
-    """`3.9 ms more, 130% of the float file's time (MatMul in encoder.layer.0.attention and 5 more): why`."""
-    places = ", ".join(cause.layers[:_NAMED])
+    """Return the time of a cause with its operators and layers.
+
+    Example: `3.9 ms more, 130% of the float file's time (MatMul in encoder.layer.0.attention and 5 more): why`.
+    """
+    layers = ", ".join(cause.layers[:_NAMED])
     more = len(cause.layers) - _NAMED
-    named = f"{places} and {more} more" if more > 0 else places
+    layer_names = f"{layers} and {more} more" if more > 0 else layers
     operators = ", ".join(dict.fromkeys(cause.operators[:_NAMED]))
     share = cause.more_ms / difference.float_ms
-    return f"{cause.more_ms:.3g} ms more, {share:.0%} of the float file's time ({operators} in {named}): {cause.why}"
+    return (
+        f"{cause.more_ms:.3g} ms more, {share:.0%} of the float file's time ({operators} in {layer_names}): {cause.why}"
+    )
 
 
 def console_difference(difference: OperatorDifference) -> RenderableType:
-    """Two tables; times of layers and causes were taken with the profiler at work."""
+    """Return two tables. Times of layers and causes were measured with the profiler on."""
     return Group(Text(""), _causes(difference), _layers(difference))
 
 
@@ -49,16 +54,16 @@ def _causes(difference: OperatorDifference) -> ResponsiveTable:
 
 
 def _layers(difference: OperatorDifference) -> ResponsiveTable:
-    found = difference.layers
-    shown = found if len(found) <= _MOST else (*found[: _MOST - 3], *found[-3:])
+    layers = difference.layers
+    shown = layers if len(layers) <= _MOST else (*layers[: _MOST - 3], *layers[-3:])
     columns = [Column("Layer"), *(Column(name, right=True) for name in ("Float", "INT8")), Column("Difference")]
     table = ResponsiveTable(
-        "By layer, the slowest against float first" + ("" if shown is found else "; the last three gain most"),
+        "By layer, the slowest against float first" + ("" if shown is layers else "; the last three gain most"),
         [*columns, Column("Operators", rank=2), Column("Mostly", rank=1)],
     )
     for layer in shown:
-        known = f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"
-        times = (time_text(layer.float_ms), time_text(layer.int8_ms), known)
+        difference_text = f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"
+        times = (time_text(layer.float_ms), time_text(layer.int8_ms), difference_text)
         table.add(layer.layer, *times, ", ".join(layer.operators), layer.why)
     return table
 

@@ -1,4 +1,4 @@
-"""What the models of a run draw for the same prompts and seeds, side by side."""
+"""Images that the models of a run generate from the same prompts and seeds, side by side."""
 
 from __future__ import annotations
 
@@ -9,98 +9,105 @@ from compress.report.plot import SMALL, Plot, Scale, element, line, nice_ticks, 
 from compress.results.report import DriftRecord, PictureRecord, Report
 
 _NAMED = 6
-"""Models that the chart of drift names, the last ones."""
+"""Number of models, from the last, that the chart of drift labels."""
 
 
-class Row(NamedTuple):
-    """The pictures of one prompt, one a column; None where a model drew none."""
+class PromptImages(NamedTuple):
+    """Images of one prompt, one for each column, or None if a model generated none."""
 
     prompt: str
     seed: int
     pictures: tuple[PictureRecord | None, ...]
 
 
-def columns(report: Report, target: str) -> list[tuple[str, ...]]:
-    """The models that drew on a target, those with the same pictures together: `quantize` and `final`."""
-    drawn: dict[str, list[str]] = {}
+def model_columns(report: Report, target: str) -> list[tuple[str, ...]]:
+    """Return the models that generated images on a target. `final` joins a stage with equal images."""
+    images_by_model: dict[str, list[str]] = {}
     for record in report.pictures:
         if record.target == target:
-            drawn.setdefault(record.model, []).append(record.png)
-    found: list[tuple[str, ...]] = []
-    for model in (one for one in report.models if one in drawn):
+            images_by_model.setdefault(record.model, []).append(record.png)
+    groups: list[tuple[str, ...]] = []
+    for model in (name for name in report.models if name in images_by_model):
         # `final` repeats the last stage's; what an earlier one drew the same is still a stage of its own.
-        if found and drawn[found[-1][-1]] == drawn[model] and model == report.models[-1]:
-            found[-1] = (*found[-1], model)
+        if groups and images_by_model[groups[-1][-1]] == images_by_model[model] and model == report.models[-1]:
+            groups[-1] = (*groups[-1], model)
         else:
-            found.append((model,))
-    return found
+            groups.append((model,))
+    return groups
 
 
-def grid(report: Report, target: str) -> list[Row]:
-    """A row for each prompt, in their order, with a picture for each of `columns`."""
-    mine = {(one.seed, one.model): one for one in report.pictures if one.target == target}
-    prompts = {one.seed: one.prompt for one in mine.values()}
-    models = [names[0] for names in columns(report, target)]
+def prompt_rows(report: Report, target: str) -> list[PromptImages]:
+    """Return a row for each prompt, in their order, with an image for each of `model_columns`."""
+    records = {(record.seed, record.model): record for record in report.pictures if record.target == target}
+    prompts = {record.seed: record.prompt for record in records.values()}
+    models = [names[0] for names in model_columns(report, target)]
     return [
-        Row(prompt, seed, tuple(mine.get((seed, model)) for model in models))
+        PromptImages(prompt, seed, tuple(records.get((seed, model)) for model in models))
         for seed, prompt in sorted(prompts.items())
     ]
 
 
-def paths(report: Report, target: str) -> list[tuple[tuple[str, ...], DriftRecord]]:
-    """The drift of each model on a target with its names: `quantize` and `final` where they are the same file."""
-    found: list[tuple[tuple[str, ...], DriftRecord]] = []
-    for one in (record for record in report.drift if record.target == target):
-        if found and one.model == report.models[-1] and one.typical == found[-1][1].typical:
-            found[-1] = ((*found[-1][0], one.model), one)
+def drift_records(report: Report, target: str) -> list[tuple[tuple[str, ...], DriftRecord]]:
+    """Return the drift of each model on a target with its names: `quantize` and `final` if they are the same file."""
+    records: list[tuple[tuple[str, ...], DriftRecord]] = []
+    for drift in (record for record in report.drift if record.target == target):
+        if records and drift.model == report.models[-1] and drift.typical == records[-1][1].typical:
+            records[-1] = ((*records[-1][0], drift.model), drift)
         else:
-            found.append(((one.model,), one))
-    return found
+            records.append(((drift.model,), drift))
+    return records
 
 
-def parting_words(report: Report, target: str) -> list[tuple[str, str, str, str]]:
-    """Of each model: its name, steps, how far it is from the baseline at the end, and where their paths part."""
+def drift_cells(report: Report, target: str) -> list[tuple[str, str, str, str]]:
+    """Return name, steps, final distance to the baseline, and the timestep from which a model differs."""
     return [
         (
             " = ".join(names),
-            f"{one.steps:,}",
-            f"{one.typical[-1]:.1%}",
-            "nowhere" if one.parted is None else "at the end" if one.parted < 0 else f"timestep {one.parted:,.0f}",
+            f"{drift.steps:,}",
+            f"{drift.typical[-1]:.1%}",
+            "nowhere"
+            if drift.parted is None
+            else "at the end"
+            if drift.parted < 0
+            else f"timestep {drift.parted:,.0f}",
         )
-        for names, one in paths(report, target)
+        for names, drift in drift_records(report, target)
     ]
 
 
 def drift_curves(report: Report, target: str) -> str | None:
-    """How far each model's latents are from the baseline's at each timestep; None where nothing was drawn."""
-    found = paths(report, target)
-    if not found:
+    """Return the distance of each model's latents to the baseline's by timestep, or None without images."""
+    records = drift_records(report, target)
+    if not records:
         return None
-    times = [time for _, one in found for time in one.times]
+    times = [time for _, drift in records for time in drift.times]
     # A sampler runs from noise, at the largest timestep, to the picture.
     x = Scale(min(times), max(times), SMALL.right, SMALL.left)
     plot = Plot(
         SMALL,
         x,
-        scale_around([0.0, PARTED, *(value for _, one in found for value in one.high)], SMALL.bottom, SMALL.top),
+        scale_around([0.0, PARTED, *(value for _, drift in records for value in drift.high)], SMALL.bottom, SMALL.top),
     )
     for tick in nice_ticks(max(min(times), 0.0), max(times)):
         plot.add(line(x(tick), SMALL.top, x(tick), SMALL.bottom, "grid"))
         plot.add(text(x(tick), SMALL.bottom + 18, f"{tick:g}", "tick"))
-    plot.floor()
+    plot.x_axis_line()
     plot.add(text((SMALL.left + SMALL.right) / 2, SMALL.bottom + 38, "Timestep, from noise to picture", "axis-title"))
     plot.y_axis("Distance over the baseline's own size", lambda value: f"{value:.0%}")
     plot.add(plot.line([(max(times), PARTED), (min(times), PARTED)], "front"))
-    named = []
-    for names, one in found:
-        points = list(zip(one.times, one.typical, strict=True))
+    labels = []
+    for names, drift in records:
+        points = list(zip(drift.times, drift.typical, strict=True))
         marks = [
             plot.mark(
-                one.model, at, f"{one.model}, timestep {at[0]:g}\n{at[1]:.1%} (quartiles {a:.1%} to {b:.1%})", 3.5
+                drift.model,
+                point,
+                f"{drift.model}, timestep {point[0]:g}\n{point[1]:.1%} (quartiles {a:.1%} to {b:.1%})",
+                3.5,
             )
-            for at, a, b in zip(points, one.low, one.high, strict=True)
+            for point, a, b in zip(points, drift.low, drift.high, strict=True)
         ]
-        plot.add(element("g", {"class": f"series {one.model}"}, plot.line(points, "curve"), *marks))
-        named.append((points[-1], f"{' = '.join(names)}, {one.steps} steps", f"label {one.model}"))
-    plot.labels(named[-_NAMED:])
-    return plot.svg(f"Distance of the latents of {len(found)} models from the baseline's by timestep")
+        plot.add(element("g", {"class": f"series {drift.model}"}, plot.line(points, "curve"), *marks))
+        labels.append((points[-1], f"{' = '.join(names)}, {drift.steps} steps", f"label {drift.model}"))
+    plot.labels(labels[-_NAMED:])
+    return plot.svg(f"Distance of the latents of {len(records)} models from the baseline's by timestep")

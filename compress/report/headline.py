@@ -1,4 +1,4 @@
-"""The few figures a run is judged by: quality kept, times smaller, times faster."""
+"""Headline numbers of a run: quality kept, times smaller, times faster."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.report.limits import paired_ratio_interval
-from compress.results.formatting import format_value, improvement, significant
+from compress.results.formatting import format_improvement, format_number, format_value
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric, quality_metric, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
 
 _FEW_BITS = 8.5
-"""What is stored in less than 8 bits with their scales is worth saying."""
+"""Number of bits with their scales below which the headline names the storage of weights."""
 Status = Literal["passed", "missed", "unknown", "none"]
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One tile: ``figure`` is the big number, ``label`` what it counts, ``detail`` where it comes from."""
+    """Tile of the report. ``figure`` is the large number, ``label`` its meaning, ``detail`` the values behind it."""
 
     label: str
     figure: str
@@ -29,44 +29,48 @@ class Headline:
 
 
 def verdict(report: Report) -> tuple[Status, str]:
-    """Whether all limits were kept, and a sentence that says so."""
+    """Return whether all limits were met, and a sentence that says so."""
     judged = report.judged
-    tail = _not_judged(report)
+    remark = _not_judged(report)
     if report.unmeasured:
-        known = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was judged{tail}"
-        what = "Nothing could be run: only sizes are known"
+        summary = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was judged{remark}"
+        summary_of_run = "Nothing could be run: only sizes are known"
         if report.stand_in:
-            what = f"No target could run it: {report.stand_in} measured the weights in place"
-        return "missed" if report.missed else "none", f"{what}{known}"
+            summary_of_run = f"No target could run it: {report.stand_in} measured the weights in place"
+        return "missed" if report.missed else "none", f"{summary_of_run}{summary}"
     if not judged:
-        return "none", f"No limits were judged{tail}" if report.limits else "The recipe sets no limits"
+        return "none", f"No limits were judged{remark}" if report.limits else "The recipe sets no limits"
     unknown = any(limit.unknown for limit in report.limits)
     status: Status = "missed" if report.missed else "unknown" if unknown else "passed"
     sentence = _kept(report)
-    return status, f"{sentence[0].upper()}{sentence[1:]}{tail}"
+    return status, f"{sentence[0].upper()}{sentence[1:]}{remark}"
 
 
 def _kept(report: Report) -> str:
     judged, missed = report.judged, report.missed
     unknown = [limit for limit in judged if limit.unknown]
     chance = [limit for limit in unknown if limit.verdict == "missed"]
-    untold = len(unknown) - len(chance)
-    further = [f"{untold} of them can't be told" if missed or chance else f"{untold} can't be told"] if untold else []
-    further += [f"{len(chance)} missed within chance"] if chance else []
+    inconclusive = len(unknown) - len(chance)
+    details = (
+        [f"{inconclusive} of them can't be told" if missed or chance else f"{inconclusive} can't be told"]
+        if inconclusive
+        else []
+    )
+    details += [f"{len(chance)} missed within chance"] if chance else []
     if missed:
-        return ", ".join([f"{len(missed)} of {len(judged)} {_limits(len(judged))} missed", *further])
-    if further:
-        return ", ".join([f"{len(judged) - len(unknown)} of {len(judged)} {_limits(len(judged))} kept", *further])
+        return ", ".join([f"{len(missed)} of {len(judged)} {_limits(len(judged))} missed", *details])
+    if details:
+        return ", ".join([f"{len(judged) - len(unknown)} of {len(judged)} {_limits(len(judged))} kept", *details])
     return f"{'the limit is' if len(judged) == 1 else f'all {len(judged)} limits are'} kept"
 
 
 def _not_judged(report: Report) -> str:
     skipped = [limit for limit in report.limits if limit.skipped]
-    gone = {skip.target for skip in report.skipped}
-    elsewhere = sum(limit.target not in gone for limit in skipped)
-    why = ["target skipped"] if len(skipped) > elsewhere else []
-    why += ["for another processor"] if elsewhere else []
-    return f" ({len(skipped)} not judged: {', '.join(why)})" if skipped else ""
+    skipped_targets = {skip.target for skip in report.skipped}
+    other_processors = sum(limit.target not in skipped_targets for limit in skipped)
+    reasons = ["target skipped"] if len(skipped) > other_processors else []
+    reasons += ["for another processor"] if other_processors else []
+    return f" ({len(skipped)} not judged: {', '.join(reasons)})" if skipped else ""
 
 
 def _limits(count: int) -> str:
@@ -74,7 +78,7 @@ def _limits(count: int) -> str:
 
 
 def headlines(report: Report, target: str) -> list[Headline]:
-    """The tiles of one target; what was not measured has none."""
+    """Return the tiles of one target, without those that were not measured."""
     return [
         *_quality(report, target),
         *_size(report, target),
@@ -85,8 +89,8 @@ def headlines(report: Report, target: str) -> list[Headline]:
 
 
 def _pair(report: Report, metric: str, target: str) -> tuple[Measurement, Measurement] | None:
-    before, after = report.find(BASELINE, metric, target), report.find(FINAL, metric, target)
-    return (before, after) if before and after and before.value > 0 and after.value > 0 else None
+    baseline, final = report.find(BASELINE, metric, target), report.find(FINAL, metric, target)
+    return (baseline, final) if baseline and final and baseline.value > 0 and final.value > 0 else None
 
 
 def _quality(report: Report, target: str) -> Iterator[Headline]:
@@ -94,20 +98,21 @@ def _quality(report: Report, target: str) -> Iterator[Headline]:
     pair = _pair(report, metric.name, target) if metric and metric.quality else None
     if metric is None or pair is None:
         return
-    before, after = pair
+    baseline, final = pair
     detail = _from_to(report, metric.name, target)
+    # A ratio of perplexities is not a share of quality, so its change is shown.
     if metric.exponential:
         # The share of a perplexity that was kept would mean nothing to anybody.
-        if interval := paired_ratio_interval(after, before):
+        if interval := paired_ratio_interval(final, baseline):
             detail += f"; 95% interval {interval[0] - 1:+.1%} to {interval[1] - 1:+.1%}"
-        change = f"{after.value / before.value - 1:+.1%}"
+        change = f"{final.value / baseline.value - 1:+.1%}"
         yield _tile(report, target, metric.title, change, detail, metric.name)
         return
     higher = metric.better == "higher"
-    kept = after.value / before.value if higher else before.value / after.value
-    if higher and (interval := paired_ratio_interval(after, before)):
+    ratio = final.value / baseline.value if higher else baseline.value / final.value
+    if higher and (interval := paired_ratio_interval(final, baseline)):
         detail += f"; 95% interval {interval[0] * 100:.1f}\u2013{interval[1] * 100:.1f}%"
-    yield _tile(report, target, f"{metric.title} kept", f"{kept * 100:.1f}%", detail, metric.name)
+    yield _tile(report, target, f"{metric.title} kept", f"{ratio * 100:.1f}%", detail, metric.name)
 
 
 def _size(report: Report, target: str) -> Iterator[Headline]:
@@ -116,7 +121,7 @@ def _size(report: Report, target: str) -> Iterator[Headline]:
         figure, word = _figure("size_bytes", pair)
         bits = report.find(FINAL, "bits_per_parameter", target)
         detail = _from_to(report, "size_bytes", target)
-        detail += f"; {significant(bits.value)} bits a parameter" if bits and bits.value < _FEW_BITS else ""
+        detail += f"; {format_number(bits.value)} bits a parameter" if bits and bits.value < _FEW_BITS else ""
         yield _tile(report, target, f"{word} on disk", figure, detail, "size_bytes")
 
 
@@ -124,7 +129,7 @@ def _speed(report: Report, target: str) -> Iterator[Headline]:
     pair = _pair(report, "latency_ms", target)
     paired = report.find(FINAL, "speedup", target)
     if paired is not None:
-        figure, word = f"{significant(paired.value)}x", "Faster" if paired.value >= 1 else "The speed"
+        figure, word = f"{format_number(paired.value)}x", "Faster" if paired.value >= 1 else "The speed"
     elif pair is not None:
         figure, word = _figure("latency_ms", pair)
     else:
@@ -136,38 +141,38 @@ def _speed(report: Report, target: str) -> Iterator[Headline]:
 def _times_interval(row: Measurement | None) -> str:
     if row is None or row.low is None or row.high is None:
         return ""
-    return f"95% interval {significant(row.low)}\u2013{significant(row.high)}x"
+    return f"95% interval {format_number(row.low)}\u2013{format_number(row.high)}x"
 
 
 def _generation(report: Report, target: str) -> Iterator[Headline]:
-    """How much faster text is written, and read, after the shortest prompt."""
+    """Yield the speed-ups of generation and of prompt processing after the shortest prompt."""
     context = shortest_context(report.metrics(target))
     kinds = (
         ("time_per_output_token", "tokens_per_second", "Faster writing"),
         ("time_to_first_token", "prefill_tokens_per_second", "Faster reading"),
     )
-    for what, rate, label in kinds:
-        row = report.find(FINAL, f"speedup_{what}_context_{context}", target)
+    for metric, rate, label in kinds:
+        row = report.find(FINAL, f"speedup_{metric}_context_{context}", target)
         if row is not None:
             detail = _from_to(report, f"{rate}_context_{context}", target) + f", prompt of {context}"
             detail = "; ".join(filter(None, [detail, _times_interval(row)]))
-            yield _tile(report, target, label, f"{significant(row.value)}x", detail, row.metric)
+            yield _tile(report, target, label, f"{format_number(row.value)}x", detail, row.metric)
 
 
 def _agreement(report: Report, target: str) -> Iterator[Headline]:
     row = report.find(FINAL, "agreement", target)
     if row:
         figure = format_value(describe_metric("agreement", row.unit), row.value)
-        about = "same answer as the baseline"
-        apart = report.find(FINAL, "kl_divergence", target)
-        if apart:
-            about = f"same next token as the baseline; KL divergence {significant(apart.value)} nats"
-        yield _tile(report, target, "Agreement", figure, about, "agreement")
+        explanation = "same answer as the baseline"
+        divergence = report.find(FINAL, "kl_divergence", target)
+        if divergence:
+            explanation = f"same next token as the baseline; KL divergence {format_number(divergence.value)} nats"
+        yield _tile(report, target, "Agreement", figure, explanation, "agreement")
 
 
 def _figure(name: str, pair: tuple[Measurement, Measurement]) -> tuple[str, str]:
-    """(`22.4x`, `Smaller`) of a cost before and after."""
-    text = improvement(describe_metric(name), pair[1].value, pair[0].value)
+    """Return (`22.4x`, `Smaller`) for a cost before and after."""
+    text = format_improvement(describe_metric(name), pair[1].value, pair[0].value)
     if text == "same":
         return "1x", "Same"
     figure, _, word = text.partition(" ")
@@ -183,12 +188,21 @@ def _from_to(report: Report, name: str, target: str) -> str:
 
 
 def _tile(report: Report, target: str, label: str, figure: str, detail: str, *metrics: str) -> Headline:
-    """With the state of the limits on these metrics: one that is missed goes first."""
-    mine = [
+    """Return a tile with the state of the limits on its metrics; a missed limit comes first.
+
+    Args:
+        report: Report of the run.
+        target: Target of the measurements.
+        label: Meaning of the number.
+        figure: Number as text.
+        detail: Values behind the number.
+        *metrics: Metrics whose limits count.
+    """
+    limits = [
         limit for limit in report.limits if limit.metric in metrics and limit.target == target and not limit.skipped
     ]
-    if not mine:
+    if not limits:
         return Headline(label, figure, detail)
-    first = min(mine, key=lambda limit: 2 * limit.passed + limit.unknown)
-    status: Status = "passed" if first.passed else "unknown" if first.unknown else "missed"
-    return Headline(label, figure, detail, status, first.limit)
+    decisive_limit = min(limits, key=lambda limit: 2 * limit.passed + limit.unknown)
+    status: Status = "passed" if decisive_limit.passed else "unknown" if decisive_limit.unknown else "missed"
+    return Headline(label, figure, detail, status, decisive_limit.limit)

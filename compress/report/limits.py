@@ -1,4 +1,4 @@
-"""Whether the final model kept the recipe's limits."""
+"""Judgement of the final model by the recipe's limits."""
 
 from __future__ import annotations
 
@@ -12,31 +12,37 @@ from compress.recipe.recipe import Limit, Verdicts
 from compress.results.formatting import format_bytes
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
-from compress.results.report import BASELINE, FINAL, LimitResult, Skipped
+from compress.results.report import BASELINE, FINAL, LimitResult, SkippedTarget
 
 _COUNTS = {"word_error_rate": "word_errors"}
-"""Rates of what differs in length from row to row -> the metric that keeps what was counted in each."""
+"""Error rates of rows of different lengths -> the metric that keeps the errors of each row."""
 
 
 def check_limits(
     limits: Sequence[Limit],
     measurements: Sequence[Measurement],
     baseline_label: str = BASELINE,
-    skipped: Sequence[Skipped] = (),
+    skipped: Sequence[SkippedTarget] = (),
     machines: Mapping[str, Mapping[str, Any]] | None = None,
     verdicts: Verdicts | None = None,
 ) -> list[LimitResult]:
-    """Judge each limit on the rows of the model `final`.
+    """Judge each limit on the measurements of the model `final`.
 
-    ``baseline_label`` is the stage (or `start`) that the rows named `baseline` stand for, so that a limit may
-    name either. A limit without its rows has not passed, and says why; on a skipped target it is skipped, and on one
-    with another processor than it is for. ``machines`` are the environments that targets were measured in;
-    ``verdicts`` says which limits that are not kept are failures, all where it is None.
+    A limit without measurements is missed, and its reason says so. On a skipped target, or on a processor other than
+    its own, it is skipped.
+
+    Args:
+        limits: Limits of the recipe.
+        measurements: Measurements of the run.
+        baseline_label: Stage (or `start`) that the rows named `baseline` stand for. A limit may use either name.
+        skipped: Skipped targets.
+        machines: Environment in which each target was measured.
+        verdicts: Limits whose miss is a failure. None: all of them.
     """
-    found = []
+    results = []
     for limit in limits:
         machine = (machines or {}).get(limit.target, {})
-        known = _judge(limit, measurements, baseline_label, skipped, machine)
+        judgement = _judge(limit, measurements, baseline_label, skipped, machine)
         final = _find(measurements, FINAL, limit)
         result = LimitResult(
             metric=limit.metric,
@@ -48,61 +54,80 @@ def check_limits(
             bound=limit.bound,
             of=limit.of,
             processor=limit.processor,
-            passed=known["verdict"] == "kept",
-            skipped=known["verdict"] == "skipped",
-            **known,
+            passed=judgement["verdict"] == "kept",
+            skipped=judgement["verdict"] == "skipped",
+            **judgement,
         )
-        found.append(result.model_copy(update={"fails": _fails(result, verdicts)}))
-    return found
+        results.append(result.model_copy(update={"fails": _fails(result, verdicts)}))
+    return results
 
 
 def _fails(result: LimitResult, verdicts: Verdicts | None) -> bool:
     if result.verdict == "cannot tell":
         return verdicts is None or verdicts.cannot_tell == "fail"
-    chance = bool(result.within_chance) and verdicts is not None and verdicts.within_chance != "fail"
-    return result.verdict == "missed" and not chance
+    tolerated = bool(result.within_chance) and verdicts is not None and verdicts.within_chance != "fail"
+    return result.verdict == "missed" and not tolerated
 
 
 def _judge(
     limit: Limit,
     rows: Sequence[Measurement],
     baseline_label: str,
-    skipped: Sequence[Skipped],
+    skipped: Sequence[SkippedTarget],
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What is found of a limit: its verdict, and the reason, ratio or rows behind that."""
+    """Return the verdict of a limit with its reason, ratio or rows.
+
+    Args:
+        limit: Limit of the recipe.
+        rows: Measurements of the run.
+        baseline_label: Stage that the rows named `baseline` stand for.
+        skipped: Skipped targets.
+        machine: Environment of the target.
+    """
     final = _find(rows, FINAL, limit)
-    here = machine.get("processor_class")
-    if limit.processor is not None and here is not None and here != limit.processor:
-        return {"verdict": "skipped", "reason": f"for {limit.processor}; this was measured on {here}"}
+    processor = machine.get("processor_class")
+    # A limit may apply to one kind of processor only.
+    if limit.processor is not None and processor is not None and processor != limit.processor:
+        return {"verdict": "skipped", "reason": f"for {limit.processor}; this was measured on {processor}"}
     if final is None:
-        gone = next((skip.reason for skip in skipped if skip.target == limit.target), None)
-        if gone is not None:
-            return {"verdict": "skipped", "reason": f"target skipped: {gone}"}
+        skip_reason = next((skip.reason for skip in skipped if skip.target == limit.target), None)
+        if skip_reason is not None:
+            return {"verdict": "skipped", "reason": f"target skipped: {skip_reason}"}
         return {"verdict": "missed", "reason": _absent(rows, FINAL, limit)}
     if limit.of is None:
         return {"verdict": "kept"} if _within(limit, final.value) else _verdict(limit, final, None, machine)
-    other = _find(rows, limit.of, limit)
-    if other is None and limit.of in (BASELINE, baseline_label):
-        other = _find(rows, BASELINE, limit) or _find(rows, baseline_label, limit)
-    if other is None:
+    reference = _find(rows, limit.of, limit)
+    if reference is None and limit.of in (BASELINE, baseline_label):
+        reference = _find(rows, BASELINE, limit) or _find(rows, baseline_label, limit)
+    if reference is None:
         return {"verdict": "missed", "reason": _absent(rows, limit.of, limit)}
-    if other.value == 0:
+    if reference.value == 0:
         return {"verdict": "missed", "reason": f"{limit.metric} of {limit.of} is 0, so there is no ratio"}
-    ratio = final.value / other.value
-    counts = _counted(rows, final), _counted(rows, other)
+    ratio = final.value / reference.value
+    counts = _counted(rows, final), _counted(rows, reference)
     low, high = paired_ratio_interval(*counts) or (None, None)
-    known = {"verdict": "kept"} if _within(limit, ratio) else _verdict(limit, *counts, machine)
-    return {"ratio": ratio, "ratio_low": low, "ratio_high": high, **known}
+    verdict = {"verdict": "kept"} if _within(limit, ratio) else _verdict(limit, *counts, machine)
+    return {"ratio": ratio, "ratio_low": low, "ratio_high": high, **verdict}
 
 
 def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a limit that the value alone does not keep."""
+    """Return the verdict of a limit that the value alone does not meet.
+
+    A time is inconclusive if noise could explain the miss. A quality is missed, and `within_chance` says whether its
+    test rows could explain the miss.
+
+    Args:
+        limit: Limit of the recipe.
+        final: Measurement of the final model.
+        other: Measurement of the model that the limit refers to, or None.
+        machine: Environment of the target.
+    """
     interval = _interval(final, other)
     beyond = interval is None or not any(_within(limit, end) for end in interval)
     if describe_metric(limit.metric, final.unit).timed:
-        if unfit := unfit_machine(machine):
-            return {"verdict": "cannot tell", "reason": f"the machine was not fit to measure: {unfit}"}
+        if noise := unusable_machine(machine):
+            return {"verdict": "cannot tell", "reason": f"the machine was not fit to measure: {noise}"}
         if interval is None:
             return {"verdict": "cannot tell", "reason": "it was timed too seldom to tell it from noise"}
         if not beyond:
@@ -119,7 +144,10 @@ def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machin
 
 
 def _interval(final: Measurement, other: Measurement | None) -> tuple[float, float] | None:
-    """Of the value or the ratio. Two times that were not paired may both be at the ends of their intervals."""
+    """Return the interval of the value or the ratio.
+
+    Two times that were not paired may both lie at the ends of their intervals.
+    """
     if other is None:
         return None if final.low is None or final.high is None else (final.low, final.high)
     paired = paired_ratio_interval(final, other)
@@ -130,8 +158,8 @@ def _interval(final: Measurement, other: Measurement | None) -> tuple[float, flo
     return final.low / other.high, final.high / other.low
 
 
-def unfit_machine(machine: Mapping[str, Any]) -> str:
-    """Why times measured there mean nothing, or nothing if they do."""
+def unusable_machine(machine: Mapping[str, Any]) -> str:
+    """Return why times measured on the machine are meaningless, or nothing if they are meaningful."""
     noise = machine.get("noise")
     if not isinstance(noise, Mapping) or noise.get("verdict") != "unusable":
         return ""
@@ -139,7 +167,7 @@ def unfit_machine(machine: Mapping[str, Any]) -> str:
 
 
 def _lost(limit: Limit, final: Measurement, other: Measurement | None) -> int | None:
-    """Rows fewer than the other has right, or than the bound takes; None where outcomes are not right or wrong."""
+    """Return the number of fewer correct rows, or None if outcomes are not correct or wrong."""
     if final.raw is None or {*final.raw} - {0.0, 1.0} or limit.at_least is None:
         return None
     right = sum(final.raw)
@@ -149,25 +177,27 @@ def _lost(limit: Limit, final: Measurement, other: Measurement | None) -> int | 
 
 
 def _counted(rows: Sequence[Measurement], row: Measurement) -> Measurement:
-    """The row that holds what a rate counts, whose ratio is the same for the same words."""
+    """Return the measurement with the counts behind an error rate, whose ratio is the same for the same words."""
     name = _COUNTS.get(row.metric)
-    wanted = (row.model, name, row.target)
-    return next((each for each in rows if (each.model, each.metric, each.target) == wanted), row)
+    key = (row.model, name, row.target)
+    return next(
+        (measurement for measurement in rows if (measurement.model, measurement.metric, measurement.target) == key), row
+    )
 
 
 def _find(rows: Sequence[Measurement], model: str, limit: Limit) -> Measurement | None:
-    wanted = (model, limit.metric, limit.target)
-    return next((row for row in rows if (row.model, row.metric, row.target) == wanted), None)
+    key = (model, limit.metric, limit.target)
+    return next((row for row in rows if (row.model, row.metric, row.target) == key), None)
 
 
 def _absent(rows: Sequence[Measurement], model: str, limit: Limit) -> str:
     measured = sorted({row.metric for row in rows if row.model == model and row.target == limit.target})
-    there = f"measured there: {', '.join(measured)}" if measured else "nothing was measured there"
-    return f"{limit.metric} of {model} was not measured on {limit.target}; {there}"
+    available = f"measured there: {', '.join(measured)}" if measured else "nothing was measured there"
+    return f"{limit.metric} of {model} was not measured on {limit.target}; {available}"
 
 
 def _within(limit: Limit, value: float) -> bool:
-    """A value that differs from the bound by rounding alone has reached it; NaN never has."""
+    """Return whether the value meets the limit. A value within rounding of the bound meets it, NaN never does."""
     bound = limit.bound
     if math.isclose(value, bound, rel_tol=1e-12):
         return True
@@ -175,7 +205,7 @@ def _within(limit: Limit, value: float) -> bool:
 
 
 def limit_text(limit: Limit, unit: str = "") -> str:
-    """`>= 98.5% of baseline`, `<= 20 MB`, `>= 6x`."""
+    """Return `>= 98.5% of baseline`, `<= 20 MB` or `>= 6x`."""
     sign, bound = ">=" if limit.at_least is not None else "<=", limit.bound
     if limit.of is not None:
         return f"{sign} {bound * 100:.6g}% of {limit.of}"
@@ -196,31 +226,32 @@ def limit_text(limit: Limit, unit: str = "") -> str:
 def paired_ratio_interval(
     above: Measurement, below: Measurement, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Interval of the ratio of two values measured on the same examples, or None if they were not.
+    """Return the interval of the ratio of two values measured on the same examples, or None if they were not.
 
-    Of counts both must keep one for each example, whose sum is their value; of others that are no times, what each
-    example adds, 0 or 1 of a proportion, whose mean it is. With
+    Counts must keep one count for each example, whose sum is their value. Other metrics except times must keep the
+    contribution of each example (0 or 1 for a proportion), whose mean is their value. With
     R = mean(y) / mean(x), var(R) = sum((y - R x)^2) / (n (n - 1) mean(x)^2)
-    (Cochran 1977, Sampling Techniques, section 6.4). Of perplexities both must keep their logarithm for each window:
-    the ratio is e to the mean difference, and the interval Student's.
+    (Cochran 1977, Sampling Techniques, section 6.4). Perplexities must keep the logarithm for each sequence: the ratio
+    is e to the mean difference, and the interval is Student's.
     """
     y, x = above.raw, below.raw
     if y is None or x is None or len(y) != len(x) or len(y) < 2:
         return None
     metric = describe_metric(above.metric, above.unit)
+    # The kept samples must be those that the values were computed from.
     if above.metric in _COUNTS.values():
-        whole = math.isclose(sum(y), above.value) and math.isclose(sum(x), below.value)
+        is_paired = math.isclose(sum(y), above.value) and math.isclose(sum(x), below.value)
     else:
         values = [math.log(row.value) if metric.exponential else row.value for row in (above, below)]
         means = zip((fmean(y), fmean(x)), values, strict=True)
-        whole = all(math.isclose(*both, abs_tol=1e-6) for both in means)
-        whole = whole and not metric.timed
-    if not whole or not any(x):
+        is_paired = all(math.isclose(*both, abs_tol=1e-6) for both in means)
+        is_paired = is_paired and not metric.timed
+    if not is_paired or not any(x):
         return None
     if metric.exponential:
         low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)], confidence)
         return math.exp(low), math.exp(high)
     ratio, mean, n = fmean(y) / fmean(x), fmean(x), len(x)
     spread = sum((yi - ratio * xi) ** 2 for yi, xi in zip(y, x, strict=True))
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(spread / (n * (n - 1))) / mean
-    return ratio - half, ratio + half
+    half_width = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(spread / (n * (n - 1))) / mean
+    return ratio - half_width, ratio + half_width

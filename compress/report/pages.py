@@ -1,4 +1,4 @@
-"""Pages and Markdown by jinja2. Pages are self-contained: no request leaves them, and their policy forbids any."""
+"""HTML pages and Markdown from jinja2 templates. Pages are self-contained: their policy forbids any request."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from compress.report import charts, continuations, generated_images, headline, layers, rows, slices
-from compress.report.run_folder import REPORT, write_whole
+from compress.report.run_folder import REPORT, write_atomically
 from compress.results import formatting, metrics
-from compress.results.formatting import format_measurement, improvement
+from compress.results.formatting import format_improvement, format_measurement
 from compress.results.metrics import Metric
 from compress.results.report import BASELINE, Report
 
@@ -31,53 +31,59 @@ Cells = list[list[str]]
 
 
 def render(template: str, title: str, json: str, *, styled: str = "", **values: Any) -> str:
-    """The page of a template of this package, with ``json`` kept in it for whoever saves it.
+    """Return the page of a template, with the JSON that its button saves.
 
-    Every value but markup is escaped. Files of style and script that lie beside the template under its name, and beside
-    ``styled``, another that it takes parts of, are added to those of all pages, and admitted by digest, so that nothing
-    injected could run.
+    Every value that is not markup is escaped. Style and script files beside the template, with the same name, are
+    included and allowed by their digest, so that injected code cannot run.
+
+    Args:
+        template: Path of the template in this package.
+        title: Title of the page.
+        json: JSON that the page contains.
+        styled: Another template whose style and script the page needs too.
+        **values: Values of the template.
     """
-    templates = [PurePosixPath(one) for one in (styled, template) if one]
+    templates = [PurePosixPath(path) for path in (styled, template) if path]
     style, script = (_assets(templates, suffix) for suffix in (".css", ".js"))
     page = _templates().get_template(template)
     return page.render(title=title, style=style, script=script, json=Markup(json.replace("<", "\\u003c")), **values)
 
 
 def render_text(template: str, **values: Any) -> str:
-    """A template of this package as it stands, every value escaped."""
+    """Return a template of this package with every value escaped."""
     return _templates().get_template(template).render(**values)
 
 
 @cache
 def _templates() -> Environment:
-    found = Environment(autoescape=True, **_STRICT)
-    described = metrics.describe_metric
-    found.filters |= {
+    environment = Environment(autoescape=True, **_STRICT)
+    describe = metrics.describe_metric
+    environment.filters |= {
         "as_class": lambda name: Markup(f' class="{escape(name)}"') if name else "",
         "bytes": formatting.format_bytes,
         "digest": lambda text: f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}",
-        "interval": lambda row: formatting.format_interval(described(row.metric, row.unit), row.low, row.high),
+        "interval": lambda row: formatting.format_interval(describe(row.metric, row.unit), row.low, row.high),
         "seconds": formatting.format_seconds,
-        "signs": rows.signs,
-        "value": lambda row: formatting.format_value(described(row.metric, row.unit), row.value),
+        "signs": rows.comparison_signs,
+        "value": lambda row: formatting.format_value(describe(row.metric, row.unit), row.value),
     }
-    return found
+    return environment
 
 
 def _assets(templates: Iterable[PurePosixPath], suffix: str) -> Markup:
-    """The style or script of all pages, and that of these."""
-    found = [files("compress") / str(page.with_suffix(suffix)) for page in (_PARTS, *templates)]
-    return Markup("".join(file.read_text(encoding="utf-8") for file in found if file.is_file()))
+    """Return the style or script that all pages share, followed by those of the templates."""
+    assets = [files("compress") / str(page.with_suffix(suffix)) for page in (_PARTS, *templates)]
+    return Markup("".join(file.read_text(encoding="utf-8") for file in assets if file.is_file()))
 
 
 def html_page(report: Report) -> str:
-    """The whole page of a report."""
+    """Return the HTML page of a report."""
     return render(
         "report/templates/report.html",
         f"{report.recipe} \u00b7 compress report",
         report.to_json(),
         report=report,
-        stored=layers.stored_bytes(report),
+        stored=layers.module_bytes(report),
         charts=charts,
         continuations=continuations,
         headline=headline,
@@ -90,29 +96,29 @@ def html_page(report: Report) -> str:
 
 
 def render_markdown(template: str, **values: Any) -> str:
-    """A template of this package. Every value is escaped; blank lines in a row count as one, so templates have air."""
+    """Return a Markdown template with every value escaped. Successive blank lines count as one."""
     return _BLANK.sub("\n\n", _markdown_templates().get_template(template).render(**values)).strip() + "\n"
 
 
 def escape_markdown(value: str) -> str:
-    """``value`` as plain words: no HTML, no emphasis, no table border, one line."""
+    """Return ``value`` as one line of plain text: no HTML, no emphasis, no table border."""
     flat = " ".join(value.split())
     return _SPECIAL.sub(r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 @cache
 def _markdown_templates() -> Environment:
-    found = Environment(
+    environment = Environment(
         finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)), **_STRICT
     )
-    found.filters["cell"] = rows.format_cell
-    found.globals |= {"table": _table, "section": _section, "listed": _listed, "folded": _folded}
-    return found
+    environment.filters["cell"] = rows.format_cell
+    environment.globals |= {"table": _table, "section": _section, "listed": _listed, "folded": _folded}
+    return environment
 
 
 def _table(heads: Sequence[str], cells: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> Markup:
-    """A table of plain texts; columns other than ``left`` are set flush right."""
-    rule = ["---" if place in left else "---:" for place in range(len(heads))]
+    """Return a table of plain texts. Columns other than ``left`` are aligned right."""
+    rule = ["---" if index in left else "---:" for index in range(len(heads))]
     written = [[escape_markdown(cell) for cell in row] for row in [heads, *cells]]
     return Markup("\n".join(f"| {' | '.join(row)} |" for row in [written[0], rule, *written[1:]]))
 
@@ -120,10 +126,18 @@ def _table(heads: Sequence[str], cells: Iterable[Sequence[str]], left: Sequence[
 def _section(
     heading: str, about: str, heads: Sequence[str], cells: Iterable[Sequence[str]], left: Sequence[int] = (0,)
 ) -> Markup:
-    """A table below its heading; nothing without a row."""
-    known = list(cells)
-    above = f"## {escape_markdown(heading)}\n\n{escape_markdown(about)}\n\n"
-    return Markup(above) + _table(heads, known, left) if known else Markup()
+    """Return a table below its heading, or nothing without rows.
+
+    Args:
+        heading: Heading.
+        about: Text between heading and table.
+        heads: Names of the columns.
+        cells: Rows.
+        left: Columns that are aligned left.
+    """
+    rows = list(cells)
+    introduction = f"## {escape_markdown(heading)}\n\n{escape_markdown(about)}\n\n"
+    return Markup(introduction) + _table(heads, rows, left) if rows else Markup()
 
 
 def _listed(heading: str, lines: Iterable[str]) -> Markup:
@@ -132,15 +146,15 @@ def _listed(heading: str, lines: Iterable[str]) -> Markup:
 
 
 def _folded(summary: str, content: Markup | Iterable[str]) -> Markup:
-    """Markdown, or lines as a list, behind a summary; nothing where there are none."""
+    """Return Markdown, or lines as a list, behind a summary, or nothing if there are none."""
     if not isinstance(content, Markup):
         content = Markup("\n".join(f"- {escape_markdown(line)}" for line in content))
-    above = f"<details><summary>{escape_markdown(summary)}</summary>"
-    return Markup(f"{above}\n\n{content}\n\n</details>" if content else "")
+    opening_tag = f"<details><summary>{escape_markdown(summary)}</summary>"
+    return Markup(f"{opening_tag}\n\n{content}\n\n</details>" if content else "")
 
 
 def markdown_report(report: Report) -> str:
-    """Verdict, headline figures, every measured model, limits, stages, environment and skipped targets."""
+    """Return verdict, headlines, every measured model, limits, stages, environment and skipped targets as Markdown."""
     return render_markdown(
         "report/templates/report.md",
         report=report,
@@ -155,36 +169,36 @@ def markdown_report(report: Report) -> str:
     )
 
 
-def _measured(report: Report, target: str, wanted: Sequence[Metric]) -> tuple[list[str], Cells]:
-    """Every model with its values and their intervals."""
+def _measured(report: Report, target: str, columns: Sequence[Metric]) -> tuple[list[str], Cells]:
+    """Return a table of every model with its values and their intervals."""
     cells = []
-    for model in rows.models_of(report, target, wanted):
-        found = [report.find(model, metric.name, target) for metric in wanted]
-        cells.append([model, *(format_measurement(row) if row else "" for row in found)])
-    return ["Model", *(metric.title for metric in wanted)], cells
+    for model in rows.models_of(report, target, columns):
+        measurements = [report.find(model, metric.name, target) for metric in columns]
+        cells.append([model, *(format_measurement(row) if row else "" for row in measurements)])
+    return ["Model", *(metric.title for metric in columns)], cells
 
 
-def _against(report: Report, target: str, wanted: Sequence[Metric]) -> tuple[list[str], Cells]:
-    """The same table as ratios to the baseline."""
-    base = {metric.name: report.find(BASELINE, metric.name, target) for metric in wanted}
-    compared = [metric for metric in wanted if base[metric.name]]
+def _against(report: Report, target: str, columns: Sequence[Metric]) -> tuple[list[str], Cells]:
+    """Return a table of every model with the ratios of its values to the baseline's."""
+    baseline = {metric.name: report.find(BASELINE, metric.name, target) for metric in columns}
+    compared = [metric for metric in columns if baseline[metric.name]]
     cells = []
     for model in rows.models_of(report, target, compared):
         if model == BASELINE:
             continue
         cells.append([model])
         for metric in compared:
-            row, before = report.find(model, metric.name, target), base[metric.name]
-            cells[-1].append(improvement(metric, row.value, before.value) if row and before else "")
+            row, baseline_row = report.find(model, metric.name, target), baseline[metric.name]
+            cells[-1].append(format_improvement(metric, row.value, baseline_row.value) if row and baseline_row else "")
     return ["Model", *(metric.title for metric in compared)], cells
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write report.json, report.md and report.html, each whole or not at all. Raises `StorageError`."""
+    """Write report.json, report.md and report.html, each atomically. Raises `StorageError`."""
     contents = {
         REPORT: report.to_json(),
         "report.md": markdown_report(report),
         "report.html": html_page(report),
     }
     for name, content in contents.items():
-        write_whole(folder / name, content)
+        write_atomically(folder / name, content)

@@ -1,9 +1,9 @@
-"""A profile's figures as people read them, for the console and the page."""
+"""Text of a profile's numbers, for the terminal and the page."""
 
 from __future__ import annotations
 
 from compress.benchmark.profile import MachineLimits, Profile, ProfileRow
-from compress.results.formatting import format_bytes, significant
+from compress.results.formatting import format_bytes, format_number
 
 _BINDS = {"compute": "arithmetic", "memory": "memory", "overhead": "overhead", None: "not counted"}
 _SENTENCES = {
@@ -18,51 +18,51 @@ _SENTENCES = {
 
 
 def time_text(milliseconds: float) -> str:
-    """`1.25 ms`, `83.4 µs`."""
-    return f"{significant(milliseconds)} ms" if milliseconds >= 1 else f"{significant(milliseconds * 1e3)} µs"
+    """Return `1.25 ms` or `83.4 µs`."""
+    return f"{format_number(milliseconds)} ms" if milliseconds >= 1 else f"{format_number(milliseconds * 1e3)} µs"
 
 
 def interval_text(profile: Profile) -> str:
-    """The interval of the time of a call."""
-    return f"{significant(profile.low_ms)}\u2013{significant(profile.high_ms)} ms"
+    """Return the interval of the time of a call."""
+    return f"{format_number(profile.low_ms)}\u2013{format_number(profile.high_ms)} ms"
 
 
 def share_text(share: float | None) -> str:
-    """`7.4%`; a dash where nothing is counted."""
+    """Return `7.4%`, or a dash if nothing is counted."""
     return "\u2013" if share is None else f"{share * 100:.1f}%"
 
 
 def rate_text(per_second: float, unit: str) -> str:
-    """`51.7 GFLOP/s`."""
-    return f"{significant(per_second / 1e9)} G{unit}/s"
+    """Return `51.7 GFLOP/s`."""
+    return f"{format_number(per_second / 1e9)} G{unit}/s"
 
 
 def giga_text(per_second: float) -> str:
-    """The same as a bare number in a narrow column: `165`, `7.2`, `0.0`."""
+    """Return a rate in giga units as a bare number for a narrow column: `165`, `7.2`, `0.0`."""
     value = per_second / 1e9
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def count_text(value: float) -> str:
-    """Operations in a call: `81.9 M`."""
+    """Return operations in a call: `81.9 M`."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
-            return f"{significant(value / factor)} {letter}"
+            return f"{format_number(value / factor)} {letter}"
     return f"{value:.0f}"
 
 
 def binds_text(row: ProfileRow) -> str:
-    """Which side binds a row, in a word."""
+    """Return the limit that binds a row, in a word."""
     return _BINDS[row.binds]
 
 
 def verdict_text(profile: Profile) -> str:
-    """What binds the whole model, and what that means."""
+    """Return the limit that binds the whole model, and its meaning."""
     return _SENTENCES[profile.whole.binds]
 
 
 def call_text(profile: Profile) -> str:
-    """What a call is: `a token after 128`, `a prompt of 128 tokens`, `batches of 1`."""
+    """Return the kind of call: `a token after 128`, `a prompt of 128 tokens`, `batches of 1`."""
     match profile.phase:
         case "token":
             return f"a token after {profile.context}"
@@ -73,7 +73,7 @@ def call_text(profile: Profile) -> str:
 
 
 def working_set_text(limits: MachineLimits) -> str:
-    """Which bandwidth applies, and why."""
+    """Return the bandwidth that applies, and the reason."""
     size, rate = format_bytes(limits.working_set_bytes), rate_text(limits.working_set_bytes_per_s, "B")
     cache = format_bytes(limits.last_level_cache_bytes or 0)
     match limits.cached:
@@ -86,7 +86,7 @@ def working_set_text(limits: MachineLimits) -> str:
 
 
 def limit_facts(limits: MachineLimits) -> list[tuple[str, str]]:
-    """The machine's limits, by name."""
+    """Return the machine's limits, by name."""
     return [
         ("Float arithmetic", rate_text(limits.fp32_per_s, "FLOP")),
         ("8-bit arithmetic", rate_text(limits.int8_per_s, "OP")),
@@ -97,28 +97,28 @@ def limit_facts(limits: MachineLimits) -> list[tuple[str, str]]:
 
 
 def method_notes(profile: Profile) -> list[str]:
-    """What a reader must know of the figures, before the notes of the measurement itself."""
+    """Return notes on how the profile was measured, followed by its own notes."""
     notes = [
         f"{_calls_text(profile)}, {profile.passes} passes each without and with profiling, {profile.threads} threads.",
         f"With profiling a call takes {time_text(profile.profiled_ms)}, {profile.profiler_overhead:+.0%}; for "
         f"{time_text(profile.operators_ms)} of it operators are at work. The figures of the whole are without it.",
     ]
-    together = sum(row.time_ms for row in profile.rows)
-    unknown = [row for row in profile.by_operator() if row.uncounted_ms > 0]
-    if unknown:
-        names = ", ".join(f"{row.name} ({row.time_ms / together:.1%} of the time)" for row in unknown)
+    total_ms = sum(row.time_ms for row in profile.rows)
+    uncounted = [row for row in profile.by_operator() if row.uncounted_ms > 0]
+    if uncounted:
+        names = ", ".join(f"{row.name} ({row.time_ms / total_ms:.1%} of the time)" for row in uncounted)
         notes.append(f"Not counted, and in no limit: {names}.")
-    beyond = [row.name for row in profile.rows if (row.share_of_roof or 0.0) > 1]
-    if beyond:
+    above_limit = [row.name for row in profile.rows if (row.share_of_roof or 0.0) > 1]
+    if above_limit:
         notes.append(
-            f"{len(beyond)} operators beat the limit, as their bytes lie in a nearer cache or this machine "
-            f"was slower when its limits were measured: {', '.join(beyond[:3])}{', ...' if len(beyond) > 3 else ''}."
+            f"{len(above_limit)} operators beat the limit, as their bytes lie in a nearer cache or this machine "
+            f"was slower when its limits were measured: {', '.join(above_limit[:3])}{', ...' if len(above_limit) > 3 else ''}."
         )
     return [*notes, *profile.notes]
 
 
 def _calls_text(profile: Profile) -> str:
-    """What was called, and how often in a pass."""
+    """Return the kind and number of calls in a pass."""
     if profile.phase == "token":
         return f"{profile.calls} tokens, one after the other, behind a prompt of {profile.context}"
     if profile.phase == "prompt":

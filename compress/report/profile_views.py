@@ -1,4 +1,4 @@
-"""A profile in the terminal, and as one self-contained page."""
+"""Profile in the terminal, and as one self-contained page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from compress.benchmark.profile import MachineLimits, Profile, ProfileRow
 from compress.report import profile_formatting as words
 from compress.report import rows
 from compress.report.pages import render
-from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, told
+from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, with_tooltip
 from compress.report.profile_formatting import binds_text, rate_text, share_text, time_text
-from compress.results.formatting import significant
+from compress.results.formatting import format_number
 from compress.utils.responsive_table import Column, ResponsiveTable, bar
 
 _BAR = 5
@@ -27,7 +27,7 @@ _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not c
 
 
 def console_profile(profile: Profile) -> RenderableType:
-    """Tables with bars; the notes are left to whoever writes to standard error."""
+    """Return tables with bars, without the notes."""
     return Group(
         _whole(profile),
         _rows("By operator type", "Operator", profile.by_operator()),
@@ -37,8 +37,8 @@ def console_profile(profile: Profile) -> RenderableType:
 
 def _whole(profile: Profile) -> RenderableType:
     whole = profile.whole
-    what = "" if profile.phase == "batch" else f", {words.call_text(profile)}"
-    title = Text(f"{profile.artifact} on {profile.target}{what}", overflow="fold")
+    phase = "" if profile.phase == "batch" else f", {words.call_text(profile)}"
+    title = Text(f"{profile.artifact} on {profile.target}{phase}", overflow="fold")
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=SIMPLE)
     table.add_column()
     table.add_column(justify="right")
@@ -64,9 +64,9 @@ def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:
     columns = [Column(head), Column("Time", right=True), Column("Share", right=True)]
     columns += [Column(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
     table = ResponsiveTable(title, [*columns, Column("Binds")], "for lack of room only in --json and --format html")
-    together = sum(row.time_ms for row in rows) or 1.0
+    total_ms = sum(row.time_ms for row in rows) or 1.0
     for row in rows:
-        share = row.time_ms / together
+        share = row.time_ms / total_ms
         bound = words.binds_text(row)
         table.add(
             row.name,
@@ -81,7 +81,7 @@ def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:
 
 
 def profile_page(profile: Profile) -> str:
-    """The whole page. Every text of the profile is escaped."""
+    """Return the HTML page. Every text of the profile is escaped."""
     name = artifact_name(profile)
     return render(
         "report/templates/profile.html",
@@ -96,7 +96,7 @@ def profile_page(profile: Profile) -> str:
 
 
 def artifact_name(profile: Profile) -> str:
-    """`quickstart/2026-11-25T15-03-48` for the model folder of a run, else the last part of the path."""
+    """Return `quickstart/2026-11-25T15-03-48` for the model folder of a run, else the last part of the path."""
     parts = [part for part in PurePath(profile.artifact).parts if part != "/"]
     return "/".join(parts[-3:-1]) if len(parts) > 2 and parts[-1] == "model" else (parts or ["artifact"])[-1]
 
@@ -108,7 +108,7 @@ _ROOM = 2.0
 
 
 class Roofline(NamedTuple):
-    """One line of the roof, from (intensity, operations/s) to the next corner."""
+    """Line of the roof, from (intensity, operations/s) to the next corner."""
 
     kind: str
     label: str
@@ -117,38 +117,42 @@ class Roofline(NamedTuple):
 
 
 def roofline_chart(profile: Profile) -> str | None:
-    """An SVG chart on logarithmic axes; None where no operator does arithmetic."""
+    """Return an SVG chart on logarithmic axes, or None if no operator does arithmetic."""
     rows = [row for row in profile.rows if _drawn(row)]
     if not rows:
         return None
     whole = profile.whole if _drawn(profile.whole) else None
     plot = Plot(_FRAME, *_scales([*rows, *([whole] if whole else [])], profile.limits))
-    plot.x_axis("Operations for each byte moved (log scale)", lambda value: significant(value, 2), 7)
+    plot.x_axis("Operations for each byte moved (log scale)", lambda value: format_number(value, 2), 7)
     plot.y_axis("Operations per second (log scale)", _rate_tick, 6)
     roofs = roof_lines(profile.limits, plot.x.low, plot.x.high, plot.y.low)
     for roof in roofs:
         plot.add(plot.straight(roof.start, roof.end, f"roof {roof.kind}"))
-    longest, together = max(row.time_ms for row in rows), sum(row.time_ms for row in profile.rows)
+    longest, total_ms = max(row.time_ms for row in rows), sum(row.time_ms for row in profile.rows)
     # Small dots last, so that none is hidden under a large one.
     for row in sorted(rows, key=lambda row: -row.time_ms):
         radius = max(_SMALLEST_RADIUS, _LARGEST_RADIUS * math.sqrt(row.time_ms / longest))
         arithmetic = "int8" if row.int8_operations > row.fp32_operations else "fp32"
-        plot.add(plot.dot(_place(row), radius, f"point {arithmetic}", _told(row, together)))
-    named = [(_place(row), name, "label") for name, row in _longest(profile, rows)]
+        plot.add(plot.dot(_place(row), radius, f"point {arithmetic}", _told(row, total_ms)))
+    labels = [(_place(row), name, "label") for name, row in _longest(profile, rows)]
     if whole:
         words = f"The whole model\n{time_text(whole.time_ms)}, {share_text(whole.share_of_roof)} of the limit"
-        plot.add(told("point whole", words, shape("final", *plot.at(_place(whole)), 9.0 / 1.4)))
-        named.insert(0, (_place(whole), "whole model", "label"))
+        plot.add(with_tooltip("point whole", words, shape("final", *plot.at(_place(whole)), 9.0 / 1.4)))
+        labels.insert(0, (_place(whole), "whole model", "label"))
     for roof in roofs:
         _name(plot, roof)
-    plot.labels(named)
+    plot.labels(labels)
     return plot.svg(f"{len(rows)} operators under the roofline of this machine")
 
 
 def roof_lines(limits: MachineLimits, low: float, high: float, floor: float) -> list[Roofline]:
-    """The flat roofs of both arithmetics from where bandwidth reaches them, and a slope for each bandwidth.
+    """Return the flat roofs of both arithmetics, and a slope for each bandwidth.
 
-    ``low`` and ``high`` bound the intensity, ``floor`` is the least rate that is drawn.
+    Args:
+        limits: Limits of the machine.
+        low: Lowest intensity of the chart.
+        high: Highest intensity of the chart.
+        floor: Lowest rate of the chart.
     """
     lines = []
     top = max(limits.int8_per_s, limits.fp32_per_s)
@@ -204,7 +208,7 @@ def _told(row: ProfileRow, together_ms: float) -> str:
 
 
 def _name(plot: Plot, roof: Roofline) -> None:
-    """A flat roof has its name at the right end, a slope along the line."""
+    """Add the name of a roof: at the right end of a flat one, along a slope."""
     (x1, y1), (x2, y2) = plot.at(roof.start), plot.at(roof.end)
     if y1 == y2:
         plot.name(x2, y2 - 6, roof.label, f"roof-name {roof.kind}", "end")
@@ -214,21 +218,21 @@ def _name(plot: Plot, roof: Roofline) -> None:
     half = len(roof.label) * CHARACTER / 2 * math.cos(angle)
     along = max(0.32, (_FRAME.left + half - x1) / (x2 - x1))
     # The slopes lie close together: one is named above, the other below.
-    away = -7 if roof.kind == "working" else 15
+    offset = -7 if roof.kind == "working" else 15
     middle = f"{x1 + along * (x2 - x1):.1f} {y1 + along * (y2 - y1):.1f}"
     attributes = {
         "class": f"roof-name {roof.kind}",
         "text-anchor": "middle",
-        "transform": f"translate({middle}) rotate({math.degrees(angle):.1f}) translate(0 {away})",
+        "transform": f"translate({middle}) rotate({math.degrees(angle):.1f}) translate(0 {offset})",
     }
     plot.add(element("text", attributes, roof.label))
 
 
 def _longest(profile: Profile, rows: Sequence[ProfileRow]) -> list[tuple[str, ProfileRow]]:
-    """The operator types that take longest, each with its longest node."""
-    found = []
+    """Return the operator types that take longest, each with its longest node."""
+    longest = []
     for group in profile.by_operator()[:_LABELLED]:
         members = [row for row in rows if row.operators == group.operators]
         if members:
-            found.append((group.name, max(members, key=lambda row: row.time_ms)))
-    return found
+            longest.append((group.name, max(members, key=lambda row: row.time_ms)))
+    return longest

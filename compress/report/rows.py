@@ -1,4 +1,4 @@
-"""Rows that several views show: environment, stages, intervals of limits."""
+"""Text of rows that several views show: environment, limits, stages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from compress.results.formatting import format_bytes, format_interval, format_seconds, format_value, improvement
+from compress.results.formatting import format_bytes, format_improvement, format_interval, format_seconds, format_value
 from compress.results.metrics import Metric, describe_metric
 from compress.results.report import BASELINE, Cell, LimitResult, Report, StageRecord, StageTable
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested keys joined with dots, and their values as text."""
+    """Yield nested keys joined with dots, and their values as text."""
     for key, value in environment.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
@@ -30,82 +30,93 @@ def _written(name: str, value: object) -> str:
 
 
 def limit_state(limit: LimitResult) -> str:
-    """`passed`, `missed`, `unknown` or `skipped`."""
+    """Return `passed`, `missed`, `unknown` or `skipped`."""
     return "skipped" if limit.skipped else "passed" if limit.passed else "unknown" if limit.unknown else "missed"
 
 
-def limit_found(report: Report, limit: LimitResult) -> str:
-    """What was found, as a person compares it with the bound: `99.54% of baseline (86.9%)`."""
+def limit_result(report: Report, limit: LimitResult) -> str:
+    """Return the measured value as a reader compares it with the bound: `99.54% of baseline (86.9%)`."""
     metric = describe_metric(limit.metric, report.metrics(limit.target).get(limit.metric, ""))
     value = format_value(metric, limit.value) if limit.value is not None else ""
     if limit.ratio is not None:
-        found = f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
+        text = f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
     else:
-        known = format_interval(metric, limit.low, limit.high)
-        found = f"{value} ({known})" if known else value
+        interval = format_interval(metric, limit.low, limit.high)
+        text = f"{value} ({interval})" if interval else value
     # Why a target is not to be had is said once, of the target.
-    gone = limit.skipped and any(skip.target == limit.target for skip in report.skipped)
-    return "; ".join(filter(None, (found, _chance(limit), "target skipped" if gone else limit.reason)))
+    # The reason is stated once, with the target.
+    target_skipped = limit.skipped and any(skip.target == limit.target for skip in report.skipped)
+    return "; ".join(filter(None, (text, _chance(limit), "target skipped" if target_skipped else limit.reason)))
 
 
 def _chance(limit: LimitResult) -> str:
-    """`7 of 2,000 rows, within chance (99.4-99.8%)` of a missed limit on quality."""
+    """Return `7 of 2,000 rows, within chance (99.4-99.8%)` for a missed limit on quality."""
     if limit.within_chance is None:
         return ""
     lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None else ""
-    known = ""
+    interval = ""
     if limit.ratio_low is not None and limit.ratio_high is not None:
-        known = f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
-    return f"{lost}{limit.rows or 0:,} rows, {'within' if limit.within_chance else 'beyond'} chance{known}"
+        interval = f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
+    return f"{lost}{limit.rows or 0:,} rows, {'within' if limit.within_chance else 'beyond'} chance{interval}"
 
 
 def limit_bound(limit: LimitResult) -> str:
-    """The bound as text, with the processor that it is for."""
-    return signs(limit.limit) + (f" ({limit.processor})" if limit.processor else "")
+    """Return the bound as text, with the processor that it applies to."""
+    return comparison_signs(limit.limit) + (f" ({limit.processor})" if limit.processor else "")
 
 
-def signs(limit: str) -> str:
-    """`>=` and `<=` as one character each."""
+def comparison_signs(limit: str) -> str:
+    """Return the text with `>=` and `<=` as one character each."""
     return limit.replace(">=", "\u2265").replace("<=", "\u2264")
 
 
-def notes_of(report: Report) -> list[str]:
-    """What a reader must know before the figures: notes, skipped targets, failed checks."""
+def warnings_and_skips(report: Report) -> list[str]:
+    """Return the lines above the numbers: notes, skipped targets, failed checks."""
     lines = [*report.notes, *(f"Target {skip.target} was skipped: {skip.reason}" for skip in report.skipped)]
     return lines + [f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed]
 
 
 def licence_rows(report: Report) -> list[tuple[str, str]]:
-    """Each source and runtime with its licence, and who says so."""
-    said = [(one, f" ({one.stated_in})" if one.stated_in else "") for one in report.licences]
-    return [(f"{one.of} {one.name}" if one.of == "model" else one.of, one.licence + by) for one, by in said]
+    """Return each source and runtime with its licence, and the file that states it."""
+    sources = [(licence, f" ({licence.stated_in})" if licence.stated_in else "") for licence in report.licences]
+    return [
+        (f"{licence.of} {licence.name}" if licence.of == "model" else licence.of, licence.licence + source)
+        for licence, source in sources
+    ]
 
 
 def models_of(report: Report, target: str, metrics: Sequence[Metric]) -> list[str]:
-    """The models of which one of the metrics was measured there."""
+    """Return the models for which one of the metrics was measured on the target."""
     return [model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)]
 
 
-def gain(report: Report, model: str, metric: Metric, target: str) -> str:
-    """`17.8x smaller` than the baseline's value, `99.5% of baseline`; nothing where there is nothing to compare."""
-    row, before = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
-    if row is None or before is None or model == BASELINE:
+def improvement_cell(report: Report, model: str, metric: Metric, target: str) -> str:
+    """Return `17.8x smaller` or `99.5% of baseline`, or nothing without a comparison.
+
+    Args:
+        report: Report of the run.
+        model: Name of the model.
+        metric: Metric that is compared.
+        target: Target of the measurements.
+    """
+    row, baseline = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
+    if row is None or baseline is None or model == BASELINE:
         return ""
-    found = improvement(metric, row.value, before.value)
-    return f"{found} of baseline" if found and metric.style == "percent" else found
+    text = format_improvement(metric, row.value, baseline.value)
+    return f"{text} of baseline" if text and metric.style == "percent" else text
 
 
 def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
-    """Time, that of the checks, whether cached, peak memory."""
+    """Return time, time of the checks, whether cached, and peak memory."""
     peak = format_bytes(stage.peak_rss_bytes) if stage.peak_rss_bytes is not None else ""
     checks = format_seconds(stage.check_seconds) if stage.check_seconds else ""
     return format_seconds(stage.seconds), checks, "cached" if stage.cached else "ran", peak
 
 
 def limit_cells(report: Report) -> list[tuple[str, ...]]:
-    """Each limit: metric, target, bound, what was found, verdict."""
+    """Return metric, target, bound, result and verdict of each limit."""
     return [
-        (limit.metric, limit.target, limit_bound(limit), limit_found(report, limit), limit_state(limit))
+        (limit.metric, limit.target, limit_bound(limit), limit_result(report, limit), limit_state(limit))
         for limit in report.limits
     ]
 
@@ -120,24 +131,24 @@ def stage_remarks(report: Report) -> list[str]:
 
 
 def stage_tables(report: Report) -> list[tuple[str, StageTable]]:
-    """What stages found in rows, each with a heading that begins with the stage's label."""
+    """Return the tables of stages, each with a heading that begins with the stage's label."""
     return [(f"{stage.name}: {table.title}", table) for stage in report.stages for table in stage.tables]
 
 
-def words_of(table: StageTable) -> tuple[int, ...]:
-    """The columns that hold words, which are set flush left."""
-    return tuple(place for place, column in enumerate(zip(*table.rows, strict=True)) if isinstance(column[0], str))
+def text_columns(table: StageTable) -> tuple[int, ...]:
+    """Return the columns that hold text, which are aligned left."""
+    return tuple(index for index, column in enumerate(zip(*table.rows, strict=True)) if isinstance(column[0], str))
 
 
 def format_cell(value: Cell) -> str:
-    """A word as it is, a count with its thousands apart, a measured number to three digits."""
+    """Return text unchanged, a count with thousands separators, and a measured number with three digits."""
     if isinstance(value, str):
         return value
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _moment(started: str) -> str:
-    """`2026-11-25 12:00 UTC`; what is no ISO 8601 time stays as it is."""
+    """Return `2026-11-25 12:00 UTC`. Text that is no ISO 8601 time stays as it is."""
     try:
         moment = datetime.fromisoformat(started)
     except ValueError:
@@ -146,7 +157,7 @@ def _moment(started: str) -> str:
 
 
 def run_line(report: Report) -> str:
-    """When it ran, how long it took, and on what kind of processor."""
+    """Return start, duration and kind of processor of a run."""
     parts = [f"started {_moment(report.started)}"] if report.started else []
     parts += [f"took {format_seconds(report.seconds)}"] if report.seconds is not None else []
     kind = report.environment.get("processor_class")

@@ -1,4 +1,4 @@
-"""Folders of runs, named after the time they began: a link to the latest, files written whole, finding a report."""
+"""Folders of runs, named after their start: a link to the latest, atomic writing, and finding a report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from compress.utils.errors import InputError, StorageError
 
 LATEST = "latest"
 REPORT, RECIPE, LOCK = "report.json", "recipe.yaml", "lock.json"
-"""What a run says of itself, in its folder."""
+"""Files of a run's folder that describe it."""
 MODEL, TARGETS = "model", "targets"
-"""Folders with what it ships: its model, and what each target got in a format of its own."""
+"""Folders of a run that ship: its model, and each target's model in another format."""
 
 
-def new_folder(parent: Path, started: datetime) -> Path:
-    """A folder named after the time, made by this process alone."""
-    name = stamp(started)
+def create_run_folder(parent: Path, started: datetime) -> Path:
+    """Create a folder named after the time, which no other process creates."""
+    name = folder_name(started)
     for attempt in range(1000):
         folder = parent / (name if attempt == 0 else f"{name}-{attempt}")
         try:
@@ -31,22 +31,22 @@ def new_folder(parent: Path, started: datetime) -> Path:
     raise AssertionError("a thousand folders in one second")
 
 
-def stamp(started: datetime) -> str:
-    """The time as a folder's name."""
+def folder_name(started: datetime) -> str:
+    """Return the time as a folder's name."""
     return started.strftime("%Y-%m-%dT%H-%M-%S")
 
 
-def point_latest(folder: Path) -> None:
-    """Turn the link `latest` to ``folder`` in one step."""
+def update_latest_link(folder: Path) -> None:
+    """Point the link `latest` to ``folder`` atomically."""
     link = folder.parent / f".{LATEST}-{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.replace(folder.parent / LATEST)
 
 
-def shipped(folder: Path) -> list[str]:
-    """Paths below a run's folder of every file that ships."""
-    paths = (path for home in (MODEL, TARGETS) for path in (folder / home).rglob("*") if path.is_file())
+def shipped_files(folder: Path) -> list[str]:
+    """Return the paths, relative to a run's folder, of every file that ships."""
+    paths = (path for subfolder in (MODEL, TARGETS) for path in (folder / subfolder).rglob("*") if path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
@@ -54,19 +54,19 @@ RUNS = Path("artifacts") / "runs"
 
 
 def find_report(run: Path, runs: Path = RUNS) -> Path:
-    """The report.json of a run's folder, of a file, or of a recipe's latest run. Raises `InputError`."""
+    """Return the report.json of a run's folder, of a file, or of a recipe's latest run. Raises `InputError`."""
     if run.is_file() and run.suffix not in {".yaml", ".yml"}:
         return run
-    named = runs / (run.stem if run.suffix in {".yaml", ".yml"} else run)
-    places = [run / REPORT, run / LATEST / REPORT]
+    recipe_folder = runs / (run.stem if run.suffix in {".yaml", ".yml"} else run)
+    candidates = [run / REPORT, run / LATEST / REPORT]
     if not run.is_absolute():
-        places += [named / LATEST / REPORT, named / REPORT]
-    for place in places:
-        if place.is_file():
-            return place
+        candidates += [recipe_folder / LATEST / REPORT, recipe_folder / REPORT]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
     raise InputError(
         f"There is no report of {str(run)!r}.",
-        where=", ".join(map(str, places)),
+        where=", ".join(map(str, candidates)),
         expected="a run's folder, its report.json, or the name of a recipe that was run",
         hint=f"run it first (compress run RECIPE){_known(runs)}",
     )
@@ -77,21 +77,21 @@ def _known(runs: Path) -> str:
     return f", or name one of: {', '.join(names)}" if names else ""
 
 
-def write_whole(path: Path, content: str | bytes, what: str = "report") -> None:
-    """Write beside ``path`` and rename into place. Raises `StorageError`, saying ``what`` could not be written."""
-    beside: Path | None = None
+def write_atomically(path: Path, content: str | bytes, what: str = "report") -> None:
+    """Write a temporary file beside ``path`` and rename it. Raises `StorageError`, which names ``what`` failed."""
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            beside = Path(file.name)
+            temporary = Path(file.name)
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except OSError as error:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise StorageError(
             f"The {what} cannot be written: {error.strerror or error}",
             where=str(path),

@@ -1,4 +1,4 @@
-"""Runs, searches and versions as MLflow's users keep them: on a server or in an SQLite file, artifacts by reference."""
+"""MLflow tracking of runs, searches and registered versions, on a server or in an SQLite file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MOST = 500
-"""Characters of a parameter that MLflow keeps."""
+"""Largest number of characters of a parameter that MLflow stores."""
 _REFERENCE = "compress.reference"
 _UNNAMEABLE = re.compile(r"[^\w\-. /:]")
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One run with its figures; ``spread`` are 95% intervals, kept as metrics `NAME.low` and `NAME.high`.
+    """Run with its metrics. ``spread`` are 95% intervals, stored as metrics `NAME.low` and `NAME.high`.
 
-    ``files`` are small and copied; what is large is named in ``tags``.
+    ``files`` are small and copied. Large files are named in ``tags``.
     """
 
     name: str
@@ -34,13 +34,13 @@ class TrackedRun:
     tags: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     parts: tuple[TrackedRun, ...] = ()
-    """Runs within it: the trials of a search."""
+    """Nested runs, such as the trials of a search."""
     failed: bool = False
 
 
 @dataclass(frozen=True)
 class TrackedVersion:
-    """A version of a model in a registry of ours, by its ``reference`` there, with the run that it is from."""
+    """Version of a model in the registry, by its ``reference`` there, with the run that made it."""
 
     reference: str
     run: TrackedRun
@@ -48,43 +48,61 @@ class TrackedVersion:
 
 
 def track(run: TrackedRun, uri: str, experiment: str) -> str:
-    """Write a run and those within it to MLflow at ``uri``, `http://host:5000` or `sqlite:///file.db`; gives its id.
+    """Write a run and its nested runs to MLflow, and return its id.
 
-    Raises `InputError` where that cannot be reached, `MissingExtraError` without the package.
+    Args:
+        run: Run that is written.
+        uri: Address of MLflow: `http://host:5000` or `sqlite:///file.db`.
+        experiment: Name of the experiment.
+
+    Raises:
+        InputError: MLflow cannot be reached.
+        MissingExtraError: The package is not installed.
     """
     with _client(uri, "--track") as client:
         return _written(client, run, _experiment(client, experiment), None)
 
 
 def mirror(versions: Sequence[TrackedVersion], aliases: Mapping[str, str], uri: str, name: str) -> dict[str, str]:
-    """Give MLflow's registry the model ``name``: versions that it lacks, then what each alias stands for.
+    """Copy versions and aliases to the model ``name`` in MLflow's registry.
 
-    ``aliases`` and what is returned name ours by reference; MLflow counts its own numbers. Raises as `track` does.
+    Args:
+        versions: Versions of the model. Those that MLflow has already are not written again.
+        aliases: Alias -> reference of a version.
+        uri: Address of MLflow.
+        name: Name of the model.
+
+    Returns:
+        Reference -> version number in MLflow.
+
+    Raises:
+        InputError: MLflow cannot be reached.
+        MissingExtraError: The package is not installed.
     """
     with _client(uri, "a mirror in MLflow") as client:
         if not client.search_registered_models(f"name='{name}'"):
             client.create_registered_model(name)
-        known = {
-            found.tags[_REFERENCE]: str(found.version)
-            for found in client.search_model_versions(f"name='{name}'")
-            if _REFERENCE in found.tags
+        mlflow_versions = {
+            registered.tags[_REFERENCE]: str(registered.version)
+            for registered in client.search_model_versions(f"name='{name}'")
+            if _REFERENCE in registered.tags
         }
         for version in versions:
-            if version.reference not in known:
+            if version.reference not in mlflow_versions:
                 run = _written(client, version.run, _experiment(client, name), None)
                 tags = {**version.tags, _REFERENCE: version.reference}
-                made = client.create_model_version(name, f"runs:/{run}/model", run_id=run, tags=tags)
-                known[version.reference] = str(made.version)
+                created = client.create_model_version(name, f"runs:/{run}/model", run_id=run, tags=tags)
+                mlflow_versions[version.reference] = str(created.version)
             for tag, value in version.tags.items():
-                client.set_model_version_tag(name, known[version.reference], tag, value)
+                client.set_model_version_tag(name, mlflow_versions[version.reference], tag, value)
         for alias, reference in aliases.items():
-            client.set_registered_model_alias(name, alias, known[reference])
-    return known
+            client.set_registered_model_alias(name, alias, mlflow_versions[reference])
+    return mlflow_versions
 
 
 @contextmanager
 def _client(uri: str, needed_by: str) -> Iterator[MlflowClient]:
-    """A client whose errors say what to do."""
+    """Yield a client whose errors state how to fix them."""
     try:
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -102,8 +120,8 @@ def _client(uri: str, needed_by: str) -> Iterator[MlflowClient]:
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
-    known = client.get_experiment_by_name(name)
-    return str(client.create_experiment(name) if known is None else known.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    return str(client.create_experiment(name) if experiment is None else experiment.experiment_id)
 
 
 def _written(client: MlflowClient, run: TrackedRun, experiment: str, parent: str | None) -> str:
@@ -111,21 +129,21 @@ def _written(client: MlflowClient, run: TrackedRun, experiment: str, parent: str
     from mlflow.utils.time import get_current_time_millis
 
     tags = {**run.tags, **({"mlflow.parentRunId": parent} if parent else {})}
-    made = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+    run_id = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
     now = get_current_time_millis()
     ends = {f"{name}.{end}": value for name, pair in run.spread.items()
             for end, value in zip(("low", "high"), pair, strict=True)}  # fmt: skip
     metrics = [Metric(_named(name), value, now, 0) for name, value in {**run.metrics, **ends}.items()]
     parameters = [Param(_named(name), value[:_MOST]) for name, value in run.parameters.items()]
-    client.log_batch(made, metrics=metrics, params=parameters, tags=list[RunTag]())
+    client.log_batch(run_id, metrics=metrics, params=parameters, tags=list[RunTag]())
     for file in run.files:
-        client.log_artifact(made, str(file))
+        client.log_artifact(run_id, str(file))
     for part in run.parts:
-        _written(client, part, experiment, made)
-    client.set_terminated(made, status="FAILED" if run.failed else "FINISHED")
-    return str(made)
+        _written(client, part, experiment, run_id)
+    client.set_terminated(run_id, status="FAILED" if run.failed else "FINISHED")
+    return str(run_id)
 
 
 def _named(name: str) -> str:
-    """A name that MLflow takes: `accuracy[label=good]` -> `accuracy_label_good_`."""
+    """Return a name that MLflow accepts: `accuracy[label=good]` -> `accuracy_label_good_`."""
     return _UNNAMEABLE.sub("_", name)

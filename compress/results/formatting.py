@@ -14,8 +14,8 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
 _DURATION = re.compile(r"\s*(?:\d+(?:\.\d+)?\s*[smh]\s*)+")
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """``value`` to that many significant digits, without an exponent: 0.04123 -> 0.0412, 1234.5 -> 1,234."""
+def format_number(value: float, digits: int = 3) -> str:
+    """Return ``value`` with that many significant digits, without an exponent: 0.04123 -> 0.0412, 1234.5 -> 1,234."""
     if not math.isfinite(value):
         return "\u221e" if value == math.inf else "-\u221e" if value == -math.inf else "not a number"
     if value == 0:
@@ -26,7 +26,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def format_value(metric: Metric, value: float) -> str:
-    """``value`` with its unit, for people."""
+    """Return ``value`` with its unit."""
     match metric.style:
         case "percent":
             return f"{value if metric.unit == '%' else value * 100:.2f}%"
@@ -35,33 +35,33 @@ def format_value(metric: Metric, value: float) -> str:
         case "count":
             return format_count(value)
         case "milliseconds":
-            return format_seconds(value / 1000) if value >= 10_000 else f"{significant(value)} ms"
+            return format_seconds(value / 1000) if value >= 10_000 else f"{format_number(value)} ms"
         case "times":
-            return f"{significant(value)}x"
+            return f"{format_number(value)}x"
         case "rate" | "plain":
-            return f"{significant(value)} {metric.unit}".rstrip()
+            return f"{format_number(value)} {metric.unit}".rstrip()
 
 
 def format_interval(metric: Metric, low: float | None, high: float | None) -> str:
-    """`85.84%` to `88.76%` with a dash between and the unit once, or nothing where no interval is known."""
+    """Return `85.84–88.76%` with the unit once, or nothing for an unknown interval."""
     if low is None or high is None:
         return ""
-    first, last = format_value(metric, low), format_value(metric, high)
-    number, unit = _NUMBER_AND_UNIT.match(first), _NUMBER_AND_UNIT.match(last)
+    low_text, high_text = format_value(metric, low), format_value(metric, high)
+    number, unit = _NUMBER_AND_UNIT.match(low_text), _NUMBER_AND_UNIT.match(high_text)
     if number and unit and number[2] == unit[2]:
-        first = number[1]
-    return f"{first}\u2013{last}"
+        low_text = number[1]
+    return f"{low_text}\u2013{high_text}"
 
 
 def format_measurement(row: Measurement) -> str:
-    """Value and interval of a row."""
+    """Return value and interval of a measurement."""
     metric = describe_metric(row.metric, row.unit)
     interval = format_interval(metric, row.low, row.high)
     return format_value(metric, row.value) + (f" ({interval})" if interval else "")
 
 
-def improvement(metric: Metric, value: float, reference: float) -> str:
-    """``value`` against ``reference``: `22.4x smaller`, `99.54%` for a quality, else nothing."""
+def format_improvement(metric: Metric, value: float, reference: float) -> str:
+    """Return ``value`` against ``reference``: `22.4x smaller`, `99.54%` for a quality, or nothing."""
     if metric.relative or reference == 0 or value == 0 or not (math.isfinite(value) and math.isfinite(reference)):
         return ""
     if metric.style == "percent":
@@ -70,41 +70,41 @@ def improvement(metric: Metric, value: float, reference: float) -> str:
     if ratio <= 0:
         return ""
     if metric.better == "unknown":
-        return f"{significant(ratio)}x"
+        return f"{format_number(ratio)}x"
     if f"{ratio:.2f}" == "1.00":
         return "same"
-    return f"{significant(ratio)}x {metric.gain}" if ratio > 1 else f"{significant(1 / ratio)}x {metric.loss}"
+    return f"{format_number(ratio)}x {metric.gain}" if ratio > 1 else f"{format_number(1 / ratio)}x {metric.loss}"
 
 
 def format_bytes(value: float) -> str:
-    """Decimal units, as disks are sold: 91,234,567 -> 91.2 MB."""
+    """Return bytes in decimal units: 91,234,567 -> 91.2 MB."""
     return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
 
 
 def format_count(value: float) -> str:
-    """22,713,986 -> 22.7 M."""
+    """Return a count in thousands, millions or billions: 22,713,986 -> 22.7 M."""
     return _scaled(value, ("", " K", " M", " B"))
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
-    place = 0
-    while abs(value) >= 999.5 and place < len(units) - 1:
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
         value /= 1000
-        place += 1
-    return f"{value:,.0f}{units[0]}" if place == 0 else f"{significant(value)}{units[place]}"
+        power += 1
+    return f"{value:,.0f}{units[0]}" if power == 0 else f"{format_number(value)}{units[power]}"
 
 
 def format_seconds(value: float) -> str:
-    """45.3 s, 6 min 12 s, 2 h 05 min."""
+    """Return a duration: 45.3 s, 6 min 12 s, 2 h 05 min."""
     if value < 60:
-        return f"{significant(value)} s"
+        return f"{format_number(value)} s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def seconds_of(text: str) -> float:
-    """`90s`, `60m`, `1h30m` in seconds. Raises `ValueError` for anything else."""
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90s`, `60m` or `1h30m`. Raises `ValueError` for anything else."""
     if not _DURATION.fullmatch(text):
         raise ValueError("a time such as 90s, 60m or 1h30m")
     return sum(float(count) * _UNIT_SECONDS[unit] for count, unit in _DURATION_PART.findall(text))

@@ -1,4 +1,4 @@
-"""The one row in which everything measured is written down."""
+"""Measurement: the record of everything that is measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pydantic import Field
 from compress.utils.pydantic_models import Frozen
 
 MACHINE = "machine"
-"""In place of a model: fixed work that was timed beside the models, to relate sessions by."""
+"""Name in place of a model: reference work that was timed beside the models, to relate sessions."""
 
 
 class Measurement(Frozen):
     """One measured quantity of one model on one target.
 
-    ``low`` and ``high`` bound the 95% confidence interval; both are ``None`` for exact quantities such as bytes.
-    ``raw`` keeps the samples behind a statistic (latencies in ms; per-example outcomes as 0 or 1).
+    ``low`` and ``high`` bound the 95% confidence interval. Both are ``None`` for exact quantities such as bytes.
+    ``raw`` holds the samples behind a statistic: latencies in ms, or outcomes of examples as 0 or 1.
     """
 
     model: str = Field(description="`baseline`, a stage's label, `final`, or `machine`")

@@ -1,4 +1,4 @@
-"""`report.json`, schema 1: the truth of a run, of which Markdown, HTML, JUnit and the console are views."""
+"""`report.json`, schema 1: the record of a run, from which Markdown, HTML, JUnit and the terminal's tables are made."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ FINAL = "final"
 
 
 Cell = str | int | float
-"""A word, a count, or a measured number."""
+"""Text, count or measured number."""
 
 
 class FrozenRecord(BaseModel):
-    """Frozen. Keys that a later version may add to schema 1 are ignored, so that its reports open."""
+    """Frozen record. It ignores unknown fields, so that reports of later versions of schema 1 can be read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
 
 class StageTable(FrozenRecord):
-    """What a stage found, in rows that belong together: each layer's damage, say."""
+    """Table of a stage, such as the error of each layer."""
 
     title: str
     columns: tuple[str, ...] = Field(min_length=1)
@@ -45,10 +45,10 @@ class StageTable(FrozenRecord):
 
 
 class StageRecord(FrozenRecord):
-    """One stage of the run, and its cost in this run: next to nothing when ``cached``.
+    """Stage of the run and its cost in this run, which is small if it was ``cached``.
 
-    ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks
-    of that output took besides. ``remarks`` and ``tables`` are what it found or chose, whenever that was.
+    ``seconds`` is the time to load its input, run it and write its output. ``check_seconds`` is the additional time of
+    the checks of that output. ``notes`` and ``tables`` describe its results, whenever they were computed.
     """
 
     name: str
@@ -65,12 +65,12 @@ Verdict = Literal["kept", "missed", "cannot tell", "skipped"]
 
 
 class LimitResult(FrozenRecord):
-    """A limit of the recipe, and what the final model made of it.
+    """Limit of the recipe and its judgement for the final model.
 
-    ``value`` is the final model's value with its 95% interval ``low``..``high``. A relative limit bounds
-    ``ratio``, that value over the value of the model ``of``. ``skipped`` means that the target could not be
-    had, or has another processor than the limit is for, so that nothing was judged: ``passed`` is False then, and so
-    is `missed`. Reports of older versions have no ``verdict`` and no ``fails``.
+    ``value`` is the final model's value with its 95% interval ``low``..``high``. A relative limit bounds ``ratio``,
+    that value over the value of the model ``of``. ``skipped`` means that the target was unavailable, or has another
+    processor than the limit applies to, so that nothing was judged: ``passed`` is False then, and so is `missed`.
+    Reports of older versions have no ``verdict`` and no ``fails``.
     """
 
     metric: str
@@ -102,17 +102,17 @@ class LimitResult(FrozenRecord):
 
     @property
     def missed(self) -> bool:
-        """Whether the run should end with exit code 1 because of this limit."""
+        """Return whether the run should end with exit code 1 because of this limit."""
         return self.fails if self.fails is not None else not self.passed and not self.skipped
 
     @property
     def unknown(self) -> bool:
-        """Whether nobody can tell, and that is no failure."""
+        """Return whether the limit is inconclusive and that is no failure."""
         return not self.missed and not self.passed and not self.skipped
 
 
-class Skipped(FrozenRecord):
-    """A target that could not be had here."""
+class SkippedTarget(FrozenRecord):
+    """Target that was unavailable."""
 
     target: str
     reason: str
@@ -120,7 +120,7 @@ class Skipped(FrozenRecord):
 
 
 class LayerBytes(FrozenRecord):
-    """Bytes of one stored tensor, by the name it has in the file."""
+    """Bytes of one stored tensor, by its name in the file."""
 
     name: str
     bytes: int = Field(ge=0)
@@ -128,7 +128,7 @@ class LayerBytes(FrozenRecord):
 
 
 class IntegrityRecord(FrozenRecord):
-    """One check of a stage's output: what was asked, and what was found."""
+    """Check of a stage's output with its result."""
 
     stage: str
     check: str
@@ -137,7 +137,7 @@ class IntegrityRecord(FrozenRecord):
 
 
 class DataRecord(FrozenRecord):
-    """The rows that accuracy was measured on."""
+    """Rows that accuracy was measured on."""
 
     split: str = "test"
     digest: str = Field(description="SHA-256 over the rows and the class names; slices' own columns don't count")
@@ -147,14 +147,14 @@ class DataRecord(FrozenRecord):
 
 
 def pack_bits(flags: Iterable[object]) -> str:
-    """A bit for each flag, from the first byte's highest on, the last byte filled up with 0; in Base64."""
+    """Return a bit for each flag in Base64, from the first byte's highest bit on. The last byte is filled with 0."""
     bits = "".join("1" if flag else "0" for flag in flags)
     size = -(-len(bits) // 8)
     return base64.b64encode(int(bits.ljust(size * 8, "0"), 2).to_bytes(size, "big")).decode()
 
 
 def unpack_bits(packed: str) -> str:
-    """`pack_bits` backwards: a string of `0` and `1`, eight for each byte. Raises `ValueError`."""
+    """Return the bits of `pack_bits` as a string of `0` and `1`, eight for each byte. Raises `ValueError`."""
     try:
         return "".join(f"{byte:08b}" for byte in base64.b64decode(packed, validate=True))
     except ValueError:
@@ -162,7 +162,7 @@ def unpack_bits(packed: str) -> str:
 
 
 class SliceRecord(FrozenRecord):
-    """A part of those rows. Row i belongs to it if bit i of ``bits`` is 1, as `pack_bits` counts them."""
+    """Slice of those rows. Row i belongs to it if bit i of ``bits`` is 1, as `pack_bits` orders them."""
 
     about: str = Field("", description="what it holds, in words")
     rows: int = Field(ge=1)
@@ -170,7 +170,7 @@ class SliceRecord(FrozenRecord):
 
     @classmethod
     def of(cls, members: Sequence[bool], about: str = "") -> SliceRecord:
-        """The record of the rows where ``members`` is true."""
+        """Return the record of the rows for which ``members`` is true."""
         return cls(about=about, rows=sum(map(bool, members)), bits=pack_bits(members))
 
     @model_validator(mode="after")
@@ -180,12 +180,12 @@ class SliceRecord(FrozenRecord):
         return self
 
     def indices(self) -> tuple[int, ...]:
-        """The rows that belong to it, rising."""
+        """Return the rows that belong to it, ascending."""
         return tuple(index for index, bit in enumerate(unpack_bits(self.bits)) if bit == "1")
 
 
 class CalibrationBin(FrozenRecord):
-    """A model's answers of nearly one confidence: how many, their mean confidence, and the share that is right."""
+    """Predictions of similar confidence: how many, their mean confidence, and the share of correct ones."""
 
     rows: int = Field(ge=1)
     confidence: float
@@ -193,15 +193,15 @@ class CalibrationBin(FrozenRecord):
 
 
 class CalibrationCurve(FrozenRecord):
-    """The reliability diagram of one model on one target."""
+    """Reliability diagram of one model on one target."""
 
     model: str
     target: str
     bins: tuple[CalibrationBin, ...]
 
 
-class WrittenToken(NamedTuple):
-    """A token that a model wrote, the likeliest other one there, and the probability that it gives either."""
+class GeneratedToken(NamedTuple):
+    """Token that a model generated, the likeliest other token, and the probabilities of both."""
 
     token: str
     probability: float
@@ -210,18 +210,18 @@ class WrittenToken(NamedTuple):
 
 
 class ContinuationRecord(FrozenRecord):
-    """What one model wrote after the beginning of a test text. ``repeated``: the share of its runs of four tokens."""
+    """Continuation of a test text by one model. ``repeated`` is the share of its 4-grams that are repeated."""
 
     model: str
     target: str
     prompt: str
     text: str
     repeated: float = Field(ge=0, le=1)
-    steps: tuple[WrittenToken, ...] = Field((), description="the tokens of the text, one by one")
+    steps: tuple[GeneratedToken, ...] = Field((), description="the tokens of the text, one by one")
 
 
 class AnswerRecord(FrozenRecord):
-    """What one model answered to an instruction, and what of it did not hold."""
+    """Answer of one model to an instruction, and the checks that failed."""
 
     model: str
     target: str
@@ -286,7 +286,7 @@ class LicenceRecord(FrozenRecord):
 
 
 class Report(FrozenRecord):
-    """Everything that a run measured and decided."""
+    """Record of all measurements and decisions of a run."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     recipe: str
@@ -294,7 +294,7 @@ class Report(FrozenRecord):
     stages: tuple[StageRecord, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     limits: tuple[LimitResult, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedTarget, ...] = ()
     stand_in: str | None = Field(
         None, description="the target that measured the weights in place, where none of the recipe's could run them"
     )
@@ -324,66 +324,66 @@ class Report(FrozenRecord):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The measured models: `baseline` first, then stages in the order they ran, `final` last."""
+        """Return the measured models: `baseline` first, then stages in the order in which they ran, `final` last."""
         ranks = {BASELINE: -1, FINAL: len(self.stages) + 1}
-        ranks.update({stage.name: place for place, stage in enumerate(self.stages)})
-        seen = dict.fromkeys(row.model for row in self.measurements if row.model != MACHINE)
-        return tuple(sorted(seen, key=lambda model: ranks.get(model, len(self.stages))))
+        ranks.update({stage.name: index for index, stage in enumerate(self.stages)})
+        labels = dict.fromkeys(row.model for row in self.measurements if row.model != MACHINE)
+        return tuple(sorted(labels, key=lambda model: ranks.get(model, len(self.stages))))
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The targets on which something was measured, in the order of the rows."""
+        """Return the targets with measurements, in the order of the rows."""
         return tuple(dict.fromkeys(row.target for row in self.measurements))
 
     @property
     def ran_on(self) -> tuple[str, ...]:
-        """Those targets of which more is known than what files weigh, as it is of one that is not to be had."""
+        """Return the targets for which more is known than the size of files, so that something ran on them."""
         return tuple(target for target in self.targets if not file_metrics().issuperset(self.metrics(target)))
 
     @property
     def headed(self) -> tuple[str, ...]:
-        """Those that have headline figures: a skipped one has none unless all are."""
-        gone = {skip.target for skip in self.skipped}
-        return tuple(target for target in self.targets if target not in gone) or self.targets
+        """Return the targets that have headlines: those that were not skipped, or all if all were skipped."""
+        skipped = {skip.target for skip in self.skipped}
+        return tuple(target for target in self.targets if target not in skipped) or self.targets
 
     @property
     def missed(self) -> tuple[LimitResult, ...]:
-        """The limits that make the exit code 1."""
+        """Return the limits that make the exit code 1."""
         return tuple(limit for limit in self.limits if limit.missed)
 
     @property
     def judged(self) -> tuple[LimitResult, ...]:
-        """The limits that were not skipped."""
+        """Return the limits that were not skipped."""
         return tuple(limit for limit in self.limits if not limit.skipped)
 
     @property
     def unmeasured(self) -> bool:
-        """Whether no target of the recipe could be had; what is known then is measured by `stand_in`, or weighed."""
+        """Return whether no target of the recipe was available. Then only `stand_in` and the files were measured."""
         return bool(self.skipped) and not set(self.ran_on) - {self.stand_in}
 
     @property
     def unfit(self) -> bool:
-        """Whether a file could not be written, or no target of the recipe be had so that not one limit was judged."""
+        """Return whether a file could not be written, or no target was available and no limit was judged."""
         return any(skip.failed for skip in self.skipped) or (self.unmeasured and not self.judged)
 
     def find(self, model: str, metric: str, target: str) -> Measurement | None:
-        """The row of that model, metric and target, if it was measured."""
-        wanted = (model, metric, target)
-        return next((row for row in self.measurements if (row.model, row.metric, row.target) == wanted), None)
+        """Return the measurement of that model, metric and target, or None."""
+        key = (model, metric, target)
+        return next((row for row in self.measurements if (row.model, row.metric, row.target) == key), None)
 
     def metrics(self, target: str) -> dict[str, str]:
-        """Metric -> unit of everything measured on ``target``, in the order of the rows."""
+        """Return metric -> unit of everything measured on ``target``, in the order of the rows."""
         return {row.metric: row.unit for row in self.measurements if row.target == target}
 
     def to_json(self) -> str:
-        """`report.json`: indented, with one line for each row, however many raw samples that holds."""
+        """Return `report.json`: indented, with one line for each row, whatever its number of samples."""
         fields = _encodable(self.model_dump(mode="json"))
         lines = [f"  {json.dumps(name)}: {_compact(value)}" for name, value in fields.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _encodable(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they are written as the strings that pydantic reads back."""
+    """Return a value for JSON. Infinity and NaN become strings, which pydantic reads back."""
     if isinstance(value, dict):
         return {key: _encodable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -401,12 +401,12 @@ def _compact(value: Any) -> str:
 
 
 def load_report(path: Path) -> Report:
-    """Read a `report.json`. Raises `InputError` if it is missing, is no report, or has a newer schema."""
+    """Read a `report.json`. Raises `InputError` if it is missing, no report, or of a newer schema."""
     return parse_report(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """The file's text. Raises `InputError` if there is none."""
+    """Return the file's text. Raises `InputError` if it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -421,7 +421,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_report(text: str, where: str) -> Report:
-    """The report in ``text``. Raises `InputError` that names ``where`` it came from."""
+    """Return the report in ``text``. Raises `InputError`, which names its source ``where``."""
     expected = f"a report.json of schema {SCHEMA}, as `compress run` writes it"
     try:
         content = json.loads(text)
@@ -445,5 +445,5 @@ def parse_report(text: str, where: str) -> Report:
 
 
 def invalid_fields(error: ValidationError) -> list[str]:
-    """`slices.head.rows: Input should be ...` of at most ten fields."""
+    """Return at most ten invalid fields with their problems: `slices.head.rows: Input should be ...`."""
     return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]

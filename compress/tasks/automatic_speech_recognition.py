@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from compress.data.columns import Column
 from compress.data.media import content, describe
 from compress.models.torch_model import TorchModel
-from compress.tasks.capability import IS_WRITTEN, READS_ROWS, TAKES_AUDIO, TRANSCRIBES
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, READS_ROWS, TAKES_AUDIO, TRANSCRIBES
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -48,19 +48,19 @@ class SpeechRecognition(Task):
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
-    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, TRANSCRIBES, IS_WRITTEN})
+    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, TRANSCRIBES, EXPORTED_FROM_CHECKPOINT})
     architectures = ("WhisperForConditionalGeneration", "ForCTC")
     app_steps = ("log-mel", "transcribe")
     starter = _STARTER
     batch_size = 1
 
-    def kinds(self) -> tuple[Task, ...]:
+    def variants(self) -> tuple[Task, ...]:
         """Those that write a text token by token, and those that name each frame."""
         from compress.tasks import ctc
 
         return (self, ctc.TASK)
 
-    def of(self, config: Mapping[str, Any]) -> Task:
+    def specialize(self, config: Mapping[str, Any]) -> Task:
         """The second kind for a class `ForCTC`, or an encoder of sound that has no head yet."""
         from compress.tasks import ctc
 
@@ -73,14 +73,14 @@ class SpeechRecognition(Task):
         import torch
         from transformers import AutoModelForSpeechSeq2Seq
 
-        from compress.models.config_checks import loading_failures
+        from compress.models.config_checks import load_error_types
         from compress.models.processor import load_processor
 
         try:
             module = AutoModelForSpeechSeq2Seq.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
-        except loading_failures() as error:
+        except load_error_types() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),
@@ -118,26 +118,30 @@ class SpeechRecognition(Task):
         """Not to be had: no stage trains speech models. Raises `ModelError`."""
         raise ModelError(f"Models for {self.name} are not trained here.", expected="a stage that does not train")
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """The transcripts, [batch] strings. Raises `DataError` for rows without text."""
         if examples.labels is None:
             raise DataError("The split has no texts, so nothing can be evaluated on it.", expected="a column text")
         return {_TRANSCRIPTS: outputs[_TRANSCRIPTS]}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Word error rate of normalised texts and as written, with intervals over utterances, and the counts."""
         from compress.tasks.transcripts import word_rows
 
         assert labels is not None, "keep asks for texts"
         return word_rows(kept[_TRANSCRIPTS], labels, model, target)
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """How many transcripts are the baseline's to the letter, and the word error rate against them."""
         from compress.tasks.transcripts import rows_to_baseline
 
         return rows_to_baseline(kept[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: transcripts are no classes."""
         return None
 

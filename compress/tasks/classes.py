@@ -1,4 +1,4 @@
-"""What tasks share whose answer is one of several classes: labels, loss, metrics. Importing this imports no torch."""
+"""Shared functions of tasks with classes: labels, loss and metrics. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.numerics.calibration import brier_scores, calibration_error_interv
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
 from compress.results.measurement import Measurement
-from compress.tasks.task import Examples, Kept
+from compress.tasks.task import CollectedOutputs, Examples
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 _IGNORED = -100
 _LOGITS = "logits"
 _SEED = 0
-"""Of the bootstrap, so that the same answers give the same intervals."""
+"""Seed of the bootstrap, so that equal answers give equal intervals."""
 
 
 def set_labels(config: Any, labels: Sequence[str], has_head: bool) -> None:
-    """Give ``config`` the data's class names. Raises `DataError` for labels that a trained head lacks."""
-    known = [config.id2label[index] for index in sorted(config.id2label)]
-    generic = all(name.startswith("LABEL_") for name in known)
+    """Set the class names of ``config``. Raises `DataError` if a trained head lacks a label."""
+    model_labels = [config.id2label[index] for index in sorted(config.id2label)]
+    generic = all(name.startswith("LABEL_") for name in model_labels)
     if has_head and not generic:
-        missing = [label for label in labels if label not in known]
+        missing = [label for label in labels if label not in model_labels]
         if missing:
             raise DataError(
                 f"The data has the label {missing[0]!r}, which the model lacks.",
-                expected=f"labels among {', '.join(known)}",
-                hint=f"say what the numbers stand for, in their order: data.labels: [{', '.join(known)}]"
+                expected=f"labels among {', '.join(model_labels)}",
+                hint=f"say what the numbers stand for, in their order: data.labels: [{', '.join(model_labels)}]"
                 if all(map(str.isdecimal, labels))
                 else "rename the labels, or start from a model without a classification head",
             )
         return
-    if has_head and len(known) != len(labels):
-        raise DataError(f"The data has {len(labels)} labels; the model's head has {len(known)}.")
+    if has_head and len(model_labels) != len(labels):
+        raise DataError(f"The data has {len(labels)} labels; the model's head has {len(model_labels)}.")
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
 
 
 def label_ids(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """The places of ``names`` in ``labels``, [n] int64. Raises `DataError` for one that is not there."""
+    """Return the indices of ``names`` in ``labels``, [n] int64. Raises `DataError` for an unknown name."""
     ids = {label: index for index, label in enumerate(labels)}
     unknown = next((name for name in names if name not in ids), None)
     if unknown is not None:
@@ -54,7 +54,7 @@ def label_ids(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the rows of logits [n, classes] that have a label; a label of -100 marks a row without."""
+    """Return the mean loss over the rows of logits [n, classes] that have a label (not -100)."""
     import torch
 
     if not bool((labels != _IGNORED).any()):
@@ -62,15 +62,22 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, labels, ignore_index=_IGNORED)
 
 
-def keep_logits(outputs: Mapping[str, np.ndarray], examples: Examples) -> Kept:
-    """The logits, [batch, classes]. Raises `DataError` for examples without labels."""
+def keep_logits(outputs: Mapping[str, np.ndarray], examples: Examples) -> CollectedOutputs:
+    """Return the logits, [batch, classes]. Raises `DataError` for examples without labels."""
     if examples.labels is None:
         raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
     return {_LOGITS: outputs[_LOGITS]}
 
 
-def class_rows(kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-    """Accuracy with its Wilson interval, macro F1, calibration error and Brier score of logits [n, classes]."""
+def class_rows(kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score.
+
+    Args:
+        kept: Collected logits [n, classes].
+        labels: Class ids [n].
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     assert labels is not None, "keep asks for labels"
     predicted = kept[_LOGITS].argmax(axis=-1)
     f1 = macro_f1(predicted, labels)
@@ -82,7 +89,14 @@ def class_rows(kept: Kept, labels: np.ndarray | None, model: str, target: str) -
 
 
 def outcome_row(metric: str, right: np.ndarray, model: str, target: str) -> Measurement:
-    """The share of ``right`` [n] with its Wilson interval and the outcome of each row."""
+    """Return the share of correct rows with its Wilson interval and the outcome of each row.
+
+    Args:
+        metric: Name of the metric.
+        right: Outcome of each row, [n] bool.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     low, high = wilson_interval(int(right.sum()), len(right))
     return Measurement(
         model=model,
@@ -98,7 +112,7 @@ def outcome_row(metric: str, right: np.ndarray, model: str, target: str) -> Meas
 
 
 def agreement_row(same: np.ndarray, model: str, target: str) -> Measurement:
-    """The share of examples [n] on which a model answers as the baseline does, with its Wilson interval."""
+    """Return the share of examples [n] that are answered like the baseline, with its Wilson interval."""
     count = int(same.sum())
     low, high = wilson_interval(count, len(same))
     share = count / len(same)
@@ -108,7 +122,14 @@ def agreement_row(same: np.ndarray, model: str, target: str) -> Measurement:
 
 
 def mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:
-    """The mean of ``samples`` [n] with its bootstrap interval and each of them."""
+    """Return the mean of ``samples`` with its bootstrap interval and all samples.
+
+    Args:
+        metric: Name of the metric.
+        samples: One value per row, [n].
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     value, low, high = mean_interval(samples, _SEED)
     raw = tuple(samples.tolist())
     return Measurement(
@@ -119,7 +140,16 @@ def mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measu
 def ratio_row(
     metric: str, parts: np.ndarray, wholes: np.ndarray, model: str, target: str, unit: str = "ratio"
 ) -> Measurement:
-    """A sum over a sum, with its bootstrap interval over rows; 0 without an interval where there is nothing."""
+    """Return the ratio of two sums with its bootstrap interval over rows, or 0 without an interval for an empty sum.
+
+    Args:
+        metric: Name of the metric.
+        parts: Numerators of the rows, [n].
+        wholes: Denominators of the rows, [n].
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+        unit: Unit of the metric.
+    """
     if not wholes.sum():
         return Measurement(model=model, metric=metric, target=target, value=0.0, unit=unit, n=max(len(parts), 1))
     return Measurement(
@@ -133,7 +163,7 @@ def ratio_row(
     )
 
 
-def _calibration(kept: Kept, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
+def _calibration(kept: CollectedOutputs, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
     probabilities = class_probabilities(kept)
     right = probabilities.argmax(axis=-1) == labels
     rows = {
@@ -141,13 +171,13 @@ def _calibration(kept: Kept, labels: np.ndarray, model: str, target: str) -> lis
         "brier_score": (mean_interval(brier_scores(probabilities, labels), _SEED), ""),
     }
     return [
-        Measurement(model=model, metric=name, target=target, unit=unit, n=len(labels), **found._asdict())
-        for name, (found, unit) in rows.items()
+        Measurement(model=model, metric=name, target=target, unit=unit, n=len(labels), **interval._asdict())
+        for name, (interval, unit) in rows.items()
     ]
 
 
-def class_probabilities(kept: Kept) -> np.ndarray:
-    """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
+def class_probabilities(kept: CollectedOutputs) -> np.ndarray:
+    """Return the softmax of logits [n, classes]. Raises `ModelError` if they are not finite."""
     outputs = kept[_LOGITS]
     try:
         return softmax(outputs)
@@ -160,14 +190,21 @@ def class_probabilities(kept: Kept) -> np.ndarray:
         ) from error
 
 
-def same_class(kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
-    """On how many examples both choose the same class."""
+def same_class(kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
+    """Return the share of examples for which both models choose the same class.
+
+    Args:
+        kept: Collected outputs of the model.
+        reference: Collected outputs of the baseline.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     same = kept[_LOGITS].argmax(axis=-1) == reference[_LOGITS].argmax(axis=-1)
     return [agreement_row(same, model, target)]
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Unweighted mean over classes of 2 TP / (2 TP + FP + FN); classes that occur on neither side are left out."""
+    """Return the unweighted mean of 2 TP / (2 TP + FP + FN) over the classes that occur on either side."""
     scores = []
     for label in np.union1d(predicted, labels):
         true_positives = np.sum((predicted == label) & (labels == label))

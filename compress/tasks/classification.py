@@ -1,11 +1,11 @@
-"""What tasks share that give each example one class. Importing this imports no torch."""
+"""Base class of the tasks that assign one class to each example. Importing this imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,34 +15,38 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """One of the model's classes for each example, by its logits [batch, classes]."""
+    """Assignment of one class per example, by logits [batch, classes]."""
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
+        """Return the cross-entropy over the rows that have a label (not -100)."""
         from compress.tasks.classes import cross_entropy
 
         return cross_entropy(outputs.logits.float(), labels)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
-        """The logits, [batch, classes]. Raises `DataError` for examples without labels."""
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
+        """Return the logits, [batch, classes]. Raises `DataError` for examples without labels."""
         from compress.tasks.classes import keep_logits
 
         return keep_logits(outputs, examples)
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Accuracy with its Wilson interval, macro F1, calibration error and Brier score."""
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score. See `Task.measure`."""
         from compress.tasks.classes import class_rows
 
         return class_rows(kept, labels, model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray:
-        """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray:
+        """Return the softmax of logits [n, classes]. Raises `ModelError` if they are not finite."""
         from compress.tasks.classes import class_probabilities
 
         return class_probabilities(kept)
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
-        """On how many examples both choose the same class."""
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
+        """Return the share of examples for which both models choose the same class. See `Task.compare`."""
         from compress.tasks.classes import same_class
 
         return same_class(kept, reference, model, target)

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, OF_ANY_LENGTH, READS_ROWS, TAKES_AUDIO
-from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.tasks.capability import (
+    ANSWERS_PER_TOKEN,
+    HAS_CLASSES,
+    READS_ROWS,
+    SINGLE_CALL,
+    TAKES_AUDIO,
+    VARIABLE_LENGTH,
+)
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -41,7 +48,7 @@ class Frames:
     texts: tuple[str, ...] | None = None
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = LOGITS
-    many: ClassVar[str] = "logits"
+    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits [B, frames, letters], 0 for the frames of padding, where a mask says it."""
@@ -75,7 +82,7 @@ class FrameRecognition(Task):
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
-    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, OF_ANY_LENGTH, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
+    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, VARIABLE_LENGTH, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and processor. Without a trained head, one for the tokenizer's letters is drawn.
@@ -134,7 +141,7 @@ class FrameRecognition(Task):
         )
         return loss
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """None: every row has its text. Raises `DataError`."""
         raise DataError("The rows have no texts to learn from.", expected="a column text")
 
@@ -144,7 +151,9 @@ class FrameRecognition(Task):
 
         return token_distance(mine, taught[:, : mine.shape[1]], temperature)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """What is heard and what was said, [batch] strings each. Raises `DataError` for rows without text."""
         import numpy as np
 
@@ -157,7 +166,7 @@ class FrameRecognition(Task):
         heard = [head.transcript(one) for one in logits]
         return {_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([head.texts[index] for index in indices])}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Words right, since training keeps what is highest; error rates of words, with counts, and of letters."""
         from compress.tasks.transcripts import character_row, word_rows
 
@@ -168,13 +177,15 @@ class FrameRecognition(Task):
         right = rate.model_copy(update={"metric": "word_accuracy", **turned, **ends})
         return [right, rate, character_row(heard, texts, model, target), *others]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """How many transcripts are the baseline's to the letter, and the word error rate against them."""
         from compress.tasks.transcripts import rows_to_baseline
 
         return rows_to_baseline(kept[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: transcripts are no classes."""
         return None
 

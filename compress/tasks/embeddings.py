@@ -20,7 +20,7 @@ from compress.numerics.embeddings import (
 )
 from compress.results.measurement import Measurement
 from compress.tasks.classes import mean_row, outcome_row
-from compress.tasks.task import Kept
+from compress.tasks.task import CollectedOutputs
 from compress.utils.errors import ModelError
 
 EMBEDDING = "embedding"
@@ -56,7 +56,7 @@ class Retrieval:
     itself: bool = False
 
     @classmethod
-    def of(cls, kept: Kept, itself: bool) -> Retrieval:
+    def of(cls, kept: CollectedOutputs, itself: bool) -> Retrieval:
         """Among what a task has kept: all of it, or its second half by its first."""
         found = normalized(kept[EMBEDDING])
         return cls(found, found, itself) if itself else cls(*halves(found))
@@ -99,7 +99,9 @@ def distinct(ids: np.ndarray) -> np.ndarray:
     return np.unique(ids, return_index=True)[1]
 
 
-def likeness_rows(kept: Kept, reference: Kept, itself: bool, model: str, target: str) -> list[Measurement]:
+def likeness_rows(
+    kept: CollectedOutputs, reference: CollectedOutputs, itself: bool, model: str, target: str
+) -> list[Measurement]:
     """The share of the ten nearest that both models find, and the cosine of their embeddings.
 
     Embeddings of different dimensions have no cosine.

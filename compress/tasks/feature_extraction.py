@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.models.torch_model import TorchModel
-from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
-from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, Examples, Kept, Task
+from compress.tasks.capability import EMBEDS, READS_ROWS, SINGLE_CALL, TAKES_TEXT
+from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, StageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Pooled:
     modules: SentenceModules
     outputs: ClassVar[tuple[str, ...]] = (LAST_HIDDEN_STATE,)
     answer: ClassVar[str] = SENTENCE_EMBEDDING
-    many: ClassVar[str] = "embeddings"
+    answer_label: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Embeddings [B, dimensions]."""
@@ -66,7 +66,7 @@ class FeatureExtraction(Task):
 
     name = "feature-extraction"
     columns = (Column("text"), Column("pair", given=False))
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, EMBEDS, ANSWERS_AT_ONCE})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, EMBEDS, SINGLE_CALL})
     architectures = ("Model",)
     app_steps = ("tokenize", "embed")
     starter = _STARTER
@@ -102,7 +102,7 @@ class FeatureExtraction(Task):
         inputs, padding = text_inputs(encoded, processor)
         return Examples(inputs, padding, ids, head=Pooled(processor.modules))
 
-    def held_out(
+    def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """Every row; the corpus is the pairs of the split. Raises `DataError` for fewer than two of them."""
@@ -127,26 +127,30 @@ class FeatureExtraction(Task):
 
         return embedding_distance(mine, taught)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
         from compress.tasks.embeddings import EMBEDDING, finite
 
         return {EMBEDDING: finite(examples.answers(outputs, examples.batch(indices)))}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Recall and mean reciprocal rank over the queries, then recall and bytes with embeddings in fewer bits."""
         from compress.tasks.embeddings import Retrieval, halves
 
         assert labels is not None, "held_out asks for pairs"
         return Retrieval.of(kept, itself=False).rows(*halves(labels), model, target)
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """The share of the ten nearest pairs that both models find, and the cosine of their embeddings."""
         from compress.tasks.embeddings import likeness_rows
 
         return likeness_rows(kept, reference, False, model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: an embedding is no class."""
         return None
 

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, NAMES_TOKENS, READS_ROWS, TAKES_TEXT
-from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.tasks.capability import (
+    ANSWERS_PER_TOKEN,
+    HAS_CLASSES,
+    PREDICTS_TOKENS,
+    READS_ROWS,
+    SINGLE_CALL,
+    TAKES_TEXT,
+)
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -55,7 +62,7 @@ class MaskedLogits:
     mask_id: int
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "masked_logits"
-    many: ClassVar[str] = "logits of masked tokens"
+    answer_label: ClassVar[str] = "logits of masked tokens"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, most masked tokens of a text, vocabulary]."""
@@ -79,7 +86,7 @@ class FillMask(Task):
 
     name = "fill-mask"
     columns = (Column("text"),)
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN, NAMES_TOKENS})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN, PREDICTS_TOKENS})
     architectures = ("ForMaskedLM", "WithLMHeadModel")
     app_steps = ("tokenize", "unmask")
     starter = _STARTER
@@ -144,7 +151,9 @@ class FillMask(Task):
 
         return token_distance(mine, taught, temperature)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """Of each masked token its loss in nats, its rank and the likeliest one, [batch, most]; NaN and -1 at the end.
 
         Raises `ModelError` where logits are not finite.
@@ -171,7 +180,7 @@ class FillMask(Task):
             first[row, : len(wanted)] = logits.argmax(axis=1)
         return {_LOSS: loss, _RANK: rank, _FIRST: first}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Of all masked tokens: how often the right one is the likeliest, or among five, and the loss in nats.
 
         Intervals are over texts.
@@ -189,14 +198,16 @@ class FillMask(Task):
             loss,
         ]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """For how many masked tokens both have the same likeliest one."""
         from compress.tasks.classes import agreement_row
 
         real = kept[_RANK] != _NONE
         return [agreement_row(kept[_FIRST][real] == reference[_FIRST][real], model, target)]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: a text has many masked tokens."""
         return None
 

@@ -1,4 +1,4 @@
-"""What tasks share that write a text token by token: what is kept of it, and of logits beside the right one."""
+"""Shared functions of tasks that generate text: collected texts, and losses of reference tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.tasks.classes import agreement_row
-from compress.tasks.task import Examples, Kept
+from compress.tasks.task import CollectedOutputs, Examples
 from compress.tasks.tokens import IGNORED
 from compress.utils.errors import DataError, ModelError
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from compress.results.measurement import Measurement
 
 TEXTS = "texts"
-"""The output of a session that writes, and what is kept of it: [batch] strings."""
+"""Output of a generating session, and its collected form: [batch] strings."""
 _LOSS, _RIGHT = "loss", "right"
 
 
-def keep_texts(outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
-    """The texts, [batch] strings; or, of logits beside the target, each row's loss and share of right tokens.
+def keep_texts(outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> CollectedOutputs:
+    """Return the generated texts [batch], or from logits each row's loss and share of correct tokens.
 
-    Raises `DataError` for rows without a target, `ModelError` for logits that are not finite.
+    Raises `DataError` for rows without a target, and `ModelError` for logits that are not finite.
     """
     if examples.labels is None:
         raise DataError("The split has no targets, so nothing can be evaluated on it.", expected="a column target")
@@ -37,26 +37,33 @@ def keep_texts(outputs: Mapping[str, np.ndarray], examples: Examples, indices: S
 def _judged(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     from compress.numerics.next_token import negative_log_likelihood
 
-    wanted = labels[labels != IGNORED].astype(np.int64)
-    own = logits[: len(wanted)]
-    if not np.isfinite(own).all():
+    target_ids = labels[labels != IGNORED].astype(np.int64)
+    target_logits = logits[: len(target_ids)]
+    if not np.isfinite(target_logits).all():
         raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
-    loss = negative_log_likelihood(own, wanted)
-    return float(loss.mean()), float((own.argmax(axis=-1) == wanted).mean())
+    loss = negative_log_likelihood(target_logits, target_ids)
+    return float(loss.mean()), float((target_logits.argmax(axis=-1) == target_ids).mean())
 
 
-def next_token_row(kept: Kept, model: str, target: str) -> Measurement:
-    """The share of right tokens, where logits were kept."""
+def next_token_row(kept: CollectedOutputs, model: str, target: str) -> Measurement:
+    """Return the share of correct tokens, if logits were collected."""
     from compress.tasks.classes import mean_row
 
     return mean_row("next_token_accuracy", kept[_RIGHT], model, target)
 
 
 def stripped(texts: np.ndarray) -> list[str]:
-    """Strings without white space around them."""
+    """Return the strings without surrounding white space."""
     return [str(text).strip() for text in texts]
 
 
-def same_texts(kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
-    """How many texts are the baseline's to the letter."""
+def same_texts(kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
+    """Return the share of texts that equal the baseline's.
+
+    Args:
+        kept: Collected outputs of the model.
+        reference: Collected outputs of the baseline.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     return [agreement_row(kept[TEXTS] == reference[TEXTS], model, target)]

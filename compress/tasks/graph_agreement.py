@@ -11,8 +11,8 @@ from compress.data.arrays import INPUTS, seed_of
 from compress.data.columns import Column
 from compress.data.media import content, describe
 from compress.models.graph_inputs import GraphInputs
-from compress.tasks.capability import ANSWERS_AT_ONCE, READS_ROWS, TAKES_ARRAYS
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.capability import READS_ROWS, SINGLE_CALL, TAKES_ARRAYS
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError, StageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class GraphAgreement(Task):
 
     name = "graph-agreement"
     columns = (Column(INPUTS, kind="arrays"),)
-    capabilities = frozenset({READS_ROWS, TAKES_ARRAYS, ANSWERS_AT_ONCE})
+    capabilities = frozenset({READS_ROWS, TAKES_ARRAYS, SINGLE_CALL})
     batch_size = 1
     starter = MappingProxyType(
         {
@@ -76,13 +76,15 @@ class GraphAgreement(Task):
             found.append(processor.read(encoded, describe(value)) if seed is None else processor.draw(seed))
         sizes = np.array([sum(array.size for array in call.values()) for call in found], dtype=np.int64)
         padding = {one.name: None for one in processor.inputs}
-        return Examples(found, padding, sizes=sizes, note=_NOTE + (_DRAWN if drawn else ""), whole=True)
+        return Examples(found, padding, sizes=sizes, note=_NOTE + (_DRAWN if drawn else ""), full_call=True)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """There is none. Raises `StageError`."""
         raise StageError("A graph of no task is not trained.")
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """Of each output its numbers, its largest along the last axis, and how many there are, [1, ...].
 
         Raises `ModelError` where an output is not a number, which no input of the original was proven to lead to.
@@ -104,11 +106,13 @@ class GraphAgreement(Task):
                 kept[_CHOICE + name] = _spread(array.argmax(axis=-1))
         return kept
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Nothing: no row says what the answer should be."""
         return []
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """How far outputs are from the reference's: see `compress.numerics.output_agreement`; the worst output counts.
 
         Beside them `agreement`, on how many calls all outputs choose alike.
@@ -138,7 +142,7 @@ class GraphAgreement(Task):
                 same &= _alike(reference[name], kept[name])
         return [*rows, agreement_row(same, model, target)]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: nobody knows which output is one."""
         return None
 

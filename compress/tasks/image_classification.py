@@ -12,9 +12,9 @@ from compress.data.slices import Slice
 from compress.models.config_checks import is_timm
 from compress.models.remote_code import MODULE_KEY
 from compress.models.torch_model import TorchModel
-from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
+from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
 from compress.tasks.classification import Classification
-from compress.tasks.task import Examples, Kept
+from compress.tasks.task import CollectedOutputs, Examples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,13 +43,13 @@ class ImageClassification(Classification):
 
     name = "image-classification"
     columns = (Column("image", kind="image"), Column("label", label=True))
-    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE})
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, SINGLE_CALL})
     architectures = ("ForImageClassification", "ForImageClassificationWithTeacher")
     app_steps = ("prepare-image", "softmax")
     starter = _STARTER
     slices = (Slice(column="label"),)
 
-    def told_by(self, config: Mapping[str, Any]) -> bool:
+    def matches_config(self, config: Mapping[str, Any]) -> bool:
         """Where a recipe's `module` makes the model, or timm."""
         return MODULE_KEY in config or is_timm(config)
 
@@ -76,7 +76,7 @@ class ImageClassification(Classification):
             return examples
         return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Accuracy, macro F1, calibration error, Brier score and, of more than five classes, top-5 accuracy."""
         import numpy as np
 

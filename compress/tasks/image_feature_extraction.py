@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column, value_text
 from compress.data.slices import Slice
-from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, HAS_LABELS, READS_ROWS, TAKES_IMAGES
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.capability import EMBEDS, HAS_LABELS, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class PoolerOutput:
 
     outputs: ClassVar[tuple[str, ...]] = (POOLED,)
     answer: ClassVar[str] = "image_embedding"
-    many: ClassVar[str] = "embeddings"
+    answer_label: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Embeddings [B, dimensions]. Raises `ModelError` for a model that pools nothing."""
@@ -87,7 +87,7 @@ class ImageFeatureExtraction(Task):
         Column("image", kind="image"),
         Column("label", given=False, read=class_name, expected="a name or a number"),
     )
-    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_LABELS, EMBEDS, ANSWERS_AT_ONCE})
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_LABELS, EMBEDS, SINGLE_CALL})
     architectures = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "IJepaModel")
     app_steps = ("prepare-image", "embed")
     starter = _STARTER
@@ -121,7 +121,7 @@ class ImageFeatureExtraction(Task):
             return examples
         return replace(examples, labels=numbers(rows["label"].to_pylist()))
 
-    def held_out(
+    def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """Every row. Raises `DataError` where no image has another of its class, or all are of one."""
@@ -145,7 +145,7 @@ class ImageFeatureExtraction(Task):
         embeddings = PoolerOutput.flat(outputs.pooler_output).float()[known]
         return supervised_contrastive(embeddings, labels[known], _TEMPERATURE)
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Each image and the one that is nearest to it, of the batch, are of one class."""
         import torch
         from torch.nn.functional import normalize
@@ -160,13 +160,15 @@ class ImageFeatureExtraction(Task):
 
         return embedding_distance(mine, taught)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
         from compress.tasks.embeddings import EMBEDDING, finite
 
         return {EMBEDDING: finite(examples.answers(outputs, {}))}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """How often the nearest image is of the same class, how many of the ten nearest are, and how soon one is.
 
         A class with a single image counts as not found.
@@ -180,13 +182,15 @@ class ImageFeatureExtraction(Task):
         same = (labels[search.near()] == labels[:, None]).mean(axis=1)
         return [second, mean_row("precision_at_10", same, model, target), first, *others]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """The share of the ten nearest images that both models find, and the cosine of their embeddings."""
         from compress.tasks.embeddings import likeness_rows
 
         return likeness_rows(kept, reference, True, model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: an embedding is no class."""
         return None
 

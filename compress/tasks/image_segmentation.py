@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.masks import IGNORED, MaskIds, check_as_large, read_mask
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
-from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.tasks.capability import HAS_CLASSES, LOCALIZES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class PixelLogits:
     labels: tuple[str, ...] | None = None
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = LOGITS
-    many: ClassVar[str] = "logits"
+    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The logits as they are."""
@@ -76,7 +76,7 @@ class ImageSegmentation(Task):
         Column("image", kind="image"),
         Column("mask", kind="image", label=True, within=MaskIds(), check=check_as_large),
     )
-    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE, BY_PLACE})
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, SINGLE_CALL, LOCALIZES})
     architectures = ("ForSemanticSegmentation",)
     app_steps = ("prepare-image", "segment")
     starter = _STARTER
@@ -149,12 +149,14 @@ class ImageSegmentation(Task):
         own, theirs = (logits.movedim(1, -1).flatten(0, -2) for logits in (mine, taught))
         return softened_kl(own, theirs, temperature)
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The likeliest class of each place."""
         chosen: torch.Tensor = outputs.logits.detach().argmax(dim=1)
         return chosen
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """Of each picture the pixels of each class that are right, found and wanted, [batch, classes], and the answers.
 
         Pixels are those of the picture as it came. Raises `DataError` for rows without masks, `ModelError` for answers
@@ -180,7 +182,7 @@ class ImageSegmentation(Task):
         names = np.array([json.dumps(head.labels)] * len(rows))
         return {**kept, _NAMES: names, _ANSWERS: logits.argmax(axis=1).astype(np.uint8)}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Mean IoU over classes, each over the pixels of all pictures, and pixels right (Everingham et al. 2015).
 
         Of classes neither found nor wanted nothing counts. Intervals are over pictures.
@@ -202,14 +204,16 @@ class ImageSegmentation(Task):
             *(row.model_copy(update={"raw": None}) for row in each),
         ]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """At what share of the places that are answered both give the same class."""
         from compress.tasks.classes import mean_row
 
         same = kept[_ANSWERS] == reference[_ANSWERS]
         return [mean_row("agreement", same.reshape(len(same), -1).mean(axis=1), model, target)]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: a picture has many answers."""
         return None
 

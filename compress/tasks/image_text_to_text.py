@@ -11,15 +11,15 @@ from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.models.torch_model import TorchModel
 from compress.tasks.capability import (
+    DESCRIBES_IMAGES,
+    EXPORTED_FROM_CHECKPOINT,
     HAS_LABELS,
-    IS_WRITTEN,
-    NAMES_TOKENS,
+    PREDICTS_TOKENS,
     READS_ROWS,
     TAKES_IMAGES,
     TAKES_TEXT,
-    TELLS_OF_IMAGES,
 )
-from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class AnswerLogits:
 
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "answer_logits"
-    many: ClassVar[str] = "logits"
+    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, longest answer, vocabulary]."""
@@ -104,7 +104,7 @@ class ImageTextToText(Task):
     name = "image-text-to-text"
     columns = (Column("image", kind="image"), Column("text"), Column("target"))
     capabilities = frozenset(
-        {READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, NAMES_TOKENS, IS_WRITTEN, TELLS_OF_IMAGES}
+        {READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, PREDICTS_TOKENS, EXPORTED_FROM_CHECKPOINT, DESCRIBES_IMAGES}
     )
     architectures = tuple(f"{family}ForConditionalGeneration" for family in _FAMILIES.split())
     starter = _STARTER
@@ -116,7 +116,7 @@ class ImageTextToText(Task):
         import torch
         from transformers import AutoModelForImageTextToText
 
-        from compress.models.config_checks import loading_failures, to_blame
+        from compress.models.config_checks import explain_load_failure, load_error_types
         from compress.models.folder_checks import refuse_quantized
         from compress.models.processor import load_processor
 
@@ -126,8 +126,8 @@ class ImageTextToText(Task):
             module = AutoModelForImageTextToText.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
-        except loading_failures() as error:
-            raise to_blame(directory, trust_remote_code) or self._unfit(directory, str(error)) from error
+        except load_error_types() as error:
+            raise explain_load_failure(directory, trust_remote_code) or self._unfit(directory, str(error)) from error
         problem = unfit_processor(processor) or _unfit_tokens(module, processor)
         if problem:
             raise self._unfit(directory, problem)
@@ -158,7 +158,7 @@ class ImageTextToText(Task):
         wanted = [[_IGNORED] * len(asked) + ids for asked, ids in pairs]
         return replace(_joined(images, whole, processor), labels=ragged(wanted, _IGNORED), head=AnswerLogits())
 
-    def held_out(
+    def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """Every row's prompt, with its answer as text."""
@@ -175,13 +175,15 @@ class ImageTextToText(Task):
         chosen = wanted != _IGNORED
         return cross_entropy(outputs.logits[:, :-1][chosen].float(), wanted[chosen])
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """See `keep_texts`."""
         from compress.tasks.generation import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """How many answers are the right ones, and the F1 of their words; intervals are over rows.
 
         Both without case, punctuation and articles, as SQuAD's are (Rajpurkar et al. 2016, section 6.1).
@@ -201,13 +203,15 @@ class ImageTextToText(Task):
             mean_row("f1", np.array([word_f1(*pair) for pair in pairs]), model, target),
         ]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """How many answers are the baseline's to the letter."""
         from compress.tasks.generation import same_texts
 
         return same_texts(kept, reference, model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: texts are no classes."""
         return None
 

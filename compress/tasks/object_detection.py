@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.data.columns import Column
 from compress.data.objects import EXPECTED, Categories, check_inside, objects_in, read_objects
 from compress.models.remote_code import MODULE_KEY
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
-from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.tasks.capability import HAS_CLASSES, LOCALIZES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Detections:
     separate: bool = False
     outputs: ClassVar[tuple[str, ...]] = (LOGITS, BOXES)
     answer: ClassVar[str] = "detections"
-    many: ClassVar[str] = "logits and boxes"
+    answer_label: ClassVar[str] = "logits and boxes"
     while_training: ClassVar[tuple[str, ...]] = (_DENOISING,)
 
     def read(self, outputs: Mapping[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -111,7 +111,7 @@ class ObjectDetection(Task):
             check=check_inside,
         ),
     )
-    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE, BY_PLACE})
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, SINGLE_CALL, LOCALIZES})
     architectures = ("ForObjectDetection",)
     starter = _STARTER
     ratios = ("map", "map_50")
@@ -121,11 +121,11 @@ class ObjectDetection(Task):
         self._separate = separate
         self.app_steps = ("prepare-image", "boxes")
 
-    def kinds(self) -> tuple[Task, ...]:
+    def variants(self) -> tuple[Task, ...]:
         """Those whose last class is none, and those whose classes are separate."""
         return (self, SEPARATE)
 
-    def of(self, config: Mapping[str, Any]) -> Task:
+    def specialize(self, config: Mapping[str, Any]) -> Task:
         """By the model's type."""
         return SEPARATE if is_separate(config) else self
 
@@ -202,7 +202,7 @@ class ObjectDetection(Task):
 
         return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the model finds in each picture, none where a query finds nothing."""
         import torch
 
@@ -211,7 +211,9 @@ class ObjectDetection(Task):
         chosen = torch.where(nothing, _NOTHING, chosen.float())
         return torch.cat([chosen, outputs.pred_boxes.detach()], dim=-1)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """What is found [batch, queries, 6], as `boxes` has it, and what is there, as JSON.
 
         Raises `DataError` for rows without objects, `ModelError` for answers that are not finite.
@@ -228,20 +230,22 @@ class ObjectDetection(Task):
         found = detections(answers, np.stack([row[_SIZE] for row in rows]), getattr(examples.head, "processor", None))
         return {"found": found, _GOLD: np.array([str(row[_GOLD]) for row in rows])}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """COCO's mAP and its parts, with intervals over pictures."""
         from compress.tasks.coco_metrics import rows
 
         return rows(kept, model, target)
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """In how many pictures both find the same objects."""
         from compress.tasks.classes import agreement_row
         from compress.tasks.coco_metrics import same_objects
 
         return [agreement_row(same_objects(kept, reference), model, target)]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: a picture has many answers."""
         return None
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
+from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_PAIRS, TAKES_TEXT
 from compress.tasks.spans import best_span, exact, read_answers, word_f1
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SpanLogits:
 
     outputs: ClassVar[tuple[str, ...]] = (START, END)
     answer: ClassVar[str] = "span_logits"
-    many: ClassVar[str] = "logits"
+    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, 2, L]."""
@@ -85,7 +85,7 @@ class QuestionAnswering(Task):
             expected="a string, a list of strings, or SQuAD's `text` and `answer_start`",
         ),
     )
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
     architectures = ("ForQuestionAnswering", "ForQuestionAnsweringSimple")
     app_steps = ("tokenize-pair", "span")
     starter = _STARTER
@@ -168,14 +168,16 @@ class QuestionAnswering(Task):
         own, theirs = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
         return softened_kl(own, theirs, temperature)
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The likeliest first and last token."""
         import torch
 
         ends = (outputs.start_logits, outputs.end_logits)
         return torch.stack([logits.detach().argmax(dim=-1) for logits in ends], dim=-1)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """Of each window the best answer and its score, that of no answer, the row, and the right answers as JSON.
 
         Raises `DataError` for rows without answers, `ModelError` for logits that are not finite.
@@ -203,7 +205,7 @@ class QuestionAnswering(Task):
             _GOLD: np.array([str(examples.inputs[index]["gold"]) for index in indices]),
         }
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Exact match and F1 of words (Rajpurkar et al. 2016, section 6.1), the best over the right answers."""
         import numpy as np
 
@@ -215,7 +217,9 @@ class QuestionAnswering(Task):
         right = np.array([any(exact(given[row], one) for one in gold[row] or [""]) for row in sorted(gold)])
         return [mean_row("f1", f1, model, target), outcome_row("exact_match", right, model, target)]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """How many answers are the same to the letter."""
         import numpy as np
 
@@ -224,12 +228,12 @@ class QuestionAnswering(Task):
         own, theirs = _answers(kept), _answers(reference)
         return [agreement_row(np.array([own[row] == theirs[row] for row in sorted(own)]), model, target)]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: answers are no classes."""
         return None
 
 
-def _answers(kept: Kept) -> dict[int, str]:
+def _answers(kept: CollectedOutputs) -> dict[int, str]:
     """Row -> the best answer of all its windows; none where some questions have none and nothing scores higher."""
     allowed = "[]" in kept[_GOLD].tolist()
     best: dict[int, tuple[float, str]] = {}

@@ -1,4 +1,4 @@
-"""What a task knows: its columns, how it loads a model, how examples become inputs, the loss and the metrics."""
+"""Interface of a task: its columns, model loading, input encoding, loss and metrics."""
 
 from __future__ import annotations
 
@@ -25,83 +25,84 @@ if TYPE_CHECKING:
 
 
 LOGITS, LAST_HIDDEN_STATE, SENTENCE_EMBEDDING = "logits", "last_hidden_state", "sentence_embedding"
-"""Outputs of graphs, by the names that transformers and sentence-transformers know."""
+"""Names of graph outputs in transformers and sentence-transformers."""
 
 
 class Head(Protocol):
-    """What makes the answers of a model's outputs, where they are not its logits as they stand.
+    """Postprocessing of a model's outputs into answers, for models whose answers are not their logits.
 
-    ``outputs`` are the names of those it reads, ``answer`` what an output is called that holds what it makes of them,
-    ``many`` what the answers are, in a word for people.
+    Attributes:
+        outputs: Names of the outputs that it reads.
+        answer: Name of an output that already holds the answers.
+        answer_label: Noun for the answers in messages.
     """
 
     outputs: ClassVar[tuple[str, ...]]
     answer: ClassVar[str]
-    many: ClassVar[str]
+    answer_label: ClassVar[str]
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The answers [B, ...] to a batch; those of padding are 0, so that a longer batch gives the same and zeros."""
+        """Return the answers [B, ...] of a batch. Answers of padding are 0, so that a longer batch only adds zeros."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded examples, unpadded and without a batch axis.
+    """Encoded examples, without padding and without a batch axis.
 
-    ``inputs[i][name]`` is an array of any dtype and shape: `input_ids` [length] int64, `pixel_values` [channels,
-    height, width] float32, `input_features` [bins, frames] float32. Of one input all arrays have the same dtype and
-    number of axes. ``inputs`` may make its arrays when they are asked for, where all of them would not fit in memory;
-    then ``sizes`` is given.
-
-    ``padding`` has every input that the model takes, and the value that fills a smaller example at the end of each
-    axis; None for an input that may not be padded, since a model would take what fills it for content.
-
-    ``head`` makes the answers of a model's outputs; without one its logits are its answers.
-
-    ``batches`` names the axis of an input's examples where a model may be given as many as it likes of that one alone.
-
-    ``labels`` are [n, ...], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
-    many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
-    the examples were made. ``seconds`` is how long each recording lasts, [n]; ``black`` what a black pixel of an image
-    has become, [channels]. ``whole``: each example is a call by itself, batch axis and all, of a graph all of whose
-    outputs are answers. ``free`` are the shortest and the longest that an axis which may be padded can be, where no
-    model's config says it: samples of a recording. ``alone`` says that a model takes what fills a shorter example for
-    content, so that each is answered by itself. ``beside`` names outputs that no answer is made of, but that
-    clients ask a graph for.
+    Attributes:
+        inputs: One mapping per example: name -> array of any dtype and shape, such as `input_ids` [length] int64,
+            `pixel_values` [channels, height, width] float32 or `input_features` [bins, frames] float32. All arrays of
+            one input have the same dtype and number of axes. The sequence may compute its arrays lazily if they do
+            not fit in memory; then ``sizes`` is set.
+        padding: Model input -> value that fills smaller examples at the end of each axis, or None if the input may not
+            be padded because the model would treat the padding as content.
+        labels: Class ids [n, ...] int64 or other reference values of the task, or None.
+        batches: Input -> axis of its examples along which a model accepts any number, independent of other inputs.
+        num_scored_tokens: Number of tokens at the end of each example that count, if not all do.
+        note: Remark about how the examples were made, for the report.
+        sizes: Lengths of the examples [n], if ``inputs`` is lazy.
+        head: Computes the answers from the outputs. Without it the logits are the answers.
+        seconds: Duration of each recording, [n].
+        black_pixel: Value of a black pixel after preprocessing, [channels].
+        axis_bounds: Smallest and largest size of a paddable axis that the model's config does not limit.
+        unbatchable: True if the model treats padding as content, so that each example needs its own call.
+        full_call: True if each example is a complete call, including the batch axis, of a graph without a task.
+        extra_outputs: Outputs that clients request from a graph but that no answer needs.
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
     padding: Mapping[str, float | None]
     labels: np.ndarray | None = None
     batches: Mapping[str, str] = field(default_factory=dict)
-    scored: int | None = None
+    num_scored_tokens: int | None = None
     note: str = ""
     sizes: np.ndarray | None = None
     head: Head | None = None
     seconds: np.ndarray | None = None
-    black: np.ndarray | None = None
-    free: tuple[int, int] | None = None
-    alone: bool = False
-    whole: bool = False
-    beside: tuple[str, ...] = ()
+    black_pixel: np.ndarray | None = None
+    axis_bounds: tuple[int, int] | None = None
+    unbatchable: bool = False
+    full_call: bool = False
+    extra_outputs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def subset(self, rows: Iterable[int]) -> Examples:
-        """Those at ``rows``, in that order."""
+        """Return the examples at ``rows``, in that order."""
         import numpy as np
 
-        places = np.fromiter(rows, dtype=np.int64)
+        indices = np.fromiter(rows, dtype=np.int64)
         labels, sizes, seconds = (
-            None if values is None else values[places] for values in (self.labels, self.sizes, self.seconds)
+            None if values is None else values[indices] for values in (self.labels, self.sizes, self.seconds)
         )
-        inputs = [self.inputs[int(place)] for place in places]
+        inputs = [self.inputs[int(index)] for index in indices]
         return replace(self, inputs=inputs, labels=labels, sizes=sizes, seconds=seconds)
 
     def lengths(self) -> np.ndarray:
-        """The last axis of each example's first input, [n]: tokens, frames, or the width of an image.
+        """Return the last axis of each example's first input, [n]: tokens, frames, or the width of an image.
 
-        What is alike in length is batched together, and timed apart from what is longer.
+        Examples of similar length share a batch, and are timed apart from longer ones.
         """
         import numpy as np
 
@@ -110,18 +111,18 @@ class Examples:
         return np.array([next(iter(example.values())).shape[-1] for example in self.inputs])
 
     @property
-    def unlike(self) -> str | None:
-        """An input whose shapes differ, and that may not be padded, so that some examples can share no batch."""
+    def unpaddable_input(self) -> str | None:
+        """Return an input with varying shapes that may not be padded, so that some examples cannot share a batch."""
         unpadded = (name for name, fill in self.padding.items() if fill is None)
-        return next((name for name in unpadded if len({one[name].shape for one in self.inputs}) > 1), None)
+        return next((name for name in unpadded if len({example[name].shape for example in self.inputs}) > 1), None)
 
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The examples at ``indices``: name -> [len(indices), ...], padded to the largest where they differ.
+        """Return the examples at ``indices``: name -> [len(indices), ...], padded to the largest.
 
-        Raises `DataError` where inputs differ in shape that may not be padded.
+        Raises `DataError` if inputs that may not be padded differ in shape.
         """
         chosen = [self.inputs[i] for i in indices]
-        if self.whole:
+        if self.full_call:
             if len(chosen) != 1:
                 raise DataError("Calls of a graph of no task are made one by one.", expected="a batch size of 1")
             return dict(chosen[0])
@@ -129,44 +130,44 @@ class Examples:
 
     @property
     def classes(self) -> np.ndarray | None:
-        """The labels [n] where they are ids of classes, and not what else a task measures against."""
+        """Return the labels [n] if they are class ids, else None."""
         if self.head is not None or self.labels is None or self.labels.dtype.kind not in "iu":
             return None
         return self.labels if self.labels.ndim == 1 else None
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of a model's outputs that its answers are made of."""
-        return () if self.whole else (LOGITS,) if self.head is None else self.head.outputs
+        """Return the names of the model outputs that the answers are computed from."""
+        return () if self.full_call else (LOGITS,) if self.head is None else self.head.outputs
 
     @property
     def answer(self) -> str:
-        """What an output is called that holds the answers as they are."""
-        return "outputs" if self.whole else LOGITS if self.head is None else self.head.answer
+        """Return the name of the output that holds the answers."""
+        return "outputs" if self.full_call else LOGITS if self.head is None else self.head.answer
 
     @property
-    def answers_are(self) -> str:
-        """What the answers are, in a word for people."""
-        return "outputs" if self.whole else "logits" if self.head is None else self.head.many
+    def answer_label(self) -> str:
+        """Return the noun for the answers in messages."""
+        return "outputs" if self.full_call else "logits" if self.head is None else self.head.answer_label
 
     def answers(self, outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The answers [B, ...] that a graph gives for a batch, or that ``head`` makes of its outputs."""
-        if self.whole:
+        """Return the answers [B, ...] of a batch, from a graph's outputs and ``head``."""
+        if self.full_call:
             return _all_outputs(outputs)
         if self.head is None or (self.answer in outputs and self.answer not in self.outputs):
             return outputs[self.answer]
         import torch
 
-        found = {name: torch.from_numpy(outputs[name]) for name in self.outputs}
-        return self.head.read(found, {name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
+        tensors = {name: torch.from_numpy(outputs[name]) for name in self.outputs}
+        return self.head.read(tensors, {name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
 
-    def aligned(self, found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-        """Answers [B, ...] in the order of those ``expected``, where they have none of their own: ``head`` says so."""
+    def aligned(self, candidates: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """Return answers [B, ...] in the order of ``expected``, if ``head`` defines an alignment, as for objects."""
         align = getattr(self.head, "aligned", None)
-        return found if align is None else align(found, expected)
+        return candidates if align is None else align(candidates, expected)
 
     def with_unlabeled(self, more: Examples) -> Examples:
-        """With more examples behind them, whose labels are -100: they have none."""
+        """Return the examples followed by ``more``, whose labels are -100 (none)."""
         import numpy as np
 
         assert self.labels is not None, "asked for by who learns from labels"
@@ -176,7 +177,7 @@ class Examples:
 
 
 def _all_outputs(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Every number of every output of a call, [1, numbers]."""
+    """Return all numbers of all outputs of a call, [1, numbers]."""
     import numpy as np
 
     numbers = [array.astype(np.float32).reshape(-1) for array in outputs.values() if array.dtype.kind in "fiub"]
@@ -203,56 +204,74 @@ def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.nd
     return stacked
 
 
-Kept: TypeAlias = "Mapping[str, np.ndarray]"
-"""What is kept of a model's outputs, by name; the first axis is that of the examples."""
+CollectedOutputs: TypeAlias = "Mapping[str, np.ndarray]"
+"""Parts of a model's outputs that the metrics need, by name. The first axis is the example."""
 
 
 class Task(Protocol):
-    """One Hugging Face task: one file, whose object `TASK` says everything about it and is found by `registry`.
+    """One Hugging Face task. Its file defines an object `TASK`, which `registry` finds.
 
-    Of another package it is an object that an entry point of the group `compress.tasks` names. Importing the file
-    imports neither torch nor numpy: both wait for a method that needs them.
+    A task of another package is an object named by an entry point of the group `compress.tasks`. Importing the file
+    imports neither torch nor numpy: methods import them.
     """
 
     name: str
     columns: tuple[Column, ...]
     capabilities: Capabilities
-    """What stages, apps and runtimes choose their tasks by (`compress.tasks.capability`)."""
+    """Properties by which stages, apps and runtimes select tasks (`compress.tasks.capability`)."""
     architectures: tuple[str, ...] = ()
-    """Endings of the names of transformers' classes that are for this task, as a model's config.json has them."""
+    """Suffixes of the transformers class names of this task, as in `architectures` of config.json."""
     app_steps: tuple[str, str] | None = None
-    """What an app does before the model and behind it (`bundle.steps`, `bundle.ends`); `None` where no app is made."""
+    """Preprocessing and postprocessing of an app, or None if no app can be built."""
     starter: Mapping[str, Any] = MappingProxyType({})
-    """Fields of a recipe to begin with, stages among them, the rest at its default; without any there is no starter."""
+    """Recipe fields of the starter recipe, or empty if there is none."""
     slices: tuple[Slice, ...] = ()
-    """The parts of the test data that are looked at where the recipe names none."""
+    """Default slices of the test data."""
     batch_size: int = 32
-    """Examples that are evaluated at once."""
+    """Number of examples that are evaluated at once."""
     data: Mapping[str, Any] = MappingProxyType({})
-    """What a recipe has for `data` where it names none; without any it has to."""
+    """Default of a recipe's `data` section, or empty if the recipe must have one."""
     packages: tuple[str, ...] = ()
-    """Distributions that its models call, beside torch and transformers; their versions are part of cache keys."""
+    """Distributions that the models call besides torch and transformers. Their versions are part of cache keys."""
     ratios: tuple[str, ...] = ()
-    """Metrics that are no means of outcomes of 0 and 1, and are measured anew on each slice; `Kept` is by row then."""
+    """Metrics that are not means of per-example outcomes, so that they are computed anew for each slice."""
 
     @abstractmethod
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""
+        """Load weights and processor. A missing head is created for ``labels``. Raises `ModelError`."""
 
     @abstractmethod
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Turn rows (columns named as in `columns`; label columns optional) into inputs. Raises `DataError`."""
+        """Convert rows to model inputs.
 
-    def held_out(
+        Args:
+            rows: Rows with columns named as in `columns`; label columns are optional.
+            processor: Tokenizer, image processor or feature extractor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+
+        Raises:
+            DataError: If a row cannot be encoded.
+        """
+
+    def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """The inputs that a model is judged by: every row, unless a task has more to say.
+        """Return the inputs that a model is evaluated on. By default these are all rows.
 
-        Raises `DataError` for rows that leave nothing to judge by.
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+
+        Raises:
+            DataError: If no row can be evaluated.
         """
         return self.encode(rows, processor, labels, max_length)
 
-    def held_out_beside(
+    def eval_examples_like(
         self,
         rows: pa.Table,
         processor: Any,
@@ -261,71 +280,106 @@ class Task(Protocol):
         evaluation: Evaluation,
         baseline: Callable[[], Any],
     ) -> Examples:
-        """`held_out` of a model that is compared with one whose processor ``baseline`` loads.
+        """Return `eval_examples` of a model that is compared with a baseline.
 
-        Where a processor decides what an example is, these are the baseline's.
+        If the processor decides where an example begins and ends, the examples are those of the baseline's processor.
+
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+            baseline: Loads the baseline's processor.
         """
-        return self.held_out(rows, processor, labels, max_length, evaluation)
+        return self.eval_examples(rows, processor, labels, max_length, evaluation)
 
     def members(self, rows: pa.Table, chosen: np.ndarray, examples: Examples) -> np.ndarray:
-        """Which examples [n] make a slice of the ``chosen`` rows [rows]: by default example i is row i."""
+        """Return which examples [n] belong to a slice of ``chosen`` rows [rows]. By default example i is row i."""
         return chosen
 
-    def kinds_of_tokens(
+    def token_categories(
         self, rows: pa.Table, processor: Any, examples: Examples, language: str
     ) -> Mapping[str, np.ndarray]:
-        """Which of what `keep` has of every token are of a kind that ``language`` knows: kind -> [n, scored].
+        """Return for each category of a language's tokens which scored tokens belong to it: category -> [n, scored].
 
-        Nothing where that isn't known, as of prose. Raises `DataError` for text that is not of the language.
+        Empty for languages without categories, such as prose.
+
+        Args:
+            rows: Rows of the split.
+            processor: Tokenizer of the model.
+            examples: The examples made of the rows.
+            language: "text" or "python".
+
+        Raises:
+            DataError: If a text is not valid in the language.
         """
         return {}
 
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Scalar training loss of a batch."""
+        """Return the scalar training loss of a batch."""
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
-        """What a model that computes its loss by itself is given beside its inputs to do so; else nothing."""
+        """Return the inputs that a model needs to compute its loss itself, or nothing."""
         return {}
 
-    def told_by(self, config: Mapping[str, Any]) -> bool:
-        """Whether a model's config.json says that it is for this task in other words than by its class."""
+    def matches_config(self, config: Mapping[str, Any]) -> bool:
+        """Return whether a model's config.json names this task by something other than its class."""
         return False
 
-    def kinds(self) -> tuple[Task, ...]:
-        """The task for each kind of models that answer in a way of their own; itself alone where all are alike.
-
-        They share its name and its columns.
-        """
+    def variants(self) -> tuple[Task, ...]:
+        """Return the task objects for models with different kinds of answers. They share the name and the columns."""
         return (self,)
 
-    def of(self, config: Mapping[str, Any]) -> Task:
-        """That one of `kinds` which a model is for, by its config.json."""
+    def specialize(self, config: Mapping[str, Any]) -> Task:
+        """Return the variant for a model, by its config.json."""
         return self
 
-    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """How far the answers [B, ...] of a model are from those that it is taught; a scalar to train on."""
+    def distance(self, student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return a differentiable scalar distance between a student's answers [B, ...] and its teacher's."""
         from compress.numerics.distillation import softened_kl
 
-        return softened_kl(mine, taught, temperature)
+        return softened_kl(student, teacher, temperature)
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the model itself would have for labels of a batch, for rows that have none."""
-        chosen: torch.Tensor = outputs.logits.detach().argmax(dim=-1)
-        return chosen
-
-    @abstractmethod
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
-        """What of a batch's outputs the metrics need; ``indices`` are its examples'. Raises `ModelError`."""
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the model's own predictions for a batch as labels, for rows without labels."""
+        predicted: torch.Tensor = outputs.logits.detach().argmax(dim=-1)
+        return predicted
 
     @abstractmethod
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """The task's metrics with 95% intervals and raw outcomes of each example. Raises `ModelError`."""
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
+        """Return what the metrics need of a batch's outputs; ``indices`` are its examples. Raises `ModelError`."""
 
     @abstractmethod
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
-        """How near a model's answers are to those of ``reference``, the baseline, on the same examples."""
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Return the task's metrics with 95% intervals and raw outcomes per example.
+
+        Args:
+            kept: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+
+        Raises:
+            ModelError: If outputs are not finite.
+        """
 
     @abstractmethod
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
-        """Of each answer that could be given, [n, answers]; None where answers are no classes. Raises `ModelError`."""
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
+        """Return how similar a model's answers are to the baseline's on the same examples.
+
+        Args:
+            kept: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
+
+    @abstractmethod
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
+        """Return class probabilities, [n, classes], or None if answers are no classes. Raises `ModelError`."""

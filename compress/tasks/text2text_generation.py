@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.capability import (
+    EXPORTED_FROM_CHECKPOINT,
+    HAS_LABELS,
+    PREDICTS_TOKENS,
+    READS_ROWS,
+    REWRITES,
+    TAKES_TEXT,
+)
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ class TextToText(Task):
 
     name = "text2text-generation"
     columns = (Column("text"), Column("target"))
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_LABELS, NAMES_TOKENS, IS_WRITTEN, REWRITES})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_LABELS, PREDICTS_TOKENS, EXPORTED_FROM_CHECKPOINT, REWRITES})
     architectures = (
         "T5ForConditionalGeneration",
         "BartForConditionalGeneration",
@@ -92,7 +99,7 @@ class TextToText(Task):
             example[DECODER_IDS] = np.array([START, *ids[:-1]], dtype=np.int64)
         return Examples(inputs, padding | {DECODER_IDS: padding["input_ids"]}, ragged(wanted, IGNORED))
 
-    def held_out(
+    def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """Every row, with its target as text."""
@@ -112,13 +119,15 @@ class TextToText(Task):
         wanted = labels[:, : logits.shape[1]].long()
         return cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """See `keep_texts`."""
         from compress.tasks.generation import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """chrF and BLEU of all texts, ROUGE-L's F of each, and how many are the target to the letter.
 
         Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
@@ -141,13 +150,15 @@ class TextToText(Task):
             outcome_row("exact_match", same, model, target),
         ]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """How many texts are the baseline's to the letter."""
         from compress.tasks.generation import same_texts
 
         return same_texts(kept, reference, model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: texts are no classes."""
         return None
 

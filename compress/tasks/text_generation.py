@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.models.torch_model import TorchModel
-from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, TAKES_TEXT
 from compress.tasks.conversations import EXPECTED, text_or_messages
 from compress.tasks.sequences import SEPARATOR, Reading, cut, opening, read, spread, token_ids
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.tasks.token_kinds import KINDS, kinds_of_tokens, python_kinds
 from compress.utils.errors import DataError, ModelError
 
@@ -57,7 +57,7 @@ class TextGeneration(Task):
 
     name = "text-generation"
     columns = (Column("text", read=text_or_messages, expected=EXPECTED),)
-    capabilities = frozenset({TAKES_TEXT, GENERATES, IS_WRITTEN})
+    capabilities = frozenset({TAKES_TEXT, GENERATES, EXPORTED_FROM_CHECKPOINT})
     architectures = ("ForCausalLM", "LMHeadModel")
     ratios = ("perplexity", "next_token_accuracy", "bits_per_byte")
     app_steps = ("prompt", "generate")
@@ -69,15 +69,15 @@ class TextGeneration(Task):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from compress.models.config_checks import loading_failures, to_blame
+        from compress.models.config_checks import explain_load_failure, load_error_types
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
             module = AutoModelForCausalLM.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
-        except loading_failures() as error:
-            raise to_blame(directory, trust_remote_code) or ModelError(
+        except load_error_types() as error:
+            raise explain_load_failure(directory, trust_remote_code) or ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),
                 expected="a causal language model with a tokenizer, in Hugging Face layout",
@@ -88,7 +88,7 @@ class TextGeneration(Task):
         """Every whole window of ``max_length`` tokens of the rows' running text; none where the text is shorter."""
         return _examples(cut(token_ids(rows, processor), opening(processor), max_length))
 
-    def held_out(
+    def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """The windows that ``evaluation`` asks for. Raises `DataError` for text that is shorter than a window."""
@@ -118,7 +118,7 @@ class TextGeneration(Task):
         counts = None if reading is None else _counts(reading, begins, body, scored or max_length - 1)
         return _examples([windows[place] for place in chosen], scored, note, counts)
 
-    def held_out_beside(
+    def eval_examples_like(
         self,
         rows: pa.Table,
         processor: Any,
@@ -135,8 +135,8 @@ class TextGeneration(Task):
 
         reference = baseline()
         if processor.get_vocab() == reference.get_vocab():
-            return self.held_out(rows, processor, labels, max_length, evaluation)
-        whole = self.held_out(rows, reference, labels, max_length, evaluation)
+            return self.eval_examples(rows, processor, labels, max_length, evaluation)
+        whole = self.eval_examples(rows, reference, labels, max_length, evaluation)
         mine, theirs, first = read(rows, processor), read(rows, reference), opening(processor)
         if mine is None or theirs is None or whole.labels is None:
             raise DataError(
@@ -171,7 +171,7 @@ class TextGeneration(Task):
         others = np.concatenate([[0], np.cumsum(~chosen)])
         return np.asarray(others[behind] == others[first])
 
-    def kinds_of_tokens(
+    def token_categories(
         self, rows: pa.Table, processor: Any, examples: Examples, language: str
     ) -> Mapping[str, np.ndarray]:
         """Of Python: which scored tokens are identifiers, keywords and so on, [n, scored] each."""
@@ -199,7 +199,9 @@ class TextGeneration(Task):
         logits: torch.Tensor = outputs.logits[:, :-1].float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """Of logits [batch, length, vocabulary]: each scored token's loss, the likeliest token, and some distributions.
 
         `loss`, `right` and `top` are [batch, scored]; `log_probabilities` is [batch, places, vocabulary] in float16,
@@ -210,7 +212,7 @@ class TextGeneration(Task):
         parts = [_kept(outputs[_LOGITS][row], examples, index) for row, index in enumerate(indices)]
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Perplexity, bits a byte of text, and how often the likeliest token follows; intervals are over windows.
 
         The raw outcomes of perplexity are each window's loss by token, so that e to their mean is the perplexity. Its
@@ -228,7 +230,9 @@ class TextGeneration(Task):
             found.append(_bits_row(np.asarray(nats) / math.log(2), labels[:, _END] - labels[:, _FIRST], model, target))
         return found
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """Agreement of the likeliest tokens, and the divergence of the kept distributions from the baseline's.
 
         Nothing of a model that has another vocabulary.
@@ -247,7 +251,7 @@ class TextGeneration(Task):
             _row("kl_divergence", apart, model, target, "nats"),
         ]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: a vocabulary is no set of classes, and most of it was not kept."""
         return None
 
@@ -258,7 +262,7 @@ def _examples(
     import numpy as np
 
     inputs = [{_IDS: window, "attention_mask": np.ones_like(window)} for window in windows]
-    return Examples(inputs, {_IDS: 0, "attention_mask": 0}, counts, scored=scored, note=note)
+    return Examples(inputs, {_IDS: 0, "attention_mask": 0}, counts, num_scored_tokens=scored, note=note)
 
 
 def _counts(reading: Reading, begins: np.ndarray, body: int, scored: int) -> np.ndarray:
@@ -292,7 +296,7 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
             hint="export it anew with the logits of all positions, not of the last alone",
         )
     counts = None if examples.labels is None else examples.labels[:, _SCORED]
-    scored = examples.scored or len(ids) - 1 if counts is None else int(counts[index])
+    scored = examples.num_scored_tokens or len(ids) - 1 if counts is None else int(counts[index])
     followed, answers = ids[-scored:], logits[-scored - 1 : -1]
     if int(followed.max()) >= logits.shape[-1]:
         raise ModelError(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
-from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_PAIRS, TAKES_TEXT
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Relevance:
 
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "relevance"
-    many: ClassVar[str] = "scores"
+    answer_label: ClassVar[str] = "scores"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, 2]: 0, and the logit; or both logits as they are."""
@@ -93,12 +93,12 @@ class TextRanking(Task):
         Column("pair"),
         Column("label", given=False, read=_number, expected="a number from 0, not relevant, to 1"),
     )
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, ANSWERS_AT_ONCE})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, SINGLE_CALL})
     app_steps = ("tokenize-pair", "relevance")
     starter = _STARTER
     slices = (Slice(length="quartiles"),)
 
-    def told_by(self, config: Mapping[str, Any]) -> bool:
+    def matches_config(self, config: Mapping[str, Any]) -> bool:
         """Where sentence-transformers has written it, as a CrossEncoder."""
         written = config.get("sentence_transformers")
         named = "sbert_ce_default_activation_function" in config
@@ -148,7 +148,7 @@ class TextRanking(Task):
         wanted = labels[known, 0]
         return functional.binary_cross_entropy_with_logits(scores[:, 1] - scores[:, 0], wanted)
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the model finds relevant."""
         import torch
 
@@ -156,7 +156,9 @@ class TextRanking(Task):
         chosen = (scores[:, 1] > scores[:, 0]).float()
         return torch.stack([chosen, torch.zeros_like(chosen)], dim=-1)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """Scores, relevance and queries, [batch] each. Raises `DataError` for rows without a relevance."""
         import numpy as np
 
@@ -169,7 +171,7 @@ class TextRanking(Task):
         own = examples.labels[np.asarray(indices)]
         return {_SCORES: scores, _RELEVANCE: own[:, 0], _QUERIES: own[:, 1].astype(np.int64)}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """NDCG of the first ten (Järvelin and Kekäläinen 2002), mean reciprocal rank, and how often each side is told.
 
         The first two are over queries with something relevant among several candidates, where there are any.
@@ -191,7 +193,9 @@ class TextRanking(Task):
             told,
         ]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """For how many queries both put the same candidate first."""
         import numpy as np
 
@@ -203,7 +207,7 @@ class TextRanking(Task):
         )
         return [agreement_row(own == theirs, model, target)]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: candidates are put in order, not into classes."""
         return None
 

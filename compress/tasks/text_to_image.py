@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.models.diffusion_sampling import PromptProcessor
-from compress.tasks.capability import DRAWS, READS_ROWS
+from compress.tasks.capability import GENERATES_IMAGES, READS_ROWS
 from compress.tasks.image_feature_extraction import class_name
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Drawn:
 
     outputs: ClassVar[tuple[str, ...]] = (_PICTURES,)
     answer: ClassVar[str] = _PICTURES
-    many: ClassVar[str] = "pictures"
+    answer_label: ClassVar[str] = "pictures"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[batch, height, width, channels] from 0 to 1."""
@@ -61,7 +61,7 @@ class TextToImage(Task):
         Column("text"),
         Column("label", given=False, read=class_name, expected="a name or a number", optional=True),
     )
-    capabilities = frozenset({READS_ROWS, DRAWS})
+    capabilities = frozenset({READS_ROWS, GENERATES_IMAGES})
     app_steps = ("tokenize-prompt", "draw")
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = _STARTER
@@ -108,7 +108,9 @@ class TextToImage(Task):
         """Not of pictures: who trains a denoiser looks at noise. Raises `ModelError`."""
         raise ModelError(f"Models for {self.name} have no loss of a whole picture.", expected="a stage for its parts")
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """The pictures in levels, [batch, height, width, channels] uint8, and the names of their classes."""
         from compress.tasks.generated_images import as_levels
 
@@ -119,19 +121,21 @@ class TextToImage(Task):
             kept[_CLASS] = np.array([str(examples.inputs[place][_CLASS]) for place in indices])
         return kept
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """How much the pictures differ within themselves: that of one gray is 0."""
         from compress.tasks.generated_images import contrast_row
 
         return [contrast_row(kept[_PICTURES], model, target)]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """How near each picture is to the baseline's of the same prompt and noise."""
         from compress.tasks.generated_images import nearness_rows
 
         return nearness_rows(kept[_PICTURES], reference[_PICTURES], model, target)
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: pictures are no classes."""
         return None
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column, Spaced
 from compress.data.slices import Slice
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_TEXT
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_TEXT
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class TokenClassification(Task):
         Column("tokens", read=_words, expected="a list of words, or a string with spaces between them"),
         Column("tags", label=True, read=_tags, within=Spaced(), expected="a list of labels, one for each word"),
     )
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
     architectures = ("ForTokenClassification",)
     app_steps = ("tokenize", "tag")
     starter = _STARTER
@@ -154,7 +154,9 @@ class TokenClassification(Task):
 
         return token_distance(mine, taught, temperature)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """The labels of each row's words, found and wanted, [batch] strings. Raises `DataError` without labels."""
         import numpy as np
 
@@ -176,7 +178,7 @@ class TokenClassification(Task):
             found.append(" ".join(names[chosen[row, place]] if place < own else OUTSIDE for place in real))
         return {_FOUND: np.array(found), _WANTED: np.array(wanted)}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """F1, precision and recall of entities (Tjong Kim Sang and De Meulder 2003), rows right, words right.
 
         Intervals are over rows. Where labels mark no entities, accuracy is over words alone.
@@ -209,13 +211,15 @@ class TokenClassification(Task):
             *(_of_kind(kind, sets, model, target) for kind in kinds if len(kinds) > 1),
         ]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """In how many rows both give every word the same label."""
         from compress.tasks.classes import agreement_row
 
         return [agreement_row(kept[_FOUND] == reference[_FOUND], model, target)]
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: a row has many labels."""
         return None
 

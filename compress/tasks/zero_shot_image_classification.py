@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.tasks.capability import (
-    ANSWERS_AT_ONCE,
+    DUAL_ENCODER,
     HAS_LABELS,
-    HAS_TWO_TOWERS,
     READS_ROWS,
+    SINGLE_CALL,
     TAKES_IMAGES,
     TAKES_TEXT,
 )
 from compress.tasks.image_feature_extraction import class_name
 from compress.tasks.lazy_examples import Chained, Joined
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Towers:
 
     outputs: ClassVar[tuple[str, ...]] = (_IMAGES, _TEXTS)
     answer: ClassVar[str] = "embeddings"
-    many: ClassVar[str] = "embeddings"
+    answer_label: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, 2 x dimensions], those of images first, each half of length 1."""
@@ -90,7 +90,7 @@ class ZeroShotImageClassification(Task):
         Column("text"),
         Column("label", given=False, read=class_name, expected="a name or a number", optional=True),
     )
-    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, HAS_TWO_TOWERS, ANSWERS_AT_ONCE})
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, DUAL_ENCODER, SINGLE_CALL})
     architectures = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel", "MetaClip2Model")
     starter = _STARTER
     slices = (Slice(length="quartiles"),)
@@ -126,7 +126,7 @@ class ZeroShotImageClassification(Task):
         examples = _pairs(rows["image"].to_pylist(), texts, processor, max_length)
         return replace(examples, labels=np.stack([kinds, captions, pictures], axis=1))
 
-    def held_out(
+    def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """Every row, then the prompts of each class. Raises `DataError` for rows that have but one thing to find."""
@@ -170,7 +170,7 @@ class ZeroShotImageClassification(Task):
         sigmoids = type(outputs).__name__.startswith("Siglip")
         return (sigmoid_contrastive if sigmoids else paired_contrastive)(outputs.logits_per_image.float(), belongs)
 
-    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Each row is by itself."""
         import torch
 
@@ -184,7 +184,9 @@ class ZeroShotImageClassification(Task):
         student, teacher = (one.chunk(2, dim=-1) for one in (mine, taught))
         return affinity_kl((student[0], student[1]), (teacher[0], teacher[1]), _SCALE * temperature)
 
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
         """Both embeddings [batch, dimensions], and the labels. Raises `ModelError` where they are not finite."""
         import numpy as np
 
@@ -195,7 +197,7 @@ class ZeroShotImageClassification(Task):
         kinds, captions, pictures = examples.labels[np.asarray(indices)].T
         return {_IMAGE: images, _TEXT: texts, _KIND: kinds, _CAPTION: captions, _PICTURE: pictures}
 
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """How often an image's caption, and a caption's image, are among the first; and zero-shot accuracy.
 
         An image looks among the different captions, a caption among the different images. A class is the mean of its
@@ -220,7 +222,9 @@ class ZeroShotImageClassification(Task):
         chosen = _chosen(kept)
         return recalls if chosen is None else [*recalls, outcome_row(_ACCURACY, chosen == kinds, model, target)]
 
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
         """For how many images both choose the same class, or find the same caption, and the cosine of embeddings."""
         from compress.tasks.classes import agreement_row, mean_row
 
@@ -232,7 +236,7 @@ class ZeroShotImageClassification(Task):
             rows.append(mean_row("embedding_cosine", (kept[_IMAGE] * reference[_IMAGE]).sum(axis=1), model, target))
         return rows
 
-    def probabilities(self, kept: Kept) -> np.ndarray | None:
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: which classes there are is asked with each image."""
         return None
 
@@ -240,7 +244,7 @@ class ZeroShotImageClassification(Task):
 _ACCURACY = "zero_shot_accuracy"
 
 
-def _chosen(kept: Kept) -> np.ndarray | None:
+def _chosen(kept: CollectedOutputs) -> np.ndarray | None:
     """The class whose prompts are nearest to each row's image, [n], or None where there are no prompts."""
     import numpy as np
 
@@ -255,7 +259,7 @@ def _chosen(kept: Kept) -> np.ndarray | None:
     return found
 
 
-def _first_captions(kept: Kept) -> np.ndarray:
+def _first_captions(kept: CollectedOutputs) -> np.ndarray:
     """The number of the caption that is nearest to each row's image, [n]."""
     from compress.numerics.embeddings import nearest
     from compress.tasks.embeddings import distinct

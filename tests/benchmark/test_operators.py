@@ -87,10 +87,10 @@ def test_the_limits_are_the_best_samples(found: Profile) -> None:
 
 
 def test_batches_are_padded_to_one_length_and_threads_are_counted(tmp_path: Path, examples: Examples) -> None:
-    many = len(granted_cores()) + 1
-    found = profiled(write_classifier(tmp_path / "m", 8, 1), examples, batch_size=8, threads=many)
-    assert any(f"{many} threads share" in note for note in found.notes)
-    assert found.calls == 5
+    threads = len(granted_cores()) + 1
+    profile = profiled(write_classifier(tmp_path / "m", 8, 1), examples, batch_size=8, threads=threads)
+    assert any(f"{threads} threads share" in note for note in profile.notes)
+    assert profile.calls == 5
     (product,) = (row for row in found.rows if row.operators == ("MatMul",) and row.fp32_operations > 8 * 8 * 2 * 8)
     assert product.fp32_operations == pytest.approx(2 * 8 * 8 * 8 * np.mean(found.lengths))
 

@@ -10,15 +10,15 @@ import pytest
 from decoder_graphs import TinyDecoder
 
 from compress.evaluation.generate import (
-    Fallen,
+    FallenToken,
+    choose_prompts,
     continue_prompts,
     end_tokens,
-    fallen,
-    loop_row,
-    prompts_of,
+    find_fallen_tokens,
+    looping_row,
     repetition_note,
     repetition_row,
-    steps_of,
+    token_probabilities,
 )
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
@@ -68,9 +68,9 @@ def test_end_tokens(tmp_path: Path, files: dict[str, dict[str, object]], expecte
 def test_prompts_are_the_beginnings_of_windows_spread_over_the_text() -> None:
     windows = [{"input_ids": np.arange(start, start + 8)} for start in range(0, 90, 10)]
     examples = Examples(windows, {"input_ids": 0})
-    assert prompts_of(examples, Evaluation(prompts=3, prompt_tokens=2)) == [[0, 1], [40, 41], [80, 81]]
-    assert prompts_of(examples, Evaluation(prompts=0)) == []
-    assert len(prompts_of(examples, Evaluation(prompts=99))) == 9
+    assert choose_prompts(examples, Evaluation(prompts=3, prompt_tokens=2)) == [[0, 1], [40, 41], [80, 81]]
+    assert choose_prompts(examples, Evaluation(prompts=0)) == []
+    assert len(choose_prompts(examples, Evaluation(prompts=99))) == 9
 
 
 def test_repetition_is_the_mean_over_prompts() -> None:
@@ -94,9 +94,9 @@ def test_tokens_that_became_less_likely_are_found_with_what_stood_before() -> No
     windows = [{"input_ids": np.arange(start, start + 4)} for start in (10, 20)]
     old = -np.log([[0.9, 0.5, 0.2], [0.8, 0.4, 0.5]])
     new = -np.log([[0.1, 0.5, 0.9], [0.2, 0.3, 0.4]])
-    found = fallen(Examples(windows, {}), old, new)
+    found = find_fallen_tokens(Examples(windows, {}), old, new)
     assert [(one.before, one.token) for one in found] == [([10], 11), ([20], 21), ([20, 21], 22), ([20, 21, 22], 23)]
-    assert found[1] == Fallen([20], 21, pytest.approx(0.8), pytest.approx(0.2))
+    assert found[1] == FallenToken([20], 21, pytest.approx(0.8), pytest.approx(0.2))
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -104,7 +104,7 @@ def test_each_written_token_has_its_probability_and_that_of_the_likeliest_other(
     decoder = TinyDecoder()
     folder = decoder.write(tmp_path, cache=cache)
     texts = [decoder.continuation(PROMPTS[0], 5), [3, 1, 2]]  # the latter is not what it would write
-    found = steps_of(folder, PROMPTS, texts, TARGETS["cpu"], 1, SilentProgress(), "")
+    found = token_probabilities(folder, PROMPTS, texts, TARGETS["cpu"], 1, SilentProgress(), "")
     for prompt, text, steps in zip(PROMPTS, texts, found, strict=True):
         assert [step.token for step in steps] == text
         for place, step in enumerate(steps):
@@ -118,6 +118,6 @@ def test_each_written_token_has_its_probability_and_that_of_the_likeliest_other(
 
 def test_texts_that_end_in_a_loop_are_counted() -> None:
     once, twice = list(range(40)), [*range(30), *range(24, 30)]
-    row = loop_row([once, twice, [9, 8, *[1, 2, 3, 4, 5, 6, 7, 8] * 2]], "final", "cpu")
+    row = looping_row([once, twice, [9, 8, *[1, 2, 3, 4, 5, 6, 7, 8] * 2]], "final", "cpu")
     assert (row.metric, row.raw) == ("looping", (0.0, 0.0, 1.0))
     assert row.low is not None and row.high is not None and row.low < row.value == 1 / 3 < row.high

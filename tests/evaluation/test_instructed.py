@@ -10,7 +10,7 @@ from decoder_graphs import TinyDecoder
 from quantized import tiny_tokenizer
 
 from compress.data.instructions import Instruction
-from compress.evaluation.instruction_following import answers_of, instruction_rows
+from compress.evaluation.instruction_following import answer_instructions, instruction_rows
 from compress.formats.targets import TARGETS
 from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
@@ -32,7 +32,7 @@ def write(folder: Path, template: str | None = TEMPLATE) -> TinyDecoder:
 
 
 def answers(folder: Path) -> list[str]:
-    return answers_of(folder, ASKED, 7, TARGETS["cpu"], 1, SilentProgress(), "")
+    return answer_instructions(folder, ASKED, 7, TARGETS["cpu"], 1, SilentProgress(), "")
 
 
 def test_each_instruction_is_a_turn_of_a_chat_that_the_model_goes_on_with(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import RegNetConfig, RegNetForImageClassification, ViTConfig, ViTForImageClassification
 
-from compress.evaluation.image_judge import Asked, Judge, check_classes
+from compress.evaluation.image_judge import ImageClassifier, ImageEvaluation, check_classes
 from compress.numerics.image_similarity import perceptual_distance
 from compress.results.measurement import Measurement
 from compress.utils.errors import DataError
@@ -44,25 +44,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(folder: Path) -> Judge:
-    return Judge(folder)
+def judge(folder: Path) -> ImageClassifier:
+    return ImageClassifier(folder)
 
 
 def _pictures(seed: int, count: int = 70) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 1), dtype=np.uint8)
 
 
-def test_it_sees_what_its_model_answers(judge: Judge, folder: Path) -> None:
+def test_it_sees_what_its_model_answers(judge: ImageClassifier, folder: Path) -> None:
     pictures = _pictures(0)
     module = RegNetForImageClassification.from_pretrained(folder).eval()
     pixels = torch.from_numpy((pictures / 255 - 0.25) / 0.5).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         outputs = module(pixel_values=pixels, output_hidden_states=True)
         features = module.regnet(pixels).pooler_output.flatten(1)
-    found, seen = judge.look(pictures)
+    found, seen = judge.features_and_classes(pictures)
     assert np.allclose(found, features.numpy(), atol=1e-5)
     assert seen == [CLASSES[place] for place in outputs.logits.argmax(1).tolist()]
-    layers = [np.concatenate(parts) for parts in zip(*(one.layers for one in judge.sights(pictures)), strict=True)]
+    layers = [np.concatenate(parts) for parts in zip(*(one.layers for one in judge.outputs(pictures)), strict=True)]
     assert len(layers) == len(outputs.hidden_states)
     for layer, state in zip(layers, outputs.hidden_states, strict=True):
         assert np.allclose(layer, state.numpy(), atol=1e-5)
@@ -75,7 +75,7 @@ def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path)
     _prepared(tmp_path, 0.5, 0.5)
-    (seen,) = Judge(tmp_path).sights(_pictures(1, 3))
+    (seen,) = ImageClassifier(tmp_path).outputs(_pictures(1, 3))
     assert seen.features.shape == (3, 12)
     assert {layer.shape for layer in seen.layers} == {(3, 12, 5)}  # four patches and the token of the class
 
@@ -88,12 +88,12 @@ def _rows(
     real: np.ndarray | None = None,
     usual: np.ndarray | None = None,
 ) -> dict[str, Measurement]:
-    return {row.metric: row for row in Asked(folder, prompts, classes, real, usual).rows(pictures)}
+    return {row.metric: row for row in ImageEvaluation(folder, prompts, classes, real, usual).measurements(pictures)}
 
 
-def test_rows_of_pictures_that_are_the_real_ones(judge: Judge, folder: Path) -> None:
+def test_rows_of_pictures_that_are_the_real_ones(judge: ImageClassifier, folder: Path) -> None:
     pictures = _pictures(2)
-    seen = judge.look(pictures)[1]
+    seen = judge.features_and_classes(pictures)[1]
     wrong = [CLASSES[(CLASSES.index(name) + (place < 7)) % 3] for place, name in enumerate(seen)]
     rows = _rows(folder, pictures, ["one"] * 35 + ["other"] * 35, wrong, pictures, pictures)
     assert rows["prompt_accuracy"].value == pytest.approx(0.9)
@@ -113,10 +113,10 @@ def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> No
     assert rows["perceptual_distance_to_baseline"].value > 0
 
 
-def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: Judge, folder: Path) -> None:
+def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: ImageClassifier, folder: Path) -> None:
     first, second = _pictures(10, 40), _pictures(11, 40)
-    found = _rows(folder, first, ["same"] * 40, usual=second)["perceptual_distance_to_baseline"]
-    both = [list(judge.sights(one)) for one in (first, second)]
+    found = _rows(folder, first, ["same"] * 40, baseline_images=second)["perceptual_distance_to_baseline"]
+    both = [list(judge.outputs(one)) for one in (first, second)]
     layers = [[np.concatenate(parts) for parts in zip(*(one.layers for one in seen), strict=True)] for seen in both]
     assert found.raw == pytest.approx(perceptual_distance(*layers))
 
@@ -130,7 +130,10 @@ def test_fewer_pictures_than_features_have_a_distance_without_an_interval(folder
 
 def test_without_real_pictures_there_is_no_distance_to_them(folder: Path) -> None:
     few = _pictures(8, 4)
-    assert list(_rows(folder, few, list("aabb"), usual=few)) == ["prompt_diversity", "perceptual_distance_to_baseline"]
+    assert list(_rows(folder, few, list("aabb"), baseline_images=few)) == [
+        "prompt_diversity",
+        "perceptual_distance_to_baseline",
+    ]
 
 
 def test_a_class_that_the_judge_does_not_know_is_refused(folder: Path) -> None:

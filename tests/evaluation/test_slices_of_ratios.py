@@ -7,7 +7,7 @@ import pytest
 from seqeval.metrics import f1_score
 
 from compress.data.membership import Part
-from compress.evaluation.evaluate import Predictions, slice_rows, slices_of_task
+from compress.evaluation.evaluate import Predictions, slice_rows, task_slice_rows
 from compress.tasks.registry import get_task
 
 
@@ -18,7 +18,7 @@ def test_f1_of_a_slice_is_that_of_its_rows() -> None:
     predictions = Predictions({"found": np.array(found), "wanted": np.array(wanted)}, None)
     whole = task.measure(predictions.kept, None, "m", "t")
     rows = np.array([True, False, True, True])
-    slices = {row.metric: row for row in slices_of_task(task, predictions, whole, [Part("some", "", rows)])}
+    slices = {row.metric: row for row in task_slice_rows(task, predictions, whole, [Part("some", "", rows)])}
     sides = ([row.split() for row, taken in zip(side, rows, strict=True) if taken] for side in (wanted, found))
     assert slices["f1[some]"].value == pytest.approx(f1_score(*sides))
     assert slices["f1[some]"].n == 3 and slices["f1[some]"].raw is None
@@ -32,4 +32,4 @@ def test_a_task_without_ratios_has_the_slices_of_its_outcomes() -> None:
     found = Predictions({"logits": logits}, np.array([0, 0, 0]))
     whole = task.measure(found.kept, found.labels, "m", "t")
     parts = [Part("some", "", np.array([True, True, False]))]
-    assert slices_of_task(task, found, whole, parts) == slice_rows(whole, parts)
+    assert task_slice_rows(task, found, whole, parts) == slice_rows(whole, parts)

@@ -17,7 +17,7 @@ from compress.results.report import (
     IntegrityRecord,
     LayerBytes,
     Report,
-    Skipped,
+    SkippedTarget,
     SliceRecord,
     StageRecord,
     StageTable,
@@ -116,7 +116,7 @@ def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) ->
     rows = [row for model, figures in MODELS.items() for row in _rows(model, *figures)]
     speedup = {"metric": "speedup", "target": "cpu", "unit": "x", "n": 401}
     rows.append(Measurement(model="final", value=11.7, low=11.4, high=12.1, **speedup))
-    skipped = (Skipped(target="gpu", reason="ONNX Runtime has no CUDAExecutionProvider here"),)
+    skipped = (SkippedTarget(target="gpu", reason="ONNX Runtime has no CUDAExecutionProvider here"),)
     names = [name for name in MODELS if name not in ("baseline", "final")]
     seconds = (142.0, 12.5, 3.1, 8.75, 2.2)
     remarks = {"prune": ("layers [0, 5] of 6 kept",)}

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.report.charts import Point, latency_by_length, latency_curves, pareto, percentile, trade_off
+from compress.report.charts import TradeOffPoint, latency_by_length, latency_curves, pareto, percentile, trade_off
 from compress.report.layers import UNNAMED, group_by_module, module_of
 from compress.report.plot import Box, place_labels
 from compress.results.measurement import Measurement
@@ -20,8 +20,8 @@ def row(model: str, metric: str, value: float, **more: object) -> Measurement:
     return Measurement.model_validate(fields)
 
 
-def point(name: str, cost: float, quality: float) -> Point:
-    return Point((name,), row(name, "size_bytes", cost), row(name, "accuracy", quality))
+def point(name: str, cost: float, quality: float) -> TradeOffPoint:
+    return TradeOffPoint((name,), row(name, "size_bytes", cost), row(name, "accuracy", quality))
 
 
 def test_the_front_holds_what_no_other_beats() -> None:

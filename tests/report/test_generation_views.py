@@ -11,7 +11,7 @@ from scipy import stats
 
 from compress.report.charts import cost_metrics
 from compress.report.console import console_table
-from compress.report.continuations import alike, written
+from compress.report.continuations import continuation_pairs, equal_texts
 from compress.report.headline import headlines
 from compress.report.limits import paired_ratio_interval
 from compress.report.pages import html_page, markdown_report
@@ -60,11 +60,11 @@ def test_columns_are_those_of_the_shortest_prompt() -> None:
 
 
 def test_texts_stand_side_by_side_and_part_where_they_differ() -> None:
-    first, second, third = written(REPORT, "cpu")
+    first, second, third = continuation_pairs(REPORT, "cpu")
     assert first.baseline.text[: first.same] == " the world's oceans, "
     assert second.same == len(TEXTS["final"][1])
     assert third.same == 1
-    assert alike([first, second, third]) == "1 of 3 continuations are the same to the end"
+    assert equal_texts([first, second, third]) == "1 of 3 continuations are the same to the end"
     assert [one.parting for one in (first, second, third)] == [
         "They part at token 4: \u201c with\u201d 60% over \u201c else\u201d 15% before, "
         "\u201c and\u201d 40% over \u201c else\u201d 10% now",

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compress.report.pages import html_page
-from compress.results.report import Report, Skipped, StageRecord, StageTable, parse_report
+from compress.results.report import Report, SkippedTarget, StageRecord, StageTable, parse_report
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
 HOSTILE_TABLE = StageTable(title=HOSTILE, columns=(HOSTILE, "n"), rows=((HOSTILE, 1),))
@@ -63,7 +63,7 @@ def hostile(report: Report) -> Report:
         "notes": (HOSTILE,),
         "measurements": rows,
         "environment": {HOSTILE: HOSTILE},
-        "skipped": (Skipped(target=HOSTILE, reason=HOSTILE),),
+        "skipped": (SkippedTarget(target=HOSTILE, reason=HOSTILE),),
         "stages": (StageRecord(name=HOSTILE, key=HOSTILE, cached=False, seconds=1, tables=(HOSTILE_TABLE,)),),
         "bytes_by_layer": {"final": layers},
         "limits": limits,

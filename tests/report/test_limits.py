@@ -11,7 +11,7 @@ import pytest
 from compress.recipe.recipe import Limit, Verdicts
 from compress.report.limits import check_limits, limit_text, paired_ratio_interval
 from compress.results.measurement import Measurement
-from compress.results.report import LimitResult, Skipped
+from compress.results.report import LimitResult, SkippedTarget
 
 
 def row(model: str, metric: str, value: float, target: str = "cpu", **more: object) -> Measurement:
@@ -76,7 +76,7 @@ def test_what_was_not_measured_has_not_passed() -> None:
 
 def test_a_limit_on_a_skipped_target_is_neither_passed_nor_missed() -> None:
     limit = Limit(metric="latency_ms", target="gpu", at_most=1)
-    skipped = [Skipped(target="gpu", reason="no driver")]
+    skipped = [SkippedTarget(target="gpu", reason="no driver")]
     (result,) = check_limits([limit], ROWS, skipped=skipped)
     assert (result.passed, result.skipped, result.missed) == (False, True, False)
     assert result.reason == "target skipped: no driver"

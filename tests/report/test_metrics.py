@@ -7,11 +7,11 @@ import pytest
 from compress.results.formatting import (
     format_bytes,
     format_count,
+    format_improvement,
     format_measurement,
+    format_number,
     format_seconds,
     format_value,
-    improvement,
-    significant,
 )
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric, length_range_of, main_metrics, other_metrics, quality_metric
@@ -23,7 +23,7 @@ from compress.results.metrics import describe_metric, length_range_of, main_metr
      (-2.5, "-2.50"), (math.inf, "\u221e"), (math.nan, "not a number")],
 )  # fmt: skip
 def test_three_significant_digits(value: float, text: str) -> None:
-    assert significant(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_generation_is_described_for_every_context(name: str, unit: str, title: 
     metric = describe_metric(f"{name}_context_512", unit)
     assert (metric.name, metric.title) == (f"{name}_context_512", f"{title}, context 512")
     assert format_value(metric, 20.0) == text
-    assert improvement(metric, 20.0, 40.0) == change
+    assert format_improvement(metric, 20.0, 40.0) == change
     assert metric.better == ("lower" if unit == "ms" else "higher")
     assert describe_metric(f"{name}s_context_512", unit).title != metric.title
 
@@ -104,7 +104,7 @@ def test_values_carry_their_unit(name: str, unit: str, value: float, text: str) 
     ],
 )
 def test_improvement_words(name: str, value: float, reference: float, text: str) -> None:
-    assert improvement(describe_metric(name), value, reference) == text
+    assert format_improvement(describe_metric(name), value, reference) == text
 
 
 def test_an_interval_names_a_shared_unit_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 from picture_reports import MODELS, PROMPTS, TIMES, picture_report
 
 from compress.report import generated_images
-from compress.report.charts import qualities, trade_off
+from compress.report.charts import quality_metrics, trade_off
 from compress.report.pages import html_page, markdown_report
 from compress.results.metrics import describe_metric
 from compress.results.report import Report, parse_report
@@ -39,8 +39,13 @@ class Images(HTMLParser):
 
 
 def test_a_row_for_each_prompt_and_a_column_for_each_model(report: Report) -> None:
-    assert generated_images.columns(report, "cpu") == [("baseline",), ("faster",), ("distill",), ("quantize", "final")]
-    rows = generated_images.grid(report, "cpu")
+    assert generated_images.model_columns(report, "cpu") == [
+        ("baseline",),
+        ("faster",),
+        ("distill",),
+        ("quantize", "final"),
+    ]
+    rows = generated_images.prompt_rows(report, "cpu")
     assert [(row.prompt, row.seed) for row in rows] == [(prompt, place) for place, prompt in enumerate(PROMPTS)]
     assert [one and one.model for one in rows[0].pictures] == ["baseline", "faster", "distill", "quantize"]
 
@@ -64,7 +69,7 @@ def test_pictures_and_paths_outlive_the_file(report: Report) -> None:
 
 
 def test_where_paths_part_in_words(report: Report) -> None:
-    assert generated_images.parting_words(report, "cpu") == [
+    assert generated_images.drift_cells(report, "cpu") == [
         ("faster", "25", "4.0%", "nowhere"),
         ("distill", "4", "24.0%", "timestep 499"),
         ("quantize = final", "4", "40.0%", "timestep 499"),
@@ -85,7 +90,7 @@ def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
 
 
 def test_distance_is_drawn_against_time_with_the_steps(report: Report) -> None:
-    names = [metric.name for metric in qualities(report, "cpu")]
+    names = [metric.name for metric in quality_metrics(report, "cpu")]
     assert names == ["prompt_accuracy", "frechet_distance"]
     drawn = trade_off(report, "cpu", describe_metric("frechet_distance"), describe_metric("latency_ms"))
     assert drawn is not None

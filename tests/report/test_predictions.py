@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from compress.report.predictions import Answers, read_predictions, write_predictions
+from compress.report.predictions import ModelAnswers, read_predictions, write_predictions
 from compress.utils.errors import InputError, StorageError
 
 LABELS = ("bad", "good", "good")
-FIRST = Answers(("bad", "bad", "good"), np.array([0.75, 0.5, 1.0]), np.array([True, False, True]))
-SECOND = Answers(("good", "good", "good"), np.array([0.5, 0.625, 0.875]), np.array([False, True, True]))
+FIRST = ModelAnswers(("bad", "bad", "good"), np.array([0.75, 0.5, 1.0]), np.array([True, False, True]))
+SECOND = ModelAnswers(("good", "good", "good"), np.array([0.5, 0.625, 0.875]), np.array([False, True, True]))
 
 
 def test_columns_by_model(tmp_path: Path) -> None:

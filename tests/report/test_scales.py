@@ -15,9 +15,9 @@ from compress.report.plot import (
     Plot,
     Scale,
     element,
+    format_coordinate,
     log_ticks,
     nice_ticks,
-    number,
     scale_around,
     text,
 )
@@ -90,7 +90,7 @@ def test_text_and_attributes_are_escaped() -> None:
 
 
 def test_coordinates_are_short() -> None:
-    assert [number(value) for value in (1.0, 1.256, -0.001, 100)] == ["1", "1.26", "0", "100"]
+    assert [format_coordinate(value) for value in (1.0, 1.256, -0.001, 100)] == ["1", "1.26", "0", "100"]
 
 
 def test_labels_keep_clear_of_marks_lines_names_and_each_other() -> None:
@@ -100,7 +100,7 @@ def test_labels_keep_clear_of_marks_lines_names_and_each_other() -> None:
     places = [(48.0, 50.0), (50.0, 51.0), (52.0, 50.0)]
     for place in places:
         plot.add(plot.dot(place, 3, "point", "words"))
-    plot.labels([(place, f"label {number}", "label") for number, place in enumerate(places)])
+    plot.labels([(place, f"label {index}", "label") for index, place in enumerate(places)])
     root = ElementTree.fromstring(plot.svg("made up"))
     boxes = []
     for label in root.iter("text"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress.report.pages import write_report
-from compress.report.run_folder import find_report, write_whole
+from compress.report.run_folder import find_report, write_atomically
 from compress.results.measurement import Measurement
 from compress.results.report import Report, StageRecord, load_report
 from compress.utils.errors import InputError, StorageError
@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        write_whole(tmp_path / "report.json", "new")
+        write_atomically(tmp_path / "report.json", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert (tmp_path / "report.json").read_text() == "old"
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from compress.numerics.differences import difference_of_shares
 from compress.report.charts import reliability_diagram, slice_plot
 from compress.report.pages import html_page, markdown_report
-from compress.report.slices import format_change, slice_figures
+from compress.report.slices import format_change, slice_results
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric, main_metrics, metric_on_slice, other_metrics, slice_of
 from compress.results.report import Report, SliceRecord, parse_report
@@ -83,7 +83,7 @@ def test_less_is_better_of_calibration(name: str) -> None:
 
 
 def test_figures_by_slice(report: Report) -> None:
-    found = slice_figures(report, "cpu")
+    found = slice_results(report, "cpu")
     assert found is not None
     figures = {each.name: each for each in found[1]}
     assert list(figures) == ["all rows", *report.slices]
@@ -105,7 +105,7 @@ def test_outcomes_that_do_not_pair_leave_the_change_out(report: Report) -> None:
         row.model_copy(update={"raw": None}) if (row.model, row.metric) == ("baseline", "accuracy") else row
         for row in report.measurements
     )
-    found = slice_figures(report.model_copy(update={"measurements": rows}), "cpu")
+    found = slice_results(report.model_copy(update={"measurements": rows}), "cpu")
     assert found is not None
     assert {each.change for each in found[1]} == {None}
 

@@ -9,7 +9,7 @@ from typing import Any
 from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits
 from compress.results.measurement import Measurement
-from compress.results.report import ContinuationRecord, Report, StageRecord, WrittenToken
+from compress.results.report import ContinuationRecord, GeneratedToken, Report, StageRecord
 
 LOSSES = {
     "baseline": (3.1, 3.4, 2.9, 3.3, 3.2, 3.0, 3.6, 2.8),
@@ -41,10 +41,10 @@ LIMITS = (
 )
 
 
-def steps(model: str, text: str) -> tuple[WrittenToken, ...]:
+def steps(model: str, text: str) -> tuple[GeneratedToken, ...]:
     """Each word of a text as a token."""
     own = 0.6 if model == "baseline" else 0.4
-    return tuple(WrittenToken(f" {word}", own, " else", own / 4) for word in text.split())
+    return tuple(GeneratedToken(f" {word}", own, " else", own / 4) for word in text.split())
 
 
 def perplexity(model: str, **changes: Any) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.evaluation.image_files import difference_of, png_of
+from compress.evaluation.image_files import encode_difference_png, encode_png
 from compress.results.measurement import Measurement
 from compress.results.report import DriftRecord, PictureRecord, Report, StageRecord
 
@@ -49,8 +49,8 @@ def picture_report() -> Report:
         for row, prompt in enumerate(PROMPTS):
             levels, usual, apart = squares(row, more), squares(row, 0), {}
             if model != "baseline":
-                apart = {"difference": difference_of(levels, usual), "levels": more / 4}
-            pictures.append(PictureRecord(**known, prompt=prompt, seed=row, png=png_of(levels), **apart))
+                apart = {"difference": encode_difference_png(levels, usual), "levels": more / 4}
+            pictures.append(PictureRecord(**known, prompt=prompt, seed=row, png=encode_png(levels), **apart))
         if model != "baseline":
             typical = tuple(more / 100 * place / 4 for place in range(5))
             parted = next((time for time, one in zip(TIMES, typical, strict=True) if one > 0.1), None)

@@ -16,7 +16,7 @@ from tiny_whisper import FRAMES, write_tiny_whisper
 from compress.data.media import media_type
 from compress.models.processor import load_processor
 from compress.recipe.policy import Margin
-from compress.report.compare.effects import Pair, is_paired
+from compress.report.compare.effects import MeasurementPair, is_paired
 from compress.tasks.registry import get_task
 from compress.utils.errors import DataError
 
@@ -82,7 +82,7 @@ def test_outcomes_of_a_rate_pair_utterance_by_utterance():
     better = TASK.measure({"transcripts": SAID}, SAID, "m", "cpu")[0]
     assert better.value == 0
     assert np.mean(rate.raw) == pytest.approx(rate.value)
-    assert is_paired(Pair(rate, better, Margin(0.01, relative=False)))
+    assert is_paired(MeasurementPair(rate, better, Margin(0.01, relative=False)))
 
 
 def test_agreement_is_to_the_letter_and_the_rate_to_the_baseline_by_words():
@@ -103,7 +103,7 @@ def test_a_broken_recording_is_named(processor):
 def test_rows_without_texts_are_not_judged(processor):
     examples = TASK.encode(rows(recording(0.5)).select(["audio"]), processor, None, 128)
     with pytest.raises(DataError, match="no texts"):
-        TASK.keep({"transcripts": HEARD[:1]}, examples, [0])
+        TASK.collect({"transcripts": HEARD[:1]}, examples, [0])
 
 
 def test_a_folder_loads_as_torch_model(tmp_path: Path):

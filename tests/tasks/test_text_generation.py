@@ -25,7 +25,7 @@ from compress.models.checkpoint_vocabulary import trim_checkpoint
 from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.sequences import cut, opening, spread, token_ids
-from compress.tasks.task import Examples, Kept
+from compress.tasks.task import CollectedOutputs, Examples
 from compress.tasks.text_generation import TASK
 from compress.utils.errors import DataError, ModelError
 from compress.utils.progress import SilentProgress
@@ -58,14 +58,14 @@ def logits(model: Any, examples: Examples, index: int) -> torch.Tensor:
     return found
 
 
-def kept(model: Any, examples: Examples) -> Kept:
+def kept(model: Any, examples: Examples) -> CollectedOutputs:
     """What the task keeps, window by window."""
-    parts = [TASK.keep({"logits": logits(model, examples, i).numpy()}, examples, [i]) for i in range(len(examples))]
+    parts = [TASK.collect({"logits": logits(model, examples, i).numpy()}, examples, [i]) for i in range(len(examples))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def held_out(text: str, **evaluation: Any) -> Examples:
-    return TASK.held_out(rows(text), tiny_tokenizer(), None, LENGTH, Evaluation(**evaluation))
+    return TASK.eval_examples(rows(text), tiny_tokenizer(), None, LENGTH, Evaluation(**evaluation))
 
 
 def by_metric(measured: list[Measurement]) -> dict[str, Measurement]:
@@ -130,7 +130,7 @@ def test_a_model_is_at_no_distance_from_itself(models: list[Any]) -> None:
 
 def test_of_many_windows_few_places_keep_their_distribution_and_the_same_for_all(models: list[Any]) -> None:
     examples = held_out(prose(1100))  # 343 windows: one place each
-    places = [TASK.keep({"logits": logits(models[0], examples, i).numpy()}, examples, [i]) for i in (0, 1, 2, 3)]
+    places = [TASK.collect({"logits": logits(models[0], examples, i).numpy()}, examples, [i]) for i in (0, 1, 2, 3)]
     assert {part["log_probabilities"].shape for part in places} == {(1, 1, 160)}
     whole = [logits(models[0], examples, i)[0, :-1].log_softmax(-1).numpy() for i in range(4)]
     found = [
@@ -150,7 +150,7 @@ def test_loss_of_training_is_that_of_transformers(models: list[Any]) -> None:
 
 
 def test_windows_follow_one_another_and_the_rest_is_named() -> None:
-    examples = TASK.held_out(rows("abcdefgh", "ijklm"), tiny_tokenizer(), None, 4, Evaluation())
+    examples = TASK.eval_examples(rows("abcdefgh", "ijklm"), tiny_tokenizer(), None, 4, Evaluation())
     text = "".join(tiny_tokenizer().convert_ids_to_tokens(np.concatenate([e["input_ids"] for e in examples.inputs])))
     # A blank line between rows, of which this tokenizer knows no sign; "klm" fills no window.
     assert text == "abcdefgh<unk><unk>ij"
@@ -239,7 +239,7 @@ def some_logits(**changes: Any) -> np.ndarray:
 )
 def test_logits_that_mean_nothing_are_refused(given: np.ndarray, words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        TASK.keep({"logits": given}, held_out(prose(20)), [0])
+        TASK.collect({"logits": given}, held_out(prose(20)), [0])
 
 
 def test_models_of_different_vocabularies_are_not_compared_token_by_token(models: list[Any]) -> None:
@@ -273,16 +273,16 @@ def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_p
         told = [float(found[place - 1, ids[first + place]]) for place in range(max(scored - first, 1), end - first)]
         losses.append(-sum(told))
         sizes.append(bounds[2] - bounds[1])
-    examples = TASK.held_out_beside(table, own, None, LENGTH, evaluation, lambda: baseline)
+    examples = TASK.eval_examples_like(table, own, None, LENGTH, evaluation, lambda: baseline)
     measured = by_metric(TASK.measure(kept(model.eval(), examples), examples.labels, "final", "cpu"))
     assert measured["perplexity"].raw == pytest.approx(np.array(losses) / counted, rel=1e-4)
     assert measured["perplexity"].value == pytest.approx(math.exp(np.mean(losses) / counted), rel=1e-4)
     assert measured["bits_per_byte"].value == pytest.approx(sum(losses) / sum(sizes) / math.log(2), rel=1e-4)
     assert np.mean(measured["bits_per_byte"].raw) == pytest.approx(measured["bits_per_byte"].value)
     assert "next_token_accuracy" not in measured and len({len(one["input_ids"]) for one in examples.inputs}) > 1
-    usual = TASK.held_out(table, baseline, None, LENGTH, evaluation)
+    usual = TASK.eval_examples(table, baseline, None, LENGTH, evaluation)
     assert len(usual) == len(examples) and f"a vocabulary of {len(own)} tokens" in examples.note
-    same = TASK.held_out_beside(
+    same = TASK.eval_examples_like(
         table, baseline, None, LENGTH, evaluation, lambda: AutoTokenizer.from_pretrained(source.folder)
     )
     assert [one["input_ids"].tolist() for one in same.inputs] == [one["input_ids"].tolist() for one in usual.inputs]
@@ -292,7 +292,7 @@ def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_p
 def test_windows_of_chosen_rows_alone_make_a_slice(stride: int | None) -> None:
     texts = ["abc" * 9, "é" * 20, "", "bca" * 9, "cab" * 20]
     chosen = np.array([True, False, True, True, False])
-    examples = TASK.held_out(rows(*texts), tiny_tokenizer(), None, LENGTH, Evaluation(stride=stride))
+    examples = TASK.eval_examples(rows(*texts), tiny_tokenizer(), None, LENGTH, Evaluation(stride=stride))
     # Of every byte, a token of this tokenizer: the row that it is of, the blank line behind it included.
     owners = np.concatenate([np.full(len(text.encode()) + 2, row) for row, text in enumerate(texts)])
     counted = stride or LENGTH - 1

@@ -11,7 +11,7 @@ import pytest
 from mergeable import train_tokenizer
 from quantized import tiny_tokenizer
 
-from compress.evaluation.evaluate import kind_rows
+from compress.evaluation.evaluate import token_kind_rows
 from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.sequences import token_ids
@@ -42,8 +42,8 @@ def test_a_token_is_of_the_kind_of_its_first_byte_that_is_no_space() -> None:
     """By a tokenizer with merges, whose pieces have a letter for each byte."""
     texts = [CODE, "def cat(x):\n    return x + 1  # the mat"] * 4
     rows, tokenizer = pa.table({"text": texts}), train_tokenizer()
-    examples = TASK.held_out(rows, tokenizer, None, 12, Evaluation(stride=5))
-    found = TASK.kinds_of_tokens(rows, tokenizer, examples, "python")
+    examples = TASK.eval_examples(rows, tokenizer, None, 12, Evaluation(stride=5))
+    found = TASK.token_categories(rows, tokenizer, examples, "python")
     text = "\n\n".join(texts).encode()
     kinds, ids = python_kinds(texts), token_ids(rows, tokenizer)
     places = np.cumsum([0, *map(len, tokenizer.convert_ids_to_tokens(ids))])
@@ -55,17 +55,17 @@ def test_a_token_is_of_the_kind_of_its_first_byte_that_is_no_space() -> None:
         for column in range(5):
             (kind,) = (name for name, chosen in found.items() if chosen[row, column])
             assert kind == wanted[5 * row + 12 - 5 + column]
-    assert TASK.kinds_of_tokens(rows, tokenizer, examples, "text") == {}
+    assert TASK.token_categories(rows, tokenizer, examples, "text") == {}
 
 
 def test_all_kinds_together_are_the_text() -> None:
     rows = pa.table({"text": [CODE] * 20})
-    examples = TASK.held_out(rows, tiny_tokenizer(), None, 16, Evaluation())
-    kinds = TASK.kinds_of_tokens(rows, tiny_tokenizer(), examples, "python")
+    examples = TASK.eval_examples(rows, tiny_tokenizer(), None, 16, Evaluation())
+    kinds = TASK.token_categories(rows, tiny_tokenizer(), examples, "python")
     losses = np.random.default_rng(0).exponential(2, (len(examples), 15))
     counts = {kind: chosen.sum(axis=1) for kind, chosen in kinds.items()}
     whole = Measurement(model="final", metric="perplexity_on_code", target="cpu", value=1.0, unit="", n=1)
-    found = {row.metric[19:-1]: row for row in kind_rows(losses, kinds, counts, whole)}
+    found = {row.metric[19:-1]: row for row in token_kind_rows(losses, kinds, counts, whole)}
     assert set(found) == set(KINDS)
     assert sum(counts[kind].sum() for kind in KINDS) == losses.size
     assert sum(counts[kind].sum() * math.log(row.value) for kind, row in found.items()) == pytest.approx(losses.sum())

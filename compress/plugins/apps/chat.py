@@ -15,9 +15,9 @@ import numpy as np
 
 from compress.evaluation.generate import end_tokens
 from compress.models.json_file import read_json
-from compress.plugins.apps.postprocess import Generate
 from compress.plugins.apps.app_type import Answers, Numbers, Reply, Rounding, apart, seven_figures, shown, span
 from compress.plugins.apps.manifest import TensorRecord
+from compress.plugins.apps.postprocess import Generate
 from compress.runtimes.decoder import PAST, PRESENT, Decoder, likeliest
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.task import LOGITS
@@ -79,7 +79,7 @@ def _shown(answer: Reply | Followed) -> str:
 
 
 REPLIES = Answers(
-    many="replies",
+    plural="replies",
     field="reply",
     folder="reply",
     meanings={

@@ -15,7 +15,7 @@ from compress.pipeline.licence_rules import NOT_STATED
 from compress.pipeline.licences import RUNTIME, carried, data_names
 from compress.pipeline.licences import find_licences as licences_of
 from compress.plugins.apps.manifest import Licence, Provenance
-from compress.plugins.provenance.card import results
+from compress.plugins.provenance.card import eval_results
 from compress.plugins.provenance.run_view import read_lock
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, RECIPE, REPORT
@@ -47,7 +47,7 @@ def find_figures(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> F
     shown = card_metrics()
     rows = [row for row in report.measurements if row.model == FINAL and row.metric in shown]
     rows = [row for row in rows if row.target == target] or rows
-    return Figures(tuple(rows), results(recipe, rows, report.data)) if rows else None
+    return Figures(tuple(rows), eval_results(recipe, rows, report.data)) if rows else None
 
 
 def _is_run(recipe_file: Path, run: Path) -> bool:

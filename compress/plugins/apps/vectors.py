@@ -12,9 +12,9 @@ import numpy as np
 
 from compress.evaluation.evaluate import artifact_labels
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
-from compress.plugins.apps.postprocess import POOLED, Embed, Softmax
 from compress.plugins.apps.app_type import Answers, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import TensorRecord
+from compress.plugins.apps.postprocess import POOLED, Embed, Softmax
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
@@ -79,7 +79,7 @@ def _pooled(values: np.ndarray, end: Embed) -> np.ndarray:
 
 
 EMBEDDINGS = Answers(
-    many="embeddings",
+    plural="embeddings",
     field="embedding",
     folder="embedding",
     meanings={LAST_HIDDEN_STATE: "one vector a token", SENTENCE_EMBEDDING: "the finished embedding"},
@@ -129,7 +129,7 @@ def _ask_scores(session: Session, end: Softmax, feed: Batch, known: Numbers) -> 
 
 
 LABELS = Answers(
-    many="scores",
+    plural="scores",
     field="logits",
     folder="labels",
     meanings={LOGITS: "one score a class, in the order of the labels"},

@@ -18,7 +18,7 @@ from compress.numerics.statistics import Estimate
 from compress.plugins.monitoring.outputs import Model, gives_classes
 from compress.plugins.monitoring.replay import Served, replay
 from compress.plugins.monitoring.traffic import Traffic
-from compress.tasks.capability import ANSWERS_AT_ONCE
+from compress.tasks.capability import SINGLE_CALL
 from compress.tasks.task import Examples
 from compress.utils.digests import size_bytes
 from compress.utils.errors import DataError, InputError
@@ -87,7 +87,7 @@ def compare_in_use(
     timed: bool = True,
 ) -> AbReport:
     """Ask both every request, then replay the traffic through both, and judge. Raises what those raise."""
-    if ANSWERS_AT_ONCE not in models[0].task.capabilities:
+    if SINGLE_CALL not in models[0].task.capabilities:
         raise InputError(
             f"{models[0].task.name} takes many calls for an answer, and one call a request is replayed.",
             expected="a task that answers at once, such as text-classification",

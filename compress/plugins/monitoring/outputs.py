@@ -15,15 +15,15 @@ from compress.formats.target_profile import Target
 from compress.inspection.activation_clipping import RowActivations, activation_ranges, record_activations
 from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
-from compress.plugins.monitoring.rows import Sample, input_columns
 from compress.plugins.monitoring.features import TextTraits, image_traits, sound_traits, text_traits
+from compress.plugins.monitoring.rows import Sample, input_columns
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import (
-    BY_PLACE,
-    BY_TOKEN,
+    ANSWERS_PER_TOKEN,
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
+    LOCALIZES,
     READS_ROWS,
     TAKES_PAIRS,
     TAKES_TEXT,
@@ -34,7 +34,7 @@ from compress.utils.progress import Progress
 
 _RANGE_ROWS = 300
 """Rows of either side whose activations are looked at; each is run by itself."""
-_CLASSES, _OTHERWISE = frozenset({HAS_CLASSES, READS_ROWS}), frozenset({BY_TOKEN, BY_PLACE, TAKES_PAIRS})
+_CLASSES, _OTHERWISE = frozenset({HAS_CLASSES, READS_ROWS}), frozenset({ANSWERS_PER_TOKEN, LOCALIZES, TAKES_PAIRS})
 _MEDIA = {"image": image_traits, "audio": sound_traits}
 
 

@@ -13,7 +13,7 @@ from compress.formats.model_file import format_of
 from compress.formats.registry import FORMATS
 from compress.pipeline.licence_rules import canonical, hub_name
 from compress.pipeline.licences import data_names
-from compress.plugins.provenance.run_view import Finished, plain_name
+from compress.plugins.provenance.run_view import RunView, plain_name
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL
 from compress.results.formatting import format_interval, format_value
@@ -28,7 +28,7 @@ _HEADS = ("what", "on", "value", "95% interval", "rows or samples")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
-def write_card(template: str, data: ModelCardData, rows: Sequence[Measurement], **values: Any) -> str:
+def render_card(template: str, data: ModelCardData, rows: Sequence[Measurement], **values: Any) -> str:
     """A card from a template of `compress`, as the Hub's own library reads and writes it."""
     measured = [_cells(row) for row in rows]
     page = _TEMPLATES.get_template(template)
@@ -42,7 +42,7 @@ def card_data(licence: str, task: str, library: str, **more: Any) -> ModelCardDa
     return ModelCardData(license=name or "other", license_name=None if name else licence, **more)
 
 
-def run_card(run: Finished) -> str:
+def run_card(run: RunView) -> str:
     """The card of a run's final model."""
     report, recipe = run.report, run.recipe
     data = card_data(
@@ -53,22 +53,22 @@ def run_card(run: Finished) -> str:
         datasets=_hub_ids(list(data_names(recipe.data))),
         tags=["compress", *(stage.name for stage in report.stages)],
         model_name=report.recipe,
-        eval_results=results(recipe, run.figures, report.data) or None,
+        eval_results=eval_results(recipe, run.metrics, report.data) or None,
     )
-    return write_card(
+    return render_card(
         "plugins/provenance/run_card.md",
         data,
-        run.figures,
+        run.metrics,
         title=report.recipe,
         run=run,
         stages=", ".join(stage.name for stage in report.stages),
         of=plain_name(recipe.model),
         licences=[(one.of, one.licence) for one in run.licences],
-        remarks=run.remarks,
+        remarks=run.licence_remarks,
     )
 
 
-def results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord | None) -> list[EvalResult]:
+def eval_results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord | None) -> list[EvalResult]:
     """Figures of a model for `model-index`; where one has an interval, that is among its arguments.
 
     A data set's type is spelled as the Hub spells ids.
@@ -93,7 +93,7 @@ def results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord | No
     ]
 
 
-def _library(run: Finished) -> str:
+def _library(run: RunView) -> str:
     """Return the name that the Hugging Face Hub has for the library that opens the model's file."""
     written = format_of(run.folder / MODEL)
     return FORMATS[written].library or written

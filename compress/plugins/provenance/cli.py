@@ -23,24 +23,24 @@ def papers(
     json_: Annotated[bool, typer.Option("--json", help="Write licences and files as JSON.")] = False,
 ) -> None:
     """Write model card, bill of materials and provenance of a run, and say what its licences ask for."""
-    from compress.plugins.provenance.run_view import read_finished
-    from compress.plugins.provenance.write import write_papers
+    from compress.plugins.provenance.run_view import read_run
+    from compress.plugins.provenance.write import write_provenance
 
-    found = read_finished(run)
+    found = read_run(run)
     folder = output or found.folder
-    names = write_papers(found, folder, sign)
+    names = write_provenance(found, folder, sign)
     if json_:
         told = {
             "licence": found.licence,
             "licences": [one.model_dump() for one in found.licences],
-            "remarks": found.remarks,
+            "remarks": found.licence_remarks,
             "files": {name: str(folder / name) for name in names},
         }
         typer.echo(json.dumps(told, indent=1))
         return
     typer.echo(f"{folder}: {', '.join(names)}")
     typer.echo(f"licence of the model: {found.licence}")
-    for remark in found.remarks:
+    for remark in found.licence_remarks:
         typer.echo(remark)
 
 
@@ -74,11 +74,11 @@ def push_to_hub(
 ) -> None:
     """Show what of a run would go to the Hugging Face Hub: files, sizes, card; and send it with --push."""
     from compress.plugins.provenance import hub
-    from compress.plugins.provenance.run_view import read_finished
+    from compress.plugins.provenance.run_view import read_run
     from compress.results.formatting import format_bytes
     from compress.sources.resolve import CARD
 
-    upload = hub.prepare(read_finished(run), repository, private=not public)
+    upload = hub.prepare_upload(read_run(run), repository, private=not public)
     address = hub.push(upload) if push else None
     sizes = {name: file.stat().st_size for name, file in upload.files.items()}
     if json_:

@@ -11,9 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from compress.pipeline.licences import refuse_forbidden
-from compress.plugins.provenance.run_view import BILL, Finished
+from compress.plugins.provenance.run_view import SBOM, RunView
 from compress.plugins.provenance.slsa import SIGNED, STATEMENT
-from compress.plugins.provenance.write import write_papers
+from compress.plugins.provenance.write import write_provenance
 from compress.report.run_folder import MODEL, shipped_files
 from compress.sources.resolve import CARD
 from compress.utils.errors import InputError, StageError, first_line
@@ -34,7 +34,7 @@ class Upload:
         return sum(file.stat().st_size for file in self.files.values())
 
 
-def prepare(run: Finished, repository: str, private: bool) -> Upload:
+def prepare_upload(run: RunView, repository: str, private: bool) -> Upload:
     """The model's files at the top, as the Hub's libraries look for them, those of targets in folders, and the papers.
 
     Nothing is sent. Papers that the run has not yet are written. Raises `InputError` for a name that the Hub does not
@@ -47,10 +47,10 @@ def prepare(run: Finished, repository: str, private: bool) -> Upload:
             f"The Hub has no repository of that name: {first_line(error)}", where=repository, expected="OWNER/NAME"
         ) from None
     remarks = refuse_forbidden(run.licences, run.recipe)
-    if not all((run.folder / name).is_file() for name in (CARD, BILL, STATEMENT)):
-        write_papers(run, run.folder)
+    if not all((run.folder / name).is_file() for name in (CARD, SBOM, STATEMENT)):
+        write_provenance(run, run.folder)
     files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in shipped_files(run.folder)}
-    papers = (CARD, BILL, STATEMENT, SIGNED.signature)
+    papers = (CARD, SBOM, STATEMENT, SIGNED.signature)
     files |= {name: run.folder / name for name in papers if (run.folder / name).is_file()}
     return Upload(repository, private, dict(sorted(files.items())), tuple(remarks))
 

@@ -19,11 +19,11 @@ from compress.results.report import FINAL, LicenceRecord, Report, load_report
 from compress.utils.digests import digest_file
 from compress.utils.errors import InputError
 
-BILL = "bom.cdx.json"
+SBOM = "bom.cdx.json"
 
 
 @dataclass(frozen=True)
-class Finished:
+class RunView:
     """A run whose report is written."""
 
     recipe: Recipe
@@ -42,17 +42,17 @@ class Finished:
         return carried(self.licences)
 
     @property
-    def remarks(self) -> list[str]:
+    def licence_remarks(self) -> list[str]:
         """What whoever passes the model on has to know of licences."""
         return [one.words for one in objections(self.licences, self.recipe)]
 
     @property
-    def limits(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What the report notes besides."""
-        return [note for note in self.report.notes if note not in self.remarks]
+        return [note for note in self.report.notes if note not in self.licence_remarks]
 
     @property
-    def figures(self) -> list[Measurement]:
+    def metrics(self) -> list[Measurement]:
         """What the final model was measured to be, on each target."""
         shown = card_metrics()
         return [row for row in self.report.measurements if row.model == FINAL and row.metric in shown]
@@ -68,7 +68,7 @@ class Finished:
         return {**self.report.environment.get("packages", {}), **self.lock.get("packages", {})}
 
 
-def read_finished(run: Path) -> Finished:
+def read_run(run: Path) -> RunView:
     """The run in a folder, or a recipe's latest one. Raises `InputError` where it is not all there."""
     report = find_report(run)
     folder = report.parent.resolve()
@@ -77,7 +77,7 @@ def read_finished(run: Path) -> Finished:
             raise InputError(
                 f"The run has no {name}.", where=str(folder), expected="the whole folder that `compress run` wrote"
             )
-    return Finished(read_recipe(folder / RECIPE), load_report(report), read_lock(folder / LOCK), folder)
+    return RunView(read_recipe(folder / RECIPE), load_report(report), read_lock(folder / LOCK), folder)
 
 
 def read_lock(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from compress.models.json_file import read_json
 from compress.pipeline.licence_detection import package_licence
 from compress.pipeline.licence_rules import NOT_STATED
 from compress.pipeline.licences import OF_RUN, RUNTIME, data_names
-from compress.plugins.provenance.run_view import Finished, plain_name
+from compress.plugins.provenance.run_view import RunView, plain_name
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, REPORT
 from compress.results.measurement import Measurement
@@ -30,7 +30,7 @@ _ROWS = ("data ", "test data ")
 Part = dict[str, Any]
 
 
-def run_bill(run: Finished) -> str:
+def run_sbom(run: RunView) -> str:
     """Model, parents, data and packages with digests and licences, and what was measured with its intervals."""
     parents, data, packages = _parents(run), _data(run), _packages(run)
     model = _model(run, parents, data)
@@ -53,7 +53,7 @@ def run_bill(run: Finished) -> str:
     return json.dumps(bill, indent=1, ensure_ascii=False) + "\n"
 
 
-def _model(run: Finished, parents: list[Part], data: list[Part]) -> Part:
+def _model(run: RunView, parents: list[Part], data: list[Part]) -> Part:
     config = read_json(run.folder / MODEL / "config.json") if (run.folder / MODEL / "config.json").is_file() else {}
     kind, classes = config.get("model_type"), config.get("architectures")
     architecture = {"architectureFamily": kind, "modelArchitecture": classes[0] if classes else None}
@@ -63,8 +63,8 @@ def _model(run: Finished, parents: list[Part], data: list[Part]) -> Part:
             **{name: str(value) for name, value in architecture.items() if value},
             "datasets": [{"ref": part["bom-ref"]} for part in data],
         },
-        "quantitativeAnalysis": {"performanceMetrics": [_metric(row) for row in run.figures]},
-        "considerations": {"technicalLimitations": run.limits},
+        "quantitativeAnalysis": {"performanceMetrics": [_metric(row) for row in run.metrics]},
+        "considerations": {"technicalLimitations": run.notes},
     }
     return {
         "type": "machine-learning-model",
@@ -79,11 +79,11 @@ def _model(run: Finished, parents: list[Part], data: list[Part]) -> Part:
             for name, digest in run.files.items()
         ],
         "modelCard": card,
-        "properties": _properties(("compress:licence-remark", remark) for remark in run.remarks),
+        "properties": _properties(("compress:licence-remark", remark) for remark in run.licence_remarks),
     }
 
 
-def _parents(run: Finished) -> list[Part]:
+def _parents(run: RunView) -> list[Part]:
     """What the weights come from: the starting model (a distilled one's teacher), students, adapters, earlier runs."""
     found: dict[str, Part] = {}
     for one in run.licences:
@@ -101,7 +101,7 @@ def _parents(run: Finished) -> list[Part]:
     return [*found.values()]
 
 
-def _data(run: Finished) -> list[Part]:
+def _data(run: RunView) -> list[Part]:
     """Every split that was read, by the digest of its rows; then what an earlier run read."""
     records = [one for one in run.licences if one.of.startswith(_ROWS)]
     own = {one.name: one for one in records if OF_RUN not in one.of}
@@ -129,7 +129,7 @@ def _dataset(ref: str, name: str, record: LicenceRecord | None, digest: str | No
     }
 
 
-def _packages(run: Finished) -> list[Part]:
+def _packages(run: RunView) -> list[Part]:
     """Those that stages called and those that run the files, in the versions that were used."""
     known = run.packages
     runtimes = [one.name for one in run.licences if one.of.startswith(RUNTIME)]

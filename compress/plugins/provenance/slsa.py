@@ -17,8 +17,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from compress import __version__
-from compress.plugins.provenance.run_view import Finished, plain_name
-from compress.plugins.provenance.signature import Signed, check_signature
+from compress.plugins.provenance.run_view import RunView, plain_name
+from compress.plugins.provenance.signature import SignedFile, check_signature
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, RECIPE, REPORT
@@ -28,7 +28,7 @@ from compress.utils.environment import MISSING
 from compress.utils.errors import BundleError, InputError
 
 STATEMENT = "provenance.json"
-SIGNED = Signed(STATEMENT, "compress-provenance", "provenance")
+SIGNED = SignedFile(STATEMENT, "compress-provenance", "provenance")
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 _BUILD_TYPE, _BUILDER = "urn:compress:run:1", "urn:compress:builder:local"
@@ -52,7 +52,7 @@ class Statement(FrozenRecord):
 
 
 @dataclass(frozen=True)
-class Proven:
+class VerifiedStatement:
     """What a statement was found to be true of."""
 
     files: int
@@ -60,7 +60,7 @@ class Proven:
     recipe: str
 
 
-def run_statement(run: Finished) -> str:
+def run_statement(run: RunView) -> str:
     """The statement of a run."""
     report, lock = run.report, run.lock
     names = {one.of: one.name for one in run.licences}
@@ -98,7 +98,7 @@ def run_statement(run: Finished) -> str:
     return json.dumps(statement, indent=1, ensure_ascii=False) + "\n"
 
 
-def verify_statement(folder: Path, signer: Path | None) -> Proven:
+def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
     """Compare every file that the statement in ``folder`` names, there or beside ``model/``, and who signed it.
 
     Raises `BundleError` for a changed or missing file, and for a signature by nobody that ``signer`` (a public key, or
@@ -117,7 +117,7 @@ def verify_statement(folder: Path, signer: Path | None) -> Proven:
     for subject in statement.subject:
         _check_file(folder, subject)
     parameters = statement.predicate.get("buildDefinition", {}).get("externalParameters", {})
-    return Proven(len(statement.subject), fingerprint, str(parameters.get("recipe", {}).get("name", "")))
+    return VerifiedStatement(len(statement.subject), fingerprint, str(parameters.get("recipe", {}).get("name", "")))
 
 
 def read_statement(path: Path) -> Statement:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.plugins.provenance.sbom import run_bill
 from compress.plugins.provenance.card import run_card
-from compress.plugins.provenance.run_view import BILL, Finished
+from compress.plugins.provenance.run_view import SBOM, RunView
+from compress.plugins.provenance.sbom import run_sbom
 from compress.plugins.provenance.signature import sign
 from compress.plugins.provenance.slsa import SIGNED, STATEMENT, run_statement
 from compress.report.run_folder import write_atomically
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 def write_after_run(run: FinishedRun) -> None:
     """Write the files into the folder of a run that has just finished; see `PluginSpec.run_finished`."""
-    write_papers(Finished(run.recipe, run.report, run.lock, run.folder), run.folder)
+    write_provenance(RunView(run.recipe, run.report, run.lock, run.folder), run.folder)
 
 
-def write_papers(run: Finished, folder: Path, key: Path | None = None) -> list[str]:
+def write_provenance(run: RunView, folder: Path, key: Path | None = None) -> list[str]:
     """Write them into ``folder``, each whole, and sign the statement with an SSH key where there is one; their names.
 
     An older signature, which would fit no longer, goes. Raises `StorageError`, `InputError`.
     """
-    contents = {CARD: run_card(run), BILL: run_bill(run), STATEMENT: run_statement(run)}
+    contents = {CARD: run_card(run), SBOM: run_sbom(run), STATEMENT: run_statement(run)}
     for name, content in contents.items():
         write_atomically(folder / name, content, "paper")
     (folder / SIGNED.signature).unlink(missing_ok=True)

@@ -125,7 +125,7 @@ def _stages(
     if TAKES_ARRAYS in task.capabilities:
         return [dict(stage) for stage in starter], []
     folder = resolve_model(model)
-    kind = task.of(read_json(folder / "config.json"))
+    kind = task.specialize(read_json(folder / "config.json"))
     begun = _of_target(target, kind) or starter
     found = initial_stages(kind, begun, read_shape(folder), partial(is_possible, folder))
     known = [next(iter(stage)) for stage in starter]

@@ -1,4 +1,4 @@
-"""Baselines as small files to commit: what a gate needs of a report, who set it, when and why, and if it comes down."""
+"""Baselines as small files for version control: what a gate needs of a report, with author, date and reason."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from compress.recipe.policy import Policy
-from compress.report.compare.change import Change, Comparison
+from compress.report.compare.change import Comparison, MetricChange
 from compress.report.compare.machine_match import fingerprint
-from compress.report.run_folder import REPORT, write_whole
+from compress.report.run_folder import REPORT, write_atomically
 from compress.results.measurement import MACHINE, Measurement
 from compress.results.metrics import describe_metric
 from compress.results.report import (
@@ -37,7 +37,7 @@ _GIT_SECONDS = 20.0
 
 
 class Origin(FrozenRecord):
-    """Who set the bar, when and why."""
+    """Author, date and reason of a baseline."""
 
     who: str
     when: str = Field(description="ISO 8601, with the offset from UTC")
@@ -45,7 +45,7 @@ class Origin(FrozenRecord):
 
 
 class Outcomes(Frozen):
-    """Per-example outcomes of a row. Example i is right if bit i of ``bits`` is 1, as `pack_bits` counts them."""
+    """Outcomes of a measurement by example. Bit i of ``bits``, in the order of `pack_bits`, is that of example i."""
 
     metric: str
     model: str
@@ -55,13 +55,13 @@ class Outcomes(Frozen):
 
     @classmethod
     def of(cls, row: Measurement) -> Outcomes:
-        """Pack the 0 and 1 of a row."""
+        """Pack the outcomes of a measurement, which are 0 or 1."""
         assert row.raw is not None
         packed = pack_bits(row.raw)
         return cls(metric=row.metric, model=row.model, target=row.target, count=len(row.raw), bits=packed)
 
     def raw(self) -> tuple[float, ...]:
-        """The outcomes as a measurement keeps them. Raises `ValueError` where the bits are not as many as ``count``."""
+        """Return the outcomes as a measurement keeps them. Raises `ValueError` if there are not ``count`` bits."""
         bits = unpack_bits(self.bits)
         if len(bits) != -(-self.count // 8) * 8:
             raise ValueError(f"{self.count} outcomes of {self.metric} take {-(-self.count // 8)} bytes")
@@ -69,7 +69,7 @@ class Outcomes(Frozen):
 
 
 class BaselineFile(FrozenRecord):
-    """The file. ``report`` is a report of schema 1 without its long samples; ``outcomes`` belong to its rows."""
+    """Content of the file: a report of schema 1 without long samples, and the packed ``outcomes`` of its rows."""
 
     kind: str = KIND
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -79,41 +79,41 @@ class BaselineFile(FrozenRecord):
 
 
 def load_baseline(path: Path) -> Report:
-    """The report behind a baseline's file, a run's folder or a `report.json`. Raises `InputError`."""
-    place = path / REPORT if path.is_dir() else path
-    text = read_text(place)
+    """Return the report of a baseline file, a run's folder or a `report.json`. Raises `InputError`."""
+    source = path / REPORT if path.is_dir() else path
+    text = read_text(source)
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
         content = None
     if not isinstance(content, dict) or not {"kind", "report"} <= content.keys():
-        return parse_report(text, str(place))
-    file = parse_baseline(content, place)
-    report = parse_report(json.dumps(file.report), str(place))
+        return parse_report(text, str(source))
+    file = parse_baseline(content, source)
+    report = parse_report(json.dumps(file.report), str(source))
     try:
-        kept = {(found.model, found.metric, found.target): found.raw() for found in file.outcomes}
+        outcomes = {(packed.model, packed.metric, packed.target): packed.raw() for packed in file.outcomes}
     except ValueError as error:
-        raise _broken(place, str(error)) from None
+        raise _broken(source, str(error)) from None
     rows = [
-        row.model_copy(update={"raw": kept.get((row.model, row.metric, row.target), row.raw)})
+        row.model_copy(update={"raw": outcomes.get((row.model, row.metric, row.target), row.raw)})
         for row in report.measurements
     ]
     return report.model_copy(update={"measurements": tuple(rows)})
 
 
 def parse_baseline(content: dict[str, Any], path: Path) -> BaselineFile:
-    """A file's JSON with its origin. Raises `InputError` for another kind or schema, or missing parts."""
+    """Return the content of a file. Raises `InputError` for another kind or schema, or missing fields."""
     schema = content.get("schema")
     if content.get("kind") != KIND:
         raise _broken(path, f"it names no kind {KIND!r}")
     if schema != SCHEMA:
         newer = isinstance(schema, int) and schema > SCHEMA
-        again = "write it anew: compress gate RUN --baseline FILE --update"
+        update_hint = "write it anew: compress gate RUN --baseline FILE --update"
         raise InputError(
             f"The baseline has schema {schema!r}; this compress reads {SCHEMA}.",
             where=str(path),
             expected=f"a baseline of schema {SCHEMA}",
-            hint="pip install --upgrade compress" if newer else again,
+            hint="pip install --upgrade compress" if newer else update_hint,
         )
     try:
         return BaselineFile.model_validate(content)
@@ -122,10 +122,17 @@ def parse_baseline(content: dict[str, Any], path: Path) -> BaselineFile:
 
 
 def write_baseline(report: Report, path: Path, origin: Origin, model: str = "final") -> None:
-    """Write the baseline of one model whole or not at all; kilobytes, lines that a reviewer can read.
+    """Write the baseline of one model atomically: a few kilobytes, in lines that a reviewer can read.
 
-    Raises `InputError` where the report lacks the model or ``path`` is a folder, `StorageError` where it cannot be
-    written.
+    Args:
+        report: Report of the run.
+        path: File that is written.
+        origin: Author, date and reason.
+        model: Model that becomes the baseline.
+
+    Raises:
+        InputError: The report lacks the model, or ``path`` is a folder.
+        StorageError: The file cannot be written.
     """
     if model not in report.models:
         raise InputError(f"There is no model {model!r} in the report.", expected=f"one of {', '.join(report.models)}")
@@ -133,7 +140,7 @@ def write_baseline(report: Report, path: Path, origin: Origin, model: str = "fin
         raise InputError("The baseline is a folder.", where=str(path), expected="a file such as baselines/my.json")
     rows = [row for row in report.measurements if row.model in (model, MACHINE)]
     packed = [Outcomes.of(row) for row in rows if _is_outcomes(row)]
-    small = report.model_copy(
+    reduced = report.model_copy(
         update={
             "measurements": tuple(_cut(row) for row in rows),
             "environment": {**fingerprint(report.environment), **_noise(report.environment)},
@@ -145,25 +152,25 @@ def write_baseline(report: Report, path: Path, origin: Origin, model: str = "fin
             "notes": (),
         }
     )
-    file = BaselineFile(origin=origin, outcomes=tuple(packed), report=json.loads(small.to_json()))
-    write_whole(path, _lines(file))
+    file = BaselineFile(origin=origin, outcomes=tuple(packed), report=json.loads(reduced.to_json()))
+    write_atomically(path, _lines(file))
 
 
 def _lines(file: BaselineFile) -> str:
-    """One line for each row, so that a change of one figure is a change of one line."""
+    """Return the file's JSON with one line for each row, so that a changed value is a changed line."""
     dumped = file.model_dump(mode="json")
     report = dumped.pop("report")
-    kept = {name: value for name, value in report.items() if value or value == 0}
+    fields = {name: value for name, value in report.items() if value or value == 0}
     parts = [f"  {json.dumps(name)}: {_block(value, '    ')}" for name, value in dumped.items()]
-    inner = [f"    {json.dumps(name)}: {_block(value, '      ')}" for name, value in kept.items()]
-    return "{\n" + ",\n".join([*parts, '  "report": {\n' + ",\n".join(inner) + "\n  }"]) + "\n}\n"
+    report_lines = [f"    {json.dumps(name)}: {_block(value, '      ')}" for name, value in fields.items()]
+    return "{\n" + ",\n".join([*parts, '  "report": {\n' + ",\n".join(report_lines) + "\n  }"]) + "\n}\n"
 
 
 def _block(value: Any, indent: str) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        filled = ({name: held for name, held in item.items() if held is not None} for item in value)
-        inner = (json.dumps(item, ensure_ascii=False) for item in filled)
-        return "[\n" + ",\n".join(indent + item for item in inner) + "\n" + indent[2:] + "]"
+        items = ({name: field_value for name, field_value in item.items() if field_value is not None} for item in value)
+        lines = (json.dumps(item, ensure_ascii=False) for item in items)
+        return "[\n" + ",\n".join(indent + item for item in lines) + "\n" + indent[2:] + "]"
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -172,12 +179,12 @@ def _is_outcomes(row: Measurement) -> bool:
 
 
 def _is_by_example(row: Measurement) -> bool:
-    """Other values for each example of a quality, such as losses: they pair too."""
+    """Return whether a quality keeps other values for each example, such as losses. They pair too."""
     return bool(row.raw) and len(row.raw or ()) == row.n and describe_metric(row.metric, row.unit).quality
 
 
 def _cut(row: Measurement) -> Measurement:
-    """Without samples, but for values of single examples; those are rounded, and their mean with them is not."""
+    """Return the measurement without samples, except values by example, which are rounded."""
     if _is_outcomes(row) or not _is_by_example(row):
         return row.model_copy(update={"raw": None})
     raw = tuple(float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else value for value in row.raw or ())
@@ -200,37 +207,37 @@ def _broken(path: Path, why: str) -> InputError:
     )
 
 
-def origin(why: str) -> Origin:
-    """The origin of a baseline that is written now: the name that git knows, else the user's."""
+def current_origin(why: str) -> Origin:
+    """Return the origin of a baseline that is written now, with the user name of git or of the system."""
     when = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
-    return Origin(who=git(Path(), "config", "user.name") or getpass.getuser(), when=when, why=why)
+    return Origin(who=run_git(Path(), "config", "user.name") or getpass.getuser(), when=when, why=why)
 
 
-def git(folder: Path, *arguments: str) -> str | None:
-    """What git says of a folder; None without git, or where it fails."""
+def run_git(folder: Path, *arguments: str) -> str | None:
+    """Return the output of git in a folder, or None without git, or if it fails."""
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
-def lowered(comparison: Comparison, policy: Policy) -> tuple[Change, ...]:
-    """The gated changes by which a new baseline would ask less than the old one.
+def lowered_metrics(comparison: Comparison, policy: Policy) -> tuple[MetricChange, ...]:
+    """Return the gated changes by which a new baseline would demand less than the old one.
 
-    Of figures that repeat exactly, such as bytes and accuracy, any loss counts: small ones add up from update to
-    update. Times and memory count only where the verdict is *worse*.
+    For values that repeat exactly, such as bytes and accuracy, any loss counts, because small ones accumulate over
+    updates. Times and memory count only if the verdict is *worse*.
     """
     return tuple(
         change for change in comparison.changes if policy.rule(change.metric) is not None and _asks_less(change)
     )
 
 
-def _asks_less(change: Change) -> bool:
-    known = describe_metric(change.metric, change.unit)
+def _asks_less(change: MetricChange) -> bool:
+    metric = describe_metric(change.metric, change.unit)
     if change.verdict == "worse":
         return True
-    if not (known.quality or change.metric == "size_bytes"):
+    if not (metric.quality or change.metric == "size_bytes"):
         return False
-    return change.effect < 0 if known.better == "higher" else change.effect > 0
+    return change.effect < 0 if metric.better == "higher" else change.effect > 0

@@ -1,4 +1,4 @@
-"""Two models with their reports, and what a comparison finds: one row a metric, one record for views and the gate."""
+"""Comparison of two models: one row for each metric, and one record for all views and the gate."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
 
-How = Literal["side by side", "from reports"]
+Method = Literal["side by side", "from reports"]
 
 
-class Change(FrozenAliased):
-    """One metric of a candidate against that of a baseline.
+class MetricChange(FrozenAliased):
+    """Change of one metric from a baseline to a candidate.
 
-    ``effect`` is the candidate's value over the baseline's less 1 where ``scale`` is `relative` (latency, size), and
-    the difference of the two where it is `absolute` (accuracy and other shares). Positive means that the candidate's
-    value is larger, which is not always worse: the verdict knows which way is better.
+    ``effect`` is the candidate's value over the baseline's less 1 if ``scale`` is `relative` (latency, size), and the
+    difference of the two if it is `absolute` (accuracy and other shares). A positive effect means that the candidate's
+    value is larger, which is not always worse. The verdict accounts for the metric's direction.
     """
 
     metric: str
@@ -46,15 +46,15 @@ class Change(FrozenAliased):
 
 
 class SliceChange(FrozenAliased):
-    """The same for a part of the evaluation data."""
+    """Change of a metric on a slice of the evaluation data."""
 
     name: str = Field(description="as the recipe's `slices` name it")
     rows: int = Field(ge=1)
-    change: Change
+    change: MetricChange
 
 
 class Flip(FrozenAliased):
-    """An example that one of the two gets right and the other wrong."""
+    """Example that one of the two models gets right and the other wrong."""
 
     row: int = Field(ge=0, description="position in the test split")
     now: Literal["wrong", "right"] = Field(description="what the candidate made of it")
@@ -64,8 +64,8 @@ class Flip(FrozenAliased):
     example: str = Field(description="the example as text, or where it is to be found")
 
 
-class SideBySide(FrozenAliased):
-    """What the two wrote after one prompt, always the likeliest token."""
+class ContinuationChange(FrozenAliased):
+    """Greedy continuations of both models after one prompt."""
 
     target: str
     prompt: str
@@ -75,8 +75,8 @@ class SideBySide(FrozenAliased):
     parting: str = Field(description="the token at which they part, and how likely either found it")
 
 
-class Uncompared(FrozenAliased):
-    """A metric of which nothing can be said: it is missing on one side, or no number."""
+class UncomparedMetric(FrozenAliased):
+    """Metric without a comparison: it is missing on one side, or no number."""
 
     metric: str
     target: str
@@ -84,8 +84,8 @@ class Uncompared(FrozenAliased):
     candidate_lacks: bool = Field(False, description="the candidate is at fault, so that a gate on it must not pass")
 
 
-class Side(FrozenAliased):
-    """One of the two that are compared."""
+class ComparedModel(FrozenAliased):
+    """One of the two compared models."""
 
     name: str = Field(description="the folder or file, as it was given")
     model: str = Field("final", description="which model of a run")
@@ -94,33 +94,33 @@ class Side(FrozenAliased):
 
 
 class Comparison(FrozenAliased):
-    """Everything that was found of one candidate against one baseline."""
+    """Comparison of one candidate with one baseline."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
-    baseline: Side
-    candidate: Side
-    how: How
-    changes: tuple[Change, ...]
+    baseline: ComparedModel
+    candidate: ComparedModel
+    how: Method
+    changes: tuple[MetricChange, ...]
     slices: tuple[SliceChange, ...] = ()
     flips: tuple[Flip, ...] = ()
-    continuations: tuple[SideBySide, ...] = ()
+    continuations: tuple[ContinuationChange, ...] = ()
     host_differences: tuple[str, ...] = Field((), description="how the two machines differ; times then don't compare")
     notes: tuple[str, ...] = ()
-    uncompared: tuple[Uncompared, ...] = ()
+    uncompared: tuple[UncomparedMetric, ...] = ()
 
-    def find(self, metric: str, target: str) -> Change | None:
-        """The change of that metric on that target, if it was compared."""
+    def find(self, metric: str, target: str) -> MetricChange | None:
+        """Return the change of that metric on that target, or None."""
         return next((row for row in self.changes if (row.metric, row.target) == (metric, target)), None)
 
     @property
     def worst_slice(self) -> SliceChange | None:
-        """The slice whose quality fell most, or rose least."""
+        """Return the slice whose quality fell most, or rose least."""
         return min(self.slices, key=lambda part: part.change.effect, default=None)
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Two reports, or one twice, a model of each, and the runs' folders where they are known."""
+class ComparedModels:
+    """Two reports, or one report twice, a model of each, and the runs' folders if they are known."""
 
     baseline: Report
     candidate: Report
@@ -130,22 +130,22 @@ class Sides:
     candidate_folder: Path | None = None
 
     def rows(self, metric: str, target: str) -> tuple[Measurement | None, Measurement | None]:
-        """What was measured of either model, the baseline's first."""
-        before = self.baseline.find(self.baseline_model, metric, target)
-        return before, self.candidate.find(self.candidate_model, metric, target)
+        """Return the measurements of both models, the baseline's first."""
+        baseline = self.baseline.find(self.baseline_model, metric, target)
+        return baseline, self.candidate.find(self.candidate_model, metric, target)
 
     def same_rows(self, metric: str = "") -> bool:
-        """Whether both were judged on the same examples by ``metric``, as far as the reports know."""
-        old, new = self.baseline.data, self.candidate.data
-        if old is None or new is None:
+        """Return whether both were evaluated on the same examples by ``metric``, as far as the reports state it."""
+        baseline_data, candidate_data = self.baseline.data, self.candidate.data
+        if baseline_data is None or candidate_data is None:
             return True
-        if elsewhere := split_of(metric):
-            return old.also.get(elsewhere[1]) == new.also.get(elsewhere[1])
-        return old.digest == new.digest
+        if on_split := split_of(metric):
+            return baseline_data.also.get(on_split[1]) == candidate_data.also.get(on_split[1])
+        return baseline_data.digest == candidate_data.digest
 
     def outcomes(self, metric: str, target: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """What was kept of each example on both sides, if those are the same examples."""
-        before, after = (row.raw if row else None for row in self.rows(metric, target))
-        if before is None or after is None or len(before) != len(after) or not self.same_rows(metric):
+        """Return the outcome of each example for both models, if those are the same examples."""
+        baseline, candidate = (row.raw if row else None for row in self.rows(metric, target))
+        if baseline is None or candidate is None or len(baseline) != len(candidate) or not self.same_rows(metric):
             return None
-        return before, after
+        return baseline, candidate

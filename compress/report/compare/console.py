@@ -1,4 +1,4 @@
-"""In a terminal."""
+"""Comparison and gate in the terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
 def _plain(text: str) -> str:
-    """Without control characters, with which a name in a report could write over the terminal."""
+    """Return text without control characters, with which a name in a report could overwrite the terminal."""
     return _CONTROL.sub("\ufffd", text)
 
 
@@ -39,22 +39,22 @@ def _text(text: str, style: str = "") -> Text:
 
 
 def console_comparison(comparison: Comparison) -> RenderableType:
-    """A line for each metric, the worst slice, notes, and the verdict."""
+    """Return a line for each metric, the worst slice, notes, and the verdict."""
     parts: list[RenderableType] = [*_sides(comparison), _changes(comparison), *_below(comparison)]
     return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
 
 
 def console_gate(result: GateResult) -> RenderableType:
-    """A line for each judgement, then notes and the verdict."""
+    """Return a line for each judgement, then notes and the verdict."""
     table = _table("Gate", "allowed")
     for judgement in result.judgements:
         cells = [_MARKS[judgement.status], *formatting.judgement_cells(judgement)]
         table.add(*map(_plain, cells), style=_STYLES[judgement.status])
     open_questions = (*result.having("failed"), *result.having("warned"))
-    why = [_text(f"{_MARKS[judgement.status]} {formatting.judgement_text(judgement)}", style=_STYLES[judgement.status])
+    reasons = [_text(f"{_MARKS[judgement.status]} {formatting.judgement_text(judgement)}", style=_STYLES[judgement.status])
            for judgement in open_questions]  # fmt: skip
     return Group(
-        *_sides(result.comparison), table, *_below(result.comparison), *why,
+        *_sides(result.comparison), table, *_below(result.comparison), *reasons,
         _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
     )  # fmt: skip
 
@@ -71,7 +71,7 @@ def _table(title: str, margin: str) -> ResponsiveTable:
 
 def _changes(comparison: Comparison) -> ResponsiveTable:
     table = _table("Comparison", "matters from")
-    for change in formatting.ordered(comparison):
+    for change in formatting.by_importance(comparison):
         cells = [formatting.SIGNS[change.verdict], *formatting.change_cells(change)]
         table.add(*map(_plain, cells), style=_STYLES[change.verdict])
     return table
@@ -84,17 +84,19 @@ def _below(comparison: Comparison) -> Iterator[Text]:
         largest = largest_change(comparison.slices)
         if largest and largest.name != worst.name:
             yield _slice("largest change of a slice", largest)
-    lost = sum(flip.now == "wrong" for flip in comparison.flips)
+    now_wrong = sum(flip.now == "wrong" for flip in comparison.flips)
     if comparison.flips:
-        yield _text(f"flips listed: {lost} now wrong, {len(comparison.flips) - lost} now right (--json, --format html)")
+        yield _text(
+            f"flips listed: {now_wrong} now wrong, {len(comparison.flips) - now_wrong} now right (--json, --format html)"
+        )
     if comparison.continuations:
         yield _text(f"{formatting.alike(comparison)} (--json, --format html)")
-    yield from (_text(line, style="yellow") for line in formatting.evidence(comparison))
+    yield from (_text(line, style="yellow") for line in formatting.evidence_lines(comparison))
 
 
-def _slice(what: str, part: SliceChange) -> Text:
-    change = part.change
+def _slice(title: str, slice_change: SliceChange) -> Text:
+    change = slice_change.change
     interval = formatting.interval_text(change)
-    text = f"{what}: {part.name} ({part.rows:,} rows), {formatting.effect_text(change)}"
-    known = f", {interval} at {formatting.confidence_text(change)}" if interval else ""
-    return _text(f"{text}{known}: {change.verdict}", style=_STYLES[change.verdict])
+    text = f"{title}: {slice_change.name} ({slice_change.rows:,} rows), {formatting.effect_text(change)}"
+    interval_phrase = f", {interval} at {formatting.confidence_text(change)}" if interval else ""
+    return _text(f"{text}{interval_phrase}: {change.verdict}", style=_STYLES[change.verdict])

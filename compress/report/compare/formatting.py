@@ -1,25 +1,25 @@
-"""A change as people read it, the same in every view."""
+"""Text of changes and judgements, the same in every view."""
 
 from __future__ import annotations
 
 from compress.numerics.differences import Verdict
-from compress.report.compare.change import Change, Comparison, Side
+from compress.report.compare.change import ComparedModel, Comparison, MetricChange
 from compress.report.compare.gate import GateResult, Judgement
-from compress.results.formatting import format_value, significant
+from compress.results.formatting import format_number, format_value
 from compress.results.metrics import describe_metric
 
 SIGNS: dict[Verdict, str] = {"better": "\u2191", "same": "=", "worse": "\u2193", "can't tell": "?"}
 ORDER: tuple[Verdict, ...] = ("worse", "can't tell", "better", "same")
-"""What a reader wants to see first."""
+"""Verdicts in the order in which readers need them."""
 
 
-def title(change: Change) -> str:
-    """The metric's name for people."""
+def metric_title(change: MetricChange) -> str:
+    """Return the metric's title."""
     return describe_metric(change.metric, change.unit).title
 
 
-def value_text(change: Change, value: float) -> str:
-    """A value of the metric, bytes to the last one where rounding would hide the change."""
+def value_text(change: MetricChange, value: float) -> str:
+    """Return a value of the metric, with all digits of bytes if rounding would hide the change."""
     metric = describe_metric(change.metric, change.unit)
     rounded = [format_value(metric, side) for side in (change.baseline, change.candidate)]
     if metric.style in ("bytes", "count") and change.baseline != change.candidate and rounded[0] == rounded[1]:
@@ -27,108 +27,113 @@ def value_text(change: Change, value: float) -> str:
     return format_value(metric, value)
 
 
-def effect_text(change: Change) -> str:
-    """`-1.10 points` or `+5.2%`; from a doubling on `2.5x`, which is easier to grasp."""
+def effect_text(change: MetricChange) -> str:
+    """Return `-1.10 points` or `+5.2%`, and `2.5x` from a doubling on, which is easier to understand."""
     return scaled_text(change, change.effect)
 
 
-def scaled_text(change: Change, effect: float, plus: bool = True) -> str:
-    """``effect`` on the change's scale, with a sign unless ``plus`` is False and it is positive."""
+def scaled_text(change: MetricChange, effect: float, plus: bool = True) -> str:
+    """Return ``effect`` on the change's scale, with a sign unless ``plus`` is False and it is positive."""
     sign = "-" if effect < 0 else "+" if effect > 0 and plus else ""
     if change.scale == "absolute":
         return f"{sign}{abs(effect) * 100:.2f} points"
     if effect >= 1:
-        return f"{significant(effect + 1)}x"
+        return f"{format_number(effect + 1)}x"
     size = abs(effect) * 100
-    return f"{sign}{size:.1f}%" if size >= 0.1 or size == 0 else f"{sign}{significant(size, 2)}%"
+    return f"{sign}{size:.1f}%" if size >= 0.1 or size == 0 else f"{sign}{format_number(size, 2)}%"
 
 
-def interval_text(change: Change) -> str:
-    """`-1.80 to -0.40 points`, or nothing for an exact figure."""
+def interval_text(change: MetricChange) -> str:
+    """Return `-1.80 to -0.40 points`, or nothing for an exact value."""
     if change.confidence is None or change.low == change.high:
         return ""
     if change.scale == "relative" and change.high >= 1:
-        return f"{significant(change.low + 1)}x to {significant(change.high + 1)}x"
+        return f"{format_number(change.low + 1)}x to {format_number(change.high + 1)}x"
     low, high = scaled_text(change, change.low), scaled_text(change, change.high)
     unit = " points" if change.scale == "absolute" else ""
     return f"{low.removesuffix(unit)} to {high}"
 
 
-def confidence_text(change: Change) -> str:
-    """`90%`."""
+def confidence_text(change: MetricChange) -> str:
+    """Return `90%`."""
     return "" if change.confidence is None else f"{change.confidence * 100:.4g}%"
 
 
-def figures(change: Change) -> list[str]:
-    """Before, now, change, and the interval of the change with its confidence."""
+def value_cells(change: MetricChange) -> list[str]:
+    """Return before, now, change, and the interval of the change with its confidence."""
     interval = interval_text(change)
-    known = f"{interval} ({confidence_text(change)})" if interval else ""
-    return [value_text(change, change.baseline), value_text(change, change.candidate), effect_text(change), known]
+    interval_cell = f"{interval} ({confidence_text(change)})" if interval else ""
+    return [
+        value_text(change, change.baseline),
+        value_text(change, change.candidate),
+        effect_text(change),
+        interval_cell,
+    ]
 
 
-def change_cells(change: Change) -> list[str]:
-    """A change as a row: metric, target, `figures`, which changes matter, verdict."""
-    return [change.metric, change.target, *figures(change), margin_text(change), verdict_text(change)]
+def change_cells(change: MetricChange) -> list[str]:
+    """Return a change as a row: metric, target, `value_cells`, margin, verdict."""
+    return [change.metric, change.target, *value_cells(change), margin_text(change), verdict_text(change)]
 
 
 def judgement_cells(judgement: Judgement) -> list[str]:
-    """A judgement as a row: metric, target, `figures`, what is allowed, verdict or why there is none."""
+    """Return a judgement as a row: metric, target, `value_cells`, margin, verdict or the reason for its absence."""
     change = judgement.change
-    known = figures(change) if change else [""] * 4
+    cells = value_cells(change) if change else [""] * 4
     last = verdict_text(change) if change else judgement.reason
-    return [judged_name(judgement), judgement.target, *known, judgement.margin, last]
+    return [judged_name(judgement), judgement.target, *cells, judgement.margin, last]
 
 
-def margin_text(change: Change) -> str:
-    """The smallest change that matters; `any` where every one does."""
+def margin_text(change: MetricChange) -> str:
+    """Return the smallest change that matters, or `any`."""
     return scaled_text(change, change.margin, plus=False) if change.margin else "any"
 
 
-def verdict_text(change: Change) -> str:
-    """`worse`, and for what is not settled how many more pairs should settle it."""
+def verdict_text(change: MetricChange) -> str:
+    """Return the verdict, and for an inconclusive one the number of further pairs that should settle it."""
     if change.verdict == "can't tell" and change.more:
         return f"can't tell (about {change.more:,} more would)"
     return change.verdict
 
 
-def sentence(change: Change) -> str:
-    """`accuracy on cpu: 79.00% \u2192 77.90%, -1.10 points (90% interval -1.80 to -0.40 points)`."""
+def change_sentence(change: MetricChange) -> str:
+    """Return `accuracy on cpu: 79.00% → 77.90%, -1.10 points (90% interval -1.80 to -0.40 points)`."""
     values = f"{value_text(change, change.baseline)} \u2192 {value_text(change, change.candidate)}"
     interval = interval_text(change)
-    known = f" ({confidence_text(change)} interval {interval})" if interval else ""
-    return f"{change.metric} on {change.target}: {values}, {effect_text(change)}{known}"
+    interval_phrase = f" ({confidence_text(change)} interval {interval})" if interval else ""
+    return f"{change.metric} on {change.target}: {values}, {effect_text(change)}{interval_phrase}"
 
 
 def judged_name(judgement: Judgement) -> str:
-    """`accuracy`, or `accuracy in label=negative`."""
+    """Return `accuracy`, or `accuracy in label=negative`."""
     return f"{judgement.metric} in {judgement.slice}" if judgement.slice else judgement.metric
 
 
 def judgement_text(judgement: Judgement) -> str:
-    """Why a judgement is what it is, in one line."""
+    """Return the reason of a judgement, in one line."""
     if judgement.change is None:
         return f"{judged_name(judgement)} on {judgement.target}: {judgement.reason}"
-    part = f" in {judgement.slice}" if judgement.slice else ""
-    text = sentence(judgement.change).replace(judgement.metric, f"{judgement.metric}{part}", 1)
-    why = f"; {judgement.change.verdict}" + (f": {judgement.reason}" if judgement.reason else "")
-    return f"{text}, allowed {judgement.margin} worse{why}"
+    slice_phrase = f" in {judgement.slice}" if judgement.slice else ""
+    text = change_sentence(judgement.change).replace(judgement.metric, f"{judgement.metric}{slice_phrase}", 1)
+    verdict = f"; {judgement.change.verdict}" + (f": {judgement.reason}" if judgement.reason else "")
+    return f"{text}, allowed {judgement.margin} worse{verdict}"
 
 
 def gate_sentence(result: GateResult) -> str:
-    """`2 of 7 failed, 1 unknown`, or that all is well."""
+    """Return a sentence on how many judgements failed, are inconclusive, or passed."""
     failed, warned = result.having("failed"), result.having("warned")
     total = len(result.judgements)
     if not total:
         return "Nothing was judged"
-    unknown = f"{len(warned)} can't be told" if warned else ""
+    inconclusive = f"{len(warned)} can't be told" if warned else ""
     if failed:
         names = ", ".join(dict.fromkeys(judged_name(judgement) for judgement in failed))
-        return f"Failed: {names} ({len(failed)} of {total}{f', {unknown}' if unknown else ''})"
-    return f"Passed: {total - len(warned)} of {total}" + (f", {unknown}" if unknown else "")
+        return f"Failed: {names} ({len(failed)} of {total}{f', {inconclusive}' if inconclusive else ''})"
+    return f"Passed: {total - len(warned)} of {total}" + (f", {inconclusive}" if inconclusive else "")
 
 
 def comparison_sentence(comparison: Comparison) -> str:
-    """`Worse: accuracy; better: size_bytes, latency_ms`."""
+    """Return `Worse: accuracy; better: size_bytes, latency_ms`."""
     parts = []
     for verdict in ("worse", "better"):
         names = [change.metric for change in comparison.changes if change.verdict == verdict]
@@ -142,19 +147,19 @@ def comparison_sentence(comparison: Comparison) -> str:
     return text[:1].upper() + text[1:]
 
 
-def side_text(side: Side) -> str:
-    """`runs/quickstart (final), measured 2026-11-25T12:00:00+00:00 on AMD EPYC, ...`."""
+def side_text(side: ComparedModel) -> str:
+    """Return `runs/quickstart (final), measured 2026-11-25T12:00:00+00:00 on AMD EPYC, ...`."""
     when = f", measured {side.started}" if side.started else ""
     return f"{side.name} ({side.model}){when}" + (f" on {side.host}" if side.host else "")
 
 
-def ordered(comparison: Comparison) -> list[Change]:
-    """Changes by how much a reader should care: worse ones first, in the order of the rows otherwise."""
+def by_importance(comparison: Comparison) -> list[MetricChange]:
+    """Return changes in the order of `ORDER`, and otherwise in the order of the rows."""
     return sorted(comparison.changes, key=lambda change: ORDER.index(change.verdict))
 
 
-def evidence(comparison: Comparison) -> list[str]:
-    """Notes and everything that could not be compared, as lines."""
+def evidence_lines(comparison: Comparison) -> list[str]:
+    """Return notes and all metrics without a comparison, as lines."""
     lines = list(comparison.notes)
     lines += [f"the machines differ: {difference}" for difference in comparison.host_differences]
     reasons: dict[str, list[str]] = {}
@@ -163,8 +168,8 @@ def evidence(comparison: Comparison) -> list[str]:
     return lines + [f"not compared: {', '.join(metrics)} {reason}" for reason, metrics in reasons.items()]
 
 
-def alike(comparison: Comparison) -> str:
-    """`2 of 8 continuations are the same to the end`; nothing where nothing was written."""
+def equal_texts(comparison: Comparison) -> str:
+    """Return `2 of 8 continuations are the same to the end`, or nothing without continuations."""
     texts = comparison.continuations
-    same = sum(one.baseline == one.candidate for one in texts)
+    same = sum(pair.baseline == pair.candidate for pair in texts)
     return f"{same} of {len(texts)} continuations are the same to the end" if texts else ""

@@ -1,4 +1,4 @@
-"""Judging a comparison by a policy, which may be a file: what passed, what is unknown, what failed."""
+"""Gate: judgement of a comparison by a policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "fail
 
 
 class Judgement(FrozenAliased):
-    """What one rule makes of one metric on one target."""
+    """Judgement of one metric on one target by one rule."""
 
     metric: str
     target: str
@@ -33,35 +33,36 @@ class Judgement(FrozenAliased):
 
 
 class GateResult(FrozenAliased):
-    """Every judgement, and the comparison behind them."""
+    """All judgements, and the comparison behind them."""
 
     comparison: Comparison
     judgements: tuple[Judgement, ...]
 
     @property
     def status(self) -> Status:
-        """The gravest of all."""
+        """Return the most severe status."""
         return "failed" if self.failed else "warned" if self.having("warned") else "passed"
 
     @property
     def failed(self) -> bool:
-        """Whether the exit code is 1."""
+        """Return whether the exit code is 1."""
         return any(judgement.status == "failed" for judgement in self.judgements)
 
     def having(self, status: Status) -> tuple[Judgement, ...]:
-        """The judgements of that status."""
+        """Return the judgements of that status."""
         return tuple(judgement for judgement in self.judgements if judgement.status == status)
 
     def to_json(self) -> str:
-        """Everything, with `failed` in front."""
+        """Return all fields as JSON, after `failed`."""
         return json.dumps({"failed": self.failed, **self.model_dump(mode="json")}, indent=2, ensure_ascii=False)
 
 
 def judge_comparison(comparison: Comparison, policy: Policy) -> GateResult:
-    """Judge every change that a rule of ``policy`` covers, and the worst slice where one asks for it.
+    """Judge every change that a rule of ``policy`` covers, and the worst slice if a rule asks for it.
 
-    *worse* fails, *better* and *same* pass, *can't tell* does what the rule or the policy says. A metric that a rule
-    covers and only the candidate lacks fails; a rule that finds nothing to judge counts as *can't tell*.
+    *worse* fails, *better* and *same* pass, and an inconclusive change has the effect that the rule or the policy
+    states. A metric that a rule covers and only the candidate lacks fails. A rule without anything to judge is
+    inconclusive.
     """
     judged = [
         _judge(rule, change, policy, None)
@@ -106,36 +107,37 @@ def _lacking(rule: Rule, missing: UncomparedMetric, policy: Policy) -> Judgement
 
 
 def _slices(comparison: Comparison, policy: Policy) -> Iterator[Judgement]:
-    for target in dict.fromkeys(part.change.target for part in comparison.slices):
-        parts = [part for part in comparison.slices if part.change.target == target]
-        covered = [part for part in parts if policy.slice_rule(part.change.metric)]
+    for target in dict.fromkeys(change.change.target for change in comparison.slices):
+        parts = [change for change in comparison.slices if change.change.target == target]
+        covered = [change for change in parts if policy.slice_rule(change.change.metric)]
         # One that is surely worse goes before one that only looks so.
-        worst = min(covered, key=lambda part: (part.change.verdict != "worse", part.change.effect), default=None)
+        # A slice that is significantly worse comes before one that only looks worse.
+        worst = min(covered, key=lambda change: (change.change.verdict != "worse", change.change.effect), default=None)
         rule = policy.slice_rule(worst.change.metric) if worst else None
         if worst and rule:
             yield _judge(rule, worst.change, policy, worst)
 
 
 def _idle(judged: list[Judgement], policy: Policy) -> Iterator[Judgement]:
-    """A rule that somebody wrote and that found nothing to judge must not pass in silence."""
+    """Yield an inconclusive judgement for each rule of a written policy that covers nothing."""
     if "rules" not in policy.model_fields_set:
         return
     for rule in policy.rules:
-        mine = [j for j in judged if rule.covers(j.metric) and (j.slice is not None) == (rule.slices is not None)]
-        if not mine:
-            what = "no slices were compared" if rule.slices else "nothing of that name was measured"
+        covered = [j for j in judged if rule.covers(j.metric) and (j.slice is not None) == (rule.slices is not None)]
+        if not covered:
+            reason = "no slices were compared" if rule.slices else "nothing of that name was measured"
             yield Judgement(
                 metric=rule.metric,
                 target=", ".join(policy.targets) or "any target",
                 status=_UNKNOWN[policy.if_inconclusive(rule)],
                 margin=margin_text(rule),
                 slice=rule.slices,
-                reason=what,
+                reason=reason,
             )
 
 
 def margin_text(rule: Rule) -> str:
-    """The rule's margin as it was written."""
+    """Return the rule's margin as it was written."""
     return rule.worse_by.strip() if isinstance(rule.worse_by, str) else f"{rule.worse_by:g}"
 
 
@@ -152,7 +154,8 @@ _POLICY = FileKind(
 def read_policy(path: Path) -> Policy:
     """Read a YAML file that is a policy, or has one under `gate:` as a recipe does.
 
-    Raises `RecipeError` with every problem: file, line, field, what was found and what was expected.
+    Raises:
+        RecipeError: The file has problems. It names each with file, line, field, value and expectation.
     """
     document = read_document(path, _POLICY)
     below = (SECTION,) if SECTION in document.values else ()
@@ -163,7 +166,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def find_policy(given: Path | None, run: Path | None) -> tuple[Policy, str]:
-    """The policy of a gate and where it comes from: the file, else the recipe of the run's folder, or the defaults."""
+    """Return the policy of a gate and its source: the given file, the recipe in the run's folder, or the defaults."""
     if given is not None:
         return read_policy(given), str(given)
     recipe = run / RECIPE if run else None
@@ -174,7 +177,7 @@ DEFAULTS = "the defaults"
 
 
 def recipe_policy(recipe: Path) -> tuple[Policy, str]:
-    """What a recipe says under `gate:`, else the defaults; and which of them."""
+    """Return the policy under `gate:` of a recipe, or the defaults, and which of them it is."""
     if f"\n{SECTION}:" in "\n" + recipe.read_text(encoding="utf-8"):
         return read_policy(recipe), f"`{SECTION}:` of {recipe}"
     return Policy(), DEFAULTS

@@ -1,11 +1,11 @@
-"""Whether two reports come from machines whose times may be compared, and what else differs between them."""
+"""Comparability of two machines: whether times of two reports may be compared, and their other differences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from compress.results.formatting import format_bytes, significant
+from compress.results.formatting import format_bytes, format_number
 
 MACHINE = {
     "processor": "processor",
@@ -20,23 +20,26 @@ MACHINE = {
     "threads": "threads of the runtime",
     "provider": "execution provider",
 }
-"""Keys of a report's environment that bear on times, and their names. `provider` is the one really taken."""
+"""Keys of a report's environment that affect times, and their names. `provider` is the one that the runtime used."""
 SOFTWARE = {"kernel": "kernel", "python": "Python", "packages": "versions of packages"}
 _SAME_MEMORY = 0.01
-"""A machine reports a little more or less memory after a kernel update."""
+"""Relative difference of memory that is the same machine, since a kernel update changes the reported size."""
 
 
-class HostDifferences(NamedTuple):
-    """``machine``: what keeps times from being compared. ``software``: what may be the very thing under test."""
+class MachineDifferences(NamedTuple):
+    """Differences of two machines.
+
+    Those of ``machine`` make times incomparable. Those of ``software`` may be the thing under test.
+    """
 
     machine: tuple[str, ...]
     software: tuple[str, ...]
 
 
-def host_differences(baseline: dict[str, Any], candidate: dict[str, Any]) -> HostDifferences:
-    """What differs between two environments, as sentences with the baseline's value first.
+def machine_differences(baseline: dict[str, Any], candidate: dict[str, Any]) -> MachineDifferences:
+    """Return the differences of two environments, as sentences with the baseline's value first.
 
-    A key that either lacks, as reports of older versions do, tells nothing; one without a processor is of an unknown
+    A key that either lacks, as in older reports, is ignored. An environment without a processor is of an unknown
     machine, which is a difference.
     """
     unknown = [
@@ -44,24 +47,24 @@ def host_differences(baseline: dict[str, Any], candidate: dict[str, Any]) -> Hos
         for side, environment in (("baseline", baseline), ("candidate", candidate))
         if not environment.get("processor")
     ]
-    before, after = fingerprint(baseline), fingerprint(candidate)
+    baseline_parts, candidate_parts = fingerprint(baseline), fingerprint(candidate)
     machine = [
-        f"{name}: {_written(key, before[key])} and {_written(key, after[key])}"
+        f"{name}: {_written(key, baseline_parts[key])} and {_written(key, candidate_parts[key])}"
         for key, name in MACHINE.items()
-        if key in before and key in after and _differ(key, before[key], after[key])
+        if key in baseline_parts and key in candidate_parts and _differ(key, baseline_parts[key], candidate_parts[key])
     ]
-    return HostDifferences(tuple(unknown + machine), tuple(_software(before, after)))
+    return MachineDifferences(tuple(unknown + machine), tuple(_software(baseline_parts, candidate_parts)))
 
 
 def fingerprint(environment: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a report's environment that tell machines and software apart."""
-    kept = {key: environment[key] for key in (*MACHINE, *SOFTWARE) if key in environment}
+    """Return the parts of a report's environment that identify machine and software."""
+    parts = {key: environment[key] for key in (*MACHINE, *SOFTWARE) if key in environment}
     provider = _provider(environment)
-    return kept if provider is None else {**kept, "provider": provider}
+    return parts if provider is None else {**parts, "provider": provider}
 
 
-def host_words(environment: dict[str, Any]) -> str:
-    """`AMD EPYC, 2 of 2 cores, 25.3 GB, Linux x86_64`."""
+def machine_summary(environment: dict[str, Any]) -> str:
+    """Return `AMD EPYC, 2 of 2 cores, 25.3 GB, Linux x86_64`."""
     cores, granted = environment.get("cores"), environment.get("cores_granted")
     memory = environment.get("memory_bytes")
     parts = [
@@ -74,18 +77,18 @@ def host_words(environment: dict[str, Any]) -> str:
 
 
 def _provider(environment: dict[str, Any]) -> str | None:
-    """What the runtime really took, else what the target asked for."""
+    """Return the execution provider that the runtime used, else the one of the target."""
     settings = environment.get("runtime_settings")
-    taken = {
-        str(found["provider"])
-        for found in (settings.values() if isinstance(settings, dict) else ())
-        if isinstance(found, dict) and "provider" in found
+    providers = {
+        str(settings_of_model["provider"])
+        for settings_of_model in (settings.values() if isinstance(settings, dict) else ())
+        if isinstance(settings_of_model, dict) and "provider" in settings_of_model
     }
-    if taken:
-        return ", ".join(sorted(taken))
+    if providers:
+        return ", ".join(sorted(providers))
     target = environment.get("target")
-    asked = target.get("provider") if isinstance(target, dict) else environment.get("provider")
-    return None if asked is None else str(asked)
+    requested = target.get("provider") if isinstance(target, dict) else environment.get("provider")
+    return None if requested is None else str(requested)
 
 
 def _differ(key: str, before: Any, after: Any) -> bool:
@@ -103,7 +106,7 @@ def _written(key: str, value: Any) -> str:
         return format_bytes(float(value))
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return significant(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _software(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
@@ -111,7 +114,9 @@ def _software(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
         if key == "packages" or key not in before or key not in after or before[key] == after[key]:
             continue
         yield f"{name}: {before[key]} and {after[key]}"
-    old, new = before.get("packages") or {}, after.get("packages") or {}
-    for package in sorted(old.keys() | new.keys()) if old and new else ():
-        if old.get(package) != new.get(package):
-            yield f"{package}: {old.get(package, 'not installed')} and {new.get(package, 'not installed')}"
+    baseline_packages, candidate_packages = before.get("packages") or {}, after.get("packages") or {}
+    for package in (
+        sorted(baseline_packages.keys() | candidate_packages.keys()) if baseline_packages and candidate_packages else ()
+    ):
+        if baseline_packages.get(package) != candidate_packages.get(package):
+            yield f"{package}: {baseline_packages.get(package, 'not installed')} and {candidate_packages.get(package, 'not installed')}"

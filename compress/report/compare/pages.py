@@ -1,4 +1,4 @@
-"""By templates: a self-contained page in the manner of the report, and Markdown for the comment of a pull request."""
+"""Comparison and gate as a self-contained HTML page, and as Markdown for a pull request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from compress.report.compare import forest_plot, formatting
-from compress.report.compare.change import Change, Comparison, Side, SliceChange
+from compress.report.compare.change import ComparedModel, Comparison, MetricChange, SliceChange
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.pages import render, render_markdown
 
@@ -15,34 +15,43 @@ _CHIPS = {"failed": _FAILED, "warned": _WARNED, "passed": _PASSED}
 _COLOURS = {"worse": "missed", "can't tell": "warned", "better": "passed", "same": "none"}
 
 
-class Row(NamedTuple):
-    """A change under the name it is shown by, with which changes matter, and its verdict (colour, words)."""
+class ChangeRow(NamedTuple):
+    """Change with its displayed name, the changes that matter, and its verdict (colour, text)."""
 
     name: str
-    change: Change
+    change: MetricChange
     allowed: str
     chip: tuple[str, str]
 
 
 def html_comparison(comparison: Comparison) -> str:
-    """Every change against its margin, slices, flips, and where the figures come from."""
+    """Return a page with every change against its margin, slices, flips, and the evidence."""
     worse = any(change.verdict == "worse" for change in comparison.changes)
     verdict = "missed" if worse else "none", formatting.comparison_sentence(comparison)
-    others = formatting.ordered(comparison)
+    others = formatting.by_importance(comparison)
     return _page("compare", "comparison", comparison, verdict, comparison.model_dump_json(), others)
 
 
 def html_gate(result: GateResult) -> str:
-    """Every judgement against its margin, then what no rule judges."""
-    known = [judgement.change for judgement in result.judgements]
-    others = [change for change in formatting.ordered(result.comparison) if change not in known]
+    """Return a page with every judgement against its margin, then the changes that no rule judges."""
+    judged_changes = [judgement.change for judgement in result.judgements]
+    others = [change for change in formatting.by_importance(result.comparison) if change not in judged_changes]
     judged = [
-        Row(formatting.judged_name(one), one.change, f"allowed {one.margin} worse", _CHIPS[one.status])
-        for one in result.judgements
-        if one.change
+        ChangeRow(
+            formatting.judged_name(judged_by_rule),
+            judged_by_rule.change,
+            f"allowed {judged_by_rule.margin} worse",
+            _CHIPS[judged_by_rule.status],
+        )
+        for judged_by_rule in result.judgements
+        if judged_by_rule.change
     ]
     verdict = _CHIPS[result.status][0], formatting.gate_sentence(result)
-    lacking = [(one, _CHIPS[one.status]) for one in result.judgements if one.change is None]
+    lacking = [
+        (judged_by_rule, _CHIPS[judged_by_rule.status])
+        for judged_by_rule in result.judgements
+        if judged_by_rule.change is None
+    ]
     return _page("gate", "gate", result.comparison, verdict, result.to_json(), others, judged, lacking)
 
 
@@ -52,10 +61,22 @@ def _page(
     comparison: Comparison,
     verdict: tuple[str, str],
     json: str,
-    others: Sequence[Change],
-    judged: Sequence[Row] = (),
+    others: Sequence[MetricChange],
+    judged: Sequence[ChangeRow] = (),
     lacking: Sequence[tuple[Judgement, tuple[str, str]]] = (),
 ) -> str:
+    """Return the page of a comparison or a gate.
+
+    Args:
+        kind: `compare` or `gate`.
+        title: Title of the page.
+        comparison: Comparison that is shown.
+        verdict: Colour and sentence of the verdict.
+        json: JSON that the page contains.
+        others: Changes that no rule judges.
+        judged: Changes that rules judge.
+        lacking: Judgements without a change.
+    """
     slices = sorted(comparison.slices, key=lambda part: part.change.effect)
     return render(
         "report/compare/templates/comparison.html",
@@ -75,21 +96,21 @@ def _page(
     )
 
 
-def change_rows(changes: Iterable[Change | SliceChange]) -> list[Row]:
-    """Changes, of all rows or of slices, as the page draws them."""
+def change_rows(changes: Iterable[MetricChange | SliceChange]) -> list[ChangeRow]:
+    """Return changes, of all rows or of slices, as rows of the page."""
     return [
-        _row(one.name, one.change, f"{one.rows:,} rows")
-        if isinstance(one, SliceChange)
-        else _row(formatting.title(one), one, forest_plot.matters(one))
-        for one in changes
+        _row(change.name, change.change, f"{change.rows:,} rows")
+        if isinstance(change, SliceChange)
+        else _row(formatting.metric_title(change), change, forest_plot.margin_phrase(change))
+        for change in changes
     ]
 
 
-def _row(name: str, change: Change, allowed: str) -> Row:
-    return Row(name, change, allowed, (_COLOURS[change.verdict], change.verdict))
+def _row(name: str, change: MetricChange, allowed: str) -> ChangeRow:
+    return ChangeRow(name, change, allowed, (_COLOURS[change.verdict], change.verdict))
 
 
-def _short(side: Side) -> str:
+def _short(side: ComparedModel) -> str:
     name = side.name.rstrip("/").removesuffix("/report.json").rpartition("/")[2]
     return name if side.model == "final" else f"{name} ({side.model})"
 
@@ -100,13 +121,15 @@ MOST_FLIPS = 20
 
 
 def markdown_comparison(comparison: Comparison) -> str:
-    """Verdict, table, and folded: slices, flips, evidence."""
-    cells = [[_SIGNS[change.verdict], *formatting.change_cells(change)] for change in formatting.ordered(comparison)]
+    """Return verdict, table, and folded: slices, flips, evidence."""
+    cells = [
+        [_SIGNS[change.verdict], *formatting.change_cells(change)] for change in formatting.by_importance(comparison)
+    ]
     return _markdown(comparison, formatting.comparison_sentence(comparison), "Matters from", cells)
 
 
 def markdown_gate(result: GateResult) -> str:
-    """Verdict, what failed and why, the table, and folded: every other metric, slices, flips, evidence."""
+    """Return verdict, failures with reasons, the table, and folded: every other metric, slices, flips, evidence."""
     judged = [judgement.change for judgement in result.judgements]
     return _markdown(
         result.comparison,
@@ -115,7 +138,7 @@ def markdown_gate(result: GateResult) -> str:
         [[_MARKS[judgement.status], *formatting.judgement_cells(judgement)] for judgement in result.judgements],
         result.having("failed"),
         result.having("warned"),
-        [change for change in formatting.ordered(result.comparison) if change not in judged],
+        [change for change in formatting.by_importance(result.comparison) if change not in judged],
     )
 
 
@@ -126,13 +149,24 @@ def _markdown(
     cells: Sequence[Sequence[str]],
     failed: Sequence[Judgement] = (),
     warned: Sequence[Judgement] = (),
-    others: Sequence[Change] = (),
+    others: Sequence[MetricChange] = (),
 ) -> str:
+    """Return the Markdown of a comparison or a gate.
+
+    Args:
+        comparison: Comparison that is shown.
+        sentence: Sentence of the verdict.
+        margin: Heading of the column of margins.
+        cells: Rows of the table.
+        failed: Failed judgements.
+        warned: Inconclusive judgements.
+        others: Changes that no rule judges.
+    """
     flips = [
         (f"now {flip.now}", str(flip.row), flip.label, flip.baseline_answer, flip.candidate_answer, flip.example)
         for flip in comparison.flips[:MOST_FLIPS]
     ]
-    slices = [(part.name, f"{part.rows:,}", part.change) for part in comparison.slices]
+    slices = [(slice_change.name, f"{slice_change.rows:,}", slice_change.change) for slice_change in comparison.slices]
     sides = [
         f"baseline: {formatting.side_text(comparison.baseline)}",
         f"candidate: {formatting.side_text(comparison.candidate)}",
@@ -145,11 +179,15 @@ def _markdown(
         margin=margin,
         cells=cells,
         failed=failed,
-        warned=[formatting.judgement_text(one) for one in warned],
-        others=[(one.metric, one.target, *formatting.figures(one), formatting.verdict_text(one)) for one in others],
-        slices=[(name, rows, *formatting.figures(one), formatting.verdict_text(one)) for name, rows, one in slices],
+        warned=[formatting.judgement_text(item) for item in warned],
+        others=[
+            (item.metric, item.target, *formatting.value_cells(item), formatting.verdict_text(item)) for item in others
+        ],
+        slices=[
+            (name, rows, *formatting.value_cells(item), formatting.verdict_text(item)) for name, rows, item in slices
+        ],
         flips=flips,
-        written=[(one.prompt, one.baseline, one.candidate, one.parting) for one in comparison.continuations],
-        evidence=[*sides, *formatting.evidence(comparison), *methods],
+        written=[(item.prompt, item.baseline, item.candidate, item.parting) for item in comparison.continuations],
+        evidence=[*sides, *formatting.evidence_lines(comparison), *methods],
         words=formatting,
     )

@@ -1,4 +1,4 @@
-"""Comparing two stored reports, or two models of one, metric by metric."""
+"""Comparison of two reports, or of two models of one, metric by metric."""
 
 from __future__ import annotations
 
@@ -10,25 +10,34 @@ from pathlib import Path
 
 from compress.recipe.policy import Margin, Policy, comparison_policy, default_margin
 from compress.report.compare import effects
-from compress.report.compare.change import Change, Comparison, Flip, Side, SideBySide, Sides, SliceChange, Uncompared
-from compress.report.compare.effects import Pair, Reference
-from compress.report.compare.flips import answer_flips, flips
-from compress.report.compare.machine_match import HostDifferences, host_differences, host_words
+from compress.report.compare.change import (
+    ComparedModel,
+    ComparedModels,
+    Comparison,
+    ContinuationChange,
+    Flip,
+    MetricChange,
+    SliceChange,
+    UncomparedMetric,
+)
+from compress.report.compare.effects import KernelRatio, MeasurementPair
+from compress.report.compare.flips import find_answer_flips, find_flips
+from compress.report.compare.machine_match import MachineDifferences, machine_differences, machine_summary
 from compress.report.compare.slices import slice_changes
-from compress.report.continuations import side_by_side
-from compress.report.limits import unfit_machine
+from compress.report.continuations import pair_by_prompt
+from compress.report.limits import unusable_machine
 from compress.results.measurement import MACHINE, Measurement
 from compress.results.metrics import Metric, context_of, describe_metric, slice_of, split_of
 from compress.results.report import BASELINE, Report
 from compress.utils.errors import InputError
 
 REFERENCES = ("reference_matmul_ms", "reference_copy_ms")
-"""Rows of the model `machine`: fixed kernels, timed alongside."""
+"""Metrics of the model `machine`: reference kernels, timed beside the models."""
 MOST_FLIPS = 100
-"""Of either kind; the note of a paired change gives their number."""
+"""Largest number of flips of either kind. The note of a paired change states how many there are."""
 _ACCURACY = "accuracy"
 _SLICED = (_ACCURACY, "exact_match")
-"""What is right or wrong row by row."""
+"""Metrics whose outcomes are right or wrong for each row."""
 _SLICE_MARGIN = Margin(0.02, relative=False)
 _SHARPER = "times of different sessions: `compress compare --now` measures both side by side, which is sharper"
 _REUSED = "one and the same measurement: the timings were reused, --remeasure takes new ones"
@@ -44,34 +53,44 @@ def compare_reports(
     across_hosts: bool = False,
     folders: tuple[Path | None, Path | None] = (None, None),
 ) -> Comparison:
-    """Compare the model ``policy.model`` of both, or ``baseline_model`` of the baseline with it.
+    """Compare the model ``policy.model`` of both reports, or ``baseline_model`` of the baseline with it.
 
-    Two models of one report are rows of one session. Times from different machines get no verdict unless
-    ``across_hosts``. The runs' ``folders`` give the answers and texts of examples that flipped. Raises `InputError`
-    where a model is missing or nothing was measured on both sides.
+    Two models of one report were measured in one session.
+
+    Args:
+        baseline: Report of the baseline.
+        candidate: Report of the candidate.
+        policy: Margins and confidences. Default: those of the metrics table.
+        names: Names of both in messages and views.
+        baseline_model: Model of the baseline's report, if it differs from ``policy.model``.
+        across_hosts: Whether times from different machines get a verdict.
+        folders: Folders of the runs, for the answers and texts of flips.
+
+    Raises:
+        InputError: A model is missing, or nothing was measured on both sides.
     """
     policy = policy or comparison_policy()
-    before = baseline_model or policy.model
-    for report, model, name in ((baseline, before, names[0]), (candidate, policy.model, names[1])):
+    baseline_model_name = baseline_model or policy.model
+    for report, model, name in ((baseline, baseline_model_name, names[0]), (candidate, policy.model, names[1])):
         _require(report, model, name)
-    ways = _Ways(Sides(baseline, candidate, before, policy.model, *folders), policy, across_hosts)
+    ways = _Ways(ComparedModels(baseline, candidate, baseline_model_name, policy.model, *folders), policy, across_hosts)
     compared = [ways.compare(metric, target) for target, metric in ways.metrics()]
-    changes = tuple(found for found in compared if isinstance(found, Change))
+    changes = tuple(result for result in compared if isinstance(result, MetricChange))
     if not changes:
         targets = ", ".join(policy.targets or dict.fromkeys((*baseline.targets, *candidate.targets))) or "none"
         raise InputError(
             "The two have no measurement in common.",
-            where=f"{names[0]} ({before}) and {names[1]} ({policy.model})",
+            where=f"{names[0]} ({baseline_model_name}) and {names[1]} ({policy.model})",
             expected=f"rows on one target: {targets}",
         )
     return Comparison(
-        baseline=_side(baseline, names[0], before),
+        baseline=_side(baseline, names[0], baseline_model_name),
         candidate=_side(candidate, names[1], policy.model),
         how="from reports",
         changes=changes,
-        uncompared=tuple(found for found in compared if isinstance(found, Uncompared)),
+        uncompared=tuple(result for result in compared if isinstance(result, UncomparedMetric)),
         slices=tuple(ways.slices(changes)),
-        flips=ways.flips(changes),
+        flips=ways.find_flips(changes),
         continuations=ways.continuations(),
         host_differences=ways.hosts.machine,
         notes=tuple(ways.notes(changes)),
@@ -81,73 +100,79 @@ def compare_reports(
 def _require(report: Report, model: str, name: str) -> None:
     if model in report.models:
         return
-    known = ", ".join(found for found in report.models if found != MACHINE)
+    models = ", ".join(name_of_model for name_of_model in report.models if name_of_model != MACHINE)
     raise InputError(
-        f"There is no model {model!r} in this report.", where=name, expected=f"one of {known or 'none: it is empty'}"
+        f"There is no model {model!r} in this report.", where=name, expected=f"one of {models or 'none: it is empty'}"
     )
 
 
-def _side(report: Report, name: str, model: str) -> Side:
-    return Side(name=name, model=model, started=report.started, host=host_words(report.environment))
+def _side(report: Report, name: str, model: str) -> ComparedModel:
+    return ComparedModel(name=name, model=model, started=report.started, host=machine_summary(report.environment))
 
 
 @dataclass
 class _Ways:
     """Knows which way each metric of two reports can be compared."""
 
-    sides: Sides
+    sides: ComparedModels
     policy: Policy
     across_hosts: bool
     reused: bool = field(default=False, init=False)
 
     @cached_property
     def one_session(self) -> bool:
-        """Whether both are models of one report."""
+        """Return whether both are models of one report."""
         return self.sides.baseline is self.sides.candidate or self.sides.baseline == self.sides.candidate
 
     @cached_property
-    def hosts(self) -> HostDifferences:
-        """How the two machines differ."""
+    def hosts(self) -> MachineDifferences:
+        """Return the differences of the two machines."""
         if self.one_session:
-            return HostDifferences((), ())
-        return host_differences(self.sides.baseline.environment, self.sides.candidate.environment)
+            return MachineDifferences((), ())
+        return machine_differences(self.sides.baseline.environment, self.sides.candidate.environment)
 
     def metrics(self) -> Iterator[tuple[str, str]]:
-        """(target, metric) of everything that either side has, slices apart: those are compared by themselves."""
-        both = self.sides
-        rows = [row for row in both.baseline.measurements if row.model == both.baseline_model]
-        rows += [row for row in both.candidate.measurements if row.model == both.candidate_model]
+        """Yield (target, metric) of everything that either side has, without slices, which are compared separately."""
+        sides = self.sides
+        rows = [row for row in sides.baseline.measurements if row.model == sides.baseline_model]
+        rows += [row for row in sides.candidate.measurements if row.model == sides.candidate_model]
         for target, metric in dict.fromkeys((row.target, row.metric) for row in rows):
-            wanted = not self.policy.targets or target in self.policy.targets
-            apart = slice_of(metric) is not None and split_of(metric) is None
-            if wanted and not apart and not (describe_metric(metric).relative and self._own_baselines()):
+            is_selected = not self.policy.targets or target in self.policy.targets
+            is_slice = slice_of(metric) is not None and split_of(metric) is None
+            if is_selected and not is_slice and not (describe_metric(metric).relative and self._own_baselines()):
                 yield target, metric
 
     def _own_baselines(self) -> bool:
-        """Whether agreement and speed-up, which compare with a run's own baseline, mean different things here."""
-        old, new = self.sides.baseline, self.sides.candidate
+        """Return whether metrics that compare with a run's own baseline, such as agreement, have different meanings."""
+        baseline, candidate = self.sides.baseline, self.sides.candidate
         if self.one_session:
             return self.sides.baseline_model != self.policy.model
-        return (old.recipe, old.baseline) != (new.recipe, new.baseline)
+        return (baseline.recipe, baseline.baseline) != (candidate.recipe, candidate.baseline)
 
-    def compare(self, metric: str, target: str) -> Change | Uncompared:
-        """The change of one metric, or why there is none."""
-        before, after = self.sides.rows(metric, target)
-        if before is None or after is None:
-            return self._absent(metric, target, before is None)
-        for row, side in ((before, "baseline"), (after, "candidate")):
+    def compare(self, metric: str, target: str) -> MetricChange | UncomparedMetric:
+        """Return the change of one metric, or why there is none."""
+        baseline, candidate = self.sides.rows(metric, target)
+        if baseline is None or candidate is None:
+            return self._absent(metric, target, baseline is None)
+        for row, side in ((baseline, "baseline"), (candidate, "candidate")):
             if not _is_finite(row):
                 reason = f"the {side}'s {metric} is no finite number, or holds samples that are none"
-                return Uncompared(metric=metric, target=target, reason=reason, candidate_lacks=side == "candidate")
-        known = describe_metric(metric, after.unit)
+                return UncomparedMetric(
+                    metric=metric, target=target, reason=reason, candidate_lacks=side == "candidate"
+                )
+        described = describe_metric(metric, candidate.unit)
         rule = self.policy.rule(metric)
-        pair = Pair(before, after, rule.margin if rule else default_margin(known.style == "percent"))
-        if not pair.is_share and before.value == 0 and after.value != 0:
-            return Uncompared(metric=metric, target=target, reason="the baseline is 0, so there is no ratio to it")
-        by_kind = self.policy.time_confidence if _varies(known) else self.policy.quality_confidence
-        return self._change(pair, known, (rule and rule.confidence) or by_kind)
+        pair = MeasurementPair(
+            baseline, candidate, rule.margin if rule else default_margin(described.style == "percent")
+        )
+        if not pair.is_share and baseline.value == 0 and candidate.value != 0:
+            return UncomparedMetric(
+                metric=metric, target=target, reason="the baseline is 0, so there is no ratio to it"
+            )
+        by_kind = self.policy.time_confidence if _varies(described) else self.policy.quality_confidence
+        return self._change(pair, described, (rule and rule.confidence) or by_kind)
 
-    def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
+    def _change(self, pair: MeasurementPair, known: Metric, confidence: float) -> MetricChange:
         if known.from_file:
             return effects.exact_change(pair)
         if _varies(known):
@@ -162,16 +187,20 @@ class _Ways:
         if pair.before.low is None or pair.after.low is None:
             return effects.unjudged_change(pair, "no interval is kept with this figure")
         same = self.sides.same_rows(pair.after.metric)
-        apart = "kept without the outcomes of single examples" if same else "of different test data"
-        return effects.unpaired_change(pair, confidence, f"not paired: {apart}")
+        reason = "kept without the outcomes of single examples" if same else "of different test data"
+        return effects.unpaired_change(pair, confidence, f"not paired: {reason}")
 
-    def _time(self, pair: Pair, known: Metric, confidence: float) -> Change:
-        before, after = pair.before, pair.after
-        if before.value <= 0 or after.value <= 0:
+    def _time(self, pair: MeasurementPair, known: Metric, confidence: float) -> MetricChange:
+        baseline, candidate = pair.before, pair.after
+        if baseline.value <= 0 or candidate.value <= 0:
             return effects.unjudged_change(pair, "a time or rate that is not positive has no ratio")
         if self.one_session:
             return self._time_of_one_session(pair, confidence)
-        if (before.value, before.low, before.high) == (after.value, after.low, after.high) and before.low is not None:
+        if (baseline.value, baseline.low, baseline.high) == (
+            candidate.value,
+            candidate.low,
+            candidate.high,
+        ) and baseline.low is not None:
             self.reused = True
             return effects.exact_change(pair, _REUSED)
         references = self._references(pair, known)
@@ -179,7 +208,7 @@ class _Ways:
         change = effects.time_change(pair, confidence, self.policy.session_spread, references, note)
         return self._bound_to_host(self._bound_to_noise(change))
 
-    def _time_of_one_session(self, pair: Pair, confidence: float) -> Change:
+    def _time_of_one_session(self, pair: MeasurementPair, confidence: float) -> MetricChange:
         ratios = self._launch_ratios(pair)
         if len(ratios) > 1:
             return effects.launch_change(pair, ratios, confidence)
@@ -187,57 +216,60 @@ class _Ways:
             pair, confidence, 0.0, (), "taken in turns in one session, compared by their medians"
         )
 
-    def _launch_ratios(self, pair: Pair) -> tuple[float, ...]:
-        """Baseline over candidate, one a launch, where the session kept them."""
+    def _launch_ratios(self, pair: MeasurementPair) -> tuple[float, ...]:
+        """Return baseline over candidate, one ratio for each launch, if the session kept them."""
         metric, name = pair.after.metric, ""
         if metric.startswith("latency_ms"):
             name = metric.replace("latency_ms", "speedup", 1)
-        elif (generated := context_of(metric)) and metric.startswith("time_"):
-            name = f"speedup_{generated[0].removesuffix('_ms')}_context_{generated[1]}"
+        elif (context := context_of(metric)) and metric.startswith("time_"):
+            name = f"speedup_{context[0].removesuffix('_ms')}_context_{context[1]}"
         if name and self.sides.baseline_model == BASELINE:
             speedup = self.sides.candidate.find(self.policy.model, name, pair.after.target)
             return (speedup and speedup.raw) or ()
-        before, after = pair.before.raw or (), pair.after.raw or ()
-        if metric in ("startup_ms", "session_load_ms") and len(before) == len(after):
-            return tuple(a / b for a, b in zip(before, after, strict=True))
+        baseline, candidate = pair.before.raw or (), pair.after.raw or ()
+        if metric in ("startup_ms", "session_load_ms") and len(baseline) == len(candidate):
+            return tuple(a / b for a, b in zip(baseline, candidate, strict=True))
         return ()
 
-    def _references(self, pair: Pair, known: Metric) -> tuple[Reference, ...]:
-        """The kernels that both sessions timed; start-up is like neither, and a speed-up needs none."""
+    def _references(self, pair: MeasurementPair, known: Metric) -> tuple[KernelRatio, ...]:
+        """Return the ratios of the kernels that both sessions timed.
+
+        Start-up resembles neither kernel, and a speed-up needs none.
+        """
         if not (pair.after.metric.startswith(("latency", "time_")) or known.style == "rate"):
             return ()
-        found = []
+        ratios = []
         for name in REFERENCES:
             reports = (self.sides.baseline, self.sides.candidate)
             rows = [report.find(MACHINE, name, pair.after.target) for report in reports]
             usable = [row for row in rows if row is not None and _is_finite(row) and row.value > 0]
             if len(usable) == 2:
-                found.append(effects.reference(name, *usable))
-        return tuple(found)
+                ratios.append(effects.kernel_ratio(name, *usable))
+        return tuple(ratios)
 
-    def _bound_to_host(self, change: Change) -> Change:
+    def _bound_to_host(self, change: MetricChange) -> MetricChange:
         if not self.hosts.machine or self.across_hosts:
             return change
-        return effects.withhold(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
+        return effects.without_verdict(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
 
-    def _bound_to_noise(self, change: Change) -> Change:
+    def _bound_to_noise(self, change: MetricChange) -> MetricChange:
         noisy = [
             f"the {side}'s machine was too noisy ({reasons})"
             for side, report in (("baseline", self.sides.baseline), ("candidate", self.sides.candidate))
-            if (reasons := unfit_machine(report.environment))
+            if (reasons := unusable_machine(report.environment))
         ]
-        return effects.withhold(change, "; ".join(noisy)) if noisy else change
+        return effects.without_verdict(change, "; ".join(noisy)) if noisy else change
 
-    def _absent(self, metric: str, target: str, baseline_lacks: bool) -> Uncompared:
+    def _absent(self, metric: str, target: str, baseline_lacks: bool) -> UncomparedMetric:
         side = "baseline" if baseline_lacks else "candidate"
         report = self.sides.baseline if baseline_lacks else self.sides.candidate
         skipped = next((skip.reason for skip in report.skipped if skip.target == target), None)
         reason = f"the target was skipped: {skipped}" if skipped else f"the {side} was not measured for it"
         lacks = not baseline_lacks and skipped is None
-        return Uncompared(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
+        return UncomparedMetric(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
 
-    def slices(self, changes: tuple[Change, ...]) -> Iterator[SliceChange]:
-        """What is right in each part of the data, wherever that was compared."""
+    def slices(self, changes: tuple[MetricChange, ...]) -> Iterator[SliceChange]:
+        """Yield the changes of each slice, wherever slices were compared."""
         for change in changes:
             if change.metric in _SLICED:
                 rule = self.policy.slice_rule(change.metric)
@@ -245,41 +277,41 @@ class _Ways:
                 confidence = (rule and rule.confidence) or self.policy.quality_confidence
                 yield from slice_changes(self.sides, change.target, margin or 0.0, confidence, metric=change.metric)
 
-    def flips(self, changes: tuple[Change, ...]) -> tuple[Flip, ...]:
-        """Examples, or instructions, that one side gets right and the other wrong, on the first target."""
+    def find_flips(self, changes: tuple[MetricChange, ...]) -> tuple[Flip, ...]:
+        """Return examples, or instructions, that only one side gets right, on the first target."""
         target = next((change.target for change in changes if change.metric == _ACCURACY), None)
         if target is None:
-            return answer_flips(self.sides, most=MOST_FLIPS)
-        return flips(self.sides, target, most=MOST_FLIPS)
+            return find_answer_flips(self.sides, most=MOST_FLIPS)
+        return find_flips(self.sides, target, most=MOST_FLIPS)
 
-    def continuations(self) -> tuple[SideBySide, ...]:
-        """What both wrote after the same prompts, on the first target that has any."""
-        both, models = (self.sides.baseline, self.sides.candidate), (self.sides.baseline_model, self.policy.model)
-        for target in self.policy.targets or both[1].targets:
-            told = (
-                [one for one in report.continuations if (one.model, one.target) == (model, target)]
-                for report, model in zip(both, models, strict=True)
+    def continuations(self) -> tuple[ContinuationChange, ...]:
+        """Return the continuations of both models after the same prompts, on the first target that has any."""
+        reports, models = (self.sides.baseline, self.sides.candidate), (self.sides.baseline_model, self.policy.model)
+        for target in self.policy.targets or reports[1].targets:
+            records = (
+                [record for record in report.continuations if (record.model, record.target) == (model, target)]
+                for report, model in zip(reports, models, strict=True)
             )
-            if pairs := side_by_side(*told):
+            if pairs := pair_by_prompt(*records):
                 texts = ((pair.prompt, pair.baseline.text, pair.final.text, pair.same, pair.parting) for pair in pairs)
                 names = ("prompt", "baseline", "candidate", "same", "parting")
-                return tuple(SideBySide(target=target, **dict(zip(names, text, strict=True))) for text in texts)
+                return tuple(ContinuationChange(target=target, **dict(zip(names, text, strict=True))) for text in texts)
         return ()
 
-    def notes(self, changes: tuple[Change, ...]) -> Iterator[str]:
-        """What a reader must know besides the rows."""
-        old, new = self.sides.baseline, self.sides.candidate
+    def notes(self, changes: tuple[MetricChange, ...]) -> Iterator[str]:
+        """Yield notes on the comparison as a whole."""
+        baseline, candidate = self.sides.baseline, self.sides.candidate
         if self.one_session:
             if self.sides.baseline_model == self.policy.model:
                 yield "both sides are one and the same run"
-            if noise := unfit_machine(new.environment):
+            if noise := unusable_machine(candidate.environment):
                 yield f"the machine was too noisy for sharp times: {noise}"
             return
-        if old.recipe != new.recipe:
-            yield f"of different recipes: {old.recipe} and {new.recipe}"
+        if baseline.recipe != candidate.recipe:
+            yield f"of different recipes: {baseline.recipe} and {candidate.recipe}"
         if not self.sides.same_rows():
             yield "judged on different test data: examples do not pair"
-        elif old.data is None or new.data is None:
+        elif baseline.data is None or candidate.data is None:
             yield "a report does not name its test data: the same is assumed where the rows are as many"
         yield from (f"software differs: {difference}" for difference in self.hosts.software)
         if self.hosts.machine and self.across_hosts:
@@ -290,11 +322,11 @@ class _Ways:
             yield _SHARPER
 
 
-def _varies(known: Metric) -> bool:
-    """Times, rates and energies, but not a factor that is taken of a time, such as the real-time factor."""
-    return known.style in ("milliseconds", "rate", "times") or known.unit in ("J", "W", "s")
+def _varies(metric: Metric) -> bool:
+    """Return whether a metric is a time, a rate or an energy, but not a factor such as the real-time factor."""
+    return metric.style in ("milliseconds", "rate", "times") or metric.unit in ("J", "W", "s")
 
 
 def _is_finite(row: Measurement) -> bool:
-    figures = (row.value, row.low or 0.0, row.high or 0.0, *(row.raw or ()))
-    return all(map(math.isfinite, figures))
+    numbers = (row.value, row.low or 0.0, row.high or 0.0, *(row.raw or ()))
+    return all(map(math.isfinite, numbers))

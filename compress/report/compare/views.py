@@ -1,4 +1,4 @@
-"""A comparison, and what a gate made of it, for people and for build servers."""
+"""Views of a comparison and of a gate, for readers and for build servers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from compress.report.compare.console import console_comparison, console_gate
 from compress.report.compare.formatting import gate_sentence, judged_name, judgement_text, side_text
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.compare.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
-from compress.report.junit import Case, Suite, junit_xml
+from compress.report.junit import JunitCase, JunitSuite, junit_xml
 
 
 def comparison_view(comparison: Comparison, name: str) -> RenderableType:
-    """A text, or for the console what it renders."""
+    """Return text, or an object that the console renders."""
     views = {"console": console_comparison, "markdown": markdown_comparison, "html": html_comparison}
     return comparison.model_dump_json(indent=2) if name == "json" else views[name](comparison)
 
 
 def gate_view(result: GateResult, name: str) -> RenderableType:
-    """The same of a gate."""
+    """Return a view of a gate as text, or an object that the console renders."""
     views: dict[str, Callable[[GateResult], RenderableType]] = {
         "console": console_gate, "markdown": markdown_gate, "html": html_gate,
         "junit": junit_gate, "github": github_gate,
@@ -33,7 +33,7 @@ _LEVELS = {"failed": "error", "warned": "warning"}
 
 
 def github_gate(result: GateResult) -> str:
-    """`::error` for each failure, `::warning` for what can't be told, and one `::notice` with the verdict."""
+    """Return `::error` for each failure, `::warning` for each inconclusive metric, and one `::notice`."""
     lines = [
         _command(_LEVELS[judgement.status], f"compress gate: {judged_name(judgement)}", judgement_text(judgement))
         for judgement in result.judgements
@@ -47,29 +47,29 @@ def _command(level: str, title: str, message: str) -> str:
 
 
 def escape_data(text: str) -> str:
-    """As the workflow toolkit's own `escapeData`."""
+    """Escape a message like `escapeData` of the workflow toolkit."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def escape_property(text: str) -> str:
-    """As the workflow toolkit's own `escapeProperty`."""
+    """Escape a property like `escapeProperty` of the workflow toolkit."""
     return escape_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def junit_gate(result: GateResult) -> str:
-    """Failures fail; what can't be told is skipped with its reason, which build servers show in yellow."""
+    """Return JUnit XML, in which inconclusive metrics are skipped cases with a reason."""
     sides = {name: side_text(getattr(result.comparison, name)) for name in ("baseline", "candidate")}
-    suite = Suite("compress gate", [_case(judgement) for judgement in result.judgements], properties=sides)
+    suite = JunitSuite("compress gate", [_case(judgement) for judgement in result.judgements], properties=sides)
     return junit_xml("compress gate", [suite])
 
 
-def _case(judgement: Judgement) -> Case:
+def _case(judgement: Judgement) -> JunitCase:
     name = f"{judged_name(judgement)} no more than {judgement.margin} worse"
-    names, found = (f"gate.{judgement.target}", name), judgement_text(judgement)
+    names, text = (f"gate.{judgement.target}", name), judgement_text(judgement)
     match judgement.status:
         case "failed":
-            return Case(*names, "failure", found, found, "regression")
+            return JunitCase(*names, "failure", text, text, "regression")
         case "warned":
-            return Case(*names, "skipped", message=found)
+            return JunitCase(*names, "skipped", message=text)
         case _:
-            return Case(*names, "passed", found)
+            return JunitCase(*names, "passed", text)

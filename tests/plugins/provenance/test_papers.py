@@ -22,9 +22,9 @@ from toy_run import DIGESTS, new_key, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.plugins.provenance.run_view import read_finished
+from compress.plugins.provenance.run_view import read_run
 from compress.plugins.provenance.slsa import verify_statement
-from compress.plugins.provenance.write import write_papers
+from compress.plugins.provenance.write import write_provenance
 from compress.results.report import load_report
 from compress.utils.errors import BundleError, InputError
 
@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(home: Path) -> Path:
     """A run with its papers, unsigned; not to be changed."""
     made = write_run(home)
-    write_papers(read_finished(made), made)
+    write_provenance(read_run(made), made)
     return made
 
 
@@ -130,7 +130,7 @@ def test_papers_name_no_folder_of_this_machine(run: Path, home: Path) -> None:
 
 
 def test_the_same_run_has_the_same_papers(run: Path, tmp_path: Path) -> None:
-    for name in write_papers(read_finished(run), tmp_path):
+    for name in write_provenance(read_run(run), tmp_path):
         assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
 
 
@@ -168,7 +168,7 @@ def test_only_a_known_signer_is_believed(tmp_path: Path) -> None:
         verify_statement(run, other)
     assert "do not take the key from where these files came from" in str(caught.value)
     # Writing them again without a key leaves no signature that fits no longer.
-    write_papers(read_finished(run), run)
+    write_provenance(read_run(run), run)
     assert verify_statement(run, None).signer is None
     with pytest.raises(BundleError, match="not signed"):
         verify_statement(run, public)
@@ -176,7 +176,7 @@ def test_only_a_known_signer_is_believed(tmp_path: Path) -> None:
 
 def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    write_papers(read_finished(run), run)
+    write_provenance(read_run(run), run)
     assert verify_statement(run, None).files == 2
     model = run / "model" / "onnx" / "model.onnx"
     whole = model.read_bytes()

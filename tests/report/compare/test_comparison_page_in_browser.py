@@ -9,7 +9,7 @@ from browser import Browser, covered
 from comparisons import accuracy, outcomes, report, row, time_row
 
 from compress.recipe.policy import Policy
-from compress.report.compare.gate import gate
+from compress.report.compare.gate import judge_comparison
 from compress.report.compare.pages import html_gate
 from compress.report.compare.reports import compare_reports
 from compress.results.report import SliceRecord
@@ -44,7 +44,9 @@ def page() -> str:
         time_row("latency_ms", 2.6), time_row("startup_ms", 160.0, 0.3), memory, slices=slices,
     )  # fmt: skip
     policy = Policy()
-    return html_gate(gate(compare_reports(before, after, policy, names=("baseline.json", "tonight")), policy))
+    return html_gate(
+        judge_comparison(compare_reports(before, after, policy, names=("baseline.json", "tonight")), policy)
+    )
 
 
 def drawn(browser: Browser, page: str, width: int = 1280, dark: bool = False) -> Any:

@@ -11,11 +11,11 @@ from comparisons import accuracy, outcomes, report, row, time_row
 from narrow import broken_words, shown
 
 from compress.recipe.policy import Policy
-from compress.report.compare.change import Change, Comparison, Flip
+from compress.report.compare.change import Comparison, Flip, MetricChange
 from compress.report.compare.console import console_comparison, console_gate
-from compress.report.compare.forest_plot import axis_of, places, ticks
-from compress.report.compare.formatting import effect_text, interval_text, margin_text, sentence, value_text
-from compress.report.compare.gate import GateResult, gate
+from compress.report.compare.forest_plot import effect_axis, interval_bar, ticks
+from compress.report.compare.formatting import change_sentence, effect_text, interval_text, margin_text, value_text
+from compress.report.compare.gate import GateResult, judge_comparison
 from compress.report.compare.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
 from compress.report.compare.reports import compare_reports
 from compress.report.compare.views import escape_data, escape_property, github_gate, junit_gate
@@ -34,23 +34,23 @@ def result() -> GateResult:
     )  # fmt: skip
     policy = Policy()
     comparison = compare_reports(before, after, policy, names=("baseline.json", EVIL))
-    return gate(comparison.model_copy(update={"flips": (FLIP,)}), policy)
+    return judge_comparison(comparison.model_copy(update={"flips": (FLIP,)}), policy)
 
 
-def change(**fields: object) -> Change:
+def change(**fields: object) -> MetricChange:
     values: dict[str, object] = {
         "metric": "latency_ms", "target": "cpu", "unit": "ms", "baseline": 2.0, "candidate": 2.1, "scale": "relative",
         "effect": 0.05, "low": 0.01, "high": 0.09, "confidence": 0.99, "margin": 0.02, "verdict": "worse", "n": 10,
         "method": "made up",
     }  # fmt: skip
-    return Change.model_validate({**values, **fields})
+    return MetricChange.model_validate({**values, **fields})
 
 
 def test_words() -> None:
-    assert sentence(change()) == "latency_ms on cpu: 2.00 ms \u2192 2.10 ms, +5.0% (99% interval +1.0% to +9.0%)"
+    assert change_sentence(change()) == "latency_ms on cpu: 2.00 ms \u2192 2.10 ms, +5.0% (99% interval +1.0% to +9.0%)"
     points = change(metric="accuracy", unit="ratio", scale="absolute", baseline=0.87, candidate=0.859, effect=-0.011,
                     low=-0.018, high=-0.004, confidence=0.9, margin=0.005)  # fmt: skip
-    assert sentence(points) == (
+    assert change_sentence(points) == (
         "accuracy on cpu: 87.00% \u2192 85.90%, -1.10 points (90% interval -1.80 to -0.40 points)"
     )
     assert margin_text(points) == "0.50 points"
@@ -157,23 +157,23 @@ def test_the_page_is_whole_and_escaped(result: GateResult, kind: str) -> None:
 def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
     drop = change(metric="accuracy", unit="ratio", scale="absolute", effect=-0.02, low=-0.03, high=-0.01, margin=0.005)
     rise = drop.model_copy(update={"effect": 0.02, "low": 0.01, "high": 0.03, "verdict": "better"})
-    axis = axis_of([drop, rise])
+    axis = effect_axis([drop, rise])
 
-    def middle(found: Change) -> float:
-        return places(found, axis).value
+    def middle(found: MetricChange) -> float:
+        return interval_bar(found, axis).value
 
     assert middle(rise) == pytest.approx(100 - middle(drop), abs=0.02)
     assert middle(drop) > 60
     slow = change()
-    assert axis_of([slow])(0.0) < 50
-    labels = dict(ticks(axis_of([slow.model_copy(update={"effect": 9.0, "high": 12.0})]), relative=True))
+    assert effect_axis([slow])(0.0) < 50
+    labels = dict(ticks(effect_axis([slow.model_copy(update={"effect": 9.0, "high": 12.0})]), relative=True))
     assert "10x" in labels.values()
 
 
 def test_one_change_at_zero_still_has_an_axis() -> None:
     still = change(effect=0.0, low=0.0, high=0.0, margin=0.0, confidence=None, verdict="same")
-    assert axis_of([still])(0.0) == pytest.approx(50)
-    assert places(still, axis_of([still])).value == pytest.approx(50)
+    assert effect_axis([still])(0.0) == pytest.approx(50)
+    assert interval_bar(still, effect_axis([still])).value == pytest.approx(50)
 
 
 def test_an_empty_gate_says_so(result: GateResult) -> None:

@@ -12,9 +12,9 @@ import tiny_run
 
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.report.compare.change import Sides
-from compress.report.compare.flips import flips
-from compress.report.predictions import Answers, write_predictions
+from compress.report.compare.change import ComparedModels
+from compress.report.compare.flips import find_flips
+from compress.report.predictions import ModelAnswers, write_predictions
 from compress.results.measurement import Measurement
 from compress.results.report import DataRecord, Report
 from compress.tasks.registry import get_task
@@ -40,7 +40,7 @@ def run(folder: Path, answers: Sequence[str], digest: str | None = None) -> Repo
     folder.mkdir()
     write_data(folder)
     right = [answer == label for answer, label in zip(answers, LABELS, strict=True)]
-    kept = Answers(answers, np.array(SURE), np.array(right))
+    kept = ModelAnswers(answers, np.array(SURE), np.array(right))
     write_predictions(LABELS, {("final", "cpu"): kept}, folder, several=False)
     raw = tuple(float(outcome) for outcome in right)
     row = Measurement(
@@ -62,7 +62,9 @@ def sides(tmp_path: Path) -> tuple[Report, Report, Path, Path]:
 def found(sides: tuple[Report, Report, Path, Path], **more: Any) -> list[tuple[Any, ...]]:
     before, after, old, new = sides
     most = more.pop("most", None)
-    given = flips(Sides(before, after, **{"baseline_folder": old, "candidate_folder": new, **more}), "cpu", most=most)
+    given = find_flips(
+        ComparedModels(before, after, **{"baseline_folder": old, "candidate_folder": new, **more}), "cpu", most=most
+    )
     return [(f.row, f.now, f.label, f.baseline_answer, f.candidate_answer, f.example) for f in given]
 
 
@@ -136,5 +138,5 @@ def test_long_texts_are_cut(sides: tuple[Report, Report, Path, Path], tmp_path: 
 def test_other_data_has_no_flips(sides: tuple[Report, Report, Path, Path], tmp_path: Path) -> None:
     before, after = sides[:2]
     other = run(tmp_path / "other", AFTER, digest="another")
-    assert flips(Sides(before, other), "cpu") == ()
-    assert flips(Sides(before, after), "gpu") == ()
+    assert find_flips(ComparedModels(before, other), "cpu") == ()
+    assert find_flips(ComparedModels(before, after), "gpu") == ()

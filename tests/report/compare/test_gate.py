@@ -9,9 +9,16 @@ import pytest
 from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
 
 from compress.recipe.policy import CannotTell, Policy, Rule
-from compress.report.compare.baseline import Origin, load_baseline, lowered, origin, parse_baseline, write_baseline
+from compress.report.compare.baseline import (
+    Origin,
+    current_origin,
+    load_baseline,
+    lowered_metrics,
+    parse_baseline,
+    write_baseline,
+)
 from compress.report.compare.change import Comparison
-from compress.report.compare.gate import GateResult, Status, gate
+from compress.report.compare.gate import GateResult, Status, judge_comparison
 from compress.report.compare.reports import compare_reports
 from compress.results.report import Report, SliceRecord, load_report
 from compress.utils.errors import InputError
@@ -22,7 +29,7 @@ ORIGIN = Origin(who="a tester", when="2026-11-25T12:00:00+00:00", why="a test")
 
 def judged(after: Report, policy: Policy | None = None, before: Report = BEFORE) -> GateResult:
     rules = policy or Policy(session_spread=0.0)
-    return gate(compare_reports(before, after, rules), rules)
+    return judge_comparison(compare_reports(before, after, rules), rules)
 
 
 def statuses(result: GateResult) -> dict[str, Status]:
@@ -227,7 +234,7 @@ def test_what_lowers_the_bar() -> None:
 
     def of(*rows: object) -> list[str]:
         comparison = compare_reports(BEFORE, report(*rows, seconds=1.0), policy)  # type: ignore[arg-type]
-        return [change.metric for change in lowered(comparison, policy)]
+        return [change.metric for change in lowered_metrics(comparison, policy)]
 
     quality, size, latency = BEFORE.measurements
     assert of(quality, size, latency) == []
@@ -237,7 +244,7 @@ def test_what_lowers_the_bar() -> None:
 
 
 def test_the_origin_names_a_person_and_a_time() -> None:
-    made = origin("because")
+    made = current_origin("because")
     assert made.who
     assert made.why == "because"
     assert made.when[10] == "T"

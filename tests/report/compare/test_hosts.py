@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from comparisons import MACHINE
 
-from compress.report.compare.machine_match import fingerprint, host_differences, host_words
+from compress.report.compare.machine_match import fingerprint, machine_differences, machine_summary
 
 
 @pytest.mark.parametrize(
@@ -28,18 +28,18 @@ from compress.report.compare.machine_match import fingerprint, host_differences,
     ],
 )
 def test_each_difference_of_machines_is_named(changes: dict[str, Any], words: str) -> None:
-    assert host_differences(MACHINE, {**MACHINE, **changes}) == ((words,), ())
+    assert machine_differences(MACHINE, {**MACHINE, **changes}) == ((words,), ())
 
 
 def test_the_same_machine_differs_in_nothing() -> None:
     machine = {**MACHINE, "features": ["avx2", "avx512f"]}
     reordered = {**machine, "features": ["avx512f", "avx2"], "memory_bytes": 16_000_100_000, "load": 3}
-    assert host_differences(machine, reordered) == ((), ())
+    assert machine_differences(machine, reordered) == ((), ())
 
 
 def test_software_is_told_apart_from_the_machine() -> None:
     other = {**MACHINE, "python": "3.12.1", "packages": {"onnxruntime": "1.33.0", "nncf": "3.4.0"}}
-    machine, software = host_differences(MACHINE, other)
+    machine, software = machine_differences(MACHINE, other)
     assert machine == ()
     assert software == (
         "Python: 3.11.7 and 3.12.1", "nncf: not installed and 3.4.0", "onnxruntime: 1.32.0 and 1.33.0",
@@ -47,9 +47,9 @@ def test_software_is_told_apart_from_the_machine() -> None:
 
 
 def test_an_unknown_machine_is_a_difference_and_a_missing_key_is_none() -> None:
-    assert host_differences({}, MACHINE).machine == ("the baseline does not say which machine it was measured on",)
+    assert machine_differences({}, MACHINE).machine == ("the baseline does not say which machine it was measured on",)
     older = {key: value for key, value in MACHINE.items() if key != "governor"}
-    assert host_differences(older, {**MACHINE, "governor": "performance"}) == ((), ())
+    assert machine_differences(older, {**MACHINE, "governor": "performance"}) == ((), ())
 
 
 def test_a_fingerprint_survives_being_taken_twice() -> None:
@@ -57,4 +57,4 @@ def test_a_fingerprint_survives_being_taken_twice() -> None:
     assert once["provider"] == "CPUExecutionProvider"
     assert "runtime_settings" not in once
     assert fingerprint(once) == once
-    assert host_words(once) == "an invented processor, 4 of 4 cores, 16.0 GB, Linux x86_64"
+    assert machine_summary(once) == "an invented processor, 4 of 4 cores, 16.0 GB, Linux x86_64"

@@ -11,16 +11,16 @@ from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
 from scipy.stats import binom, norm
 
 from compress.recipe.policy import Policy, Rule
-from compress.report.compare.change import Change
+from compress.report.compare.change import MetricChange
 from compress.report.compare.reports import compare_reports
 from compress.results.measurement import Measurement
-from compress.results.report import DataRecord, Report, Skipped, SliceRecord
+from compress.results.report import DataRecord, Report, SkippedTarget, SliceRecord
 from compress.utils.errors import InputError
 
 NO_SPREAD = Policy(session_spread=0.0)
 
 
-def only(baseline: Report, candidate: Report, policy: Policy = NO_SPREAD, **more: object) -> Change:
+def only(baseline: Report, candidate: Report, policy: Policy = NO_SPREAD, **more: object) -> MetricChange:
     """The one change of a comparison."""
     (change,) = compare_reports(baseline, candidate, policy, **more).changes  # type: ignore[arg-type]
     return change
@@ -227,7 +227,7 @@ def test_a_metric_of_one_side_is_not_lost() -> None:
     size = row("size_bytes", 5, "bytes")
     comparison = compare_reports(report(size, time_row("latency_ms", 1)), report(size, accuracy([1, 0])))
     assert {(m.metric, m.candidate_lacks) for m in comparison.uncompared} == {("latency_ms", True), ("accuracy", False)}
-    skipped = report(size, skipped=(Skipped(target="gpu", reason="no driver"),))
+    skipped = report(size, skipped=(SkippedTarget(target="gpu", reason="no driver"),))
     gpu = time_row("latency_ms", 1).model_copy(update={"target": "gpu"})
     (missing,) = compare_reports(report(size, gpu), skipped).uncompared
     assert (missing.reason, missing.candidate_lacks) == ("the target was skipped: no driver", False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compress.numerics.differences import difference_of_shares
-from compress.report.compare.change import Sides
+from compress.report.compare.change import ComparedModels
 from compress.report.compare.slices import largest_change, slice_changes
 from compress.results.measurement import Measurement
 from compress.results.report import DataRecord, Report, SliceRecord
@@ -42,7 +42,10 @@ SLICES = {"head": range(80, 160), "tail": range(140, 200), "kept": range(0, 90)}
 
 
 def test_shares_and_intervals_of_overlapping_slices() -> None:
-    found = {part.name: part for part in slice_changes(Sides(report(BEFORE), report(AFTER, SLICES)), "cpu", 0.01, 0.9)}
+    found = {
+        part.name: part
+        for part in slice_changes(ComparedModels(report(BEFORE), report(AFTER, SLICES)), "cpu", 0.01, 0.9)
+    }
     head, tail, kept = found["head"].change, found["tail"].change, found["kept"].change
     # head: rows 80-159 are right 70 times before; after, 80-89 and 150-159. 60 were lost and 10 won, of 80.
     assert (head.baseline, head.candidate, head.n) == (70 / 80, 20 / 80, 80)
@@ -59,7 +62,9 @@ def test_shares_and_intervals_of_overlapping_slices() -> None:
 
 
 def test_the_largest_fall_comes_first_and_the_largest_change_either_way() -> None:
-    found = slice_changes(Sides(report(BEFORE), report(AFTER, {**SLICES, "won": range(150, 160)})), "cpu", 0.01, 0.9)
+    found = slice_changes(
+        ComparedModels(report(BEFORE), report(AFTER, {**SLICES, "won": range(150, 160)})), "cpu", 0.01, 0.9
+    )
     assert found[0].name == "head"
     assert [part.change.effect for part in found] == sorted(part.change.effect for part in found)
     assert found[-1].name == "won"
@@ -70,7 +75,7 @@ def test_the_largest_fall_comes_first_and_the_largest_change_either_way() -> Non
 
 
 def test_one_slice_alone_pays_nothing_for_others() -> None:
-    (only,) = slice_changes(Sides(report(BEFORE), report(AFTER, {"head": range(80, 160)})), "cpu", 0.01, 0.9)
+    (only,) = slice_changes(ComparedModels(report(BEFORE), report(AFTER, {"head": range(80, 160)})), "cpu", 0.01, 0.9)
     assert only.change.confidence == pytest.approx(0.9)
     assert only.change.note is None
 
@@ -78,12 +83,12 @@ def test_one_slice_alone_pays_nothing_for_others() -> None:
 def test_models_of_one_run_compare() -> None:
     both = report(AFTER, SLICES)
     both = both.model_copy(update={"measurements": (*both.measurements, row(BEFORE, "baseline"))})
-    found = slice_changes(Sides(both, both, "baseline"), "cpu", 0.01, 0.9)
-    assert found == slice_changes(Sides(report(BEFORE), both), "cpu", 0.01, 0.9)
+    found = slice_changes(ComparedModels(both, both, "baseline"), "cpu", 0.01, 0.9)
+    assert found == slice_changes(ComparedModels(report(BEFORE), both), "cpu", 0.01, 0.9)
 
 
 def test_slices_of_the_baseline_do_where_the_candidate_has_none() -> None:
-    found = slice_changes(Sides(report(BEFORE, SLICES), report(AFTER)), "cpu", 0.01, 0.9)
+    found = slice_changes(ComparedModels(report(BEFORE, SLICES), report(AFTER)), "cpu", 0.01, 0.9)
     assert {part.name for part in found} == set(SLICES)
 
 
@@ -98,14 +103,14 @@ def test_slices_of_the_baseline_do_where_the_candidate_has_none() -> None:
     ],
 )
 def test_what_does_not_pair_gives_nothing(before: Report, after: Report) -> None:
-    assert slice_changes(Sides(before, after), "cpu", 0.01, 0.9) == ()
+    assert slice_changes(ComparedModels(before, after), "cpu", 0.01, 0.9) == ()
 
 
 def test_a_row_without_outcomes_gives_nothing() -> None:
     after = report(AFTER, SLICES)
     bare = after.model_copy(update={"measurements": (after.measurements[0].model_copy(update={"raw": None}),)})
-    assert slice_changes(Sides(report(BEFORE), bare), "cpu", 0.01, 0.9) == ()
-    assert slice_changes(Sides(report(BEFORE), after), "gpu", 0.01, 0.9) == ()
+    assert slice_changes(ComparedModels(report(BEFORE), bare), "cpu", 0.01, 0.9) == ()
+    assert slice_changes(ComparedModels(report(BEFORE), after), "gpu", 0.01, 0.9) == ()
 
 
 def test_equally_good_models_seldom_have_a_worse_slice() -> None:
@@ -118,7 +123,7 @@ def test_equally_good_models_seldom_have_a_worse_slice() -> None:
         shared = generator.random(2000) < 0.6
         before, after = (np.where(shared, 1, generator.random(2000) < 0.5).astype(float) for _ in range(2))
         candidate = report(after.tolist()).model_copy(update={"slices": slices})
-        found = slice_changes(Sides(report(before.tolist()), candidate), "cpu", 0.0, 0.9)
+        found = slice_changes(ComparedModels(report(before.tolist()), candidate), "cpu", 0.0, 0.9)
         alarms += any(part.change.verdict == "worse" for part in found)
         deltas = [(after - before)[list(rows)] for rows in parts.values()]
         alone += any(difference_of_shares(int((d < 0).sum()), int((d > 0).sum()), 200, 0.9).high < 0 for d in deltas)

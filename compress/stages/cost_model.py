@@ -205,17 +205,6 @@ def in_precision(before: Shape | None, precision: str, table_bits: int | None = 
     return predicted(before, replace(after, packed_bytes=None), unknown)
 
 
-def beside(found: Prediction, other: Prediction) -> Prediction:
-    """Of a folder that also has what ``other`` is of: bytes of both, of which the first's time and memory are told."""
-    sizes = (found.disk_bytes.value, other.disk_bytes.value)
-    if found.shape is None or None in sizes:
-        return Prediction(None, found.seconds, found.peak_memory_bytes, _disk(None, None))
-    size = round(sum(each for each in sizes if each is not None))
-    note = f"{found.disk_bytes.note}, beside {other.disk_bytes.note}"
-    shape = replace(found.shape, packed_bytes=size)
-    return replace(found, shape=shape, disk_bytes=Estimate(value=size, note=note))
-
-
 def handling(before: Shape | None, more_seconds: float = 0.0, what: str = "") -> Estimate:
     """Seconds for reading, changing and writing a model's weights, and ``more_seconds`` for ``what`` else is done."""
     if before is None:

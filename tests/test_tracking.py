@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.report.tracked import tracked
-from compress.report.tracking import TrackedRun, track
+from compress.report.tracking import TrackedRun, track, tracked_run
 from compress.results.measurement import Measurement
 from compress.results.report import Report
 from compress.utils.errors import InputError
@@ -38,7 +37,7 @@ def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
         TrackedRun("trial 0", {"size_bytes": 10.0}, parameters={"heads": "0.5"}),
         TrackedRun("trial 1", {}, failed=True),
     )
-    made = tracked(report, tmp_path)
+    made = tracked_run(report, tmp_path)
     kept = track(
         TrackedRun(made.name, made.metrics, made.spread, made.parameters, made.tags, made.files, trials), uri, "tiny"
     )

@@ -1,1 +1,1 @@
-"""The parameter budget of a model: what its bytes are spent on."""
+"""Inspection of models: size budget, weight statistics, operators, and errors and saturation by layer."""

@@ -1,4 +1,4 @@
-"""What real inputs make of a graph's activations, layer by layer and row by row, and what of it 8 bits cut off."""
+"""Activations of a graph on real inputs by layer and row, and the share of values that 8-bit ranges clip."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from compress.inspection.node_layers import node_modules
 _RELU6 = 6.0
 _WEIGHT = re.compile(r"\.(weight|bias)(_\w*)?$")
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "DynamicQuantizeLinear", "MatMulNBits", "Attention"}
-"""Operators whose first input is the activation that a range is asked of, where none is stored."""
+"""Operators whose first input is observed if no activation range is stored."""
 
 
 @dataclass(frozen=True)
 class ActivationRange:
-    """An activation that ``layer`` reads: what its integers stand for, ``low`` to ``high``, None where none is stored.
+    """Activation that ``layer`` reads, with the range ``low`` to ``high`` of its integers; None if none is stored.
 
-    ``step`` is the distance of two integers' values.
+    ``step`` is the distance of two levels.
     """
 
     tensor: str
@@ -37,13 +37,13 @@ class ActivationRange:
 
     @property
     def stored(self) -> bool:
-        """Whether a calibration decided on the range."""
+        """Return True if calibration stored a range."""
         return self.low is not None
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Of rows [n] and ``ranges`` [k]: the share of a row's values that is ``cut``, and the row's least and greatest."""
+class RowActivations:
+    """Activations of rows [n] for ``ranges`` [k]: share of clipped values ``cut``, smallest and largest value."""
 
     ranges: tuple[ActivationRange, ...]
     cut: np.ndarray
@@ -52,79 +52,80 @@ class Activations:
 
     @property
     def peaks(self) -> np.ndarray:
-        """The greatest magnitude of each row."""
-        found: np.ndarray = np.maximum(-self.least, self.greatest)
-        return found
+        """Return the largest magnitude of each row."""
+        magnitudes: np.ndarray = np.maximum(-self.least, self.greatest)
+        return magnitudes
 
-    def take(self, places: np.ndarray) -> Activations:
-        """Those of the rows at ``places``."""
-        return Activations(self.ranges, self.cut[places], self.least[places], self.greatest[places])
+    def take(self, rows: np.ndarray) -> RowActivations:
+        """Return the activations of some rows."""
+        return RowActivations(self.ranges, self.cut[rows], self.least[rows], self.greatest[rows])
 
 
 def activation_ranges(file: Path) -> list[ActivationRange]:
-    """Those that static INT8 has stored, or else the float activations that products read. Nothing is run."""
-    modules, found = node_modules(file), list[ActivationRange]()
+    """Return the ranges stored by static INT8, or else the float activations that products read. Runs nothing."""
+    modules, ranges = node_modules(file), list[ActivationRange]()
     for node in ir.load(file).graph:
-        given = node.inputs[0] if node.inputs else None
-        if node.op_type != "QuantizeLinear" or given is None or constant(given) is not None:
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type != "QuantizeLinear" or source is None or constant(source) is not None:
             continue
-        scale, zero = (constant(node.inputs[place]) if place < len(node.inputs) else None for place in (1, 2))
+        scale, zero = (constant(node.inputs[index]) if index < len(node.inputs) else None for index in (1, 2))
         if scale is None or scale.size != 1 or (zero is not None and zero.dtype not in (np.int8, np.uint8)):
             continue
         step, origin = float(scale.item()), 0 if zero is None else int(zero.item())
         limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
         low, high = ((int(limit) - origin) * step for limit in (limits.min, limits.max))
         readers = [str(use.node.name) for use in node.outputs[0].uses()]
-        layer = next(filter(None, map(modules.get, [*readers, str(node.name)])), str(given.name))
-        found.append(ActivationRange(str(given.name), _module(layer), low, high, step))
-    return _distinct(found) or _distinct(_products(file, modules))
+        layer = next(filter(None, map(modules.get, [*readers, str(node.name)])), str(source.name))
+        ranges.append(ActivationRange(str(source.name), _module(layer), low, high, step))
+    return _distinct(ranges) or _distinct(_products(file, modules))
 
 
 def _products(file: Path, modules: dict[str, str]) -> list[ActivationRange]:
-    found = []
+    """Return the float activations that products read."""
+    ranges = []
     for node in ir.load(file).graph:
-        given = node.inputs[0] if node.inputs else None
-        if node.op_type in _PRODUCTS and given is not None and constant(given) is None and given.name:
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type in _PRODUCTS and source is not None and constant(source) is None and source.name:
             readers = [str(use.node.name) for value in node.outputs for use in value.uses()]
-            layer = next(filter(None, map(modules.get, [str(node.name), *readers])), str(given.name))
-            found.append(ActivationRange(str(given.name), _module(layer)))
-    return found
+            layer = next(filter(None, map(modules.get, [str(node.name), *readers])), str(source.name))
+            ranges.append(ActivationRange(str(source.name), _module(layer)))
+    return ranges
 
 
 def _module(weight: str) -> str:
-    """What a weight belongs to, whatever was made of it."""
+    """Return the module of a weight, without the suffixes of quantized parts."""
     return _WEIGHT.sub("", weight)
 
 
 def _distinct(ranges: Iterable[ActivationRange]) -> list[ActivationRange]:
-    """One of each tensor; where several are of one layer, their names say which."""
-    single = {each.tensor: each for each in ranges}.values()
-    counts = Counter(each.layer for each in single)
-    return [replace(each, layer=f"{each.layer} ({each.tensor})") if counts[each.layer] > 1 else each for each in single]
+    """Return one range per tensor; several ranges of one layer get the tensor's name appended."""
+    single = {item.tensor: item for item in ranges}.values()
+    counts = Counter(item.layer for item in single)
+    return [replace(item, layer=f"{item.layer} ({item.tensor})") if counts[item.layer] > 1 else item for item in single]
 
 
-def see_activations(graph: onnx.ModelProto, ranges: list[ActivationRange], rows: Iterable[Feed]) -> Activations:
-    """Run each of ``rows``, a batch of one example, and look at the activations. Raises what `tap` raises.
+def record_activations(graph: onnx.ModelProto, ranges: list[ActivationRange], rows: Iterable[Feed]) -> RowActivations:
+    """Run each of ``rows``, a batch of one example, and record its activations. Raises as `stream_activations`.
 
-    A value is cut where it lies more than half a step outside of what the integers stand for, unless the layer's own
-    rectifier has it so.
+    A value counts as clipped if it lies more than half a step outside the integers' range, unless the layer's own
+    rectifier clips it anyway.
     """
     cut, least, greatest = list[list[float]](), list[list[float]](), list[list[float]]()
-    for values in stream_activations(graph, [each.tensor for each in ranges], rows):
-        arrays = [values[each.tensor].astype(np.float32, copy=False) for each in ranges]
+    for values in stream_activations(graph, [item.tensor for item in ranges], rows):
+        arrays = [values[item.tensor].astype(np.float32, copy=False) for item in ranges]
         least.append([float(array.min()) for array in arrays])
         greatest.append([float(array.max()) for array in arrays])
-        cut.append([_cut(each, array) for each, array in zip(ranges, arrays, strict=True)])
-    return Activations(tuple(ranges), np.array(cut), np.array(least), np.array(greatest))
+        cut.append([_cut(item, array) for item, array in zip(ranges, arrays, strict=True)])
+    return RowActivations(tuple(ranges), np.array(cut), np.array(least), np.array(greatest))
 
 
-def _cut(place: ActivationRange, array: np.ndarray) -> float:
-    if place.low is None or place.high is None:
+def _cut(activation: ActivationRange, array: np.ndarray) -> float:
+    if activation.low is None or activation.high is None:
         return 0.0
-    half = place.step / 2
-    below, above = array < place.low - half, array > place.high + half
+    half = activation.step / 2
+    below, above = array < activation.low - half, array > activation.high + half
     # Quantizers let integers from 0 on stand for a ReLU, and those from 0 to 6 for a ReLU6: that is no cut.
-    rectified = place.low == 0
-    if rectified and abs(place.high - _RELU6) < half:
+    rectified = activation.low == 0
+    if rectified and abs(activation.high - _RELU6) < half:
         return 0.0
     return float((above if rectified else below | above).mean())

@@ -1,4 +1,4 @@
-"""The budget: a model's bytes and parameters by module, by layer and by type, and what is not weights."""
+"""Size budget of a model: bytes and parameters by module, layer and type, and bytes that are not weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from compress.inspection.diffusion_part_calls import PartCall, part_calls
 from compress.inspection.layers import group_layers
-from compress.inspection.tensors import READERS, Contents, read_model
+from compress.inspection.tensors import READERS, ModelContents, read_model
 from compress.inspection.weight_statistics import TensorStatistics, measure_weights
 from compress.models.folder_checks import PICKLE_SUFFIXES, PROCESSOR_FILES
 from compress.models.json_file import read_json
@@ -29,7 +29,10 @@ _TOKENIZER_FILES = (
 
 
 class Module(Frozen):
-    """A module or tensor with everything below it. ``dtypes``: bytes; ``share``: of all tensors."""
+    """Module or tensor with everything below it.
+
+    ``dtypes`` are bytes by type; ``share`` is the share of the bytes of all tensors.
+    """
 
     name: str
     bytes: int
@@ -39,8 +42,8 @@ class Module(Frozen):
     children: tuple[Module, ...] = ()
 
 
-class LayerBytes(Frozen):
-    """A readable group of tensors. ``dtype`` is the one that takes most of its bytes."""
+class LayerBudget(Frozen):
+    """Readable group of tensors. ``dtype`` is the type with most of its bytes."""
 
     name: str
     bytes: int
@@ -49,14 +52,14 @@ class LayerBytes(Frozen):
 
 
 class TypeShare(Frozen):
-    """What is stored in one type."""
+    """Bytes and parameters stored in one type."""
 
     bytes: int
     parameters: int
 
 
 class Budget(Frozen):
-    """Where a model's bytes are. ``total_bytes`` = ``tensor_bytes`` + the sum of ``overhead``."""
+    """Distribution of a model's bytes. ``total_bytes`` = ``tensor_bytes`` + the sum of ``overhead``."""
 
     model: str
     format: str
@@ -66,7 +69,7 @@ class Budget(Frozen):
     parameters: int = Field(description="weights; scales, zero points and constants are none")
     dtypes: dict[str, TypeShare]
     notes: tuple[str, ...] = ()
-    layers: tuple[LayerBytes, ...]
+    layers: tuple[LayerBudget, ...]
     modules: Module
     tensors: tuple[StoredTensor, ...]
     statistics: dict[str, TensorStatistics] | None = None
@@ -76,9 +79,14 @@ class Budget(Frozen):
 def budget_of(
     path: Path, *, weights: bool = False, calls: bool = False, progress: Progress | None = None, name: str = ""
 ) -> Budget:
-    """The budget of a model file or folder. Raises `ModelError`.
+    """Return the budget of a model file or folder. Raises `ModelError`.
 
-    ``weights`` reads every value too, and ``calls`` predicts what a call of each part of a pipeline costs.
+    Args:
+        path: Model file or folder.
+        weights: Read all values for statistics.
+        calls: Predict the cost of a call of each part of a pipeline.
+        progress: Receiver of progress.
+        name: Displayed name; by default the path.
     """
     contents = read_model(path)
     tensor_bytes = sum(tensor.bytes for tensor in contents.tensors)
@@ -100,12 +108,12 @@ def budget_of(
 
 
 def bytes_by_layer(path: Path) -> list[dict[str, Any]]:
-    """`{name, bytes, dtype}` of at most 40 layers in reading order, from headers. Raises `ModelError`."""
+    """Return `{name, bytes, dtype}` of at most 40 layers in reading order, from headers. Raises `ModelError`."""
     return [layer.model_dump(include={"name", "bytes", "dtype"}) for layer in _layers(read_model(path).tensors)]
 
 
 def module_tree(tensors: Sequence[StoredTensor]) -> Module:
-    """Tensors rolled up by the dots in their names; numbered children in order, others by size."""
+    """Build the tree of modules from tensor names; numbered children in order, others by size."""
     total = sum(tensor.bytes for tensor in tensors) or 1
     return _module("", [(tensor.name.split("."), tensor) for tensor in tensors], total)
 
@@ -128,12 +136,12 @@ def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) 
     )
 
 
-def _layers(tensors: Sequence[StoredTensor]) -> tuple[LayerBytes, ...]:
+def _layers(tensors: Sequence[StoredTensor]) -> tuple[LayerBudget, ...]:
     layers = []
     for name, members in group_layers(tensors).items():
         size, parameters = _by_type(members)
         most = size.most_common(1)[0][0]
-        layers.append(LayerBytes(name=name, bytes=size.total(), parameters=parameters.total(), dtype=most))
+        layers.append(LayerBudget(name=name, bytes=size.total(), parameters=parameters.total(), dtype=most))
     return tuple(layers)
 
 
@@ -143,7 +151,7 @@ def _types(tensors: Sequence[StoredTensor]) -> dict[str, TypeShare]:
 
 
 def _by_type(tensors: Sequence[StoredTensor]) -> tuple[Counter[str], Counter[str]]:
-    """Bytes and parameters of each type."""
+    """Return bytes and parameters of each type."""
     size: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for tensor in tensors:
@@ -152,11 +160,11 @@ def _by_type(tensors: Sequence[StoredTensor]) -> tuple[Counter[str], Counter[str
     return size, parameters
 
 
-def _overhead(contents: Contents, tensor_bytes: int) -> dict[str, int]:
-    held = set(contents.weight_files)
+def _overhead(contents: ModelContents, tensor_bytes: int) -> dict[str, int]:
+    weight_files = set(contents.weight_files)
     overhead: Counter[str] = Counter()
     for file in contents.files:
-        overhead[_kind(file, held, contents.format)] += file.stat().st_size
+        overhead[_kind(file, weight_files, contents.format)] += file.stat().st_size
     overhead[_around(contents.format)] -= tensor_bytes
     return dict(overhead.most_common())
 
@@ -172,11 +180,11 @@ def _kind(file: Path, held: set[Path], form: str) -> str:
 
 
 def _around(form: str) -> str:
-    """What a file holds beside its tensors."""
+    """Return the kind of a weight file's bytes that are not tensors."""
     return "graph" if READERS[form].graph else "header"
 
 
-def _notes(path: Path, contents: Contents) -> tuple[str, ...]:
+def _notes(path: Path, contents: ModelContents) -> tuple[str, ...]:
     notes = [f"{item.origin} shares the bytes of {item.tied_to}" for item in contents.tensors if item.tied_to]
     config = path / "config.json"
     if contents.format == "safetensors" and config.is_file() and read_json(config).get("tie_word_embeddings") is True:

@@ -1,6 +1,6 @@
-"""Which of a graph's weighted operators ONNX Runtime runs on 8-bit integers, and why it does not run the others so.
+"""Operators of a graph that ONNX Runtime runs on 8-bit integers, and the reasons why others run in float.
 
-Also what each node of an optimized graph takes its time for, and, where 8 bits stand in the way, why and what helps.
+It also classifies the nodes of an optimized graph by the purpose of their time and explains slow 8-bit nodes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _KEEP = "keep such layers in float: `quantize: {keep: [...]}`, with the layers' 
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """An operator with stored weights, as it really runs. ``why`` and ``help`` are empty for an integer kernel."""
+class WeightedKernel:
+    """Operator with stored weights as it actually runs. ``why`` and ``help`` are empty for an integer kernel."""
 
     name: str
     operator: str
@@ -45,10 +45,10 @@ class Kernel:
     help: str = ""
 
 
-def read_kernels(graph: Path, threads: int = 1) -> list[Kernel]:
-    """Of the graph that ONNX Runtime makes of the file ``graph``, and of the graphs in it: a branch has weights too.
+def read_kernels(graph: Path, threads: int = 1) -> list[WeightedKernel]:
+    """Return the weighted operators of the optimized form of the file ``graph``, including those in subgraphs.
 
-    Raises `ModelError` for one that does not open.
+    Raises `ModelError` if the file does not open.
     """
     with tempfile.TemporaryDirectory(prefix="compress-kernels-") as folder:
         model = ir.load(write_optimized(graph, Path(folder), threads))
@@ -56,17 +56,17 @@ def read_kernels(graph: Path, threads: int = 1) -> list[Kernel]:
         return [kernel for node in nodes if (kernel := kernel_of(node)) is not None]
 
 
-def kernel_of(node: ir.Node) -> Kernel | None:
-    """How a node of an optimized graph computes with its weights; ``None`` for one that has none."""
+def kernel_of(node: ir.Node) -> WeightedKernel | None:
+    """Return the kind of kernel of a node of an optimized graph; ``None`` for a node without weights."""
     name = original_name(str(node.name)) or str(node.name)
     if node.op_type in INTEGER or (node.op_type == "MatMulNBits" and _rounds_activations(node)):
-        return Kernel(name, node.op_type, integer=True)
+        return WeightedKernel(name, node.op_type, integer=True)
     if node.op_type == "MatMulNBits":
-        return Kernel(name, node.op_type, False, _ONLY_WEIGHTS, "quantize: {method: static}")
+        return WeightedKernel(name, node.op_type, False, _ONLY_WEIGHTS, "quantize: {method: static}")
     if node.op_type in ("Gather", *PRODUCTS, *CONVOLUTIONS):
         reason = _reason(node)
         if reason is not None:
-            return Kernel(name, node.op_type, False, *reason)
+            return WeightedKernel(name, node.op_type, False, *reason)
     return None
 
 
@@ -75,8 +75,8 @@ def _rounds_activations(node: ir.Node) -> bool:
 
 
 def _reason(node: ir.Node) -> tuple[str, str] | None:
-    """Why a weighted operator is in float, and what would help; ``None`` for one that has no weights."""
-    stored = [(place, value) for place, value in enumerate(node.inputs[:2]) if value is not None]
+    """Return why a weighted operator runs in float, and a remedy; ``None`` for an operator without weights."""
+    stored = [(index, value) for index, value in enumerate(node.inputs[:2]) if value is not None]
     packed = [value for _, value in stored if _from_integers(value)]
     if node.op_type == "Gather":
         if not packed:
@@ -89,7 +89,7 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
         if not all(_dequantized(value) for _, value in stored):
             return _ONLY_WEIGHTS, "quantize: {method: static}"
         return f"its integers are dequantized and multiplied in float: {_why_apart(node)}", _WRITES_OPERATORS
-    sizes = [array.size for place, value in stored if place and (array := constant(value)) is not None]
+    sizes = [array.size for index, value in stored if index and (array := constant(value)) is not None]
     if not sizes or max(sizes) < _SMALL:
         return None
     if any(_dequantized(value) for _, value in stored):
@@ -98,28 +98,30 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
 
 
 def _why_apart(node: ir.Node) -> str:
-    """Why ONNX Runtime makes no integer operator of a product whose inputs are both dequantized.
+    """Return why ONNX Runtime creates no integer operator from a product of two dequantized inputs.
 
-    Its selectors (`qdq_selectors.cc`) want one type of integers for what comes in and goes out, bytes without a sign on
-    x86 (bytes with one are converted only where a single operator reads them), a quantized bias, and nothing between a
-    convolution and its QuantizeLinear but an activation that this one's range makes useless.
+    Its selectors (`qdq_selectors.cc`) require one integer type for inputs and outputs, unsigned bytes on x86 (signed
+    ones are converted only if a single operator reads them), a quantized bias, and nothing between a convolution and
+    its QuantizeLinear except an activation made redundant by the quantized range.
     """
-    behind = [use.node for value in node.outputs for use in value.uses()]
-    written = [user for user in behind if user.op_type == "QuantizeLinear"]
-    kinds = [_zero_type(each) for each in (_dequantizer(node.inputs[0]), *written) if each is not None]
-    if ir.DataType.INT8 in kinds:
+    readers = [use.node for value in node.outputs for use in value.uses()]
+    quantizers = [user for user in readers if user.op_type == "QuantizeLinear"]
+    types = [
+        _zero_type(quantizer) for quantizer in (_dequantizer(node.inputs[0]), *quantizers) if quantizer is not None
+    ]
+    if ir.DataType.INT8 in types:
         return "its activations are signed bytes, which ONNX Runtime leaves so on x86 where several operators read them"
     if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 and not _dequantized(node.inputs[2]):
         return "its bias is float"
     if node.op_type == "FusedConv":
         return "its activation function stands between it and its QuantizeLinear"
-    if node.op_type in CONVOLUTIONS and not written:
+    if node.op_type in CONVOLUTIONS and not quantizers:
         return "nothing rounds what it gives, and no kernel for convolutions gives float"
     return "ONNX Runtime fuses no such pair here"
 
 
 def _zero_type(node: ir.Node) -> ir.DataType | None:
-    """Type of the integers of a QuantizeLinear or DequantizeLinear; unsigned bytes where it has no zero point."""
+    """Return the integer type of a QuantizeLinear or DequantizeLinear; unsigned bytes without a zero point."""
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     if zero is None:
         return ir.DataType.UINT8
@@ -136,7 +138,7 @@ def _dequantized(value: ir.Value | None) -> bool:
 
 
 def _from_integers(value: ir.Value | None) -> bool:
-    """Whether a stored tensor of integers is dequantized for this, perhaps after a change of shape."""
+    """Return True if a value is a dequantized stored tensor, possibly reshaped."""
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in ("Transpose", "Reshape", "Identity") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
@@ -144,23 +146,23 @@ def _from_integers(value: ir.Value | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Cause:
-    """Why a node takes time that the float file does not spend; ``help`` is empty where nothing does."""
+class SlowdownCause:
+    """Reason why a node takes time that the float file does not spend; ``help`` is empty without a remedy."""
 
     why: str
     help: str = ""
 
 
-FASTER = Cause("integer kernels are faster than those in float")
-OTHER = Cause("other operators")
-APART = Cause(
+FASTER = SlowdownCause("integer kernels are faster than those in float")
+OTHER = SlowdownCause("other operators")
+APART = SlowdownCause(
     "operators that ONNX Runtime fuses in the float file stay apart here",
     "quantize our own export (stage `export`) with `quantize: {method: static}`: its fusions stay",
 )
 
 
 def part_of(node: ir.Node) -> Part:
-    """Products with weights and attention; what turns floats into integers and back; all else."""
+    """Classify a node: products with weights and attention, conversions between floats and integers, or the rest."""
     if node.op_type == "GatherBlockQuantized":
         return "rest"
     if node.op_type in (*PRODUCTS, *CONVOLUTIONS, "MatMulNBits") or node.op_type in INTEGER:
@@ -168,44 +170,50 @@ def part_of(node: ir.Node) -> Part:
     return "conversions" if node.op_type in _CONVERTS or _scales_back(node) else "rest"
 
 
-def product_cause(node: ir.Node) -> Cause:
-    """Of a product, or a convolution, that is slower than in float."""
+def product_cause(node: ir.Node) -> SlowdownCause:
+    """Return why a product or convolution is slower than in float."""
     kernel = kernel_of(node)
     if kernel is not None and not kernel.integer:
-        return Cause(kernel.why, kernel.help)
+        return SlowdownCause(kernel.why, kernel.help)
     if node.op_type in (*PRODUCTS, *CONVOLUTIONS):
-        return Cause("it is in float here too, and slower: its neighbours want another layout, or it lost a fusion", "")
+        return SlowdownCause(
+            "it is in float here too, and slower: its neighbours want another layout, or it lost a fusion", ""
+        )
     if node.op_type == "ConvInteger":
-        return Cause("ConvInteger, which a convolution becomes whose range is found in each call, is slow", _STATIC)
+        return SlowdownCause(
+            "ConvInteger, which a convolution becomes whose range is found in each call, is slow", _STATIC
+        )
     if _depthwise(node):
-        return Cause("the 8-bit kernel for depthwise convolutions is slower than the float one at this shape", _KEEP)
-    return Cause("the 8-bit kernel is slower than the float one at this shape", _KEEP)
+        return SlowdownCause(
+            "the 8-bit kernel for depthwise convolutions is slower than the float one at this shape", _KEEP
+        )
+    return SlowdownCause("the 8-bit kernel is slower than the float one at this shape", _KEEP)
 
 
-def conversion_cause(node: ir.Node) -> Cause:
-    """Of a node that the float file does not have."""
-    apart = _float_reader(node)
-    if apart is not None:
-        return product_cause(apart)
+def conversion_cause(node: ir.Node) -> SlowdownCause:
+    """Return why a node exists that the float file does not have."""
+    float_product = _float_reader(node)
+    if float_product is not None:
+        return product_cause(float_product)
     if node.op_type == "DynamicQuantizeLinear":
-        return Cause("the range of every input is found in each call", _STATIC)
+        return SlowdownCause("the range of every input is found in each call", _STATIC)
     if node.op_type == "QuantizeLinear":
-        return Cause("floats are rounded to integers before a product", "")
+        return SlowdownCause("floats are rounded to integers before a product", "")
     if node.op_type == "DequantizeLinear":
         if node.inputs[0] is not None and node.inputs[0].const_value is not None:
             readers = {use.node.op_type for value in node.outputs for use in value.uses()}
             if "Gather" in readers:
-                return Cause(
+                return SlowdownCause(
                     "a whole table is dequantized in each call",
                     "quantize: {embedding_bits: 8} writes GatherBlockQuantized",
                 )
-            return Cause("stored integers are dequantized in each call", _STATIC)
-        return Cause("integers are turned back into floats for operators that have no 8-bit kernel", "")
-    return Cause("an integer product is scaled back to float by operators of its own", _STATIC)
+            return SlowdownCause("stored integers are dequantized in each call", _STATIC)
+        return SlowdownCause("integers are turned back into floats for operators that have no 8-bit kernel", "")
+    return SlowdownCause("an integer product is scaled back to float by operators of its own", _STATIC)
 
 
 def _scales_back(node: ir.Node, depth: int = 3) -> bool:
-    """Whether a Cast or Mul only makes floats of what an integer product gave, or scales of scales."""
+    """Return True if a Cast or Mul only converts an integer product to float, or multiplies scales."""
     if node.op_type not in ("Cast", "Mul"):
         return False
     makers = [value.producer() for value in node.inputs if value is not None]
@@ -221,7 +229,7 @@ def _scales_back(node: ir.Node, depth: int = 3) -> bool:
 
 
 def _float_reader(node: ir.Node, depth: int = 3) -> ir.Node | None:
-    """The product in float that a conversion is for, directly or through what undoes it."""
+    """Return the float product that a conversion serves, directly or through its inverse."""
     for value in node.outputs:
         for use in value.uses():
             reader = use.node
@@ -230,14 +238,14 @@ def _float_reader(node: ir.Node, depth: int = 3) -> ir.Node | None:
                 if kernel is not None and not kernel.integer and any(map(_dequantized, reader.inputs)):
                     return reader
             if depth and reader.op_type in ("DequantizeLinear", "Transpose", "Reshape"):
-                found = _float_reader(reader, depth - 1)
-                if found is not None:
-                    return found
+                product = _float_reader(reader, depth - 1)
+                if product is not None:
+                    return product
     return None
 
 
 def _depthwise(node: ir.Node) -> bool:
-    """Whether an integer convolution has as many groups as channels."""
+    """Return True if an integer convolution has as many groups as channels."""
     if node.op_type != "QLinearConv":
         return False
     weight = node.inputs[3]

@@ -1,9 +1,9 @@
-"""Where a file departs from its reference: each part is held against what the reference makes of the same values.
+"""Comparison of a file with its reference graph, part by part.
 
-The reference is cut at the values that both have, and given the file's, so that no part's error is told again by the
-parts behind it. A part's error is the root mean square of the differences over the spread of the value there. It
-departs where that is more than what the bits explain: what the reference itself makes of the same values when it is
-rounded as coarsely as the file is in that part.
+The reference is cut at the values that both have, and given the file's values as inputs, so that the error of a part
+does not affect the parts behind it. A part's error is the root mean square of the differences divided by the
+standard deviation of the value. It is a departure if it exceeds the error that the number of bits explains: the
+error of the reference itself when it is rounded as coarsely as the file is in that part.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from compress.numerics.block_quantization import on_coarse_grid
 from compress.utils.progress import Progress
 
 NOISE = 1e-4
-"""Error of a float part up to which only the order of its sums differs, or how it computes an exponential."""
+"""Error of a float part that different summation orders or approximations of exponentials explain."""
 FACTOR = 4.0
-"""How many times what the bits explain a part may err: a file's ranges are not those of the batch at hand."""
+"""Allowed multiple of the explained error: a file's ranges were not calibrated on the batch at hand."""
 _PARAMETER = re.compile(r"\.(weight|bias)\b")
 
 
 def gives_values(target: Target) -> bool:
-    """Whether `open_parts` looks into files there."""
+    """Return True if `open_parts` can read intermediate values of files on this target."""
     runtime = RUNTIMES[target.runtime]
     return runtime.gives_values and runtime.provider == target.provider
 
 
 def open_parts(artifact: Path, target: Target, length: int | None = None) -> Parts:
-    """The one file of ``artifact``, as ``target`` runs it. Raises `ModelError` for one that can't be opened.
+    """Open the only model file of ``artifact`` as ``target`` runs it. Raises `ModelError` if it cannot be opened.
 
-    ``length`` tokens are the most that it will be given, which some formats have to know.
+    ``length`` is the maximum number of tokens, which some formats need in advance.
     """
     parts: Parts = part_of(format_of(artifact), "parts")(model_file(artifact), target, length)
     return parts
@@ -49,16 +49,16 @@ def open_parts(artifact: Path, target: Target, length: int | None = None) -> Par
 
 @dataclass
 class Gap:
-    """Squared differences of a value over all batches, and its own spread."""
+    """Accumulated squared differences of a value, and the statistics of its own spread."""
 
     squares: float = 0.0
     total: float = 0.0
     whole: float = 0.0
     count: int = 0
 
-    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
-        """Count one batch; a difference that is no number counts as infinite."""
-        ours, theirs = expected.astype(np.float64), found.astype(np.float64)
+    def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
+        """Add one batch; a difference that is not finite counts as infinite."""
+        ours, theirs = expected.astype(np.float64), actual.astype(np.float64)
         squares = float(np.square(ours - theirs).sum()) if ours.shape == theirs.shape else float("inf")
         self.squares += squares if np.isfinite(squares) else float("inf")
         self.total += float(ours.sum())
@@ -67,7 +67,7 @@ class Gap:
 
     @property
     def error(self) -> float:
-        """Root mean square of the differences over the value's standard deviation, or its size where it has none."""
+        """Return the RMS difference over the value's standard deviation, or over its RMS if it is constant."""
         spread = self.whole - self.total**2 / max(self.count, 1)
         span = spread if spread > 1e-9 * self.whole else self.whole
         if self.squares == 0:
@@ -77,11 +77,12 @@ class Gap:
 
 @dataclass(frozen=True)
 class Departure:
-    """A part that errs more than its bits explain; all errors are shares of the spread of the value there.
+    """Part with a larger error than its bits explain; errors are relative to the spread of the value.
 
-    ``error`` is the part's own, on the values that it is given, ``explained`` what its ``bits`` explain. Beside the
-    reference as it runs, the largest error of what the part reads is ``before``, that of what it makes ``after``.
-    ``alone`` is the error of the answers if only this part errs. ``weights`` is the reference's node with them.
+    ``error`` is the part's own error on its given inputs, ``explained`` the error that its ``bits`` explain. Compared
+    with the unmodified reference, ``before`` is the largest error of the part's inputs and ``after`` that of its
+    output. ``alone`` is the error of the final output if only this part errs. ``weights`` names the reference node with
+    its weights.
     """
 
     value: str
@@ -99,7 +100,10 @@ class Departure:
 
 @dataclass(frozen=True)
 class FormatComparison:
-    """A file beside its reference. ``answers`` is the error of the answers, ``worst`` the least excusable part."""
+    """Result of comparing a file with its reference.
+
+    ``answers`` is the error of the output, ``worst`` the part with the largest excess over its explained error.
+    """
 
     parts: int
     examples: int
@@ -115,9 +119,14 @@ def compare_parts(
     batches: Sequence[Values],
     progress: Progress,
 ) -> FormatComparison | None:
-    """``candidate`` beside ``reference``, a graph of floats, on ``batches``; None where they share no value by name.
+    """Compare ``candidate`` with a float graph on ``batches``; None if they have no value names in common.
 
-    ``layers`` has the layer of each node of ``reference`` by its name.
+    Args:
+        reference: Float graph.
+        layers: Layer of each node of the reference by name.
+        candidate: Parts of the file.
+        batches: Inputs.
+        progress: Receiver of progress.
     """
     float_parts = OnnxParts(reference)
     shared = [name for name in float_parts.computed if name in candidate.steps]
@@ -131,23 +140,23 @@ def compare_parts(
     comparing = _Comparing(float_parts, candidate, layers, names, whole, running)
     for batch in progress.track(batches, "compare the values of both", len(batches)):
         comparing.add(batch)
-    judged = [comparing.judged(name) for name in names]
-    bad = [one for one in judged if one.error > max(NOISE, FACTOR * one.explained)]
-    told = [replace(one, alone=comparing.alone(one, batches)) for one in bad]
-    worst = max(told or judged, key=lambda one: one.error / max(NOISE, one.explained))
+    parts = [comparing.judged(name) for name in names]
+    departing = [part for part in parts if part.error > max(NOISE, FACTOR * part.explained)]
+    departures = [replace(part, alone=comparing.alone(part, batches)) for part in departing]
+    worst = max(departures or parts, key=lambda part: part.error / max(NOISE, part.explained))
     answers = comparing.running_gap[comparing.answer].error
-    return FormatComparison(len(names), len(batches), answers, worst, tuple(told))
+    return FormatComparison(len(names), len(batches), answers, worst, tuple(departures))
 
 
 def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Floats of one shape in both, and no mask."""
+    """Return True for float values of equal shape that are not masks."""
     if ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape or not ours.size:
         return False
     return bool(np.abs(ours).max() < LARGEST) and bool(ours.any())
 
 
 class _Comparing:
-    """By value: the part's own error, what rounding does to it, and the error in the file as it runs."""
+    """Accumulated errors by value: of the part alone, of rounding, and of the file as it runs."""
 
     def __init__(
         self,
@@ -158,34 +167,45 @@ class _Comparing:
         whole: Run,
         running: Run,
     ) -> None:
-        """``names`` are the values to cut at, ``whole`` gives them in the reference, ``running`` in the candidate."""
+        """Prepare the comparison.
+
+        Args:
+            reference: Parts of the float graph.
+            candidate: Parts of the file.
+            layers: Layer of each node of the reference by name.
+            names: Values to cut at.
+            whole: Runs the reference and returns these values.
+            running: Runs the candidate and returns these values.
+        """
         self.reference, self.candidate, self.layers, self.names = reference, candidate, layers, names
         self.whole, self.running, self.parts = whole, running, reference.apart(names, names)
         self.answer = reference.outputs[0] if reference.outputs[0] in names else names[-1]
         self.nodes, self.bits = reference.nodes(names), candidate.bits(names)
-        self.coarse = min(8 if fewest < 16 else fewest for fewest in self.bits.values())
+        self.coarse = min(8 if bits < 16 else bits for bits in self.bits.values())
         self.rounded = OnnxParts(_rounded(reference, self.bits)).apart(names, names)
         self.own_gap, self.rounded_gap, self.running_gap = (defaultdict[str, Gap](Gap) for _ in range(3))
 
     def add(self, batch: Values) -> None:
-        """Count what one batch shows."""
-        values, found = self.whole(batch), self.running(batch)
-        coarser = self.rounded({**batch, **{name: on_coarse_grid(found[name], self.coarse) for name in self.names}})
-        expected = self.parts({**batch, **found})
+        """Accumulate the errors of one batch."""
+        values, actual = self.whole(batch), self.running(batch)
+        coarser = self.rounded({**batch, **{name: on_coarse_grid(actual[name], self.coarse) for name in self.names}})
+        expected = self.parts({**batch, **actual})
         for name in self.names:
-            self.own_gap[name].add(expected[name], found[name])
+            self.own_gap[name].add(expected[name], actual[name])
             self.rounded_gap[name].add(expected[name], on_coarse_grid(coarser[name], self.coarse))
-            self.running_gap[name].add(values[name], found[name])
+            self.running_gap[name].add(values[name], actual[name])
 
     def judged(self, name: str) -> Departure:
-        """The part that makes a value."""
-        nodes, maker, bits = self.nodes[name], self.candidate.steps[name], self.bits[name]
+        """Return the result for the part that computes a value."""
+        nodes, step, bits = self.nodes[name], self.candidate.steps[name], self.bits[name]
         reads = [read for node in nodes for read in node.input]
-        stored = {one.name for one in self.reference.graph.graph.initializer if len(one.dims) > 1}
+        stored = {
+            initializer.name for initializer in self.reference.graph.graph.initializer if len(initializer.dims) > 1
+        }
         return Departure(
             value=name,
-            operator=maker.operator,
-            name=maker.name,
+            operator=step.operator,
+            name=step.name,
             layer=_layer(self.layers.get(nodes[0].name, ""), nodes[0].op_type),
             bits=bits,
             error=self.own_gap[name].error,
@@ -195,20 +215,20 @@ class _Comparing:
             weights=next((node.name for node in nodes if stored.intersection(node.input)), ""),
         )
 
-    def alone(self, one: Departure, batches: Sequence[Values]) -> float:
-        """The error of the answers where the reference's value is off by what this part adds."""
-        if self.answer == one.value:
-            return one.error
-        patched, gap = self.reference.apart([self.answer], [one.value]), Gap()
+    def alone(self, part: Departure, batches: Sequence[Values]) -> float:
+        """Return the error of the output if the reference's value is changed by this part's own error."""
+        if self.answer == part.value:
+            return part.error
+        patched, gap = self.reference.apart([self.answer], [part.value]), Gap()
         for batch in batches:
-            values, found = self.whole(batch), self.running(batch)
-            added = found[one.value] - self.parts({**batch, **found})[one.value]
-            gap.add(values[self.answer], patched({**batch, one.value: values[one.value] + added})[self.answer])
+            values, actual = self.whole(batch), self.running(batch)
+            added = actual[part.value] - self.parts({**batch, **actual})[part.value]
+            gap.add(values[self.answer], patched({**batch, part.value: values[part.value] + added})[self.answer])
         return gap.error
 
 
 def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
-    """A copy whose weights have as many bits as the candidate has in the part that reads them."""
+    """Return a copy of the reference whose weights have the candidate's number of bits in the part that reads them."""
     fewest: dict[str, int] = {}
     for name, nodes in reference.nodes(bits).items():
         for read in (read for node in nodes for read in node.input):
@@ -223,7 +243,7 @@ def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
 
 
 def _layer(weight: str, operator: str) -> str:
-    """The module path behind a weight's name; an attention fused whole is no part of its own."""
+    """Return the module path of a weight; for a fused attention, the whole attention module."""
     module = re.sub(r"\.(weight|bias)\b.*$", "", weight) if _PARAMETER.search(weight) else weight.rpartition(".")[0]
-    found = re.match(r".*?att(entio)?n\b", module) if "Attention" in operator else None
-    return found[0] if found else module
+    attention = re.match(r".*?att(entio)?n\b", module) if "Attention" in operator else None
+    return attention[0] if attention else module

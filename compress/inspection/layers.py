@@ -1,4 +1,4 @@
-"""Tensor names as the layers that a person speaks of, such as `encoder.layer.0.attention`."""
+"""Grouping of tensor names into readable layers such as `encoder.layer.0.attention`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Groups = dict[str, list[StoredTensor]]
 
 
 def group_layers(tensors: Sequence[StoredTensor], at_most: int = 40) -> Groups:
-    """Tensors by layer, in reading order; coarser groups are taken until there are ``at_most``."""
+    """Group tensors by layer in reading order, with coarser groups until there are at most ``at_most``."""
     layers = layers_of([tensor.name for tensor in tensors], at_most)
     groups: Groups = defaultdict(list)
     for tensor in tensors:
         groups[layers[tensor.name]].append(tensor)
-    kept = _largest(groups, at_most)
-    return {name: kept[name] for name in sorted(kept, key=reading_order)}
+    largest = _largest(groups, at_most)
+    return {name: largest[name] for name in sorted(largest, key=reading_order)}
 
 
 def layers_of(names: Iterable[str], at_most: int = 40) -> dict[str, str]:
-    """Tensor's name -> its layer, by the finest form that gives ``at_most`` layers, or else the coarsest."""
+    """Map tensor names to layers, by the finest naming with at most ``at_most`` layers, else the coarsest."""
     names = list(names)
     prefix = model_prefix(names)
     for form in ("{stack}{number}.{part}", "{stack}{number}", "{stack}*.{part}"):
@@ -50,7 +50,7 @@ def layers_of(names: Iterable[str], at_most: int = 40) -> dict[str, str]:
 
 
 def model_prefix(names: Iterable[str]) -> str:
-    """The wrapper of the model, such as `bert.` around `embeddings` and `encoder`; "" when there is none."""
+    """Return the wrapper of the model, such as `bert.` around `embeddings` and `encoder`; empty if there is none."""
     names = [name for name in names if "." in name]
     blocks = [name for name in names if _BLOCK.match(name)]
     firsts = Counter(name.split(".")[0] for name in blocks)
@@ -76,24 +76,24 @@ def _outside_blocks(name: str) -> str:
     return ".".join(parts[:-1][:2]) if parts[0] != "unnamed" else COMPANION_NAME.sub(r"\g<weight>", name)
 
 
-def _part(rest: str) -> str:
-    first = rest.split(".")[0]
+def _part(path: str) -> str:
+    first = path.split(".")[0]
     if _NORM.search(first):
         return "norms"
-    return next((part for part, pattern in _PARTS if pattern.search(rest)), first)
+    return next((part for part, pattern in _PARTS if pattern.search(path)), first)
 
 
 def _largest(groups: Groups, at_most: int) -> Groups:
     if len(groups) <= at_most:
         return groups
     ranked = sorted(groups, key=lambda name: -sum(tensor.bytes for tensor in groups[name]))
-    kept = {name: groups[name] for name in ranked[: at_most - 1]}
-    kept["other"] = [tensor for name in ranked[at_most - 1 :] for tensor in groups[name]]
-    return kept
+    largest = {name: groups[name] for name in ranked[: at_most - 1]}
+    largest["other"] = [tensor for name in ranked[at_most - 1 :] for tensor in groups[name]]
+    return largest
 
 
 def reading_order(name: str) -> tuple[int, str, int, int, str]:
-    """Sorts layers: embeddings, then blocks by number and part, then heads, then what is no layer."""
+    """Return the sort key of a layer: embeddings, blocks by number and part, heads, everything else."""
     if name in ("constants", "other"):
         return (3, name, 0, 0, name)
     match = re.match(r"^(?P<stack>.*?\.)(?P<number>\d+)(\.(?P<part>.+))?$", name)

@@ -1,4 +1,4 @@
-"""Which layer each node of an ONNX graph belongs to, so that its time can be told by layer."""
+"""Assignment of the nodes of an ONNX graph to layers, for reporting times by layer."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ _BELONG_TO_WHAT_CAME_BEFORE = frozenset({"Add", "Sum", "Tanh", "Relu", "Gelu", "
 
 
 def node_layers(path: Path, at_most: int = 40) -> dict[str, str]:
-    """Node's name -> its layer, as `group_layers` names it."""
-    found = node_modules(path)
-    layers = layers_of(dict.fromkeys(name for name in found.values() if name), at_most)
-    return {name: layers[module] if module else UNNAMED for name, module in found.items()}
+    """Map node names to layers, as `group_layers` names them."""
+    modules = node_modules(path)
+    layers = layers_of(dict.fromkeys(name for name in modules.values() if name), at_most)
+    return {name: layers[module] if module else UNNAMED for name, module in modules.items()}
 
 
 def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Node's name -> the name of a weight of the module that it belongs to, or "".
+    """Map node names to the name of a weight of their module, or to "".
 
-    A node belongs to the module of the weights that it reads; where ``origins`` are given (`origins_in` of the graph
-    that this one was made from), rather to that of the node or value that its name was made from. Any other belongs
-    to the nearest module behind it, which it prepares the input of, or, for activations and sums, before it.
+    A node belongs to the module of the weights that it reads. With ``origins`` (`origins_in` of the graph from which
+    this one was made), the node or value whose name its own contains takes precedence. Any other node belongs to the
+    nearest module behind it, for which it prepares the input, or before it in the case of activations and sums.
     """
     graph = read_graph(path)
-    meanings = {item.name: meaning for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True)}
+    meanings = {
+        item.name: meaning for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True)
+    }
     users: dict[str, list[GraphNode]] = defaultdict(list)
     for node in graph.nodes:
         for name in node.inputs:
             users[name].append(node)
     makers = {name: node for node in graph.nodes for name in node.outputs if name}
-    own = {node.name: module for node in graph.nodes if (module := _own(node, meanings, origins or {}))}
+    direct = {node.name: module for node in graph.nodes if (module := _own(node, meanings, origins or {}))}
 
     def behind(node: GraphNode) -> list[GraphNode]:
         return [user for name in node.outputs if name for user in users[name]]
@@ -45,47 +47,47 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
     def before(node: GraphNode) -> list[GraphNode]:
         return [makers[name] for name in node.inputs if name in makers]
 
-    found = {}
+    modules = {}
     for node in graph.nodes:
         first, then = (before, behind) if node.op_type in _BELONG_TO_WHAT_CAME_BEFORE else (behind, before)
-        found[node.name] = own.get(node.name) or _nearest(node, first, own) or _nearest(node, then, own)
-    return found
+        modules[node.name] = direct.get(node.name) or _nearest(node, first, direct) or _nearest(node, then, direct)
+    return modules
 
 
 def origins_in(path: Path) -> dict[str, str]:
-    """Name of each node, value and weight of a graph -> its module, to know them by in a graph made from this one."""
+    """Map the names of nodes, values and weights of a graph to modules, to recognise them in a derived graph."""
     graph = read_graph(path)
     modules = node_modules(path)
-    found: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for node in graph.nodes:
         module = modules.get(node.name, "")
         if module:
-            found |= dict.fromkeys((node.name, *node.outputs), module)
+            origins |= dict.fromkeys((node.name, *node.outputs), module)
     for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True):
         if meaning.role == "weight" and "." in meaning.name:
-            found[item.name] = meaning.name
-    return {name: module for name, module in found.items() if name}
+            origins[item.name] = meaning.name
+    return {name: module for name, module in origins.items() if name}
 
 
 def _own(node: GraphNode, meanings: Mapping[str, InitializerRole], origins: Mapping[str, str]) -> str:
-    """What the node's names or weights tell; quantizers' own constants have modules that no origin knows."""
+    """Return the module implied by the node's names or weights; constants of quantizers have unknown modules."""
     module = _module(node, meanings)
     return _origin(node, origins) or (module if not origins or module in origins.values() else "")
 
 
 def _origin(node: GraphNode, origins: Mapping[str, str]) -> str:
-    """The module of the longest known name that a name of the node contains as whole words."""
+    """Return the module of the longest known name that a name of the node contains as whole words."""
     if not origins:
         return ""
     for name in (node.name, *node.outputs):
-        found = [part for part in _parts(name.rpartition("#")[0] or name) if part in origins]
-        if found:
-            return origins[max(found, key=len)]
+        matches = [part for part in _parts(name.rpartition("#")[0] or name) if part in origins]
+        if matches:
+            return origins[max(matches, key=len)]
     return ""
 
 
 def _parts(name: str) -> Iterator[str]:
-    """Every stretch of ``name`` between two of its separators."""
+    """Return every substring of ``name`` between two separators."""
     cuts = [match.span() for match in _SEPARATOR.finditer(name)]
     starts = [0, *(end for _, end in cuts)]
     ends = [*(start for start, _ in cuts), len(name)]
@@ -93,14 +95,14 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def _module(node: GraphNode, meanings: Mapping[str, InitializerRole]) -> str:
-    """The name of the first weight that is known to belong to a module."""
+    """Return the name of the first weight that belongs to a module."""
     names = [meanings[name] for name in node.inputs if name in meanings]
-    known = [each.name for each in names if each.role == "weight" and "." in each.name]
-    return next((name for name in known if not name.startswith("unnamed.")), "")
+    weights = [role.name for role in names if role.role == "weight" and "." in role.name]
+    return next((name for name in weights if not name.startswith("unnamed.")), "")
 
 
 def _nearest(node: GraphNode, step: Callable[[GraphNode], Sequence[GraphNode]], own: dict[str, str]) -> str:
-    """The module of the nearest node in one direction that has one, breadth first."""
+    """Return the module of the nearest node in one direction that has one, breadth first."""
     front, seen = [node], {node.name}
     while front:
         following = []

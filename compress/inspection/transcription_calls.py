@@ -1,4 +1,4 @@
-"""What the graphs of a model are asked while they write or transcribe: real inputs, for the decoder as well."""
+"""Inputs of a generative model's graphs during generation or transcription, including the decoder's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compress.runtimes.runtime import Batch, Session
 
 
 class _Recorder:
-    """A session that keeps what it is asked."""
+    """Session wrapper that records its inputs."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -32,18 +32,18 @@ class _Recorder:
 
 
 def transcription_calls(folder: Path, examples: Iterable[Batch], most: int) -> list[list[Feed]]:
-    """What each graph of the model in ``folder`` is asked, in its first ``most`` calls for each example.
+    """Return the inputs of each graph of the model in ``folder`` in its first ``most`` calls per example.
 
-    An example is a batch of one. An encoder is asked once for each window, text or image; the decoder reads the prompt
-    first, and then a token a call. Raises what opening and running the model raise.
+    An example is a batch of one. An encoder runs once per window, text or image; the decoder reads the prompt first,
+    and then one token per call. Raises the errors of opening and running the model.
     """
     runtime, cpu = get_runtime("onnxruntime"), TARGETS["cpu"]
     recorders: list[Any] = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
-    whole = open_together(recorders, folder)
-    found: list[list[Feed]] = [[] for _ in recorders]
+    model = open_together(recorders, folder)
+    recorded: list[list[Feed]] = [[] for _ in recorders]
     for example in examples:
-        whole.predict(example)
-        for recorder, kept in zip(recorders, found, strict=True):
-            kept += recorder.calls[:most]
+        model.predict(example)
+        for recorder, calls in zip(recorders, recorded, strict=True):
+            calls += recorder.calls[:most]
             recorder.calls.clear()
-    return found
+    return recorded

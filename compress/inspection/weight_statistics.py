@@ -1,4 +1,4 @@
-"""What the values of weights are like, read tensor by tensor from mapped files."""
+"""Statistics of weight values, read tensor by tensor from memory-mapped files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from compress.inspection.tensors import Contents
+from compress.inspection.tensors import ModelContents
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.progress import Progress
 from compress.utils.pydantic_models import Frozen
@@ -19,7 +19,7 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 class TensorStatistics(Frozen):
-    """Of a tensor's finite values: stored integers of a quantized ONNX weight, dequantized values in GGUF."""
+    """Statistics of a tensor's finite values: stored integers in quantized ONNX, dequantized values in GGUF."""
 
     sparsity: float = Field(description="share of values that are exactly zero")
     minimum: float
@@ -30,9 +30,13 @@ class TensorStatistics(Frozen):
     not_finite: int = Field(description="number of NaN and infinite values")
 
 
-def measure_weights(contents: Contents, progress: Progress) -> dict[str, TensorStatistics]:
-    """Tensor name -> statistics, of every weight but packed and sub-byte ones."""
-    readable = [one for one in contents.tensors if one.role == "weight" and not one.tied_to and _is_numbers(one)]
+def measure_weights(contents: ModelContents, progress: Progress) -> dict[str, TensorStatistics]:
+    """Return the statistics of every weight by name, except packed and sub-byte ones."""
+    readable = [
+        candidate
+        for candidate in contents.tensors
+        if candidate.role == "weight" and not candidate.tied_to and _is_numbers(candidate)
+    ]
     measured = {}
     for tensor in progress.track(readable, "reading weights", len(readable)):
         measured[tensor.name] = describe(tensor.values())
@@ -44,7 +48,7 @@ def _is_numbers(tensor: StoredTensor) -> bool:
 
 
 def describe(values: np.ndarray) -> TensorStatistics:
-    """Statistics of an array of at least one value, in double precision and in three passes over pieces."""
+    """Return the statistics of a non-empty array, in double precision and three passes over chunks."""
     flat = values.reshape(-1)
     count = zeros = 0
     total, low, high = 0.0, math.inf, -math.inf

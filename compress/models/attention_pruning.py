@@ -1,4 +1,4 @@
-"""Cutting one attention down to some of its heads: projections, and whatever else it has of each head."""
+"""Pruning of heads of one attention: its projections, and all other parameters per head."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim", "embed_dim", "hidden_size", "d_attn")
 
 
-def why_whole(attention: Attention) -> str | None:
-    """Why heads cannot be told apart, or None."""
+def unprunable_reason(attention: Attention) -> str | None:
+    """Return the reason why heads cannot be pruned separately, or None."""
     layers = {id(layer) for layer in attention.projections}
     for name, part in attention.owner.named_modules():
         if id(part) in layers:
@@ -29,23 +29,25 @@ def why_whole(attention: Attention) -> str | None:
 
 
 def _is_norm_of_heads(name: str) -> bool:
-    """Whether a module normalises queries, keys or what is attended to, rather than what the layer gives."""
+    """Return True if a module normalises queries, keys or the attention result, not the layer's output."""
     leaf = name.rpartition(".")[2].lower()
     return "norm" in name.lower() and leaf.replace("_", "") != "layernorm"
 
 
 @torch.no_grad()
-def keep_places(attention: Attention, places: Sequence[int]) -> None:
-    """Cut one attention down to ``places``, in place."""
-    each = attention.heads // attention.places
-    heads = [place * each + offset for place in places for offset in range(each)]
-    groups = list(places) if attention.groups > 1 else [0]
+def keep_attention_units(attention: Attention, units: Sequence[int]) -> None:
+    """Keep only ``units`` (groups, or heads of a single group) of an attention, in place."""
+    heads_per_unit = attention.heads // attention.prunable_units
+    heads = [unit * heads_per_unit + offset for unit in units for offset in range(heads_per_unit)]
+    groups = list(units) if attention.groups > 1 else [0]
     _cut_per_head(attention, {attention.groups: groups, attention.heads: heads})
-    chosen = {"query": heads, "key": groups, "value": groups}
+    remaining = {"query": heads, "key": groups, "value": groups}
+    # Collect the rows per layer, since a joint projection must be cut once.
     rows: dict[int, tuple[Linear, list[torch.Tensor]]] = {}
     for name, layer in (("query", attention.query), ("key", attention.key), ("value", attention.value)):
-        rows.setdefault(id(layer), (layer, []))[1].append(attention.rows[name][chosen[name]].flatten())
+        rows.setdefault(id(layer), (layer, []))[1].append(attention.rows[name][remaining[name]].flatten())
     for layer, parts in rows.values():
+        # Rows of a joint projection keep their order.
         keep_rows(layer, torch.cat(parts).sort().values if len(parts) > 1 else parts[0])
     columns = torch.arange(attention.heads * attention.head_size).view(attention.heads, -1)[heads].flatten()
     keep_columns(attention.output, columns)
@@ -53,9 +55,9 @@ def keep_places(attention: Attention, places: Sequence[int]) -> None:
 
 
 def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> None:
-    """Cut what the attention has of each head beside its projections: sinks, gates, biases of positions, norms.
+    """Prune parameters per head outside the projections: sinks, gates, position biases, norms.
 
-    ``kept``: those that stay of so many.
+    ``kept`` maps a number of heads or groups to the indices that stay.
     """
     layers = {id(layer) for layer in attention.projections}
     positions = [part for name, part in attention.block.named_modules() if "relative_position" in name]
@@ -66,39 +68,39 @@ def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> No
             continue
         done.add(id(part))
         if isinstance(part, nn.ModuleList) and len(part) in kept:
-            stays = [part[index] for index in kept[len(part)]]
+            kept_parts = [part[index] for index in kept[len(part)]]
             del part[:]
-            part.extend(stays)
+            part.extend(kept_parts)
         for leaf, tensor in [*part.named_parameters(recurse=False)]:
             if not ("norm" in name.lower() and tensor.ndim == 1):
                 _cut_parameter(attention, part, leaf, kept)
 
 
 def _cut_parameter(attention: Attention, part: nn.Module, leaf: str, kept: Mapping[int, Sequence[int]]) -> None:
-    """Cut one parameter along the axis that has an entry for each head, or for each feature of all heads."""
+    """Prune one parameter along the axis that has an entry per head, or per feature of all heads."""
     tensor = getattr(part, leaf)
     if isinstance(part, nn.Conv2d) and part.groups < part.in_channels:
         return
-    sizes = {size: torch.tensor(list(places)) for size, places in kept.items()}
+    sizes = {size: torch.tensor(list(indices)) for size, indices in kept.items()}
     columns = torch.arange(attention.width).view(attention.heads, -1)[sizes[attention.heads]].flatten()
     sizes = {attention.width: columns, **sizes}
     axes = tensor.shape[:1] if isinstance(part, nn.Linear | nn.Conv2d) else tensor.shape
     axis = next((axis for axis, size in enumerate(axes) if size in sizes), None)
     if axis is None:
         return
-    chosen = sizes[tensor.shape[axis]]
-    smaller = tensor.detach().index_select(axis, chosen.to(tensor.device)).clone()
-    setattr(part, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
+    selected = sizes[tensor.shape[axis]]
+    pruned = tensor.detach().index_select(axis, selected.to(tensor.device)).clone()
+    setattr(part, leaf, nn.Parameter(pruned, requires_grad=tensor.requires_grad))
     if isinstance(part, nn.Embedding) and axis == 1:
-        part.embedding_dim = len(chosen)
+        part.embedding_dim = len(selected)
     elif isinstance(part, nn.Linear):
-        part.out_features = len(chosen)
+        part.out_features = len(selected)
     elif isinstance(part, nn.Conv2d):
-        part.groups = part.in_channels = part.out_channels = len(chosen)
+        part.groups = part.in_channels = part.out_channels = len(selected)
 
 
 def _count_again(attention: Attention, heads: int, groups: int) -> None:
-    """Let the attention's modules say how many heads they have."""
+    """Update the numbers of heads, groups and features in the attention's modules."""
     counted = dict.fromkeys(_HEAD_COUNTS, (attention.heads, heads))
     counted |= dict.fromkeys(_GROUP_COUNTS, (attention.groups, groups))
     counted |= dict.fromkeys(_HEAD_WIDTHS, (attention.heads * attention.head_size, heads * attention.head_size))
@@ -113,6 +115,7 @@ def _count_again(attention: Attention, heads: int, groups: int) -> None:
 
 @torch.no_grad()
 def keep_rows(layer: Linear | nn.Conv2d, rows: torch.Tensor) -> None:
+    """Keep only some output rows of a linear layer or channels of a depthwise convolution, in place."""
     weight = layer.weight[:, rows] if isinstance(layer, Conv1D) else layer.weight[rows]
     layer.weight = nn.Parameter(weight.clone())
     if layer.bias is not None:
@@ -125,6 +128,7 @@ def keep_rows(layer: Linear | nn.Conv2d, rows: torch.Tensor) -> None:
 
 @torch.no_grad()
 def keep_columns(layer: Linear, columns: torch.Tensor) -> None:
+    """Keep only some input columns of a linear layer, in place."""
     weight = layer.weight[columns] if isinstance(layer, Conv1D) else layer.weight[:, columns]
     layer.weight = nn.Parameter(weight.clone())
     setattr(layer, "nx" if isinstance(layer, Conv1D) else "in_features", len(columns))

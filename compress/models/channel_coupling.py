@@ -1,4 +1,4 @@
-"""Channels that stand or fall together, found in a traced network, and cutting them out of its layers."""
+"""Channels that must be pruned together, found in a traced network, and their removal from its layers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compress.utils.errors import MissingExtraError, StageError
 
 Side = Literal["in", "out", "both"]
 _FAILURES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError)
-"""What a tracer raises for a network that it can't follow."""
+"""Exceptions of the tracer for a network that it cannot trace."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One layer's share: at ``features[i]`` of its inputs or outputs lies the coupling's channel ``channels[i]``.
+class CoupledLayer:
+    """One layer's share of a coupling: feature ``features[i]`` of its inputs or outputs is the channel ``channels[i]``.
 
-    A part of side ``both`` hands each channel on alone: a normalisation or a depthwise convolution.
+    A layer with the side ``both`` passes each channel on separately: a normalisation or a depthwise convolution.
     """
 
     layer: str
@@ -34,33 +34,33 @@ class Part:
 
 @dataclass(frozen=True)
 class Coupling:
-    """``size`` channels, each of which is one thing to all layers in ``parts``, the first of which names it.
+    """Group of ``size`` channels that all layers in ``parts`` share; the first layer gives it its name.
 
-    Where grouped convolutions are among them, the channels lie in ``groups`` blocks, of which the same places go.
+    With grouped convolutions, the channels form ``groups`` blocks, from which the same positions are removed.
     """
 
     size: int
     groups: int
-    parts: tuple[Part, ...]
+    parts: tuple[CoupledLayer, ...]
 
     @property
     def name(self) -> str:
-        """The layer that the coupling goes by."""
+        """Return the name of the first layer."""
         return self.parts[0].layer
 
     @property
-    def places(self) -> int:
-        """What can be kept or cut one by one: channels, or in a grouped convolution the same channel of each group."""
+    def prunable_units(self) -> int:
+        """Return the number of units that can be pruned one by one: channels, or the same channel of each group."""
         return self.size // self.groups
 
     @property
-    def readers(self) -> tuple[Part, ...]:
-        """Parts that make something else of the channels; to them a channel that is cut is as if it were zero."""
+    def readers(self) -> tuple[CoupledLayer, ...]:
+        """Return the layers that compute other channels from these; for them a removed channel is like zeros."""
         return tuple(part for part in self.parts if part.side == "in")
 
-    def channels_at(self, places: torch.Tensor) -> torch.Tensor:
-        """The channels [groups * n] at ``places`` [n] of each group, in ascending order."""
-        return (torch.arange(self.groups)[:, None] * self.places + places[None]).flatten()
+    def channels_at(self, units: torch.Tensor) -> torch.Tensor:
+        """Return the channels [groups * n] at the units ``places`` [n] of each group, in ascending order."""
+        return (torch.arange(self.groups)[:, None] * self.prunable_units + units[None]).flatten()
 
 
 Cut = tuple[Coupling, torch.Tensor]
@@ -68,9 +68,9 @@ Cut = tuple[Coupling, torch.Tensor]
 
 
 def find_couplings(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple[list[Coupling], dict[str, str]]:
-    """The couplings of ``network`` that can be cut, and why the others can't, by their first layers' names.
+    """Return the prunable couplings of ``network``, and the reasons for all others by their first layers' names.
 
-    ``run`` calls the network and gives its answers. Layers are followed by Torch-Pruning (Fang et al. 2023, DepGraph,
+    ``run`` calls the network and returns its output. Torch-Pruning traces the layers (Fang et al. 2023, DepGraph,
     section 3.2). Raises `StageError` for a network that cannot be traced and `MissingExtraError` without the package.
     """
     try:
@@ -85,28 +85,29 @@ def find_couplings(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple
         )
         groups = list(graph.get_all_groups(root_module_types=(nn.Conv2d, nn.Linear)))
     except _FAILURES as error:
-        said = (str(error) or repr(error)).splitlines()[0]
+        message = (str(error) or repr(error)).splitlines()[0]
         raise StageError(
-            f"The network cannot be followed from layer to layer: {said}",
+            f"The network cannot be followed from layer to layer: {message}",
             hint="cut heads, neurons or layers, or make sparse weights instead",
         ) from error
-    found, whole = [], {}
+    # A coupling is prunable if all of its layers are.
+    couplings, unprunable = [], {}
     for group in groups:
         parts = [_part(item, graph, names) for item in group]
-        listed = [part for part in parts if isinstance(part, Part)]
-        reason = next((part for part in parts if isinstance(part, str)), None) or _why_whole(network, listed, calls)
+        layers = [part for part in parts if isinstance(part, CoupledLayer)]
+        reason = next((part for part in parts if isinstance(part, str)), None) or _why_whole(network, layers, calls)
         if reason is None:
-            found.append(Coupling(_size(listed), _groups(network, listed), tuple(listed)))
+            couplings.append(Coupling(_size(layers), _groups(network, layers), tuple(layers)))
         elif reason != _ANSWERS:
-            whole[names[group[0].dep.target.module]] = reason
-    return found, whole
+            unprunable[names[group[0].dep.target.module]] = reason
+    return couplings, unprunable
 
 
 _ANSWERS = "they are the network's answers"
 
 
-def _part(item: Any, graph: Any, names: dict[nn.Module, str]) -> Part | str | None:
-    """A layer's share, why there is none that can be cut, or ``None`` for an operation without weights."""
+def _part(item: Any, graph: Any, names: dict[nn.Module, str]) -> CoupledLayer | str | None:
+    """Return a layer's share, the reason why it cannot be pruned, or ``None`` for an operation without weights."""
     target = item.dep.target.module
     if type(target).__module__.startswith("torch_pruning"):
         return _ANSWERS if type(target).__name__ == "_OutputOp" else None
@@ -122,11 +123,11 @@ def _part(item: Any, graph: Any, names: dict[nn.Module, str]) -> Part | str | No
     if None in item.root_idxs or not item.idxs:
         return f"{names[target]} reads them in an order that was not followed"
     side: Side = "both" if reads and writes else "in" if reads else "out"
-    return Part(names[target], side, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
+    return CoupledLayer(names[target], side, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
 
 
 def _calls(network: nn.Module, run: Callable[[], torch.Tensor]) -> Counter[str]:
-    """How often each layer is called in one run."""
+    """Return the number of calls of each layer in one run."""
     calls: Counter[str] = Counter()
 
     def count(name: str) -> Callable[..., None]:
@@ -141,108 +142,108 @@ def _calls(network: nn.Module, run: Callable[[], torch.Tensor]) -> Counter[str]:
     return calls
 
 
-def _size(parts: Sequence[Part]) -> int:
+def _size(parts: Sequence[CoupledLayer]) -> int:
     return 1 + max(int(part.channels.max()) for part in parts)
 
 
-def _grouped(network: nn.Module, parts: Sequence[Part]) -> list[tuple[Part, nn.Conv2d]]:
-    """The parts in convolutions of several groups that mix channels within each."""
+def _grouped(network: nn.Module, parts: Sequence[CoupledLayer]) -> list[tuple[CoupledLayer, nn.Conv2d]]:
+    """Return the convolutions with several groups that mix channels within each group."""
     layers = [(part, network.get_submodule(part.layer)) for part in parts if part.side != "both"]
     return [(part, layer) for part, layer in layers if isinstance(layer, nn.Conv2d) and layer.groups > 1]
 
 
-def _groups(network: nn.Module, parts: Sequence[Part]) -> int:
+def _groups(network: nn.Module, parts: Sequence[CoupledLayer]) -> int:
     return max((layer.groups for _, layer in _grouped(network, parts)), default=1)
 
 
-def _why_whole(network: nn.Module, parts: Sequence[Part], calls: Counter[str]) -> str | None:
-    """Why channels that no operation forbids to cut stay whole all the same; ``None`` if nothing speaks against it."""
-    again = next((part.layer for part in parts if calls[part.layer] > 1), None)
-    if again is not None:
-        return f"{again} is called more than once"
+def _why_whole(network: nn.Module, parts: Sequence[CoupledLayer], calls: Counter[str]) -> str | None:
+    """Return the reason why channels that the tracer allows to prune must stay; ``None`` if there is none."""
+    repeated = next((part.layer for part in parts if calls[part.layer] > 1), None)
+    if repeated is not None:
+        return f"{repeated} is called more than once"
     if all(part.side != "in" for part in parts):
         return _ANSWERS
     size, groups = _size(parts), _groups(network, parts)
     for part, layer in _grouped(network, parts):
         width = layer.in_channels if part.side == "in" else layer.out_channels
-        straight = torch.equal(part.features[part.channels.argsort()], torch.arange(size)) and width == size
-        if not straight or groups % layer.groups or size % groups:
+        is_in_order = torch.equal(part.features[part.channels.argsort()], torch.arange(size)) and width == size
+        if not is_in_order or groups % layer.groups or size % groups:
             return f"the {layer.groups} groups of {part.layer} don't divide them"
     return "each group of a grouped convolution has one" if groups > 1 and size // groups < 2 else None
 
 
-def cut(network: nn.Module, cuts: Sequence[Cut]) -> None:
-    """Take the channels that are not kept out of every layer, in place; weights and statistics really get smaller."""
-    gone: dict[tuple[str, Side], list[torch.Tensor]] = defaultdict(list)
-    for coupling, kept in cuts:
-        stays = torch.zeros(coupling.size, dtype=torch.bool)
-        stays[kept] = True
+def remove_channels(network: nn.Module, cuts: Sequence[Cut]) -> None:
+    """Remove the channels that are not kept from every layer, in place; weights and statistics shrink."""
+    removed: dict[tuple[str, Side], list[torch.Tensor]] = defaultdict(list)
+    for coupling, remaining in cuts:
+        is_kept = torch.zeros(coupling.size, dtype=torch.bool)
+        is_kept[remaining] = True
         for part in coupling.parts:
-            gone[part.layer, part.side].append(part.features[~stays[part.channels]])
-    for (name, side), features in gone.items():
+            removed[part.layer, part.side].append(part.features[~is_kept[part.channels]])
+    for (name, side), features in removed.items():
         _drop(network.get_submodule(name), side, torch.cat(features))
 
 
 @torch.no_grad()
-def _drop(layer: nn.Module, side: Side, gone: torch.Tensor) -> None:
+def _drop(layer: nn.Module, side: Side, removed: torch.Tensor) -> None:
     if isinstance(layer, nn.Linear):
-        kept = _others(layer.in_features if side == "in" else layer.out_features, gone)
-        _select(layer, ("weight",) if side == "in" else ("weight", "bias"), kept, 1 if side == "in" else 0)
-        setattr(layer, "in_features" if side == "in" else "out_features", len(kept))
+        remaining = _others(layer.in_features if side == "in" else layer.out_features, removed)
+        _select(layer, ("weight",) if side == "in" else ("weight", "bias"), remaining, 1 if side == "in" else 0)
+        setattr(layer, "in_features" if side == "in" else "out_features", len(remaining))
     elif isinstance(layer, nn.Conv2d) and side == "in":
         width = layer.in_channels // layer.groups
-        kept = _others(layer.in_channels, gone)
-        _select(layer, ("weight",), kept[kept < width], 1)
-        layer.in_channels = len(kept)
+        remaining = _others(layer.in_channels, removed)
+        _select(layer, ("weight",), remaining[remaining < width], 1)
+        layer.in_channels = len(remaining)
     elif isinstance(layer, nn.Conv2d):
-        kept = _others(layer.out_channels, gone)
-        _select(layer, ("weight", "bias"), kept, 0)
-        layer.out_channels = len(kept)
+        remaining = _others(layer.out_channels, removed)
+        _select(layer, ("weight", "bias"), remaining, 0)
+        layer.out_channels = len(remaining)
         if side == "both":
-            layer.in_channels = layer.groups = len(kept)
+            layer.in_channels = layer.groups = len(remaining)
     elif isinstance(layer, nn.PReLU):
-        kept = _others(layer.num_parameters, gone)
-        _select(layer, ("weight",), kept, 0)
-        layer.num_parameters = len(kept)
+        remaining = _others(layer.num_parameters, removed)
+        _select(layer, ("weight",), remaining, 0)
+        layer.num_parameters = len(remaining)
     elif isinstance(layer, _BatchNorm):
-        kept = _others(layer.num_features, gone)
-        _select(layer, ("weight", "bias", "running_mean", "running_var"), kept, 0)
-        layer.num_features = len(kept)
+        remaining = _others(layer.num_features, removed)
+        _select(layer, ("weight", "bias", "running_mean", "running_var"), remaining, 0)
+        layer.num_features = len(remaining)
     elif isinstance(layer, nn.GroupNorm):
-        kept = _others(layer.num_channels, gone)
-        _select(layer, ("weight", "bias"), kept, 0)
-        layer.num_channels = len(kept)
+        remaining = _others(layer.num_channels, removed)
+        _select(layer, ("weight", "bias"), remaining, 0)
+        layer.num_channels = len(remaining)
     elif isinstance(layer, nn.LayerNorm):
-        kept = _others(layer.normalized_shape[0], gone)
-        _select(layer, ("weight", "bias"), kept, 0)
-        layer.normalized_shape = (len(kept),)
+        remaining = _others(layer.normalized_shape[0], removed)
+        _select(layer, ("weight", "bias"), remaining, 0)
+        layer.normalized_shape = (len(remaining),)
 
 
-def _others(size: int, gone: torch.Tensor) -> torch.Tensor:
-    stays = torch.ones(size, dtype=torch.bool)
-    stays[gone] = False
-    return stays.nonzero().flatten()
+def _others(size: int, removed: torch.Tensor) -> torch.Tensor:
+    is_kept = torch.ones(size, dtype=torch.bool)
+    is_kept[removed] = False
+    return is_kept.nonzero().flatten()
 
 
 def _select(layer: nn.Module, names: Sequence[str], kept: torch.Tensor, axis: int) -> None:
     for name in names:
         tensor = getattr(layer, name, None)
         if isinstance(tensor, nn.Parameter):
-            smaller = tensor.detach().index_select(axis, kept).clone()
-            setattr(layer, name, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
+            pruned = tensor.detach().index_select(axis, kept).clone()
+            setattr(layer, name, nn.Parameter(pruned, requires_grad=tensor.requires_grad))
         elif tensor is not None:
             setattr(layer, name, tensor.index_select(axis, kept).clone())
 
 
 def masked(network: nn.Module, cuts: Sequence[Cut], run: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The answers of the uncut ``network`` where readers see zeros in place of the channels that are not kept."""
+    """Return the output of the unpruned ``network`` when readers see zeros in place of removed channels."""
     handles = []
-    for coupling, kept in cuts:
-        stays = torch.zeros(coupling.size)
-        stays[kept] = 1.0
+    for coupling, remaining in cuts:
+        is_kept = torch.zeros(coupling.size)
+        is_kept[remaining] = 1.0
         for part in coupling.readers:
             layer = network.get_submodule(part.layer)
-            handles.append(layer.register_forward_pre_hook(_mask(part, stays)))
+            handles.append(layer.register_forward_pre_hook(_mask(part, is_kept)))
     try:
         with torch.no_grad():
             return run()
@@ -251,12 +252,14 @@ def masked(network: nn.Module, cuts: Sequence[Cut], run: Callable[[], torch.Tens
             handle.remove()
 
 
-def _mask(part: Part, stays: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+def _mask(
+    part: CoupledLayer, is_kept: torch.Tensor
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
     def hook(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         inputs = arguments[0]
         axis = channel_axis(layer, inputs)
         factors = torch.ones(inputs.shape[axis])
-        factors[part.features] = stays[part.channels]
+        factors[part.features] = is_kept[part.channels]
         shape = [1] * inputs.ndim
         shape[axis] = -1
         return (inputs * factors.view(shape), *arguments[1:])
@@ -265,10 +268,10 @@ def _mask(part: Part, stays: torch.Tensor) -> Callable[[nn.Module, tuple[torch.T
 
 
 def channel_axis(layer: nn.Module, inputs: torch.Tensor) -> int:
-    """Which axis of a layer's inputs its channels, or features, lie on."""
+    """Return the axis of a layer's inputs with its channels or features."""
     return inputs.ndim - 1 if isinstance(layer, nn.Linear) else inputs.ndim - 3
 
 
 def least_common_places(groups: int, multiple: int) -> int:
-    """How many places of each of ``groups`` hold a multiple of ``multiple`` channels in all."""
+    """Return the number of units per group that hold a multiple of ``multiple`` channels in total."""
     return multiple // math.gcd(multiple, groups)

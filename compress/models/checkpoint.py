@@ -1,4 +1,4 @@
-"""A Hugging Face folder whose tensors are read one by one, quantized ones too: no model need fit in memory."""
+"""Hugging Face folders whose tensors, also quantized ones, are read one at a time: no model has to fit in memory."""
 
 from __future__ import annotations
 
@@ -22,30 +22,33 @@ if TYPE_CHECKING:
 
 
 TABLES = "quantized_tables.safetensors"
-"""Integers of embeddings and tied heads, which the GPTQ format has no place for: `NAME.qweight` and so on as in
-`gptq_layout`, rows padded to a multiple of 32, with `bits` and `group_size` of each NAME in the file's metadata as
-JSON. The checkpoint itself keeps such a table as plain float16, with the values that the integers stand for."""
+"""Integers of embeddings and tied heads, for which the GPTQ format has no place.
+
+Tensors are named `NAME.qweight` and so on as in `gptq_layout`, with rows padded to a multiple of 32. The file's
+metadata holds `bits`, `group_size` and `rows` of each NAME as JSON. The checkpoint itself stores the dequantized
+table as float16.
+"""
 _MARKS = ("qweight", "weight_scale")
-"""A tensor of one of these names has every layer of integers, whichever way it is laid out."""
+"""Suffixes of which every quantized layer has one, in either layout."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in Hugging Face layout: config, safetensors shards, processor. Nothing is read before it is needed."""
+    """Folder in Hugging Face layout: config, safetensors shards, processor. Nothing is read before it is needed."""
 
     kind: ClassVar[str] = "checkpoint"
     folder: Path
 
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
-        """Open a folder. Raises `ModelError` for one that holds something else."""
+        """Open a folder. Raises `ModelError` if it is no model folder."""
         from compress.models.folder_checks import check_model_folder
 
         check_model_folder(directory)
         return cls(directory)
 
     def save(self, directory: Path) -> None:
-        """Put every file into ``directory``: linked where the file system can, else copied."""
+        """Write every file into ``directory``, as a link if the file system supports it, else as a copy."""
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             target = directory / path.relative_to(self.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +56,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The parsed `config.json`."""
+        """Return the parsed `config.json`."""
         return read_json(self.folder / "config.json")
 
     @cached_property
     def files(self) -> Mapping[str, Path]:
-        """The file of each stored tensor, by its name."""
+        """Return the file of each stored tensor, by tensor name."""
         from compress.models.folder_checks import weight_files
         from compress.models.safetensors_file import read_header
 
@@ -66,17 +69,17 @@ class Checkpoint:
 
     @cached_property
     def aliases(self) -> Mapping[str, str]:
-        """Stored names of tensors that transformers' modules call otherwise, such as GPT-NeoX's head."""
+        """Return the stored names of tensors that transformers' modules name differently, such as GPT-NeoX's head."""
         from compress.models.meta_model import stored_names
 
         return stored_names(self.folder)
 
     def holds(self, name: str) -> bool:
-        """Whether there is a tensor of that name, or one that transformers calls so."""
+        """Return True if a tensor is stored under this name, or under another one that transformers maps to it."""
         return name in self.files or ("model_type" in self.config and self.aliases.get(name) in self.files)
 
     def stored(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored, mapped from its file. Raises `ModelError` for a name that isn't there."""
+        """Return one tensor as stored, memory-mapped from its file. Raises `ModelError` for an unknown name."""
         from compress.models.safetensors_file import read_tensor
 
         if name not in self.files and self.holds(name):
@@ -90,12 +93,12 @@ class Checkpoint:
         return read_tensor(self.files[name], name)
 
     def weight(self, module: str) -> torch.Tensor:
-        """The weight of a module in float32, dequantized where it is quantized."""
+        """Return the weight of a module in float32, dequantized if it is quantized."""
         quantized = self.quantized(module)
         return self.stored(f"{module}.weight").float() if quantized is None else quantized.dequantize()
 
     def quantized(self, module: str) -> QuantizedWeight | None:
-        """The integers of a linear layer or an embedding table, or None where it is not quantized."""
+        """Return the integers of a linear layer or an embedding table, or None if it is not quantized."""
         from compress.models import compressed_tensors_layout, gptq_layout
 
         if module in self.tables:
@@ -105,24 +108,24 @@ class Checkpoint:
         settings = self.layer_settings(module)
         bits, group_size = settings["bits"], settings["group_size"]
         if self.is_compressed_tensors:
-            held = [part for part in compressed_tensors_layout.PARTS if f"{module}.{part}" in self.files]
-            parts = {part: self.stored(f"{module}.{part}") for part in held}
+            stored_parts = [part for part in compressed_tensors_layout.PARTS if f"{module}.{part}" in self.files]
+            parts = {part: self.stored(f"{module}.{part}") for part in stored_parts}
             return compressed_tensors_layout.unpack_layer(parts, bits, group_size)
         tensors = {part: self.stored(f"{module}.{part}") for part in gptq_layout.PARTS}
         return gptq_layout.unpack_layer(tensors, bits, group_size, self.stored_less_one)
 
     def has_integers(self, module: str) -> bool:
-        """Whether a layer's weight is stored as integers alone; those of a table lie beside its floats (`tables`)."""
+        """Return True if only integers are stored for a layer; tables store floats and, in another file, integers."""
         return any(f"{module}.{mark}" in self.files for mark in _MARKS)
 
     @cached_property
     def integer_layers(self) -> tuple[str, ...]:
-        """The layers that are stored as integers, in the order of the files."""
-        parted = (name.rpartition(".") for name in self.files)
-        return tuple(module for module, _, mark in parted if mark in _MARKS)
+        """Return the names of the layers that are stored as integers, in the order of the files."""
+        split_names = (name.rpartition(".") for name in self.files)
+        return tuple(module for module, _, mark in split_names if mark in _MARKS)
 
     def integer_shape(self, module: str) -> tuple[int, int]:
-        """[rows, columns] of one of the `integer_layers`."""
+        """Return [rows, columns] of one of the `integer_layers`."""
         if f"{module}.weight" in self.files:
             rows, columns = self.stored(f"{module}.weight").shape
             return rows, columns
@@ -134,40 +137,40 @@ class Checkpoint:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """`quantization_config` of a quantized checkpoint; None for a plain one."""
+        """Return the `quantization_config` of a quantized checkpoint, or None."""
         return self.config.get("quantization_config")
 
     @property
     def is_compressed_tensors(self) -> bool:
-        """Whether its integers are laid out as `compress.models.compressed_tensors_layout` does it, or as AutoGPTQ."""
+        """Return True for the layout of compressed-tensors, False for the one of AutoGPTQ."""
         return (self.quantization or {}).get("quant_method") == COMPRESSED_TENSORS
 
     @property
     def stored_less_one(self) -> bool:
-        """Whether zero points are stored less one (`checkpoint_format: gptq`)."""
+        """Return True if zero points are stored minus one (`checkpoint_format: gptq`)."""
         return bool((self.quantization or {}).get("checkpoint_format", "gptq") == "gptq")
 
     def layer_settings(self, module: str) -> dict[str, Any]:
-        """`bits`, `group_size` and `sym` of a quantized layer, by what the config says of the whole and of its name."""
+        """Return `bits`, `group_size` and `sym` of a quantized layer from the config."""
         return layer_settings(self.quantization or {}, module)
 
     @cached_property
     def tables(self) -> Mapping[str, Mapping[str, int]]:
-        """`bits`, `group_size` and `rows` of each table in `TABLES`, by the module's name."""
+        """Return `bits`, `group_size` and `rows` of each quantized table, by module name."""
         from compress.models.safetensors_file import read_metadata
 
         path = self.folder / TABLES
-        found: dict[str, dict[str, int]] = json.loads(read_metadata(path)["tables"]) if path.is_file() else {}
-        return found
+        settings: dict[str, dict[str, int]] = json.loads(read_metadata(path)["tables"]) if path.is_file() else {}
+        return settings
 
     def _table(self, module: str) -> QuantizedWeight:
         from compress.models.gptq_layout import PARTS, unpack_layer
         from compress.models.safetensors_file import read_tensor
 
-        about = self.tables[module]
+        settings = self.tables[module]
         tensors = {part: read_tensor(self.folder / TABLES, f"{module}.{part}") for part in PARTS}
-        padded = unpack_layer(tensors, about["bits"], about["group_size"], stored_less_one=False)
-        rows = slice(about["rows"])
+        padded = unpack_layer(tensors, settings["bits"], settings["group_size"], stored_less_one=False)
+        rows = slice(settings["rows"])
         return replace(
             padded,
             integers=padded.integers[rows],
@@ -178,14 +181,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint(Checkpoint):
-    """A checkpoint in GPTQ format (the AutoGPTQ layout), with its embedding tables beside it."""
+    """Checkpoint in GPTQ format (AutoGPTQ layout), with quantized embedding tables in a separate file."""
 
     kind: ClassVar[str] = "quantized checkpoint"
 
 
 @dataclass(frozen=True)
-class ServedCheckpoint(Checkpoint):
-    """A quantized checkpoint as compressed-tensors lays it out, for servers with a GPU."""
+class CompressedTensorsCheckpoint(Checkpoint):
+    """Quantized checkpoint in the layout of compressed-tensors, for inference servers with a GPU."""
 
     kind: ClassVar[str] = "served checkpoint"
 
@@ -195,7 +198,7 @@ _COMPANIONS = (".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_po
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The tensors of a file as the quantization config in ``root`` means them: packed weights, scales, zero points."""
+    """Return the tensors of a file, with packed weights, scales and zero points marked by the quantization config."""
     from compress.models.safetensors_file import read_header
 
     quantization = _quantization(root)
@@ -203,15 +206,15 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
 
 
 def _quantization(root: Path) -> dict[str, Any]:
-    """What the folder's config says of a GPTQ, AWQ or compressed-tensors checkpoint; empty for any other."""
+    """Return the quantization config (GPTQ, AWQ, compressed-tensors) of a folder; empty if there is none."""
     if not (root / "config.json").is_file():
         return {}
-    found = read_json(root / "config.json").get("quantization_config")
-    return found if isinstance(found, dict) else {}
+    config = read_json(root / "config.json").get("quantization_config")
+    return config if isinstance(config, dict) else {}
 
 
 def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:
-    """``bits`` are those of the weights that int32 words hold several of, where the config says them."""
+    """Return a tensor with the role and type that its name implies in a checkpoint of ``bits``-wide packed weights."""
     if not isinstance(bits, int) or bits < 1:
         return tensor
     if tensor.name.endswith(_PACKED) and tensor.dtype == "int32":

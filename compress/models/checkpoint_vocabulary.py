@@ -1,4 +1,4 @@
-"""The vocabulary of a language or speech model, cut in the files of its folder with one shard in memory at a time."""
+"""Vocabulary trimming of a language or speech model in its files, with one shard in memory at a time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import Any
 import torch
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.file_names import TOKENIZER_FILES
-from compress.models.folder_checks import INDEX, refuse_quantized
+from compress.models.folder_checks import INDEX, TOKENIZER_FILES, refuse_quantized
 from compress.models.json_file import read_json
-from compress.models.meta_model import hollow_model
+from compress.models.meta_model import build_on_meta
 from compress.models.shards import write_shards
-from compress.models.vocabulary import shrink, tokenizer_definition
+from compress.models.vocabulary import tokenizer_definition, trim_definition
 from compress.utils.errors import StageError
 
 Move = Callable[[int, bool], int | None]
-"""From an id, and whether the model cannot do without it, to the new one; None for a token that is gone."""
+"""Maps an id, and whether the model requires it, to the new id; None for a removed token."""
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
 _TOKENIZER, _TOKENIZER_CONFIG, _ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 _REWRITTEN = {*TOKENIZER_FILES, "merges.txt", _ADDED, INDEX}
-"""What says again in other words what `tokenizer.json` says, and would say what was true before."""
+"""Files that repeat content of `tokenizer.json` and would be outdated."""
 _CONFIGS = ("config.json", "generation_config.json")
 _ENDINGS = ("_token_id", "_token_ids", "_token_index")
 _SPOKEN = ("lang_to_id", "task_to_id")
@@ -43,37 +42,57 @@ def trim_checkpoint(
     multiple_of: int = 1,
     whole_tail: bool = False,
 ) -> tuple[Checkpoint, int, int]:
-    """Write ``checkpoint`` into the new ``folder`` with the tokens counted ``min_count`` times, and those they need.
+    """Write a copy of ``checkpoint`` with only the tokens that occur often enough, and those they need.
 
-    Kept beside them is what `shrink` keeps and every token that a config names; rows of the embedding table that no
-    token has go, but for ``whole_tail`` with all rows from the first special token on, whose ids a speech model
-    counts with. Returns the new checkpoint with the numbers of rows before and after. Raises `StageError` for a model
-    with further tables of the vocabulary's height, and as `shrink` does; `ModelError` for a quantized one.
+    `trim_definition` states which other tokens are kept. Tokens named in a config are kept too. Rows of the embedding
+    table without a token are removed.
+
+    Args:
+        checkpoint: Float checkpoint to trim.
+        tokenizer: Its tokenizer.
+        folder: New folder.
+        counts: Number of occurrences of each token id.
+        min_count: Minimum number of occurrences.
+        all_characters: Keep all single characters; see `trim_definition`.
+        multiple_of: Make the number of tokens a multiple of this.
+        whole_tail: Keep all rows from the first special token on, since a speech model computes with their ids.
+
+    Returns:
+        The new checkpoint, and the numbers of rows before and after.
+
+    Raises:
+        StageError: If another table depends on the vocabulary, or the tokenizer is not supported.
+        ModelError: If the checkpoint is quantized.
     """
     refuse_quantized(checkpoint.folder)
-    cut, height = _vocabulary_tensors(checkpoint)
+    tensor_names, height = _vocabulary_tensors(checkpoint)
     configs = {name: read_json(checkpoint.folder / name) for name in _CONFIGS if (checkpoint.folder / name).is_file()}
     configs["config.json"] = _with_defaults(checkpoint, configs["config.json"])
     definition = tokenizer_definition(tokenizer)
     used = {token for token, count in counts.items() if count >= min_count} | _named(configs.values())
     if whole_tail:
         used.update(range(min((token["id"] for token in definition["added_tokens"]), default=height), height))
+    # Fill up to a multiple with the most frequent of the remaining tokens.
     rarer = sorted(counts, key=lambda token: (-counts[token], token))
-    kept = shrink(definition, {token for token in used if token < height}, all_characters, multiple_of, rarer)
-    new_ids = {old: new for new, old in enumerate(kept)}
+    token_ids = trim_definition(
+        definition, {token for token in used if token < height}, all_characters, multiple_of, rarer
+    )
+    new_ids = {old: new for new, old in enumerate(token_ids)}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_shards(folder, _cut_rows(checkpoint, cut, torch.tensor(kept)))
+    write_shards(folder, _cut_rows(checkpoint, tensor_names, torch.tensor(token_ids)))
     _write_companions(checkpoint.folder, folder, definition, new_ids)
     for name, config in configs.items():
-        changed = _renumbered(config, lambda token, needed: new_ids.get(token), height, len(kept))
-        _write_json(folder / name, changed | ({_SIZE: len(kept)} if name == "config.json" and _SIZE in config else {}))
-    return Checkpoint(folder), height, len(kept)
+        changed = _renumbered(config, lambda token, needed: new_ids.get(token), height, len(token_ids))
+        _write_json(
+            folder / name, changed | ({_SIZE: len(token_ids)} if name == "config.json" and _SIZE in config else {})
+        )
+    return Checkpoint(folder), height, len(token_ids)
 
 
 def _vocabulary_tensors(checkpoint: Checkpoint) -> tuple[set[str], int]:
-    """Stored tensors with a row for each token, and how many rows: the embedding table, and the head if it has any."""
-    module = hollow_model(checkpoint.folder)
+    """Return the stored tensors with a row per token (embedding table, head) and the number of rows."""
+    module = build_on_meta(checkpoint.folder)
     table, head = module.get_input_embeddings(), module.get_output_embeddings()
     height = int(table.num_embeddings)
     sizes = [key for key in checkpoint.config if key.startswith(f"{_SIZE}_")]
@@ -89,16 +108,16 @@ def _vocabulary_tensors(checkpoint: Checkpoint) -> tuple[set[str], int]:
         if part is table or part is head
         for leaf, _ in part.named_parameters(recurse=False)
     }
-    found = {
+    stored = {
         name for name in (*names, *(checkpoint.aliases.get(name, name) for name in names)) if name in checkpoint.files
     }
-    if not found:
+    if not stored:
         raise StageError(
             f"The checkpoint has no {min(names)}, the embedding table.",
             where=str(checkpoint.folder),
             expected="tensors by transformers' names",
         )
-    return found, height
+    return stored, height
 
 
 def _cut_rows(checkpoint: Checkpoint, cut: set[str], rows: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -108,66 +127,82 @@ def _cut_rows(checkpoint: Checkpoint, cut: set[str], rows: torch.Tensor) -> Iter
 
 
 def _with_defaults(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the ids that transformers fills in where it names none."""
+    """Return the config completed with the token ids that transformers sets by default."""
     from transformers import AutoConfig
 
-    known = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False).to_dict()
-    ids = {key: value for key, value in known.items() if key.endswith(_ENDINGS) and isinstance(value, int)}
+    defaults = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False).to_dict()
+    ids = {key: value for key, value in defaults.items() if key.endswith(_ENDINGS) and isinstance(value, int)}
     return {**ids, **config}
 
 
 def _named(configs: Any) -> set[int]:
-    """The tokens that configs name and the model cannot do without."""
-    found: set[int] = set()
+    """Return the tokens that configs name and the model requires."""
+    tokens: set[int] = set()
 
     def note(token: int, needed: bool) -> int:
-        found.update([token] if needed else [])
+        tokens.update([token] if needed else [])
         return token
 
     for config in configs:
         _renumbered(config, note, 0, 0)
-    return found
+    return tokens
 
 
 def _renumbered(config: Mapping[str, Any], move: Move, height: int, rows: int) -> dict[str, Any]:
-    """A config, and those within it, with ids moved and a `vocab_size` of ``height`` become ``rows``."""
-    found: dict[str, Any] = {}
+    """Return a config, and those nested in it, with new ids and a `vocab_size` of ``rows`` in place of ``height``.
+
+    Args:
+        config: Config to renumber.
+        move: Maps old ids to new ones.
+        height: Rows before trimming.
+        rows: Rows after trimming.
+    """
+    result: dict[str, Any] = {}
     for key, value in config.items():
         if key in _SPOKEN:
-            found[key] = {name: move(token, True) for name, token in (value or {}).items()}
+            result[key] = {name: move(token, True) for name, token in (value or {}).items()}
         elif key == _PLACED:
-            found[key] = value and [[place, _moved(token, move, True)] for place, token in value]
+            result[key] = value and [[position, _moved(token, move, True)] for position, token in value]
         elif key in _WITHOUT_THE_GONE or key.endswith(_ENDINGS):
-            found[key] = _moved(value, move, key not in _WITHOUT_THE_GONE)
+            result[key] = _moved(value, move, key not in _WITHOUT_THE_GONE)
         elif key == _SIZE and value == height:
-            found[key] = rows
+            result[key] = rows
         else:
-            found[key] = _renumbered(value, move, height, rows) if isinstance(value, dict) else value
-    return found
+            result[key] = _renumbered(value, move, height, rows) if isinstance(value, dict) else value
+    return result
 
 
 def _moved(value: Any, move: Move, needed: bool) -> Any:
-    """An id or a list of them, also one of words, without what is gone; what is no id, such as -1, as it is."""
+    """Return an id or a nested list of ids with new values, without removed tokens; negative values stay."""
     if isinstance(value, list):
-        moved = [_moved(one, move, needed) for one in value]
+        moved = [_moved(entry, move, needed) for entry in value]
         # A word of several tokens is one no longer when a part of it is gone.
-        if any(isinstance(one, list) for one in value):
+        if any(isinstance(entry, list) for entry in value):
             return [new for old, new in zip(value, moved, strict=True) if len(new) == len(old)]
-        return [one for one in moved if one is not None]
+        return [entry for entry in moved if entry is not None]
     return move(value, needed) if isinstance(value, int) and value >= 0 else value
 
 
 def _write_companions(source: Path, folder: Path, definition: Mapping[str, Any], new_ids: Mapping[int, int]) -> None:
-    """What lies beside the weights, the tokenizer's files with the new ids."""
+    """Write all files except weights and configs, with new ids in the tokenizer's files.
+
+    Args:
+        source: Folder of the original checkpoint.
+        folder: New folder.
+        definition: Content of the new `tokenizer.json`.
+        new_ids: New ids by old ids.
+    """
     for path in sorted(path for pattern in _COMPANIONS for path in source.glob(pattern)):
         if path.name not in _REWRITTEN and path.name not in _CONFIGS:
             shutil.copyfile(path, folder / path.name)
     _write_json(folder / _TOKENIZER, definition)
     if (source / _TOKENIZER_CONFIG).is_file():
-        about = read_json(source / _TOKENIZER_CONFIG)
-        if added := about.get("added_tokens_decoder"):
-            about["added_tokens_decoder"] = {str(new_ids[int(token)]): entry for token, entry in added.items()}
-        _write_json(folder / _TOKENIZER_CONFIG, about)
+        tokenizer_config = read_json(source / _TOKENIZER_CONFIG)
+        if added := tokenizer_config.get("added_tokens_decoder"):
+            tokenizer_config["added_tokens_decoder"] = {
+                str(new_ids[int(token)]): entry for token, entry in added.items()
+            }
+        _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
     if (source / _ADDED).is_file():
         _write_json(folder / _ADDED, {name: new_ids[token] for name, token in read_json(source / _ADDED).items()})
 
@@ -176,27 +211,27 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def spoken_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[int]:
-    """The tokens of what is said, and of each text's first word at a transcript's very beginning."""
+def transcript_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[int]:
+    """Yield the tokens of each text within a transcript, and of its first word at the start of one."""
     for text in texts:
         for part in (f" {text.strip()}", *text.split(maxsplit=1)[:1]):
             yield from tokenizer(part, add_special_tokens=False)["input_ids"]
 
 
 def template_tokens(tokenizer: Any) -> list[int]:
-    """The tokens of a chat template, where the tokenizer has one. Raises `StageError` for one that fails."""
+    """Return the tokens of the tokenizer's chat template, if any. Raises `StageError` for one that fails."""
     from jinja2.exceptions import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
         return []
-    talk = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    conversation = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     try:
-        text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
         raise StageError(
             f"The chat template fails, so that nobody knows its tokens: {error}",
             expected="one that writes a talk of a user and an assistant",
             hint="fix or remove the tokenizer's chat_template",
         ) from error
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens

@@ -19,7 +19,10 @@ PARTS = ("weight", "weight_packed", "weight_scale")
 
 
 def pack_layer(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """The tensors of a layer [out_features, in_features] without zero points, both multiples of 32, by part."""
+    """Return the stored tensors of a layer [out_features, in_features] without zero points, by part.
+
+    Both sizes must be multiples of 32.
+    """
     return {
         "weight_packed": pack_bits(weight.integers.T, weight.bits).T.contiguous(),
         "weight_scale": weight.scales.half(),
@@ -27,13 +30,19 @@ def pack_layer(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     }
 
 
-def store_bytes(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """The tensors of a layer of 8 bits without zero points, whose inputs are to be rounded too."""
+def store_int8_layer(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    """Return the stored tensors of an 8-bit layer without zero points whose inputs are quantized too."""
     return {"weight": (weight.integers.to(torch.int16) - 128).to(torch.int8), "weight_scale": weight.scales.half()}
 
 
 def unpack_layer(tensors: Mapping[str, torch.Tensor], bits: int, group_size: int) -> QuantizedWeight:
-    """What `pack_layer` or `store_bytes` made, of the tensors that there are."""
+    """Return the integers and scales that `pack_layer` or `store_int8_layer` stored.
+
+    Args:
+        tensors: Stored tensors by part.
+        bits: Bits of an integer.
+        group_size: Columns that share a scale; -1 for all.
+    """
     scales, middle = tensors["weight_scale"].float(), 1 << (bits - 1)
     if "weight_packed" in tensors:
         integers = unpack_bits(tensors["weight_packed"].T, bits).T.contiguous()

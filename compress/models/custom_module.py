@@ -1,7 +1,7 @@
-"""Torch modules that transformers doesn't know: made by a function that the recipe names, kept in Hugging Face layout.
+"""torch modules outside transformers: built by a function that the recipe names, stored in Hugging Face layout.
 
-A folder holds the module's own state dict as `model.safetensors`, and its `config.json` says under `compress_module`
-which function made it. Loading it runs that function, so only what the recipe of this process named is ever imported.
+A folder holds the module's state dict as `model.safetensors`; its `config.json` names the function under
+`compress_module`. Loading runs that function, so only functions named by this process's recipe are imported.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput, ModelOutput
 
 from compress.models.folder_checks import WEIGHTS
-from compress.models.pruned_layer_sizes import shrink_to_recorded
+from compress.models.pruned_layer_sizes import resize_to_recorded
 from compress.models.remote_code import MODULE_KEY, allowed_code, is_allowed
 from compress.utils.errors import ModelError, first_line
 
 Answers = Callable[[Any, Any, PreTrainedConfig], ModelOutput]
-"""What a network gave, targets or None, and the config -> outputs as transformers names them, with a loss."""
+"""Converts a network's output, targets (or None) and the config to outputs with transformers' names and a loss."""
 
 
-def logits(found: Any, targets: Any, config: PreTrainedConfig) -> ImageClassifierOutput:
-    """[batch, classes], as they are."""
-    return ImageClassifierOutput(logits=found)
+def logits(output: Any, targets: Any, config: PreTrainedConfig) -> ImageClassifierOutput:
+    """Wrap logits [batch, classes] as a classifier's output."""
+    return ImageClassifierOutput(logits=output)
 
 
-class PlainModule(nn.Module):
-    """A module of images that takes ``pixel_values`` [batch, channels, height, width] and gives what its task asks.
+class CustomModule(nn.Module):
+    """Vision module that takes ``pixel_values`` [batch, channels, height, width] and returns its task's outputs.
 
-    It has what the rest of the package asks of a transformers model: a config, and a way to be saved.
+    It provides the parts of transformers' interface that this package uses: a config and saving.
     """
 
     def __init__(self, network: nn.Module, config: PreTrainedConfig, answers: Answers = logits) -> None:
@@ -47,29 +47,29 @@ class PlainModule(nn.Module):
         self._answers = answers
 
     def forward(self, pixel_values: torch.Tensor, labels: Any = None) -> ModelOutput:
-        """The network's answer under transformers' names."""
+        """Return the network's output under transformers' names."""
         return self._answers(self.network(pixel_values), labels, self.config)
 
     def save_pretrained(self, directory: Path, max_shard_size: str = "") -> None:
-        """Write `config.json` and the network's state dict as `model.safetensors`, in one file."""
+        """Write `config.json` and the network's state dict as one `model.safetensors`."""
         self.config.save_pretrained(directory)
         save_model(self.network, str(Path(directory) / WEIGHTS), metadata={"format": "pt"})
 
 
-def load_plain(directory: Path, config: PreTrainedConfig, answers: Answers = logits) -> PlainModule:
-    """The module that ``directory`` holds. Raises `ModelError` where it may not be made, or its weights don't fit."""
-    made = getattr(config, MODULE_KEY)
-    network = make_network(made["module"], made["arguments"], str(directory))
-    shrink_to_recorded(network, config, str(directory / "config.json"))
+def load_custom_module(directory: Path, config: PreTrainedConfig, answers: Answers = logits) -> CustomModule:
+    """Load the module of ``directory``. Raises `ModelError` if its code is not allowed or its weights do not fit."""
+    builder = getattr(config, MODULE_KEY)
+    network = make_network(builder["module"], builder["arguments"], str(directory))
+    resize_to_recorded(network, config, str(directory / "config.json"))
     try:
         load_model(network, str(directory / WEIGHTS), strict=True)
     except (RuntimeError, OSError) as error:
-        raise misfit(made["module"], directory / WEIGHTS, error) from error
-    return PlainModule(network, config, answers)
+        raise misfit(builder["module"], directory / WEIGHTS, error) from error
+    return CustomModule(network, config, answers)
 
 
 def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
-    """Call the function ``reference``. Raises `ModelError` where no recipe named it, or it gives no module."""
+    """Call the function ``reference``. Raises `ModelError` if no recipe names it or it returns no module."""
     if not is_allowed(reference):
         raise ModelError(
             f"The model is made by the code {reference!r}, which this recipe doesn't name.",
@@ -90,31 +90,31 @@ def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn
 
 
 def code_digest(reference: str) -> str:
-    """What tells one state of the code from another: the file's SHA-256, or the package's version."""
-    place = reference.partition(":")[0]
-    if place.endswith(".py"):
-        return f"sha256:{hashlib.sha256(_file(place, allowed_code()[reference]).read_bytes()).hexdigest()}"
-    package = place.partition(".")[0]
+    """Return an identifier of the code's version: the file's SHA-256, or the package's version."""
+    source = reference.partition(":")[0]
+    if source.endswith(".py"):
+        return f"sha256:{hashlib.sha256(_file(source, allowed_code()[reference]).read_bytes()).hexdigest()}"
+    package = source.partition(".")[0]
     names = packages_distributions().get(package, [])
     return " ".join(f"{name}=={version(name)}" for name in sorted(set(names))) or package
 
 
 def load_state(network: nn.Module, weights: Path, reference: str) -> None:
-    """Put the state dict of a `.pth`, `.pt` or `.bin` file into ``network``; it may hold tensors only.
+    """Load the state dict of a `.pth`, `.pt` or `.bin` file, which may hold tensors only, into ``network``.
 
-    It is read with torch's ``weights_only``, so that nothing in it is run. Raises `ModelError`.
+    torch reads it with ``weights_only``, so that no code in it runs. Raises `ModelError`.
     """
     import pickle
 
     try:
-        found = torch.load(weights, map_location="cpu", weights_only=True)
+        content = torch.load(weights, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
         raise ModelError(
             f"{weights.name} cannot be read as weights: {first_line(error)}",
             where=str(weights),
             expected="a state dict, tensors by name, as torch.save(module.state_dict()) writes it",
         ) from error
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else None
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{weights.name} holds no state dict.", where=str(weights), expected="tensors by name")
     try:
@@ -124,19 +124,21 @@ def load_state(network: nn.Module, weights: Path, reference: str) -> None:
 
 
 def _function(reference: str, folder: Path) -> Callable[..., object]:
-    place, _, name = reference.partition(":")
+    source, _, name = reference.partition(":")
     try:
-        found: Any = _module_of_file(_file(place, folder)) if place.endswith(".py") else importlib.import_module(place)
+        function: Any = (
+            _module_of_file(_file(source, folder)) if source.endswith(".py") else importlib.import_module(source)
+        )
         for part in name.split("."):
-            found = getattr(found, part)
+            function = getattr(function, part)
     except (ImportError, AttributeError, SyntaxError) as error:
         raise ModelError(
             f"{reference} cannot be imported: {error}.",
             where="module",
             expected="`package.module:function` of an installed package, or `file.py:function` beside the recipe",
-            hint=f"pip install the package that has {place}" if isinstance(error, ModuleNotFoundError) else None,
+            hint=f"pip install the package that has {source}" if isinstance(error, ModuleNotFoundError) else None,
         ) from error
-    return found  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 def _file(name: str, folder: Path) -> Path:
@@ -157,7 +159,7 @@ def _module_of_file(path: Path) -> Any:
 
 
 def misfit(reference: str, weights: Path, error: Exception) -> ModelError:
-    """The error for weights of other names or shapes than the module has."""
+    """Return the error for weights with other names or shapes than the module has."""
     lines = str(error).strip().splitlines()
     return ModelError(
         f"The weights are not those of the module that {reference} makes: {' '.join(lines[:2])[:300]}",

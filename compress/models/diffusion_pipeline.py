@@ -28,7 +28,7 @@ from compress.models.diffusion_sampling import (
 from compress.models.folder_checks import check_model_folder
 from compress.models.json_file import read_json
 from compress.models.model import link_or_copy
-from compress.models.torch_model import TorchModel, forget_where_from
+from compress.models.torch_model import TorchModel, remove_load_options
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class GeneratorModel(TorchModel):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             self.tokenizer.save_pretrained(folder / TOKENIZER)
-            forget_where_from(folder / TOKENIZER)
+            remove_load_options(folder / TOKENIZER)
             self.scheduler.save_pretrained(folder / SCHEDULER)
             (folder / MODEL_INDEX).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
             (folder / SAMPLING).write_bytes(self.sampling.as_json())
@@ -137,7 +137,7 @@ def _part(folder: Path, library: str, kind: str) -> nn.Module:
 
     import torch
 
-    from compress.models.config_checks import loading_failures
+    from compress.models.config_checks import load_error_types
 
     made = getattr(importlib.import_module(library), kind, None) if library in _LIBRARIES else None
     if not (isinstance(made, type) and issubclass(made, torch.nn.Module)):
@@ -151,7 +151,7 @@ def _part(folder: Path, library: str, kind: str) -> nn.Module:
     loader: Any = made
     try:
         part: nn.Module = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, **float32)
-    except loading_failures() as error:
+    except load_error_types() as error:
         raise ModelError(
             f"The part {folder.name!r} cannot be loaded: {first_line(error)}",
             where=str(folder),

@@ -98,17 +98,17 @@ def load_prompt_processor(folder: Path) -> PromptProcessor:
     """What prepares prompts for the parts in ``folder``, and the size of its pictures. Raises `ModelError`."""
     from transformers import AutoTokenizer
 
-    from compress.models.config_checks import loading_failures, positions_of
+    from compress.models.config_checks import load_error_types, max_positions
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, trust_remote_code=False)
-    except loading_failures() as error:
+    except load_error_types() as error:
         raise ModelError(
             f"The tokenizer cannot be loaded: {first_line(error)}",
             where=str(folder / TOKENIZER),
             expected="the tokenizer's files in Hugging Face layout",
         ) from error
-    positions = positions_of(dict(part_config(folder, "text_encoder")))
+    positions = max_positions(dict(part_config(folder, "text_encoder")))
     if positions is not None and tokenizer.model_max_length > positions:
         raise ModelError(
             f"Prompts are padded to {tokenizer.model_max_length} tokens, and the text encoder has {positions} places.",
@@ -143,7 +143,7 @@ def empty_ids(folder: Path) -> np.ndarray:
 
 def load_scheduler(folder: Path) -> Any:
     """diffusers' scheduler of the class and config in ``folder``. Raises `ModelError`, `MissingExtraError`."""
-    from compress.models.config_checks import loading_failures
+    from compress.models.config_checks import load_error_types
 
     said = read_json(folder / SCHEDULER / "scheduler_config.json")
     made = getattr(import_diffusers(), str(said.get("_class_name")), None)
@@ -155,7 +155,7 @@ def load_scheduler(folder: Path) -> Any:
         )
     try:
         return made.from_config(said)
-    except loading_failures() as error:
+    except load_error_types() as error:
         raise ModelError(f"The scheduler cannot be made: {first_line(error)}", where=str(folder / SCHEDULER)) from error
 
 

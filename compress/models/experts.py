@@ -1,9 +1,9 @@
-"""Mixtures of experts as linear layers, one for each matrix of each expert.
+"""Mixtures of experts as separate linear layers, one per matrix of each expert.
 
-transformers keeps the experts of a block fused, in parameters of three dimensions. Quantization wants to see what each
-matrix is given, and every file format has its integers one matrix at a time. Which tensor of the files is which part of
-a fused parameter is asked of transformers itself: its own conversion, the one that `save_pretrained` applies, is given
-numbers in place of weights, and where they come out says it all.
+transformers stores the experts of a block fused, in parameters of three dimensions. Quantization needs the inputs
+of each matrix, and every file format stores integers per matrix. The mapping from stored tensors to slices of a
+fused parameter comes from transformers' own conversion, which `save_pretrained` applies: it is run on numbers in
+place of weights, and the position of each number in its output tells the mapping.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ if TYPE_CHECKING:
 GATE, UP, DOWN = "gate", "up", "down"
 
 
-def owner_of(layer: str, experts: Iterable[str]) -> str:
-    """The mixture among ``experts`` that a layer belongs to, all by their full names; nothing for any other layer."""
+def owning_experts(layer: str, experts: Iterable[str]) -> str:
+    """Return the mixture among ``experts`` that contains a layer, by full names; empty for any other layer."""
     return next((owner for owner in experts if layer.startswith(f"{owner}.")), "")
 
 
 @dataclass
-class Rehearsal:
-    """What experts do while their inputs are looked at, so that none of them goes without.
+class ExpertCalibration:
+    """Minimum number of calibration tokens for each expert.
 
-    An expert that the router sends fewer than ``minimum`` tokens is given all tokens of the layer besides, which weigh
-    as much together as the tokens that are missing. ``sent`` [experts] is how many of all ``tokens`` go to each; as
-    long as it is None, the next call is taken for the whole text. ``weights`` are those of the rows that the expert at
-    work is given, or None where all count alike.
+    An expert that the router sends fewer than ``minimum`` tokens also gets all tokens of the layer, whose total weight
+    equals the number of missing tokens. ``sent`` [experts] is the number of all ``tokens`` that go to each expert;
+    while it is None, the next call defines it. ``weights`` are the weights of the rows of the current expert, or None
+    if all count equally.
 
-    Measured on the Mixtral of `benchmarks/train_moe.py` after 160 steps: the error of gate at 4 bits on the
-    tokens that an expert is sent in other text, in millionths. After 16 tokens of its own 37 from these alone, 15 from
-    all tokens of the layer, 14 from both together; after 64 tokens 16, 15 and 12; after 128, 13 and 15. Rounded to
-    nearest, 1,300.
+    Measured on the Mixtral of `benchmarks/train_moe.py` after 160 steps: the error of gate at 4 bits on the tokens that
+    an expert is sent in other text, in millionths. With 16 tokens of its own: 37 from these only, 15 from all tokens of
+    the layer, 14 from both. With 64 tokens: 16, 15 and 12. With 128 tokens: 13 and 15. Round-to-nearest: 1,300.
     """
 
     minimum: int
@@ -53,24 +52,19 @@ class Rehearsal:
     weights: torch.Tensor | None = None
 
     def rows(self, expert: int, own: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
-        """What an expert is given in one call: its ``own`` rows, and ``every`` row after them where they are few."""
+        """Return the inputs of an expert in one call: its ``own`` rows, followed by ``every`` row if they are few."""
         assert self.sent is not None
         missing = self.minimum - int(self.sent[expert])
         if missing <= 0:
             self.weights = None
             return own
-        own_share, others = own.new_ones(len(own)), every.new_full((len(every),), missing / self.tokens)
-        self.weights = torch.cat([own_share, others]).float()
+        own_weights, other_weights = own.new_ones(len(own)), every.new_full((len(every),), missing / self.tokens)
+        self.weights = torch.cat([own_weights, other_weights]).float()
         return torch.cat([own, every])
 
 
 class SeparateExperts(nn.Module):
-    """Experts "0", "1", ..., each of two or three linear layers on the meta device, in place of a fused module.
-
-    ``names``: what the layers are called, by `GATE` (where there is one), `UP` and `DOWN`. ``sizes``: the number of
-    experts, the width of the hidden states, and that between a layer and the next. ``activate`` makes of the outputs of
-    gate and up, side by side, what enters down.
-    """
+    """Experts "0", "1", ... of two or three linear layers on the meta device, in place of a fused module."""
 
     def __init__(
         self,
@@ -78,11 +72,18 @@ class SeparateExperts(nn.Module):
         sizes: tuple[int, int, int],
         activate: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
+        """Create the layers.
+
+        Args:
+            names: Names of the layers by role: `GATE` (optional), `UP` and `DOWN`.
+            sizes: Number of experts, hidden size, and intermediate size.
+            activate: Computes the input of down from the concatenated outputs of gate and up.
+        """
         super().__init__()
         self.count, hidden, inner = sizes
         self.names = dict(names)
-        self.rehearsal: Rehearsal | None = None
-        self.watch: Callable[[int, torch.Tensor], None] | None = None
+        self.calibration: ExpertCalibration | None = None
+        self.on_output: Callable[[int, torch.Tensor], None] | None = None
         """Told the number of each expert at work and its part of the result, [its tokens, hidden]."""
         self._activate = activate
         for number in range(self.count):
@@ -93,158 +94,177 @@ class SeparateExperts(nn.Module):
             self.add_module(str(number), expert)
 
     def linear(self, expert: int, role: str) -> nn.Module:
-        """One layer of an expert."""
+        """Return one layer of an expert."""
         return self.get_submodule(f"{expert}.{self.names[role]}")
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden], with the router's choice [tokens, k] and its weights."""
+        """Apply the experts to hidden states [tokens, hidden].
+
+        Args:
+            hidden_states: Inputs [tokens, hidden].
+            top_k_index: Experts chosen by the router [tokens, k].
+            top_k_weights: Weights of these experts [tokens, k].
+
+        Returns:
+            Weighted sum of the experts' outputs [tokens, hidden].
+        """
         result = torch.zeros_like(hidden_states)
-        rehearsal = self.rehearsal
-        if rehearsal is not None and rehearsal.sent is None:
-            rehearsal.sent, rehearsal.tokens = self.routed(top_k_index), len(hidden_states)
+        calibration = self.calibration
+        if calibration is not None and calibration.sent is None:
+            calibration.sent, calibration.tokens = self.routed(top_k_index), len(hidden_states)
         for number in range(self.count):
-            tokens, places = torch.where(top_k_index == number)
+            tokens, choices = torch.where(top_k_index == number)
             rows = hidden_states[tokens]
-            if rehearsal is not None:
-                rows = rehearsal.rows(number, rows, hidden_states)
+            if calibration is not None:
+                rows = calibration.rows(number, rows, hidden_states)
             if len(rows) == 0:
                 continue
-            part = self._expert(number, rows)[: len(tokens)] * top_k_weights[tokens, places, None]
-            if self.watch is not None:
-                self.watch(number, part)
+            # Rows that were added for calibration do not contribute to the result.
+            part = self._expert(number, rows)[: len(tokens)] * top_k_weights[tokens, choices, None]
+            if self.on_output is not None:
+                self.on_output(number, part)
             result.index_add_(0, tokens, part.to(result.dtype))
         return result
 
     def routed(self, top_k_index: torch.Tensor) -> torch.Tensor:
-        """How many tokens each expert is sent, [experts]."""
+        """Return the number of tokens that each expert is sent, [experts]."""
         return torch.bincount(top_k_index.flatten(), minlength=self.count)[: self.count]
 
     def _expert(self, number: int, rows: torch.Tensor) -> torch.Tensor:
-        beside = [self.linear(number, role)(rows) for role in (GATE, UP) if role in self.names]
-        output: torch.Tensor = self.linear(number, DOWN)(self._activate(torch.cat(beside, dim=-1)))
+        gate_and_up = [self.linear(number, role)(rows) for role in (GATE, UP) if role in self.names]
+        output: torch.Tensor = self.linear(number, DOWN)(self._activate(torch.cat(gate_and_up, dim=-1)))
         return output
 
 
 _ROLES = {"gate_up_proj": (GATE, UP), "up_proj": (UP,), "down_proj": (DOWN,)}
 _MATRIX = re.compile(r"(?P<prefix>.+)\.(?P<expert>\d+)\.(?P<name>\w+)\.weight")
 _SHIFT = 40
-"""A number's upper bits say which tensor of the module it is in, the lower ones where in it."""
+"""The bits of a marker above this shift are the index of its tensor, the bits below its position in the tensor."""
 
 
 def separate_experts(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Replace fused experts by `SeparateExperts`, in place, and call all modules as the tensors of ``checkpoint`` are.
+    """Replace fused experts by `SeparateExperts` in place, and rename modules to the names of the stored tensors.
 
-    Leaves experts alone that `why_not_separable` finds fault with.
-    Raises `ModelError` where the checkpoint has other tensors than transformers would write.
+    Experts with an `inseparable_reason` are left alone. Raises `ModelError` if the checkpoint has other tensors than
+    transformers would write.
     """
-    fused = {name: part for name, part in model.named_modules() if is_fused(part) and not why_not_separable(part)}
-    places = _stored_places(model, fused, set(checkpoint.files))
+    fused = {name: part for name, part in model.named_modules() if is_fused(part) and not inseparable_reason(part)}
+    stored_names = _stored_places(model, fused, set(checkpoint.files))
     for name, part in fused.items():
-        if name in places.names:
+        if name in stored_names.names:
             owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, _separated(part, places.names[name]))
-    for path in sorted(places.moved, key=lambda path: -path.count(".")):
+            setattr(model.get_submodule(owner), leaf, _separated(part, stored_names.names[name]))
+    for path in sorted(stored_names.moved, key=lambda path: -path.count(".")):
         owner, _, leaf = path.rpartition(".")
-        _rename(model.get_submodule(owner), leaf, places.moved[path])
+        _rename(model.get_submodule(owner), leaf, stored_names.moved[path])
     _check_stored(model, checkpoint)
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether a module holds the weights of several experts in parameters of three dimensions."""
+    """Return True if a module holds the weights of several experts in parameters of three dimensions."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return False
     return any(parameter.ndim > 2 for parameter in module.parameters(recurse=False))
 
 
-def why_not_separable(module: nn.Module) -> str:
-    """What keeps fused experts from being linear layers; nothing where they can be."""
+def inseparable_reason(module: nn.Module) -> str:
+    """Return the reason why fused experts cannot become linear layers; empty if they can."""
     shapes = {leaf: list(parameter.shape) for leaf, parameter in module.named_parameters(recurse=False)}
     shown = ", ".join(f"{leaf} {shape}" for leaf, shape in shapes.items())
     if not hasattr(module, "is_transposed"):
         return f"{type(module).__name__} ({shown}) is no mixture of experts as transformers' own are written"
-    odd = {
+    properties = {
         "with its matrices transposed": module.is_transposed,
         "with gate and up interleaved": not module.is_concatenated,
         "with biases": module.has_bias,
         "with a norm after each expert": module.has_post_expert_norm,
     }
-    found = [what for what, so in odd.items() if so]
-    if not found and set(shapes) - set(_ROLES):
-        found = [f"with {shown}"]
-    return f"{type(module).__name__} keeps its experts {', '.join(found)}" if found else ""
+    obstacles = [what for what, so in properties.items() if so]
+    if not obstacles and set(shapes) - set(_ROLES):
+        obstacles = [f"with {shown}"]
+    return f"{type(module).__name__} keeps its experts {', '.join(obstacles)}" if obstacles else ""
 
 
-def experts_of(block: nn.Module, prefix: str) -> dict[str, SeparateExperts]:
-    """The mixtures of experts of a block, by their full names."""
+def find_separate_experts(block: nn.Module, prefix: str) -> dict[str, SeparateExperts]:
+    """Return the mixtures of experts of a block, by full names."""
     return {name: part for name, part in block.named_modules(prefix=prefix) if isinstance(part, SeparateExperts)}
 
 
-def routers(block: nn.Module, prefix: str) -> set[str]:
-    """Linear layers that say which experts a token is sent to, or how much a shared expert counts."""
-    found = set()
-    for name, experts in experts_of(block, prefix).items():
+def router_layers(block: nn.Module, prefix: str) -> set[str]:
+    """Return linear layers that choose the experts of a token or weight a shared expert."""
+    names = set()
+    for name, experts in find_separate_experts(block, prefix).items():
         owner = name.rpartition(".")[0]
         for other, part in block.named_modules(prefix=prefix):
-            beside = other.startswith(f"{owner}.") and not other.startswith(f"{name}.")
-            if beside and isinstance(part, nn.Linear) and part.out_features in (1, experts.count):
-                found.add(other)
-    return found
+            is_sibling = other.startswith(f"{owner}.") and not other.startswith(f"{name}.")
+            if is_sibling and isinstance(part, nn.Linear) and part.out_features in (1, experts.count):
+                names.add(other)
+    return names
 
 
 @dataclass
 class _Places:
-    """``names``: for each fused module what the layers of an expert are called; ``moved``: modules by their full names
-    whose own name differs in the files."""
+    """Stored names: ``names`` of the layers of an expert for each fused module, and ``moved`` modules.
+
+    ``moved`` maps full module names to their own names in the files where the two differ.
+    """
 
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
 
     def note(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """That modules, by their full names, are called otherwise in the files; one at another depth keeps its name.
+        """Record modules that files name differently; a module at another depth, and its ancestors, keep their names.
 
-        So do those that it is in. `Checkpoint.aliases` has where its tensors are.
+        `Checkpoint.aliases` finds the tensors of such modules.
         """
-        parted = [(path.split("."), stored.split(".")) for path, stored in pairs]
-        kept = {tuple(own[:end]) for own, other in parted if len(own) != len(other) for end in range(1, len(own))}
-        for own, other in parted:
-            ends = [end for end in range(1, len(own) + 1) if own[end - 1 : end] != other[end - 1 : end]]
-            if len(own) == len(other) and not kept & {tuple(own[:end]) for end in ends}:
-                self.moved |= {".".join(own[:end]): other[end - 1] for end in ends}
+        split_pairs = [(path.split("."), stored.split(".")) for path, stored in pairs]
+        fixed = {
+            tuple(names[:end])
+            for names, stored_path in split_pairs
+            if len(names) != len(stored_path)
+            for end in range(1, len(names))
+        }
+        for names, stored_path in split_pairs:
+            ends = [end for end in range(1, len(names) + 1) if names[end - 1 : end] != stored_path[end - 1 : end]]
+            if len(names) == len(stored_path) and not fixed & {tuple(names[:end]) for end in ends}:
+                self.moved |= {".".join(names[:end]): stored_path[end - 1] for end in ends}
 
 
 def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files: Collection[str]) -> _Places:
     from transformers.core_model_loading import revert_weight_conversion
 
     names = list(model.state_dict())
-    numbers = {}
+    # Mark every row of every matrix with a unique number.
+    markers = {}
     for index, name in enumerate(names):
         owner, _, leaf = name.rpartition(".")
         experts, rows = getattr(fused[owner], leaf).shape[:2] if owner in fused else (1, 1)
-        numbers[name] = (torch.arange(experts * rows) + (index << _SHIFT)).reshape(experts, rows, 1)
-    places = _Places()
+        markers[name] = (torch.arange(experts * rows) + (index << _SHIFT)).reshape(experts, rows, 1)
+    result = _Places()
     moved: list[tuple[str, str]] = []
-    for stored, marks in revert_weight_conversion(model, numbers).items():
+    # Read the origin of each stored tensor from its first marker.
+    for stored, marks in revert_weight_conversion(model, markers).items():
         name = names[int(marks.flatten()[0]) >> _SHIFT]
         owner, _, leaf = name.rpartition(".")
         if owner not in fused:
             # A head that the files call otherwise, such as GPT-NeoX's, is one too.
             moved += [(owner, stored.rpartition(".")[0])] if fused or (name not in files and stored in files) else []
-        elif (found := _MATRIX.fullmatch(stored)) and marks.ndim == 2:
-            role = _role(getattr(fused[owner], leaf), leaf, marks, int(found["expert"]))
-            places.names.setdefault(owner, {})[role] = found["name"]
-            moved.append((owner, found["prefix"]))
-    places.note(moved if places.names or not fused else ())
-    return places
+        elif (matrix := _MATRIX.fullmatch(stored)) and marks.ndim == 2:
+            role = _role(getattr(fused[owner], leaf), leaf, marks, int(matrix["expert"]))
+            result.names.setdefault(owner, {})[role] = matrix["name"]
+            moved.append((owner, matrix["prefix"]))
+    result.note(moved if result.names or not fused else ())
+    return result
 
 
 def _role(parameter: torch.Tensor, leaf: str, marks: torch.Tensor, expert: int) -> str:
-    """Which matrix of an expert came out, by its numbers [rows, 1]. Raises `ModelError` for a piece that is none."""
+    """Return the role of a stored matrix from its markers [rows, 1]. Raises `ModelError` for a partial matrix."""
     roles, (_, rows) = _ROLES[leaf], parameter.shape[:2]
     size, first = rows // len(roles), int(marks[0]) & ((1 << _SHIFT) - 1)
-    whole = torch.equal(marks.flatten() - marks[0], torch.arange(size))
-    if first // rows != expert or first % size or not whole:
+    is_contiguous = torch.equal(marks.flatten() - marks[0], torch.arange(size))
+    if first // rows != expert or first % size or not is_contiguous:
         raise ModelError(
             f"The checkpoint keeps the {leaf} of its experts in another order than one matrix after the other.",
             expected="gate, up and down of each expert in a tensor of their own",
@@ -260,14 +280,14 @@ def _separated(fused: Any, names: Mapping[str, str]) -> SeparateExperts:
 
 
 def _rename(owner: nn.Module, old: str, new: str) -> None:
-    """Call a child otherwise, in place; the owner's forward pass still finds it under its old name."""
+    """Rename a child in place; the owner's forward pass still finds it under its old name."""
     owner._modules = {new if name == old else name: child for name, child in owner._modules.items()}
     kind = type(owner)
     owner.__class__ = type(kind.__name__, (kind,), {old: property(lambda self: self._modules[new])})
 
 
 def _check_stored(model: nn.Module, checkpoint: Checkpoint) -> None:
-    for name, experts in experts_of(model, "").items():
+    for name, experts in find_separate_experts(model, "").items():
         for path in (f"{name}.{number}.{leaf}" for number in range(experts.count) for leaf in experts.names.values()):
             if f"{path}.weight" not in checkpoint.files and not checkpoint.has_integers(path):
                 raise ModelError(

@@ -1,4 +1,4 @@
-"""What can be proven of a model folder before torch is loaded, and that its weights are finite."""
+"""Checks of a model folder before torch is loaded, and of its weights for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from compress.models.config_checks import is_timm
 from compress.models.diffusion_checks import check_pipeline_folder, is_pipeline, part_config, pipeline_weights
-from compress.models.file_names import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS
 from compress.models.json_file import read_json
 from compress.models.safetensors_file import read_header
@@ -18,6 +17,15 @@ from compress.utils.progress import Progress, SilentProgress
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 PROCESSOR_FILES = (
     *TOKENIZER_FILES,
     "preprocessor_config.json",
@@ -29,9 +37,9 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 def check_model_folder(folder: Path) -> None:
-    """Prove that ``folder`` is a whole Hugging Face model folder with safetensors and a processor that fits.
+    """Check that ``folder`` is a complete Hugging Face model folder with safetensors and a matching processor.
 
-    Reads headers and JSON only. Raises `ModelError`.
+    Only headers and JSON are read. Raises `ModelError`.
     """
     if not folder.is_dir():
         raise ModelError(
@@ -52,11 +60,11 @@ def check_model_folder(folder: Path) -> None:
         if not is_timm(config):  # how pictures are prepared is in the config
             check_processor(folder, config)
     except OSError as error:
-        raise unreadable(error, folder) from error
+        raise unreadable_model_error(error, folder) from error
 
 
 def refuse_quantized(folder: Path) -> None:
-    """Raises `ModelError` for a checkpoint of integers, where one of floats is to be trained or traced."""
+    """Raise `ModelError` for a quantized checkpoint where float weights are needed for training or tracing."""
     quantization = read_json(folder / "config.json").get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
@@ -69,9 +77,9 @@ def refuse_quantized(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that hold the model's weights: one, or the shards that the index names.
+    """Return the safetensors files with the model's weights: one file, or the shards that the index names.
 
-    Raises `ModelError` when there are none, a shard is missing, or the index leads out of the folder.
+    Raises `ModelError` if there are none, a shard is missing, or the index names a file outside the folder.
     """
     if is_pipeline(folder):
         return pipeline_weights(folder)
@@ -84,7 +92,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def check_weights_finite(folder: Path, progress: Progress | None = None) -> None:
-    """Read every tensor once, in pieces. Raises `ModelError` naming the first with NaN or infinity."""
+    """Read every tensor once, in chunks. Raises `ModelError` for the first one with NaN or infinity."""
     tensors = [tensor for file in weight_files(folder) for tensor in read_header(file)]
     shown = (progress or SilentProgress()).track(tensors, "checking weights", len(tensors))
     for tensor in shown:
@@ -99,7 +107,7 @@ def check_weights_finite(folder: Path, progress: Progress | None = None) -> None
 
 
 def count_not_finite(tensor: StoredTensor) -> int:
-    """How many values of a floating-point tensor are NaN or infinite; 0 for integers and sub-byte types."""
+    """Return the number of NaN and infinite values of a floating-point tensor; 0 for integers and sub-byte types."""
     if "float" not in tensor.dtype or not tensor.readable:
         return 0
     import numpy as np
@@ -109,8 +117,8 @@ def count_not_finite(tensor: StoredTensor) -> int:
     return sum(int(np.count_nonzero(~np.isfinite(values[at : at + CHUNK_ELEMENTS]))) for at in pieces)
 
 
-def unreadable(error: OSError, path: Path) -> ModelError:
-    """The error for a file that the system doesn't let us read."""
+def unreadable_model_error(error: OSError, path: Path) -> ModelError:
+    """Return the error for a file that the operating system refuses to read."""
     return ModelError(
         f"The model cannot be read: {error.strerror or error}.",
         where=str(error.filename or path),
@@ -118,8 +126,8 @@ def unreadable(error: OSError, path: Path) -> ModelError:
     )
 
 
-def pickle_refusal(file: Path) -> ModelError:
-    """The error for weights that are stored as a pickle, with the way to convert them."""
+def pickle_error(file: Path) -> ModelError:
+    """Return the error for weights stored as a pickle, with a command that converts them."""
     folder = file.parent
     snippet = (
         "convert them once, in a sandbox if you don't trust their origin: "
@@ -137,9 +145,10 @@ def pickle_refusal(file: Path) -> ModelError:
 
 
 def _no_weights(folder: Path) -> ModelError:
+    # The Trainer's `training_args.bin` holds no weights.
     pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin")
     if pickles:
-        return pickle_refusal(pickles[0])
+        return pickle_error(pickles[0])
     if (folder / "adapter_model.safetensors").is_file():
         return ModelError(
             "The folder holds an adapter, not a model.",
@@ -188,12 +197,15 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def _stays(folder: Path, path: Path) -> bool:
-    """Inside the folder once links are followed; the Hub's cache links its snapshots to `blobs/`."""
-    target, home = path.resolve(), folder.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
-    return any(target.is_relative_to(place) for place in allowed)
+    """Return True if ``path`` is inside the folder after links are resolved.
+
+    The Hub's cache links files of `snapshots/` to `blobs/`, which is allowed too.
+    """
+    target, root = path.resolve(), folder.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    return any(target.is_relative_to(allowed_root) for allowed_root in allowed)
 
 
 def _check_index(folder: Path) -> None:
@@ -212,7 +224,7 @@ def _check_index(folder: Path) -> None:
 
 
 def check_processor(folder: Path, config: dict[str, Any]) -> None:
-    """Prove that ``folder`` has a processor whose token ids the model of ``config`` knows. Raises `ModelError`."""
+    """Check that ``folder`` has a processor whose token ids fit the model of ``config``. Raises `ModelError`."""
     if is_pipeline(folder):
         folder = folder / "tokenizer"
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
@@ -222,19 +234,20 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
             expected="tokenizer.json, vocab.txt, tokenizer.model or preprocessor_config.json",
             hint="Copy the files of the tokenizer that the model was trained with into the folder.",
         )
-    known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    needed = tokenizer_rows(folder)
-    if isinstance(known, int) and needed is not None and needed > known:
+    vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    rows = tokenizer_rows(folder)
+    if isinstance(vocab_size, int) and rows is not None and rows > vocab_size:
         raise ModelError(
-            f"The tokenizer does not fit the model: its token ids need {needed} embedding rows, the model has {known}.",
+            f"The tokenizer does not fit the model: its token ids need {rows} embedding rows, "
+            f"the model has {vocab_size}.",
             where=str(folder),
-            expected=f"a tokenizer with at most {known} tokens (vocab_size of config.json)",
+            expected=f"a tokenizer with at most {vocab_size} tokens (vocab_size of config.json)",
             hint="Take the tokenizer that the model was trained with, or resize the model's embeddings.",
         )
 
 
 def tokenizer_rows(folder: Path) -> int | None:
-    """Embedding rows that the largest token id needs; None when the vocabulary is not in a text file."""
+    """Return the number of embedding rows that the largest token id needs; None if the vocabulary is a binary file."""
     if (folder / "tokenizer.json").is_file():
         return _fast_tokenizer_rows(folder / "tokenizer.json")
     added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}

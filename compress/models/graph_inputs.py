@@ -1,4 +1,4 @@
-"""What a graph of no task takes: names, types and shapes of its inputs, and how to draw some. Imports no onnx."""
+"""Inputs of an ONNX graph without a task: names, types, shapes and random sampling. Imports no onnx."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 GRAPH_INPUTS = "graph_inputs.json"
-"""Beside a graph that no tokenizer and no other processor prepares inputs for."""
+"""File beside a graph whose inputs no tokenizer or other processor prepares."""
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """One input. ``axes`` are as the graph states them: a size, or a name or None where any will do.
+    """One input of a graph. ``axes`` are those of the graph: a size, or a name or None if any size is valid.
 
-    Where inputs are drawn, they have ``shape``: all equal to ``value``; whole numbers from 0 to below ``below``; or
-    standard normal.
+    Random inputs have ``shape``. They are all equal to ``value``, integers from 0 to ``below`` (exclusive), or standard
+    normal.
     """
 
     name: str
@@ -34,7 +34,7 @@ class GraphInput:
     below: int | None = None
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
-        """An array of that shape."""
+        """Sample an array."""
         import numpy as np
 
         if self.value is not None:
@@ -44,18 +44,18 @@ class GraphInput:
         return random.standard_normal(self.shape).astype(self.dtype)
 
     def take(self, array: np.ndarray, where: str) -> np.ndarray:
-        """``array`` in the input's type. Raises `DataError` where type or shape are others."""
+        """Return ``array`` in the input's type. Raises `DataError` if type or shape do not match."""
         import numpy as np
 
-        wanted = np.dtype(object if self.dtype == "str" else self.dtype)
-        if not np.can_cast(array.dtype, wanted, "same_kind"):
+        dtype = np.dtype(object if self.dtype == "str" else self.dtype)
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise self._misfit(f"is {array.dtype}", where)
-        fits = array.ndim == len(self.axes) and all(
+        shape_matches = array.ndim == len(self.axes) and all(
             not isinstance(axis, int) or axis == size for axis, size in zip(self.axes, array.shape, strict=True)
         )
-        if not fits:
+        if not shape_matches:
             raise self._misfit(f"has the shape {list(array.shape)}", where)
-        return np.ascontiguousarray(array.astype(wanted, copy=False)).reshape(array.shape)
+        return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
 
     def _misfit(self, found: str, where: str) -> DataError:
         axes = ", ".join("any" if axis is None else str(axis) for axis in self.axes)
@@ -68,13 +68,13 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphInputs:
-    """All inputs of a graph, in its order; ``unproven`` says why none could be drawn that it answers, if so."""
+    """All inputs of a graph, in its order; ``unproven`` states why no valid random inputs were found, if so."""
 
     inputs: tuple[GraphInput, ...]
     unproven: str | None = None
 
     def draw(self, seed: int) -> dict[str, np.ndarray]:
-        """Arrays by name, the same ones for the same seed. Raises `DataError` where none are known that would do."""
+        """Sample arrays by name from a seed. Raises `DataError` if no valid random inputs are known."""
         import numpy as np
 
         if self.unproven is not None:
@@ -82,40 +82,42 @@ class GraphInputs:
                 f"No inputs can be drawn for the graph: {self.unproven}",
                 where="data",
                 expected="a folder of .npz files, each with the arrays of one call by the names of the inputs",
-                hint=f"name one for each split; the inputs are {', '.join(one.name for one in self.inputs)}",
+                hint=f"name one for each split; the inputs are {', '.join(item.name for item in self.inputs)}",
             )
         random = np.random.default_rng(seed)
-        return {one.name: one.draw(random) for one in self.inputs}
+        return {graph_input.name: graph_input.draw(random) for graph_input in self.inputs}
 
     def read(self, content: bytes, where: str) -> dict[str, np.ndarray]:
-        """The arrays of an `.npz`, or of an `.npy` for a graph of one input, in the types that it takes.
+        """Return the arrays of an `.npz`, or of an `.npy` for a graph with one input, in the types of the graph.
 
         Raises `DataError`.
         """
-        found = _arrays(content, where)
-        if len(found) == len(self.inputs) == 1:
-            found = {self.inputs[0].name: next(iter(found.values()))}
-        absent = [one.name for one in self.inputs if one.name not in found]
-        if absent:
+        arrays = _arrays(content, where)
+        if len(arrays) == len(self.inputs) == 1:
+            arrays = {self.inputs[0].name: next(iter(arrays.values()))}
+        missing = [graph_input.name for graph_input in self.inputs if graph_input.name not in arrays]
+        if missing:
             raise DataError(
-                f"There is no array for the input {', '.join(absent)}.",
+                f"There is no array for the input {', '.join(missing)}.",
                 where=where,
-                expected=f"arrays named {', '.join(one.name for one in self.inputs)}",
-                hint=f"it has {', '.join(found)}; numpy.savez writes arrays by name",
+                expected=f"arrays named {', '.join(item.name for item in self.inputs)}",
+                hint=f"it has {', '.join(arrays)}; numpy.savez writes arrays by name",
             )
-        return {one.name: one.take(found[one.name], where) for one in self.inputs}
+        return {graph_input.name: graph_input.take(arrays[graph_input.name], where) for graph_input in self.inputs}
 
     def as_json(self) -> bytes:
-        """What `read_graph_inputs` reads."""
+        """Return the content of the file that `read_graph_inputs` reads."""
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
 
 def read_graph_inputs(folder: Path) -> GraphInputs:
-    """Those beside a graph. Raises `ModelError`."""
+    """Read the inputs stored beside a graph. Raises `ModelError`."""
     content: Mapping[str, Any] = read_json(folder / GRAPH_INPUTS)
     try:
-        inputs = [{**one, "axes": tuple(one["axes"]), "shape": tuple(one["shape"])} for one in content["inputs"]]
-        return GraphInputs(tuple(GraphInput(**one) for one in inputs), content["unproven"])
+        inputs = [
+            {**entry, "axes": tuple(entry["axes"]), "shape": tuple(entry["shape"])} for entry in content["inputs"]
+        ]
+        return GraphInputs(tuple(GraphInput(**entry) for entry in inputs), content["unproven"])
     except (KeyError, TypeError) as error:
         raise ModelError(
             f"{GRAPH_INPUTS} is not as it was written: {error}", where=str(folder), hint="name the .onnx file again"
@@ -129,8 +131,8 @@ def _arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        found = np.load(io.BytesIO(content), allow_pickle=False)
-        return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        return {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"The arrays cannot be read: {error}",

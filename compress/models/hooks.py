@@ -1,4 +1,4 @@
-"""Watching what the parts of a torch model are given and what they make, while it runs."""
+"""Hooks that capture the inputs and outputs of parts of a torch model while it runs."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 Key = TypeVar("Key")
-Told = Callable[[Key, torch.Tensor], None]
+TensorCallback = Callable[[Key, torch.Tensor], None]
 
 
-class Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no error
-    """What was to be seen of a forward pass has been seen."""
+class StopForward(Exception):  # noqa: N818 - it ends a forward pass early and is no error
+    """Signal that ends a forward pass after everything of interest was captured."""
 
 
 @contextmanager
-def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Take hooks off again, whatever happens meanwhile."""
-    held = list(handles)
+def removed_on_exit(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks when the context ends, also after an exception."""
+    registered = list(handles)
     try:
         yield
     finally:
-        for handle in held:
+        for handle in registered:
             handle.remove()
 
 
 @contextmanager
-def given(modules: Mapping[Key, nn.Module], told: Told[Key]) -> Iterator[None]:
-    """Call ``told`` with a module's key and its first argument whenever one of ``modules`` is about to be applied."""
+def capture_inputs(modules: Mapping[Key, nn.Module], callback: TensorCallback[Key]) -> Iterator[None]:
+    """Call ``callback`` with a module's key and its first argument before each call of one of ``modules``."""
 
     def hook(key: Key) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, arguments: told(key, arguments[0])
+        return lambda module, arguments: callback(key, arguments[0])
 
-    with hooked(module.register_forward_pre_hook(hook(key)) for key, module in modules.items()):
+    with removed_on_exit(module.register_forward_pre_hook(hook(key)) for key, module in modules.items()):
         yield
 
 
 @contextmanager
-def made(modules: Mapping[Key, nn.Module], told: Told[Key]) -> Iterator[None]:
-    """Call ``told`` with a module's key and the tensor that it gave whenever one of ``modules`` was applied."""
+def capture_outputs(modules: Mapping[Key, nn.Module], callback: TensorCallback[Key]) -> Iterator[None]:
+    """Call ``callback`` with a module's key and its output tensor after each call of one of ``modules``."""
 
     def hook(key: Key) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def tell(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, torch.Tensor):
-                told(key, output)
+                callback(key, output)
 
         return tell
 
-    with hooked(module.register_forward_hook(hook(key)) for key, module in modules.items()):
+    with removed_on_exit(module.register_forward_hook(hook(key)) for key, module in modules.items()):
         yield

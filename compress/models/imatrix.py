@@ -1,4 +1,4 @@
-"""An importance matrix beside a checkpoint: how large the inputs of each linear layer are on text, column by column."""
+"""Importance matrix of a checkpoint: the mean square of each input column of its linear layers on calibration text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 IMATRIX = "imatrix.safetensors"
-"""Float32 [columns] by the names of modules: the mean square of each column of their inputs (llama.cpp's word)."""
+"""File of float32 [columns] tensors by module names, with the meaning that llama.cpp's imatrix has."""
 
 
 def read_imatrix(folder: Path) -> Mapping[str, torch.Tensor]:
-    """That of a checkpoint's folder; empty where none lies there."""
+    """Return the importance matrix in a checkpoint's folder; empty if there is none."""
     file = folder / IMATRIX
     return {tensor.name: read_tensor(file, tensor.name) for tensor in read_header(file)} if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""JSON files of a model folder. Importing this takes the standard library alone, as a device has it."""
+"""JSON files of a model folder. Importing this module needs the standard library only, as on a remote device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.utils.errors import ModelError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `ModelError` for a missing file or something else in it."""
+    """Read a JSON object. Raises `ModelError` for a missing file or other content."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

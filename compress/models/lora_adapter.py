@@ -1,4 +1,4 @@
-"""LoRA adapters in peft's own format: a folder of `adapter_config.json` and `adapter_model.safetensors`."""
+"""LoRA adapters in peft's format: a folder with `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compress.models.folder_checks import count_not_finite, pickle_refusal
+from compress.models.folder_checks import count_not_finite, pickle_error
 from compress.models.json_file import read_json
 from compress.models.safetensors_file import read_header
 from compress.utils.errors import InputError, MissingExtraError, ModelError, first_line
@@ -23,23 +23,25 @@ if TYPE_CHECKING:
     from compress.models.checkpoint import Checkpoint
 
 ADAPTER = "adapter"
-"""The folder beside a checkpoint's files in which its adapter lies: in the checkpoint's own folder,
-`adapter_config.json` would make transformers load the adapter with the model."""
+"""Subfolder of a checkpoint that holds its adapter.
+
+In the checkpoint's own folder, `adapter_config.json` would make transformers load the adapter with the model.
+"""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = "default"
-"""What peft calls an adapter that was given no name."""
+"""peft's name of an adapter without a name."""
 _FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
 class LowRank(NamedTuple):
-    """``a`` [rank, in_features] and ``b`` [out_features, rank], whose product ``b a`` is added to a layer's weight."""
+    """Factors ``a`` [rank, in_features] and ``b`` [out_features, rank]; ``b a`` is added to a layer's weight."""
 
     a: torch.Tensor
     b: torch.Tensor
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:
-    """Prove that ``folder`` holds a LoRA adapter in safetensors with finite weights; returns its config.
+    """Check that ``folder`` holds a LoRA adapter in safetensors with finite weights, and return its config.
 
     Raises `ModelError`.
     """
@@ -56,7 +58,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(folder.glob("adapter_model.bin"))
         if pickles:
-            raise pickle_refusal(pickles[0])
+            raise pickle_error(pickles[0])
         raise ModelError(f"The adapter has no {WEIGHTS}.", where=str(folder), hint="fetch or save it again")
     for tensor in read_header(folder / WEIGHTS):
         if count_not_finite(tensor):
@@ -69,35 +71,35 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
 
 def check_fits(folder: Path, module: nn.Module) -> None:
-    """Prove that each factor of the adapter is for a linear layer of ``module`` of its size. Raises `ModelError`."""
+    """Check that each factor of the adapter matches a linear layer of ``module``. Raises `ModelError`."""
     layers = dict(module.named_modules())
     for tensor in read_header(folder / WEIGHTS):
         match = _FACTOR.match(tensor.name)
         if match is None:
             continue
         layer = layers.get(match["module"])
-        wide, side = getattr(layer, "in_features", None), 1
+        layer_width, axis = getattr(layer, "in_features", None), 1
         if match["side"] == "B":
-            wide, side = getattr(layer, "out_features", None), 0
-        if wide is None:
+            layer_width, axis = getattr(layer, "out_features", None), 0
+        if layer_width is None:
             raise ModelError(
                 f"The adapter is for a layer {match['module']!r}, which the model does not have.",
                 where=str(folder / WEIGHTS),
                 expected="an adapter that was trained on this model's architecture",
             )
-        if tensor.shape[side] != wide:
+        if tensor.shape[axis] != layer_width:
             raise ModelError(
                 f"The adapter's tensor {tensor.name!r} is {list(tensor.shape)}.",
                 where=str(folder / WEIGHTS),
-                expected=f"{wide} in place of {tensor.shape[side]}, as {match['module']!r} is wide",
+                expected=f"{layer_width} in place of {tensor.shape[axis]}, as {match['module']!r} is wide",
                 hint="take the adapter of this model, not of a larger or smaller one",
             )
 
 
 def merge(module: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """``module`` with the adapter's product added to its weights, in place: W + (alpha / r) B A.
+    """Add the adapter's product to the weights of ``module`` in place: W + (alpha / r) B A.
 
-    Hu et al. 2021, section 4.1. Raises `ModelError` for an adapter that does not fit.
+    Hu et al. 2021 (LoRA), section 4.1. Raises `ModelError` for an adapter that does not fit.
     """
     check_adapter(folder)
     check_fits(folder, module)
@@ -107,7 +109,7 @@ def merge(module: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _check_not_tied(folder: Path, module: PreTrainedModel) -> None:
-    """Raises `ModelError` where merging would change the input embeddings with the head that shares their weight."""
+    """Raise `ModelError` if merging would change the input embeddings together with a head that shares their weight."""
     adapted = {match["module"] for tensor in read_header(folder / WEIGHTS) if (match := _FACTOR.match(tensor.name))}
     head = module.get_output_embeddings()
     name = next((name for name, layer in module.named_modules() if layer is head), None)
@@ -120,7 +122,7 @@ def _check_not_tied(folder: Path, module: PreTrainedModel) -> None:
 
 
 def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
-    """``module`` with the adapter's layers put in, in place. Raises `ModelError` where some of its weights are left."""
+    """Insert the adapter's layers into ``module`` in place. Raises `ModelError` if some of its weights are unused."""
     peft = import_peft("an adapter")
     from safetensors import SafetensorError
 
@@ -129,17 +131,17 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
             warnings.simplefilter("error", UserWarning)  # peft only warns of weights that are missing
             warnings.simplefilter("ignore", FutureWarning)  # its own calls of what transformers will remove
             opened: PeftModel = peft.PeftModel.from_pretrained(module, str(folder))
-            found = set(peft.get_peft_model_state_dict(opened, save_embedding_layers=False))
+            loaded = set(peft.get_peft_model_state_dict(opened, save_embedding_layers=False))
     except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
         raise ModelError(
             f"peft cannot put the adapter on the model: {first_line(error)}",
             where=str(folder),
             expected=f"an adapter for {type(module).__name__}",
         ) from error
-    left = {tensor.name for tensor in read_header(folder / WEIGHTS)} - found
-    if left:
+    unused = {tensor.name for tensor in read_header(folder / WEIGHTS)} - loaded
+    if unused:
         raise ModelError(
-            f"The model has no place for {len(left)} of the adapter's tensors, such as {min(left)!r}.",
+            f"The model has no place for {len(unused)} of the adapter's tensors, such as {min(unused)!r}.",
             where=str(folder / WEIGHTS),
             expected=f"an adapter for {type(module).__name__}",
         )
@@ -147,10 +149,10 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def load_adapted(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The checkpoint as a module, with the adapter that lies beside it, if there is one. Raises `ModelError`."""
-    from compress.models.quantized_module import load_module
+    """Load the checkpoint as a module, with its adapter if it has one. Raises `ModelError`."""
+    from compress.models.quantized_module import load_quantized_module
 
-    module, folder = load_module(checkpoint), checkpoint.folder / ADAPTER
+    module, folder = load_quantized_module(checkpoint), checkpoint.folder / ADAPTER
     if not folder.is_dir():
         return module
     check_adapter(folder)
@@ -160,13 +162,13 @@ def load_adapted(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def low_rank(checkpoint: Checkpoint) -> dict[str, LowRank]:
-    """The factors of the adapter beside a checkpoint by layer; none where there is no adapter.
+    """Return the factors of a checkpoint's adapter by layer; empty if it has no adapter.
 
     Raises `ModelError` for one that is more than a sum of products, such as DoRA.
     """
     if not (checkpoint.folder / ADAPTER).is_dir():
         return {}
-    found = {}
+    factors = {}
     for name, layer in load_adapted(checkpoint).named_modules():
         if not hasattr(layer, "lora_A"):
             continue
@@ -177,12 +179,12 @@ def low_rank(checkpoint: Checkpoint) -> dict[str, LowRank]:
                 expected="plain LoRA, without DoRA and without a bias",
             )
         a, b = (side[_NAME].weight.detach().float() for side in (layer.lora_A, layer.lora_B))
-        found[name] = LowRank(a, b * layer.scaling[_NAME])
-    return found
+        factors[name] = LowRank(a, b * layer.scaling[_NAME])
+    return factors
 
 
 def write_adapter(adapted: PeftModel, folder: Path) -> None:
-    """Write the adapter as peft does, without what would name this machine or differ from one run to the next."""
+    """Write the adapter as peft does, without fields that name this machine or differ between equal runs."""
     folder.mkdir(parents=True)
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
@@ -194,14 +196,14 @@ def write_adapter(adapted: PeftModel, folder: Path) -> None:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copy an adapter's config and weights untouched."""
+    """Copy an adapter's config and weights unchanged."""
     target.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(source / name, target / name)
 
 
 def refuse_second(folder: Path) -> None:
-    """Raises `InputError` where a checkpoint has an adapter already."""
+    """Raise `InputError` if a checkpoint has an adapter already."""
     if (folder / ADAPTER).exists():
         raise InputError(
             "The checkpoint has an adapter already.",
@@ -212,7 +214,7 @@ def refuse_second(folder: Path) -> None:
 
 
 def import_peft(needed_by: str) -> Any:
-    """The package peft. Raises `MissingExtraError`."""
+    """Import the package peft. Raises `MissingExtraError`."""
     try:
         import peft
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A model without weights: transformers' own modules on the meta device, and what its files hold."""
+"""transformers models on the meta device, without weights, and the names and shapes of their stored tensors."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from typing import Any
 
 import torch
 
-from compress.models.config_checks import loading_failures, to_blame
+from compress.models.config_checks import explain_load_failure, load_error_types
 from compress.utils.errors import ModelError, first_line
 
 
-def hollow_decoder(folder: Path) -> Any:
-    """The causal language model that ``folder``'s config.json describes, without its weights.
+def build_decoder_on_meta(folder: Path) -> Any:
+    """Build the causal language model that ``folder``'s config.json describes, without weights.
 
-    Raises `ModelError` for an architecture that transformers doesn't know or cannot build.
+    Raises `ModelError` for an architecture that transformers does not have or cannot build.
     """
     from transformers import AutoModelForCausalLM
 
     return _hollow(folder, lambda config: AutoModelForCausalLM)
 
 
-def hollow_model(folder: Path) -> Any:
-    """As `hollow_decoder`; of an encoder and a decoder, if that is what the config describes, both."""
+def build_on_meta(folder: Path) -> Any:
+    """Build the language, vision-language or encoder-decoder model of a folder's config.json, without weights.
+
+    Raises `ModelError` for an architecture that transformers does not have or cannot build.
+    """
     return _hollow(folder, auto_class)
 
 
 def auto_class(config: Any) -> Any:
-    """transformers' class for a language model, one that reads images too, or for an encoder and its decoder."""
+    """Return transformers' auto class for a language, vision-language or encoder-decoder model."""
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
@@ -38,30 +41,36 @@ def auto_class(config: Any) -> Any:
 
     if not getattr(config, "is_encoder_decoder", False):
         return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
-    speech = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
-    return AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM
+    is_speech = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
+    return AutoModelForSpeechSeq2Seq if is_speech else AutoModelForSeq2SeqLM
 
 
 def reads_images(config: Any) -> bool:
-    """Whether a decoder reads images as tokens; those that transformers has as language models too count as such."""
+    """Return True for an architecture that transformers has as image-text-to-text model only, not as language model."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    kind = type(config)
-    return kind in AutoModelForImageTextToText._model_mapping and kind not in AutoModelForCausalLM._model_mapping
+    config_class = type(config)
+    return (
+        config_class in AutoModelForImageTextToText._model_mapping
+        and config_class not in AutoModelForCausalLM._model_mapping
+    )
 
 
 def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:
+    """Build the model of a folder's config without weights; ``class_of`` returns transformers' auto class."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        # A quantization config would make transformers replace linear layers by packed ones.
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        # Buffers are computed for real: their values (such as rotary frequencies) are not stored in files.
         with init_empty_weights(include_buffers=False):
             return class_of(config).from_config(config, dtype=torch.float32).eval()
-    except loading_failures() as error:
-        raise to_blame(folder, False) or ModelError(
+    except load_error_types() as error:
+        raise explain_load_failure(folder, False) or ModelError(
             f"transformers makes no causal language model of this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="an architecture that AutoModelForCausalLM knows",
@@ -69,9 +78,9 @@ def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:
 
 
 def stored_shapes(model: Any) -> Mapping[str, torch.Size]:
-    """Shapes of the tensors that `save_pretrained` writes, by the names that they have in files.
+    """Return the shapes of the tensors that `save_pretrained` writes, by their stored names.
 
-    A tied head isn't among them. Experts that transformers joins as it loads are one by one where files have them so.
+    A tied head is not among them. Experts that transformers fuses while loading are separate if files separate them.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -81,19 +90,20 @@ def stored_shapes(model: Any) -> Mapping[str, torch.Size]:
 
 
 def stored_names(folder: Path) -> dict[str, str]:
-    """Tensors of the causal model of a folder that are stored whole under another name: by theirs, the stored one.
+    """Map names of a model's tensors to their stored names, for tensors that files hold whole under another name.
 
-    Asked of transformers' own conversion, the one that `save_pretrained` applies: it is given a number for each tensor.
+    transformers' own conversion, which `save_pretrained` applies, is run on one number per tensor.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    model = hollow_model(folder)
+    model = build_on_meta(folder)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     names = list(shapes)
     marks = {name: torch.tensor(index).expand(shapes[name]) for index, name in enumerate(names)}
-    found = {}
+    renamed = {}
+    # The number in each converted tensor tells which tensor of the model it came from.
     for stored, mark in revert_weight_conversion(model, marks).items():
         name = names[int(mark.flatten()[0])] if mark.numel() else stored
         if name != stored and mark.shape == shapes[name]:
-            found[name] = stored
-    return found
+            renamed[name] = stored
+    return renamed

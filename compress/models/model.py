@@ -1,4 +1,4 @@
-"""What every kind of model can do. Importing this module, or a model class, imports no torch."""
+"""Interface of every kind of model, and its files. Importing this module or a model class imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Model(Protocol):
-    """A model as a directory in Hugging Face layout, loadable by other people's tools."""
+    """Model that can be saved as a directory in Hugging Face layout, which other tools can load."""
 
     kind: ClassVar[str]
 
@@ -25,53 +25,66 @@ class Model(Protocol):
 
     @classmethod
     def load(cls, directory: Path, task: Loader) -> Self:
-        """Open what `save` wrote; a task has a say in torch models alone. Raises `ModelError` for something else."""
+        """Open the result of `save`; ``task`` matters for torch models only. Raises `ModelError` for other content."""
 
 
 def only_file(artifact: Path, suffix: str, written_by: str, beside: Collection[str] = ()) -> Path:
-    """The only file of that ``suffix`` at or below ``artifact``. Raises `ModelError` where there isn't exactly one.
+    """Return the only file with a suffix at or below ``artifact``.
 
-    It may be a folder that people know as a file. ``written_by`` is the stage that makes such a file; see `files_in`.
+    Args:
+        artifact: A folder, the file itself, or a folder that users treat as a file (such as an `.mlpackage`).
+        suffix: Suffix of the file.
+        written_by: Stage that writes such files, for the hint.
+        beside: Names of files and folders to skip.
+
+    Raises:
+        ModelError: If there is not exactly one such file.
     """
-    found = files_in(artifact, suffix, beside)
-    if artifact.exists() and artifact.suffix == suffix and not found:
+    files = files_in(artifact, suffix, beside)
+    if artifact.exists() and artifact.suffix == suffix and not files:
         return artifact
     if not artifact.is_dir():
-        what = f"is no {suffix} file" if artifact.exists() else "does not exist"
-        raise ModelError(f"The artifact {what}.", where=str(artifact), expected=f"a model folder or a {suffix} file")
-    if len(found) != 1:
-        names = ", ".join(file.relative_to(artifact).as_posix() for file in found) or "none"
+        fault = f"is no {suffix} file" if artifact.exists() else "does not exist"
+        raise ModelError(f"The artifact {fault}.", where=str(artifact), expected=f"a model folder or a {suffix} file")
+    if len(files) != 1:
+        names = ", ".join(file.relative_to(artifact).as_posix() for file in files) or "none"
         raise ModelError(
-            f"The folder holds {len(found)} {suffix} files ({names}).",
+            f"The folder holds {len(files)} {suffix} files ({names}).",
             where=str(artifact),
             expected="exactly one",
-            hint=f"name the {suffix} file itself" if found else f"write one with the stage {written_by} first",
+            hint=f"name the {suffix} file itself" if files else f"write one with the stage {written_by} first",
         )
-    return found[0]
+    return files[0]
 
 
 def files_in(artifact: Path, suffix: str, beside: Collection[str] = ()) -> list[Path]:
-    """Files of that ``suffix`` at or below a folder, but those whose names, or whose folders', are ``beside`` them."""
-    found = sorted(artifact.rglob(f"*{suffix}"))
-    return [path for path in found if not {*path.relative_to(artifact).parts} & {*beside}]
+    """Return the files with a suffix at or below a folder, except those in ``beside`` or in folders named there."""
+    paths = sorted(artifact.rglob(f"*{suffix}"))
+    return [path for path in paths if not {*path.relative_to(artifact).parts} & {*beside}]
 
 
 def read_companions(directory: Path, but: Collection[Path] = (), below: Path | None = None) -> dict[str, bytes]:
-    """Every file of ``directory`` but those of the model itself, and but all of a folder ``below`` it."""
+    """Return the content of every file of ``directory`` by relative path.
+
+    Args:
+        directory: Folder to read.
+        but: The model's own files, which are skipped.
+        below: Subfolder to skip.
+    """
     files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path not in but)
-    beside = (path for path in files if below is None or below not in path.parents)
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in beside}
+    companions = (path for path in files if below is None or below not in path.parents)
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in companions}
 
 
 def write_companions(directory: Path, companions: Mapping[str, bytes]) -> None:
-    """Write them into ``directory``, each at its path."""
+    """Write companion files into ``directory``, each at its relative path."""
     for name, content in companions.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give the file that ``source`` is, links followed, the name ``target`` as well; copy it where that can't be."""
+    """Hard-link the file ``source`` (links resolved) to ``target``; copy it if the file system refuses."""
     try:
         os.link(source.resolve(), target)
     except OSError:

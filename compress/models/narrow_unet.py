@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.channel_coupling import Cut, cut
+from compress.models.channel_coupling import Cut, remove_channels
 from compress.models.diffusion_sampling import import_diffusers
 from compress.models.unet_blocks import with_config
 from compress.models.unet_channels import ChannelSet
@@ -84,7 +84,7 @@ def narrow(
     changes = narrow_config(unet, sets, widths)
     if widths[0] != unet.config.block_out_channels[0]:
         changes["freq_shift"] = _fit_time_embedding(unet, widths[0], timesteps)
-    cut(unet, cuts)
+    remove_channels(unet, cuts)
     return with_config(unet, changes)
 
 

@@ -1,4 +1,4 @@
-"""What prepares a model's inputs: tokenizer, image processor or feature extractor. Importing this imports no torch."""
+"""Processors of a model's inputs: tokenizer, image processor, feature extractor. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from compress.models.config_checks import loading_failures, to_blame
+from compress.models.config_checks import explain_load_failure, load_error_types
 from compress.models.diffusion_checks import is_pipeline
-from compress.models.file_names import TOKENIZER_FILES
+from compress.models.folder_checks import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.models.json_file import read_json
 from compress.models.model import write_companions
@@ -25,13 +25,15 @@ _SIGLIP_LENGTH = 64
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor of a folder in Hugging Face layout, by the files that it has. Raises `ModelError`.
+    """Load the processor of a folder in Hugging Face layout according to its files. Raises `ModelError`.
 
-    Without a `preprocessor_config.json` it is the tokenizer, with a `modules.json` the tokenizer and what pools behind
-    the model. With one alone it is the image processor, or the feature extractor where it has a `sampling_rate`. With
-    a tokenizer beside it, it is a processor that has both. Of a graph of no task it is what its inputs are like. Images
-    go through Pillow whether torchvision is there or not, so that every machine computes the same. In diffusers' layout
-    it prepares prompts and noise.
+    - `graph_inputs.json`: description of the inputs of an ONNX graph without a task.
+    - A diffusers folder: preparation of prompts and noise.
+    - Without `preprocessor_config.json`: the tokenizer; with `modules.json`, with its pooling modules.
+    - `preprocessor_config.json` alone: the image processor, or the feature extractor if it has a `sampling_rate`.
+    - Both: a processor that holds both.
+
+    Images are processed by Pillow even if torchvision is installed, so that every machine computes the same.
     """
     if (folder / GRAPH_INPUTS).is_file():
         return read_graph_inputs(folder)
@@ -46,31 +48,31 @@ def load_processor(folder: Path) -> Any:
     import transformers
 
     expected = f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type"
-    texts = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    if texts and _reads_both(folder):
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if has_tokenizer and _reads_both(folder):
         return _load(transformers.AutoProcessor, folder, "processor", expected, backend="pil")
     if "sampling_rate" in preparation:
-        auto = transformers.AutoProcessor if texts else transformers.AutoFeatureExtractor
+        auto = transformers.AutoProcessor if has_tokenizer else transformers.AutoFeatureExtractor
         return _load(auto, folder, "processor", expected)
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "vision", "A model of images") from error
     images = _load(transformers.AutoImageProcessor, folder, "processor", expected, backend="pil")
-    return ImageTextProcessor.of(folder, images) if texts else images
+    return ImageTextProcessor.of(folder, images) if has_tokenizer else images
 
 
 def _preparation(folder: Path) -> Mapping[str, Any] | None:
-    """How images or sound are prepared, also where transformers has written it with the tokenizer's part; or None."""
+    """Return the image or audio preprocessing config, also from transformers' joint file, or None."""
     if (folder / PREPROCESSOR).is_file():
         return read_json(folder / PREPROCESSOR)
     joined = read_json(folder / _JOINED) if (folder / _JOINED).is_file() else {}
-    found: Mapping[str, Any] | None = joined.get("image_processor") or joined.get("feature_extractor")
-    return found
+    config: Mapping[str, Any] | None = joined.get("image_processor") or joined.get("feature_extractor")
+    return config
 
 
 def _reads_both(folder: Path) -> bool:
-    """Whether the model reads an image as tokens of a text, so that transformers' own processor joins the two."""
+    """Return True if the model reads images as tokens of a text, so that transformers' own processor joins both."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -79,12 +81,12 @@ def _reads_both(folder: Path) -> bool:
 
 
 def has_preprocessor(folder: Path) -> bool:
-    """Whether a folder says how images or sound are prepared."""
+    """Return True if a folder has a preprocessing config for images or audio."""
     return _preparation(folder) is not None
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder in Hugging Face layout. Raises `ModelError` where it does not load."""
+    """Load the tokenizer of a folder in Hugging Face layout. Raises `ModelError` if it does not load."""
     import transformers
 
     return _load(transformers.AutoTokenizer, folder, "tokenizer", "the tokenizer's files in Hugging Face layout")
@@ -94,37 +96,39 @@ def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> 
     allowed = is_allowed(str(folder.resolve()))
     try:
         return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
-    except loading_failures() as error:
-        said = f"The {what} cannot be loaded: {first_line(error)}"
-        raise to_blame(folder, allowed) or ModelError(said, where=str(folder), expected=expected) from error
+    except load_error_types() as error:
+        message = f"The {what} cannot be loaded: {first_line(error)}"
+        raise explain_load_failure(folder, allowed) or ModelError(
+            message, where=str(folder), expected=expected
+        ) from error
 
 
 class HasCompanions(Protocol):
-    """A model with small files beside it, by their paths below its folder."""
+    """Model with small companion files, by their relative paths."""
 
     @property
     def companions(self) -> Mapping[str, bytes]:
-        """Path below the folder -> content."""
+        """Return the content of each companion file by relative path."""
 
 
 def processor_of(model: HasCompanions) -> Any:
-    """The processor among a model's companion files."""
+    """Load the processor from a model's companion files."""
     with tempfile.TemporaryDirectory() as folder:
         write_companions(Path(folder), model.companions)
         return load_processor(Path(folder))
 
 
 def labels_of(model: HasCompanions) -> tuple[str, ...] | None:
-    """Class names in the order of their ids, as the config among the companion files has them."""
+    """Return class names in the order of their ids from the config among the companion files."""
     names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
     return None if names is None else tuple(names[key] for key in sorted(names, key=int))
 
 
 class SentenceProcessor:
-    """A tokenizer together with the modules that make one embedding of its tokens'.
+    """Tokenizer together with the pooling modules that produce one embedding per text.
 
-    It is called as the tokenizer is, and has what the tokenizer has; saving it writes the files of both, so that the
-    folder opens in sentence-transformers.
+    It is called like the tokenizer and forwards its attributes. Saving writes the files of both, so that
+    sentence-transformers can open the folder.
     """
 
     def __init__(self, tokenizer: Any, modules: SentenceModules) -> None:
@@ -132,7 +136,7 @@ class SentenceProcessor:
         self.modules = modules
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """The tokenizer's encoding."""
+        """Return the tokenizer's encoding."""
         return self.tokenizer(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
@@ -141,18 +145,17 @@ class SentenceProcessor:
         return getattr(self.tokenizer, name)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer's files and those of the modules, some of them in folders of their own."""
+        """Write the tokenizer's files and those of the modules, some of them in subfolders."""
         self.tokenizer.save_pretrained(folder)
         write_companions(Path(folder), self.modules.files(self.tokenizer.model_max_length))
 
 
 @dataclass
 class ImageTextProcessor:
-    """An image processor and a tokenizer, for a model that reads both; called as the image processor is.
+    """Image processor and tokenizer of a model that reads both; called like the image processor.
 
-    ``positions`` is how many tokens of a text the model reads at most, None where its config doesn't say; ``length`` to
-    how many every text is padded, None where to no length of its own. Saved, it is the files that transformers.js
-    reads: transformers would write both into one.
+    ``positions`` is the maximum number of tokens (None: unknown); ``length`` is the padded length of every text (None:
+    no fixed length). Saving writes the separate files that transformers.js reads; transformers would join them.
     """
 
     image_processor: Any
@@ -162,7 +165,7 @@ class ImageTextProcessor:
 
     @classmethod
     def of(cls, folder: Path, images: Any) -> ImageTextProcessor:
-        """``images`` with the tokenizer of ``folder``, by the model's config there. Raises `ModelError`."""
+        """Combine the image processor ``images`` with the tokenizer of ``folder``. Raises `ModelError`."""
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         positions = (config.get("text_config") or {}).get("max_position_embeddings")
         # As transformers' own pipeline pads: what was trained without a mask reads padding too.
@@ -170,11 +173,11 @@ class ImageTextProcessor:
         return cls(images, load_tokenizer(folder), positions, padded and min(padded, positions or padded))
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """The image processor's encoding."""
+        """Return the image processor's encoding."""
         return self.image_processor(*arguments, **options)
 
     def tokens(self, texts: Sequence[str], max_length: int) -> Any:
-        """The tokenizer's encoding of ``texts``, cut and, where they must be, padded."""
+        """Return the tokenizer's encoding of ``texts``, truncated, and padded if the model needs a fixed length."""
         if self.length is not None:
             return self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.length)
         return self.tokenizer(texts, truncation=True, max_length=min(max_length, self.positions or max_length))
@@ -186,9 +189,10 @@ class ImageTextProcessor:
 
 
 def sentence_processor(folder: Path, tokenizer: Any, width: int | None = None) -> SentenceProcessor:
-    """``tokenizer`` with the modules of ``folder``; of a plain encoder of that ``width``, with mean pooling.
+    """Combine ``tokenizer`` with the pooling modules of ``folder``.
 
-    That is what sentence-transformers does with such a folder. Raises `ModelError` for modules that don't fit.
+    A plain encoder of hidden size ``width`` gets mean pooling, as in sentence-transformers. Raises `ModelError` if the
+    modules do not fit that width.
     """
     if width is not None and not has_modules(folder):
         return SentenceProcessor(tokenizer, SentenceModules(width))

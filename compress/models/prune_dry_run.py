@@ -1,4 +1,4 @@
-"""Whether parts of a model can be cut, tried on one without weights before any work is done."""
+"""Dry run of pruning on a model without weights, before a run starts work."""
 
 from __future__ import annotations
 
@@ -8,17 +8,31 @@ from typing import Any
 
 import torch
 
-from compress.models.config_checks import loading_failures
+from compress.models.config_checks import load_error_types
 from compress.models.structure import blocks, stacks
-from compress.models.transformer_pruning import check_heads_apart, keep_heads, keep_layers, keep_neurons, left
+from compress.models.transformer_pruning import (
+    check_heads_prunable,
+    keep_heads,
+    keep_layers,
+    keep_neurons,
+    remaining_count,
+)
 from compress.utils.errors import ModelError, StageError, first_line
 
 
-def check_cuts(folder: Path, *, layers: bool, heads: float, neurons: float) -> None:
-    """Cut a layer, and shares of heads and neurons, of the model of ``folder``'s config.json, on the meta device.
+def check_prunable(folder: Path, *, layers: bool, heads: float, neurons: float) -> None:
+    """Prune a layer, and shares of heads and neurons, of the model of ``folder``'s config.json on the meta device.
 
-    Raises `StageError` naming the part that isn't known, of which none would be left, or of which so little is asked
-    that nothing would go. Models that transformers has no class for are passed over: whoever loads them says so.
+    Models without a class in transformers are skipped: loading them reports the error.
+
+    Args:
+        folder: Model folder.
+        layers: Whether layers are pruned.
+        heads: Share of each block's attention heads.
+        neurons: Share of each block's feed-forward neurons.
+
+    Raises:
+        StageError: If a part is not supported, none would be left, or a share is too small to remove anything.
     """
     module = _hollow(folder)
     if module is None:
@@ -26,42 +40,51 @@ def check_cuts(folder: Path, *, layers: bool, heads: float, neurons: float) -> N
     if layers:
         _check_layers(module)
     if heads:
-        check_heads_apart(module)
-    before = sum(parameter.numel() for parameter in module.parameters())
-    cut_any(module, 0, heads, neurons)
-    if (heads or neurons) and not layers and sum(parameter.numel() for parameter in module.parameters()) == before:
-        asked = {"heads": heads, "feed_forward": neurons}
+        check_heads_prunable(module)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    prune_last_parts(module, 0, heads, neurons)
+    if (heads or neurons) and not layers and sum(parameter.numel() for parameter in module.parameters()) == parameters:
+        shares = {"heads": heads, "feed_forward": neurons}
         raise StageError(
-            f"{' and '.join(f'{name} {share:g}' for name, share in asked.items() if share)} would cut nothing.",
+            f"{' and '.join(f'{name} {share:g}' for name, share in shares.items() if share)} would cut nothing.",
             expected="a share that comes to one of a layer's parts at least",
             hint="cut a larger share",
         )
 
 
-def cut_any(module: Any, layers: int, heads: float, neurons: float) -> None:
-    """Cut as many layers, heads and neurons as `prune`, the last of each, in place: the same sizes, unseen data.
+def prune_last_parts(module: Any, layers: int, heads: float, neurons: float) -> None:
+    """Prune the last layers, heads and neurons in place: the sizes that `prune` yields, without data.
 
-    ``heads`` and ``neurons`` are shares of each block's. Raises `StageError`.
+    Args:
+        module: Model to prune.
+        layers: Number of layers to remove.
+        heads: Share of each block's heads.
+        neurons: Share of each block's neurons.
+
+    Raises:
+        StageError: If a part is not supported or none would be left.
     """
     if layers:
         keep_layers(module, list(range(sum(map(len, stacks(module).values())) - layers)))
-    found = blocks(module) if heads or neurons else []
+    layer_blocks = blocks(module) if heads or neurons else []
     if heads:
-        keep_heads(module, [range(left(block.places, heads, "attention heads")) for block in found])
+        keep_heads(
+            module, [range(remaining_count(block.prunable_units, heads, "attention heads")) for block in layer_blocks]
+        )
     if neurons:
-        counts = [left(block.neurons, neurons, "feed-forward neurons") for block in found]
+        counts = [remaining_count(block.neurons, neurons, "feed-forward neurons") for block in layer_blocks]
         keep_neurons(module, [torch.arange(count) for count in counts])
 
 
-def check_kept_layers(folder: Path, kept: tuple[int, ...]) -> None:
-    """Keep these layers of the model that ``folder`` describes. Raises `StageError` where they cannot be told."""
+def check_layer_selection(folder: Path, kept: tuple[int, ...]) -> None:
+    """Keep only the layers ``kept`` of the model of ``folder``'s config. Raises `StageError` if that is impossible."""
     module = _hollow(folder)
     if module is not None:
         keep_layers(module, kept)
 
 
 def _check_layers(module: Any) -> None:
-    """Raise the last layer's error where none can go."""
+    """Raise the error of the last layer if no layer can be removed."""
     count = sum(map(len, stacks(module).values()))
     for index in range(count):
         try:
@@ -74,21 +97,21 @@ def _check_layers(module: Any) -> None:
 
 
 def _hollow(folder: Path) -> Any:
-    """The model without weights and head, or None."""
+    """Return the model without weights and head, or None if transformers has no class for it."""
     from transformers import AutoConfig, AutoModel
 
     if not (folder / "config.json").is_file():
         return None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except loading_failures():
+    except load_error_types():
         return None
     if type(config) not in AutoModel._model_mapping:
         return None
     try:
         with torch.device("meta"):
             return AutoModel.from_config(config)
-    except loading_failures() as error:
+    except load_error_types() as error:
         raise ModelError(
             f"transformers makes no model of this config: {first_line(error)}",
             where=str(folder / "config.json"),

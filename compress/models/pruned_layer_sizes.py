@@ -1,4 +1,4 @@
-"""The sizes of layers whose channels were cut, kept in `config.json`, and giving them to a freshly built network."""
+"""Sizes of layers with pruned channels, recorded in `config.json` and applied to a freshly built network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress.utils.errors import ModelError
 
 CHANNELS_KEY = "compress_channels"
-"""Config key: layer name -> torch's own names of its sizes -> what they became."""
+"""Config key for a mapping of layer name -> torch's attribute of a size -> the size after pruning."""
 _CONVOLUTION = ("in_channels", "out_channels", "groups")
 _SIZES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.Conv2d, _CONVOLUTION),
@@ -25,35 +25,36 @@ Sizes = dict[str, dict[str, int]]
 
 
 def layer_sizes(network: nn.Module) -> Sizes:
-    """The sizes of each layer that channels can be cut from."""
+    """Return the sizes of each layer from which channels can be pruned."""
     return {name: _sizes(layer) for name, layer in network.named_modules() if _names(layer)}
 
 
 def record(config: Any, before: Sizes, network: nn.Module) -> None:
-    """Note in ``config`` every layer whose sizes are no longer those of ``before``, beside what it notes already."""
+    """Record in ``config`` every layer whose sizes differ from ``before``; earlier records stay."""
     changed = {name: sizes for name, sizes in layer_sizes(network).items() if sizes != before[name]}
     setattr(config, CHANNELS_KEY, {**(getattr(config, CHANNELS_KEY, None) or {}), **changed})
 
 
-def shrink_to_recorded(network: nn.Module, config: Any, where: str) -> None:
-    """Give a freshly built ``network`` the sizes that ``config`` records, in place, before its weights are loaded.
+def resize_to_recorded(network: nn.Module, config: Any, where: str) -> None:
+    """Resize a freshly built ``network`` in place to the sizes that ``config`` records, before its weights are loaded.
 
-    Raises `ModelError` for sizes that are none of this network's.
+    Raises `ModelError` for layers or sizes that the network cannot have.
     """
     recorded = getattr(config, CHANNELS_KEY, None) or {}
     if not isinstance(recorded, Mapping):
         raise _wrong("is no table of layers", where)
     layers = dict(network.named_modules())
     for name, sizes in recorded.items():
-        known = _names(layers[name]) if name in layers else ()
-        if not known:
+        size_names = _names(layers[name]) if name in layers else ()
+        if not size_names:
             raise _wrong(f"names the layer {name!r}, which this network lacks or which has no channels", where)
-        own = _sizes(layers[name])
-        if not isinstance(sizes, Mapping) or set(sizes) != set(known):
-            raise _wrong(f"gives {name} other sizes than {', '.join(known)}", where)
+        built_sizes = _sizes(layers[name])
+        if not isinstance(sizes, Mapping) or set(sizes) != set(size_names):
+            raise _wrong(f"gives {name} other sizes than {', '.join(size_names)}", where)
         for size, value in sizes.items():
-            if type(value) is not int or not 1 <= value <= own[size]:
-                raise _wrong(f"gives {name} {size} {value!r}, of {own[size]} at most", where)
+            # Pruning only shrinks: a size must lie between 1 and the size in the full network.
+            if type(value) is not int or not 1 <= value <= built_sizes[size]:
+                raise _wrong(f"gives {name} {size} {value!r}, of {built_sizes[size]} at most", where)
         if "groups" in sizes and (sizes["in_channels"] % sizes["groups"] or sizes["out_channels"] % sizes["groups"]):
             raise _wrong(f"gives {name} {sizes['groups']} groups, which don't divide its channels", where)
         _resize(layers[name], dict(sizes))

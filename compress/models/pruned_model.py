@@ -1,36 +1,37 @@
-"""Loading transformers models that were cut in ways which their architecture's config has no words for."""
+"""Loading of transformers models with pruned parts that their architecture's config cannot express."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from compress.models.pruned_layer_sizes import CHANNELS_KEY, shrink_to_recorded
-from compress.models.transformer_pruning import HEADS_KEY, NEURONS_KEY, shrink_to_recorded_parts
+from compress.models.pruned_layer_sizes import CHANNELS_KEY, resize_to_recorded
+from compress.models.transformer_pruning import HEADS_KEY, NEURONS_KEY, resize_to_recorded_parts
 
 
-def is_cut(config: Any) -> bool:
-    """Whether heads, neurons or channels are recorded in ``config``."""
+def is_pruned(config: Any) -> bool:
+    """Return True if ``config`` records pruned heads, neurons or channels."""
     return any(getattr(config, key, None) for key in (HEADS_KEY, NEURONS_KEY, CHANNELS_KEY))
 
 
-def load_cut(auto: Any, directory: Path, config: Any) -> Any:
-    """The model of class ``auto`` (an Auto class of transformers) that `TorchModel.save` wrote to ``directory``.
+def load_pruned(auto: Any, directory: Path, config: Any) -> Any:
+    """Load the model of auto class ``auto`` that `TorchModel.save` wrote to ``directory``.
 
-    transformers' own loader does it, since it alone knows by which names an architecture's weights are kept; it is
-    given a class whose layers shrink as soon as they are made. Raises `ModelError` where what is recorded doesn't fit.
+    transformers loads the weights, because only it maps stored names to an architecture's modules. It gets a subclass
+    whose layers are resized right after construction. Raises `ModelError` if recorded sizes do not fit.
     """
     import torch
 
     with torch.device("meta"):
-        whole: type[Any] = type(auto.from_config(config))
+        model_class: type[Any] = type(auto.from_config(config))
 
-    def make(module: Any, own: Any, *arguments: Any, **options: Any) -> None:
-        whole.__init__(module, own, *arguments, **options)
-        shrink_to_recorded_parts(module)
-        shrink_to_recorded(module, own, str(directory / "config.json"))
+    def init(module: Any, own: Any, *arguments: Any, **options: Any) -> None:
+        model_class.__init__(module, own, *arguments, **options)
+        resize_to_recorded_parts(module)
+        resize_to_recorded(module, own, str(directory / "config.json"))
 
-    shrinking = type(whole.__name__, (whole,), {"__init__": make, "__module__": whole.__module__})
-    module = shrinking.from_pretrained(directory, config=config, use_safetensors=True)  # type: ignore[attr-defined]
-    module.__class__ = whole
+    resized_class = type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
+    module = resized_class.from_pretrained(directory, config=config, use_safetensors=True)  # type: ignore[attr-defined]
+    # The subclass has done its work; the model is an instance of the original class.
+    module.__class__ = model_class
     return module

@@ -1,6 +1,6 @@
-"""`quantization_config` of a checkpoint: what it says of each layer, and how compressed-tensors writes it.
+"""`quantization_config` of a checkpoint: settings of each layer, and the form that compressed-tensors writes.
 
-Importing this takes the standard library alone.
+Importing this module needs the standard library only.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 
 COMPRESSED_TENSORS = "compressed-tensors"
 LINEAR = "Linear"
-"""Stands for all layers that `ignore` doesn't name."""
+"""Target that means all linear layers except those in `ignore`."""
 Scheme = tuple[int, int]
-"""Bits of a layer's weights, and how many of a row share a scale (-1: all)."""
+"""Bits of a layer's weights, and columns that share a scale (-1: all)."""
 
 
 def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
-    """`bits`, `group_size` and `sym` of a layer, each None where a `quantization_config` doesn't say.
+    """Return `bits`, `group_size` and `sym` of a layer, each None if a `quantization_config` does not set it.
 
-    They are those of the whole with what `dynamic` says of the layer's name; or, in compressed-tensors, those of the
-    group that names the layer, or else its class.
+    GPTQ's `dynamic` entries override the settings for matching layers. In compressed-tensors, the group that names the
+    layer applies, else the group of its class.
     """
     if quantization.get("quant_method") == COMPRESSED_TENSORS:
         return _of_group(quantization, module)
@@ -33,9 +33,9 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
 
 def _of_group(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
     groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
-    named = (group for group in groups if any(_names(target, module) for target in group.get("targets") or ()))
-    found = next(named, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
-    weights = found.get("weights") or {}
+    matching = (group for group in groups if any(_names(target, module) for target in group.get("targets") or ()))
+    scheme = next(matching, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
+    weights = scheme.get("weights") or {}
     size = weights.get("group_size")
     return {"bits": weights.get("num_bits"), "group_size": size or -1, "sym": weights.get("symmetric")}
 
@@ -47,10 +47,13 @@ def _names(target: str, module: str) -> bool:
 def compressed_tensors_config(
     layers: Mapping[str, Scheme], others: Sequence[str], activation_bits: int, version: str
 ) -> dict[str, Any]:
-    """`quantization_config` as llm-compressor writes it for ``layers`` without zero points; ``others`` stay float.
+    """Return the `quantization_config` that llm-compressor writes for layers without zero points.
 
-    With 8 ``activation_bits`` the inputs of each layer are rounded too, by a scale for each token that is found as it
-    comes. ``version`` is that of the package compressed-tensors whose layout it is.
+    Args:
+        layers: Scheme of each quantized layer by name.
+        others: Layers that stay float.
+        activation_bits: With 8, inputs are quantized too, with one dynamic scale per token.
+        version: Version of the package compressed-tensors that defines the layout.
     """
     packing = "pack-quantized" if activation_bits > 8 else "int-quantized"
     return {
@@ -79,7 +82,12 @@ def compressed_tensors_config(
 def _groups(layers: Mapping[str, Scheme]) -> Iterator[tuple[Scheme, list[str]]]:
     schemes = dict.fromkeys(layers.values())
     for scheme in schemes:
-        yield scheme, [LINEAR] if len(schemes) == 1 else [name for name, own in layers.items() if own == scheme]
+        yield (
+            scheme,
+            [LINEAR]
+            if len(schemes) == 1
+            else [name for name, other_scheme in layers.items() if other_scheme == scheme],
+        )
 
 
 def _arguments(bits: int, strategy: str, group_size: int | None) -> dict[str, Any]:

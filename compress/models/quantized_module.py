@@ -1,4 +1,4 @@
-"""A quantized checkpoint as a torch module that computes with its integers; scales may learn, integers never."""
+"""torch modules that compute with a checkpoint's integers; scales can be trained, integers cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.experts import separate_experts
-from compress.models.meta_model import hollow_decoder, hollow_model
+from compress.models.meta_model import build_decoder_on_meta, build_on_meta
 from compress.models.transposed_linear import TransposedLinear, linear_for_conv1d
 from compress.numerics.fake_quantization import dequantize, stored_as
 from compress.numerics.integer_grid import QuantizedWeight
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Grid(nn.Module):
-    """Integers of a matrix [rows, columns] and its scales [rows, groups], learned as ``log_ratio``.
+class ScaledIntegers(nn.Module):
+    """Integers of a matrix [rows, columns] and its scales [rows, groups], trained as ``log_ratio``.
 
-    A scale is its starting value times exp(log_ratio), rounded to the float16 that files store: whatever is computed,
-    while training too, is computed with numbers that the file can hold.
+    A scale is its initial value times exp(log_ratio), rounded to the float16 that files store. All computation, also
+    during training, therefore uses values that the file can represent.
     """
 
     integers: torch.Tensor
@@ -42,26 +42,29 @@ class Grid(nn.Module):
         self.log_ratio = nn.Parameter(torch.zeros_like(quantized.scales, dtype=torch.float32))
 
     def scales(self) -> torch.Tensor:
-        """[rows, groups] float32, each a value that float16 has."""
+        """Return the scales [rows, groups] as float32, rounded to values of float16."""
         return stored_as(self.start * self.log_ratio.exp(), torch.float16)
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The whole matrix."""
+        """Return the whole dequantized matrix."""
         return dequantize(self.integers, self.scales(), self.group_size, dtype)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Some rows in float32, [*ids.shape, columns]."""
-        wanted, flat = ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        scales = stored_as(self.start[wanted] * self.log_ratio[wanted].exp(), torch.float16)
-        return dequantize(self.integers[wanted], scales, self.group_size, torch.float32)[flat]
+        """Return some dequantized rows in float32, [*ids.shape, columns]."""
+        unique_ids, inverse = ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        scales = stored_as(self.start[unique_ids] * self.log_ratio[unique_ids].exp(), torch.float16)
+        return dequantize(self.integers[unique_ids], scales, self.group_size, torch.float32)[inverse]
 
 
 class QuantizedLinear(nn.Linear):
-    """``x W^T + b``. A `nn.Linear`, so that peft puts its adapters around it; ``weight`` is made when asked for."""
+    """Linear layer ``x W^T + b`` over integers; ``weight`` is dequantized on access.
 
-    grid: Grid | _FloatWeight
+    It subclasses `nn.Linear`, so that peft can wrap it with adapters.
+    """
 
-    def __init__(self, grid: Grid, bias: nn.Parameter | None = None) -> None:
+    grid: ScaledIntegers | _FloatWeight
+
+    def __init__(self, grid: ScaledIntegers, bias: nn.Parameter | None = None) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = grid.shape
         self.grid = grid
@@ -69,20 +72,20 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """[out_features, in_features] float32."""
+        """Return the weight [out_features, in_features] in float32."""
         return self.grid.weight(torch.float32)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The product in the autocast's dtype, or in the input's."""
-        return linear(input, self.grid.weight(computed_in(input)), self.bias)
+        """Compute the product in the autocast's dtype, or in the input's."""
+        return linear(input, self.grid.weight(compute_dtype(input)), self.bias)
 
 
 class QuantizedEmbedding(nn.Embedding):
-    """Rows of a table of integers, in float32, times what the table's own class multiplies them by (Gemma's does)."""
+    """Embedding over integers in float32, times the factor that the original class applies (Gemma's does)."""
 
-    grid: Grid | _FloatWeight
+    grid: ScaledIntegers | _FloatWeight
 
-    def __init__(self, grid: Grid, padding_idx: int | None, scale: float = 1.0) -> None:
+    def __init__(self, grid: ScaledIntegers, padding_idx: int | None, scale: float = 1.0) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = grid.shape
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
@@ -92,18 +95,18 @@ class QuantizedEmbedding(nn.Embedding):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """[num_embeddings, embedding_dim] float32."""
+        """Return the table [num_embeddings, embedding_dim] in float32."""
         return self.grid.weight(torch.float32)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The rows of the ids ``input``."""
+        """Return the rows of the ids ``input``."""
         return self.grid.rows(input) * self.embed_scale
 
 
-class AsStored(nn.Module):
-    """A parametrization: a vector of norm weights or biases, learned in steps relative to its mean magnitude.
+class StoredPrecision(nn.Module):
+    """Parametrization of a vector of norm weights or biases, trained in steps relative to its mean magnitude.
 
-    What comes out is rounded to the dtype that the checkpoint stores it in.
+    The result is rounded to the dtype in which the checkpoint stores it.
     """
 
     start: torch.Tensor
@@ -115,27 +118,27 @@ class AsStored(nn.Module):
         self.dtype = dtype
 
     def forward(self, change: torch.Tensor) -> torch.Tensor:
-        """The vector for a relative ``change``."""
+        """Return the vector for a relative ``change``."""
         return stored_as(self.start + self.size * change, self.dtype)
 
     def right_inverse(self, vector: torch.Tensor) -> torch.Tensor:
-        """The relative change that gives ``vector``."""
+        """Return the relative change that yields ``vector``."""
         return (vector - self.start) / self.size
 
 
-def computed_in(input: torch.Tensor) -> torch.dtype:
-    """The dtype in which a matrix product with ``input`` is taken: the autocast's, where there is one."""
+def compute_dtype(input: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a matrix product with ``input``: the autocast's if it is enabled."""
     device = input.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
 
 
-def load_module(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The causal model of ``checkpoint`` in float32, with integers where it is quantized, and nothing trainable.
+def load_quantized_module(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load the causal model of ``checkpoint`` in float32, with integers where it is quantized, nothing trainable.
 
-    Raises `ModelError` for an architecture that transformers does not know, a tensor that is missing, and quantized
-    tensors that belong to no linear layer or embedding.
+    Raises `ModelError` for an architecture that transformers does not have, a missing tensor, or quantized tensors that
+    belong to no linear layer or embedding.
     """
-    module = empty_module(checkpoint, hollow_model)
+    module = build_empty_module(checkpoint, build_on_meta)
     quantized = _put_integers(module, checkpoint)
     stray = {name for name in _quantized_names(checkpoint) if name not in quantized}
     if stray:
@@ -148,8 +151,8 @@ def load_module(checkpoint: Checkpoint) -> PreTrainedModel:
     return module.requires_grad_(False).eval()
 
 
-def empty_module(checkpoint: Checkpoint, build: Callable[[Path], Any] = hollow_decoder) -> PreTrainedModel:
-    """The checkpoint's architecture, its parameters on the meta device, as ``build`` gives it. Raises `ModelError`."""
+def build_empty_module(checkpoint: Checkpoint, build: Callable[[Path], Any] = build_decoder_on_meta) -> PreTrainedModel:
+    """Build the checkpoint's architecture with ``build``, with parameters on the meta device. Raises `ModelError`."""
     module: PreTrainedModel = build(checkpoint.folder)
     module.tie_weights()
     separate_experts(module, checkpoint)
@@ -158,54 +161,54 @@ def empty_module(checkpoint: Checkpoint, build: Callable[[Path], Any] = hollow_d
 
 
 class _FloatWeight(nn.Module):
-    """What a `Grid` holds, as floats: made once, where a grid makes them at each call."""
+    """Dequantized values of a `ScaledIntegers`, computed once instead of on each call."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ScaledIntegers) -> None:
         super().__init__()
         self.values = nn.Parameter(grid.weight(torch.float32), requires_grad=False)
         self.shape = grid.shape
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The whole matrix."""
+        """Return the whole matrix."""
         return self.values.to(dtype)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Some rows, [*ids.shape, columns]."""
+        """Return some rows, [*ids.shape, columns]."""
         return nn.functional.embedding(ids, self.values)
 
 
-def with_float_weights(module: PreTrainedModel) -> PreTrainedModel:
-    """``module`` as `load_module` gives it, its integers made float in place; what shared them shares the floats."""
-    made: dict[Grid, _FloatWeight] = {}
+def dequantize_weights(module: PreTrainedModel) -> PreTrainedModel:
+    """Replace the integers of a module from `load_quantized_module` by floats, in place; sharing is preserved."""
+    float_weights: dict[ScaledIntegers, _FloatWeight] = {}
     for child in list(module.modules()):
-        if isinstance(child, QuantizedLinear | QuantizedEmbedding) and isinstance(child.grid, Grid):
-            if child.grid not in made:
-                made[child.grid] = _FloatWeight(child.grid)
-            child.grid = made[child.grid]
+        if isinstance(child, QuantizedLinear | QuantizedEmbedding) and isinstance(child.grid, ScaledIntegers):
+            if child.grid not in float_weights:
+                float_weights[child.grid] = _FloatWeight(child.grid)
+            child.grid = float_weights[child.grid]
     return module
 
 
-def grids(module: nn.Module) -> Iterator[tuple[str, Grid]]:
-    """Each grid once, with the name of the module that it is the weight of."""
+def named_scaled_integers(module: nn.Module) -> Iterator[tuple[str, ScaledIntegers]]:
+    """Yield each integer matrix once, with the name of the module whose weight it is."""
     for name, child in module.named_modules():
-        if isinstance(child, Grid):
+        if isinstance(child, ScaledIntegers):
             yield name.removesuffix(".grid"), child
 
 
-def learn_vectors(module: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Let every vector of weights or biases learn, in place; returns their names."""
+def make_vectors_trainable(module: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Make every vector of weights or biases trainable, in place, and return their names."""
     names = [name for name, parameter in module.named_parameters() if parameter.ndim == 1]
     for name in names:
         owner, _, attribute = name.rpartition(".")
         target = module.get_submodule(owner)
         vector = getattr(target, attribute)
-        parametrize.register_parametrization(target, attribute, AsStored(vector, checkpoint.stored(name).dtype))
+        parametrize.register_parametrization(target, attribute, StoredPrecision(vector, checkpoint.stored(name).dtype))
         target.parametrizations[attribute].original.requires_grad_(True)  # type: ignore[index, union-attr]
     return names
 
 
 def _without_zero_points(quantized: QuantizedWeight) -> torch.Tensor:
-    """Integers less their zero points [rows, columns], in 8 bits where they fit."""
+    """Return integers minus their zero points [rows, columns], in 8 bits if they fit."""
     columns = quantized.integers.shape[1]
     zeros = quantized.zero_points.to(torch.int16)[:, torch.arange(columns) // quantized.group_size]
     centred = quantized.integers.to(torch.int16) - zeros
@@ -213,8 +216,8 @@ def _without_zero_points(quantized: QuantizedWeight) -> torch.Tensor:
 
 
 def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
-    """Replace every quantized layer in place; returns their names."""
-    replaced: dict[str, Grid] = {}
+    """Replace every quantized layer in place and return the names."""
+    replaced: dict[str, ScaledIntegers] = {}
     tied = getattr(module.config, "tie_word_embeddings", False) and module.get_output_embeddings() is not None
     table = module.get_input_embeddings()
     for name, child in list(module.named_modules()):
@@ -223,12 +226,13 @@ def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
         quantized = checkpoint.quantized(name)
         if quantized is None:
             continue
-        grid = replaced[name] = Grid(quantized)
+        grid = replaced[name] = ScaledIntegers(quantized)
         if isinstance(child, nn.Embedding):
             scale = float(getattr(child, "embed_scale", 1.0))
             _replace(module, name, QuantizedEmbedding(grid, child.padding_idx, scale))
         else:
             _replace(module, name, QuantizedLinear(grid, child.bias))
+        # A tied head shares the integers of the embedding.
         if child is table and tied:
             module.set_output_embeddings(QuantizedLinear(grid, module.get_output_embeddings().bias))
     return set(replaced)
@@ -244,29 +248,30 @@ def _quantized_names(checkpoint: Checkpoint) -> set[str]:
 
 
 def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Every weight that is no integer, from the checkpoint's tensors; tied ones stay one."""
+    """Load every float weight from the checkpoint's tensors; tied parameters stay tied."""
     for name, tensor in module.named_buffers():
         if name in checkpoint.files:
             tensor.copy_(_stored(checkpoint, name, tensor.shape))
-    places: dict[torch.Tensor, list[str]] = {}
+    names_of: dict[torch.Tensor, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.is_meta:
-            places.setdefault(parameter, []).append(name)
-    for parameter, names in places.items():
+            names_of.setdefault(parameter, []).append(name)
+    for parameter, names in names_of.items():
         name = next((name for name in names if name in checkpoint.files), names[0])
         owner, _, leaf = name.rpartition(".")
         holder: Any = module.get_submodule(owner)
-        turned = leaf == "weight" and isinstance(holder, TransposedLinear)
+        is_transposed = leaf == "weight" and isinstance(holder, TransposedLinear)
         if name not in checkpoint.files and hasattr(holder, "create_weight"):  # positions that no file of Marian has
             stored = holder.create_weight()
         else:
-            stored = _stored(checkpoint, name, parameter.shape[::-1] if turned else parameter.shape)
-        filled = nn.Parameter(stored.T.contiguous() if turned else stored)
-        for place in names:
-            _replace(module, place, filled)
+            stored = _stored(checkpoint, name, parameter.shape[::-1] if is_transposed else parameter.shape)
+        new_parameter = nn.Parameter(stored.T.contiguous() if is_transposed else stored)
+        for alias in names:
+            _replace(module, alias, new_parameter)
 
 
 def _stored(checkpoint: Checkpoint, name: str, shape: torch.Size) -> torch.Tensor:
+    """Return a stored tensor in float32 after a check of its shape."""
     stored = checkpoint.stored(name)
     if stored.shape != shape:
         raise ModelError(

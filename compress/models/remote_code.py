@@ -1,6 +1,6 @@
-"""The code beside this package's own that a recipe lets run. Importing this imports no torch.
+"""Registry of the Python code outside this package that a recipe allows to run. Importing it imports no torch.
 
-A process that a run starts is given what its own process was told.
+A process started by a run receives the registry of its parent process.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from pathlib import Path
 from types import MappingProxyType
 
 MODULE_KEY = "compress_module"
-"""What a config.json says under this key makes the model: see `plain_module`."""
+"""Key in config.json with the function that builds the model; see `custom_module`."""
 TIMM_NETWORK = "compress.models.timm_models:build"
-"""What makes a network of timm: code of this package, which every config may name."""
+"""Function that builds networks of timm; as a part of this package it is always allowed."""
 _allowed: dict[str, Path] = {TIMM_NETWORK: Path()}
 
 
 def allow(reference: str, folder: Path) -> None:
-    """Let modules be made by ``reference``, `package.module:function`, or `file.py:function` in ``folder``.
+    """Allow modules built by ``reference``: `package.module:function`, or `file.py:function` in ``folder``.
 
-    A model's own folder as reference lets the Python files in it run.
+    A model's own folder as reference allows the Python files in that folder.
     """
     _allowed[reference] = folder
 
 
 def is_allowed(reference: str) -> bool:
-    """Whether a recipe of this process names it, or it is this package's own."""
+    """Return True if a recipe of this process names the reference, or it is part of this package."""
     return reference in _allowed
 
 
 def allowed_code() -> Mapping[str, Path]:
-    """The references that recipes of this process name, and the folders of these recipes."""
+    """Return the allowed references and the folders of the recipes that name them."""
     return MappingProxyType(_allowed)

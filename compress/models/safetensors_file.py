@@ -1,4 +1,4 @@
-"""Safetensors files: what their headers say, without torch or weights, and single tensors."""
+"""Safetensors files: tensor metadata from headers, without torch or weights, and single tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.models.stored_tensor import StoredTensor, role_of, stored
+from compress.models.stored_tensor import StoredTensor, infer_role, stored
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ _TYPES: dict[str, tuple[str, int]] = {
 
 
 def read_header(path: Path) -> tuple[StoredTensor, ...]:
-    """Every tensor in the order of its bytes, which lie without gaps. Raises `ModelError` for a broken file."""
+    """Return every tensor in the order of its bytes, which are contiguous. Raises `ModelError` for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     size = path.stat().st_size
     try:
         with safe_open(path, framework="numpy") as file:
             entries = [(name, file.get_slice(name)) for name in file.offset_keys()]
-            found = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries]
+            layouts = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries]
     except SafetensorError as error:
         raise ModelError(
             f"The safetensors file of {size} bytes is truncated or broken: {error}.",
@@ -54,17 +54,18 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
             expected="a whole file, as safetensors' save_file writes it",
             hint="Fetch or copy the file again; its download or copy may have stopped early.",
         ) from error
-    sizes = [math.prod(shape) * _TYPES[kind][1] // 8 for _, kind, shape in found]
+    sizes = [math.prod(shape) * _TYPES[kind][1] // 8 for _, kind, shape in layouts]
+    # The library does not expose offsets: the data are the last bytes of the file, without gaps.
     start, tensors = size - sum(sizes), []
-    for (name, kind, shape), length in zip(found, sizes, strict=True):
+    for (name, kind, shape), length in zip(layouts, sizes, strict=True):
         dtype = _TYPES[kind][0]
-        tensors.append(stored(name, dtype, shape, path, (start, length), role_of(dtype, shape or (1,))))
+        tensors.append(stored(name, dtype, shape, path, (start, length), infer_role(dtype, shape or (1,))))
         start += length
     return tuple(tensors)
 
 
 def read_tensor(path: Path, name: str) -> torch.Tensor:
-    """One tensor, mapped from its file: read as it is used."""
+    """Return one tensor, memory-mapped from its file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -73,9 +74,9 @@ def read_tensor(path: Path, name: str) -> torch.Tensor:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file says of itself."""
+    """Return the metadata strings of a file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        found: dict[str, str] = file.metadata()
-        return found
+        metadata: dict[str, str] = file.metadata()
+        return metadata

@@ -1,6 +1,6 @@
-"""What follows the transformer in a sentence-transformers folder: pooling, dense layers, normalisation.
+"""Modules after the transformer in a sentence-transformers folder: pooling, dense layers, normalisation.
 
-Importing this imports no torch.
+Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MODULES = "modules.json"
 CONFIGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
-"""Files of the folder itself that sentence-transformers reads beside ``MODULES``."""
+"""Files in the folder itself that sentence-transformers reads in addition to ``MODULES``."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 _OLD_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -31,9 +31,9 @@ _OLD_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""In the order in which their outputs are joined."""
+"""Config keys of pooling modes, in the order in which their outputs are concatenated."""
 _PACKAGE = "sentence_transformers.models"
-"""The names that every version of sentence-transformers knows."""
+"""Module path that every version of sentence-transformers accepts."""
 _IDENTITY = "torch.nn.modules.linear.Identity"
 _ACTIVATIONS = {_IDENTITY: "", "torch.nn.modules.activation.Tanh": "tanh"}
 _LENGTH = 256
@@ -41,7 +41,7 @@ _LENGTH = 256
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A linear layer, ``weight`` [out, in] and perhaps ``bias`` [out], with `tanh` after it or nothing."""
+    """Linear layer with ``weight`` [out, in], optional ``bias`` [out], and `tanh` or no activation."""
 
     weight: np.ndarray
     bias: np.ndarray | None = None
@@ -50,7 +50,7 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Normalize:
-    """Divides each embedding by its length."""
+    """Division of each embedding by its length."""
 
 
 Step = Dense | Normalize
@@ -58,7 +58,7 @@ Step = Dense | Normalize
 
 @dataclass(frozen=True, eq=False)
 class SentenceModules:
-    """Pooling by ``modes``, then ``steps``. ``configs`` are the files of ``CONFIGS`` as they were found."""
+    """Pooling by ``modes``, followed by ``steps``. ``configs`` are the unchanged files of ``CONFIGS``."""
 
     width: int
     modes: tuple[str, ...] = ("mean",)
@@ -67,55 +67,55 @@ class SentenceModules:
 
     @property
     def dimensions(self) -> int:
-        """Of an embedding."""
+        """Return the size of an embedding."""
         sizes = [len(step.weight) for step in self.steps if isinstance(step, Dense)]
         return sizes[-1] if sizes else self.width * len(self.modes)
 
     def embed(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Token embeddings [B, L, H] under a mask [B, L] -> embeddings [B, dimensions]."""
+        """Pool token embeddings [B, L, H] under a mask [B, L] into text embeddings [B, dimensions]."""
         import torch
 
         from compress.numerics.pooling import pool
 
-        found = pool(hidden, mask, self.modes)
+        embeddings = pool(hidden, mask, self.modes)
         for step in self.steps:
             if isinstance(step, Normalize):
-                found = torch.nn.functional.normalize(found, dim=-1)
+                embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
                 continue
-            weight = torch.from_numpy(step.weight).to(found)
-            bias = None if step.bias is None else torch.from_numpy(step.bias).to(found)
-            found = torch.nn.functional.linear(found, weight, bias)
-            found = torch.tanh(found) if step.activation else found
-        return found
+            weight = torch.from_numpy(step.weight).to(embeddings)
+            bias = None if step.bias is None else torch.from_numpy(step.bias).to(embeddings)
+            embeddings = torch.nn.functional.linear(embeddings, weight, bias)
+            embeddings = torch.tanh(embeddings) if step.activation else embeddings
+        return embeddings
 
     def followed_by(self, dense: Dense) -> SentenceModules:
-        """With another linear layer at the end, but before a last normalisation."""
-        place = len(self.steps) - bool(self.steps and isinstance(self.steps[-1], Normalize))
-        return replace(self, steps=(*self.steps[:place], dense, *self.steps[place:]))
+        """Return a copy with another linear layer at the end, but before a final normalisation."""
+        position = len(self.steps) - bool(self.steps and isinstance(self.steps[-1], Normalize))
+        return replace(self, steps=(*self.steps[:position], dense, *self.steps[position:]))
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The arrays of every linear layer, as `2_Dense.linear.weight`."""
-        found: dict[str, np.ndarray] = {}
-        for place, step in enumerate(self.steps, start=2):
+        """Return the arrays of every linear layer, named like `2_Dense.linear.weight`."""
+        arrays: dict[str, np.ndarray] = {}
+        for index, step in enumerate(self.steps, start=2):
             if isinstance(step, Dense):
-                found |= {f"{place}_Dense.{name}": array for name, array in _tensors(step).items()}
-        return found
+                arrays |= {f"{index}_Dense.{name}": array for name, array in _tensors(step).items()}
+        return arrays
 
     def files(self, longest: int) -> dict[str, bytes]:
-        """What sentence-transformers reads of this, by path; the model itself reads ``longest`` tokens at most."""
+        """Return the files that sentence-transformers reads, by path; the model reads at most ``longest`` tokens."""
         from safetensors.numpy import save
 
         files = {**self.configs, CONFIGS[0]: _length_config(self.configs.get(CONFIGS[0]), longest)}
         kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in self.steps)]
-        paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds[1:], start=1))]
+        paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
         files[MODULES] = _json(
             [
-                {"idx": place, "name": str(place), "path": path, "type": f"{_PACKAGE}.{kind}"}
-                for place, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+                {"idx": index, "name": str(index), "path": path, "type": f"{_PACKAGE}.{kind}"}
+                for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
             ]
         )
-        chosen = {old: mode in self.modes for old, mode in _OLD_MODES.items()}
-        files[f"{paths[1]}/config.json"] = _json({"word_embedding_dimension": self.width, **chosen})
+        pooling_modes = {old: mode in self.modes for old, mode in _OLD_MODES.items()}
+        files[f"{paths[1]}/config.json"] = _json({"word_embedding_dimension": self.width, **pooling_modes})
         for step, path in zip(self.steps, paths[2:], strict=True):
             if isinstance(step, Dense):
                 files[f"{path}/config.json"] = _json(_dense_config(step))
@@ -126,12 +126,12 @@ class SentenceModules:
 
 
 def has_modules(folder: Path) -> bool:
-    """Whether a folder is one of sentence-transformers'."""
+    """Return True if a folder is in the format of sentence-transformers."""
     return (folder / MODULES).is_file()
 
 
 def read_modules(folder: Path) -> SentenceModules:
-    """Those of a folder that has them. Raises `ModelError` for modules that can't be computed here."""
+    """Read the modules of a folder. Raises `ModelError` for modules that are not supported."""
     entries = _entries(folder)
     kinds = [str(entry["type"]).rpartition(".")[2] for entry in entries]
     if kinds[:2] != ["Transformer", "Pooling"]:
@@ -140,23 +140,23 @@ def read_modules(folder: Path) -> SentenceModules:
     modes, width = _pooling_modes(pooling), _pooling_width(pooling)
     steps = [_read_step(kind, _below(folder, entry)) for kind, entry in zip(kinds[2:], entries[2:], strict=True)]
     configs = {name: (folder / name).read_bytes() for name in CONFIGS if (folder / name).is_file()}
-    found = SentenceModules(width, modes, tuple(steps), configs)
-    _check_widths(found, folder)
-    return found
+    modules = SentenceModules(width, modes, tuple(steps), configs)
+    _check_widths(modules, folder)
+    return modules
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
     path = folder / MODULES
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        found = sorted(entries, key=lambda entry: int(entry["idx"]))
-        if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in found):
+        ordered = sorted(entries, key=lambda entry: int(entry["idx"]))
+        if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in ordered):
             raise TypeError("a path or type is no text")
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{MODULES} cannot be read: {error}", where=str(path), expected="a list of modules: idx, name, path, type"
         ) from error
-    return found
+    return ordered
 
 
 def _below(folder: Path, entry: Mapping[str, Any]) -> Path:
@@ -168,14 +168,14 @@ def _below(folder: Path, entry: Mapping[str, Any]) -> Path:
 
 def _pooling_modes(path: Path) -> tuple[str, ...]:
     config = read_json(path)
-    given = config.get("pooling_mode")
-    if given is None:
+    configured = config.get("pooling_mode")
+    if configured is None:
         unknown = sorted(name for name in config if name.startswith("pooling_mode") and name not in _OLD_MODES)
         if any(config[name] for name in unknown):
             raise _unknown(path, f"pooling {', '.join(unknown)}", f"one of {', '.join(_OLD_MODES)}")
         modes = tuple(mode for name, mode in _OLD_MODES.items() if config.get(name)) or ("mean",)
     else:
-        modes = tuple(given) if isinstance(given, list) else (given,)
+        modes = tuple(configured) if isinstance(configured, list) else (configured,)
     wrong = [mode for mode in modes if mode not in MODES]
     if wrong:
         raise _unknown(path, f"pooling {', '.join(map(str, wrong))}", f"one of {', '.join(MODES)}")
@@ -231,8 +231,8 @@ def _check_widths(modules: SentenceModules, folder: Path) -> None:
     for step in modules.steps:
         if isinstance(step, Dense):
             if step.weight.shape[1] != width:
-                found = f"a dense layer for {step.weight.shape[1]} dimensions"
-                raise _unknown(folder / MODULES, found, f"{width}, which come before it")
+                fault = f"a dense layer for {step.weight.shape[1]} dimensions"
+                raise _unknown(folder / MODULES, fault, f"{width}, which come before it")
             width = len(step.weight)
 
 
@@ -256,9 +256,9 @@ def _tensors(step: Dense) -> dict[str, np.ndarray]:
     return {"linear.weight": np.ascontiguousarray(step.weight), **bias}
 
 
-def _length_config(found: bytes | None, longest: int) -> bytes:
-    """Texts are cut where the folder said so before, or where the model's positions end by now."""
-    config = {"max_seq_length": _LENGTH, "do_lower_case": False} if found is None else json.loads(found)
+def _length_config(content: bytes | None, longest: int) -> bytes:
+    """Return the config with the maximum text length: the folder's own, limited to the model's positions."""
+    config = {"max_seq_length": _LENGTH, "do_lower_case": False} if content is None else json.loads(content)
     if config.get("max_seq_length") is None or config["max_seq_length"] > longest:
         config["max_seq_length"] = longest
     return _json(config)

@@ -1,4 +1,4 @@
-"""Writing a checkpoint's weights: as they come, shard by shard, or a folder again with some tensors changed."""
+"""Writing of a checkpoint's weights: shard by shard, or a copy with some tensors replaced."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ SHARD_BYTES = 500_000_000
 def write_shards(
     folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES, index_one: bool = False
 ) -> None:
-    """Write `model.safetensors`, or shards of about ``shard_bytes`` with their index; holds one shard in memory.
+    """Write `model.safetensors`, or shards of about ``shard_bytes`` with an index; one shard is held in memory.
 
-    With ``index_one`` even a single file has an index.
+    Args:
+        folder: Folder to write to.
+        tensors: Names and tensors, in the order of the file.
+        shard_bytes: Approximate size of a shard.
+        index_one: Write an index for a single file too.
     """
     parts: list[Path] = []
     names: dict[str, int] = {}
-    held: dict[str, torch.Tensor] = {}
+    buffered: dict[str, torch.Tensor] = {}
     total, size = 0, 0
     for name, tensor in tensors:
-        if held and size + tensor.nbytes > shard_bytes:
-            parts.append(_write(folder, len(parts), held))
-            held, size = {}, 0
-        held[name], names[name] = tensor, len(parts)
+        if buffered and size + tensor.nbytes > shard_bytes:
+            parts.append(_write(folder, len(parts), buffered))
+            buffered, size = {}, 0
+        buffered[name], names[name] = tensor, len(parts)
         size, total = size + tensor.nbytes, total + tensor.nbytes
-    parts.append(_write(folder, len(parts), held))
+    parts.append(_write(folder, len(parts), buffered))
     shards = [f"model-{index + 1:05}-of-{len(parts):05}.safetensors" for index in range(len(parts))]
     if len(parts) == 1:
         shards = [WEIGHTS]
@@ -56,29 +60,38 @@ def _write(folder: Path, index: int, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-def write_changed(
+def write_with_changes(
     checkpoint: Checkpoint,
     folder: Path,
     changed: Mapping[str, torch.Tensor],
     tables: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write ``checkpoint`` into the existing, empty ``folder`` with tensors in place of those of the same name.
+    """Write a copy of ``checkpoint`` in which some tensors are replaced; one shard is held in memory.
 
-    ``tables`` are tensors of `TABLES`. Holds one shard in memory. Raises `ModelError` for a tensor of another shape or
-    dtype than the one that it replaces, or that replaces none.
+    Args:
+        checkpoint: Source of all other files and tensors.
+        folder: Existing, empty folder.
+        changed: New tensors by name.
+        tables: New tensors of the file `TABLES` by name.
+
+    Raises:
+        ModelError: If a tensor has another shape or dtype than the one it replaces, or replaces none.
     """
     checkpoint.save(folder)
-    left = set(changed) | set(tables or ())
+    missing = set(changed) | set(tables or ())
     for file in weight_files(checkpoint.folder):
-        left -= _rewrite(file, folder / file.relative_to(checkpoint.folder), changed)
+        missing -= _rewrite(file, folder / file.relative_to(checkpoint.folder), changed)
     if tables:
-        left -= _rewrite(checkpoint.folder / TABLES, folder / TABLES, tables)
-    if left:
-        raise ModelError(f"The checkpoint has no tensor {min(left)!r} to change.", where=str(checkpoint.folder))
+        missing -= _rewrite(checkpoint.folder / TABLES, folder / TABLES, tables)
+    if missing:
+        raise ModelError(f"The checkpoint has no tensor {min(missing)!r} to change.", where=str(checkpoint.folder))
 
 
 def _rewrite(source: Path, target: Path, changed: Mapping[str, torch.Tensor]) -> set[str]:
-    """Write a file beside and rename it, so that what ``target`` is linked to stays as it is; returns what changed."""
+    """Write a changed file to a temporary name and rename it, and return the names of the changed tensors.
+
+    Renaming leaves other links to ``target`` unchanged.
+    """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -104,7 +117,7 @@ def _rewrite(source: Path, target: Path, changed: Mapping[str, torch.Tensor]) ->
 
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file that has its name only once it is whole and on the disk."""
+    """Write a safetensors file that gets its name only after all of it is on disk."""
     from safetensors.torch import save_file
 
     partial = path.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""What is known of a tensor from its file's header, whatever the format, and how its values are read."""
+"""Metadata of a stored tensor from its file's header, in any format, and access to its values."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 Role = Literal["weight", "quantization", "constant"]
 Content: TypeAlias = bytes
-"""Of a whole file; a tensor's own `bytes` is a number."""
+"""Content of a whole file; a tensor's own field `bytes` is a number."""
 _INTEGERS = ("int64", "int32", "uint64", "bool")
 _SUB_BYTE = re.compile(r"(u?int|float)[1-7](_|$)")
-"""`ml_dtypes` has a byte for each such number, and files have several numbers in a byte."""
+"""Types of less than 8 bits: `ml_dtypes` uses a byte per value, files pack several values into a byte."""
 
 
 class StoredTensor(Frozen):
-    """One stored tensor.
+    """Metadata of one stored tensor.
 
-    ``name`` is its module path, ``origin`` the name in its file. ``role``: a `weight` has parameters;
-    `quantization` is a scale or zero point, whose bytes count with its weight; a `constant` is an index, a
-    mask or a shape. ``dtype`` is numpy's name, or the format's own where numpy has none.
-    ``bytes`` is 0 for a tensor that shares the bytes of ``tied_to``.
+    ``name`` is its module path, ``origin`` its name in the file. A tensor of the role `weight` has parameters;
+    `quantization` is a scale or zero point, whose bytes count with its weight; `constant` is an index, mask or shape.
+    ``dtype`` is numpy's name, or the format's own if numpy has none. ``bytes`` is 0 for a tensor that shares the bytes
+    of ``tied_to``.
     """
 
     name: str
@@ -52,21 +52,21 @@ class StoredTensor(Frozen):
 
     @property
     def module(self) -> str:
-        """The path without the tensor's own name."""
+        """Return the module path without the tensor's own name."""
         return self.name.rpartition(".")[0]
 
     @property
     def elements(self) -> int:
-        """Number of entries."""
+        """Return the number of entries."""
         return math.prod(self.shape)
 
     @property
     def readable(self) -> bool:
-        """Whether `values` gives one number for each entry."""
-        return not self.packed and (self.decode is not None or numpy_type(self.dtype) is not None)
+        """Return True if `values` returns one number per entry."""
+        return not self.packed and (self.decode is not None or numpy_dtype(self.dtype) is not None)
 
     def data(self, content: Content | None = None) -> np.ndarray:
-        """Its bytes as they are stored, read-only: from the ``content`` of the whole file, or mapped from it."""
+        """Return the stored bytes, read-only, from the ``content`` of the whole file or memory-mapped from the file."""
         import numpy as np
 
         if content is not None:
@@ -76,15 +76,15 @@ class StoredTensor(Frozen):
         return np.memmap(self.path, np.uint8, mode="r", offset=self.start, shape=(self.stored_bytes,))
 
     def values(self, content: Content | None = None) -> np.ndarray:
-        """Its values, from where `data` has them. Raises `ModelError` for a type that numpy doesn't know."""
+        """Return the values. Raises `ModelError` for a type that numpy does not have."""
         return self.decoded(self.data(content))
 
     def decoded(self, data: np.ndarray) -> np.ndarray:
-        """The values that its bytes ``data`` stand for. Raises `ModelError` for a type that numpy doesn't know."""
+        """Decode the stored bytes ``data``. Raises `ModelError` for a type that numpy does not have."""
         if self.decode is not None:
-            found: np.ndarray = self.decode(data)
-            return found
-        dtype = numpy_type(self.dtype)
+            array: np.ndarray = self.decode(data)
+            return array
+        dtype = numpy_dtype(self.dtype)
         if dtype is None:
             raise ModelError(f"The tensor {self.name!r} has the type {self.dtype}, which cannot be read.")
         return data.view(dtype).reshape(self.shape)
@@ -93,7 +93,17 @@ class StoredTensor(Frozen):
 def stored(
     name: str, dtype: str, shape: tuple[int, ...], path: Path, span: tuple[int, int], role: Role = "weight", **more: Any
 ) -> StoredTensor:
-    """A tensor whose first byte and number of bytes in ``path`` are ``span``; none but weights have parameters."""
+    """Return a tensor's metadata; only the role `weight` counts parameters.
+
+    Args:
+        name: Module path and name of the tensor.
+        dtype: numpy's name of the type, or the format's own.
+        shape: Sizes of the axes.
+        path: File with the bytes.
+        span: First byte and number of bytes in the file.
+        role: Role of the tensor.
+        **more: Other fields of `StoredTensor`.
+    """
     start, size = span
     parameters = math.prod(shape) if role == "weight" else 0
     fields = {"origin": name, "parameters": parameters, "bytes": size, "stored_bytes": size, **more}
@@ -101,19 +111,21 @@ def stored(
 
 
 def check_spans(tensors: Iterable[StoredTensor], size: int, where: Path) -> None:
-    """Raise `ModelError` where a constant doesn't lie within the ``size`` bytes that hold them."""
-    for one in tensors:
-        if one.start < 0 or one.bytes < 0 or one.start + one.bytes > size:
-            raise incomplete_artifact_error(f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {size}.", where)
+    """Raise `ModelError` if a constant is not within the ``size`` bytes of its file."""
+    for tensor in tensors:
+        if tensor.start < 0 or tensor.bytes < 0 or tensor.start + tensor.bytes > size:
+            raise incomplete_artifact_error(
+                f"The constant {tensor.name!r} ends at byte {tensor.start + tensor.bytes} of {size}.", where
+            )
 
 
-def role_of(dtype: str, shape: tuple[int, ...], scales: bool = False) -> Role:
-    """`quantization` for what ``scales`` others; `constant` for single numbers, and integers that index or count."""
+def infer_role(dtype: str, shape: tuple[int, ...], scales: bool = False) -> Role:
+    """Return `quantization` for ``scales``, `constant` for scalars and integers that index, else `weight`."""
     return "quantization" if scales else "constant" if not shape or dtype in _INTEGERS else "weight"
 
 
-def numpy_type(name: str) -> np.dtype[Any] | None:
-    """The numpy type of that name, those of `ml_dtypes` among them; None for sub-byte types and others' own."""
+def numpy_dtype(name: str) -> np.dtype[Any] | None:
+    """Return the numpy type of that name, including `ml_dtypes`; None for sub-byte types and a format's own types."""
     import numpy as np
 
     if _SUB_BYTE.match(name):
@@ -121,8 +133,8 @@ def numpy_type(name: str) -> np.dtype[Any] | None:
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes
 
-        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return small
+        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return extended
     try:
         return np.dtype(name)
     except TypeError:

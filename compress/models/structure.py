@@ -1,7 +1,7 @@
-"""What a transformer is made of, found in its module tree: stacks of blocks, heads and groups, feed-forward layers.
+"""Structure of a transformer, discovered in its module tree: blocks, attention heads and groups, feed-forward layers.
 
-Names of layers are few over all architectures, and their shapes say the rest; a row in a table stands only for the
-order in which a joint projection has its queries, keys and values. What is found is proven by whoever cuts it.
+Few names of layers occur over all architectures, and shapes determine the rest. Tables are needed only for the
+order of queries, keys and values in a joint projection. Code that prunes verifies the result.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers.pytorch_utils import Conv1D
 from compress.utils.errors import StageError
 
 Linear = Any
-"""An `nn.Linear`, or GPT-2's `Conv1D`, whose weight is its transpose."""
+"""An `nn.Linear`, or GPT-2's `Conv1D`, whose weight is transposed."""
 
 _QUERIES = ("q_proj", "query", "q_lin", "q", "query_proj", "q_head", "wq", "q_b_proj")
 _LATENT = ("kv_b_proj",)
-"""Makes keys and values of every head out of what they share."""
+"""Projection from a shared latent to keys and values of every head (multi-head latent attention)."""
 _KEYS = ("k_proj", "key", "k_lin", "k", "key_proj", "k_head", "wk")
 _VALUES = ("v_proj", "value", "v_lin", "v", "value_proj", "v_head", "wv")
 _JOINT = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv", "in_proj")
@@ -38,8 +38,7 @@ _CONTRACTING = (
 )
 _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "dim_per_head", "key_value_proj_dim", "d_head")
 _BY_HEAD = frozenset({"gpt_neox", "bloom", "deberta", "falcon"})
-"""Whose joint projection has query, key and value of each head, or group of heads, side by side; others one after the
-other."""
+"""Architectures whose joint projection interleaves query, key and value per head or group; others concatenate them."""
 _UNKNOWN_ORDER = frozenset({"codegen"})
 
 
@@ -47,8 +46,8 @@ _UNKNOWN_ORDER = frozenset({"codegen"})
 class Attention:
     """Attention of ``heads`` that share keys and values in ``groups``; ``owner`` holds its projections.
 
-    ``rows``: of query, key and value, their outputs [heads or groups, rows of each] in their layer, which may be one
-    for all three. ``output`` reads [heads * head_size]. All lie in ``block``.
+    ``rows`` maps `query`, `key` and `value` to their output rows [heads or groups, rows of each] in their layer, which
+    may be one for all three. ``output`` has [heads * head_size] inputs. All layers are in ``block``.
     """
 
     block: nn.Module
@@ -64,30 +63,30 @@ class Attention:
 
     @property
     def projections(self) -> tuple[Linear, ...]:
-        """Its four layers, a joint one more than once."""
+        """Return its four layers; a joint one occurs several times."""
         return self.query, self.key, self.value, self.output
 
     @property
     def width(self) -> int:
-        """Inputs of the projection back."""
+        """Return the number of inputs of the output projection."""
         return self.heads * self.head_size
 
     @property
-    def places(self) -> int:
-        """What can be cut one by one: groups with their heads, or heads where all have the same keys and values."""
+    def prunable_units(self) -> int:
+        """Return the number of units that can be pruned: groups with their heads, or heads if all share one group."""
         return self.groups if self.groups > 1 else self.heads
 
     def of(self, name: str, output: torch.Tensor) -> torch.Tensor:
-        """The queries, keys or values [..., width] in the output of their layer."""
+        """Return the queries, keys or values [..., width] in the output of their layer."""
         rows = self.rows[name].flatten()
         return output if len(rows) == output.shape[-1] else output[..., rows]
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Matrices that lead to ``neurons`` each, one or several in a layer, and the one that leads back.
+    """Matrices with ``neurons`` outputs each, one or several per layer, and the output matrix.
 
-    ``depthwise`` convolutions lie between them and see one neuron at a time.
+    ``depthwise`` convolutions between them process each neuron separately.
     """
 
     inputs: tuple[Linear, ...]
@@ -96,18 +95,18 @@ class FeedForward:
 
     @property
     def neurons(self) -> int:
-        """Inputs of the matrix that leads back."""
+        """Return the number of inputs of the output matrix."""
         return in_features(self.output)
 
     def rows(self, layer: Linear, neurons: torch.Tensor) -> torch.Tensor:
-        """Outputs of an input layer that make some neurons: a gate and what it opens may be one layer."""
-        shares = out_features(layer) // self.neurons
-        return torch.cat([neurons + share * self.neurons for share in range(shares)])
+        """Return the output rows of an input layer for some neurons; a gated layer has several rows per neuron."""
+        rows_per_neuron = out_features(layer) // self.neurons
+        return torch.cat([neurons + share * self.neurons for share in range(rows_per_neuron)])
 
 
 @dataclass(frozen=True)
-class Block:
-    """One layer of a stack."""
+class TransformerBlock:
+    """One block of a stack."""
 
     module: nn.Module
     name: str
@@ -115,17 +114,17 @@ class Block:
     feed_forward: FeedForward | None
 
     @property
-    def places(self) -> int:
-        """What of its attention can be cut one by one; 0 where it has none that is known."""
-        return 0 if self.attention is None else self.attention.places
+    def prunable_units(self) -> int:
+        """Return the number of units of its attention that can be pruned; 0 without a supported attention."""
+        return 0 if self.attention is None else self.attention.prunable_units
 
     @property
     def neurons(self) -> int:
-        """Its feed-forward neurons that can be cut; 0 where there are none."""
+        """Return the number of its prunable feed-forward neurons; 0 if there are none."""
         return 0 if self.feed_forward is None else self.feed_forward.neurons
 
-    def attended(self) -> Attention:
-        """Its attention. Raises `StageError` where there is none that is known."""
+    def require_attention(self) -> Attention:
+        """Return its attention. Raises `StageError` without a supported one."""
         if self.attention is None:
             raise StageError(
                 f"Heads cannot be told apart in the attention of {self.name} ({type(self.module).__name__}).",
@@ -134,8 +133,8 @@ class Block:
             )
         return self.attention
 
-    def fed_forward(self) -> FeedForward:
-        """Its feed-forward layers. Raises `StageError` where there are none that are known."""
+    def require_feed_forward(self) -> FeedForward:
+        """Return its feed-forward layers. Raises `StageError` without supported ones."""
         if self.feed_forward is None:
             raise StageError(
                 f"{self.name} ({type(self.module).__name__}) has no feed-forward layer that can be cut.",
@@ -146,24 +145,26 @@ class Block:
 
 
 def in_features(layer: Linear) -> int:
-    """Inputs of a linear layer."""
+    """Return the number of inputs of a linear layer."""
     return int(layer.nx if isinstance(layer, Conv1D) else layer.in_features)
 
 
 def out_features(layer: Linear) -> int:
-    """Outputs of a linear layer."""
+    """Return the number of outputs of a linear layer."""
     return int(layer.nf if isinstance(layer, Conv1D) else layer.out_features)
 
 
 def stacks(module: nn.Module) -> dict[str, nn.ModuleList]:
-    """The lists of blocks by their names: the innermost whose members attend, or else compute feed-forward layers.
+    """Return the lists of blocks by name: the innermost ones whose members have attention, else feed-forward layers.
 
-    Raises `StageError` where there is none.
+    Raises `StageError` if there is none.
     """
     lists = {name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
     for roles in (_QUERIES + _JOINT, _EXPANDING):
-        found = {name: part for name, part in lists.items() if any(_has(item, roles) for item in part)}
-        innermost = {name: part for name, part in found.items() if not any(o.startswith(f"{name}.") for o in found)}
+        candidates = {name: part for name, part in lists.items() if any(_has(item, roles) for item in part)}
+        innermost = {
+            name: part for name, part in candidates.items() if not any(o.startswith(f"{name}.") for o in candidates)
+        }
         if innermost:
             return innermost
     raise StageError(
@@ -173,8 +174,8 @@ def stacks(module: nn.Module) -> dict[str, nn.ModuleList]:
     )
 
 
-def blocks(module: Any) -> list[Block]:
-    """All blocks, first to last. Raises `StageError` where none are found."""
+def blocks(module: Any) -> list[TransformerBlock]:
+    """Return all blocks, first to last. Raises `StageError` if there are none."""
     return [
         _block(item, f"{name}.{index}", module.config)
         for name, stack in stacks(module).items()
@@ -196,34 +197,35 @@ def _is(name: str, roles: tuple[str, ...]) -> bool:
     return any(name == role or name.endswith(f".{role}") for role in roles)
 
 
-def _block(module: nn.Module, name: str, config: Any) -> Block:
+def _block(module: nn.Module, name: str, config: Any) -> TransformerBlock:
     layers = dict(_linears(module))
-    attends = _attention_paths(module, layers)
-    attention = _attention(module, {name: part for name, part in layers.items() if name in attends}, config)
-    rest = {name: part for name, part in layers.items() if name not in attends}
-    return Block(module, name, attention, _feed_forward(module, rest))
+    attention_names = _attention_paths(module, layers)
+    attention = _attention(module, {name: part for name, part in layers.items() if name in attention_names}, config)
+    other_layers = {name: part for name, part in layers.items() if name not in attention_names}
+    return TransformerBlock(module, name, attention, _feed_forward(module, other_layers))
 
 
 def _attention_paths(module: nn.Module, layers: Mapping[str, Linear]) -> set[str]:
-    """Layers that belong to attention: under a module called so, or beside a projection of queries."""
+    """Return the layers that belong to attention: inside a module with such a name, or beside a query projection."""
     owners = {name.rpartition(".")[0] for name in layers if _is(name, _QUERIES)}
     owners |= {
         owner
         for owner in (name.rpartition(".")[0] for name in layers if _is(name, _JOINT))
         if "attention" in type(module.get_submodule(owner)).__name__.lower()
     }
-    called = {name for name in layers if any("att" in part.lower() for part in name.split(".")[:-1])}
-    return called | {name for name in layers if any(owner and name.startswith(f"{owner}.") for owner in owners)}
+    named = {name for name in layers if any("att" in part.lower() for part in name.split(".")[:-1])}
+    return named | {name for name in layers if any(owner and name.startswith(f"{owner}.") for owner in owners)}
 
 
 def _only(layers: Mapping[str, Linear], roles: tuple[str, ...]) -> tuple[str, Linear] | None:
-    found = [(name, layer) for name, layer in layers.items() if _is(name, roles)]
-    return found[0] if len(found) == 1 else None
+    matches = [(name, layer) for name, layer in layers.items() if _is(name, roles)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _attention(module: nn.Module, layers: Mapping[str, Linear], config: Any) -> Attention | None:
     output, joint, latent = (_only(layers, roles) for roles in (_ATTENTION_OUTPUTS, _JOINT, _LATENT))
     query, key, value = (_only(layers, roles) for roles in (_QUERIES, _KEYS, _VALUES))
+    # A latent or joint projection takes the place of separate ones.
     if latent is not None:
         key = value = latent
     elif joint is not None:
@@ -251,21 +253,21 @@ Rows = dict[str, torch.Tensor]
 
 
 def _rows_apart(widths: tuple[int, ...], heads: int, size: int) -> Rows | None:
-    """Of three projections; values are ``size`` wide, queries may have a gate beside them."""
+    """Return the rows of three separate projections; values are ``size`` wide, queries may include a gate."""
     query, key, value = widths
     groups = value // size
     if not groups or value % size or heads % groups or query % heads or key % groups:
         return None
-    found = zip(("query", "key", "value"), widths, (heads, groups, groups), strict=True)
-    return {name: torch.arange(width).view(count, -1) for name, width, count in found}
+    parts = zip(("query", "key", "value"), widths, (heads, groups, groups), strict=True)
+    return {name: torch.arange(width).view(count, -1) for name, width, count in parts}
 
 
 def _latent_rows(widths: tuple[int, ...], heads: int, size: int) -> Rows | None:
-    """Of a projection to keys and values, those of each head side by side."""
-    query, both, _ = widths
-    if query % heads or both % heads or both // heads <= size:
+    """Return the rows of a joint projection to keys and values, which are interleaved per head."""
+    query, key_value_rows, _ = widths
+    if query % heads or key_value_rows % heads or key_value_rows // heads <= size:
         return None
-    parts = torch.arange(both).view(heads, -1)
+    parts = torch.arange(key_value_rows).view(heads, -1)
     return {"query": torch.arange(query).view(heads, -1), "key": parts[:, :-size], "value": parts[:, -size:]}
 
 
@@ -274,26 +276,26 @@ def _head_size(owner: nn.Module, config: Any) -> int:
         if isinstance(getattr(owner, name, None), int):
             return int(getattr(owner, name))
     heads = getattr(config, "num_attention_heads", None)
-    given = getattr(config, "head_dim", None)
-    if given or not isinstance(heads, int):
-        return int(given or 0)
+    head_size = getattr(config, "head_dim", None)
+    if head_size or not isinstance(heads, int):
+        return int(head_size or 0)
     return int(config.hidden_size) // heads
 
 
 def _joint_rows(config: Any, rows: int, heads: int, size: int) -> Rows | None:
-    """Where a joint projection has its queries [heads, size], keys and values [groups, size]; None if unknown."""
+    """Return the rows of queries [heads, size], keys and values [groups, size] in a joint projection, or None."""
     groups = (rows // size - heads) // 2
     if config.model_type in _UNKNOWN_ORDER or rows % size or groups < 1 or heads % groups:
         return None
-    places = torch.arange(rows)
+    indices = torch.arange(rows)
     if config.model_type in _BY_HEAD:
-        parts = places.view(groups, heads // groups + 2, size)
+        parts = indices.view(groups, heads // groups + 2, size)
         return {"query": parts[:, :-2].reshape(heads, size), "key": parts[:, -2], "value": parts[:, -1]}
     queries, keys = heads * size, (heads + groups) * size
     return {
-        "query": places[:queries].view(heads, size),
-        "key": places[queries:keys].view(groups, size),
-        "value": places[keys:].view(groups, size),
+        "query": indices[:queries].view(heads, size),
+        "key": indices[queries:keys].view(groups, size),
+        "value": indices[keys:].view(groups, size),
     }
 
 
@@ -315,7 +317,7 @@ def _feed_forward(module: nn.Module, layers: Mapping[str, Linear]) -> FeedForwar
 
 
 def _between(module: nn.Module, paths: list[str], neurons: int) -> list[nn.Module]:
-    """What else in the feed-forward layer's module has something of each neuron."""
+    """Return other modules of the feed-forward layer that have parameters per neuron."""
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*(path.split(".")[:-1] for path in paths), strict=False))
     common = ".".join(parts[0] for parts in shared)
     if not common:

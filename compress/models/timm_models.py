@@ -1,4 +1,4 @@
-"""Networks of timm by their architecture's name, without any weights. Importing this imports torch."""
+"""Networks of timm by architecture name, without pretrained weights. Importing this module imports torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from typing import Any
 
 from torch import nn
 
-from compress.models.custom_module import PlainModule
+from compress.models.custom_module import CustomModule
 from compress.models.remote_code import MODULE_KEY
 from compress.utils.errors import MissingExtraError
 
 _FETCHES = frozenset(("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"))
-"""What timm's `create_model` would read weights by, which a config may not have it do."""
+"""Arguments of timm's `create_model` that load weights or configs from elsewhere, and which a config may not set."""
 
 
 def build(architecture: str, num_classes: int, **arguments: Any) -> nn.Module:
-    """The network, its weights drawn; with no classes it gives the features before its head, pooled.
+    """Build a timm network with random weights; with 0 classes it returns pooled features.
 
-    ``arguments`` are those of timm's `create_model`. Raises `MissingExtraError` without timm, and `ValueError` for a
-    name that it doesn't know or arguments that would fetch something.
+    Args:
+        architecture: timm's name of the architecture.
+        num_classes: Number of classes of the head.
+        **arguments: Further arguments of timm's `create_model`.
+
+    Raises:
+        MissingExtraError: If timm is not installed.
+        ValueError: If timm does not have the architecture, or an argument would load something.
     """
     try:
         import timm
@@ -32,9 +38,9 @@ def build(architecture: str, num_classes: int, **arguments: Any) -> nn.Module:
     return network
 
 
-def change_head(module: PlainModule, classes: int) -> None:
-    """Give a network of timm a new head for so many ``classes``, none for 0, in place, and tell its config."""
+def change_head(module: CustomModule, classes: int) -> None:
+    """Give a timm network a new head for ``classes`` (0: no head), in place, and record it in its config."""
     network: Any = module.network
     network.reset_classifier(classes)
-    made = getattr(module.config, MODULE_KEY)
-    setattr(module.config, MODULE_KEY, {**made, "arguments": {**made["arguments"], "num_classes": classes}})
+    builder = getattr(module.config, MODULE_KEY)
+    setattr(module.config, MODULE_KEY, {**builder, "arguments": {**builder["arguments"], "num_classes": classes}})

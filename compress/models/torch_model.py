@@ -1,4 +1,4 @@
-"""A torch model with its processor, as a directory in Hugging Face layout. Importing this imports no torch."""
+"""torch model with its processor, saved in Hugging Face layout. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Loader(Protocol):
-    """What loads a folder whole: a task, which knows the class of its models."""
+    """Loader of a whole folder: a task, which determines the model class."""
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""
@@ -25,7 +25,7 @@ class Loader(Protocol):
 
 @dataclass
 class TorchModel:
-    """A transformers model and the processor that prepares its inputs."""
+    """transformers model and the processor that prepares its inputs."""
 
     kind: ClassVar[str] = "torch"
     module: PreTrainedModel
@@ -44,55 +44,58 @@ class TorchModel:
 
     @classmethod
     def load(cls, directory: Path, task: Loader) -> TorchModel:
-        """Open what `save` wrote. Raises `ModelError` for a folder that holds something else."""
+        """Open the result of `save`. Raises `ModelError` for other content."""
         from compress.models.folder_checks import check_model_folder
 
         check_model_folder(directory)
         return task.load(directory, None, trust_remote_code=False)
 
     def parameters(self) -> int:
-        """Number of parameters, tied ones counted once."""
+        """Return the number of parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     @property
     def tokenizer(self) -> Any:
-        """The processor, or the tokenizer that it holds beside other things."""
+        """Return the processor's tokenizer, or the processor itself if it is a tokenizer."""
         return getattr(self.processor, "tokenizer", self.processor)
 
     def replace_tokenizer(self, tokenizer: Any) -> None:
-        """Put ``tokenizer`` where `tokenizer` is."""
+        """Replace the tokenizer in the processor."""
         if self.tokenizer is self.processor:
             self.processor = tokenizer
         else:
             self.processor.tokenizer = tokenizer
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every weight and buffer by name, with those of layers that the processor keeps behind the module."""
+        """Return every weight and buffer by name, including layers that belong to the processor."""
         import torch
 
         modules = getattr(self.processor, "modules", None)
-        beside = {} if modules is None else modules.weights()
-        return {**self.module.state_dict(), **{name: torch.from_numpy(array) for name, array in beside.items()}}
+        processor_weights = {} if modules is None else modules.weights()
+        return {
+            **self.module.state_dict(),
+            **{name: torch.from_numpy(array) for name, array in processor_weights.items()},
+        }
 
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the model's ids."""
+        """Return class names in the order of the model's ids."""
         names: dict[int, str] = self.module.config.id2label
         return tuple(names[index] for index in sorted(names))
 
     def companions(self) -> dict[str, bytes]:
-        """Config and processor files (path in the folder -> content): what must lie beside the weights in any format.
+        """Return config and processor files by path: the files that accompany the weights in any format.
 
-        JSON is written without indentation, which for a tokenizer is a third of its size.
+        JSON is written without indentation, which is a third of a tokenizer's size.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.module.config.save_pretrained(folder)
             _save_processor(self.processor, Path(folder))
-            found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-            return {path.relative_to(folder).as_posix(): compact(path) for path in found}
+            paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+            return {path.relative_to(folder).as_posix(): minified_content(path) for path in paths}
 
 
-def compact(path: Path) -> bytes:
-    """The content of a file, that of JSON without the spaces between its parts."""
+def minified_content(path: Path) -> bytes:
+    """Return the content of a file; JSON without optional whitespace."""
     content = path.read_bytes()
     if path.suffix != ".json":
         return content
@@ -100,26 +103,26 @@ def compact(path: Path) -> bytes:
 
 
 def _save_processor(processor: Any, folder: Path) -> None:
-    """Write a processor's files, those of a feature extractor under the name that every reader knows."""
+    """Write a processor's files; a feature extractor gets the file name that every reader expects."""
     processor.save_pretrained(folder)
     for name in ("feature_extractor", "image_processor"):
         part = getattr(processor, name, None)
         if part is not None:
             # transformers 5 puts all parts into one file, which transformers.js and optimum don't read.
             part.save_pretrained(folder)
-    forget_where_from(folder)
+    remove_load_options(folder)
 
 
 _TOKENIZER = "tokenizer_config.json"
 _WHERE_FROM = ("is_local", "local_files_only")
 
 
-def forget_where_from(folder: Path) -> None:
-    """Take out of a tokenizer's config whether it was read offline, so that the same model is the same bytes."""
+def remove_load_options(folder: Path) -> None:
+    """Remove from a tokenizer's config whether it was loaded offline, so that equal models have equal bytes."""
     path = folder / _TOKENIZER
     if not path.is_file():
         return
-    told = json.loads(path.read_text())
-    kept = {name: value for name, value in told.items() if name not in _WHERE_FROM}
-    if kept != told:
-        path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    config = json.loads(path.read_text())
+    remaining = {name: value for name, value in config.items() if name not in _WHERE_FROM}
+    if remaining != config:
+        path.write_text(json.dumps(remaining, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

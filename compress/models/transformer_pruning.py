@@ -1,7 +1,6 @@
-"""Cutting what `description` finds: whole blocks, heads and feed-forward neurons, each cut proven by the config.
+"""Pruning of blocks, heads and feed-forward neurons found by `structure`, verified with the model's config.
 
-A cut that the architecture's config has no words for is recorded in it, and `cut_model` makes the same cut again as it
-loads the model.
+Sizes that the architecture's config cannot express are recorded in it, and `pruned_model` applies them on loading.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
-from compress.models.attention_pruning import keep_columns, keep_places, keep_rows, why_whole
+from compress.models.attention_pruning import keep_attention_units, keep_columns, keep_rows, unprunable_reason
 from compress.models.folder_checks import weight_files
 from compress.models.pruned_layer_sizes import CHANNELS_KEY
 from compress.models.safetensors_file import read_header
-from compress.models.structure import Attention, Block, blocks, stacks
+from compress.models.structure import Attention, TransformerBlock, blocks, stacks
 from compress.utils.errors import StageError
 
 HEADS_KEY = "compress_attention_heads"
-"""Config key that records what is left of each layer's heads, or groups of heads with their keys and values."""
+"""Config key that records each layer's remaining heads, or groups of heads with their keys and values."""
 NEURONS_KEY = "compress_feed_forward_neurons"
-"""Config key that records each layer's neurons where no field of the architecture's own says them."""
+"""Config key that records each layer's neurons if the architecture has no config field for them."""
 _WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner", "d_ff", "dim_feedforward", "d_inner")
 _OF_LAYERS = ("layer", "block", "pattern", "intermediate", "compress_")
-"""Words in the names of config fields that say something of each layer."""
+"""Substrings of config fields with one entry per layer."""
 _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
 _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
-"""Config fields that follow from how many layers there are."""
+"""Config fields that follow from the number of layers."""
 _NOT_OF_INFERENCE = ("training", "drop_prob", "p", "seed")
 _BY_FIRST = "all layers share the first one's bias of positions"
 _BY_NUMBER = "how far each looks back follows from their number (ALiBi)"
@@ -45,7 +44,7 @@ _WHOLE = {
     "convbert": "half of what is attended to comes from a convolution",
     "pvt_v2": "their width is that of the layer",
 }
-"""Why heads of an architecture cannot go, where its modules don't show it."""
+"""Reasons why heads of an architecture cannot be pruned that its modules do not show."""
 _FAILURES = (
     RuntimeError,
     ValueError,
@@ -59,85 +58,92 @@ _FAILURES = (
 
 
 def layer_list(module: PreTrainedModel) -> nn.ModuleList:
-    """The one list of a model's blocks. Raises `StageError` for a model that has several, or none."""
+    """Return the only list of a model's blocks. Raises `StageError` for a model with several lists or none."""
     return _only_stack(module)[1]
 
 
 def _only_stack(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    found = stacks(module)
-    if len(found) > 1:
+    lists = stacks(module)
+    if len(lists) > 1:
         raise StageError(
             f"The layers of a {module.config.model_type!r} model lie in several lists.",
             expected="one list of layers",
-            hint=f"cut heads or neurons instead; its lists are {', '.join(found)}",
+            hint=f"cut heads or neurons instead; its lists are {', '.join(lists)}",
         )
-    return next(iter(found.items()))
+    return next(iter(lists.items()))
 
 
 @contextlib.contextmanager
-def with_layers(module: PreTrainedModel, layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Let ``module`` pass through ``layers`` in place of its own, for the time of a context."""
-    path, own = _only_stack(module)
+def replaced_layers(module: PreTrainedModel, layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let ``module`` run ``layers`` in place of its own blocks while the context is active."""
+    path, original = _only_stack(module)
     module.set_submodule(path, nn.ModuleList(layers))
     try:
         yield
     finally:
-        module.set_submodule(path, own)
+        module.set_submodule(path, original)
 
 
 def drop_pooler(module: PreTrainedModel) -> None:
-    """Take off, in place, the layer that BERT pools with in pretraining: no embedding reads it."""
+    """Remove, in place, the pooling layer of BERT's pretraining, which embeddings do not use."""
     if getattr(module, "pooler", None) is not None:
         module.pooler = None
 
 
 class FirstToken(nn.Module):
-    """Pools hidden states [B, L, H] by their first token, as it is."""
+    """Pooling of hidden states [B, L, H] by the first token."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, H]."""
+        """Return the first token's states [B, H]."""
         return hidden[:, 0]
 
 
 def pool_first_token(module: PreTrainedModel, directory: Path) -> None:
-    """Where the checkpoint in ``directory`` has no weights for a layer that pools, take the first token, in place."""
-    made = any(name.startswith("pooler.") for name, _ in module.named_parameters())
+    """Pool by the first token, in place, if the checkpoint in ``directory`` has no weights for the pooling layer."""
+    has_pooler = any(name.startswith("pooler.") for name, _ in module.named_parameters())
     stored = (tensor.name for file in weight_files(directory) for tensor in read_header(file))
-    if made and not any("pooler." in name for name in stored):
+    if has_pooler and not any("pooler." in name for name in stored):
         module.pooler = FirstToken()
 
 
 def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Drop the blocks outside ``kept`` (indices from 0), in place.
+    """Remove the blocks outside ``kept`` (indices from 0), in place.
 
-    Raises `StageError` for a wrong index, and for an architecture whose config cannot say which are left.
+    Raises `StageError` for an invalid index, and for an architecture whose config cannot express the result.
     """
-    found = stacks(module)
-    before = [layer for layers in found.values() for layer in layers]
+    lists = stacks(module)
+    all_layers = [layer for layers in lists.values() for layer in layers]
     if getattr(module.config, CHANNELS_KEY, None):
         raise StageError("Layers cannot go once channels have been cut.", hint="remove the layers first")
-    wrong = [index for index in kept if not 0 <= index < len(before)]
+    wrong = [index for index in kept if not 0 <= index < len(all_layers)]
     if wrong or len(set(kept)) != len(kept):
         raise StageError(
-            f"Layers {list(kept)} can't be kept of a model that has {len(before)}.",
-            expected=f"distinct indices from 0 to {len(before) - 1}",
+            f"Layers {list(kept)} can't be kept of a model that has {len(all_layers)}.",
+            expected=f"distinct indices from 0 to {len(all_layers) - 1}",
             hint="keep others, evenly spread",
         )
-    old = {path: list(layers) for path, layers in found.items()}
-    remaining = {id(before[index]) for index in kept}
-    left = {path: [layer for layer in layers if id(layer) in remaining] for path, layers in old.items()}
-    fields = _fields_of_layers(module.config, len(before), sorted(kept))
-    if len(found) > 1:
-        fields["depths"] = [len(layers) for layers in left.values()]
-    whole = _makes(module, module.config, alike=True)
-    for path, layers in found.items():
-        _put(layers, left[path])
-    changed = config_with(module.config, fields)
-    if not (whole and all(left.values()) and _makes(module, changed, alike=True) and _same_beside(module, changed)):
-        for path, layers in found.items():
+    old = {path: list(layers) for path, layers in lists.items()}
+    remaining = {id(all_layers[index]) for index in kept}
+    remaining_lists = {path: [layer for layer in layers if id(layer) in remaining] for path, layers in old.items()}
+    fields = _fields_of_layers(module.config, len(all_layers), sorted(kept))
+    if len(lists) > 1:
+        fields["depths"] = [len(layers) for layers in remaining_lists.values()]
+    # A config that does not rebuild the original model cannot prove anything about the pruned one.
+    is_rebuildable = _makes(module, module.config, alike=True)
+    for path, layers in lists.items():
+        _put(layers, remaining_lists[path])
+    changed = updated_config(module.config, fields)
+    # Undo the change if the new config does not build the pruned model.
+    if not (
+        is_rebuildable
+        and all(remaining_lists.values())
+        and _makes(module, changed, alike=True)
+        and _same_beside(module, changed)
+    ):
+        for path, layers in lists.items():
             _put(layers, old[path])
         raise StageError(
-            f"The config of a {module.config.model_type!r} model cannot say which of {', '.join(found)} are left.",
+            f"The config of a {module.config.model_type!r} model cannot say which of {', '.join(lists)} are left.",
             expected="layers that are all alike, or a list of their kinds in config.json",
             hint="cut heads or neurons instead",
         )
@@ -145,9 +151,9 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
         setattr(module.config, name, getattr(changed, name))
 
 
-def _put(layers: nn.ModuleList, wanted: Sequence[nn.Module]) -> None:
+def _put(layers: nn.ModuleList, new_layers: Sequence[nn.Module]) -> None:
     del layers[:]
-    layers.extend(wanted)
+    layers.extend(new_layers)
     for index, layer in enumerate(layers):
         for part in layer.modules():
             for name in ("layer_idx", "layer_id"):
@@ -156,11 +162,11 @@ def _put(layers: nn.ModuleList, wanted: Sequence[nn.Module]) -> None:
 
 
 def _fields_of_layers(config: Any, count: int, kept: Sequence[int]) -> dict[str, Any]:
-    """The config's fields that say how many layers there are, or something of each."""
+    """Return the config fields with the number of layers or an entry per layer, with their new values."""
     fields: dict[str, Any] = {}
-    own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    count_field = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for name, value in vars(config).items():
-        if name == own and value == count:
+        if name == count_field and value == count:
             fields[name] = len(kept)
         elif name in _FIRST_LAYERS and isinstance(value, int):
             fields[name] = sum(index < value for index in kept)
@@ -170,18 +176,18 @@ def _fields_of_layers(config: Any, count: int, kept: Sequence[int]) -> dict[str,
 
 
 def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
-    """Cut each block's attention down to the heads in ``kept[layer]``, in place; a block without any has none there.
+    """Keep only the heads ``kept[layer]`` of each block's attention, in place; empty for a block without attention.
 
-    Where heads share keys and values, their groups are counted. Raises `StageError` for attention that isn't known.
+    If heads share keys and values, indices count groups. Raises `StageError` for unsupported attention.
     """
-    found = [block.attended() for block in _those_with(blocks(module), "attention")]
-    check_heads_apart(module)
-    chosen = [places for places in kept if len(places)]
-    for attention, places in zip(found, chosen, strict=True):
-        keep_places(attention, list(places))
-    counts = [len(places) for places in kept]
-    fields = fields_of_heads(module.config, found[0], [len(places) for places in chosen])
-    changed = config_with(module.config, fields)
+    attentions = [block.require_attention() for block in _those_with(blocks(module), "attention")]
+    check_heads_prunable(module)
+    chosen = [units for units in kept if len(units)]
+    for attention, units in zip(attentions, chosen, strict=True):
+        keep_attention_units(attention, list(units))
+    counts = [len(units) for units in kept]
+    fields = head_config_fields(module.config, attentions[0], [len(units) for units in chosen])
+    changed = updated_config(module.config, fields)
     if fields and _makes(module, changed) and _same_beside(module, changed):
         for name, value in fields.items():
             setattr(module.config, name, value)
@@ -189,43 +195,55 @@ def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
         setattr(module.config, HEADS_KEY, counts)
 
 
-def left(before: int, share_removed: float, what: str) -> int:
-    """How many of so many parts are left when a share goes. Raises `StageError` where none are."""
-    count = round(before * (1 - share_removed))
-    if count < 1 and before:
-        raise StageError(f"Removing {share_removed:.0%} of {before} {what} leaves none.", hint="remove a smaller share")
+def remaining_count(total: int, share_removed: float, what: str) -> int:
+    """Return the number of parts that remain when a share is removed. Raises `StageError` if none would."""
+    count = round(total * (1 - share_removed))
+    if count < 1 and total:
+        raise StageError(f"Removing {share_removed:.0%} of {total} {what} leaves none.", hint="remove a smaller share")
     return count
 
 
-def check_heads_apart(module: PreTrainedModel) -> None:
-    """Raise `StageError`, with the reason, for a model of which no head can go without changing the others."""
+def check_heads_prunable(module: PreTrainedModel) -> None:
+    """Raise `StageError` with the reason if no head can be removed without changing the others."""
     config = module.config
-    found = _those_with(blocks(module), "attention")
+    attention_blocks = _those_with(blocks(module), "attention")
     reasons = [_WHOLE.get(config.model_type), _BY_NUMBER if getattr(config, "alibi", False) else None]
-    reasons += [_why_shared(module, found[0].attended()), *(why_whole(block.attended()) for block in found)]
+    reasons += [
+        _why_shared(module, attention_blocks[0].require_attention()),
+        *(unprunable_reason(block.require_attention()) for block in attention_blocks),
+    ]
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
         raise StageError(f"Heads of a {config.model_type!r} model cannot go: {reason}.", hint="leave heads out")
 
 
-def _those_with(found: Sequence[Block], part: str) -> list[Block]:
-    """The blocks with attention, or a feed-forward layer, that is known; all of them where none has."""
-    return [block for block in found if getattr(block, part) is not None] or list(found)
+def _those_with(layer_blocks: Sequence[TransformerBlock], part: str) -> list[TransformerBlock]:
+    """Return the blocks with supported attention or feed-forward layers; all blocks if none has any."""
+    return [block for block in layer_blocks if getattr(block, part) is not None] or list(layer_blocks)
 
 
-def fields_of_heads(config: Any, attention: Attention, counts: Sequence[int]) -> dict[str, Any]:
-    """The config's own fields for so many heads in all layers; none where it has no size of a head of its own."""
-    known = {"head_dim", "num_key_value_heads"} & set(vars(config))
-    if len(set(counts)) > 1 or getattr(config, HEADS_KEY, None) or not known:
+def head_config_fields(config: Any, attention: Attention, counts: Sequence[int]) -> dict[str, Any]:
+    """Return the architecture's own config fields for the remaining heads; empty if it has no independent head size.
+
+    Args:
+        config: Config of the model.
+        attention: Attention before pruning.
+        counts: Remaining units of each layer.
+    """
+    supported = {"head_dim", "num_key_value_heads"} & set(vars(config))
+    if len(set(counts)) > 1 or getattr(config, HEADS_KEY, None) or not supported:
         return {}
-    fields = {"head_dim": attention.head_size, "num_attention_heads": counts[0] * attention.heads // attention.places}
-    if "num_key_value_heads" in known:
+    fields = {
+        "head_dim": attention.head_size,
+        "num_attention_heads": counts[0] * attention.heads // attention.prunable_units,
+    }
+    if "num_key_value_heads" in supported:
         fields["num_key_value_heads"] = counts[0] if attention.groups > 1 else 1
     return {config.attribute_map.get(name, name): value for name, value in fields.items()}
 
 
 def _why_shared(module: PreTrainedModel, attention: Attention) -> str | None:
-    """That a table outside the blocks has an entry for each head, or None."""
+    """Return the reason if a table outside the blocks has an entry per head, or None."""
     inside = tuple(f"{path}." for path in stacks(module))
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding) and part.embedding_dim == attention.heads and not name.startswith(inside):
@@ -234,13 +252,13 @@ def _why_shared(module: PreTrainedModel, attention: Attention) -> str | None:
 
 
 def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
-    """Cut each block's feed-forward layer down to the neurons in ``kept[layer]``, in place; one without has none there.
+    """Keep only the neurons ``kept[layer]`` of each block's feed-forward layer, in place; empty for none.
 
-    Where all blocks keep the same number, the architecture's own field of the config says it if it has one.
+    If all blocks keep the same number, the architecture's own config field records it if there is one.
     """
     chosen = [neurons for neurons in kept if len(neurons)]
-    found = [block.fed_forward() for block in _those_with(blocks(module), "feed_forward")]
-    for feed_forward, neurons in zip(found, chosen, strict=True):
+    feed_forwards = [block.require_feed_forward() for block in _those_with(blocks(module), "feed_forward")]
+    for feed_forward, neurons in zip(feed_forwards, chosen, strict=True):
         for layer in feed_forward.inputs:
             keep_rows(layer, feed_forward.rows(layer, neurons))
         keep_columns(feed_forward.output, neurons)
@@ -251,66 +269,66 @@ def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
     for name in (config.attribute_map.get(name, name) for name in _WIDTHS):
         if len(set(counts)) > 1 or name not in vars(config) or getattr(config, NEURONS_KEY, None):
             continue
-        changed = config_with(config, {name: counts[0]})
+        changed = updated_config(config, {name: counts[0]})
         if _makes(module, changed) and _same_beside(module, changed):
             setattr(config, name, counts[0])
             return
     setattr(config, NEURONS_KEY, counts)
 
 
-def shrink_to_recorded_parts(module: PreTrainedModel) -> None:
-    """Give a freshly built model the sizes that its config records, before its weights are loaded."""
+def resize_to_recorded_parts(module: PreTrainedModel) -> None:
+    """Resize a freshly built model to the sizes that its config records, before its weights are loaded."""
     heads, neurons = (getattr(module.config, key, None) for key in (HEADS_KEY, NEURONS_KEY))
     if heads:
         for block, count in zip(blocks(module), heads, strict=True):
             if count:
-                keep_places(block.attended(), range(count))
+                keep_attention_units(block.require_attention(), range(count))
     if neurons:
         keep_neurons(module, [torch.arange(count) for count in neurons])
 
 
-def config_with(config: Any, fields: Mapping[str, Any]) -> Any:
-    """A config with other fields, as it is read from its file. None for fields that it refuses."""
+def updated_config(config: Any, fields: Mapping[str, Any]) -> Any:
+    """Return a config with changed fields, as if read from its file, or None if it rejects them."""
     try:
-        own = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}
-        made = type(config)(**copy.deepcopy({**own, **fields}))
-        made.validate()
-        return made
+        current = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}
+        changed = type(config)(**copy.deepcopy({**current, **fields}))
+        changed.validate()
+        return changed
     except _FAILURES:
         return None
 
 
 def _makes(module: PreTrainedModel, config: Any, alike: bool = False) -> bool:
-    """Whether ``config`` makes a model whose blocks have the parameters of ``module``, in name and shape.
+    """Return True if ``config`` builds a model whose blocks have the parameter names and shapes of ``module``.
 
-    ``alike``: and the same numbers, such as a scale that follows from how many blocks there are.
+    With ``alike``, numeric attributes must be equal too, such as a scale that depends on the number of blocks.
     """
     if config is None:
         return False
     try:
-        made = _hollow(module, config)
-        return _shapes(made) == _shapes(module) and (not alike or _numbers(made) == _numbers(module))
+        rebuilt = _hollow(module, config)
+        return _shapes(rebuilt) == _shapes(module) and (not alike or _numbers(rebuilt) == _numbers(module))
     except (*_FAILURES, StageError):
         return False
 
 
 def _same_beside(module: PreTrainedModel, config: Any) -> bool:
-    """Whether ``config`` makes all that lies outside the blocks as the model's own config does."""
-    own, other = (_hollow(module, one) for one in (module.config, config))
-    inside = tuple(f"{path}." for path in stacks(own))
+    """Return True if ``config`` builds everything outside the blocks like the model's own config does."""
+    original, other = (_hollow(module, tried) for tried in (module.config, config))
+    inside = tuple(f"{path}." for path in stacks(original))
     shapes = (
-        {name: part.shape for name, part in made.named_parameters() if not name.startswith(inside)}
-        for made in (own, other)
+        {name: part.shape for name, part in built.named_parameters() if not name.startswith(inside)}
+        for built in (original, other)
     )
     return next(shapes) == next(shapes)
 
 
 def _hollow(module: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """What ``config`` makes, as it would be loaded, without weights."""
+    """Build the model of ``config`` without weights, as it would be loaded."""
     with torch.device("meta"):
-        made = type(module)(config)
-        shrink_to_recorded_parts(made)
-    return made
+        built = type(module)(config)
+        resize_to_recorded_parts(built)
+    return built
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -319,7 +337,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    """Whole and real numbers that the blocks' modules have as attributes."""
+    """Return the numeric attributes of the blocks' modules."""
     return {
         f"{name}.{key}": value
         for path, stack in stacks(module).items()

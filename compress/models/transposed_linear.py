@@ -1,4 +1,4 @@
-"""GPT-2's `Conv1D` layers as linear ones: files have their weights transposed, but integers as of any linear layer."""
+"""GPT-2's `Conv1D` layers as linear layers: stored float weights are transposed, stored integers are not."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import nn
 
 
 class TransposedLinear(nn.Linear):
-    """A linear layer whose float weight lies in files as [in_features, out_features]."""
+    """Linear layer whose float weight is stored as [in_features, out_features]."""
 
 
 def linear_for_conv1d(model: Any) -> frozenset[str]:
-    """Put a `TransposedLinear` without weights in place of every `Conv1D`, in place; returns their names."""
+    """Replace every `Conv1D` by a `TransposedLinear` on the meta device, in place, and return their names."""
     from transformers.pytorch_utils import Conv1D
 
-    found = {name: part for name, part in model.named_modules() if isinstance(part, Conv1D)}
-    for name, part in found.items():
+    convolutions = {name: part for name, part in model.named_modules() if isinstance(part, Conv1D)}
+    for name, part in convolutions.items():
         owner, _, leaf = name.rpartition(".")
-        made = TransposedLinear(part.nx, part.nf, bias=part.bias is not None, device="meta")
-        setattr(model.get_submodule(owner), leaf, made.requires_grad_(False))
-    return frozenset(found)
+        replacement = TransposedLinear(part.nx, part.nf, bias=part.bias is not None, device="meta")
+        setattr(model.get_submodule(owner), leaf, replacement.requires_grad_(False))
+    return frozenset(convolutions)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.channel_coupling import Coupling, Part, Side
+from compress.models.channel_coupling import CoupledLayer, Coupling, Side
 from compress.models.diffusion_sampling import import_diffusers
 from compress.utils.errors import StageError
 
@@ -86,7 +86,7 @@ class _Walk:
         self._groups = int(unet.config.norm_num_groups)
         self._about: list[tuple[int, int, int, int, int]] = []
         """Size, stage, unit, groups and times of each set."""
-        self._parts: list[list[Part]] = []
+        self._parts: list[list[CoupledLayer]] = []
 
     def sets(self) -> list[ChannelSet]:
         """Of the whole UNet."""
@@ -133,7 +133,7 @@ class _Walk:
         """The channels of a set are those of a layer from ``offset`` on, ``repeats`` times behind each other."""
         size = self._about[one][0]
         features = torch.arange(size * repeats)
-        self._parts[one].append(Part(layer, side, features + offset, features % size))
+        self._parts[one].append(CoupledLayer(layer, side, features + offset, features % size))
 
     def _pair(self, name: str, block: Any, place: int, inputs: Sequence[int], stage: int) -> int:
         hidden = self._resnet(f"{name}.resnets.{place}", block.resnets[place], inputs, stage)

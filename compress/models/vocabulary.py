@@ -1,4 +1,4 @@
-"""Smaller vocabularies: a tokenizer and its embedding rows cut down to the tokens that are used."""
+"""Vocabulary trimming: a tokenizer and its embedding rows reduced to the tokens in use."""
 
 from __future__ import annotations
 
@@ -17,71 +17,83 @@ from compress.utils.errors import StageError
 _SUPPORTED = ("WordPiece", "BPE", "Unigram")
 _ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
 _SPACE = "▁"
-"""Begins every word of a SentencePiece tokenizer, so it is kept like an ASCII character."""
+"""Start of every word in a SentencePiece tokenizer, kept like an ASCII character."""
 
 
 def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, multiple_of: int = 1) -> list[int]:
-    """Cut ``model`` down to the tokens ``used`` (ids) and those needed to spell anything else, in place.
+    """Reduce ``model`` to the tokens ``used`` (ids) and those needed to spell other text, in place.
 
-    Returns the old ids in their new order. See `shrink`, which says what is kept and what it raises.
+    Returns the old ids in their new order. `trim_definition` states which tokens are kept and the errors.
     """
-    told = model.tokenizer.backend_tokenizer.to_str()
-    definition, kept = _shrunk(told, frozenset(used), all_characters, multiple_of)
-    new_ids = {old: new for new, old in enumerate(kept)}
+    definition_json = model.tokenizer.backend_tokenizer.to_str()
+    definition, old_ids = _shrunk(definition_json, frozenset(used), all_characters, multiple_of)
+    new_ids = {old: new for new, old in enumerate(old_ids)}
     _replace_tokenizer(model, definition)
-    _cut_embeddings(model.module, torch.tensor(kept))
+    _cut_embeddings(model.module, torch.tensor(old_ids))
     for config in (model.module.config, getattr(model.module, "generation_config", None)):
         for name in _ID_FIELDS:
             old = getattr(config, name, None)
             if isinstance(old, int) and old in new_ids:
                 setattr(config, name, new_ids[old])
-    return list(kept)
+    return list(old_ids)
 
 
 @functools.lru_cache(maxsize=16)
-def _shrunk(told: str, used: frozenset[int], all_characters: bool, multiple_of: int) -> tuple[str, tuple[int, ...]]:
-    """`shrink` of a tokenizer as JSON. A search trims that of one model for hundreds of widths, each time alike."""
-    definition = _defined(told)
-    kept = shrink(definition, set(used), all_characters, multiple_of)
-    return json.dumps(definition), tuple(kept)
+def _shrunk(
+    definition_json: str, used: frozenset[int], all_characters: bool, multiple_of: int
+) -> tuple[str, tuple[int, ...]]:
+    """Return the trimmed definition of a tokenizer as JSON; cached, since a search trims the same one many times."""
+    definition = _defined(definition_json)
+    old_ids = trim_definition(definition, set(used), all_characters, multiple_of)
+    return json.dumps(definition), tuple(old_ids)
 
 
 def tokenizer_definition(tokenizer: Any) -> dict[str, Any]:
-    """What `tokenizer.json` holds of a tokenizer, without what an earlier call left behind: the padding's old id."""
+    """Return the content of `tokenizer.json`, without padding and truncation settings of an earlier call."""
     return _defined(tokenizer.backend_tokenizer.to_str())
 
 
-def _defined(told: str) -> dict[str, Any]:
-    definition: dict[str, Any] = json.loads(told)
+def _defined(definition_json: str) -> dict[str, Any]:
+    definition: dict[str, Any] = json.loads(definition_json)
     definition["padding"] = definition["truncation"] = None
     return definition
 
 
-def shrink(
+def trim_definition(
     definition: dict[str, Any],
     used: set[int],
     all_characters: bool = True,
     multiple_of: int = 1,
     next_used: Sequence[int] = (),
 ) -> list[int]:
-    """Cut a tokenizer's ``definition`` down to the tokens ``used`` (ids), in place; the old ids in their new order.
+    """Reduce a tokenizer's ``definition`` to the tokens ``used``, in place.
 
-    Special and added tokens and single characters (all bytes, for a byte-level tokenizer or one that falls back to
-    bytes) are kept; without ``all_characters`` only used and ASCII ones, and other characters become bytes, or the
-    unknown token where there are none. So is whatever a kept token is merged from. Text that uses only kept tokens is
-    therefore split as before: what byte pair encoding merges on the way to a kept token is kept too, the merges stay in
-    their order, and fewer candidates that still hold the first leave it the first.
+    Special and added tokens, single characters (all bytes of a byte-level tokenizer or one with byte fallback) and the
+    parts that a kept token is merged from are kept. Text of kept tokens is therefore tokenized as before: intermediate
+    merges of a kept token are kept too, merges keep their order, and removing other candidates does not change which
+    one is first.
 
-    Tokens are added until their number is ``multiple_of`` something: those of ``next_used`` first, then short ones.
-    Raises `StageError` for a tokenizer model other than WordPiece, BPE and Unigram.
+    Args:
+        definition: Parsed `tokenizer.json`.
+        used: Ids of the tokens in use.
+        all_characters: Keep all single characters. Otherwise only used and ASCII ones stay, and other characters become
+            bytes, or the unknown token without byte tokens.
+        multiple_of: Add tokens until their number is a multiple of this.
+        next_used: Ids to add first; short tokens follow.
+
+    Returns:
+        The old ids in their new order.
+
+    Raises:
+        StageError: If the tokenizer model is not WordPiece, BPE or Unigram.
     """
     keep, parts = _closure(definition, used, all_characters), _parts(definition)
     _add_parts(keep, parts)
     if len(keep) % multiple_of:
         _fill_up(keep, parts, definition, multiple_of, next_used)
-    kept = sorted(keep)
-    _rewrite(definition, {old: new for new, old in enumerate(kept)})
-    return kept
+    old_ids = sorted(keep)
+    _rewrite(definition, {old: new for new, old in enumerate(old_ids)})
+    return old_ids
 
 
 def _fill_up(
@@ -91,20 +103,29 @@ def _fill_up(
     multiple_of: int,
     next_used: Sequence[int],
 ) -> None:
+    """Add tokens to ``keep`` in place until their number is a multiple of ``multiple_of``.
+
+    Args:
+        keep: Ids to keep.
+        parts: Ids of the merged parts of each token.
+        definition: Parsed `tokenizer.json`.
+        multiple_of: Required divisor.
+        next_used: Ids to add first.
+    """
     names = {index: token for token, index in _vocabulary(definition).items()}
-    left = sorted(names.keys() - keep, key=lambda index: (len(names[index]), index))
-    for index in (*next_used, *left):
-        room = -len(keep) % multiple_of
-        if not room:
+    others = sorted(names.keys() - keep, key=lambda index: (len(names[index]), index))
+    for index in (*next_used, *others):
+        missing = -len(keep) % multiple_of
+        if not missing:
             break
         added = {index}
         _add_parts(added, parts)
-        if len(added - keep) <= room:
+        if len(added - keep) <= missing:
             keep |= added
 
 
 def trim_positions(model: TorchModel, length: int) -> None:
-    """Cut learned absolute position embeddings to ``length`` tokens, in place; without such a table, do nothing."""
+    """Reduce learned absolute position embeddings to ``length`` tokens, in place; do nothing without such a table."""
     module = model.module
     for parent in module.modules():
         table = getattr(parent, "position_embeddings", None)
@@ -123,7 +144,7 @@ def trim_positions(model: TorchModel, length: int) -> None:
 
 
 def _vocabulary(definition: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> id of the tokenizer's model, without added tokens."""
+    """Return token -> id of the tokenizer's model, without added tokens."""
     model = definition["model"]
     if model["type"] not in _SUPPORTED:
         raise StageError(
@@ -137,7 +158,7 @@ def _vocabulary(definition: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _closure(definition: Mapping[str, Any], used: set[int], all_characters: bool) -> set[int]:
-    """Ids to keep, but for what they are merged from: the used, the special and the single characters."""
+    """Return the ids to keep except merge parts: used, special and single-character tokens."""
     model, vocabulary = definition["model"], _vocabulary(definition)
     keep = used | {token["id"] for token in definition.get("added_tokens", [])}
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
@@ -145,6 +166,7 @@ def _closure(definition: Mapping[str, Any], used: set[int], all_characters: bool
     for token, index in vocabulary.items():
         piece = token.removeprefix(prefix).removesuffix(suffix)
         needed = all_characters or byte_level or piece.isascii() or piece == _SPACE
+        # `<0x0A>` and the like are the byte tokens of SentencePiece's byte fallback.
         if (len(piece) == 1 and needed) or (token.startswith("<0x") and len(token) == 6):
             keep.add(index)
     if isinstance(model.get("unk_token"), str) and model["unk_token"] in vocabulary:
@@ -155,19 +177,19 @@ def _closure(definition: Mapping[str, Any], used: set[int], all_characters: bool
 
 
 def _parts(definition: Mapping[str, Any]) -> dict[int, set[int]]:
-    """Of each token that is merged, what it is merged from, by any of the ways that lead to it."""
+    """Return the parts that each merged token can be merged from."""
     model, vocabulary = definition["model"], _vocabulary(definition)
     prefix = model.get("continuing_subword_prefix") or ""
     parts: dict[int, set[int]] = {}
     for left, right in map(_pair, model.get("merges") or ()):
-        whole = vocabulary.get(left + right.removeprefix(prefix))
-        if whole is not None:
-            parts.setdefault(whole, set()).update((vocabulary[left], vocabulary[right]))
+        merged = vocabulary.get(left + right.removeprefix(prefix))
+        if merged is not None:
+            parts.setdefault(merged, set()).update((vocabulary[left], vocabulary[right]))
     return parts
 
 
 def _add_parts(keep: set[int], parts: Mapping[int, set[int]]) -> None:
-    """Add to ``keep``, in place, whatever its tokens are merged from."""
+    """Add the merge parts of all tokens to ``keep``, in place."""
     pending = list(keep)
     while pending:
         missing = parts.get(pending.pop(), set()) - keep
@@ -217,18 +239,19 @@ def _renumber_processors(processor: Any, new_ids: Mapping[int, int]) -> None:
 
 
 def _replace_tokenizer(model: TorchModel, definition: str) -> None:
+    """Replace the model's tokenizer by one with a new definition and the same settings."""
     backend = Tokenizer.from_str(definition)
-    before = model.tokenizer
-    kwargs = {**before.init_kwargs, "model_max_length": before.model_max_length}
+    tokenizer = model.tokenizer
+    kwargs = {**tokenizer.init_kwargs, "model_max_length": tokenizer.model_max_length}
     for name in ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "tokenizer_object"):
         kwargs.pop(name, None)
-    replaced = type(before)(tokenizer_object=backend, **kwargs)
+    replaced = type(tokenizer)(tokenizer_object=backend, **kwargs)
     replaced._tokenizer = backend
     model.replace_tokenizer(replaced)
 
 
 def _cut_embeddings(module: Any, kept: torch.Tensor) -> None:
-    """Keep the rows ``kept`` of the input embedding and of an output embedding of the same height."""
+    """Keep the rows ``kept`` of the input embedding and of an output embedding with as many rows."""
     embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     height = embedding.num_embeddings
@@ -244,7 +267,7 @@ def _cut_embeddings(module: Any, kept: torch.Tensor) -> None:
 
 
 def _replace_everywhere(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Put ``new`` wherever ``module`` holds ``old``; transformers ties a bias that is left behind by cutting it off."""
+    """Replace a parameter in all modules; transformers would truncate a tied bias that was left behind."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             if parameter is old:
@@ -259,11 +282,11 @@ def _keep_rows(table: nn.Embedding, rows: torch.Tensor) -> None:
         table.padding_idx = int(position[0, 0]) if len(position) else None
 
 
-def word_table(module: nn.Module) -> nn.Embedding | None:
-    """The table of words; None for a module that reads no ids."""
-    find = getattr(module, "get_input_embeddings", None)
+def token_embedding(module: nn.Module) -> nn.Embedding | None:
+    """Return the embedding table of tokens; None for a module that reads no ids."""
+    getter = getattr(module, "get_input_embeddings", None)
     try:
-        table = find() if find is not None else None
+        table = getter() if getter is not None else None
     except NotImplementedError:
         return None
     return table if isinstance(table, nn.Embedding) else None

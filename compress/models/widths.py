@@ -1,4 +1,4 @@
-"""How wide a model is where stages cut it, and the same model a little narrower."""
+"""Widths of a model that stages can prune, and copies with other widths for scaling measurements."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from torch import nn
 from compress.models.structure import blocks
 from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import keep_heads, keep_neurons
-from compress.models.vocabulary import word_table
+from compress.models.vocabulary import token_embedding
 from compress.utils.errors import StageError
 
 HEADS, NEURONS, TOKENS = "heads", "neurons", "tokens"
 _MORE_TOKENS = 1009
 _BLOCK = 32
-"""Few-bit blocks along the neurons stay whole."""
+"""Neurons are removed in multiples of this, so that quantization groups along them stay whole."""
 
 
-def widths_of(module: nn.Module) -> dict[str, int]:
-    """Heads and neurons of each layer, where all have as many, and rows of the table of words."""
+def model_widths(module: nn.Module) -> dict[str, int]:
+    """Return heads and neurons per layer, if all layers have the same number, and rows of the embedding table."""
     try:
-        found = blocks(module)
+        layers = blocks(module)
     except StageError:
-        found = []
-    heads, neurons = {block.places for block in found}, {block.neurons for block in found}
+        layers = []
+    heads, neurons = {block.prunable_units for block in layers}, {block.neurons for block in layers}
     widths = {}
     if len(heads) == 1:
         widths[HEADS] = heads.pop()
     if len(neurons) == 1:
         widths[NEURONS] = neurons.pop()
-    table = word_table(module)
+    table = token_embedding(module)
     if table is not None:
         widths[TOKENS] = table.num_embeddings
     return {name: width for name, width in widths.items() if width}
 
 
-def with_other_widths(model: TorchModel, names: Collection[str]) -> TorchModel:
-    """A copy with fewer heads and neurons in each layer, and more tokens: each of ``names`` by a ratio of its own.
+def copy_with_other_widths(model: TorchModel, names: Collection[str]) -> TorchModel:
+    """Return a copy with fewer heads and neurons per layer and more tokens, for each of ``names``.
 
-    Those of which there is but one stay. Raises `StageError` where the architecture has no place for it.
+    Every width changes by another ratio. Widths of 1 stay. Raises `StageError` if the architecture is not supported.
     """
-    made = TorchModel(copy.deepcopy(model.module), copy.copy(model.processor))
-    module, widths = made.module, widths_of(model.module)
+    resized = TorchModel(copy.deepcopy(model.module), copy.copy(model.processor))
+    module, widths = resized.module, model_widths(model.module)
     heads, neurons = widths.get(HEADS, 0), widths.get(NEURONS, 0)
     count = len(blocks(module)) if heads or neurons else 0
     if HEADS in names and heads > 1:
@@ -53,18 +53,18 @@ def with_other_widths(model: TorchModel, names: Collection[str]) -> TorchModel:
         keep_neurons(module, [torch.arange(_fewer(neurons, heads))] * count)
     if TOKENS in names:
         _add_tokens(module)
-    return made
+    return resized
 
 
 def _fewer(neurons: int, heads: int) -> int:
-    """Two thirds of the neurons, in whole blocks where there are some; never by the same ratio as the heads."""
+    """Return two thirds of the neurons, in multiples of a block if possible, at another ratio than one head less."""
     step = _BLOCK if neurons >= 3 * _BLOCK else 1
-    gone = max(neurons // 3 // step, 1) * step
-    return neurons - (gone + step if gone * heads == neurons else gone)
+    removed = max(neurons // 3 // step, 1) * step
+    return neurons - (removed + step if removed * heads == neurons else removed)
 
 
 def _add_tokens(module: nn.Module) -> None:
-    table = word_table(module)
+    table = token_embedding(module)
     if table is None:
         return
     weight = table.weight.detach()

@@ -1,4 +1,4 @@
-"""Which range of an activation 8 bits should cover: a histogram that grows as values come, and ways to cut it."""
+"""Choice of the range of an activation that 8-bit integers represent, from a growing histogram of its values."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _BINS = 8192
 _HALF = _BINS // 2
 _FEWEST = 0.2
 _STEPS = 41
-"""Ranges that are tried: 0.2 to 1 of the whole in steps of a fiftieth."""
+"""Number of ranges that are tried: from 0.2 to 1 of the whole range in steps of 0.02."""
 LEVELS = 256
 
 
 @dataclass
 class Histogram:
-    """Of all values seen, in bins of equal width over [-limit, limit]; the limit doubles where values exceed it.
+    """Counts of all values in bins of equal width over [-limit, limit]; the limit doubles when values exceed it.
 
-    ``low`` and ``high`` are exact, whatever the bins.
+    ``low`` and ``high`` are the exact extremes, independent of the bins.
     """
 
     low: float = np.inf
@@ -43,33 +43,37 @@ class Histogram:
         if self.limit == 0.0:
             self.counts[_HALF] += values.size
             return
-        places = (values.ravel() * (_HALF / self.limit)).astype(np.float32)
-        self.counts += np.bincount(np.clip(np.floor(places) + _HALF, 0, _BINS - 1).astype(np.int64), minlength=_BINS)
+        positions = (values.ravel() * (_HALF / self.limit)).astype(np.float32)
+        self.counts += np.bincount(np.clip(np.floor(positions) + _HALF, 0, _BINS - 1).astype(np.int64), minlength=_BINS)
 
     def _double(self) -> None:
-        """Two bins become one, about the middle."""
+        """Double the limit by merging pairs of bins around the middle."""
         merged = np.zeros(_BINS)
         merged[_HALF // 2 : _HALF // 2 + _HALF] = self.counts.reshape(_HALF, 2).sum(axis=1)
         self.counts, self.limit = merged, 2 * self.limit
 
     def centers(self) -> np.ndarray:
-        """The middle of each bin, within what was seen."""
+        """Return the middle of each bin, clipped to the observed values."""
         middles = (np.arange(_BINS) + 0.5 - _HALF) * (self.limit / _HALF)
-        within: np.ndarray = np.clip(middles, self.low, self.high)
-        return within
+        clipped: np.ndarray = np.clip(middles, self.low, self.high)
+        return clipped
 
     @property
     def constant(self) -> bool:
-        """Whether all values are the same."""
+        """Return True if all values are equal."""
         return self.low == self.high
 
 
 def find_range(histogram: Histogram, method: RangeMethod, percentile: float = 99.99) -> tuple[float, float]:
-    """Lowest and highest value that the integers should stand for; 0 always lies between.
+    """Return the lowest and highest value that the integers represent; 0 is always inside.
 
-    ``minmax`` takes all; ``percentile`` leaves out half of ``100 - percentile`` in a hundred on either side;
-    ``mse`` has the least squared error of rounding and clipping; ``entropy`` the least Kullback-Leibler divergence of
-    the rounded histogram from the whole (Migacz 2017, "8-bit inference with TensorRT").
+    Args:
+        histogram: Observed values.
+        method: ``minmax`` covers all values. ``percentile`` leaves out half of ``100 - percentile`` percent on either
+            side. ``mse`` minimises the squared error of rounding and clipping. ``entropy`` minimises the
+            Kullback-Leibler divergence of the rounded from the whole histogram (Migacz 2017, "8-bit inference with
+            TensorRT").
+        percentile: Percentage of values that ``percentile`` covers.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if method == "minmax" or histogram.limit == 0.0:
@@ -84,22 +88,22 @@ def find_range(histogram: Histogram, method: RangeMethod, percentile: float = 99
     # One end after the other, twice: the ends hardly depend on each other.
     for _ in range(2):
         for end in (0, 1):
-            tried = [tuple(np.where(np.arange(2) == end, np.multiply(s, (low, high)), best)) for s in shares]
-            best = min(tried, key=lambda ends: error(counts, centers, float(ends[0]), float(ends[1])))
+            candidates = [tuple(np.where(np.arange(2) == end, np.multiply(s, (low, high)), best)) for s in shares]
+            best = min(candidates, key=lambda ends: error(counts, centers, float(ends[0]), float(ends[1])))
     return float(best[0]), float(best[1])
 
 
 def _percentile(histogram: Histogram, percentile: float, low: float, high: float) -> tuple[float, float]:
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
-    cut = (100.0 - percentile) / 200.0
+    tail = (100.0 - percentile) / 200.0
     edges = (np.arange(_BINS + 1) - _HALF) * (histogram.limit / _HALF)
-    lowest = float(edges[np.searchsorted(share, cut, side="right")])
-    highest = float(edges[np.searchsorted(share, 1.0 - cut) + 1])
+    lowest = float(edges[np.searchsorted(share, tail, side="right")])
+    highest = float(edges[np.searchsorted(share, 1.0 - tail) + 1])
     return max(low, min(lowest, 0.0)), min(high, max(highest, 0.0))
 
 
 def round_to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """``values`` as 256 levels from ``low`` to ``high`` give them back, 0 among the levels."""
+    """Return ``values`` rounded to 256 levels from ``low`` to ``high``, with 0 among the levels."""
     scale = (high - low) / (LEVELS - 1)
     if scale == 0:
         return np.zeros_like(values)
@@ -109,12 +113,19 @@ def round_to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def squared_error(counts: np.ndarray, centers: np.ndarray, low: float, high: float) -> float:
-    """Sum of squared differences that the levels from ``low`` to ``high`` make to a histogram's values."""
+    """Return the sum of squared rounding and clipping errors of a histogram's values.
+
+    Args:
+        counts: Number of values in each bin.
+        centers: Value of each bin.
+        low: Lowest value of the levels.
+        high: Highest value of the levels.
+    """
     return float(counts @ np.square(round_to_levels(centers, low, high) - centers))
 
 
 def _divergence(counts: np.ndarray, centers: np.ndarray, low: float, high: float) -> float:
-    """KL of what the levels can tell apart from the clipped histogram, both over the histogram's bins."""
+    """Return the KL divergence of the histogram rounded to levels from the clipped histogram, over the same bins."""
     inside = (centers >= low) & (centers <= high)
     if not inside.any():
         return np.inf
@@ -125,6 +136,7 @@ def _divergence(counts: np.ndarray, centers: np.ndarray, low: float, high: float
     filled = counts[inside] > 0
     mass = np.bincount(levels, counts[inside], minlength=LEVELS)
     share = np.bincount(levels, filled, minlength=LEVELS)
+    # Each level distributes its mass evenly over its non-empty bins.
     spread = np.where(filled, mass[levels] / np.maximum(share[levels], 1), 0.0)
     p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1.0)
     both = (p > 0) & (q > 0)

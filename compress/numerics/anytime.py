@@ -1,8 +1,8 @@
-"""Tests that may be looked at after every observation, and ended whenever one likes.
+"""Anytime-valid tests: they may be evaluated after every observation and stopped at any time.
 
-A wealth that starts at 1 and on average stays what it is reaches 1 / level with a probability of at most ``level``, at
-whatever time (Ville 1939). What a bet at fair odds makes of such a wealth refutes the odds; the odds that were never
-refuted are a confidence sequence: it holds at all times at once.
+A wealth that starts at 1 and is constant in expectation reaches 1 / level with a probability of at most ``level``
+at any time (Ville 1939). Bets at fair odds that gain such a wealth refute the odds. The odds that were never
+refuted form a confidence sequence, which holds at all times simultaneously.
 """
 
 from __future__ import annotations
@@ -16,16 +16,23 @@ from compress.numerics.statistics import Estimate
 
 _STAKES = np.concatenate([part := np.geomspace(0.01, 0.5, 24), -part])
 _EDGE = 1 - 1e-12
-"""The mean of outcomes that are all alike, but that no stake is lost whole against."""
+"""Mean that stands for outcomes that are all equal, slightly inside so that no stake loses everything."""
 _HALVINGS = 20
 
 
 def log_wealth(wins: int, losses: int, ties: int, mean: float) -> float:
-    """Logarithm of the wealth that outcomes of 1, -1 and 0 leave to bets against their mean being ``mean``.
+    """Return the logarithm of the wealth of bets against ``mean`` being the mean of outcomes of 1, -1 and 0.
 
-    A stake s makes prod(1 + s (outcome - mean)) of 1, which is fair whatever the outcomes' distribution, as long as
-    their mean is that, also given those before (Waudby-Smith and Ramdas 2024, section 4.1). Stakes up to 1/2 either way
-    owe nothing; they are mixed evenly (there: diversified Kelly betting), dense at 0, so that small differences pay.
+    A stake s turns 1 into prod(1 + s (outcome - mean)), which is fair for any distribution with that mean, also
+    conditionally on earlier outcomes (Waudby-Smith and Ramdas 2024, section 4.1). Stakes of at most 1/2 in either
+    direction cannot go into debt. They are mixed evenly (there: diversified Kelly betting), densely at 0, so that small
+    differences pay.
+
+    Args:
+        wins: Number of outcomes 1.
+        losses: Number of outcomes -1.
+        ties: Number of outcomes 0.
+        mean: Mean to refute.
     """
     logarithms = (
         wins * np.log1p(_STAKES * (1 - mean))
@@ -37,9 +44,18 @@ def log_wealth(wins: int, losses: int, ties: int, mean: float) -> float:
 
 
 def mean_sequence(wins: int, losses: int, ties: int, confidence: float = 0.95) -> Estimate:
-    """The mean of outcomes of 1, -1 and 0 with its confidence sequence, from how many there were of each.
+    """Return the mean of outcomes of 1, -1 and 0 with its confidence sequence.
 
-    It doesn't matter in which order they came. Raises `ValueError` for none at all.
+    The order of outcomes does not matter.
+
+    Args:
+        wins: Number of outcomes 1.
+        losses: Number of outcomes -1.
+        ties: Number of outcomes 0.
+        confidence: Confidence level.
+
+    Raises:
+        ValueError: If there are no outcomes.
     """
     total = wins + losses + ties
     if total < 1 or min(wins, losses, ties) < 0:
@@ -53,10 +69,10 @@ def mean_sequence(wins: int, losses: int, ties: int, confidence: float = 0.95) -
 
 
 def _end(inside: float, outside: float, refuted: Callable[[float], bool]) -> float:
-    """Where means begin to be refuted on the way to ``outside``.
+    """Return the point at which means start to be refuted on the way to ``outside``.
 
-    What is not refuted is an interval: a stake's wealth is a product of lines that all fall with the mean, or all rise,
-    and so is convex, and so is their sum.
+    The means that are not refuted form an interval: the wealth of a stake is a product of linear functions with slopes
+    of one sign, hence convex, and so is the sum.
     """
     if not refuted(outside):
         return math.copysign(1.0, outside)
@@ -68,7 +84,7 @@ def _end(inside: float, outside: float, refuted: Callable[[float], bool]) -> flo
 
 
 def log_even_odds(below: int, above: int) -> float:
-    """Logarithm of the wealth of bets against even odds: the beta mixture of all odds, 2^n B(below + 1, above + 1).
+    """Return the logarithm of the wealth of bets against even odds: the beta mixture 2^n B(below + 1, above + 1).
 
     Robbins 1970, section 2; Howard, Ramdas, McAuliffe and Sekhon 2021, section 3.2, beta-binomial mixtures.
     """
@@ -77,9 +93,9 @@ def log_even_odds(below: int, above: int) -> float:
 
 
 def median_sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """The median of independent values with its confidence sequence, infinite while too few are known.
+    """Return the median of independent values with its confidence sequence, infinite while there are too few values.
 
-    A value lies below the median as often as above it: the places that `log_even_odds` has not refuted are between two
+    A value is below the median as often as above it: the positions that `log_even_odds` has not refuted are between two
     order statistics (Howard and Ramdas 2022, section 2). Values equal to the median count half on either side.
     """
     ordered, limit = np.sort(np.asarray(values, dtype=np.float64)), -math.log(1 - confidence)

@@ -1,4 +1,4 @@
-"""One option for each unit so that the total loss is least under a budget of bits: the multiple-choice knapsack."""
+"""Choice of one option per unit with minimal total loss under a budget of bits: the multiple-choice knapsack."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ _MOST_CHOICES = 4_000_000
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store a unit: its size, and what it costs in quality."""
+    """One way to store a unit: its size and its loss of quality."""
 
     size_bits: int
     loss: float
 
 
 def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[int, ...]:
-    """The index of the chosen option of each unit: the least total loss of all choices within ``budget_bits``.
+    """Return the index of each unit's option in the choice with the least total loss within ``budget_bits``.
 
-    Exact: partial choices are extended unit by unit; one is dropped when another is no larger and no worse, or when
-    even the linear relaxation of what is still to choose (Sinha and Zoltners 1979, section 2) cannot bring it below a
-    choice already known. Of equal losses the smaller size wins, then the earlier options. Raises `ValueError` for a
-    budget that no choice fits, with the least possible, for a loss that is not finite, and for losses so nearly
-    proportional to the sizes that too many choices stay open.
+    The solution is exact. Partial choices are extended unit by unit. One is dropped when another is no larger and no
+    worse, or when even the linear relaxation of the remaining units (Sinha and Zoltners 1979, section 2) cannot bring
+    it below a known choice. Among equal losses the smaller size wins, then the earlier options.
+
+    Raises:
+        ValueError: If no choice fits the budget (the message contains the minimum), a loss is not finite, or losses are
+            so nearly proportional to sizes that too many partial choices remain.
     """
     _check(units, budget_bits)
     frontiers = [_frontier(options) for options in units]
     least = [int(sizes[0]) for sizes, _, _ in frontiers]
     steps = _hull_steps(frontiers)
-    known = _greedy_loss(frontiers, steps, budget_bits)
+    bound = _greedy_loss(frontiers, steps, budget_bits)
     # Rounding of sums must not drop the best choice; what is let through only takes longer.
-    ceiling = known + 1e-9 * (1 + abs(known) + sum(float(np.abs(losses).max()) for _, losses, _ in frontiers))
+    ceiling = bound + 1e-9 * (1 + abs(bound) + sum(float(np.abs(losses).max()) for _, losses, _ in frontiers))
     sizes, losses = np.zeros(1, np.int64), np.zeros(1)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
     for unit, (unit_sizes, unit_losses, indices) in enumerate(frontiers):
@@ -41,18 +43,19 @@ def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[
         sizes = (sizes[:, None] + unit_sizes).ravel()
         losses = (losses[:, None] + unit_losses).ravel()
         room = budget_bits - sizes - sum(least[unit + 1 :])
-        rest = _relaxed_loss(frontiers, steps, unit + 1, room)
-        kept = np.flatnonzero((room >= 0) & (losses + rest <= ceiling))
-        kept = kept[_undominated(sizes[kept], losses[kept])]
-        if len(kept) > _MOST_CHOICES:
-            raise ValueError(f"after {unit + 1} of {len(units)} units {len(kept)} partial choices are as good")
-        trail.append((kept // count, indices[kept % count]))
-        sizes, losses = sizes[kept], losses[kept]
+        remaining_loss = _relaxed_loss(frontiers, steps, unit + 1, room)
+        survivors = np.flatnonzero((room >= 0) & (losses + remaining_loss <= ceiling))
+        # Of the choices that can still win, keep those that no other one dominates.
+        survivors = survivors[_undominated(sizes[survivors], losses[survivors])]
+        if len(survivors) > _MOST_CHOICES:
+            raise ValueError(f"after {unit + 1} of {len(units)} units {len(survivors)} partial choices are as good")
+        trail.append((survivors // count, indices[survivors % count]))
+        sizes, losses = sizes[survivors], losses[survivors]
     return _walk_back(trail, int(np.lexsort((sizes, losses))[0]))
 
 
 Frontier = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Sizes ascending, losses descending, and the options' indices: what no other option of the unit beats."""
+"""Sizes (ascending), losses (descending) and indices of the options that no other option of the unit dominates."""
 
 
 def _check(units: Sequence[Sequence[Option]], budget_bits: int) -> None:
@@ -70,12 +73,12 @@ def _check(units: Sequence[Sequence[Option]], budget_bits: int) -> None:
 def _frontier(options: Sequence[Option]) -> Frontier:
     sizes = np.array([option.size_bits for option in options], np.int64)
     losses = np.array([option.loss for option in options], np.float64)
-    kept = _undominated(sizes, losses)
-    return sizes[kept], losses[kept], kept
+    indices = _undominated(sizes, losses)
+    return sizes[indices], losses[indices], indices
 
 
 def _undominated(sizes: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Positions, by size, of those with a smaller loss than all that are no larger; the first of equals."""
+    """Return positions, by size, of options with a smaller loss than all no larger ones; the first of equals."""
     order = np.lexsort((losses, sizes))
     sorted_losses = losses[order]
     best_before = np.concatenate([[np.inf], np.minimum.accumulate(sorted_losses)[:-1]])
@@ -85,7 +88,7 @@ def _undominated(sizes: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Each step along the lower convex hull of a unit, all units together, the most loss saved for a bit first."""
+    """Steps along the lower convex hulls of all units, ordered by loss saved per bit, largest first."""
 
     units: np.ndarray
     sizes: np.ndarray
@@ -112,12 +115,12 @@ def _hull_steps(frontiers: Sequence[Frontier]) -> _Steps:
 
 
 def _slope(sizes: np.ndarray, losses: np.ndarray, left: int, right: int) -> float:
-    """Loss saved for a bit between two options."""
+    """Return the loss saved per bit between two options."""
     return float((losses[left] - losses[right]) / (sizes[right] - sizes[left]))
 
 
 def _greedy_loss(frontiers: Sequence[Frontier], steps: _Steps, budget_bits: int) -> float:
-    """The loss of a good choice: hull steps in order while they fit; a unit goes no further than one that doesn't."""
+    """Return the loss of a good choice: hull steps in order while they fit; a unit stops at the first that does not."""
     room = budget_bits - sum(int(sizes[0]) for sizes, _, _ in frontiers)
     loss = sum(float(losses[0]) for _, losses, _ in frontiers)
     stopped: set[int] = set()
@@ -130,7 +133,14 @@ def _greedy_loss(frontiers: Sequence[Frontier], steps: _Steps, budget_bits: int)
 
 
 def _relaxed_loss(frontiers: Sequence[Frontier], steps: _Steps, first: int, room: np.ndarray) -> np.ndarray:
-    """The least loss of the units from ``first`` on, with ``room`` bits beyond their least, if steps could be cut."""
+    """Return the least loss of the units from ``first`` on if hull steps could be divided.
+
+    Args:
+        frontiers: Options of all units.
+        steps: Hull steps of all units.
+        first: First remaining unit.
+        room: Bits beyond the minimum of the remaining units, for each partial choice.
+    """
     ours = steps.units >= first
     filled = np.concatenate([[0.0], np.cumsum(steps.sizes[ours])])
     saved = np.concatenate([[0.0], np.cumsum(steps.savings[ours])])

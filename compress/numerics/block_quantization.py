@@ -1,4 +1,4 @@
-"""Round to nearest: in blocks along a row, with a scale and zero point for each, and on the plainest grid of all."""
+"""Round-to-nearest quantization: in blocks along a row with scale and zero point, or on one coarse grid."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 _GRID = np.linspace(1.0, 0.75, 11)
 _AT_ONCE = 1 << 17
-"""Elements."""
+"""Elements that are quantized at a time."""
 
 
 @dataclass(frozen=True)
 class QuantizedBlocks:
-    """``weight ~ (integers - zero_points) * scales``, block by block.
+    """Quantized matrix with ``weight ~ (integers - zero_points) * scales`` in each block.
 
     ``integers`` is [rows, columns] uint8; ``scales`` float32 and ``zero_points`` uint8 are [rows, columns / block].
     """
@@ -24,7 +24,7 @@ class QuantizedBlocks:
     block_size: int
 
     def dequantize(self) -> np.ndarray:
-        """The float32 weights [rows, columns] that the integers stand for."""
+        """Return the float32 weights [rows, columns] that the integers represent."""
         rows = self.integers.shape[0]
         blocks = self.integers.reshape(rows, -1, self.block_size).astype(np.float32)
         weight: np.ndarray = ((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, -1)
@@ -32,23 +32,23 @@ class QuantizedBlocks:
 
 
 def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> QuantizedBlocks:
-    """Quantize ``weight`` [rows, columns] at ``bits`` <= 8; columns must be a multiple of ``block_size``.
+    """Quantize ``weight`` [rows, columns] with ``bits`` <= 8; columns must be a multiple of ``block_size``.
 
-    For each block, of eleven ranges from its full range down to three quarters of it, the one with the least squared
-    error is taken (clipping pays at few bits; at eight bits the full range nearly always wins).
+    Each block takes the range with the least squared error out of eleven, from the full range to three quarters of it.
+    Clipping pays at few bits; at eight bits the full range nearly always wins.
     """
     rows, columns = weight.shape
     if columns % block_size:
         raise ValueError(f"{columns} columns are not a multiple of the block size {block_size}")
     # As many at a time as stay in a processor's cache.
     count = max(1, weight.size // _AT_ONCE)
-    found = [_best(part, bits) for part in np.array_split(weight.reshape(rows, -1, block_size), count)]
-    integers, scales, zero_points = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    quantized = [_best(part, bits) for part in np.array_split(weight.reshape(rows, -1, block_size), count)]
+    integers, scales, zero_points = (np.concatenate(parts) for parts in zip(*quantized, strict=True))
     return QuantizedBlocks(integers.reshape(rows, columns), scales, zero_points, block_size)
 
 
 def _best(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Integers, scales and zero points of ``blocks`` [rows, blocks, elements]."""
+    """Return integers, scales and zero points of ``blocks`` [rows, blocks, elements]."""
     blocks = blocks.astype(np.float32)
     low = np.minimum(blocks.min(axis=-1), 0.0)
     high = np.maximum(blocks.max(axis=-1), 0.0)
@@ -85,7 +85,7 @@ def _squared_error(blocks: np.ndarray, integers: np.ndarray, scales: np.ndarray,
 
 
 def pack_nibbles(integers: np.ndarray) -> np.ndarray:
-    """Two 4-bit integers to a byte along the last axis, the first in the low half: [..., n] -> [..., ceil(n / 2)]."""
+    """Pack two 4-bit integers per byte along the last axis, low half first: [..., n] -> [..., ceil(n / 2)]."""
     if integers.shape[-1] % 2:
         integers = np.concatenate([integers, np.zeros((*integers.shape[:-1], 1), np.uint8)], axis=-1)
     packed: np.ndarray = (integers[..., 0::2] | (integers[..., 1::2] << 4)).astype(np.uint8)
@@ -96,10 +96,10 @@ _BLOCK = 32
 
 
 def on_coarse_grid(values: np.ndarray, bits: int) -> np.ndarray:
-    """``values`` rounded: to half precision for 16 bits, else to 2^bits steps from the least, or 0, to the greatest.
+    """Return ``values`` rounded to float16 for 16 bits, else to 2^bits levels between the extremes and 0.
 
-    One grid spans all values, that of a convolution's weights (three axes or more) one output channel, that of fewer
-    than 8 bits a block of 32 in a row.
+    One grid spans all values; for convolution weights (three axes or more) one output channel; below 8 bits a block of
+    32 in a row.
     """
     if bits >= 32:
         return values
@@ -114,7 +114,7 @@ def on_coarse_grid(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _on_grid(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Each row of [n, m] on a grid of its own."""
+    """Round each row of [n, m] on its own grid."""
     low, high = np.minimum(rows.min(axis=1, keepdims=True), 0), np.maximum(rows.max(axis=1, keepdims=True), 0)
     step = (high - low) / (2**bits - 1)
     step[step == 0] = 1

@@ -1,4 +1,4 @@
-"""Whether a classifier's probabilities mean what they say."""
+"""Calibration of a classifier's probabilities."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from compress.numerics.statistics import Estimate, Floats
 
 BINS = 15
 _CHUNK = 4_000_000
-"""Resampled rows held at a time."""
+"""Number of resampled rows held at a time."""
 
 
 class Bin(NamedTuple):
-    """The rows whose confidence lies in (low, high]: how many, their mean confidence, and the share that is right."""
+    """Rows with a confidence in (low, high]: their number, mean confidence and accuracy."""
 
     low: float
     high: float
@@ -26,7 +26,7 @@ class Bin(NamedTuple):
 
 
 def softmax(logits: ArrayLike) -> Floats:
-    """Probabilities over the last axis, [n, classes], in float64. Raises `ValueError` for NaN and infinity."""
+    """Return probabilities over the last axis [n, classes] in float64. Raises `ValueError` for NaN and infinity."""
     array = np.asarray(logits, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError("logits hold NaN or infinity")
@@ -35,22 +35,26 @@ def softmax(logits: ArrayLike) -> Floats:
 
 
 def calibration_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> list[Bin]:
-    """The bins of a reliability diagram, of equal width; those without a row are left out."""
+    """Return the non-empty bins of a reliability diagram with bins of equal width."""
     confidences, outcomes = _paired(confidence, correct)
-    places = _places(confidences, bins)
-    found = []
-    for place in np.unique(places):
-        rows = places == place
+    bin_ids = _places(confidences, bins)
+    result = []
+    for bin_id in np.unique(bin_ids):
+        rows = bin_ids == bin_id
         means = float(confidences[rows].mean()), float(outcomes[rows].mean())
-        found.append(Bin(place / bins, (place + 1) / bins, int(rows.sum()), *means))
-    return found
+        result.append(Bin(bin_id / bins, (bin_id + 1) / bins, int(rows.sum()), *means))
+    return result
 
 
 def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3): sum over bins of rows/n |accuracy - confidence|.
+    """Return the expected calibration error (Guo et al. 2017, equation 3): sum of rows/n |accuracy - confidence|.
 
-    ``confidence`` [n] is the probability of the answer that was given, ``correct`` [n] whether it is right. Noise
-    alone makes it larger than 0 (Kumar et al. 2019, section 4), by about sqrt(bins / n).
+    Noise alone makes it larger than 0 (Kumar et al. 2019, section 4), by about sqrt(bins / n).
+
+    Args:
+        confidence: Probability of the predicted class [n].
+        correct: Correctness of the prediction [n].
+        bins: Number of bins.
     """
     confidences, outcomes = _paired(confidence, correct)
     gaps = np.bincount(_places(confidences, bins), weights=outcomes - confidences, minlength=bins)
@@ -65,12 +69,20 @@ def calibration_error_interval(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Estimate:
-    """`calibration_error` with a bootstrap interval that allows for its bias.
+    """Return `calibration_error` with a bootstrap interval that allows for its bias.
 
-    Resampling adds to the error what sampling has added to it already, so the lower end reflects the upper percentile
-    at the value, 2 v - q(high) (Davison and Hinkley 1997, section 5.2.1); it is 0 where probabilities that are right
-    would give an error as large (consistency resampling, Broecker and Smith 2007, section 3). The upper end is
-    v + z s, with s the standard deviation of the resampled errors.
+    Resampling adds the same noise that sampling added before, so the lower end reflects the upper percentile at the
+    value, 2 v - q(high) (Davison and Hinkley 1997, section 5.2.1). It is 0 if calibrated probabilities would give an
+    error as large (consistency resampling, Broecker and Smith 2007, section 3). The upper end is v + z s, with s the
+    standard deviation of the resampled errors.
+
+    Args:
+        confidence: Probability of the predicted class [n].
+        correct: Correctness of the prediction [n].
+        seed: Seed of the resampling.
+        bins: Number of bins.
+        resamples: Number of bootstrap resamples.
+        level: Confidence level.
     """
     confidences, outcomes = _paired(confidence, correct)
     value = calibration_error(confidences, outcomes, bins)
@@ -85,18 +97,25 @@ def calibration_error_interval(
 
 
 def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
-    """Squared distance of each row's probabilities [n, classes] from its label's (Brier 1950, equation 2), 0 to 2.
+    """Return squared distances of probabilities [n, classes] from the label (Brier 1950, equation 2), 0 to 2.
 
-    Of two classes it is twice what is often called so, the squared error of one probability.
+    For two classes it is twice the squared error of one probability, which often has the same name.
     """
     array, ids = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
-    wanted = np.zeros_like(array)
-    wanted[np.arange(len(ids)), ids] = 1.0
-    return np.asarray(((array - wanted) ** 2).sum(axis=-1), dtype=np.float64)
+    one_hot = np.zeros_like(array)
+    one_hot[np.arange(len(ids)), ids] = 1.0
+    return np.asarray(((array - one_hot) ** 2).sum(axis=-1), dtype=np.float64)
 
 
 def mean_interval(samples: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95) -> Estimate:
-    """Mean with its percentile bootstrap interval, as `bootstrap_interval` has it, all resamples at once."""
+    """Return the mean with its percentile bootstrap interval, computed for all resamples at once.
+
+    Args:
+        samples: Values [n].
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        level: Confidence level.
+    """
     array = np.asarray(samples, dtype=np.float64)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError("expected one or more finite samples")
@@ -107,21 +126,30 @@ def mean_interval(samples: ArrayLike, seed: int, resamples: int = 1000, level: f
 
 
 def _resampled_sums(values: Floats, seed: int, resamples: int) -> Floats:
-    """Column sums of ``values`` [n, k] over rows drawn with replacement, [resamples, k]."""
+    """Return column sums of ``values`` [n, k] over rows sampled with replacement, [resamples, k]."""
     n = len(values)
     generator = np.random.default_rng(seed)
     at_once = max(1, _CHUNK // n)
     parts = []
     for start in range(0, resamples, at_once):
         count = min(at_once, resamples - start)
-        drawn = generator.integers(0, n, (count, n), dtype=np.int32)
-        drawn += (np.arange(count, dtype=np.int32) * n)[:, None]
-        parts.append(np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n) @ values)
+        sampled = generator.integers(0, n, (count, n), dtype=np.int32)
+        sampled += (np.arange(count, dtype=np.int32) * n)[:, None]
+        parts.append(np.bincount(sampled.ravel(), minlength=count * n).reshape(count, n) @ values)
     return np.concatenate(parts)
 
 
 def _errors_if_calibrated(confidences: Floats, seed: int, bins: int, resamples: int) -> Floats:
-    """Errors of outcomes that are right as often as ``confidences`` say, [resamples]; each bin's count is normal."""
+    """Return errors of outcomes that are correct as often as ``confidences`` predict, [resamples].
+
+    The number of correct rows in each bin is approximated by a normal distribution.
+
+    Args:
+        confidences: Confidences [n].
+        seed: Seed of the simulation.
+        bins: Number of bins.
+        resamples: Number of simulated data sets.
+    """
     spread = np.bincount(_places(confidences, bins), weights=confidences * (1 - confidences), minlength=bins)
     normal = np.random.default_rng(seed).standard_normal((resamples, bins))
     errors: Floats = np.abs(normal * np.sqrt(np.maximum(spread, 0))).sum(axis=1) / len(confidences)
@@ -129,7 +157,7 @@ def _errors_if_calibrated(confidences: Floats, seed: int, bins: int, resamples: 
 
 
 def _places(confidences: Floats, bins: int) -> NDArray[np.int64]:
-    """The bin of each confidence: (0, 1/bins] is 0, and so on; 0 itself is in the first."""
+    """Return the bin of each confidence: (0, 1/bins] is 0 and so on; 0 itself is in the first."""
     # A confidence at an edge, such as 0.6 of 15 bins, must not leave its bin by rounding.
     return np.clip(np.ceil(np.round(confidences * bins, 9)).astype(np.int64) - 1, 0, bins - 1)
 

@@ -1,9 +1,9 @@
-"""Where the level of a short, noisy series changes: one value a night, some tens or hundreds of nights.
+"""Change points in the level of a short, noisy series: one value per night, tens or hundreds of nights.
 
-Weak changes are found first and the ones that chance may have made are struck out again, the order of MongoDB's and
+Weak changes are found first, and changes that chance may explain are removed again, in the order of MongoDB's and
 Otava's change detection (Fleming et al. 2023, "Hunter"). The first step is the exact least-squares segmentation by
-dynamic programming, whose minimum PELT finds too (Killick, Fearnhead and Eckley 2012); quadratic time is nothing for a
-few hundred values.
+dynamic programming, whose minimum PELT finds too (Killick, Fearnhead and Eckley 2012). Quadratic time is no problem
+for a few hundred values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 SHORTEST = 3
-"""A level that fewer nights have seen is not yet one."""
+"""Minimum number of values at a level."""
 _WEAK_PENALTY = 2.0
 _OUTLIER_SCALES = 3.0
 _NORMAL_MAD = 0.6744897501960817
@@ -29,27 +29,28 @@ _ROUNDING = 1e-12
 class ChangePoint(NamedTuple):
     """A change of level.
 
-    ``place`` is that of the first value at the new level; ``before`` and ``after`` are the medians of the values
-    since the change before and until the next; ``p_value`` is that of Student's t on the two means.
+    ``index`` is that of the first value at the new level; ``before`` and ``after`` are the medians of the two
+    adjacent segments; ``p_value`` belongs to Student's t test of the two means.
     """
 
-    place: int
+    index: int
     before: float
     after: float
     p_value: float
 
 
 def change_points(values: ArrayLike, significance: float = 1e-5, by_luck: float = 0.01) -> list[ChangePoint]:
-    """The changes of level in ``values``, [n], in their order; none below six values.
+    """Return the changes of level in ``values`` [n], in order; none below six values.
 
-    A change stands if two tests hold. Student's t with the pooled variance of all levels must reach ``significance``,
-    which is small since every split of every night is looked at. And its nights must persist: so few of the longer
-    side's nights lie beyond the middle of the two levels that luck would put as many as the shorter side has into a
-    stretch of its length, anywhere in the series, with a probability of at most ``by_luck``. That is what keeps two
-    or three disturbed nights in a row from being a change where disturbed nights are common. Isolated outliers are
-    drawn in before the t test (Hampel 1974), so that they don't hide a change either.
+    A change must pass two tests. Student's t with the pooled variance of all levels must reach ``significance``, which
+    is small because every split of every night is tested. And the change must persist: so few of the longer side's
+    values lie beyond the middle of the two levels that chance would put as many as the shorter side has into a stretch
+    of its length, anywhere in the series, with a probability of at most ``by_luck``. The second test rejects two or
+    three disturbed nights in a row if disturbed nights are common. Isolated outliers are clipped before the t test
+    (Hampel 1974), so that they do not hide a change.
 
-    Raises `ValueError` for values that are not finite.
+    Raises:
+        ValueError: If values are not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not np.isfinite(array).all():
@@ -64,21 +65,21 @@ def change_points(values: ArrayLike, significance: float = 1e-5, by_luck: float 
 
 
 def autocorrelation(values: Floats) -> float:
-    """Correlation of neighbouring nights' noise, from medians that steps leave alone; at least 0 and at most 0.9.
+    """Return the correlation of neighbouring values' noise from medians that steps do not affect, within 0 and 0.9.
 
-    median |x[i+2] - x[i]|² / median |x[i+1] - x[i]|² - 1 (Chakar et al. 2017, for an AR(1) process). Drawn towards 0 by
-    n / (n + 60): from few values it is known badly, and a wrong guess would hide changes.
+    median |x[i+2] - x[i]|² / median |x[i+1] - x[i]|² - 1 (Chakar et al. 2017, for an AR(1) process). It is shrunk
+    towards 0 by n / (n + 60): few values estimate it badly, and a wrong estimate would hide changes.
     """
-    one, two = (float(np.median(np.abs(values[lag:] - values[:-lag]))) for lag in (1, 2))
-    if one == 0:
+    lag_one, lag_two = (float(np.median(np.abs(values[lag:] - values[:-lag]))) for lag in (1, 2))
+    if lag_one == 0:
         return 0.0
-    return min(max((two / one) ** 2 - 1, 0.0), 0.9) * len(values) / (len(values) + 60)
+    return min(max((lag_two / lag_one) ** 2 - 1, 0.0), 0.9) * len(values) / (len(values) + 60)
 
 
 def noise_scale(values: Floats) -> float:
-    """Standard deviation of the noise from the median of the absolute first differences, which steps leave alone.
+    """Return the noise's standard deviation from the median absolute first difference, which steps do not affect.
 
-    median |x[i+1] - x[i]| / (0.6745 √2) for normal noise. Never below what rounding leaves of equal values.
+    median |x[i+1] - x[i]| / (0.6745 √2) for normal noise. It is never below the rounding error of equal values.
     """
     differences = np.abs(np.diff(values))
     least = _ROUNDING * float(np.abs(values).max())
@@ -86,9 +87,9 @@ def noise_scale(values: Floats) -> float:
 
 
 def without_outliers(values: Floats, scale: float) -> Floats:
-    """Values further than three scales from the median of the five around them drawn in to there (Hampel's filter).
+    """Clip values to within three scales of the median of the five values around them (Hampel's filter).
 
-    At the ends the five are the first or last five. A level that three of five nights share passes unchanged.
+    At the ends these are the first or last five. A level that three of five values share passes unchanged.
     """
     width = min(2 * SHORTEST - 1, len(values))
     starts = np.clip(np.arange(len(values)) - width // 2, 0, len(values) - width)
@@ -98,9 +99,10 @@ def without_outliers(values: Floats, scale: float) -> Floats:
 
 
 def segment(values: Floats, penalty: float) -> list[int]:
-    """First places of the second and later segments that minimise squared deviations plus ``penalty`` a segment.
+    """Return the first indices of the second and later segments of the best segmentation.
 
-    F(t) = min over s <= t - 3 of F(s) + sum (x - mean)² over s..t + penalty; exact, each segment of three or more.
+    It minimises squared deviations plus ``penalty`` per segment: F(t) = min over s <= t - 3 of F(s) + sum (x - mean)²
+    over s..t + penalty. The result is exact; each segment has three values or more.
     """
     n = len(values)
     centred = values - values.mean()
@@ -115,22 +117,30 @@ def segment(values: Floats, penalty: float) -> list[int]:
         # Of equal costs the latest start would make needless segments.
         previous[end] = int(np.argmin(costs))
         best[end] = costs[previous[end]]
-    found: list[int] = []
-    place = int(previous[n])
-    while place > 0:
-        found.append(place)
-        place = int(previous[place])
-    return found[::-1]
+    starts_of_segments: list[int] = []
+    start = int(previous[n])
+    while start > 0:
+        starts_of_segments.append(start)
+        start = int(previous[start])
+    return starts_of_segments[::-1]
 
 
 def _strike_out(
     values: Floats, calm: Floats, bounds: list[int], significance: float, by_luck: float
 ) -> list[ChangePoint]:
-    """Join the two levels whose change is least sure, again and again, until every change stands."""
+    """Join the two levels with the least certain change until every remaining change passes the tests.
+
+    Args:
+        values: Original values [n].
+        calm: Values without outliers [n].
+        bounds: Bounds of the segments, with 0 and n.
+        significance: Required p-value.
+        by_luck: Highest probability that chance explains the persistence.
+    """
     correlation = autocorrelation(calm)
     while len(bounds) > 2:
-        tests = [t_test(calm, bounds, place, correlation) for place in range(1, len(bounds) - 1)]
-        lucks = [_luck(values, *bounds[place : place + 3]) for place in range(len(bounds) - 2)]
+        tests = [t_test(calm, bounds, index, correlation) for index in range(1, len(bounds) - 1)]
+        lucks = [_luck(values, *bounds[index : index + 3]) for index in range(len(bounds) - 2)]
         doubts = [max(p / significance, luck / by_luck) for p, luck in zip(tests, lucks, strict=True)]
         worst = int(np.argmax(doubts))
         if doubts[worst] <= 1:
@@ -141,25 +151,38 @@ def _strike_out(
 
 
 def t_test(values: Floats, bounds: list[int], place: int, correlation: float = 0.0) -> float:
-    """Two-sided p-value that the segments before and after ``bounds[place]`` have one mean.
+    """Return the two-sided p-value that the segments before and after ``bounds[place]`` have the same mean.
 
     t = (m1 - m2) / (s √(1/n1 + 1/n2)) with s² the variance within all segments and n - segments degrees of freedom.
-    With correlation r of neighbours the error of a mean is √((1 + r) / (1 - r)) times as large (Zwiers and von Storch
+    With a correlation r of neighbours the error of a mean is √((1 + r) / (1 - r)) times as large (Zwiers and von Storch
     1995).
+
+    Args:
+        values: Values [n].
+        bounds: Bounds of the segments, with 0 and n.
+        place: Index of the tested bound.
+        correlation: Correlation of neighbouring values.
     """
     parts = [values[first:last] for first, last in pairwise(bounds)]
     freedom = len(values) - len(parts)
     within = math.sqrt(sum(float(((part - part.mean()) ** 2).sum()) for part in parts) / freedom)
-    before, after = parts[place - 1], parts[place]
-    error = max(within, _ROUNDING * float(np.abs(values).max())) * math.sqrt(1 / len(before) + 1 / len(after))
+    left, right = parts[place - 1], parts[place]
+    error = max(within, _ROUNDING * float(np.abs(values).max())) * math.sqrt(1 / len(left) + 1 / len(right))
     error *= math.sqrt((1 + correlation) / (1 - correlation))
     if error == 0:
         return 1.0
-    return float(2 * stats.t.sf(abs(float(before.mean() - after.mean())) / error, freedom))
+    return float(2 * stats.t.sf(abs(float(left.mean() - right.mean())) / error, freedom))
 
 
 def _luck(values: Floats, first: int, middle: int, last: int) -> float:
-    """Chance that a stretch as long as the shorter side lies beyond the middle as often, anywhere in the series."""
+    """Return the chance that a stretch of the shorter side's length lies beyond the middle as often, anywhere.
+
+    Args:
+        values: Values [n].
+        first: Start of the segment before the change.
+        middle: Index of the change.
+        last: End of the segment after the change.
+    """
     shorter, longer = sorted((values[first:middle], values[middle:last]), key=len)
     centre = (float(np.median(shorter)) + float(np.median(longer))) / 2
     above = np.median(shorter) > centre

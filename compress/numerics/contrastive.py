@@ -1,4 +1,4 @@
-"""Losses that draw together the embeddings that belong together. B: batch, D: dimensions."""
+"""Contrastive losses, which pull matching embeddings together. B: batch, D: dimensions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch.nn.functional import log_softmax, logsigmoid, normalize
 
 
 def supervised_contrastive(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Of embeddings [B, D], how unlikely the others of the same label [B] are among all others.
+    """Return the supervised contrastive loss of embeddings [B, D] with labels [B].
 
-    Khosla et al. 2020, equation 2: the mean over the anchors that have another of their label. 0 where none has.
+    Khosla et al. 2020, equation 2: the mean over the anchors with another example of their label; 0 if there is none.
     """
     unit = normalize(embeddings, dim=-1)
     others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
@@ -22,10 +22,10 @@ def supervised_contrastive(embeddings: torch.Tensor, labels: torch.Tensor, tempe
 
 
 def paired_contrastive(logits: torch.Tensor, belongs: torch.Tensor) -> torch.Tensor:
-    """Of logits [B, B] of images and texts, how unlikely what ``belongs`` [B, B] together is, both ways.
+    """Return the symmetric contrastive loss of image-text logits [B, B]; ``belongs`` [B, B] marks matching pairs.
 
-    The mean over the texts of each image and over the images of each text (Yang et al. 2022, UniCL, section 3.2);
-    where each image has a text of its own it is the loss of CLIP (Radford et al. 2021, figure 3).
+    The mean over the texts of each image and over the images of each text (Yang et al. 2022, UniCL, section 3.2). If
+    each image has exactly one text, it is the loss of CLIP (Radford et al. 2021, figure 3).
     """
     share = belongs.to(logits.dtype)
     rows = (log_softmax(logits, dim=1) * share).sum(dim=1) / share.sum(dim=1)
@@ -34,9 +34,9 @@ def paired_contrastive(logits: torch.Tensor, belongs: torch.Tensor) -> torch.Ten
 
 
 def sigmoid_contrastive(logits: torch.Tensor, belongs: torch.Tensor) -> torch.Tensor:
-    """Of logits [B, B] of images and texts, each a question of its own whether both belong together.
+    """Return the sigmoid loss of image-text logits [B, B]: each pair is a separate binary classification.
 
-    Zhai et al. 2023 (SigLIP), equation 1, with every pair that ``belongs`` [B, B] together for a positive one.
+    Zhai et al. 2023 (SigLIP), equation 1, with every pair marked in ``belongs`` [B, B] as positive.
     """
     signs = 2 * belongs.to(logits.dtype) - 1
     return -logsigmoid(signs * logits).sum(dim=1).mean()

@@ -1,5 +1,4 @@
-"""How two models differ: on the same examples, of which outcomes belong together, or measured apart;
-and whether a difference is worse, better, the same, or not yet known."""
+"""Differences of two models, paired by example or independent, and verdicts: worse, better, same or inconclusive."""
 
 from __future__ import annotations
 
@@ -17,30 +16,42 @@ Statistic = Callable[[Floats, Floats], float]
 
 
 def paired_difference(baseline: ArrayLike, candidate: ArrayLike, confidence: float = 0.9) -> Estimate:
-    """The candidate's share of successes less the baseline's, from outcomes of 0 or 1 [n] of the same examples.
+    """Return the candidate's success rate minus the baseline's, from outcomes of 0 or 1 [n] on the same examples.
 
-    The interval is that of `difference_of_shares`. Raises `ValueError` for lengths that differ, no example at
-    all, or an outcome that is neither 0 nor 1.
+    The interval is that of `difference_of_shares`. Raises `ValueError` for unequal lengths, no example, or an outcome
+    that is neither 0 nor 1.
     """
     only_baseline, only_candidate = discordant(baseline, candidate)
     return difference_of_shares(only_baseline, only_candidate, np.asarray(baseline).size, confidence)
 
 
 def discordant(baseline: ArrayLike, candidate: ArrayLike) -> tuple[int, int]:
-    """How many examples only the baseline and only the candidate gets right. Raises as `paired_difference`."""
-    before, after = _paired(baseline, candidate)
-    if not (np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all()):
+    """Return the numbers of examples that only the baseline and only the candidate gets right.
+
+    Raises `ValueError` as `paired_difference` does.
+    """
+    baseline_outcomes, candidate_outcomes = _paired(baseline, candidate)
+    if not (np.isin(baseline_outcomes, (0.0, 1.0)).all() and np.isin(candidate_outcomes, (0.0, 1.0)).all()):
         raise ValueError("expected outcomes of 0 or 1")
-    return int((before > after).sum()), int((after > before).sum())
+    return int((baseline_outcomes > candidate_outcomes).sum()), int((candidate_outcomes > baseline_outcomes).sum())
 
 
 def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confidence: float = 0.9) -> Estimate:
-    """(only_candidate - only_baseline) / n with its adjusted Wald interval (Agresti and Min 2005, section 2).
+    """Return (only_candidate - only_baseline) / n with its adjusted Wald interval (Agresti and Min 2005, section 2).
 
-    Half an observation is added to each cell of the 2 x 2 table: with b, c = only_baseline + 1/2,
-    only_candidate + 1/2 and N = n + 2, the interval is (c - b) / N ± z √(b + c - (c - b)² / N) / N. At 90% it
-    says *worse* of two equally good models at most 5 times in 100, down to a handful of examples on which they
-    differ; the tests count that out. Raises `ValueError` for counts that no table has.
+    Half an observation is added to each cell of the 2 x 2 table: with b, c = only_baseline + 1/2, only_candidate + 1/2
+    and N = n + 2, the interval is (c - b) / N ± z √(b + c - (c - b)² / N) / N. At 90% it calls the better of two
+    equally good models *worse* at most 5 times in 100, down to a handful of discordant examples; the tests verify that
+    by enumeration.
+
+    Args:
+        only_baseline: Examples that only the baseline gets right.
+        only_candidate: Examples that only the candidate gets right.
+        n: Number of all examples.
+        confidence: Confidence level.
+
+    Raises:
+        ValueError: If no table has these counts.
     """
     if min(only_baseline, only_candidate) < 0 or n < 1 or only_baseline + only_candidate > n:
         raise ValueError(f"expected counts of at most n >= 1, found {only_baseline} and {only_candidate} of {n}")
@@ -53,18 +64,19 @@ def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confid
 
 
 def mcnemar_mid_p(only_a: int, only_b: int) -> float:
-    """Two-sided mid-p value that A and B are right equally often (Fagerland, Lydersen and Laake 2013).
+    """Return the two-sided mid-p value that A and B are right equally often (Fagerland, Lydersen and Laake 2013).
 
-    McNemar's exact p-value counts what was observed in full and so errs on the side of no
-    difference; here half of it counts. Raises `ValueError` for negative counts.
+    McNemar's exact p-value counts the observed table in full and is therefore conservative; here half of it counts.
+    Raises `ValueError` for negative counts.
     """
     return min(1.0, 2 * min(mcnemar_mid_p_one_sided(only_a, only_b), mcnemar_mid_p_one_sided(only_b, only_a)))
 
 
 def mcnemar_mid_p_one_sided(only_a: int, only_b: int) -> float:
-    """Mid-p value against *A is right more often than B*: P(X > only_a) + P(X = only_a) / 2, X ~ Binomial(n, 1/2).
+    """Return the mid-p value against *A is right more often than B*.
 
-    n counts the examples on which just one of the two is right. Raises `ValueError` for negative counts.
+    P(X > only_a) + P(X = only_a) / 2, X ~ Binomial(n, 1/2), where n is the number of examples on which exactly one of
+    the two is right. Raises `ValueError` for negative counts.
     """
     if only_a < 0 or only_b < 0:
         raise ValueError(f"expected counts, found {only_a} and {only_b}")
@@ -82,31 +94,42 @@ def paired_bootstrap(
     resamples: int = 2000,
     confidence: float = 0.9,
 ) -> Estimate:
-    """``statistic(baseline, candidate)`` with its percentile bootstrap interval over whole examples (axis 0).
+    """Return ``statistic(baseline, candidate)`` with its percentile bootstrap interval over examples (axis 0).
 
-    An example is drawn with both of its values, so that what makes it hard for both cancels (Efron and Tibshirani
-    1993, section 13.3). Raises `ValueError` for lengths that differ, no example, or values that are not finite.
+    An example is resampled with both of its values, so that difficulty shared by both cancels (Efron and Tibshirani
+    1993, section 13.3).
+
+    Args:
+        baseline: Values of the baseline [n, ...].
+        candidate: Values of the candidate [n, ...].
+        statistic: Function of resampled values of both.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        confidence: Confidence level.
+
+    Raises:
+        ValueError: For unequal lengths, no example, or values that are not finite.
     """
-    before, after = _paired(baseline, candidate)
+    baseline_values, candidate_values = _paired(baseline, candidate)
 
     def of_chosen(chosen: Floats) -> float:
         rows = chosen.astype(np.int64)
-        return statistic(before[rows], after[rows])
+        return statistic(baseline_values[rows], candidate_values[rows])
 
-    low, high = bootstrap_interval(np.arange(len(before)), of_chosen, seed, resamples, confidence)
-    value = float(statistic(before, after))
+    low, high = bootstrap_interval(np.arange(len(baseline_values)), of_chosen, seed, resamples, confidence)
+    value = float(statistic(baseline_values, candidate_values))
     return Estimate(value, min(value, low), max(value, high))
 
 
 def _paired(baseline: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    before, after = (np.atleast_1d(np.asarray(values, dtype=np.float64)) for values in (baseline, candidate))
-    if len(before) != len(after):
-        raise ValueError(f"examples must pair: {len(before)} of the baseline and {len(after)} of the candidate")
-    if not before.size:
+    first, second = (np.atleast_1d(np.asarray(values, dtype=np.float64)) for values in (baseline, candidate))
+    if len(first) != len(second):
+        raise ValueError(f"examples must pair: {len(first)} of the baseline and {len(second)} of the candidate")
+    if not first.size:
         raise ValueError("expected at least one example")
-    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("values hold NaN or infinity")
-    return before, after
+    return first, second
 
 
 def _quantile(confidence: float) -> float:
@@ -116,10 +139,10 @@ def _quantile(confidence: float) -> float:
 
 
 def difference_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate:
-    """candidate - baseline, with the interval that their own independent ones imply.
+    """Return candidate - baseline with the interval implied by their independent intervals.
 
-    MOVER (Zou and Donner 2008): low = d - √((candidate - its low)² + (baseline's high - baseline)²), high
-    likewise. From Wilson intervals of two shares it is method 10 of Newcombe 1998. Confidence is that of the two.
+    MOVER (Zou and Donner 2008): low = d - √((candidate - its low)² + (baseline's high - baseline)²), high likewise.
+    From Wilson intervals of two proportions it is method 10 of Newcombe 1998. The confidence is that of the two.
     """
     value = candidate.value - baseline.value
     below = math.hypot(candidate.value - candidate.low, baseline.high - baseline.value)
@@ -128,7 +151,7 @@ def difference_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate
 
 
 def widen(estimate: Estimate, confidence: float, wanted: float) -> Estimate:
-    """The estimate with its interval taken from ``confidence`` to ``wanted``, both sides by the normal quantiles."""
+    """Return the estimate with its interval rescaled from ``confidence`` to ``wanted`` by normal quantiles."""
     normal = NormalDist()
     scale = normal.inv_cdf((1 + wanted) / 2) / normal.inv_cdf((1 + confidence) / 2)
     value, low, high = estimate
@@ -136,34 +159,36 @@ def widen(estimate: Estimate, confidence: float, wanted: float) -> Estimate:
 
 
 def logarithm(estimate: Estimate) -> Estimate:
-    """Natural logarithms of a positive estimate and its bounds. Raises `ValueError` for others."""
+    """Return the natural logarithms of a positive estimate and its bounds. Raises `ValueError` for other values."""
     if not 0 < estimate.low <= estimate.value <= estimate.high < math.inf:
         raise ValueError(f"expected 0 < low <= value <= high, found {estimate}")
     return Estimate(*map(math.log, estimate))
 
 
 def relative(log_ratio: Estimate) -> Estimate:
-    """From the logarithm of a ratio to the ratio less 1: ln 1.05 -> 0.05."""
+    """Convert the logarithm of a ratio to the ratio minus 1: ln 1.05 -> 0.05."""
     return Estimate(*map(math.expm1, log_ratio))
 
 
 def allow_for(estimate: Estimate, half: float) -> Estimate:
-    """The estimate with a further independent uncertainty of ± ``half`` at the same confidence."""
+    """Return the estimate with a further independent uncertainty of ± ``half`` at the same confidence."""
     value, low, high = estimate
     return Estimate(value, value - math.hypot(value - low, half), value + math.hypot(high - value, half))
 
 
 Verdict = Literal["better", "same", "worse", "can't tell"]
-"""What a comparison says of one metric."""
+"""Result of a comparison of one metric."""
 
 
 def decide(loss: Estimate, margin: float) -> Verdict:
-    """The verdict on a change whose positive direction is the bad one; ``margin`` is the smallest that matters.
+    """Return the verdict on a change for which positive is worse; ``margin`` is the smallest relevant change.
 
-    *worse* if the interval excludes 0 and the estimate reaches the margin, *better* likewise on the other side,
-    *same* if the whole interval lies within the margin on both sides (equivalence by two one-sided tests,
-    Schuirmann 1987), else *can't tell*. With a margin of 0 any change that the interval shows counts, and *same*
-    is an interval of width 0. Raises `ValueError` for a negative margin or values that are no interval.
+    *worse* if the interval excludes 0 and the estimate reaches the margin; *better* likewise on the other side; *same*
+    if the whole interval is within the margin on both sides (equivalence by two one-sided tests, Schuirmann 1987);
+    otherwise *can't tell*. With a margin of 0 every significant change counts, and *same* needs an interval of width 0.
+
+    Raises:
+        ValueError: For a negative margin or an invalid interval.
     """
     if not margin >= 0:
         raise ValueError(f"expected a margin of at least 0, found {margin}")
@@ -179,16 +204,16 @@ def decide(loss: Estimate, margin: float) -> Verdict:
 
 
 def samples_to_settle(loss: Estimate, margin: float, n: int) -> int | None:
-    """How many samples beyond ``n`` should turn *can't tell* into a verdict, if the estimate stays where it is.
+    """Return the number of samples beyond ``n`` that should turn *can't tell* into a verdict if the estimate stays.
 
-    The interval narrows with the square root of the samples. It has to get narrower than the distance to 0 if
-    the estimate reaches the margin, and than the distance to the margin otherwise. ``None`` where no number of samples
-    would do (the estimate is at the margin itself, or at 0 with a margin of 0); 0 where it is settled already.
+    The interval narrows with the square root of the number of samples. It must become narrower than the distance to 0
+    if the estimate reaches the margin, and than the distance to the margin otherwise. ``None`` if no number of samples
+    suffices (the estimate is at the margin, or at 0 with a margin of 0); 0 if there is a verdict already.
     """
     if decide(loss, margin) != "can't tell":
         return 0
     half = max(loss.high - loss.value, loss.value - loss.low)
-    wanted = abs(loss.value) if abs(loss.value) >= margin else margin - abs(loss.value)
-    if wanted <= 0 or not math.isfinite(half / wanted):
+    required_half_width = abs(loss.value) if abs(loss.value) >= margin else margin - abs(loss.value)
+    if required_half_width <= 0 or not math.isfinite(half / required_half_width):
         return None
-    return max(1, math.ceil(n * (half / wanted) ** 2) - n)
+    return max(1, math.ceil(n * (half / required_half_width) ** 2) - n)

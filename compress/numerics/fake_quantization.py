@@ -1,9 +1,10 @@
-"""Training through integers: values on the grid that a quantized graph has, with gradients as if they were not rounded;
-and weights of fixed integers, ``W = q s``, differentiable in the scales ``s`` alone.
+"""Quantization-aware training: values rounded to a quantized graph's grid, with straight-through gradients.
 
-A layer computes ``(sum of q_x q_w) (s_x s_w) + b``, as ONNX Runtime's integer kernels do, with integers ``q_x`` less
-their zero point and ``q_w``, which here are floats of whole value. Their sums are exact below 2^24, so that training
-sees the bits which the exported graph gives.
+It includes weights of fixed integers, ``W = q s``, which are differentiable in the scales ``s`` only.
+
+A layer computes ``(sum of q_x q_w) (s_x s_w) + b``, as ONNX Runtime's integer kernels do, with integers ``q_x``
+minus their zero point and ``q_w``, which are floats of integral value here. Their sums are exact below 2^24, so
+that training sees the same values as the exported graph.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any
 import torch
 
 _SMALLEST_RANGE = 1e-30
-"""Below, a step would be no normal float32, and everything is 0."""
+"""Range below which a step would be no normal float32, so that everything is 0."""
 
 
 def rounded(values: torch.Tensor) -> torch.Tensor:
-    """The nearest whole numbers, halves to even; the gradient passes."""
+    """Round to integers, halves to even; gradients pass unchanged."""
     return straight_through(values, torch.round)
 
 
 def straight_through(values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """``rounding(values)``; the gradient passes as if they were not rounded (Bengio et al. 2013, section 4)."""
+    """Return ``rounding(values)`` with gradients as if they were not rounded (Bengio et al. 2013, section 4)."""
     result: torch.Tensor = _StraightThrough.apply(values, rounding)  # type: ignore[no-untyped-call]
     return result
 
@@ -39,27 +40,41 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def nearest_on_grid(steps: torch.Tensor, zero_point: int, lowest: int, highest: int) -> torch.Tensor:
-    """The integers from ``lowest`` to ``highest``, less ``zero_point``, nearest to ``steps``: clamp, then round."""
+    """Return the integers from ``lowest`` to ``highest``, minus ``zero_point``, nearest to ``steps``: clamp, round.
+
+    Args:
+        steps: Values divided by the scale.
+        zero_point: Integer that represents 0.
+        lowest: Smallest integer.
+        highest: Largest integer.
+    """
     return rounded(steps.clamp(lowest - zero_point, highest - zero_point))
 
 
 def on_grid(values: torch.Tensor, scale: torch.Tensor, zero_point: int, lowest: int, highest: int) -> torch.Tensor:
-    """The integers, less ``zero_point``, that `QuantizeLinear` gives for ``values``.
+    """Return the integers, minus ``zero_point``, that `QuantizeLinear` yields for ``values``.
 
-    With the product by ``scale`` that follows, the gradients are those of LSQ (Esser et al. 2020, equation 3): within
-    the grid dL/dx passes, outside it is 0; dL/ds counts q - x/s within, and the end of the grid outside.
+    Together with the multiplication by ``scale`` that follows, gradients are those of LSQ (Esser et al. 2020, equation
+    3): inside the grid dL/dx passes, outside it is 0; dL/ds uses q - x/s inside, and the end of the grid outside.
+
+    Args:
+        values: Values to quantize.
+        scale: Distance of two levels.
+        zero_point: Integer that represents 0.
+        lowest: Smallest integer.
+        highest: Largest integer.
     """
     return nearest_on_grid(values / scale, zero_point, lowest, highest)
 
 
 def row_scales(weight: torch.Tensor, highest: int) -> torch.Tensor:
-    """The scale of each output channel of ``weight`` [outputs, ...], at which its largest weight is ``highest``."""
+    """Return the scale of each output channel of a weight [outputs, ...]: its largest magnitude over ``highest``."""
     largest = weight.detach().flatten(1).abs().amax(dim=1)
     return (largest / highest).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def best_row_scales(weight: torch.Tensor, highest: int, steps: int = 80) -> torch.Tensor:
-    """The scale of each output channel with the least squared error, among shares of the largest weight's."""
+    """Return the scale of each output channel with the least squared error, among shares of the full-range scale."""
     full = row_scales(weight, highest)
     rows = weight.detach().flatten(1)
     best, least = full.clone(), torch.full_like(full, torch.inf)
@@ -73,9 +88,9 @@ def best_row_scales(weight: torch.Tensor, highest: int, steps: int = 80) -> torc
 
 
 def unsigned_grid(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point of 8-bit activations from ``low`` to ``high``; 0 is on the grid.
+    """Return scale and zero point of 8-bit activations from ``low`` to ``high``, with 0 on the grid.
 
-    A constant 0 has a scale of 1. Raises `ValueError` for a range that is not finite.
+    A range of 0 has the scale 1. Raises `ValueError` for a range that is not finite.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
@@ -87,22 +102,28 @@ def unsigned_grid(low: float, high: float) -> tuple[float, int]:
 
 
 _PIECE_ELEMENTS = 1 << 22
-"""Large matrices are turned into floats by pieces that stay in the processor's cache."""
+"""Elements of a matrix that are dequantized at a time, so that they stay in the processor's cache."""
 
 
 def dequantize(integers: torch.Tensor, scales: torch.Tensor, group_size: int, dtype: torch.dtype) -> torch.Tensor:
-    """``integers`` [rows, columns] (zero point taken off) times ``scales`` [rows, groups], rounded to ``dtype``.
+    """Return the weight ``q s`` [rows, columns] in ``dtype`` for integers [rows, columns] and scales [rows, groups].
 
-    Differentiable in the scales: dL/ds sums dL/dW q over the columns of a group, the last of which may be shorter.
-    Where the integers are floats that learn, in them too: dL/dq is dL/dW s. Keeps the integers for the backward pass
-    and no other floats of their size.
+    Differentiable in the scales: dL/ds sums dL/dW q over the columns of a group, the last of which may be shorter. If
+    the integers are floats that are trained, they are differentiable too: dL/dq is dL/dW s. The backward pass stores
+    the integers and no other floats of their size.
+
+    Args:
+        integers: Integers minus zero points [rows, columns].
+        scales: Scales [rows, groups].
+        group_size: Columns that share a scale.
+        dtype: Type of the result.
     """
     result: torch.Tensor = _Dequantize.apply(integers, scales, group_size, dtype)  # type: ignore[no-untyped-call]
     return result
 
 
 def stored_as(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``values`` rounded to what a file of ``dtype`` can hold; the gradient passes as if they were not rounded."""
+    """Return ``values`` rounded to a file's ``dtype``; gradients pass as if they were not rounded."""
     return straight_through(values, lambda exact: exact.to(dtype).to(exact.dtype))
 
 
@@ -113,6 +134,7 @@ class _Dequantize(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(integers, scales)
         ctx.group_size = group_size
+        # Work in pieces of rows, so that no second matrix in the scales' type is needed.
         rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
         if len(integers) <= rows:
             return _product(integers, scales, group_size).to(dtype)

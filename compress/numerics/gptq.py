@@ -1,4 +1,4 @@
-"""GPTQ: round a weight's columns one by one, and let the columns still to come make up for each error."""
+"""GPTQ: rounding of a weight's columns one by one, with remaining columns compensating each error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _LARGEST_DAMPING = 10.0
 
 @dataclass(frozen=True)
 class GptqSettings:
-    """What the grid is, and how the solver goes about it.
+    """Settings of the grid and the solver.
 
-    ``group_size``: neighbouring columns that share a scale, or ``None`` for one scale a row. ``act_order``: round the
-    columns with the largest diagonal of the Hessian first; scales are found before any column is rounded and groups are
-    of neighbouring columns all the same, so that inference needs no permutation. ``damping``: the share of the mean
-    diagonal that is added to the diagonal. ``refinement_sweeps``: passes of coordinate descent over integers and scales
-    after the rounding.
+    ``group_size``: consecutive columns that share a scale, or ``None`` for one scale per row. ``act_order``: round the
+    columns with the largest diagonal of the Hessian first; scales are determined before rounding and groups stay
+    consecutive, so that inference needs no permutation. ``damping``: share of the mean diagonal that is added to the
+    diagonal. ``refinement_sweeps``: passes of coordinate descent over integers and scales after rounding.
     """
 
     bits: int = 4
@@ -37,10 +36,10 @@ class GptqSettings:
 
 @dataclass(frozen=True)
 class GptqSolution:
-    """A quantized weight, with what each of its rows lost: ``losses`` [out] is diag(E H E^T), E = W - Q.
+    """Quantized weight with the loss of each row: ``losses`` [out] is diag(E H E^T), E = W - Q.
 
-    ``energies`` [out] is diag(W H W^T). ``damping`` is the share of the mean diagonal that was really added;
-    ``dead_columns`` counts the inputs that were always zero, whose weights are set to zero.
+    ``energies`` [out] is diag(W H W^T). ``damping`` is the share of the mean diagonal that was added in the end.
+    ``dead_columns`` is the number of inputs that were always zero, whose weights become zero.
     """
 
     quantized: QuantizedWeight
@@ -51,34 +50,36 @@ class GptqSolution:
 
     @property
     def error(self) -> float:
-        """The relative squared error of the outputs, tr(E H E^T) / tr(W H W^T)."""
+        """Return the relative squared error of the outputs, tr(E H E^T) / tr(W H W^T)."""
         return float(self.losses.sum()) / max(float(self.energies.sum()), 1e-30)
 
     def split(self, rows: Sequence[int]) -> list[GptqSolution]:
-        """That of each of several layers that were stacked, of so many rows."""
+        """Return the solutions of several stacked layers with these numbers of rows."""
         losses, energies = (torch.split(part, list(rows)) for part in (self.losses, self.energies))
         return [
-            replace(self, quantized=part, losses=lost, energies=whole)
-            for part, lost, whole in zip(self.quantized.split(rows), losses, energies, strict=True)
+            replace(self, quantized=part, losses=layer_losses, energies=layer_energies)
+            for part, layer_losses, layer_energies in zip(self.quantized.split(rows), losses, energies, strict=True)
         ]
 
 
 def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSettings) -> GptqSolution:
-    """GPTQ (Frantar et al. 2022, section 3, algorithm 1) of ``weight`` [out, in] under ``hessian`` [in, in].
+    """Quantize ``weight`` [out, in] by GPTQ (Frantar et al. 2022, section 3, algorithm 1) under ``hessian`` [in, in].
 
-    The Hessian is X X^T of the layer's inputs, times anything positive. Rows don't touch each other, so layers that
-    share their input can be stacked (`GptqSolution.split`).
+    The Hessian is X X^T of the layer's inputs, times any positive factor. Rows are independent, so layers that share
+    their input can be stacked (`GptqSolution.split`).
 
-    Instead of an inverse, the Cholesky factor of H itself is used. With H = L L^T the error is the sum over j of (sum
-    over i >= j of e_i L_ij)^2, so that, going from the last column to the first, column j is best rounded at w_j + sum
-    over i > j of e_i L_ij / L_jj. These are GPTQ's own updated weights (Chen et al. 2025 show it to be Babai's nearest
-    plane).
+    The Cholesky factor of H itself is used in place of an inverse. With H = L L^T the error is the sum over j of (sum
+    over i >= j of e_i L_ij)^2. Going from the last column to the first, column j is therefore best rounded at w_j + sum
+    over i > j of e_i L_ij / L_jj. These are GPTQ's own updated weights (Chen et al. 2025 show that it is Babai's
+    nearest plane algorithm).
 
-    Raises `ValueError` for shapes that don't fit, values that aren't finite, a Hessian of zeros, and a Hessian that no
-    damping makes positive definite.
+    Raises:
+        ValueError: For shapes that do not match, values that are not finite, a Hessian of zeros, and a Hessian that no
+            damping makes positive definite.
     """
     check_solvable(weight, hessian)
     inputs = _prepare(hessian, settings)
+    # Bands of rows bound the memory of the solver.
     bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
     return replace(
         bands[0],
@@ -91,10 +92,10 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
 def round_to_nearest(
     weight: torch.Tensor, settings: GptqSettings, importance: torch.Tensor | None = None
 ) -> QuantizedWeight:
-    """Each weight of [out, in] to the nearest point of the grid that GPTQ would use.
+    """Round each weight of [out, in] to the nearest point of the grid that GPTQ would use.
 
-    ``importance`` [in] is the mean square of each input, or the Hessian's diagonal; without it all columns count the
-    same. Raises `ValueError` for weights that aren't finite.
+    ``importance`` [in] is the mean square of each input, or the Hessian's diagonal; without it all columns count
+    equally. Raises `ValueError` for weights that are not finite.
     """
     if not _finite(weight):
         raise ValueError("the weight holds values that are not finite")
@@ -107,12 +108,12 @@ def round_to_nearest(
 
 
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
-    """tr(E H E^T) / tr(W H W^T) of two weights [out, in], E = W - Q: the relative squared error of the outputs."""
+    """Return tr(E H E^T) / tr(W H W^T) of two weights [out, in], E = W - Q: the relative squared output error."""
     return output_energy(weight - quantized, hessian) / max(output_energy(weight, hessian), 1e-30)
 
 
 def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> float:
-    """tr(W H W^T) of a weight [out, in]: the squared norm of its outputs."""
+    """Return tr(W H W^T) of a weight [out, in]: the squared norm of its outputs."""
     return float((weight @ hessian).mul_(weight).sum())
 
 
@@ -130,7 +131,7 @@ def _find_grid(columns: torch.Tensor, settings: GptqSettings, importance: torch.
 
 
 def check_solvable(weight: torch.Tensor, hessian: torch.Tensor) -> None:
-    """Raise `ValueError` for a weight [out, in] and a Hessian [in, in] that no solver can go by."""
+    """Raise `ValueError` for a weight [out, in] and a Hessian [in, in] that no solver can use."""
     if weight.ndim != 2 or hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a weight {tuple(weight.shape)} needs a square Hessian, found {tuple(hessian.shape)}")
     if not _finite(weight):
@@ -144,19 +145,19 @@ def check_solvable(weight: torch.Tensor, hessian: torch.Tensor) -> None:
 
 
 def _finite(values: torch.Tensor) -> bool:
-    """A sum of finite numbers may overflow, but one that is finite has only finite parts; it needs no mask."""
+    """Return True if all values are finite; a finite sum proves it without a mask."""
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is known of a layer's inputs, made once for all of its rows.
+    """Factorized Hessian of a layer's inputs, computed once for all rows.
 
-    ``importance`` weights the columns for the search of scales. An error costs H_ii where nothing makes up for it, and
-    L_ii^2 where all later columns do; the geometric mean of the two was measured to be better than either.
-    ``places``: the columns in the order of the factor, which is walked from its last to its first, so that what is
-    rounded first is last. ``coupling`` is L / diag(L) and ``pivots`` diag(L), of the Hessian in that order with
-    ``shift`` added to its diagonal.
+    ``importance`` weights the columns in the search of scales. An error costs H_ii if nothing compensates it, and
+    L_ii^2 if all later columns do; the geometric mean of the two measured better than either. ``places`` lists the
+    columns in the order of the factor, which is walked from its last to its first, so that the columns rounded first
+    come last. ``coupling`` is L / diag(L) and ``pivots`` diag(L) of the Hessian in that order with ``shift`` added to
+    its diagonal.
     """
 
     hessian: torch.Tensor
@@ -182,21 +183,29 @@ def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
 
 
 def mean_energy(hessian: torch.Tensor) -> torch.Tensor:
-    """The mean of the diagonal of those inputs that are not always zero; 1 where all are."""
+    """Return the mean of the Hessian's diagonal over inputs that are not always zero; 1 if all are."""
     diagonal = hessian.diagonal()
     live = diagonal > 0
     return diagonal[live].mean() if bool(live.any()) else diagonal.new_ones(())
 
 
 def backwards(hessian: torch.Tensor) -> torch.Tensor:
-    """The places of the inputs, the last one first."""
+    """Return the indices of the inputs in reverse order."""
     return torch.arange(len(hessian), device=hessian.device).flip(0)
 
 
 def factorize(hessian: torch.Tensor, damping: float, places: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
-    """L of H + damping * `mean_energy`, rows and columns in the order of ``places``, and the damping.
+    """Return L of H + damping * `mean_energy`, with rows and columns in the order of ``places``, and the damping.
 
-    That is ten times as much for each failure. An input that is always zero stands apart from all others.
+    The damping grows tenfold after each failure. An input that is always zero is decoupled from all others.
+
+    Args:
+        hessian: Hessian [in, in].
+        damping: Initial share of the mean diagonal.
+        places: Order of rows and columns; by default unchanged.
+
+    Raises:
+        ValueError: If no damping makes the Hessian positive definite.
     """
     mean = mean_energy(hessian)
     if places is None:
@@ -218,7 +227,7 @@ def factorize(hessian: torch.Tensor, damping: float, places: torch.Tensor | None
 
 
 def _permuted(hessian: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """H[places, places] without a third matrix of its size."""
+    """Return H[places, places] without a third matrix of its size."""
     matrix = torch.empty_like(hessian)
     for start in range(0, len(places), _BLOCK):
         rows = places[start : start + _BLOCK]
@@ -248,7 +257,7 @@ def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def _energies(columns: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
-    """diag(W L L^T W^T) [rows] of ``columns`` = W^T in the factor's order."""
+    """Return diag(W L L^T W^T) [rows] of ``columns`` = W^T in the factor's order."""
     total = torch.zeros(columns.shape[1], device=columns.device)
     for start in range(0, len(columns), _BLOCK):
         end = min(start + _BLOCK, len(columns))
@@ -272,9 +281,10 @@ def _round_in_turn(columns: torch.Tensor, inputs: _Inputs, grid: IntegerGrid) ->
     for end in range(len(columns), 0, -_BLOCK):
         start = max(end - _BLOCK, 0)
         original = columns[start:end]
+        # Add the errors of all later blocks at once; those of the same block follow column by column.
         targets = torch.addmm(original, coupling[end:, start:end].T, columns[end:])
-        here = [points[group] for group in groups[start:end]]
-        steps, errors = _round_block(targets, original, coupling[start:end, start:end], here)
+        block_points = [points[group] for group in groups[start:end]]
+        steps, errors = _round_block(targets, original, coupling[start:end, start:end], block_points)
         # A target's distance to its grid point, against an error's, which counts from the original weight.
         distances = targets.sub_(original).add_(errors)
         losses.addmv_(distances.square_().T, pivots[start:end].square())
@@ -289,10 +299,16 @@ def _round_block(
     coupling: torch.Tensor,
     points: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Steps and errors of one block; ``targets`` lack only what the block's own errors add, and get it in place.
+    """Return steps and errors of one block; ``targets`` get the errors of the block's own columns in place.
 
-    ``points``: the scale, the least and the largest step [rows] of each column. A column is a few thousand numbers:
-    calls cost more than arithmetic, and so do slices. Errors that are still to come are zeros, added with the rest.
+    A column is a few thousand numbers: calls and slices cost more than arithmetic. Errors of columns that are not
+    rounded yet are zeros and are added with the rest.
+
+    Args:
+        targets: Weights plus the errors of later blocks [columns, rows].
+        original: Original weights [columns, rows].
+        coupling: L / diag(L) of the block's columns.
+        points: Scale, smallest and largest step [rows] of each column.
     """
     steps, errors = torch.empty_like(targets), torch.zeros_like(targets)
     past, shares = errors.T, coupling.tril(-1).T.contiguous().unbind()

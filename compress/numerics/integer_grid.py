@@ -1,7 +1,7 @@
-"""Grids of integers for a weight matrix: a scale and a zero point for each row and group of neighbouring columns.
+"""Integer grids for weight matrices: a scale and a zero point for each row and group of consecutive columns.
 
-Everything here is laid out [columns, rows] (a column of the weight is one contiguous stretch), and integers are counted
-from the zero point: ``weight ~ steps * scale`` with ``-zero_point <= steps <= 2**bits - 1 - zero_point``.
+Tensors are laid out [columns, rows] (a column of the weight is contiguous), and steps are counted from the zero
+point: ``weight ~ steps * scale`` with ``-zero_point <= steps <= 2**bits - 1 - zero_point``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """``weight ~ (integers - zero_points) * scales``, with a scale and zero point for each row and group of columns.
+    """Quantized matrix ``weight ~ (integers - zero_points) * scales`` with scales per row and group of columns.
 
-    ``integers`` is [rows, columns] uint8 below 2**bits; ``scales`` is [rows, groups] float32, each of them a value
-    that float16 has, since files store them so; ``zero_points`` is [rows, groups] uint8. Group g holds the columns
-    from g * group_size on; the last group may be shorter. Per channel means a group as wide as the row.
+    ``integers`` is [rows, columns] uint8 below 2**bits; ``scales`` is [rows, groups] float32 with values that float16
+    can represent, as files store them; ``zero_points`` is [rows, groups] uint8. Group g starts at column
+    g * group_size; the last group may be shorter. Per-channel quantization has one group as wide as the row.
     """
 
     integers: torch.Tensor
@@ -29,22 +29,22 @@ class QuantizedWeight:
 
     @property
     def symmetric(self) -> bool:
-        """Whether every zero point is the middle of the range, so that none has to be stored."""
+        """Return True if every zero point is the middle of the range, so that none has to be stored."""
         return bool((self.zero_points == 1 << (self.bits - 1)).all())
 
     def dequantize(self) -> torch.Tensor:
-        """The weights that the integers stand for, [rows, columns] float32."""
+        """Return the weights that the integers represent, [rows, columns] float32."""
         columns = self.integers.shape[1]
         groups = torch.arange(columns, device=self.integers.device) // self.group_size
         return (self.integers.float() - self.zero_points.float()[:, groups]) * self.scales[:, groups]
 
     def cpu(self) -> QuantizedWeight:
-        """The same in the processor's memory."""
+        """Return a copy in the processor's memory."""
         integers, scales, zero_points = self.integers.cpu(), self.scales.cpu(), self.zero_points.cpu()
         return replace(self, integers=integers, scales=scales, zero_points=zero_points)
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
-        """The weights of several layers that were stacked, of so many rows."""
+        """Return the weights of several stacked layers with these numbers of rows."""
         parts = (torch.split(part, list(rows)) for part in (self.integers, self.scales, self.zero_points))
         return [
             replace(self, integers=integers, scales=scales, zero_points=zero_points)
@@ -52,7 +52,7 @@ class QuantizedWeight:
         ]
 
     def size_bits(self) -> float:
-        """Bits for integers, 16-bit scales and, where they are needed, zero points of as many bits as a weight."""
+        """Return the bits of integers, 16-bit scales and, if needed, zero points as wide as a weight."""
         zero_bits = 0 if self.symmetric else self.bits
         return self.bits * self.integers.numel() + (16 + zero_bits) * self.scales.numel()
 
@@ -60,16 +60,16 @@ class QuantizedWeight:
 _LARGEST_SCALE = float(torch.finfo(torch.float16).max)
 _SMALLEST_SCALE = 2.0**-24
 _FEW, _MANY, _COARSE = 6, 12, 5
-"""How many ranges the search tries. Up to five bits, twice as many lower GPTQ's error by a thousandth."""
+"""Number of candidate ranges up to 5 bits and above. Twice as many lower GPTQ's error by only a thousandth."""
 _REFITS = 2
 _CACHE_ELEMENTS = 1 << 17
 
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """``scales`` (float32 with values that float16 has) and ``zero_points`` (whole numbers), both [groups, rows].
+    """Scales (float32 with float16 values) and zero points (integral floats), both [groups, rows].
 
-    A scale may be negative: the steps of a symmetric grid reach one further down than up, and weights need not.
+    A scale may be negative: the steps of a symmetric grid reach one further down than up.
     """
 
     scales: torch.Tensor
@@ -78,17 +78,17 @@ class IntegerGrid:
     group_size: int
 
     def bounds(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The least and the largest step of each row in a group, or of all rows [1] where they are the same."""
+        """Return the smallest and the largest step of each row in a group."""
         zero_points = self.zero_points[group]
         return -zero_points, (1 << self.bits) - 1 - zero_points
 
     def groups(self, columns: int) -> Iterator[tuple[int, int, int]]:
-        """Index, first column and end of each group; the last may be shorter."""
+        """Yield index, first column and end of each group; the last may be shorter."""
         for group, start in enumerate(range(0, columns, self.group_size)):
             yield group, start, min(start + self.group_size, columns)
 
     def weight(self, integers: torch.Tensor) -> QuantizedWeight:
-        """The quantized weight of ``integers`` [columns, rows], counted from 0."""
+        """Return the quantized weight of ``integers`` [columns, rows], counted from 0."""
         return QuantizedWeight(
             integers=integers.T.contiguous(),
             scales=self.scales.T.contiguous(),
@@ -106,13 +106,22 @@ def find_grid(
     importance: torch.Tensor | None,
     search: bool,
 ) -> IntegerGrid:
-    """The grid for ``columns`` [columns, rows]; groups of ``group_size`` columns, or one a row for ``None``.
+    """Return the grid for ``columns`` [columns, rows].
 
-    With ``search`` each scale is the best of several clipped ranges, refitted, by the squared error weighted with
-    ``importance`` [columns]; without it the range just covers the weights. A symmetric zero point is the middle,
-    2**(bits - 1), and the range has one step more below zero than above it: with ``search`` a scale is negative where
-    the weights reach further up than down. An asymmetric range always includes zero. Raises `ValueError` for weights
-    too large for a float16 scale.
+    A symmetric zero point is the middle, 2**(bits - 1), and the range has one more step below zero than above. With
+    ``search`` a scale is negative if the weights reach further up than down. An asymmetric range always includes zero.
+
+    Args:
+        columns: Weight [columns, rows].
+        bits: Bits of an integer.
+        group_size: Columns that share a scale; None for one scale per row.
+        symmetric: Fix the zero point at the middle of the range.
+        importance: Weights of the columns in the squared error [columns].
+        search: Choose each scale as the best of several clipped ranges, refitted by least squares; without it the range
+            just covers the weights.
+
+    Raises:
+        ValueError: If a scale is too large for float16.
     """
     count, rows = columns.shape
     size = group_size or count
@@ -125,17 +134,18 @@ def find_grid(
     scales, zero_points = torch.empty(2, groups, rows, device=columns.device)
     height = max(1, _CACHE_ELEMENTS // size)
     for group, start in enumerate(range(0, count, size)):
-        here = slice(start, min(start + size, count))
+        group_columns = slice(start, min(start + size, count))
+        # Work on bands of rows that fit a processor's cache.
         for top in range(0, rows, height):
             band = slice(top, top + height)
-            values = columns[here, band].contiguous()
-            fit = _fit_group(values, weights[here], bits, symmetric, search)
+            values = columns[group_columns, band].contiguous()
+            fit = _fit_group(values, weights[group_columns], bits, symmetric, search)
             scales[group, band], zero_points[group, band] = fit
     return IntegerGrid(scales, zero_points, bits, size)
 
 
 def round_columns(columns: torch.Tensor, grid: IntegerGrid) -> torch.Tensor:
-    """The nearest integers to ``columns`` [columns, rows], counted from 0, uint8."""
+    """Return the nearest integers to ``columns`` [columns, rows], counted from 0, uint8."""
     integers = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
     for group, start, end in grid.groups(len(columns)):
         steps = (columns[start:end] / grid.scales[group]).round_().clamp_(*grid.bounds(group))
@@ -144,7 +154,7 @@ def round_columns(columns: torch.Tensor, grid: IntegerGrid) -> torch.Tensor:
 
 
 def as_float16(scales: torch.Tensor) -> torch.Tensor:
-    """Scales as files store them, none of them zero. Raises `ValueError` for one beyond float16."""
+    """Return scales rounded to nonzero float16 values, as files store them. Raises `ValueError` beyond float16."""
     largest = float(scales.abs().max())
     if largest > _LARGEST_SCALE:
         raise ValueError(f"a scale of {largest:.3g} is beyond float16, in which files store scales")
@@ -154,7 +164,15 @@ def as_float16(scales: torch.Tensor) -> torch.Tensor:
 def _fit_group(
     values: torch.Tensor, importance: torch.Tensor, bits: int, symmetric: bool, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point [rows] of one group ``values`` [size, rows]; a group of zeros has scale 1."""
+    """Return scale and zero point [rows] of one group ``values`` [size, rows]; a group of zeros has scale 1.
+
+    Args:
+        values: Weights of the group [size, rows].
+        importance: Weights of the columns in the squared error [size].
+        bits: Bits of an integer.
+        symmetric: Fix the zero point at the middle of the range.
+        search: Search over clipped ranges.
+    """
     levels, middle = (1 << bits) - 1, 1 << (bits - 1)
     upwards = values.amax(0) > -values.amin(0) if symmetric and search else None
     if upwards is not None:
@@ -162,13 +180,13 @@ def _fit_group(
     low, high = values.amin(0).clamp_(max=0), values.amax(0).clamp_(min=0)
     empty = low == high
     if symmetric:
-        whole = torch.maximum(low / -middle, high / (middle - 1))
-        zero_points = torch.full_like(whole, middle)
+        full_scale = torch.maximum(low / -middle, high / (middle - 1))
+        zero_points = torch.full_like(full_scale, middle)
     else:
-        whole = (high - low) / levels
-        zero_points = (-low / whole.clamp(min=1e-30)).round_().clamp_(0, levels)
-    whole = torch.where(empty, torch.ones_like(whole), whole)
-    scales = as_float16(whole)
+        full_scale = (high - low) / levels
+        zero_points = (-low / full_scale.clamp(min=1e-30)).round_().clamp_(0, levels)
+    full_scale = torch.where(empty, torch.ones_like(full_scale), full_scale)
+    scales = as_float16(full_scale)
     if search:
         shares = torch.linspace(1.0, _least_share(bits), _FEW if bits <= _COARSE else _MANY).tolist()
         scales = _search(values, importance, scales, (-zero_points, levels - zero_points), shares)
@@ -178,7 +196,7 @@ def _fit_group(
 
 
 def _least_share(bits: int) -> float:
-    """The smallest share of the full range worth trying: at few bits, most of it is given up for finer steps."""
+    """Return the smallest share of the full range worth trying: few bits profit from strong clipping."""
     return {2: 0.3, 3: 0.5, 4: 0.65}.get(bits, 0.8)
 
 
@@ -189,10 +207,17 @@ def _search(
     bounds: tuple[torch.Tensor, torch.Tensor],
     shares: list[float],
 ) -> torch.Tensor:
-    """The scale [rows] with the least weighted squared error among ``shares`` of ``whole`` and their refits.
+    """Return the scale [rows] with the least weighted squared error among shares of the full scale and their refits.
 
-    For given steps n the error sum h (w - s n)^2 is a parabola in s, least at sum h w n / sum h n^2, where it is lower
-    by (sum h w n)^2 / sum h n^2 than at s = 0. Steps that are all zero gain no number, and are never the best.
+    For given steps n the error sum h (w - s n)^2 is a parabola in s with the minimum sum h w n / sum h n^2, where it is
+    lower by (sum h w n)^2 / sum h n^2 than at s = 0. Steps that are all zero yield NaN and never win.
+
+    Args:
+        values: Weights of the group [size, rows].
+        importance: Weights h of the columns [size].
+        whole: Scale of the full range [rows].
+        bounds: Smallest and largest step.
+        shares: Shares of the full scale to try.
     """
     steps, product = torch.empty_like(values), torch.empty_like(values)
     best, most = whole, torch.full_like(whole, -torch.inf)

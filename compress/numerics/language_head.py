@@ -1,7 +1,7 @@
-"""Products with a language model's head, its largest matrix, and the losses on next-token distributions they make.
+"""Products with a language model's head, its largest matrix, and losses on the resulting next-token distributions.
 
-n: tokens, W: width, V: vocabulary. Logits of a whole batch would fill memory many times over, so they are made for a
-few tokens at a time, and their gradient is worked out on the way (`token_divergence`).
+n: tokens, W: width, V: vocabulary. The logits of a whole batch would not fit in memory, so they are computed for a
+few tokens at a time, together with their gradient (`token_divergence`).
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from torch.nn.functional import log_softmax
 from compress.numerics.token_divergence import Divergence, divergence_of
 
 CHUNK = 256
-"""Tokens whose logits are held at a time."""
+"""Number of tokens whose logits are held at a time."""
 
 
-class Head(NamedTuple):
-    """Hidden states [n, W] and the head's weight [V, W] that turns them into logits; one dtype for both."""
+class LanguageHead(NamedTuple):
+    """Hidden states [n, W] and the head's weight [V, W], in one dtype; their product is the logits."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
 
 
 class TokenScores(NamedTuple):
-    """Of each token [n]: KL from teacher to student, and the text's next token's negative log-likelihood by both."""
+    """KL from teacher to student and both negative log-likelihoods of the next token, for each token [n]."""
 
     divergence: torch.Tensor
     student_loss: torch.Tensor
     teacher_loss: torch.Tensor
 
 
-def head_divergence(student: Head, teacher: Head, chunk: int = CHUNK) -> torch.Tensor:
-    """KL(softmax(teacher) || softmax(student)), mean over tokens; differentiable in the student's two tensors.
+def head_divergence(student: LanguageHead, teacher: LanguageHead, chunk: int = CHUNK) -> torch.Tensor:
+    """Return KL(softmax(teacher) || softmax(student)), mean over tokens, differentiable in the student's two tensors.
 
-    Products are taken in the dtype given, softmax and sums in float32 at least.
+    Products are computed in the given dtype, softmax and sums in float32 or wider.
     """
     return head_loss(student, teacher, HeadLoss(), chunk=chunk)
 
 
 class HeadLoss(NamedTuple):
-    """What is summed over tokens n: a[n] D(student, teacher) + b[n] cross-entropy of the token that follows.
+    """Terms of a loss over tokens n: a[n] D(student, teacher) + b[n] cross-entropy of the next token.
 
-    ``each`` are a [n], by default 1 / n; ``labels`` are the tokens that follow [n] and ``labels_each`` are b [n], by
-    default none.
+    ``each`` is a [n], by default 1 / n; ``labels`` are the next tokens [n] and ``labels_each`` is b [n], by default
+    none.
     """
 
     divergence: Divergence = Divergence()
@@ -53,16 +53,34 @@ class HeadLoss(NamedTuple):
     labels_each: torch.Tensor | None = None
 
 
-def head_loss(student: Head, teacher: Head | None, wanted: HeadLoss, chunk: int = CHUNK) -> torch.Tensor:
-    """The loss that is ``wanted``, differentiable in the student's two tensors; without a teacher, of labels alone."""
+def head_loss(
+    student: LanguageHead, teacher: LanguageHead | None, wanted: HeadLoss, chunk: int = CHUNK
+) -> torch.Tensor:
+    """Return the loss ``wanted``, differentiable in the student's two tensors; without a teacher, of labels only.
+
+    Args:
+        student: Hidden states and head of the student.
+        teacher: Hidden states and head of the teacher, or None.
+        wanted: Terms of the loss.
+        chunk: Tokens per chunk.
+    """
     taught = (None, None) if teacher is None else tuple(teacher)
     result: torch.Tensor = _HeadLoss.apply(*student, *taught, wanted, chunk)  # type: ignore[no-untyped-call]
     return result
 
 
 @torch.no_grad()
-def token_scores(student: Head, teacher: Head, next_tokens: torch.Tensor, chunk: int = CHUNK) -> TokenScores:
-    """Divergence and losses of each token; ``next_tokens`` [n] are the ids that the text goes on with."""
+def token_scores(
+    student: LanguageHead, teacher: LanguageHead, next_tokens: torch.Tensor, chunk: int = CHUNK
+) -> TokenScores:
+    """Return the divergence and the losses of each token.
+
+    Args:
+        student: Hidden states and head of the student.
+        teacher: Hidden states and head of the teacher.
+        next_tokens: Ids of the next tokens [n].
+        chunk: Tokens per chunk.
+    """
     parts = []
     for start in range(0, len(next_tokens), chunk):
         piece = slice(start, start + chunk)
@@ -112,7 +130,15 @@ class _HeadLoss(torch.autograd.Function):
 def _piece(
     logits: torch.Tensor, taught: torch.Tensor | None, wanted: HeadLoss, piece: slice, count: int
 ) -> tuple[float, torch.Tensor]:
-    """What some tokens add to the loss, and its slope by their logits [n, V]."""
+    """Return the contribution of some tokens to the loss, and its gradient with respect to their logits [n, V].
+
+    Args:
+        logits: Logits of the student [n, V].
+        taught: Logits of the teacher [n, V], or None.
+        wanted: Terms of the loss.
+        piece: Range of the tokens.
+        count: Number of all tokens.
+    """
     labels = None
     if wanted.labels is not None and wanted.labels_each is not None:
         labels = wanted.labels[piece], wanted.labels_each[piece]
@@ -129,17 +155,17 @@ def _piece(
         value = float((values * each).sum(dtype=torch.float64))
         slope.mul_(each[:, None])
     if labels is not None:
-        more, by_labels = _cross_entropy(plain, *labels)
-        return value + more, slope.add_(by_labels)
+        label_loss, label_slope = _cross_entropy(plain, *labels)
+        return value + label_loss, slope.add_(label_slope)
     return value, slope
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, each: torch.Tensor) -> tuple[float, torch.Tensor]:
-    logs, each = log_softmax(logits, dim=-1), each.to(logits.dtype)
-    own = logs.gather(1, labels[:, None])[:, 0]
-    slope = logs.exp_().mul_(each[:, None])
+    log_probabilities, each = log_softmax(logits, dim=-1), each.to(logits.dtype)
+    label_logs = log_probabilities.gather(1, labels[:, None])[:, 0]
+    slope = log_probabilities.exp_().mul_(each[:, None])
     slope.scatter_add_(1, labels[:, None], -each[:, None])
-    return float(-(own * each).sum(dtype=torch.float64)), slope
+    return float(-(label_logs * each).sum(dtype=torch.float64)), slope
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
@@ -157,21 +183,21 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 ROWS = 8192
-"""Rows of the head that are held in the dtype of the product at a time."""
+"""Number of rows of the head that are held in the dtype of the product at a time."""
 
 
 def head_product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``hidden`` [..., columns] times ``weight`` [rows, columns] transposed, as [..., rows].
+    """Return ``hidden`` [..., columns] times ``weight`` [rows, columns] transposed, [..., rows].
 
-    ``weight`` is as it lies on disk, of any float type, and has no gradient. The product is in float32, or in the type
-    of an autocast around it.
+    ``weight`` is stored in any float type and has no gradient. The product is in float32, or in the type of an
+    enclosing autocast.
     """
-    found: torch.Tensor = _HeadProduct.apply(hidden, weight)  # type: ignore[no-untyped-call]
-    return found
+    product: torch.Tensor = _HeadProduct.apply(hidden, weight)  # type: ignore[no-untyped-call]
+    return product
 
 
 class _HeadProduct(torch.autograd.Function):
-    """A plain product would keep the rows that it cast until the way back."""
+    """Product that casts the weight again in the backward pass, since a plain one would keep the cast rows."""
 
     @staticmethod
     def forward(context: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the logits of a language model say of the token that follows."""
+"""Statistics of a language model's logits and of generated tokens."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 _CHUNK = 64
-"""Rows that are held in float64 at a time."""
+"""Number of rows held in float64 at a time."""
 _ROUNDS, _LOOP = 2, 16
-"""How often a text goes round, and over how many tokens at least, before that is a loop."""
+"""Minimum number of repetitions, and of tokens, that count as a loop."""
 
 
 def log_probabilities(logits: np.ndarray) -> Floats:
-    """Log-softmax over the last axis, in float64."""
+    """Return the log-softmax over the last axis in float64."""
     array = np.asarray(logits, dtype=np.float64)
     shifted = array - array.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def negative_log_likelihood(logits: np.ndarray, tokens: np.ndarray) -> Floats:
-    """-log p(token) in nats, [n], of logits [n, vocabulary] and the ids [n] of the tokens that follow.
+    """Return -log p(token) in nats [n], for logits [n, vocabulary] and the ids [n] of the next tokens.
 
     Its mean over a text is the logarithm of the perplexity (Jelinek et al. 1977).
     """
@@ -32,19 +32,20 @@ def negative_log_likelihood(logits: np.ndarray, tokens: np.ndarray) -> Floats:
 
 
 def divergence(reference: np.ndarray, other: np.ndarray) -> Floats:
-    """sum p (log p - log q) over the last axis, in nats, of log-probabilities log p, ``reference``, and log q.
+    """Return sum p (log p - log q) over the last axis, in nats, for log-probabilities ``reference`` and ``other``.
 
-    Both are normalised anew, so that rounding to float16 makes no probability; Kullback and Leibler 1951.
+    Both are normalised again, so that rounding to float16 has no effect on the sum of probabilities (Kullback and
+    Leibler 1951).
     """
-    wanted, found = log_probabilities(reference), log_probabilities(other)
-    chance = np.exp(wanted)
-    return np.asarray(np.where(chance > 0, chance * (wanted - found), 0.0).sum(axis=-1))
+    reference_logs, other_logs = log_probabilities(reference), log_probabilities(other)
+    probabilities = np.exp(reference_logs)
+    return np.asarray(np.where(probabilities > 0, probabilities * (reference_logs - other_logs), 0.0).sum(axis=-1))
 
 
 def repeated_share(tokens: np.ndarray, n: int = 4) -> float:
-    """The share of a text's runs of ``n`` tokens that stood there before: 1 - distinct / all.
+    """Return the share of a text's ``n``-grams that occurred before: 1 - distinct / all.
 
-    0 where it has no such run (Welleck et al. 2020, section 6, "seq-rep-n").
+    0 if the text is shorter (Welleck et al. 2020, section 6, "seq-rep-n").
     """
     if len(tokens) < n:
         return 0.0
@@ -53,9 +54,9 @@ def repeated_share(tokens: np.ndarray, n: int = 4) -> float:
 
 
 def loop_length(tokens: np.ndarray) -> int:
-    """How many tokens a text repeats at its end, over and over; 0 where it doesn't.
+    """Return the number of tokens that a text repeats at its end over and over; 0 without a loop.
 
-    The least period p such that the last max(2 p, 16) tokens repeat with it: each is the one p places before.
+    It is the least period p such that the last max(2 p, 16) tokens repeat with it: each equals the one p tokens before.
     """
     array = np.asarray(tokens)
     for period in range(1, len(array) // _ROUNDS + 1):

@@ -1,4 +1,4 @@
-"""How near the outputs of one model are to those of another, in units that don't depend on what they mean."""
+"""Agreement of two models' outputs, in units independent of the outputs' meaning."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 class OutputAgreement(NamedTuple):
-    """``rms`` and ``largest`` difference over the standard deviation of what is expected; ``cosine``: mean over calls.
+    """RMS and largest difference divided by the standard deviation of the expected outputs, and the mean cosine.
 
-    Where all that is expected is one value, differences are over its magnitude.
+    If the expected outputs are all equal, differences are divided by their magnitude.
     """
 
     rms: float
@@ -18,23 +18,28 @@ class OutputAgreement(NamedTuple):
     cosine: float
 
 
-def output_agreement(expected: np.ndarray, found: np.ndarray) -> OutputAgreement:
-    """Of outputs [calls, n] each; NaN stands for what a smaller output lacks, and is 0 where the other has a number."""
-    width = max(expected.shape[1], found.shape[1])
-    wanted, given = (_widened(array.astype(np.float64), width) for array in (expected, found))
-    counted = ~(np.isnan(wanted) & np.isnan(given))
-    wanted, given = (np.where(np.isnan(array), 0.0, array) for array in (wanted, given))
+def output_agreement(expected: np.ndarray, actual: np.ndarray) -> OutputAgreement:
+    """Compare outputs [calls, n]; NaN pads a smaller output and counts as 0 where the other has a number."""
+    width = max(expected.shape[1], actual.shape[1])
+    reference, output = (_widened(array.astype(np.float64), width) for array in (expected, actual))
+    counted = ~(np.isnan(reference) & np.isnan(output))
+    reference, output = (np.where(np.isnan(array), 0.0, array) for array in (reference, output))
     # Infinite alike, as in a mask, is no difference; infinite in one alone is an infinite one.
-    counted &= ~(np.isinf(wanted) & (wanted == given))
+    # Equal infinities, as in a mask, are no difference.
+    counted &= ~(np.isinf(reference) & (reference == output))
     if not counted.any():
         return OutputAgreement(0.0, 0.0, 1.0)
-    difference = np.abs(wanted[counted] - given[counted])
-    known = wanted[counted & np.isfinite(wanted)]
-    spread = (float(known.std()) or float(np.abs(known).max()) or 1.0) if known.size else 1.0
+    difference = np.abs(reference[counted] - output[counted])
+    finite_reference = reference[counted & np.isfinite(reference)]
+    spread = (
+        (float(finite_reference.std()) or float(np.abs(finite_reference).max()) or 1.0)
+        if finite_reference.size
+        else 1.0
+    )
     return OutputAgreement(
         float(np.sqrt(np.square(difference).mean())) / spread,
         float(difference.max()) / spread,
-        _mean_cosine(np.where(counted, wanted, 0.0), np.where(counted, given, 0.0))
+        _mean_cosine(np.where(counted, reference, 0.0), np.where(counted, output, 0.0))
         if np.isfinite(difference).all()
         else 0,
     )
@@ -45,7 +50,7 @@ def _widened(array: np.ndarray, width: int) -> np.ndarray:
 
 
 def _mean_cosine(left: np.ndarray, right: np.ndarray) -> float:
-    """Of the rows; two of nothing but zeros are alike."""
+    """Return the mean cosine of the rows; two rows of zeros count as equal."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     alike = (left == right).all(axis=1)
     products = (left * right).sum(axis=1)

@@ -1,4 +1,4 @@
-"""One embedding of a text from those of its tokens, as sentence-transformers' module `Pooling` defines its modes."""
+"""Pooling of token embeddings into one text embedding, with the modes of sentence-transformers' `Pooling`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LEAST_WEIGHT = 1e-9
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) -> torch.Tensor:
-    """Token embeddings [B, L, H] under a mask [B, L] of ones and zeros -> [B, H x modes], in the modes' order.
+    """Pool token embeddings [B, L, H] under a mask [B, L] to [B, H x modes], in the order of the modes.
 
     Padding may be on either side. Raises `KeyError` for a mode outside `POOLING_MODES`.
     """
@@ -25,8 +25,8 @@ def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return _at(hidden, mask.shape[1] - 1 - mask.flip(1).argmax(dim=1))
 
 
-def _at(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), places]
+def _at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), positions]
 
 
 def _largest(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def _mean_sqrt(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Tokens weigh 1, 2, 3, ... from the first that is no padding (Muennighoff 2022, SGPT, section 3.1)."""
+    """Weight tokens by 1, 2, 3, ... from the first that is no padding (Muennighoff 2022, SGPT, section 3.1)."""
     weights = mask.cumsum(dim=1) * mask
     return _sum(hidden, weights) / _count(hidden, weights)
 

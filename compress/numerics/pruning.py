@@ -1,4 +1,4 @@
-"""What to remove: magnitudes, first-order importance, and the schedule along which sparsity rises."""
+"""Importance measures for pruning: magnitudes, first-order importance, and the sparsity schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.numerics.sparse_pattern import Pattern
 
 
 def cubic_sparsity(step: int, steps: int, final: float) -> float:
-    """Sparsity after ``step`` of ``steps``: s_f - s_f (1 - t)^3 (Zhu and Gupta 2017, equation 1, from zero)."""
+    """Return the sparsity after ``step`` of ``steps``: s_f - s_f (1 - t)^3 (Zhu and Gupta 2017, equation 1)."""
     progress = min(max(step / steps, 0.0), 1.0)
     return final - final * (1 - progress) ** 3
 
@@ -18,15 +18,21 @@ def cubic_sparsity(step: int, steps: int, final: float) -> float:
 def magnitude_masks(
     weights: Sequence[torch.Tensor], sparsity: float, scope: str, pattern: Pattern | None = None
 ) -> list[torch.Tensor]:
-    """Masks (True: keep) that drop the smallest magnitudes.
+    """Return masks (True: keep) that drop the smallest magnitudes.
 
-    ``scope`` is ``layer`` (each tensor loses floor(sparsity * numel) weights) or ``global`` (magnitudes are ranked
-    over all tensors). Ties fall in the order of position. With a ``pattern`` of blocks, whole blocks go, those of the
-    least squared norm; with one of N:M, only weights that are not among the N largest of their M, as long as it takes.
+    Ties are broken by position.
+
+    Args:
+        weights: Tensors to prune.
+        sparsity: Share of weights to drop.
+        scope: ``layer`` (each tensor loses floor(sparsity * numel) weights) or ``global`` (magnitudes are ranked over
+            all tensors).
+        pattern: With blocks, whole blocks of the least squared norm are dropped. With N:M, only weights that are not
+            among the N largest of their M are dropped, until the sparsity is reached.
     """
     if pattern is not None:
-        kept = _pattern_masks([as_matrix(weight.detach()) for weight in weights], sparsity, scope, pattern)
-        return [from_matrix(mask, weight.shape) for mask, weight in zip(kept, weights, strict=True)]
+        masks = _pattern_masks([as_matrix(weight.detach()) for weight in weights], sparsity, scope, pattern)
+        return [from_matrix(mask, weight.shape) for mask, weight in zip(masks, weights, strict=True)]
     if scope == "global":
         flat = torch.cat([weight.detach().abs().flatten() for weight in weights])
         keep = _keep_largest(flat, sparsity)
@@ -49,24 +55,24 @@ def _pattern_masks(
 
 
 def as_matrix(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [out, in, ...] as [out, ... * in]: at each place of the kernel its inputs side by side."""
+    """Reshape a weight [out, in, ...] to [out, ... * in], with the inputs of a kernel position consecutive."""
     return weight.movedim(1, -1).reshape(len(weight), -1)
 
 
 def from_matrix(matrix: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The weight of ``shape`` that `as_matrix` makes ``matrix`` of."""
+    """Invert `as_matrix` for a weight of ``shape``."""
     return matrix.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
 def largest_of_each(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """True for the N largest of each M side by side; of equals the first."""
+    """Return True for the N largest of each M consecutive entries; the first of equals."""
     grouped = matrix.abs().view(len(matrix), -1, pattern.second)
     order = torch.argsort(grouped, dim=-1, descending=True, stable=True)[..., : pattern.first]
     return torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order, True).view_as(matrix)
 
 
 def _block_norms(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """Squared norms of the blocks, [out / rows, in / columns]."""
+    """Return squared norms of the blocks, [out / rows, in / columns]."""
     rows, columns = pattern.first, pattern.second
     return matrix.square().view(len(matrix) // rows, rows, -1, columns).sum(dim=(1, 3))
 
@@ -84,10 +90,10 @@ def _keep_largest(magnitudes: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 
 def taylor_importance(activation: torch.Tensor, gradient: torch.Tensor, group_size: int) -> torch.Tensor:
-    """First-order importance of groups of features: sum over the batch of |sum over tokens of a * dL/da|.
+    """Return the first-order importance of feature groups: sum over the batch of |sum over tokens of a * dL/da|.
 
-    ``activation`` and ``gradient`` are [B, L, F]; returns [F / group_size]. With groups of one head's features it is
-    |dL/d xi| of a gate xi at 1 (Michel et al. 2019, equation 2); with single features Molchanov et al. 2019,
+    ``activation`` and ``gradient`` are [B, L, F]; the result is [F / group_size]. With groups of one head's features it
+    is |dL/d xi| of a gate xi at 1 (Michel et al. 2019, equation 2); with single features it is Molchanov et al. 2019,
     equation 7, before squaring.
     """
     product = (activation * gradient).sum(dim=1)
@@ -95,7 +101,7 @@ def taylor_importance(activation: torch.Tensor, gradient: torch.Tensor, group_si
 
 
 def channel_products(activation: torch.Tensor, gradient: torch.Tensor, axis: int) -> torch.Tensor:
-    """sum of a * dL/da over all places of each example's channels, [B, C]; channels lie on ``axis`` of both.
+    """Return the sum of a * dL/da over all positions of each example's channels, [B, C]; ``axis`` holds channels.
 
     It is dL/d xi of a gate xi at 1 on each channel; the gates of several layers on one channel add up.
     """
@@ -104,21 +110,21 @@ def channel_products(activation: torch.Tensor, gradient: torch.Tensor, axis: int
 
 
 def most_important(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the ``count`` largest scores, in ascending order; ties fall to the lower index."""
+    """Return the indices of the ``count`` largest scores in ascending order; ties go to the lower index."""
     order = torch.argsort(scores, descending=True, stable=True)
     return order[:count].sort().values
 
 
 def weight_gates(weight: torch.Tensor, gradient: torch.Tensor, axis: int) -> torch.Tensor:
-    """sum of w * dL/dw over all weights of each place on ``axis``, [places].
+    """Return the sum of w * dL/dw over all weights of each index on ``axis``.
 
-    With the inputs of a layer on the axis it is dL/d xi of a gate xi at 1 on each of them, as `channel_products` has it
-    of activations; of gradients that were added up, over all that they were gathered from (Fang et al. 2023,
+    If the axis holds a layer's inputs, it is dL/d xi of a gate xi at 1 on each of them, as `channel_products` computes
+    it from activations. With accumulated gradients it covers everything they were accumulated over (Fang et al. 2023,
     Diff-Pruning, do so over timesteps).
     """
     return (weight * gradient).movedim(axis, 0).flatten(1).sum(1)
 
 
 def relevant_timesteps(losses: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Which timesteps count: those whose loss [T] is more than ``threshold`` of the largest (Fang et al. 2023)."""
+    """Return a mask of the timesteps whose loss [T] exceeds ``threshold`` times the largest (Fang et al. 2023)."""
     return losses > threshold * losses.max()

@@ -1,4 +1,4 @@
-"""Better integers and scales for a weight that is quantized already: coordinate descent on the error of its outputs."""
+"""Refinement of a quantized weight: coordinate descent over integers and scales on the output error."""
 
 from __future__ import annotations
 
@@ -12,41 +12,59 @@ _BLOCK = 64
 def refine_columns(
     errors: torch.Tensor, integers: torch.Tensor, grid: IntegerGrid, hessian: torch.Tensor, shift: float, sweeps: int
 ) -> torch.Tensor:
-    """Change ``errors`` and ``integers`` [columns, rows] and the scales of ``grid`` in place; no step raises the error.
+    """Change ``errors``, ``integers`` and the scales of ``grid`` in place so that no step raises the error.
 
-    For each group in turn, first its scale is set to the minimum of the parabola that the error is in it, then each of
+    For each group in turn, its scale is set to the minimum of the error, which is a parabola in the scale. Then each of
     its columns moves to the grid point nearest to the minimum along that column (QuantEase, Behdin et al. 2023, section
-    3). Returns by how much diag(E (H + shift) E^T) [rows] fell.
+    3).
+
+    Args:
+        errors: W - Q [columns, rows].
+        integers: Integers counted from 0 [columns, rows].
+        grid: Scales and zero points.
+        hessian: Hessian H [columns, columns].
+        shift: Value added to the Hessian's diagonal.
+        sweeps: Number of passes.
+
+    Returns:
+        Decrease of diag(E (H + shift) E^T) [rows].
     """
     gained = torch.zeros(errors.shape[1], device=errors.device)
     for _ in range(sweeps):
         for group, start, end in grid.groups(len(errors)):
-            here = slice(start, end)
-            local = hessian[here, here].clone()
+            columns = slice(start, end)
+            local = hessian[columns, columns].clone()
             local.diagonal().add_(shift)
-            gradient = (hessian[here] @ errors).add_(errors[here], alpha=shift)
-            steps = integers[here] - grid.zero_points[group]
+            gradient = (hessian[columns] @ errors).add_(errors[columns], alpha=shift)
+            steps = integers[columns] - grid.zero_points[group]
             change = _refit_scale(steps, gradient, local, grid.scales[group])
-            before, gradient = gradient, gradient + local @ change
+            old_gradient, gradient = gradient, gradient + local @ change
             change += _descend(steps, gradient, local, grid.scales[group], grid.bounds(group))
-            gained -= (change * before.mul_(2).add_(local @ change)).sum(0)
-            errors[here] += change
-            integers[here] = (steps + grid.zero_points[group]).to(torch.uint8)
+            gained -= (change * old_gradient.mul_(2).add_(local @ change)).sum(0)
+            errors[columns] += change
+            integers[columns] = (steps + grid.zero_points[group]).to(torch.uint8)
     return gained
 
 
 def _refit_scale(
     steps: torch.Tensor, gradient: torch.Tensor, local: torch.Tensor, scales: torch.Tensor
 ) -> torch.Tensor:
-    """Set ``scales`` [rows] in place to the best of their group; returns the change of the errors [size, rows].
+    """Set ``scales`` [rows] in place to the best of their group and return the change of the errors [size, rows].
 
     With errors e - d n for a change d of the scale, the error is least at d = (n H e) / (n H n).
+
+    Args:
+        steps: Integers minus zero points [size, rows].
+        gradient: H E [size, rows].
+        local: Hessian of the group [size, size].
+        scales: Scales [rows].
     """
     curvature = (local @ steps).mul_(steps).sum(0)
-    wanted = scales + (steps * gradient).sum(0) / curvature.clamp(min=1e-30)
-    wanted = torch.where((curvature > 0) & (wanted * scales > 0), wanted, scales)
-    stored = as_float16(wanted)
-    nearer = (stored - wanted).abs() < (scales - wanted).abs()
+    optimum = scales + (steps * gradient).sum(0) / curvature.clamp(min=1e-30)
+    optimum = torch.where((curvature > 0) & (optimum * scales > 0), optimum, scales)
+    stored = as_float16(optimum)
+    # Rounding to float16 may move a scale away from the optimum: then the old one stays.
+    nearer = (stored - optimum).abs() < (scales - optimum).abs()
     refit = torch.where(nearer, stored, scales)
     change = steps * (scales - refit)
     scales.copy_(refit)
@@ -60,14 +78,19 @@ def _descend(
     scales: torch.Tensor,
     bounds: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """Move ``steps`` [size, rows] of one group in place, column by column; returns the change of the errors.
+    """Move ``steps`` of one group in place, column by column, and return the change of the errors [size, rows].
 
-    ``gradient`` is H E at the start, and is spoiled.
+    Args:
+        steps: Integers minus zero points [size, rows].
+        gradient: H E at the start [size, rows]; overwritten.
+        local: Hessian of the group [size, size].
+        scales: Scales [rows].
+        bounds: Smallest and largest step.
     """
     change = torch.empty_like(steps)
     # Division by the pivot and by the scale in one: how many steps the minimum lies away.
     inverse_pivots = (1 / local.diagonal().clamp(min=1e-30)).tolist()
-    moved = torch.empty_like(scales)
+    targets = torch.empty_like(scales)
     for start in range(0, len(steps), _BLOCK):
         end = min(start + _BLOCK, len(steps))
         if start:
@@ -76,7 +99,7 @@ def _descend(
             slope, step = gradient[column], steps[column]
             if column > start:
                 slope.addmv_(change[start:column].T, local[start:column, column])
-            torch.div(slope, scales, out=moved).mul_(inverse_pivots[column]).add_(step).round_().clamp_(*bounds)
-            torch.sub(step, moved, out=change[column]).mul_(scales)
-            step.copy_(moved)
+            torch.div(slope, scales, out=targets).mul_(inverse_pivots[column]).add_(step).round_().clamp_(*bounds)
+            torch.sub(step, targets, out=change[column]).mul_(scales)
+            step.copy_(targets)
     return change

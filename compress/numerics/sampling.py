@@ -1,4 +1,4 @@
-"""Which examples stand for many, as many of each kind and of all lengths; and a few lengths that hold them all."""
+"""Selection of representative examples by class and length, and of a few lengths that cover all examples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import numpy as np
 
 
 def spread_sample(lengths: np.ndarray, kinds: np.ndarray | None, count: int, seed: int) -> np.ndarray:
-    """Indices of ``count`` examples (or all), ascending: equally many of each of ``kinds`` as far as there are.
+    """Return ascending indices of ``count`` examples (or all), with equally many of each class as far as possible.
 
-    Within a kind the examples are put in order of length and cut into as many runs as are taken of it; one is drawn
+    Within a class the examples are sorted by length and divided into as many runs as are needed; one example is sampled
     from each run.
+
+    Args:
+        lengths: Length of each example [n].
+        kinds: Class of each example [n], or None.
+        count: Number of examples.
+        seed: Seed of the sampling.
     """
     total = len(lengths)
     kinds = np.zeros(total, np.int64) if kinds is None else kinds
@@ -28,24 +34,24 @@ def spread_sample(lengths: np.ndarray, kinds: np.ndarray | None, count: int, see
 
 
 def equal_shares(sizes: np.ndarray, count: int) -> np.ndarray:
-    """How many to take of groups of ``sizes``, ``count`` in all: alike, but for groups that have too few."""
+    """Return the number to take from groups of ``sizes``, ``count`` in total: equal except for small groups."""
     taken = np.zeros(len(sizes), np.int64)
     while taken.sum() < count:
-        room = np.flatnonzero(taken < sizes)
-        left = count - int(taken.sum())
-        each = max(1, left // len(room))
-        for place in room[: left if each == 1 else None]:
-            taken[place] += min(each, sizes[place] - taken[place], count - int(taken.sum()))
+        open_groups = np.flatnonzero(taken < sizes)
+        remaining = count - int(taken.sum())
+        per_group = max(1, remaining // len(open_groups))
+        for group in open_groups[: remaining if per_group == 1 else None]:
+            taken[group] += min(per_group, sizes[group] - taken[group], count - int(taken.sum()))
     return taken
 
 
 def covering_lengths(lengths: Sequence[int] | np.ndarray, count: int, longest: int) -> tuple[int, ...]:
-    """At most ``count`` ascending lengths, the last of them ``longest``, with the least padding of ``lengths``.
+    """Return at most ``count`` ascending lengths, ending with ``longest``, with the least padding of ``lengths``.
 
     Each example is padded to the least chosen length that holds it, and none may exceed ``longest``. With n(l) examples
-    of at most l, the tokens computed are c_1 n(c_1) + c_2 (n(c_2) - n(c_1)) + ...; every chosen length but the last is
-    one that occurs, since a shorter one would do otherwise. So the least sum over the first j lengths is found from
-    that over fewer: exact, in O(count * distinct lengths²). Of equal sums the one with fewer lengths is taken.
+    of at most l, the number of computed tokens is c_1 n(c_1) + c_2 (n(c_2) - n(c_1)) + ... Every chosen length but the
+    last occurs, since a shorter one would suffice otherwise. The least sum over the first j lengths therefore follows
+    from that over fewer: exact, in O(count * distinct lengths²). Among equal sums the one with fewer lengths is chosen.
     """
     values, counts = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
     if len(values) and values[-1] > longest:
@@ -56,13 +62,13 @@ def covering_lengths(lengths: Sequence[int] | np.ndarray, count: int, longest: i
     cost = ends[None, :] * (held[None, :] - np.append(0, held[:-1])[:, None])
     cost = np.where(np.tri(len(ends), k=-1, dtype=bool), np.inf, cost.astype(float))
     best = cost[0]
-    found: list[list[int]] = [[] for _ in ends]
+    prefixes: list[list[int]] = [[] for _ in ends]
     totals, choices = [best[-1]], [[longest]]
     for _ in range(1, min(count, len(ends))):
         through = np.append(np.inf, best[:-1])[:, None] + cost
-        before = np.argmin(through, axis=0)
-        best = through[before, np.arange(len(ends))]
-        found = [[*found[i - 1], int(ends[i - 1])] if i else [] for i in before]
+        previous = np.argmin(through, axis=0)
+        best = through[previous, np.arange(len(ends))]
+        prefixes = [[*prefixes[i - 1], int(ends[i - 1])] if i else [] for i in previous]
         totals.append(best[-1])
-        choices.append([*found[-1], longest])
+        choices.append([*prefixes[-1], longest])
     return tuple(choices[int(np.argmin(totals))])

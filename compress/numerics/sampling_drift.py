@@ -35,7 +35,7 @@ class SamplingPath:
 
 
 @dataclass(frozen=True, eq=False)
-class Drift:
+class PathDrift:
     """How far two paths are apart at ``times`` [t]: ``distances`` [t, n], root mean squares over the baseline's own."""
 
     times: Floats
@@ -60,7 +60,7 @@ class Drift:
         return first if first < len(self.times) else None
 
 
-def drift(baseline: SamplingPath, candidate: SamplingPath) -> Drift:
+def drift(baseline: SamplingPath, candidate: SamplingPath) -> PathDrift:
     """How far a candidate's latents are from the baseline's, at the timesteps of the one with fewer steps.
 
     Raises `ValueError` for paths of other pictures, for timesteps that do not fall, and for latents that are not
@@ -76,7 +76,7 @@ def drift(baseline: SamplingPath, candidate: SamplingPath) -> Drift:
     times = min(baseline.times, candidate.times, key=len)
     ours, theirs = baseline.at(times), candidate.at(times)
     size = np.maximum(_root_mean_square(ours), np.finfo(np.float64).tiny)
-    return Drift(times, _root_mean_square(theirs - ours) / size)
+    return PathDrift(times, _root_mean_square(theirs - ours) / size)
 
 
 def _root_mean_square(latents: Floats) -> Floats:

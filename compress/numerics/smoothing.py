@@ -1,4 +1,4 @@
-"""SmoothQuant's factors: large input channels become smaller, and their weights larger."""
+"""Smoothing factors of SmoothQuant (Xiao et al. 2023): large input channels shrink and their weights grow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SMALLEST = 1e-5
 
 
 def smoothing_factors(largest: np.ndarray, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
-    """s_j for inputs of magnitude ``largest`` [channels] and weights [channels, outputs] that share them."""
+    """Return s_j for inputs of magnitude ``largest`` [channels] and weights [channels, outputs] that share them."""
     sizes = np.maximum.reduce([np.abs(weight).max(axis=1) for weight in weights])
     live = (largest > _SMALLEST) & (sizes > _SMALLEST)
     factors = np.where(live, largest, 1.0) ** alpha / np.where(live, sizes, 1.0) ** (1 - alpha)

@@ -1,4 +1,4 @@
-"""Where zeros may lie: N of every M inputs kept, or blocks of outputs and inputs. Importing this imports no torch."""
+"""Patterns of structured sparsity: N of every M inputs, or blocks. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pattern:
-    """``first`` of every ``second`` inputs kept (`2:4`), or, with ``blocks``, outputs x inputs of a block (`4x1`)."""
+    """N:M sparsity (``first`` of every ``second`` inputs kept), or blocks of ``first`` outputs x ``second`` inputs."""
 
     first: int
     second: int
@@ -15,7 +15,7 @@ class Pattern:
 
     @classmethod
     def read(cls, text: str) -> Pattern:
-        """The pattern that `2:4` or `4x1` says."""
+        """Parse a pattern such as `2:4` or `4x1`."""
         blocks = "x" in text
         first, second = text.split("x" if blocks else ":")
         return cls(int(first), int(second), blocks)
@@ -25,9 +25,9 @@ class Pattern:
 
     @property
     def sparsity(self) -> float | None:
-        """The share of zeros that the pattern itself says; blocks say none."""
+        """Return the share of zeros that the pattern implies; None for blocks."""
         return None if self.blocks else 1 - self.first / self.second
 
     def fits(self, outputs: int, inputs: int) -> bool:
-        """Whether a layer of so many outputs and inputs can be divided so."""
+        """Return True if a layer of this size can be divided by the pattern."""
         return inputs % self.second == 0 and (not self.blocks or outputs % self.first == 0)

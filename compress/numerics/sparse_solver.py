@@ -1,4 +1,4 @@
-"""Which weights of a layer become zero given its inputs: Wanda, and SparseGPT, where those that stay make up for it."""
+"""Sparsification of a layer given its inputs: Wanda, and SparseGPT, which refits the remaining weights."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from compress.numerics.pruning import largest_of_each
 from compress.numerics.sparse_pattern import Pattern
 
 _BLOCK = 128
-"""Columns among which SparseGPT chooses at a time, as in its authors' code."""
+"""Number of columns among which SparseGPT selects at a time, as in its authors' code."""
 
 
 def wanda(weight: torch.Tensor, hessian: torch.Tensor, sparsity: float, pattern: Pattern | None = None) -> torch.Tensor:
-    """Wanda (Sun et al. 2023, section 3): ``weight`` [out, in] with zeros where |W_ij| * ||X_j||_2 is least in row i.
+    """Return ``weight`` [out, in] with zeros where |W_ij| * ||X_j||_2 is least in row i.
 
-    ``hessian`` [in, in] is X X^T of the layer's inputs, times anything positive; only its diagonal counts. Each row
-    loses floor(sparsity * in) weights, those of equal scores in the order of position; with a ``pattern`` N:M all but
-    the N largest scores of each M. Raises `ValueError` as `check_solvable` does.
+    Wanda (Sun et al. 2023, section 3). Each row loses floor(sparsity * in) weights, with ties broken by position.
+
+    Args:
+        weight: Weight [out, in].
+        hessian: X X^T of the layer's inputs [in, in], times any positive factor; only its diagonal is used.
+        sparsity: Share of weights to remove.
+        pattern: With N:M, all but the N largest scores of each M are removed.
+
+    Raises:
+        ValueError: As `check_solvable`.
     """
     check_solvable(weight, hessian)
     scores = weight.abs() * hessian.diagonal().sqrt()
@@ -30,15 +37,24 @@ def wanda(weight: torch.Tensor, hessian: torch.Tensor, sparsity: float, pattern:
 def sparsegpt(
     weight: torch.Tensor, hessian: torch.Tensor, sparsity: float, pattern: Pattern | None = None, damping: float = 0.01
 ) -> torch.Tensor:
-    """SparseGPT (Frantar and Alistarh 2023, section 3, algorithm 1): zeros one column at a time, the rest made to fit.
+    """Sparsify ``weight`` by SparseGPT (Frantar and Alistarh 2023, section 3, algorithm 1), one column at a time.
 
-    Among the columns of a block those weights go for which w^2 / [H^-1]_jj is least, once what went before has been
-    made up for; with a ``pattern`` N:M all but N of every M of a row, chosen as their first column is reached. Columns
-    whose input was always zero lose their weights.
+    Among the columns of a block, the weights with the least w^2 / [H^-1]_jj are removed, after earlier errors have been
+    compensated. With a ``pattern`` N:M, all but N of every M of a row are removed, selected when their first column is
+    reached. Columns whose input was always zero lose their weights.
 
-    Errors and pivots are those of the Cholesky factor of H itself, as in `compress.numerics.gptq`: the authors' weight
-    at its turn is w_j + sum of e_i L_ij / L_jj over what is done, and their [H^-1]_jj is 1 / L_jj^2.
-    Raises `ValueError` as `check_solvable` does, and for a Hessian that no damping makes positive definite.
+    Errors and pivots come from the Cholesky factor of H itself, as in `compress.numerics.gptq`: the authors' weight at
+    its turn is w_j + sum of e_i L_ij / L_jj over processed columns, and their [H^-1]_jj is 1 / L_jj^2.
+
+    Args:
+        weight: Weight [out, in].
+        hessian: X X^T of the layer's inputs [in, in], times any positive factor.
+        sparsity: Share of weights to remove.
+        pattern: N:M pattern, or None.
+        damping: Share of the mean diagonal that is added to the diagonal.
+
+    Raises:
+        ValueError: As `check_solvable`, and for a Hessian that no damping makes positive definite.
     """
     check_solvable(weight, hessian)
     width = len(hessian)
@@ -53,35 +69,37 @@ def sparsegpt(
         start = max(end - step, 0)
         original, within = columns[start:end], coupling[start:end, start:end]
         moved = coupling[end:, start:end].T @ errors[end:]
-        gone = torch.zeros_like(moved, dtype=torch.bool)
+        removed = torch.zeros_like(moved, dtype=torch.bool)
         if pattern is None:
-            gone = _least(_updated(original, moved, within) * pivots[start:end, None], sparsity)
-        done = torch.zeros_like(moved)
-        for place in reversed(range(end - start)):
-            if pattern is not None and (end - start - 1 - place) % pattern.second == 0:
-                some = slice(place + 1 - pattern.second, place + 1)
-                further = torch.addmm(moved[some], within[place + 1 :, some].T, done[place + 1 :])
-                scores = _updated(original[some], further, within[some, some]) * pivots[start:end][some, None]
-                gone[some] = ~largest_of_each(scores.flip(0).T.contiguous(), pattern).T.flip(0)
-            target = original[place] + torch.addmv(moved[place], done[place + 1 :].T, within[place + 1 :, place])
-            done[place] = original[place] - target.masked_fill(gone[place], 0.0)
-        errors[start:end] = done
+            removed = _least(_updated(original, moved, within) * pivots[start:end, None], sparsity)
+        block_errors = torch.zeros_like(moved)
+        for column in reversed(range(end - start)):
+            if pattern is not None and (end - start - 1 - column) % pattern.second == 0:
+                group = slice(column + 1 - pattern.second, column + 1)
+                group_moved = torch.addmm(moved[group], within[column + 1 :, group].T, block_errors[column + 1 :])
+                scores = _updated(original[group], group_moved, within[group, group]) * pivots[start:end][group, None]
+                removed[group] = ~largest_of_each(scores.flip(0).T.contiguous(), pattern).T.flip(0)
+            target = original[column] + torch.addmv(
+                moved[column], block_errors[column + 1 :].T, within[column + 1 :, column]
+            )
+            block_errors[column] = original[column] - target.masked_fill(removed[column], 0.0)
+        errors[start:end] = block_errors
     return (columns - errors).flip(0).T.contiguous()
 
 
 def _updated(original: torch.Tensor, moved: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
-    """What the authors' columns [columns, rows] are before any of them is looked at.
+    """Return the authors' updated columns [columns, rows] before any of them is processed.
 
-    ``moved``: what the errors outside add to each of them; those that stay as they are then have errors too, and move
-    one another by ``within``, the factor's triangle over its pivots.
+    ``moved`` is the effect of errors outside the block. Columns that stay unchanged from now on have errors too, which
+    move one another by ``within``, the factor's triangle divided by its pivots.
     """
-    further: torch.Tensor = torch.linalg.solve_triangular(within.T, moved, upper=True, unitriangular=True)
-    return original + further
+    propagated: torch.Tensor = torch.linalg.solve_triangular(within.T, moved, upper=True, unitriangular=True)
+    return original + propagated
 
 
 def _least(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """True for the share of smallest squares of a block [columns, rows]; of equals the first."""
+    """Return True for the share of smallest squares in a block [columns, rows]; the first of equals."""
     flat = scores.square().flatten()
-    gone = torch.zeros_like(flat, dtype=torch.bool)
-    gone[flat.argsort(stable=True)[: int(sparsity * flat.numel())]] = True
-    return gone.view_as(scores)
+    removed = torch.zeros_like(flat, dtype=torch.bool)
+    removed[flat.argsort(stable=True)[: int(sparsity * flat.numel())]] = True
+    return removed.view_as(scores)

@@ -1,4 +1,4 @@
-"""Confidence intervals for measurements, all of them two-sided."""
+"""Two-sided confidence intervals for measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A value with the bounds of its confidence interval."""
+    """Value with the bounds of its confidence interval."""
 
     value: float
     low: float
@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927).
+    """Return the score interval of a proportion (Wilson 1927).
 
     (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), with p = successes / n.
     """
@@ -46,7 +46,15 @@ def bootstrap_interval(
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap (Efron 1979; Efron and Tibshirani 1993, section 13.3) over axis 0."""
+    """Return the percentile bootstrap interval over axis 0 (Efron 1979; Efron and Tibshirani 1993, section 13.3).
+
+    Args:
+        samples: Samples [n, ...].
+        statistic: Function of resampled samples.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        confidence: Confidence level.
+    """
     array = _finite(samples)
     generator = np.random.default_rng(seed)
     values = [statistic(array[generator.integers(0, len(array), len(array))]) for _ in range(_positive(resamples))]
@@ -60,22 +68,32 @@ def nested_quantile_intervals(
     resamples: int = 1000,
     confidence: float = 0.95,
 ) -> list[tuple[float, float]]:
-    """Percentile bootstrap of ``quantiles`` of the pooled samples, resampling groups and clusters within them.
+    """Return bootstrap intervals of ``quantiles`` of pooled samples, resampling groups and clusters within them.
 
-    Samples of one cluster (calls of one timing round, say) share what disturbed them, and so do clusters of one
-    group (rounds of one process); both are drawn whole, with replacement (Davison and Hinkley 1997, section 3.8).
-    Of a single group the clusters alone are drawn. Returns an interval for each quantile.
+    Samples of one cluster (such as calls of one timing round) share disturbances, and so do clusters of one group
+    (rounds of one process). Both are resampled as a whole, with replacement (Davison and Hinkley 1997, section 3.8).
+    With a single group only clusters are resampled.
+
+    Args:
+        groups: Samples by group and cluster.
+        quantiles: Quantiles between 0 and 1.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        confidence: Confidence level.
+
+    Returns:
+        An interval for each quantile.
     """
     arrays = [[_finite(cluster) for cluster in group] for group in groups]
     if not arrays or not all(arrays):
         raise ValueError("expected at least one group, and one cluster in each")
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(arrays), np.full(len(arrays), 1 / len(arrays)), _positive(resamples))
+    group_counts = generator.multinomial(len(arrays), np.full(len(arrays), 1 / len(arrays)), _positive(resamples))
     # k drawings of a group, each of all its clusters with replacement, are together one drawing of k times as many.
     counts = np.concatenate(
         [
             generator.multinomial(times * len(group), np.full(len(group), 1 / len(group)))
-            for times, group in zip(drawn.T, arrays, strict=True)
+            for times, group in zip(group_counts.T, arrays, strict=True)
         ],
         axis=1,
     )
@@ -84,15 +102,16 @@ def nested_quantile_intervals(
     order = np.argsort(pooled, kind="stable")
     ordered, owner = pooled[order], np.repeat(np.arange(len(clusters)), [len(cluster) for cluster in clusters])[order]
     values = np.empty((len(counts), len(quantiles)))
+    # The samples stay sorted: a resample only changes how often each of them counts.
     for row, count in enumerate(counts):
         reached = np.cumsum(count[owner])
-        wanted = np.ceil(np.asarray(quantiles) * reached[-1])
-        values[row] = ordered[np.searchsorted(reached, np.maximum(wanted, 1))]
+        targets = np.ceil(np.asarray(quantiles) * reached[-1])
+        values[row] = ordered[np.searchsorted(reached, np.maximum(targets, 1))]
     return [_percentiles(column, confidence) for column in values.T]
 
 
 def t_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of samples [n], n >= 2: m ± t s / √n ("Student" 1908)."""
+    """Return Student's t interval of the mean of samples [n], n >= 2: m ± t s / √n ("Student" 1908)."""
     from scipy.special import stdtrit
 
     array = _finite(samples)
@@ -103,10 +122,10 @@ def t_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, flo
 
 
 def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Geometric mean of positive samples [n], n >= 2, with Student's t interval of the mean of their logarithms.
+    """Return the geometric mean of positive samples [n], n >= 2, with the t interval of the mean of their logarithms.
 
-    exp(m ± t s / √n), with m and s the mean and standard deviation of the logarithms and t the quantile at
-    n - 1 degrees of freedom ("Student" 1908).
+    exp(m ± t s / √n), with m and s the mean and standard deviation of the logarithms and t the quantile at n - 1
+    degrees of freedom ("Student" 1908).
     """
     array = _finite(samples)
     if len(array) < 2 or (array <= 0).any():
@@ -117,10 +136,10 @@ def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate
 
 
 def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Distribution-free interval of the median from order statistics (Conover 1999, section 3.2).
+    """Return the distribution-free interval of the median from order statistics (Conover 1999, section 3.2).
 
     The interval is [x(k), x(n+1-k)] with the largest k for which 1 - 2 P(Binomial(n, 1/2) < k) is at least
-    ``confidence``. Raises `ValueError` where even the extremes fall short, which at 95% is below six samples.
+    ``confidence``. Raises `ValueError` if even the extremes are too narrow, which at 95% means fewer than six samples.
     """
     from scipy.special import bdtr
 

@@ -1,4 +1,4 @@
-"""How a matrix of weights differs from another, read in stretches of rows: sums, orders, head of the spectrum."""
+"""Differences of two weight matrices, read in chunks of rows: sums, row orders, leading singular values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 Chunk = tuple[np.ndarray, np.ndarray]
-"""The same rows of both matrices, float32 [rows, columns]; one array twice where they are equal."""
+"""The same rows of both matrices, float32 [rows, columns]; one array twice if they are equal."""
 Chunks = Callable[[], Iterator[Chunk]]
-"""Gives both matrices from the start, as often as it is called."""
+"""Function that iterates over both matrices from the start, each time it is called."""
 
 _DIRECTIONS, _PASSES = 16, 2
 _PROJECTIONS = 16
 
 
-class Axis(NamedTuple):
-    """Of each row or column: the squares of both matrices, their products, and the squares of the difference."""
+class AxisSums(NamedTuple):
+    """Sums per row or column: squares of both matrices, their products, and squares of the difference."""
 
     before: np.ndarray
     after: np.ndarray
@@ -28,106 +28,112 @@ class Axis(NamedTuple):
 
 
 @dataclass
-class Sums:
-    """What is left of both matrices once they were read: squares by row and column, ranges, zeros."""
+class DifferenceSums:
+    """Summary of two matrices and their difference: squares by row and column, ranges, zeros."""
 
-    rows: Axis
-    columns: Axis
+    rows: AxisSums
+    columns: AxisSums
     low: tuple[float, float]
     high: tuple[float, float]
     zeros: tuple[int, int]
     kept: int
-    """Entries that are not 0 in the second matrix and equal in both."""
+    """Number of entries that are equal in both matrices and not 0."""
     not_finite: tuple[int, int]
     size: int
 
     @property
     def before(self) -> float:
-        """Sum of squares of the first."""
+        """Return the sum of squares of the first matrix."""
         return float(self.rows.before.sum())
 
     @property
     def after(self) -> float:
-        """Sum of squares of the second."""
+        """Return the sum of squares of the second matrix."""
         return float(self.rows.after.sum())
 
     @property
     def product(self) -> float:
-        """Sum of the products."""
+        """Return the sum of the products."""
         return float(self.rows.product.sum())
 
     @property
     def difference(self) -> float:
-        """Sum of squares of the difference."""
+        """Return the sum of squares of the difference."""
         return float(self.rows.difference.sum())
 
     @property
     def relative(self) -> float:
-        """Size of the difference over that of the first matrix; infinite where that is all zeros."""
+        """Return the norm of the difference over that of the first matrix; infinite if the first is all zeros."""
         return ratio(self.difference, self.before)
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between both, 1 where both are all zeros."""
+        """Return the cosine of the angle between both matrices; 1 if both are all zeros."""
         norms = np.sqrt(self.before) * np.sqrt(self.after)
         return float(np.clip(self.product / norms, -1, 1)) if norms else float(self.before == self.after)
 
 
 def ratio(part: float, whole: float) -> float:
-    """Square root of ``part`` over ``whole``: 0 of nothing, infinite of something over nothing."""
+    """Return the square root of ``part`` over ``whole``: 0 for 0 over 0, infinite for a positive part over 0."""
     return float(np.sqrt(part / whole)) if whole else float("inf") if part else 0.0
 
 
-def sums(chunks: Chunks) -> Sums:
-    """Read both matrices once. Entries that are no finite numbers count as 0, and are counted."""
+def sums(chunks: Chunks) -> DifferenceSums:
+    """Read both matrices once and return their sums. Entries that are not finite count as 0 and are counted."""
     by_row: list[list[np.ndarray]] = []
     by_column: list[np.ndarray] | None = None
     low, high = [np.inf, np.inf], [-np.inf, -np.inf]
-    zeros, bad, kept, size = [0, 0], [0, 0], 0, 0
+    zeros, bad, unchanged, size = [0, 0], [0, 0], 0, 0
     for pair in chunks():
-        before = _finite(pair[0], bad, 0)
+        first = _finite(pair[0], bad, 0)
         same = pair[1] is pair[0]
-        after = before if same else _finite(pair[1], bad, 1)
-        bad[1] += int((~np.isfinite(pair[0])).sum()) if same and before is not pair[0] else 0
-        by_row.append(_products(before, after, "ij,ij->i"))
-        columns = _products(before, after, "ij,ij->j")
+        second = first if same else _finite(pair[1], bad, 1)
+        bad[1] += int((~np.isfinite(pair[0])).sum()) if same and first is not pair[0] else 0
+        by_row.append(_products(first, second, "ij,ij->i"))
+        columns = _products(first, second, "ij,ij->j")
         by_column = columns if by_column is None else [old + new for old, new in zip(by_column, columns, strict=True)]
-        for place, side in enumerate((before,) if same else (before, after)):
-            low[place], high[place] = min(low[place], float(side.min())), max(high[place], float(side.max()))
-            zeros[place] += (empty := side.size - int(np.count_nonzero(side)))
+        for index, side in enumerate((first,) if same else (first, second)):
+            low[index], high[index] = min(low[index], float(side.min())), max(high[index], float(side.max()))
+            zeros[index] += (empty := side.size - int(np.count_nonzero(side)))
+        # For equal chunks the second matrix's statistics are copied from the first's.
         if same:
             low[1], high[1], zeros[1] = min(low[1], low[0]), max(high[1], high[0]), zeros[1] + empty
-        kept += before.size - empty if same else int(np.count_nonzero((after == before) & (after != 0)))
-        size += before.size
+        unchanged += first.size - empty if same else int(np.count_nonzero((second == first) & (second != 0)))
+        size += first.size
     if by_column is None:
         raise ValueError("expected at least one row")
-    rows = Axis(*(np.concatenate(parts) for parts in zip(*by_row, strict=True)))
+    rows = AxisSums(*(np.concatenate(parts) for parts in zip(*by_row, strict=True)))
     both_low, both_high = (low[0], low[1]), (high[0], high[1])
-    return Sums(rows, Axis(*by_column), both_low, both_high, (zeros[0], zeros[1]), kept, (bad[0], bad[1]), size)
+    return DifferenceSums(
+        rows, AxisSums(*by_column), both_low, both_high, (zeros[0], zeros[1]), unchanged, (bad[0], bad[1]), size
+    )
 
 
 def _products(before: np.ndarray, after: np.ndarray, axes: str) -> list[np.ndarray]:
-    """Squares of both, their products, and squares of the difference, summed."""
-    own: np.ndarray = np.einsum(axes, before, before).astype(np.float64)
+    """Return summed squares of both, products, and squares of the difference, by einsum ``axes``."""
+    first_squares: np.ndarray = np.einsum(axes, before, before).astype(np.float64)
     if after is before:
-        return [own, own, own, np.zeros_like(own)]
-    apart = after - before
-    others = [np.einsum(axes, *both).astype(np.float64) for both in ((after, after), (before, after), (apart, apart))]
-    return [own, *others]
+        return [first_squares, first_squares, first_squares, np.zeros_like(first_squares)]
+    difference = after - before
+    others = [
+        np.einsum(axes, *both).astype(np.float64)
+        for both in ((after, after), (before, after), (difference, difference))
+    ]
+    return [first_squares, *others]
 
 
-def _finite(array: np.ndarray, bad: list[int], place: int) -> np.ndarray:
+def _finite(array: np.ndarray, bad: list[int], index: int) -> np.ndarray:
     if np.isfinite(array.sum(dtype=np.float64)):
         return array
     wrong = ~np.isfinite(array)
-    bad[place] += int(wrong.sum())
+    bad[index] += int(wrong.sum())
     return np.where(wrong, np.float32(0), array)
 
 
 class Spectrum(NamedTuple):
-    """The largest singular values of both matrices and of their difference, falling, and the difference's rank.
+    """Largest singular values of both matrices and of their difference, descending, and the difference's rank.
 
-    ``rank`` is how many directions hold 99.9% of the difference's squares, or None where more would be needed.
+    ``rank`` is the number of directions that hold 99.9% of the difference's squares, or None if more are needed.
     """
 
     before: tuple[float, ...]
@@ -137,9 +143,10 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(chunks: Chunks, columns: int, size_of_difference: float) -> Spectrum:
-    """By subspace iteration from random directions (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+    """Return leading singular values by subspace iteration from random directions.
 
-    ``size_of_difference``: the sum of its squares. Both matrices are read three times.
+    Halko, Martinsson and Tropp 2011, algorithm 4.4. Both matrices are read three times. ``size_of_difference`` is the
+    sum of squares of the difference.
     """
     count = min(_DIRECTIONS, columns)
     start = np.linalg.qr(np.random.default_rng(0).standard_normal((columns, count)))[0].astype(np.float32)
@@ -158,20 +165,20 @@ def spectrum(chunks: Chunks, columns: int, size_of_difference: float) -> Spectru
     squares = [np.sort(np.clip(np.linalg.eigvalsh(gram), 0, None))[::-1] for gram in grams]
     enough = np.flatnonzero(np.cumsum(squares[2]) >= 0.999 * size_of_difference)
     rank = int(enough[0]) + 1 if size_of_difference and len(enough) and enough[0] + 1 < columns else None
-    before, after, difference = (tuple(np.sqrt(one).tolist()) for one in squares)
-    return Spectrum(before, after, difference, rank)
+    first, second, difference = (tuple(np.sqrt(values).tolist()) for values in squares)
+    return Spectrum(first, second, difference, rank)
 
 
 def _with_difference(chunks: Chunks) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    for before, after in chunks():
-        yield before, after, after - before
+    for first, second in chunks():
+        yield first, second, second - first
 
 
 @dataclass(frozen=True)
 class Reordered:
-    """The second matrix's row (or column) i is the first's ``order[i]``; ``left`` of the squares stays different.
+    """Order of rows or columns: index i of the second matrix is the first's ``order[i]``.
 
-    ``block``: how many neighbours move together.
+    ``left`` is the share of the squared difference that remains. ``block`` neighbours move together.
     """
 
     order: tuple[int, ...]
@@ -180,41 +187,48 @@ class Reordered:
 
     @property
     def moved(self) -> tuple[int, ...]:
-        """Numbers of the blocks that are in another's place."""
+        """Return the indices of blocks at another position."""
         return tuple(
             at for at in range(len(self.order) // self.block) if self.order[at * self.block] != at * self.block
         )
 
     @property
     def swapped(self) -> tuple[int, int] | None:
-        """The two blocks that have changed places, where no other has."""
+        """Return the two blocks that changed places, if no other block moved."""
         return (self.moved[0], self.moved[1]) if len(self.moved) == 2 else None
 
 
 def reordered(chunks: Chunks, shape: tuple[int, int], along_rows: bool, share: float = 0.1) -> Reordered | None:
-    """The order in which the first matrix's rows, or columns, are the second's; None where no order explains enough.
+    """Return the order in which rows or columns of the first matrix form the second; None without a good one.
 
-    Rows are known by random projections, which keep their distances (Johnson and Lindenstrauss 1984). ``share`` of
-    the difference may stay.
+    Rows are compared by random projections, which preserve distances (Johnson and Lindenstrauss 1984).
+
+    Args:
+        chunks: Both matrices.
+        shape: Their shape.
+        along_rows: Compare rows; otherwise columns.
+        share: Share of the squared difference that may remain.
     """
-    before, after = _projected(chunks, shape, along_rows)
-    apart = float(np.square(after - before).sum())
-    order = cKDTree(before).query(after)[1]
+    first, second = _projected(chunks, shape, along_rows)
+    total = float(np.square(second - first).sum())
+    order = cKDTree(first).query(second)[1]
     # Where rows are alike, each stays where it is: an order only counts where it helps.
-    stays = np.square(after - before).sum(axis=1) <= np.square(after - before[order]).sum(axis=1)
-    order = np.where(stays, np.arange(len(order)), order)
-    left = float(np.square(after - before[order]).sum()) / apart if apart else 1.0
-    if left > share or len(np.unique(order)) != len(order):
+    is_unmoved = np.square(second - first).sum(axis=1) <= np.square(second - first[order]).sum(axis=1)
+    order = np.where(is_unmoved, np.arange(len(order)), order)
+    remaining = float(np.square(second - first[order]).sum()) / total if total else 1.0
+    if remaining > share or len(np.unique(order)) != len(order):
         return None
-    return Reordered(tuple(order.tolist()), left, _block(order))
+    return Reordered(tuple(order.tolist()), remaining, _block(order))
 
 
 def _projected(chunks: Chunks, shape: tuple[int, int], along_rows: bool) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     if along_rows:
         directions = generator.standard_normal((shape[1], _PROJECTIONS)).astype(np.float32)
-        found = [[side @ directions for side in pair] for pair in chunks()]
-        return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
+        projected = [[side @ directions for side in pair] for pair in chunks()]
+        return np.concatenate([pair_of_projections[0] for pair_of_projections in projected]), np.concatenate(
+            [pair_of_projections[1] for pair_of_projections in projected]
+        )
     whole = [np.zeros((shape[1], _PROJECTIONS)), np.zeros((shape[1], _PROJECTIONS))]
     for pair in chunks():
         directions = generator.standard_normal((len(pair[0]), _PROJECTIONS)).astype(np.float32)
@@ -224,7 +238,7 @@ def _projected(chunks: Chunks, shape: tuple[int, int], along_rows: bool) -> tupl
 
 
 def _block(order: np.ndarray) -> int:
-    """The most neighbours, of a number that divides all, that stay neighbours wherever they go."""
+    """Return the largest number of neighbours that stay together, among divisors of the size."""
     count = len(order)
     for size in range(count // 2, 1, -1):
         if count % size == 0:
@@ -235,7 +249,7 @@ def _block(order: np.ndarray) -> int:
 
 
 def repeated_within(order: np.ndarray) -> int | None:
-    """The size of equal blocks within each of which ``order`` is the same; None where there are no such, or one."""
+    """Return the size of equal blocks in each of which ``order`` is the same; None if there are no such blocks."""
     count = len(order)
     for size in range(2, count // 2 + 1):
         if count % size == 0:
@@ -246,7 +260,7 @@ def repeated_within(order: np.ndarray) -> int | None:
 
 
 def grid_bits(rows: np.ndarray, most: int = 8) -> int | None:
-    """The fewest bits whose values every row of [n, m] fits; None for ``most`` bits or more, or rows too short."""
+    """Return the fewest bits whose values fit every row of [n, m]; None for ``most`` bits or more, or short rows."""
     if rows.shape[1] < 4 << most:
         most = max(1, int(np.log2(max(2, rows.shape[1] // 4))))
     distinct = max(len(np.unique(row)) for row in rows)
@@ -255,7 +269,10 @@ def grid_bits(rows: np.ndarray, most: int = 8) -> int | None:
 
 
 def smallest_steps(values: np.ndarray, block: int = 16) -> np.ndarray:
-    """Of each value of [rows, columns] the least distance of two unlike values in its block: a grid's step or more."""
+    """Return for each value of [rows, columns] the least distance of two distinct values in its block.
+
+    This is a grid's step or a multiple of it.
+    """
     rows, columns = values.shape
     padded = np.pad(values, ((0, 0), (0, -columns % block)), mode="edge").reshape(rows, -1, block)
     gaps = np.diff(np.sort(padded, axis=-1), axis=-1)

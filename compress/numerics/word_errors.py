@@ -1,4 +1,4 @@
-"""The edits that turn what was heard into what was said."""
+"""Word errors: edits between a reference and a transcript."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def word_errors(reference: Sequence[str], heard: Sequence[str]) -> int:
-    """The fewest words to put in, take out or replace that turn ``heard`` into ``reference`` (Levenshtein 1966).
+    """Return the least number of inserted, deleted and replaced words between ``heard`` and ``reference``.
 
-    One row of the table at a time: what is put in runs along the row, which is a running minimum.
+    Levenshtein 1966. The table is computed row by row; insertions run along a row and are a running minimum.
     """
     ids = {word: index for index, word in enumerate(dict.fromkeys((*reference, *heard)))}
     columns = np.array([ids[word] for word in heard], dtype=np.int64)

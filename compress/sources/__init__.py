@@ -1,1 +1,1 @@
-"""Starting models: found, converted or made."""
+"""Starting models of a recipe: resolved, downloaded, converted or built."""

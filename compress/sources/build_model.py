@@ -1,4 +1,4 @@
-"""A model that has to be made first: of a plain torch module, or with random weights by its config."""
+"""Building of starting models: from a custom torch module, or with random weights from a config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.models.config_checks import loading_failures
+from compress.models.config_checks import load_error_types
 from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
 from compress.models.json_file import read_json
 from compress.models.remote_code import MODULE_KEY, allow
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 PICKLED_STATE = (".pth", ".pt", ".bin")
 _CHAT = "chat_template.jinja"
 _REVISION = 1
-"""Raised when the same files would be turned into another folder."""
+"""Increase it when the same files should be converted into another folder."""
 
 
 @dataclass(frozen=True)
-class Origin:
-    """How a recipe's starting model, or a student, comes to be, where its folder alone doesn't say it.
+class ModelOrigin:
+    """Description of a starting model or student that has to be built.
 
-    ``module`` makes the network, called with ``arguments``; ``random_weights`` are drawn from ``seed``.
-    ``recipe_folder`` is where files of code are looked for.
+    ``module`` builds the network from ``arguments``; random weights use ``seed``. Code files are looked up in
+    ``recipe_folder``.
     """
 
     module: str | None
@@ -43,10 +43,10 @@ class Origin:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, source: Path, cache: Path, progress: Progress) -> Path:
-        """The whole model folder below ``cache``, made at the first call from ``source``.
+        """Return the complete model folder below ``cache``, built from ``source`` on the first call.
 
-        ``source`` holds a processor's files, a config.json (which a plain module may do without) and, unless
-        weights are random, safetensors or one state dict as `.pth`; it may be that file. Raises `ModelError`.
+        ``source`` holds a processor's files, a config.json (optional for a custom module) and, unless weights are
+        random, safetensors or one state dict as `.pth`. It may also be that file. Raises `ModelError`.
         """
         weights, folder = (source, source.parent) if source.is_file() else (None, source)
         if not self.random_weights and weights is None:
@@ -58,11 +58,11 @@ class Origin:
             return target
         progress.note(f"making the model in {target}")
 
-        def write(made: Path) -> None:
-            made.mkdir()
+        def write(output: Path) -> None:
+            output.mkdir()
             for path in _beside(folder):
-                shutil.copyfile(path, made / path.name)
-            self._write(folder, weights, made)
+                shutil.copyfile(path, output / path.name)
+            self._write(folder, weights, output)
 
         return write_once(target, write, "free some space or name another folder with --artifacts")
 
@@ -82,17 +82,17 @@ class Origin:
             }
         )
 
-    def _write(self, folder: Path, weights: Path | None, made: Path) -> None:
+    def _write(self, folder: Path, weights: Path | None, output: Path) -> None:
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if self.module is None:
-                _random_model(folder).save_pretrained(made)
+                _random_model(folder).save_pretrained(output)
             else:
-                self._write_plain(self.module, folder, weights, made)
+                self._write_plain(self.module, folder, weights, output)
 
-    def _write_plain(self, module: str, folder: Path, weights: Path | None, made: Path) -> None:
+    def _write_plain(self, module: str, folder: Path, weights: Path | None, output: Path) -> None:
         from safetensors.torch import load_model, save_model
 
         from compress.models.custom_module import code_digest, load_state, make_network, misfit
@@ -105,24 +105,25 @@ class Origin:
                 raise misfit(module, weights, error) from error
         elif weights is not None:
             load_state(network, weights, module)
-        save_model(network, str(made / WEIGHTS), metadata={"format": "pt"})
+        save_model(network, str(output / WEIGHTS), metadata={"format": "pt"})
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         config[MODULE_KEY] = {"module": module, "arguments": dict(self.arguments), "code": code_digest(module)}
-        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_once(target: Path, write: Callable[[Path], None], hint: str) -> Path:
-    """The model folder ``target``, written beside it and renamed; of two processes at it the first one's counts.
+    """Write the model folder ``target`` to a temporary name and rename it; if two processes race, the first one wins.
 
     Raises `StorageError`.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".made-") as scratch:
-            made = Path(scratch) / "model"
-            write(made)
+            model_folder = Path(scratch) / "model"
+            write(model_folder)
             try:
-                made.rename(target)
+                model_folder.rename(target)
+            # Another process may have finished first; its folder has the same content.
             except OSError:
                 if not target.is_dir():
                     raise
@@ -134,9 +135,9 @@ def write_once(target: Path, write: Callable[[Path], None], hint: str) -> Path:
 
 
 def _random_model(folder: Path) -> Any:
-    """The architecture of `config.json` without a head, which is drawn when the labels are known.
+    """Build the architecture of `config.json` with random weights, without a head (added when labels are known).
 
-    One that reads images as tokens of a text is made whole: it has no other head than its table of tokens.
+    An image-text-to-text model is built with its head, which is its embedding table.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
@@ -145,7 +146,7 @@ def _random_model(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         reads_both = type(config) in AutoModelForImageTextToText._model_mapping
         return (AutoModelForImageTextToText if reads_both else AutoModel).from_config(config)
-    except loading_failures() as error:
+    except load_error_types() as error:
         raise ModelError(
             f"No model can be made by this config: {first_line(error)}",
             where=str(folder / "config.json"),
@@ -154,9 +155,9 @@ def _random_model(folder: Path) -> Any:
 
 
 def _beside(folder: Path) -> list[Path]:
-    """The processor's files, how it writes a conversation among them. Raises `ModelError` without any."""
-    found = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
-    if not found:
+    """Return the processor's files, including the chat template. Raises `ModelError` if there are none."""
+    files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    if not files:
         raise ModelError(
             "Nothing says how the model's inputs are prepared.",
             where=str(folder),
@@ -164,18 +165,18 @@ def _beside(folder: Path) -> list[Path]:
             hint='write one, e.g. {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, '
             '"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}',
         )
-    return [*found, *(path for path in [folder / _CHAT] if path.is_file())]
+    return [*files, *(path for path in [folder / _CHAT] if path.is_file())]
 
 
 def _weights(folder: Path) -> Path:
     if (folder / WEIGHTS).is_file():
         return folder / WEIGHTS
-    found = sorted(path for path in folder.iterdir() if path.suffix in PICKLED_STATE)
-    if len(found) != 1 or (folder / INDEX).is_file():
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLED_STATE)
+    if len(pickles) != 1 or (folder / INDEX).is_file():
         raise ModelError(
-            f"The folder holds {len(found)} files of weights for the module.",
+            f"The folder holds {len(pickles)} files of weights for the module.",
             where=str(folder),
             expected=f"{WEIGHTS}, or one state dict ending in {', '.join(PICKLED_STATE)}",
             hint="name the file itself as `model`, or set random_weights: true to start without any",
         )
-    return found[0]
+    return pickles[0]

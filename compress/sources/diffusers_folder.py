@@ -1,4 +1,4 @@
-"""A folder in diffusers' layout as the folder that a recipe starts from: its parts alone, checked. Imports no torch."""
+"""Conversion of a diffusers folder to a starting folder: checked parts only. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF file as a Hugging Face folder, dequantized to fp32."""
+"""Conversion of a GGUF file to a Hugging Face folder in fp32."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
 
 _REVISION = 2
-"""Raised when the same file would be turned into another folder."""
+"""Increase it when the same file should be converted into another folder."""
 _DIGIT_BY_DIGIT = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-"""Values of `tokenizer.ggml.pre` with which llama.cpp parts digits from all else before it looks at words."""
+"""Values of `tokenizer.ggml.pre` for which llama.cpp splits single digits before splitting words."""
 _TOLERANCE = 0.001
-"""Share of weights that may differ, such as buffers that only one of the two formats stores."""
+"""Share of weights that may be missing, such as buffers that only one of the formats stores."""
 
 
 def convert_gguf(file: Path, cache: Path, progress: Progress | None = None) -> Path:
-    """The folder below ``cache`` that holds the file's model and tokenizer, converted at the first call.
+    """Return the folder below ``cache`` with the file's model and tokenizer, converted on the first call.
 
-    The weights of a quantized file become fp32 with the values that quantization left. Raises `ModelError`.
+    The weights of a quantized file become fp32 with their dequantized values. Raises `ModelError`.
     """
     stored = sum(math.prod(tensor.shape) for tensor in read_gguf(file).tensors)
     target = converted_folder(file, cache)
     if target.is_dir():
         return target
 
-    def write(made: Path) -> None:
+    def write(output: Path) -> None:
         with _shown_by(progress or SilentProgress()), _parsed_once():
-            _write(file, made, stored)
+            _write(file, output, stored)
 
     return write_once(target, write, "Free some space or name another folder; fp32 takes 4 bytes a parameter.")
 
 
 def converted_folder(file: Path, cache: Path) -> Path:
-    """Where `convert_gguf` puts the model of ``file``, whether it is there yet or not."""
+    """Return the path to which `convert_gguf` writes the model of ``file``, whether it exists or not."""
     return cache / f"gguf-{digest_file(file)[:32]}-{_REVISION}"
 
 
 @contextlib.contextmanager
 def _shown_by(progress: Progress) -> Iterator[None]:
-    """Let ``progress`` show what transformers, with a bar of its own that it has no switch for, would write over it."""
+    """Let ``progress`` show the conversion in place of transformers' own bar, which cannot be switched off."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     bar = reader.tqdm
@@ -61,9 +61,9 @@ def _shown_by(progress: Progress) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Let transformers open the file once, not four times, and list the tensors of its kind once, not for each module.
+    """Let transformers parse the file and list its tensor names once instead of several times.
 
-    That is half of the work.
+    This halves the time.
     """
     import gguf
 
@@ -80,13 +80,13 @@ def _write(file: Path, folder: Path, stored: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        config = AutoConfig.from_pretrained(**place)
+        config = AutoConfig.from_pretrained(**location)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         _check_complete(file, auto, config, stored)
-        model = auto.from_pretrained(**place, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**place)
+        model = auto.from_pretrained(**location, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**location)
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(
             f"transformers cannot convert this GGUF file: {error}",
@@ -102,7 +102,7 @@ def _write(file: Path, folder: Path, stored: int) -> None:
 
 
 def _part_digits(tokenizer: Any) -> None:
-    """Put back what transformers drops: without it, spaces before a digit become other tokens, in place."""
+    """Restore, in place, the splitting of digits that transformers drops, which changes tokens before digits."""
     from tokenizers.pre_tokenizers import Digits, Sequence
 
     backend = tokenizer.backend_tokenizer
@@ -110,7 +110,7 @@ def _part_digits(tokenizer: Any) -> None:
 
 
 def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
-    """transformers takes defaults for missing metadata and random numbers for missing tensors."""
+    """Raise `ModelError` for a file with missing tensors, which transformers would replace by random numbers."""
     import torch
 
     with torch.device("meta"):
@@ -125,7 +125,7 @@ def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
 
 
 def _plain(auto: Any, model: Any) -> Any:
-    """The same weights in a model that save_pretrained takes: it refuses one that was loaded from GGUF."""
+    """Copy the weights to a fresh model, since save_pretrained refuses one that was loaded from GGUF."""
     import torch
 
     config = copy.deepcopy(model.config)

@@ -1,4 +1,4 @@
-"""An `.onnx` file as the folder that a recipe starts from: what `export` would have written."""
+"""Conversion of an `.onnx` file to a starting folder, in the layout that the `onnx` stage writes."""
 
 from __future__ import annotations
 
@@ -16,54 +16,60 @@ from compress.utils.progress import Progress, SilentProgress
 
 CONFIG = "config.json"
 CHANGES = "onnx_source.json"
-"""Beside a graph: the file that it was, and what was done to it."""
+"""File beside a graph with the name of its source file and the changes made to it."""
 _REVISION = 1
-"""Raised when the same file would be turned into another folder."""
+"""Increase it when the same file should be converted into another folder."""
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 _FLOAT = ("model.onnx", "encoder_model.onnx")
 
 
 def onnx_file(place: Path) -> Path | None:
-    """The graph that a file, or a folder without a checkpoint, is; None where it is no graph.
+    """Return the graph of a file, or of a folder without a checkpoint; None if there is none.
 
-    Of several in a folder `model.onnx` is meant. Raises `ModelError` where it doesn't say which.
+    Among several graphs in a folder, `model.onnx` is selected. Raises `ModelError` if the choice is ambiguous.
     """
     if place.is_file():
         return place if place.suffix.lower() == ".onnx" else None
     if not place.is_dir() or any((place / name).is_file() for name in (WEIGHTS, INDEX)):
         return None
-    found = sorted([*place.glob("*.onnx"), *place.glob("onnx/*.onnx")])
-    named = [file for file in found if file.name in _FLOAT]
-    if len(found) > 1 and len(named) != 1:
+    graphs = sorted([*place.glob("*.onnx"), *place.glob("onnx/*.onnx")])
+    main_graphs = [file for file in graphs if file.name in _FLOAT]
+    if len(graphs) > 1 and len(main_graphs) != 1:
         raise ModelError(
-            f"The folder holds {len(found)} graphs: {', '.join(file.name for file in found[:5])}.",
+            f"The folder holds {len(graphs)} graphs: {', '.join(file.name for file in graphs[:5])}.",
             where=str(place),
             expected="one .onnx file, or one that is called model.onnx",
             hint="name the file itself as `model`",
         )
-    return next(iter(named or found), None)
+    return next(iter(main_graphs or graphs), None)
 
 
 def convert_onnx(file: Path, cache: Path, arrays: bool, progress: Progress | None = None) -> Path:
-    """The folder below ``cache`` with the graph of ``file``, made ready at the first call.
+    """Return the folder below ``cache`` with the graph of ``file``, converted on the first call.
 
-    With ``arrays`` it says what inputs the graph takes; without, it has the processor's files and the config that lie
-    beside the graph. Raises `ModelError`.
+    Args:
+        file: The `.onnx` file.
+        cache: Folder for converted models.
+        arrays: Describe the graph's inputs instead of copying the processor's files and the config.
+        progress: Receiver of messages.
+
+    Raises:
+        ModelError: If the graph cannot be used or files are missing.
     """
     target = ready_folder(file, cache, arrays)
     if target.is_dir():
         return target
     (progress or SilentProgress()).note(f"making {file.name} ready in {cache}")
-    beside = [] if arrays else companions_of(file)
+    companions = [] if arrays else companions_of(file)
 
-    def write(made: Path) -> None:
-        _write(file, made, beside, arrays)
+    def write(output: Path) -> None:
+        _write(file, output, companions, arrays)
 
     return write_once(target, write, "free some space or name another folder with --artifacts")
 
 
 def ready_folder(file: Path, cache: Path, arrays: bool) -> Path:
-    """Where `convert_onnx` puts the graph of ``file``, whether it is there yet or not. Raises `ModelError`."""
+    """Return the path to which `convert_onnx` writes the graph, whether it exists or not. Raises `ModelError`."""
     from compress.utils.storage import cache_key
 
     files = [file, *_external(file), *([] if arrays else companions_of(file))]
@@ -72,9 +78,9 @@ def ready_folder(file: Path, cache: Path, arrays: bool) -> Path:
 
 
 def companions_of(file: Path) -> list[Path]:
-    """Config and processor files beside a graph, or a folder above in the layout of transformers.js.
+    """Return config and processor files beside a graph, or one folder up in the layout of transformers.js.
 
-    Raises `ModelError` where they are not there.
+    Raises `ModelError` if there are none.
     """
     homes = [file.parent, *([file.parent.parent] if file.parent.name == "onnx" else [])]
     for home in homes:
@@ -89,7 +95,7 @@ def companions_of(file: Path) -> list[Path]:
 
 
 def has_companions(file: Path) -> bool:
-    """Whether a task can be named for a graph, since a processor lies beside it."""
+    """Return True if a processor is stored with the graph, so that a task can be named for it."""
     try:
         return bool(companions_of(file))
     except ModelError:
@@ -97,19 +103,19 @@ def has_companions(file: Path) -> bool:
 
 
 def _external(file: Path) -> list[Path]:
-    """The files beside a graph in which weights lie."""
+    """Return the files of a graph's external weights."""
     from compress.formats.onnx.graph_reader import read_graph
 
     names = {item.external.get("location", "") for item in read_graph(file).initializers if item.external}
     return sorted(path for name in names if name and (path := file.parent / name).is_file())
 
 
-def _write(file: Path, made: Path, beside: Iterable[Path], arrays: bool) -> None:
+def _write(file: Path, output: Path, companions: Iterable[Path], arrays: bool) -> None:
     from compress.formats.onnx.import_onnx import import_graph, rename_for_clients
     from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 
     start = import_graph(file) if arrays else rename_for_clients(import_graph(file))
-    made.mkdir()
+    output.mkdir()
     facts = {
         "file": file.name,
         "sha256": digest_file(file),
@@ -119,6 +125,6 @@ def _write(file: Path, made: Path, beside: Iterable[Path], arrays: bool) -> None
     texts = {CHANGES: json.dumps(facts, indent=1).encode() + b"\n"}
     if arrays:
         texts |= {GRAPH_INPUTS: start.inputs.as_json(), CONFIG: b"{}\n"}
-    OnnxModel(start.graph, FLOAT_GRAPH, texts).save(made)
-    for path in beside:
-        shutil.copyfile(path, made / path.name)
+    OnnxModel(start.graph, FLOAT_GRAPH, texts).save(output)
+    for path in companions:
+        shutil.copyfile(path, output / path.name)

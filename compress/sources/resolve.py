@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder, a GGUF or ONNX file, `sample:NAME` or a Hugging Face id."""
+"""Resolution of model references: a local folder, a GGUF or ONNX file, `sample:NAME` or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 from compress.data.source import find
 from compress.models.config_checks import check_config
 from compress.models.diffusion_checks import is_pipeline
-from compress.models.folder_checks import PICKLE_SUFFIXES, check_model_folder, pickle_refusal
+from compress.models.folder_checks import PICKLE_SUFFIXES, check_model_folder, pickle_error
 from compress.models.json_file import read_json
 from compress.sources.diffusers_folder import Checker, convert_pipeline
 from compress.sources.diffusers_folder import made_folder as made_pipeline
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
-from compress.sources.timm_folder import convert_timm, timm_folder
+from compress.sources.timm_folder import convert_timm, is_timm_folder
 from compress.sources.timm_folder import made_folder as made_timm
 from compress.tasks.task import Task
 from compress.utils.environment import user_cache
@@ -37,54 +37,65 @@ def resolve_model(
     arrays: bool = False,
     checker: Checker | None = None,
 ) -> Path:
-    """A local folder in Hugging Face layout with safetensors weights, config and processor files, checked.
+    """Return a checked local folder in Hugging Face layout for a model reference.
 
-    ``reference``: a local folder, a GGUF file (converted once into ``cache``), `sample:NAME`, or a Hugging
-    Face id with an optional `@revision`. Its Python files are fetched only with ``trust_remote_code``.
-    Of an ONNX file, or a folder with one in place of weights, it is the folder that `export` would have written; with
-    ``arrays`` one that takes plain arrays; of timm's folder it is one that says how its network is made; of diffusers'
-    one of its parts alone, with the safety checker if ``checker`` says so. Raises `ModelError` or `SampleError`.
+    - A GGUF file is converted once into ``cache``.
+    - An ONNX file, or a folder with one in place of weights, becomes a folder in the layout of the `onnx` stage.
+    - A timm folder becomes one whose config names timm's builder function.
+    - A diffusers folder is reduced to its model parts.
+
+    Args:
+        reference: Local path, `sample:NAME`, or a Hugging Face id with an optional `@revision`.
+        trust_remote_code: Download the repository's Python files too, and allow them.
+        cache: Folder for converted models.
+        progress: Receiver of messages.
+        arrays: The task takes plain arrays, which requires an ONNX graph.
+        checker: Whether to keep a diffusers pipeline's safety checker.
+
+    Raises:
+        ModelError: If the model cannot be found or used.
+        SampleError: If a sample cannot be fetched.
     """
-    found = _local(reference, progress or SilentProgress())
-    if found is None:
-        found = _download(reference, local_only=False, python_files=trust_remote_code)
-    graph = onnx_file(found)
+    path = _local(reference, progress or SilentProgress())
+    if path is None:
+        path = _download(reference, local_only=False, python_files=trust_remote_code)
+    graph = onnx_file(path)
     if graph is not None:
         return convert_onnx(graph, cache, arrays, progress)
     if arrays:
-        raise _no_graph(found)
-    if found.is_file():
-        if found.suffix.lower() != ".gguf":
-            raise _not_a_model(found)
-        found = _converted(found, cache, progress or SilentProgress())
-    elif not (found / "config.json").is_file() and (only := _only_gguf(found)):
-        found = _converted(only, cache, progress or SilentProgress())
-    if is_pipeline(found):
-        return convert_pipeline(found, cache, checker, progress)
-    if timm_folder(found):
-        found = convert_timm(found, cache, progress)
-    check_config(found, trust_remote_code)
-    check_model_folder(found)
-    return found
+        raise _no_graph(path)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise _not_a_model(path)
+        path = _converted(path, cache, progress or SilentProgress())
+    elif not (path / "config.json").is_file() and (only := _only_gguf(path)):
+        path = _converted(only, cache, progress or SilentProgress())
+    if is_pipeline(path):
+        return convert_pipeline(path, cache, checker, progress)
+    if is_timm_folder(path):
+        path = convert_timm(path, cache, progress)
+    check_config(path, trust_remote_code)
+    check_model_folder(path)
+    return path
 
 
 def find_model(reference: str, progress: Progress | None = None) -> Path:
-    """The file or folder that a reference names, without any download from the Hub. Raises `ModelError`."""
-    found = _local(reference, progress or SilentProgress())
-    return found if found is not None else _download(reference, local_only=True, python_files=False)
+    """Return the file or folder of a reference without downloading from the Hub. Raises `ModelError`."""
+    path = _local(reference, progress or SilentProgress())
+    return path if path is not None else _download(reference, local_only=True, python_files=False)
 
 
 def is_graph(reference: str, folder: Path) -> bool:
-    """Whether a model that a recipe in ``folder`` names is an ONNX graph, told without fetching anything.
+    """Return True if the model that a recipe in ``folder`` names is an ONNX graph, without fetching anything.
 
-    Raises `ModelError` for a folder that doesn't say which of its graphs is meant.
+    Raises `ModelError` for a folder with an ambiguous choice of graphs.
     """
-    found = graph_place(reference, folder)
-    return reference.lower().endswith(".onnx") if found is None else onnx_file(found) is not None
+    path = local_model_path(reference, folder)
+    return reference.lower().endswith(".onnx") if path is None else onnx_file(path) is not None
 
 
-def graph_place(reference: str, folder: Path) -> Path | None:
-    """The file or folder here that a recipe in ``folder`` names as its model; None for one of the Hub."""
+def local_model_path(reference: str, folder: Path) -> Path | None:
+    """Return the local file or folder that a recipe in ``folder`` names as its model; None for one on the Hub."""
     if not reference.startswith("sample:"):
         return find(reference, folder)
     from compress.data.samples.fetch import cached_directory
@@ -92,34 +103,40 @@ def graph_place(reference: str, folder: Path) -> Path | None:
     return cached_directory(reference.removeprefix("sample:"))
 
 
-def already_here(
+def find_resolved(
     reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = False, checker: Checker | None = None
 ) -> Path | None:
-    """The folder that `resolve_model` gives, if nothing has to be fetched or converted for it first.
+    """Return the folder that `resolve_model` would return if nothing has to be fetched or converted first, else None.
 
-    Of timm's folder and diffusers' it is that one itself until it was made ready, which takes no work to speak of.
+    timm and diffusers folders that are not converted yet are returned unconverted, since their conversion is cheap.
+
+    Args:
+        reference: Reference of the model.
+        cache: Folder for converted models.
+        arrays: The task takes plain arrays.
+        checker: Whether to keep a diffusers pipeline's safety checker.
     """
     if reference.startswith("sample:"):
         from compress.data.samples.fetch import cached_directory
 
-        found = cached_directory(reference.removeprefix("sample:"))
+        path = cached_directory(reference.removeprefix("sample:"))
     else:
         try:
-            found = find_model(reference)
+            path = find_model(reference)
         except ModelError:
             return None
-    if found is not None and (graph := onnx_file(found)) is not None:
+    if path is not None and (graph := onnx_file(path)) is not None:
         ready = ready_folder(graph, cache, arrays)
         return ready if ready.is_dir() else None
-    if found is not None and (is_pipeline(found) or timm_folder(found)):
+    if path is not None and (is_pipeline(path) or is_timm_folder(path)):
         try:
-            made = made_pipeline(found, cache, checker) if is_pipeline(found) else made_timm(found, cache)
+            converted_path = made_pipeline(path, cache, checker) if is_pipeline(path) else made_timm(path, cache)
         except ModelError:  # told by whoever needs more of it than its config
-            return found
-        return made if made.is_dir() else found
-    if found is None or (found / "config.json").is_file():
-        return found
-    file = found if found.is_file() else _only_gguf(found)
+            return path
+        return converted_path if converted_path.is_dir() else path
+    if path is None or (path / "config.json").is_file():
+        return path
+    file = path if path.is_file() else _only_gguf(path)
     if file is None or file.suffix.lower() != ".gguf":
         return None
     from compress.sources.gguf_conversion import converted_folder
@@ -128,19 +145,19 @@ def already_here(
     return converted if converted.is_dir() else None
 
 
-def kinds_here(task: Task, reference: str, recipe_folder: Path) -> tuple[Task, ...]:
-    """The kind of ``task`` that a recipe's model is for, alone; every kind, where it is not here to tell."""
-    if len(task.kinds()) == 1:
-        return task.kinds()
+def local_task_variants(task: Task, reference: str, recipe_folder: Path) -> tuple[Task, ...]:
+    """Return the variant of ``task`` that fits a recipe's model; all variants if the model is not available locally."""
+    if len(task.variants()) == 1:
+        return task.variants()
     try:
-        folder = already_here(str(find(reference, recipe_folder) or reference))
-        return task.kinds() if folder is None else (task.of(read_json(folder / "config.json")),)
+        folder = find_resolved(str(find(reference, recipe_folder) or reference))
+        return task.variants() if folder is None else (task.specialize(read_json(folder / "config.json")),)
     except (InputError, OSError):  # told by whoever needs the model
-        return task.kinds()
+        return task.variants()
 
 
 def _local(reference: str, progress: Progress) -> Path | None:
-    """The path of a local reference or a sample; None for what can only be a Hugging Face id."""
+    """Return the path of a local reference or a sample; None for a possible Hugging Face id."""
     if reference.startswith("sample:"):
         from compress.data.samples.fetch import sample_directory
 
@@ -184,7 +201,7 @@ def _only_gguf(folder: Path) -> Path | None:
 
 def _not_a_model(file: Path) -> ModelError:
     if file.suffix.lower() in PICKLE_SUFFIXES:
-        return pickle_refusal(file)
+        return pickle_error(file)
     return ModelError(
         f"{file.name} is not something a recipe can start from.",
         where=str(file),
@@ -193,10 +210,10 @@ def _not_a_model(file: Path) -> ModelError:
     )
 
 
-def _no_graph(place: Path) -> ModelError:
+def _no_graph(path: Path) -> ModelError:
     return ModelError(
-        f"{place.name} is no ONNX graph, which the recipe's task is for.",
-        where=str(place),
+        f"{path.name} is no ONNX graph, which the recipe's task is for.",
+        where=str(path),
         expected="an .onnx file, or a folder with one",
         hint="name the task of the model",
     )
@@ -240,9 +257,9 @@ def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
 
 
 def hub_card(reference: str, kind: Literal["model", "dataset"], fetch: bool) -> Path | None:
-    """The card of a Hugging Face id, kept apart from the files that digests are of; None where there is none.
+    """Return the folder with the README.md of a Hugging Face id, stored apart from the digested files, or None.
 
-    Without ``fetch`` it is one that an earlier call fetched. None too where the Hub can't be reached.
+    Without ``fetch`` only an earlier download counts. None also if the Hub cannot be reached.
     """
     match = _HUB_ID.match(reference)
     if match is None:

@@ -1,4 +1,4 @@
-"""A folder as timm writes it, or the Hub has it, as the folder that a recipe starts from. Imports no torch."""
+"""Conversion of a timm folder to a starting folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from compress.utils.progress import Progress, SilentProgress
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _REVISION = 1
-"""Raised when the same files would be turned into another folder."""
+"""Increase it when the same files should be converted into another folder."""
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-"""Pillow's numbers of timm's names."""
+"""Pillow's numbers of timm's interpolation names."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP = 0.875
-"""timm's own defaults."""
+"""Default crop share of timm."""
 
 
-def timm_folder(place: Path) -> bool:
-    """Whether a folder's config.json is one of timm's. Raises `ModelError` for one that is no JSON."""
-    return place.is_dir() and (place / _CONFIG).is_file() and is_timm(read_json(place / _CONFIG))
+def is_timm_folder(folder: Path) -> bool:
+    """Return True if a folder's config.json is timm's. Raises `ModelError` for invalid JSON."""
+    return folder.is_dir() and (folder / _CONFIG).is_file() and is_timm(read_json(folder / _CONFIG))
 
 
 def made_folder(folder: Path, cache: Path) -> Path:
-    """Where `convert_timm` puts what it makes of ``folder``, whether it is there yet or not. Raises `ModelError`."""
+    """Return the path to which `convert_timm` writes, whether it exists or not. Raises `ModelError`."""
     from compress.utils.storage import cache_key
 
     weights = folder / WEIGHTS
@@ -50,9 +50,9 @@ def made_folder(folder: Path, cache: Path) -> Path:
 
 
 def convert_timm(folder: Path, cache: Path, progress: Progress | None = None) -> Path:
-    """The folder below ``cache`` that says how the network is made and images prepared, made at the first call.
+    """Return the folder below ``cache`` with builder function and image preprocessing, written on the first call.
 
-    The weights are timm's own file. Raises `ModelError`, and `MissingExtraError` where timm would be needed.
+    The weights are timm's own file. Raises `ModelError`, and `MissingExtraError` if timm is needed and missing.
     """
     target = made_folder(folder, cache)
     if target.is_dir():
@@ -61,34 +61,34 @@ def convert_timm(folder: Path, cache: Path, progress: Progress | None = None) ->
     config = read_json(folder / _CONFIG)
     texts = {_CONFIG: _config(config, folder), _PREPROCESSOR: preparation(config["pretrained_cfg"], folder)}
 
-    def write(made: Path) -> None:
-        made.mkdir()
+    def write(output: Path) -> None:
+        output.mkdir()
         for name, content in texts.items():
-            (made / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        shutil.copyfile(folder / WEIGHTS, made / WEIGHTS)
+            (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(folder / WEIGHTS, output / WEIGHTS)
 
     return write_once(target, write, "free some space or name another folder with --artifacts")
 
 
 def _config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What makes the network, and the names of its classes."""
-    known = config["pretrained_cfg"]
-    classes = int(config.get("num_classes", known.get("num_classes", 0)))
+    """Return the config with the builder function, its arguments and the class names."""
+    pretrained = config["pretrained_cfg"]
+    classes = int(config.get("num_classes", pretrained.get("num_classes", 0)))
     arguments = {**(config.get("model_args") or {}), "architecture": config["architecture"], "num_classes": classes}
-    if known.get("fixed_input_size") and "img_size" not in arguments:
-        arguments["img_size"] = list(known["input_size"][-2:])
-    if (channels := known.get("input_size", [3])[0]) != 3:
+    if pretrained.get("fixed_input_size") and "img_size" not in arguments:
+        arguments["img_size"] = list(pretrained["input_size"][-2:])
+    if (channels := pretrained.get("input_size", [3])[0]) != 3:
         arguments.setdefault("in_chans", channels)
-    made: dict[str, Any] = {MODULE_KEY: {"module": TIMM_NETWORK, "arguments": arguments}}
+    result: dict[str, Any] = {MODULE_KEY: {"module": TIMM_NETWORK, "arguments": arguments}}
     names = _class_names(config, classes, folder)
     if names:
-        made["id2label"] = dict(enumerate(names))
-        made["label2id"] = {name: place for place, name in enumerate(names)}
-    return made
+        result["id2label"] = dict(enumerate(names))
+        result["label2id"] = {name: index for index, name in enumerate(names)}
+    return result
 
 
 def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[str]:
-    """The file's own, ImageNet's where timm knows that it is for these, or numbers; none without a head."""
+    """Return the config's class names, ImageNet's if timm knows the subset, or numbered ones; none without a head."""
     names: list[str] = list(config.get("label_names") or config["pretrained_cfg"].get("label_names") or ())
     if not names and classes:
         try:
@@ -99,7 +99,7 @@ def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[
         if subset:
             names = list(ImageNetInfo(subset).label_descriptions())
         else:
-            names = [f"LABEL_{place}" for place in range(classes)]
+            names = [f"LABEL_{index}" for index in range(classes)]
     if len(names) != classes:
         raise ModelError(
             f"The model has {classes} classes and {len(names)} names for them.",
@@ -108,33 +108,34 @@ def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[
         )
     # Two of ImageNet's classes are called crane, and two maillot.
     counts = Counter(names)
-    return [name if counts[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
+    return [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
 
 
-def preparation(known: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What timm does to a picture before its model sees it, as an image processor's config. Raises `ModelError`.
+def preparation(pretrained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return timm's preprocessing of images as an image processor's config. Raises `ModelError` if that is impossible.
 
-    That is its `create_transform` for evaluation: the shorter edge brought to the input's size over ``crop_pct`` (both
-    edges, where ``crop_mode`` is squash), and the middle cut out, which may lie a pixel off where the rest is odd.
+    It follows timm's `create_transform` for evaluation. The shorter edge is resized to the input's size over
+    ``crop_pct`` (both edges if ``crop_mode`` is squash), and the centre is cropped; the crop may be off by a pixel if
+    the remainder is odd.
     """
-    height, width = (int(edge) for edge in known.get("input_size", (3, 224, 224))[-2:])
-    share, mode = known.get("crop_pct") or _CROP, known.get("crop_mode") or "center"
+    height, width = (int(edge) for edge in pretrained.get("input_size", (3, 224, 224))[-2:])
+    share, mode = pretrained.get("crop_pct") or _CROP, pretrained.get("crop_mode") or "center"
     scaled = [math.floor(edge / share) for edge in (height, width)]
-    resample = _RESAMPLE.get(known.get("interpolation") or "bicubic")
+    resample = _RESAMPLE.get(pretrained.get("interpolation") or "bicubic")
     if mode not in ("center", "squash") or resample is None or (mode == "center" and height != width):
         raise ModelError(
             f"No image processor prepares pictures as the model wants: crop_mode {mode}, {height} by {width} pixels, "
-            f"interpolation {known.get('interpolation')}.",
+            f"interpolation {pretrained.get('interpolation')}.",
             where=str(folder / _CONFIG),
             expected="square pictures with the middle cut out, or crop_mode squash, and an interpolation of Pillow's",
         )
     size = {"shortest_edge": scaled[0]} if mode == "center" else {"height": scaled[0], "width": scaled[1]}
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": known.get("input_size", [3])[0] == 3,
+        "do_convert_rgb": pretrained.get("input_size", [3])[0] == 3,
         **{"do_resize": True, "size": size, "resample": resample},
         **{"do_center_crop": True, "crop_size": {"height": height, "width": width}},
         **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
-        "image_mean": list(known.get("mean") or _MEAN),
-        "image_std": list(known.get("std") or _STD),
+        "image_mean": list(pretrained.get("mean") or _MEAN),
+        "image_std": list(pretrained.get("std") or _STD),
     }

@@ -55,7 +55,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "packages": {name: found for name, found in package_versions(PACKAGES).items() if found != MISSING},
+        "packages": {name: installed for name, installed in package_versions(PACKAGES).items() if installed != MISSING},
     }
 
 

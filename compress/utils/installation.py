@@ -43,11 +43,13 @@ def has_package(name: str) -> bool:
 def extra_containing(package: str) -> str | None:
     """Return the extra that installs ``package``; ``None`` if it is always installed or no extra has it."""
     canonical_name = canonicalize_name(package)
-    return next((each.extra for each in packages() if canonicalize_name(each.name) == canonical_name), None)
+    return next(
+        (requirement.extra for requirement in packages() if canonicalize_name(requirement.name) == canonical_name), None
+    )
 
 
 def packages() -> list[RequiredPackage]:
-    """Return every requirement that applies to this platform, those of extras included, in the order of the project file.
+    """Return every requirement that applies to this platform, also those of extras, in the project file's order.
 
     A requirement that an extra inherits from another extra is listed with the other one.
     """

@@ -14,7 +14,7 @@ import tiny_images
 import torch
 from torch import nn
 
-from compress.models.channel_coupling import Coupling, cut, find_couplings, masked
+from compress.models.channel_coupling import Coupling, find_couplings, masked, remove_channels
 from compress.models.pruned_layer_sizes import CHANNELS_KEY, layer_sizes, record
 from compress.models.torch_model import TorchModel
 from compress.tasks.registry import get_task
@@ -49,8 +49,8 @@ def logits(model: TorchModel) -> torch.Tensor:
 
 def some_kept(coupling: Coupling, seed: int) -> torch.Tensor:
     """A random half, and one at least, of the places of each group."""
-    order = torch.randperm(coupling.places, generator=torch.Generator().manual_seed(seed))
-    return coupling.channels_at(order[: max(1, coupling.places // 2)].sort().values)
+    order = torch.randperm(coupling.prunable_units, generator=torch.Generator().manual_seed(seed))
+    return coupling.channels_at(order[: max(1, coupling.prunable_units // 2)].sort().values)
 
 
 def silence(net: nn.Module, coupling: Coupling, kept: torch.Tensor) -> None:
@@ -69,12 +69,12 @@ def silence(net: nn.Module, coupling: Coupling, kept: torch.Tensor) -> None:
 
 def test_cut_channels_are_as_if_nobody_read_them(found: tuple[TorchModel, list[Coupling]]) -> None:
     model, sets = found
-    every = [(coupling, some_kept(coupling, seed)) for seed, coupling in enumerate(sets) if coupling.places > 1]
+    every = [(coupling, some_kept(coupling, seed)) for seed, coupling in enumerate(sets) if coupling.prunable_units > 1]
     for cuts in (*([choice] for choice in every[:6]), every):
         expected, smaller = copy.deepcopy(model), copy.deepcopy(model)
         for coupling, kept in cuts:
             silence(network(expected), coupling, kept)
-        cut(network(smaller), cuts)
+        remove_channels(network(smaller), cuts)
         assert smaller.parameters() < model.parameters()
         torch.testing.assert_close(logits(smaller), logits(expected), rtol=1e-4, atol=1e-4)
         zeros = masked(network(model), cuts, lambda: model.module(pixel_values=PIXELS).logits)
@@ -110,9 +110,9 @@ def test_a_cut_model_is_saved_and_loaded(found: tuple[TorchModel, list[Coupling]
     for _ in range(2):  # one cut after another
         before, sets = (
             layer_sizes(network(model)),
-            [coupling for coupling in couplings(model)[0] if coupling.places > 1],
+            [coupling for coupling in couplings(model)[0] if coupling.prunable_units > 1],
         )
-        cut(network(model), [(coupling, some_kept(coupling, 1)) for coupling in sets])
+        remove_channels(network(model), [(coupling, some_kept(coupling, 1)) for coupling in sets])
         record(model.module.config, before, network(model))
     model.save(tmp_path)
     again = TorchModel.load(tmp_path, get_task(tiny_images.TASK))

@@ -264,7 +264,7 @@ def test_the_stage_counts_what_is_said_in_transcripts(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     context = Context(task, data, 24, 0, SilentProgress(), lambda _: pytest.fail(), Path, scratch)
     stage = TrimVocabulary(min_count=2)
-    assert stage.wants(task.capabilities) is Checkpoint
+    assert stage.preferred_input(task.capabilities) is Checkpoint
     trimmed = stage.run(Checkpoint(tmp_path / "source"), context)
     vocabulary = WhisperTokenizer.from_pretrained(trimmed.folder).get_vocab()
     assert {"Ġthe", "Ġcat", "Ġmat", "Ġthey"} & vocabulary.keys() == {"Ġthe"}

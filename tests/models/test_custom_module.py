@@ -22,7 +22,7 @@ from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models import remote_code
 from compress.models.torch_model import TorchModel
-from compress.sources.build_model import Origin
+from compress.sources.build_model import ModelOrigin
 from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
@@ -72,7 +72,7 @@ def folder(tmp_path: Path, network: nn.Module) -> Path:
 
 def make(folder: Path, **changes: Any) -> Path:
     given = {"module": "net.py:build", "random_weights": False, "seed": 0, "arguments": {"width": 6}, **changes}
-    return Origin(recipe_folder=folder, **given).make(folder / "weights", folder / "cache", SilentProgress())
+    return ModelOrigin(recipe_folder=folder, **given).make(folder / "weights", folder / "cache", SilentProgress())
 
 
 def test_a_state_dict_becomes_a_folder_that_answers_the_same(folder: Path, network: nn.Module, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_random_weights_follow_the_seed(folder: Path) -> None:
         return safetensors.torch.load_file(place / "model.safetensors")["0.weight"].numpy()
 
     first, second = make(folder, random_weights=True), make(folder, random_weights=True, seed=1)
-    again = Origin("net.py:build", True, 0, folder, {"width": 6}).make(
+    again = ModelOrigin("net.py:build", True, 0, folder, {"width": 6}).make(
         folder / "weights", folder / "elsewhere", SilentProgress()
     )
     np.testing.assert_array_equal(weights(first), weights(again))
@@ -161,7 +161,7 @@ def test_a_transformers_model_from_its_config_alone(tmp_path: Path) -> None:
     model = tiny_images.vit()
     model.module.config.save_pretrained(tmp_path / "vit")
     model.processor.save_pretrained(tmp_path / "vit")
-    made = Origin(None, True, 0, tmp_path).make(tmp_path / "vit", tmp_path / "cache", SilentProgress())
+    made = ModelOrigin(None, True, 0, tmp_path).make(tmp_path / "vit", tmp_path / "cache", SilentProgress())
     loaded = TASK.load(made, ("a", "b", "c"), trust_remote_code=False)
     assert loaded.labels() == ("a", "b", "c")
     assert loaded.module.config.hidden_size == model.module.config.hidden_size
@@ -189,7 +189,7 @@ def test_two_files_of_weights_are_one_too_many(folder: Path) -> None:
     (folder / "weights/more.pt").write_bytes((folder / "weights/net.pth").read_bytes())
     with pytest.raises(ModelError, match="holds 2 files of weights"):
         make(folder)
-    one = Origin("net.py:build", False, 0, folder, {"width": 6})
+    one = ModelOrigin("net.py:build", False, 0, folder, {"width": 6})
     assert one.make(folder / "weights/net.pth", folder / "cache", SilentProgress()).is_dir(), "the file may be named"
 
 
@@ -251,7 +251,7 @@ def made_for(task: str, folder: Path, **arguments: Any) -> TorchModel:
     (folder / "nets.py").write_text(PLACES)
     content = json.dumps({"image_processor_type": processor, **PREPARED})
     (folder / "weights/preprocessor_config.json").write_text(content)
-    origin = Origin(f"nets.py:{name}", True, 0, folder, arguments)
+    origin = ModelOrigin(f"nets.py:{name}", True, 0, folder, arguments)
     made = origin.make(folder / "weights", folder / "cache", SilentProgress())
     labels = {"image-segmentation": tiny_places.LABELS, "object-detection": tiny_places.LABELS[1:]}.get(task)
     return get_task(task).load(made, labels, trust_remote_code=False)

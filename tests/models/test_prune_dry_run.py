@@ -8,7 +8,7 @@ import pytest
 from cut_architectures import build
 
 from compress.models import PRUNING_TESTED_TYPES
-from compress.models.prune_dry_run import check_cuts, check_kept_layers
+from compress.models.prune_dry_run import check_layer_selection, check_prunable
 from compress.utils.errors import ModelError, StageError
 
 
@@ -19,7 +19,7 @@ def config_of(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", [*sorted(PRUNING_TESTED_TYPES), "deepseek_v3", "segformer"])
 def test_what_can_be_cut_is_taken(name: str, tmp_path: Path) -> None:
-    check_cuts(config_of(name, tmp_path), layers=True, heads=0.4, neurons=0.5)
+    check_prunable(config_of(name, tmp_path), layers=True, heads=0.4, neurons=0.5)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_what_can_be_cut_is_taken(name: str, tmp_path: Path) -> None:
 def test_what_cannot_go_is_refused_by_its_config_alone(name: str, part: str, reason: str, tmp_path: Path) -> None:
     folder = config_of(name, tmp_path)
     with pytest.raises(StageError, match=reason):
-        check_cuts(folder, **{one: 0.5 * (one == part) for one in ("layers", "heads", "neurons")})
+        check_prunable(folder, **{one: 0.5 * (one == part) for one in ("layers", "heads", "neurons")})
 
 
 def test_layers_that_a_model_does_not_have_cannot_be_kept(tmp_path: Path) -> None:
     folder = config_of("bert", tmp_path)
-    check_kept_layers(folder, (1,))
+    check_layer_selection(folder, (1,))
     with pytest.raises(StageError, match=r"Layers \[0, 2\] can't be kept"):
-        check_kept_layers(folder, (0, 2))
+        check_layer_selection(folder, (0, 2))
 
 
 def test_a_config_that_makes_no_model_is_named(tmp_path: Path) -> None:
@@ -49,15 +49,15 @@ def test_a_config_that_makes_no_model_is_named(tmp_path: Path) -> None:
     text = (folder / "config.json").read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 5')
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"transformers makes no model of this config: The hidden size"):
-        check_cuts(folder, layers=False, heads=0.5, neurons=0.0)
+        check_prunable(folder, layers=False, heads=0.5, neurons=0.0)
 
 
 def test_a_folder_of_other_files_is_passed_over(tmp_path: Path) -> None:
-    check_cuts(tmp_path, layers=True, heads=0.4, neurons=0.5)
+    check_prunable(tmp_path, layers=True, heads=0.4, neurons=0.5)
 
 
 @pytest.mark.parametrize(("heads", "says"), [(0.1, "heads 0.1 would cut nothing"), (0.9, "leaves none")])
 def test_shares_that_come_to_no_head_or_to_all_are_refused(heads: float, says: str, tmp_path: Path) -> None:
     """A tenth of a few heads is none of them, and nine tenths leave none."""
     with pytest.raises(StageError, match=says):
-        check_cuts(config_of("bert", tmp_path), layers=False, heads=heads, neurons=0.0)
+        check_prunable(config_of("bert", tmp_path), layers=False, heads=heads, neurons=0.0)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import grids, learn_vectors, load_module
+from compress.models.quantized_module import load_quantized_module, make_vectors_trainable, named_scaled_integers
 from compress.utils.errors import ModelError
 
 IDS = torch.arange(48).view(2, 24) * 3 % 150
@@ -44,7 +44,7 @@ def test_it_predicts_as_the_dequantized_model(tmp_path: Path, table_bits: int | 
     checkpoint = quantized(tmp_path, table_bits, tie_word_embeddings=tied)
     expected = logits(plain(checkpoint, tmp_path / "source"))
     assert float(expected.std()) > 0.1
-    torch.testing.assert_close(logits(load_module(checkpoint)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(load_quantized_module(checkpoint)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_biases_of_quantized_layers_are_kept(tmp_path: Path) -> None:
@@ -57,14 +57,14 @@ def test_biases_of_quantized_layers_are_kept(tmp_path: Path) -> None:
     module.float().save_pretrained(tmp_path / "source")
     checkpoint = quantize_tiny_llama(Checkpoint(tmp_path / "source"), tmp_path / "q")
     expected = logits(plain(checkpoint, tmp_path / "source", Qwen2ForCausalLM))
-    loaded = load_module(checkpoint)
+    loaded = load_quantized_module(checkpoint)
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
     assert float(loaded.get_submodule("model.layers.0.self_attn.q_proj").bias.abs().max()) > 0.1
 
 
 def test_integers_take_a_byte_and_stay_out_of_the_state(tmp_path: Path) -> None:
-    loaded = load_module(quantized(tmp_path))
-    found = dict(grids(loaded))
+    loaded = load_quantized_module(quantized(tmp_path))
+    found = dict(named_scaled_integers(loaded))
     assert len(found) == 2 * 7 + 1, "seven linear layers a block, and the table once"
     assert {grid.integers.dtype for grid in found.values()} == {torch.int8}
     assert not any("integers" in name for name in loaded.state_dict())
@@ -72,7 +72,7 @@ def test_integers_take_a_byte_and_stay_out_of_the_state(tmp_path: Path) -> None:
 
 
 def test_bfloat16_autocast_stays_near(tmp_path: Path) -> None:
-    loaded = load_module(quantized(tmp_path))
+    loaded = load_quantized_module(quantized(tmp_path))
     exact = logits(loaded)
     with torch.autocast("cpu", torch.bfloat16):
         near = logits(loaded).float()
@@ -81,9 +81,9 @@ def test_bfloat16_autocast_stays_near(tmp_path: Path) -> None:
 
 def test_vectors_learn_in_steps_of_their_size_and_as_the_file_stores_them(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
-    loaded = load_module(checkpoint)
+    loaded = load_quantized_module(checkpoint)
     before = logits(loaded)
-    names = learn_vectors(loaded, checkpoint)
+    names = make_vectors_trainable(loaded, checkpoint)
     assert sorted(names) == sorted(name for name in checkpoint.files if name.endswith("norm.weight"))
     assert torch.equal(logits(loaded), before)
     norm = loaded.get_submodule("model.norm")
@@ -95,7 +95,7 @@ def test_vectors_learn_in_steps_of_their_size_and_as_the_file_stores_them(tmp_pa
 def test_scales_move_by_their_logarithm_and_stay_float16(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     name = "model.layers.0.mlp.up_proj"
-    layer = load_module(checkpoint).get_submodule(name)
+    layer = load_quantized_module(checkpoint).get_submodule(name)
     with torch.no_grad():
         layer.grid.log_ratio.fill_(0.1)
     stored = checkpoint.quantized(name)
@@ -118,25 +118,25 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     spoiled(checkpoint, "model.norm.weight", None)
     with pytest.raises(ModelError, match=r"no tensor 'model\.norm\.weight'"):
-        load_module(checkpoint)
+        load_quantized_module(checkpoint)
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     spoiled(checkpoint, "model.norm.weight", "model.norm.weight", (8, 8))
     with pytest.raises(ModelError, match=r"'model\.norm\.weight' is \[8, 8\]"):
-        load_module(checkpoint)
+        load_quantized_module(checkpoint)
 
 
 def test_integers_of_an_unknown_layer_are_not_passed_over(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     spoiled(checkpoint, "model.layers.0.mlp.up_proj.qweight", "model.layers.0.mlp.third_proj.qweight")
     with pytest.raises(ModelError, match=r"such as 'model\.layers\.0\.mlp\.third_proj'"):
-        load_module(checkpoint)
+        load_quantized_module(checkpoint)
 
 
 def test_an_architecture_without_a_causal_model_is_refused(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     (checkpoint.folder / "config.json").write_text(json.dumps({**checkpoint.config, "model_type": "vit"}))
     with pytest.raises(ModelError, match="no causal language model"):
-        load_module(QuantizedCheckpoint(checkpoint.folder))
+        load_quantized_module(QuantizedCheckpoint(checkpoint.folder))

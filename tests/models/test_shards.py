@@ -9,7 +9,7 @@ import torch
 from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.models.checkpoint import TABLES, QuantizedCheckpoint
-from compress.models.shards import write_changed, write_shards
+from compress.models.shards import write_shards, write_with_changes
 from compress.utils.digests import digest_directory
 from compress.utils.errors import ModelError
 
@@ -26,7 +26,7 @@ def test_only_what_is_named_changes(checkpoint: QuantizedCheckpoint, tmp_path: P
     (tmp_path / "new").mkdir()
     doubled = checkpoint.stored(SCALES) * 2
     table = torch.full_like(checkpoint.quantized("model.embed_tokens").scales.T.half(), 0.5)
-    write_changed(checkpoint, tmp_path / "new", {SCALES: doubled}, {"model.embed_tokens.scales": table})
+    write_with_changes(checkpoint, tmp_path / "new", {SCALES: doubled}, {"model.embed_tokens.scales": table})
     new = QuantizedCheckpoint(tmp_path / "new")
     assert digest_directory(checkpoint.folder) == digest, "the folder that it came from is linked to, not written to"
     assert torch.equal(new.stored(SCALES), doubled)
@@ -46,7 +46,7 @@ def test_shards_without_a_change_are_linked(tmp_path: Path) -> None:
     (tmp_path / "sharded" / "config.json").write_bytes((source.folder / "config.json").read_bytes())
     sharded = QuantizedCheckpoint(tmp_path / "sharded")
     (tmp_path / "new").mkdir()
-    write_changed(sharded, tmp_path / "new", {"model.norm.weight": torch.full((64,), 3.0)})
+    write_with_changes(sharded, tmp_path / "new", {"model.norm.weight": torch.full((64,), 3.0)})
     shard = sharded.files["model.norm.weight"].name
     links = {path.name: path.stat().st_nlink for path in (tmp_path / "new").glob("*.safetensors")}
     assert len(links) > 2 and links.pop(shard) == 1 and set(links.values()) == {2}
@@ -56,11 +56,11 @@ def test_shards_without_a_change_are_linked(tmp_path: Path) -> None:
 def test_a_change_of_nothing_is_refused(checkpoint: QuantizedCheckpoint, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     with pytest.raises(ModelError, match=r"no tensor 'model\.scales' to change"):
-        write_changed(checkpoint, tmp_path / "new", {"model.scales": torch.ones(1)})
+        write_with_changes(checkpoint, tmp_path / "new", {"model.scales": torch.ones(1)})
 
 
 @pytest.mark.parametrize("change", [lambda old: old.float(), lambda old: old[:1]])
 def test_another_shape_or_dtype_is_refused(checkpoint: QuantizedCheckpoint, tmp_path: Path, change: object) -> None:
     (tmp_path / "new").mkdir()
     with pytest.raises(ModelError, match="would become"):
-        write_changed(checkpoint, tmp_path / "new", {SCALES: change(checkpoint.stored(SCALES))})  # type: ignore[operator]
+        write_with_changes(checkpoint, tmp_path / "new", {SCALES: change(checkpoint.stored(SCALES))})  # type: ignore[operator]

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from compress.models.stored_tensor import numpy_type, role_of, stored
+from compress.models.stored_tensor import infer_role, numpy_dtype, stored
 from compress.utils.errors import ModelError
 
 
@@ -30,14 +30,14 @@ def test_an_empty_tensor_needs_no_byte_of_its_file(tmp_path: Path) -> None:
 
 
 def test_only_weights_have_parameters() -> None:
-    tensor = stored("a.scale", "float32", (2, 3), Path(), (0, 24), role_of("float32", (2, 3), scales=True))
+    tensor = stored("a.scale", "float32", (2, 3), Path(), (0, 24), infer_role("float32", (2, 3), scales=True))
     assert (tensor.role, tensor.parameters) == ("quantization", 0)
-    assert role_of("float32", ()) == role_of("int64", (3,)) == "constant"
-    assert role_of("int8", (3,)) == role_of("bfloat16", (3,)) == "weight"
+    assert infer_role("float32", ()) == infer_role("int64", (3,)) == "constant"
+    assert infer_role("int8", (3,)) == infer_role("bfloat16", (3,)) == "weight"
 
 
 def test_what_numpy_has_no_type_for_is_not_read() -> None:
-    assert numpy_type("bfloat16") == np.dtype(ml_dtypes.bfloat16)
+    assert numpy_dtype("bfloat16") == np.dtype(ml_dtypes.bfloat16)
     for name in ("float4_e2m1fn", "int4", "nf4", "string"):
         tensor = stored("a", name, (2,), Path(), (0, 2))
         assert not tensor.readable

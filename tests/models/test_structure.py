@@ -56,7 +56,7 @@ def test_a_joint_projection_is_told_apart_as_the_model_itself_does(name: str) ->
     # Rows of values alone: with zeros for the others, attention is uniform over what came before, and the output of
     # the first token is the projection back of its own values.
     model, answer = build(name)
-    attention = blocks(model)[0].attended()
+    attention = blocks(model)[0].require_attention()
     seen: dict[str, torch.Tensor] = {}
     attention.value.register_forward_hook(lambda _, __, output: seen.update(joint=output))
     attention.output.register_forward_pre_hook(lambda _, given: seen.update(attended=given[0]))

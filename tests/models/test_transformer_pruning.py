@@ -72,7 +72,7 @@ def test_removed_heads_are_as_if_zero(model: TorchModel):
     close(model, expected)
     # A head has SIZE rows of three projections with their biases, and SIZE columns of the output projection.
     assert before - model.parameters() == (2 + 3) * SIZE * (4 * tiny.WIDTH + 3)
-    assert [block.places for block in blocks(model.module)] == [2, 1]
+    assert [block.prunable_units for block in blocks(model.module)] == [2, 1]
     assert getattr(model.module.config, HEADS_KEY) == [2, 1]
     assert model.module.config.num_attention_heads == tiny.HEADS
 
@@ -123,7 +123,7 @@ def test_a_model_with_cut_heads_loads_through_the_task(model: TorchModel, tmp_pa
     model.save(tmp_path)
     loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
     torch.testing.assert_close(tiny.logits(loaded, TEXTS), expected, rtol=0, atol=0)
-    assert [block.places for block in blocks(loaded.module)] == [2, 1]
+    assert [block.prunable_units for block in blocks(loaded.module)] == [2, 1]
 
 
 def test_cuts_come_one_after_another(model: TorchModel, tmp_path: Path):
@@ -156,10 +156,10 @@ def test_a_cut_model_still_learns(model: TorchModel):
     model.module(**batch).logits.square().sum().backward()
     for block in blocks(model.module):
         for layer in (
-            block.attended().query,
-            block.attended().value,
-            block.attended().output,
-            block.fed_forward().inputs[0],
+            block.require_attention().query,
+            block.require_attention().value,
+            block.require_attention().output,
+            block.require_feed_forward().inputs[0],
         ):
             assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
 

@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from compress.numerics.language_head import Head, head_divergence, token_scores
+from compress.numerics.language_head import LanguageHead, head_divergence, token_scores
 
 TOKENS, WIDTH, VOCABULARY = 11, 6, 17
 
 
-def heads(seed: int = 0) -> tuple[Head, Head]:
+def heads(seed: int = 0) -> tuple[LanguageHead, LanguageHead]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    return tuple(Head(draw(TOKENS, WIDTH), draw(VOCABULARY, WIDTH)) for _ in range(2))  # type: ignore[return-value]
+    return tuple(LanguageHead(draw(TOKENS, WIDTH), draw(VOCABULARY, WIDTH)) for _ in range(2))  # type: ignore[return-value]
 
 
-def on_whole_logits(student: Head, teacher: Head) -> torch.Tensor:
+def on_whole_logits(student: LanguageHead, teacher: LanguageHead) -> torch.Tensor:
     log_student, log_teacher = ((head.hidden @ head.weight.T).log_softmax(-1) for head in (student, teacher))
     return kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
@@ -30,7 +30,7 @@ def test_value_and_gradients_are_those_on_whole_logits(chunk: int) -> None:
     student, teacher = heads()
     results = []
     for divergence in (lambda s, t: head_divergence(s, t, chunk), on_whole_logits):
-        tensors = Head(*(tensor.clone().requires_grad_(True) for tensor in student))
+        tensors = LanguageHead(*(tensor.clone().requires_grad_(True) for tensor in student))
         loss = divergence(tensors, teacher) * 3
         loss.backward()
         results.append((loss.detach(), tensors.hidden.grad, tensors.weight.grad))
@@ -41,21 +41,21 @@ def test_value_and_gradients_are_those_on_whole_logits(chunk: int) -> None:
 def test_a_frozen_head_gets_no_gradient() -> None:
     student, teacher = heads()
     hidden = student.hidden.requires_grad_(True)
-    head_divergence(Head(hidden, student.weight), teacher).backward()
+    head_divergence(LanguageHead(hidden, student.weight), teacher).backward()
     assert hidden.grad is not None and student.weight.grad is None
 
 
 def test_equal_heads_do_not_differ() -> None:
     student, _ = heads()
     hidden = student.hidden.clone().requires_grad_(True)
-    loss = head_divergence(Head(hidden, student.weight), student)
+    loss = head_divergence(LanguageHead(hidden, student.weight), student)
     loss.backward()
     assert abs(float(loss.detach())) < 1e-12 and float(hidden.grad.abs().max()) < 1e-12
 
 
 def test_bfloat16_products_stay_near() -> None:
     student, teacher = heads()
-    low = [Head(*(tensor.bfloat16() for tensor in head)) for head in (student, teacher)]
+    low = [LanguageHead(*(tensor.bfloat16() for tensor in head)) for head in (student, teacher)]
     assert float(head_divergence(*low)) == pytest.approx(float(on_whole_logits(student, teacher)), rel=0.05)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from compress.numerics.language_head import Head, HeadLoss, head_loss
+from compress.numerics.language_head import HeadLoss, LanguageHead, head_loss
 from compress.numerics.token_divergence import Divergence, divergence_of
 
 TOKENS, WIDTH, VOCABULARY = 11, 6, 17
@@ -61,12 +61,14 @@ def test_a_rest_of_next_to_nothing_has_finite_slopes() -> None:
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_the_loss_of_a_head_is_the_sum_over_tokens_of_both_parts(chunk: int) -> None:
     which = Divergence(2.0, False, 4)
-    student, teacher = (Head(drawn(TOKENS, WIDTH, seed=s), drawn(VOCABULARY, WIDTH, seed=s + 10)) for s in (5, 6))
+    student, teacher = (
+        LanguageHead(drawn(TOKENS, WIDTH, seed=s), drawn(VOCABULARY, WIDTH, seed=s + 10)) for s in (5, 6)
+    )
     each, labels_each = (torch.rand(TOKENS, generator=torch.Generator().manual_seed(s)).double() for s in (7, 8))
     labels = torch.arange(TOKENS) * 3 % VOCABULARY
     found = []
     for whole in (False, True):
-        mine = Head(*(tensor.clone().requires_grad_(True) for tensor in student))
+        mine = LanguageHead(*(tensor.clone().requires_grad_(True) for tensor in student))
         if whole:
             logits = mine.hidden @ mine.weight.T
             apart = by_formula(logits, teacher.hidden @ teacher.weight.T, which)
@@ -80,7 +82,7 @@ def test_the_loss_of_a_head_is_the_sum_over_tokens_of_both_parts(chunk: int) -> 
 
 
 def test_without_a_teacher_it_is_the_cross_entropy_of_the_text() -> None:
-    student = Head(drawn(TOKENS, WIDTH, seed=5), drawn(VOCABULARY, WIDTH, seed=15))
+    student = LanguageHead(drawn(TOKENS, WIDTH, seed=5), drawn(VOCABULARY, WIDTH, seed=15))
     labels = torch.arange(TOKENS) % VOCABULARY
     loss = head_loss(student, None, HeadLoss(labels=labels, labels_each=torch.full((TOKENS,), 1 / TOKENS)), 4)
     assert float(loss) == pytest.approx(float(cross_entropy(student.hidden @ student.weight.T, labels)), rel=1e-6)

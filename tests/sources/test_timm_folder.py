@@ -19,7 +19,7 @@ from compress.models.config_checks import check_config
 from compress.models.torch_model import TorchModel
 from compress.pipeline.checkpoint_headers import read_shape
 from compress.recipe.loading import read_recipe
-from compress.sources.resolve import already_here, resolve_model
+from compress.sources.resolve import find_resolved, resolve_model
 from compress.sources.timm_folder import preparation
 from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.image_classification import TASK
@@ -63,7 +63,7 @@ def start(folder: Path) -> Path:
 def test_networks_answer_as_in_timm_and_in_8_bits(name: str, tmp_path: Path) -> None:
     network = write(tmp_path / "net", name)
     made = start(tmp_path / "net")
-    assert made == start(tmp_path / "net") == already_here(str(tmp_path / "net"), tmp_path / "cache"), "made once"
+    assert made == start(tmp_path / "net") == find_resolved(str(tmp_path / "net"), tmp_path / "cache"), "made once"
     model = TASK.load(made, tiny_images.LABELS, trust_remote_code=False)
     assert model.labels() == tiny_images.LABELS
     examples = TASK.encode(tiny_images.table(16), model.processor, None, 128)

@@ -9,7 +9,9 @@ from compress.utils.responsive_table import Column, ResponsiveTable
 
 
 def table(*rows: tuple[str, ...]) -> ResponsiveTable:
-    made = ResponsiveTable("", [Column("name"), Column("value", right=True), Column("why", rank=2), Column("n", rank=1)])
+    made = ResponsiveTable(
+        "", [Column("name"), Column("value", right=True), Column("why", rank=2), Column("n", rank=1)]
+    )
     for row in rows:
         made.add(*row)
     return made

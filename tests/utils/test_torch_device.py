@@ -17,17 +17,18 @@ from compress.pipeline.keys import Keys
 from compress.pipeline.planning import make_plan
 from compress.recipe.recipe import Recipe
 from compress.stages.base import Stage
+from compress.stages.protocols import Trains
 from compress.stages.registry import STAGES
 from compress.stages.training.processes import own_device
 from compress.utils import torch_device
 from compress.utils.errors import DeviceError, InputError
 from compress.utils.torch_device import (
-    use_device,
     current_device,
     device_fault,
-    resolve_device,
-    uses_bf16,
     device_memory_errors,
+    resolve_device,
+    use_device,
+    uses_bf16,
 )
 
 
@@ -97,7 +98,7 @@ def test_keys_name_a_gpu_only_where_a_stage_computes_there() -> None:
 
 def test_every_stage_that_reads_the_device_says_so() -> None:
     def computes(stage: type[Stage[Any, Any]]) -> bool:
-        return stage.uses_device or stage.trains
+        return stage.uses_device or isinstance(stage, Trains)
 
     there = {kind for kind, stage in STAGES.items() if computes(stage)}
     assert {"gptq", "train_blocks", "prune", "distill", "finetune", "lora", "tune_scales", "qat", "imatrix"} <= there
@@ -107,7 +108,7 @@ def test_every_stage_that_reads_the_device_says_so() -> None:
 def test_the_device_ends_with_what_was_done_on_it() -> None:
     assert current_device() == "cpu"
     with use_device("mps") as use:
-        assert not use.asked and current_device() == "mps" and use.asked
+        assert not use.was_used and current_device() == "mps" and use.was_used
         assert not torch_device.device_uses_bf16("auto") and torch_device.device_uses_bf16("bf16")
     assert current_device() == "cpu" and torch_device.device_uses_bf16("auto") == uses_bf16("auto")
 
@@ -145,7 +146,11 @@ def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 8 << 30))
     said = r"block 3 needs more .* cuda:0 has left, of whose 8\.0"
-    with use_device("cuda:0"), pytest.raises(DeviceError, match=said) as raised, device_memory_errors("block 3", "samples"):
+    with (
+        use_device("cuda:0"),
+        pytest.raises(DeviceError, match=said) as raised,
+        device_memory_errors("block 3", "samples"),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert "lower samples, or set device: cpu" in str(raised.value) and "0.5 are free" in str(raised.value)
 

@@ -96,8 +96,8 @@ def main() -> None:
         trace = trace_run(options.recipe, options.artifacts or empty)
     if options.list:
         for code in trace.functions:
-            print(f"{code.co_filename.removeprefix(trace.package)}: {code.co_qualname}")
-    print(f"{len(trace.functions)} functions in {len(trace.files())} files")
+            sys.stdout.write(f"{code.co_filename.removeprefix(trace.package)}: {code.co_qualname}\n")
+    sys.stdout.write(f"{len(trace.functions)} functions in {len(trace.files())} files\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
-from compress.plugins.search.ledger import NAME, Ledger, LedgerEntry
+from compress.plugins.search.ledger import LEDGER_FILE, Ledger, LedgerEntry
 from compress.plugins.search.record import SearchRecord
 from compress.plugins.search.search_folder import BEST, MODEL, RECORD
 from compress.report.run_folder import LATEST
@@ -81,7 +81,7 @@ def _started(recipe: Path, artifacts: Path, trials: int) -> subprocess.Popen[byt
     command = [sys.executable, "-m", "compress", "search", recipe, "--artifacts", artifacts, "--trials", trials]
     # Further seeds are trained once all is decided: half of the kills would fall there.
     command += ["--set", "search.seeds=0"]
-    command += ["--resume"] if _latest(artifacts).joinpath(NAME).is_file() else []
+    command += ["--resume"] if _latest(artifacts).joinpath(LEDGER_FILE).is_file() else []
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(list(map(str, command)), **quiet)  # type: ignore[call-overload,no-any-return]
 
@@ -92,7 +92,7 @@ def _latest(artifacts: Path) -> Path:
 
 def _trials(artifacts: Path) -> list[LedgerEntry]:
     folder = _latest(artifacts)
-    return Ledger(folder).read(hint=False)[1] if (folder / NAME).is_file() else []
+    return Ledger(folder).read(hint=False)[1] if (folder / LEDGER_FILE).is_file() else []
 
 
 def _ended(artifacts: Path) -> dict[str, Any]:

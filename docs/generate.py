@@ -73,7 +73,7 @@ def stages() -> str:
 
 def tasks() -> str:
     """Which stages are for which tasks, by what the stages themselves ask for, as Markdown."""
-    kinds = [kind for task in TASKS.values() for kind in task.kinds()]
+    kinds = [kind for task in TASKS.values() for kind in task.variants()]
     names = {stage: [kind.name for kind in kinds if cls.supports(kind.capabilities)] for stage, cls in STAGES.items()}
     for_all = sorted(stage for stage, found in names.items() if len(found) == len(kinds))
     for_one = {stage: found[0] for stage, found in sorted(names.items()) if len(found) == 1}

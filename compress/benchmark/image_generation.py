@@ -126,7 +126,7 @@ def measure_image_generation(
 
 
 def image_rows(writer: MeasurementWriter, record: TimingRecord, model: str, setting: ImageSetting) -> list[Measurement]:
-    """Return the measurements of one model in one setting: latency of an image and its tails, and time of each component.
+    """Return the measurements of one model in one setting: latency of an image, and time of each component.
 
     Args:
         writer: Writer of the model's measurements.

@@ -43,7 +43,7 @@ def request_gaps_ms(count: int, per_second: float, seed: int) -> list[float]:
 
 
 def batches_by_length(count: int, size: int) -> Groups:
-    """Return batches of exactly ``size`` neighbours among ``count`` examples sorted by length, which need little padding.
+    """Return batches of exactly ``size`` of ``count`` examples sorted by length, which need little padding.
 
     A short remainder is left out. Fewer examples than one batch are repeated to fill it.
     """

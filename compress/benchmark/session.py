@@ -235,8 +235,8 @@ def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tu
         quantity, hint = precise
         reached = "from one launch only" if timed.precision == float("inf") else f"within {timed.precision:.1%}"
         notes.append(
-            f"after {record.launches} launches {quantity} are known {reached}, not within the {conditions.precision:.1%} "
-            f"aimed at; {hint}"
+            f"after {record.launches} launches {quantity} are known {reached}, "
+            f"not within the target of {conditions.precision:.1%}; {hint}"
         )
     return notes
 
@@ -255,7 +255,7 @@ def _write_workload(
         artifacts: Models that are timed.
         examples: Examples of each model.
         lengths: Lengths of the baseline's examples in tokens, [examples].
-        drawn: Examples that are timed, in the order of their lengths.
+        sampled: Examples that are timed, in the order of their lengths.
         settings: Benchmark settings of the recipe.
         scratch: Folder for the files.
     """

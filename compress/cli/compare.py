@@ -93,7 +93,7 @@ def compare(
     show(comparison_view(comparison, view))
 
 
-def judge_comparison(
+def gate(
     run: Annotated[Path, typer.Argument(help="The run to judge: its folder, report.json, or a recipe's name.")],
     baseline: Annotated[
         Path, typer.Option(help="What it is judged against: a baseline's JSON file, or another run as `RUN`.")

@@ -38,10 +38,10 @@ def run(
         return
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
     if track is not None:
-        from compress.report.tracked import tracked
         from compress.report.tracking import track as write
+        from compress.report.tracking import tracked_run
 
-        write(tracked(done.report, done.folder), track, loaded.name)
+        write(tracked_run(done.report, done.folder), track, loaded.name)
     from compress.report.console import closing_line, console_table
     from compress.report.run_folder import RUNS
     from compress.tasks.registry import get_task

@@ -136,7 +136,7 @@ def task_slice_rows(
 
     Args:
         task: Task of the model.
-        found: Outputs for all examples.
+        predictions: Outputs for all examples.
         whole: Measurements on all examples.
         parts: Slices of the split.
     """

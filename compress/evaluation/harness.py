@@ -109,7 +109,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
             target_ids = ids[-len(continuation) :]
             if len(target_ids) == len(ids):
                 raise InputError(
-                    f"A text of {len(target_ids)} tokens to score leaves no room in {self.max_length} for one before it.",
+                    f"A text of {len(target_ids)} tokens leaves no room for context in {self.max_length} tokens.",
                     hint="give a larger max_length in --model_args, if the model can read so much",
                 )
             logits = self._logits(ids[:-1])[-len(target_ids) :]
@@ -139,7 +139,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
             context, arguments = request.args
             options = normalize_gen_kwargs(arguments, self.max_gen_toks)
             if options.get("do_sample") or options.get("temperature"):
-                raise InputError("Texts are written by the likeliest token alone.", expected="do_sample=False")
+                raise InputError("Only greedy generation is supported.", expected="do_sample=False")
             stops = [stop for stop in options["until"] if stop]
             texts.append(self._written(context, int(options["max_gen_toks"]), stops))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
@@ -148,7 +148,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
     def _written(self, context: str, tokens: int, stops: Sequence[str]) -> str:
         max_context = self.max_length - tokens
         if max_context < 1:
-            raise InputError(f"{tokens} tokens to write leave no room in {self.max_length} for what stands before.")
+            raise InputError(f"{tokens} generated tokens leave no room for context in {self.max_length} tokens.")
         generated: list[int] = []
         text = ""
         for token in written_tokens(self._writer, self.tok_encode(context)[-max_context:], tokens, self._ends):

@@ -108,7 +108,7 @@ def _of_files(model: FileModel) -> Stored:
 def answers_of(session: Session, examples: Examples) -> np.ndarray:
     """What a session answers to all ``examples`` at once; to whole calls one by one, as many numbers as all have."""
     feed = feeder(session, "the stage's model")
-    if examples.whole:
+    if examples.full_call:
         calls = [examples.batch([place]) for place in range(min(len(examples), _CALLS))]
         found = [examples.answers(session.predict(call), call) for call in calls]
         fewest = min(answers.shape[1] for answers in found)

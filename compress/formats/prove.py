@@ -91,7 +91,7 @@ def prove_shipped(
     ``runtime`` is what both run in, and ``original`` what ``reference`` is of, in words for people. Raises
     `IntegrityError`.
     """
-    words = examples.answers_are
+    words = examples.answer_label
     what = f"In {runtime} the {words} differ from {original}"
     exact = prove(reference, of_session(plain, examples), examples, tolerance, what, "on padded batches, in fp32")
     text = f"{words} differ by at most {exact.worst:.1e} from {original} in fp32"
@@ -137,7 +137,7 @@ def of_session(session: Session, examples: Examples) -> Answers:
 
 def mixed_batches(examples: Examples) -> list[list[int]]:
     """Up to four batches whose members lie far apart in length, and one single example; of whole calls a few."""
-    if examples.whole:
+    if examples.full_call:
         return [[place] for place in range(min(_BATCH, len(examples)))]
     order = np.argsort(examples.lengths(), kind="stable")
     spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]

@@ -59,7 +59,7 @@ def _capabilities(recipe: Recipe, start: Path | None) -> Capabilities:
     """Return the capabilities of the recipe's task, specialized for the starting model if its config is known."""
     task = get_task(recipe.task)
     if start is not None and (start / "config.json").is_file():
-        task = task.of(read_json(start / "config.json"))
+        task = task.specialize(read_json(start / "config.json"))
     return task.capabilities
 
 

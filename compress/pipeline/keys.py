@@ -13,7 +13,7 @@ from compress.data.samples.fetch import cached_directory
 from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
 from compress.pipeline.cache import Cache
 from compress.recipe.recipe import START, Recipe
-from compress.sources.resolve import already_here
+from compress.sources.resolve import find_resolved
 from compress.stages.base import Stage, all_references
 from compress.stages.protocols import Trains
 from compress.tasks.capability import TAKES_ARRAYS
@@ -111,7 +111,7 @@ class CachedStages:
         models_cache = cache.root / "models"
         arrays = TAKES_ARRAYS in get_task(recipe.task).capabilities
         models = {
-            name: already_here(str(find(name, self.folder) or name), models_cache, arrays, recipe.safety_checker)
+            name: find_resolved(str(find(name, self.folder) or name), models_cache, arrays, recipe.safety_checker)
             for name in names
         }
         folders = {

@@ -29,7 +29,7 @@ from compress.pipeline.plan import SourcePlan
 from compress.recipe.recipe import Recipe
 from compress.sources.diffusers_folder import check_checker
 from compress.sources.onnx_file import companions_of, onnx_file
-from compress.sources.resolve import find_model, kinds_here
+from compress.sources.resolve import find_model, local_task_variants
 from compress.stages.base import Reference, all_references
 from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, TAKES_ARRAYS
@@ -50,7 +50,7 @@ class Sources:
         self.rows: list[SourcePlan] = []
         self.texts: dict[str, Text] = {}
         self.downloads: dict[str, int] = {}
-        self.task = kinds_here(get_task(recipe.task), recipe.model, recipe_folder)[0]
+        self.task = local_task_variants(get_task(recipe.task), recipe.model, recipe_folder)[0]
         """The kind of task that the model is for; the first, where it is not here to tell."""
         self.start: Path | None = None
         """The folder of the starting model, where it is here."""

@@ -48,7 +48,7 @@ class RunInputs:
     def task(self) -> Task:
         """Return the recipe's task, specialized for its model's type."""
         task = get_task(self.recipe.task)
-        return task if len(task.kinds()) == 1 else task.of(read_json(self.start / "config.json"))
+        return task if len(task.variants()) == 1 else task.specialize(read_json(self.start / "config.json"))
 
     @cached_property
     def data(self) -> Dataset:

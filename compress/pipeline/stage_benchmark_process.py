@@ -106,8 +106,8 @@ class StageBenchmarker:
         began = self.clock.now()
         self.start = self._resolve(recipe.model)
         self.task: Task = get_task(recipe.task)
-        if len(self.task.kinds()) > 1:
-            self.task = self.task.of(read_json(self.start / "config.json"))
+        if len(self.task.variants()) > 1:
+            self.task = self.task.specialize(read_json(self.start / "config.json"))
         self.data = load_dataset(recipe.data, self.task.columns, self.folder, SilentProgress())
         torch.manual_seed(recipe.seed)
         model = self.task.load(self.start, self.data.labels, recipe.trust_remote_code)

@@ -152,12 +152,12 @@ def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
     task, reference = document.values.get("task"), document.values.get("model")
     if not isinstance(task, str) or task not in TASKS:
         return ()
-    kinds = TASKS[task].kinds()
+    kinds = TASKS[task].variants()
     if len(kinds) == 1 or not isinstance(reference, str):
         return kinds
-    from compress.sources.resolve import kinds_here
+    from compress.sources.resolve import local_task_variants
 
-    return kinds_here(TASKS[task], reference, recipe_folder)
+    return local_task_variants(TASKS[task], reference, recipe_folder)
 
 
 def _stage_parts(document: Document) -> list[ParsedStage | None]:
@@ -233,14 +233,14 @@ def _infer_task(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     from compress.models.diffusion_checks import model_config
     from compress.models.processor import has_preprocessor
     from compress.sources.onnx_file import companions_of, has_companions, onnx_file
-    from compress.sources.resolve import already_here, graph_place
+    from compress.sources.resolve import find_resolved, local_model_path
 
     try:
-        path = graph_place(reference, recipe_folder)
+        path = local_model_path(reference, recipe_folder)
         graph = None if path is None else onnx_file(path)
         if (path is None and reference.lower().endswith(".onnx")) or (graph and not has_companions(graph)):
             return tasks_with(frozenset({TAKES_ARRAYS}))[0], ""
-        folder = companions_of(graph)[0].parent if graph else already_here(str(path or reference))
+        folder = companions_of(graph)[0].parent if graph else find_resolved(str(path or reference))
         if folder is None:
             return None, f"the model {reference!r} is not here yet to tell it"
         config = model_config(folder)

@@ -102,7 +102,8 @@ def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> s
         cause = f" ({reasons})" if reasons else ""
         if report.stand_in:
             measured = f"{report.stand_in} measured its weights in place, in float32"
-            return f"No target of the recipe could run the model here{cause}; {measured}. {contents} Next: compress targets"
+            summary = f"No target of the recipe could run the model here{cause}; {measured}."
+            return f"{summary} {contents} Next: compress targets"
         return f"Nothing could be run here{cause}; sizes are measured all the same. {contents} Next: compress targets"
     if report.missed:
         return f"{contents} Next: compress compare {name}, to see what changed against the baseline"

@@ -171,9 +171,15 @@ class Plot:
             self._taken += [Box(x - 2, y - 2, x + 2, y + 2) for x, y in middles]
 
     def mark(
-        self, kind: str, at: DataPoint, tip: str, size: float = 5.5, across: DataPoint | None = None, up: DataPoint | None = None,
+        self,
+        kind: str,
+        at: DataPoint,
+        tip: str,
+        size: float = 5.5,
+        across: DataPoint | None = None,
+        up: DataPoint | None = None,
         shift: float = 0.0,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Return a mark of `shape` with its tooltip and its intervals.
 
         Args:

@@ -110,9 +110,10 @@ def method_notes(profile: Profile) -> list[str]:
         notes.append(f"Not counted, and in no limit: {names}.")
     above_limit = [row.name for row in profile.rows if (row.share_of_roof or 0.0) > 1]
     if above_limit:
+        names = ", ".join(above_limit[:3]) + (", ..." if len(above_limit) > 3 else "")
         notes.append(
-            f"{len(above_limit)} operators beat the limit, as their bytes lie in a nearer cache or this machine "
-            f"was slower when its limits were measured: {', '.join(above_limit[:3])}{', ...' if len(above_limit) > 3 else ''}."
+            f"{len(above_limit)} operators are faster than the limit, because their bytes lie in a nearer cache or this "
+            f"machine was slower when its limits were measured: {names}."
         )
     return [*notes, *profile.notes]
 

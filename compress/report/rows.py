@@ -122,7 +122,7 @@ def limit_cells(report: Report) -> list[tuple[str, ...]]:
 
 
 def stage_remarks(report: Report) -> list[str]:
-    """What stages found or chose, each line beginning with a stage's label."""
+    """Return the notes of stages, each line beginning with a stage's label."""
     return [
         remark if remark.startswith(f"{stage.name}:") else f"{stage.name}: {remark}"
         for stage in report.stages

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.report.run_folder import RECIPE
+from compress.results.report import FINAL, Report
 from compress.utils.errors import InputError, MissingExtraError, first_line
 
 if TYPE_CHECKING:
@@ -45,6 +47,27 @@ class TrackedVersion:
     reference: str
     run: TrackedRun
     tags: Mapping[str, str]
+
+
+def tracked_run(report: Report, folder: Path) -> TrackedRun:
+    """Return a run's report as a run of MLflow.
+
+    It has the final model's metrics on each target, `accuracy/cpu`, with their intervals, and the model's folder.
+    """
+    rows = [row for row in report.measurements if row.model == FINAL]
+    limits = {f"limit {limit.metric} {limit.limit}": limit.verdict or str(limit.passed) for limit in report.limits}
+    return TrackedRun(
+        name=f"{report.recipe} {report.started or ''}".strip(),
+        metrics={f"{row.metric}/{row.target}": row.value for row in rows},
+        spread={
+            f"{row.metric}/{row.target}": (row.low, row.high)
+            for row in rows
+            if row.low is not None and row.high is not None
+        },
+        parameters={"recipe": report.recipe, "baseline": report.baseline, **limits},
+        tags={"compress.folder": str(folder.resolve()), "compress.model": str((folder / "model").resolve())},
+        files=tuple(path for path in (folder / RECIPE, folder / "report.html") if path.is_file()),
+    )
 
 
 def track(run: TrackedRun, uri: str, experiment: str) -> str:

@@ -43,7 +43,7 @@ def format_value(metric: Metric, value: float) -> str:
 
 
 def format_interval(metric: Metric, low: float | None, high: float | None) -> str:
-    """Return `85.84–88.76%` with the unit once, or nothing for an unknown interval."""
+    """Return `85.84-88.76%` with the unit once, or nothing for an unknown interval."""
     if low is None or high is None:
         return ""
     low_text, high_text = format_value(metric, low), format_value(metric, high)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from compress.models.checkpoint import QuantizedCheckpoint
-from compress.stages.base import Context, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.merge_lora import GivenAdapter
+from compress.stages.protocols import KeepsShape
 from compress.tasks.capability import GENERATES
 
 
-class AttachLora(GivenAdapter, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+class AttachLora(GivenAdapter, KeepsShape, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """Copy a peft adapter untouched into the folder `adapter/` of the checkpoint, once it is proven to fit.
 
     `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
@@ -18,11 +19,11 @@ class AttachLora(GivenAdapter, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     packages = ("transformers",)
     requires = frozenset({GENERATES})
-    adapter_beside = True
-    keeps_shape = True
-    promised = Promise(changes_weights=False)
-    """The base stays as it is."""
     kind: Literal["attach_lora"] = "attach_lora"
+
+    def output_spec(self) -> OutputSpec:
+        """Return that the base weights stay as they are."""
+        return OutputSpec(changes_weights=False, adapter_beside=True)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Copy base and adapter. Raises `ModelError` where they do not fit."""

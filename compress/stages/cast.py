@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from compress.formats.onnx.model import GraphPart, OnnxModel, float16_name
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
-from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, Capabilities
+from compress.tasks.capability import GENERATES_IMAGES, SINGLE_CALL, Capabilities
 
 _EXAMPLES = 64
 
@@ -22,7 +22,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     """
 
     packages = ("onnx", "onnxruntime")
-    requires = frozenset({ANSWERS_AT_ONCE})
+    requires = frozenset({SINGLE_CALL})
     kind: Literal["cast"] = "cast"
     dtype: Literal["fp16", "bf16"] = Field(
         "fp16", description="as transformers.js names it; bf16 is refused, since no runtime here computes in it"
@@ -32,7 +32,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         0.02, gt=0, description="largest accepted difference of an answer's entry from float32, as a share of its range"
     )
 
-    part: Annotated[GraphPart, AppliesTo(frozenset({DRAWS}))] = Field(
+    part: Annotated[GraphPart, AppliesTo(frozenset({GENERATES_IMAGES}))] = Field(
         "all", description="which graphs of a model of several parts"
     )
 
@@ -49,7 +49,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     @classmethod
     def supports(cls, task: Capabilities) -> bool:
         """What answers in one call, and what draws pictures."""
-        return super().supports(task) or DRAWS in task
+        return super().supports(task) or GENERATES_IMAGES in task
 
     def needs(self) -> Requirements:
         """Return the training split, on which the graph is compared with the float32 one."""

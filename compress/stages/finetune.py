@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Stage
+from compress.stages.base import AppliesTo, Context, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
-from compress.stages.training.settings import FIRST_TOKEN_ONLY, Training
-from compress.tasks.capability import BY_TOKEN, HAS_LABELS, Capabilities, takes_media
+from compress.stages.training.settings import FIRST_TOKEN_ONLY, KEEP_BEST, Training
+from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_LABELS, TAKES_AUDIO, TAKES_IMAGES
 
 
 class Finetune(Training, Stage[TorchModel, TorchModel]):
@@ -19,8 +19,6 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
-    reads = Needs(splits=("train",), labels=True)
-    """Labeled training examples."""
     kind: Literal["finetune"] = "finetune"
     frozen_layers: int = Field(
         0,
@@ -28,12 +26,14 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         description="lowest layers, with the embeddings below them, that stay as they are; what they give is computed "
         "once, so that a step costs less",
     )
-    first_token_only: bool = FIRST_TOKEN_ONLY
+    keep_best: bool = KEEP_BEST
+    first_token_only: Annotated[bool, AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO, ANSWERS_PER_TOKEN}))] = (
+        FIRST_TOKEN_ONLY
+    )
 
-    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """`first_token_only`, where inputs are no tokens or every token has an answer."""
-        idle = ("first_token_only",) if self.first_token_only and (takes_media(task) or BY_TOKEN in task) else ()
-        return (*super().idle_fields(task), *idle)
+    def needs(self) -> Requirements:
+        """Return labeled training examples."""
+        return Requirements(splits=("train",), labels=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every epoch goes forwards and backwards, frozen layers forwards: once, if what they give can be kept."""
@@ -44,9 +44,9 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
             passes = 1 if 4 * tokens * after.hidden <= KEPT_STATES_BYTES else self.epochs
             return (FLOPS_TRAINING * learned * self.epochs + FLOPS_FORWARD * frozen * passes) * tokens
 
-        return training_prediction(self, before, before, plan, flops, trained=before)
+        return training_prediction(self.batch_size, before, before, plan, flops, trained=before)
 
-    def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
+    def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
         """The same."""
         return model
 
@@ -64,6 +64,9 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
             validate=context.validator(model),
             frozen_layers=self.frozen_layers,
             first_token_only=self.first_token_only,
+            freeze_embeddings=self.freeze_embeddings,
+            augment=self.augment,
+            keep_best=self.keep_best,
         )
         train(trainee, self, context.seed, context.progress, "finetune")
         return model

@@ -8,28 +8,30 @@ from pydantic import Field
 
 from compress.models.torch_model import TorchModel
 from compress.stages.base import Context, Reference, Stage
+from compress.stages.protocols import KeepsShape
 from compress.utils.pydantic_models import Frozen
 
 
 class GivenAdapter(Frozen):
-    """An adapter that was trained elsewhere."""
+    """Field that names an adapter which was trained elsewhere."""
 
     adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
 
-    def paths(self) -> dict[str, Reference]:
-        """The adapter."""
+    def references(self) -> dict[str, Reference]:
+        """Return the adapter."""
         return {"adapter": Reference(self.adapter, "adapter")}
 
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
-        """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
-        return (None, f"a recipe without {earlier.kind}, or merge_lora before it") if earlier.scales_inputs else None
+    def conflicts_with(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """Return a conflict with a stage that rescales inputs of layers, which the adapter was not trained on."""
+        if not earlier.output_spec().scales_inputs:
+            return None
+        return None, f"a recipe without {earlier.kind}, or merge_lora before it"
 
 
-class MergeLora(GivenAdapter, Stage[TorchModel, TorchModel]):
+class MergeLora(GivenAdapter, KeepsShape, Stage[TorchModel, TorchModel]):
     """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
 
     packages = ("torch", "transformers", "peft")
-    keeps_shape = True
     kind: Literal["merge_lora"] = "merge_lora"
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.stages.base import Stage
+from compress.stages.protocols import ChangesWidths, ChecksModel, ChecksWidths
 
 
 def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
@@ -28,8 +29,9 @@ class ModelCheck:
         """Ask it of the model in a folder. Raises what `Stage.check_model` does."""
         *before, stage = self.stages
         if self.of_widths:
-            stage.check_widths(start, before)
-        else:
+            if isinstance(stage, ChecksWidths):
+                stage.check_widths(start, before)
+        elif isinstance(stage, ChecksModel):
             stage.check_model(start)
 
 
@@ -39,8 +41,8 @@ def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[ModelCheck]:
     Of those before it are told that cut widths, or leave an importance matrix.
     """
     told: list[Stage[Any, Any]] = []
-    for stage in takewhile(lambda stage: not stage.paths(), stages):
+    for stage in takewhile(lambda stage: not stage.references(), stages):
         yield ModelCheck((stage,), of_widths=False)
         yield ModelCheck((*told, stage), of_widths=True)
-        if stage.imatrix_beside or type(stage).cut_widths is not Stage.cut_widths:
+        if stage.output_spec().imatrix_beside or isinstance(stage, ChangesWidths):
             told.append(stage)

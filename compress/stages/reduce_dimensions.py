@@ -7,12 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Stage
+from compress.stages.base import Context, Requirements, Stage
+from compress.stages.protocols import KeepsShape
 from compress.tasks.capability import EMBEDS, TAKES_TEXT
 from compress.utils.errors import StageError
 
 
-class ReduceDimensions(Stage[TorchModel, TorchModel]):
+class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
     """Rotate embeddings so that the first dimensions hold most, and keep those (principal components, not centered).
 
     The rotation is a linear layer before the last normalisation: a module `Dense` of sentence-transformers, or, with
@@ -21,12 +22,13 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "numpy")
     requires = frozenset({EMBEDS, TAKES_TEXT})
-    keeps_shape = True
-    reads = Needs(splits=("train",))
-    """The text whose embeddings are looked at."""
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
     dimensions: int = Field(ge=1, description="of an embedding afterwards")
     examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")
+
+    def needs(self) -> Requirements:
+        """Return the training split, whose embeddings the rotation is computed from."""
+        return Requirements(splits=("train",))
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""

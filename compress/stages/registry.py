@@ -15,7 +15,15 @@ from compress.stages.block_qat.stage import TrainBlocks
 from compress.stages.cast import Cast
 from compress.stages.compressed_tensors.stage import CompressedTensors
 from compress.stages.diffusion.schedule import Schedule
+from compress.stages.diffusion.stages import (
+    DistillAutoencoder,
+    DistillConsistency,
+    DistillFeatures,
+    DistillSteps,
+    PruneDenoiser,
+)
 from compress.stages.distill.stage import Distill
+from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.equalize.stage import Equalize
 from compress.stages.finetune import Finetune
 from compress.stages.gptq.stage import Gptq
@@ -25,16 +33,22 @@ from compress.stages.nncf_weights.stage import NncfWeights
 from compress.stages.onnx_int8.stage import Quantize
 from compress.stages.onnx_weight_only import QuantizeWeights
 from compress.stages.prune.stage import Prune
+from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.stages.qat.stage import Qat
 from compress.stages.recovery.lora_recovery import Lora
 from compress.stages.recovery.tune_scales import TuneScales
 from compress.stages.reduce_dimensions import ReduceDimensions
+from compress.stages.sparsify.stages import Sparsify, SparsifyDecoder, SparsifyGradually
 from compress.stages.trim_vocabulary import TrimVocabulary
 
-_OWN: tuple[type[Stage[Any, Any]], ...] = (
-    *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
-    *(ReduceDimensions, Equalize, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora),
-    *(AttachLora, CompressedTensors, Schedule),
+_BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
+    *(Finetune, Distill, DistillLanguageModel),
+    *(Prune, PruneDecoder, Sparsify, SparsifyGradually, SparsifyDecoder),
+    *(TrimVocabulary, ReduceDimensions),
+    *(Qat, Quantize, QuantizeWeights, Cast),
+    *(Equalize, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
+    CompressedTensors,
+    *(PruneDenoiser, DistillFeatures, DistillSteps, DistillConsistency, DistillAutoencoder, Schedule),
 )
 
 
@@ -55,7 +69,7 @@ def _accepted(found: Any) -> type[Stage[Any, Any]]:
 
 
 def _registered() -> dict[str, type[Stage[Any, Any]]]:
-    classes = [*_OWN, *(load(spec.stage) for spec in FORMATS.values() if spec.stage)]
+    classes = [*_BUILT_IN, *(load(spec.stage) for spec in FORMATS.values() if spec.stage)]
     found = {_kind(cls): cls for cls in classes}
     return found | load_extensions("stages", found, _accepted, _kind)
 

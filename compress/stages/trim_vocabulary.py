@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.shards import SHARD_BYTES
 from compress.models.torch_model import TorchModel
-from compress.stages.base import SEARCH, Context, Needs, Stage
+from compress.stages.base import SEARCH, Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import (
-    HAS_TWO_TOWERS,
-    IS_WRITTEN,
-    NAMES_TOKENS,
+    DUAL_ENCODER,
+    EXPORTED_FROM_CHECKPOINT,
+    PREDICTS_TOKENS,
     TAKES_TEXT,
     TRANSCRIBES,
     Capabilities,
@@ -35,8 +35,8 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "tokenizers")
     requires = frozenset({TAKES_TEXT})
-    excludes = frozenset({NAMES_TOKENS, HAS_TWO_TOWERS})
-    decides_shape_by_data = True
+    excludes = frozenset({PREDICTS_TOKENS, DUAL_ENCODER})
+    sized_by_data: ClassVar[bool] = True
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(
         1,
@@ -58,17 +58,17 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     )
 
     @classmethod
-    def is_for(cls, task: Capabilities) -> bool:
+    def supports(cls, task: Capabilities) -> bool:
         """Text that is read, or that is written behind a recording."""
-        return super().is_for(task) or {TRANSCRIBES, IS_WRITTEN} <= task
+        return super().supports(task) or {TRANSCRIBES, EXPORTED_FROM_CHECKPOINT} <= task
 
-    def wants(self, task: Capabilities) -> type[Any]:
+    def preferred_input(self, task: Capabilities) -> type[Any]:
         """A module, or the folder of a model that writes text."""
-        return Checkpoint if IS_WRITTEN in task else TorchModel
+        return Checkpoint if EXPORTED_FROM_CHECKPOINT in task else TorchModel
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """The text whose tokens are counted."""
-        return Needs(splits=("train",), unlabeled=self.use_unlabeled)
+        return Requirements(splits=("train",), unlabeled=self.use_unlabeled)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """At most what it gets, since nobody has counted the tokens yet."""
@@ -90,9 +90,9 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         context.note(f"trim_vocabulary: {kept} of {before} tokens kept")
         return model
 
-    def rehearse(self, model: TorchModel | Checkpoint, context: Context) -> TorchModel | None:
+    def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> TorchModel | None:
         """The same; tokens are counted once for a text and a tokenizer, and the counts kept. Not of folders."""
-        if isinstance(model, Checkpoint) or IS_WRITTEN in context.task.capabilities:
+        if isinstance(model, Checkpoint) or EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
             return None
         told = [model.tokenizer.backend_tokenizer.to_str(), context.max_length, self.use_unlabeled]
         told.append(context.data.digest("train", unlabeled=self.use_unlabeled))
@@ -107,7 +107,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         return model
 
     def _rewrite(self, model: Checkpoint, context: Context) -> Checkpoint:
-        from compress.models.checkpoint_vocabulary import spoken_tokens, template_tokens, trim_checkpoint
+        from compress.models.checkpoint_vocabulary import template_tokens, transcript_tokens, trim_checkpoint
         from compress.models.processor import load_tokenizer
         from compress.tasks.sequences import token_ids
         from compress.utils.storage import storage_errors
@@ -117,7 +117,9 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         counts = Counter[int]()
         for rows in filter(None, tables):
             counts.update(
-                spoken_tokens(tokenizer, rows["text"].to_pylist()) if speech else token_ids(rows, tokenizer).tolist()
+                transcript_tokens(tokenizer, rows["text"].to_pylist())
+                if speech
+                else token_ids(rows, tokenizer).tolist()
             )
         # As often as text asks for: an app says it with every message.
         counts.update(dict.fromkeys(template_tokens(tokenizer), self.min_count))

@@ -1,4 +1,4 @@
-"""Recordings as a model reads them: decoded, mixed down, resampled, and cut into windows. Imports no torch."""
+"""Preparation of recordings: decoding, mixing down, resampling and division into windows. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from compress.tasks.task import Examples
 from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 _SILENCE = 1e-4
-"""Amplitude of full scale, -80 dB, below which nothing is heard."""
+"""Amplitude relative to full scale (-80 dB) below which a recording counts as silent."""
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.05, 3600.0
-"""Of a recording: below, neither convolutions nor windows of a spectrogram have enough; the longest is for graphs."""
+"""Bounds of a recording. Shorter ones are too short for convolutions; the upper bound is for graphs."""
 _IN_MEMORY_BYTES = 1 << 30
-"""Up to so many bytes of inputs are made once and kept; beyond, a recording is decoded whenever it is asked for."""
+"""Inputs up to this size are computed once and cached. Beyond it, recordings are decoded on each access."""
 _MASK = "attention_mask"
 _FRAMES_PER_SECOND = 100
 _SEARCH_SECONDS, _PAUSE_SECONDS = 6.0, 0.2
-"""A window ends within its last seconds, in the middle of the quietest piece of this length."""
+"""A window ends within its last seconds, in the middle of the quietest section of this length."""
 
 
 @dataclass
 class Remarks:
-    """What was done to recordings before the model heard them, counted."""
+    """Counts of the conversions that recordings needed."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, what: str) -> None:
-        """One more recording of that kind."""
+        """Count one more recording with this conversion."""
         self.counts[what] += 1
 
     def __str__(self) -> str:
@@ -43,16 +43,24 @@ class Remarks:
 
 
 def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> np.ndarray:
-    """The samples of an encoded file (WAV, FLAC, Ogg), [samples] float32 at ``rate`` Hz, of one channel.
+    """Return the samples of an encoded file (WAV, FLAC, Ogg), [samples] float32, mono at ``rate`` Hz.
 
-    Raises `DataError` for what is broken, empty, silent or not finite, `MissingExtraError` without soundfile.
+    Args:
+        content: Encoded file.
+        rate: Sampling rate of the result, in Hz.
+        where: Name of the file, for messages.
+        remarks: Counts conversions.
+
+    Raises:
+        DataError: If the recording is broken, empty, silent or not finite.
+        MissingExtraError: If soundfile is not installed.
     """
     try:
         import soundfile
     except (ModuleNotFoundError, OSError) as error:
         raise MissingExtraError("soundfile", "speech", "A recording") from error
     try:
-        samples, found = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+        samples, file_rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, ValueError) as error:
         raise DataError(
             f"The recording cannot be decoded: {error}",
@@ -64,23 +72,23 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
     if samples.shape[1] > 1:
         remarks.add(f"of {samples.shape[1]} channels, mixed down")
     mono = samples.mean(axis=1)
-    if found != rate:
-        remarks.add(f"resampled from {found:,} to {rate:,} Hz")
-        mono = resample(mono, found, rate)
+    if file_rate != rate:
+        remarks.add(f"resampled from {file_rate:,} to {rate:,} Hz")
+        mono = resample(mono, file_rate, rate)
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
 def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:
-    """``samples`` of ``source`` Hz at ``target`` Hz, by a polyphase filter that lets nothing fold back."""
+    """Return ``samples`` of ``source`` Hz at ``target`` Hz, by a polyphase anti-aliasing filter."""
     from scipy.signal import resample_poly
 
     common = gcd(source, target)
-    found: np.ndarray = resample_poly(samples, target // common, source // common)
-    return found
+    resampled: np.ndarray = resample_poly(samples, target // common, source // common)
+    return resampled
 
 
 def windows(samples: np.ndarray, rate: int, longest: int) -> list[np.ndarray]:
-    """Pieces of at most ``longest`` samples, cut where it is quietest near the end of each, so that no word is cut."""
+    """Return pieces of at most ``longest`` samples, cut at the quietest point near the end of each."""
     pieces = []
     while len(samples) > longest:
         cut = _quietest(samples[:longest], int(_SEARCH_SECONDS * rate), int(_PAUSE_SECONDS * rate))
@@ -90,48 +98,48 @@ def windows(samples: np.ndarray, rate: int, longest: int) -> list[np.ndarray]:
 
 
 def features_of(samples: np.ndarray, extractor: Any) -> np.ndarray:
-    """`input_features` [features, windows * frames] float32 by the model's own feature extractor."""
+    """Return `input_features` [features, windows * frames] float32 from the model's feature extractor."""
     rate = extractor.sampling_rate
     pieces = windows(samples, rate, extractor.n_samples)
-    found = extractor(pieces, sampling_rate=rate, return_tensors="np")["input_features"]
-    return np.concatenate(list(found), axis=-1).astype(np.float32)
+    features = extractor(pieces, sampling_rate=rate, return_tensors="np")["input_features"]
+    return np.concatenate(list(features), axis=-1).astype(np.float32)
 
 
 def encode_recordings(values: Sequence[Media], extractor: Any) -> Examples:
-    """What a model's own feature extractor makes of each recording by itself, without labels.
+    """Return the inputs that the model's feature extractor makes of each recording, without labels.
 
-    An extractor that brings all to one length (AST, Whisper) gives inputs that are never padded. Of one that does not
-    (wav2vec2 and its like) the first axis is free, and shorter recordings are padded as it pads, with a mask where the
-    model takes one. Raises `DataError` for a recording that can't be heard, `ModelError` for what is no extractor.
+    An extractor with a fixed length (AST, Whisper) gives inputs that are never padded. With others (wav2vec2), the
+    first axis varies and shorter recordings are padded, with a mask if the model takes one. Raises `DataError` for an
+    unusable recording, and `ModelError` for a processor that is no feature extractor.
     """
     hearing = _Hearing(values, _extractor(extractor))
-    made: list[Mapping[str, np.ndarray]] = []
-    sizes, seconds, kept = [], [], 0
+    examples: list[Mapping[str, np.ndarray]] = []
+    sizes, seconds, num_bytes = [], [], 0
     for value in values:
         example, length = hearing.hear(value)
         sizes.append(next(iter(example.values())).shape[-1])
         seconds.append(length)
-        kept += sum(array.nbytes for array in example.values())
-        if kept <= _IN_MEMORY_BYTES:
-            made.append(example)
-    inputs = made if kept <= _IN_MEMORY_BYTES else replace(hearing, remarks=Remarks())
+        num_bytes += sum(array.nbytes for array in example.values())
+        if num_bytes <= _IN_MEMORY_BYTES:
+            examples.append(example)
+    inputs = examples if num_bytes <= _IN_MEMORY_BYTES else replace(hearing, remarks=Remarks())
     note = "; ".join(filter(None, [describe_length(seconds), str(hearing.remarks)]))
     rate = hearing.extractor.sampling_rate
-    free = None if hearing.fixed else (round(_SHORTEST_SECONDS * rate), round(_LONGEST_SECONDS * rate))
+    axis_bounds = None if hearing.fixed else (round(_SHORTEST_SECONDS * rate), round(_LONGEST_SECONDS * rate))
     return Examples(
         inputs,
         hearing.padding,
         note=note,
         sizes=np.array(sizes, np.int64),
         seconds=np.array(seconds),
-        free=free,
-        alone=hearing.alone,
+        axis_bounds=axis_bounds,
+        unbatchable=hearing.alone,
     )
 
 
 @dataclass
 class _Hearing(OnDemand):
-    """Recordings that are decoded and prepared when they are asked for."""
+    """Recordings that are decoded and preprocessed on access."""
 
     values: Sequence[Media]
     extractor: Any
@@ -151,16 +159,16 @@ class _Hearing(OnDemand):
         return len(self.values)
 
     def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
-        """Heard one after the other."""
+        """Return the inputs of a slice."""
         return [self.hear(value)[0] for value in self.values[which]]
 
     def hear(self, value: Media) -> tuple[dict[str, np.ndarray], float]:
-        """The inputs made of a recording, and how many seconds it lasts."""
+        """Return the inputs of a recording and its duration in seconds."""
         rate, where = self.extractor.sampling_rate, describe(value)
         samples = read_recording(content(value), rate, where, self.remarks)
-        heard = _heard_samples(self.extractor) if self.fixed else None
-        if heard is not None and len(samples) > heard:
-            self.remarks.add(f"longer than the {heard / rate:g} s that the model hears")
+        max_samples = _heard_samples(self.extractor) if self.fixed else None
+        if max_samples is not None and len(samples) > max_samples:
+            self.remarks.add(f"longer than the {max_samples / rate:g} s that the model hears")
         if len(samples) < _SHORTEST_SECONDS * rate:
             raise DataError(
                 f"The recording lasts {len(samples) / rate:.3f} s.",
@@ -171,24 +179,24 @@ class _Hearing(OnDemand):
         return self._prepared(samples), len(samples) / rate
 
     def _prepared(self, samples: np.ndarray) -> dict[str, np.ndarray]:
-        found = self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
-        given = [name for name in self.extractor.model_input_names if name in found]
-        return {name: found[name][0].astype(np.int64 if name == _MASK else np.float32) for name in given}
+        features = self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
+        names = [name for name in self.extractor.model_input_names if name in features]
+        return {name: features[name][0].astype(np.int64 if name == _MASK else np.float32) for name in names}
 
 
 def _extractor(processor: Any) -> Any:
-    """The feature extractor of a processor. Raises `ModelError` where there is none of recordings."""
-    found = getattr(processor, "feature_extractor", processor)
-    if not hasattr(found, "sampling_rate"):
+    """Return the feature extractor of a processor. Raises `ModelError` if it has none for recordings."""
+    extractor = getattr(processor, "feature_extractor", processor)
+    if not hasattr(extractor, "sampling_rate"):
         raise ModelError(
-            f"A {type(found).__name__} does not prepare recordings.",
+            f"A {type(extractor).__name__} does not prepare recordings.",
             expected="a feature extractor with a sampling_rate, as preprocessor_config.json names it",
         )
-    return found
+    return extractor
 
 
 def _heard_samples(extractor: Any) -> int | None:
-    """How much of a recording Whisper's or AST's extractor takes; `None` where it doesn't say."""
+    """Return the number of samples that Whisper's or AST's extractor reads, or None if it does not tell."""
     if hasattr(extractor, "n_samples"):
         return int(extractor.n_samples)
     frames = getattr(extractor, "max_length", None) if hasattr(extractor, "num_mel_bins") else None
@@ -196,7 +204,7 @@ def _heard_samples(extractor: Any) -> int | None:
 
 
 def describe_length(seconds: Iterable[float]) -> str:
-    """`12 recordings, 45 s in all`."""
+    """Return a summary such as `12 recordings, 45 s in all`."""
     listed = list(seconds)
     return f"{len(listed):,} recordings, {sum(listed):,.0f} s in all"
 
@@ -216,7 +224,7 @@ def _check(samples: np.ndarray, where: str) -> None:
 
 
 def _quietest(window: np.ndarray, search: int, pause: int) -> int:
-    """Where to cut: the middle of the piece of ``pause`` samples with the least energy in the last ``search``."""
+    """Return the middle of the section of ``pause`` samples with the least energy in the last ``search``."""
     start = max(pause, len(window) - search)
     energy = np.concatenate([[0.0], np.cumsum(np.square(window[start:], dtype=np.float64))])
     if len(energy) <= pause:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, OF_ANY_LENGTH, READS_ROWS, TAKES_AUDIO
+from compress.tasks.capability import SINGLE_CALL, HAS_CLASSES, VARIABLE_LENGTH, READS_ROWS, TAKES_AUDIO
 from compress.tasks.classification import Classification
 from compress.tasks.task import Examples, Task
 
@@ -54,13 +54,13 @@ class AudioClassification(Classification):
 
     def __init__(self, *more: str) -> None:
         """With ``more`` capabilities than all models for it have."""
-        self.capabilities = frozenset({READS_ROWS, TAKES_AUDIO, HAS_CLASSES, ANSWERS_AT_ONCE, *more})
+        self.capabilities = frozenset({READS_ROWS, TAKES_AUDIO, HAS_CLASSES, SINGLE_CALL, *more})
 
-    def kinds(self) -> tuple[Task, ...]:
+    def variants(self) -> tuple[Task, ...]:
         """For spectrograms, and for sound of any length."""
         return (TASK, _OF_ANY_LENGTH)
 
-    def of(self, config: Mapping[str, Any]) -> Task:
+    def specialize(self, config: Mapping[str, Any]) -> Task:
         """The second for a class named after sequences, or an encoder by convolutions that has no head yet."""
         classes = [str(name) for name in config.get("architectures") or ()]
         return _OF_ANY_LENGTH if "conv_dim" in config or any(_SEQUENCES in name for name in classes) else TASK
@@ -91,4 +91,4 @@ class AudioClassification(Classification):
         return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
 
 
-TASK, _OF_ANY_LENGTH = AudioClassification(), AudioClassification(OF_ANY_LENGTH)
+TASK, _OF_ANY_LENGTH = AudioClassification(), AudioClassification(VARIABLE_LENGTH)

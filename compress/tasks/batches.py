@@ -1,4 +1,4 @@
-"""Examples of like length together, and what a task keeps of all of them."""
+"""Batches of examples of similar length, and collection of a task's outputs over all of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import Examples, CollectedOutputs, Task
 
 
 def by_length(examples: Examples, size: int) -> list[list[int]]:
-    """The places of the examples in batches of ``size``, the shortest first; one by one where each goes alone."""
-    size = 1 if examples.alone else size
+    """Return the indices of the examples in batches of ``size``, shortest first; singly if they are unbatchable."""
+    size = 1 if examples.unbatchable else size
     order = np.argsort(examples.lengths(), kind="stable")
     return [order[start : start + size].tolist() for start in range(0, len(order), size)]
 
@@ -21,22 +21,27 @@ def keep_all(
     examples: Examples,
     batches: Iterable[list[int]],
     answered: Callable[[list[int]], Mapping[str, np.ndarray]],
-) -> Kept:
-    """What the task keeps of the outputs that ``answered`` gives for the places of each batch, in the examples' order.
+) -> CollectedOutputs:
+    """Return the task's collected outputs for all batches, in the order of the examples.
 
-    That tells which go together, as texts and their pairs do.
+    Args:
+        task: The task.
+        examples: The examples.
+        batches: Indices of the examples of each batch. Examples that belong together, such as a text and its pair,
+            follow each other.
+        answered: Returns the outputs of the model for a batch.
     """
-    places: list[int] = []
+    indices: list[int] = []
     parts = []
     for batch in batches:
-        parts.append(task.keep(answered(batch), examples, batch))
-        places += batch
-    order = np.argsort(places)
+        parts.append(task.collect(answered(batch), examples, batch))
+        indices += batch
+    order = np.argsort(indices)
     return {name: np.concatenate(_widened([part[name] for part in parts]))[order] for name in parts[0]}
 
 
 def _widened(parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """Parts of one width: what is kept of a smaller output ends in NaN, or -1."""
+    """Pad collected parts to the same width with NaN or -1."""
     widest = max(part.shape[-1] for part in parts)
     if all(part.shape[-1] == widest for part in parts) or any(part.ndim != 2 for part in parts):
         return parts

@@ -1,4 +1,4 @@
-"""Conversations among running text: a row's messages, a model's chat template, and where the answers stand."""
+"""Conversations in running text: messages of a row, chat templates, and positions of the answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EXPECTED = "a string, or a list of messages with `role` and `content`"
 
 
 def text_or_messages(value: Any) -> str | None:
-    """A row's text as it stands, or its messages as JSON; None for a blank one.
+    """Return a row's text, or its messages as JSON, or None for a blank row.
 
-    Raises `TypeError` for what is neither, and `DataError` for a conversation in which nobody answers.
+    Raises `TypeError` for anything else, and `DataError` for a conversation without an answer.
     """
     if isinstance(value, str):
         value.encode()
         return value if value.strip() else None
-    messages = [_message(one) for one in value] if isinstance(value, list | tuple) else []
+    messages = [_message(item) for item in value] if isinstance(value, list | tuple) else []
     if not messages:
         raise TypeError
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
@@ -41,7 +41,7 @@ def _message(value: Any) -> dict[str, str]:
 
 
 def is_conversation(text: str) -> bool:
-    """Whether a row holds messages, as `text_or_messages` writes them."""
+    """Return whether a row holds messages as `text_or_messages` writes them."""
     return text.startswith(_BEGINNING)
 
 
@@ -49,48 +49,51 @@ Spans = list[tuple[int, int]]
 
 
 def rendered(text: str, processor: Any) -> tuple[str, Spans]:
-    """A conversation in the chat template of ``processor``, and where its answers stand, with what ends their turns.
+    """Return a conversation in the chat template of ``processor``, and the spans of its answers with their end tokens.
 
-    An answer is what the template adds for it to the messages before and the opening of a turn. Raises `DataError` for
-    a processor without a template, and for a template that writes a message otherwise once others follow.
+    An answer is the text that the template adds after the generation prompt of the preceding messages. Raises
+    `DataError` for a processor without a template, and for a template that changes earlier messages.
     """
     _check_template(processor, "The text has conversations")
     messages = json.loads(text)["messages"]
     whole = _applied(processor, messages)
     spans = []
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, until = _applied(processor, messages[:place], opened=True), _applied(processor, messages[: place + 1])
-        if not (until.startswith(before) and whole.startswith(until)):
+        prefix, with_answer = (
+            _applied(processor, messages[:index], opened=True),
+            _applied(processor, messages[: index + 1]),
+        )
+        if not (with_answer.startswith(prefix) and whole.startswith(with_answer)):
             raise DataError(
                 "The model's chat template changes messages once others follow, so that no answer has a place.",
                 where="chat_template.jinja",
                 expected="a template that adds each message to those before it",
                 hint="cut each conversation into rows that end with an answer",
             )
-        spans.append((len(before), len(until)))
+        spans.append((len(prefix), len(with_answer)))
     return whole, spans
 
 
 _QUESTION = "the question"
-"""Stands in a template for what is yet to be asked."""
+"""Placeholder of the user's message in a template."""
 
 
 def asked(prompt: str, processor: Any) -> str:
-    """A user's message in the chat template of ``processor``, up to where the answer begins. Raises `DataError`."""
+    """Return a user's message in the chat template, up to the start of the answer. Raises `DataError`."""
     _check_template(processor, "Instructions are asked as a chat")
     return _applied(processor, [{"role": "user", "content": prompt}], opened=True)
 
 
 def before_question(processor: Any) -> str:
-    """What a chat template has before a user's first message. Raises `DataError`."""
+    """Return the part of a chat template before a user's first message. Raises `DataError`."""
     _check_template(processor, "A question is to be made up")
     return _applied(processor, [{"role": "user", "content": _QUESTION}]).partition(_QUESTION)[0]
 
 
 def has_template(processor: Any) -> bool:
-    """Whether it says how a model's turns are written."""
+    """Return whether the processor has a chat template."""
     return getattr(processor, "chat_template", None) is not None
 
 
@@ -110,11 +113,11 @@ def _applied(processor: Any, messages: list[dict[str, str]], opened: bool = Fals
     if not messages and not opened:
         return ""
     try:
-        found: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
+        text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
     except (TemplateError, ValueError, TypeError) as error:
         raise DataError(
             f"The model's chat template refuses a conversation: {first_line(error)}",
             where="chat_template.jinja",
             hint="give its messages the roles that the template takes, in the order that it takes them",
         ) from error
-    return found
+    return text

@@ -1,4 +1,4 @@
-"""What models are judged by beside and beyond their rows, and how running text is cut, as a recipe says it."""
+"""The `evaluation` section of a recipe."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pydantic import Field, field_validator
 from compress.utils.pydantic_models import Frozen
 
 _TEMPLATES = ("This is a photo of {}.",)
-"""That of transformers' own pipeline."""
+"""Template of transformers' zero-shot pipeline."""
 
 
 class Evaluation(Frozen):
-    """What of the test split a language model is judged by, and what models are judged by beside the test split."""
+    """Part of the test split that language models are evaluated on, and evaluations besides the test split."""
 
     windows: int | None = Field(
         None,

@@ -36,7 +36,7 @@ def encode_images(values: Sequence[Mapping[str, Any]], processor: Any) -> Exampl
     sizes = np.full(len(images), images[0][PIXELS].shape[-1] if len(images) else 0)
     inputs = images if images.size_bytes > _IN_MEMORY_BYTES else images.all()
     note = in_words(images.conversions, len(images))
-    return Examples(inputs, {PIXELS: None}, note=note, sizes=sizes, black=images.black())
+    return Examples(inputs, {PIXELS: None}, note=note, sizes=sizes, black_pixel=images.black())
 
 
 class Images(OnDemand):

@@ -1,4 +1,4 @@
-"""A torch model over encoded examples: batches as tensors, and its answers to them."""
+"""Inference of a torch model over encoded examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _JUDGED_AT_ONCE = 512
 
 
 def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
-    """The padded batch at ``indices`` as tensors, with ``index`` and, where there are labels, ``labels``."""
+    """Return the padded batch at ``indices`` as tensors, with ``index`` and, if present, ``labels``."""
     batch = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
     batch["index"] = torch.tensor(indices)
     if examples.labels is not None:
@@ -25,51 +25,55 @@ def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
 
 
 def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
-    """The module's output for the model inputs in ``batch``; ``labels`` and ``index`` are left out."""
+    """Return the module's output for the model inputs of ``batch``, without ``labels`` and ``index``."""
     return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are."""
+    """Return the device of a module's weights."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The answers [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
+    """Return the answers [B, ...] of a module's outputs for a batch of ``examples``."""
     if examples.head is None:
         logits: torch.Tensor = outputs.logits
         return logits
     names = (*examples.head.outputs, *getattr(examples.head, "while_training", ()))
-    found: dict[str, Any] = {name: getattr(outputs, name, None) for name in names}
-    return examples.head.read(found, batch)
+    selected: dict[str, Any] = {name: getattr(outputs, name, None) for name in names}
+    return examples.head.read(selected, batch)
 
 
 @torch.inference_mode()
 def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: bool = False) -> np.ndarray:
-    """The answers to every example in the order given, [n, ...] float32; the module is put into eval mode.
+    """Return the answers to all examples in the given order, [n, ...] float32. Puts the module into eval mode.
 
-    Those to shorter examples have zeros at their end, where longer ones have more.
+    Answers of shorter examples are padded with zeros.
 
-    ``bf16`` runs matrix products in bfloat16: faster, and fine for a teacher's answers, but not exact.
+    Args:
+        module: The model.
+        examples: The examples.
+        batch_size: Number of examples per call.
+        bf16: Compute matrix products in bfloat16. This is faster and accurate enough for a teacher, but not exact.
     """
     module.eval()
     batches, parts, device = by_length(examples, batch_size), [], device_of(module)
-    for places in batches:
-        batch = {name: tensor.to(device) for name, tensor in tensors(examples, places).items()}
+    for indices in batches:
+        batch = {name: tensor.to(device) for name, tensor in tensors(examples, indices).items()}
         inputs = {name: batch[name] for name in examples.padding}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found = answers(examples, module(**inputs), batch)
-        parts.append(found.float().cpu().numpy())
+            batch_answers = answers(examples, module(**inputs), batch)
+        parts.append(batch_answers.float().cpu().numpy())
     largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
     stacked = np.zeros((len(examples), *largest), np.float32)
-    for places, part in zip(batches, parts, strict=True):
-        for place, own in zip(places, part, strict=True):
-            stacked[place][tuple(map(slice, own.shape))] = own
+    for indices, part in zip(batches, parts, strict=True):
+        for index, answer in zip(indices, part, strict=True):
+            stacked[index][tuple(map(slice, answer.shape))] = answer
     return stacked
 
 
 def merit(task: Task, module: nn.Module, examples: Examples) -> float:
-    """The task's first metric of a module's answers to labeled examples."""
+    """Return the task's first metric of a module's answers to labeled examples."""
 
     def answered(places: list[int]) -> dict[str, np.ndarray]:
         return {examples.answer: predict(module, examples.subset(places))}
@@ -79,7 +83,7 @@ def merit(task: Task, module: nn.Module, examples: Examples) -> float:
 
 
 def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
-    """The module's output for a labeled batch, with what its task's loss needs of it. Raises `StageError`."""
+    """Return the module's output for a labeled batch, with the targets that the loss needs. Raises `StageError`."""
     targets = task.targets(batch["labels"])
     if not targets:
         return forward(module, batch, **options)
@@ -93,10 +97,10 @@ def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], 
 
 
 def loss_of(task: Task, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The task's loss of a batch; where the data has no labels, for those that the model itself would give."""
+    """Return the task's loss of a batch. Without labels, the model's own predictions are the labels."""
     if "labels" not in batch:
         outputs = forward(module, batch)
-        batch = {**batch, "labels": task.own_labels(outputs, batch)}
+        batch = {**batch, "labels": task.predicted_labels(outputs, batch)}
         if not task.targets(batch["labels"]):
             return task.loss(outputs, batch["labels"])
     return task.loss(with_targets(task, module, batch), batch["labels"])

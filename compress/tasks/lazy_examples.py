@@ -1,4 +1,4 @@
-"""Examples that are made as they are asked for: one by one, side by side, or one list behind the other."""
+"""Lazily computed examples: one by one, merged input by input, or concatenated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class OnDemand(Sequence["Mapping[str, np.ndarray]"]):
-    """Examples that are made when they are asked for."""
+    """Sequence of examples that are computed on access."""
 
     @abstractmethod
     def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
-        """Those of ``which``, in its order."""
+        """Return the examples of a slice, in its order."""
 
     @overload
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
@@ -24,12 +24,12 @@ class OnDemand(Sequence["Mapping[str, np.ndarray]"]):
     def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
         if isinstance(index, slice):
             return self.some(index)
-        place = range(len(self))[index]
-        return self.some(slice(place, place + 1))[0]
+        position = range(len(self))[index]
+        return self.some(slice(position, position + 1))[0]
 
 
 class Joined(OnDemand):
-    """Examples with more of each beside what a model is given."""
+    """Examples with additional inputs for each."""
 
     def __init__(self, inputs: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> None:
         self._inputs, self._more = inputs, more
@@ -38,16 +38,16 @@ class Joined(OnDemand):
         return len(self._inputs)
 
     def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
-        """Both parts of each."""
-        return [{**more, **own} for more, own in zip(self._more[which], self._inputs[which], strict=True)]
+        """Return the merged inputs of a slice."""
+        return [{**more, **example} for more, example in zip(self._more[which], self._inputs[which], strict=True)]
 
     def more(self, index: int) -> Mapping[str, np.ndarray]:
-        """What stands beside the pixels of an example, without making them."""
+        """Return the additional inputs of an example without computing the others."""
         return self._more[index]
 
 
 class Chained(OnDemand):
-    """Two lists, one behind the other."""
+    """Concatenation of two sequences of examples."""
 
     def __init__(self, first: Sequence[Mapping[str, np.ndarray]], second: Sequence[Mapping[str, np.ndarray]]) -> None:
         self._first, self._second = first, second
@@ -56,7 +56,7 @@ class Chained(OnDemand):
         return len(self._first) + len(self._second)
 
     def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
-        """Of either list."""
+        """Return the examples of a slice from either sequence."""
         count = len(self._first)
-        places = range(*which.indices(len(self)))
-        return [self._first[place] if place < count else self._second[place - count] for place in places]
+        positions = range(*which.indices(len(self)))
+        return [self._first[position] if position < count else self._second[position - count] for position in positions]

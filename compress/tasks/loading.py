@@ -1,4 +1,4 @@
-"""Weights and processor of a model with a head for its task, which is drawn where there is none. Imports no torch."""
+"""Loading of weights and processor for a task; a missing head is initialized randomly. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 _OTHER_SHAPES = "its weights have other shapes than its config.json asks for"
-"""In place of transformers' pointer to a report that it logs."""
+"""Replaces transformers' reference to a report in its log."""
 
 
 class Origin(NamedTuple):
-    """Where a model for ``task`` lies, what reads its processor, and what is expected there, in words.
+    """Folder of a model for ``task``, with a loader for its processor and a description of valid folders.
 
-    ``answers`` is what a plain module's are made, as `plain_module` has it; None for a task that takes none.
+    ``answers`` adapts the outputs of a plain torch module (see `compress.models.custom_module`), or is None if the task
+    supports none.
     """
 
     task: str
@@ -31,7 +32,7 @@ class Origin(NamedTuple):
 
 
 def tokenizer_by(trust_remote_code: bool) -> Callable[[Path], Any]:
-    """What reads the tokenizer of a folder, for an `Origin`."""
+    """Return a function that loads the tokenizer of a folder, for an `Origin`."""
     from transformers import AutoTokenizer
 
     return partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
@@ -40,11 +41,18 @@ def tokenizer_by(trust_remote_code: bool) -> Callable[[Path], Any]:
 def load_with_head(
     origin: Origin, heads: Sequence[str], labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
 ) -> TorchModel:
-    """The model in fp32, by `AutoModelFor` the first of ``heads``; a missing head is drawn from torch's generator.
+    """Return a model in fp32, loaded by `AutoModelFor` plus the first of ``heads``. A missing head is initialized randomly.
 
-    A model has its head where the name of its class holds one of ``heads``. ``labels`` name a new head's classes, and
-    ``config_values`` are for a new head alone. Raises `ModelError` for files that do not load and `DataError` for
-    labels that a trained head lacks.
+    Args:
+        origin: Folder and task of the model.
+        heads: Substrings of class names that have the head; the first one names the auto class.
+        labels: Class names for a new head.
+        trust_remote_code: Allow code of the repository.
+        **config_values: Config values for a new head.
+
+    Raises:
+        ModelError: If files do not load.
+        DataError: If a trained head lacks a label.
     """
     from compress.tasks.classes import set_labels
 
@@ -63,17 +71,24 @@ def load_by(
     auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], Mapping[str, Any]] | None = None,
     labels: Sequence[str] | None = None, **options: Any,
 ) -> TorchModel:  # fmt: skip
-    """The model in fp32 as the class ``auto`` of transformers opens it with ``options``, cut or whole.
+    """Return a model in fp32, pruned or not, loaded by an auto class of transformers.
 
-    ``prepare`` changes its config before, and may add options; ``labels`` name the classes of a plain module.
+    Args:
+        auto: Name of the auto class.
+        origin: Folder and task of the model.
+        trust_remote_code: Allow code of the repository.
+        prepare: Changes the config before loading and returns further options.
+        labels: Class names of a plain torch module.
+        **options: Options of `from_pretrained`.
 
-    Raises `ModelError` for files that do not load.
+    Raises:
+        ModelError: If files do not load.
     """
     import transformers
 
-    from compress.models.config_checks import loading_failures, to_blame
+    from compress.models.config_checks import explain_load_failure, load_error_types
     from compress.models.folder_checks import refuse_quantized
-    from compress.models.pruned_model import is_cut, load_cut
+    from compress.models.pruned_model import is_pruned, load_pruned
     from compress.models.torch_model import TorchModel
 
     directory, cls = origin.directory, getattr(transformers, auto)
@@ -86,16 +101,18 @@ def load_by(
         processor = origin.processor(directory)
         if prepare is not None:
             options |= prepare(config)
-        if is_cut(config):
-            module = load_cut(cls, directory, config)
+        if is_pruned(config):
+            module = load_pruned(cls, directory, config)
         else:
             options |= {"use_safetensors": True, "output_loading_info": True}
-            module, told = cls.from_pretrained(directory, config=config, trust_remote_code=trust_remote_code, **options)
-            _check_shapes(told["mismatched_keys"], config.num_labels)
-    except loading_failures() as error:
-        said = _OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else str(error)
-        raise to_blame(directory, trust_remote_code) or ModelError(
-            f"The model cannot be loaded for {origin.task}: {said}",
+            module, loading_info = cls.from_pretrained(
+                directory, config=config, trust_remote_code=trust_remote_code, **options
+            )
+            _check_shapes(loading_info["mismatched_keys"], config.num_labels)
+    except load_error_types() as error:
+        reason = _OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else str(error)
+        raise explain_load_failure(directory, trust_remote_code) or ModelError(
+            f"The model cannot be loaded for {origin.task}: {reason}",
             where=str(directory),
             expected=origin.expected,
         ) from error
@@ -103,21 +120,27 @@ def load_by(
 
 
 def _check_shapes(other: Iterable[tuple[str, Sequence[int], Sequence[int]]], classes: int) -> None:
-    """Raise `RuntimeError` where weights have other shapes than the model, but for layers as wide as its classes.
+    """Raise `RuntimeError` if weights have other shapes than the model, except layers as wide as its classes.
 
-    A detector whose queries are chosen by their scores has such layers without its head, which are drawn anew.
+    A detector that selects its queries by score has such layers outside its head. They are initialized randomly.
     """
-    for name, found, wanted in other:
-        parts = [pair for pair in zip(found, wanted, strict=len(found) == len(wanted)) if pair[0] != pair[1]]
-        if len(found) != len(wanted) or any(part[1] not in (classes, classes + 1) for part in parts):
-            raise RuntimeError(f"{_OTHER_SHAPES}: {name} is {list(found)}, and {list(wanted)} by the config")
+    for name, stored_shape, model_shape in other:
+        parts = [
+            pair
+            for pair in zip(stored_shape, model_shape, strict=len(stored_shape) == len(model_shape))
+            if pair[0] != pair[1]
+        ]
+        if len(stored_shape) != len(model_shape) or any(part[1] not in (classes, classes + 1) for part in parts):
+            raise RuntimeError(
+                f"{_OTHER_SHAPES}: {name} is {list(stored_shape)}, and {list(model_shape)} by the config"
+            )
 
 
 def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Callable[[Any, Any, Any], Any]) -> Any:
-    """The plain module of a folder whose config says what makes it; None for a model of transformers.
+    """Return the plain torch module that a folder's config describes, or None for a model of transformers.
 
-    Of a network of timm without a head one is drawn for ``labels``. Raises `ModelError` where the module may not be
-    made, and `DataError` for labels that a trained head lacks.
+    A timm network without a head gets one for ``labels``. Raises `ModelError` if the module may not be built, and
+    `DataError` if a trained head lacks a label.
     """
     from compress.models.json_file import read_json
     from compress.models.remote_code import MODULE_KEY, TIMM_NETWORK
@@ -128,16 +151,16 @@ def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Calla
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    from compress.models.custom_module import load_plain
+    from compress.models.custom_module import load_custom_module
     from compress.models.timm_models import change_head
     from compress.tasks.classes import set_labels
 
-    known = content.get("model_type") in CONFIG_MAPPING_NAMES
-    config = (AutoConfig if known else PreTrainedConfig).from_pretrained(directory)
+    is_known_type = content.get("model_type") in CONFIG_MAPPING_NAMES
+    config = (AutoConfig if is_known_type else PreTrainedConfig).from_pretrained(directory)
     if labels is not None:
         set_labels(config, labels, has_head="id2label" in content)
-    module = load_plain(directory, config, answers)
-    made = content[MODULE_KEY]
-    if made["module"] == TIMM_NETWORK and not made["arguments"]["num_classes"] and labels is not None:
+    module = load_custom_module(directory, config, answers)
+    module_entry = content[MODULE_KEY]
+    if module_entry["module"] == TIMM_NETWORK and not module_entry["arguments"]["num_classes"] and labels is not None:
         change_head(module, len(labels))
     return module

@@ -1,4 +1,4 @@
-"""Every task by its Hugging Face name, those of other packages by the entry points `compress.tasks`.
+"""Registry of tasks by Hugging Face name, including those of other packages (entry points `compress.tasks`).
 
 Importing this imports neither torch nor numpy.
 """
@@ -53,23 +53,23 @@ BUILT_IN: tuple[Task, ...] = (
     text_to_image.TASK,
     graph_agreement.TASK,
 )
-"""In the order in which messages list them."""
+"""Tasks in the order in which messages list them."""
 
 
 def _accept(found: Any) -> Task:
-    """Raises `UnusablePluginError` for an object without everything that `Task` has."""
+    """Return the object as a task. Raises `UnusablePluginError` if it lacks a member of `Task`."""
     if isinstance(found, type):
         raise UnusablePluginError(f"{found.__name__} is a class; expected an object, such as {found.__name__}()")
-    lacking = [name for name in _MEMBERS if not hasattr(found, name)]
-    if lacking:
-        raise UnusablePluginError(f"it has no {', '.join(lacking)}; expected what compress.tasks.task.Task has")
+    missing = [name for name in _MEMBERS if not hasattr(found, name)]
+    if missing:
+        raise UnusablePluginError(f"it has no {', '.join(missing)}; expected what compress.tasks.task.Task has")
     task: Task = found
     return task
 
 
 def _registered() -> dict[str, Task]:
-    known = {task.name: task for task in BUILT_IN}
-    return known | load_extensions("tasks", known, _accept, lambda task: task.name)
+    built_in = {task.name: task for task in BUILT_IN}
+    return built_in | load_extensions("tasks", built_in, _accept, lambda task: task.name)
 
 
 TASKS: Mapping[str, Task] = _registered()
@@ -77,28 +77,28 @@ TASK_NAMES = tuple(TASKS)
 
 
 def get_task(name: str) -> Task:
-    """The task of that name. Raises `KeyError` for a name outside `TASK_NAMES`."""
+    """Return the task of that name. Raises `KeyError` for a name outside `TASK_NAMES`."""
     return TASKS[name]
 
 
 def tasks_with(requires: Capabilities, excludes: Capabilities = frozenset()) -> tuple[str, ...]:
-    """Names of the tasks that have all of ``requires`` and nothing of ``excludes``."""
+    """Return the names of the tasks that have all of ``requires`` and none of ``excludes``."""
     return tuple(name for name, task in TASKS.items() if suits(task.capabilities, requires, excludes))
 
 
-def told_task(config: Mapping[str, Any], has_preprocessor: bool) -> str | None:
-    """The task that a model's config.json is for; `None` where it tells none. ``has_preprocessor`` as in `task_of`."""
-    named = next((name for name, task in TASKS.items() if task.told_by(config)), None)
+def infer_task(config: Mapping[str, Any], has_preprocessor: bool) -> str | None:
+    """Return the task that a model's config.json indicates, or None. ``has_preprocessor`` is as in `task_of`."""
+    explicit = next((name for name, task in TASKS.items() if task.matches_config(config)), None)
     architectures = config.get("architectures")
-    if named is not None or not isinstance(architectures, list) or not architectures:
-        return named
+    if explicit is not None or not isinstance(architectures, list) or not architectures:
+        return explicit
     return task_of(str(architectures[0]), has_preprocessor)
 
 
 def task_of(architecture: str, has_preprocessor: bool) -> str | None:
-    """The task that the name of a model's class is for, by its longest known ending; `None` where there is none.
+    """Return the task for the class name of a model, by its longest known suffix, or None.
 
-    ``architecture`` is that of the model's config. Beside a model of images or audio lies a preprocessor_config.json.
+    ``has_preprocessor``: the model's folder has a preprocessor_config.json, as models of images and audio do.
     """
     endings = {
         ending: name

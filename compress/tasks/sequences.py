@@ -1,4 +1,4 @@
-"""Running text as windows of tokens, each of the same length."""
+"""Division of running text into token sequences of equal length."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SEPARATOR = "\n\n"
-"""Between two rows: a blank line is in every model's training text, where an instruct model's end token is a turn's."""
+"""Blank line between two rows. It occurs in every model's training text, unlike an instruct model's end token."""
 
 
 def token_ids(rows: pa.Table, processor: Any) -> np.ndarray:
-    """The rows' texts as one sequence of tokens, blank lines between, without the tokens that frame a text.
+    """Return the rows' texts as one sequence of tokens, joined by blank lines, without special tokens.
 
-    Conversations are written as the processor's chat template has them. Raises `DataError` where it has none.
+    Conversations are rendered with the processor's chat template. Raises `DataError` if it has none.
     """
     import numpy as np
 
@@ -34,9 +34,9 @@ def _text(rows: pa.Table, processor: Any) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """Running text as a tokenizer reads it: ``ids`` [n], and the byte at which each begins, [n + 1] with the end's.
+    """Tokenized running text: ``ids`` [n], and the first byte of each token with the end of the text, [n + 1].
 
-    A token that is a part of a character begins where the character does. ``text`` is what was read.
+    A token that is part of a character begins where the character does.
     """
 
     ids: np.ndarray
@@ -45,7 +45,7 @@ class Reading:
 
 
 def read(rows: pa.Table, processor: Any) -> Reading | None:
-    """The rows' texts as `token_ids` has them; None of a tokenizer that doesn't say where tokens begin."""
+    """Return the rows' texts as `token_ids` reads them, or None if the tokenizer does not report offsets."""
     import numpy as np
 
     if not getattr(processor, "is_fast", False):
@@ -53,17 +53,18 @@ def read(rows: pa.Table, processor: Any) -> Reading | None:
     text = _text(rows, processor)
     encoded = _plain(text, processor, return_offsets_mapping=True)
     characters = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    # Offsets count characters; convert them to bytes of UTF-8.
     widths = 1 + np.searchsorted([0x80, 0x800, 0x10000], characters, side="right")  # bytes in UTF-8
-    places = np.concatenate([[0], np.cumsum(widths)])
+    byte_offsets = np.concatenate([[0], np.cumsum(widths)])
     starts = np.maximum.accumulate([*(start for start, _ in encoded["offset_mapping"]), len(text)])
-    return Reading(np.array(encoded["input_ids"], dtype=np.int64), places[starts], text)
+    return Reading(np.array(encoded["input_ids"], dtype=np.int64), byte_offsets[starts], text)
 
 
 def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The rows one behind the other as tokens [n], and which of these are to be foretold [n].
+    """Return the rows as one sequence of tokens [n], and which tokens are trained on [n].
 
-    Those of running text all are, and those of conversations that stand in an answer. The token ``end`` stands behind
-    each text, or a blank line where it is None; a conversation ends as its template has it. Raises `DataError`.
+    In running text all tokens are; in conversations only those of the answers. ``end`` follows each text, or a blank
+    line if it is None; a conversation ends as its template does. Raises `DataError`.
     """
     import numpy as np
 
@@ -72,19 +73,19 @@ def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.
         joined = token_ids(rows, processor)
         return joined, np.ones(len(joined), bool)
     plain = [text for text in texts if not is_conversation(text)]
-    read = iter(_plain(plain, processor)["input_ids"] if plain else ())
+    tokenized = iter(_plain(plain, processor)["input_ids"] if plain else ())
     between = [end] if end is not None else _plain(SEPARATOR, processor)["input_ids"]
     ids: list[int] = []
-    counted: list[bool] = []
+    learned: list[bool] = []
     for text in texts:
         if is_conversation(text):
-            found, told = _conversation(text, processor)
+            row_ids, is_learned = _conversation(text, processor)
         else:
-            found = [*next(read), *between]
-            told = [True] * len(found)
-        ids += found
-        counted += told
-    return np.array(ids, dtype=np.int64), np.array(counted, dtype=bool)
+            row_ids = [*next(tokenized), *between]
+            is_learned = [True] * len(row_ids)
+        ids += row_ids
+        learned += is_learned
+    return np.array(ids, dtype=np.int64), np.array(learned, dtype=bool)
 
 
 def _conversation(text: str, processor: Any) -> tuple[list[int], list[bool]]:
@@ -99,15 +100,21 @@ def _plain(text: str | list[str], processor: Any, **options: Any) -> Any:
 
 
 def opening(processor: Any) -> list[int]:
-    """The special tokens that the processor puts before a text, such as Llama's `<s>`."""
+    """Return the special tokens that the processor puts before a text, such as Llama's `<s>`."""
     special = set(processor.all_special_ids)
     return list(itertools.takewhile(special.__contains__, processor("a", verbose=False)["input_ids"]))
 
 
 def cut(ids: np.ndarray, first: Sequence[int], length: int, stride: int | None = None) -> list[np.ndarray]:
-    """Windows of ``length`` tokens, each beginning with ``first``; every ``stride`` tokens, or sharing none.
+    """Return sequences of ``length`` tokens that begin with ``first``, one every ``stride`` tokens or without overlap.
 
-    What is left at the end and fills no window is left out.
+    Tokens at the end that do not fill a sequence are dropped.
+
+    Args:
+        ids: Tokens [n].
+        first: Special tokens at the start of each sequence.
+        length: Tokens per sequence, ``first`` included.
+        stride: Distance between the starts of two sequences.
     """
     import numpy as np
 
@@ -118,9 +125,9 @@ def cut(ids: np.ndarray, first: Sequence[int], length: int, stride: int | None =
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """``wanted`` of the places 0 to ``count`` - 1, evenly spread from the first to the last; all if they are fewer."""
+    """Return ``wanted`` indices below ``count``, evenly spaced from first to last, or all if there are fewer."""
     import numpy as np
 
     if wanted >= count:
         return list(range(count))
-    return [round(place) for place in np.linspace(0, count - 1, wanted)] if wanted > 1 else [count // 2]
+    return [round(position) for position in np.linspace(0, count - 1, wanted)] if wanted > 1 else [count // 2]

@@ -1,4 +1,4 @@
-"""Answers that stand in a text: as sources have them, as logits say them, and how near they are to the right ones."""
+"""Extractive answers: reading from data, decoding from logits, and SQuAD metrics."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST_TOKENS = 30
-"""Of an answer."""
+"""Largest number of tokens of an answer."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def read_answers(value: Any) -> str | None:
-    """A string, a list of them, or SQuAD's `text` and `answer_start`, as JSON; no text at all is no answer.
+    """Convert a string, a list of strings, or SQuAD's `text` and `answer_start` to JSON. No text means no answer.
 
-    Raises `TypeError` for anything else, `DataError` for texts and starts that don't go together.
+    Raises `TypeError` for anything else, and `DataError` for texts and starts that do not match.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
@@ -46,37 +46,37 @@ def read_answers(value: Any) -> str | None:
 
 
 def best_span(first: np.ndarray, last: np.ndarray, allowed: np.ndarray) -> tuple[int, int, float]:
-    """The tokens from ``first`` to ``last``, [tokens] logits each, with the largest sum, all within ``allowed``.
+    """Return start, end and score of the span with the largest sum of logits within ``allowed``.
 
-    An answer ends where it begins or later, after `MOST_TOKENS` at most (Devlin et al. 2019, section 4.2).
+    ``first`` and ``last`` are logits [tokens]. A span has 1 to `MOST_TOKENS` tokens (Devlin et al. 2019, section 4.2).
     """
     import numpy as np
 
-    places = np.flatnonzero(allowed)
-    if not len(places):
+    positions = np.flatnonzero(allowed)
+    if not len(positions):
         return 0, 0, float("-inf")
-    sums = first[places][:, None].astype(np.float64) + last[places][None].astype(np.float64)
-    distance = places[None] - places[:, None]
+    sums = first[positions][:, None].astype(np.float64) + last[positions][None].astype(np.float64)
+    distance = positions[None] - positions[:, None]
     sums[(distance < 0) | (distance >= MOST_TOKENS)] = -np.inf
     start, end = np.unravel_index(sums.argmax(), sums.shape)
-    return int(places[start]), int(places[end]), float(sums[start, end])
+    return int(positions[start]), int(positions[end]), float(sums[start, end])
 
 
 def normalized_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space, as SQuAD's own script has it."""
+    """Return the text in lower case without punctuation, articles and extra white space, as in SQuAD's script."""
     bare = "".join(mark for mark in text.lower() if mark not in string.punctuation)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
-def exact(found: str, wanted: str) -> bool:
-    """Whether both are the same, normalized."""
-    return normalized_answer(found) == normalized_answer(wanted)
+def exact(predicted: str, reference: str) -> bool:
+    """Return whether both texts are equal after normalization."""
+    return normalized_answer(predicted) == normalized_answer(reference)
 
 
-def word_f1(found: str, wanted: str) -> float:
-    """F1 of the words of both, normalized; of no answer 1 where the other is none too."""
-    own, right = normalized_answer(found).split(), normalized_answer(wanted).split()
-    if not own or not right:
-        return float(own == right)
-    shared = (Counter(own) & Counter(right)).total()
-    return 2 * shared / (len(own) + len(right))
+def word_f1(predicted: str, reference: str) -> float:
+    """Return the F1 score of the words of both texts after normalization. Two empty answers score 1."""
+    predicted_words, reference_words = normalized_answer(predicted).split(), normalized_answer(reference).split()
+    if not predicted_words or not reference_words:
+        return float(predicted_words == reference_words)
+    shared = (Counter(predicted_words) & Counter(reference_words)).total()
+    return 2 * shared / (len(predicted_words) + len(reference_words))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.models.torch_model import TorchModel
-from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_TEXT
+from compress.tasks.capability import SINGLE_CALL, HAS_CLASSES, READS_ROWS, TAKES_TEXT
 from compress.tasks.classification import Classification
 from compress.tasks.task import Examples
 
@@ -57,7 +57,7 @@ class TextClassification(Classification):
 
     name = "text-classification"
     columns = (Column("text"), Column("label", label=True))
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, ANSWERS_AT_ONCE})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, SINGLE_CALL})
     architectures = ("ForSequenceClassification",)
     app_steps = ("tokenize", "softmax")
     starter = _STARTER

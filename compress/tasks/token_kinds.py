@@ -1,4 +1,4 @@
-"""What kind of token of a programming language each byte of its text belongs to. Importing this imports no numpy."""
+"""Categories of the tokens of a programming language, per byte of text. Importing this imports no numpy."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BY_TYPE = {"STRING": "string", "NUMBER": "number", "COMMENT": "comment", "OP": 
 
 
 def python_kinds(texts: Sequence[str]) -> np.ndarray:
-    """The place in `KINDS` of every byte of ``texts``, one behind the other with a blank line between.
+    """Return the index in `KINDS` of every byte of ``texts``, joined by blank lines.
 
-    Tokens are those of the standard library's `tokenize`; what lies between them, and indents, is white space. Raises
-    `DataError` for a text that is no Python.
+    Tokens are those of the standard library's `tokenize`. Text between tokens and indents count as white space. Raises
+    `DataError` for a text that is not Python.
     """
     import numpy as np
 

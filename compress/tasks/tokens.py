@@ -1,4 +1,4 @@
-"""What tasks of text share: rows as token ids, encoders as they are loaded, and answers by token. Imports no torch."""
+"""Shared functions of text tasks: token ids, loading of encoders, and logits per token. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
 
 IGNORED = -100
-"""The label of a place that has none."""
+"""Label of a position without a label."""
 
 
 def text_inputs(
     encoded: Mapping[str, Any], processor: Any, kinds: bool = False
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, float | None]]:
-    """Examples of what a tokenizer gave, and their padding; token types only where there are two ``kinds`` of text."""
+    """Return a tokenizer's output as examples, and their padding. Token types only if texts have two ``kinds``."""
     ids = encoded["input_ids"]
     columns = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
     if kinds and "token_type_ids" in encoded:
@@ -36,24 +36,24 @@ def text_inputs(
 
 
 def ragged(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
-    """Rows of integers as one array [n, longest], ``fill`` at their ends."""
-    found = np.full((len(rows), max(map(len, rows), default=0)), fill, dtype=np.int32)
-    for row, values in zip(found, rows, strict=True):
+    """Return rows of integers as one array [n, longest], padded with ``fill``."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), fill, dtype=np.int32)
+    for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
-    return found
+    return padded
 
 
 @dataclass(frozen=True)
 class TokenLogits:
-    """The logits of each token, 0 for padding: a `Head`. ``labels`` are the names of what they are logits of."""
+    """Logits of each token, 0 for padding: a `Head`. ``labels`` are the names of the classes."""
 
     labels: tuple[str, ...] | None = None
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = LOGITS
-    many: ClassVar[str] = "logits"
+    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits [B, L, classes]."""
+        """Return logits [B, L, classes]."""
         import torch
 
         mask = batch["attention_mask"].bool()[..., None]
@@ -61,18 +61,27 @@ class TokenLogits:
         return torch.where(mask, logits, torch.zeros((), dtype=logits.dtype, device=logits.device))
 
 
-def token_distance(mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Softened KL of logits [B, L, classes], averaged over the tokens that have any."""
+def token_distance(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the softened KL divergence of logits [B, L, classes], averaged over tokens that are not padding."""
     from compress.numerics.distillation import softened_kl
 
-    real = taught.ne(0).any(dim=-1)
-    return softened_kl(mine[real], taught[real], temperature)
+    real = teacher.ne(0).any(dim=-1)
+    return softened_kl(student[real], teacher[real], temperature)
 
 
 def load_encoder(
     task: str, directory: Path, head: str, labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
 ) -> TorchModel:
-    """Weights and tokenizer of an encoder for `AutoModelFor` ``head``, as `load_with_head` has them."""
+    """Return weights and tokenizer of an encoder, loaded by `AutoModelFor` plus ``head``.
+
+    Args:
+        task: Name of the task, for messages.
+        directory: Folder of the model.
+        head: Suffix of the auto class.
+        labels: Class names for a new head.
+        trust_remote_code: Allow code of the repository.
+        **config_values: Config values for a new head.
+    """
     from compress.tasks.loading import Origin, load_with_head, tokenizer_by
 
     expected = "a text encoder with a fast tokenizer, in Hugging Face layout"

@@ -23,7 +23,7 @@ ROWS, NEW_TOKENS = 4, 8
 def test_answers_are_those_of_transformers(library: Path, tmp_path: Path) -> None:
     source = tiny_questions.write_model(tmp_path / "source")
     model = TASK.load(source, None, trust_remote_code=False)
-    examples = TASK.held_out(tiny_questions.table(ROWS, seed=3), model.processor, None, 64, Evaluation())
+    examples = TASK.eval_examples(tiny_questions.table(ROWS, seed=3), model.processor, None, 64, Evaluation())
     taught = TASK.encode(tiny_questions.table(2), model.processor, None, 64)
     (tmp_path / "out").mkdir()
     export_image_reader(Checkpoint(source), taught, GraphSettings(), 1e-4).model.save(tmp_path / "out")

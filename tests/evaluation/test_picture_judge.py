@@ -115,7 +115,7 @@ def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> No
 
 def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: ImageClassifier, folder: Path) -> None:
     first, second = _pictures(10, 40), _pictures(11, 40)
-    found = _rows(folder, first, ["same"] * 40, baseline_images=second)["perceptual_distance_to_baseline"]
+    found = _rows(folder, first, ["same"] * 40, usual=second)["perceptual_distance_to_baseline"]
     both = [list(judge.outputs(one)) for one in (first, second)]
     layers = [[np.concatenate(parts) for parts in zip(*(one.layers for one in seen), strict=True)] for seen in both]
     assert found.raw == pytest.approx(perceptual_distance(*layers))
@@ -130,7 +130,7 @@ def test_fewer_pictures_than_features_have_a_distance_without_an_interval(folder
 
 def test_without_real_pictures_there_is_no_distance_to_them(folder: Path) -> None:
     few = _pictures(8, 4)
-    assert list(_rows(folder, few, list("aabb"), baseline_images=few)) == [
+    assert list(_rows(folder, few, list("aabb"), usual=few)) == [
         "prompt_diversity",
         "perceptual_distance_to_baseline",
     ]

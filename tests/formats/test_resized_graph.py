@@ -85,7 +85,7 @@ def test_graphs_of_other_operators_are_refused() -> None:
 
 def test_a_number_that_could_follow_two_widths_is_refused() -> None:
     one, other = (12, 384, 5000), (6, 192, 6009)
-    with pytest.raises(ModelError, match="cannot be told"):
+    with pytest.raises(ModelError, match="is ambiguous"):
         InterpolatedGraph(made(*one), widths(*one), made(*other), widths(*other))
 
 

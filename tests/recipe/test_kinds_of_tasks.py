@@ -62,7 +62,7 @@ def test_a_model_that_is_not_here_may_be_of_any_kind(tmp_path: Path) -> None:
 def test_formats_are_those_that_hold_sound_of_any_length(
     tmp_path: Path, config: dict[str, Any], task: str, written: set[str]
 ) -> None:
-    kind = get_task(task).of(config)
+    kind = get_task(task).specialize(config)
     writers = {spec.written_by for spec in FORMATS.values() if spec.written_by}
     assert {writer for writer in writers if STAGES[writer].supports(kind.capabilities)} == written
     stages = "[finetune, litert]" if "litert" in written else "[finetune, export]"

@@ -125,7 +125,7 @@ def test_a_rehearsal_leaves_files_as_large(
     """But for how a tokenizer was called last, and numbers of calibration examples, which are written down too."""
     stage = stage_of(kind, parameters)
     context = replace(make_context(stage, tmp_path / "beside"), scratch=tmp_path / "beside" / "scratch")
-    made = stage.rehearse(make_input(stage, tmp_path / "beside"), context)
+    made = stage.infer_shapes(make_input(stage, tmp_path / "beside"), context)
     if made is None:
         assert kind not in ("finetune", "distill", "trim_vocabulary", "cast", "quantize_weights")
         return

@@ -16,7 +16,7 @@ from compress.models.torch_model import TorchModel
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
 from compress.recipe.recipe import Recipe
-from compress.stages.base import Context, Reference, Stage, references
+from compress.stages.base import Context, Reference, Stage, all_references
 from compress.stages.cost_model import PlanContext, Shape, Text
 from compress.stages.distill.stage import Distill
 from compress.stages.gptq.stage import Gptq
@@ -44,7 +44,7 @@ class Elsewhere(Stage[TorchModel, TorchModel]):
     first: str = "first"
     second: str = "second"
 
-    def paths(self) -> dict[str, Reference]:
+    def references(self) -> dict[str, Reference]:
         """A folder and two models."""
         models = {"first": Reference(self.first), "second": Reference(self.second)}
         return {"words": Reference(self.words, "folder"), **models}
@@ -80,7 +80,7 @@ def test_every_stage_predicts_whatever_is_known(kind: str) -> None:
 @pytest.mark.parametrize("kind", STAGES)
 def test_paths_are_the_values_of_fields(kind: str) -> None:
     stage = example(kind)
-    for field, named in stage.paths().items():
+    for field, named in stage.references().items():
         value: Any = stage
         for name in field.split("."):
             value = getattr(value, name)
@@ -141,7 +141,7 @@ def test_a_student_of_another_model_has_that_model_s_shape() -> None:
 
 def test_what_stages_name_is_in_their_keys() -> None:
     stage = Elsewhere()
-    assert [one.name for one in references([stage, MergeLora(adapter="mine")])] == ["words", "first", "second", "mine"]
+    assert [one.name for one in all_references([stage, MergeLora(adapter="mine")])] == ["words", "first", "second", "mine"]
     recipe = Recipe.model_construct(task="text-classification", data=_Data(), seed=0)
     digests: dict[str, str] = {}
     keys = Keys(recipe, _Data(), lambda name: digests.get(name, name), lambda name: digests.get(name, name))  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
         {"name": "r", "task": "text-classification", "model": "model", "data": data, "stages": stages}
     )
     made = with_absolute_paths(recipe, tmp_path)
-    assert {one.name for one in references(made.stages)} == {str(tmp_path / "small"), str(tmp_path / "mine")}
+    assert {one.name for one in all_references(made.stages)} == {str(tmp_path / "small"), str(tmp_path / "mine")}
     assert [stage.kind for stage in made.stages] == ["distill", "merge_lora", "export"]
 
 
@@ -181,7 +181,7 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
     ],
 )
 def test_gguf_objects_to_integers_that_no_block_type_holds(stage: Stage[Any, Any], field: str | None) -> None:
-    unsafe_member_reason = Gguf().objects_to(stage)
+    unsafe_member_reason = Gguf().conflicts_with(stage)
     assert (unsafe_member_reason and unsafe_member_reason[0]) == field
 
 

@@ -91,7 +91,7 @@ def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.Mon
     given, notes = context()
     model = exported().model
     graph = exported().graph()
-    made = onnx_export.Exported(graph, {"attention": 2, "first_token": 6})
+    made = onnx_export.ExportedGraph(graph, {"attention": 2, "first_token": 6})
     monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: made)
     found = Export().run(model, given)
     assert isinstance(found, OnnxModel) and found.file_name == FLOAT_GRAPH and found.graph is graph
@@ -104,7 +104,7 @@ def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.Mon
 
 def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
     model = tiny.encoder(seed=1)
-    made = onnx_export.Exported(exported().graph())
+    made = onnx_export.ExportedGraph(exported().graph())
     monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: made)
     with pytest.raises(IntegrityError, match="logits differ from torch"):
         Export().run(model, context()[0])

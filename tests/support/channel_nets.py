@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, RegNetConfig, RegNetForImageClassification
 
-from compress.models.custom_module import PlainModule
+from compress.models.custom_module import CustomModule
 from compress.models.remote_code import MODULE_KEY, allow
 from compress.models.torch_model import TorchModel
 
@@ -89,7 +89,7 @@ def plain(network: type[nn.Module] = Knot, seed: int = 0) -> TorchModel:
     reference = f"{network.__module__}:{network.__name__}"
     allow(reference, tiny_images.Path())
     config = PreTrainedConfig(**tiny_images.names(), **{MODULE_KEY: {"module": reference, "arguments": {}}})
-    return TorchModel(PlainModule(lively(network(), seed), config), tiny_images.processor())
+    return TorchModel(CustomModule(lively(network(), seed), config), tiny_images.processor())
 
 
 def reg_net(seed: int = 0) -> TorchModel:

@@ -19,7 +19,7 @@ from compress.tasks.task import Examples
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedGraph:
     """A model, its graph, how often each rewrite matched, and the graph before the rewrites."""
 
     model: TorchModel
@@ -37,19 +37,19 @@ class Exported:
         return ir.from_proto(onnx.load_from_string(self.before_rewrites))
 
 
-def exported(architecture: str = "bert", fusions: bool = True) -> Exported:
+def exported(architecture: str = "bert", fusions: bool = True) -> ExportedGraph:
     """The export of a tiny encoder, made at the first call."""
     return _exported(architecture, fusions)
 
 
 @cache
-def _exported(architecture: str, fusions: bool) -> Exported:
+def _exported(architecture: str, fusions: bool) -> ExportedGraph:
     model = tiny.encoder(architecture, processor=tiny.byte_level() if architecture == "roberta" else None)
     examples = tiny.context().encode("train", model)
     return export(model, examples, fusions)
 
 
-def export(model: TorchModel, examples: Examples, fusions: bool = True) -> Exported:
+def export(model: TorchModel, examples: Examples, fusions: bool = True) -> ExportedGraph:
     """Export ``model`` and keep the graph from before the rewrites too."""
     before = []
 
@@ -61,7 +61,7 @@ def export(model: TorchModel, examples: Examples, fusions: bool = True) -> Expor
     with mock.patch.object(onnx_export, "optimize_graph", keep):
         found = onnx_export.export_onnx(model, examples, None, fusions)
     content = found.graph.SerializeToString()
-    return Exported(model, examples, content, before[0] if before else content, found.rewrites)
+    return ExportedGraph(model, examples, content, before[0] if before else content, found.rewrites)
 
 
 def run(graph: onnx.ModelProto | ir.Model | bytes, **inputs: np.ndarray) -> np.ndarray:

@@ -38,12 +38,12 @@ def stage_of(kind: str, parameters: dict[str, Any]) -> Stage[Any, Any]:
 
 def task_of(stage: Stage[Any, Any]) -> str:
     """The toy task, unless the stage is for another alone."""
-    return next(task for task in (tiny.TASK, LANGUAGE, EMBEDDINGS) if stage.is_for(get_task(task).capabilities))
+    return next(task for task in (tiny.TASK, LANGUAGE, EMBEDDINGS) if stage.supports(get_task(task).capabilities))
 
 
 def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint | OnnxModel:
     """What the stage takes: a tiny encoder or its graph, or a tiny decoder made in ``folder``."""
-    if stage.takes() is OnnxModel:
+    if stage.input_type() is OnnxModel:
         made = exported()
         return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
     if task_of(stage) == EMBEDDINGS:
@@ -53,9 +53,9 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
     if stage.kind == "gguf":
         return save_mergeable_llama(folder / "decoder")
     source = save_tiny_llama(folder / "decoder")
-    if stage.takes() is QuantizedCheckpoint:
+    if stage.input_type() is QuantizedCheckpoint:
         return quantize_tiny_llama(source, folder / "quantized decoder")
-    return TorchModel.load(source.folder, get_task(LANGUAGE)) if stage.takes() is TorchModel else source
+    return TorchModel.load(source.folder, get_task(LANGUAGE)) if stage.input_type() is TorchModel else source
 
 
 def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
@@ -133,13 +133,13 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
     (folder / "before").mkdir()
     before.save(folder / "before")
     output, after = ran.output, ran.folder
-    assert type(output) is stage.gives() and isinstance(output, Model)
+    assert type(output) is stage.output_type() and isinstance(output, Model)
 
     context = make_context(stage, folder)
     rows = context.data.split("test")
     assert len(rows) == PROBES
     probe = Probe(
-        load=lambda place: stage.gives().load(place, get_task(task_of(stage))),
+        load=lambda place: stage.output_type().load(place, get_task(task_of(stage))),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
     if probed(output).unavailable_reason() is None:
@@ -149,11 +149,11 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
         np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
     else:
         # Core ML answers on a Mac only, and nothing else may be silent here.
-        assert stage.kind == "coreml" and stage.gives().load(after, get_task(task_of(stage))) == output
+        assert stage.kind == "coreml" and stage.output_type().load(after, get_task(task_of(stage))) == output
 
-    contract = Contract(stage.kind, stage.promise())
+    contract = Contract(stage.kind, stage.output_spec())
     contract.check(output, probed(before).digests(), weigh(folder / "before"), after, probe)
-    assert ("tensors changed" in dict(contract.found)) is stage.promise().changes_weights
+    assert ("tensors changed" in dict(contract.found)) is stage.output_spec().changes_weights
 
 
 def check_reads(stage: Stage[Any, Any], ran: Ran) -> None:

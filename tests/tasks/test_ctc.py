@@ -33,7 +33,7 @@ def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
     rows = table([wav(samples) for _, samples in some], text=[f"so {label}" for label, _ in some])
     examples = TASK.encode(rows, model.processor, None, 8)
     logits = predict(model.module, examples)
-    kept = TASK.keep({"logits": logits}, examples, range(len(some)))
+    kept = TASK.collect({"logits": logits}, examples, range(len(some)))
     processor = AutoProcessor.from_pretrained(folder)
     asked = pipeline(
         "automatic-speech-recognition",
@@ -99,13 +99,13 @@ def test_rows_without_texts_are_not_judged(folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder)
     examples = TASK.encode(table([wav(tones(1)[0][1])]), processor, None, 8)
     with pytest.raises(DataError, match="no texts"):
-        TASK.keep({"logits": np.ones((1, 2, 3))}, examples, [0])
+        TASK.collect({"logits": np.ones((1, 2, 3))}, examples, [0])
 
 
 def test_the_model_says_which_kind_it_is() -> None:
     whisper = {"architectures": ["WhisperForConditionalGeneration"]}
-    assert SPEECH.of(whisper) is SPEECH and SPEECH.kinds() == (SPEECH, TASK)
-    assert SPEECH.of({"architectures": ["HubertForCTC"], "conv_dim": [8]}) is TASK
-    assert SPEECH.of({"architectures": ["HubertModel"], "conv_dim": [8]}) is TASK
+    assert SPEECH.specialize(whisper) is SPEECH and SPEECH.variants() == (SPEECH, TASK)
+    assert SPEECH.specialize({"architectures": ["HubertForCTC"], "conv_dim": [8]}) is TASK
+    assert SPEECH.specialize({"architectures": ["HubertModel"], "conv_dim": [8]}) is TASK
     assert task_of("Wav2Vec2ForCTC", has_preprocessor=True) == SPEECH.name == TASK.name
     assert TASK.columns == SPEECH.columns

@@ -69,13 +69,13 @@ def test_a_split_with_nothing_to_find_among_is_refused() -> None:
     model = sentences.encoder()
     for rows in (ROWS.slice(0, 2), ROWS.select(["text"])):
         with pytest.raises(DataError, match="nothing to find among"):
-            TASK.held_out(rows, model.processor, None, 24, Evaluation())
+            TASK.eval_examples(rows, model.processor, None, 24, Evaluation())
 
 
 def test_embeddings_that_are_not_finite_are_refused() -> None:
     examples = TASK.encode(ROWS, sentences.encoder().processor, None, 24)
     with pytest.raises(ModelError, match="not finite"):
-        TASK.keep({"sentence_embedding": np.full((2, 4), np.nan)}, examples, [0, 1])
+        TASK.collect({"sentence_embedding": np.full((2, 4), np.nan)}, examples, [0, 1])
 
 
 def test_token_embeddings_are_pooled_under_the_mask_of_their_batch() -> None:
@@ -83,7 +83,7 @@ def test_token_embeddings_are_pooled_under_the_mask_of_their_batch() -> None:
     examples = TASK.encode(ROWS, model.processor, None, 24)
     batch = examples.batch([0, 3])  # 4 and 3 tokens
     hidden = np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32)
-    found = TASK.keep({"last_hidden_state": hidden}, examples, [0, 3])["embedding"]
+    found = TASK.collect({"last_hidden_state": hidden}, examples, [0, 3])["embedding"]
     means = np.stack([hidden[0].mean(axis=0), hidden[1, :3].mean(axis=0)])
     np.testing.assert_allclose(found, means / np.linalg.norm(means, axis=1, keepdims=True), rtol=1e-5)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]

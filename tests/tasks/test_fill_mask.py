@@ -30,7 +30,7 @@ def table(count: int = 60) -> pa.Table:
 def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(), model.processor, None, 32)
-    kept = TASK.keep({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
+    kept = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
     asked = pipeline(
         "fill-mask",
         model=AutoModelForMaskedLM.from_pretrained(folder),

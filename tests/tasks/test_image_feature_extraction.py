@@ -60,7 +60,7 @@ def test_graphs_answer_as_the_pipeline_of_transformers(name: str, tmp_path: Path
     graph = export_onnx(model, examples.subset(range(8)), None, fusions=True).graph
     assert verify_parity(graph, model, examples.subset(range(8)), 1e-3) < 1e-4
     outputs = session_of(graph).predict(examples.batch(range(COUNT)))
-    found = TASK.keep(outputs, examples, range(COUNT))["embedding"]
+    found = TASK.collect(outputs, examples, range(COUNT))["embedding"]
 
     images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
     known = pipeline("image-feature-extraction", str(tmp_path), use_fast=False)
@@ -125,7 +125,7 @@ def test_labels_are_numbers_of_classes_and_losses_are_contrastive() -> None:
     outputs = type("Out", (), {"pooler_output": pooled[:, :, None, None]})
     labels = torch.tensor([0, 1, 0, -100])
     torch.testing.assert_close(TASK.loss(outputs, labels), supervised_contrastive(pooled[:3], labels[:3], 0.1))
-    near = TASK.own_labels(type("Out", (), {"pooler_output": torch.tensor([[1.0, 0], [0, 1], [1, 0.1]])}), {})
+    near = TASK.predicted_labels(type("Out", (), {"pooler_output": torch.tensor([[1.0, 0], [0, 1], [1, 0.1]])}), {})
     assert near[0] == near[2]
 
 
@@ -134,4 +134,4 @@ def test_a_split_with_nothing_to_find_is_refused(labels: list[str] | None) -> No
     table = tiny_images.table(2).select(["image"])
     rows = table if labels is None else pa.table({"image": table["image"], "label": labels})
     with pytest.raises(DataError, match="nothing to find"):
-        TASK.held_out(rows, tiny_images.processor(), None, 128, Evaluation())
+        TASK.eval_examples(rows, tiny_images.processor(), None, 128, Evaluation())

@@ -62,7 +62,7 @@ def test_figures_are_those_of_scikit_learn(model: TorchModel) -> None:
     some = scenes(16)
     examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
     logits = predict(model.module, examples)
-    kept = TASK.keep({"logits": logits}, examples, range(len(some)))
+    kept = TASK.collect({"logits": logits}, examples, range(len(some)))
     wanted = [np.asarray(Image.open(io.BytesIO(row["mask"]))) for row in some]
     found = masks(logits, [mask.shape for mask in wanted], model.processor)
     truth, guess = (np.concatenate([mask.ravel() for mask in part]) for part in (wanted, found))

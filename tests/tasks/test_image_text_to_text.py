@@ -38,7 +38,7 @@ def _asked(text: str) -> list[dict[str, Any]]:
 
 def test_inputs_are_the_processors_own(folder: Path) -> None:
     model, rows = TASK.load(folder, None, trust_remote_code=False), table(4)
-    examples = TASK.held_out(rows, model.processor, None, 64, Evaluation())
+    examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
     own = LlavaProcessor.from_pretrained(folder, backend="pil")
     for row in range(4):
         prompt = own.apply_chat_template(_asked(rows["text"][row].as_py()), add_generation_prompt=True, tokenize=False)
@@ -82,7 +82,7 @@ def test_learning_is_judged_by_the_answers_tokens(folder: Path) -> None:
 
 def test_answers_are_the_pipelines_own(folder: Path) -> None:
     rows, model = table(6), TASK.load(folder, None, trust_remote_code=False)
-    examples = TASK.held_out(rows, model.processor, None, 64, Evaluation())
+    examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
     session = get_runtime("torch").open(folder, TARGETS["torch"], 1)
     found = session.predict(examples.batch(range(6)))["texts"]
     own = pipeline("image-text-to-text", model=str(folder), processor=model.processor, device="cpu")
@@ -92,7 +92,7 @@ def test_answers_are_the_pipelines_own(folder: Path) -> None:
         (answer,) = own(text=asked, return_full_text=False)
         assert found[row] == answer["generated_text"].strip()
     assert len(set(found)) > 1
-    assert TASK.keep({"texts": found}, examples, [0])["texts"].tolist() == found.tolist()
+    assert TASK.collect({"texts": found}, examples, [0])["texts"].tolist() == found.tolist()
 
 
 def test_figures_by_hand() -> None:

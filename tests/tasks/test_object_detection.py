@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_boxes_are_those_of_transformers_pipeline(model: TorchModel) -> None:
     some = scenes(20)
     examples = TASK.encode(table(DETECTION, some), model.processor, NAMES, 0)
-    kept = TASK.keep({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
+    kept = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
     pipeline = ObjectDetectionPipeline(model=model.module, image_processor=model.processor, device="cpu")
     shown = 0
     for found, row in zip(kept["found"], some, strict=True):
@@ -74,7 +74,7 @@ def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -
     assert examples.labels is None
     assert torch.isfinite(loss_of(TASK, model.module, tensors(examples, [0, 1, 2])))
     with pytest.raises(DataError, match="no boxes"):
-        TASK.keep({examples.answer: predict(model.module, examples)}, examples, range(4))
+        TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(4))
 
 
 def test_boxes_in_shares_of_the_picture() -> None:
@@ -99,15 +99,15 @@ def test_queries_that_are_there_for_training_alone_are_no_answers() -> None:
 
 
 def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
-    kinds = {kind: TASK.of({"model_type": kind}) for kind in ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")}
+    kinds = {kind: TASK.specialize({"model_type": kind}) for kind in ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")}
     assert [kind for kind, task in kinds.items() if task is SEPARATE] == ["rt_detr", "rt_detr_v2", "d_fine"]
     assert SEPARATE.app_steps == TASK.app_steps == ("prepare-image", "boxes")
     outputs = SimpleNamespace(logits=torch.tensor([[[2.0, -1], [-3, -2]]]), pred_boxes=torch.zeros(1, 2, 4))
-    assert SEPARATE.own_labels(outputs, {})[0, :, 0].tolist() == [0, -1]
-    assert TASK.own_labels(outputs, {})[0, :, 0].tolist() == [0, -1]
+    assert SEPARATE.predicted_labels(outputs, {})[0, :, 0].tolist() == [0, -1]
+    assert TASK.predicted_labels(outputs, {})[0, :, 0].tolist() == [0, -1]
     outputs.logits = torch.tensor([[[-1.0, 2], [-3, -2]]])
-    assert SEPARATE.own_labels(outputs, {})[0, :, 0].tolist() == [1, -1]
-    assert TASK.own_labels(outputs, {})[0, :, 0].tolist() == [-1, -1]
+    assert SEPARATE.predicted_labels(outputs, {})[0, :, 0].tolist() == [1, -1]
+    assert TASK.predicted_labels(outputs, {})[0, :, 0].tolist() == [-1, -1]
 
 
 def test_padding_is_no_object() -> None:
@@ -194,7 +194,7 @@ def test_pictures_of_any_size_are_refused_where_the_processor_leaves_them_so(mod
 def test_answers_that_are_not_finite(model: TorchModel) -> None:
     examples = TASK.encode(table(DETECTION, scenes(2)), model.processor, NAMES, 0)
     with pytest.raises(ModelError, match="not finite"):
-        TASK.keep({"detections": np.full((2, 5, 7), np.nan, np.float32)}, examples, [0, 1])
+        TASK.collect({"detections": np.full((2, 5, 7), np.nan, np.float32)}, examples, [0, 1])
     assert Detections.outputs == ("logits", "pred_boxes")
     assert detections(np.zeros((1, 5, 7), np.float32), np.array([[8, 8]]), model.processor).shape == (1, 5, 6)
 

@@ -36,7 +36,7 @@ def test_answers_are_those_that_transformers_decodes(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     some = dict(rows(TASK.name))["train"]
     examples = TASK.encode(table(some), model.processor, None, 48)
-    kept = TASK.keep({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
+    kept = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
     tokenizer, module = AutoTokenizer.from_pretrained(folder), AutoModelForQuestionAnswering.from_pretrained(folder)
     for row, found in zip(some, kept["answer"].tolist(), strict=True):
         encoded = tokenizer(row["question"], row["context"], return_offsets_mapping=True, return_tensors="pt")
@@ -89,7 +89,7 @@ def test_a_long_context_is_read_in_windows_and_its_answer_found_in_one(folder: P
     logits = np.zeros((len(examples), 2, 24), np.float32)
     for index, (first, last) in enumerate(spans):
         logits[index, 0, first] = logits[index, 1, last] = 9
-    kept = TASK.keep({examples.answer: logits}, examples, range(len(examples)))
+    kept = TASK.collect({examples.answer: logits}, examples, range(len(examples)))
     found = {row.metric: row.value for row in TASK.measure(kept, None, "m", "t")}
     assert found == {"f1": 1.0, "exact_match": 1.0}
 

@@ -15,14 +15,14 @@ from compress.plugins import plugin_problems
 from compress.stages.registry import STAGES
 from compress.tasks import capability, registry
 from compress.tasks.capability import (
-    ANSWERS_AT_ONCE,
-    BY_PLACE,
-    DRAWS,
+    SINGLE_CALL,
+    LOCALIZES,
+    GENERATES_IMAGES,
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
     HAS_LABELS,
-    HAS_TWO_TOWERS,
+    DUAL_ENCODER,
     READS_ROWS,
     REWRITES,
     TAKES_ARRAYS,
@@ -30,7 +30,7 @@ from compress.tasks.capability import (
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
-    TELLS_OF_IMAGES,
+    DESCRIBES_IMAGES,
     TRANSCRIBES,
     suits,
 )
@@ -81,7 +81,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
 
 def test_every_capability_of_a_task_has_a_name() -> None:
     known = {value for name, value in vars(capability).items() if name.isupper()}
-    kinds = [kind for task in TASKS.values() for kind in task.kinds()]
+    kinds = [kind for task in TASKS.values() for kind in task.variants()]
     used = frozenset[str]().union(*(kind.capabilities for kind in kinds))
     assert all(kind.columns == TASKS[kind.name].columns for kind in kinds)
     assert used == known
@@ -94,22 +94,22 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT, *OF_PLACES}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *OF_PLACES}),
-        ({HAS_CLASSES, TAKES_IMAGES}, {BY_PLACE}, {"image-classification"}),
+        ({HAS_CLASSES, TAKES_IMAGES}, {LOCALIZES}, {"image-classification"}),
         (
             {HAS_LABELS},
             set(),
             {"text-classification", *CLASSES, *WRITING, *OF_TEXT, *OF_IMAGES, *OF_PLACES},
         ),
-        ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
-        ({TAKES_IMAGES}, {HAS_CLASSES, TELLS_OF_IMAGES}, set(OF_IMAGES)),
-        ({TELLS_OF_IMAGES}, set(), {"image-text-to-text"}),
+        ({DUAL_ENCODER}, set(), {"zero-shot-image-classification"}),
+        ({TAKES_IMAGES}, {HAS_CLASSES, DESCRIBES_IMAGES}, set(OF_IMAGES)),
+        ({DESCRIBES_IMAGES}, set(), {"image-text-to-text"}),
         (
             {TAKES_TEXT},
             {GENERATES, TAKES_IMAGES},
             {"text-classification", "feature-extraction", "text2text-generation", *OF_TEXT},
         ),
         (
-            {ANSWERS_AT_ONCE},
+            {SINGLE_CALL},
             {TAKES_ARRAYS},
             {"text-classification", *CLASSES, "feature-extraction", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
         ),
@@ -124,12 +124,12 @@ def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[s
     assert list(found) == [name for name in TASK_NAMES if name in names]
 
 
-IN_STEPS = {GENERATES, TRANSCRIBES, REWRITES, TELLS_OF_IMAGES, DRAWS}
+IN_STEPS = {GENERATES, TRANSCRIBES, REWRITES, DESCRIBES_IMAGES, GENERATES_IMAGES}
 
 
 def test_what_answers_by_tokens_or_steps_does_not_answer_at_once() -> None:
     for task in TASKS.values():
-        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & IN_STEPS)
+        assert (SINGLE_CALL in task.capabilities) != bool(task.capabilities & IN_STEPS)
 
 
 def test_every_stage_is_for_some_task() -> None:

@@ -67,17 +67,17 @@ def test_figures_are_the_libraries_own() -> None:
 
 def test_rows_without_a_target_are_named(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
-    examples = TASK.held_out(pairs(2).select(["text"]), model.processor, None, 32, Evaluation())
+    examples = TASK.eval_examples(pairs(2).select(["text"]), model.processor, None, 32, Evaluation())
     with pytest.raises(DataError, match="no targets"):
-        TASK.keep({"texts": np.array(["a", "b"])}, examples, [0, 1])
+        TASK.collect({"texts": np.array(["a", "b"])}, examples, [0, 1])
 
 
 def test_the_target_torch_writes_what_generate_writes(folder: Path) -> None:
     session = get_runtime("torch").open(folder, TARGETS["torch"], 1)
     model = TASK.load(folder, None, trust_remote_code=False)
-    examples = TASK.held_out(pairs(4), model.processor, None, 32, Evaluation())
+    examples = TASK.eval_examples(pairs(4), model.processor, None, 32, Evaluation())
     found = session.predict(examples.batch([0]))
     with torch.inference_mode():
         wanted = model.module.generate(torch.from_numpy(examples.inputs[0]["input_ids"][None]))
     assert found["texts"].tolist() == model.processor.batch_decode(wanted, skip_special_tokens=True)
-    assert TASK.keep(found, examples, [0])["texts"].tolist() == found["texts"].tolist()
+    assert TASK.collect(found, examples, [0])["texts"].tolist() == found["texts"].tolist()

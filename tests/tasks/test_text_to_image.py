@@ -14,7 +14,7 @@ from tiny_pipelines import TOKENS, pipeline_folder
 from compress.data.media import media, media_type
 from compress.models.diffusion_sampling import PromptProcessor, load_prompt_processor
 from compress.tasks.generated_images import as_levels, fitted
-from compress.tasks.registry import get_task, told_task
+from compress.tasks.registry import get_task, infer_task
 from compress.tasks.task import Examples
 from compress.tasks.text_to_image import TASK
 from compress.utils.errors import ModelError
@@ -80,7 +80,7 @@ def test_levels_are_those_that_diffusers_rounds_to() -> None:
 def test_pictures_keep_the_names_of_their_classes(processor: PromptProcessor) -> None:
     examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
     pictures = np.stack([np.full((16, 16, 1), 0.5, np.float32), np.zeros((16, 16, 1), np.float32)])
-    kept = TASK.keep({"pictures": pictures}, examples, [1, 0])
+    kept = TASK.collect({"pictures": pictures}, examples, [1, 0])
     assert kept["class"].tolist() == ["boot", "bag"]
     assert kept["pictures"].dtype == np.uint8 and kept["pictures"][0].max() == 128
 
@@ -96,7 +96,7 @@ def test_a_picture_of_one_gray_has_no_contrast_and_equal_ones_are_at_no_distance
 
 
 def test_a_pipeline_tells_its_task_and_another_processor_is_refused() -> None:
-    assert told_task({"architectures": ["StableDiffusionPipeline"]}, False) == "text-to-image"
+    assert infer_task({"architectures": ["StableDiffusionPipeline"]}, False) == "text-to-image"
     assert get_task("text-to-image") is TASK
     with pytest.raises(ModelError, match="does not prepare prompts"):
         TASK.encode(rows("a bag", "dark boot"), object(), None, 99)

@@ -43,7 +43,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, NAMES, trust_remote_code=False)
     some = dict(rows(TASK.name))["train"]
     examples = TASK.encode(table(some), model.processor, NAMES, 32)
-    kept = TASK.keep({"logits": predict(model.module, examples)}, examples, range(len(some)))
+    kept = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(some)))
     asked = pipeline(
         "token-classification",
         model=AutoModelForTokenClassification.from_pretrained(folder),
@@ -76,7 +76,7 @@ def test_a_word_that_is_cut_off_is_wanted_and_not_found() -> None:
     examples = TASK.encode(long, word_piece(), NAMES, 6)
     assert len(examples.inputs[0]["input_ids"]) == 6 and "5 words have no token" in examples.note
     logits = np.zeros((1, 6, len(NAMES)), np.float32)
-    kept = TASK.keep({"logits": logits}, examples, [0])
+    kept = TASK.collect({"logits": logits}, examples, [0])
     assert kept["wanted"][0] == "O O O O O O O O B-GOOD"
     assert kept["found"][0] == "B-BAD B-BAD B-BAD B-BAD O O O O O"
 
@@ -187,6 +187,6 @@ def test_learning_is_judged_by_entities(folder: Path) -> None:
     model = TASK.load(folder, NAMES, trust_remote_code=False)
     examples = TASK.encode(table(dict(rows(TASK.name))["test"]), model.processor, NAMES, 32)
     found = merit(TASK, model.module, examples)
-    kept = TASK.keep({"logits": predict(model.module, examples)}, examples, range(len(examples)))
+    kept = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(examples)))
     assert found == TASK.measure(kept, None, "m", "t")[0].value
     assert isinstance(examples, Examples) and examples.classes is None

@@ -142,7 +142,7 @@ def test_rows_of_one_image_or_one_caption_belong_together(clip: Path) -> None:
 def test_prompts_stand_behind_the_rows_with_the_class_that_they_ask_for(clip: Path) -> None:
     model = TASK.load(clip, None, trust_remote_code=False)
     evaluation = Evaluation(templates=("a photo of {}", "{}"))
-    examples = TASK.held_out(tiny_towers.table(6), model.processor, None, 16, evaluation)
+    examples = TASK.eval_examples(tiny_towers.table(6), model.processor, None, 16, evaluation)
     assert examples.labels is not None and len(examples) == len(examples.lengths()) == 10
     asked = [model.tokenizer.decode(one["input_ids"], skip_special_tokens=True) for one in examples.inputs[6:]]
     assert asked == ["a photo of bright above", "bright above", "a photo of bright below", "bright below"]
@@ -197,7 +197,7 @@ def test_captions_without_pictures_are_named(clip: Path) -> None:
     rows = tiny_towers.table(2).select(["image"]).append_column("text", pa.array(["dark", "Dark"]))
     processor = TASK.load(clip, None, trust_remote_code=False).processor
     with pytest.raises(DataError, match="nothing to find among"):
-        TASK.held_out(rows, processor, None, 16, Evaluation())
+        TASK.eval_examples(rows, processor, None, 16, Evaluation())
 
 
 def test_a_model_of_one_tower_is_refused(tmp_path: Path) -> None:

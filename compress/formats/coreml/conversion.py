@@ -16,7 +16,7 @@ from compress.formats.coreml.model import CoreMlModel, package_of, specification
 from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
 from compress.formats.tracing import unmasked
-from compress.models.vocabulary import word_table
+from compress.models.vocabulary import token_embedding
 from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError, first_line
@@ -64,7 +64,7 @@ def to_coreml(
                 row, tuple(sample.values()), dynamic_shapes={"values": shapes}
             ).run_decompositions({})
             reference, found = of_torch(model.module, examples), _of_trace(traced.module(), examples)
-            what = f"As traced for Core ML the {examples.answers_are} differ from the model's"
+            what = f"As traced for Core ML the {examples.answer_label} differ from the model's"
             apart = prove(reference, found, examples, tolerance, what).worst
             made = coremltools.convert(
                 traced,
@@ -81,7 +81,7 @@ def to_coreml(
                 hint="leave this target out, or export to another format",
             ) from error
         if precision == "int8":
-            made = _in_few_bits(coremltools, made, word_table(model.module), table_bits)
+            made = _in_few_bits(coremltools, made, token_embedding(model.module), table_bits)
         return _packed(coremltools, made, model, [*sample, examples.answer]), apart
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from compress.formats.coreml.model import weights_of
 from compress.formats.silence import silence
-from compress.models.stored_tensor import StoredTensor, role_of, stored
+from compress.models.stored_tensor import StoredTensor, infer_role, stored
 from compress.utils.errors import MissingExtraError, unreadable_file_error
 
 _BLOB = struct.Struct("<IIQQ")
@@ -136,7 +136,7 @@ class _Constants:
         if mil in _NUMPY and size != math.prod(shape) * np.dtype(dtype).itemsize:
             what = f"The constant {name!r} has {size} bytes, which {mil} {list(shape)} does not take."
             raise unreadable_file_error(what, self.where, "coreml")
-        role = "constant" if dtype in _INDICES and not scales else role_of(dtype, shape, scales)
+        role = "constant" if dtype in _INDICES and not scales else infer_role(dtype, shape, scales)
         half = {"packed": True, "decode": partial(_of_four_bits, shape)} if dtype == "int4" else {}
         return self.found.setdefault(offset, stored(name, dtype, shape, self.file, (start, size), role, **half))
 

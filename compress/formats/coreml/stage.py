@@ -8,9 +8,9 @@ from pydantic import Field
 
 from compress.formats.coreml.model import CoreMlModel
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_TWO_TOWERS, OF_ANY_LENGTH
+from compress.tasks.capability import SINGLE_CALL, ANSWERS_PER_TOKEN, DUAL_ENCODER, VARIABLE_LENGTH
 
 
 class CoreMl(Stage[TorchModel, CoreMlModel]):
@@ -22,9 +22,9 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
     """
 
     packages = ("torch", "transformers", "coremltools")
-    requires = frozenset({ANSWERS_AT_ONCE})
+    requires = frozenset({SINGLE_CALL})
     # Sound of any length has not been tried there.
-    excludes = frozenset({BY_TOKEN, HAS_TWO_TOWERS, OF_ANY_LENGTH})
+    excludes = frozenset({ANSWERS_PER_TOKEN, DUAL_ENCODER, VARIABLE_LENGTH})
     kind: Literal["coreml"] = "coreml"
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "int8", description="of the weights; in int8 they have a scale a channel, and arithmetic is float16"
@@ -36,13 +36,13 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, as traced"
     )
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Real examples for tracing and for the proof."""
-        return Needs(splits=("train",))
+        return Requirements(splits=("train",))
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Weights of fewer bits, if any."""
-        return Promise(changes_weights=self.precision != "fp32")
+        return OutputSpec(changes_weights=self.precision != "fp32")
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The same weights in the precision that is asked for; the graph beside them is small."""
@@ -58,5 +58,5 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
             model, examples, self.precision, self.embedding_bits, context.max_length, self.tolerance
         )
         stored = prove_stored(made, model)
-        context.note(f"coreml: {examples.answers_are} differ by at most {apart:.1e} from torch as traced; {stored}")
+        context.note(f"coreml: {examples.answer_label} differ by at most {apart:.1e} from torch as traced; {stored}")
         return made

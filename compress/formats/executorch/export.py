@@ -277,7 +277,7 @@ def prove_lowered(made: Lowered, model: TorchModel, examples: Examples, toleranc
     session = opened(made.model)
     integers = of_torch(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
     apart = measure(of_torch(model.module, examples), integers, examples)
-    words, allowed = examples.answers_are, apart.worst + tolerance
+    words, allowed = examples.answer_label, apart.worst + tolerance
     what = f"In ExecuTorch the {words} differ from torch"
     near = prove(integers, of_session(session, examples), examples, allowed, what)
     if apart.worst <= tolerance:

@@ -12,7 +12,7 @@ import numpy as np
 from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.silence import silence
 from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
-from compress.utils.errors import MissingExtraError, ModelError, unreadable_file_error, incomplete_artifact_error
+from compress.utils.errors import MissingExtraError, ModelError, incomplete_artifact_error, unreadable_file_error
 
 _HEADER = 40
 _NUMPY = {

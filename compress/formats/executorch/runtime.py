@@ -16,7 +16,7 @@ from compress.formats.model_file import file_of
 from compress.formats.silence import silence
 from compress.formats.target_profile import Target
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
-from compress.utils.errors import InputError, StageError, unreadable_file_error, incomplete_artifact_error
+from compress.utils.errors import InputError, StageError, incomplete_artifact_error, unreadable_file_error
 
 METHOD = "forward"
 _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from compress.formats.executorch.model import ExecuTorchModel
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
-from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, OF_ANY_LENGTH, TAKES_PAIRS
+from compress.tasks.capability import SINGLE_CALL, DUAL_ENCODER, VARIABLE_LENGTH, TAKES_PAIRS
 
 
 class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
@@ -24,10 +24,10 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
     version = 3
     packages = ("torch", "transformers", "executorch", "torchao")
-    requires = frozenset({ANSWERS_AT_ONCE})
+    requires = frozenset({SINGLE_CALL})
     # Traced with token types, a BERT counts its batch by an arange of fixed length, which a single row does not fit.
     # Sound of any length has not been tried there.
-    excludes = frozenset({TAKES_PAIRS, HAS_TWO_TOWERS, OF_ANY_LENGTH})
+    excludes = frozenset({TAKES_PAIRS, DUAL_ENCODER, VARIABLE_LENGTH})
     kind: Literal["executorch"] = "executorch"
     precision: Literal["fp32", "int8"] = Field("int8", description="of products and convolutions")
     embedding_bits: Literal[4, 8] = Field(
@@ -37,13 +37,13 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Real examples for tracing, for calibration and for the proof."""
-        return Needs(splits=("train",))
+        return Requirements(splits=("train",))
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Weights of fewer bits, if any."""
-        return Promise(changes_weights=self.precision != "fp32")
+        return OutputSpec(changes_weights=self.precision != "fp32")
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The same weights in the precision that is asked for; the graph beside them is small."""

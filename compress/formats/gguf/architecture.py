@@ -95,8 +95,8 @@ class GgufArchitecture:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
         """That of a checkpoint. Raises `ModelError` for one that GGUF cannot express."""
-        from compress.models.meta_model import hollow_decoder, stored_shapes
-        from compress.models.pruned_model import is_cut
+        from compress.models.meta_model import build_decoder_on_meta, stored_shapes
+        from compress.models.pruned_model import is_pruned
 
         where, kind = str(checkpoint.folder / "config.json"), checkpoint.config.get("model_type")
         if kind not in FAMILIES:
@@ -106,8 +106,8 @@ class GgufArchitecture:
                 where=where,
                 expected=f"model_type {', '.join(FAMILIES)}",
             )
-        model = hollow_decoder(checkpoint.folder)
-        if is_cut(model.config):
+        model = build_decoder_on_meta(checkpoint.folder)
+        if is_pruned(model.config):
             raise ModelError(
                 f"Parts of the {kind} were cut in a way that its own config has no words for, nor has GGUF.",
                 where=where,

@@ -119,7 +119,7 @@ def _keep(level: int, text: bytes, _: object) -> None:
 
 
 _LISTENER = _LOG(_keep)
-"""Kept here, since llama.cpp calls it as long as the process lives."""
+"""CollectedOutputs here, since llama.cpp calls it as long as the process lives."""
 
 
 def why_missing() -> str | None:

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from compress.formats.gguf.model import GGUF_FILE, GgufModel
 from compress.models.checkpoint import Checkpoint
-from compress.stages.base import Context, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
+from compress.stages.protocols import integer_weights
 from compress.tasks.capability import GENERATES
 from compress.utils.errors import ModelError, StageError
 
@@ -59,26 +60,26 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         "are rounded to 4 or 6 bits; otherwise they take 4 bits, exactly",
     )
 
-    def calls(self) -> tuple[str, ...]:
+    def called_packages(self) -> tuple[str, ...]:
         """Return the distributions that the stage calls, with the one that contains ggml if it rounds."""
         return self.packages if self.type is None else (*self.packages, _RUNTIME)
 
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+    def conflicts_with(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own.
 
         Where it rounds itself, any integers.
         """
-        if earlier.adapter_beside:
+        if earlier.output_spec().adapter_beside:
             return None, "merge_lora before quantization, or a recipe without GGUF"
-        if self.type is not None and earlier.integers():
+        if self.type is not None and integer_weights(earlier):
             return (
                 None,
                 f"weights in float, which gguf rounds to {self.type}; or gguf without type, which keeps integers",
             )
-        for weights in earlier.integers():
+        for weights in integer_weights(earlier):
             if weights.group_size % _BLOCK and weights.group_size != -1:
                 return weights.group_field, f"a multiple of {_BLOCK}, GGUF's blocks"
-        for weights in earlier.integers():
+        for weights in integer_weights(earlier):
             if weights.zero_points and weights.bits > _MOST_BITS_WITH_ZEROS:
                 reason = f"GGUF has no type for {weights.bits} bits with zero points"
                 return weights.zero_points_field, f"{weights.no_zero_points}: {reason}"
@@ -88,7 +89,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Raises `ModelError` for a type that is garbage without an importance matrix, where there will be none."""
         from compress.models.imatrix import IMATRIX
 
-        self._check_weighed(before[-1].imatrix_beside if before else (start / IMATRIX).is_file())
+        self._check_weighed(before[-1].output_spec().imatrix_beside if before else (start / IMATRIX).is_file())
 
     def _check_weighed(self, weighed: bool) -> None:
         from compress.formats.gguf.file_types import needs_imatrix
@@ -103,7 +104,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Bytes by the rules of the type, or of the blocks that hold the integers; floats have 16 or 32 bits."""
         if before is None:
-            return super().predict(before, plan)
+            return predicted(None, None)
         from compress.formats.gguf.file_types import bytes_of
 
         if self.type is not None:
@@ -123,7 +124,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Of a weight in the smallest block of 32 that holds its integer, with the scale; of a float its own."""
         return next((each + 0.5 for each in (4, 5, 8) if bits <= each), self._float_bits)
 
-    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
+    def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """File types from the smallest on, where the stage rounds at all."""
         from compress.formats.gguf.file_types import FILE_TYPES, bytes_of
 
@@ -135,9 +136,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Floats as they are, and integers to the bit."""
         return self.model_copy(update={"type": None, "k_quants": False})
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """The weights are those of the input in another layout, or rounded."""
-        return Promise(changes_weights=self.type is not None or self.k_quants)
+        return OutputSpec(changes_weights=self.type is not None or self.k_quants)
 
     def run(self, model: Checkpoint, context: Context) -> GgufModel:
         """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""

@@ -16,7 +16,7 @@ from compress.formats.litert.model import LITERT_FILE
 from compress.formats.litert.names import named_after
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing, unmasked
-from compress.models.vocabulary import word_table
+from compress.models.vocabulary import token_embedding
 from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError, first_line
@@ -73,7 +73,7 @@ class _OneRow(nn.Module):
         Their ids are constants, so the converter would store what they give, in fp32, once for each length. A zero that
         comes from the input is added: what is stored is the table, once.
         """
-        words = word_table(self.module) if self._reads_ids() else None
+        words = token_embedding(self.module) if self._reads_ids() else None
         tables = [one for one in self.module.modules() if isinstance(one, nn.Embedding) and one is not words]
         hooks = [table.register_forward_pre_hook(self._moved) for table in tables if self._reads_ids()]
         try:
@@ -125,7 +125,7 @@ def _quiet() -> Iterator[Any]:
 
 def words_of(model: TorchModel) -> str | None:
     """The name of the parameter that is the table of words; None for a model that reads no ids."""
-    table = word_table(model.module)
+    table = token_embedding(model.module)
     if table is None:
         return None
     name: str = next(name for name, value in model.module.named_parameters() if value is table.weight)

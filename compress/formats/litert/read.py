@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.models.stored_tensor import Content, StoredTensor, role_of, stored
+from compress.models.stored_tensor import Content, StoredTensor, infer_role, stored
 from compress.utils.errors import ModelError
 
 _IDENTIFIER = b"TFL3"
@@ -77,7 +77,7 @@ def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]
             shape = tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
             name, dtype = tensor.Name().decode(), types[tensor.Type()]
             _check_size(name, dtype, shape, place[1])
-            role = role_of(dtype, shape, index in scaling)
+            role = infer_role(dtype, shape, index in scaling)
             yield stored(name, dtype, shape, file, place, role, packed=dtype in _BITS)
             yield from _scales(tensor, name, content, file)
 

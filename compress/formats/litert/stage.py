@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
-from compress.models.config_checks import positions_of
+from compress.models.config_checks import max_positions
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import (
-    ANSWERS_AT_ONCE,
-    BY_TOKEN,
-    HAS_TWO_TOWERS,
-    OF_ANY_LENGTH,
-    Capabilities,
-    takes_media,
+    SINGLE_CALL,
+    ANSWERS_PER_TOKEN,
+    DUAL_ENCODER,
+    VARIABLE_LENGTH,
+    TAKES_AUDIO,
+    TAKES_IMAGES,
 )
 from compress.utils.errors import StageError
+
+_TEXT_ONLY = AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO}))
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):
@@ -30,23 +32,23 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
     """
 
     packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
-    requires = frozenset({ANSWERS_AT_ONCE})
+    requires = frozenset({SINGLE_CALL})
     # Sound of any length has not been tried there.
-    excludes = frozenset({BY_TOKEN, HAS_TWO_TOWERS, OF_ANY_LENGTH})
+    excludes = frozenset({ANSWERS_PER_TOKEN, DUAL_ENCODER, VARIABLE_LENGTH})
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",
         description="of the weights; in int8 products are of 8 bits too, by the ranges of each call",
     )
-    lengths: tuple[int, ...] | int = Field(
+    lengths: Annotated[tuple[int, ...] | int, _TEXT_ONLY] = Field(
         4,
         description="tokens of each signature, e.g. [16, 64, 128]; or how many to choose for the least padding of the "
         "training texts, the last as long as a text may be",
     )
-    embedding_bits: Literal[4, 8] | None = Field(
+    embedding_bits: Annotated[Literal[4, 8] | None, _TEXT_ONLY] = Field(
         None, description="bits of the table of words; default: those of the weights"
     )
-    embedding_block_size: Blocks | None = Field(
+    embedding_block_size: Annotated[Blocks | None, _TEXT_ONLY] = Field(
         32, description="weights of a row of that table that share a scale at 4 bits; none: the whole row"
     )
     tolerance: float = Field(
@@ -71,18 +73,13 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
             raise ValueError("embedding_bits are for integers: set precision: int8 or int8_weights")
         return self
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Real examples for their lengths, for tracing and for the proof."""
-        return Needs(splits=("train",))
+        return Requirements(splits=("train",))
 
-    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """What is said of texts, for images and recordings."""
-        texts = ("lengths", "embedding_bits", "embedding_block_size")
-        return tuple(name for name in texts if name in self.model_fields_set) if takes_media(task) else ()
-
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Weights of fewer bits, if any; graphs of several lengths can outweigh those of a very small model."""
-        return Promise(changes_weights=self.precision != "fp32")
+        return OutputSpec(changes_weights=self.precision != "fp32")
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The same weights in the precision that is asked for; the graph beside them is small."""
@@ -121,7 +118,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         """Those of the recipe, or those that pad the training texts least. Raises `StageError` for a text too long."""
         from compress.numerics.sampling import covering_lengths
 
-        positions = positions_of(model.module.config.to_dict()) or context.max_length
+        positions = max_positions(model.module.config.to_dict()) or context.max_length
         longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(texts.max()))
         chosen = covering_lengths(texts, self.lengths, longest) if isinstance(self.lengths, int) else self.lengths
         if chosen[-1] > positions or chosen[-1] < texts.max():
@@ -132,7 +129,5 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
             )
         padded = sum(min(one for one in chosen if one >= text) for text in texts.tolist())
         waste = padded / int(texts.sum()) - 1
-        context.note(
-            f"litert: signatures of {', '.join(map(str, chosen))} tokens; padding adds {waste:.0%} of tokens"
-        )
+        context.note(f"litert: signatures of {', '.join(map(str, chosen))} tokens; padding adds {waste:.0%} of tokens")
         return chosen

@@ -1,4 +1,4 @@
-"""ONNX."""
+"""The ONNX format: its stage, runtimes, targets and hooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ APPS = {
     "linux-arm64": App("onnxruntime", "PyPI: onnxruntime"),
     "desktop": App("onnxruntime", "PyPI: onnxruntime"),
 }
-"""What runs a graph in an app, as ONNX or in ONNX Runtime's own format."""
+"""Package that runs a graph in an app, as ONNX or in ONNX Runtime's own format, by platform."""
 FORMAT = FormatSpec(
     name="onnx",
     rank=0,

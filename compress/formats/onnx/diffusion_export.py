@@ -87,7 +87,7 @@ class _Hidden:
 
     outputs: ClassVar[tuple[str, ...]] = (HIDDEN,)
     answer: ClassVar[str] = "hidden"
-    many: ClassVar[str] = "hidden states"
+    answer_label: ClassVar[str] = "hidden states"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the hidden states [batch, tokens, width]."""
@@ -173,10 +173,10 @@ def verify_diffusion(
         for case in cases:
             answers = session.predict({key: value.numpy() for key, value in case.inputs.items()})
             pairs += [(value.numpy(), answers[key]) for key, value in case.answer().items()]
-        part_distance = distances[name] = distance(pairs)
-        if not part_distance.worst <= tolerance * max(1.0, part_distance.largest):
+        error = distances[name] = distance(pairs)
+        if not error.worst <= tolerance * max(1.0, error.largest):
             raise IntegrityError(
-                f"The graph of {name} differs from torch by {part_distance.worst:.2e}; the largest is {part_distance.largest:.1f}.",
+                f"The graph of {name} differs from torch by {error.worst:.2e}; the largest is {error.largest:.1f}.",
                 expected=f"at most {tolerance:g} of it, at all sizes and batches",
                 hint="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
             )

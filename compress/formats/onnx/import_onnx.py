@@ -31,18 +31,18 @@ from compress.tasks.task import LOGITS
 from compress.utils.errors import ModelError, first_line
 
 _TOLERANCE = 1e-3
-"""Largest difference of an output's entry from the original's, as a share of its spread: other orders of sums."""
+"""Largest difference of an output's entry from the original's, as a share of its spread: sums in another order."""
 _GROWTH, _OVERHEAD_BYTES = 1.02, 65_536
-"""How much larger a file may become by what is computed beforehand; small tables are."""
+"""Growth of a file that constant folding may cause; small tables are folded too."""
 _MOVES = frozenset(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat"))
-"""Operators that are computed beforehand however large the constant is."""
+"""Operators that are folded however large the constant is."""
 CHECK_SEEDS = (1, 2)
-"""Seeds of the inputs on which both graphs are asked."""
+"""Seeds of the random inputs on which both graphs are compared."""
 
 
 @dataclass(frozen=True)
 class ImportedGraph:
-    """A graph that a recipe can start from, what it takes, and what was done to it or couldn't be, in words."""
+    """A graph that a recipe can start from, with its inputs, the changes, and the steps that failed."""
 
     graph: onnx.ModelProto
     inputs: GraphInputs
@@ -51,7 +51,7 @@ class ImportedGraph:
 
 
 def import_graph(file: Path) -> ImportedGraph:
-    """The graph of ``file``, ready. Raises `ModelError` for a file that is broken, too new, or answers nothing."""
+    """Read and normalize the graph of ``file``. Raises `ModelError` if it is broken, too new, or has no outputs."""
     original = read_graph_file(file)
     session = _opened(original, file)
     inputs = synthesize_inputs(original, session)
@@ -59,7 +59,7 @@ def import_graph(file: Path) -> ImportedGraph:
 
 
 def read_graph_file(file: Path) -> onnx.ModelProto:
-    """The whole graph with its weights, from wherever they lie. Raises `ModelError`."""
+    """Read a whole graph with its weights, external ones included. Raises `ModelError`."""
     from google.protobuf.message import DecodeError
 
     from compress.formats.onnx.stored_tensors import read_tensors
@@ -86,8 +86,8 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
 
 
 def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
-    """Infinity may be a mask; NaN is what a training that diverged leaves. Raises `ModelError`."""
-    for tensor in (tensor for one in all_graphs(graph.graph) for tensor in one.initializer):
+    """Raise `ModelError` for NaN in weights, which a diverged training leaves; infinity may be a mask."""
+    for tensor in (tensor for subgraph in all_graphs(graph.graph) for tensor in subgraph.initializer):
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise ModelError(
@@ -99,6 +99,7 @@ def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
 
 
 def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
+    """Open the graph. Raises `ModelError` if its operator set is too new or ONNX Runtime refuses it."""
     opset = next((entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), 0)
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
@@ -126,70 +127,73 @@ _LIBRARY_FAILURES = (
     *FAILURES,
 )
 Step = Callable[[ir.Model], tuple[ir.Model, str | None]]
-"""The graph, changed in place or made anew, and what was done to it; None where there was nothing to do."""
+"""Changes the graph in place or returns a new one, with a description of the change; None if nothing was changed."""
 
 
 def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inputs: GraphInputs) -> ImportedGraph:
-    """Each step counts if the graph still opens, answers alike and is no larger.
+    """Apply the normalization steps; a step counts if the graph still opens, gives the same answers and is no larger.
 
-    Without inputs to ask, and of a graph that is quantized already, only those that move things are taken.
+    Without inputs to compare on, and for a graph that is quantized already, only steps that compute nothing apply.
     """
     graph, changes, failures = original, list[str](), list[str]()
-    asked = [] if inputs.unproven else [inputs.draw(seed) for seed in CHECK_SEEDS]
-    expected = [run_session(session, feed) for feed in asked]
+    feeds = [] if inputs.unproven else [inputs.draw(seed) for seed in CHECK_SEEDS]
+    expected = [run_session(session, feed) for feed in feeds]
     quantized = any(node.op_type in INTEGER_OPERATORS for node in original.graph.node)
+    # The alternatives of a step are tried in order until one of them works.
     for ways, computes in _STEPS:
-        if computes and (not asked or quantized):
+        if computes and (not feeds or quantized):
             continue
         for step in ways:
             try:
                 with silence("logs"):
-                    changed, said = step(ir.from_proto(graph))
-                made = ir.to_proto(changed)
+                    changed, change = step(ir.from_proto(graph))
+                changed_graph = ir.to_proto(changed)
             except _LIBRARY_FAILURES as error:
                 # A pass that fails on a graph leaves it as it was; a stage that needs the step says what is missing.
                 failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
                 continue
-            if said is not None and made.ByteSize() <= original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
-                if _answers_alike(made, asked, expected):
-                    graph, changes = made, [*changes, said]
+            if change is not None and changed_graph.ByteSize() <= original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
+                if _answers_alike(changed_graph, feeds, expected):
+                    graph, changes = changed_graph, [*changes, change]
                 else:
-                    failures.append(f"{said}, and then the graph answered otherwise")
+                    failures.append(f"{change}, and then the graph answered otherwise")
             break
     return ImportedGraph(graph, inputs, tuple(changes), tuple(failures))
 
 
 def _answers_alike(
-    graph: onnx.ModelProto, asked: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Sequence[np.ndarray]]
+    graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Sequence[np.ndarray]]
 ) -> bool:
+    """Return whether the graph gives the expected answers."""
     try:
         session = open_session(graph)
-        found = [run_session(session, feed) for feed in asked]
+        actual = [run_session(session, feed) for feed in feeds]
     except FAILURES:
         return False
-    return all(outputs_match(one, other) for ours, theirs in zip(expected, found, strict=True)
-               for one, other in zip(ours, theirs, strict=True))  # fmt: skip
+    return all(outputs_match(expected_output, output) for ours, theirs in zip(expected, actual, strict=True)
+               for expected_output, output in zip(ours, theirs, strict=True))  # fmt: skip
 
 
 def run_session(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Every output."""
-    found: list[np.ndarray] = session.run(None, dict(feed))
-    return found
+    """Return every output."""
+    outputs: list[np.ndarray] = session.run(None, dict(feed))
+    return outputs
 
 
-def outputs_match(expected: np.ndarray, found: np.ndarray) -> bool:
-    """Whether an output is the original's but for other orders of sums; of text nothing is asked."""
-    if not isinstance(expected, np.ndarray) or expected.shape != found.shape:
-        return isinstance(expected, list) and isinstance(found, list)
+def outputs_match(expected: np.ndarray, actual: np.ndarray) -> bool:
+    """Return whether an output equals the original's up to the order of sums. Text outputs are not compared."""
+    if not isinstance(expected, np.ndarray) or expected.shape != actual.shape:
+        return isinstance(expected, list) and isinstance(actual, list)
     if expected.dtype.kind != "f":
-        return bool((expected == found).all())
-    wanted, given = expected.astype(np.float64), found.astype(np.float64)
-    spread = float(wanted.std()) or float(np.abs(wanted).max(initial=0)) or 1.0
-    return bool(np.allclose(wanted, given, rtol=_TOLERANCE, atol=_TOLERANCE * spread, equal_nan=True))
+        return bool((expected == actual).all())
+    expected_values, actual_values = expected.astype(np.float64), actual.astype(np.float64)
+    # A constant output has no spread; its magnitude takes the place.
+    spread = float(expected_values.std()) or float(np.abs(expected_values).max(initial=0)) or 1.0
+    return bool(np.allclose(expected_values, actual_values, rtol=_TOLERANCE, atol=_TOLERANCE * spread, equal_nan=True))
 
 
 def _inline(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """Functions of the file's own become their nodes."""
+    """Replace calls of the file's functions by their nodes."""
     count = len(model.functions)
     if count:
         common.InlinePass()(model)
@@ -197,7 +201,7 @@ def _inline(model: ir.Model) -> tuple[ir.Model, str | None]:
 
 
 def _lift(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """Constant nodes become initializers, and initializers are inputs no more."""
+    """Turn Constant nodes into initializers, and remove initializers from the inputs."""
     count = sum(node.op_type == "Constant" for graph in model.graphs() for node in graph)
     listed = sum(value.is_initializer() for value in model.graph.inputs)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -206,54 +210,56 @@ def _lift(model: ir.Model) -> tuple[ir.Model, str | None]:
 
 
 def _convert(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """An operator set with scales for channels, by onnx's own converter. Raises `RuntimeError` where it can't."""
+    """Convert to an operator set with per-channel scales by onnx's converter. Raises `RuntimeError` if it fails."""
     from onnx import version_converter
 
-    found = model.opset_imports.get("", OLDEST_OPSET)
-    if found >= OLDEST_OPSET:
+    opset = model.opset_imports.get("", OLDEST_OPSET)
+    if opset >= OLDEST_OPSET:
         return model, None
     proto = ir.to_proto(model)
     proto.ir_version = max(proto.ir_version, 7)
-    made = ir.from_proto(version_converter.convert_version(proto, OLDEST_OPSET))
-    return made, f"operator set {found} converted to {OLDEST_OPSET}"
+    converted = ir.from_proto(version_converter.convert_version(proto, OLDEST_OPSET))
+    return converted, f"operator set {opset} converted to {OLDEST_OPSET}"
 
 
 def _fold(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """What is computed of constants alone is computed now."""
+    """Fold constant expressions with onnxscript."""
     from onnxscript import optimizer
 
-    before = _count(model)
+    node_count = _count(model)
     optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=_is_move)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
-    saved = before - _count(model)
+    saved = node_count - _count(model)
     return model, f"{saved} nodes computed beforehand" if saved > 0 else None
 
 
 def _fold_by_onnxruntime(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """The same by ONNX Runtime, which knows branches."""
-    made = ir.from_proto(optimize_basic(ir.to_proto(model)))
-    saved = _count(model) - _count(made)
-    return made, f"{saved} nodes computed beforehand by ONNX Runtime" if saved > 0 else None
+    """Fold constant expressions with ONNX Runtime, which supports branches."""
+    optimized = ir.from_proto(optimize_basic(ir.to_proto(model)))
+    saved = _count(model) - _count(optimized)
+    return optimized, f"{saved} nodes computed beforehand by ONNX Runtime" if saved > 0 else None
 
 
 def _is_move(node: ir.Node) -> bool | None:
+    """Return True for a node that only moves constants, which is folded regardless of size; None leaves the default."""
     stored = all(value is not None and value.const_value is not None for value in node.inputs)
     return True if node.op_type in _MOVES and stored else None
 
 
 def _fold_batch_normalization(model: ir.Model) -> tuple[ir.Model, str | None]:
-    """`BatchNormalization` after a convolution or a product becomes part of its weights."""
+    """Fold `BatchNormalization` into the weights of the preceding convolution or product."""
     from onnxscript.rewriter import RewriteRuleSet
     from onnxscript.rewriter.rules import common as rules
 
-    wanted = RewriteRuleSet([rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_gemm_rule])
-    count = wanted.apply_to_model(model)
+    rules_to_apply = RewriteRuleSet([rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_gemm_rule])
+    count = rules_to_apply.apply_to_model(model)
     common.RemoveUnusedNodesPass()(model)
     return model, f"{count} normalisations folded into weights" if count else None
 
 
 def _count(model: ir.Model) -> int:
+    """Return the number of nodes, those of branches included."""
     return sum(1 for graph in model.graphs() for _ in graph)
 
 
@@ -265,17 +271,17 @@ _STEPS: tuple[tuple[tuple[Step, ...], bool], ...] = (
     ((_fold, _fold_by_onnxruntime), True),
     ((_fold_batch_normalization,), True),
 )
-"""In order, each with who does it where the one before fails, and whether it computes anything anew."""
+"""Steps in order: alternatives, each tried if the one before fails, and whether the step computes new values."""
 
 
 _PIXELS = "pixel_values"
 
 
 def rename_for_clients(start: ImportedGraph) -> ImportedGraph:
-    """The same under the names that transformers knows, and for batches of any size, as far as its answers allow.
+    """Return the graph with the names that transformers' clients expect, if possible for batches of any size.
 
-    An image goes in as `pixel_values`, and one output [batch, classes] comes out as `logits`; other graphs keep their
-    names. A first axis of 1 is freed where two calls at once are proven to be answered as one by one.
+    An image input becomes `pixel_values`, and a single output [batch, classes] becomes `logits`; other graphs keep
+    their names. A first axis of 1 becomes dynamic where a batch of two gives the same answers as two calls.
     """
     model = ir.from_proto(start.graph)
     changes = list(start.changes)
@@ -286,9 +292,8 @@ def rename_for_clients(start: ImportedGraph) -> ImportedGraph:
             renamed.append(f"{value.name} is called {name}")
             value.name = name
     graph = ir.to_proto(model) if renamed else start.graph
-    inputs = replace(start.inputs, inputs=tuple(
-        replace(one, name=str(value.name)) for one, value in zip(start.inputs.inputs, model.graph.inputs, strict=True)
-    ))  # fmt: skip
+    pairs = zip(start.inputs.inputs, model.graph.inputs, strict=True)
+    inputs = replace(start.inputs, inputs=tuple(replace(entry, name=str(value.name)) for entry, value in pairs))
     freed = _with_free_batch(graph, inputs)
     if freed is not None:
         graph, changes = freed, [*changes, "batches of any size"]
@@ -296,25 +301,35 @@ def rename_for_clients(start: ImportedGraph) -> ImportedGraph:
 
 
 def _with_free_batch(graph: onnx.ModelProto, inputs: GraphInputs) -> onnx.ModelProto | None:
-    """``graph`` with a free first axis in place of 1 everywhere; None where it has none or then answers otherwise."""
-    if inputs.unproven or not all(one.axes and one.axes[0] == 1 for one in inputs.inputs):
+    """Return ``graph`` with a dynamic first axis instead of 1; None if it has none or answers differently."""
+    if inputs.unproven or not all(
+        expected_output.axes and expected_output.axes[0] == 1 for expected_output in inputs.inputs
+    ):
         return None
     model = ir.from_proto(graph)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape) and value.shape[0] == 1:
             value.shape = ir.Shape(["batch", *value.shape[1:]])
+    # Recorded shapes of values in between still have the fixed batch.
     for node in model.graph:
         for output in node.outputs:
             if not output.is_graph_output():
                 output.shape = None
-    made = ir.to_proto(model)
+    batched = ir.to_proto(model)
     calls = [inputs.draw(seed) for seed in CHECK_SEEDS]
     together = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
     try:
-        session = open_session(made)
+        session = open_session(batched)
         single = [run_session(session, call) for call in calls]
-        found = run_session(session, together)
+        together_outputs = run_session(session, together)
     except FAILURES:
         return None
     expected = (np.concatenate(parts) for parts in zip(*single, strict=True))
-    return made if all(outputs_match(one, other) for one, other in zip(expected, found, strict=True)) else None
+    return (
+        batched
+        if all(
+            outputs_match(expected_output, actual)
+            for expected_output, actual in zip(expected, together_outputs, strict=True)
+        )
+        else None
+    )

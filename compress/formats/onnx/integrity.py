@@ -1,4 +1,4 @@
-"""Looking into an ONNX model of one graph or several."""
+"""Hooks for the integrity check of an ONNX model of one graph or several."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ _RECORDINGS = 3
 
 
 def stored(model: OnnxModel) -> Stored:
-    """Every tensor of every graph, branches too; names are those of the weights' modules, and so of one graph alone."""
+    """Return every stored tensor of every graph, branches included, by the name of its module's weight."""
     from onnx import numpy_helper
 
     tensors = (
-        tensor for whole in model.graphs.values() for graph in all_graphs(whole.graph) for tensor in graph.initializer
+        tensor
+        for model_graph in model.graphs.values()
+        for graph in all_graphs(model_graph.graph)
+        for tensor in graph.initializer
     )
     return of_arrays((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
 
 
 def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
-    """What ONNX Runtime answers."""
+    """Return the answers of ONNX Runtime."""
     if model.is_diffusion:
         from compress.formats.onnx.diffusion_export import open_diffusion
 
@@ -38,7 +41,10 @@ def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
 
 
 def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
-    """Logits [examples, vocabulary] of a few texts' first word: after the prompt in a recording's first window."""
+    """Return logits [examples, vocabulary] of the first token of a few outputs.
+
+    For speech it follows the prompt in a recording's first window.
+    """
     from compress.formats.onnx.decoder import teacher_forced_logits
     from compress.models.processor import load_processor
     from compress.runtimes.transcriber import read_rules
@@ -61,13 +67,13 @@ def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
 
 
 def _of_last_word(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
-    """Logits [examples, vocabulary] of what follows a few images with their texts."""
+    """Return logits [examples, vocabulary] of the token after a few images with their texts."""
     from compress.formats.onnx.decoder import open_image_reader
     from compress.models.processor import load_processor
     from compress.runtimes.image_answers import IDS, PIXELS, read_rules
 
     examples, graphs = encode(load_processor(folder)), open_image_reader(model, read_rules(folder).image)
-    batches = (examples.batch([place]) for place in range(min(len(examples), _RECORDINGS)))
+    batches = (examples.batch([index]) for index in range(min(len(examples), _RECORDINGS)))
     return np.concatenate([graphs.begin(batch[IDS], batch[PIXELS])[:, -1] for batch in batches])
 
 

@@ -1,4 +1,4 @@
-"""The values within an ONNX graph, which may be cut at them."""
+"""Intermediate values of an ONNX graph, which may be cut at them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _MOVED = frozenset(
         *("Transpose", "Unsqueeze"),
     }
 )
-"""Operators that compute nothing; a fault of theirs shows where the value is read."""
+"""Operators that compute nothing; their errors show where the value is read."""
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
 def open_parts(file: Path, target: Target, length: int | None) -> OnnxParts:
-    """What ONNX Runtime makes of a file on any processor, whose parts run on ``target``.
+    """Open the graph as ONNX Runtime optimizes it for any processor; parts of it run on ``target``.
 
-    Raises `ModelError` for one that can't be opened.
+    Raises `ModelError` if it cannot be opened.
     """
     with tempfile.TemporaryDirectory() as folder:
         graph = onnx.load(write_optimized(file, Path(folder), 1, portable=True))
@@ -45,7 +45,7 @@ def open_parts(file: Path, target: Target, length: int | None) -> OnnxParts:
 
 
 def _run_on(target: Target, graph: onnx.ModelProto) -> Run:
-    """Through the target's own runtime."""
+    """Run a graph through the target's own runtime."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(graph, file)
@@ -53,7 +53,7 @@ def _run_on(target: Target, graph: onnx.ModelProto) -> Run:
 
 
 def run_here(graph: onnx.ModelProto) -> Run:
-    """On this machine, every node as it stands."""
+    """Run a graph on this machine without optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -62,14 +62,14 @@ def run_here(graph: onnx.ModelProto) -> Run:
     outputs = [value.name for value in session.get_outputs()]
 
     def run(batch: Values) -> Values:
-        found = session.run(outputs, {name: batch[name] for name in inputs})
-        return dict(zip(outputs, found, strict=True))
+        values = session.run(outputs, {name: batch[name] for name in inputs})
+        return dict(zip(outputs, values, strict=True))
 
     return run
 
 
 class OnnxParts(Parts):
-    """``graph`` as it runs (`write_optimized` gives such a one); ``start`` opens a graph where it is to run."""
+    """Parts of an optimized ``graph`` (from `write_optimized`); ``start`` opens a graph on the target."""
 
     def __init__(self, graph: onnx.ModelProto, start: Callable[[onnx.ModelProto], Run] = run_here) -> None:
         outputs = [value.name for value in graph.graph.output]
@@ -78,9 +78,9 @@ class OnnxParts(Parts):
         self._start = start
 
     def apart(self, values: Sequence[str], given: Sequence[str]) -> Run:
-        """The graph giving ``values`` of it, where a batch holds, beside the inputs, floats that are ``given``.
+        """Return a function that computes ``values`` of the graph from the inputs and the floats ``given``.
 
-        Nodes read these in place of what was made.
+        A batch holds the inputs and the given values. Nodes read the given values instead of the computed ones.
         """
         changed = onnx.ModelProto()
         changed.CopyFrom(self.graph)
@@ -95,15 +95,15 @@ class OnnxParts(Parts):
         return lambda batch: run({**batch, **{_GIVEN.format(name): batch[name].astype(np.float32) for name in given}})
 
     def nodes(self, cuts: Collection[str]) -> dict[str, list[onnx.NodeProto]]:
-        """Cut -> the nodes from the cuts before it up to it, the one that makes it first."""
+        """Return for each cut the nodes from the previous cuts up to it, the node that computes it first."""
         makers = {out: node for node in self.graph.graph.node for out in node.output if out}
         ends = frozenset(cuts)
         return {name: [makers[value] for value in self.part(name, ends)] for name in cuts}
 
 
 def _steps(graph: onnx.ModelProto) -> Iterator[Step]:
-    """Values within branches and loops are part of the node around them."""
-    stored = {one.name: one for one in graph.graph.initializer}
+    """Yield a step for each output; values within branches and loops are part of the node around them."""
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in graph.graph.node:
         name, bits = original_name(node.name) or node.name, _bits(node, stored)
         for out in filter(None, node.output):
@@ -111,7 +111,7 @@ def _steps(graph: onnx.ModelProto) -> Iterator[Step]:
 
 
 def _lead(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Have every node read other values, in place, those of branches and loops too."""
+    """Rename the inputs of every node, in place, those of branches and loops too."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         for attribute in node.attribute:
@@ -120,9 +120,10 @@ def _lead(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _bits(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:
-    own = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 32)
+    """Return the lowest number of bits that a node computes or stores weights with."""
+    attribute_bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 32)
     weights = [stored[name] for name in node.input if name in stored and np.prod(stored[name].dims) >= FEW]
-    found = [_STORED_BITS.get(weight.data_type, 32) for weight in weights]
+    widths = [_STORED_BITS.get(weight.data_type, 32) for weight in weights]
     if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
-        found.append(8)
-    return min([own, *found])
+        widths.append(8)
+    return min([attribute_bits, *widths])

@@ -1,6 +1,7 @@
-"""A graph of other widths, from two that differ in nothing else: what it would weigh, without its being made.
+"""Interpolation of a graph between widths: its file size at other widths, from two graphs that differ in nothing else.
 
-Whatever whole number differs between the two must follow one of the widths: `number = factor x width + rest`.
+Every integer that differs between the two graphs must follow one of the widths:
+`number = factor x width + offset`.
 """
 
 from __future__ import annotations
@@ -18,56 +19,67 @@ from onnx import TensorProto, helper
 from compress.utils.errors import ModelError
 
 Widths = Mapping[str, int]
-"""How many of each sort there are: heads of a layer, neurons, tokens."""
+"""Size of each kind of dimension: heads of a layer, neurons, tokens."""
 FieldPath = tuple[tuple[str, int | None], ...]
-"""Fields from the root of a message, each with its place where it is repeated."""
+"""Fields from the root of a message, each with its index if it is repeated."""
 _SHAPES = (TensorProto.INT64, TensorProto.INT32)
 _FEW = 64
-"""Values of a stored tensor of whole numbers that are read as sizes."""
+"""Number of values up to which a stored integer tensor is read as sizes."""
 _LARGEST_FACTOR = 1 << 20
 _KEPT_BYTES = 4096
-"""Of each stored tensor, to fill it with."""
+"""Bytes of each stored tensor that are retained to fill it with."""
 _MARKED_FROM_BYTES = 1024
-"""ONNX keeps tensors from here on in another file where it is told to, and leaves a mark when it reads them back."""
+"""Size from which ONNX stores tensors externally and leaves a mark when it loads them."""
 
 
 @dataclass(frozen=True)
 class LinearRule:
-    """``factor`` x a width + ``rest``."""
+    """A linear function of one width: ``factor`` x width + ``offset``."""
 
     width: str
     factor: Fraction
-    rest: Fraction
+    offset: Fraction
 
     def at(self, widths: Widths) -> int:
-        """The number at other widths. Raises `ModelError` where it would be no whole number."""
-        found = self.factor * widths[self.width] + self.rest
-        if found.denominator != 1 or found < 0:
-            raise ModelError(f"A width of {widths[self.width]} {self.width} gives a size of {found}.")
-        return int(found)
+        """Return the number at other widths. Raises `ModelError` if it is no natural number."""
+        number = self.factor * widths[self.width] + self.offset
+        if number.denominator != 1 or number < 0:
+            raise ModelError(f"A width of {widths[self.width]} {self.width} gives a size of {number}.")
+        return int(number)
 
 
-def fit_rule(one: int, other: int, widths: Widths, changed: Widths) -> LinearRule:
-    """How a number follows a width, from its values at two sets of them.
+def fit_rule(first: int, second: int, widths: Widths, changed: Widths) -> LinearRule:
+    """Return how a number follows a width, from its values at two sets of widths.
 
-    One that is a multiple of a width is taken for that before any other. Raises `ModelError` where none, or more than
-    one, could be meant.
+    A multiple of a width takes precedence.
+
+    Args:
+        first: The number at ``widths``.
+        second: The number at ``changed``.
+        widths: The first widths.
+        changed: The second widths.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ModelError: No rule fits, or several do.
     """
-    found = []
+    rules = []
     for name, width in widths.items():
         step = changed[name] - width
         if step:
-            factor = Fraction(other - one, step)
-            found.append(LinearRule(name, factor, one - factor * width))
-    multiples = [rule for rule in found if rule.rest == 0]
-    likely = multiples or [rule for rule in found if rule.factor.denominator == 1 and rule.factor <= _LARGEST_FACTOR]
+            factor = Fraction(second - first, step)
+            rules.append(LinearRule(name, factor, first - factor * width))
+    multiples = [rule for rule in rules if rule.offset == 0]
+    likely = multiples or [rule for rule in rules if rule.factor.denominator == 1 and rule.factor <= _LARGEST_FACTOR]
     if len(likely) != 1:
-        raise ModelError(f"Whether {one} and {other} follow {' or '.join(widths)} cannot be told.")
+        raise ModelError(f"Whether {first} and {second} follow {' or '.join(widths)} is ambiguous.")
     return likely[0]
 
 
 class InterpolatedGraph:
-    """``graph`` at any ``widths``; ``other`` is the same at ``changed`` ones, each changed by a ratio of its own.
+    """``graph`` at any widths; ``other`` is the same graph at ``changed`` widths, each changed by a different ratio.
 
     Raises `ModelError` for graphs that differ in more than widths.
     """
@@ -78,50 +90,51 @@ class InterpolatedGraph:
         self._values: dict[FieldPath, dict[int, LinearRule]] = {}
         self._resized: list[FieldPath] = []
         self._marked: set[FieldPath] = set()
-        for path, one, two in _differences(self._graph, other, ()):
-            if isinstance(one, int):
-                self._rules[path] = fit_rule(one, two, widths, changed)
-            elif list(one.dims) != list(two.dims):
+        for path, left, right in _differences(self._graph, other, ()):
+            if isinstance(left, int):
+                self._rules[path] = fit_rule(left, right, widths, changed)
+            elif list(left.dims) != list(right.dims):
                 self._resized.append(path)
-                if one.HasField("data_location") or two.HasField("data_location"):
+                if left.HasField("data_location") or right.HasField("data_location"):
                     self._marked.add(path)
             else:
                 self._values[path] = {
-                    place: fit_rule(a, b, widths, changed)
-                    for place, (a, b) in enumerate(zip(_numbers(one), _numbers(two), strict=True))
+                    index: fit_rule(a, b, widths, changed)
+                    for index, (a, b) in enumerate(zip(_numbers(left), _numbers(right), strict=True))
                     if a != b
                 }
         truncate_weights(self._graph)
-        for place, tensor in enumerate(self._graph.graph.initializer):
-            where: FieldPath = (("graph", None), ("initializer", place))
+        for index, tensor in enumerate(self._graph.graph.initializer):
+            where: FieldPath = (("graph", None), ("initializer", index))
             if tensor.HasField("raw_data") and where not in self._resized:
                 self._resized.append(where)
         self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
 
     def at(self, widths: Widths) -> onnx.ModelProto:
-        """The graph at those widths, filled with weights of the first one over and over. Raises `ModelError`."""
-        made = onnx.ModelProto()
-        made.CopyFrom(self._graph)
+        """Return the graph at other widths, filled with repeated weights of the first one. Raises `ModelError`."""
+        resized = onnx.ModelProto()
+        resized.CopyFrom(self._graph)
         for path, rule in self._rules.items():
-            _put(made, path, rule.at(widths))
+            _put(resized, path, rule.at(widths))
         for path, rules in self._values.items():
-            tensor = _at(made, path)
+            tensor = _at(resized, path)
             values = _numbers(tensor)
-            for place, rule in rules.items():
-                values[place] = rule.at(widths)
+            for index, rule in rules.items():
+                values[index] = rule.at(widths)
             tensor.raw_data = np.array(values, helper.tensor_dtype_to_np_dtype(tensor.data_type)).tobytes()
         for path in self._resized:
-            tensor = _at(made, path)
+            tensor = _at(resized, path)
             size, marked = _stored_bytes(tensor), path in self._marked
             _fill(tensor, size)
+            # ONNX marks only tensors that were large enough to be stored externally.
             if marked and size < _MARKED_FROM_BYTES:
                 tensor.ClearField("data_location")
             elif marked:
                 tensor.data_location = TensorProto.DEFAULT
-        return made
+        return resized
 
     def size_bytes(self, widths: Widths) -> int:
-        """Bytes of its file. Raises `ModelError`."""
+        """Return the size of the graph's file in bytes. Raises `ModelError`."""
         key = tuple(sorted(widths.items()))
         if key not in self._sizes:
             self._sizes[key] = self.at(widths).ByteSize()
@@ -129,37 +142,37 @@ class InterpolatedGraph:
 
 
 def truncate_weights(graph: onnx.ModelProto) -> None:
-    """Leave of each stored tensor its beginning, in place: all that `InterpolatedGraph` needs, in a file that is small."""
+    """Keep only the beginning of each stored tensor, in place: all that `InterpolatedGraph` needs."""
     for tensor in graph.graph.initializer:
         if len(tensor.raw_data) > _KEPT_BYTES:
             tensor.raw_data = tensor.raw_data[:_KEPT_BYTES]
 
 
 def _in_order(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose stored tensors and recorded shapes are sorted by name: how they are written follows their sizes."""
-    made = onnx.ModelProto()
-    made.CopyFrom(graph)
-    for named in (made.graph.initializer, made.graph.value_info):
+    """Return a copy with stored tensors and recorded shapes sorted by name, since exporters order them by size."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for named in (copy.graph.initializer, copy.graph.value_info):
         named.sort(key=lambda entry: entry.name)
-    return made
+    return copy
 
 
-def _differences(one: Any, other: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
-    """Whole numbers that differ, and stored tensors whose sizes or few whole numbers do, with their places."""
-    fields, others = _fields(one), _fields(other)
+def _differences(left_message: Any, right_message: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
+    """Yield integers that differ, and stored tensors whose sizes or few integers differ, with their paths."""
+    fields, others = _fields(left_message), _fields(right_message)
     if [field.name for field, _ in fields] != [field.name for field, _ in others]:
         raise ModelError("The graphs differ in more than widths.")
-    if isinstance(one, TensorProto) and _differ(one, other):
-        yield path, one, other
-    for (field, value), (_, again) in zip(fields, others, strict=True):
-        if isinstance(one, TensorProto) and field.name.endswith("_data"):
+    if isinstance(left_message, TensorProto) and _differ(left_message, right_message):
+        yield path, left_message, right_message
+    for (field, value), (_, other_value) in zip(fields, others, strict=True):
+        if isinstance(left_message, TensorProto) and field.name.endswith("_data"):
             continue
         repeated = not isinstance(value, str | bytes | int | float) and hasattr(value, "__len__")
-        if repeated and len(value) != len(again):
+        if repeated and len(value) != len(other_value):
             raise ModelError(f"The graphs differ in how many there are of {field.name}.")
-        pairs = zip(range(len(value)), value, again, strict=True) if repeated else [(None, value, again)]
-        for place, left, right in pairs:
-            step = (*path, (field.name, place))
+        pairs = zip(range(len(value)), value, other_value, strict=True) if repeated else [(None, value, other_value)]
+        for index, left, right in pairs:
+            step = (*path, (field.name, index))
             if hasattr(left, "ListFields"):
                 yield from _differences(left, right, step)
             elif isinstance(left, int):
@@ -170,23 +183,25 @@ def _differences(one: Any, other: Any, path: FieldPath) -> Iterator[tuple[FieldP
 
 
 def _fields(message: Any) -> list[tuple[Any, Any]]:
-    """Those that are set, but for the mark of a stored tensor, which follows its size."""
+    """Return the fields that are set, except the mark of external data, which follows a tensor's size."""
     return [(field, value) for field, value in message.ListFields() if field.name != "data_location"]
 
 
-def _differ(one: TensorProto, other: TensorProto) -> bool:
-    if list(one.dims) != list(other.dims):
+def _differ(tensor: TensorProto, other_tensor: TensorProto) -> bool:
+    """Return whether two stored tensors differ in shape, or in values that are read as sizes."""
+    if list(tensor.dims) != list(other_tensor.dims):
         return True
-    return one.data_type in _SHAPES and math.prod(one.dims) <= _FEW and one.raw_data != other.raw_data
+    return tensor.data_type in _SHAPES and math.prod(tensor.dims) <= _FEW and tensor.raw_data != other_tensor.raw_data
 
 
 def _numbers(tensor: TensorProto) -> list[int]:
+    """Return the values of a stored tensor."""
     values: list[int] = np.frombuffer(tensor.raw_data, helper.tensor_dtype_to_np_dtype(tensor.data_type)).tolist()
     return values
 
 
 def _stored_bytes(tensor: TensorProto) -> int:
-    """Of its elements; those of 4 bits are packed in pairs."""
+    """Return the bytes of a tensor's elements; those of 4 bits are packed in pairs."""
     count = int(math.prod(tensor.dims))
     if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
         return (count + 1) // 2
@@ -194,28 +209,30 @@ def _stored_bytes(tensor: TensorProto) -> int:
 
 
 def _fill(tensor: TensorProto, size: int) -> None:
-    """Give a tensor the values that it has, over and over, up to ``size`` bytes, in place."""
+    """Repeat the values of a tensor up to ``size`` bytes, in place."""
     if tensor.HasField("raw_data"):
         content = tensor.raw_data or bytes(1)
         tensor.raw_data = (content * (size // len(content) + 1))[:size]
         return
     for values in (tensor.int32_data, tensor.int64_data, tensor.float_data):
         if values:
-            kept = np.resize(np.array(values), math.prod(tensor.dims)).tolist()
+            repeated = np.resize(np.array(values), math.prod(tensor.dims)).tolist()
             del values[:]
-            values.extend(kept)
+            values.extend(repeated)
 
 
 def _at(message: Any, path: FieldPath) -> Any:
-    for name, place in path:
-        message = getattr(message, name) if place is None else getattr(message, name)[place]
+    """Return the field at a path."""
+    for name, index in path:
+        message = getattr(message, name) if index is None else getattr(message, name)[index]
     return message
 
 
 def _put(message: Any, path: FieldPath, value: int) -> None:
-    *above, (name, place) = path
+    """Set the integer at a path, in place."""
+    *above, (name, index) = path
     parent = _at(message, tuple(above))
-    if place is None:
+    if index is None:
         setattr(parent, name, value)
     else:
-        getattr(parent, name)[place] = value
+        getattr(parent, name)[index] = value

@@ -1,4 +1,4 @@
-"""Pooling, dense layers and normalisation as the last nodes of an encoder's graph."""
+"""Pooling, dense layers and normalisation of sentence embeddings as the last nodes of an encoder's graph."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from compress.utils.errors import StageError
 
 _MASK = "attention_mask"
 _SHORTEST = 1e-12
-"""As torch's `normalize` has it."""
+"""Smallest norm to divide by, as in torch's `normalize`."""
 _POOLED = ("mean", "cls")
 
 
 class _Tail:
-    """Nodes and constants that are added to a graph, each under a name of its own."""
+    """Writer for nodes and constants with unique names at the end of a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
         self._names: Iterator[str] = (f"sentence_embedding_{number}" for number in range(1 << 16))
 
     def node(self, operator: str, *inputs: str, **attributes: object) -> str:
+        """Append a node and return the name of its output."""
         name = next(self._names)
         self.graph.node.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name
 
     def constant(self, value: ArrayLike, kind: type[np.generic] = np.float32) -> str:
+        """Store an array and return its name."""
         name = next(self._names)
         array = np.array(value, dtype=kind, order="C")
         self.graph.initializer.append(numpy_helper.from_array(array, name))
@@ -39,9 +41,9 @@ class _Tail:
 
 
 def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> None:
-    """Give ``model`` the output `sentence_embedding` [batch, dimensions] beside `last_hidden_state`, in place.
+    """Add the output `sentence_embedding` [batch, dimensions] beside `last_hidden_state`, in place.
 
-    Raises `StageError` for a pooling that no graph here computes: those are left to the consumer.
+    Raises `StageError` for a pooling that is not supported; the consumer then has to pool.
     """
     if len(modules.modes) != 1 or modules.modes[0] not in _POOLED:
         raise StageError(
@@ -59,8 +61,9 @@ def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> 
 
 
 def _mean(tail: _Tail) -> str:
-    """The mask as a row times the hidden states, by the number of tokens."""
+    """Write the mean over the tokens that the mask selects."""
     mask = tail.node("Cast", _MASK, to=onnx.TensorProto.FLOAT)
+    # The sum is the product of the mask, as a row, and the hidden states.
     row = tail.node("Unsqueeze", mask, tail.constant([1], np.int64))
     total = tail.node("Squeeze", tail.node("MatMul", row, LAST_HIDDEN_STATE), tail.constant([1], np.int64))
     count = tail.node("ReduceSum", mask, tail.constant([1], np.int64), keepdims=1)
@@ -68,11 +71,12 @@ def _mean(tail: _Tail) -> str:
 
 
 def _first(tail: _Tail) -> str:
-    """The first token, where texts are padded at the end."""
+    """Write the selection of the first token, for texts that are padded at the end."""
     return tail.node("Gather", LAST_HIDDEN_STATE, tail.constant(0, np.int64), axis=1)
 
 
 def _dense(tail: _Tail, value: str, step: Dense) -> str:
+    """Write a dense layer."""
     value = tail.node("MatMul", value, tail.constant(step.weight.T))
     if step.bias is not None:
         value = tail.node("Add", value, tail.constant(step.bias))
@@ -80,6 +84,7 @@ def _dense(tail: _Tail, value: str, step: Dense) -> str:
 
 
 def _normalized(tail: _Tail, value: str) -> str:
+    """Write the division by the Euclidean norm."""
     squares = tail.node("ReduceSum", tail.node("Mul", value, value), tail.constant([1], np.int64), keepdims=1)
     length = tail.node("Max", tail.node("Sqrt", squares), tail.constant(_SHORTEST))
     return tail.node("Div", value, length)

@@ -1,4 +1,4 @@
-"""Write the model as ONNX."""
+"""Stage that writes a model as ONNX."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from compress.models.torch_model import TorchModel
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, handling, predicted
 from compress.tasks.capability import (
+    DESCRIBES_IMAGES,
     EMBEDS,
+    EXPORTED_FROM_CHECKPOINT,
     GENERATES,
-    IS_WRITTEN,
     TAKES_TEXT,
-    TELLS_OF_IMAGES,
     TRANSCRIBES,
     Capabilities,
 )
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
 
 
 _BEGINNING_SECONDS, _TENSOR_SECONDS = 4.0, 0.065
-"""For the exporter's libraries, a proof's session and, by tensor, tracing and rewriting (a Xeon of 2023)."""
-_TRACED_ONLY = AppliesTo(excludes=frozenset({IS_WRITTEN}))
+"""Seconds for loading the exporter and opening a session, and per tensor for tracing and rewriting (Xeon of 2023)."""
+_TRACED_ONLY = AppliesTo(excludes=frozenset({EXPORTED_FROM_CHECKPOINT}))
 """Fields that concern graphs traced from torch."""
 _DECODERS_ONLY = AppliesTo(requires=frozenset({GENERATES}))
 """Fields that concern graphs of decoders, which are written node by node."""
 _SPEECH, _SPOKEN_TOKENS = 2, 32
-"""Recordings that a speech model is proven on, and tokens of their texts."""
+"""Number of recordings that a speech model is compared on, and of tokens of their transcripts."""
 _ANSWERS = 4
-"""Images with questions and answers that a model is proven on which reads them."""
+"""Number of images with questions and answers that a vision-language model is compared on."""
 _TEXTS, _MORE = 4, 10
-"""Texts that a model of text from text is proven on, in one batch, and tokens that it writes."""
+"""Number of texts that an encoder-decoder is compared on, in one batch, and of tokens that it generates."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
 _PROMPTS = 4
-"""Prompts that a text encoder is proven on."""
+"""Number of prompts that a text encoder is compared on."""
 _REHEARSED = 8
-"""Examples that a graph is traced with which nobody will run."""
+"""Number of examples for tracing a graph that will not be run."""
 
 
 class Export(Stage[TorchModel, OnnxModel]):
-    """ONNX with dynamic batch and length, proven equal to torch on real examples.
+    """ONNX with dynamic batch and length, compared with torch on real examples.
 
-    Encoders are traced, and proven on padded batches. Decoders are written from the checkpoint, quantized or not, with
-    the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token. So are
-    Whisper, T5, BART and their like, as an encoder and a decoder under the names of transformers.js and optimum, and
-    LLaVA and its like, as what sees, a table of tokens, and a decoder. Models that draw pictures become a text encoder,
-    a denoiser and a decoder in the folders that optimum opens, proven at several sizes and batches.
+    Encoders are traced, and compared on padded batches. Decoders are written from the checkpoint, quantized or not,
+    with the keys and values of earlier tokens as inputs and outputs, and compared on whole texts and token by token.
+    Whisper, T5, BART and similar models become an encoder and a decoder with the names of transformers.js and optimum.
+    LLaVA and similar models become a vision encoder, a token embedding and a decoder. Diffusion models become a text
+    encoder, a denoiser and a decoder in the folders that optimum opens, compared at several sizes and batches.
     """
 
     version = 6
@@ -74,7 +74,9 @@ class Export(Stage[TorchModel, OnnxModel]):
         gt=0,
         description="largest accepted difference of a logit, or of an embedding's entry, from torch, in fp32",
     )
-    sentence_embedding: Annotated[bool, AppliesTo(frozenset({EMBEDS, TAKES_TEXT}), frozenset({IS_WRITTEN}))] = Field(
+    sentence_embedding: Annotated[
+        bool, AppliesTo(frozenset({EMBEDS, TAKES_TEXT}), frozenset({EXPORTED_FROM_CHECKPOINT}))
+    ] = Field(
         False,
         description="feature extraction: pooling and what follows it inside the graph too, as a second output "
         "`sentence_embedding`; without it the consumer pools, as the folder's `modules.json` says",
@@ -98,19 +100,19 @@ class Export(Stage[TorchModel, OnnxModel]):
     )
 
     def preferred_input(self, task: Capabilities) -> type[Any]:
-        """A module or a folder, as the task's export reads it."""
-        return Checkpoint if IS_WRITTEN in task else TorchModel
+        """Return a folder for tasks whose models are exported from checkpoints, else a module."""
+        return Checkpoint if EXPORTED_FROM_CHECKPOINT in task else TorchModel
 
     def needs(self) -> Requirements:
-        """Real examples for tracing and for the proof of equality."""
+        """Require real examples for tracing and for the comparison with torch."""
         return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:
-        """Same weights, same predictions."""
+        """Promise unchanged weights and predictions."""
         return OutputSpec(changes_weights=False)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The same weights, unpacked; time goes by the tensors that are traced and optimized."""
+        """Predict unpacked weights, and a time that grows with the number of tensors."""
         tracing = _BEGINNING_SECONDS + _TENSOR_SECONDS * before.tensors if before else 0.0
         seconds = handling(before, tracing, f", tracing and proof: {_TENSOR_SECONDS} s a tensor")
         return predicted(before, before and replace(before, packed_bytes=None), seconds)
@@ -123,19 +125,20 @@ class Export(Stage[TorchModel, OnnxModel]):
             return self._trace(model, context)
         if GENERATES in context.task.capabilities:
             return self._write(model, context)
-        if TELLS_OF_IMAGES in context.task.capabilities:
+        if DESCRIBES_IMAGES in context.task.capabilities:
             return self._write_image_reader(model, context)
         return self._write_pair(model, context)
 
     def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
         """The traced graph, unproven; decoders, which are written from checkpoints, and pictures are not foreseen."""
-        if isinstance(model, Checkpoint | GeneratorModel) or IS_WRITTEN in context.task.capabilities:
+        if isinstance(model, Checkpoint | GeneratorModel) or EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
             return None
         rows = context.data.split("train").slice(0, _REHEARSED)
         exported = self._traced(model, context.task.encode(rows, model.processor, None, context.max_length))
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _traced(self, model: TorchModel, examples: Examples) -> ExportedGraph:
+        """Trace the model, with pooling if the recipe asks for it."""
         from compress.formats.onnx.export import export_onnx
         from compress.formats.onnx.pooling import add_sentence_embedding
 
@@ -145,11 +148,13 @@ class Export(Stage[TorchModel, OnnxModel]):
         return exported
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
+        """Trace the model and compare the graph with torch."""
         from compress.formats.onnx.export import verify_parity
 
         examples = context.encode("train", model)
         exported = self._traced(model, examples)
         difference = verify_parity(exported.graph, model, examples, self.tolerance)
+        # The report names every rewrite, so that a rewrite that stops matching is noticed.
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
         context.note(
             f"export: {examples.answer_label} differ by at most {difference:.1e} from torch; rewrites: {matched}"
@@ -159,19 +164,23 @@ class Export(Stage[TorchModel, OnnxModel]):
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _trace_parts(self, model: GeneratorModel, context: Context) -> OnnxModel:
+        """Export and compare the parts of a diffusion model."""
         from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, verify_diffusion
 
         prompts = context.data.split("train").slice(0, _PROMPTS)["text"].to_pylist()
         ids = model.processor.ids(prompts)
         exported = export_diffusion(model, ids, self.opset, self.fusions)
-        graphs = {name: one.graph for name, one in exported.items()}
-        for name, apart in verify_diffusion(model, graphs, ids, self.tolerance).items():
-            context.note(f"export: {name} differs by at most {apart.worst:.1e} from torch, at all sizes and batches")
+        graphs = {name: part_export.graph for name, part_export in exported.items()}
+        for name, part_distance in verify_diffusion(model, graphs, ids, self.tolerance).items():
+            context.note(
+                f"export: {name} differs by at most {part_distance.worst:.1e} from torch, at all sizes and batches"
+            )
             if exported[name].unfused:
                 context.note(f"export: {name}: {exported[name].unfused}")
         return diffusion_folder(model, graphs)
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        """Write and compare a decoder."""
         from compress.formats.onnx.decoder import GraphSettings, export_verified_decoder
 
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
@@ -181,6 +190,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         return written.model
 
     def _write_pair(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        """Write and compare an encoder and its decoder."""
         from compress.formats.onnx.decoder import export_encoder_decoder, verify_encoder_decoder
 
         model = export_encoder_decoder(checkpoint)
@@ -192,23 +202,24 @@ class Export(Stage[TorchModel, OnnxModel]):
         return model
 
     def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        """Write and compare the three graphs of a vision-language model."""
         from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
         from compress.models.processor import load_processor
         from compress.runtimes.image_answers import read_rules
 
         rows = context.data.split("train").slice(0, _ANSWERS)
         examples = context.task.encode(rows, load_processor(checkpoint.folder), None, context.max_length)
-        found = export_image_reader(checkpoint, examples, GraphSettings(), self.tolerance)
+        exported = export_image_reader(checkpoint, examples, GraphSettings(), self.tolerance)
         image = read_rules(checkpoint.folder).image
         limits = (self.tolerance, self.rounding_limit)
-        equality = verify_image_reader(found.model, checkpoint, examples, image, *limits)
-        context.note(f"export: image features differ by at most {found.difference:.1e} from torch; {equality}")
-        context.note(f"export: attention is {'not fused: ' + found.unfused if found.unfused else 'one operator'}")
-        return found.model
+        equality = verify_image_reader(exported.model, checkpoint, examples, image, *limits)
+        context.note(f"export: image features differ by at most {exported.difference:.1e} from torch; {equality}")
+        context.note(f"export: attention is {'not fused: ' + exported.unfused if exported.unfused else 'one operator'}")
+        return exported.model
 
 
 def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
-    """The first windows of some recordings, [1, features, frames], and the beginnings of their texts in token ids."""
+    """Return the first windows of some recordings [1, features, frames] and the beginnings of their transcripts."""
     import numpy as np
 
     from compress.models.processor import load_processor
@@ -225,7 +236,7 @@ def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np
 
 
 def _read(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
-    """Some texts in one padded batch, and the token that each answer begins with, [rows, 1]."""
+    """Return some texts in one padded batch, and the first decoder token of each [rows, 1]."""
     import numpy as np
 
     from compress.models.processor import load_tokenizer
@@ -240,7 +251,7 @@ def _read(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.n
 
 
 def proof_windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
-    """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
+    """Return the first tokens of the two longest of the first examples [2, length]. Raises `DataError` if too short."""
     import numpy as np
 
     from compress.models.processor import load_tokenizer

@@ -26,7 +26,7 @@ _GENERATED = re.compile(r"^(onnx::.*|_?val?_\d+|_v_\d+|\d+|packed_\w+_\d+|t_?\d+
 _QUANTIZED_NAME = re.compile(r"(_Transposed)?(_quantized|_[Qq](Int|UInt)?\d+\w*)$")
 COMPANION_NAME = re.compile(r"^(?P<weight>.+?)(_DQ)?_(scales?|zero_points?|zp|g_idx|bzp|absmax|Q\d_plane[1-9])$")
 _FEW_BITS = re.compile(r"_Q(?P<bits>[2-8])(?P<plane>_plane0)?$")
-"""As `compress.formats.onnx.decoder` names packed integers; those of odd bits lie in planes of 4, 2 and 1 bits."""
+"""Names of packed integers in `compress.formats.onnx.decoder`; odd bits are stored in planes of 4, 2 and 1 bits."""
 _CARRIES_ON = frozenset(
     {
         *("Add", "Mul", "Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
@@ -55,7 +55,7 @@ _INTEGERS = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 @dataclass(frozen=True)
 class InitializerRole:
-    """What one initializer is."""
+    """Module name, role and number of parameters of one initializer."""
 
     name: str
     role: Role
@@ -65,11 +65,13 @@ class InitializerRole:
 
 
 def describe_initializers(graph: OnnxGraph) -> list[InitializerRole]:
-    """The meaning of each initializer, in their order."""
+    """Return the role of each initializer, in their order."""
     return _Names(graph).all()
 
 
 class _Names:
+    """Names and roles of a graph's initializers, derived from the nodes that read them."""
+
     def __init__(self, graph: OnnxGraph) -> None:
         self.stored = {item.name: item for item in graph.initializers}
         self.order = graph.initializers
@@ -81,17 +83,21 @@ class _Names:
         self.taken: set[str] = set()
 
     def all(self) -> list[InitializerRole]:
+        """Return the role of each initializer, in their order."""
         weight_of = self.companions()
         names = {item.name: self.weight_name(item) for item in self.order if item.name not in weight_of}
         return [self.meaning(item, weight_of, names) for item in self.order]
 
     def meaning(self, item: Initializer, weight_of: dict[str, str], names: dict[str, str]) -> InitializerRole:
+        """Return the role of one initializer, given the weights of companions and the names of weights."""
         if item.name in weight_of:
             weight = names.get(weight_of[item.name])
             suffix = COMPANION_NAME.match(item.name)
-            own = item.name[suffix.end("weight") + 1 :] if suffix else item.name
+            companion = item.name[suffix.end("weight") + 1 :] if suffix else item.name
             base = weight if weight else "" if "." in item.name else "quantization."
-            return InitializerRole(f"{weight}_{own}" if weight else base + item.name, "quantization", 0, item.dtype)
+            return InitializerRole(
+                f"{weight}_{companion}" if weight else base + item.name, "quantization", 0, item.dtype
+            )
         count = math.prod(item.shape)
         if self.is_constant(item, count):
             name = item.name if "." in item.name else f"constants.{item.name}"
@@ -100,15 +106,16 @@ class _Names:
         return InitializerRole(names[item.name], "weight", parameters, dtype, packed=dtype != item.dtype)
 
     def companions(self) -> dict[str, str]:
-        """Scale, zero point or order -> the weight it belongs to, or "" where that is an activation."""
+        """Return for each scale, zero point or order the weight that it belongs to, or "" for one of an activation."""
         weight_of: dict[str, str] = {}
         for users in self.users.values():
             for node, _ in users:
                 for at, others in _COMPANIONS.get(node.op_type, {}).items():
                     weight = node.inputs[at] if at < len(node.inputs) else ""
-                    for other in (node.inputs[i] for i in others if i < len(node.inputs)):
-                        if other in self.stored and (weight in self.stored or other not in weight_of):
-                            weight_of[other] = weight if weight in self.stored else ""
+                    for companion in (node.inputs[i] for i in others if i < len(node.inputs)):
+                        if companion in self.stored and (weight in self.stored or companion not in weight_of):
+                            weight_of[companion] = weight if weight in self.stored else ""
+        # Quantizers also mark companions by name only.
         for name in self.stored:
             match = COMPANION_NAME.match(name)
             if match and not weight_of.get(name):
@@ -120,6 +127,7 @@ class _Names:
         return weight_of
 
     def is_constant(self, item: Initializer, count: int) -> bool:
+        """Return whether an initializer is a constant of the graph, such as a shape, rather than a weight."""
         if item.name.startswith("constants."):
             return True
         if item.dtype in _INTEGERS:
@@ -131,7 +139,7 @@ class _Names:
         return True
 
     def quantized_use(self, item: Initializer) -> bool:
-        """Whether an operator that knows quantized weights reads it as a weight or as a bias."""
+        """Return whether an operator for quantized weights reads the initializer as a weight or as a bias."""
         return any(
             index in _COMPANIONS[node.op_type] or (node.op_type, index) in (("QLinearConv", 8), ("QGemm", 6))
             for node, index in self.users[item.name]
@@ -139,7 +147,7 @@ class _Names:
         )
 
     def unpacked(self, item: Initializer, count: int) -> tuple[int, str]:
-        """Weights in a tensor and their type, where contrib operators pack several into a byte."""
+        """Return the number of weights in a tensor and their type; contrib operators pack several into a byte."""
         for node, index in self.users[item.name]:
             numbers = node.integers
             bits = numbers.get("bits", 4) or 4
@@ -155,6 +163,7 @@ class _Names:
         return count, item.dtype
 
     def weight_name(self, item: Initializer) -> str:
+        """Return the name of a weight in the model, from its own name or its module's."""
         name = _QUANTIZED_NAME.sub("", item.name)
         if "." in name and not name.startswith("onnx::"):
             return name
@@ -170,6 +179,7 @@ class _Names:
         return f"unnamed.{name}" if _GENERATED.match(name) else name
 
     def module_by_bias(self, item: Initializer) -> str:
+        """Return the module whose bias is added to the weight's product."""
         for node, _ in self.users[item.name]:
             biases = self.biases_after(node)
             size = sum(math.prod(self.stored[bias].shape) for bias in biases)
@@ -178,20 +188,21 @@ class _Names:
         return ""
 
     def biases_after(self, node: GraphNode) -> list[str]:
-        """The nearest biases downstream of a node, through operators that only move or scale values."""
-        found: dict[str, None] = {}
+        """Return the nearest biases downstream of a node, through operators that only move or scale values."""
+        nearest: dict[str, None] = {}
         front = {id(node): node}
         for hop in range(_MAX_HOPS):
             following: dict[int, GraphNode] = {}
             for current in front.values():
                 biases = self.biases_of(current)
-                found.update(dict.fromkeys(biases))
+                nearest.update(dict.fromkeys(biases))
                 if not biases and (hop == 0 or current.op_type in _CARRIES_ON):
                     following |= {id(user): user for out in current.outputs for user, _ in self.users[out]}
             front = following
-        return list(found)
+        return list(nearest)
 
     def biases_of(self, node: GraphNode) -> list[str]:
+        """Return the biases that a node reads."""
         if node.op_type.endswith("LayerNormalization") and node.op_type not in _BIAS_INPUT:
             return []
         only = _BIAS_INPUT.get(node.op_type)
@@ -202,6 +213,7 @@ class _Names:
         ]
 
     def module_by_scope(self, item: Initializer) -> str:
+        """Return the module that the exporter recorded for the nodes that read the tensor."""
         for node, _ in self.users[item.name]:
             scopes = _scopes(node)
             if scopes:
@@ -211,27 +223,28 @@ class _Names:
         return ""
 
     def module_around(self, item: Initializer) -> str:
-        """The deepest scope noted just before or behind an operator that an optimizer put in."""
+        """Return the deepest recorded scope just before or after an operator that an optimizer inserted."""
         scopes: list[str] = []
         for node, _ in self.users[item.name]:
             scopes += [_scopes(self.makers[name]) for name in node.inputs if name in self.makers]
             behind = [node]
             for _ in range(_MAX_HOPS // 2):
                 behind = [user for item in behind for out in item.outputs for user, _ in self.users[out]]
-                found = [scope for scope in map(_scopes, behind) if scope]
-                scopes += found
-                if found:
+                nearest = [scope for scope in map(_scopes, behind) if scope]
+                scopes += nearest
+                if nearest:
                     break
         inner = [scope for scope in scopes if scope and "norm" not in scope.rpartition(".")[2]]
         return max(inner, key=lambda scope: scope.count("."), default="")
 
 
 def _few_bit_names(base: str) -> list[str]:
+    """Return the names under which packed integers of a weight may be stored."""
     return [f"{base}_Q{bits}" for bits in (4, 8, 2)] + [f"{base}_Q{bits}_plane0" for bits in (3, 5, 6, 7)]
 
 
 def _scopes(node: GraphNode) -> str:
-    """The module that the exporter noted on a node; the last scope is the node's own name."""
+    """Return the module that the exporter recorded for a node; the last scope is the node's own name."""
     try:
         scopes = ast.literal_eval(node.metadata.get("pkg.torch.onnx.name_scopes", "[]"))
     except (ValueError, SyntaxError):
@@ -240,7 +253,7 @@ def _scopes(node: GraphNode) -> str:
 
 
 def _joined(modules: list[str]) -> str:
-    """`[a.query, a.key]` -> `a.query+key`."""
+    """Return the common name of several modules: `[a.query, a.key]` -> `a.query+key`."""
     parents = {module.rpartition(".")[0] for module in modules}
     if len(modules) == 1 or len(parents) > 1:
         return modules[0]
@@ -253,13 +266,13 @@ _NUMBERS = {name: number for number, name in DTYPES.items()}
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """Every initializer, its external data checked. Raises `ModelError`."""
+    """Return every initializer, its external data checked. Raises `ModelError`."""
     graph = read_graph(file)
     return annotate_tensors(graph, [_stored(item, file) for item in graph.initializers])
 
 
 def annotate_tensors(graph: OnnxGraph, tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
-    """The tensors of a graph's initializers, in their order, named and counted by what the graph does with them."""
+    """Return the tensors of a graph's initializers, in their order, with the name and role that the graph implies."""
     return [
         tensor.model_copy(update={**vars(meaning), "origin": tensor.name})
         for tensor, meaning in zip(tensors, describe_initializers(graph), strict=True)
@@ -267,6 +280,7 @@ def annotate_tensors(graph: OnnxGraph, tensors: Sequence[StoredTensor]) -> list[
 
 
 def _stored(item: Initializer, file: Path) -> StoredTensor:
+    """Return the location and description of one initializer."""
     if not item.external:
         span = item.start, item.stop - item.start
         return stored(item.name, item.dtype, item.shape, file, span, bytes=item.bytes, decode=_parsed)
@@ -276,7 +290,7 @@ def _stored(item: Initializer, file: Path) -> StoredTensor:
 
 
 def _parsed(data: np.ndarray) -> np.ndarray:
-    """The values of a whole TensorProto."""
+    """Decode a whole TensorProto."""
     from onnx import TensorProto, numpy_helper
 
     array: np.ndarray = numpy_helper.to_array(TensorProto.FromString(data.tobytes()))
@@ -284,7 +298,7 @@ def _parsed(data: np.ndarray) -> np.ndarray:
 
 
 def _as_typed(number: int, shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
-    """The values of raw bytes of a type by its number in ONNX."""
+    """Decode raw bytes of an ONNX data type."""
     from onnx import TensorProto, numpy_helper
 
     array: np.ndarray = numpy_helper.to_array(TensorProto(data_type=number, dims=shape, raw_data=data.tobytes()))
@@ -292,10 +306,11 @@ def _as_typed(number: int, shape: tuple[int, ...], data: np.ndarray) -> np.ndarr
 
 
 def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
-    """File, offset and length of a tensor outside its graph. Raises `ModelError` when they can't be right."""
+    """Return file, offset and length of external data. Raises `ModelError` if they are invalid."""
     location = item.external.get("location", "")
     pure = PurePosixPath(location)
     path = file.parent / location
+    # External data must not lie outside the model folder, through links neither.
     inside = path.resolve().is_relative_to(file.parent.resolve())
     if not location or pure.is_absolute() or ".." in pure.parts or not inside:
         raise ModelError(
@@ -315,6 +330,7 @@ def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
 
 
 def _external_span(item: Initializer, path: Path) -> tuple[Path, int, int]:
+    """Return the path with offset and length. Raises `ModelError` if they exceed the file."""
     size = path.stat().st_size
     try:
         offset = int(item.external.get("offset") or 0)

@@ -1,8 +1,8 @@
-"""Inputs that a graph answers, found by what it says of them and by trying: sizes of free axes, and values.
+"""Synthesis of inputs that an unknown graph accepts: sizes of dynamic axes and values, found by trial.
 
-A graph states types, fixed sizes and names of axes. What it leaves open is guessed as a reader would guess: the first
-axis is the batch, an image is square, whole numbers that look up rows of a table are below its number of rows, a mask
-is full, a length is that of what it measures. The first guess that ONNX Runtime answers with finite numbers is taken.
+A graph states types, fixed sizes and names of axes. The rest is guessed: the first axis is the batch, an image is
+square, integers that index a table are below its number of rows, a mask is full, and a length is that of the input
+that it describes. The first guess that ONNX Runtime answers with finite numbers is used.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _SIGNAL = (16_000, 512, 576, 64, 100, 32, 256, 400, 1024, 48_000, 160_000)
 _SAMPLING_RATE = 16_000
 _RATE, _LENGTH, _MASK = (re.compile(pattern) for pattern in (r"(^|_)(sr|.*rate)$", r"len(gth)?s?$", r"mask"))
 _THROUGH = ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Slice", "Expand", "Concat", "Flatten", "Clip")
-"""Operators behind which a number still means what it meant."""
+"""Operators that preserve the meaning of an integer."""
 _FATAL_ONLY = 4
 _FEW = 16
-"""Whole numbers of unknown meaning are below this."""
+"""Upper bound for integers of unknown meaning."""
 
 Axes = tuple[int | str | None, ...]
 
 
 def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -> GraphInputs:
-    """What ``graph``, opened as ``session``, takes, with arrays that it answers where any are found."""
+    """Return the inputs of ``graph``, opened as ``session``, with arrays that it answers if any are found."""
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = _FATAL_ONLY
     stored = {tensor.name for tensor in graph.graph.initializer}
@@ -58,6 +58,7 @@ def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSess
 
 
 def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> Iterator[tuple[GraphInput, ...]]:
+    """Yield candidate inputs: sizes that grow from attempt to attempt."""
     axes = {entry.name: _axes(entry) for entry in entries}
     dtypes = {entry.name: _dtype(entry) for entry in entries}
     tables = {entry.name: _table_rows(graph, entry.name) for entry in entries if dtypes[entry.name].startswith("int")}
@@ -66,8 +67,8 @@ def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> 
         return
     for alone, attempt in product((True, False), range(max(map(len, (_IMAGE, _TOKENS, _SIGNAL))))):
         sizes = _sizes(axes, dtypes, attempt, alone)
-        shapes = {name: tuple(_size(sizes, name, place, axis) for place, axis in enumerate(found))
-                  for name, found in axes.items()}  # fmt: skip
+        shapes = {name: tuple(_size(sizes, name, index, axis) for index, axis in enumerate(input_axes))
+                  for name, input_axes in axes.items()}  # fmt: skip
         longest = max((shape[-1] for name, shape in shapes.items() if len(shape) > 1), default=1)
         yield tuple(
             GraphInput(name, dtypes[name], axes[name], shapes[name], *_filling(name, dtypes[name], tables, longest))
@@ -76,7 +77,14 @@ def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> 
 
 
 def _filling(name: str, dtype: str, tables: Mapping[str, int | None], longest: int) -> tuple[float | None, int | None]:
-    """The one value of an input, or below what its whole numbers are; neither for normal ones."""
+    """Return the constant value of an input, or the bound of its integers; neither for normally distributed inputs.
+
+    Args:
+        name: Name of the input.
+        dtype: Its numpy type.
+        tables: Number of rows of the table that each integer input indexes.
+        longest: Size of the longest last axis, for inputs that hold a length.
+    """
     plain = name.lower()
     if _MASK.search(plain):
         return 1, None
@@ -94,18 +102,19 @@ def _filling(name: str, dtype: str, tables: Mapping[str, int | None], longest: i
 
 
 def _axes(entry: onnx.ValueInfoProto) -> Axes:
-    """Sizes where they are fixed, else names; numbers below 1 are how some exporters say that any size will do."""
-    found: list[int | str | None] = []
+    """Return fixed sizes and names of axes; some exporters write numbers below 1 for a dynamic axis."""
+    sizes: list[int | str | None] = []
     for axis in entry.type.tensor_type.shape.dim:
         if axis.WhichOneof("value") == "dim_value":
-            found.append(axis.dim_value if axis.dim_value > 0 else None)
+            sizes.append(axis.dim_value if axis.dim_value > 0 else None)
         else:
             name = axis.dim_param
-            found.append(name if re.search(r"\w", name) else None)
-    return tuple(found)
+            sizes.append(name if re.search(r"\w", name) else None)
+    return tuple(sizes)
 
 
 def _dtype(entry: onnx.ValueInfoProto) -> str:
+    """Return the numpy type of an input."""
     number = entry.type.tensor_type.elem_type
     if number == TensorProto.STRING:
         return "str"
@@ -113,42 +122,51 @@ def _dtype(entry: onnx.ValueInfoProto) -> str:
 
 
 def _sizes(axes: Mapping[str, Axes], dtypes: Mapping[str, str], attempt: int, alone: bool) -> dict[str, int]:
-    """Of each free axis, by its name or else by its place; one name has one size everywhere.
+    """Return the size of each dynamic axis by its name, or by its position; a name has one size everywhere.
 
-    With ``alone`` the axes of the first input alone grow, and those of others that have no name are 1.
+    Args:
+        axes: The axes of each input.
+        dtypes: The numpy type of each input.
+        attempt: Number of the attempt; later attempts are larger.
+        alone: Whether only the axes of the first input grow, and unnamed axes of others are 1.
     """
     sizes: dict[str, int] = {}
-    for name, found in axes.items():
+    for name, input_axes in axes.items():
         first = name == next(iter(axes))
-        for place, axis in enumerate(found):
+        for index, axis in enumerate(input_axes):
             if isinstance(axis, int):
                 continue
-            key = axis if isinstance(axis, str) else f"{name}/{place}"
-            if (place == 0 and len(found) > 1) or (alone and not first and axis is None):
+            key = axis if isinstance(axis, str) else f"{name}/{index}"
+            if (index == 0 and len(input_axes) > 1) or (alone and not first and axis is None):
                 sizes.setdefault(key, 1)
                 continue
-            tried = _IMAGE if len(found) == 4 else _TOKENS if dtypes[name].startswith("int") else _SIGNAL
-            size = 1 if len(found) == 1 and dtypes[name].startswith("int") else tried[min(attempt, len(tried) - 1)]
+            candidates = _IMAGE if len(input_axes) == 4 else _TOKENS if dtypes[name].startswith("int") else _SIGNAL
+            size = (
+                1
+                if len(input_axes) == 1 and dtypes[name].startswith("int")
+                else candidates[min(attempt, len(candidates) - 1)]
+            )
             sizes.setdefault(key, size)
     return sizes
 
 
-def _size(sizes: Mapping[str, int], name: str, place: int, axis: int | str | None) -> int:
+def _size(sizes: Mapping[str, int], name: str, index: int, axis: int | str | None) -> int:
+    """Return the size of one axis."""
     if isinstance(axis, int):
         return axis
-    return sizes[axis if isinstance(axis, str) else f"{name}/{place}"]
+    return sizes[axis if isinstance(axis, str) else f"{name}/{index}"]
 
 
 def _table_rows(graph: onnx.GraphProto, name: str) -> int | None:
-    """The fewest rows of a stored table that an input looks up; None where it looks up none."""
+    """Return the fewest rows of a stored table that an input indexes; None if it indexes none."""
     stored = {tensor.name: tensor.dims for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             stored[node.output[0]] = node.attribute[0].t.dims
-    reached, found = {name}, []
+    reached, row_counts = {name}, []
     for node in graph.node:
         if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in reached and node.input[0] in stored:
-            found.append(stored[node.input[0]][0])
+            row_counts.append(stored[node.input[0]][0])
         elif node.op_type in _THROUGH and reached.intersection(node.input):
             reached.update(node.output)
-    return min((int(rows) for rows in found), default=None)
+    return min((int(rows) for rows in row_counts), default=None)

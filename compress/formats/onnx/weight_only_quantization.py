@@ -1,8 +1,8 @@
 """Weight-only quantization of any ONNX graph: constant matrices in few bits, for ONNX Runtime's `MatMulNBits`.
 
-A table that is looked up and also multiplied with (a head tied to its embedding) is stored once for both. Weights may
-become float again when the graph is opened, for runtimes whose few-bit kernels are slow: what multiplies with them is
-then left as it is (`compress.formats.onnx.decoder.stored_weight` has the reason).
+A table that is looked up and also multiplied with (a head tied to its embedding) is stored once for both. Weights
+may be expanded to float when the graph is opened, for runtimes whose few-bit kernels are slow; the products then
+stay as they are (`compress.formats.onnx.decoder.stored_weight` explains the reason).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_a
 from compress.numerics.integer_grid import find_grid, round_columns
 
 _SMALLEST = 1024
-"""Elements of a matrix that is worth it."""
+"""Smallest number of elements of a matrix that is quantized."""
 _SPLITS_IN_THREE = 18
-"""The version of ONNX's operators from which `Split` is told how many parts it makes."""
+"""ONNX operator set from which `Split` has an attribute for the number of its outputs."""
 _CASTS_FOUR_BITS = 21
-"""The version from which `Cast` takes integers of 4 bits."""
+"""ONNX operator set from which `Cast` accepts 4-bit integers."""
 _HALVED = 1024
-"""Elements of a float tensor that is worth storing in half the bytes where nothing is lost."""
+"""Smallest number of elements of a float tensor that is stored in half the bytes where nothing is lost."""
 
 
 @dataclass(frozen=True)
 class WeightOnlySettings:
-    """How weights are stored. ``accuracy_level`` of `MatMulNBits`: 4 rounds activations to 8 bits, 1 does not.
+    """Storage of weights. ``accuracy_level`` of `MatMulNBits`: 4 rounds activations to 8 bits, 1 does not.
 
-    ``expand_on_load``: they become float when the graph is opened, in place of such a kernel.
+    ``expand_on_load``: weights become float when the graph is opened, instead of using such a kernel.
     """
 
     bits: int
@@ -44,7 +44,7 @@ class WeightOnlySettings:
     expand_on_load: bool = False
 
     def of(self, weight: np.ndarray, name: str) -> StoredWeight:
-        """``weight`` [rows, columns] in blocks along its rows, each scale the best of several."""
+        """Quantize ``weight`` [rows, columns] in blocks along its rows, with the best of several scales per block."""
         columns = torch.from_numpy(np.array(weight.T, order="C"))
         grid = find_grid(columns, self.bits, min(self.block_size, len(columns)), self.symmetric, None, search=True)
         return store(grid.weight(round_columns(columns, grid)), name)
@@ -53,10 +53,10 @@ class WeightOnlySettings:
 def quantize_matrices(
     model: onnx.ModelProto, how: WeightOnlySettings, only_tied: bool = False
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """A copy of ``model`` whose constant matrices are stored in few bits, and their names; branches of `If` included.
+    """Return a copy of ``model`` whose constant matrices have few bits, and their names; branches of `If` included.
 
-    ``only_tied`` leaves alone what is not both looked up and multiplied with. `Attention` takes its weights as floats:
-    it is taken apart, unless they are floats again when the graph is opened.
+    ``only_tied`` skips matrices that are not both looked up and multiplied with. `Attention` takes float weights, so it
+    is unpacked into a product first, unless weights are expanded when the graph is opened.
     """
     graph = ir.from_proto(model)
     attentions = [] if only_tied or graph.opset_imports.get("", 0) < _SPLITS_IN_THREE else unpack_attention(graph)
@@ -70,18 +70,22 @@ def quantize_matrices(
 
 
 class _Writer:
+    """Quantization of one graph, in place."""
+
     def __init__(self, model: ir.Model, how: WeightOnlySettings) -> None:
         self._model, self._how = model, how
         self._operands: dict[str, tuple[StoredWeight, list[ir.Value | None]]] = {}
 
     def tables(self, only_tied: bool) -> list[str]:
-        """Tables that are looked up and, turned, multiplied with; or looked up alone."""
+        """Quantize tables that are looked up, and those that are multiplied with too; return their names."""
         done = []
         for table in [value for value in self._model.graph.initializers.values() if _is_matrix(value)]:
             readers = [use.node for use in table.uses()]
             lookups = [node for node in readers if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0]
             turned = [node for node in readers if _turns(node)]
             products = [use.node for node in turned for use in node.outputs[0].uses()]
+            # A table with any other reader stays float, and so does one whose transpose is not the right operand of a
+            # product.
             if not lookups or (only_tied and not products) or len(lookups) + len(turned) < len(readers):
                 continue
             if any(node.op_type != "MatMul" or node.inputs[1].producer() not in turned for node in products):
@@ -98,7 +102,7 @@ class _Writer:
         return done
 
     def products(self) -> list[str]:
-        """Matrices that something is multiplied with, and nothing else reads."""
+        """Quantize matrices that are only multiplied with; return their names."""
         done: dict[str, None] = {}
         for node in list(ir.traversal.RecursiveGraphIterator(self._model.graph)):
             matrix = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
@@ -114,8 +118,9 @@ class _Writer:
         return list(done)
 
     def finished(self, halve: bool) -> ir.Model:
-        """The model without what nothing reads any more."""
+        """Return the model without unused nodes and initializers."""
         graph = self._model.graph
+        # Backwards, so that producers of removed nodes are removed too.
         for node in reversed(list(graph)):
             if not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 graph.remove(node, safe=True)
@@ -128,7 +133,7 @@ class _Writer:
         return self._model
 
     def _halve(self) -> None:
-        """Store float tensors as float16 where every value of theirs is one; ONNX Runtime casts them at loading."""
+        """Store float tensors as float16 where that is exact; ONNX Runtime casts them when it loads the graph."""
         for name, value in list(self._model.graph.initializers.items()):
             if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.const_value.size < _HALVED:
                 continue
@@ -140,6 +145,7 @@ class _Writer:
                 del self._model.graph.initializers[name]
 
     def _store(self, value: ir.Value, weight: np.ndarray) -> None:
+        """Store a quantized weight with its scales and zero points."""
         name = str(value.name)
         stored = self._how.of(weight, name)
         zeros = stored.packed_zero_points()
@@ -153,7 +159,13 @@ class _Writer:
         )
 
     def _expand(self, value: ir.Value, weight: np.ndarray, turned: bool) -> None:
-        """Integers that become float in the place of ``value``: of ``weight`` [rows, columns], ``turned`` or not."""
+        """Store integers that become float in place of ``value``.
+
+        Args:
+            value: The initializer to replace.
+            weight: Its values as [rows, columns].
+            turned: Whether ``value`` is the transposed matrix.
+        """
         name, graph = str(value.name), self._model.graph
         self._model.opset_imports[""] = max(self._model.opset_imports.get("", 0), _CASTS_FOUR_BITS)
         stored = self._how.of(weight, name)
@@ -165,13 +177,13 @@ class _Writer:
             return np.expand_dims(values.transpose(of_block), beside)
 
         names = (f"{name}_integers", f"{name}_scale", f"{name}_zero")
-        held = [self._constant(f"{name}_Q{stored.bits}", blocks.transpose(order), kind)]
-        held.append(self._constant(f"{name}_scales", each_block(stored.scales)))
+        stored_values = [self._constant(f"{name}_Q{stored.bits}", blocks.transpose(order), kind)]
+        stored_values.append(self._constant(f"{name}_scales", each_block(stored.scales)))
         if stored.zero_points is not None:
-            held.append(self._constant(f"{name}_zero_points", each_block(stored.zero_points)))
+            stored_values.append(self._constant(f"{name}_zero_points", each_block(stored.zero_points)))
         nodes = [
-            ir.node("Cast", [one], {"to": ir.DataType.FLOAT}, name=made, outputs=[ir.val(made)])
-            for made, one in zip(names, held, strict=False)
+            ir.node("Cast", [source], {"to": ir.DataType.FLOAT}, name=output_name, outputs=[ir.val(output_name)])
+            for output_name, source in zip(names, stored_values, strict=False)
         ]
         integers, scales, *zeros = (node.outputs[0] for node in nodes)
         for zero in zeros:
@@ -185,6 +197,7 @@ class _Writer:
         ir.convenience.replace_all_uses_with(value, last)
 
     def _multiply(self, node: ir.Node, matrix: ir.Value) -> None:
+        """Replace a product by `MatMulNBits`."""
         stored, operands = self._operands[str(matrix.name)]
         attributes = {
             "K": stored.columns,
@@ -196,6 +209,7 @@ class _Writer:
         self._replace(node, "MatMulNBits", [node.inputs[0], *_without_end(operands)], attributes)
 
     def _look_up(self, node: ir.Node, table: ir.Value) -> None:
+        """Replace a lookup by `GatherBlockQuantized`."""
         stored, (integers, scales, zeros) = self._operands[str(table.name)]
         flat = np.array([stored.rows, stored.shape[1] * stored.shape[2]], np.int64)
         shape = self._constant(f"{table.name}_flat_shape", flat)
@@ -205,12 +219,21 @@ class _Writer:
         self._replace(node, "GatherBlockQuantized", _without_end(inputs), attributes)
 
     def _replace(self, old: ir.Node, kind: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]) -> None:
+        """Replace a node by one of ONNX Runtime's operators.
+
+        Args:
+            old: The node to replace.
+            kind: Operator type of the new node.
+            inputs: Its inputs.
+            attributes: Its attributes.
+        """
         new = ir.node(kind, inputs, attributes, domain=MICROSOFT, name=old.name)
         graph = old.graph
         assert graph is not None, "the node stands in a graph"
         ir.convenience.replace_nodes_and_values(graph, old, [old], [new], old.outputs, new.outputs)
 
     def _constant(self, name: str, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+        """Store an array under a name, once, and return its value."""
         graph = self._model.graph
         if name not in graph.initializers:
             tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
@@ -218,34 +241,38 @@ class _Writer:
         return graph.initializers[name]
 
     def _cast(self, half: ir.Value) -> ir.Value:
+        """Cast a stored float16 tensor to float32."""
         return self._first("Cast", [half], f"{half.name}_float32", to=ir.DataType.FLOAT)
 
     def _first(self, kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Value:
-        """A node before all others, since branches may read it too."""
+        """Insert a node before all others, since branches may read it too."""
         node = ir.node(kind, inputs, attributes, name=name, outputs=[ir.val(name)])
         self._model.graph.insert_before(self._model.graph[0], node)
         return node.outputs[0]
 
 
 def _is_matrix(value: ir.Value | None) -> bool:
+    """Return whether a value is a stored float matrix that is large enough."""
     if value is None or not value.is_initializer() or value.const_value is None or value.dtype != ir.DataType.FLOAT:
         return False
     return len(value.const_value.shape) == 2 and value.const_value.size >= _SMALLEST
 
 
 def _array(value: ir.Value) -> np.ndarray:
+    """Return the array of an initializer."""
     assert value.const_value is not None, "initializers have values"
     array: np.ndarray = value.const_value.numpy()
     return array
 
 
 def _turns(node: ir.Node) -> bool:
+    """Return whether a node transposes a matrix."""
     return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]
 
 
 def _without_end(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
-    """``values`` without inputs at the end that are left out."""
-    kept = list(values)
-    while kept and kept[-1] is None:
-        kept.pop()
-    return kept
+    """Return ``values`` without absent inputs at the end."""
+    present = list(values)
+    while present and present[-1] is None:
+        present.pop()
+    return present

@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from compress.formats.openvino.model import weights_of
-from compress.models.stored_tensor import StoredTensor, check_spans, role_of, stored
+from compress.models.stored_tensor import StoredTensor, check_spans, infer_role, stored
 from compress.utils.errors import ModelError
 
 _TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
@@ -47,7 +47,7 @@ def _constants(root: ElementTree.Element, weights: Path) -> Iterator[StoredTenso
         kind = data.attrib["element_type"]
         name, dtype = layer.attrib["name"], _numpy_type(kind)
         span = int(data.attrib["offset"]), int(data.attrib["size"])
-        role = role_of(dtype, shape, scales=name.endswith(_COMPANIONS))
+        role = infer_role(dtype, shape, scales=name.endswith(_COMPANIONS))
         yield stored(name, dtype, shape, weights, span, role, packed=kind in _BITS)
 
 

@@ -13,7 +13,7 @@ from compress.models.diffusion_pipeline import GeneratorModel
 from compress.models.torch_model import TorchModel
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
-from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
+from compress.tasks.capability import SINGLE_CALL, GENERATES_IMAGES, GENERATES, Capabilities
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
@@ -29,7 +29,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     """
 
     version = 2
-    requires = frozenset({ANSWERS_AT_ONCE})
+    requires = frozenset({SINGLE_CALL})
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     kind: Literal["openvino"] = "openvino"
     precision: Precision = Field(
@@ -52,7 +52,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     @classmethod
     def supports(cls, task: Capabilities) -> bool:
         """What answers in one call, language models, and what draws pictures."""
-        return super().supports(task) or GENERATES in task or DRAWS in task
+        return super().supports(task) or GENERATES in task or GENERATES_IMAGES in task
 
     @classmethod
     def accepted_starts(cls) -> tuple[type[Any], ...]:

@@ -6,8 +6,8 @@ from typing import Literal
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.model import OPERATORS_FILE, OrtModel
-from compress.stages.base import Context, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE
+from compress.stages.base import Context, OutputSpec, Stage
+from compress.tasks.capability import SINGLE_CALL
 
 
 class Ort(Stage[OnnxModel, OrtModel]):
@@ -18,12 +18,12 @@ class Ort(Stage[OnnxModel, OrtModel]):
     """
 
     packages = ("onnx", "onnxruntime")
-    requires = frozenset({ANSWERS_AT_ONCE})
+    requires = frozenset({SINGLE_CALL})
     kind: Literal["ort"] = "ort"
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """The weights are those of the graph, in another file."""
-        return Promise(changes_weights=False)
+        return OutputSpec(changes_weights=False)
 
     def run(self, model: OnnxModel, context: Context) -> OrtModel:
         """Convert. Raises `StageError` for a graph that ONNX Runtime refuses."""

@@ -16,7 +16,7 @@ from compress.models.quantization_config import COMPRESSED_TENSORS
 from compress.models.remote_code import is_allowed
 from compress.models.torch_model import TorchModel
 from compress.tasks.capability import EMBEDS, GENERATES, TAKES_IMAGES
-from compress.tasks.registry import TASKS, tasks_with, told_task
+from compress.tasks.registry import TASKS, tasks_with, infer_task
 from compress.tasks.task import Task
 from compress.utils.errors import MissingExtraError, ModelError
 from compress.utils.installation import has_package
@@ -36,7 +36,7 @@ def task_of_folder(folder: Path) -> Task:
     """The task that its config tells. Raises `ModelError` where it tells none."""
     config = model_config(folder)
     pictures = (folder / PREPROCESSOR).is_file() and "sampling_rate" not in read_json(folder / PREPROCESSOR)
-    told = told_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
+    told = infer_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
     told = told or (_embedding(config) if pictures else None)
     if told is None:
         raise ModelError(
@@ -44,7 +44,7 @@ def task_of_folder(folder: Path) -> Task:
             where=str(folder / "config.json"),
             expected=f"architectures of one of the tasks {', '.join(TASKS)}",
         )
-    return TASKS[told].of(config)
+    return TASKS[told].specialize(config)
 
 
 def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
@@ -63,9 +63,9 @@ def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
 
 
 def _floats(folder: Path) -> TorchModel:
-    from compress.models.quantized_module import load_module, with_float_weights
+    from compress.models.quantized_module import dequantize_weights, load_quantized_module
 
-    return TorchModel(with_float_weights(load_module(Checkpoint(folder))), load_tokenizer(folder))
+    return TorchModel(dequantize_weights(load_quantized_module(Checkpoint(folder))), load_tokenizer(folder))
 
 
 def _as_served(folder: Path) -> TorchModel:
@@ -73,7 +73,7 @@ def _as_served(folder: Path) -> TorchModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from compress.models.config_checks import loading_failures
+    from compress.models.config_checks import load_error_types
 
     if not has_package(COMPRESSED_TENSORS):
         raise MissingExtraError(COMPRESSED_TENSORS, COMPRESSED_TENSORS, "a checkpoint in the layout of that name")
@@ -81,7 +81,7 @@ def _as_served(folder: Path) -> TorchModel:
         try:
             module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
             module.hf_quantizer.compressor.decompress_model(module)
-        except loading_failures() as error:
+        except load_error_types() as error:
             raise ModelError(f"transformers cannot open the checkpoint: {error}", where=str(folder)) from error
     return TorchModel(module, load_tokenizer(folder))
 

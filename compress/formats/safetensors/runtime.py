@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.formats.target_profile import Target
 from compress.runtimes.runtime import Session, check_target
-from compress.tasks.capability import ANSWERS_AT_ONCE, REWRITES, TELLS_OF_IMAGES, TRANSCRIBES
+from compress.tasks.capability import SINGLE_CALL, REWRITES, DESCRIBES_IMAGES, TRANSCRIBES
 
 if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
@@ -46,7 +46,7 @@ class TorchRuntime:
         weakref.finalize(session, torch.set_num_threads, before)
         if not isinstance(session, TorchSession):
             return session
-        if TRANSCRIBES in task.capabilities and ANSWERS_AT_ONCE not in task.capabilities:
+        if TRANSCRIBES in task.capabilities and SINGLE_CALL not in task.capabilities:
             from compress.formats.safetensors.speech import open_transcriber
 
             return open_transcriber(session, folder)
@@ -54,7 +54,7 @@ class TorchRuntime:
             from compress.formats.safetensors.texts import GeneratedText
 
             return GeneratedText(session, model.processor)
-        if TELLS_OF_IMAGES in task.capabilities:
+        if DESCRIBES_IMAGES in task.capabilities:
             from compress.formats.safetensors.texts import answers_to_images
 
             return answers_to_images(session, model.processor, folder)

@@ -111,7 +111,7 @@ class Inputs:
     ones of a page, below `web`, and ``node_files`` those that an example for Node needs beside it, below `examples`.
     """
 
-    many: str
+    plural: str
     folder: str
     case: type[Case]
     meanings: Mapping[str, str]
@@ -147,7 +147,7 @@ class Answers:
     answer, of a graph that computes in floats, and in integers.
     """
 
-    many: str
+    plural: str
     field: str
     folder: str
     meanings: Mapping[str, str]

@@ -56,7 +56,7 @@ def kind_of(task: str, model: Path | None = None) -> Kind:
     """That of a task's `app_steps`, as ``model`` has it. Raises `InputError` for a task without an app."""
     found = get_task(task)
     config = {} if model is None else model_config(model)
-    steps = (found if model is None else found.of(config)).app_steps
+    steps = (found if model is None else found.specialize(config)).app_steps
     if steps is None and found.app_steps in KINDS:
         raise InputError(
             f"There is no app yet for a {config.get('model_type')} of {task}.",

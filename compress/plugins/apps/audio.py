@@ -141,7 +141,7 @@ def keep_recordings(folder: Path, samples: Sequence[str], rate: int, most_second
 
 
 RECORDINGS = Inputs(
-    many="recordings",
+    plural="recordings",
     folder="audio",
     page_files=("heard.mjs",),
     node_files=("shared/recording_of_file.mjs",),

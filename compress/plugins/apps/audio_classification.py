@@ -121,7 +121,7 @@ def _make_cases(folder: Path, rule: Hear, samples: Sequence[str], processor: Any
 
 
 SOUNDS = Inputs(
-    many="recordings",
+    plural="recordings",
     folder="sound",
     page_files=("heard.mjs",),
     node_files=("shared/recording_of_file.mjs",),

@@ -37,7 +37,7 @@ from compress.plugins.apps.selftest import Asked, SelfTest, make_selftest, unmea
 from compress.plugins.apps.templates import examples, model_card, page
 from compress.plugins.apps.download_size import check_budget, transferred, zipped
 from compress.plugins.apps.verify import verify_folder
-from compress.plugins.provenance.run_view import BILL
+from compress.plugins.provenance.run_view import SBOM
 from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
 from compress.runtimes.runtime import Batch
@@ -161,8 +161,8 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
     figures = find_figures(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name)
-    if figures is not None and (bill := _run_of(wanted) / BILL).is_file():
-        shutil.copyfile(bill, folder / BILL)
+    if figures is not None and (bill := _run_of(wanted) / SBOM).is_file():
+        shutil.copyfile(bill, folder / SBOM)
     licences = find_licences(wanted.recipe, wanted.recipe_file.parent, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,

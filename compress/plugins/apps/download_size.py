@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.inspection.size_advice import what_helps
+from compress.inspection.size_advice import size_advice
 from compress.plugins.apps.bundled_format import Contents
 from compress.plugins.apps.manifest import CARD, SELFTEST
 from compress.utils.errors import InputError, StageError
@@ -71,5 +71,5 @@ def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: Cont
         f"The bundle has {found / _MEGABYTE:.2f} MB compressed, {(found - most) / _MEGABYTE:.2f} MB too many.",
         where=f"biggest, compressed: {shown}",
         expected=f"at most {most} bytes",
-        hint="; ".join(what_helps(contents.stored, weighed, runtime, most)),
+        hint="; ".join(size_advice(contents.stored, weighed, runtime, most)),
     )

@@ -171,7 +171,7 @@ def tested(levels: np.ndarray) -> np.ndarray:
 
 
 DRAWN_PROMPTS = Inputs(
-    many="prompts",
+    plural="prompts",
     folder="prompt",
     case=DrawnCase,
     meanings={IDS: "token ids, one prompt a row"},
@@ -184,7 +184,7 @@ DRAWN_PROMPTS = Inputs(
     more_for_page=more_for_page,
 )
 DRAWN_PICTURES = Answers(
-    many="pictures",
+    plural="pictures",
     field="picture",
     folder="draw",
     meanings={HIDDEN: "what the text encoder makes of each token", "pooler_output": "of the whole prompt; not used"},

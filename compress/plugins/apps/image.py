@@ -221,7 +221,7 @@ def _small(path: str, mode: Mode) -> bytes:
 
 
 IMAGES = Inputs(
-    many="pictures",
+    plural="pictures",
     folder="image",
     case=ImageCase,
     meanings={INPUT: "prepared images, one a row"},

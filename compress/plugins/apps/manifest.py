@@ -13,14 +13,14 @@ from compress.formats.registry import Format
 from compress.plugins.apps.bundled_format import Axis, Signature
 from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.preprocess import Preprocessing
-from compress.plugins.provenance.signature import Signed
+from compress.plugins.provenance.signature import SignedFile
 from compress.tasks.registry import TASKS
 from compress.utils.errors import BundleError
 from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-SIGNED = Signed(MANIFEST, "compress-bundle", "bundle")
+SIGNED = SignedFile(MANIFEST, "compress-bundle", "bundle")
 SIGNATURE = SIGNED.signature
 SELFTEST = "selftest.json"
 CARD = "README.md"

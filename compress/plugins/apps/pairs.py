@@ -142,7 +142,7 @@ def _split(sample: str) -> tuple[str, str]:
 
 def _pairs(built_in: Sequence[tuple[str, str]], truncation: Truncation) -> Inputs:
     return Inputs(
-        many="pairs of texts",
+        plural="pairs of texts",
         folder="pair",
         case=PairCase,
         meanings={

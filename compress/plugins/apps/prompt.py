@@ -105,7 +105,7 @@ def _more_for_page(folder: Path, rule: Prompt) -> dict[str, bytes]:
 
 
 PROMPTS = Inputs(
-    many="messages",
+    plural="messages",
     folder="prompt",
     case=TextCase,
     meanings={**TEXTS.meanings, "position_ids": "the place of each token"},

@@ -36,7 +36,7 @@ def _scores(
 ) -> Answers:
     """Numbers with the rounding of logits; without ``required``, a graph must have all of ``meanings``."""
     return Answers(
-        many="scores",
+        plural="scores",
         field="logits",
         folder=folder,
         meanings=meanings,

@@ -114,10 +114,10 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
     except (OSError, ValueError, RecursionError, ValidationError) as error:
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):
-        raise BundleError(f"The {SELFTEST} does not have {kind.inputs.many}, which {kind.name} takes.", where=str(path))
+        raise BundleError(f"The {SELFTEST} does not have {kind.inputs.plural}, which {kind.name} takes.", where=str(path))
     nothing = kind.inputs.case.model_fields[kind.answers.field].default
     if test.unmeasured is None and any(getattr(case, kind.answers.field) == nothing for case in test.cases):
-        raise BundleError(f"The {SELFTEST} expects no {kind.answers.many}, which {kind.name} gives.", where=str(path))
+        raise BundleError(f"The {SELFTEST} expects no {kind.answers.plural}, which {kind.name} gives.", where=str(path))
     unlisted = sorted({name for case in test.cases for name in case.uses} - set(listed))
     if unlisted:
         raise BundleError(f"The {SELFTEST} uses files that are not listed: {', '.join(unlisted)}.", where=str(path))
@@ -149,7 +149,7 @@ def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
         apart = answers.apart(found, known)
         if not apart <= test.tolerance:
             expected = f"{answers.shown(known)} within {test.tolerance:g}"
-            raise _failed(where, number, case, f"{answers.many} {answers.shown(found)}", expected)
+            raise _failed(where, number, case, f"{answers.plural} {answers.shown(found)}", expected)
         if test.cosine is not None and not (cosine := _cosine(found, known)) >= test.cosine:
             raise _failed(where, number, case, f"its cosine is {cosine:.6f}", f"{test.cosine:g} at least")
         worst = max(worst, apart / test.tolerance)

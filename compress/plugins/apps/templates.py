@@ -17,7 +17,7 @@ from compress.plugins.apps.format import bundled
 from compress.plugins.apps.app_type import Case, Kind
 from compress.plugins.apps.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
 from compress.plugins.apps.provenance import Figures
-from compress.plugins.provenance.card import card_data, write_card
+from compress.plugins.provenance.card import card_data, render_card
 
 PAGE = "index.html"
 EXAMPLES = "examples"
@@ -90,7 +90,7 @@ def model_card(
     languages = () if profile.version is not None else profile.apps[manifest.format].languages
     library = FORMATS[manifest.format].library or manifest.format
     results = figures.results if figures else None
-    return write_card(
+    return render_card(
         "plugins/apps/card.md",
         card_data(licence, manifest.task, library, model_name=manifest.name, eval_results=results),
         figures.rows if figures else (),

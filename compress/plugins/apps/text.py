@@ -212,7 +212,7 @@ def no_rule(folder: Path, reason: str) -> ModelError:
 
 def _texts(built_in: Sequence[str], most: int, short: int, make_cases: Callable[..., Any] = _make_cases) -> Inputs:
     return Inputs(
-        many="texts",
+        plural="texts",
         folder="text",
         case=TextCase,
         meanings={"input_ids": "token ids, one text a row", "attention_mask": "1 for a token, 0 for padding"},

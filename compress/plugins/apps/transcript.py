@@ -47,7 +47,7 @@ def _apart(found: str, known: str) -> float:
 
 
 TRANSCRIPTS_OF_SPEECH = Answers(
-    many="transcripts",
+    plural="transcripts",
     field="transcript",
     folder="transcript",
     meanings={HIDDEN: "what the decoder reads of the recording"},
@@ -90,7 +90,7 @@ def _ask_rewrite(session: Session, end: Rewrite, feed: Batch, known: str) -> str
 
 WRITTEN_TEXTS = replace(
     TRANSCRIPTS_OF_SPEECH,
-    many="texts",
+    plural="texts",
     field="written",
     meanings={text_writer.HIDDEN: "what the decoder reads of the text"},
     find_end=_find_rewrite,

@@ -82,7 +82,7 @@ class Series:
             return ()
         logarithmic = not self.is_share and min(values) > 0
         found = change_points([math.log(value) for value in values] if logarithmic else values)
-        bounds = [0, *(change.place for change in found), len(values)]
+        bounds = [0, *(change.index for change in found), len(values)]
         return tuple(Level(first, last - 1, median(values[first:last])) for first, last in pairwise(bounds))
 
     def effect(self, before: float, after: float) -> float:

@@ -1,4 +1,4 @@
-"""The model card, README.md: front matter that the Hugging Face Hub reads, with results in `model-index`."""
+"""Model card, README.md: front matter for the Hugging Face Hub with results in `model-index`, and text for readers."""
 
 from __future__ import annotations
 
@@ -29,27 +29,41 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
 def render_card(template: str, data: ModelCardData, rows: Sequence[Measurement], **values: Any) -> str:
-    """A card from a template of `compress`, as the Hub's own library reads and writes it."""
+    """Render a template of `compress` with the front matter and a table of measurements.
+
+    Args:
+        template: Path of the Jinja template below the package.
+        data: Front matter.
+        rows: Measurements for the table.
+        **values: Further variables of the template.
+    """
     measured = [_cells(row) for row in rows]
     page = _TEMPLATES.get_template(template)
     return str(ModelCard(page.render(front=data.to_yaml(line_break="\n"), heads=_HEADS, measured=measured, **values)))
 
 
 def card_data(licence: str, task: str, library: str, **more: Any) -> ModelCardData:
-    """The front matter; a licence that the Hub has no name for is named beside `other`."""
+    """Return the front matter. A licence without a name on the Hub becomes `other` with its own name beside it.
+
+    Args:
+        licence: SPDX expression, or the name of the licence.
+        task: Name of the task, which is the Hub's pipeline tag.
+        library: Name that the Hub has for the library that opens the model.
+        **more: Further fields of `ModelCardData`.
+    """
     name = hub_name(canonical(licence))
     more = {**more, "pipeline_tag": task, "library_name": library}
     return ModelCardData(license=name or "other", license_name=None if name else licence, **more)
 
 
 def run_card(run: RunView) -> str:
-    """The card of a run's final model."""
+    """Return the model card of a run's final model."""
     report, recipe = run.report, run.recipe
     data = card_data(
         run.licence,
         recipe.task,
         _library(run),
-        base_model=_hub_ids([one.name for one in run.licences if one.binds]),
+        base_model=_hub_ids([record.name for record in run.licences if record.binds]),
         datasets=_hub_ids(list(data_names(recipe.data))),
         tags=["compress", *(stage.name for stage in report.stages)],
         model_name=report.recipe,
@@ -63,26 +77,30 @@ def run_card(run: RunView) -> str:
         run=run,
         stages=", ".join(stage.name for stage in report.stages),
         of=plain_name(recipe.model),
-        licences=[(one.of, one.licence) for one in run.licences],
+        licences=[(record.of, record.licence) for record in run.licences],
         remarks=run.licence_remarks,
     )
 
 
 def eval_results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord | None) -> list[EvalResult]:
-    """Figures of a model for `model-index`; where one has an interval, that is among its arguments.
+    """Return measurements as entries of `model-index`, each with its interval among the arguments of its metric.
 
-    A data set's type is spelled as the Hub spells ids.
+    Args:
+        recipe: Recipe, which names the task and the data.
+        rows: Measurements of the model.
+        judged: Rows that the model was evaluated on, if they are known.
     """
     name = plain_name(next(data_names(recipe.data), "the recipe's rows"))
     split = judged.split if judged is not None else "test"
-    told = {"sha256": judged.digest, "rows": judged.rows} if judged is not None else None
+    arguments = {"sha256": judged.digest, "rows": judged.rows} if judged is not None else None
     return [
         EvalResult(
             task_type=recipe.task,
+            # The Hub accepts an id there, so any other name is spelled like one.
             dataset_type=name if _HUB_ID.match(name) else re.sub(r"[^\w.-]+", "-", name).strip("-"),
             dataset_name=f"{name}, {split}",
             dataset_split=split,
-            dataset_args=told,
+            dataset_args=arguments,
             metric_type=describe_metric(row.metric).hub_name or row.metric,
             metric_value=row.value,
             metric_name=f"{describe_metric(row.metric, row.unit).title} on {row.target}",
@@ -95,17 +113,18 @@ def eval_results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord
 
 def _library(run: RunView) -> str:
     """Return the name that the Hugging Face Hub has for the library that opens the model's file."""
-    written = format_of(run.folder / MODEL)
-    return FORMATS[written].library or written
+    file_format = format_of(run.folder / MODEL)
+    return FORMATS[file_format].library or file_format
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:
+    """Return the cells of a measurement in the card's table."""
     metric = describe_metric(row.metric, row.unit)
     interval = format_interval(metric, row.low, row.high) if row.low is not None else ""
     return (metric.title, row.target, format_value(metric, row.value), interval, str(row.n) if row.n > 1 else "")
 
 
 def _hub_ids(names: Sequence[str]) -> list[str] | None:
-    """Those that the Hub knows, without their revision."""
-    found = [name.partition("@")[0] for name in names]
-    return [name for name in dict.fromkeys(found) if _HUB_ID.match(name)] or None
+    """Return the names that are repositories on the Hub, without their revisions."""
+    repositories = [name.partition("@")[0] for name in names]
+    return [name for name in dict.fromkeys(repositories) if _HUB_ID.match(name)] or None

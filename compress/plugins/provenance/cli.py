@@ -1,4 +1,4 @@
-"""`compress papers RUN`, `compress papers-verify`, `compress push-to-hub RUN REPOSITORY`."""
+"""Commands `compress papers RUN`, `compress papers-verify` and `compress push-to-hub RUN REPOSITORY`."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def papers(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write licences and files as JSON.")] = False,
 ) -> None:
-    """Write model card, bill of materials and provenance of a run, and say what its licences ask for."""
+    """Write model card, bill of materials and provenance of a run, and list what its licences require."""
     from compress.plugins.provenance.run_view import read_run
     from compress.plugins.provenance.write import write_provenance
 
-    found = read_run(run)
-    folder = output or found.folder
-    names = write_provenance(found, folder, sign)
+    view = read_run(run)
+    folder = output or view.folder
+    names = write_provenance(view, folder, sign)
     if json_:
-        told = {
-            "licence": found.licence,
-            "licences": [one.model_dump() for one in found.licences],
-            "remarks": found.licence_remarks,
+        content = {
+            "licence": view.licence,
+            "licences": [record.model_dump() for record in view.licences],
+            "remarks": view.licence_remarks,
             "files": {name: str(folder / name) for name in names},
         }
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(content, indent=1))
         return
     typer.echo(f"{folder}: {', '.join(names)}")
-    typer.echo(f"licence of the model: {found.licence}")
-    for remark in found.licence_remarks:
+    typer.echo(f"licence of the model: {view.licence}")
+    for remark in view.licence_remarks:
         typer.echo(remark)
 
 
@@ -52,7 +52,7 @@ def papers_verify(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write what was proven as JSON.")] = False,
 ) -> None:
-    """Compare every file with the provenance that came with it, and prove who signed that."""
+    """Compare every file with the provenance that came with it, and prove who signed it."""
     from compress.plugins.provenance.slsa import verify_statement
 
     done = verify_statement(folder, signer)
@@ -82,8 +82,8 @@ def push_to_hub(
     address = hub.push(upload) if push else None
     sizes = {name: file.stat().st_size for name, file in upload.files.items()}
     if json_:
-        told = {"repository": repository, "private": upload.private, "files": sizes, "remarks": upload.remarks}
-        typer.echo(json.dumps({**told, "commit": address}, indent=1))
+        content = {"repository": repository, "private": upload.private, "files": sizes, "remarks": upload.remarks}
+        typer.echo(json.dumps({**content, "commit": address}, indent=1))
         return
     for name, size in sizes.items():
         typer.echo(f"{format_bytes(size):>10}  {name}")

@@ -1,4 +1,4 @@
-"""Sending a run to the Hugging Face Hub: exactly which files, and only when it is asked for."""
+"""Upload of a run to the Hugging Face Hub: exactly the listed files, and only on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compress.utils.errors import InputError, StageError, first_line
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be sent: path in the repository -> file here."""
+    """Files to send, by their paths in the repository."""
 
     repository: str
     private: bool
@@ -30,15 +30,18 @@ class Upload:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together."""
+        """Return the size of all files together."""
         return sum(file.stat().st_size for file in self.files.values())
 
 
 def prepare_upload(run: RunView, repository: str, private: bool) -> Upload:
-    """The model's files at the top, as the Hub's libraries look for them, those of targets in folders, and the papers.
+    """List the files of a run as they would lie on the Hub. Nothing is sent.
 
-    Nothing is sent. Papers that the run has not yet are written. Raises `InputError` for a name that the Hub does not
-    take, and for a model that may not be passed on.
+    The model's files lie at the top, where the Hub's libraries look for them, those of targets in folders. Model card,
+    bill of materials and provenance are written if the run lacks them.
+
+    Raises:
+        InputError: The Hub does not accept the name, or a licence forbids to pass the model on.
     """
     try:
         validate_repo_id(repository)
@@ -50,16 +53,21 @@ def prepare_upload(run: RunView, repository: str, private: bool) -> Upload:
     if not all((run.folder / name).is_file() for name in (CARD, SBOM, STATEMENT)):
         write_provenance(run, run.folder)
     files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in shipped_files(run.folder)}
-    papers = (CARD, SBOM, STATEMENT, SIGNED.signature)
-    files |= {name: run.folder / name for name in papers if (run.folder / name).is_file()}
+    provenance_files = (CARD, SBOM, STATEMENT, SIGNED.signature)
+    files |= {name: run.folder / name for name in provenance_files if (run.folder / name).is_file()}
     return Upload(repository, private, dict(sorted(files.items())), tuple(remarks))
 
 
 def push(upload: Upload) -> str:
-    """Make the repository where there is none, and send everything as one commit; the commit's address.
+    """Create the repository if it does not exist, and send all files as one commit.
 
-    The token is the one of `hf auth login` or HF_TOKEN, and is given to nobody but the Hub's library. Raises
-    `StageError` where the Hub refuses.
+    The token is that of `hf auth login` or HF_TOKEN. Only the Hub's library receives it.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        StageError: The Hub refuses.
     """
     api = HfApi()
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in upload.files.items()]

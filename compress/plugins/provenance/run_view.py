@@ -1,4 +1,4 @@
-"""A finished run as its papers tell of it: recipe, report, lock, and the files that ship with their digests."""
+"""Finished run with what model card, bill of materials and provenance state about it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from compress.utils.digests import digest_file
 from compress.utils.errors import InputError
 
 SBOM = "bom.cdx.json"
+"""File name of the software bill of materials."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run whose report is written."""
+    """Run whose report is written, with its licences, metrics and shipped files."""
 
     recipe: Recipe
     report: Report
@@ -33,43 +34,43 @@ class RunView:
 
     @cached_property
     def licences(self) -> tuple[LicenceRecord, ...]:
-        """As the run recorded them; of one of an older version, as its sources say them now."""
+        """Return the licences that the run recorded, or those of its sources if the report has none."""
         return self.report.licences or find_licences(self.recipe, self.folder)
 
     @property
     def licence(self) -> str:
-        """Of the weights that ship."""
+        """Return the licence of the shipped weights."""
         return carried(self.licences)
 
     @property
     def licence_remarks(self) -> list[str]:
-        """What whoever passes the model on has to know of licences."""
-        return [one.words for one in objections(self.licences, self.recipe)]
+        """Return the duties of the licences for anyone who passes the model on."""
+        return [objection.words for objection in objections(self.licences, self.recipe)]
 
     @property
     def notes(self) -> list[str]:
-        """What the report notes besides."""
+        """Return the notes of the report that are not about licences."""
         return [note for note in self.report.notes if note not in self.licence_remarks]
 
     @property
     def metrics(self) -> list[Measurement]:
-        """What the final model was measured to be, on each target."""
+        """Return the measurements of the final model that a model card shows."""
         shown = card_metrics()
         return [row for row in self.report.measurements if row.model == FINAL and row.metric in shown]
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Path below the run's folder -> SHA-256, of every file that ships."""
+        """Return the SHA-256 of every shipped file by its path below the run's folder."""
         return {name: digest_file(self.folder / name) for name in shipped_files(self.folder)}
 
     @property
     def packages(self) -> dict[str, str]:
-        """Name -> version of what stages called and the run was made with."""
+        """Return the versions of the packages that stages called and that the run used, by name."""
         return {**self.report.environment.get("packages", {}), **self.lock.get("packages", {})}
 
 
 def read_run(run: Path) -> RunView:
-    """The run in a folder, or a recipe's latest one. Raises `InputError` where it is not all there."""
+    """Read the run in a folder, or the latest run of a recipe. Raises `InputError` if a file is missing."""
     report = find_report(run)
     folder = report.parent.resolve()
     for name in (RECIPE, LOCK, MODEL):
@@ -81,14 +82,14 @@ def read_run(run: Path) -> RunView:
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """What `lock.json` holds. Raises `InputError`."""
+    """Return the contents of a `lock.json`. Raises `InputError`."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"The run's lock cannot be read: {error}", where=str(path)) from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def plain_name(reference: str) -> str:
-    """A reference without the folders of this machine."""
+    """Return a reference without the folders of this machine."""
     return Path(reference).name if Path(reference).is_absolute() else reference

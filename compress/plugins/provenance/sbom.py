@@ -1,6 +1,7 @@
-"""The bill of materials, `bom.cdx.json`: CycloneDX 1.6 with a model card (ECMA-424, `modelCard`).
+"""Software bill of materials, `bom.cdx.json`: CycloneDX 1.6 with a model card (ECMA-424, `modelCard`).
 
-The library of CycloneDX has no model card yet, so that the JSON is written here; tests hold it to the official schema.
+The Python library of CycloneDX does not support model cards, so the JSON is written here. Tests validate it against
+the official schema.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from compress.utils.environment import MISSING, package_versions
 
 _SPEC = "1.6"
 _NAMESPACE = uuid.UUID("5c1f3a52-2b2e-5d7b-9d0a-3f0f6a7f1c11")
-"""Of serial numbers, each made of its report's digest, so that the same run has the same one."""
+"""Namespace of serial numbers. Each is made from the digest of its report, so that a run always has the same one."""
 _ROWS = ("data ", "test data ")
 Part = dict[str, Any]
 
 
 def run_sbom(run: RunView) -> str:
-    """Model, parents, data and packages with digests and licences, and what was measured with its intervals."""
+    """Return the bill of materials of a run as JSON.
+
+    It lists the model, its parents, data and packages with digests and licences, and the metrics with their intervals.
+    """
     parents, data, packages = _parents(run), _data(run), _packages(run)
     model = _model(run, parents, data)
     serial = uuid.uuid5(_NAMESPACE, digest_file(run.folder / REPORT))
@@ -54,6 +58,7 @@ def run_sbom(run: RunView) -> str:
 
 
 def _model(run: RunView, parents: list[Part], data: list[Part]) -> Part:
+    """Return the component of the model itself."""
     config = read_json(run.folder / MODEL / "config.json") if (run.folder / MODEL / "config.json").is_file() else {}
     kind, classes = config.get("model_type"), config.get("architectures")
     architecture = {"architectureFamily": kind, "modelArchitecture": classes[0] if classes else None}
@@ -70,6 +75,7 @@ def _model(run: RunView, parents: list[Part], data: list[Part]) -> Part:
         "type": "machine-learning-model",
         "bom-ref": "model",
         "name": run.report.recipe,
+        # CycloneDX requires a version. The start of the digest of the last stage's output identifies the weights.
         "version": str(run.lock.get("stages", {}).get(run.recipe.labels()[-1], ""))[:12] or "0",
         **({"description": run.report.description} if run.report.description else {}),
         **_licensed(run.licence),
@@ -84,39 +90,50 @@ def _model(run: RunView, parents: list[Part], data: list[Part]) -> Part:
 
 
 def _parents(run: RunView) -> list[Part]:
-    """What the weights come from: the starting model (a distilled one's teacher), students, adapters, earlier runs."""
-    found: dict[str, Part] = {}
-    for one in run.licences:
-        if one.of.startswith((RUNTIME, *_ROWS)):
+    """Return the components that the weights derive from.
+
+    These are the starting model, students, adapters and what models of earlier runs derive from.
+    """
+    parents: dict[str, Part] = {}
+    for record in run.licences:
+        if record.of.startswith((RUNTIME, *_ROWS)):
             continue
-        start = str(run.lock.get(START, "")) if one.of == "model" else ""
-        told = {"compress:role": one.of.partition(" ")[0], "compress:directory-sha256": start}
-        found[one.of] = {
+        start = str(run.lock.get(START, "")) if record.of == "model" else ""
+        properties = {"compress:role": record.of.partition(" ")[0], "compress:directory-sha256": start}
+        parents[record.of] = {
             "type": "machine-learning-model",
-            "bom-ref": f"parent:{one.of}",
-            "name": one.name,
-            **_licensed(one.licence),
-            "properties": _properties((name, value) for name, value in told.items() if value),
+            "bom-ref": f"parent:{record.of}",
+            "name": record.name,
+            **_licensed(record.licence),
+            "properties": _properties((name, value) for name, value in properties.items() if value),
         }
-    return [*found.values()]
+    return [*parents.values()]
 
 
 def _data(run: RunView) -> list[Part]:
-    """Every split that was read, by the digest of its rows; then what an earlier run read."""
-    records = [one for one in run.licences if one.of.startswith(_ROWS)]
-    own = {one.name: one for one in records if OF_RUN not in one.of}
+    """Return a component for every split, with the digest of its rows, and for the data of earlier runs."""
+    records = [record for record in run.licences if record.of.startswith(_ROWS)]
+    by_name = {record.name: record for record in records if OF_RUN not in record.of}
     recipe, names = run.recipe.data, [*data_names(run.recipe.data)]
-    parts = []
+    components = []
     for split, digest in run.lock.get("data", {}).items():
-        named = recipe.splits.get(split, split)
-        place = plain_name(next((name for name in names if named.startswith(name)), recipe.source or named))
-        parts.append(_dataset(f"data:{split}", f"{place} ({split})", own.get(place), digest))
-    earlier = {one.of: one for one in records if OF_RUN in one.of}
-    parts += [_dataset(of, of.removeprefix("data "), one, None) for of, one in earlier.items()]
-    return parts
+        reference = recipe.splits.get(split, split)
+        source = plain_name(next((name for name in names if reference.startswith(name)), recipe.source or reference))
+        components.append(_dataset(f"data:{split}", f"{source} ({split})", by_name.get(source), digest))
+    earlier_records = {record.of: record for record in records if OF_RUN in record.of}
+    components += [_dataset(of, of.removeprefix("data "), record, None) for of, record in earlier_records.items()]
+    return components
 
 
 def _dataset(ref: str, name: str, record: LicenceRecord | None, digest: str | None) -> Part:
+    """Return the component of a data set.
+
+    Args:
+        ref: Reference of the component within the document.
+        name: Name of the data set.
+        record: Its licence, if known.
+        digest: SHA-256 of rows and class names, if known.
+    """
     counted = {"compress:sha256-of": "rows and class names"} if digest else {}
     return {
         "type": "data",
@@ -130,26 +147,27 @@ def _dataset(ref: str, name: str, record: LicenceRecord | None, digest: str | No
 
 
 def _packages(run: RunView) -> list[Part]:
-    """Those that stages called and those that run the files, in the versions that were used."""
-    known = run.packages
-    runtimes = [one.name for one in run.licences if one.of.startswith(RUNTIME)]
-    known |= {name: found for name, found in package_versions(tuple(runtimes)).items() if name not in known}
+    """Return the packages that stages called and those that run the files, in the versions that were used."""
+    versions = run.packages
+    runtimes = [record.name for record in run.licences if record.of.startswith(RUNTIME)]
+    versions |= {name: version for name, version in package_versions(tuple(runtimes)).items() if name not in versions}
     return [
         {
             "type": "library",
-            "bom-ref": f"pkg:pypi/{name.lower()}@{found}",
+            "bom-ref": f"pkg:pypi/{name.lower()}@{version}",
             "name": name,
-            "version": found,
+            "version": version,
             "scope": "required" if name in runtimes else "optional",
-            "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{found}",
+            "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{version}",
             **_licensed(package_licence(name)),
         }
-        for name, found in sorted(known.items())
-        if found != MISSING
+        for name, version in sorted(versions.items())
+        if version != MISSING
     ]
 
 
 def _metric(row: Measurement) -> Part:
+    """Return a measurement as a performance metric of CycloneDX."""
     interval = {}
     if row.low is not None and row.high is not None:
         interval = {"confidenceInterval": {"lowerBound": repr(row.low), "upperBound": repr(row.high)}}
@@ -162,12 +180,15 @@ def _metric(row: Measurement) -> Part:
 
 
 def _licensed(expression: str) -> Part:
+    """Return the field `licenses`, which is left out if no licence is stated."""
     return {} if expression == NOT_STATED else {"licenses": [{"expression": expression}]}
 
 
 def _hash(digest: str) -> Part:
+    """Return the field `hashes`."""
     return {"hashes": [{"alg": "SHA-256", "content": digest}]}
 
 
 def _properties(pairs: Iterable[tuple[str, str]]) -> list[Part]:
+    """Return pairs of names and values as a list of properties."""
     return [{"name": name, "value": value} for name, value in pairs]

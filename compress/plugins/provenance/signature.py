@@ -1,6 +1,6 @@
-"""A detached signature of one file that names all others by digest, in OpenSSH's format, by keys that people have.
+"""Detached signature of a file that lists all others by digest, in OpenSSH's format, with keys that people have.
 
-OpenSSH's PROTOCOL.sshsig describes the format; `ssh-keygen` makes and checks it.
+OpenSSH's PROTOCOL.sshsig describes the format. `ssh-keygen` creates and checks it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,27 @@ _KEY_TYPE = re.compile(r"^(ssh|ecdsa|sk-ssh|sk-ecdsa)-[\w.@-]+$")
 
 
 @dataclass(frozen=True)
-class Signed:
-    """A kind of thing that is signed: its ``file``, the ``namespace`` that keeps kinds apart, and what it is called."""
+class SignedFile:
+    """Kind of file that is signed.
+
+    Attributes:
+        file: Name of the file.
+        namespace: Namespace of its signatures, which prevents that a signature is used for another kind of file.
+        title: Name of the file in messages.
+    """
 
     file: str
     namespace: str
-    what: str
+    title: str
 
     @property
     def signature(self) -> str:
-        """The signature's file, beside the other."""
+        """Return the name of the signature's file."""
         return f"{self.file}.sig"
 
 
-def sign(folder: Path, key: Path, signed: Signed) -> None:
-    """Write the signature beside the file. Raises `InputError` where the key or ssh-keygen can't be used."""
+def sign(folder: Path, key: Path, signed: SignedFile) -> None:
+    """Write the signature beside the file. Raises `InputError` if the key or ssh-keygen cannot be used."""
     if not key.is_file():
         raise InputError("There is no such key.", where=str(key), expected="a private key that `ssh-keygen` made")
     (folder / signed.signature).unlink(missing_ok=True)  # ssh-keygen asks before it writes over one
@@ -52,18 +58,26 @@ def sign(folder: Path, key: Path, signed: Signed) -> None:
         )
 
 
-def check_signature(folder: Path, signer: Path | None, signed: Signed) -> str | None:
-    """The signing key's fingerprint, or None for what isn't signed.
+def check_signature(folder: Path, signer: Path | None, signed: SignedFile) -> str | None:
+    """Check the signature of a file.
 
-    With ``signer``, a public key's file or OpenSSH's `allowed_signers`, the signature must be there and by a key in it.
-    Raises `BundleError`.
+    Args:
+        folder: Folder of the file.
+        signer: Public key, or OpenSSH's `allowed_signers`, one of whose keys must have signed; None for any key.
+        signed: Kind of file.
+
+    Returns:
+        The fingerprint of the key that signed, or None if the file is not signed and no signer is required.
+
+    Raises:
+        BundleError: The signature is missing, does not fit, or is by another key.
     """
     path = folder / signed.signature
     if not path.is_file():
         if signer is None:
             return None
         expected = f"a {signed.signature} by {signer}"
-        raise BundleError(f"The {signed.what} is not signed.", where=str(folder), expected=expected)
+        raise BundleError(f"The {signed.title} is not signed.", where=str(folder), expected=expected)
     _check_armour(path)
     content = (folder / signed.file).read_bytes()
     arguments = ["-Y", "check-novalidate", "-n", signed.namespace, "-s", signed.signature]
@@ -77,21 +91,30 @@ def check_signature(folder: Path, signer: Path | None, signed: Signed) -> str | 
     return fingerprint
 
 
-def _check_signer(folder: Path, signer: Path, signed: Signed, content: bytes, fingerprint: str) -> None:
+def _check_signer(folder: Path, signer: Path, signed: SignedFile, content: bytes, fingerprint: str) -> None:
+    """Raise `BundleError` if none of the signer's keys made the signature.
+
+    Args:
+        folder: Folder of the file.
+        signer: Public key or `allowed_signers`.
+        signed: Kind of file.
+        content: Content of the file.
+        fingerprint: Fingerprint of the key that signed, for the message.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         allowed, who = signer.resolve(), None
         if (keys := _public_keys(signer)) is not None:
             allowed, who = Path(scratch) / "allowed_signers", _SIGNER
             allowed.write_text("".join(f'{who} namespaces="{signed.namespace}" {key}\n' for key in keys))
-        rest = ["-f", str(allowed), "-n", signed.namespace, "-s", signed.signature]
+        options = ["-f", str(allowed), "-n", signed.namespace, "-s", signed.signature]
         if who is None:
-            done = _ssh_keygen(["-Y", "find-principals", *rest], folder, content)
+            done = _ssh_keygen(["-Y", "find-principals", *options], folder, content)
             who = done.stdout.decode(errors="replace").partition("\n")[0]
         if who:
-            done = _ssh_keygen(["-Y", "verify", "-I", who, *rest], folder, content)
+            done = _ssh_keygen(["-Y", "verify", "-I", who, *options], folder, content)
     if done.returncode:
         raise BundleError(
-            f"Another key signed the {signed.what}, {fingerprint}: {_last_line(done)}",
+            f"Another key signed the {signed.title}, {fingerprint}: {_last_line(done)}",
             where=str(folder),
             expected=f"a signature by a key in {signer}, for {signed.namespace}",
             hint="ask whoever you trust for the signer's public key, and compare its fingerprint "
@@ -100,9 +123,9 @@ def _check_signer(folder: Path, signer: Path, signed: Signed, content: bytes, fi
 
 
 def _public_keys(signer: Path) -> list[str] | None:
-    """Those of a public key's file; None for `allowed_signers`, whose conditions `ssh-keygen` knows.
+    """Return the keys of a public key file, or None for `allowed_signers`, which only `ssh-keygen` interprets.
 
-    Raises `InputError` for a file with no key.
+    Raises `InputError` for a file without a key.
     """
     try:
         text = signer.read_text(encoding="utf-8")
@@ -115,7 +138,7 @@ def _public_keys(signer: Path) -> list[str] | None:
 
 
 def _check_armour(path: Path) -> None:
-    """Only one way to write a signature down is taken, so that no byte of it can change unseen."""
+    """Raise `BundleError` unless the signature has its canonical encoding, so that no byte of it can change unseen."""
     content = path.read_bytes()
     try:
         body = base64.b64decode("".join(content.decode("ascii").splitlines()[1:-1]), validate=True)
@@ -128,6 +151,7 @@ def _check_armour(path: Path) -> None:
 
 
 def _ssh_keygen(arguments: list[str], folder: Path, given: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run ssh-keygen in a folder, with bytes as standard input. Raises `InputError` if it is missing or hangs."""
     program = shutil.which("ssh-keygen")
     if program is None:
         raise InputError(
@@ -142,5 +166,6 @@ def _ssh_keygen(arguments: list[str], folder: Path, given: bytes) -> subprocess.
 
 
 def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Return the last line of output, or the exit code if there is none."""
     lines = (done.stderr + done.stdout).decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"exit code {done.returncode}"

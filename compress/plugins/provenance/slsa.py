@@ -1,7 +1,7 @@
-"""Where the shipped files came from: an in-toto Statement v1 with SLSA's provenance v1 as its predicate, signed.
+"""Provenance of the shipped files: a signed in-toto Statement v1 whose predicate is SLSA provenance v1.
 
-Subjects are the files by SHA-256; the predicate has the recipe, digests of all that was read, packages and the kind of
-machine. Of this machine's folders nothing is said.
+The subjects are the files by SHA-256. The predicate contains the recipe, the digests of everything that was read,
+packages and the class of machine. Folders of this machine do not appear in it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ _MACHINE = ("processor_class", "cores_granted", "memory_bytes", "platform", "pyt
 
 
 class Subject(FrozenRecord):
-    """A file that the statement is about."""
+    """File that a statement is about."""
 
     name: str
     digest: dict[str, str] = Field(min_length=1)
 
 
 class Statement(FrozenRecord):
-    """As much of a statement as is checked here; in-toto has consumers pass over fields that they don't know."""
+    """Fields of a statement that are checked here.
+
+    in-toto requires consumers to ignore fields that they do not know.
+    """
 
     type: str = Field(alias="_type", pattern=f"^{STATEMENT_TYPE}$")
     subject: list[Subject] = Field(min_length=1)
@@ -53,7 +56,7 @@ class Statement(FrozenRecord):
 
 @dataclass(frozen=True)
 class VerifiedStatement:
-    """What a statement was found to be true of."""
+    """Result of a verification: the number of files, the fingerprint of the signer, and the recipe's name."""
 
     files: int
     signer: str | None
@@ -61,18 +64,18 @@ class VerifiedStatement:
 
 
 def run_statement(run: RunView) -> str:
-    """The statement of a run."""
+    """Return the statement of a run as JSON."""
     report, lock = run.report, run.lock
-    names = {one.of: one.name for one in run.licences}
+    names = {record.of: record.name for record in run.licences}
     inputs = [_resource(names.get("model", START), {"compressDirectorySha256": lock.get(START)})]
     inputs += [
         _resource(f"{split}: {plain_name(run.recipe.data.splits.get(split, split))}", {"compressRowsSha256": digest})
         for split, digest in lock.get("data", {}).items()
     ]
     inputs += [
-        {"uri": f"pkg:pypi/{name.lower()}@{found}", "name": name}
-        for name, found in sorted(run.packages.items())
-        if found != MISSING
+        {"uri": f"pkg:pypi/{name.lower()}@{version}", "name": name}
+        for name, version in sorted(run.packages.items())
+        if version != MISSING
     ]
     definition = {
         "buildType": _BUILD_TYPE,
@@ -87,6 +90,7 @@ def run_statement(run: RunView) -> str:
     details = {
         "builder": {"id": _BUILDER, "version": {"compress": __version__}},
         "metadata": {"invocationId": digest_file(run.folder / REPORT), **_times(report.started, report.seconds)},
+        # The report and the recipe describe the run and do not ship, so they are by-products and no subjects.
         "byproducts": [_resource(name, {"sha256": digest_file(run.folder / name)}) for name in (REPORT, RECIPE)],
     }
     statement = {
@@ -99,10 +103,13 @@ def run_statement(run: RunView) -> str:
 
 
 def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
-    """Compare every file that the statement in ``folder`` names, there or beside ``model/``, and who signed it.
+    """Compare every file that the statement in ``folder`` names with its digest, and check the signature.
 
-    Raises `BundleError` for a changed or missing file, and for a signature by nobody that ``signer`` (a public key, or
-    OpenSSH's `allowed_signers`) knows; one that is signed needs a ``signer`` to be believed.
+    Files may lie in the folder or below ``model/``.
+
+    Raises:
+        BundleError: A file is changed or missing, or the signature is by nobody that ``signer`` (a public key, or
+            OpenSSH's `allowed_signers`) lists. A signed statement is not believed without a ``signer``.
     """
     statement = read_statement(folder / STATEMENT)
     fingerprint = check_signature(folder, signer, SIGNED)
@@ -121,7 +128,10 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
 
 
 def read_statement(path: Path) -> Statement:
-    """The statement at ``path``. Raises `InputError` where there is none, `BundleError` for something else."""
+    """Return the statement at ``path``.
+
+    Raises `InputError` if there is no file, and `BundleError` if it contains no statement.
+    """
     if not path.is_file():
         raise InputError(
             f"There is no {STATEMENT}.", where=str(path.parent), expected="a folder that `compress papers` wrote into"
@@ -134,28 +144,29 @@ def read_statement(path: Path) -> Statement:
 
 
 def _check_file(folder: Path, subject: Subject) -> None:
-    """On the Hub the model's own files lie at the top."""
-    places = [folder / subject.name, folder / subject.name.removeprefix(f"{MODEL}/")]
-    inside = [place for place in places if place.resolve().is_relative_to(folder.resolve())]
-    file = next((place for place in inside if place.is_file()), None)
+    """Raise `BundleError` if a file is missing or differs. On the Hub the model's own files lie at the top."""
+    candidates = [folder / subject.name, folder / subject.name.removeprefix(f"{MODEL}/")]
+    inside = [path for path in candidates if path.resolve().is_relative_to(folder.resolve())]
+    file = next((path for path in inside if path.is_file()), None)
     if file is None:
         raise BundleError(f"The file {subject.name} is missing.", where=str(folder))
-    wanted = subject.digest.get("sha256")
-    if wanted is None or digest_file(file) != wanted:
+    expected_digest = subject.digest.get("sha256")
+    if expected_digest is None or digest_file(file) != expected_digest:
         raise BundleError(
             f"The file {subject.name} was changed.",
             where=str(folder),
-            expected=f"the SHA-256 {wanted}",
+            expected=f"the SHA-256 {expected_digest}",
             hint="take the model again from where it came",
         )
 
 
 def _resource(name: str, digest: Mapping[str, str | None]) -> dict[str, Any]:
-    """in-toto's ResourceDescriptor; digests of folders and rows have names of their own, since they are of no file."""
+    """Return in-toto's ResourceDescriptor. Digests of folders and rows have their own names, since no file has them."""
     return {"name": name, "digest": {kind: value for kind, value in digest.items() if value}}
 
 
 def _times(started: str | None, seconds: float | None) -> dict[str, str]:
+    """Return the start and the end of the run as SLSA names them."""
     if started is None:
         return {}
     ended = datetime.fromisoformat(started) + timedelta(seconds=round(seconds or 0.0))
@@ -163,7 +174,7 @@ def _times(started: str | None, seconds: float | None) -> dict[str, str]:
 
 
 def _without_folders(value: Any) -> Any:
-    """The same with absolute paths cut to their names, keys included."""
+    """Return a value in which every absolute path, in keys too, is replaced by its last part."""
     if isinstance(value, dict):
         return {plain_name(str(key)): _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The papers of a run as files: card, bill of materials, statement, signature."""
+"""Model card, bill of materials, statement of provenance and signature of a run as files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ def write_after_run(run: FinishedRun) -> None:
 
 
 def write_provenance(run: RunView, folder: Path, key: Path | None = None) -> list[str]:
-    """Write them into ``folder``, each whole, and sign the statement with an SSH key where there is one; their names.
+    """Write the files of a run into ``folder``, each atomically, and sign the statement if there is an SSH key.
 
-    An older signature, which would fit no longer, goes. Raises `StorageError`, `InputError`.
+    An older signature is removed, since it would no longer fit.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        StorageError: The folder cannot be written to.
+        InputError: The key or ssh-keygen cannot be used.
     """
     contents = {CARD: run_card(run), SBOM: run_sbom(run), STATEMENT: run_statement(run)}
     for name, content in contents.items():
-        write_atomically(folder / name, content, "paper")
+        write_atomically(folder / name, content, "provenance file")
     (folder / SIGNED.signature).unlink(missing_ok=True)
     if key is None:
         return [*contents]

@@ -8,8 +8,7 @@ from pathlib import Path
 from compress.plugins.registry.promotion import report_of
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.state import Version
-from compress.report.tracked import tracked as tracked_run
-from compress.report.tracking import TrackedVersion
+from compress.report.tracking import TrackedVersion, tracked_run
 
 
 def tracked(registry: Registry, name: str) -> tuple[list[TrackedVersion], dict[str, str]]:

@@ -61,7 +61,7 @@ class Candidates:
 
     space: SearchSpaceView
     costs: CostModel
-    known: Observations
+    observations: Observations
     past: Sequence[PastTrial]
     """What is known from elsewhere."""
     seed: int

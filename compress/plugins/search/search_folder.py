@@ -14,7 +14,7 @@ from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.formatting import format_outcome
 from compress.plugins.search.html_report import search_page
-from compress.plugins.search.ledger import NAME as LEDGER
+from compress.plugins.search.ledger import LEDGER_FILE
 from compress.plugins.search.ledger import Ledger, LedgerEntry, LedgerHeader
 from compress.plugins.search.parameters import SearchParameter, value_text
 from compress.plugins.search.record import SearchRecord
@@ -47,7 +47,7 @@ def resume_folder(space: SearchSpace, engine: Engine, artifacts: Path) -> tuple[
     """
     searches = artifacts / "searches" / space.base.name
     place = (searches / LATEST).resolve()
-    if not (place / LEDGER).is_file():
+    if not (place / LEDGER_FILE).is_file():
         raise InputError("There is no search to go on with.", where=str(searches), hint="run it without --resume first")
     before, entries = Ledger(place).read()
     before.check_same(_header(space, engine))

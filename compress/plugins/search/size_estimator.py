@@ -39,7 +39,7 @@ from compress.recipe.recipe import START
 from compress.stages.cost_model import Shape
 from compress.stages.protocols import QuantizesEmbeddings, Trains
 from compress.stages.registry import STAGES
-from compress.tasks.capability import IS_WRITTEN
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT
 from compress.utils.errors import first_line
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class SizeEstimator:
         recipe, profile = self.space.base, target_profile(self.space.base)
         if profile.target.format != "onnx" or profile.downloaded:
             self.unavailable_reason = f"sizes of {profile.target.format} are told by the stages' arithmetic"
-        elif self._road.inputs.from_graph or IS_WRITTEN in self._road.inputs.task.capabilities:
+        elif self._road.inputs.from_graph or EXPORTED_FROM_CHECKPOINT in self._road.inputs.task.capabilities:
             self.unavailable_reason = "graphs that are not traced are told by the stages' arithmetic"
         elif recipe.trust_remote_code or recipe.module is not None:
             self.unavailable_reason = "code of a recipe or a model is not run but for trials"

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from compress.plugins.search.goal import Goal, limit_name
-from compress.plugins.search.ledger import NAME as LEDGER
+from compress.plugins.search.ledger import LEDGER_FILE
 from compress.plugins.search.ledger import Ledger, PastTrial
 from compress.plugins.search.outcome import constraint_margin
 from compress.plugins.search.parameters import LEFT_OUT, SearchParameter, field_path, get_value, set_value
@@ -44,7 +44,7 @@ def find_past_trials(space: SearchSpace, goal: Goal, artifacts: Path, recipes: P
     Files that cannot be read are passed over.
     """
     found: list[PastTrial] = []
-    ledgers = [path for path in artifacts.glob(f"searches/*/*/{LEDGER}") if not path.parent.is_symlink()]
+    ledgers = [path for path in artifacts.glob(f"searches/*/*/{LEDGER_FILE}") if not path.parent.is_symlink()]
     searches = 0
     for path in sorted(ledgers, key=lambda path: (path.parent.name, str(path)), reverse=True):
         own = _of_ledger(path, space, goal)[: _TRIALS - len(found)]

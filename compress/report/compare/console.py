@@ -51,8 +51,8 @@ def console_gate(result: GateResult) -> RenderableType:
         cells = [_MARKS[judgement.status], *formatting.judgement_cells(judgement)]
         table.add(*map(_plain, cells), style=_STYLES[judgement.status])
     open_questions = (*result.having("failed"), *result.having("warned"))
-    reasons = [_text(f"{_MARKS[judgement.status]} {formatting.judgement_text(judgement)}", style=_STYLES[judgement.status])
-           for judgement in open_questions]  # fmt: skip
+    reasons = [_text(f"{_MARKS[item.status]} {formatting.judgement_text(item)}", style=_STYLES[item.status])
+           for item in open_questions]  # fmt: skip
     return Group(
         *_sides(result.comparison), table, *_below(result.comparison), *reasons,
         _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
@@ -87,7 +87,7 @@ def _below(comparison: Comparison) -> Iterator[Text]:
     now_wrong = sum(flip.now == "wrong" for flip in comparison.flips)
     if comparison.flips:
         yield _text(
-            f"flips listed: {now_wrong} now wrong, {len(comparison.flips) - now_wrong} now right (--json, --format html)"
+            f"flips: {now_wrong} now wrong, {len(comparison.flips) - now_wrong} now right (--json, --format html)"
         )
     if comparison.continuations:
         yield _text(f"{formatting.alike(comparison)} (--json, --format html)")

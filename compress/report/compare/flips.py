@@ -124,7 +124,7 @@ def _test_split(config: DataConfig, task: str, record: DataRecord, folder: Path)
     Args:
         config: Data of the recipe.
         task: Name of the task.
-        kept: Data record of the report.
+        record: Data record of the report.
         folder: Folder of the run.
     """
     if record.split not in config.splits:
@@ -143,6 +143,7 @@ def _test_split(config: DataConfig, task: str, record: DataRecord, folder: Path)
 
 
 def shorten(text: str) -> str:
+    """Return ``text`` on one line, with an ellipsis if it is long."""
     flat = " ".join(text.split())
     return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}\u2026"
 

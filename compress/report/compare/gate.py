@@ -147,7 +147,7 @@ _POLICY = FileKind(
     "The policy",
     "a YAML policy",
     "a mapping such as `rules: [{metric: accuracy, worse_by: 0.5 points}]`",
-    "docs/recipe.schema.json describes every field, under `judge_comparison`",
+    "docs/recipe.schema.json describes every field, under `gate`",
 )
 
 

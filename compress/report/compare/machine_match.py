@@ -119,4 +119,5 @@ def _software(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
         sorted(baseline_packages.keys() | candidate_packages.keys()) if baseline_packages and candidate_packages else ()
     ):
         if baseline_packages.get(package) != candidate_packages.get(package):
-            yield f"{package}: {baseline_packages.get(package, 'not installed')} and {candidate_packages.get(package, 'not installed')}"
+            versions = [packages.get(package, "not installed") for packages in (baseline_packages, candidate_packages)]
+            yield f"{package}: {' and '.join(versions)}"

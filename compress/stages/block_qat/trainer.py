@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from compress.models.quantized_module import AsStored
+from compress.models.quantized_module import StoredPrecision
 from compress.numerics.fake_quantization import dequantize, stored_as, straight_through
 from compress.numerics.integer_grid import QuantizedWeight, as_float16
 from compress.stages.blockwise.states import BlockRun, States
@@ -207,7 +207,7 @@ class BlockLesson:
             layer.weight = nn.Parameter(self.floats.pop(name), requires_grad=False)
             parametrize.register_parametrization(layer, "weight", LearnedIntegers(solved[name]), unsafe=True)
         for module, leaf in self.vectors.values():
-            vector = AsStored(module.get_parameter(leaf).data, torch.float16)
+            vector = StoredPrecision(module.get_parameter(leaf).data, torch.float16)
             parametrize.register_parametrization(module, leaf, vector, unsafe=True)
         try:
             yield

@@ -8,7 +8,7 @@ moment in which the first of them is called. Otherwise there is a pass for each 
 group begins.
 
 Experts see the tokens that the router sends them, and those that are sent too few some of all the layer's tokens
-(`Rehearsal`). They don't hear of each other, so that one pass serves many of them.
+(`ExpertCalibration`). They don't hear of each other, so that one pass serves many of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.experts import DOWN, Rehearsal, SeparateExperts, owner_of
-from compress.models.hooks import Seen, given, hooked
+from compress.models.experts import DOWN, ExpertCalibration, SeparateExperts, owning_experts
+from compress.models.hooks import StopForward, capture_inputs, removed_on_exit
 from compress.utils.errors import StageError
 from compress.utils.torch_device import autocast
 
@@ -90,8 +90,8 @@ class BlockPass:
     def sent(self, name: str) -> int | None:
         """How many tokens the router sends to the expert that a layer belongs to, while it is solved; else None."""
         owner, number, _ = self._seat(name)
-        rehearsal = self.experts[owner].rehearsal if owner else None
-        return None if rehearsal is None or rehearsal.sent is None else int(rehearsal.sent[number])
+        calibration = self.experts[owner].calibration if owner else None
+        return None if calibration is None or calibration.sent is None else int(calibration.sent[number])
 
     def _solve_at_once(self, hidden: torch.Tensor, groups: Sequence[_Group], quantize: Quantize) -> torch.Tensor:
         firsts = {group.names[0]: group for group in groups}
@@ -101,7 +101,7 @@ class BlockPass:
                 names = firsts[name].names
                 quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
 
-        with given(self.linears, before):
+        with capture_inputs(self.linears, before):
             return self.run(hidden)
 
     def _groups(self) -> list[_Group]:
@@ -121,7 +121,7 @@ class BlockPass:
                 groups.append(_Group([name], owner, rank if owner else different))
             last[:] = [inputs]
 
-        with given(self.linears, before):
+        with capture_inputs(self.linears, before):
             self.run(self.batches[0]()[:1])
         self._all_called([name for group in groups for name in group.names])
         return groups
@@ -151,12 +151,12 @@ class BlockPass:
                 share = count / seen[name]
                 totals[name].mul_(1 - share).add_(gram(inputs, weights, self.bf16), alpha=share)
             if name == groups[-1].names[0]:
-                raise Seen
+                raise StopForward
 
         for batch in self.batches:
             hidden = batch()
             tokens = slice(tokens.stop, tokens.stop + hidden[..., 0].numel())
-            with given(self.linears, before), suppress(Seen):
+            with capture_inputs(self.linears, before), suppress(StopForward):
                 self.run(hidden)
         for group in groups:
             yield self._finite(group.names, totals.pop(group.names[0]))
@@ -166,8 +166,8 @@ class BlockPass:
         if not owner:
             return
         experts = self.experts[owner]
-        rehearsal = experts.rehearsal
-        if rehearsal is None or rehearsal.sent is not None:
+        calibration = experts.calibration
+        if calibration is None or calibration.sent is not None:
             return
         sent, tokens = torch.zeros(experts.count, dtype=torch.long), 0
 
@@ -176,17 +176,17 @@ class BlockPass:
             chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
             sent.add_(experts.routed(chosen).cpu())
             tokens += len(chosen)
-            raise Seen
+            raise StopForward
 
-        with hooked([experts.register_forward_pre_hook(before, with_kwargs=True)]):
+        with removed_on_exit([experts.register_forward_pre_hook(before, with_kwargs=True)]):
             for batch in self.batches:
-                with suppress(Seen):
+                with suppress(StopForward):
                     self.run(batch())
-        rehearsal.sent, rehearsal.tokens = sent, tokens
+        calibration.sent, calibration.tokens = sent, tokens
 
     def _seat(self, name: str) -> tuple[str, int, int]:
         """The experts that a layer belongs to, or nothing, which of them, and its place in the order of one."""
-        owner = owner_of(name, self.experts)
+        owner = owning_experts(name, self.experts)
         if not owner:
             return "", 0, 0
         number, leaf = name.removeprefix(f"{owner}.").split(".")
@@ -197,18 +197,18 @@ class BlockPass:
         owner, _, _ = self._seat(name)
         if not owner:
             return self.counts[name][tokens].to(self.linears[name].weight.device) if name in self.counts else None
-        rehearsal = self.experts[owner].rehearsal
-        return None if rehearsal is None else rehearsal.weights
+        calibration = self.experts[owner].calibration
+        return None if calibration is None else calibration.weights
 
     @contextmanager
     def _rehearsing(self, minimum: int) -> Iterator[None]:
         for experts in self.experts.values():
-            experts.rehearsal = Rehearsal(minimum)
+            experts.calibration = ExpertCalibration(minimum)
         try:
             yield
         finally:
             for experts in self.experts.values():
-                experts.rehearsal = None
+                experts.calibration = None
 
     def _finite(self, group: Sequence[str], hessian: torch.Tensor) -> torch.Tensor:
         if not bool(torch.isfinite(hessian.diagonal()).all()):

@@ -18,7 +18,7 @@ from torch import nn
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import weight_files
-from compress.models.hooks import Seen
+from compress.models.hooks import StopForward
 from compress.models.safetensors_file import read_header
 from compress.numerics.language_head import head_product
 from compress.utils.errors import ModelError, StageError
@@ -180,9 +180,9 @@ class Skeleton:
 
         def note(*positional: Any, **named: Any) -> None:
             seen.append((positional, named))
-            raise Seen
+            raise StopForward
 
-        with self._standing_in(note), suppress(Seen):
+        with self._standing_in(note), suppress(StopForward):
             self._body(ids)
         return seen[0]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.quantized_module import empty_module
+from compress.models.quantized_module import build_empty_module
 from compress.models.transposed_linear import TransposedLinear
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.utils.errors import ModelError, StageError
@@ -21,7 +21,7 @@ def build_skeleton(checkpoint: Checkpoint, device: str = CPU) -> Skeleton:
     Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
     otherwise than transformers writes them, and `StageError` for one without blocks.
     """
-    model: Any = empty_module(checkpoint).eval()
+    model: Any = build_empty_module(checkpoint).eval()
     # What routers answer is for their training alone.
     model.config.output_router_logits = False
     transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.models.experts import experts_of
-from compress.models.hooks import Told, given
+from compress.models.experts import find_separate_experts
+from compress.models.hooks import TensorCallback, capture_inputs
 from compress.stages.blockwise.block_pass import BlockPass, gram
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.states import BlockRun, States
@@ -50,7 +50,7 @@ class Stream:
         run = BlockRun.of(self.skeleton, self.config, index, self.ids)
         batches = [partial(states.__getitem__, some) for some in run.slices()]
         name = f"{self.skeleton.prefix}.{index}"
-        experts = experts_of(self.skeleton.blocks[index], name)
+        experts = find_separate_experts(self.skeleton.blocks[index], name)
         counts = {} if self.importance is None else self.importance.layers
         return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts, run.bf16)
 
@@ -66,10 +66,10 @@ class Stream:
         """Let all windows pass a loaded block, and keep what enters and what leaves it."""
         self.pass_watched(index, {}, lambda name, inputs: None)
 
-    def pass_watched(self, index: int, modules: dict[str, nn.Linear], told: Told[str]) -> None:
+    def pass_watched(self, index: int, modules: dict[str, nn.Linear], told: TensorCallback[str]) -> None:
         """The same; ``told`` is called with the name and the input of each of ``modules``, of these windows alone."""
         work = self.pass_through(index, modules)
-        with given(modules, told):
+        with capture_inputs(modules, told):
             self.leave(index, (work.run(batch()) for batch in work.batches))
 
     def advance(self, index: int) -> None:

@@ -1,4 +1,4 @@
-"""What `gptq` and `prune` cost, from a decoder's shape: arithmetic, peak memory, and the size of what they write."""
+"""Cost of quantizing a decoder block by block: arithmetic, peak memory and the size of the checkpoint."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.stages.gptq.settings import BlockTraining, Quantization
-from compress.stages.training.settings import Pruning
 
 _ACTIVATION_BYTES = 1 << 30
 """As in `compress.stages.blockwise.states`, which imports torch."""
-_STATES_BYTES = 1 << 28
+STATES_BYTES = 1 << 28
 _WIDE_TENSORS = 4
 _SQUARES = 4
 """The widest Hessian, its permuted copies and its factor."""
@@ -21,7 +20,7 @@ _LAYERS_A_BLOCK = 7
 """Query, key, value, output, gate, up and down: each of them is coarse once when sensitivity is measured."""
 _PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
 """As in `compress.stages.gptq.sensitivity`."""
-_SHARD_BYTES = 500_000_000
+SHARD_BYTES = 500_000_000
 """As in `compress.models.shards`."""
 _LOGITS_HELD = 3
 """The answers to a window, their likelihoods, and the squares of those."""
@@ -104,7 +103,7 @@ def survey_flops(config: Quantization, shape: Shape) -> float:
     if not config.mixed:
         return 0.0
     variants = _LAYERS_A_BLOCK * shape.layers + 1
-    held = _STATES_BYTES / (4 * max(shape.hidden, 1) * variants)
+    held = STATES_BYTES / (4 * max(shape.hidden, 1) * variants)
     tokens = min(config.sequence_length, _PROBE_TOKENS, max(held, 8))
     passes = 1 + _LAYERS_A_BLOCK * (shape.layers + 1) / 2
     forward = 2 * tokens * passes * (shape.attention + shape.feed_forward)
@@ -130,7 +129,7 @@ def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
         return 2 * block
     tokens = config.samples * config.sequence_length
     activations = min(4 * _WIDE_TENSORS * tokens * widest, _ACTIVATION_BYTES)
-    states = 2 * min(4 * tokens * shape.hidden, _STATES_BYTES)
+    states = 2 * min(4 * tokens * shape.hidden, STATES_BYTES)
     solving = block + 4 * _SQUARES * widest**2 + activations
     vocabulary = shape.embeddings / max(shape.hidden, 1)
     weighing = 4 * _LOGITS_HELD * config.sequence_length * vocabulary if config.guided else 0.0
@@ -146,65 +145,3 @@ def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
     if config.embedding_bits and config.integer_tables:
         tables = shape.embeddings * (config.embedding_bits + 16 / config.embedding_group_size) / 8
     return packed + 2 * (shape.embeddings + shape.other) + tables + shape.processor_bytes
-
-
-def pruning_text(settings: Pruning) -> Quantization:
-    """How `prune` reads its text, in the words of the quantizer whose walk it takes."""
-    return Quantization(
-        guided=False,
-        samples=settings.samples,
-        sequence_length=settings.sequence_length,
-        precision=settings.precision,
-    )
-
-
-def pruning_prediction(
-    settings: Pruning, before: Shape | None, after: Shape | None, reads_text: bool, plan: PlanContext
-) -> Prediction:
-    """Of `prune` on a language model: passes over the text, one block in memory, and a shard being written."""
-    if before is None:
-        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
-    flops = pruning_flops(settings, before) if reads_text else 0.0
-    seconds = plan.seconds(flops) if flops else handling(before)
-    solver = pruning_text(settings).model_copy(update={} if reads_text else {"method": "rtn"})
-    shard = min(_SHARD_BYTES, 4 * before.parameters)
-    states = 0.0
-    if settings.layers and settings.layer_importance == "greedy":
-        tokens = 4 * settings.sequence_length
-        states = max(2 * _STATES_BYTES, 2 * tokens * before.hidden * before.layers)
-        states += 2 * tokens * before.embeddings / max(before.hidden, 1)
-    # What is solved on, what judges, both together, and the factor of that.
-    fitted = 16 * before.intermediate**2 if settings.layers and settings.bridge and reads_text else 0
-    held = max(quantization_memory_bytes(solver, before), states, fitted, shard) + shard
-    note = "a block in fp32, what its inputs are multiplied to, activations, and a shard; without torch itself"
-    return predicted(before, after, seconds, Estimate(value=round(held), note=note))
-
-
-def pruning_flops(settings: Pruning, shape: Shape) -> float:
-    """Multiplications and additions of what `prune` does with calibration text.
-
-    Zeros take what `quantization_flops` counts. Greedily, each block that is left is tried in each round, from its
-    place on, and each trial ends with the head; otherwise the text passes once for whole blocks and once for their
-    parts, and once more for each kind of part, and for whole blocks, that the others are fitted for.
-    """
-    text = pruning_text(settings)
-    if settings.zeros is not None:
-        return quantization_flops(text, shape)
-    tokens, blocks = settings.samples * settings.sequence_length, shape.attention + shape.feed_forward
-    total = 0.0
-    if settings.heads or settings.feed_forward or settings.experts:
-        total += 2 * blocks * tokens
-    if settings.width_importance == "obs":
-        for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):
-            # Another pass, what its inputs are multiplied to, and what goes solved out of the rest.
-            solved = columns**2 * tokens + 2 * share * columns**2 * (shape.hidden + columns)
-            total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
-    if settings.layers and settings.bridge:
-        total += 2 * (blocks + shape.intermediate**2) * tokens
-    if settings.layers and settings.layer_importance != "greedy":
-        total += 2 * blocks * tokens
-    elif settings.layers:
-        block = blocks / max(shape.layers, 1)
-        for left in range(shape.layers, shape.layers - settings.layers, -1):
-            total += 2 * tokens * (block * (left + left * (left - 1) / 2) + left * shape.embeddings)
-    return total

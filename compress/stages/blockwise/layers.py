@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from compress.models.experts import is_fused, routers, why_not_separable
+from compress.models.experts import inseparable_reason, is_fused, router_layers
 from compress.models.gptq_layout import fits
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.gptq.settings import Quantization
@@ -111,7 +111,7 @@ def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
 
 def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple[Layer, ...]:
     block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
-    found, routing = [], routers(block, prefix)
+    found, routing = [], router_layers(block, prefix)
     for name, part in linears(block, prefix).items():
         kept = kept_by(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
         size = part.in_features if config.group_size == -1 else config.group_size
@@ -149,7 +149,7 @@ def _check_experts(skeleton: Skeleton, config: Quantization) -> None:
         for name, part in block.named_modules(prefix=f"{skeleton.prefix}.{index}"):
             leaves = [f"{name}.{leaf}" for leaf, _ in part.named_parameters(recurse=False)]
             if is_fused(part) and not all(kept_by(config.keep, leaf) for leaf in leaves):
-                found.append(f"{name}: {why_not_separable(part) or _FUSED_ON_DISK}")
+                found.append(f"{name}: {inseparable_reason(part) or _FUSED_ON_DISK}")
     if found:
         raise ModelError(
             f"The experts of {len(found)} blocks cannot be quantized one by one:\n  {_some(found)}",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.meta_model import hollow_decoder, stored_shapes
+from compress.models.meta_model import build_decoder_on_meta, stored_shapes
 from compress.models.shards import write_shards
 from compress.models.transformer_pruning import HEADS_KEY, NEURONS_KEY
 from compress.stages.blockwise.write import write_beside_weights
@@ -29,7 +29,7 @@ def config_changes(folder: Path, cut: Cut) -> dict[str, Any]:
     Raises `StageError` as it does, and where the architecture's own config cannot say what is left, since the readers
     of a language model go by nothing else.
     """
-    module = hollow_decoder(folder)
+    module = build_decoder_on_meta(folder)
     before = module.config.to_dict()
     cut(module)
     changed = {name: value for name, value in module.config.to_dict().items() if before.get(name) != value}
@@ -55,7 +55,7 @@ def write_cut(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_beside_weights(source, folder, **changes)
-    wanted = {name: list(shape) for name, shape in stored_shapes(hollow_decoder(folder)).items()}
+    wanted = {name: list(shape) for name, shape in stored_shapes(build_decoder_on_meta(folder)).items()}
     write_shards(folder, _as_wanted(tensors, wanted))
     if wanted:
         raise StageError(f"The cut model lacks {min(wanted)!r}, and {len(wanted) - 1} tensors more.", where=str(folder))
@@ -79,7 +79,7 @@ def _as_wanted(
         yield name, tensor
 
 
-def kept_json(path: Path, value: Any) -> None:
+def cached_json(path: Path, value: Any) -> None:
     """Write ``value`` so that the file has its name only once it is whole."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compress.models.checkpoint import TABLES, QuantizedCheckpoint, ServedCheckpoint
-from compress.models.compressed_tensors_layout import pack_layer, store_bytes
-from compress.models.meta_model import hollow_model
+from compress.models.checkpoint import TABLES, CompressedTensorsCheckpoint, QuantizedCheckpoint
+from compress.models.compressed_tensors_layout import pack_layer, store_int8_layer
+from compress.models.meta_model import build_on_meta
 from compress.models.model import link_or_copy
 from compress.models.quantization_config import COMPRESSED_TENSORS, Scheme, compressed_tensors_config
 from compress.models.shards import write_shards
@@ -27,7 +27,9 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that vLLM and SGLang make one of, by their names in most models."""
 
 
-def write_served(checkpoint: QuantizedCheckpoint, activation_bits: int, context: Context) -> ServedCheckpoint:
+def write_served(
+    checkpoint: QuantizedCheckpoint, activation_bits: int, context: Context
+) -> CompressedTensorsCheckpoint:
     """The checkpoint in that layout, in the context's scratch folder, read back with the package compressed-tensors.
 
     Raises `ModelError` for layers that the layout, or those who read it, have no place for, and `StageError` for an
@@ -47,7 +49,7 @@ def write_served(checkpoint: QuantizedCheckpoint, activation_bits: int, context:
     write_shards(folder, _tensors(checkpoint, layers, activation_bits), index_one=bool(checkpoint.tables))
     if checkpoint.tables:
         link_or_copy(checkpoint.folder / TABLES, folder / TABLES)
-    made = ServedCheckpoint(folder)
+    made = CompressedTensorsCheckpoint(folder)
     for name in context.progress.track(layers, "reading back", len(layers)):
         _compare(checkpoint, made, name)
     context.note(_summary(layers, others, activation_bits))
@@ -56,7 +58,7 @@ def write_served(checkpoint: QuantizedCheckpoint, activation_bits: int, context:
 
 def _float_layers(checkpoint: QuantizedCheckpoint, layers: Mapping[str, Scheme]) -> list[str]:
     """Linear layers of transformers' module that stay float. Raises `ModelError` where ``layers`` are none of them."""
-    model = hollow_model(checkpoint.folder)
+    model = build_on_meta(checkpoint.folder)
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     odd = sorted(set(layers).difference(linear))
     if odd:
@@ -104,11 +106,11 @@ def _tensors(
         elif part == "qweight":
             weight = checkpoint.quantized(module)
             assert weight is not None, "it has integers"
-            parts = store_bytes(weight) if activation_bits == 8 else pack_layer(weight)
+            parts = store_int8_layer(weight) if activation_bits == 8 else pack_layer(weight)
             yield from ((f"{module}.{leaf}", tensor) for leaf, tensor in parts.items())
 
 
-def _compare(checkpoint: QuantizedCheckpoint, made: ServedCheckpoint, name: str) -> None:
+def _compare(checkpoint: QuantizedCheckpoint, made: CompressedTensorsCheckpoint, name: str) -> None:
     """Raise `StageError` where compressed-tensors' own unpacking has another integer or scale."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 

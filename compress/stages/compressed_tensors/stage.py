@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.models.checkpoint import QuantizedCheckpoint, ServedCheckpoint
-from compress.stages.base import Context, Promise, Stage
+from compress.models.checkpoint import CompressedTensorsCheckpoint, QuantizedCheckpoint
+from compress.stages.base import Context, OutputSpec, Stage
+from compress.stages.protocols import KeepsShape, integer_weights
 from compress.tasks.capability import GENERATES
 
 
-class CompressedTensors(Stage[QuantizedCheckpoint, ServedCheckpoint]):
+class CompressedTensors(KeepsShape, Stage[QuantizedCheckpoint, CompressedTensorsCheckpoint]):
     """The checkpoint as compressed-tensors, the layout of llm-compressor, which vLLM, SGLang and transformers read.
 
     Integers and scales are those that `gptq` found, and are read back with the package compressed-tensors. With
@@ -21,20 +22,17 @@ class CompressedTensors(Stage[QuantizedCheckpoint, ServedCheckpoint]):
 
     packages = ("torch", "transformers", "safetensors", "compressed-tensors")
     requires = frozenset({GENERATES})
-    keeps_shape = True
-    promised = Promise(changes_weights=False, max_size_ratio=1.001)
-    """The weights are those of the input, in another layout."""
     kind: Literal["compressed_tensors"] = "compressed_tensors"
     activation_bits: Literal[8, 16] = Field(
         16,
         description="16: inputs of layers stay float; 8: the server rounds each token's by a scale of its own",
     )
 
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
-        """An adapter beside the weights, and integers that products of 8 bits have no place for."""
-        if earlier.adapter_beside:
+    def conflicts_with(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """Return a conflict with an adapter beside the weights, and with integers that 8-bit products cannot use."""
+        if earlier.output_spec().adapter_beside:
             return None, "merge_lora before quantization, which compressed-tensors has no other place for"
-        for weights in earlier.integers()[:1]:
+        for weights in integer_weights(earlier)[:1]:
             if weights.zero_points:
                 reason = "transformers opens no such layout with zero points"
                 return weights.zero_points_field, f"{weights.no_zero_points}: {reason}"
@@ -44,7 +42,11 @@ class CompressedTensors(Stage[QuantizedCheckpoint, ServedCheckpoint]):
                 return None, "weights of 8 bits in all layers, which activation_bits: 8 needs"
         return None
 
-    def run(self, model: QuantizedCheckpoint, context: Context) -> ServedCheckpoint:
+    def output_spec(self) -> OutputSpec:
+        """Return that the weights are those of the input, in another layout."""
+        return OutputSpec(changes_weights=False, max_size_ratio=1.001)
+
+    def run(self, model: QuantizedCheckpoint, context: Context) -> CompressedTensorsCheckpoint:
         """Write and read back. Raises `ModelError` for what has no place there, `StageError` if a weight differs."""
         from compress.stages.compressed_tensors.export import write_served
 

@@ -12,14 +12,13 @@ from torch import nn
 
 from compress.models.diffusion_checks import UNET
 from compress.models.diffusion_pipeline import GeneratorModel
-from compress.models.hooks import hooked
+from compress.models.hooks import removed_on_exit
 from compress.models.torch_model import TorchModel
 from compress.models.unet_blocks import require_unet, stage_ends
 from compress.stages.diffusion.caption_images import VALIDATION, latent_rows, some_places
 from compress.stages.diffusion.denoiser_importance import Probes
 from compress.stages.diffusion.noised_latents import TEXT, NoisedLatents, Noising, denoise
-from compress.stages.diffusion.settings import FeatureLosses
-from compress.stages.distill.settings import Distillation
+from compress.stages.diffusion.settings import FeatureDistillation
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import KeptTraining
 from compress.stages.training.length import Length
@@ -38,7 +37,7 @@ _FITTED = 16
 
 
 def distill_features(
-    settings: Distillation, losses: FeatureLosses, teacher: TorchModel, model: TorchModel, context: Context
+    settings: FeatureDistillation, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
     """``model`` with a UNet that has learned from ``teacher``'s. Raises `StageError` where one of them has none."""
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
@@ -46,10 +45,10 @@ def distill_features(
     examples, empty = latent_rows(teacher, context)
     held_out = None
     if VALIDATION in context.data.splits:
-        places = some_places(context, VALIDATION, losses.judged_examples)
+        places = some_places(context, VALIDATION, settings.judged_examples)
         held_out, _ = latent_rows(teacher, context, VALIDATION, places)
-    noising = Noising.of(teacher.scheduler, {TEXT: empty[0]}, losses.without_prompt)
-    teach_features(student, taught, examples, held_out, noising, settings, losses, context)
+    noising = Noising.of(teacher.scheduler, {TEXT: empty[0]}, settings.without_prompt)
+    teach_features(student, taught, examples, held_out, noising, settings, context)
     return model
 
 
@@ -59,8 +58,7 @@ def teach_features(
     examples: Examples,
     held_out: Examples | None,
     noising: Noising,
-    settings: Distillation,
-    losses: FeatureLosses,
+    settings: FeatureDistillation,
     context: Context,
 ) -> None:
     """Train ``student`` in place on `latent_examples`; ``held_out`` ones judge every epoch.
@@ -68,11 +66,11 @@ def teach_features(
     A killed training goes on where it was last kept in the context's scratch. Raises `StageError` for UNets that
     cannot be compared.
     """
-    lesson = FeatureLesson.between(teacher, student, examples, noising, losses, context.seed)
+    lesson = FeatureLesson.between(teacher, student, examples, noising, settings, context.seed)
     batches = -(-len(examples) // settings.batch_size)
     probes = None
     if held_out is not None:
-        probes = Probes.spaced(held_out, noising, losses.judged_timesteps, settings.batch_size, context.seed)
+        probes = Probes.spaced(held_out, noising, settings.judged_timesteps, settings.batch_size, context.seed)
     before = None if probes is None else probes.loss(student)
     trainee = Trainee(
         student,
@@ -84,12 +82,13 @@ def teach_features(
         kept=None if processes.several() else KeptTraining(context.scratch),
         stopped=context.note,
         known=student,
+        keep_best=settings.keep_best,
     )
     with lesson.listening():
-        train(trainee, settings, context.seed, context.progress, "distill")
+        train(trainee, settings, context.seed, context.progress, "distill_features")
     if probes is not None:
         context.note(
-            f"distill: denoising loss on held-out pictures {before:.4f} -> {probes.loss(student):.4f}, "
+            f"distill_features: denoising loss on held-out pictures {before:.4f} -> {probes.loss(student):.4f}, "
             f"the teacher's {probes.loss(teacher.to(device_of(student))):.4f}"
         )
 
@@ -104,7 +103,7 @@ class FeatureLesson:
 
     teacher: Any
     noising: Noising
-    losses: FeatureLosses
+    losses: FeatureDistillation
     pairs: dict[str, tuple[nn.Module, nn.Module]]
     """The teacher's block and the student's, by what they are."""
     projections: nn.ModuleDict = field(default_factory=nn.ModuleDict)
@@ -112,7 +111,7 @@ class FeatureLesson:
 
     @classmethod
     def between(
-        cls, teacher: Any, student: Any, examples: Examples, noising: Noising, losses: FeatureLosses, seed: int
+        cls, teacher: Any, student: Any, examples: Examples, noising: Noising, losses: FeatureDistillation, seed: int
     ) -> FeatureLesson:
         """Pair the blocks, and fit the projections on some examples. Raises `StageError`."""
         if teacher.config.out_channels != student.config.out_channels:
@@ -136,7 +135,7 @@ class FeatureLesson:
             for name, blocks in watched.items()
             for whose, block in zip(("teacher", "student"), blocks, strict=True)
         ]
-        with hooked(handles):
+        with removed_on_exit(handles):
             yield
         self._seen.clear()
 

@@ -8,13 +8,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from compress.models.torch_model import TorchModel
-from compress.stages.base import SEARCH, Context, Needs, Promise, Stage
-from compress.tasks.capability import DRAWS
+from compress.stages.base import SEARCH, Context, OutputSpec, Requirements, Stage
+from compress.stages.protocols import KeepsShape
+from compress.tasks.capability import GENERATES_IMAGES
 
 _BEST = "best"
 
 
-class Schedule(Stage[TorchModel, TorchModel]):
+class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
     """Another scheduler of diffusers for the same denoiser, and how many steps it takes; weights stay as they are.
 
     `best` takes the scheduler whose pictures in so many steps are nearest to those in `reference_steps`, from the same
@@ -23,10 +24,7 @@ class Schedule(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "diffusers")
-    requires = frozenset({DRAWS})
-    promised = Promise(changes_weights=False)
-    """No weight differs."""
-    keeps_shape = True
+    requires = frozenset({GENERATES_IMAGES})
     kind: Literal["schedule"] = "schedule"
     steps: int = Field(
         20, ge=1, le=1000, description="steps of a picture", json_schema_extra={SEARCH: [4, 6, 8, 12, 20]}
@@ -48,9 +46,13 @@ class Schedule(Stage[TorchModel, TorchModel]):
             raise ValueError("no config: `best` tries several")
         return self
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Prompts, where schedulers are compared."""
-        return Needs(splits=("train",) if self.scheduler == _BEST else ())
+        return Requirements(splits=("train",) if self.scheduler == _BEST else ())
+
+    def output_spec(self) -> OutputSpec:
+        """Return that no weight differs."""
+        return OutputSpec(changes_weights=False)
 
     def check_model(self, start: Path) -> None:
         """Raises `InputError` for a scheduler that diffusers doesn't have."""
@@ -59,7 +61,7 @@ class Schedule(Stage[TorchModel, TorchModel]):
 
             scheduler_class(str(self.scheduler))
 
-    def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
+    def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
         """The same, as far as bytes go."""
         return model
 

@@ -22,9 +22,8 @@ from compress.numerics.diffusion import NoiseTable, PredictionType
 from compress.runtimes.step_choice import COLUMNS, rows_of
 from compress.stages.diffusion.caption_images import latent_rows, walked_path
 from compress.stages.diffusion.noised_latents import LATENTS, TEXT
-from compress.stages.diffusion.step_distillation_settings import FewerSteps
+from compress.stages.diffusion.settings import ConsistencyDistillation, ProgressiveDistillation
 from compress.stages.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join, Match
-from compress.stages.distill.settings import Distillation
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import KeptTraining
 from compress.stages.training.length import Length
@@ -43,7 +42,10 @@ _TOLD_WIDTH = 256
 
 
 def teach_fewer_steps(
-    settings: Distillation, few: FewerSteps, teacher: TorchModel, model: TorchModel, context: Context
+    settings: ProgressiveDistillation | ConsistencyDistillation,
+    teacher: TorchModel,
+    model: TorchModel,
+    context: Context,
 ) -> GeneratorModel:
     """``model`` with a denoiser that has learned to draw in fewer steps, and the scheduler that goes with it.
 
@@ -51,19 +53,31 @@ def teach_fewer_steps(
     """
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
     examples, empty = latent_rows(teacher, context)
-    path = walked_path(guided_by(teacher, few.guides[0]), context, _COMPARED, _REFERENCE_STEPS)
-    _, tried = path.best(few.steps)
+    path = walked_path(guided_by(teacher, settings.guidance_range[0]), context, _COMPARED, _REFERENCE_STEPS)
+    _, tried = path.best(settings.steps)
     student: Any = model.parts[UNET]
-    student = told_of_guidance(student) if few.tells_guidance else copy.deepcopy(student)
-    lesson = StepsLesson(settings, few, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
-    made = replace(model, scheduler=lesson.teach(), sampling=Sampling(few.steps, lesson.sampled_guidance))
+    student = told_of_guidance(student) if settings.conditions_on_guidance else copy.deepcopy(student)
+    lesson = StepsLesson(settings, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
+    made = replace(model, scheduler=lesson.teach(), sampling=Sampling(settings.steps, lesson.sampled_guidance))
     made.replace_part(UNET, student)
-    rows = [*rows_of(tried), (f"{few.method}, trained", round(path.distance(torch_sampler(made)), 5))]
-    context.add_table(f"Distance in {few.steps} steps from {_REFERENCE_STEPS}", COLUMNS, rows)
+    rows = [*rows_of(tried), (f"{_method(settings)}, trained", round(path.distance(torch_sampler(made)), 5))]
+    context.add_table(f"Distance in {settings.steps} steps from {_REFERENCE_STEPS}", COLUMNS, rows)
     context.note(
-        f"distill: {rows[-1][1]:.1%} from the teacher's {_REFERENCE_STEPS} steps, {rows[0][0]} {rows[0][1]:.1%}"
+        f"distill_steps: {rows[-1][1]:.1%} from the teacher's {_REFERENCE_STEPS} steps, {rows[0][0]} {rows[0][1]:.1%}"
     )
     return made
+
+
+def _method(settings: ProgressiveDistillation | ConsistencyDistillation) -> str:
+    return "progressive" if isinstance(settings, ProgressiveDistillation) else "consistency"
+
+
+def _follower(
+    averaged: Averaged, settings: ProgressiveDistillation | ConsistencyDistillation
+) -> Callable[[int, int], None]:
+    """Return a hook for after each step that moves the averaged weights towards the trained ones."""
+    assert isinstance(settings, ConsistencyDistillation)
+    return lambda done, steps: averaged.follow(settings.average)
 
 
 def guided_by(model: GeneratorModel, guidance: float) -> GeneratorModel:
@@ -79,8 +93,7 @@ class StepsLesson:
     says of the empty prompt, where the denoiser reads text.
     """
 
-    settings: Distillation
-    few: FewerSteps
+    settings: ProgressiveDistillation | ConsistencyDistillation
     teacher: nn.Module
     student: nn.Module
     scheduler: Any
@@ -95,11 +108,11 @@ class StepsLesson:
             raise StageError(
                 f"A denoiser that was trained for {type(self.scheduler).__name__} ({kind}) learns no fewer steps here.",
                 expected="one of alphas and sigmas, as of DDPM or DDIM, which predicts epsilon, sample or v_prediction",
-                hint="leave fewer_steps out, and choose a scheduler for fewer steps by `schedule`",
+                hint="leave the stage out, and choose a scheduler for fewer steps by `schedule`",
             )
         self.taught: PredictionType = kind
-        progressive = self.few.method == "progressive"
-        self.kind: PredictionType = self.few.prediction_type or ("v_prediction" if progressive else kind)
+        progressive = isinstance(self.settings, ProgressiveDistillation)
+        self.kind: PredictionType = self.settings.prediction_type or ("v_prediction" if progressive else kind)
         if self.kind == "epsilon" and not float(squares.min()) > 0:
             raise StageError(
                 "Nothing of the signal is left at the last timestep, where epsilon says nothing of x.",
@@ -117,31 +130,32 @@ class StepsLesson:
     @property
     def guides(self) -> bool:
         """Whether guidance is folded in."""
-        return self.few.guides[1] > 1
+        return self.settings.guidance_range[1] > 1
 
     @property
     def sampled_guidance(self) -> float:
         """What the student is drawn with: none, since it has it in itself, or what it is told where it is told."""
-        return self.few.guides[0] if self.few.tells_guidance else 1.0
+        return self.settings.guidance_range[0] if self.settings.conditions_on_guidance else 1.0
 
     @property
     def told(self) -> int:
         """The width of the embedding that tells the student of its guidance, or 0."""
-        return int(getattr(self.student, "config", {}).get(_TOLD) or 0) if self.few.tells_guidance else 0
+        return int(getattr(self.student, "config", {}).get(_TOLD) or 0) if self.settings.conditions_on_guidance else 0
 
     def teach(self) -> Any:
         """Train the student in place; returns the scheduler that draws with it. Raises `StageError`."""
         self.teacher.eval().requires_grad_(False)
-        if self.few.method == "consistency":
-            self._train("consistent", self._agree, 0, 1)
+        settings = self.settings
+        if isinstance(settings, ConsistencyDistillation):
+            self._train("consistent", lambda: self._agree(settings), 0, 1)
             return self.sampled_by()
-        counts = [self.few.first_steps, *self.few.rounds]
+        counts = [settings.first_steps, *settings.rounds]
         rounds = [(f"{steps}-steps", steps, before // steps) for before, steps in pairwise(counts)]
-        if self.few.guidance_first and (self.guides or self.kind != self.taught):
+        if settings.guidance_first and (self.guides or self.kind != self.taught):
             rounds.insert(0, ("guided", 0, 1))
         teacher = self._first_teacher()
         for place, (name, steps, joined) in enumerate(rounds):
-            self._train(name, _Round(self, teacher, steps, joined), place, len(rounds))
+            self._train(name, _Round(self, teacher, steps, joined, settings.solver != "ddim"), place, len(rounds))
             frozen = copy.deepcopy(self.student).eval().requires_grad_(False)
             teacher = Denoiser(frozen, self.kind, self.table, self.told)
         return self.sampled_by()
@@ -149,12 +163,12 @@ class StepsLesson:
     def sampled_by(self) -> Any:
         """The scheduler of the student."""
         config = {**self.scheduler.config, "prediction_type": self.kind, "clip_sample": False, "thresholding": False}
-        if self.few.method == "consistency":
+        if isinstance(self.settings, ConsistencyDistillation):
             lcm = scheduler_class("LCMScheduler")
             return lcm.from_config(
                 _known(lcm, config),
-                original_inference_steps=self.few.first_steps,
-                timestep_scaling=self.few.timestep_scaling,
+                original_inference_steps=self.settings.teacher_steps,
+                timestep_scaling=self.settings.timestep_scaling,
             )
         ddim = scheduler_class("DDIMScheduler")
         return ddim.from_config(_known(ddim, config), timestep_spacing="trailing", set_alpha_to_one=True)
@@ -162,12 +176,16 @@ class StepsLesson:
     def _first_teacher(self) -> Denoiser:
         return Denoiser(self.teacher, self.taught, self.table, 0, self.empty if self.guides else None)
 
-    def _agree(self) -> tuple[nn.Module, Agree]:
+    def _agree(self, settings: ConsistencyDistillation) -> tuple[nn.Module, Agree]:
         averaged = Averaged(self.student)
         student = Denoiser(self.student, self.kind, self.table, self.told)
-        few = self.few
         loss = Agree(
-            self._first_teacher(), student, few.first_steps, averaged, few.timestep_scaling, few.loss == "pseudo_huber"
+            self._first_teacher(),
+            student,
+            settings.teacher_steps,
+            averaged,
+            settings.timestep_scaling,
+            settings.loss == "pseudo_huber",
         )
         return averaged, loss
 
@@ -176,7 +194,7 @@ class StepsLesson:
         latents, text = given[LATENTS], given.get(TEXT)
         if not self.guides:
             return Batch(latents, text)
-        low, high = self.few.guides
+        low, high = self.settings.guidance_range
         return Batch(latents, text, (low + (high - low) * torch.rand(len(latents))).to(latents.device))
 
     def _train(self, name: str, make: Callable[[], tuple[nn.Module, Any]], place: int, rounds: int) -> None:
@@ -186,7 +204,7 @@ class StepsLesson:
             self.student.load_state_dict(load_file(done))
             return
         module, loss = make()
-        after = self._follow(module) if isinstance(module, Averaged) else None
+        after = _follower(module, self.settings) if isinstance(module, Averaged) else None
         batches = -(-len(self.examples) // self.settings.batch_size)
         taken = [0]
         seconds = None if self.settings.seconds is None else self.settings.seconds / rounds
@@ -203,11 +221,13 @@ class StepsLesson:
         )
         for one in (loss.teacher.network, self.student):
             one.requires_grad_(one is self.student)
-        losses = train(trainee, self.settings, self.context.seed + place, self.context.progress, f"distill, {name}")
+        losses = train(
+            trainee, self.settings, self.context.seed + place, self.context.progress, f"distill_steps, {name}"
+        )
         if isinstance(module, Averaged):
             module.settle()
         self.context.note(
-            f"distill, {name}: {taken[-1]:,} steps of training; loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+            f"{title}: {taken[-1]:,} steps of training; loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
         )
         if not processes.several():
             done.parent.mkdir(parents=True, exist_ok=True)
@@ -216,9 +236,6 @@ class StepsLesson:
     def _loss(self, loss: Match | Join | Agree, network: nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
         loss.teacher.network.to(given[LATENTS].device)
         return loss.loss(network, self.batch(given))
-
-    def _follow(self, averaged: Averaged) -> Callable[[int, int], None]:
-        return lambda done, steps: averaged.follow(self.few.average)
 
 
 @dataclass(frozen=True)
@@ -229,6 +246,7 @@ class _Round:
     teacher: Denoiser
     steps: int
     joined: int
+    by_dpm_solver: bool
 
     def __call__(self) -> tuple[nn.Module, Match | Join]:
         lesson = self.lesson
@@ -237,7 +255,7 @@ class _Round:
         return lesson.student, self._joined(student) if self.steps else match
 
     def _joined(self, student: Denoiser) -> Join:
-        return Join(self.teacher, student, self.steps, self.joined, self.lesson.few.solver != "ddim")
+        return Join(self.teacher, student, self.steps, self.joined, self.by_dpm_solver)
 
 
 def told_of_guidance(network: Any, width: int = _TOLD_WIDTH) -> Any:

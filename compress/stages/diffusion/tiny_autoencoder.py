@@ -22,8 +22,7 @@ from compress.models.torch_model import TorchModel
 from compress.numerics.distillation import feature_distance
 from compress.stages.diffusion.caption_images import VALIDATION, picture_rows, some_places
 from compress.stages.diffusion.noised_latents import LATENTS, encode_pictures, unscaled_latents
-from compress.stages.diffusion.settings import SmallDecoder
-from compress.stages.distill.settings import Distillation
+from compress.stages.diffusion.settings import AutoencoderDistillation
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import KeptTraining
 from compress.stages.training.length import Length
@@ -47,7 +46,7 @@ def picture_examples(vae: Any, pictures: np.ndarray) -> Examples:
     return Examples(inputs, {PICTURES: None, LATENTS: None})
 
 
-def make_small_autoencoder(vae: Any, decoder: SmallDecoder, seed: int) -> Any:
+def make_small_autoencoder(vae: Any, settings: AutoencoderDistillation, seed: int) -> Any:
     """An `AutoencoderTiny` for pictures and latents shaped as those of ``vae``, with weights drawn from ``seed``.
 
     Raises `StageError` for a VAE of another kind than `AutoencoderKL`.
@@ -65,17 +64,17 @@ def make_small_autoencoder(vae: Any, decoder: SmallDecoder, seed: int) -> Any:
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         latent_channels=config.latent_channels,
-        encoder_block_out_channels=(decoder.width,) * stages,
-        decoder_block_out_channels=(decoder.width,) * stages,
-        num_encoder_blocks=(1, *(decoder.layers,) * (stages - 1)),
-        num_decoder_blocks=(*(decoder.layers,) * (stages - 1), 1),
+        encoder_block_out_channels=(settings.width,) * stages,
+        decoder_block_out_channels=(settings.width,) * stages,
+        num_encoder_blocks=(1, *(settings.layers,) * (stages - 1)),
+        num_decoder_blocks=(*(settings.layers,) * (stages - 1), 1),
         scaling_factor=1.0,
         shift_factor=0.0,
     )
 
 
 def distill_decoder(
-    settings: Distillation, decoder: SmallDecoder, teacher: TorchModel, model: TorchModel, context: Context
+    settings: AutoencoderDistillation, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
     """``model`` with a small autoencoder in the place of its VAE, taught by ``teacher``'s."""
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
@@ -85,7 +84,7 @@ def distill_decoder(
     if VALIDATION in context.data.splits:
         places = some_places(context, VALIDATION, _JUDGED)
         held_out = picture_examples(vae, picture_rows(teacher, context, VALIDATION, places))
-    model.replace_part(VAE, teach_small_decoder(vae, examples, held_out, settings, decoder, context))
+    model.replace_part(VAE, teach_small_decoder(vae, examples, held_out, settings, context))
     return model
 
 
@@ -93,36 +92,36 @@ def teach_small_decoder(
     vae: Any,
     examples: Examples,
     held_out: Examples | None,
-    settings: Distillation,
-    decoder: SmallDecoder,
+    settings: AutoencoderDistillation,
     context: Context,
 ) -> Any:
     """An autoencoder that decodes as ``vae`` does, taught on `picture_examples`; ``held_out`` ones judge every epoch.
 
     A killed training goes on where it was last kept. Raises `StageError`.
     """
-    small = make_small_autoencoder(vae, decoder, context.seed)
+    small = make_small_autoencoder(vae, settings, context.seed)
     vae.eval().requires_grad_(False)
     both = _Both(small)
     batches = -(-len(examples) // settings.batch_size)
     trainee = Trainee(
         both,
         examples,
-        DecoderLesson(vae, decoder).loss,
+        DecoderLesson(vae, settings).loss,
         validate=None if held_out is None else lambda: -decoded_distance(vae, small, held_out),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else KeptTraining(context.scratch),
         stopped=context.note,
         known=small,
+        keep_best=settings.keep_best,
     )
-    train(trainee, settings, context.seed, context.progress, "distill")
+    train(trainee, settings, context.seed, context.progress, "distill_autoencoder")
     said = f"{parameters(vae.decoder):,} -> {parameters(small.decoder):,} parameters of the decoder"
     side = examples.inputs[0][LATENTS].shape[-1]
     rows = cost_rows(costs_of(vae, side), costs_of(small, side))
     context.add_table("Decoding, predicted", ("", "before", "after"), rows)
     if held_out is not None:
         said += f"; pictures are off by {decoded_distance(vae, small, held_out) * 127.5:.2f} of 255 levels on average"
-    context.note(f"distill: {said}")
+    context.note(f"distill_autoencoder: {said}")
     return small.eval()
 
 
@@ -143,13 +142,13 @@ class DecoderLesson:
     The features are those of the VAE's own encoder behind each of its blocks: they are there for pictures of any kind.
     """
 
-    def __init__(self, vae: Any, decoder: SmallDecoder) -> None:
+    def __init__(self, vae: Any, settings: AutoencoderDistillation) -> None:
         self.vae = vae
-        self.decoder = decoder
+        self.settings = settings
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Of a batch of `picture_examples`."""
-        weights, latents = self.decoder, batch[LATENTS]
+        weights, latents = self.settings, batch[LATENTS]
         vae = self.vae.to(latents.device)
         with torch.no_grad():
             taught = vae.decode(unscaled_latents(vae, latents), return_dict=False)[0]

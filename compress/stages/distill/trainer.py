@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
-from compress.models.hooks import made
+from compress.models.hooks import capture_outputs
 from compress.models.pruned_layer_sizes import CHANNELS_KEY
 from compress.models.structure import Attention, blocks
 from compress.models.torch_model import TorchModel
@@ -31,7 +31,7 @@ from compress.stages.distill.settings import Distillation, Student
 from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.partial_forward import shortened
-from compress.tasks.capability import BY_PLACE, EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
+from compress.tasks.capability import DUAL_ENCODER, EMBEDS, LOCALIZES, PREDICTS_TOKENS, TAKES_TEXT
 from compress.tasks.inference import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
@@ -87,7 +87,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
     return TorchModel(module.eval(), model.processor)
 
 
-class Lesson:
+class DistillationTrainer:
     """One distillation: the teacher's answers, the losses and the training run.
 
     With ``method: logits`` the teacher answers once, before training, and may have another tokenizer than the
@@ -108,12 +108,12 @@ class Lesson:
         self.taught: torch.Tensor | None = None
         self.comparison: _Comparison | None = None
 
-    def teach(self) -> None:
+    def train(self) -> None:
         """Train the student in place. Raises `StageError` where a method cannot compare the two models."""
         settings, context = self.settings, self.context
         if settings.method == "logits":
             examples = self._examples(self.teacher)
-            if NAMES_TOKENS in context.task.capabilities:
+            if PREDICTS_TOKENS in context.task.capabilities:
                 # As many answers as there are tokens in the vocabulary, for each masked one, are not to be kept.
                 _require_same_tokens(self.teacher, self.student, "fill-mask compares answers")
             elif settings.augment is None and self._can_be_kept(examples):
@@ -136,6 +136,9 @@ class Lesson:
             after_step=keep_zeros(self.student.module),
             validate=context.validator(self.student),
             first_token_only=settings.first_token_only,
+            freeze_embeddings=settings.freeze_embeddings,
+            augment=settings.augment,
+            keep_best=settings.keep_best,
         )
         with nullcontext() if self.comparison is None else self.comparison.listening():
             train(trainee, settings, context.seed, context.progress, "distill")
@@ -147,7 +150,7 @@ class Lesson:
 
     def _can_be_kept(self, examples: Examples) -> bool:
         """Whether all of the teacher's answers fit in memory, of which places in pictures have many."""
-        if BY_PLACE not in self.context.task.capabilities:
+        if LOCALIZES not in self.context.task.capabilities:
             return True
         return len(examples) * predict(self.teacher.module, examples.subset([0])).nbytes <= _KEPT_BYTES
 
@@ -184,7 +187,7 @@ class Lesson:
         return loss
 
     def _distance(self, mine: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-        if mine.shape != taught.shape and HAS_TWO_TOWERS not in self.context.task.capabilities:
+        if mine.shape != taught.shape and DUAL_ENCODER not in self.context.task.capabilities:
             raise StageError(
                 f"The student answers with {mine.shape[-1]} numbers and the teacher with {taught.shape[-1]}.",
                 expected="as many classes, or dimensions of an embedding",
@@ -231,8 +234,8 @@ class _Comparison:
         teacher_blocks, student_blocks = blocks(teacher), blocks(student)
         widths: tuple[int, int] = student.config.hidden_size, teacher.config.hidden_size
         if method in ("tinybert", "minilm"):
-            comparison.heads = teacher_blocks[-1].attended().heads
-            found = [block.attended() for block in (*teacher_blocks, *student_blocks)]
+            comparison.heads = teacher_blocks[-1].require_attention().heads
+            found = [block.require_attention() for block in (*teacher_blocks, *student_blocks)]
             counts = {count for attention in found for count in (attention.heads, attention.groups)}
             if len(counts) != 1:
                 raise StageError(
@@ -253,7 +256,7 @@ class _Comparison:
                 comparison.projections = nn.ModuleList([nn.Linear(*widths, bias=False)])
         for index, (student_block, teacher_block) in enumerate(pairs):
             for role, block in (("student", student_block), ("teacher", teacher_block)):
-                comparison.attentions[f"{role}.{index}"] = block.attended()
+                comparison.attentions[f"{role}.{index}"] = block.require_attention()
         return comparison
 
     def parameters(self) -> list[nn.Parameter]:
@@ -267,7 +270,7 @@ class _Comparison:
             for owner, attention in self.attentions.items()
             for name in ("query", "key", "value")
         }
-        return made(watched, self._keep)
+        return capture_outputs(watched, self._keep)
 
     def _keep(self, key: tuple[str, str], output: torch.Tensor) -> None:
         owner, name = key

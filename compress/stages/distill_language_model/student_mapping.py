@@ -10,7 +10,7 @@ from torch import nn
 from compress.models.structure import blocks
 from compress.models.torch_model import TorchModel
 from compress.numerics.distillation import uniform_layer_map
-from compress.stages.distill.settings import Distillation
+from compress.stages.distill_language_model.settings import LanguageLoss
 from compress.stages.training.sequences import Windows
 from compress.utils.errors import StageError
 
@@ -21,7 +21,7 @@ Tokens = torch.Tensor | None
 
 
 def shared_tokens(
-    settings: Distillation, teacher: TorchModel, student: TorchModel, windows: Windows
+    weights: LanguageLoss, teacher: TorchModel, student: TorchModel, windows: Windows
 ) -> tuple[Tokens, Tokens, bool]:
     """By which ids student and teacher know each of the student's tokens, and whether the teacher knows all of them.
 
@@ -45,7 +45,7 @@ def shared_tokens(
         if place < count and other < rows[1]:
             found[place] = other
     missing = sorted(token for token, place in mine.items() if place < count and found[place] < 0)
-    if missing and settings.logits_weight:
+    if missing and weights.logits_weight:
         raise StageError(
             f"The teacher has another vocabulary: it lacks {len(missing):,} of the student's {len(mine):,} tokens, "
             f"such as {missing[0]!r}, so that their predictions cannot be compared.",
@@ -53,7 +53,7 @@ def shared_tokens(
             expected="a teacher whose tokenizer has all of the student's tokens; it may have others besides",
             hint="name such a teacher, or distil hidden states alone: method: hidden, logits_weight: 0",
         )
-    if missing and settings.method == "hidden":
+    if missing and weights.hidden_weight:
         _require_known(found, windows, len(missing))
     found[found < 0] = 0
     return torch.arange(count) if count < rows[0] else None, found, not missing

@@ -11,7 +11,7 @@ from torch import nn
 from compress.numerics.distillation import relative_error
 from compress.numerics.language_head import HeadLoss, head_loss
 from compress.numerics.token_divergence import Divergence
-from compress.stages.distill.settings import Distillation
+from compress.stages.distill_language_model.settings import LanguageLoss
 from compress.stages.recovery.trainer import Body, head_of
 
 
@@ -25,14 +25,14 @@ class Pupil(nn.Module):
     def __init__(
         self,
         body: Body,
-        settings: Distillation,
+        weights: LanguageLoss,
         dtype: torch.dtype,
         pairs: list[tuple[int, int]],
         widths: tuple[int, int],
     ) -> None:
         super().__init__()
         self.body = body
-        self.settings = settings
+        self.weights = weights
         self.dtype = dtype
         self.pairs = pairs
         different = pairs if widths[0] != widths[1] else []
@@ -45,16 +45,16 @@ class Pupil(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor], teacher: Callable[[], Any], taught: Any) -> torch.Tensor:
         """The loss of some windows; ``taught`` has the teacher's states, ``teacher`` its head."""
-        settings = self.settings
+        weights = self.weights
         outputs = self.body.outputs(batch["input_ids"], **({"output_hidden_states": True} if self.pairs else {}))
         loss = torch.zeros((), device=batch["input_ids"].device)
-        if settings.logits_weight or settings.labels_weight:
-            which = Divergence(settings.temperature, settings.direction == "reverse", settings.top_k)
+        if weights.logits_weight or weights.labels_weight:
+            which = Divergence(weights.temperature, weights.direction == "reverse", weights.top_k)
             wanted = HeadLoss(
                 which,
-                settings.logits_weight * batch["each"],
-                batch["following"] if settings.labels_weight else None,
-                settings.labels_weight * batch["labels_each"],
+                weights.logits_weight * batch["each"],
+                batch["following"] if weights.labels_weight else None,
+                weights.labels_weight * batch["labels_each"],
             )
             heads = head_of(self.body, outputs.last_hidden_state, self.dtype), teacher()
             loss = loss + head_loss(*heads, wanted)
@@ -62,6 +62,6 @@ class Pupil(nn.Module):
             states = outputs.hidden_states[mine]
             states = self.projections[place](states) if len(self.projections) else states
             apart = relative_error(states.float(), taught.hidden_states[theirs].float())
-            share = settings.representation_weight / len(self.pairs)
+            share = weights.hidden_weight / len(self.pairs)
             loss = loss + share * (apart.flatten() * batch["each"]).sum()
         return loss

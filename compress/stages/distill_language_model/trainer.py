@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compress.models.config_checks import positions_of
+from compress.models.config_checks import max_positions
 from compress.models.structure import stacks
 from compress.models.torch_model import TorchModel
-from compress.stages.distill.settings import Distillation
+from compress.stages.distill_language_model.settings import LanguageDistillation
 from compress.stages.distill_language_model.student_mapping import block_pairs, shared_tokens
 from compress.stages.distill_language_model.student_module import Pupil
 from compress.stages.recovery.quantized_recovery import adapt
+from compress.stages.recovery.settings import AdapterTraining
 from compress.stages.recovery.trainer import Body, Judge, Quality, Recovered, head_of, states_of, token_shares
 from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training import processes
@@ -25,7 +26,6 @@ from compress.stages.training.checkpoint import KeptTraining
 from compress.stages.training.length import Length
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.sequences import Windows, check_enough, lesson_windows
-from compress.stages.training.settings import AdapterTraining
 from compress.stages.training.sharding import Sharded
 from compress.stages.training.synthetic_data import with_written
 from compress.stages.training.teacher_states import TeacherStates, states_key, with_room
@@ -44,7 +44,7 @@ _NOTES = 20
 _STATES = "states"
 
 
-def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, context: Context) -> TorchModel:
+def teach(settings: LanguageDistillation, teacher: TorchModel, student: TorchModel, context: Context) -> TorchModel:
     """Train ``student`` in place, and return it.
 
     Raises `StageError` for models that cannot be compared, and `DataError` for text that is too short.
@@ -54,7 +54,7 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
     if settings.teacher_writes is not None:
         bf16 = uses_bf16(settings.precision)
         windows, seconds = with_written(windows, settings.teacher_writes, teacher, student.processor, context, bf16)
-        settings = settings.less(seconds)
+        settings = settings.after(seconds)
         length = settings.sequence_length or context.max_length
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
     restore_zeros = keep_zeros(student.module)
@@ -64,10 +64,10 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
         adapted = adapt(
             student.module, AdapterTraining(rank=settings.lora, dropout=settings.dropout or 0.0), context.seed
         )
-    if settings.gradient_checkpointing:
+    if settings.memory.gradient_checkpointing:
         _checkpoint(student)
     lesson.teach(None if adapted is not None else restore_zeros)
-    if settings.gradient_checkpointing:
+    if settings.memory.gradient_checkpointing:
         student.module.activation_checkpointing_disable()
     if adapted is not None:
         student.module = adapted.merge_and_unload(safe_merge=True)
@@ -83,7 +83,7 @@ def _checkpoint(model: TorchModel) -> None:
     except ValueError as error:
         raise StageError(
             f"A {model.module.config.model_type!r} model cannot compute its blocks again on the way back.",
-            where="gradient_checkpointing",
+            where="memory.gradient_checkpointing",
             hint="leave it out; a smaller sequence_length saves memory too",
         ) from error
 
@@ -91,7 +91,7 @@ def _checkpoint(model: TorchModel) -> None:
 def _check_length(windows: Windows, *models: TorchModel) -> None:
     length = len(windows.train.inputs[0]["input_ids"])
     for model in models:
-        positions = positions_of(model.module.config.to_dict())
+        positions = max_positions(model.module.config.to_dict())
         if positions is not None and length > positions:
             raise DataError(
                 f"Windows have {length} tokens, and a {model.module.config.model_type!r} model reads {positions}.",
@@ -104,7 +104,7 @@ def _check_length(windows: Windows, *models: TorchModel) -> None:
 class LanguageLesson:
     """One distillation: the pupil, its teacher, the windows, and who judges."""
 
-    settings: Distillation
+    settings: LanguageDistillation
     pupil: Pupil
     teacher: Body
     windows: Windows
@@ -123,24 +123,29 @@ class LanguageLesson:
 
     @classmethod
     def between(
-        cls, settings: Distillation, teacher: TorchModel, student: TorchModel, windows: Windows, context: Context
+        cls,
+        settings: LanguageDistillation,
+        teacher: TorchModel,
+        student: TorchModel,
+        windows: Windows,
+        context: Context,
     ) -> LanguageLesson:
         """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
         module = teacher.module.eval().requires_grad_(False)
-        mine, theirs, complete = shared_tokens(settings, teacher, student, windows)
+        mine, theirs, complete = shared_tokens(settings.loss, teacher, student, windows)
         bodies = Body(student.module, mine), Body(module, theirs)
-        judged = complete and bool(settings.logits_weight or settings.labels_weight)
-        for body in bodies if judged else bodies[: bool(settings.labels_weight)]:
+        judged = complete and bool(settings.loss.logits_weight or settings.loss.labels_weight)
+        for body in bodies if judged else bodies[: bool(settings.loss.labels_weight)]:
             body.require_plain_head(windows.held_out)
         dtype = torch.bfloat16 if uses_bf16(settings.precision) else torch.float32
-        pairs = block_pairs(student.module, module) if settings.method == "hidden" else []
+        pairs = block_pairs(student.module, module) if settings.loss.hidden_weight else []
         widths = student.module.config.hidden_size, module.config.hidden_size
         torch.manual_seed(context.seed)
-        pupil = Pupil(bodies[0], settings, dtype, pairs, widths)
+        pupil = Pupil(bodies[0], settings.loss, dtype, pairs, widths)
         if dtype == torch.bfloat16:
             bodies[1].lower()
         judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
-        shares = settings.fsdp and processes.several()
+        shares = settings.memory.fsdp and processes.several()
 
         def last_states(body: Body, ids: torch.Tensor) -> dict[str, torch.Tensor]:
             return {_STATES: states_of(body, ids, dtype)[0].to(torch.bfloat16)}
@@ -188,9 +193,11 @@ class LanguageLesson:
             kept=None if processes.several() else KeptTraining(context.scratch),
             stopped=context.note,
             known=pupil.body.causal,
+            freeze_embeddings=self.settings.freeze_embeddings,
+            keep_best=self.settings.keep_best,
         )
         self._began = time.monotonic()
-        train(trainee, self.settings, context.seed, context.progress, "distill")
+        train(trainee, self.settings, context.seed, context.progress, "distill_language_model")
         # The loop has put back the state that was judged best, by this run or by one that was killed.
         after = None if judge is None else quality(judge)
         if shared is not None:
@@ -201,7 +208,7 @@ class LanguageLesson:
             done += f"; the teacher read {self.states.answered:,} windows, {self.states.found:,} were known"
         if before is not None and after is not None:
             done = f"{Recovered(before, after)}; {done}"
-        context.note(f"distill: {done}")
+        context.note(f"distill_language_model: {done}")
 
     def _shared(self) -> Sharded[Pupil]:
         """The pupil and its teacher in parts, each with one process, for whoever reads them while it learns."""
@@ -212,7 +219,7 @@ class LanguageLesson:
         return shared
 
     def _error(self, quality: Quality) -> float:
-        return quality.error(self.settings.logits_weight, self.settings.labels_weight)
+        return quality.error(self.settings.loss.logits_weight, self.settings.loss.labels_weight)
 
     def pieces(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The batch in parts of `_AT_ONCE` tokens, with the share of the loss that each token has."""
@@ -243,9 +250,9 @@ class LanguageLesson:
             if self.pupil.pairs:
                 taught = self.teacher.outputs(ids, output_hidden_states=True)
                 states = taught.last_hidden_state
-            elif self.settings.logits_weight:
+            elif self.settings.loss.logits_weight:
                 states = self.states.of(ids)[_STATES]
-        wanted = states if self.settings.logits_weight else None
+        wanted = states if self.settings.loss.logits_weight else None
         loss: torch.Tensor = module(
             batch, lambda: None if wanted is None else head_of(self.teacher, wanted, self.dtype), taught
         )
@@ -262,7 +269,7 @@ class LanguageLesson:
         self._seen.clear()
         self.curve.append((done * self.step_tokens, round(mean, 5)))
         self.context.progress.note(
-            f"distill: {share:.0%}, {done * self.step_tokens:,} tokens, loss {mean:.4f}, "
+            f"distill_language_model: {share:.0%}, {done * self.step_tokens:,} tokens, loss {mean:.4f}, "
             f"{self._rate():,.0f} tokens a second"
         )
 
@@ -277,11 +284,11 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _folder(
-    settings: Distillation, teacher: Body, windows: Windows, dtype: torch.dtype, context: Context
+    settings: LanguageDistillation, teacher: Body, windows: Windows, dtype: torch.dtype, context: Context
 ) -> Path | None:
     """Where the teacher's states are kept, if they are."""
-    if not (settings.keep_states and settings.logits_weight and settings.method == "logits"):
+    if not (settings.memory.cache_teacher_states and settings.loss.logits_weight and not settings.loss.hidden_weight):
         return None
     key = states_key(teacher, dtype)
     folder = context.scratch / "states" if context.shared is None else context.shared(key)
-    return with_room(folder, windows, 2 * teacher.causal.config.hidden_size, "distill", context)
+    return with_room(folder, windows, 2 * teacher.causal.config.hidden_size, "distill_language_model", context)

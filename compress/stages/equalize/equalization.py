@@ -17,7 +17,7 @@ from torch import nn
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
-from compress.models.hooks import given, made
+from compress.models.hooks import capture_inputs, capture_outputs
 from compress.numerics.smoothing import smoothing_factors
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.build import build_skeleton
@@ -212,7 +212,7 @@ def _watch(modules: Modules, run: Run) -> tuple[list[tuple[tuple[str, ...], int,
     linears = {name: part for name, part in modules.items() if isinstance(part, nn.Linear)}
     others = {name: part for name, part in modules.items() if name not in linears}
     vectors = {name: part for name, part in others.items() if any(True for _ in part.parameters(recurse=False))}
-    with given(linears, reads), made(vectors, makes):
+    with capture_inputs(linears, reads), capture_outputs(vectors, makes):
         run()
     return [(tuple(names), held[value].shape[-1], value) for value, names in readers.items()], makers
 

@@ -8,12 +8,13 @@ from typing import Literal
 from pydantic import Field
 
 from compress.models.checkpoint import Checkpoint
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.gptq.settings import Quantization
+from compress.stages.protocols import KeepsShape
 from compress.tasks.capability import GENERATES
 
 
-class Equalize(Stage[Checkpoint, Checkpoint]):
+class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
     """Scale the inputs of linear layers and take it back in the norm or layer before: the same function.
 
     Cross-layer equalization (Nagel et al. 2019, section 4.1): weights that share a scale then fill its range; no text
@@ -25,10 +26,6 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
-    scales_inputs = True
-    keeps_shape = True
-    promised = Promise(max_size_ratio=2.05)
-    """At most float32 in place of 16-bit weights."""
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
     smooth_quant: float | None = Field(
@@ -48,9 +45,13 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
             return None
         return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision="fp32")
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Text of the train split, for SmoothQuant."""
-        return Needs(splits=() if self.smooth_quant is None else ("train",))
+        return Requirements(splits=() if self.smooth_quant is None else ("train",))
+
+    def output_spec(self) -> OutputSpec:
+        """Return at most twice the size: float32 in place of 16-bit weights."""
+        return OutputSpec(max_size_ratio=2.05, scales_inputs=True)
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""

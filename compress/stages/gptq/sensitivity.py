@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.models.experts import SeparateExperts, experts_of, owner_of
+from compress.models.experts import SeparateExperts, find_separate_experts, owning_experts
 from compress.numerics.gptq import output_energy, round_to_nearest
 from compress.stages.blockwise.block_pass import BlockPass
 from compress.stages.blockwise.blockwise_model import Skeleton
@@ -110,14 +110,14 @@ class Survey:
         return ids[:1, :length]
 
     def _experts(self, index: int) -> dict[str, SeparateExperts]:
-        return experts_of(self.skeleton.blocks[index], f"{self.skeleton.prefix}.{index}")
+        return find_separate_experts(self.skeleton.blocks[index], f"{self.skeleton.prefix}.{index}")
 
     def _variants(self, index: int) -> list[tuple[str, ...]]:
         """The layers of a block that are coarse together: each alone, but the same matrix of all experts."""
         variants: dict[str, tuple[str, ...]] = {}
         experts = self._experts(index)
         for name in (layer.name for layer in self.plan[index] if layer.bits):
-            owner = owner_of(name, experts)
+            owner = owning_experts(name, experts)
             shared = f"{owner}.*.{name.rpartition('.')[2]}" if owner else name
             variants[shared] = (*variants.get(shared, ()), name)
         return list(variants.values())
@@ -213,12 +213,12 @@ def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) ->
         found[f"{owner}.{number}"] = part
 
     for owner, module in experts.items():
-        module.watch = partial(note, owner)
+        module.on_output = partial(note, owner)
     try:
         run()
     finally:
         for module in experts.values():
-            module.watch = None
+            module.on_output = None
     return found
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stages.base import Context, IntegerWeights, Needs, Promise, Stage
+from compress.stages.base import Context, IntegerWeights, OutputSpec, Requirements, Stage
 from compress.stages.blockwise.cost import gptq_prediction
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.gptq.settings import Quantization
+from compress.stages.protocols import width_changes
 from compress.tasks.capability import GENERATES
 
 
@@ -21,9 +22,9 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     uses_device = True
     requires = frozenset({GENERATES})
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Text of the train split; rounding to nearest needs none."""
-        return Needs(splits=("train",) if self.method == "gptq" else ())
+        return Requirements(splits=("train",) if self.method == "gptq" else ())
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""
@@ -36,13 +37,13 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         """Raises `ModelError` for matrices that groups don't divide."""
         from compress.stages.gptq.quantizer import check_fits
 
-        check_fits(start, self, [stage.cut_widths for stage in before])
+        check_fits(start, self, width_changes(before))
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
-        return Promise(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
+        return OutputSpec(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
 
-    def integers(self) -> tuple[IntegerWeights, ...]:
+    def integer_weights(self) -> tuple[IntegerWeights, ...]:
         """Those of the blocks' layers and, where they are quantized, of the tables."""
         most = max(self.choices) if self.mixed else self.bits
         layers = IntegerWeights(most, self.group_size, not self.sym, "group_size", "sym", "true")

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from compress.models.experts import experts_of, owner_of
-from compress.models.hooks import made
+from compress.models.experts import find_separate_experts, owning_experts
+from compress.models.hooks import capture_outputs
 from compress.models.shards import write_whole
 from compress.stages.blockwise.block_pass import gram
 from compress.stages.blockwise.blockwise_model import Skeleton
@@ -147,8 +147,8 @@ class Gradients:
     def _backwards(self, index: int, states: States, gradient: States, layers: dict[str, torch.Tensor]) -> States:
         """The gradient by what entered a block, given that by what left it; adds its layers' weights to ``layers``."""
         block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
-        experts = experts_of(block, prefix)
-        plain = {name: part for name, part in linears(block, prefix).items() if not owner_of(name, experts)}
+        experts = find_separate_experts(block, prefix)
+        plain = {name: part for name, part in linears(block, prefix).items() if not owning_experts(name, experts)}
         run = BlockRun.of(self.skeleton, self.config, index, self.ids)
         seen: dict[str, list[torch.Tensor]] = {name: [] for name in plain}
 
@@ -163,7 +163,7 @@ class Gradients:
             for window in range(len(self.ids)):
                 some = slice(window, window + 1)
                 hidden = states[some].clone().requires_grad_()
-                with made(plain, look):
+                with capture_outputs(plain, look):
                     torch.autograd.backward(run(hidden), gradient[some])
                 yield _of(hidden)
 

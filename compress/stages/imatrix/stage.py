@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.models.checkpoint import Checkpoint
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.stages.gptq.settings import Quantization
 from compress.stages.training.cost import FLOPS_FORWARD
@@ -24,11 +24,7 @@ class Imatrix(Stage[Checkpoint, Checkpoint]):
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
-    keeps_shape = True
-    imatrix_beside = True
     uses_device = True
-    reads = Needs(splits=("train",))
-    promised = Promise(changes_weights=False)
     kind: Literal["imatrix"] = "imatrix"
     samples: int = Field(16, ge=1, le=100_000, description="windows of text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
@@ -43,9 +39,17 @@ class Imatrix(Stage[Checkpoint, Checkpoint]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The text passes every block once, forwards."""
         if before is None:
-            return super().predict(before, plan)
+            return predicted(None, None)
         flops = FLOPS_FORWARD * (before.attention + before.feed_forward) * self.samples * self.sequence_length
         return predicted(before, before, plan.seconds(flops))
+
+    def needs(self) -> Requirements:
+        """Return the training split."""
+        return Requirements(splits=("train",))
+
+    def output_spec(self) -> OutputSpec:
+        """Return that the weights stay as they are."""
+        return OutputSpec(changes_weights=False, imatrix_beside=True)
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""

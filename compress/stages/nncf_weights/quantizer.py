@@ -15,7 +15,7 @@ from torch import nn
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.models.gptq_layout import pack_layer
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.build import build_skeleton
@@ -60,7 +60,7 @@ def _compress(
     """Run NNCF on the model of ``checkpoint`` and read what it left. Raises `StageError` with NNCF's own words."""
     import nncf
 
-    module = load_module(checkpoint)
+    module = load_quantized_module(checkpoint)
     module.config.use_cache = False
     feeds = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in ids]
     refused = (

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stages.base import Context, IntegerWeights, Needs, Promise, Stage
+from compress.stages.base import Context, IntegerWeights, OutputSpec, Requirements, Stage
 from compress.stages.blockwise.cost import packed
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stages.gptq.settings import NncfOptions
+from compress.stages.protocols import width_changes
 from compress.tasks.capability import GENERATES
 
 
@@ -23,9 +24,11 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
 
     packages = ("torch", "transformers", "nncf", "safetensors")
     requires = frozenset({GENERATES})
-    reads = Needs(splits=("train",))
-    """Text of the train split, which NNCF traces the model with as well."""
     kind: Literal["nncf_weights"] = "nncf_weights"
+
+    def needs(self) -> Requirements:
+        """Return the training split, whose text NNCF also traces the model with."""
+        return Requirements(splits=("train",))
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""
@@ -37,11 +40,11 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
         """Raises `ModelError` for matrices that groups don't divide."""
         from compress.stages.gptq.quantizer import check_fits
 
-        check_fits(start, self.equivalent, [stage.cut_widths for stage in before], any_tables=True)
+        check_fits(start, self.equivalent, width_changes(before), any_tables=True)
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
-        return Promise(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)
+        return OutputSpec(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The whole model is in memory; the files are those of `gptq` on the same grid."""
@@ -51,7 +54,7 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
             memory = Estimate(value=round(4 * before.parameters), note=note)
         return predicted(before, packed(self.equivalent, before), memory=memory)
 
-    def integers(self) -> tuple[IntegerWeights, ...]:
+    def integer_weights(self) -> tuple[IntegerWeights, ...]:
         """Those at 4 bits, and those that are left to `backup_mode`."""
         layers = IntegerWeights(4, self.group_size, self.mode == "int4_asym", "group_size", "mode", "int4_sym")
         if not self.uses_backup or self.backup_mode == "none":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compress.models.channel_coupling import Coupling, Side
-from compress.models.hooks import made
+from compress.models.hooks import capture_outputs
 
 Figure = Literal["multiplications", "parameters"]
 
@@ -22,7 +22,7 @@ def layer_costs(
     """The cost of every layer in ``figure``: multiplications an image, or parameters.
 
     Multiplications are those of convolutions and linear layers, each time that they are called; ``run`` calls the
-    network on two images. Places of couplings count as `Coupling.places` has them.
+    network on two images. Places of couplings count as `Coupling.prunable_units` has them.
     """
     counts = _Counts(network, couplings)
     if figure == "parameters":
@@ -72,7 +72,7 @@ class _Counts:
         for index, coupling in enumerate(couplings):
             for part in coupling.parts:
                 self._shares.setdefault((part.layer, part.side), {})[index] = len(part.features)
-        self._places = [coupling.places for coupling in couplings]
+        self._places = [coupling.prunable_units for coupling in couplings]
 
     def of(self, name: str, side: Literal["in", "out"]) -> Count:
         """The inputs or outputs of a layer; of one that hands each channel on alone, there is one input to each."""
@@ -102,7 +102,7 @@ def _positions(network: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str,
         width = layer.out_channels if isinstance(layer, nn.Conv2d) else output.shape[-1]
         found[name] = found.get(name, 0.0) + output.numel() / len(output) / int(width)
 
-    with torch.no_grad(), made(layers, count):
+    with torch.no_grad(), capture_outputs(layers, count):
         run()
     return found
 

@@ -14,18 +14,18 @@ from compress.models.channel_coupling import (
     Coupling,
     Cut,
     channel_axis,
-    cut,
     find_couplings,
     least_common_places,
     masked,
+    remove_channels,
 )
-from compress.models.custom_module import PlainModule
-from compress.models.hooks import given
+from compress.models.custom_module import CustomModule
+from compress.models.hooks import capture_inputs
 from compress.models.pruned_layer_sizes import layer_sizes, record
 from compress.models.torch_model import TorchModel
 from compress.numerics.pruning import channel_products, most_important
 from compress.stages.prune.channel_costs import Figure, ladder, layer_costs, least_loss, nearest_rung
-from compress.stages.training.settings import Pruning
+from compress.stages.prune.settings import Pruning
 from compress.tasks.inference import answers, forward, loss_of, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
@@ -51,7 +51,7 @@ class Net:
     def of(cls, model: TorchModel, examples: Examples) -> Net:
         """The network of ``model``; a plain module's own names leave out what it is wrapped in."""
         module: Any = model.module
-        network = module.network if isinstance(module, PlainModule) else module
+        network = module.network if isinstance(module, CustomModule) else module
         batch = tensors(examples, [0, min(1, len(examples) - 1)])
         return cls(module.eval(), network, examples, batch)
 
@@ -62,7 +62,7 @@ class Net:
     def copy(self) -> Net:
         """The same with weights of its own."""
         module = copy.deepcopy(self.module)
-        return replace(self, module=module, network=module.network if isinstance(module, PlainModule) else module)
+        return replace(self, module=module, network=module.network if isinstance(module, CustomModule) else module)
 
 
 def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, context: Context) -> None:
@@ -79,7 +79,7 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
     scores = _scores(net, couplings, settings, examples, context)
     cuts = _choose(net, couplings, scores, settings)
     expected = masked(net.network, cuts, net.run)
-    cut(net.network, cuts)
+    remove_channels(net.network, cuts)
     if not _same(net, expected):
         raise StageError(
             "Once cut, the network answers otherwise than with zeros in place of the channels that went.",
@@ -95,7 +95,7 @@ def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str
     found, whole = find_couplings(net.network, net.run)
     kept = []
     for coupling in context.progress.track(found, "prune: trial cuts", len(found)):
-        if coupling.places < 2:
+        if coupling.prunable_units < 2:
             whole[coupling.name] = "there is one alone"
         elif _cuts_cleanly(net, coupling):
             kept.append(coupling)
@@ -105,11 +105,11 @@ def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str
 
 
 def _cuts_cleanly(net: Net, coupling: Coupling) -> bool:
-    cuts = [(coupling, coupling.channels_at(torch.arange(0, coupling.places, 2)))]
+    cuts = [(coupling, coupling.channels_at(torch.arange(0, coupling.prunable_units, 2)))]
     try:
         expected = masked(net.network, cuts, net.run)
         trial = net.copy()
-        cut(trial.network, cuts)
+        remove_channels(trial.network, cuts)
         return _same(trial, expected)
     except (RuntimeError, ValueError, IndexError):
         return False
@@ -134,7 +134,8 @@ def _scores(
     else:
         found = _taylor(net, couplings, examples, context)
     return [
-        scores.view(coupling.groups, coupling.places).sum(0) for scores, coupling in zip(found, couplings, strict=True)
+        scores.view(coupling.groups, coupling.prunable_units).sum(0)
+        for scores, coupling in zip(found, couplings, strict=True)
     ]
 
 
@@ -157,7 +158,7 @@ def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context
     starts = range(0, len(examples), _BATCH)
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, list(range(start, min(start + _BATCH, len(examples)))))
-        with given(layers, inputs.__setitem__):
+        with capture_inputs(layers, inputs.__setitem__):
             loss = loss_of(context.task, net.module, batch) * len(batch["index"])
         found = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
         gradients = dict(zip(layers, found, strict=True))
@@ -187,7 +188,7 @@ def _gates(
 def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], settings: Pruning) -> list[Cut]:
     """What to keep of each coupling, as the stage asks for it."""
     steps = [least_common_places(coupling.groups, settings.channel_multiple) for coupling in couplings]
-    rungs = [ladder(coupling.places, step) for coupling, step in zip(couplings, steps, strict=True)]
+    rungs = [ladder(coupling.prunable_units, step) for coupling, step in zip(couplings, steps, strict=True)]
     if max(len(steps) for steps in rungs) == 1:
         widest = max(couplings, key=lambda coupling: coupling.size)
         raise StageError(
@@ -201,7 +202,7 @@ def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tens
         counts = _under_budget(net, couplings, scores, rungs, settings)
     cuts = []
     for coupling, found, count in zip(couplings, scores, counts, strict=True):
-        if count < coupling.places:
+        if count < coupling.prunable_units:
             cuts.append((coupling, coupling.channels_at(most_important(found, count))))
     if not cuts:
         raise StageError(
@@ -212,7 +213,7 @@ def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tens
 
 
 def _share(coupling: Coupling, rungs: Sequence[int], share: float) -> int:
-    wanted = coupling.places * (1 - share)
+    wanted = coupling.prunable_units * (1 - share)
     if round(wanted) < 1:
         raise StageError(
             f"Removing {share:.0%} of the {coupling.size} channels of {coupling.name} leaves none.",
@@ -232,7 +233,7 @@ def _under_budget(
     share = settings.flops if settings.flops is not None else settings.parameters
     assert share is not None
     costs = layer_costs(net.network, couplings, net.run, what)
-    total = sum(cost.at([coupling.places for coupling in couplings]) for cost in costs)
+    total = sum(cost.at([coupling.prunable_units for coupling in couplings]) for cost in costs)
     counts = least_loss(scores, rungs, costs, total * (1 - share))
     reached = 1 - sum(cost.at(counts) for cost in costs) / total
     if reached < share * (1 - 1e-9):

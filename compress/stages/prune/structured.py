@@ -11,13 +11,19 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.models.hooks import given, hooked
-from compress.models.structure import Block, Linear, blocks, in_features, stacks
+from compress.models.hooks import capture_inputs, removed_on_exit
+from compress.models.structure import Linear, TransformerBlock, blocks, in_features, stacks
 from compress.models.torch_model import TorchModel
-from compress.models.transformer_pruning import check_heads_apart, keep_heads, keep_layers, keep_neurons, left
+from compress.models.transformer_pruning import (
+    check_heads_prunable,
+    keep_heads,
+    keep_layers,
+    keep_neurons,
+    remaining_count,
+)
 from compress.numerics.pruning import most_important, taylor_importance
 from compress.stages.prune.channels import prune_channels
-from compress.stages.training.settings import Pruning
+from compress.stages.prune.settings import Pruning
 from compress.tasks.batches import by_length
 from compress.tasks.inference import loss_of, predict, tensors
 from compress.tasks.task import Examples
@@ -39,7 +45,7 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
         _remove_layers(model, settings.layers, examples, context)
     if settings.heads or settings.feed_forward:
         _cut_blocks(model, settings, examples, context)
-    if settings.cuts_channels:
+    if settings.removes_channels:
         assert examples is not None
         prune_channels(model, settings, examples, context)
 
@@ -47,11 +53,11 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
 def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None, context: Context) -> None:
     module = model.module
     if settings.heads:
-        check_heads_apart(module)
+        check_heads_prunable(module)
     found = blocks(module)
     scores = _importance(module, found, settings, examples, context)
     heads, neurons = (
-        [most_important(one, left(len(one), share, what)).tolist() for one in each]
+        [most_important(one, remaining_count(len(one), share, what)).tolist() for one in each]
         for each, share, what in (
             (scores[0], settings.heads, "attention heads"),
             (scores[1], settings.feed_forward, "feed-forward neurons"),
@@ -81,12 +87,16 @@ def _not_described(module: Any, what: str) -> StageError:
 
 
 def _masked(
-    module: Any, found: Sequence[Block], heads: Sequence[list[int]], neurons: Sequence[list[int]], examples: Examples
+    module: Any,
+    found: Sequence[TransformerBlock],
+    heads: Sequence[list[int]],
+    neurons: Sequence[list[int]],
+    examples: Examples,
 ) -> tuple[np.ndarray, Examples]:
     """The uncut model's answers to a few examples with zeros for all that goes, and these examples."""
     few = examples.subset(range(min(_PROVEN, len(examples))))
     parts = zip(_readers(found), (*heads, *neurons), strict=True)
-    with hooked(
+    with removed_on_exit(
         layer.register_forward_pre_hook(_mask(torch.isin(torch.arange(count), torch.tensor(kept)).float()))
         for (count, layer), kept in parts
         if layer is not None
@@ -94,9 +104,9 @@ def _masked(
         return predict(module, few), few
 
 
-def _readers(found: Sequence[Block]) -> list[tuple[int, Linear | None]]:
+def _readers(found: Sequence[TransformerBlock]) -> list[tuple[int, Linear | None]]:
     """How many heads each block has, and the layer that reads them, then the same of neurons."""
-    heads = [(block.places, None if block.attention is None else block.attention.output) for block in found]
+    heads = [(block.prunable_units, None if block.attention is None else block.attention.output) for block in found]
     neurons = [(block.neurons, None if block.feed_forward is None else block.feed_forward.output) for block in found]
     return [*heads, *neurons]
 
@@ -137,7 +147,7 @@ def _remove_layers(model: TorchModel, count: int, examples: Examples, context: C
 
 
 def _importance(
-    module: nn.Module, found: Sequence[Block], settings: Pruning, examples: Examples | None, context: Context
+    module: nn.Module, found: Sequence[TransformerBlock], settings: Pruning, examples: Examples | None, context: Context
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Scores of the heads [heads] and neurons [neurons] of each block, none where a block has none that can go."""
     parts = _readers(found)
@@ -153,7 +163,7 @@ def _importance(
     batches = by_length(examples, _BATCH)
     for places in context.progress.track(batches, "prune: importance", len(batches)):
         batch = tensors(examples, places)
-        with given(dict(read), inputs.__setitem__):
+        with capture_inputs(dict(read), inputs.__setitem__):
             loss = loss_of(context.task, module, batch) * len(batch["index"])
         gradients = torch.autograd.grad(loss, [inputs[index] for index, _ in read])
         for (index, layer), gradient in zip(read, gradients, strict=True):

@@ -20,7 +20,7 @@ from compress.models.transformer_pruning import keep_layers
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.build import build_skeleton
 from compress.stages.blockwise.calibration_activations import Stream
-from compress.stages.blockwise.pruned_checkpoint import config_changes, kept_json, write_cut
+from compress.stages.blockwise.pruned_checkpoint import cached_json, config_changes, write_cut
 from compress.stages.gptq.settings import Quantization
 from compress.stages.prune_decoder.layer_replacement import bridge
 from compress.utils.errors import StageError
@@ -28,7 +28,7 @@ from compress.utils.torch_device import autocast, current_device, device_memory_
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
-    from compress.stages.training.settings import Pruning
+    from compress.stages.prune_decoder.settings import DecoderPruning
     from compress.utils.progress import Progress
 
 
@@ -37,7 +37,7 @@ STATES_BYTES = 1 << 28
 
 
 def remove_blocks(
-    checkpoint: Checkpoint, settings: Pruning, text: Quantization, ids: torch.Tensor | None, context: Context
+    checkpoint: Checkpoint, settings: DecoderPruning, text: Quantization, ids: torch.Tensor | None, context: Context
 ) -> Checkpoint:
     """``settings.layers`` blocks fewer, chosen on token ``ids`` [windows, length]; without any the last ones go.
 
@@ -52,10 +52,10 @@ def remove_blocks(
         gone = _CHOOSERS[settings.layer_importance](skeleton, text, ids, count, context)
     kept = [index for index in range(total) if index not in gone]
     if ids is not None:
-        context.note(f"prune: {_told(gone)} of {total} removed")
+        context.note(f"prune_decoder: {_told(gone)} of {total} removed")
     changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, kept))
     fitted = {}
-    if ids is not None and settings.bridge:
+    if ids is not None and settings.compensate:
         folder = context.scratch / "bridge"
         folder.mkdir(parents=True, exist_ok=True)
         fitted = bridge(Stream(skeleton, text, ids, folder), gone, settings.damp_percent, context)
@@ -74,8 +74,8 @@ def check_removal(total: int, count: int) -> None:
     """Raise `StageError` where no block would be left."""
     if count >= total:
         raise StageError(
-            f"prune removes {count} of {total} blocks, which leaves none.",
-            where="prune.layers",
+            f"prune_decoder removes {count} of {total} blocks, which leaves none.",
+            where="prune_decoder.layers",
             expected=f"at most {total - 1}",
         )
 
@@ -121,8 +121,8 @@ def distances(
     folder.mkdir(parents=True, exist_ok=True)
     stream, found = Stream(skeleton, text, ids, folder), list[float]()
     rest = range(len(skeleton.blocks))
-    for index in progress.track(rest, "prune: block influence", len(rest)):
-        with device_memory_errors(f"prune: {skeleton.prefix}.{index}", "samples or sequence_length"):
+    for index in progress.track(rest, "prune_decoder: block influence", len(rest)):
+        with device_memory_errors(f"prune_decoder: {skeleton.prefix}.{index}", "samples or sequence_length"):
             skeleton.load(index)
             stream.pass_as_it_is(index)
             skeleton.unload(index)
@@ -149,14 +149,16 @@ def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: 
     path = context.scratch / "removed.json"
     rounds: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
     gone = [_best(losses) for losses in rounds]
-    for _ in context.progress.track(range(len(gone), count), "prune: blocks", count - len(gone)):
+    for _ in context.progress.track(range(len(gone), count), "prune_decoder: blocks", count - len(gone)):
         kept = [index for index in range(len(skeleton.blocks)) if index not in gone]
-        with device_memory_errors(f"prune: a trial without each of {len(kept)} blocks", "samples or sequence_length"):
+        with device_memory_errors(
+            f"prune_decoder: a trial without each of {len(kept)} blocks", "samples or sequence_length"
+        ):
             losses = losses_without(skeleton, text, ids, kept)
         rounds.append({str(index): loss for index, loss in losses.items()})
-        kept_json(path, rounds)
+        cached_json(path, rounds)
         gone.append(_best(rounds[-1]))
-        context.progress.note(f"prune: without block {gone[-1]} too, the loss is {losses[gone[-1]]:.4f}")
+        context.progress.note(f"prune_decoder: without block {gone[-1]} too, the loss is {losses[gone[-1]]:.4f}")
     rows = [(place + 1, index, rounds[place][str(index)]) for place, index in enumerate(gone)]
     context.add_table("Blocks removed", ("order", "block", "loss without it"), rows)
     return gone

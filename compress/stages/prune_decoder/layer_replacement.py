@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compress.models.hooks import given, hooked, made
-from compress.models.structure import Block, blocks
-from compress.numerics.held_out_ridge import Sums, solve
+from compress.models.hooks import capture_inputs, capture_outputs, removed_on_exit
+from compress.models.structure import TransformerBlock, blocks
+from compress.numerics.held_out_ridge import RegressionSums, solve
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.calibration_activations import Stream
 from compress.stages.blockwise.states import BlockRun, States
@@ -77,7 +77,7 @@ class _Work:
         return self.whole.skeleton
 
     @cached_property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[TransformerBlock]:
         return blocks(self.skeleton.model)
 
     def pass_gap(self, cut: Stream, at: int, gap: range, goes_on: bool) -> tuple[Stream, dict[str, torch.Tensor]]:
@@ -87,9 +87,9 @@ class _Work:
         """
         before, behind = gap.start - 1, self.whole.as_float("cut")
         streams = [self.whole] if cut is self.whole else [self.whole, cut]
-        what = f"prune: to make up for blocks {gap.start} to {gap.stop - 1}"
+        what = f"prune_decoder: compensating for blocks {gap.start} to {gap.stop - 1}"
         for index in self.context.progress.track(range(at, gap.stop), what, gap.stop - at):
-            with device_memory_errors(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+            with device_memory_errors(f"prune_decoder: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
                 self.skeleton.load(index)
                 for stream in streams if index < before else [self.whole]:
                     stream.pass_as_it_is(index)
@@ -101,7 +101,7 @@ class _Work:
                 embedded = (self.skeleton.embedded(row) for row in torch.split(self.whole.ids, 1))
                 behind.entering(gap.stop).write(embedded)
             return behind, {}
-        with device_memory_errors(f"prune: {self.skeleton.prefix}.{before}", "samples or sequence_length"):
+        with device_memory_errors(f"prune_decoder: {self.skeleton.prefix}.{before}", "samples or sequence_length"):
             self.skeleton.load(before)
             run = BlockRun.of(self.skeleton, self.whole.config, before, self.whole.ids)
             states = cut.entering(before)
@@ -115,7 +115,7 @@ class _Work:
 
     def _solved(self, run: BlockRun, states: States, gap: range) -> dict[str, torch.Tensor]:
         """The last layer of the loaded block, which is solved in place, as it lies in the files; or nothing."""
-        told = f"prune: nothing makes up for blocks {gap.start} to {gap.stop - 1}"
+        told = f"prune_decoder: nothing compensates for blocks {gap.start} to {gap.stop - 1}"
         block = self.blocks[run.index]
         layer = None if block.feed_forward is None else block.feed_forward.output
         if not isinstance(layer, nn.Linear):
@@ -145,8 +145,8 @@ class _Work:
             return {}
         layer.weight = nn.Parameter(self.skeleton.rounded(name, layer.weight + change.T), requires_grad=False)
         self.context.note(
-            f"prune: {name} makes up for blocks {gap.start} to {gap.stop - 1}: {left:.0%} is left of what their "
-            "going changes, in windows that it was not solved on"
+            f"prune_decoder: {name} compensates for blocks {gap.start} to {gap.stop - 1}: {left:.0%} of the change "
+            "remains, in sequences that it was not solved on"
         )
         return dict(self.skeleton.as_stored(name, layer))
 
@@ -154,9 +154,9 @@ class _Work:
 def _share(run: BlockRun, hidden: torch.Tensor, layer: nn.Linear) -> float | None:
     """What the block adds for each unit that ``layer`` gives; None where it does something else with it."""
     seen: list[torch.Tensor] = []
-    with made({"": layer}, lambda _, output: seen.append(output.float())):
+    with capture_outputs({"": layer}, lambda _, output: seen.append(output.float())):
         whole = run(hidden).float()
-    with hooked([layer.register_forward_hook(lambda module, arguments, output: torch.zeros_like(output))]):
+    with removed_on_exit([layer.register_forward_hook(lambda module, arguments, output: torch.zeros_like(output))]):
         less = whole - run(hidden).float()
     given_by = seen[0].reshape(less.shape)
     share = float((less * given_by).sum() / given_by.square().sum())
@@ -164,15 +164,17 @@ def _share(run: BlockRun, hidden: torch.Tensor, layer: nn.Linear) -> float | Non
     return share if float(apart) <= _APART and share else None
 
 
-def _sums(run: BlockRun, states: States, wanted: States, layer: nn.Linear, counts: float) -> tuple[Sums, Sums]:
+def _sums(
+    run: BlockRun, states: States, wanted: States, layer: nn.Linear, counts: float
+) -> tuple[RegressionSums, RegressionSums]:
     """Of what ``layer`` reads and what it is to give more, of the windows to solve on and of those that judge."""
     rows, columns = layer.weight.shape
-    both = tuple(Sums.none(columns, rows, layer.weight.device) for _ in range(2))
+    both = tuple(RegressionSums.none(columns, rows, layer.weight.device) for _ in range(2))
     counting = _counting(torch.cat([wanted[some].square().mean(dim=-1).sqrt() for some in run.slices()]))
     seen: list[torch.Tensor] = []
     last = run.windows - 1
     for some in run.slices():
-        with given({"": layer}, lambda _, inputs: seen.append(inputs.float())):
+        with capture_inputs({"": layer}, lambda _, inputs: seen.append(inputs.float())):
             output = run(states[some]).float()
         aim = wanted[some]
         inputs = seen.pop().reshape(*aim.shape[:2], columns)

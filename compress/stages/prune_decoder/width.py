@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compress.models.attention_pruning import keep_columns, keep_places, keep_rows
+from compress.models.attention_pruning import keep_attention_units, keep_columns, keep_rows
 from compress.models.checkpoint import Checkpoint
-from compress.models.meta_model import hollow_decoder, stored_shapes
-from compress.models.structure import Block, blocks
+from compress.models.meta_model import build_decoder_on_meta, stored_shapes
+from compress.models.structure import TransformerBlock, blocks
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.build import build_skeleton
 from compress.stages.blockwise.calibration_activations import Stream
@@ -30,11 +30,11 @@ from compress.utils.torch_device import current_device, device_memory_errors
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
-    from compress.stages.training.settings import Pruning
+    from compress.stages.prune_decoder.settings import DecoderPruning
 
 
 def narrow(
-    checkpoint: Checkpoint, settings: Pruning, text: Quantization, ids: torch.Tensor | None, context: Context
+    checkpoint: Checkpoint, settings: DecoderPruning, text: Quantization, ids: torch.Tensor | None, context: Context
 ) -> Checkpoint:
     """Each block with fewer groups of heads, neurons and experts, as ``settings`` says.
 
@@ -57,7 +57,7 @@ def narrow(
     made = write_cut(checkpoint, context.scratch / "narrowed", changes, work.tensors())
     if stream is not None:
         layers = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
-        context.note(f"prune: {sizes}{_said(layers)}")
+        context.note(f"prune_decoder: {sizes}{_said(layers)}")
     return made
 
 
@@ -82,7 +82,7 @@ class _Work:
     @cached_property
     def shapes(self) -> Mapping[str, torch.Size]:
         """Of the tensors of the cut model."""
-        hollow = hollow_decoder(self.skeleton.checkpoint.folder)
+        hollow = build_decoder_on_meta(self.skeleton.checkpoint.folder)
         self.sizes.cut(hollow)
         with torch.device("meta"):
             return stored_shapes(type(hollow)(hollow.config))
@@ -95,8 +95,8 @@ class _Work:
         first = 0 if stream is None else self.finished.first(count, stream)
         for index in range(first):
             yield from self._kept(index)
-        for index in self.context.progress.track(range(first, count), "prune: blocks", count - first):
-            with device_memory_errors(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+        for index in self.context.progress.track(range(first, count), "prune_decoder: blocks", count - first):
+            with device_memory_errors(f"prune_decoder: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
                 self.skeleton.load(index)
                 block = described[index] if described else None
                 cut = self._cut(index, block, self.choice.of(index, block))
@@ -120,13 +120,13 @@ class _Work:
             yield name, self.finished.tensor(index, name)
 
     def _cut(
-        self, index: int, block: Block | None, stays: Mapping[str, torch.Tensor]
+        self, index: int, block: TransformerBlock | None, stays: Mapping[str, torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a loaded block, which is cut in place but for its experts."""
         if block is not None and PLACES in stays:
-            keep_places(block.attended(), stays[PLACES].tolist())
+            keep_attention_units(block.require_attention(), stays[PLACES].tolist())
         if block is not None and NEURONS in stays:
-            feed_forward = block.fed_forward()
+            feed_forward = block.require_feed_forward()
             for layer in feed_forward.inputs:
                 keep_rows(layer, feed_forward.rows(layer, stays[NEURONS]))
             keep_columns(feed_forward.output, stays[NEURONS])

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.experts import SeparateExperts, experts_of, is_fused
-from compress.models.hooks import given, hooked
-from compress.models.structure import Block
+from compress.models.experts import SeparateExperts, find_separate_experts, is_fused
+from compress.models.hooks import capture_inputs, removed_on_exit
+from compress.models.structure import TransformerBlock
 from compress.numerics.gptq import output_error
 from compress.numerics.part_removal import remove_parts
 from compress.numerics.pruning import most_important
@@ -58,17 +58,17 @@ class Choice:
         if not self.sizes.experts:
             return {}
         name = f"{self.skeleton.prefix}.{index}"
-        found = experts_of(self.skeleton.blocks[index], name)
+        found = find_separate_experts(self.skeleton.blocks[index], name)
         fused = [path for path, part in self.skeleton.blocks[index].named_modules(prefix=name) if is_fused(part)]
         if fused:
             raise StageError(
                 f"The experts of {fused[0]} cannot be told apart: the checkpoint keeps them in one tensor.",
-                where="prune.experts",
+                where="prune_decoder.experts",
                 hint="leave experts out",
             )
         return found
 
-    def of(self, index: int, block: Block | None) -> dict[str, torch.Tensor]:
+    def of(self, index: int, block: TransformerBlock | None) -> dict[str, torch.Tensor]:
         """What stays of a loaded block: of `PLACES` and `NEURONS`, and of mixtures by their names, ascending."""
         parts, mixtures = self._parts(block), self.mixtures(index)
         counts = {name: (part.count, part.left) for name, part in parts.items()}
@@ -85,12 +85,12 @@ class Choice:
             found |= self._solved(self.stream, index, parts)
         return found
 
-    def _parts(self, block: Block | None) -> dict[str, Part]:
+    def _parts(self, block: TransformerBlock | None) -> dict[str, Part]:
         read: dict[str, tuple[Any, int, int]] = {}
         if block is not None and self.sizes.places:
-            read[PLACES] = block.attended().output, block.places, self.sizes.places
+            read[PLACES] = block.require_attention().output, block.prunable_units, self.sizes.places
         if block is not None and self.sizes.neurons:
-            read[NEURONS] = block.fed_forward().output, block.neurons, self.sizes.neurons
+            read[NEURONS] = block.require_feed_forward().output, block.neurons, self.sizes.neurons
         named = self.skeleton.name
         return {kind: Part(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()}
 
@@ -106,9 +106,11 @@ class Choice:
         work = stream.pass_through(index, {})
         with ExitStack() as watched:
             layers = {kind: part.layer for kind, part in parts.items()}
-            watched.enter_context(given(layers, lambda kind, inputs: scores.add(kind, inputs, parts[kind].count)))
             watched.enter_context(
-                hooked(
+                capture_inputs(layers, lambda kind, inputs: scores.add(kind, inputs, parts[kind].count))
+            )
+            watched.enter_context(
+                removed_on_exit(
                     part.register_forward_pre_hook(_counting(scores, name, part), with_kwargs=True)
                     for name, part in mixtures.items()
                 )

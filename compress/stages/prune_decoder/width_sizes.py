@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.models.experts import SeparateExperts, is_fused
-from compress.models.structure import Attention, Block, blocks
+from compress.models.structure import Attention, TransformerBlock, blocks
 from compress.models.transformer_pruning import (
-    check_heads_apart,
-    config_with,
-    fields_of_heads,
+    check_heads_prunable,
+    head_config_fields,
     keep_heads,
     keep_neurons,
+    updated_config,
 )
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from compress.stages.training.settings import Pruning
+    from compress.stages.prune_decoder.settings import DecoderPruning
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k")
@@ -38,18 +38,20 @@ class Sizes:
     """How many there are now."""
 
     @classmethod
-    def of(cls, model: Any, settings: Pruning) -> Sizes:
+    def of(cls, model: Any, settings: DecoderPruning) -> Sizes:
         """For a model without weights. Raises `StageError` that names what cannot be cut, or of which none is left."""
         places = neurons = experts = None
         found = [0, 0, 0]
         if settings.heads:
-            check_heads_apart(model)
-            attention = [block.attended() for block in blocks(model)]
-            found[0], size = _alike({(one.places, one.head_size) for one in attention}, "heads")
+            check_heads_prunable(model)
+            attention = [block.require_attention() for block in blocks(model)]
+            found[0], size = _alike({(one.prunable_units, one.head_size) for one in attention}, "heads")
             possible = [left for left in range(1, found[0]) if _can_say(model.config, attention[0], left)]
             places = _left(found[0], settings.heads, settings.multiple, size, "heads", possible)
         if settings.feed_forward:
-            found[1], _ = _alike({(one.neurons, 1) for one in map(Block.fed_forward, blocks(model))}, "feed_forward")
+            found[1], _ = _alike(
+                {(one.neurons, 1) for one in map(TransformerBlock.require_feed_forward, blocks(model))}, "feed_forward"
+            )
             neurons = _left(found[1], settings.feed_forward, settings.multiple, 1, "feed_forward")
         if settings.experts:
             found[2] = int(getattr(model.config, _count_field(model)))
@@ -81,7 +83,7 @@ def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:
     if len(sizes) > 1:
         raise StageError(
             f"The blocks differ in what {name} would cut: {', '.join(str(count) for count, _ in sorted(sizes))}.",
-            where=f"prune.{name}",
+            where=f"prune_decoder.{name}",
             expected="blocks that are all alike",
             hint=f"leave {name} out, or cut layers instead",
         )
@@ -90,8 +92,8 @@ def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:
 
 def _can_say(config: Any, attention: Attention, places: int) -> bool:
     """Whether a config takes so many heads: Llama's wants its hidden size to be a multiple of them, say."""
-    fields = fields_of_heads(config, attention, [places])
-    return not fields or config_with(config, fields) is not None
+    fields = head_config_fields(config, attention, [places])
+    return not fields or updated_config(config, fields) is not None
 
 
 def _left(count: int, share: float, multiple: int, width: int, name: str, possible: Sequence[int] | None = None) -> int:
@@ -102,13 +104,15 @@ def _left(count: int, share: float, multiple: int, width: int, name: str, possib
     wanted = count * (1 - share)
     if round(wanted) < 1:
         raise StageError(
-            f"Removing {share:.0%} of {count} {name} leaves none.", where=f"prune.{name}", hint="remove a smaller share"
+            f"Removing {share:.0%} of {count} {name} leaves none.",
+            where=f"prune_decoder.{name}",
+            hint="remove a smaller share",
         )
     even = [left for left in possible or range(1, count) if left * width % multiple == 0]
     if not even:
         raise StageError(
             f"No cut of {count} {name} leaves a multiple of {multiple} features.",
-            where=f"prune.{name}",
+            where=f"prune_decoder.{name}",
             expected=f"more than {multiple} features to begin with",
             hint="lower `multiple`, or leave the field out",
         )
@@ -123,7 +127,7 @@ def _count_field(model: Any) -> str:
     if field is None or not mixtures:
         raise StageError(
             f"A {config.model_type!r} model has no experts that are known.",
-            where="prune.experts",
+            where="prune_decoder.experts",
             expected="a mixture of experts whose config says how many there are",
             hint="leave experts out",
         )
@@ -136,13 +140,13 @@ def _check_chosen(model: Any, left: int) -> None:
     if chosen > left:
         raise StageError(
             f"Each token passes {chosen} experts, and {left} would be left.",
-            where="prune.experts",
+            where="prune_decoder.experts",
             expected=f"at least {chosen}, the config's experts for a token",
             hint="remove a smaller share",
         )
     if any((getattr(config, name, None) or 1) > 1 for name in _GROUPS):
         raise StageError(
             f"The router of a {config.model_type!r} model chooses among groups of experts, which would differ in size.",
-            where="prune.experts",
+            where="prune_decoder.experts",
             hint="leave experts out",
         )

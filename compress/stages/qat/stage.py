@@ -6,11 +6,11 @@ from typing import Literal
 
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
+from compress.stages.qat.settings import QuantizationAwareTraining
 from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.stages.training.settings import QuantizationAwareTraining
-from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, OF_ANY_LENGTH
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, HAS_LABELS, VARIABLE_LENGTH
 
 
 class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
@@ -25,15 +25,18 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
     packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     requires = frozenset({HAS_LABELS})
     # Of wav2vec2 and its like the exported graph answers otherwise than the model in training.
-    excludes = frozenset({IS_WRITTEN, OF_ANY_LENGTH})
-    integer_graph = True
-    promised = Promise(max_size_ratio=0.95)
-    """Smaller; how much depends on what share of the model its embedding tables are."""
-    reads = Needs(splits=("train",), labels=True)
-    """Labeled training examples."""
+    excludes = frozenset({EXPORTED_FROM_CHECKPOINT, VARIABLE_LENGTH})
     kind: Literal["qat"] = "qat"
 
-    def settled(self, sums_in_32_bits: bool) -> Qat:
+    def needs(self) -> Requirements:
+        """Return labeled training examples."""
+        return Requirements(splits=("train",), labels=True)
+
+    def output_spec(self) -> OutputSpec:
+        """Return a smaller output; the share of embedding tables in the model decides by how much."""
+        return OutputSpec(max_size_ratio=0.95, integer_graph=True)
+
+    def resolved(self, sums_in_32_bits: bool) -> Qat:
         """`reduce_range: auto` takes 7 bits where 8 may saturate on a target."""
         return self if self.reduce_range != "auto" else self.model_copy(update={"reduce_range": not sums_in_32_bits})
 
@@ -44,7 +47,7 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
             return FLOPS_TRAINING * after.working * tokens * self.epochs + FLOPS_FORWARD * before.working * tokens
 
         after = before and before.in_bits(self.bits, 32)
-        return training_prediction(self, before, after, plan, flops, trained=after)
+        return training_prediction(self.batch_size, before, after, plan, flops, trained=after)
 
     def run(self, model: TorchModel, context: Context) -> OnnxModel:
         """Train and export. Raises `StageError`, or `IntegrityError` where the graph computes otherwise."""

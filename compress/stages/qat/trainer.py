@@ -36,10 +36,10 @@ from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import softmax
 from compress.numerics.embeddings import normalized
 from compress.stages.qat.layers import Quantizable, put_in, quantizable, start, take_out
+from compress.stages.qat.settings import QuantizationAwareTraining
 from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training.loop import Trainee, train
-from compress.stages.qat.settings import QuantizationAwareTraining
-from compress.tasks.capability import BY_PLACE, EMBEDS, NAMES_TOKENS
+from compress.tasks.capability import EMBEDS, LOCALIZES, PREDICTS_TOKENS
 from compress.tasks.inference import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
@@ -70,7 +70,7 @@ class QatLesson:
         settings, context, module = self.settings, self.context, self.model.module.eval()
         self._fold()
         chosen, shared = self._choose()
-        if settings.augment is None and not {NAMES_TOKENS, BY_PLACE} & context.task.capabilities:
+        if settings.augment is None and not {PREDICTS_TOKENS, LOCALIZES} & context.task.capabilities:
             context.progress.note("qat: the float model answers")
             self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(settings.precision)))
         else:
@@ -81,7 +81,16 @@ class QatLesson:
         for name in start(layers):
             context.note(f"qat: inputs of {name} were the same in every calibration example; are they too few?")
         validate = context.validator(self.model)
-        trainee = Trainee(module, self.examples, loss=self._loss, after_step=pruned, validate=validate)
+        trainee = Trainee(
+            module,
+            self.examples,
+            loss=self._loss,
+            after_step=pruned,
+            validate=validate,
+            freeze_embeddings=settings.freeze_embeddings,
+            augment=settings.augment,
+            keep_best=settings.keep_best,
+        )
         train(trainee, settings, context.seed, context.progress, "qat")
         proof = self._some(_PROVEN_ON)
         expected = predict(module, proof)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from compress.models.checkpoint import QuantizedCheckpoint
-from compress.stages.base import Context, Promise
+from compress.stages.base import Context, OutputSpec
+from compress.stages.recovery.settings import AdapterTraining
 from compress.stages.recovery.tune_scales import Recovers
-from compress.stages.training.settings import AdapterTraining
 
 
 class Lora(AdapterTraining, Recovers):
@@ -19,10 +19,11 @@ class Lora(AdapterTraining, Recovers):
     """
 
     packages = ("torch", "transformers", "accelerate", "peft")
-    adapter_beside = True
-    promised = Promise(changes_weights=False)
-    """The base stays as it is."""
     kind: Literal["lora"] = "lora"
+
+    def output_spec(self) -> OutputSpec:
+        """Return that the base weights stay as they are."""
+        return OutputSpec(changes_weights=False, adapter_beside=True)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""

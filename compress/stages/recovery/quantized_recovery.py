@@ -21,13 +21,18 @@ from compress.models.lora_adapter import (
     write_adapter,
 )
 from compress.models.processor import load_tokenizer
-from compress.models.quantized_module import empty_module, grids, learn_vectors, load_module
+from compress.models.quantized_module import (
+    build_empty_module,
+    load_quantized_module,
+    make_vectors_trainable,
+    named_scaled_integers,
+)
 from compress.models.safetensors_file import read_tensor
-from compress.models.shards import write_changed
+from compress.models.shards import write_with_changes
+from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
 from compress.stages.recovery.trainer import Lesson, make_windows
 from compress.stages.training.processes import is_first
 from compress.stages.training.sequences import check_enough
-from compress.stages.training.settings import AdapterTraining, ScaleTuning
 from compress.stages.training.synthetic_data import with_written
 from compress.utils.errors import StageError
 from compress.utils.torch_device import uses_bf16
@@ -44,7 +49,7 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
 
     ``checkpoint`` itself where that predicts no better. Of several processes the first one writes it.
     """
-    module = load_module(checkpoint)
+    module = load_quantized_module(checkpoint)
     learn(module, checkpoint, settings)
     lesson = _lesson(module, checkpoint, settings, context)
     helped = lesson.helped(lesson.teach(context, "tune_scales"))
@@ -55,7 +60,7 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     if not is_first() or not helped:
         return checkpoint
     folder = _empty(context.scratch / "tuned")
-    write_changed(checkpoint, folder, *tuned_tensors(module, checkpoint))
+    write_with_changes(checkpoint, folder, *tuned_tensors(module, checkpoint))
     return QuantizedCheckpoint(folder)
 
 
@@ -72,10 +77,10 @@ def _lesson(
 
 def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTuning) -> None:
     """Make trainable what ``settings`` asks for, in place. Raises `StageError` where that is nothing."""
-    for name, grid in grids(module):
+    for name, grid in named_scaled_integers(module):
         grid.log_ratio.requires_grad_(settings.embeddings if name in checkpoint.tables else settings.scales)
     if settings.norms:
-        learn_vectors(module, checkpoint)
+        make_vectors_trainable(module, checkpoint)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise StageError(
             "There is nothing to tune.",
@@ -91,7 +96,7 @@ def tuned_tensors(
     """What the module learned, under the checkpoint's names: its own tensors, and those of its tables."""
     changed: dict[str, torch.Tensor] = {}
     tables: dict[str, torch.Tensor] = {}
-    for name, grid in grids(module):
+    for name, grid in named_scaled_integers(module):
         scales = grid.scales().T.to(torch.float16)
         if name in checkpoint.tables:
             tables[f"{name}.scales"] = _padded(checkpoint, f"{name}.scales", scales)
@@ -119,7 +124,7 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
     Of several processes the first one writes it.
     """
     refuse_second(checkpoint.folder)
-    module = load_module(checkpoint)
+    module = load_quantized_module(checkpoint)
     adapted = adapt(module, settings, context.seed)
     lesson = _lesson(module, checkpoint, settings, context)
     recovered = lesson.teach(context, "lora")
@@ -167,7 +172,7 @@ def attach(checkpoint: QuantizedCheckpoint, adapter: Path, context: Context) -> 
     """A copy of ``checkpoint`` in the scratch folder with ``adapter`` in it, untouched. Raises `ModelError`."""
     refuse_second(checkpoint.folder)
     config = check_adapter(adapter)
-    check_fits(adapter, empty_module(checkpoint))
+    check_fits(adapter, build_empty_module(checkpoint))
     folder = _copy(checkpoint, context.scratch)
     copy_adapter(adapter, folder / ADAPTER)
     context.progress.note(f"attach_lora: an adapter of rank {config.get('r')} in {ADAPTER}/, not merged")

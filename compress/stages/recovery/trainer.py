@@ -14,13 +14,14 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.processor import load_tokenizer
 from compress.models.quantized_module import QuantizedEmbedding, QuantizedLinear
 from compress.models.torch_model import TorchModel
-from compress.numerics.language_head import Head, HeadLoss, head_divergence, head_loss, token_scores
+from compress.numerics.language_head import HeadLoss, LanguageHead, head_divergence, head_loss, token_scores
 from compress.numerics.token_divergence import Divergence
+from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import KeptTraining
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.sequences import Windows, check_enough
-from compress.stages.training.settings import AdapterTraining, ScaleTuning, WindowTraining
+from compress.stages.training.settings import WindowTraining
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import uses_bf16
@@ -178,9 +179,9 @@ class Body(nn.Module):
                 layer.weight.data = layer.weight.data.to(torch.bfloat16)
 
 
-def head_of(body: Body, states: torch.Tensor, dtype: torch.dtype) -> Head:
+def head_of(body: Body, states: torch.Tensor, dtype: torch.dtype) -> LanguageHead:
     """States [B, L, W] with the head of ``body``, as tokens in a row."""
-    return Head(states.flatten(0, 1).to(dtype), body.head(dtype))
+    return LanguageHead(states.flatten(0, 1).to(dtype), body.head(dtype))
 
 
 def states_of(body: Body, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from compress.models.checkpoint import QuantizedCheckpoint
-from compress.stages.base import Context, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
-from compress.stages.training.cost import recovery_prediction
-from compress.stages.training.settings import Recovery, ScaleTuning
+from compress.stages.recovery.cost import recovery_prediction
+from compress.stages.recovery.settings import Recovery, ScaleTuning
 from compress.tasks.capability import GENERATES
 
 
@@ -38,9 +38,11 @@ class TuneScales(ScaleTuning, Recovers):
     training has the float16 values that the file will hold.
     """
 
-    promised = Promise(changes_weights=False, max_size_ratio=1.001)
-    """Not a byte more, and the same where nothing helps."""
     kind: Literal["tune_scales"] = "tune_scales"
+
+    def output_spec(self) -> OutputSpec:
+        """Return an output of the input's size, whose weights may be unchanged if tuning does not help."""
+        return OutputSpec(changes_weights=False, max_size_ratio=1.001)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split; where that does not help, the model stays as it was, and that is told."""

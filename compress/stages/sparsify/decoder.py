@@ -10,47 +10,61 @@ import torch
 from torch import nn
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.experts import routers
+from compress.models.experts import router_layers
+from compress.models.folder_checks import refuse_quantized
 from compress.numerics.gptq import output_error
 from compress.numerics.pruning import magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.sparse_solver import sparsegpt, wanda
 from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.calibration import calibration_windows
 from compress.stages.blockwise.calibration_activations import Stream
 from compress.stages.blockwise.layers import Layer, linears
 from compress.stages.blockwise.pruned_checkpoint import write_cut
 from compress.stages.blockwise.resume import Finished
-from compress.stages.gptq.settings import Quantization
+from compress.stages.prune_decoder.cost import calibration_settings
 from compress.utils.errors import StageError
+from compress.utils.storage import storage_errors
 from compress.utils.torch_device import autocast, current_device, device_memory_errors
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
-    from compress.stages.training.settings import Pruning
+    from compress.stages.sparsify.settings import DecoderSparsity
 
 
-def sparsify(
-    checkpoint: Checkpoint, settings: Pruning, text: Quantization, ids: torch.Tensor | None, context: Context
-) -> Checkpoint:
-    """The same model with zeros in the linear layers of its blocks, routers excepted; a killed run goes on.
+def sparsify_checkpoint(checkpoint: Checkpoint, settings: DecoderSparsity, context: Context) -> Checkpoint:
+    """Return the model with zeros in the linear layers of its blocks, except routers; a killed run is resumed.
 
-    Layers are solved in the order of their calls, each on what the sparse layers before it give for token ``ids``
-    [windows, length]; ``ids`` are None where sizes alone decide. Raises `StageError` for layers that the pattern
-    doesn't fit and for Hessians that no damping mends.
+    Layers are solved in the order of their calls, each on the outputs of the sparse layers before it for the
+    calibration text, unless magnitudes alone decide. Raises `StageError` for layers that the pattern does not fit, and
+    for Hessians that no damping makes invertible.
     """
-    skeleton = build_skeleton(checkpoint, current_device())
-    pattern = check_pattern(skeleton, settings)
-    finished = Finished(context.scratch)
-    stream = None if ids is None else Stream(skeleton, text, ids, context.scratch)
-    _Walk(skeleton, settings, pattern, finished, stream).run(context)
-    made = write_cut(checkpoint, context.scratch / "sparse", {}, _tensors(skeleton, finished))
-    found = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
-    context.note(_summary(made, found, settings))
-    return made
+    refuse_quantized(checkpoint.folder)
+    ids = None
+    if settings.method != "magnitude":
+        ids = calibration_windows(context, checkpoint, settings.samples, settings.sequence_length)
+    with storage_errors(context.scratch):
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        skeleton = build_skeleton(checkpoint, current_device())
+        pattern = check_pattern(skeleton, settings)
+        finished = Finished(context.scratch)
+        text = calibration_settings(settings)
+        stream = None if ids is None else Stream(skeleton, text, ids, context.scratch)
+        _Walk(skeleton, settings, pattern, finished, stream).run(context)
+        sparse = write_cut(checkpoint, context.scratch / "sparse", {}, _tensors(skeleton, finished))
+    layers = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
+    context.note(_summary(sparse, layers, settings))
+    return sparse
 
 
-def check_pattern(skeleton: Skeleton, settings: Pruning) -> Pattern | None:
+def check_sparsifiable(checkpoint: Checkpoint, settings: DecoderSparsity) -> None:
+    """Raise `StageError` for a model with layers that the pattern does not fit, or without layers to prune."""
+    refuse_quantized(checkpoint.folder)
+    check_pattern(build_skeleton(checkpoint), settings)
+
+
+def check_pattern(skeleton: Skeleton, settings: DecoderSparsity) -> Pattern | None:
     """The pattern of the zeros, if any. Raises `StageError` for layers that it doesn't fit, or where there are none."""
     pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
     if not sum(len(_layers(skeleton, index, pattern)) for index in range(len(skeleton.blocks))):
@@ -61,14 +75,14 @@ def check_pattern(skeleton: Skeleton, settings: Pruning) -> Pattern | None:
 def _layers(skeleton: Skeleton, index: int, pattern: Pattern | None) -> dict[str, nn.Linear]:
     """The layers of a block that get zeros. Raises `StageError` for one that doesn't hold the pattern."""
     block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
-    routing = routers(block, prefix)
+    routing = router_layers(block, prefix)
     found = {name: part for name, part in linears(block, prefix).items() if name not in routing}
     misfit = next((name for name, part in found.items() if pattern and not pattern.fits(*part.weight.shape)), None)
     if misfit is not None:
         outputs, inputs = found[misfit].weight.shape
         raise StageError(
             f"{misfit} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
-            where="prune.pattern",
+            where="sparsify_decoder.pattern",
             hint="choose a pattern that divides them, or do without one",
         )
     return found
@@ -77,7 +91,7 @@ def _layers(skeleton: Skeleton, index: int, pattern: Pattern | None) -> dict[str
 @dataclass
 class _Walk:
     skeleton: Skeleton
-    settings: Pruning
+    settings: DecoderSparsity
     pattern: Pattern | None
     finished: Finished
     stream: Stream | None
@@ -87,8 +101,10 @@ class _Walk:
         """Every block that isn't done yet."""
         count = len(self.skeleton.blocks)
         first = self.finished.first(count, self.stream)
-        for index in context.progress.track(range(first, count), "prune: blocks", count - first):
-            with device_memory_errors(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+        for index in context.progress.track(range(first, count), "sparsify_decoder: blocks", count - first):
+            with device_memory_errors(
+                f"sparsify_decoder: {self.skeleton.prefix}.{index}", "samples or sequence_length"
+            ):
                 self._block(index)
         if self.stream is not None:
             self.stream.forget(count)
@@ -122,7 +138,7 @@ class _Walk:
             self.stream.forget(index)
 
     def _solve(self, name: str, weight: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
-        sparsity, method = self.settings.zeros or 0.0, self.settings.method
+        sparsity, method = self.settings.zeros, self.settings.method
         if hessian is None:
             return weight * magnitude_masks([weight], sparsity, "layer", self.pattern)[0]
         try:
@@ -150,10 +166,11 @@ def _tensors(skeleton: Skeleton, finished: Finished) -> Iterator[tuple[str, torc
             yield name, skeleton.checkpoint.stored(name)
 
 
-def _summary(made: Checkpoint, layers: Sequence[Layer], settings: Pruning) -> str:
+def _summary(made: Checkpoint, layers: Sequence[Layer], settings: DecoderSparsity) -> str:
     zeros = sum(int((made.stored(f"{layer.name}.weight") == 0).sum()) for layer in layers)
     share = zeros / sum(layer.rows * layer.columns for layer in layers)
     shape = "" if settings.pattern is None else f" in the pattern {settings.pattern}"
     worst = max(layers, key=lambda layer: layer.error or 0.0)
     error = "" if worst.error is None else f"; the largest error {worst.error:.2%} in {worst.name}"
-    return f"prune: {share:.2%} of the weights of {len(layers)} layers are zero{shape} by {settings.method}{error}"
+    of = f"of the weights of {len(layers)} layers are zero{shape} by {settings.method}{error}"
+    return f"sparsify_decoder: {share:.2%} {of}"

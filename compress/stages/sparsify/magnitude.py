@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compress.models.custom_module import PlainModule
+from compress.models.custom_module import CustomModule
 from compress.models.torch_model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
+from compress.stages.sparsify.settings import GradualSparsity, MagnitudeSparsity
 from compress.stages.training.loop import Trainee, train
-from compress.stages.training.settings import Pruning
 from compress.stages.training.sharding import gathered
 from compress.tasks.inference import loss_of
 from compress.utils.errors import StageError
@@ -28,22 +28,43 @@ _FINAL_SPARSITY_AT = 0.7
 """Share of the steps after which sparsity stands still, so that the last steps recover quality."""
 
 
-def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
-    """Prune the weights of ``model``'s layers in place, and say how sparse they are and what that does to the file.
+def sparsify(model: TorchModel, settings: MagnitudeSparsity, context: Context) -> None:
+    """Set the smallest weights of ``model``'s layers to zero in place, and report the density and file size.
 
-    Raises `StageError` for layers that the pattern doesn't fit.
+    Raises `StageError` for layers that the pattern does not fit.
     """
-    assert settings.zeros is not None
-    pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
-    layers = _layers(model, pattern)
-    weights = [layer.weight for layer in layers.values()]
+    pattern, weights = _pattern_and_weights(model, settings)
     dense = zipped_bytes(model.tensors().values())
-    if settings.schedule == "one-shot":
-        _zero(weights, magnitude_masks(weights, settings.zeros, settings.scope, pattern))
-    else:
-        _train(model, weights, pattern, settings, context)
-    context.note(f"prune: {_density(model, weights, settings.pattern)}")
-    context.note(f"prune: {_sizes(model, dense)}")
+    _zero(weights, magnitude_masks(weights, settings.zeros, settings.scope, pattern))
+    _report(model, weights, settings, dense, "sparsify", context)
+
+
+def sparsify_gradually(model: TorchModel, settings: GradualSparsity, context: Context) -> None:
+    """Train ``model`` in place while more and more of its weights become zero, and report the density and file size.
+
+    Raises `StageError` for layers that the pattern does not fit.
+    """
+    pattern, weights = _pattern_and_weights(model, settings)
+    dense = zipped_bytes(model.tensors().values())
+    _train(model, weights, pattern, settings, context)
+    _report(model, weights, settings, dense, "sparsify_gradually", context)
+
+
+def _pattern_and_weights(model: TorchModel, settings: MagnitudeSparsity) -> tuple[Pattern | None, list[torch.Tensor]]:
+    pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
+    return pattern, [layer.weight for layer in _layers(model, pattern).values()]
+
+
+def _report(
+    model: TorchModel,
+    weights: Sequence[torch.Tensor],
+    settings: MagnitudeSparsity,
+    dense_bytes: int,
+    stage: str,
+    context: Context,
+) -> None:
+    context.note(f"{stage}: {_density(model, weights, settings.pattern)}")
+    context.note(f"{stage}: {_sizes(model, dense_bytes)}")
 
 
 def _layers(model: TorchModel, pattern: Pattern | None) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -68,10 +89,9 @@ def _layers(model: TorchModel, pattern: Pattern | None) -> dict[str, nn.Linear |
 
 
 def _train(
-    model: TorchModel, weights: list[torch.Tensor], pattern: Pattern | None, settings: Pruning, context: Context
+    model: TorchModel, weights: list[torch.Tensor], pattern: Pattern | None, settings: GradualSparsity, context: Context
 ) -> None:
     final, scope = settings.zeros, settings.scope
-    assert final is not None
     masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
 
     def after_step(step: int, steps: int) -> None:
@@ -87,9 +107,12 @@ def _train(
         loss=lambda module, batch: loss_of(context.task, module, batch),
         after_step=after_step,
         validate=context.validator(model),
+        freeze_embeddings=settings.freeze_embeddings,
+        augment=settings.augment,
+        # An earlier epoch is less sparse, so the last one is kept whatever the validation split says.
+        keep_best=False,
     )
-    # An earlier epoch is less sparse, so the last one is kept whatever the validation split says.
-    train(trainee, settings.model_copy(update={"keep_best": False}), context.seed, context.progress, "prune")
+    train(trainee, settings, context.seed, context.progress, "sparsify_gradually")
 
 
 @torch.no_grad()
@@ -132,7 +155,7 @@ def sparse_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     The first convolution, which reads the input, and depthwise ones hold little and stay dense, and so do heads outside
     the base model; of a plain module the head is its last layer.
     """
-    plain = isinstance(module, PlainModule)
+    plain = isinstance(module, CustomModule)
     base: Any = module.network if plain else getattr(module, "base_model", module)
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     convolutions = 0

@@ -32,7 +32,7 @@ class Augmentation:
     @classmethod
     def of(cls, settings: Augment, examples: Examples, seed: int) -> Augmentation:
         """Raises `StageError` for examples that are no images, or images too small for what is asked."""
-        if examples.black is None:
+        if examples.black_pixel is None:
             raise StageError(
                 "augment varies images, and the training examples are none.",
                 expected=f"a task of images: {', '.join(tasks_with(frozenset({TAKES_IMAGES})))}",
@@ -45,7 +45,7 @@ class Augmentation:
                 expected=f"less than {min(height, width)}, so that something of each image is left",
                 hint=f"a tenth of the side is usual: crop_padding: {max(1, min(height, width) // 10)}",
             )
-        return cls(settings, examples.black, seed)
+        return cls(settings, examples.black_pixel, seed)
 
     def vary(self, batch: dict[str, torch.Tensor], indices: Sequence[int], epoch: int) -> dict[str, torch.Tensor]:
         """The batch with its `pixel_values` [B, C, H, W] varied, as ``epoch`` shows the examples at ``indices``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
-from compress.stages.training.settings import Recovery, Training
 
 FLOPS_FORWARD = 2
 """A multiplication and an addition for each parameter and token (Kaplan et al. 2020, section 2.1)."""
@@ -22,7 +21,7 @@ Flops = Callable[[Shape, Shape, float], float | None]
 
 
 def training_prediction(
-    settings: Training,
+    batch_size: int,
     before: Shape | None,
     after: Shape | None,
     plan: PlanContext,
@@ -32,7 +31,7 @@ def training_prediction(
 ) -> Prediction:
     """Of a stage that trains ``trained`` on the text of the ``train`` split, with a ``teacher`` in memory if any."""
     seconds = _seconds(before, after, plan, flops)
-    return predicted(before, after, seconds, _memory(settings, trained, teacher, plan))
+    return predicted(before, after, seconds, _memory(batch_size, trained, teacher, plan))
 
 
 def _seconds(before: Shape | None, after: Shape | None, plan: PlanContext, flops: Flops) -> Estimate:
@@ -49,14 +48,14 @@ def _seconds(before: Shape | None, after: Shape | None, plan: PlanContext, flops
     return plan.seconds(found)
 
 
-def _memory(settings: Training, trained: Shape | None, teacher: Shape | None, plan: PlanContext) -> Estimate:
+def _memory(batch_size: int, trained: Shape | None, teacher: Shape | None, plan: PlanContext) -> Estimate:
     if trained is None:
         return Estimate.unknown(SIZE_UNKNOWN)
     if not plan.reads_text:
         return Estimate.unknown("predicted for text only")
     if not (trained.hidden and trained.heads):
         return Estimate.unknown("the config names no hidden_size and num_attention_heads")
-    activations = activation_bytes(trained, settings.batch_size, plan.max_length)
+    activations = activation_bytes(trained, batch_size, plan.max_length)
     held = TRAINING_BYTES * trained.parameters + (4 * teacher.parameters if teacher else 0)
     note = "at most: fp32 weights, gradients, moments, activations of a full batch; without torch itself"
     return Estimate(value=round(held + activations), note=note)
@@ -69,15 +68,3 @@ def activation_bytes(shape: Shape, batch: int, length: int) -> float:
     """
     per_layer = length * batch * shape.hidden * (34 + 5 * shape.heads * length / shape.hidden)
     return 2 * shape.layers * per_layer
-
-
-def recovery_prediction(settings: Recovery, before: Shape | None, plan: PlanContext) -> Prediction:
-    """Pupil and teacher, each with its head, on every window; the pupil is judged twice, the teacher once."""
-    if before is None:
-        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
-    judged = 3 * settings.validation_windows * FLOPS_FORWARD
-    learned = settings.steps * settings.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
-    own = settings.teacher_writes
-    written = 0 if own is None else FLOPS_FORWARD * own.tokens(settings.sequence_length)
-    flops = ((judged + learned) * settings.sequence_length + written) * before.parameters
-    return predicted(before, before, plan.seconds(flops))

@@ -29,7 +29,7 @@ from compress.stages.training.length import Length
 from compress.stages.training.malloc import keep_freed_memory
 from compress.stages.training.nan_check import NotFiniteError, blamed
 from compress.stages.training.partial_forward import FrozenLayers, shortened
-from compress.stages.training.settings import Training
+from compress.stages.training.settings import Augment, TrainingSettings
 from compress.stages.training.sharding import gathered, is_sharded
 from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
@@ -55,7 +55,8 @@ class Trainee:
     of all processes, and every batch has it. ``told`` hears of each step: how many are done, the share that these are
     of all, and the loss. With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers
     that are not finite ends there, of which ``stopped`` hears. ``known`` is the part of ``module`` whose layers people
-    know by name.
+    know by name. ``freeze_embeddings``: the embedding tables do not learn. ``augment`` varies the images of
+    ``examples`` anew in every epoch. With ``keep_best`` the epoch with the largest ``validate`` is kept.
     """
 
     module: nn.Module
@@ -73,6 +74,9 @@ class Trainee:
     kept: KeptTraining | None = None
     stopped: Callable[[str], None] | None = None
     known: nn.Module | None = None
+    freeze_embeddings: bool = False
+    augment: Augment | None = None
+    keep_best: bool = True
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
@@ -115,7 +119,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         yield from batches[skipped:]
 
 
-def train(trainee: Trainee, config: Training, seed: int, progress: Progress, description: str) -> list[float]:
+def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progress, description: str) -> list[float]:
     """Train in place; returns the mean loss of each epoch. Raises `StageError` when loss or gradient are not finite.
 
     The random state is set from ``seed``, so that the same machine and thread count give the same bits. Started by
@@ -125,13 +129,13 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     # numpy's and Python's too: wav2vec2 draws with numpy what of a recording it masks.
     set_seed(seed)
     accelerator = processes.accelerator(split_batches=trainee.together)
-    if config.freeze_embeddings:
+    if trainee.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
     frozen = FrozenLayers(trainee.module, trainee.frozen_layers) if trainee.frozen_layers else None
     if frozen is not None:
         frozen.requires_grad_(False)
     sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed, trainee.together)
-    augmentation = Augmentation.of(config.augment, trainee.examples, seed) if config.augment else None
+    augmentation = Augmentation.of(trainee.augment, trainee.examples, seed) if trainee.augment else None
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
         batch = tensors(trainee.examples, indices)
@@ -153,11 +157,14 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         frozen.keep_states(trainee.examples, device_uses_bf16(config.precision), progress, description)
     length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
     session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler)
-    with _dropout(trainee.module, config.dropout), device_memory_errors(description, "batch_size or the length of examples"):
+    with (
+        _dropout(trainee.module, config.dropout),
+        device_memory_errors(description, "batch_size or the length of examples"),
+    ):
         losses = session.run(module, loader, progress, description)
     if frozen is not None:
         frozen.requires_grad_(True)
-    if config.freeze_embeddings:
+    if trainee.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
     trainee.module.eval()
     if not is_sharded(trainee.module):
@@ -180,14 +187,14 @@ def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
             layer.p = own
 
 
-def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
+def _optimizer(trainee: Trainee, config: TrainingSettings) -> torch.optim.Optimizer:
     decayed: list[nn.Parameter] = []
     plain = list(trainee.extra)
     for parameter in trainee.module.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else plain).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": decayed, "weight_decay": config.optimizer.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
@@ -196,7 +203,7 @@ def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
 @dataclass
 class _Session:
     trainee: Trainee
-    config: Training
+    config: TrainingSettings
     accelerator: Accelerator
     optimizer: torch.optim.Optimizer
     length: Length
@@ -257,7 +264,7 @@ class _Session:
             self.frozen.choose(batch["index"].tolist())
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self.length.rate(
-                self.done, self.config.warmup_ratio, self.config.decay
+                self.done, self.config.optimizer.warmup_ratio, self.config.optimizer.decay
             )
         pieces = [batch] if trainee.pieces is None else trainee.pieces(batch)
         value = 0.0
@@ -265,7 +272,7 @@ class _Session:
             with contextlib.nullcontext() if place == len(pieces) else self.accelerator.no_sync(module):
                 value += self._backward(module, piece)
         parameters = [*trainee.module.parameters(), *trainee.extra]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_gradient_norm)
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_gradient_norm)
         length = None if norm is None else float(gathered(norm))
         if length is not None and not math.isfinite(length):
             self._refuse("The gradient's length", length, module, pieces)
@@ -362,6 +369,6 @@ class _Session:
         self.trainee.module.eval()
         merit = self.trainee.validate()
         progress.note(f"{said}, validation {merit:.4f}")
-        if self.config.keep_best and (self.best is None or merit > self.best[0]):
+        if self.trainee.keep_best and (self.best is None or merit > self.best[0]):
             state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
             self.best = merit, state

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.hooks import hooked
+from compress.models.hooks import removed_on_exit
 from compress.stages.training.processes import first_found
 from compress.utils.errors import StageError
 
@@ -37,7 +37,7 @@ def blamed(module: nn.Module, losses: Callable[[], list[torch.Tensor]]) -> str:
     broken = first_found(next((name for name, value in module.named_parameters() if not _finite(value)), None))
     if broken is not None:
         return f"; the weight {broken} is not finite"
-    with hooked(part.register_forward_hook(watch(name)) for name, part in leaves.items()):
+    with removed_on_exit(part.register_forward_hook(watch(name)) for name, part in leaves.items()):
         found = losses()
     layer = first_found(bad[0] if bad else None)
     if layer is not None:

@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from compress.models.structure import Block, Linear, blocks
-from compress.models.transformer_pruning import layer_list, with_layers
+from compress.models.structure import Linear, TransformerBlock, blocks
+from compress.models.transformer_pruning import layer_list, replaced_layers
 from compress.stages.training.cost import KEPT_STATES_BYTES
 from compress.tasks.batches import by_length
 from compress.tasks.task import Examples
@@ -68,7 +68,10 @@ class FrozenLayers(nn.Module):
             inputs = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
             inputs = {name: tensor.to(module.device) for name, tensor in inputs.items()}
             last = _Last()
-            with with_layers(module, [*self._layers, last]), torch.autocast(module.device.type, torch.bfloat16, bf16):
+            with (
+                replaced_layers(module, [*self._layers, last]),
+                torch.autocast(module.device.type, torch.bfloat16, bf16),
+            ):
                 module.base_model(**inputs)
             for row, index in enumerate(indices):
                 states[index] = last.states[row, : lengths[index]].float().clone()
@@ -103,7 +106,7 @@ class _Last(nn.Module):
 class FirstTokenLayer(nn.Module):
     """A layer of BERT's kind that gives the first token's state alone, [B, 1, width], from those of all tokens."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: TransformerBlock) -> None:
         super().__init__()
         self._block = [block]
 
@@ -111,7 +114,7 @@ class FirstTokenLayer(nn.Module):
         """``mask`` is what attention adds or allows, [B, 1, length, length], or ``None``."""
         (block,) = self._block
         layer: Any = block.module
-        first, attention = hidden[:, :1], block.attended()
+        first, attention = hidden[:, :1], block.require_attention()
 
         def by_head(states: torch.Tensor, projection: Linear) -> torch.Tensor:
             found: torch.Tensor = projection(states).unflatten(-1, (attention.heads, attention.head_size))
@@ -144,5 +147,5 @@ def shortened(module: PreTrainedModel, frozen: FrozenLayers | None = None, first
         layers[-1] = FirstTokenLayer(blocks(module)[-1])
     if frozen is not None:
         layers[: frozen.count] = [frozen]
-    with with_layers(module, layers) if layers else contextlib.nullcontext():
+    with replaced_layers(module, layers) if layers else contextlib.nullcontext():
         yield

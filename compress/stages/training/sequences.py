@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.stages.distill.settings import Distillation
 from compress.tasks.sequences import cut, learned_tokens, opening, spread
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
+    from compress.stages.distill_language_model.settings import LanguageDistillation
 
 HELD_OUT = 8
 """Windows that say how well the student does, before and after."""
@@ -31,7 +31,7 @@ class Windows:
     held_out: Examples
 
 
-def lesson_windows(processor: Any, settings: Distillation, context: Context) -> Windows:
+def lesson_windows(processor: Any, settings: LanguageDistillation, context: Context) -> Windows:
     """The windows of the recipe's text. Raises `DataError` for text that is too short, or too few tokens for a step."""
     length = settings.sequence_length or context.max_length
     learned, counted = _windows(context, "train", processor, settings, length)
@@ -67,7 +67,7 @@ def check_enough(learned: Sequence[Any], judged: Sequence[Any], batch_size: int,
 
 
 def _windows(
-    context: Context, split: str, processor: Any, settings: Distillation, length: int
+    context: Context, split: str, processor: Any, settings: LanguageDistillation, length: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Windows of a split, and which tokens of each count; those in which none does are left out."""
     end = None

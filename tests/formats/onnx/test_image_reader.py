@@ -62,7 +62,7 @@ def test_files_have_the_names_that_transformers_js_opens(written: tuple[Path, Pa
 def test_answers_are_those_that_generate_writes(written: tuple[Path, Path, Any]) -> None:
     _, artifact, model = written
     rows = table(6, seed=3)
-    examples = TASK.held_out(rows, model.processor, None, 64, Evaluation())
+    examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
     session = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1)
     found = session.predict(examples.batch(range(6)))
     for row in range(6):
@@ -88,7 +88,7 @@ def test_every_graph_is_quantized(written: tuple[Path, Path, Any]) -> None:
 
 def test_each_graph_is_asked_as_often_as_an_answer_is_long(written: tuple[Path, Path, Any]) -> None:
     _, artifact, model = written
-    batch = TASK.held_out(table(1), model.processor, None, 64, Evaluation()).batch([0])
+    batch = TASK.eval_examples(table(1), model.processor, None, 64, Evaluation()).batch([0])
     length = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1).predict(batch)["sequences"].shape[1]
     calls = transcription_calls(artifact, [batch], 99)
     assert [len(asked) for asked in calls] == [1, length, length]
@@ -123,7 +123,7 @@ def test_a_smolvlm_that_cuts_no_tiles_answers_as_generate_does(tmp_path: Path) -
     verify_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
     (tmp_path / "graphs").mkdir()
     found.model.save(tmp_path / "graphs")
-    batch = TASK.held_out(rows, model.processor, None, 64, Evaluation()).batch([0])
+    batch = TASK.eval_examples(rows, model.processor, None, 64, Evaluation()).batch([0])
     written = get_runtime("onnxruntime").open(tmp_path / "graphs", TARGETS["cpu"], 1).predict(batch)["sequences"][0]
     given = {name: torch.from_numpy(array) for name, array in own.items() if name not in ("rows", "cols")}
     with torch.inference_mode():

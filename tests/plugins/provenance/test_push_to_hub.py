@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.pipeline.licences import find_licences, objections
-from compress.plugins.provenance.run_view import read_finished
+from compress.plugins.provenance.run_view import read_run
 from compress.plugins.provenance.slsa import verify_statement
-from compress.plugins.provenance.write import write_papers
+from compress.plugins.provenance.write import write_provenance
 from compress.recipe.recipe import Recipe
 from compress.utils.errors import InputError, StageError
 
@@ -47,7 +47,7 @@ def command(*arguments: str | Path) -> Result:
 def test_a_push_sends_what_the_dry_run_shows(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     run, key = write_run(tmp_path / "home"), new_key(tmp_path / "keys")
-    write_papers(read_finished(run), run, key)
+    write_provenance(read_run(run), run, key)
     dry = command(run, "me/toy", "--json")
     assert dry.exit_code == 0, dry.output
     told = json.loads(dry.stdout)

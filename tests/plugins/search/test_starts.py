@@ -16,7 +16,7 @@ from compress.tasks.task import Task
 
 TRANSFORMER = Shape(2e6, 4e6, 8e6, 1e5, layers=6, hidden=384, intermediate=1536, heads=12)
 CONVOLUTIONS = Shape(0, 0, 0, 5e6, layers=0)
-KINDS = [(name, kind) for name, task in TASKS.items() if task.starter for kind in task.kinds()]
+KINDS = [(name, kind) for name, task in TASKS.items() if task.starter for kind in task.variants()]
 
 
 def anything(kind: str, fields: object) -> bool:
@@ -86,7 +86,7 @@ def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> 
     task = TASKS["automatic-speech-recognition"]
     writes, names = (
         [kind for kind, _ in map(written, initial_stages(each, task.starter["stages"], TRANSFORMER, anything))]
-        for each in task.kinds()
+        for each in task.variants()
     )
     assert writes == ["export", "quantize", "quantize_weights"]
     assert names == ["finetune", "prune", "distill", "export", "quantize"]

@@ -19,7 +19,7 @@ from written_decoders import Graph, random_ids
 from compress.formats.gguf.export import write_gguf
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.stages.block_qat.stage import TrainBlocks
 from compress.stages.block_qat.trainer import BlockLesson, LearnedIntegers
@@ -117,7 +117,7 @@ def test_integers_keep_to_their_bits_and_norms_have_learned(source: Checkpoint, 
 def test_what_onnx_and_gguf_hold_are_the_trained_integers(trained: QuantizedCheckpoint, tmp_path: Path) -> None:
     ids = random_ids(2, 21)
     with torch.no_grad():
-        expected = load_module(trained)(input_ids=torch.from_numpy(ids)).logits.numpy()
+        expected = load_quantized_module(trained)(input_ids=torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(
         Graph(export_decoder(trained, GraphSettings(accuracy_level=1)).graph).run(ids)[0],
         expected,

@@ -22,7 +22,7 @@ from compress.formats.gguf.stage import Gguf
 from compress.formats.safetensors.runtime import RUNTIME
 from compress.formats.targets import REFERENCE
 from compress.inspection.tensors import read_model
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint, ServedCheckpoint
+from compress.models.checkpoint import Checkpoint, CompressedTensorsCheckpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.models.shards import write_with_changes
 from compress.stages.blockwise.build import logits
@@ -47,7 +47,7 @@ class Made:
     """A checkpoint in both layouts, and what was remarked."""
 
     before: QuantizedCheckpoint
-    after: ServedCheckpoint
+    after: CompressedTensorsCheckpoint
     remark: str
 
 
@@ -200,14 +200,14 @@ def test_what_has_no_place_is_refused_by_name(made: dict[str, Made], tmp_path: P
     with pytest.raises(ModelError, match=r"_proj has 4 bits, group_size 32"):
         serve(made["W4A16"].before, tmp_path, activation_bits=8)
     rows = CompressedTensors(activation_bits=8)
-    assert rows.objects_to(Gptq(bits=8, group_size=64)) is not None
-    assert rows.objects_to(Gptq(bits=4, group_size=-1)) is not None
-    assert rows.objects_to(Gptq(bits=8, group_size=-1, sym=False)) is not None
-    assert CompressedTensors().objects_to(Gptq(sym=False)) == (
+    assert rows.conflicts_with(Gptq(bits=8, group_size=64)) is not None
+    assert rows.conflicts_with(Gptq(bits=4, group_size=-1)) is not None
+    assert rows.conflicts_with(Gptq(bits=8, group_size=-1, sym=False)) is not None
+    assert CompressedTensors().conflicts_with(Gptq(sym=False)) == (
         "sym",
         "true: transformers opens no such layout with zero points",
     )
-    assert rows.objects_to(Gptq(bits=8, group_size=-1)) is None and CompressedTensors().objects_to(Gptq()) is None
+    assert rows.conflicts_with(Gptq(bits=8, group_size=-1)) is None and CompressedTensors().conflicts_with(Gptq()) is None
 
     mixture = save_decoder(tmp_path / "mixture", "MixtralConfig")
     few = Gptq(method="rtn", group_size=32).run(mixture, context(tmp_path / "experts"))

@@ -64,7 +64,7 @@ def test_a_scheduler_is_changed_with_the_number_of_steps(
     )
     before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
     made = stage.run(model, context)
-    assert isinstance(made, GeneratorModel) and not stage.promise().changes_weights
+    assert isinstance(made, GeneratorModel) and not stage.output_spec().changes_weights
     assert all(torch.equal(weight, before[name]) for name, weight in made.module.state_dict().items())
     assert type(made.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert (made.sampling.steps, made.sampling.guidance) == (5, 2)

@@ -207,7 +207,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
 
 
 def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_path: Path) -> None:
-    """Kept, found by another student, or asked anew each time: the same weights to the bit."""
+    """CollectedOutputs, found by another student, or asked anew each time: the same weights to the bit."""
     shared = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared" / key)
     first = run(source, shared, **SHORT)
     other = run(source, replace(shared, scratch=tmp_path / "other"), **SHORT | {"learning_rate": 1e-3})
@@ -383,7 +383,7 @@ def test_too_few_tokens_for_a_step_and_too_long_windows_are_refused(source: Chec
 )
 def test_fields_that_mean_nothing_for_a_task_are_idle(task: str, fields: dict[str, Any], idle: tuple[str, ...]) -> None:
     stage = Distill.model_validate({"teacher": "start", **fields})
-    assert Distill.is_for(get_task(task).capabilities) and stage.idle_fields(get_task(task).capabilities) == idle
+    assert Distill.supports(get_task(task).capabilities) and stage.idle_fields(get_task(task).capabilities) == idle
 
 
 @pytest.mark.parametrize("fields", [{"budget": "30"}, {"budget": "0m"}, {"budget": "5m", "tokens": 10}])

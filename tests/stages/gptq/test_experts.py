@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.experts import experts_of
-from compress.models.quantized_module import load_module
+from compress.models.experts import find_separate_experts
+from compress.models.quantized_module import load_quantized_module
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.stages.blockwise.block_pass import BlockPass, gram
 from compress.stages.blockwise.build import build_skeleton, logits
@@ -73,7 +73,7 @@ def test_modules_are_called_as_the_tensors_in_the_files(config: str, tmp_path: P
     checkpoint = save_decoder(tmp_path, config)
     skeleton = build_skeleton(checkpoint)
     assert set(skeleton.model.state_dict()) == set(checkpoint.files)
-    last = experts_of(skeleton.blocks[1], "model.layers.1")
+    last = find_separate_experts(skeleton.blocks[1], "model.layers.1")
     assert [module.count for module in last.values()] == [4]
 
 
@@ -96,7 +96,7 @@ def test_a_quantized_mixture_answers_what_its_integers_say(config: str, tmp_path
     ids = some_ids(2, 20)
     with torch.no_grad():
         expected = module_of(Checkpoint(folder))(input_ids=ids).logits
-        found = load_module(result)(input_ids=ids).logits
+        found = load_quantized_module(result)(input_ids=ids).logits
         before = module_of(source)(input_ids=ids).logits
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(logits(result, ids), expected, atol=2e-4, rtol=1e-3)
@@ -107,9 +107,9 @@ def test_a_quantized_mixture_answers_what_its_integers_say(config: str, tmp_path
 def test_routers_stay_as_they_are(config: str, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", config)
     result = quantized(source, tmp_path / "scratch")
-    routers = [name for name in source.files if name.endswith(("gate.weight", "expert_gate.weight"))]
-    assert len(routers) >= (1 if "Deepseek" in config else 2)
-    for name in routers:
+    router_layers = [name for name in source.files if name.endswith(("gate.weight", "expert_gate.weight"))]
+    assert len(router_layers) >= (1 if "Deepseek" in config else 2)
+    for name in router_layers:
         assert torch.equal(result.stored(name), source.stored(name).half())
         stored = {layer["name"].removesuffix(".weight"): layer for layer in layers_of(result.folder).values()}
         assert stored[name.removesuffix(".weight")]["why"]
@@ -138,7 +138,7 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
             modules,
             lambda given, index=index, calls=calls: skeleton.run(index, given, calls[len(given)]),
             parts,
-            experts_of(skeleton.blocks[index], name),
+            find_separate_experts(skeleton.blocks[index], name),
             minimum,
         )
 
@@ -158,7 +158,7 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
         plain = module_of(checkpoint).model(input_ids=ids, output_hidden_states=True).hidden_states
     # The last of transformers' states has passed the last norm.
     torch.testing.assert_close(skeleton.normed(hidden), plain[-1], atol=1e-4, rtol=1e-4)
-    assert all(part.rehearsal is None for block in skeleton.blocks for part in experts_of(block, "").values())
+    assert all(part.calibration is None for block in skeleton.blocks for part in find_separate_experts(block, "").values())
 
 
 def test_weights_of_rows_count_as_often() -> None:

@@ -20,7 +20,7 @@ from compress.formats.gguf.proof import compare_gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.stages.blockwise.layers import Layer
 from compress.stages.gptq.bit_allocation import Allocation
 from compress.stages.gptq.stage import Gptq
@@ -91,7 +91,7 @@ def test_experts_of_different_bits_lie_in_one_tensor_that_holds_them_exactly(
         assert np.array_equal(router.data, gate)
     assert all(one.largest <= one.allowed for one in compare_gguf(file, checkpoint))
     with torch.no_grad():
-        expected = load_module(checkpoint)(input_ids=torch.from_numpy(ids(40))).logits.numpy()
+        expected = load_quantized_module(checkpoint)(input_ids=torch.from_numpy(ids(40))).logits.numpy()
     # llama.cpp rounds activations to 8 bits.
     assert np.abs(answers(file, ids(40)) - expected).std() < 0.1 * expected.std()
 

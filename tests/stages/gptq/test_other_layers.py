@@ -11,7 +11,7 @@ from decoders import context, layers_of
 from transformers import AutoModelForCausalLM
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.stages.gptq.stage import Gptq
 
 
@@ -38,7 +38,7 @@ def test_integers_stand_for_weights_that_transformers_computes_with(name: str, t
             if path.removesuffix(".weight") not in layers:
                 parameter.copy_(parameter.half().float())
         ids = tiny_decoders.some_ids(2, 12)
-        torch.testing.assert_close(load_module(made)(ids).logits, module(ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(load_quantized_module(made)(ids).logits, module(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_matrices_of_low_rank_that_do_not_fit_are_left_alone_with_the_reason(tmp_path: Path) -> None:

@@ -143,9 +143,9 @@ def test_the_size_of_every_type_is_foretold_from_the_shape(tmp_path: Path, hidde
         size = planned_bytes(source, Types(file_type=name))
         assert bytes_of(name, shape) == pytest.approx(size, rel=0.01), name
         told.append(size)
-    (tried,) = Gguf(type="Q4_K_M").worth_searching(shape).values()
+    (tried,) = Gguf(type="Q4_K_M").search_values(shape).values()
     assert [*tried] == sorted(FILE_TYPES, key=lambda name: bytes_of(name, shape))
-    assert max(told) > 1.5 * min(told) and Gguf().worth_searching(shape) == {}
+    assert max(told) > 1.5 * min(told) and Gguf().search_values(shape) == {}
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8, 32])
@@ -227,7 +227,7 @@ def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> N
     check_stages([Imatrix(), stage], source.folder)
     with pytest.raises(ModelError, match="no importance matrix"):
         check_stages([Imatrix(), Prune(feed_forward=0.5), stage], source.folder)
-    assert stage.objects_to(Gptq()) is not None and Gguf().objects_to(Gptq()) is None
+    assert stage.conflicts_with(Gptq()) is not None and Gguf().conflicts_with(Gptq()) is None
     with_imatrix(source)
     stage.check_widths(source.folder, [])
     quantized = Gptq(method="rtn", group_size=32).run(Checkpoint(source.folder), context(tmp_path / "q"))

@@ -99,9 +99,9 @@ def test_fields_that_mean_nothing_are_named():
 
 
 def test_nncf_is_called_only_where_it_finds_the_ranges():
-    assert "nncf" in Quantize(method="static", statistics="nncf").calls()
-    assert "nncf" not in Quantize(method="static").calls()
-    assert Quantize().calls() == ("onnx", "onnx_ir", "onnxruntime")
+    assert "nncf" in Quantize(method="static", statistics="nncf").called_packages()
+    assert "nncf" not in Quantize(method="static").called_packages()
+    assert Quantize().called_packages() == ("onnx", "onnx_ir", "onnxruntime")
     assert Quantize().needs().splits == () and Quantize(method="static").needs().splits == ("train",)
     assert Quantize(accuracy_floor=0.9).needs().splits == ("train", "validation")
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from compress.models.structure import Block, blocks
+from compress.models.structure import TransformerBlock, blocks
 from compress.stages.prune.stage import Prune
 from compress.stages.prune.structured import _importance
 from compress.tasks.inference import forward, tensors
@@ -25,15 +25,16 @@ def gated(linear: nn.Linear, gates: torch.Tensor) -> Any:
 def test_importance_is_the_sum_of_absolute_gate_gradients(architecture: str):
     model, context = tiny.encoder(architecture), tiny.context(tiny.dataset(50))
     examples = context.encode("train", model)
-    found: list[Block] = blocks(model.module)
+    found: list[TransformerBlock] = blocks(model.module)
     heads = [torch.ones(tiny.HEADS, requires_grad=True) for _ in found]
     neurons = [torch.ones(tiny.NEURONS, requires_grad=True) for _ in found]
     expected = [torch.zeros_like(gates) for gates in (*heads, *neurons)]
     for index in range(len(examples)):
         hooks = [
-            gated(block.attended().output, g.repeat_interleave(SIZE)) for block, g in zip(found, heads, strict=True)
+            gated(block.require_attention().output, g.repeat_interleave(SIZE))
+            for block, g in zip(found, heads, strict=True)
         ]
-        hooks += [gated(block.fed_forward().output, g) for block, g in zip(found, neurons, strict=True)]
+        hooks += [gated(block.require_feed_forward().output, g) for block, g in zip(found, neurons, strict=True)]
         batch = tensors(examples, [index])
         loss = nn.functional.cross_entropy(forward(model.module, batch).logits, batch["labels"])
         for total, gradient in zip(expected, torch.autograd.grad(loss, [*heads, *neurons]), strict=True):

@@ -34,13 +34,13 @@ def silence_heads(model: TorchModel, silent: list[int]) -> None:
     """Give head ``silent[layer]`` of each layer no influence: its columns of the output projection become zero."""
     with torch.no_grad():
         for block, head in zip(blocks(model.module), silent, strict=True):
-            block.attended().output.weight[:, head * SIZE : (head + 1) * SIZE] = 0
+            block.require_attention().output.weight[:, head * SIZE : (head + 1) * SIZE] = 0
 
 
 def silence_neurons(model: TorchModel, silent: list[list[int]]) -> None:
     with torch.no_grad():
         for block, neurons in zip(blocks(model.module), silent, strict=True):
-            block.fed_forward().output.weight[:, neurons] = 0
+            block.require_feed_forward().output.weight[:, neurons] = 0
 
 
 @pytest.mark.parametrize("importance", ["taylor", "magnitude"])
@@ -52,8 +52,10 @@ def test_a_head_without_influence_goes_first(importance: str, silent: list[int])
     prune(model, heads=0.25, importance=importance)
     for block, old, gone in zip(blocks(model.module), blocks(before.module), silent, strict=True):
         rows = [row for row in range(tiny.WIDTH) if row // SIZE != gone]
-        assert block.places == 3 and torch.equal(block.attended().value.weight, old.attended().value.weight[rows])
-        assert torch.equal(block.attended().output.weight, old.attended().output.weight[:, rows])
+        assert block.prunable_units == 3 and torch.equal(
+            block.require_attention().value.weight, old.require_attention().value.weight[rows]
+        )
+        assert torch.equal(block.require_attention().output.weight, old.require_attention().output.weight[:, rows])
     torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -66,7 +68,9 @@ def test_neurons_without_influence_go_first(importance: str):
     prune(model, feed_forward=0.25, importance=importance)
     for block, old, gone in zip(blocks(model.module), blocks(before.module), silent, strict=True):
         rows = [row for row in range(tiny.NEURONS) if row not in gone]
-        assert torch.equal(block.fed_forward().inputs[0].weight, old.fed_forward().inputs[0].weight[rows])
+        assert torch.equal(
+            block.require_feed_forward().inputs[0].weight, old.require_feed_forward().inputs[0].weight[rows]
+        )
     torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -78,12 +82,14 @@ def test_neurons_that_never_speak_go_first():
         model = tiny.encoder()
         with torch.no_grad():
             for block in blocks(model.module):
-                block.fed_forward().inputs[0].weight[silent] = 0
-                block.fed_forward().inputs[0].bias[silent] = 0
-                block.fed_forward().output.weight[:, silent] *= 50
+                block.require_feed_forward().inputs[0].weight[silent] = 0
+                block.require_feed_forward().inputs[0].bias[silent] = 0
+                block.require_feed_forward().output.weight[:, silent] *= 50
         models[importance] = prune(model, feed_forward=0.25, importance=importance)
     sums = {
-        importance: [block.fed_forward().inputs[0].weight.abs().sum(1).min().item() for block in blocks(model.module)]
+        importance: [
+            block.require_feed_forward().inputs[0].weight.abs().sum(1).min().item() for block in blocks(model.module)
+        ]
         for importance, model in models.items()
     }
     assert min(sums["taylor"]) > 0 and max(sums["magnitude"]) == 0
@@ -154,7 +160,7 @@ def test_importance_looks_at_as_many_examples_as_asked_for():
     def kept(examples: int, seed: int = 0) -> torch.Tensor:
         stage = Prune(feed_forward=0.5, importance_examples=examples)
         model = stage.run(tiny.encoder(), tiny.context(tiny.dataset(48), seed=seed))
-        return blocks(model.module)[0].fed_forward().inputs[0].weight
+        return blocks(model.module)[0].require_feed_forward().inputs[0].weight
 
     assert torch.equal(kept(48), kept(1000)) and torch.equal(kept(1), kept(1))
     assert not torch.equal(kept(1), kept(48)) and not torch.equal(kept(1), kept(1, seed=1))

@@ -174,8 +174,8 @@ def test_heads_neurons_and_layers_of_a_vit(tmp_path: Path) -> None:
     model = tiny_images.vit(num_hidden_layers=3, num_attention_heads=4)
     with torch.no_grad():
         for block, head in zip(blocks(model.module), (2, 0, 3), strict=True):
-            block.attended().output.weight[:, head * 8 : head * 8 + 8] = 0
-            block.fed_forward().output.weight[:, 10:22] = 0
+            block.require_attention().output.weight[:, head * 8 : head * 8 + 8] = 0
+            block.require_feed_forward().output.weight[:, 10:22] = 0
         layer = model.module.vit.layers[1]
         for part in (layer.attention.o_proj, layer.mlp.fc2):
             torch.nn.init.zeros_(part.weight)

@@ -51,7 +51,7 @@ def test_auto_is_settled_by_this_machine_and_the_targets(
     here: str, on: tuple[Any, ...], narrowed: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(target_profile, "processor_class", lambda: here)
-    quantize, qat = recipe(*on).settled().stages
+    quantize, qat = recipe(*on).resolved().stages
     assert isinstance(quantize, Quantize) and isinstance(qat, Qat)
     assert quantize.reduce_range == ("saturating" if narrowed else False)
     assert qat.reduce_range is narrowed
@@ -62,14 +62,14 @@ def test_auto_is_settled_by_this_machine_and_the_targets(
 def test_what_a_recipe_chooses_stays(chosen: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(target_profile, "processor_class", lambda: "x86-avx2")
     written = recipe("cpu", stages=({"quantize": {"reduce_range": chosen}}, {"qat": {"reduce_range": chosen}}))
-    assert written.settled() == written
+    assert written.resolved() == written
 
 
 def test_the_range_is_settled_by_whether_products_are_summed_in_32_bits():
     quantize, qat = Quantize.model_validate(QUANTIZE), Qat(kind="qat")
-    assert quantize.settled(True) == Quantize(**QUANTIZE, reduce_range=False)
-    assert (qat.settled(True).reduce_range, qat.settled(False).reduce_range) == (False, True)
-    assert quantize.settled(False).reduce_range == "saturating"
+    assert quantize.resolved(True) == Quantize(**QUANTIZE, reduce_range=False)
+    assert (qat.resolved(True).reduce_range, qat.resolved(False).reduce_range) == (False, True)
+    assert quantize.resolved(False).reduce_range == "saturating"
 
 
 def at_risk(graph: onnx.ModelProto) -> list[float]:

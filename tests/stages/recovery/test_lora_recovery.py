@@ -15,7 +15,7 @@ from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.stages.attach_lora import AttachLora
 from compress.stages.base import Context, Reference
 from compress.stages.recovery.lora_recovery import Lora
@@ -82,7 +82,7 @@ def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
 
 def test_the_adapter_is_the_one_that_was_judged(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     adapted = Lora(**QUICK).run(start, context(source, tmp_path / "scratch"))
-    over_integers = PeftModel.from_pretrained(load_module(adapted), str(adapted.folder / "adapter"))
+    over_integers = PeftModel.from_pretrained(load_quantized_module(adapted), str(adapted.folder / "adapter"))
     over_floats = PeftModel.from_pretrained(plain(adapted, source), str(adapted.folder / "adapter"))
     with torch.no_grad():
         mine, theirs = (model(input_ids=IDS).logits for model in (over_integers, over_floats))
@@ -117,7 +117,7 @@ def test_its_config_names_no_machine_and_is_the_same_each_time(
 def test_only_the_named_layers_are_adapted(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     stage = Lora(**{**QUICK, "target_modules": ("v_proj", "up_proj")})
     adapted = stage.run(start, context(source, tmp_path / "scratch"))
-    opened = PeftModel.from_pretrained(load_module(adapted), str(adapted.folder / "adapter"))
+    opened = PeftModel.from_pretrained(load_quantized_module(adapted), str(adapted.folder / "adapter"))
     layers = {name.split(".lora_A")[0] for name, _ in opened.named_modules() if name.endswith("lora_A.default")}
     assert {name.rpartition(".")[2] for name in layers} == {"v_proj", "up_proj"} and len(layers) == 4
 
@@ -151,11 +151,11 @@ def test_an_adapter_kept_apart_keeps_its_bytes(
     start: QuantizedCheckpoint, source: Checkpoint, brought: Path, tmp_path: Path
 ) -> None:
     stage = AttachLora(adapter=str(brought))
-    assert stage.paths() == {"adapter": Reference(str(brought), "adapter")}
+    assert stage.references() == {"adapter": Reference(str(brought), "adapter")}
     attached = stage.run(start, context(source, tmp_path / "scratch"))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (attached.folder / "adapter" / name).read_bytes() == (brought / name).read_bytes()
-    assert PeftModel.from_pretrained(load_module(attached), str(attached.folder / "adapter")).active_adapter
+    assert PeftModel.from_pretrained(load_quantized_module(attached), str(attached.folder / "adapter")).active_adapter
 
 
 def test_an_adapter_that_does_not_fit_is_not_attached(brought: Path, tmp_path: Path) -> None:

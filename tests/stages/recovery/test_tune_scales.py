@@ -12,8 +12,8 @@ from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
-from compress.models.shards import write_changed
+from compress.models.quantized_module import load_quantized_module
+from compress.models.shards import write_with_changes
 from compress.stages.recovery.quantized_recovery import learn, tuned_tensors
 from compress.stages.recovery.trainer import Lesson, make_windows
 from compress.stages.recovery.tune_scales import TuneScales
@@ -49,7 +49,7 @@ def start(source: Checkpoint, tmp_path: Path) -> QuantizedCheckpoint:
         if name.endswith(".scales")
     }
     (tmp_path / "start").mkdir()
-    write_changed(good, tmp_path / "start", changed)
+    write_with_changes(good, tmp_path / "start", changed)
     return QuantizedCheckpoint(tmp_path / "start")
 
 
@@ -62,7 +62,7 @@ def divergence(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> float:
     """Mean KL to the float model on other ids than any text holds, by torch's own formula."""
     teacher = LlamaForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        mine, theirs = (model(input_ids=IDS).logits.log_softmax(-1) for model in (load_module(checkpoint), teacher))
+        mine, theirs = (model(input_ids=IDS).logits.log_softmax(-1) for model in (load_quantized_module(checkpoint), teacher))
         found = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
     return float(found)
 
@@ -85,14 +85,14 @@ def test_the_divergence_really_falls_and_every_integer_stays(
 def test_what_is_saved_is_what_was_judged(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     stage = TuneScales(**QUICK)
     made = context(source, tmp_path / "scratch")
-    module = load_module(start)
+    module = load_quantized_module(start)
     learn(module, start, stage)
     lesson = Lesson.between(module, made.earlier("start"), make_windows(start, stage, made), stage)
     recovered = lesson.teach(made, "test")
     assert lesson.quality() == recovered.after and recovered.after.divergence < recovered.before.divergence
     (tmp_path / "saved").mkdir()
-    write_changed(start, tmp_path / "saved", *tuned_tensors(module, start))
-    reloaded = load_module(QuantizedCheckpoint(tmp_path / "saved"))
+    write_with_changes(start, tmp_path / "saved", *tuned_tensors(module, start))
+    reloaded = load_quantized_module(QuantizedCheckpoint(tmp_path / "saved"))
     with torch.no_grad():
         assert torch.equal(reloaded(input_ids=IDS).logits, module(input_ids=IDS).logits)
 
@@ -103,7 +103,7 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
     stage = TuneScales(**QUICK)
     made = context(source, tmp_path / "scratch")
     windows = make_windows(start, stage, made)
-    module, teacher = load_module(start), made.earlier("start")
+    module, teacher = load_quantized_module(start), made.earlier("start")
     quality = Lesson.between(module, teacher, windows, stage).quality()
     ids = torch.from_numpy(windows.held_out.batch(range(len(windows.held_out)))["input_ids"])
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_the_loss_is_the_two_sums_as_weighted(
     """Of all tokens, or of those alone that the teacher wrote behind some that were ``given``."""
     stage = TuneScales(**QUICK, logits_weight=logits, labels_weight=labels)
     made = context(source, tmp_path / "scratch")
-    module, teacher = load_module(start), made.earlier("start")
+    module, teacher = load_quantized_module(start), made.earlier("start")
     learn(module, start, stage)
     lesson = Lesson.between(module, teacher, make_windows(start, stage, made), stage)
     counted = torch.ones_like(IDS)
@@ -153,7 +153,7 @@ def test_it_can_learn_the_text_beside_the_teacher(
     def loss(weight: float) -> float:
         tuned = tune(start, source, tmp_path / f"{weight}", labels_weight=weight)
         with torch.no_grad():
-            return float(load_module(tuned)(input_ids=ids, labels=ids).loss)
+            return float(load_quantized_module(tuned)(input_ids=ids, labels=ids).loss)
 
     assert loss(1.0) < loss(0.0) - 0.2
 
@@ -206,7 +206,7 @@ def test_the_teacher_answers_once_where_windows_come_again(
     made = context(source, tmp_path / "scratch", text_data(train=10))
     windows = make_windows(start, stage, made)
     assert 4 <= len(windows.train) < 12 * 4
-    module, teacher = load_module(start), made.earlier("start")
+    module, teacher = load_quantized_module(start), made.earlier("start")
     learn(module, start, stage)
     asked: list[int] = []
     teacher.module.model.register_forward_hook(lambda module, inputs, output: asked.append(len(output[0])))
@@ -256,7 +256,7 @@ def test_a_result_that_is_worse_is_not_passed_on(source: Checkpoint, tmp_path: P
     left = TuneScales(**{**QUICK, "steps": 2, "learning_rate": 0.5, "warmup_ratio": 0}).run(good, made)
     assert {file.name: file.read_bytes() for file in left.folder.iterdir() if file.is_file()} == before
     assert "everything stays as it was" in made.notes[-1]
-    assert not TuneScales().promise().changes_weights, "the check behind the stage lets that pass"
+    assert not TuneScales().output_spec().changes_weights, "the check behind the stage lets that pass"
 
 
 def test_logits_that_are_more_than_a_product_are_refused(
@@ -267,7 +267,7 @@ def test_logits_that_are_more_than_a_product_are_refused(
     teacher.module.lm_head.register_forward_hook(lambda module, inputs, output: output.tanh())
     stage = TuneScales(**QUICK)
     with pytest.raises(StageError, match="does more with its last states"):
-        Lesson.between(load_module(start), teacher, make_windows(start, stage, made), stage)
+        Lesson.between(load_quantized_module(start), teacher, make_windows(start, stage, made), stage)
 
 
 def test_half_precision_tunes_too(

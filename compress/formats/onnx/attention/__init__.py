@@ -1,1 +1,1 @@
-"""A model's attention as one operator of ONNX Runtime: plugged in while it is traced, or found in the graph."""
+"""Attention as one operator of ONNX Runtime: traced through transformers' interface, or found in the graph."""

@@ -1,8 +1,8 @@
-"""Attention in the graph of a model that computes it past transformers' interface, found from its softmax.
+"""Search for attention in the graph of a model that computes it without transformers' interface, from its softmax.
 
-`MatMul(Softmax(MatMul(Q, Kᵀ) · scale + terms), V)` over heads becomes one operator whose bias is the sum of the terms:
-relative positions (MPNet, DeBERTa, Swin v2), masks, or both. A wrong match cannot pass unseen: the export stage proves
-the graph equal to torch on padded batches.
+`MatMul(Softmax(MatMul(Q, Kᵀ) · scale + terms), V)` over heads becomes one operator whose bias is the sum of the
+terms: relative positions (MPNet, DeBERTa, Swin v2), masks, or both. A wrong match is detected, because the export
+stage compares the graph with torch on padded batches.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from compress.formats.onnx.graph_edits import NodeWriter, clean, constant, only_
 
 MASK_INPUT = "attention_mask"
 _TURN = (0, 2, 1, 3)
-"""Between [batch, heads, length, size] and [batch, length, heads, size]."""
+"""Permutation between [batch, heads, length, size] and [batch, length, heads, size]."""
 
 
 @dataclass
 class _Scores:
-    """Walked up from a softmax: ``scale`` of the product ``node``, and what is added, each with a factor.
+    """Scores before a softmax: ``scale`` of the product ``node``, and added terms, each with a factor.
 
-    ``by``: what each head's are multiplied by, [heads, 1, 1].
+    ``by`` is a factor for each head, [heads, 1, 1].
     """
 
     node: ir.Node
@@ -35,7 +35,7 @@ class _Scores:
 
 
 def find_attention(model: ir.Model) -> int:
-    """Replace each attention over heads by the operator that `lower` writes, in place; returns how many."""
+    """Replace each attention over heads by the operator that `lower_attention` expects, in place; return how many."""
     graph, count = model.graph, 0
     for node in list(graph):
         if node.op_type == "Softmax" and _replace(graph, node, count):
@@ -47,16 +47,17 @@ def find_attention(model: ir.Model) -> int:
 
 
 def count_unfused(model: ir.Model) -> int:
-    """Softmaxes whose weights multiply values: attention that is no operator."""
+    """Return the number of softmaxes whose weights multiply values: attention that is no operator."""
     return sum(node.op_type == "Softmax" and _along_keys(node) and bool(_product_after(node)) for node in model.graph)
 
 
 def _along_keys(softmax: ir.Node) -> bool:
+    """Return whether a softmax normalizes over the last axis."""
     return softmax.attributes.get_int("axis", -1) in (-1, (_rank(softmax.outputs[0]) or 0) - 1)
 
 
 def _product_after(softmax: ir.Node) -> ir.Node | None:
-    """The product of weights, which may be reshaped on the way, and values."""
+    """Return the product of the attention weights, possibly reshaped, and the values."""
     following = only_consumer(softmax.outputs[0], "MatMul", "FusedMatMul", "Reshape")
     if following is not None and following.op_type == "Reshape":
         following = only_consumer(following.outputs[0], "MatMul", "FusedMatMul")
@@ -64,14 +65,16 @@ def _product_after(softmax: ir.Node) -> ir.Node | None:
 
 
 def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
-    weighted, given = _product_after(softmax), softmax.inputs[0]
-    if weighted is None or weighted.op_type != "MatMul" or given is None:
+    """Replace the attention around ``softmax`` and return True, or return False if the form is not known."""
+    weighted, score_value = _product_after(softmax), softmax.inputs[0]
+    if weighted is None or weighted.op_type != "MatMul" or score_value is None:
         return False
     end = weighted if _rank(weighted.outputs[0]) == 4 else only_consumer(weighted.outputs[0], "Reshape")
-    scores = _walk(given)
+    scores = _walk(score_value)
     if scores is None or end is None or not _along_keys(softmax):
         return False
-    query, key, value = (_heads(each) for each in (*scores.node.inputs, weighted.inputs[1]))
+    # Q, K and V are read as [batch, heads, length, size], whatever their layout in the graph.
+    query, key, value = (_heads(operand) for operand in (*scores.node.inputs, weighted.inputs[1]))
     if query is None or key is None or value is None or value.factor != 1:
         return False
     key = key.turned((0, 1, 3, 2))
@@ -85,13 +88,14 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     terms = _sorted(graph, scores, writer)
     if terms is None:
         return False
+    # A factor for each head is multiplied into the queries.
     if scores.by is not None:
         turned = query.turned(_TURN)
         by = writer.node("Reshape", [scores.by, writer.constant(np.array([heads, 1]))], [heads, 1])
         query = _Heads(writer.node("Mul", [_read(writer, turned), by], turned.axes), _TURN, query.factor)
     attended = writer.node(
         OPERATOR,
-        [*(_flat(writer, each.turned(_TURN)) for each in (query, key, value)), *terms],
+        [*(_flat(writer, operand.turned(_TURN)) for operand in (query, key, value)), *terms],
         [shape[0], shape[2], heads * size],
         DOMAIN,
         num_heads=heads,
@@ -100,6 +104,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     )
     axes = writer.constant(np.array([0, 0, heads, size]))
     split = writer.node("Reshape", [attended, axes], [shape[0], shape[2], heads, size])
+    # Readers that transpose the result back to [batch, length, heads, size] read it directly.
     for use in list(end.outputs[0].uses()):
         if use.node.op_type == "Transpose" and tuple(use.node.attributes.get_ints("perm", ())) == _TURN:
             use.node.outputs[0].replace_all_uses_with(split, replace_graph_outputs=True)
@@ -109,12 +114,13 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
 
 
 def _rank(value: ir.Value | None) -> int | None:
+    """Return the number of axes, or None if it is unknown."""
     return None if value is None or value.shape is None else len(value.shape)
 
 
 @dataclass(frozen=True)
 class _Heads:
-    """A tensor of four axes read in another order, and multiplied: ``perm`` of ``source``, times ``factor``."""
+    """A tensor of four axes in another order, times a number: ``perm`` of ``source``, times ``factor``."""
 
     source: ir.Value
     perm: tuple[int, ...]
@@ -122,24 +128,24 @@ class _Heads:
 
     @property
     def axes(self) -> list[int | ir.SymbolicDim]:
-        """Its shape, as read."""
+        """Shape in the order of ``perm``."""
         return [self.source.shape[axis] for axis in self.perm]
 
     def turned(self, perm: Sequence[int]) -> _Heads:
-        """The same with axes in another order."""
+        """Return the tensor with its axes in another order."""
         return _Heads(self.source, tuple(self.perm[axis] for axis in perm), self.factor)
 
 
 def _heads(value: ir.Value | None) -> _Heads | None:
-    """What a product reads, before turns, factors and the merge of batch and heads into one axis."""
+    """Return the operand of a product before transposes, factors and the merge of batch and heads into one axis."""
     perm, factor = tuple(range(_rank(value) or 0)), 1.0
     while value is not None and (node := value.producer()) is not None:
         number = _number(node)
         if number is not None:
             factor *= number
         elif node.op_type == "Transpose":
-            before = node.attributes.get_ints("perm", ())
-            perm = tuple(before[axis] for axis in perm)
+            node_perm = node.attributes.get_ints("perm", ())
+            perm = tuple(node_perm[axis] for axis in perm)
         elif node.op_type == "Reshape" and len(perm) == 3 and perm[0] == 0 and _rank(node.inputs[0]) == 4:
             perm = (0, 1, perm[1] + 1, perm[2] + 1)
         else:
@@ -149,7 +155,7 @@ def _heads(value: ir.Value | None) -> _Heads | None:
 
 
 def _number(node: ir.Node) -> float | None:
-    """What a node multiplies all of its first input by."""
+    """Return the number by which a node multiplies its first input."""
     factor = constant(node.inputs[1]) if node.op_type in ("Mul", "Div") else None
     if factor is None or factor.size != 1:
         return None
@@ -158,30 +164,33 @@ def _number(node: ir.Node) -> float | None:
 
 
 def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
-    """The product that ``value``, times ``share``, is made of by scaling and adding; nothing else may read what lies
-    between.
+    """Return the product that ``value``, times ``share``, is computed from by scaling and adding.
+
+    No other node may read the values in between.
     """
     node = None if value is None else value.producer()
     if value is None or node is None or len(list(value.uses())) != 1 or value.is_graph_output():
         return None
     first, second = (*node.inputs, None)[:2]
     if node.op_type == "MatMul":
-        computed = all(each is not None and each.const_value is None and _rank(each) in (3, 4) for each in node.inputs)
+        computed = all(
+            operand is not None and operand.const_value is None and _rank(operand) in (3, 4) for operand in node.inputs
+        )
         return _Scores(node, share) if computed else None
     if (by := _number(node)) is not None:
         return _walk(first, share * by)
     if node.op_type == "Mul" and _of_heads(second):
-        found = _walk(first, share)
-        if found is None or found.terms or found.by is not None:
+        scores = _walk(first, share)
+        if scores is None or scores.terms or scores.by is not None:
             return None
-        found.by = second
-        return found
+        scores.by = second
+        return scores
     if node.op_type in ("Add", "Sub"):
         subtracted = node.op_type == "Sub"
         for scored, term in ((first, second),) if subtracted else ((first, second), (second, first)):
-            if term is not None and (found := _walk(scored, share)) is not None:
-                found.terms.append((term, -share if subtracted else share))
-                return found
+            if term is not None and (scores := _walk(scored, share)) is not None:
+                scores.terms.append((term, -share if subtracted else share))
+                return scores
     if node.op_type == "Where":
         return _filled(node, share)
     ranks = _rank(first), _rank(value)
@@ -189,97 +198,100 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
         return None
     if ranks == (5, 4):
         return _of_windows(node, first, share)
-    found = _walk(first, share)
-    if found is not None and ranks == (3, 4):
+    scores = _walk(first, share)
+    # The reshape is applied to the terms, so that they can be added after it.
+    if scores is not None and ranks == (3, 4):
         # Scores [batch * heads, ...] as [batch, heads, ...], and all that was added to them.
         writer = NodeWriter(node.graph, node, f"{value.name}_split")
-        found.terms = [(writer.node("Reshape", [one, node.inputs[1]], value.shape), by) for one, by in found.terms]
-    return found
+        scores.terms = [(writer.node("Reshape", [one, node.inputs[1]], value.shape), by) for one, by in scores.terms]
+    return scores
 
 
 def _of_heads(value: ir.Value | None) -> bool:
-    """Whether a tensor has a number for each head, and nothing else: [heads, 1, 1]."""
+    """Return whether a tensor has one number for each head and no other axis: [heads, 1, 1]."""
     axes = () if value is None or value.shape is None else tuple(value.shape)
     return len(axes) == 3 and isinstance(axes[0], int) and axes[1:] == (1, 1)
 
 
-def _of_windows(node: ir.Node, apart: ir.Value | None, share: float) -> _Scores | None:
-    """Scores [pictures * windows, heads, ...] with all that was added to them as [pictures, windows, heads, ...]."""
-    found = _walk(apart, share)
-    query = None if found is None else _heads(found.node.inputs[0])
-    if found is None or query is None:
+def _of_windows(node: ir.Node, window_scores: ir.Value | None, share: float) -> _Scores | None:
+    """Return scores [images * windows, heads, ...] whose terms were added as [images, windows, heads, ...]."""
+    scores = _walk(window_scores, share)
+    query = None if scores is None else _heads(scores.node.inputs[0])
+    if scores is None or query is None:
         return None
-    if any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms):
+    if any(_rank(term) == 5 and not _for_each_window(term) for term, _ in scores.terms):
         return None
     writer = NodeWriter(node.graph, node, f"{node.outputs[0].name}_windows")
     terms = []
-    for term, factor in found.terms:
+    for term, factor in scores.terms:
         if _rank(term) == 5 and term.shape is not None:
+            # A term for each window is repeated for every image and merged into the batch axis.
             windows, *_, rows, columns = term.shape[1:]
             all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
             pictures = writer.node("Div", [all_of_them, writer.constant(np.array([windows]))], [1])
             axes = writer.node("Concat", [pictures, writer.constant(np.ones(4, np.int64))], [5], axis=0)
             for numbers in (all_of_them, pictures, axes):
                 numbers.dtype = ir.DataType.INT64
-            each = writer.node("Expand", [term, axes], [None, *term.shape[1:]])
+            repeated = writer.node("Expand", [term, axes], [None, *term.shape[1:]])
             term = writer.node(
-                "Reshape", [each, writer.constant(np.array([-1, 1, rows, columns]))], [None, 1, rows, columns]
+                "Reshape", [repeated, writer.constant(np.array([-1, 1, rows, columns]))], [None, 1, rows, columns]
             )
         terms.append((term, factor))
-    found.terms = terms
-    return found
+    scores.terms = terms
+    return scores
 
 
 def _for_each_window(term: ir.Value) -> bool:
-    """Whether a term is [1, windows, 1, queries, keys], the same for every picture and head."""
+    """Return whether a term is [1, windows, 1, queries, keys], equal for every image and head."""
     axes = () if term.shape is None else tuple(term.shape)
     return all(isinstance(axis, int) for axis in axes) and (axes[0], axes[2]) == (1, 1)
 
 
 def _filled(node: ir.Node, share: float) -> _Scores | None:
-    """Scores that a condition replaces by a value low enough that what they were no longer counts."""
-    for place in (1, 2):
-        fill = constant(node.inputs[3 - place])
+    """Return scores that a condition replaces by a value low enough to vanish in the softmax."""
+    for index in (1, 2):
+        fill = constant(node.inputs[3 - index])
         if fill is None or fill.size != 1 or fill.reshape(()) > -1e4:
             continue
-        if (found := _walk(node.inputs[place], share)) is not None:
+        if (scores := _walk(node.inputs[index], share)) is not None:
+            # The replacement is equivalent to adding 0 or the lowest float.
             writer = NodeWriter(node.graph, node, f"{node.outputs[0].name}_mask")
             zero = writer.constant(np.array(0, np.float32))
             lowest = writer.constant(np.array(np.finfo(np.float32).min))
-            parts = [zero, lowest] if place == 1 else [lowest, zero]
+            parts = [zero, lowest] if index == 1 else [lowest, zero]
             condition = node.inputs[0]
-            found.terms.append((writer.node("Where", [condition, *parts], condition and condition.shape), share))
-            return found
+            scores.terms.append((writer.node("Where", [condition, *parts], condition and condition.shape), share))
+            return scores
     return None
 
 
 def _flat(writer: NodeWriter, heads: _Heads) -> ir.Value:
-    """[batch, length, heads * size] of a tensor read as [batch, length, heads, size]."""
+    """Return [batch, length, heads * size] of a tensor read as [batch, length, heads, size]."""
     source, axes = _read(writer, heads), heads.axes
-    whole = axes[2] * axes[3] if isinstance(axes[2], int) and isinstance(axes[3], int) else None
-    return writer.node("Reshape", [source, writer.constant(np.array([0, 0, -1]))], [axes[0], axes[1], whole])
+    width = axes[2] * axes[3] if isinstance(axes[2], int) and isinstance(axes[3], int) else None
+    return writer.node("Reshape", [source, writer.constant(np.array([0, 0, -1]))], [axes[0], axes[1], width])
 
 
 def _read(writer: NodeWriter, heads: _Heads) -> ir.Value:
-    """The tensor with its axes in the order in which it is read."""
+    """Return the tensor with its axes in the order in which it is read."""
     if heads.perm == (0, 1, 2, 3):
         return heads.source
     return writer.node("Transpose", [heads.source], heads.axes, perm=heads.perm)
 
 
 def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Value | None, ir.Value | None] | None:
-    """Padding [batch, keys] and the sum of all other terms; ``None`` where that hasn't every key of every query."""
+    """Return the padding mask [batch, keys] and the sum of the other terms; None if the sum lacks keys or queries."""
     mask = next((value for value in graph.inputs if value.name == MASK_INPUT), None)
-    padding, bias, whole = None, None, False
+    padding, bias, complete = None, None, False
     for term, factor in scores.terms:
         if mask is not None and factor != 0 and _one_row(term) and _comes_from_mask(term, mask):
             padding = mask
             continue
         if factor != 1:
             term = writer.node("Mul", [term, writer.constant(np.array(factor, np.float32))], term.shape)
-        whole |= _has_rows(term)
+        complete |= _has_rows(term)
         bias = term if bias is None else writer.node("Add", [bias, term], None)
-    if bias is not None and not whole:
+    if bias is not None and not complete:
         return None
     if bias is not None and bias.shape is not None and len(bias.shape) == 3:
         bias = writer.node("Unsqueeze", [bias, writer.constant(np.array([0]))], [1, *bias.shape])
@@ -291,23 +303,24 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
 
 
 def _one_row(term: ir.Value) -> bool:
-    """Whether a term is the same for every head and query."""
+    """Return whether a term is equal for every head and query."""
     return _rank(term) == 4 and term.shape is not None and term.shape[1] == 1 and term.shape[2] == 1
 
 
 def _has_rows(term: ir.Value) -> bool:
+    """Return whether a term has every query and key."""
     return term.shape is not None and len(term.shape) >= 3 and all(axis != 1 for axis in term.shape[-2:])
 
 
 def _comes_from_mask(value: ir.Value, mask: ir.Value) -> bool:
-    """Whether ``value`` is computed from ``mask`` and shapes alone."""
-    pending, seen, found = [value], set[int](), False
+    """Return whether ``value`` is computed only from ``mask`` and shapes."""
+    pending, visited, reaches_mask = [value], set[int](), False
     while pending:
         current = pending.pop()
-        if id(current) in seen:
+        if id(current) in visited:
             continue
-        seen.add(id(current))
-        found |= current is mask
+        visited.add(id(current))
+        reaches_mask |= current is mask
         if current.is_graph_input() and current is not mask and current.name != "input_ids":
             return False
         node = current.producer()
@@ -315,5 +328,5 @@ def _comes_from_mask(value: ir.Value, mask: ir.Value) -> bool:
             continue
         if node.op_type in ("MatMul", "Gather", "LayerNormalization"):
             return False
-        pending.extend(each for each in node.inputs if each is not None)
-    return found
+        pending.extend(operand for operand in node.inputs if operand is not None)
+    return reaches_mask

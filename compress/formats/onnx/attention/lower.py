@@ -1,7 +1,7 @@
-"""Traced or found attention as ONNX Runtime's own operator: `Attention` where it can project too, `MultiHeadAttention`.
+"""Attention of a traced graph as ONNX Runtime's operators: `Attention` where it can project too, `MultiHeadAttention`.
 
-`com.microsoft.Attention` takes packed projections, whose bias `MultiHeadAttention` is slow with, and its quantized form
-is a single integer kernel (`QAttention`).
+`com.microsoft.Attention` takes packed projections with a bias, with which `MultiHeadAttention` is slow. Its
+quantized form is a single integer kernel (`QAttention`).
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ _MASK_FILL = float(np.finfo(np.float32).min)
 
 
 def lower_attention(model: ir.Model) -> int:
-    """Write every attention as an operator that ONNX Runtime has, in place; returns how many.
+    """Replace every attention by an operator of ONNX Runtime, in place; return how many.
 
     Expects a graph in which the three projections are packed into one product.
     """
     graph = model.graph
-    found = [node for node in graph if node.op_type == OPERATOR]
+    attentions = [node for node in graph if node.op_type == OPERATOR]
     _bias_before_split(graph)
     clean(model)
     casts: dict[ir.Value, ir.Value] = {}
-    for index, node in enumerate(found):
+    for index, node in enumerate(attentions):
         _lower(graph, node, index, casts)
-    if found:
+    if attentions:
         model.opset_imports.pop(DOMAIN, None)
         model.opset_imports.setdefault(MICROSOFT, 1)
         clean(model)
-    return len(found)
+    return len(attentions)
 
 
 def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.Value]) -> None:
+    """Replace one attention; ``casts`` holds the casts of the mask that were written before."""
     query, key, value, padding, bias = (*node.inputs, None, None)[: BIAS + 1]
     attributes = {"num_heads": node.attributes.get_int("num_heads"), "scale": node.attributes.get_float("scale")}
     causal = node.attributes.get_int("unidirectional", 0)
@@ -46,18 +47,20 @@ def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.
     if padding is not None:
         attributes["mask_filter_value"] = _MASK_FILL
         padding = _plain_cast(graph, padding, casts)
-    flat = [_before_split_heads(each) for each in (query, key, value)]
+    flat = [_before_split_heads(operand) for operand in (query, key, value)]
     name, kind = f"attention_{index}", "MultiHeadAttention"
     inputs = [*flat, None, padding, bias]
+    # `Attention` has no input for a full bias that its quantized form supports.
     if bias is None and (packed := _packed(flat)) is not None:
         product, added = packed
         kind, inputs = "Attention", [*product.inputs, add_initializer(graph, f"{name}_bias", added), padding]
+    # Optional inputs at the end are left out.
     while kind != "Attention" and inputs[-1] is None:
         inputs.pop()
-    made = ir.node(kind, inputs, attributes=attributes, domain=MICROSOFT, name=name)
-    old, new = node.outputs[0], made.outputs[0]
+    fused = ir.node(kind, inputs, attributes=attributes, domain=MICROSOFT, name=name)
+    old, new = node.outputs[0], fused.outputs[0]
     new.type, new.shape = old.type, old.shape
-    graph.insert_before(node, made)
+    graph.insert_before(node, fused)
     end = _merged_again(old)
     end.replace_all_uses_with(new, replace_graph_outputs=True)
     if end is not old:
@@ -66,7 +69,7 @@ def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.
 
 
 def _plain_cast(graph: ir.Graph, padding: ir.Value, casts: dict[ir.Value, ir.Value]) -> ir.Value:
-    """The mask as int32: one cast of the input itself, for all."""
+    """Return the mask as int32, with one cast of the graph input that all attentions share."""
     source: ir.Value | None = padding
     while source is not None and (node := source.producer()) is not None and node.op_type == "Cast":
         source = node.inputs[0]
@@ -74,14 +77,14 @@ def _plain_cast(graph: ir.Graph, padding: ir.Value, casts: dict[ir.Value, ir.Val
         return padding
     if source not in casts:
         cast = ir.node("Cast", [source], attributes={"to": ir.DataType.INT32})
-        made = casts[source] = cast.outputs[0]
-        made.name, made.dtype, made.shape = f"{MASK_INPUT}_int32", ir.DataType.INT32, source.shape
+        cast_mask = casts[source] = cast.outputs[0]
+        cast_mask.name, cast_mask.dtype, cast_mask.shape = f"{MASK_INPUT}_int32", ir.DataType.INT32, source.shape
         graph.insert_before(graph[0], cast)
     return casts[source]
 
 
 def _before_split_heads(value: ir.Value | None) -> ir.Value | None:
-    """``value`` before reshapes that split its last axis into heads and merged it again."""
+    """Return ``value`` before reshapes that split its last axis into heads and merged it again."""
     current = value
     while current is not None and (node := current.producer()) is not None and node.op_type == "Reshape":
         current = node.inputs[0]
@@ -92,7 +95,7 @@ def _before_split_heads(value: ir.Value | None) -> ir.Value | None:
 
 
 def _merged_again(value: ir.Value) -> ir.Value:
-    """What ``value`` is after its last axis was split into heads and merged."""
+    """Return the value after the last axis of ``value`` was split into heads and merged."""
     split = only_consumer(value, "Reshape")
     merged = only_consumer(split.outputs[0], "Reshape") if split is not None else None
     if merged is None or value.shape is None:
@@ -103,33 +106,33 @@ def _merged_again(value: ir.Value) -> ir.Value:
 
 
 def _product(value: ir.Value | None) -> ir.Node | None:
-    """The product with a stored matrix that ``value`` is."""
+    """Return the product with a stored matrix that computes ``value``."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == "MatMul" and constant(node.inputs[1]) is not None else None
 
 
 def _packed(values: Sequence[ir.Value | None]) -> tuple[ir.Node, np.ndarray] | None:
-    """The product that three values of one width are the split of, in this order, and its bias."""
+    """Return the product whose split gives three values of one width, in this order, and its bias."""
     query = values[QUERY]
     split = query.producer() if query is not None else None
     if split is None or split.op_type != "Split" or list(values) != list(split.outputs) or split.inputs[0] is None:
         return None
     sizes = constant(split.inputs[1]) if len(split.inputs) > 1 else None
-    if sizes is None or len(set(sizes.tolist())) != 1 or any(len(list(each.uses())) != 1 for each in split.outputs):
+    if sizes is None or len(set(sizes.tolist())) != 1 or any(len(list(part.uses())) != 1 for part in split.outputs):
         return None
-    whole = split.inputs[0]
+    packed_value = split.inputs[0]
     bias: np.ndarray | None = np.zeros(int(sizes.sum()), np.float32)
-    if (added := whole.producer()) is not None and added.op_type == "Add":
-        whole, bias = added.inputs[0], constant(added.inputs[1])
-    product = _product(whole)
+    if (added := packed_value.producer()) is not None and added.op_type == "Add":
+        packed_value, bias = added.inputs[0], constant(added.inputs[1])
+    product = _product(packed_value)
     return None if product is None or bias is None else (product, bias)
 
 
 def _bias_before_split(graph: ir.Graph) -> None:
-    """Biases that are added to each part of a split product, added to all of it: the product's kernel takes them up."""
+    """Add biases before a split instead of to each part, in place, because the product's kernel fuses one addition."""
     for count, split in enumerate(node for node in list(graph) if node.op_type == "Split"):
-        given, widths = split.inputs[0], constant(split.inputs[1]) if len(split.inputs) > 1 else None
-        if given is None or widths is None or _product(given) is None:
+        packed_value, widths = split.inputs[0], constant(split.inputs[1]) if len(split.inputs) > 1 else None
+        if packed_value is None or widths is None or _product(packed_value) is None:
             continue
         added = [only_consumer(output, "Add") for output in split.outputs]
         biases = [_vector(node, output) for node, output in zip(added, split.outputs, strict=True)]
@@ -138,9 +141,9 @@ def _bias_before_split(graph: ir.Graph) -> None:
         parts = [
             np.zeros(width, np.float32) if bias is None else bias for bias, width in zip(biases, widths, strict=True)
         ]
-        whole = add_initializer(graph, f"packed_bias_{count}", np.concatenate(parts))
-        total = ir.node("Add", [given, whole], name=f"packed_bias_{count}_add")
-        total.outputs[0].type, total.outputs[0].shape = given.type, given.shape
+        packed_bias = add_initializer(graph, f"packed_bias_{count}", np.concatenate(parts))
+        total = ir.node("Add", [packed_value, packed_bias], name=f"packed_bias_{count}_add")
+        total.outputs[0].type, total.outputs[0].shape = packed_value.type, packed_value.shape
         graph.insert_before(split, total)
         split.replace_input_with(0, total.outputs[0])
         for node, bias, output in zip(added, biases, split.outputs, strict=True):
@@ -149,9 +152,9 @@ def _bias_before_split(graph: ir.Graph) -> None:
 
 
 def _vector(node: ir.Node | None, output: ir.Value) -> np.ndarray | None:
-    """The bias that an addition gives ``output``, one number for each place of its last axis."""
+    """Return the bias that an addition gives ``output``, one number for each entry of its last axis."""
     if node is None or node.outputs[0].is_graph_output():
         return None
-    array = next((found for value in node.inputs if (found := constant(value)) is not None), None)
+    array = next((stored_array for value in node.inputs if (stored_array := constant(value)) is not None), None)
     width = None if output.shape is None else output.shape[-1]
     return array if array is not None and array.ndim == 1 and array.shape[0] == width else None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 DOMAIN, OPERATOR = "compress", "EncoderAttention"
-"""What a traced call is until `lower` writes it as ONNX Runtime's: the exporter's own rewrites don't know it."""
+"""Operator of a traced call until `lower_attention` replaces it; the exporter's own rewrites do not know it."""
 QUERY, KEY, VALUE, PADDING, BIAS = range(5)
 """Inputs: three of [batch, length, heads * size], int32 [batch, keys], [1 or batch, 1 or heads, length, keys]."""
 _NAME = "compress"
@@ -34,7 +34,7 @@ _NAME = "compress"
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What the operator takes: query, key and value [batch, heads, length, size], all with as many heads."""
+    """Inputs of the operator: query, key and value [batch, heads, length, size], all with the same number of heads."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -46,21 +46,22 @@ class AttentionInputs:
 
 
 Compute = Callable[[AttentionInputs], torch.Tensor]
-"""From inputs to what is attended to, [batch, length, heads, size]."""
+"""Computes the attention output [batch, length, heads, size] from the inputs."""
 
 
 @dataclass
 class AttentionHooks:
-    """The two functions, and of each call why it isn't one operator, or nothing.
+    """Functions that take the place of transformers' attention and mask functions.
 
-    A mask that a model passes on is known by what was kept on it.
+    ``calls`` records for each call why it is not one operator, or "". A mask that the model passes on is recognized by
+    an attribute of the tensor.
     """
 
     compute: Compute
     calls: list[str] = field(default_factory=list)
 
     def mask(self, *args: Any, **options: Any) -> torch.Tensor | None:
-        """As transformers' `eager_mask`, with one row for all queries where padding is all there is to hide."""
+        """Return transformers' `eager_mask`, with one row for all queries if it only hides padding."""
         from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, eager_mask
 
         padding: Any = options.get("attention_mask")
@@ -69,17 +70,18 @@ class AttentionHooks:
         alone = function is bidirectional_mask_function and flat
         if alone and padding is None:
             return None
-        made: Any
+        mask: Any
         if alone:
             dtype = options.get("dtype", torch.float32)
             hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
-            made = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
+            mask = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
         else:
-            made = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
+            mask = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
         causal = function is causal_mask_function and flat and options.get("q_offset", 0) == 0
         if alone or causal:
-            made.compress_known = None if padding is None else padding.to(torch.int32), causal
-        return made  # type: ignore[no-any-return]
+            # `attend` reads padding and causality from the mask tensor.
+            mask.compress_known = None if padding is None else padding.to(torch.int32), causal
+        return mask  # type: ignore[no-any-return]
 
     def attend(
         self,
@@ -94,21 +96,36 @@ class AttentionHooks:
         s_aux: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """The interface's function: [batch, heads, length, size] each, to [batch, length, heads, size]."""
+        """Compute attention with the interface of transformers' attention functions.
+
+        Args:
+            module: The attention module, or None.
+            query: Queries [batch, heads, length, size].
+            key: Keys [batch, key heads, length, size].
+            value: Values [batch, key heads, length, size].
+            attention_mask: Mask that `mask` made, or one of the model's own.
+            scaling: Factor of the scores; by default size to the power of -1/2.
+            position_bias: Added to the scores.
+            softcap: Soft cap of the scores, which no operator supports.
+            s_aux: Attention sinks, which no operator supports.
+
+        Returns:
+            The output [batch, length, heads, size], and None for the attention weights.
+        """
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         if key.shape[1] != query.shape[1]:
-            key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], 1) for each in (key, value))
-        known = getattr(attention_mask, "compress_known", None)
-        bias = _added(position_bias, None if known else attention_mask, query.shape[2], key.shape[2])
-        padding, causal = known or (None, False)
+            key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
+        mask_facts = getattr(attention_mask, "compress_known", None)
+        bias = _added(position_bias, None if mask_facts else attention_mask, query.shape[2], key.shape[2])
+        padding, causal = mask_facts or (None, False)
         inputs = AttentionInputs(query, key, value, padding, bias, causal, scale)
         self.calls.append("soft cap of scores" if softcap else "" if s_aux is None else "sinks")
         return reference_attention(inputs, softcap, s_aux) if self.calls[-1] else self.compute(inputs), None
 
-    def dot_product(self, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """torch's function of that name, for models that call it by themselves: with a bias it is a call like others.
+    def dot_product(self, torch_attention: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Return a replacement of torch's `scaled_dot_product_attention` for models that call it directly.
 
-        Without one it is left to torch, whose graph `find` knows.
+        A call with a bias is handled like others. One without is left to torch, and `find_attention` recognizes it.
         """
 
         def attend(
@@ -122,7 +139,7 @@ class AttentionHooks:
             **others: Any,
         ) -> torch.Tensor:
             if attn_mask is None or is_causal or query.ndim != len(("batch", "heads", "length", "size")):
-                return own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+                return torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
             return self.attend(None, query, key, value, attn_mask, scale)[0].transpose(1, 2)
 
         return attend
@@ -131,7 +148,7 @@ class AttentionHooks:
 def _added(
     position_bias: torch.Tensor | None, mask: torch.Tensor | None, length: int, keys: int
 ) -> torch.Tensor | None:
-    """Bias and mask as one float tensor, its last axes whole."""
+    """Return the sum of bias and mask as one float tensor with complete last axes."""
     if mask is not None and mask.dtype == torch.bool:
         lowest = torch.finfo(torch.float32).min
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, lowest)
@@ -144,7 +161,7 @@ def _added(
 def reference_attention(
     inputs: AttentionInputs, softcap: float | None = None, sinks: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """softmax(Q Kᵀ · scale + bias) V with torch's own operators."""
+    """Compute softmax(Q Kᵀ · scale + bias) V with torch's operators."""
     scores = inputs.query @ inputs.key.transpose(-1, -2) * inputs.scale
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
@@ -165,10 +182,10 @@ def reference_attention(
 
 
 def trace_attention(inputs: AttentionInputs) -> torch.Tensor:
-    """The call as one node of the graph that is being traced."""
+    """Return the call as one node of the traced graph."""
     batch, heads, length, _ = inputs.query.shape
     size = inputs.value.shape[-1]
-    flat = [each.transpose(1, 2).flatten(2) for each in (inputs.query, inputs.key, inputs.value)]
+    flat = [tensor.transpose(1, 2).flatten(2) for tensor in (inputs.query, inputs.key, inputs.value)]
     attended: torch.Tensor = ops.symbolic(
         f"{DOMAIN}::{OPERATOR}",
         [*flat, inputs.padding, inputs.bias],
@@ -182,49 +199,50 @@ def trace_attention(inputs: AttentionInputs) -> torch.Tensor:
 
 @contextmanager
 def use_attention_functions(module: nn.Module, attend: Any = None, mask: Any = None) -> Iterator[None]:
-    """Have ``module``, its parts and their configs call ``attend`` and ``mask``; all is as it was behind it.
+    """Make ``module``, its parts and their configs call ``attend`` and ``mask`` within the context.
 
-    Without ``attend`` they compute attention themselves; without ``mask`` they make no masks.
+    Without ``attend`` the model's eager attention runs; without ``mask`` no masks are made.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    # transformers looks functions up by the name in the config; without a mask function of that name it makes no mask.
     name = "eager" if attend is None else _NAME if mask is None else f"{_NAME}_masked"
     configs = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
-    before = [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs.values()]
+    previous = [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs.values()]
     if attend is not None:
         ALL_ATTENTION_FUNCTIONS.register(name, attend)
     if mask is not None:
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
     try:
-        for config, _ in before:
+        for config, _ in previous:
             config._attn_implementation_internal = name
         yield
     finally:
-        for config, own in before:
-            config._attn_implementation_internal = own
+        for config, implementation in previous:
+            config._attn_implementation_internal = implementation
 
 
 @contextmanager
 def install_hooks(module: nn.Module, hooks: AttentionHooks) -> Iterator[None]:
-    """`use_attention_functions` with both functions of ``hooks``, and with its own in the place of torch's."""
-    own = nn.functional.scaled_dot_product_attention
+    """Use both functions of ``hooks`` within the context, and replace torch's `scaled_dot_product_attention`."""
+    torch_attention = nn.functional.scaled_dot_product_attention
     with (
         use_attention_functions(module, hooks.attend, hooks.mask),
-        patch.object(nn.functional, own.__name__, hooks.dot_product(own)),
+        patch.object(nn.functional, torch_attention.__name__, hooks.dot_product(torch_attention)),
     ):
         yield
 
 
 _SAME = 1e-4
-"""Of the largest answer: sums in another order differ by less."""
+"""Largest difference as a share of the largest answer; sums in another order differ by less."""
 
 
 @dataclass(frozen=True)
 class AttentionCheck:
-    """Of each call in one forward why it stays as the model computes it, or nothing; masks are always plugged.
+    """Result of `check_attention`: for each call why it stays as the model computes it, or "".
 
-    ``refused`` says why nothing is plugged.
+    ``refused`` states why no attention is replaced. Masks are always replaced.
     """
 
     calls: tuple[str, ...] = ()
@@ -232,15 +250,15 @@ class AttentionCheck:
 
     @property
     def unfused(self) -> tuple[str, ...]:
-        """Why calls, or all attention, stay as the model computes them."""
-        found = [self.refused, *self.calls]
+        """Reasons why calls, or all attention, stay as the model computes them."""
+        reasons = [self.refused, *self.calls]
         if not self.refused and not self.calls:
-            found.append("the model computes it past transformers' interface, in a form that isn't known")
-        return tuple(dict.fromkeys(reason for reason in found if reason))
+            reasons.append("the model computes it past transformers' interface, in a form that isn't known")
+        return tuple(dict.fromkeys(reason for reason in reasons if reason))
 
 
 def check_attention(module: PreTrainedModel, examples: Examples) -> AttentionCheck:
-    """Run a padded batch of ``examples`` with attention as it is, and by the operator's definition, and compare."""
+    """Run a padded batch of ``examples`` with the model's attention and with the operator's definition, and compare."""
     batch = tensors(examples, mixed_batches(examples)[0])
     inputs = {name: value for name, value in batch.items() if name in examples.padding}
     hooks = AttentionHooks(reference_attention)
@@ -248,10 +266,10 @@ def check_attention(module: PreTrainedModel, examples: Examples) -> AttentionChe
         expected = answers(examples, module(**inputs), batch)
         try:
             with install_hooks(module, hooks):
-                found = answers(examples, module(**inputs), batch)
+                actual = answers(examples, module(**inputs), batch)
         except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             return AttentionCheck(refused=f"it fails with an attention of ours: {' '.join(str(error).split())[:120]}")
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     if not difference <= _SAME:
         return AttentionCheck(
             refused=f"it answers otherwise with an attention of ours, by {difference:.1e} of the largest"

@@ -1,4 +1,4 @@
-"""Decoders, and encoders with decoders, as ONNX graphs: transformers' own modules traced once, weights put in later."""
+"""Export of decoders and encoder-decoders: modules are traced without weights, which are inserted later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a `TracingPatches` gets in: transformers' registries of attention and masks, and the classes that hold weights."""
+"""Installation of tracing patches in transformers' registries of attention and masks and in modules with weights."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ from compress.formats.onnx.decoder.tracing_patches import Placeholder, TracingPa
 from compress.models.experts import SeparateExperts
 
 _DELTA_RULES, _SELECTIVE_SCANS = "torch_chunk_gated_delta_rule", "mamba_selective_scan"
-"""What transformers' modules call recurrences that they unroll in Python; ONNX's `Scan` goes over any length."""
+"""transformers' names of recurrences that it unrolls in Python; ONNX's `Scan` works for any length."""
 _EPSILON = 1e-6
 
 
 def replace_parameters(model: nn.Module, patches: TracingPatches) -> None:
-    """Name every module, and let each parameter be asked of ``patches`` in place of being kept, in place."""
+    """Name every module and replace each parameter by a property that asks ``patches`` for it, in place."""
     for name, module in model.named_modules():
         module.compress_name = name
         shapes = {leaf: value.shape for leaf, value in module.named_parameters(recurse=False, remove_duplicate=False)}
         module.compress_shapes = {leaf: tuple(shape) for leaf, shape in shapes.items()}
-        asked: dict[str, Any] = {}
+        properties: dict[str, Any] = {}
         for leaf, shape in shapes.items():
             del module._parameters[leaf]
-            asked[leaf] = _property(patches, f"{name}.{leaf}" if name else leaf, shape)
+            properties[leaf] = _property(patches, f"{name}.{leaf}" if name else leaf, shape)
+        # Properties belong to classes, so each module gets a subclass of its own.
         kind = type(module)
-        if asked:
-            module.__class__ = type(kind.__name__, (kind,), asked | {"__module__": kind.__module__})
+        if properties:
+            module.__class__ = type(kind.__name__, (kind,), properties | {"__module__": kind.__module__})
 
 
 def _property(patches: TracingPatches, name: str, shape: torch.Size) -> property:
+    """Return a property that asks ``patches`` for a parameter."""
     return property(lambda self: patches.parameter(name, shape))
 
 
 @contextmanager
 def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
-    """Run ``model``, prepared by `replace_parameters`, with ``patches`` behind its attention, layers, tables, norms and experts."""
+    """Run ``model``, prepared by `replace_parameters`, with ``patches`` in place of attention, layers and tables."""
     with ExitStack() as stack:
         attend, mask = (
             patches.attend if patches.fused or not patches.tracing else None,
@@ -78,17 +80,17 @@ def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
 
 
 def _method(function: Any) -> Any:
-    """A bound function as a class's own."""
-    return lambda self, *given: function(self, *given)
+    """Turn a bound function into a method of a class."""
+    return lambda self, *arguments: function(self, *arguments)
 
 
 def _tables(module: Any, forward: Any, *arguments: Any, **named: Any) -> Any:
-    """What a module of rotary positions gives, recognised again where it is used."""
-    found = forward(*arguments, **named)
-    if isinstance(found, tuple) and len(found) == 2:
-        kind = next((one for one in (*arguments, *named.values()) if isinstance(one, str)), None)
-        found[0].compress_rotation = read_rotation(module, found[0], kind)
-    return found
+    """Call a module of rotary positions and attach its rotation to the cosines, for recognition where they are used."""
+    tables = forward(*arguments, **named)
+    if isinstance(tables, tuple) and len(tables) == 2:
+        kind = next((argument for argument in (*arguments, *named.values()) if isinstance(argument, str)), None)
+        tables[0].compress_rotation = read_rotation(module, tables[0], kind)
+    return tables
 
 
 def delta_rule(
@@ -103,23 +105,34 @@ def delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **others: object,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The gated delta rule (Yang et al. 2024, equation 10) in a trace, with transformers' arguments.
+    """Trace the gated delta rule (Yang et al. 2024, equation 10).
 
-    ``query`` and ``key`` [batch, length, key heads, size], ``value`` [batch, length, heads, value size], ``g`` (the log
-    of the decay) and ``beta`` [batch, length, heads]. Gives the outputs [batch, length, heads, value size] and the
-    state [batch, heads, size, value size].
+    Args:
+        query: [batch, length, key heads, size].
+        key: [batch, length, key heads, size].
+        value: [batch, length, heads, value size].
+        g: Logarithm of the decay [batch, length, heads].
+        beta: Learning rates [batch, length, heads].
+        chunk_size: Unused; part of transformers' signature.
+        initial_state: State [batch, heads, size, value size], or None for zeros.
+        output_final_state: Whether to return the final state.
+        use_qk_l2norm_in_kernel: Whether to normalize queries and keys.
+        **others: Unused; part of transformers' signature.
+
+    Returns:
+        The outputs [batch, length, heads, value size] and the state [batch, heads, size, value size].
     """
     kind, heads = query.dtype, value.shape[2]
     if heads != key.shape[2]:
-        query, key = (one.repeat_interleave(heads // one.shape[2], dim=2) for one in (query, key))
-    query, key, value, g, beta = (one.float() for one in (query, key, value, g, beta))
+        query, key = (tensor.repeat_interleave(heads // tensor.shape[2], dim=2) for tensor in (query, key))
+    query, key, value, g, beta = (tensor.float() for tensor in (query, key, value, g, beta))
     if use_qk_l2norm_in_kernel:
-        query, key = (one * torch.rsqrt(one.square().sum(-1, keepdim=True) + _EPSILON) for one in (query, key))
+        query, key = (tensor * torch.rsqrt(tensor.square().sum(-1, keepdim=True) + _EPSILON) for tensor in (query, key))
     query = query * query.shape[-1] ** -0.5
     state = initial_state
     if state is None:
         state = query.new_zeros(query.shape[0], heads, query.shape[-1], value.shape[-1])
-    along = [one.transpose(0, 1) for one in (query, key, value, g.exp(), beta)]
+    along = [tensor.transpose(0, 1) for tensor in (query, key, value, g.exp(), beta)]
     last, outputs = nodes_of(Placeholder.DELTA_RULE, [state, *along], [state.shape, along[2].shape])
     return outputs.transpose(0, 1).to(kind), last if output_final_state else None
 
@@ -138,21 +151,37 @@ def selective_scan(
     return_last_state: bool = False,
     **others: object,
 ) -> Any:
-    """The selective scan (Gu and Dao 2023, algorithm 2) in a trace, with transformers' arguments behind ``patches``.
+    """Trace the selective scan (Gu and Dao 2023, algorithm 2).
 
-    ``hidden_states``, ``dt`` and ``z`` [batch, channels, length], ``A`` [channels, size], ``B`` and ``C`` [batch,
-    size, length]. Gives the outputs [batch, channels, length], and the state [batch, channels, size] if it is asked.
+    Args:
+        patches: The patches, whose ``state`` is the layer's earlier state.
+        hidden_states: [batch, channels, length].
+        dt: Step sizes [batch, channels, length].
+        A: Decays [channels, size].
+        B: Input projection [batch, size, length].
+        C: Output projection [batch, size, length].
+        D: Skip connection [channels].
+        z: Gate [batch, channels, length].
+        delta_bias: Added to the step sizes [channels].
+        delta_softplus: Whether to apply softplus to the step sizes.
+        return_last_state: Whether to return the state.
+        **others: Unused; part of transformers' signature.
+
+    Returns:
+        The outputs [batch, channels, length], and the state [batch, channels, size] if it is requested.
     """
     kind, hidden = hidden_states.dtype, hidden_states.float()
     dt = dt.float() if delta_bias is None else dt.float() + delta_bias[:, None]
     dt = torch.nn.functional.softplus(dt) if delta_softplus else dt
-    before = hidden.new_zeros(hidden.shape[0], *A.shape) if patches.state is None else patches.state
-    along = [one.float().permute(2, 0, 1) for one in (dt, dt * hidden, B, C)]
-    last, outputs = nodes_of(Placeholder.SELECTIVE_SCAN, [before, A.float(), *along], [before.shape, along[0].shape])
-    given = outputs.permute(1, 2, 0)
-    given = given if D is None else given + hidden * D[:, None]
-    given = (given if z is None else given * torch.nn.functional.silu(z.float())).to(kind)
-    return (given, last) if return_last_state else given
+    initial_state = hidden.new_zeros(hidden.shape[0], *A.shape) if patches.state is None else patches.state
+    along = [sequence.float().permute(2, 0, 1) for sequence in (dt, dt * hidden, B, C)]
+    last, outputs = nodes_of(
+        Placeholder.SELECTIVE_SCAN, [initial_state, A.float(), *along], [initial_state.shape, along[0].shape]
+    )
+    output = outputs.permute(1, 2, 0)
+    output = output if D is None else output + hidden * D[:, None]
+    output = (output if z is None else output * torch.nn.functional.silu(z.float())).to(kind)
+    return (output, last) if return_last_state else output
 
 
 # Giles 2010, table 5: the coefficients near 0 and in the tails, of the highest power first.
@@ -163,7 +192,7 @@ _TAIL += " 1.00167406 2.83297682"
 
 
 def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
-    """erf^-1, which ONNX lacks, in single precision (Giles 2010, table 5)."""
+    """Compute erf^-1, which ONNX lacks, in single precision (Giles 2010, table 5)."""
     far = -torch.log((1 - value) * (1 + value))
     results = []
     for distance, coefficients in ((far - 2.5, _NEAR), (far.sqrt() - 3, _TAIL)):
@@ -176,18 +205,19 @@ def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
 
 
 def find_rms_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Of every module that computes x / sqrt(mean(x^2) + epsilon) (weight + offset) its epsilon and offset.
+    """Return epsilon and offset of every module that computes x / sqrt(mean(x^2) + epsilon) (weight + offset).
 
-    By its answer to numbers, since classes of that name differ.
+    Modules are recognized by their output for random numbers, because classes of that name differ.
     """
-    found = {}
+    norms = {}
     for name, module in model.named_modules():
         if "RMSNorm" in type(module).__name__ and (facts := _plain_norm(module)):
-            found[name] = facts
-    return found
+            norms[name] = facts
+    return norms
 
 
 def _plain_norm(module: Any) -> tuple[float, float] | None:
+    """Return epsilon and offset of a module, or None if it computes something else."""
     kind = type(module)
     epsilons = [getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)]
     if not epsilons or not isinstance(getattr(kind, "weight", None), property):

@@ -1,6 +1,6 @@
-"""What the attention calls of a model are, and which of them ONNX Runtime's operators compute.
+"""Description of a model's attention calls, and the decision which of them ONNX Runtime's operators compute.
 
-Masks and rotary positions are recognised by their numbers, not by a model's name.
+Masks and rotary positions are recognized by their numbers, not by a model's name.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 
 CAUSAL, EVERYTHING = -1, 0
-"""Masks that are no window of so many tokens."""
+"""Values of ``window`` for masks that are no sliding window."""
 BIAS = "position_bias"
 _EXTRA = (BIAS, "indices", "block_indices")
-"""Arguments of attention functions that change what is computed."""
+"""Arguments of attention functions that change the result."""
 _HEAD_UNIT = 8
-"""ONNX Runtime's grouped attention takes heads of a multiple of this."""
+"""ONNX Runtime's grouped attention requires head sizes that are multiples of this."""
 _ROTARY_UNIT, _PAIRS_UNIT = 16, 8
-"""It rotates heads of a multiple of 16, by 8 pairs each."""
+"""Rotation in the operator requires head sizes that are multiples of 16 and multiples of 8 pairs."""
 _TOLERANCE = 1e-4
 _FAR = (300_000, 997, 40, 3)
-"""Positions at which a mask is asked what it lets through."""
+"""Positions at which a mask is evaluated."""
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotary positions that the operator applies itself. ``frequencies``: the angle of each pair for one position;
-    ``factor`` of cosine and sine.
+    """Rotary positions that the operator can apply.
 
-    Pairs lie half of the rotated width apart, or side by side where ``interleaved``.
+    ``frequencies`` holds the angle of each pair for one position; ``factor`` multiplies cosine and sine. The elements
+    of a pair are half of the rotated width apart, or adjacent if ``interleaved``.
     """
 
     frequencies: tuple[float, ...]
@@ -39,7 +39,10 @@ class Rotation:
     interleaved: bool = False
 
     def proven(self, query: Any, key: Any, rotated: tuple[Any, Any]) -> Rotation | None:
-        """This rotation as it gives ``rotated`` of ``query`` and ``key`` [batch, heads, length, size], or None."""
+        """Return this rotation with the layout that turns query and key into ``rotated``, or None.
+
+        All tensors are [batch, heads, length, size].
+        """
         half = len(self.frequencies)
         if query.ndim != 4 or 2 * half > query.shape[-1]:
             return None
@@ -47,20 +50,20 @@ class Rotation:
         cosines, sines = angles.cos() * self.factor, angles.sin() * self.factor
         for interleaved in (False, True):
             pairs = [
-                (_rotate(value, cosines, sines, interleaved), found)
-                for value, found in zip((query, key), rotated, strict=True)
+                (_rotate(value, cosines, sines, interleaved), expected)
+                for value, expected in zip((query, key), rotated, strict=True)
             ]
-            if all(torch.allclose(ours, found, atol=_TOLERANCE) for ours, found in pairs):
+            if all(torch.allclose(ours, expected, atol=_TOLERANCE) for ours, expected in pairs):
                 return replace(self, interleaved=interleaved)
         return None
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What an attention call of the model is. ``layer`` of the cache, if any, as `Slot.name` has it.
+    """Properties of one attention call. ``layer`` is the layer of the cache, if any, as in `CacheSlot.name`.
 
-    ``window``: how many tokens it looks back, or `CAUSAL` or `EVERYTHING`, or None for none of them. ``biased``: by
-    relative positions. ``problem``: why ONNX Runtime's operator does not compute it; empty where it does.
+    ``window`` is the number of tokens that it looks back, or `CAUSAL` or `EVERYTHING`, or None for another mask.
+    ``biased``: by relative positions. ``problem`` is the reason why ONNX Runtime's operator does not compute it, or "".
     """
 
     module: str
@@ -80,18 +83,24 @@ class AttentionCall:
 def describe_call(
     call: AttentionCall, grouped: bool, lost: bool, sinks: bool, others: Mapping[str, Any]
 ) -> AttentionCall:
-    """``call`` with what `GroupQueryAttention`, where ``grouped``, or `MultiHeadAttention` makes of it.
+    """Return ``call`` with the reason why an operator does not compute it, if there is one.
 
-    ``lost``: its keys or values aren't those that the cache gave. ``others``: its arguments by name.
+    Args:
+        call: The call without a problem.
+        grouped: Whether the operator is `GroupQueryAttention`, else `MultiHeadAttention`.
+        lost: Whether keys or values are not those that the cache returned.
+        sinks: Whether the call has attention sinks.
+        others: Further arguments of the call by name.
     """
     bias, extra = others.get(BIAS), [name for name in _EXTRA if others.get(name) is not None]
-    taken = extra if grouped else [name for name in extra if name != BIAS]
-    wanted = CAUSAL if call.layer.isdecimal() else EVERYTHING
+    unsupported = extra if grouped else [name for name in extra if name != BIAS]
+    required_window = CAUSAL if call.layer.isdecimal() else EVERYTHING
     problems = {
         "its keys are changed after the cache": lost,
         "its mask is neither causal nor a window": grouped and call.window in (None, EVERYTHING),
-        "its mask is neither causal nor everything, as its place wants it": not grouped and call.window != wanted,
-        f"it takes {', '.join(taken)}": bool(taken),
+        "its mask is neither causal nor everything, as its place wants it": not grouped
+        and call.window != required_window,
+        f"it takes {', '.join(unsupported)}": bool(unsupported),
         f"its heads of {call.size} are no multiple of {_HEAD_UNIT}": grouped and bool(call.size % _HEAD_UNIT),
         "its values are wider than its keys": grouped and call.value_size > call.size,
         "its heads share keys": not grouped and call.heads != call.key_value_heads,
@@ -105,19 +114,20 @@ def describe_call(
 
 
 def classify_mask(mask_function: Any) -> int | None:
-    """What a mask is, by its own function, far from any beginning."""
+    """Return the kind of a mask from its function, evaluated far from the beginning."""
     counts = []
     for query in _FAR:
         keys, zero = torch.arange(query + 4), torch.zeros((), dtype=torch.long)
         try:
-            seen = mask_function(zero, zero, torch.tensor(query), keys).expand(keys.shape).nonzero().flatten()
+            visible = mask_function(zero, zero, torch.tensor(query), keys).expand(keys.shape).nonzero().flatten()
         except (IndexError, RuntimeError, TypeError):
             return None
-        if len(seen) == 0 or int(seen[-1]) - int(seen[0]) + 1 != len(seen):
+        # The visible keys must be contiguous and end at the query or at the last key.
+        if len(visible) == 0 or int(visible[-1]) - int(visible[0]) + 1 != len(visible):
             return None
-        if int(seen[-1]) != query and len(seen) != query + 4:
+        if int(visible[-1]) != query and len(visible) != query + 4:
             return None
-        counts.append(len(seen) if int(seen[-1]) == query else EVERYTHING)
+        counts.append(len(visible) if int(visible[-1]) == query else EVERYTHING)
     size = counts[0]
     if any(count != min(query + 1, size) for query, count in zip(_FAR, counts, strict=True)):
         return None
@@ -125,7 +135,7 @@ def classify_mask(mask_function: Any) -> int | None:
 
 
 def read_rotation(module: Any, cosine: torch.Tensor, layer_type: str | None) -> Rotation | None:
-    """The rotation whose cosines a module of rotary positions gave for positions 0, 1, ..., or None."""
+    """Return the rotation of a module that computed ``cosine`` for positions 0, 1, ..., or None if unsupported."""
     prefix = f"{layer_type}_" if layer_type else ""
     frequencies = getattr(module, f"{prefix}inv_freq", None)
     kinds = getattr(module, "rope_type", "default")
@@ -140,6 +150,7 @@ def read_rotation(module: Any, cosine: torch.Tensor, layer_type: str | None) -> 
 
 
 def _rotate(value: Any, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Rotate the pairs of ``value``."""
     width, axis = 2 * cosines.shape[-1], -1 if interleaved else -2
     first, second = value[..., :width].unflatten(-1, (-1, 2) if interleaved else (2, -1)).unbind(axis)
     turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=axis)

@@ -1,7 +1,7 @@
-"""transformers' caches during a trace: filled with a graph's inputs, or recording what a model puts in.
+"""transformers' caches during a trace: filled with a graph's inputs, or recording what a model writes.
 
-A tensor of a cache is called `past_KIND_LAYER`, `past_KIND_LAYER_NUMBER` for states: `key`, `value`, `conv`,
-`recurrent`, and `crosskey`, `crossvalue` for those that a decoder makes of what its encoder gave.
+A tensor of a cache is named `past_KIND_LAYER`, and `past_KIND_LAYER_NUMBER` for states. Kinds are `key`, `value`,
+`conv`, `recurrent`, and `crosskey` and `crossvalue` for those that a decoder computes from its encoder's output.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import nn
 from compress.formats.onnx.decoder.tracing_patches import CacheSlot, TracingPatches
 
 PAST = 5
-"""Tokens of a trace's past."""
+"""Number of past tokens in a trace."""
 KINDS = ("conv", "recurrent")
-"""States of convolutions and recurrences, as transformers calls them."""
+"""transformers' names of states of convolutions and recurrences."""
 CROSS = "cross"
 
 
 def create_cache(model: Any) -> Any:
-    """An empty cache; a window's layer is a full one, since the window is the attention's."""
+    """Return an empty cache whose layers all keep every token, because the attention applies sliding windows."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -36,7 +36,7 @@ def create_cache(model: Any) -> Any:
 
 
 def create_encoder_decoder_cache(layers: int) -> Any:
-    """An empty cache of a decoder behind an encoder."""
+    """Return an empty cache of a decoder with an encoder."""
     from transformers import DynamicCache, EncoderDecoderCache
     from transformers.cache_utils import DynamicLayer
 
@@ -47,27 +47,28 @@ def create_encoder_decoder_cache(layers: int) -> Any:
 
 
 def iterate_layers(cache: Any) -> Iterator[tuple[str, int, Any]]:
-    """Every layer of a cache with its side, which is nothing or `cross`, and its number."""
-    own, cross = getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None)
-    for index, layer in enumerate(() if cache is None else own.layers):
+    """Yield every layer of a cache with its side, "" or `cross`, and its index."""
+    self_attention, cross = getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None)
+    for index, layer in enumerate(() if cache is None else self_attention.layers):
         yield "", index, layer
         if cross is not None:
             yield CROSS, index, cross.layers[index]
 
 
 def layer_index(name: str) -> int:
-    """The number of the layer that a tensor of a cache belongs to."""
+    """Return the index of the layer that a tensor of a cache belongs to."""
     return int(name.split("_")[2])
 
 
 def holds_keys(layer: Any) -> bool:
+    """Return whether a layer of a cache holds keys and values rather than states."""
     from transformers.cache_utils import DynamicLayer
 
     return isinstance(layer, DynamicLayer)
 
 
 def record_updates(cache: Any) -> list[CacheSlot]:
-    """Have every layer of a cache note what it is given, in place."""
+    """Make every layer of a cache record its updates, in place; return the records."""
     slots = []
     for side, index, layer in iterate_layers(cache):
         if holds_keys(layer):
@@ -77,18 +78,22 @@ def record_updates(cache: Any) -> list[CacheSlot]:
 
 
 def _noting(slot: CacheSlot, update: Any) -> Any:
+    """Return ``update`` with recording: returned tensors carry the slot, so that attention recognizes them."""
+
     def noted(key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         slot.new = key, value
-        found = update(key, value, *rest, **named)
-        found[0].compress_turned = getattr(key, "compress_turned", None)
-        for one in found:
-            one.compress_slot = slot
-        return found
+        updated = update(key, value, *rest, **named)
+        updated[0].compress_turned = getattr(key, "compress_turned", None)
+        for tensor in updated:
+            tensor.compress_slot = slot
+        return updated
 
     return noted
 
 
 def _noting_state(patches: TracingPatches, get: Any) -> Any:
+    """Return ``get`` with recording of the state."""
+
     def noted(*of: Any, **named: Any) -> Any:
         patches.state = get(*of, **named)
         return patches.state
@@ -97,7 +102,14 @@ def _noting_state(patches: TracingPatches, get: Any) -> Any:
 
 
 def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], patches: TracingPatches, length: Any) -> None:
-    """Put a graph's inputs into a new cache, in place; ``length`` of the past, where a mask says it."""
+    """Put a graph's inputs into a new cache, in place.
+
+    Args:
+        cache: The empty cache, or None.
+        past: Tensors of the cache by name.
+        patches: The patches, which read the state that the cache returns.
+        length: Length of the past if the mask defines it, else None.
+    """
     if cache is not None:
         cache.get_recurrent_state = _noting_state(patches, cache.get_recurrent_state)
     for side, index, layer in iterate_layers(cache):
@@ -108,6 +120,7 @@ def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], patches: TracingPat
 
 
 def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
+    """Put states of convolutions and recurrences into a layer, in place."""
     for kind, number in _states_of(layer):
         state = past.get(f"past_{kind}_{index}_{number}")
         if state is None:
@@ -121,35 +134,40 @@ def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> Non
 
 
 def _states_of(layer: Any) -> list[tuple[str, int]]:
+    """Return kind and number of every state of a layer."""
     return [(kind, number) for number in range(getattr(layer, "number_of_states", 0)) for kind in KINDS]
 
 
 def _put_keys(layer: Any, slot: CacheSlot, fused: bool, length: Any) -> None:
-    """Where a mask says the ``length``, blocks don't depend on each other's keys."""
+    """Put keys and values into a layer, in place.
+
+    Where a mask defines the ``length``, blocks do not depend on each other's keys.
+    """
     layer.keys, layer.values = pair = tuple(slot.past)
     layer.is_initialized = True
     layer.device, layer.dtype = pair[0].device, pair[0].dtype
     if not fused:
         layer.get_seq_length = lambda: layer.keys.shape[-2]
         return
-    given = slot.name.startswith(CROSS) or length is not None
+    unchanged = slot.name.startswith(CROSS) or length is not None
 
+    # The attention operator appends new keys itself, so the cache returns the new ones only.
     def update(*new: Any, **named: Any) -> Any:
         # Relative positions want the length of all keys; nothing but their shape is read.
-        return new[:2] if given else tuple(torch.cat(both, dim=-2) for both in zip(pair, new, strict=False))
+        return new[:2] if unchanged else tuple(torch.cat(both, dim=-2) for both in zip(pair, new, strict=False))
 
-    seen = pair[0].shape[-2] if length is None else length
+    past_length = pair[0].shape[-2] if length is None else length
     layer.slot, layer.update = slot, _noting(slot, update)
-    layer.get_seq_length = lambda: seen
-    layer.get_mask_sizes = lambda queries: (seen + queries, 0)
+    layer.get_seq_length = lambda: past_length
+    layer.get_mask_sizes = lambda queries: (past_length + queries, 0)
 
 
 def sample_states(cache: Any, fused: bool) -> dict[str, torch.Tensor]:
-    """What a cache of the rehearsal holds after some tokens, flat; values as wide as the operator wants them."""
+    """Return the tensors of a dry run's cache by name, with values as wide as the operator requires."""
     flat: dict[str, torch.Tensor] = {}
     for side, index, layer in iterate_layers(cache):
         if holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
-            keys, values = (one[:, :, :PAST].clone() for one in (layer.keys, layer.values))
+            keys, values = (tensor[:, :, :PAST].clone() for tensor in (layer.keys, layer.values))
             if fused and values.shape[-1] < keys.shape[-1]:
                 values = nn.functional.pad(values, (0, keys.shape[-1] - values.shape[-1]))
             flat[f"past_{side}key_{index}"], flat[f"past_{side}value_{index}"] = keys, values
@@ -160,14 +178,16 @@ def sample_states(cache: Any, fused: bool) -> dict[str, torch.Tensor]:
 
 
 def present(name: str, cache: Any) -> torch.Tensor:
-    """What takes the place of a tensor of the cache, by its name, after a forward pass."""
+    """Return the tensor that replaces a tensor of the cache after a forward pass."""
     kind, index, *number = name.removeprefix("past_").split("_")
     (layer,) = (
-        one for side, at, one in iterate_layers(cache) if at == int(index) and kind.startswith(CROSS) == bool(side)
+        candidate
+        for side, at, candidate in iterate_layers(cache)
+        if at == int(index) and kind.startswith(CROSS) == bool(side)
     )
     if kind in KINDS:
         state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
         return state
     slot: CacheSlot | None = getattr(layer, "slot", None)
-    found: torch.Tensor = ((layer.keys, layer.values) if slot is None else slot.present)[kind.endswith("value")]
-    return found
+    tensor: torch.Tensor = ((layer.keys, layer.values) if slot is None else slot.present)[kind.endswith("value")]
+    return tensor

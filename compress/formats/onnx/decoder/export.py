@@ -1,6 +1,6 @@
-"""From a checkpoint's folder to graphs and the small files that lie beside them, for whoever opens the folder.
+"""Export of a checkpoint's folder as graphs and the small files that clients of the folder read.
 
-transformers.js reads `config.json`, `generation_config.json` and the tokenizer's files; onnxruntime-genai reads
+transformers.js reads `config.json`, `generation_config.json` and the tokenizer's files. onnxruntime-genai reads
 `genai_config.json`, which names the graph, and the tokenizer's files.
 """
 
@@ -59,10 +59,10 @@ _GENERATION = "generation_config.json"
 
 
 def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> OnnxModel:
-    """Graphs by the names of their ``parts``, with every file that any client reads beside them."""
+    """Return the graphs with names that follow from their ``parts``, and every file that a client reads."""
     # That of a float graph, or what transformers.js opens for `dtype: "q4"`; the bits of each weight are its own.
     graphs = {
-        weight_only_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name: graph
+        weight_only_name(name, 4) if any(INTEGERS in tensor.name for tensor in graph.graph.initializer) else name: graph
         for name, graph in ((f"{part}.onnx", graph) for part, graph in parts.items())
     }
     files, config = companions_of(checkpoint)
@@ -74,7 +74,7 @@ def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> Onnx
 
 
 def companions_of(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The small files beside a checkpoint's weights, by name, and what its config says of a graph made of it."""
+    """Return the small files beside a checkpoint's weights, by name, and the config of a graph made from it."""
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config["dtype"] = "float32"
@@ -83,11 +83,11 @@ def companions_of(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, A
 
 
 def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mapping[str, Any]:
-    """What onnxruntime-genai reads. Without padding the end of the text takes its place."""
+    """Return onnxruntime-genai's config. A missing padding token is replaced by the end of the text."""
     config, call, path = trace.model.config, trace.calls[0], checkpoint.folder / _GENERATION
-    said = {key: value for key, value in (read_json(path) if path.is_file() else {}).items() if value is not None}
-    told = checkpoint.config | said
-    tokens = {name: told.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation = {key: value for key, value in (read_json(path) if path.is_file() else {}).items() if value is not None}
+    token_settings = checkpoint.config | generation
+    tokens = {name: token_settings.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if tokens["pad_token_id"] is None:
         ends = tokens["eos_token_id"]
         tokens["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
@@ -118,18 +118,19 @@ def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mappi
         **{name: value for name, value in tokens.items() if value is not None},
     }
     defaults = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
-    chosen = {name: said.get(name, default) for name, default in defaults.items()}
+    chosen = {name: generation.get(name, default) for name, default in defaults.items()}
     search = {"max_length": config.max_position_embeddings, "past_present_share_buffer": True, **chosen}
     return {"model": model, "search": search}
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
+    """Return compact JSON."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True)
 class VerifiedDecoder:
-    """A decoder with its proof; ``unfused``: why its attention is not one operator, or nothing."""
+    """A decoder and its comparison with torch; ``unfused`` is why its attention is not one operator, or ""."""
 
     model: OnnxModel
     equality: DecoderParity
@@ -137,17 +138,27 @@ class VerifiedDecoder:
 
     @property
     def attention(self) -> str:
-        """How it is computed, in words."""
+        """Description of the attention for messages."""
         return f"attention is not fused: {self.unfused}" if self.unfused else "attention is one operator"
 
 
 def export_verified_decoder(
     checkpoint: Checkpoint, settings: GraphSettings, windows: np.ndarray, tolerance: float, rounding_limit: float
 ) -> VerifiedDecoder:
-    """The decoder of a checkpoint, proven on ``windows`` by `verify_decoder`.
+    """Export the decoder of a checkpoint and compare it with torch by `verify_decoder`.
 
-    Where the graph with attention in one operator is wrong, the model's own attention is traced instead. Raises
-    `ModelError` for what cannot be written, and `IntegrityError` where the plain graph is wrong too.
+    If the graph with fused attention is wrong, the model's own attention is traced instead.
+
+    Args:
+        checkpoint: The checkpoint.
+        settings: Settings of the graph.
+        windows: Token ids [2 or more, length].
+        tolerance: Largest accepted difference of a logit, computed in fp32.
+        rounding_limit: Largest accepted effect of 8-bit activations.
+
+    Raises:
+        ModelError: The model cannot be exported.
+        IntegrityError: The graph without fused attention is wrong too.
     """
     model, unfused = _export(checkpoint, settings)
     try:
@@ -161,7 +172,7 @@ def export_verified_decoder(
 
 
 def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None) -> OnnxModel:
-    """The decoder of a float or quantized checkpoint, proven by nothing yet: `verify_decoder` does that.
+    """Export the decoder of a float or quantized checkpoint without a comparison; `verify_decoder` compares it.
 
     Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
@@ -169,7 +180,7 @@ def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None
 
 
 def export_encoder_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None) -> OnnxModel:
-    """Encoder and decoder of a checkpoint, proven by nothing yet: `verify_encoder_decoder` does that.
+    """Export encoder and decoder of a checkpoint without a comparison; `verify_encoder_decoder` compares them.
 
     Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
@@ -180,9 +191,11 @@ def export_encoder_decoder(checkpoint: Checkpoint, settings: GraphSettings | Non
 
 
 def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None = None) -> tuple[OnnxModel, str]:
+    """Return the decoder of a checkpoint, and why its attention is not one operator."""
     trace, graph = _written(checkpoint, decoder_only, settings, fused)
     model = _model(checkpoint, {FLOAT_GRAPH.removesuffix(".onnx"): graph})
     sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
+    # onnxruntime-genai supports one head size for all layers and no states.
     if len(sizes) == 1 and not trace.keeps_states:
         config = _json(_genai_config(checkpoint, trace, model.file_name))
         model = replace(model, companions={**model.companions, GENAI_CONFIG: config})
@@ -192,13 +205,14 @@ def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None 
 def _written(
     checkpoint: Checkpoint, part: Callable[[Any], TracedPart], settings: GraphSettings, fused: bool | None = None
 ) -> tuple[Trace, onnx.ModelProto]:
+    """Return the trace and the graph of one part."""
     trace = trace_part(checkpoint, part, fused)
     return trace, write_graph(checkpoint, trace, settings)
 
 
 @dataclass(frozen=True)
 class ImageReaderExport:
-    """Three graphs; ``difference``: the largest of a feature from torch; ``unfused``: why attention is no operator."""
+    """Three graphs; ``difference`` is that of image features from torch; ``unfused``: why attention is no operator."""
 
     model: OnnxModel
     difference: float
@@ -208,20 +222,27 @@ class ImageReaderExport:
 def export_image_reader(
     checkpoint: Checkpoint, examples: Examples, settings: GraphSettings, tolerance: float
 ) -> ImageReaderExport:
-    """The graphs of a checkpoint; that which sees is proven on the pixels of ``examples``, `verify_image_reader` does
-    the whole.
+    """Export the graphs of a vision-language model; `verify_image_reader` compares the whole.
 
-    Raises `ModelError` for a model that cannot be traced, `IntegrityError` for features that differ.
+    Args:
+        checkpoint: The checkpoint.
+        examples: Examples whose pixels the vision encoder is compared on.
+        settings: Settings of the decoder's graph.
+        tolerance: Largest accepted difference of an image feature.
+
+    Raises:
+        ModelError: The model cannot be traced.
+        IntegrityError: Image features differ.
     """
-    seen, difference = export_vision_encoder(checkpoint, examples, tolerance)
+    vision, difference = export_vision_encoder(checkpoint, examples, tolerance)
     trace, decoder = _written(checkpoint, decoder_of_embeddings, settings)
-    parts = {VISION: seen.graph, EMBED_TOKENS: _table(checkpoint, settings), DECODER: decoder}
+    parts = {VISION: vision.graph, EMBED_TOKENS: _table(checkpoint, settings), DECODER: decoder}
     model = _model(checkpoint, parts)
-    return ImageReaderExport(model, difference, trace.unfused or seen.unfused)
+    return ImageReaderExport(model, difference, trace.unfused or vision.unfused)
 
 
 def _table(checkpoint: Checkpoint, settings: GraphSettings) -> onnx.ModelProto:
-    """Rows of the table by `input_ids`, times what the table's own class multiplies them by."""
+    """Return the graph that embeds `input_ids`, with the scale that the embedding's class applies."""
     model = build_on_meta(checkpoint.folder)
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)

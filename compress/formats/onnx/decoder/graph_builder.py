@@ -1,4 +1,4 @@
-"""Writing an ONNX graph node by node: names, constants and the operators of three domains."""
+"""Builder that writes an ONNX graph node by node: names, constants and operators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PRODUCER = "compress"
 
 
 class GraphBuilder:
-    """A graph in the making. Every value is called after the module that makes it, as exporters do, and numbered."""
+    """A graph under construction. Every value is named after the module that computes it, and numbered."""
 
     def __init__(self) -> None:
         self._tape = ir.tape.Tape()
@@ -27,31 +27,46 @@ class GraphBuilder:
         self._outputs: list[ir.Value] = []
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        """An input of the graph."""
+        """Add an input of the graph."""
         value = ir.val(name, dtype=dtype, shape=shape)
         self._inputs.append(value)
         return value
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
-        """Make ``value`` an output of the graph."""
+        """Make ``value`` an output of the graph.
+
+        Args:
+            value: The value.
+            name: Its new name.
+            dtype: Its type.
+            shape: Its shape, with names for dynamic axes.
+        """
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
         self._outputs.append(value)
 
     def constant(self, name: str, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
-        """A stored tensor, stored once for each name; ``dtype`` where numpy's type doesn't say it."""
+        """Store a tensor once for each name; ``dtype`` is given if numpy has no such type."""
         if name not in self._constants:
             tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=name)
             self._constants[name] = self._stored.initializer(tensor)
         return self._constants[name]
 
     def integers(self, *values: int) -> ir.Value:
-        """A list of int64, such as a shape or axes."""
+        """Store a list of int64, such as a shape or axes."""
         return self.constant("constants.int64." + "_".join(map(str, values)), np.array(values, np.int64))
 
     def op(
         self, kind: str, name: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: Any
     ) -> ir.Value:
-        """A node with one output."""
+        """Add a node and return its only output.
+
+        Args:
+            kind: Operator type.
+            name: Module that the node belongs to.
+            inputs: Input values; None for an absent optional input.
+            domain: Domain of the operator.
+            **attributes: Attributes of the node.
+        """
         return self.several(kind, name, inputs, 1, domain, **attributes)[0]
 
     def several(
@@ -63,11 +78,20 @@ class GraphBuilder:
         domain: str = "",
         **attributes: Any,
     ) -> Sequence[ir.Value]:
-        """A node with several outputs."""
-        path, again = self._path(name, kind), 0
+        """Add a node and return its outputs.
+
+        Args:
+            kind: Operator type.
+            name: Module that the node belongs to.
+            inputs: Input values; None for an absent optional input.
+            outputs: Number of outputs.
+            domain: Domain of the operator.
+            **attributes: Attributes of the node.
+        """
+        path, count = self._path(name, kind), 0
         while path in self._names:
-            again += 1
-            path = self._path(f"{name}.{again}", kind)
+            count += 1
+            path = self._path(f"{name}.{count}", kind)
         self._names.add(path)
         values = [ir.Value(name=f"{path}/output_{index}") for index in range(outputs)]
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
@@ -76,13 +100,23 @@ class GraphBuilder:
     def copy(
         self, node: ir.Node, name: str, inputs: Sequence[ir.Value | None], values: dict[ir.Value, ir.Value]
     ) -> Sequence[ir.Value]:
-        """A node of another graph with other inputs; ``values`` of this graph stand for those that it knows."""
+        """Copy a node of another graph.
+
+        Args:
+            node: The node of the other graph.
+            name: Module that the copy belongs to.
+            inputs: Inputs of the copy.
+            values: Values of this graph by the other graph's, for subgraphs of the node.
+        """
         cloner = Cloner(attr_map={}, value_map=dict(values), metadata_props={}, allow_outer_scope_values=True)
         attributes = {key: cloner.clone_attr(key, attribute) for key, attribute in node.attributes.items()}
         return self.several(node.op_type, name, inputs, len(node.outputs), node.domain, **attributes)
 
     def branch(self, name: str, write: Callable[[], Sequence[ir.Value]], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
-        """What ``write`` adds, as a graph within a node; its constants are the whole graph's. It gives the outputs."""
+        """Return the nodes that ``write`` adds as a subgraph with the outputs that it returns.
+
+        Constants are stored in the outer graph.
+        """
         outer, self._tape = self._tape, ir.tape.Tape()
         try:
             outputs = write()
@@ -92,15 +126,16 @@ class GraphBuilder:
 
     @staticmethod
     def _path(name: str, kind: str) -> str:
+        """Return the name of a node of a module."""
         return f"/{name.replace('.', '/')}/{kind}"
 
     @property
     def outputs(self) -> Sequence[ir.Value]:
-        """Those made so far."""
+        """Outputs that were added so far."""
         return self._outputs
 
     def model(self, name: str, metadata: dict[str, str] | None = None) -> ir.Model:
-        """The finished graph."""
+        """Return the finished model."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
@@ -121,11 +156,21 @@ def node_like(
     domain: str = "",
     outputs: int = 1,
 ) -> ir.Node:
-    """A node in the module of ``like``, called by its ``scope`` there."""
-    given, name = list(inputs), f"{(like.name or '').rpartition('/')[0]}/{scope}"
-    while given and given[-1] is None:
-        given.pop()
-    made = ir.node(kind, given, dict(attributes), domain=domain, num_outputs=outputs, name=name)
-    for index, value in enumerate(made.outputs):
+    """Return a node that belongs to the same module as ``like``.
+
+    Args:
+        like: A node of the module.
+        scope: Name of the node in the module.
+        kind: Operator type.
+        inputs: Input values; None for an absent optional input.
+        attributes: Attributes of the node.
+        domain: Domain of the operator.
+        outputs: Number of outputs.
+    """
+    present_inputs, name = list(inputs), f"{(like.name or '').rpartition('/')[0]}/{scope}"
+    while present_inputs and present_inputs[-1] is None:
+        present_inputs.pop()
+    node = ir.node(kind, present_inputs, dict(attributes), domain=domain, num_outputs=outputs, name=name)
+    for index, value in enumerate(node.outputs):
         value.name = f"{name}/output_{index}"
-    return made
+    return node

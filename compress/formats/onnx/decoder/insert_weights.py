@@ -1,11 +1,11 @@
-"""From a trace without weights to a graph: every block written, every name replaced by what it names.
+"""Conversion of a trace without weights to a graph: every block is written, and placeholders are replaced.
 
-Of a decoder by itself: inputs `input_ids` and `attention_mask` [batch, length and total length],
-`past_key_values.N.key` and `.value` [batch, heads, past, size], `past_conv.N` and `past_recurrent.N`; outputs `logits`
-[batch, length, vocabulary] and a `present` for each past, as transformers.js and onnxruntime-genai expect them.
-Positions follow from the mask. Rows of a batch may be padded on the right; padding on the left, which the attention
-kernel would read as text, fails at the node `padding_on_the_left_is_refused`. For a decoder behind an encoder see
-`compress.formats.onnx.decoder.macro_ops`.
+A decoder without an encoder has the inputs `input_ids` and `attention_mask` [batch, length and total length],
+`past_key_values.N.key` and `.value` [batch, heads, past, size], `past_conv.N` and `past_recurrent.N`, and the
+outputs `logits` [batch, length, vocabulary] and a `present` for each past, as transformers.js and onnxruntime-genai
+expect. Positions follow from the mask. Rows of a batch may be padded on the right. The attention kernel would read
+padding on the left as text, so the node `padding_on_the_left_is_refused` fails on it. For a decoder with an encoder
+see `compress.formats.onnx.decoder.macro_ops`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> onnx.ModelProto:
-    """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
+    """Return the graph of a checkpoint. Raises `ModelError` for weights that are missing or do not fit."""
     if settings.expand_on_load and any(node.op_type == Placeholder.EXPERT_INPUT for node in trace.program.graph):
         raise ModelError(
             "Experts cannot be made float when the graph is opened.",
@@ -56,7 +56,7 @@ def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -
 
 
 class _Writer:
-    """Walks through the trace and puts each node, or what it stands for, into a new graph."""
+    """Copy of the trace into a new graph, with every placeholder replaced."""
 
     def __init__(self, checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> None:
         self._trace, self._settings = trace, settings
@@ -74,6 +74,7 @@ class _Writer:
         self._head_bias = bias if checkpoint.holds(bias) else trace.model.all_tied_weights_keys.get(bias, bias)
 
     def write(self) -> ir.Model:
+        """Write the whole graph."""
         graph, groups, part = self._trace.program.graph, self._trace.groups, self._trace.part
         inputs = {value.name: value for value in graph.inputs}
         for name, (dtype, axes) in part.inputs.items():
@@ -82,19 +83,24 @@ class _Writer:
         for name, value in graph.initializers.items():
             self._values[value] = self._stored(name, value.const_value)
             self._values[value].shape = ir.Shape(value.const_value.shape)
+        # The nodes before the blocks and the blocks, then those after them.
         presents = self._blocks(groups, inputs)
         self._replay(groups.after)
         cached = None if part.decoder_only or not part.cached else self._nodes.input(CACHED, ir.DataType.BOOL, [1])
         answer = next(value for value in graph.outputs if value.name == part.output)
         axes = [BATCH, 1] if self._settings.last_token_only and part.cached else part.axes
-        made: dict[str, tuple[ir.Value, Axes]] = {part.output: (self._values[answer], [*axes, _size(answer)])}
+        results: dict[str, tuple[ir.Value, Axes]] = {part.output: (self._values[answer], [*axes, _size(answer)])}
         for name, value in presents.items():
-            made[present_of(self._client_name(name))] = value, part.axes_of(name, self._trace.states[name], "present")
-        for name, (value, axes) in made.items():
+            results[present_of(self._client_name(name))] = (
+                value,
+                part.axes_of(name, self._trace.states[name], "present"),
+            )
+        for name, (value, axes) in results.items():
             self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
         shared = part.decoder_only and not (part.takes_positions or self._trace.unfused or self._trace.keeps_states)
         model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
+        # Cross attention becomes an `If` only after the rewrites, which do not enter branches.
         tidy(model, part.cached and not part.takes_positions)
         if cached is not None:
             write_cross_attention(model, cached)
@@ -104,31 +110,31 @@ class _Writer:
         return model
 
     def _stored(self, name: str, value: ir.TensorProtocol) -> ir.Value:
-        """A constant of the trace, or what the checkpoint has in the place of one that belongs to the model."""
-        own = name.removeprefix("model.")
-        if own in self._checkpoint.files and value.dtype == ir.DataType.FLOAT:
-            return self._weights.vector(own)
+        """Store a constant of the trace, or the checkpoint's tensor where the constant belongs to the model."""
+        parameter_name = name.removeprefix("model.")
+        if parameter_name in self._checkpoint.files and value.dtype == ir.DataType.FLOAT:
+            return self._weights.vector(parameter_name)
         return self._nodes.constant(f"constants.{name}", value.numpy())
 
     def _table_of(self, module: str) -> str:
-        """The module whose table is stored for ``module``: one that it is tied to, unless the two differ."""
-        own = f"{module}.weight"
-        source = self._trace.model.all_tied_weights_keys.get(own)
+        """Return the module that stores the table of ``module``: the one that it is tied to, unless the two differ."""
+        weight_name = f"{module}.weight"
+        source = self._trace.model.all_tied_weights_keys.get(weight_name)
         if source is None:
             return module
-        held = [name for name in (own, source) if name in self._checkpoint.files]
+        held = [name for name in (weight_name, source) if name in self._checkpoint.files]
         values = [self._checkpoint.stored(name) for name in held] if len(held) > 1 else []
-        apart = held == [own] or (values and not values[0].equal(values[1]))
-        return module if apart else str(source).removesuffix(".weight")
+        separate = held == [weight_name] or (values and not values[0].equal(values[1]))
+        return module if separate else str(source).removesuffix(".weight")
 
     def _own(self, value: ir.Value) -> ir.Value:
-        """A value that may be called as an output is: one that is no input and no output already."""
+        """Return a value that may be renamed to an output: one that is no input and no output already."""
         if value.producer() is None or value in self._nodes.outputs:
             return self._nodes.op("Identity", f"{value.name}.output", [value])
         return value
 
     def _blocks(self, groups: NodeGroups, inputs: Mapping[str | None, ir.Value]) -> dict[str, ir.Value]:
-        """Write every block; returns what each input of the cache becomes, by its name in the trace."""
+        """Write every block; return the updated value of each tensor of the cache by its name in the trace."""
         trace = self._trace
         outputs = {value.name: value for value in trace.program.graph.outputs}
         pasts = {name: self._past(name) for name in trace.states}
@@ -136,9 +142,10 @@ class _Writer:
         self._replay(groups.before)
         presents: dict[str, ir.Value] = {}
         for index, block in enumerate(trace.blocks):
+            # A block that was not traced is written from the nodes of the block that it resembles, with its own names.
             kind = index if index < trace.traced else block.kind
             traced = {name: _of_layer(name, kind) for name in pasts if layer_index(name) == index}
-            self._values |= {inputs[other]: pasts[name] for name, other in traced.items()}
+            self._values |= {inputs[traced_name]: pasts[name] for name, traced_name in traced.items()}
             self._rename = partial(_moved, trace.blocks[kind].prefix, block.prefix)
             self._replay(groups.blocks[kind])
             self._stream = self._values[groups.left[kind]]
@@ -148,21 +155,24 @@ class _Writer:
         return presents
 
     def _past(self, name: str) -> ir.Value:
+        """Add an input for a tensor of the cache."""
         axes = self._trace.part.axes_of(name, self._trace.states[name], "past")
         return self._nodes.input(self._client_name(name), ir.DataType.FLOAT, axes)
 
     def _client_name(self, name: str) -> str:
-        """`past_key_values.N.key` for keys and values; `past_conv.N` and `past_recurrent.N` for states.
+        """Return the name that clients use for a tensor of the cache.
 
-        Behind an encoder `past_key_values.N.decoder.key`, and `.encoder.key` of what the encoder gave.
+        It is `past_key_values.N.key` for keys and values, `past_conv.N` and `past_recurrent.N` for states. With an
+        encoder it is `past_key_values.N.decoder.key`, and `.encoder.key` for keys of the encoder's output.
         """
         _, kind, layer, *number = name.split("_")
         if not kind.endswith(("key", "value")):
-            return ".".join([f"past_{kind}", layer, *(one for one in number if one != "0")])
+            return ".".join([f"past_{kind}", layer, *(index for index in number if index != "0")])
         side = "encoder." if kind.startswith(CROSS) else "decoder."
         return f"past_key_values.{layer}.{'' if self._trace.part.decoder_only else side}{kind.removeprefix(CROSS)}"
 
     def _replay(self, nodes: Sequence[ir.Node]) -> None:
+        """Write nodes of the trace; linear layers with the same input are joined."""
         joined = group_linear_layers(nodes) if self._trace.part.decoder_only else {node: [node] for node in nodes}
         gives = {give: (take, parts) for take, parts, give in find_mixtures(nodes)}
         inside = {node for take, parts in gives.values() for node in (take, *parts)}
@@ -173,7 +183,8 @@ class _Writer:
                 self._write_node(node, joined)
 
     def _write_node(self, node: ir.Node, joined: Mapping[ir.Node, Sequence[ir.Node]]) -> None:
-        own = node.op_type if node.domain == DOMAIN and node.op_type != Placeholder.CROSS_ATTENTION else ""
+        """Write one node, or the nodes that its placeholder stands for."""
+        placeholder = node.op_type if node.domain == DOMAIN and node.op_type != Placeholder.CROSS_ATTENTION else ""
         writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
             Placeholder.PARAMETER: lambda: [self._weights.vector(self._rename(string_attribute(node, "name")))],
             Placeholder.LINEAR: lambda: self._products(joined[node]),
@@ -190,28 +201,30 @@ class _Writer:
         if node.op_type == "Identity":
             self._values[node.outputs[0]] = self._values[node.inputs[0]]
             return
-        olds = [layer.outputs[0] for layer in joined[node]] if own == Placeholder.LINEAR else node.outputs
-        for old, new in zip(olds, writers[own](), strict=True):
+        olds = [layer.outputs[0] for layer in joined[node]] if placeholder == Placeholder.LINEAR else node.outputs
+        for old, new in zip(olds, writers[placeholder](), strict=True):
             self._values[old] = new
-            if own in ("", Placeholder.EMBEDDING, Placeholder.LINEAR, *RECURRENCES):
+            if placeholder in ("", Placeholder.EMBEDDING, Placeholder.LINEAR, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
 
     def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
-        """What the attention is told: how long each row is and all are, or, where it reads that itself, the mask."""
+        """Return the lengths of rows and in total, or the mask twice where the attention reads the mask itself."""
         return [mask, mask] if self._trace.part.takes_positions else write_lengths(self._nodes, mask)
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Copy a node that is no placeholder."""
         return self._nodes.copy(node, self._rename(_module(node)) or "graph", self._mapped(node), self._values)
 
     def _recurrence(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Write a recurrence as a `Scan`."""
         return RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), self._mapped(node))
 
     def _mapped(self, node: ir.Node) -> list[Any]:
-        """The new graph's values for a traced node's inputs."""
+        """Return the new graph's values for a traced node's inputs."""
         return [None if value is None else self._values[value] for value in node.inputs]
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
-        """The products of layers that are given the same value: one product where their weights are of one kind."""
+        """Return the products of layers with the same input, as one product where their weights can be joined."""
         modules, value = (
             [self._rename(string_attribute(layer, "module")) for layer in layers],
             self._values[layers[0].inputs[0]],
@@ -226,6 +239,7 @@ class _Writer:
         return self._nodes.several("Split", f"{scope}.apart", inputs, len(layers), axis=-1)
 
     def _logits(self, value: ir.Value) -> ir.Value:
+        """Return the logits of ``value``, of the last token alone if the settings say so."""
         if self._settings.last_token_only:
             bounds = [self._nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
             value = self._nodes.op("Slice", f"{self._head}.last", [value, *bounds])
@@ -236,6 +250,7 @@ class _Writer:
         return self._weights.head(self._head_table, value, self._head_bias)
 
     def _rows(self, node: ir.Node) -> ir.Value:
+        """Return the rows of an embedding table."""
         module, ids = self._table_of(self._rename(string_attribute(node, "module"))), self._values[node.inputs[0]]
         table: Any = self._trace.model.get_submodule(string_attribute(node, "module"))
         if ids.const_value is not None and np.array_equal(ids.const_value.numpy(), np.arange(table.num_embeddings)):
@@ -243,38 +258,39 @@ class _Writer:
         return self._weights.look_up(module, ids, module == self._head_table != self._head)
 
     def _mixture(self, take: ir.Node, parts: Sequence[ir.Node], give: ir.Node) -> None:
-        """Every expert, each with the rows that are sent to it; written as the first is in the trace."""
+        """Write every expert, each for the rows that are routed to it, from the nodes of the traced first one."""
         hidden, chosen, shares = (self._values[give.inputs[index]] for index in (1, 2, 3))
         module, outer = self._rename(string_attribute(give, "module")), self._rename
-        found = []
+        expert_outputs = []
         for number in range(give.attributes["count"].as_int()):
             name = f"{module}.{number}"
             sent = route_to_expert(self._nodes, name, number, hidden, chosen, shares)
             self._values[take.outputs[0]] = sent.rows
             self._rename = partial(_moved, f"{string_attribute(give, 'module')}.0", name)
             self._replay(parts)
-            found.append((sent, self._values[give.inputs[0]]))
+            expert_outputs.append((sent, self._values[give.inputs[0]]))
         self._rename = outer
-        self._values[give.outputs[0]] = combine_experts(self._nodes, module, hidden, found)
+        self._values[give.outputs[0]] = combine_experts(self._nodes, module, hidden, expert_outputs)
         self._values[give.outputs[0]].shape = give.outputs[0].shape
 
 
 def _module(node: ir.Node) -> str:
-    """The module that a traced node is in."""
+    """Return the module that a traced node belongs to."""
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     return str(scopes[-2]).removeprefix("model").removeprefix(".") if len(scopes) > 1 else ""
 
 
 def _moved(old: str, new: str, name: str) -> str:
-    """``name`` below ``new`` where it is below ``old``."""
+    """Return ``name`` with the prefix ``old`` replaced by ``new``."""
     return new + name.removeprefix(old) if name.startswith(f"{old}.") else name
 
 
 def _size(value: ir.Value) -> int:
-    """Of the last axis."""
+    """Return the size of the last axis."""
     return int(value.shape[-1])
 
 
 def _of_layer(name: str, layer: int) -> str:
+    """Return the name of the same tensor in another layer."""
     past, kind, _, *number = name.split("_")
     return "_".join([past, kind, str(layer), *number])

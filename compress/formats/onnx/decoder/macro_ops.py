@@ -30,7 +30,7 @@ _SELECTED = ("step", "value", "input", "output")
 
 
 def write_lengths(nodes: GraphBuilder, mask: ir.Value) -> Sequence[ir.Value]:
-    """For each row the position of its last token, [batch] int32; and the total length, an int32 scalar."""
+    """Write the position of each row's last token, [batch] int32, and the total length, an int32 scalar."""
     axis = nodes.integers(1)
     count = nodes.op("ReduceSum", "lengths", [mask, axis], keepdims=0)
     # The first column of the mask picks from a table of one entry: 0, were it not 1, picks one that is not there.
@@ -45,9 +45,9 @@ def write_lengths(nodes: GraphBuilder, mask: ir.Value) -> Sequence[ir.Value]:
 
 
 def write_rotary(nodes: GraphBuilder, node: ir.Node, tables: dict[str, Sequence[ir.Value]]) -> Sequence[ir.Value]:
-    """Cosines and sines of all positions, [positions, pairs]; computed when the graph is loaded.
+    """Write cosines and sines of all positions [positions, pairs], which are computed when the graph is loaded.
 
-    ``tables`` are those written so far.
+    ``tables`` holds those written so far.
     """
     frequencies = np.array(node.attributes["frequencies"].as_floats(), np.float32)
     factor, positions = node.attributes["factor"].as_float(), node.attributes["positions"].as_int()
@@ -58,16 +58,16 @@ def write_rotary(nodes: GraphBuilder, node: ir.Node, tables: dict[str, Sequence[
         ends = [nodes.constant(f"constants.{scope}_{name}", np.array(end, np.float32)) for name, end in bounds.items()]
         column = nodes.op("Unsqueeze", scope, [nodes.op("Range", scope, ends), nodes.integers(1)])
         angles = nodes.op("Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])])
-        found = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
+        computed = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
         if factor != 1:
             scale = nodes.constant(f"constants.{scope}_factor", np.array(factor, np.float32))
-            found = [nodes.op("Mul", f"{scope}.{index}", [table, scale]) for index, table in enumerate(found)]
-        tables[key] = found
+            computed = [nodes.op("Mul", f"{scope}.{index}", [table, scale]) for index, table in enumerate(computed)]
+        tables[key] = computed
     return tables[key]
 
 
 class ExpertRows(NamedTuple):
-    """``rows`` [n, hidden] that an expert is sent, the ``tokens`` [n, 1] that they are, and their ``shares`` [n, 1]."""
+    """``rows`` [n, hidden] routed to an expert, the indices of their ``tokens`` [n, 1], and their ``shares`` [n, 1]."""
 
     rows: ir.Value
     tokens: ir.Value
@@ -78,126 +78,155 @@ class ExpertRows(NamedTuple):
 def route_to_expert(
     nodes: GraphBuilder, name: str, number: int, rows: ir.Value, chosen: ir.Value, shares: ir.Value
 ) -> ExpertRows:
-    """What the expert ``number`` is sent of ``rows`` [tokens, hidden], by what the router chose, [tokens, k]."""
+    """Write the selection of the rows that are routed to an expert.
+
+    Args:
+        nodes: The graph.
+        name: Name of the expert's module.
+        number: Index of the expert.
+        rows: Hidden states [tokens, hidden].
+        chosen: Experts that the router chose [tokens, k].
+        shares: Their weights [tokens, k].
+    """
     sent = nodes.op("Equal", name, [chosen, nodes.constant(f"constants.expert_{number}", np.array(number))])
     places = nodes.op("Transpose", name, [nodes.op("NonZero", name, [sent])], perm=[1, 0])
     tokens = nodes.op("Slice", name, [places, *[nodes.integers(value) for value in (0, 1, 1)]])
-    given = nodes.op("GatherND", f"{name}.rows", [rows, tokens])
+    expert_input = nodes.op("GatherND", f"{name}.rows", [rows, tokens])
     share = nodes.op("Unsqueeze", name, [nodes.op("GatherND", f"{name}.share", [shares, places]), nodes.integers(-1)])
-    return ExpertRows(given, tokens, share, name)
+    return ExpertRows(expert_input, tokens, share, name)
 
 
 def combine_experts(
-    nodes: GraphBuilder, scope: str, rows: ir.Value, found: Sequence[tuple[ExpertRows, ir.Value]]
+    nodes: GraphBuilder, scope: str, rows: ir.Value, outputs: Sequence[tuple[ExpertRows, ir.Value]]
 ) -> ir.Value:
-    """[tokens, hidden]: the sum of what the experts that each token was sent to made of it, weighted by its shares."""
-    parts = [nodes.op("Mul", f"{sent.name}.shared", [part, sent.shares]) for sent, part in found]
-    all_tokens = nodes.op("Concat", f"{scope}.tokens", [sent.tokens for sent, _ in found], axis=0)
+    """Write the weighted sum of the experts' outputs [tokens, hidden].
+
+    Args:
+        nodes: The graph.
+        scope: Name of the module of all experts.
+        rows: Hidden states [tokens, hidden].
+        outputs: The rows of each expert and its output for them.
+    """
+    parts = [nodes.op("Mul", f"{sent.name}.shared", [part, sent.shares]) for sent, part in outputs]
+    all_tokens = nodes.op("Concat", f"{scope}.tokens", [sent.tokens for sent, _ in outputs], axis=0)
     all_parts = nodes.op("Concat", f"{scope}.parts", parts, axis=0)
+    # Outputs are added into zeros, since a token is routed to several experts.
     nothing = nodes.op("ConstantOfShape", scope, [nodes.op("Shape", f"{scope}.experts", [rows])])
     return nodes.op("ScatterND", f"{scope}.experts", [nothing, all_tokens, all_parts], reduction="add")
 
 
 def write_delta_rule(nodes: GraphBuilder, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
-    """The state after all tokens, and what each gave, [length, batch, heads, value size]."""
+    """Write the gated delta rule: the final state and the outputs [length, batch, heads, value size]."""
     state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
     token = {kind: ir.val(f"{name}.{kind}", dtype=ir.DataType.FLOAT) for kind in _SEQUENCES}
     scope = f"{name}.token"
 
     def body() -> Sequence[ir.Value]:
+        """Write the update of one token."""
         row, column, both = nodes.integers(-2), nodes.integers(-1), nodes.integers(-2, -1)
         decay = nodes.op("Unsqueeze", f"{scope}.decay", [token["decay"], both])
         decayed = nodes.op("Mul", f"{scope}.decay", [state, decay])
         key = nodes.op("Unsqueeze", f"{scope}.key", [token["key"], row])
-        known = nodes.op("MatMul", f"{scope}.known", [key, decayed])
+        prediction = nodes.op("MatMul", f"{scope}.known", [key, decayed])
         value = nodes.op("Unsqueeze", f"{scope}.value", [token["value"], row])
         beta = nodes.op("Unsqueeze", f"{scope}.beta", [token["beta"], both])
-        delta = nodes.op("Mul", f"{scope}.delta", [nodes.op("Sub", f"{scope}.delta", [value, known]), beta])
+        # The state is corrected by the difference between the value and the state's prediction of it.
+        delta = nodes.op("Mul", f"{scope}.delta", [nodes.op("Sub", f"{scope}.delta", [value, prediction]), beta])
         upright = nodes.op("Unsqueeze", f"{scope}.upright", [token["key"], column])
         learned = nodes.op("MatMul", f"{scope}.learned", [upright, delta])
         after = nodes.op("Add", f"{scope}.after", [decayed, learned])
         query = nodes.op("Unsqueeze", f"{scope}.query", [token["query"], row])
-        given = nodes.op("MatMul", f"{scope}.given", [query, after])
-        return [after, nodes.op("Squeeze", f"{scope}.given", [given, row])]
+        output = nodes.op("MatMul", f"{scope}.given", [query, after])
+        return [after, nodes.op("Squeeze", f"{scope}.given", [output, row])]
 
     graph = nodes.branch(f"{name}.body", body, [state, *token.values()])
     return nodes.several("Scan", name, inputs, 2, body=graph, num_scan_inputs=len(_SEQUENCES))
 
 
 def write_selective_scan(nodes: GraphBuilder, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
-    """The state after all tokens, and what each gave, [length, batch, channels]."""
-    before, decays, *along = inputs
+    """Write the selective scan: the final state and the outputs [length, batch, channels]."""
+    initial_state, decays, *along = inputs
     state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
     token = {kind: ir.val(f"{name}.{kind}", dtype=ir.DataType.FLOAT) for kind in _SELECTED}
     scope = f"{name}.token"
 
     def body() -> Sequence[ir.Value]:
+        """Write the update of one token."""
         row, column = nodes.integers(-2), nodes.integers(-1)
         step, value = (nodes.op("Unsqueeze", f"{scope}.{kind}", [token[kind], column]) for kind in ("step", "value"))
         read = nodes.op("Unsqueeze", f"{scope}.input", [token["input"], row])
-        kept = nodes.op("Exp", f"{scope}.kept", [nodes.op("Mul", f"{scope}.kept", [step, decays])])
-        old = nodes.op("Mul", f"{scope}.old", [state, kept])
+        decay = nodes.op("Exp", f"{scope}.kept", [nodes.op("Mul", f"{scope}.kept", [step, decays])])
+        old = nodes.op("Mul", f"{scope}.old", [state, decay])
         after = nodes.op("Add", f"{scope}.after", [old, nodes.op("Mul", f"{scope}.new", [value, read])])
         output = nodes.op("Unsqueeze", f"{scope}.output", [token["output"], column])
-        given = nodes.op("MatMul", f"{scope}.given", [after, output])
-        return [after, nodes.op("Squeeze", f"{scope}.given", [given, column])]
+        result = nodes.op("MatMul", f"{scope}.given", [after, output])
+        return [after, nodes.op("Squeeze", f"{scope}.given", [result, column])]
 
     graph = nodes.branch(f"{name}.body", body, [state, *token.values()])
-    return nodes.several("Scan", name, [before, *along], 2, body=graph, num_scan_inputs=len(_SELECTED))
+    return nodes.several("Scan", name, [initial_state, *along], 2, body=graph, num_scan_inputs=len(_SELECTED))
 
 
 RECURRENCES: Mapping[str, Callable[[GraphBuilder, str, Sequence[ir.Value]], Sequence[ir.Value]]] = {
     Placeholder.DELTA_RULE: write_delta_rule,
     Placeholder.SELECTIVE_SCAN: write_selective_scan,
 }
-"""What writes each, by its node in a trace."""
+"""Function that writes each recurrence, by its placeholder."""
 
 
 _KIND = "MultiHeadAttention"
 
 
 def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
-    """Write every `plug.CROSS_ATTENTION` as an `If` on ``cached``, in place.
+    """Replace every cross attention by an `If` on ``cached``, in place.
 
-    What only the first call needs, from the products that make keys and values on, moves into its branch.
+    Nodes that only the first call needs, such as the products that compute keys and values, move into its branch.
     """
     for node in [node for node in model.graph if node.op_type == Placeholder.CROSS_ATTENTION]:
         query, key, value, *others = node.inputs
         padding, bias, *past = others
         first = _taken_out(model.graph, node, {key, value})
-        again, anew = (
+        cached_attention, first_attention = (
             node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
             for scope, keys in (("cached", past), ("first", (key, value)))
         )
-        nothing = [_nothing(node, index, one) for index, one in enumerate(past)]
+        nothing = [_nothing(node, index, past_value) for index, past_value in enumerate(past)]
         branches = {
-            "then_branch": _branch(again, [again, *nothing], [one.outputs[0] for one in (again, *nothing)]),
-            "else_branch": _branch(anew, [*first, anew], [anew.outputs[0], key, value]),
+            "then_branch": _branch(
+                cached_attention,
+                [cached_attention, *nothing],
+                [past_value.outputs[0] for past_value in (cached_attention, *nothing)],
+            ),
+            "else_branch": _branch(
+                first_attention, [*first, first_attention], [first_attention.outputs[0], key, value]
+            ),
         }
-        made = node_like(node, "If", "If", [cached], branches, outputs=3)
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], node.outputs, made.outputs)
+        conditional = node_like(node, "If", "If", [cached], branches, outputs=3)
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [conditional], node.outputs, conditional.outputs
+        )
 
 
-def _taken_out(graph: ir.Graph, node: ir.Node, wanted: set[ir.Value | None]) -> list[ir.Node]:
-    """The nodes that nothing but ``wanted`` of ``node`` needs, taken out of the graph in their order."""
-    found: list[ir.Node] = []
+def _taken_out(graph: ir.Graph, node: ir.Node, targets: set[ir.Value | None]) -> list[ir.Node]:
+    """Remove the nodes that only the inputs ``targets`` of ``node`` need, and return them in order."""
+    removed: list[ir.Node] = []
     users = {node}
-    for one in reversed(list(graph)):
-        uses = [use for output in one.outputs for use in output.uses()]
-        read = [use.node in users and (use.node is not node or node.inputs[use.idx] in wanted) for use in uses]
-        if uses and all(read) and not any(output.is_graph_output() for output in one.outputs):
-            users.add(one)
-            found.insert(0, one)
-    graph.remove(found)
-    return found
+    for candidate in reversed(list(graph)):
+        uses = [use for output in candidate.outputs for use in output.uses()]
+        read = [use.node in users and (use.node is not node or node.inputs[use.idx] in targets) for use in uses]
+        if uses and all(read) and not any(output.is_graph_output() for output in candidate.outputs):
+            users.add(candidate)
+            removed.insert(0, candidate)
+    graph.remove(removed)
+    return removed
 
 
 def _nothing(node: ir.Node, index: int, past: ir.Value) -> ir.Node:
-    """An empty tensor in the place of keys or values that a client has."""
+    """Return an empty tensor in place of keys or values that the client keeps."""
     _, heads, _, size = past.shape
     empty = ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))
     return node_like(node, f"nothing_{index}", "Constant", [], {"value": empty})
 
 
 def _branch(last: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> ir.Graph:
+    """Return a branch of an `If`."""
     return ir.Graph([], outputs, nodes=nodes, name=(last.name or "").replace("/", "."))

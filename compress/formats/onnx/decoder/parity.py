@@ -1,4 +1,4 @@
-"""Proof that a model's graphs compute what the torch model with the same weights computes."""
+"""Numerical comparison of a model's graphs with the torch model that has the same weights."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from compress.utils.errors import InputError, IntegrityError, StageError, first_
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
 _CPU = "CPUExecutionProvider"
 _PROMPT = 2
-"""Tokens that are read at once, as a transcript's prompt is, before the others come one by one."""
+"""Number of tokens that are read at once, as a transcript's prompt is, before the others are read one by one."""
 Inputs = Mapping[str, np.ndarray]
-"""What an encoder is given: rows of examples, by the names of its inputs."""
+"""Inputs of an encoder: rows of examples by input name."""
 Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
-"""Logits that are expected and that were found; the first are those of whole texts, read in one go."""
+"""Expected and actual logits; the first pair holds those of whole texts, read at once."""
 
 
 @dataclass(frozen=True)
 class DecoderParity:
-    """``difference``: the largest of a logit from torch, all arithmetic in fp32.
+    """Result of a comparison. ``difference`` is the largest of a logit from torch with all arithmetic in fp32.
 
-    ``rounding`` is what activations rounded to 8 bits add in the graph that ships: the root mean square of the
-    logits' differences over that of the logits about their mean; 0 where nothing is rounded. ``agreement`` is the
-    share of positions with the same likeliest token.
+    ``rounding`` is the effect of 8-bit activations in the shipped graph: the root mean square of the logits'
+    differences over that of the logits about their mean; 0 where nothing is rounded. ``agreement`` is the share of
+    positions with the same most likely token.
     """
 
     difference: float
@@ -62,41 +62,49 @@ class DecoderParity:
 def verify_decoder(
     model: OnnxModel, checkpoint: Checkpoint, windows: np.ndarray, tolerance: float, rounding_limit: float
 ) -> DecoderParity:
-    """Compare graph and torch on ``windows`` [2 or more, length] of token ids.
+    """Compare graph and torch on token ids, read as in `reading_orders`.
 
-    They are read as `reading_orders` reads them. Raises `IntegrityError` for a difference above ``tolerance`` in fp32, or
-    above ``rounding_limit`` as shipped.
+    Args:
+        model: The exported decoder.
+        checkpoint: Its checkpoint.
+        windows: Token ids [2 or more, length].
+        tolerance: Largest accepted difference of a logit in fp32.
+        rounding_limit: Largest accepted effect of 8-bit activations as shipped.
+
+    Raises:
+        IntegrityError: A limit is exceeded.
     """
     expected = torch_logits(checkpoint, windows)
     return _held_to(model, lambda one: reading_orders(_Session(one), windows, expected), tolerance, rounding_limit)
 
 
 class TokenReader(Protocol):
-    """What reads rows of tokens and keeps what it has read."""
+    """Reader of rows of tokens that keeps a cache of them."""
 
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """[rows, length, vocabulary] of texts from their beginning."""
+        """Return the logits [rows, length, vocabulary] of new texts."""
 
     def more(self, ids: np.ndarray) -> np.ndarray:
-        """[rows, length, vocabulary] of what follows the texts so far."""
+        """Return the logits [rows, length, vocabulary] of tokens that continue the texts."""
 
 
 def torch_logits(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
-    """Logits [rows, length, vocabulary] of ``windows`` by transformers, with the weights of ``checkpoint``."""
+    """Return the logits [rows, length, vocabulary] of transformers with the weights of ``checkpoint``."""
     return _logits(load_adapted(checkpoint), input_ids=windows)
 
 
 def reading_orders(session: TokenReader, windows: np.ndarray, expected: np.ndarray) -> Pairs:
-    """All windows in one go; the first half in one go and every later token by itself; and padded on the right.
+    """Yield expected and actual logits of texts read in three ways.
 
-    For the latter the second row is cut to half its length.
+    All windows are read at once; then the first half at once and every later token singly; then padded on the right,
+    with the second row cut to half its length.
     """
     length = windows.shape[1]
     half = length // 2
     yield _last(expected, session.logits(windows))
     yield _last(expected[:, :half], session.logits(windows[:, :half]))
-    for place in range(half, length):
-        yield _last(expected[:, place : place + 1], session.more(windows[:, place : place + 1]))
+    for position in range(half, length):
+        yield _last(expected[:, position : position + 1], session.more(windows[:, position : position + 1]))
     mask = np.ones_like(windows)
     mask[1, half:] = 0
     padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
@@ -114,10 +122,21 @@ def verify_encoder_decoder(
     rounding_limit: float,
     more: int = 0,
 ) -> DecoderParity:
-    """Compare graphs and torch over ``inputs`` and their ``texts`` of token ids [rows, length].
+    """Compare graphs and torch over ``inputs`` and ``texts``.
 
-    After a text come ``more`` tokens, those that torch finds likeliest. Each is read in one go, and again as it is
-    written: its beginning, then token by token. Raises as `verify_decoder` does.
+    Each text is read at once, and again as it is generated: its beginning, then token by token.
+
+    Args:
+        model: The exported encoder and decoder.
+        checkpoint: Their checkpoint.
+        inputs: Inputs of the encoder.
+        texts: Token ids [rows, length] for each of the inputs.
+        tolerance: Largest accepted difference of a logit in fp32.
+        rounding_limit: Largest accepted effect of 8-bit activations as shipped.
+        more: Number of tokens after each text, those that torch finds most likely.
+
+    Raises:
+        IntegrityError: A limit is exceeded.
     """
     module, written = _pair_in_torch(checkpoint), []
     for batch, tokens in zip(inputs, texts, strict=True):
@@ -129,9 +148,9 @@ def verify_encoder_decoder(
 
     def answers(model: OnnxModel) -> Pairs:
         graphs = _opened_pair(model)
-        for batch, tokens, wanted in written:
+        for batch, tokens, expected in written:
             for parts in ([tokens], np.split(tokens, range(_PROMPT, tokens.shape[1]), axis=1)):
-                yield _last(wanted, _read(*graphs, batch, parts))
+                yield _last(expected, _read(*graphs, batch, parts))
 
     return _held_to(model, answers, tolerance, rounding_limit)
 
@@ -141,27 +160,43 @@ def verify_image_reader(
 ) -> DecoderParity:
     """Compare the three graphs with torch on ``examples``, prompts with their answers, one by one.
 
-    ``image`` is the token in whose place features stand. Each is read in one go, and again with the tokens behind its
-    image one by one. Raises as `verify_decoder` does.
+    Each is read at once, and again with the tokens after its image one by one.
+
+    Args:
+        model: The exported graphs.
+        checkpoint: Their checkpoint.
+        examples: The examples.
+        image: Token that stands for image features.
+        tolerance: Largest accepted difference of a logit in fp32.
+        rounding_limit: Largest accepted effect of 8-bit activations as shipped.
+
+    Raises:
+        IntegrityError: A limit is exceeded.
     """
-    module, batches = load_adapted(checkpoint), [examples.batch([place]) for place in range(len(examples))]
+    module, batches = load_adapted(checkpoint), [examples.batch([index]) for index in range(len(examples))]
     expected = [_logits(module, **batch) for batch in batches]
     del module
 
     def answers(model: OnnxModel) -> Pairs:
         graphs = open_image_reader(model, image)
-        found = [graphs.begin(batch[IDS], batch[PIXELS]) for batch in batches]
-        yield np.concatenate([one[0] for one in expected]), np.concatenate([one[0] for one in found])
-        for batch, wanted in zip(batches, expected, strict=True):
+        actual = [graphs.begin(batch[IDS], batch[PIXELS]) for batch in batches]
+        yield (
+            np.concatenate([row_logits[0] for row_logits in expected]),
+            np.concatenate([row_logits[0] for row_logits in actual]),
+        )
+        for batch, example_logits in zip(batches, expected, strict=True):
             behind = int(np.flatnonzero(batch[IDS][0] == image)[-1]) + 1
             start, *tokens = np.split(batch[IDS], range(behind, batch[IDS].shape[1]), axis=1)
-            yield wanted, np.concatenate([graphs.begin(start, batch[PIXELS]), *map(graphs.read, tokens)], axis=1)
+            yield (
+                example_logits,
+                np.concatenate([graphs.begin(start, batch[PIXELS]), *map(graphs.read, tokens)], axis=1),
+            )
 
     return _held_to(model, answers, tolerance, rounding_limit)
 
 
 def _pair_in_torch(checkpoint: Checkpoint) -> Any:
-    """By transformers itself where it can: it makes tables of positions that no file has."""
+    """Load the torch model, through transformers if possible, which computes position tables that no file holds."""
     from transformers import AutoConfig
 
     if checkpoint.quantization is not None or (checkpoint.folder / ADAPTER).is_dir():
@@ -171,41 +206,51 @@ def _pair_in_torch(checkpoint: Checkpoint) -> Any:
 
 
 def teacher_forced_logits(model: OnnxModel, example: Inputs, tokens: np.ndarray) -> np.ndarray:
-    """Logits [tokens, vocabulary] of a text that is read at once; nothing of the ``example`` has an axis of rows."""
+    """Return the logits [tokens, vocabulary] of one text that is read at once; ``example`` has no batch axis."""
     batch = {name: array[np.newaxis] for name, array in example.items()}
     logits: np.ndarray = _read(*_opened_pair(model), batch, [tokens[np.newaxis]])[0]
     return logits
 
 
 def open_image_reader(model: OnnxModel, image: int) -> EmbeddedDecoder:
-    """Three graphs that read images, on the processor."""
+    """Open the three graphs of a vision-language model on the processor."""
     vision, table, decoder = map(session_of, model.graphs.values())
     return EmbeddedDecoder(vision, table, decoder, image, "the stage's graphs")
 
 
-def _logits(module: Any, **given: np.ndarray) -> np.ndarray:
+def _logits(module: Any, **inputs: np.ndarray) -> np.ndarray:
+    """Return the logits of a torch model."""
     with torch.inference_mode():
-        logits: np.ndarray = module(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+        logits: np.ndarray = module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy()
     return logits
 
 
-def _last(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A graph may give the logits of the last positions alone."""
-    return expected[:, -found.shape[1] :], found
+def _last(expected: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both logits for the last positions, since a graph may return only those."""
+    return expected[:, -actual.shape[1] :], actual
 
 
 def _held_to(
     model: OnnxModel, answers: Callable[[OnnxModel], Pairs], tolerance: float, rounding_limit: float
 ) -> DecoderParity:
+    """Compare the model, in fp32 and as it is, with the expected logits."""
     exact = _in_fp32(model)
     hint = "set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit"
     return held(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, hint)
 
 
 def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, hint: str) -> DecoderParity:
-    """What answers in fp32, ``exact``, are held to, and those of the file that ships, if it computes otherwise.
+    """Check fp32 logits and those of the shipped file against their limits.
 
-    ``hint``: what helps where rounding does too much. Raises `IntegrityError`.
+    Args:
+        exact: Expected and actual logits, all arithmetic in fp32.
+        shipped: Expected and actual logits of the shipped file, or None if it computes in fp32.
+        tolerance: Largest accepted difference of a logit in fp32.
+        rounding_limit: Largest accepted effect of rounding.
+        hint: Advice if rounding has too large an effect.
+
+    Raises:
+        IntegrityError: A limit is exceeded.
     """
     worst = distance(exact).worst
     difference = worst if np.isfinite(worst) else float("inf")
@@ -217,21 +262,21 @@ def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: 
         )
     if shipped is None:
         return DecoderParity(difference, 0.0, 1.0)
-    expected, found = next(shipped)
+    expected, actual = next(shipped)
     spread = expected - expected.mean(-1, keepdims=True)
-    rounding = float(np.sqrt(np.square(found - expected).mean() / np.square(spread).mean()))
+    rounding = float(np.sqrt(np.square(actual - expected).mean() / np.square(spread).mean()))
     if not rounding <= rounding_limit:
         raise IntegrityError(
             f"With activations in 8 bits the decoder's logits are off by {rounding:.1%} of their spread.",
             expected=f"at most {rounding_limit:.1%}",
             hint=hint,
         )
-    return DecoderParity(difference, rounding, float((found.argmax(-1) == expected.argmax(-1)).mean()))
+    return DecoderParity(difference, rounding, float((actual.argmax(-1) == expected.argmax(-1)).mean()))
 
 
 def _in_fp32(model: OnnxModel) -> OnnxModel:
-    """The model itself where nothing is rounded, else a copy whose few-bit products compute in fp32."""
-    if all(found.i == _FP32 for graph in model.graphs.values() for found in _levels(graph)):
+    """Return the model itself if nothing is rounded, else a copy whose few-bit products compute in fp32."""
+    if all(level.i == _FP32 for graph in model.graphs.values() for level in _levels(graph)):
         return model
     graphs = {}
     for name, graph in model.graphs.items():
@@ -243,12 +288,13 @@ def _in_fp32(model: OnnxModel) -> OnnxModel:
 
 
 def _levels(model: onnx.ModelProto) -> list[onnx.AttributeProto]:
+    """Return the accuracy levels of all few-bit products."""
     products = (node for graph in all_graphs(model.graph) for node in graph.node if node.op_type == _FEW_BITS)
     return [attribute for node in products for attribute in node.attribute if attribute.name == _LEVEL]
 
 
 def _opened(graph: onnx.ModelProto) -> OnnxSession:
-    """A graph opened from its own file, as whoever gets it will."""
+    """Open a graph from a file of its own, as a user will."""
     with tempfile.TemporaryDirectory() as folder:
         OnnxModel(graph, FLOAT_GRAPH, {}).save(Path(folder))
         path = next(Path(folder).rglob("*.onnx"))
@@ -256,19 +302,20 @@ def _opened(graph: onnx.ModelProto) -> OnnxSession:
 
 
 def _opened_pair(model: OnnxModel) -> tuple[OnnxSession, PairDecoder]:
+    """Open an encoder and its decoder."""
     encoder, decoder = map(_opened, model.graphs.values())
     return encoder, PairDecoder(decoder, "the stage's graph")
 
 
 def _read(encoder: OnnxSession, decoder: PairDecoder, inputs: Inputs, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Logits [rows, tokens, vocabulary] of texts that come in ``parts``."""
+    """Return the logits [rows, tokens, vocabulary] of texts that are read in ``parts``."""
     (hidden,) = encoder.predict(inputs).values()
     decoder.begin(hidden, inputs.get(MASK))
     return np.concatenate([decoder.read_all(part) for part in parts], axis=1)
 
 
 class _Session:
-    """An opened graph with the cache of what it has read."""
+    """An opened decoder with the cache of the tokens that it has read."""
 
     def __init__(self, model: OnnxModel) -> None:
         self._session = _opened(model.graph)
@@ -276,25 +323,26 @@ class _Session:
         self._feed: dict[str, np.ndarray] = {}
 
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """[rows, length, vocabulary] of texts from their beginning."""
+        """Return the logits [rows, length, vocabulary] of new texts."""
         self._feed = dict(self._whole({IDS: ids, MASK: np.ones_like(ids) if mask is None else mask}))
         return self._run()
 
     def more(self, ids: np.ndarray) -> np.ndarray:
-        """[rows, length, vocabulary] of what follows the texts so far."""
+        """Return the logits [rows, length, vocabulary] of tokens that continue the texts."""
         self._feed |= {IDS: ids, MASK: np.concatenate([self._feed[MASK], np.ones_like(ids)], axis=1)}
         return self._run()
 
     def _run(self) -> np.ndarray:
+        """Run the graph and keep the cache that it returns."""
         new = self._feed[IDS].shape[1]
         try:
-            found = self._session.predict(self._feed)
+            outputs = self._session.predict(self._feed)
         except (InputError, StageError) as error:
-            seen = self._feed[MASK].shape[1] - new
+            past_length = self._feed[MASK].shape[1] - new
             raise IntegrityError(
-                f"The decoder's graph does not run on {new} tokens after {seen}: {first_line(error)}",
+                f"The decoder's graph does not run on {new} tokens after {past_length}: {first_line(error)}",
                 expected="a graph for prompts and tokens of any length",
                 hint="ship the model as a GPTQ checkpoint or GGUF instead",
             ) from error
-        self._feed |= {name: found[present_of(name)] for name in self._feed if name.startswith("past")}
-        return found["logits"]
+        self._feed |= {name: outputs[present_of(name)] for name in self._feed if name.startswith("past")}
+        return outputs["logits"]

@@ -1,4 +1,4 @@
-"""Rewrites of a traced decoder, for any family: what exporters leave that ONNX Runtime has a single operator for."""
+"""Rewrites of a traced decoder of any family into single operators of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _ATTENTION = ("MultiHeadAttention", Placeholder.CROSS_ATTENTION)
 
 
 def tidy(model: ir.Model, few_rows: bool = True) -> None:
-    """Apply every rewrite, in place, and drop what nothing reads any more.
+    """Apply every rewrite, in place, and drop unused nodes.
 
-    Norms take sums in only where a call has ``few_rows``: over an encoder's thousands the two are faster apart.
+    Norms are fused with sums only where a call has ``few_rows``. Over an encoder's thousands of rows the two are faster
+    apart.
     """
     for rewrite in (
         _norm_before_turning,
@@ -37,6 +38,7 @@ def tidy(model: ir.Model, few_rows: bool = True) -> None:
         for node in list(model.graph):
             rewrite(model.graph, node)
         RemoveUnusedNodesPass()(model)
+    # Recorded shapes and types of values in between may contradict the rewritten nodes.
     model.graph.sort()
     for value in (*model.graph.initializers.values(), *(output for node in model.graph for output in node.outputs)):
         if not value.is_graph_output():
@@ -44,22 +46,33 @@ def tidy(model: ir.Model, few_rows: bool = True) -> None:
 
 
 def _producer(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | None:
+    """Return the node that computes ``value`` if it is of that kind."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == kind and node.domain == domain else None
 
 
 def _put(
     graph: ir.Graph,
-    before: ir.Node,
+    successor: ir.Node,
     like: ir.Node,
     kind: str,
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Any],
     replaced: Mapping[int, ir.Value],
 ) -> None:
-    """A node ``before`` another, in the module of ``like``; its outputs take the place of those ``replaced``."""
+    """Insert a node whose outputs replace existing values.
+
+    Args:
+        graph: The graph.
+        successor: Node to insert before.
+        like: Node whose module the new node belongs to.
+        kind: Operator type.
+        inputs: Inputs of the node.
+        attributes: Attributes of the node.
+        replaced: The value that each output replaces, by index of the output.
+    """
     node = node_like(like, kind, kind, inputs, attributes, "" if kind == _NORM else MICROSOFT, max(replaced) + 1)
-    graph.insert_before(before, node)
+    graph.insert_before(successor, node)
     for index, new in enumerate(node.outputs):
         if (old := replaced.get(index)) is None:
             new.name = ""
@@ -70,6 +83,7 @@ def _put(
 
 
 def _shape(value: ir.Value | None) -> list[int | str] | None:
+    """Return the axes of a value, or None if one is unknown."""
     if value is None or value.shape is None:
         return None
     axes = [axis if isinstance(axis, int) else axis.value for axis in value.shape]
@@ -77,7 +91,7 @@ def _shape(value: ir.Value | None) -> list[int | str] | None:
 
 
 def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
-    """Norm over the last axis of turned heads, turned back: the same norm of heads that were not turned."""
+    """Move a norm over the last axis before the transposes around it, which then vanish."""
     if node.op_type != "Transpose" or tuple(node.attributes["perm"].as_ints()) != _SAME:
         return
     norm = _producer(node.inputs[0], _NORM)
@@ -91,16 +105,20 @@ def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _reshape_of_reshape(graph: ir.Graph, node: ir.Node) -> None:
-    """Reshaped to what it was: the value itself; reshaped twice: once."""
+    """Merge two reshapes, and drop a reshape to the original shape."""
     if node.op_type != "Reshape" or (inner := _producer(node.inputs[0], "Reshape")) is None:
         return
-    source, wanted, old = inner.inputs[0], _shape(node.outputs[0]), node.outputs[0]
-    if wanted is None:
+    source, target_shape, old = inner.inputs[0], _shape(node.outputs[0]), node.outputs[0]
+    if target_shape is None:
         return
     target = ir.convenience.get_const_tensor(node.inputs[1])
-    given = [axis if isinstance(axis, int) else axis.value for axis in source.shape or ()]
+    source_shape = [axis if isinstance(axis, int) else axis.value for axis in source.shape or ()]
     # With as many elements one axis at most is not known to be the same; 0 copies an axis of the input.
-    if source.shape is not None and len(given) == len(wanted) and sum(map(operator.ne, given, wanted)) <= 1:
+    if (
+        source.shape is not None
+        and len(source_shape) == len(target_shape)
+        and sum(map(operator.ne, source_shape, target_shape)) <= 1
+    ):
         if not old.is_graph_output():
             ir.convenience.replace_all_uses_with(old, source)
     elif len(inner.outputs[0].uses()) == 1 and not (target is not None and (target.numpy() == 0).any()):
@@ -108,15 +126,15 @@ def _reshape_of_reshape(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
-    """A reshape to axes that its input has, or that are known, needs no shape computed."""
+    """Store the target of a reshape whose axes are known or those of its input, instead of computing it."""
     if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is not None:
         return
-    given, wanted = _shape(node.inputs[0]), _shape(node.outputs[0])
-    if given is None or wanted is None:
+    source_shape, target_shape = _shape(node.inputs[0]), _shape(node.outputs[0])
+    if source_shape is None or target_shape is None:
         return
     target = [
-        axis if isinstance(axis, int) else 0 if given[index : index + 1] == [axis] else -1
-        for index, axis in enumerate(wanted)
+        axis if isinstance(axis, int) else 0 if source_shape[index : index + 1] == [axis] else -1
+        for index, axis in enumerate(target_shape)
     ]
     if target.count(-1) > 1:
         return
@@ -130,7 +148,7 @@ def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
-    """Attention takes queries, keys and values side by side, as a joined product gives them."""
+    """Pass queries, keys and values side by side, as a joined product returns them, instead of splitting them."""
     if node.op_type != "GroupQueryAttention":
         return
     split = _producer(node.inputs[0], "Split")
@@ -142,18 +160,18 @@ def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
-    """x times its sigmoid (SiLU)."""
+    """Fuse x times its sigmoid (SiLU)."""
     if node.op_type != "Mul":
         return
-    for value, other in (node.inputs, node.inputs[::-1]):
-        sigmoid = _producer(other, "Sigmoid")
+    for value, factor in (node.inputs, node.inputs[::-1]):
+        sigmoid = _producer(factor, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is value:
             _put(graph, node, node, "QuickGelu", [value], {"alpha": 1.0}, {0: node.outputs[0]})
             return
 
 
 def _plain_gather(graph: ir.Graph, node: ir.Node) -> None:
-    """Rows picked by one number each."""
+    """Replace a `GatherND` of rows that one number each selects by `Gather`."""
     places = _producer(node.inputs[1], "Unsqueeze") if node.op_type == "GatherND" else None
     if places is None or node.attributes.get_int("batch_dims", 0):
         return
@@ -165,10 +183,10 @@ def _plain_gather(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _scaled_queries(graph: ir.Graph, node: ir.Node) -> None:
-    """Queries that are multiplied by a number before attention: the attention does it."""
+    """Move a factor of the queries into the scale of the attention."""
     scaled = _producer(node.inputs[0], "Mul") if node.op_type in _ATTENTION else None
-    for value, other in (scaled.inputs, scaled.inputs[::-1]) if scaled is not None else ():
-        number = None if other is None else ir.convenience.get_const_tensor(other)
+    for value, factor in (scaled.inputs, scaled.inputs[::-1]) if scaled is not None else ():
+        number = None if factor is None else ir.convenience.get_const_tensor(factor)
         if number is not None and number.size == 1:
             node.replace_input_with(0, value)
             scale = node.attributes["scale"].as_float() * float(number.numpy().reshape(()))
@@ -177,11 +195,11 @@ def _scaled_queries(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
-    """The norm of a sum gives the sum too."""
+    """Fuse an addition into the following norm, which returns the sum too."""
     skip = _SKIPS.get(node.op_type)
     if skip is None or (added := _producer(node.inputs[0], "Add")) is None:
         return
-    if any(one.outputs[0].is_graph_output() for one in (added, node)):
+    if any(fused.outputs[0].is_graph_output() for fused in (added, node)):
         return
     shapes = [None if value is None or value.const_value is not None else _shape(value) for value in added.inputs]
     if shapes[0] is None or shapes[0] != shapes[1] or len(shapes[0]) != 3:

@@ -24,7 +24,7 @@ from compress.numerics.integer_grid import QuantizedWeight
 from compress.utils.errors import ModelError
 
 INTEGERS = ".weight_Q"
-"""Stands before the bits in the name of what holds a weight's integers."""
+"""Part of the name of a weight's integers, before the number of bits."""
 KERNEL_BITS = (2, 4, 8)
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
 _BYTE = 8
@@ -32,7 +32,7 @@ _BYTE = 8
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """``values`` [rows, blocks * block_size] uint8 below 2**bits, padded where the columns end within a block.
+    """Integers ``values`` [rows, blocks * block_size] uint8 below 2**bits, padded where the columns end within a block.
 
     ``scales`` [rows, blocks] float16; ``zero_points`` [rows, blocks] uint8, or None where each is 2**(bits - 1).
     """
@@ -46,43 +46,44 @@ class StoredWeight:
 
     @property
     def kernel_bits(self) -> int:
-        """The width that the kernels have for these bits."""
+        """Number of bits of the kernel that can hold these integers."""
         return min(width for width in KERNEL_BITS if width >= self.bits)
 
     @property
     def rows(self) -> int:
-        """Outputs of the product, or entries of the table."""
+        """Number of outputs of the product, or entries of the table."""
         return len(self.values)
 
     @property
     def offset(self) -> int:
-        """What the kernels' integers are larger by: their middle is that of their own width."""
+        """Difference between the zero of the kernel's wider integers and that of ``values``."""
         return 0 if self.zero_points is not None else (1 << (self.kernel_bits - 1)) - (1 << (self.bits - 1))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """[rows, blocks, bytes of a block], as the kernels take the integers."""
+        """Shape of the kernels' integers: [rows, blocks, bytes of a block]."""
         blocks = self.scales.shape[1]
         return self.rows, blocks, self.block_size * self.kernel_bits // 8
 
     def integers(self) -> np.ndarray:
-        """The kernels' bytes."""
+        """Return the integers as the kernels' bytes."""
         return pack(self.values + np.uint8(self.offset), self.kernel_bits).reshape(self.shape)
 
     def packed_zero_points(self) -> np.ndarray | None:
-        """[rows, ceil(blocks * kernel_bits / 8)] uint8, or None."""
+        """Return the zero points [rows, ceil(blocks * kernel_bits / 8)] uint8, or None."""
         return None if self.zero_points is None else pack(self.zero_points, self.kernel_bits)
 
     def can_stack(self, other: StoredWeight) -> bool:
-        """Whether both can be the rows of one weight."""
+        """Return whether both weights can be rows of one weight."""
         same = self.bits == other.bits and self.block_size == other.block_size and self.columns == other.columns
         return same and (self.zero_points is None) == (other.zero_points is None)
 
 
 def store(weight: QuantizedWeight, name: str) -> StoredWeight:
-    """The same integers and scales in blocks. Raises `ModelError` where no block size serves.
+    """Return a quantized weight in blocks of a size that the kernels support, with the same integers and scales.
 
-    Groups that are no power of two, or a whole row, become smaller blocks with the same scale.
+    Groups that are no power of two, or a whole row, become smaller blocks with the same scale. Raises `ModelError` if
+    no block size fits.
     """
     rows, columns = weight.integers.shape
     block = _block_size(weight.group_size, columns, name)
@@ -101,7 +102,7 @@ def store(weight: QuantizedWeight, name: str) -> StoredWeight:
 
 
 def stack(weights: Sequence[StoredWeight]) -> StoredWeight:
-    """The rows of several weights that join, one below the other."""
+    """Return the rows of several weights as one weight."""
     zeros = [weight.zero_points for weight in weights if weight.zero_points is not None]
     return replace(
         weights[0],
@@ -112,20 +113,20 @@ def stack(weights: Sequence[StoredWeight]) -> StoredWeight:
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:
-    """[rows, n] integers below 2**bits -> [rows, ceil(n * bits / 8)] uint8, the first in the low bits."""
-    each = 8 // bits
-    missing = -values.shape[1] % each
-    padded = np.pad(values, ((0, 0), (0, missing))).reshape(len(values), -1, each)
+    """Pack integers [rows, n] below 2**bits into [rows, ceil(n * bits / 8)] uint8, the first in the low bits."""
+    per_byte = 8 // bits
+    missing = -values.shape[1] % per_byte
+    padded = np.pad(values, ((0, 0), (0, missing))).reshape(len(values), -1, per_byte)
     packed = np.zeros(padded.shape[:2], np.uint8)
-    for index in range(each):
+    for index in range(per_byte):
         packed |= padded[..., index] << np.uint8(bits * index)
     return packed
 
 
 def _block_size(group_size: int, columns: int, name: str) -> int:
-    """The largest power of two that no border of a group cuts, and that fills the row if one does."""
-    expand_weight = group_size >= columns
-    block = LARGEST_BLOCK if expand_weight else min(group_size & -group_size, LARGEST_BLOCK)
+    """Return the largest power of two that divides the groups, and the row where that leaves blocks large enough."""
+    whole_row = group_size >= columns
+    block = LARGEST_BLOCK if whole_row else min(group_size & -group_size, LARGEST_BLOCK)
     if block < SMALLEST_BLOCK:
         raise ModelError(
             f"Groups of {group_size} cannot be stored for ONNX Runtime's few-bit kernels.",
@@ -138,29 +139,37 @@ def _block_size(group_size: int, columns: int, name: str) -> int:
 
 
 def plane_widths(bits: int) -> tuple[int, ...]:
-    """The planes of integers of so many bits, the low ones first: 7 is (4, 2, 1)."""
+    """Return the widths of the planes of integers of so many bits, low bits first: 7 is (4, 2, 1)."""
     return tuple(width for width in (4, 2, 1) if bits & width)
 
 
 def split_planes(values: np.ndarray, bits: int) -> list[np.ndarray]:
-    """The planes of [rows, n] integers below 2**bits, each [rows, 1, n * width / 8] uint8.
+    """Return the planes of integers [rows, n] below 2**bits, each [rows, 1, n * width / 8] uint8.
 
-    A byte holds values that lie n * width / 8 apart, so that they are laid side by side without being woven.
+    A byte holds values that are n * width / 8 apart, so that unpacked values are contiguous.
     """
-    planes, place = [], 0
+    planes, shift = [], 0
     for width in plane_widths(bits):
-        runs = (values >> place & (1 << width) - 1).reshape(len(values), _BYTE // width, -1)
+        runs = (values >> shift & (1 << width) - 1).reshape(len(values), _BYTE // width, -1)
         planes.append(pack(runs.swapaxes(1, 2).reshape(len(values), -1), width)[:, None])
-        place += width
+        shift += width
     return planes
 
 
 def join_planes(
     nodes: GraphBuilder, name: str, planes: Sequence[ir.Value], bits: int, shape: tuple[int, int]
 ) -> ir.Value:
-    """The operators that make the integers [rows, n] of their planes again."""
-    expand_weight: ir.Value | None = None
-    place = 0
+    """Write the operators that restore the integers [rows, n] from their planes.
+
+    Args:
+        nodes: The graph.
+        name: Name of the weight's module.
+        planes: The stored planes, low bits first.
+        bits: Number of bits of the integers.
+        shape: [rows, n].
+    """
+    joined: ir.Value | None = None
+    shift = 0
     for index, (plane, width) in enumerate(zip(planes, plane_widths(bits), strict=True)):
         scope = f"{name}.plane{index}"
         places = np.arange(0, _BYTE, width, dtype=np.uint8)[None, :, None]
@@ -168,43 +177,52 @@ def join_planes(
         moved = nodes.op("BitShift", scope, [plane, steps], direction="RIGHT")
         masked = nodes.op("BitwiseAnd", scope, [moved, _byte(nodes, (1 << width) - 1)])
         values = nodes.op("Reshape", scope, [masked, nodes.integers(*shape)])
-        if expand_weight is not None:
-            raised = nodes.op("BitShift", f"{scope}.raised", [values, _byte(nodes, place)], direction="LEFT")
-            values = nodes.op("BitwiseOr", scope, [expand_weight, raised])
-        expand_weight, place = values, place + width
-    assert expand_weight is not None
-    return expand_weight
+        if joined is not None:
+            raised = nodes.op("BitShift", f"{scope}.raised", [values, _byte(nodes, shift)], direction="LEFT")
+            values = nodes.op("BitwiseOr", scope, [joined, raised])
+        joined, shift = values, shift + width
+    assert joined is not None
+    return joined
 
 
 def write_integers(nodes: GraphBuilder, name: str, stored: StoredWeight, planes: bool = True) -> ir.Value:
-    """As the kernels take them, or, for bits that the kernels lack, the ``planes`` and what makes them whole."""
+    """Write the integers for the kernels; bits that the kernels lack are stored in ``planes`` and joined.
+
+    Args:
+        nodes: The graph.
+        name: Name of the weight's module.
+        stored: The weight.
+        planes: Whether to store odd bits in planes rather than in the kernels' next width.
+    """
     bits, values, nibbles = stored.bits, stored.values, stored.kernel_bits == _BYTE // 2
     if bits == stored.kernel_bits or not planes:
         return nodes.constant(f"{name}{INTEGERS}{stored.kernel_bits}", stored.integers())
+    # Two values share a byte; splitting even and odd values keeps those of a byte half a row apart.
     if nibbles:  # the two of a byte come out of the planes half a row apart
         values = np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
     parts = [
         nodes.constant(f"{name}{INTEGERS}{bits}_plane{index}", plane)
         for index, plane in enumerate(split_planes(values, bits))
     ]
-    expand_weight = join_planes(nodes, name, parts, bits, values.shape)
+    joined = join_planes(nodes, name, parts, bits, values.shape)
     if stored.offset:
-        expand_weight = nodes.op("Add", f"{name}.lifted", [expand_weight, _byte(nodes, stored.offset)])
+        joined = nodes.op("Add", f"{name}.lifted", [joined, _byte(nodes, stored.offset)])
     if nibbles:
-        even, odd = nodes.several("Split", f"{name}.pair", [expand_weight], 2, axis=1, num_outputs=2)
+        even, odd = nodes.several("Split", f"{name}.pair", [joined], 2, axis=1, num_outputs=2)
         raised = nodes.op("BitShift", f"{name}.pair", [odd, _byte(nodes, 4)], direction="LEFT")
-        expand_weight = nodes.op("BitwiseOr", f"{name}.pair", [even, raised])
-    return nodes.op("Reshape", f"{name}.blocks", [expand_weight, nodes.integers(*stored.shape)])
+        joined = nodes.op("BitwiseOr", f"{name}.pair", [even, raised])
+    return nodes.op("Reshape", f"{name}.blocks", [joined, nodes.integers(*stored.shape)])
 
 
 def _byte(nodes: GraphBuilder, value: int) -> ir.Value:
+    """Store a uint8 scalar."""
     return nodes.constant(f"constants.uint8.{value}", np.array(value, np.uint8))
 
 
 def typed_integers(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
-    """The integers [rows, blocks, block_size] in a type of ONNX's of as many bits, about zero if they have no other.
+    """Return the integers [rows, blocks, block_size] in an ONNX type of as many bits, signed if symmetric.
 
-    Raises `ModelError` for bits or blocks that don't fit.
+    Raises `ModelError` for bits or blocks that are not supported.
     """
     symmetric = stored.zero_points is None
     if stored.bits not in (4, 8) or stored.values.shape[1] != stored.columns:
@@ -221,7 +239,7 @@ def typed_integers(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.Data
 
 
 def _as_floats(nodes: GraphBuilder, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-    """Integers [blocks, block_size, rows], scales and zero points [blocks, 1, rows]; raises as `typed_integers` does."""
+    """Write integers [blocks, block_size, rows], scales and zero points [blocks, 1, rows] as floats."""
     blocks, kind = typed_integers(stored, name)
     integers = nodes.constant(f"{name}{INTEGERS}{stored.bits}", blocks.transpose(1, 2, 0), kind)
     scales = nodes.constant(f"{name}.weight_scales", stored.scales.T[:, None])
@@ -234,15 +252,23 @@ def _as_floats(nodes: GraphBuilder, name: str, stored: StoredWeight) -> tuple[ir
 
 
 def multiply_expanded(nodes: GraphBuilder, name: str, value: ir.Value, stored: StoredWeight) -> ir.Value:
-    """The products [batch, length, rows] of ``value`` [batch, length, columns] with a weight, block by block.
+    """Write the products [batch, length, rows] of ``value`` [batch, length, columns] and a weight, block by block.
 
-    Raises `ModelError` for bits or blocks that don't fit.
+    Args:
+        nodes: The graph.
+        name: Name of the weight's module.
+        value: Left operand.
+        stored: The weight.
+
+    Raises:
+        ModelError: Bits or blocks are not supported.
     """
     integers, scales, zeros = _as_floats(nodes, name, stored)
     shape = nodes.integers(0, 0, stored.scales.shape[1], stored.block_size)
-    apart = nodes.op("Reshape", f"{name}.blocks", [value, shape])
-    turned = nodes.op("Transpose", f"{name}.blocks", [apart], perm=[0, 2, 1, 3])
+    blocks = nodes.op("Reshape", f"{name}.blocks", [value, shape])
+    turned = nodes.op("Transpose", f"{name}.blocks", [blocks], perm=[0, 2, 1, 3])
     products = nodes.op("MatMul", name, [turned, integers])
+    # The zero points contribute the sum of each block's inputs times its zero point.
     if zeros is not None:
         sums = nodes.op("ReduceSum", f"{name}.zeros", [turned, nodes.integers(-1)], keepdims=1)
         products = nodes.op("Sub", name, [products, nodes.op("Mul", f"{name}.zeros", [sums, zeros])])
@@ -251,9 +277,10 @@ def multiply_expanded(nodes: GraphBuilder, name: str, value: ir.Value, stored: S
 
 
 def expand_weight(nodes: GraphBuilder, name: str, stored: StoredWeight) -> ir.Value:
-    """The weight [columns, rows] with its scales: more memory while the graph is opened, none for products of blocks.
+    """Write the weight [columns, rows] with its scales.
 
-    So long a product as the logits of a prompt would be many times as large block by block. Raises as `multiply_expanded` does.
+    It takes more memory than blocks while the graph is opened, but no memory for products of blocks: those of a
+    prompt's logits would be many times as large as the logits. Raises `ModelError` as `multiply_expanded` does.
     """
     integers, scales, zeros = _as_floats(nodes, name, stored)
     if zeros is not None:

@@ -1,8 +1,8 @@
-"""The graph of a decoder or an encoder without its weights, traced through transformers' own modules.
+"""Tracing of a decoder or an encoder without its weights through transformers' own modules.
 
-Prompt and single tokens in one graph: keys and values of earlier tokens, and the states of convolutions and
-recurrences, come in and go out. A trace takes seconds for each block, so that only as many are traced as differ from
-each other; the others are written as these are.
+Prompt and single tokens share one graph: keys and values of earlier tokens, and the states of convolutions and
+recurrences, are inputs and outputs. A trace takes seconds for each block, so only blocks that differ from each
+other are traced; the others are written from these.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NEW = 3
-"""New tokens of a trace: no two axes alike, and none of 1, which would be frozen."""
-_REHEARSED = 24
+"""Number of new tokens in a trace. No two axes have the same size, and none has size 1, which would be frozen."""
+_DRY_RUN_TOKENS = 24
 _OF_WEIGHTS = ("quantization_config", "dtype", "transformers_version", "_name_or_path")
-"""What a config says of the weights in its folder, and not of the model."""
+"""Entries of a config that describe the weights in its folder and not the model."""
 _MOST_KEPT = 4
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What a forward pass, or torch.export, may end in."""
+"""Exceptions of a forward pass or torch.export."""
 
 
 @dataclass(frozen=True)
 class TracedBlock:
-    """A block by its name; ``kind``: the first that is like this one."""
+    """A block by its name; ``kind`` is the index of the first block that is equal to it."""
 
     prefix: str
     kind: int
@@ -55,11 +55,11 @@ class TracedBlock:
 
 @dataclass(frozen=True)
 class Trace:
-    """``program``: a graph whose weights are names (`patches`), of the first blocks; ``blocks``: all of the model's.
+    """A graph ``program`` of the first blocks with placeholders for weights, and all ``blocks`` of the model.
 
-    ``states``: each tensor of the cache with its shape, of which rows and, for keys and values, length are arbitrary.
-    ``created_tables``: tables that the model makes by itself, of which a checkpoint may hold none. ``unfused``: why attention is
-    not one operator, or nothing.
+    ``states`` holds the shape of each tensor of the cache; the number of rows and, for keys and values, the length are
+    arbitrary. ``created_tables`` are tables that the model computes and that a checkpoint may lack. ``unfused`` is the
+    reason why attention is not one operator, or "".
     """
 
     part: TracedPart
@@ -75,19 +75,19 @@ class Trace:
 
     @property
     def keeps_states(self) -> bool:
-        """Whether something else than keys and values goes from token to token."""
+        """Whether other state than keys and values is carried from token to token."""
         return any(not name.startswith(("past_key_", "past_value_")) for name in self.states)
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `ModelError` for a language model that cannot be built, or run without its weights.
+    """Raise `ModelError` for a language model that cannot be built or run without its weights.
 
-    A model that could be is not tried again: a run asks for each of its targets and stages.
+    Successful checks are remembered, because a run checks each of its targets and stages.
     """
     checkpoint = Checkpoint(folder)
     if (key := _of_model(checkpoint)) not in _WRITABLE:
         with _refusing(checkpoint), torch.no_grad():
-            model = _Rehearsal(checkpoint, _decoder).model
+            model = _DryRun(checkpoint, _decoder).model
             if reads_images(model.config):
                 from compress.formats.onnx.decoder.vision_encoder import check_vision_encoder
 
@@ -98,13 +98,14 @@ def check_writable(folder: Path) -> None:
 
 
 def _decoder(model: Any) -> TracedPart:
+    """Return the part of a language model that is traced."""
     return decoder_of_embeddings(model) if reads_images(model.config) else decoder_only(model)
 
 
 def trace_part(checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None = None) -> Trace:
-    """Trace a part of the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
+    """Trace a part of the model of ``checkpoint``. ``fused``: attention as one operator, by default where possible.
 
-    A trace depends on the config alone; the last are kept. Raises `ModelError` for a model that cannot be traced.
+    A trace depends only on the config, so the last ones are cached. Raises `ModelError` if tracing fails.
     """
     key = json.dumps([_of_model(checkpoint), part.__name__, fused])
     if key not in _KEPT:
@@ -115,44 +116,48 @@ def trace_part(checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused:
 
 
 def _traced(
-    checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None, whole: bool = False
+    checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None, every_block: bool = False
 ) -> Trace:
-    """``whole``: every block, whether or not it is like another."""
+    """Trace a part; ``every_block`` traces all blocks, including equal ones."""
     with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
-        found = _Rehearsal(checkpoint, part)
-        blocks = _describe(found)
-        traced = len(found.blocks) if whole else max(block.kind for block in blocks) + 1
-        while len(found.blocks) > traced:
-            del found.blocks[-1]
-        unfused = _unfused(found) if fused is not False else "it is traced as it is"
-        if unfused and not found.part.decoder_only:
+        dry_run = _DryRun(checkpoint, part)
+        blocks = _describe(dry_run)
+        # Blocks after the last one that differs from earlier ones are removed before tracing.
+        traced = len(dry_run.blocks) if every_block else max(block.kind for block in blocks) + 1
+        while len(dry_run.blocks) > traced:
+            del dry_run.blocks[-1]
+        unfused = _unfused(dry_run) if fused is not False else "it is traced as it is"
+        if unfused and not dry_run.part.decoder_only:
             raise ValueError(f"attention cannot be one operator: {unfused}")
-        found.patches.fused = not unfused
-        states = sample_states(found.cache, not unfused)
-        with as_written(found.model):
-            program = _trace(found, {name: state for name, state in states.items() if layer_index(name) < traced})
+        dry_run.patches.fused = not unfused
+        states = sample_states(dry_run.cache, not unfused)
+        with as_written(dry_run.model):
+            program = _trace(dry_run, {name: state for name, state in states.items() if layer_index(name) < traced})
     prefixes = [block.prefix for block in blocks[:traced]]
     groups = group_nodes(program.graph, prefixes, traced < len(blocks))
     if groups is None:
-        return _traced(checkpoint, part, fused, whole=True)
+        # Blocks that share more than hidden states cannot stand for others.
+        return _traced(checkpoint, part, fused, every_block=True)
     shapes = {name: tuple(state.shape) for name, state in states.items()}
-    calls = list(found.patches.calls.values())
-    return Trace(found.part, program, found.model, blocks, traced, groups, shapes, calls, found.created_tables, unfused)
+    calls = list(dry_run.patches.calls.values())
+    return Trace(
+        dry_run.part, program, dry_run.model, blocks, traced, groups, shapes, calls, dry_run.created_tables, unfused
+    )
 
 
 _KEPT: dict[str, Trace] = {}
 _WRITABLE: dict[str, bool] = {}
-"""Whether it reads images, of each model that can be written."""
+"""Whether each model that can be written reads images."""
 
 
 def _of_model(checkpoint: Checkpoint) -> str:
-    """What a config says of the model itself."""
+    """Return the entries of a config that describe the model itself, as a key."""
     return json.dumps({k: v for k, v in checkpoint.config.items() if k not in _OF_WEIGHTS}, sort_keys=True)
 
 
 @contextmanager
 def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
-    """Say of any failure inside transformers or torch that the model cannot be traced."""
+    """Turn any failure inside transformers or torch into a `ModelError`."""
     try:
         yield
     except ModelError:
@@ -167,8 +172,8 @@ def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-class _Rehearsal:
-    """A model without weights that has been run once on arbitrary numbers, what was recorded, and its cache."""
+class _DryRun:
+    """Model without weights after one forward pass on arbitrary numbers, with its attention calls and cache."""
 
     def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], TracedPart] = decoder_only) -> None:
         self.model = build_empty_module(checkpoint, build_on_meta).eval()
@@ -186,46 +191,48 @@ class _Rehearsal:
         self.cache = self.part.cache(self.model, len(self.blocks))
         slots = record_updates(self.cache)
         with apply_patches.patched(self.model, self.patches):
-            self.part.call(self.model, self.cache, self.part.sample(_REHEARSED, 0))
+            self.part.call(self.model, self.cache, self.part.sample(_DRY_RUN_TOKENS, 0))
         self.patches.norms = apply_patches.find_rms_norms(self.model)
         reached = {call.layer for call in self.patches.calls.values()}
         self.missed = sorted(slot.name for slot in slots if slot.new and slot.name not in reached)
 
 
 def _blocks(model: nn.Module, root: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of the blocks below ``root``, the longest of the outermost, and its name."""
-    (place,) = (name for name, part in model.named_modules() if part is root)
-    lists = {name: part for name, part in root.named_modules(prefix=place) if isinstance(part, nn.ModuleList)}
+    """Return the name and the list of the blocks below ``root``: the longest of the outermost module lists."""
+    (root_name,) = (name for name, part in model.named_modules() if part is root)
+    lists = {name: part for name, part in root.named_modules(prefix=root_name) if isinstance(part, nn.ModuleList)}
     outermost = {name: part for name, part in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
-    name = max(outermost, key=lambda one: len(outermost[one]), default=None)
+    name = max(outermost, key=lambda name: len(outermost[name]), default=None)
     if name is None:
         raise ModelError(f"{type(model).__name__} has no list of blocks.", expected="one torch.nn.ModuleList of blocks")
     return name, outermost[name]
 
 
-def _unfused(found: _Rehearsal) -> str:
-    calls = found.patches.calls.values()
+def _unfused(dry_run: _DryRun) -> str:
+    """Return why attention cannot be one operator, or ""."""
+    calls = dry_run.patches.calls.values()
     reasons = [f"{call.module}: {call.problem}" for call in calls if call.problem]
     if not calls:
         reasons = ["it has no attention that goes through transformers' interface"]
-    reasons += [f"the attention of layer {layer} goes past transformers' interface" for layer in found.missed]
+    reasons += [f"the attention of layer {layer} goes past transformers' interface" for layer in dry_run.missed]
     return next(iter(reasons), "")
 
 
-def _describe(found: _Rehearsal) -> list[TracedBlock]:
-    seen: list[Any] = []
+def _describe(dry_run: _DryRun) -> list[TracedBlock]:
+    """Return every block with the first block that is equal to it."""
+    likenesses: list[Any] = []
     blocks = []
-    for index, block in enumerate(found.blocks):
-        name = f"{found.prefix}.{index}"
-        calls = [call for call in found.patches.calls.values() if call.module.startswith(f"{name}.")]
+    for index, block in enumerate(dry_run.blocks):
+        name = f"{dry_run.prefix}.{index}"
+        calls = [call for call in dry_run.patches.calls.values() if call.module.startswith(f"{name}.")]
         likeness = [*_likeness(block), *(_likeness_of_call(call, name) for call in calls)]
-        blocks.append(TracedBlock(name, seen.index(likeness) if likeness in seen else index))
-        seen.append(likeness)
+        blocks.append(TracedBlock(name, likenesses.index(likeness) if likeness in likenesses else index))
+        likenesses.append(likeness)
     return blocks
 
 
 def _likeness(block: nn.Module) -> Iterator[Any]:
-    """Everything by which the graphs of two blocks could differ beside the numbers of their weights."""
+    """Yield every property by which the graphs of two blocks could differ, except the values of their weights."""
     for path, module in block.named_modules():
         plain = {
             key: value
@@ -238,58 +245,62 @@ def _likeness(block: nn.Module) -> Iterator[Any]:
 
 
 def _likeness_of_call(call: AttentionCall, name: str) -> Any:
+    """Return an attention call without the names that depend on its block."""
     return replace(call, module=call.module.removeprefix(name), layer=call.layer.rstrip("0123456789"))
 
 
 class _OneGraph(nn.Module):
-    """What is traced: inputs and cache in, output and cache out, all flat."""
+    """Module that is traced: inputs and cache in, output and cache out, all flat."""
 
-    def __init__(self, found: _Rehearsal) -> None:
+    def __init__(self, dry_run: _DryRun) -> None:
         super().__init__()
-        self.model, self._found = found.model, found
+        self.model, self._dry_run = dry_run.model, dry_run
 
-    def forward(self, **given: torch.Tensor) -> dict[str, Any]:
-        patches, part = self._found.patches, self._found.part
-        past = {name: given.pop(name) for name in list(given) if name.startswith("past_")}
-        cache = part.cache(self.model, len(self._found.blocks))
-        patches.padding = part.padding(given)
-        mask = given[MASK] if part.decoder_only else None
+    def forward(self, **inputs: torch.Tensor) -> dict[str, Any]:
+        patches, part = self._dry_run.patches, self._dry_run.part
+        past = {name: inputs.pop(name) for name in list(inputs) if name.startswith("past_")}
+        cache = part.cache(self.model, len(self._dry_run.blocks))
+        patches.padding = part.padding(inputs)
+        mask = inputs[MASK] if part.decoder_only else None
         if mask is not None and patches.fused:
             patches.lengths = lengths_of(mask)
-        fill_cache(cache, past, patches, None if mask is None else mask.shape[1] - given[part.tokens].shape[1])
-        outputs = {part.output: part.call(self.model, cache, given)}
+        fill_cache(cache, past, patches, None if mask is None else mask.shape[1] - inputs[part.tokens].shape[1])
+        outputs = {part.output: part.call(self.model, cache, inputs)}
         return outputs | {"present" + name.removeprefix("past"): present(name, cache) for name in past}
 
 
-def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
+def _trace(dry_run: _DryRun, states: Mapping[str, torch.Tensor]) -> ir.Model:
+    """Export the graph with dynamic axes."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    patches = found.patches
+    patches = dry_run.patches
     # Recurrences go by chunks; with more than one of them their number is no constant.
-    new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in found.model.modules())
-    inputs = {**found.part.sample(new, PAST), **states}
+    new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in dry_run.model.modules())
+    inputs = {**dry_run.part.sample(new, PAST), **states}
     patches.tracing = True
-    for index, block in enumerate(found.blocks):
+    for index, block in enumerate(dry_run.blocks):
         block.forward = _marked(patches, block.forward, index)
-    with apply_patches.patched(found.model, patches):
-        program, _ = OnnxExporter().export_program(_OneGraph(found).eval(), inputs, OnnxConfig(dynamic=True))
+    with apply_patches.patched(dry_run.model, patches):
+        program, _ = OnnxExporter().export_program(_OneGraph(dry_run).eval(), inputs, OnnxConfig(dynamic=True))
     return program
 
 
 def _marked(patches: TracingPatches, forward: Any, index: int) -> Any:
-    def marked(*given: Any, **named: Any) -> Any:
-        if given:
-            given = (patches.mark(Placeholder.BLOCK_INPUT, given[0], index), *given[1:])
+    """Return a block's forward function with placeholders at its input and outputs."""
+
+    def marked(*arguments: Any, **named: Any) -> Any:
+        if arguments:
+            arguments = (patches.mark(Placeholder.BLOCK_INPUT, arguments[0], index), *arguments[1:])
         else:
             named["hidden_states"] = patches.mark(Placeholder.BLOCK_INPUT, named["hidden_states"], index)
-        found = forward(*given, **named)
-        if not isinstance(found, tuple):
-            return patches.mark(Placeholder.BLOCK_OUTPUT, found, index)
-        # What else a block gives, such as T5's bias of positions, later ones are given as it is.
+        result = forward(*arguments, **named)
+        if not isinstance(result, tuple):
+            return patches.mark(Placeholder.BLOCK_OUTPUT, result, index)
+        # What else a block gives, such as T5's bias of positions, later ones are arguments as it is.
         others = [
-            patches.mark(Placeholder.SHARED_OUTPUT, one, index) if isinstance(one, torch.Tensor) else one
-            for one in found[1:]
+            patches.mark(Placeholder.SHARED_OUTPUT, output, index) if isinstance(output, torch.Tensor) else output
+            for output in result[1:]
         ]
-        return (patches.mark(Placeholder.BLOCK_OUTPUT, found[0], index), *others)
+        return (patches.mark(Placeholder.BLOCK_OUTPUT, result[0], index), *others)
 
     return marked

@@ -1,4 +1,4 @@
-"""What is traced of a model, and under which names: a decoder by itself, an encoder, or the decoder behind one.
+"""Parts of a model that are traced, with names of inputs and outputs: a decoder, an encoder, or the decoder behind it.
 
 Names and axes are those of transformers.js and optimum.
 """
@@ -29,19 +29,19 @@ EMBEDS, PLACES = "inputs_embeds", "position_ids"
 CACHED, ENCODER_MASK = "use_cache_branch", "encoder_attention_mask"
 _READ, _WRITTEN = "encoder_sequence_length", "decoder_sequence_length"
 _ROWS, _SEEN = 2, 7
-"""Rows of a trace, and positions of its encoder: no two axes alike, and none of 1, which would be frozen."""
+"""Rows and encoder positions of a trace. No two axes have the same size, and none has size 1, which would be frozen."""
 _CACHES = ("cache", "past_key_values", "cache_params", "state")
-"""What models call the argument that holds their cache."""
+"""Names of the argument that holds a model's cache."""
 Axes = Sequence[int | str]
 
 
 @dataclass(frozen=True)
 class TracedPart:
-    """``inputs`` but for the cache: type and axes of each by its name; ``output`` and its ``axes`` but the last.
+    """Type and axes of each input except the cache; the ``output`` and its ``axes`` except the last.
 
-    ``decoder_only``: a decoder without an encoder, whose mask says what is past. ``cached``: whether keys are kept.
-    ``tokens``: the input that has the new tokens, as ids or embedded. ``takes_positions``: their positions are an input, and
-    the graph rotates queries and keys itself, with nothing in it that only ONNX Runtime knows but attention.
+    ``decoder_only``: a decoder without an encoder, whose mask defines the past. ``cached``: keys are cached.
+    ``tokens``: the input with the new tokens, as ids or embedded. ``takes_positions``: positions are an input, and the
+    graph rotates queries and keys itself and uses no operator of ONNX Runtime except attention.
     """
 
     inputs: Mapping[str, tuple[ir.DataType, Axes]]
@@ -53,19 +53,19 @@ class TracedPart:
     takes_positions: bool = False
 
     def root(self, model: Any) -> nn.Module:
-        """The module that holds the blocks."""
-        whole = self.decoder_only and self.tokens == IDS
-        found: nn.Module = model if whole else model.get_decoder() if self.cached else model.get_encoder()
-        return found
+        """Return the module that holds the blocks."""
+        is_whole_model = self.decoder_only and self.tokens == IDS
+        module: nn.Module = model if is_whole_model else model.get_decoder() if self.cached else model.get_encoder()
+        return module
 
     def cache(self, model: Any, blocks: int) -> Any:
-        """An empty cache, or None where nothing is kept."""
+        """Return an empty cache, or None if nothing is cached."""
         if not self.cached:
             return None
         return create_cache(model) if self.decoder_only else create_encoder_decoder_cache(blocks)
 
     def axes_of(self, name: str, shape: Sequence[int], time: str) -> Axes:
-        """Axes of a tensor of the cache with a sample's ``shape``, `past` or `present`."""
+        """Return the axes of a tensor of the cache with a sample's ``shape``; ``time`` is `past` or `present`."""
         kind = name.split("_")[1]
         if not kind.endswith(("key", "value")):
             return [BATCH, *shape[1:]]
@@ -75,54 +75,62 @@ class TracedPart:
         return [BATCH, shape[1], f"{time}_{side}sequence_length", shape[3]]
 
     def sample(self, new: int, past: int) -> dict[str, torch.Tensor]:
-        """Inputs of a trace but for the cache: ``new`` tokens after ``past``."""
+        """Return inputs of a trace except the cache: ``new`` tokens after ``past`` ones."""
         sizes: dict[Any, int] = {_NEW[1]: new, _TOTAL[1]: past + new, BATCH: _ROWS, _WRITTEN: new, _READ: _SEEN}
-        found = {}
+        sample_inputs = {}
         for name, (dtype, axes) in self.inputs.items():
             shape: list[Any] = [sizes.get(axis, axis) for axis in axes]
-            found[name] = torch.randn(shape) if dtype == _FLOATS else torch.ones(shape, dtype=torch.int64)
-        return found
+            sample_inputs[name] = torch.randn(shape) if dtype == _FLOATS else torch.ones(shape, dtype=torch.int64)
+        return sample_inputs
 
     def padding(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """What is hidden from those who look at all of it, [batch, positions] int32."""
+        """Return the mask [batch, positions] int32 of attention to all positions."""
         mask = None if self.decoder_only else inputs.get(MASK if not self.cached else ENCODER_MASK)
         return None if mask is None else mask.to(torch.int32)
 
     def call(self, model: Any, cache: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The output."""
+        """Run the part and return its output."""
         if not self.cached:
             hidden: torch.Tensor = model.get_encoder()(**inputs).last_hidden_state
             return hidden
-        taken = inspect.signature(type(model).forward).parameters
-        word = next((name for name in _CACHES if name in taken), None)
+        parameters = inspect.signature(type(model).forward).parameters
+        word = next((name for name in _CACHES if name in parameters), None)
         named: dict[str, Any] = {"use_cache": True} if word is None else {word: cache, "use_cache": True}
         if self.decoder_only:
-            named |= _positions(cache, inputs, self.tokens, PLACES in taken)
+            named |= _positions(cache, inputs, self.tokens, PLACES in parameters)
         else:
             from transformers.modeling_outputs import BaseModelOutput
 
             named["encoder_outputs"] = BaseModelOutput(last_hidden_state=inputs[HIDDEN])
             named["decoder_input_ids"] = inputs[IDS]
-            if "decoder_position_ids" in taken:
-                seen = cache.get_seq_length()
-                named["decoder_position_ids"] = torch.arange(seen, seen + inputs[IDS].shape[1])[None]
+            if "decoder_position_ids" in parameters:
+                past_length = cache.get_seq_length()
+                named["decoder_position_ids"] = torch.arange(past_length, past_length + inputs[IDS].shape[1])[None]
             if ENCODER_MASK in inputs:
                 named["attention_mask"] = inputs[ENCODER_MASK]
         logits: torch.Tensor = model(**named).logits
         return logits
 
 
-def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], tokens: str, wanted: bool) -> dict[str, torch.Tensor]:
+def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], tokens: str, required: bool) -> dict[str, torch.Tensor]:
+    """Return token, mask and position inputs of a decoder.
+
+    Args:
+        cache: The cache.
+        inputs: The inputs by name.
+        tokens: Name of the input with the tokens.
+        required: Whether the model takes positions.
+    """
     new, mask = inputs[tokens], inputs[MASK]
     past = mask.shape[1] - new.shape[1]
-    found = {}
-    if wanted:
-        found[PLACES] = inputs[PLACES] if PLACES in inputs else (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
+    position_inputs = {}
+    if required:
+        position_inputs[PLACES] = inputs[PLACES] if PLACES in inputs else (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
     if not any(
         holds_keys(layer) for _, _, layer in iterate_layers(cache)
     ):  # states alone: the mask is of the new tokens
         mask = mask[:, past:]
-    return {tokens: new, MASK: mask, **found}
+    return {tokens: new, MASK: mask, **position_inputs}
 
 
 _INTEGERS, _FLOATS = ir.DataType.INT64, ir.DataType.FLOAT
@@ -132,24 +140,24 @@ _NEW, _TOTAL = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
 
 
 def decoder_only(model: Any) -> TracedPart:
-    """A language model: prompt and single tokens."""
+    """Return a language model that reads prompts and single tokens."""
     return TracedPart({IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL)}, "logits", _NEW, decoder_only=True)
 
 
 def decoder_with_positions(model: Any) -> TracedPart:
-    """A language model that is told where its tokens stand."""
+    """Return a language model whose positions are an input."""
     inputs = {IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL), PLACES: (_INTEGERS, _NEW)}
     return TracedPart(inputs, "logits", _NEW, decoder_only=True, takes_positions=True)
 
 
 def decoder_of_embeddings(model: Any) -> TracedPart:
-    """A language model whose tokens come embedded, those of images among them."""
+    """Return a language model whose tokens are embedded already, those of images among them."""
     inputs = {EMBEDS: (_FLOATS, [*_NEW, model.get_input_embeddings().embedding_dim]), MASK: (_INTEGERS, _TOTAL)}
     return TracedPart(inputs, "logits", _NEW, decoder_only=True, tokens=EMBEDS)
 
 
 def encoder_of_pair(model: Any) -> TracedPart:
-    """The encoder of a model of text or speech."""
+    """Return the encoder of a model of text or speech."""
     if _hears(model):
         config = model.config
         frames = 2 * config.max_source_positions  # its second convolution goes by steps of two
@@ -160,7 +168,7 @@ def encoder_of_pair(model: Any) -> TracedPart:
 
 
 def decoder_of_pair(model: Any) -> TracedPart:
-    """The decoder behind the encoder of a model, with its head."""
+    """Return the decoder behind a model's encoder, with its head."""
     masks: dict[str, tuple[ir.DataType, Axes]] = {} if _hears(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
     hidden: Axes = [BATCH, _READ, _width(model.config)]
     inputs: dict[str, tuple[ir.DataType, Axes]] = {
@@ -171,18 +179,18 @@ def decoder_of_pair(model: Any) -> TracedPart:
 
 
 def _hears(model: Any) -> bool:
-    """Raises `ModelError` for a model whose encoder takes neither text nor features of speech in one window."""
-    taken = getattr(model, "main_input_name", IDS)
-    if taken == AUDIO and hasattr(model.config, "max_source_positions") and hasattr(model.config, "num_mel_bins"):
+    """Return whether the encoder reads audio features. Raises `ModelError` if it reads neither these nor text."""
+    main_input = getattr(model, "main_input_name", IDS)
+    if main_input == AUDIO and hasattr(model.config, "max_source_positions") and hasattr(model.config, "num_mel_bins"):
         return True
-    if taken == IDS and _width(model.config):
+    if main_input == IDS and _width(model.config):
         return False
     raise ModelError(
-        f"{type(model).__name__} takes {taken}.",
+        f"{type(model).__name__} takes {main_input}.",
         expected=f"an encoder of {IDS} or, in windows of one length, {AUDIO}",
     )
 
 
 def _width(config: Any) -> int:
-    """Of what an encoder gives, which may have a config of its own; 0 where nothing says it."""
+    """Return the width of an encoder's output, which may have a config of its own; 0 if it is unknown."""
     return int(getattr(config, "d_model", 0) or getattr(getattr(config, "encoder", None), "hidden_size", 0))

@@ -1,10 +1,10 @@
-"""transformers' own modules with names in place of weights, and ONNX Runtime's operators in place of attention.
+"""Replacements of transformers' functions that trace placeholders for weights and operators for attention.
 
-A `TracingPatches` stands behind attention, linear layers, tables and every parameter while a model runs inside `patched`. In a
-*rehearsal* the numbers are arbitrary and what each attention call is gets recorded; in a *trace* each of these becomes
-one node that carries the name of a module or tensor, and no weight is needed or kept.
+`TracingPatches` replaces attention, linear layers, tables and every parameter while a model runs inside `patched`.
+In a dry run all numbers are arbitrary, and each attention call is recorded. In a trace each replaced call becomes
+one node with the name of a module or tensor, and no weight is needed.
 
-What is known of a mask, of rotated queries and keys, and of those that come out of the cache is kept on the tensors.
+Properties of a mask, of rotated queries and keys, and of those from the cache are attributes of the tensors.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Placeholder(StrEnum):
 
 @dataclass
 class CacheSlot:
-    """A layer of the cache: new keys and values as they were ``new``, in a trace those of the ``past``.
+    """A layer of the cache: the ``new`` keys and values, and in a trace those of the ``past``.
 
-    The attention appends them itself and says what is ``present``.
+    The attention operator appends the new ones and returns those that are ``present``.
     """
 
     name: str
@@ -67,12 +67,12 @@ class CacheSlot:
 
 @dataclass
 class TracingPatches:
-    """What the functions that transformers calls from deep inside a model read and write.
+    """State of the functions that transformers calls from inside a model, and the functions.
 
-    ``calls`` of the rehearsal by module. ``fused``: whether attention becomes one operator in a trace. ``grouped``:
-    `GroupQueryAttention` for a decoder by itself, which ``rotates`` queries and keys where it can; else
-    `MultiHeadAttention`, whose ``padding`` [batch, positions] hides from those who look at everything, and ``cached``
-    where keys go from token to token.
+    ``calls`` holds the dry run's calls by module. ``fused``: attention becomes one operator in a trace. ``grouped``:
+    `GroupQueryAttention` for a decoder without an encoder, which ``rotates`` queries and keys if possible; otherwise
+    `MultiHeadAttention`, with ``padding`` [batch, positions] for attention to all positions, and ``cached`` if keys
+    are carried from token to token.
     """
 
     grouped: bool = True
@@ -87,14 +87,12 @@ class TracingPatches:
     state: torch.Tensor | None = None
     """That of a recurrence, where a layer last asked its cache for it; some begin anew with each call all the same."""
 
-    # ------------------------------------------------------------------ weights
-
     def parameter(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """A parameter: a node with its name, or arbitrary numbers."""
+        """Return a parameter: a placeholder with its name, or arbitrary numbers."""
         return _node(Placeholder.PARAMETER, [], shape, name=name) if self.tracing else torch.rand(shape) * 0.5 + 0.5
 
     def product(self, layer: Any, value: torch.Tensor) -> torch.Tensor:
-        """What a linear layer gives."""
+        """Return the output of a linear layer."""
         shape = [*value.shape[:-1], layer.out_features]
         if not self.tracing:
             return torch.randn(shape) * 0.5
@@ -102,7 +100,7 @@ class TracingPatches:
         return _node(Placeholder.LINEAR, [value], shape, value.dtype, module=layer.compress_name, transposed=transposed)
 
     def rows(self, table: Any, ids: torch.Tensor) -> torch.Tensor:
-        """What an embedding table gives."""
+        """Return the rows of an embedding table."""
         shape = [*ids.shape, table.embedding_dim]
         return (
             _node(Placeholder.EMBEDDING, [ids], shape, module=table.compress_name)
@@ -111,7 +109,7 @@ class TracingPatches:
         )
 
     def norm(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """Root mean square normalisation as one operator."""
+        """Return root mean square normalisation as one operator."""
         epsilon, offset = self.norms[module.compress_name]
         scale = module.weight + offset if offset else module.weight
         about: dict[str, Any] = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
@@ -119,44 +117,48 @@ class TracingPatches:
         return ops.symbolic(kind, [hidden, scale], about, dtype=hidden.dtype, shape=hidden.shape)
 
     def mark(self, kind: str, value: torch.Tensor, index: int) -> torch.Tensor:
-        """``value`` where it enters or leaves a block."""
+        """Mark ``value`` where it enters or leaves a block."""
         return _node(kind, [value], value.shape, value.dtype, index=index) if self.tracing else value
 
-    # ------------------------------------------------------------------ experts
-
     def mix(self, experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] of a mixture; a trace has the first expert only, between a `Placeholder.EXPERT_INPUT` and a `Placeholder.EXPERT_OUTPUT`.
+        """Return the output [tokens, hidden] of a mixture of experts.
 
-        The first expert is given all rows in the trace; in the finished graph each is given those sent to it.
+        A trace holds only the first expert, between two placeholders, and gives it all rows. In the finished graph
+        every expert gets the rows that are routed to it.
+
+        Args:
+            experts: The module of all experts.
+            hidden: Hidden states [tokens, hidden].
+            chosen: Experts that the router chose [tokens, k].
+            shares: Their weights [tokens, k].
         """
         if not self.tracing:
             return torch.zeros_like(hidden)
         about = {"module": experts.compress_name, "count": experts.count}
-        given = _node(Placeholder.EXPERT_INPUT, [hidden, chosen], hidden.shape, hidden.dtype, **about)
-        beside = [experts.linear(0, role)(given) for role in (GATE, UP) if role in experts.names]
+        expert_input = _node(Placeholder.EXPERT_INPUT, [hidden, chosen], hidden.shape, hidden.dtype, **about)
+        beside = [experts.linear(0, role)(expert_input) for role in (GATE, UP) if role in experts.names]
         part = experts.linear(0, DOWN)(experts._activate(torch.cat(beside, dim=-1)))
         return _node(Placeholder.EXPERT_OUTPUT, [part, hidden, chosen, shares], hidden.shape, hidden.dtype, **about)
 
-    # ------------------------------------------------------------------ attention
-
     def mask(self, *arguments: Any, **named: Any) -> Any:
-        """The mask of a rehearsal, and what it is."""
+        """Return the mask of a dry run, with its kind as an attribute."""
         from transformers.masking_utils import sdpa_mask
 
         never = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        made: Any = sdpa_mask(*arguments, **named | never)
-        made.compress_window = classify_mask(named.get("mask_function"))
-        return made
+        mask: Any = sdpa_mask(*arguments, **named | never)
+        mask.compress_window = classify_mask(named.get("mask_function"))
+        return mask
 
     def rotate(self, function: Any, *arguments: Any, **named: Any) -> Any:
-        """A model's own rotation of queries and keys, noted where it is one that the kernel knows."""
+        """Apply a model's rotation of queries and keys, and mark the results if the kernel can rotate instead."""
         rotated = function(*arguments, **named)
-        given = [*arguments, *(named[name] for name in ("q", "k", "cos", "sin") if name in named)]
-        if isinstance(rotated, tuple) and len(rotated) == 2 and len(given) >= 4:
-            rotation = getattr(given[2], "compress_rotation", None)
-            proven = rotation and rotation.proven(*given[:2], rotated)
-            for one, plain in zip(rotated, given, strict=False):
-                one.compress_turned = plain if self.tracing else proven
+        # The attribute holds the kernel's rotation in a dry run, and the tensor before rotation in a trace.
+        originals = [*arguments, *(named[name] for name in ("q", "k", "cos", "sin") if name in named)]
+        if isinstance(rotated, tuple) and len(rotated) == 2 and len(originals) >= 4:
+            rotation = getattr(originals[2], "compress_rotation", None)
+            proven = rotation and rotation.proven(*originals[:2], rotated)
+            for rotated_tensor, plain in zip(rotated, originals, strict=False):
+                rotated_tensor.compress_turned = plain if self.tracing else proven
         return rotated
 
     def attend(
@@ -172,7 +174,23 @@ class TracingPatches:
         sinks: Any = None,
         **others: Any,
     ) -> tuple[torch.Tensor, None]:
-        """[batch, heads, length, size] to [batch, length, heads, size]: in a trace one node, else recorded."""
+        """Trace or record an attention call with the interface of transformers' attention functions.
+
+        Args:
+            module: The attention module.
+            query: Queries [batch, heads, length, size].
+            key: Keys [batch, key heads, length, size].
+            value: Values [batch, key heads, length, size].
+            attention_mask: The mask.
+            scaling: Factor of the scores; by default size to the power of -1/2.
+            softcap: Soft cap of the scores.
+            s_aux: Attention sinks.
+            sinks: Attention sinks, by another name.
+            **others: Further arguments.
+
+        Returns:
+            The output [batch, length, heads, size], and None for the attention weights.
+        """
         sinks = sinks if s_aux is None else s_aux
         if self.tracing:
             call = self.calls[module.compress_name]
@@ -180,8 +198,8 @@ class TracingPatches:
                 return self._grouped(call, query, key, value, sinks), None
             return self._many_heads(call, query, key, value, others.get(BIAS)), None
         window = EVERYTHING if attention_mask is None else getattr(attention_mask, "compress_window", None)
-        slots = [getattr(one, "compress_slot", None) for one in (key, value)]
-        turned = [getattr(one, "compress_turned", None) for one in (query, key)]
+        slots = [getattr(tensor, "compress_slot", None) for tensor in (key, value)]
+        turned = [getattr(tensor, "compress_turned", None) for tensor in (query, key)]
         call = AttentionCall(
             module.compress_name,
             slots[0].name if slots[0] else "",
@@ -199,13 +217,13 @@ class TracingPatches:
         return torch.randn(query.shape[0], query.shape[2], query.shape[1], call.value_size), None
 
     def _many_heads(self, call: AttentionCall, query: Any, key: Any, value: Any, bias: Any) -> torch.Tensor:
-        """Attention with as many heads of keys: within an encoder, of a decoder, or of a decoder to its encoder."""
+        """Trace `MultiHeadAttention`: within an encoder, of a decoder, or of a decoder to its encoder."""
         batch, heads, length, _ = query.shape
         slot: CacheSlot | None = getattr(key, "compress_slot", None)
         key, value = (key, value) if slot is None else slot.new
         past = () if slot is None else slot.past
         padding = self.padding if call.window == EVERYTHING else None
-        flat = [one.transpose(1, 2).reshape(batch, one.shape[2], -1) for one in (query, key, value)]
+        flat = [tensor.transpose(1, 2).reshape(batch, tensor.shape[2], -1) for tensor in (query, key, value)]
         others = [padding, bias if call.biased else None, *past]
         about: dict[str, Any] = {"num_heads": heads, "scale": call.scale}
         if slot is not None and not call.layer.isdecimal():
@@ -218,14 +236,16 @@ class TracingPatches:
         return _attention(kind, [*inputs, *others], about, shape, presents, slot).reshape(batch, length, heads, -1)
 
     def _grouped(self, call: AttentionCall, query: Any, key: Any, value: Any, sinks: Any) -> torch.Tensor:
+        """Trace `GroupQueryAttention`."""
         slot: CacheSlot = key.compress_slot
         tables: Sequence[Any] = [None, None]
         if call.rotation is not None:
             query, key, tables = query.compress_turned, key.compress_turned, _tables(call.rotation)
         batch, heads, length, size = query.shape
+        # The operator requires values as wide as keys; the padding is cut off afterwards.
         if value.shape[-1] < size:
             value = nn.functional.pad(value, (0, size - value.shape[-1]))
-        flat = [one.transpose(1, 2).reshape(batch, length, -1) for one in (query, key, value)]
+        flat = [tensor.transpose(1, 2).reshape(batch, length, -1) for tensor in (query, key, value)]
         inputs = [*flat, *slot.past, *self.lengths, *tables, None, None, sinks]
         about = {
             "num_heads": heads,
@@ -238,17 +258,17 @@ class TracingPatches:
         }
         presents = [[batch, key.shape[1], slot.past[0].shape[2] + length, size]] * 2
         attended = _attention(_GROUPED, inputs, about, [batch, length, heads * size], presents, slot)
-        apart = attended.reshape(batch, length, heads, size)
-        return apart[..., : call.value_size] if call.value_size < size else apart
+        heads_apart = attended.reshape(batch, length, heads, size)
+        return heads_apart[..., : call.value_size] if call.value_size < size else heads_apart
 
 
 def lengths_of(mask: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The node that gives the attention its lengths: of each row less one, [batch], and in all."""
+    """Return the placeholder of the attention's lengths: of each row minus one [batch], and in total."""
     return nodes_of(Placeholder.LENGTHS, [mask], [[mask.shape[0]], []], torch.int32)
 
 
 def _tables(rotation: Rotation) -> Sequence[torch.Tensor]:
-    """The node that gives the attention its cosines and sines, each [positions, pairs]."""
+    """Return the placeholder of cosines and sines, each [positions, pairs]."""
     frequencies, factor, positions = list(rotation.frequencies), rotation.factor, rotation.positions
     shapes = [[positions, len(frequencies)]] * 2
     return nodes_of(Placeholder.ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions)
@@ -257,22 +277,31 @@ def _tables(rotation: Rotation) -> Sequence[torch.Tensor]:
 def _attention(
     kind: str, inputs: list[Any], about: dict[str, Any], shape: Any, presents: Any, slot: CacheSlot | None
 ) -> torch.Tensor:
-    """What is attended to; what is present is left in the slot."""
+    """Trace an attention operator; its updated cache is stored in the slot."""
     while inputs[-1] is None:
         inputs.pop()
-    attended, *kept = nodes_of(kind, inputs, [shape, *presents], inputs[0].dtype, **about)
+    attended, *updated_cache = nodes_of(kind, inputs, [shape, *presents], inputs[0].dtype, **about)
     if slot is not None and not slot.present:
-        slot.present = kept
+        slot.present = updated_cache
     return attended
 
 
 def _node(kind: str, inputs: Any, shape: Any, dtype: torch.dtype = torch.float32, **about: Any) -> torch.Tensor:
+    """Trace a placeholder with one output."""
     return ops.symbolic(f"{DOMAIN}::{kind}", inputs, about, dtype=dtype, shape=shape, version=1)
 
 
 def nodes_of(
     kind: str, inputs: Any, shapes: Any, dtype: torch.dtype = torch.float32, **about: Any
 ) -> Sequence[torch.Tensor]:
-    """The outputs of a node, ours unless ``kind`` names a domain."""
+    """Trace a node and return its outputs; it is a placeholder unless ``kind`` names a domain.
+
+    Args:
+        kind: Placeholder or operator, the latter with its domain.
+        inputs: Inputs of the node.
+        shapes: Shape of each output.
+        dtype: Type of all outputs.
+        **about: Attributes of the node.
+    """
     shapes, kind = list(map(list, shapes)), kind if "::" in kind else f"{DOMAIN}::{kind}"
     return ops.symbolic_multi_out(kind, inputs, about, dtypes=[dtype] * len(shapes), shapes=shapes, version=1)

@@ -1,4 +1,4 @@
-"""The part of a vision-language model that sees: its features of images as a graph, proven equal to torch."""
+"""Export of the vision encoder of a vision-language model: image features as a graph, compared with torch."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LAST = ("multi_modal_projector", "connector")
-"""What classes call the module whose output stands in the place of an image's tokens."""
+"""Names of the module whose output takes the place of an image's tokens."""
 
 
 @dataclass
 class ImageFeatures(ModelOutput):  # type: ignore[misc]  # transformers' own has no types
-    """What `vision_encoder` gives, [images, tokens, hidden]."""
+    """Output of the vision encoder, [images, tokens, hidden]."""
 
     image_features: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class _Features:
-    """A `Head`: the features as they are."""
+    """A `Head` that returns the features."""
 
     outputs: ClassVar[tuple[str, ...]] = (FEATURES,)
     answer: ClassVar[str] = FEATURES
-    many: ClassVar[str] = "image features"
+    answer_label: ClassVar[str] = "image features"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[images, tokens, hidden]."""
+        """Return the features [images, tokens, hidden]."""
         return outputs[FEATURES]
 
 
 class _Sees(nn.Module):
-    """The part of a model that makes features of images: ``whole``, of all of them in one tensor.
+    """Module that computes image features, as one tensor if ``merged``.
 
-    transformers goes on to part them image by image, which would freeze in a trace how many there are.
+    transformers splits the features image by image, which would freeze the number of images in a trace.
     """
 
-    def __init__(self, model: PreTrainedModel, whole: bool) -> None:
+    def __init__(self, model: PreTrainedModel, merged: bool) -> None:
         super().__init__()
-        self.model, self.config, self._whole = model, model.config, whole
+        self.model, self.config, self._whole = model, model.config, merged
 
     def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
         if not self._whole:
             return ImageFeatures(torch.stack(list(self.model.get_image_features(pixel_values).pooler_output)))
         if pixel_values.ndim == len(("batch", "images", "channels", "height", "width")):
             # Of several images of a text transformers leaves out those that are padding, as many as there may be.
-            whole: Any = self.model.base_model
-            seen = whole.vision_model(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
-            return ImageFeatures(feature_projector(self.model)(seen))
+            base: Any = self.model.base_model
+            hidden = base.vision_model(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
+            return ImageFeatures(feature_projector(self.model)(hidden))
         with removed_on_exit(
             [feature_projector(self.model).register_forward_hook(lambda module, given, found: [found])]
         ):
@@ -78,19 +78,21 @@ class _Sees(nn.Module):
 
 
 def feature_projector(model: Any) -> nn.Module:
-    """The module that makes the features. Raises `ModelError` for a model that has none of its kind."""
-    found = next((one for name in _LAST if (one := getattr(model.base_model, name, None)) is not None), None)
-    if not isinstance(found, nn.Module):
+    """Return the module that projects image features to the text's width. Raises `ModelError` if there is none."""
+    projector = next(
+        (candidate for name in _LAST if (candidate := getattr(model.base_model, name, None)) is not None), None
+    )
+    if not isinstance(projector, nn.Module):
         raise ModelError(
             f"{type(model).__name__} has no module of its own that makes an image's features fit its text.",
             expected=f"a part called {' or '.join(_LAST)}, as LLaVA's",
             hint="ship the checkpoint, and judge it on the target torch",
         )
-    return found
+    return projector
 
 
 def check_vision_encoder(folder: Path, model: Any) -> None:
-    """Raise `ModelError` for a model whose images cannot be written as a graph.
+    """Raise `ModelError` for a model whose images cannot be processed by a graph.
 
     ``model`` may be without its weights.
     """
@@ -106,14 +108,14 @@ def check_vision_encoder(folder: Path, model: Any) -> None:
 
 
 def export_vision_encoder(checkpoint: Checkpoint, examples: Examples, tolerance: float) -> tuple[ExportedGraph, float]:
-    """The graph from `pixel_values` to `image_features`, and how far these are from torch on ``examples``.
+    """Export the graph from `pixel_values` to `image_features`, and return it with its difference from torch.
 
-    Raises `ModelError` for a model of another kind, `IntegrityError` for features that differ.
+    Raises `ModelError` for an unsupported model, `IntegrityError` for features that differ.
     """
     pixels = [{PIXELS: example[PIXELS]} for example in examples.inputs]
-    alone = Examples(pixels, {PIXELS: None}, head=_Features())
+    pixel_examples = Examples(pixels, {PIXELS: None}, head=_Features())
     module = load_adapted(checkpoint)
     feature_projector(module)
-    traced, plain = (TorchModel(_Sees(module, whole), None) for whole in (True, False))
-    exported = export_onnx(traced, alone, None, fusions=True)
-    return exported, verify_parity(exported.graph, plain, alone, tolerance)
+    traced, plain = (TorchModel(_Sees(module, merged), None) for merged in (True, False))
+    exported = export_onnx(traced, pixel_examples, None, fusions=True)
+    return exported, verify_parity(exported.graph, plain, pixel_examples, tolerance)

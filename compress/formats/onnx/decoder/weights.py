@@ -1,4 +1,4 @@
-"""A checkpoint's weights as operands of a graph: products with few-bit or float matrices, and look-ups in tables."""
+"""A checkpoint's weights as operands: products with few-bit or float matrices, and lookups in tables."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value",
 
 @dataclass(frozen=True)
 class GraphSettings:
-    """``accuracy_level`` of the few-bit products: 4 rounds activations to 8 bits in each block, 1 computes in fp32.
+    """Settings of a decoder's graph.
 
-    ``exact_attention``: queries, keys and values in fp32 all the same; they suffer most from rounding.
+    ``accuracy_level`` of few-bit products: 4 rounds activations to 8 bits in each block, 1 computes in fp32.
+    ``exact_attention``: queries, keys and values in fp32, because they suffer most from rounding.
     ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
-    ``expand_on_load``: few-bit weights become float when the graph is opened (`decoder.expanded`).
-    ``planes``: integers of odd bits lie on disk without waste, else in the next width that kernels have.
+    ``expand_on_load``: few-bit weights become float when the graph is opened (`decoder.stored_weight`).
+    ``planes``: integers of odd bits are stored without waste, else in the next width of the kernels.
     """
 
     accuracy_level: int = 4
@@ -42,36 +43,50 @@ class GraphSettings:
 
 
 class Weights:
-    """Writes what reads a weight. A tied head and its embedding table read the same stored bytes."""
+    """Writer of nodes that read weights. A tied head and its embedding table read the same stored bytes."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         nodes: GraphBuilder,
         settings: GraphSettings,
-        made: Mapping[str, torch.Tensor] | None = None,
+        created_tables: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """``made``: tensors that stand for those that the checkpoint hasn't got."""
-        self._checkpoint, self._nodes, self._settings, self._made = checkpoint, nodes, settings, made or {}
+        """Start with no weight written.
+
+        Args:
+            checkpoint: The checkpoint.
+            nodes: The graph.
+            settings: Settings of the graph.
+            created_tables: Tensors for names that the checkpoint lacks.
+        """
+        self._checkpoint, self._nodes, self._settings, self._made = checkpoint, nodes, settings, created_tables or {}
         self._operands: dict[str, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
         self._whole: dict[str, ir.Value] = {}
         self._low_rank = low_rank(checkpoint)
 
     def vector(self, name: str) -> ir.Value:
-        """A tensor in float32, such as a norm's scale, or a matrix that a class of its own multiplies by (Falcon's)."""
+        """Store a tensor as float32, such as a norm's scale, or a matrix that a model multiplies by itself (Falcon)."""
         module = name.removesuffix(".weight")
         if module != name and not self._checkpoint.holds(name) and self._checkpoint.quantized(module) is not None:
             return self._nodes.constant(name, self._checkpoint.weight(module).numpy())
-        made = None if name in self._checkpoint.files else self._made.get(name)
-        tensor = self._checkpoint.stored(name) if made is None else made
+        created = None if name in self._checkpoint.files else self._made.get(name)
+        tensor = self._checkpoint.stored(name) if created is None else created
         return self._nodes.constant(name, tensor.float().numpy())
 
     def project(
         self, scope: str, leaves: Sequence[str], value: ir.Value, transposed: bool = False
     ) -> Sequence[ir.Value]:
-        """The products of ``value`` with the layers ``leaves`` of ``scope``: one value where they make one matrix.
+        """Write the products of ``value`` with the layers ``leaves`` of ``scope``.
 
-        Otherwise one value for each layer. ``transposed``: matrices are stored [in, out], as GPT-2's are.
+        Args:
+            scope: Name of the layers' parent module.
+            leaves: Names of the layers in it.
+            value: Left operand.
+            transposed: Whether matrices are stored as [in, out], as GPT-2's are.
+
+        Returns:
+            One value if the layers form one matrix, otherwise one for each layer.
         """
         modules = [f"{scope}.{leaf}" if scope else leaf for leaf in leaves]
         stored = [weight for weight in map(self._stored, modules) if weight is not None]
@@ -93,7 +108,7 @@ class Weights:
         return [self._adapted(name, modules, rows, value, product)]
 
     def look_up(self, module: str, ids: ir.Value, tied: bool = False) -> ir.Value:
-        """The rows ``ids`` of an embedding table, [batch, length, hidden]; ``tied``: a head reads it too."""
+        """Write the rows ``ids`` of an embedding table [batch, length, hidden]; ``tied``: a head reads it too."""
         stored = self._stored(module)
         if stored is None:
             return self._nodes.op("Gather", module, [self.vector(f"{module}.weight"), ids])
@@ -119,7 +134,7 @@ class Weights:
         return self._nodes.op("Slice", module, [rows, *ends])
 
     def head(self, module: str, value: ir.Value, bias: str) -> ir.Value:
-        """The logits of ``value`` by the table of ``module``, which an embedding may read too, plus any ``bias``."""
+        """Write the logits of ``value`` by the table of ``module``, which an embedding may share, plus any ``bias``."""
         stored = self._stored(module)
         if stored is None:
             table = self.vector(f"{module}.weight")
@@ -138,27 +153,35 @@ class Weights:
     def _adapted(
         self, name: str, modules: Sequence[str], rows: Sequence[int], value: ir.Value, product: ir.Value
     ) -> ir.Value:
-        """``product`` of ``value`` plus b a ``value`` of the checkpoint's adapter, if it has one for any layer.
+        """Add the low-rank product b a ``value`` of the checkpoint's adapter, if it has one for any of the layers.
 
-        The product joins ``modules``, with the ``rows`` of each.
+        Args:
+            name: Name of the joined product.
+            modules: The layers that the product joins.
+            rows: Number of rows of each layer.
+            value: Left operand.
+            product: Product with the base weights.
         """
         nodes, factors = self._nodes, [self._low_rank.get(module) for module in modules]
-        held = [one for one in factors if one is not None]
+        held = [factor for factor in factors if factor is not None]
         if not held:
             return product
-        a = torch.cat([one.a for one in held]).numpy()
+        a = torch.cat([factor.a for factor in held]).numpy()
         along = zip(factors, rows, strict=True)
-        blocks = [torch.zeros(count, 0) if one is None else one.b for one, count in along]
+        # A layer without an adapter gets no columns of b.
+        blocks = [torch.zeros(count, 0) if factor is None else factor.b for factor, count in along]
         b = torch.block_diag(*blocks).numpy()  # type: ignore[no-untyped-call]  # torch's own
         narrow = nodes.op("MatMul", f"{name}.lora_A", [value, nodes.constant(f"{name}.lora_A.weight", a.T)])
         wide = nodes.op("MatMul", f"{name}.lora_B", [narrow, nodes.constant(f"{name}.lora_B.weight", b.T)])
         return nodes.op("Add", f"{name}.lora", [product, wide])
 
     def _stored(self, module: str) -> StoredWeight | None:
+        """Return a layer's quantized weight, or None if it is float."""
         quantized = self._checkpoint.quantized(module)
         return None if quantized is None else store(quantized, module)
 
     def _bias(self, name: str, modules: Sequence[str]) -> ir.Value | None:
+        """Store the joined biases of layers, or return None if none has a bias."""
         if not any(self._checkpoint.holds(f"{module}.bias") for module in modules):
             return None
         parts = [self._checkpoint.stored(f"{module}.bias").float().numpy() for module in modules]
@@ -173,6 +196,16 @@ class Weights:
         exact: bool = False,
         scope: str | None = None,
     ) -> ir.Value:
+        """Write a product with a few-bit weight.
+
+        Args:
+            name: Name of the product.
+            stored: The weight.
+            value: Left operand.
+            bias: Bias of the layer.
+            exact: Whether to compute in fp32.
+            scope: Name of the node if it is not the product's.
+        """
         if self._settings.expand_on_load:
             product = multiply_expanded(self._nodes, name, value, stored)
             return product if bias is None else self._nodes.op("Add", name, [product, bias])
@@ -184,13 +217,16 @@ class Weights:
         return self._nodes.op("MatMulNBits", scope or name, inputs, MICROSOFT, **sizes, accuracy_level=level)
 
     def _expanded_whole(self, module: str, stored: StoredWeight) -> ir.Value:
-        """A table as a matrix [hidden, rows] that is float once the graph is open."""
+        """Return a table as a matrix [hidden, rows] that is float once the graph is open."""
         if module not in self._whole:
             self._whole[module] = expand_weight(self._nodes, module, stored)
         return self._whole[module]
 
     def _few_bit_operands(self, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-        """Integers, scales in float32 and zero points. On disk scales take 16 bits; the cast is done at loading."""
+        """Return integers, float32 scales and zero points.
+
+        Scales are stored in 16 bits and cast when the graph is loaded.
+        """
         if name not in self._operands:
             halves = self._nodes.constant(f"{name}.weight_scales", stored.scales)
             zeros = stored.packed_zero_points()

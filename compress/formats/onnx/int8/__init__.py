@@ -1,6 +1,7 @@
-"""Static INT8 of ONNX graphs: what is quantized, with which ranges, and as which of ONNX Runtime's integer kernels.
+"""INT8 quantization of ONNX graphs: selection of nodes, calibration of ranges, and ONNX Runtime's integer kernels.
 
-The road: `kernels` (attention becomes a product and a rest) -> `observe` (ranges of real activations) -> `smooth` ->
-`static` (ONNX Runtime's quantizer, or NNCF's) -> `correction` -> `kernels` (what ONNX Runtime would leave in float is
-written as the integer operator). Nothing here knows a task: a graph and feeds, arrays by name, come in.
+Static quantization runs these steps: `fuse_integer_ops` unpacks attention into a product and a rest, `observers`
+collects the ranges of real activations, `equalization` evens out channels, `static` calls ONNX Runtime's quantizer
+or NNCF's, `bias_correction` corrects biases, and `fuse_integer_ops` writes integer operators where ONNX Runtime
+would leave floats. The package knows no task: it gets a graph and feeds, arrays by input name.
 """

@@ -1,11 +1,11 @@
-"""What makes up for rounding, by what layers are really given: their biases, and errors that cancel.
+"""Compensation of rounding on calibration data: corrected biases, and weights whose rounding errors cancel.
 
-Bias correction takes off a layer's bias what rounding shifts its mean output by:
-Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with means
-from the calibration data (their appendix D): the shift of output k is sum_j E[Q(x_j)] Q(w_jk) - E[x_j] w_jk.
+Bias correction subtracts from a layer's bias the shift of its mean output by rounding. Nagel et al. 2019,
+"Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with means from the
+calibration data (appendix D): the shift of output k is sum_j E[Q(x_j)] Q(w_jk) - E[x_j] w_jk.
 
-Filters that take differences of neighbours lose most by rounding to the nearest: their weights are large, and their
-outputs small. Errors that make up for each other leave the grid, the ranges and the file as they are.
+Convolutions that compute differences of neighbours lose most by rounding to the nearest: their weights are large,
+and their outputs small. Rounding with error feedback leaves the grid, the ranges and the file size as they are.
 """
 
 from __future__ import annotations
@@ -32,14 +32,20 @@ def mean_errors(
     observed: Mapping[str, TensorStatistics],
     feeds: Iterable[Feed],
 ) -> dict[str, np.ndarray]:
-    """Layer -> the shift of each output's mean, [outputs], for layers that have a bias.
+    """Return the shift of each output's mean [outputs] by layer, for layers that have a bias.
 
-    ``coarse`` is ``graph`` with `QuantizeLinear` and `DequantizeLinear` around the layers; what they are given is the
-    float graph's own, so that each layer answers for itself.
+    The inputs of rounded layers are the float graph's, so that each shift is caused by the layer alone.
+
+    Args:
+        graph: The float graph.
+        coarse: The graph with `QuantizeLinear` and `DequantizeLinear` around the layers.
+        layers: The layers.
+        observed: Statistics of the float graph's activations.
+        feeds: Calibration data.
     """
     exact = {str(node.name): node for node in ir.from_proto(graph).graph}
     rounded = {str(node.name): node for node in ir.from_proto(coarse).graph}
-    scales, found = {}, {}
+    scales, shifts = {}, {}
     for layer in layers:
         value = exact[layer.name].inputs[0]
         stored = quantized_source(rounded[layer.name].inputs[0])
@@ -51,13 +57,13 @@ def mean_errors(
         name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
         weight, coarse_weight = constant(node.inputs[WEIGHTED[layer.operator]]), _restored(rounded[layer.name])
         if name in means and weight is not None and coarse_weight is not None and bias_of(node) is not None:
-            before = _means_out(node, weight, observed[name].mean)
-            found[layer.name] = _means_out(node, coarse_weight, means[name]) - before
-    return found
+            exact_means = _means_out(node, weight, observed[name].mean)
+            shifts[layer.name] = _means_out(node, coarse_weight, means[name]) - exact_means
+    return shifts
 
 
 def correct_biases(graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> None:
-    """Take the shifts off the layers' biases, in place."""
+    """Subtract the shifts from the layers' biases, in place."""
     stored = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in ir.from_proto(graph).graph:
         if str(node.name) in errors:
@@ -67,9 +73,9 @@ def correct_biases(graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> 
 
 
 def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> None:
-    """The same of ``coarse``, which was made of ``graph``: as rounding the layers anew would, their biases corrected.
+    """Correct the biases of ``coarse``, made from ``graph``, as if the corrected layers were rounded again.
 
-    No more than biases changes by it, in float those of products, in integers those of other layers.
+    Only biases change by that: floats for products, integers for other layers.
     """
     floats = {str(node.name): bias for node in ir.from_proto(graph).graph if (bias := bias_of(node)) is not None}
     stored = {tensor.name: tensor for tensor in coarse.graph.initializer}
@@ -91,12 +97,13 @@ def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Map
 
 
 def _take_off(tensor: onnx.TensorProto, error: np.ndarray) -> None:
+    """Subtract a shift from a stored bias, in place."""
     array = numpy_helper.to_array(tensor) - error.astype(np.float32)
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:
-    """The stored bias that no other node reads: an input of the node, or of the addition after it."""
+    """Return the stored bias that only this node reads: an input of the node, or of the addition after it."""
     if node.op_type == "MatMul":
         end = only_consumer(node.outputs[0], "Add", "BiasGelu")
         candidates = [] if end is None else [value for value in end.inputs if value is not node.outputs[0]]
@@ -110,7 +117,7 @@ def bias_of(node: ir.Node) -> ir.Value | None:
 def _rounded_means(
     graph: onnx.ModelProto, scales: Mapping[str, tuple[DequantizedValue, int]], feeds: Iterable[Feed]
 ) -> dict[str, np.ndarray]:
-    """E[Q(x)] by channel."""
+    """Return E[Q(x)] by channel."""
     totals: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
     for values in stream_activations(graph, list(scales), feeds):
@@ -123,7 +130,7 @@ def _rounded_means(
 
 
 def round_with(stored: DequantizedValue, values: np.ndarray) -> np.ndarray:
-    """What `QuantizeLinear` and `DequantizeLinear` with one scale make of ``values``."""
+    """Return ``values`` after `QuantizeLinear` and `DequantizeLinear` with one scale."""
     scale, zero = constant(stored.scale), constant(stored.zero_point)
     assert scale is not None and zero is not None, "scales are stored"
     limits = np.iinfo(zero.dtype)
@@ -133,14 +140,14 @@ def round_with(stored: DequantizedValue, values: np.ndarray) -> np.ndarray:
 
 
 def _restored(node: ir.Node) -> np.ndarray | None:
-    """The weights that a node's integers stand for."""
+    """Return the float weights that a node's integers represent."""
     weight = node.inputs[WEIGHTED[node.op_type]]
     maker = weight.producer() if weight is not None else None
     return restored(maker) if maker is not None and maker.op_type == "DequantizeLinear" else None
 
 
 def _means_out(node: ir.Node, weight: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Mean output without bias, of mean inputs [channels]; at the rim of an image padding makes this inexact."""
+    """Return the mean output without bias for mean inputs [channels]; padding at image borders makes it inexact."""
     result: np.ndarray
     if node.op_type == "MatMul":
         result = means @ weight
@@ -156,25 +163,25 @@ def _means_out(node: ir.Node, weight: np.ndarray, means: np.ndarray) -> np.ndarr
 
 
 _FEEDS = 48
-"""Examples whose every position counts: enough for the few inputs that a convolution has."""
+"""Number of examples whose every position counts: enough for the few inputs of a convolution."""
 
 
 def input_products(
     graph: onnx.ModelProto, layers: Sequence[QuantizableLayer], feeds: Iterable[Feed]
 ) -> dict[str, torch.Tensor]:
-    """Layer -> sum of x x^T over its patches, [groups, inputs, inputs], of the convolutions among ``layers``."""
+    """Return the sum of x x^T over all patches [groups, inputs, inputs] by layer, for convolutions among ``layers``."""
     nodes = {str(node.name): node for node in ir.from_proto(graph).graph}
     chosen = {
         layer.name: nodes[layer.name] for layer in layers if layer.operator == "Conv" and _is_plain(nodes[layer.name])
     }
     names = {name: str(node.inputs[0].name) for name, node in chosen.items() if node.inputs[0] is not None}
     totals: dict[str, torch.Tensor] = {}
-    for place, values in enumerate(stream_activations(graph, sorted(set(names.values())), feeds)):
-        if place == _FEEDS:
+    for index, values in enumerate(stream_activations(graph, sorted(set(names.values())), feeds)):
+        if index == _FEEDS:
             break
         for name, node in chosen.items():
-            found = _patches(node, torch.from_numpy(values[names[name]]))
-            product = found @ found.transpose(1, 2)
+            patches = _patches(node, torch.from_numpy(values[names[name]]))
+            product = patches @ patches.transpose(1, 2)
             totals[name] = totals[name] + product if name in totals else product
     return totals
 
@@ -182,7 +189,14 @@ def input_products(
 def round_weights(
     graph: onnx.ModelProto, model: ir.Model, layers: Sequence[QuantizableLayer], products: Mapping[str, torch.Tensor]
 ) -> None:
-    """Better integers for ``graph``, in place, where `insert_qdq` has put the nearest to the weights of ``model``."""
+    """Replace the nearest integers that `insert_qdq` wrote by ones with error feedback, in place.
+
+    Args:
+        graph: The quantized graph.
+        model: The float graph.
+        layers: The layers to round.
+        products: Sum of x x^T by layer.
+    """
     nodes = {str(node.name): node for node in model.graph}
     stored = {tensor.name: tensor for tensor in graph.graph.initializer}
     for layer in layers:
@@ -196,41 +210,51 @@ def round_weights(
         groups, inputs = products[layer.name].shape[:2]
         shape = (groups, weight.shape[0] // groups, inputs)
         steps = np.broadcast_to(numpy_helper.to_array(scale).reshape(-1), weight.shape[0]).reshape(shape[:2])
-        found = round_with_feedback(
+        rounded = round_with_feedback(
             torch.from_numpy(weight.reshape(shape).copy()),
             torch.from_numpy(steps.copy()),
             products[layer.name],
             int(np.abs(nearest.astype(int)).max()),
         )
-        integers.CopyFrom(numpy_helper.from_array(found.numpy().reshape(weight.shape), integers.name))
+        integers.CopyFrom(numpy_helper.from_array(rounded.numpy().reshape(weight.shape), integers.name))
 
 
 def _is_plain(node: ir.Node) -> bool:
+    """Return whether a convolution has two spatial axes and explicit padding."""
     weight = constant(node.inputs[1])
     return weight is not None and weight.ndim == 4 and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
 def _patches(node: ir.Node, values: torch.Tensor) -> torch.Tensor:
-    """What each weight is multiplied with, [groups, inputs, positions]."""
+    """Return the inputs of each weight [groups, inputs, positions]."""
     weight = constant(node.inputs[1])
     assert weight is not None, "looked at before"
     kernel = weight.shape[2:]
     top, left, bottom, right = node.attributes.get_ints("pads", [0, 0, 0, 0])
     padded = torch.nn.functional.pad(values, (left, right, top, bottom))
     stride, dilation = (tuple(node.attributes.get_ints(name, [1, 1])) for name in ("strides", "dilations"))
-    found = torch.nn.functional.unfold(padded, kernel, dilation=dilation, stride=stride)
+    unfolded = torch.nn.functional.unfold(padded, kernel, dilation=dilation, stride=stride)
     groups = node.attributes.get_int("group", 1)
-    return found.transpose(0, 1).reshape(groups, weight[0].size, -1)
+    return unfolded.transpose(0, 1).reshape(groups, weight[0].size, -1)
 
 
 def round_with_feedback(
     weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor, highest: int, damping: float = 0.01
 ) -> torch.Tensor:
-    """Integers [groups, outputs, inputs] within +-``highest`` for ``weight`` of that shape.
+    """Round weights so that errors cancel on real inputs.
 
-    ``scales`` is [groups, outputs], ``hessian`` [groups, inputs, inputs] the sum of x x^T over what the group is given.
     Inputs are rounded in turn, and each error e_j is spread over those that follow, W_k -= e_j U_jk / U_jj with U the
     upper Cholesky factor of the damped Hessian's inverse (GPTQ, Frantar et al. 2023, section 3.3).
+
+    Args:
+        weight: Float weights [groups, outputs, inputs].
+        scales: Step sizes [groups, outputs].
+        hessian: Sum of x x^T over the inputs of a group [groups, inputs, inputs].
+        highest: Largest magnitude of an integer.
+        damping: Share of the mean diagonal that is added to the diagonal.
+
+    Returns:
+        int8 of the shape of ``weight``.
     """
     inputs = weight.shape[-1]
     diagonal = torch.diagonal(hessian, dim1=-2, dim2=-1)
@@ -238,11 +262,11 @@ def round_with_feedback(
     damped = hessian.double() + torch.diag_embed(added.double()[:, None].expand(-1, inputs))
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     left, steps = weight.double().clone(), scales.double()
-    found = torch.empty(weight.shape, dtype=torch.int8)
-    for place in range(inputs):
-        column = left[..., place]
-        whole = (column / steps).round().clamp(-highest, highest)
-        found[..., place] = whole.to(torch.int8)
-        error = (column - whole * steps) / upper[:, place, place, None]
-        left[..., place + 1 :] -= error[..., None] * upper[:, None, place, place + 1 :]
-    return found
+    integers = torch.empty(weight.shape, dtype=torch.int8)
+    for index in range(inputs):
+        column = left[..., index]
+        steps_of_column = (column / steps).round().clamp(-highest, highest)
+        integers[..., index] = steps_of_column.to(torch.int8)
+        error = (column - steps_of_column * steps) / upper[:, index, index, None]
+        left[..., index + 1 :] -= error[..., None] * upper[:, None, index, index + 1 :]
+    return integers

@@ -1,4 +1,4 @@
-"""Products of unsigned by signed bytes with stored weights, which is where x86 without VNNI saturates."""
+"""Products of unsigned and signed bytes with stored weights, in which x86 processors without VNNI saturate."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _INTEGER_INPUTS = {
     "MatMulIntegerToFloat": (0, 1, 4),
     "QLinearMatMul": (0, 3, 2),
 }
-"""Operator -> where activations, weights and the activations' zero point stand."""
+"""Operator -> indices of its activations, weights and the activations' zero point."""
 _QUANTIZED, _SCALE, _TURNED = "_quantized", "_scale", "_Transposed"
-"""What ONNX Runtime's quantizer adds to the name of a weight."""
+"""Suffixes that ONNX Runtime's quantizer adds to the name of a weight."""
 
 
 @dataclass(frozen=True, eq=False)
 class ByteProduct:
-    """``weights`` are [inner, outer]; ``unfold`` makes rows [n, groups * inner] of activations and their zero point.
+    """A product with ``weights`` [inner, outer].
 
-    Each of the ``groups`` makes as many columns from the part of the rows that is its own.
-    ``stored`` is the name of the weights in the graph, ``bias`` what an integer bias is dequantized from.
-    ``observable`` says whether the activations can be had as an output of the whole graph.
+    ``unfold`` turns activations and their zero point into rows [n, groups * inner]; each of the ``groups`` computes as
+    many columns from its part of the rows. ``stored`` is the name of the weights in the graph, ``bias`` the source of
+    an integer bias. ``observable``: the activations can become an output of the graph.
     """
 
     layer: str
@@ -50,24 +50,25 @@ class ByteProduct:
 
 
 def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
-    """Every one, in branches too. Unsigned by unsigned bytes and signed by signed are multiplied in another way."""
+    """Yield every product of unsigned and signed bytes, in branches too; other kernels multiply equal signedness."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         bias = None
         if node.op_type in _INTEGER_INPUTS:
-            given, weights, zero = (
-                node.inputs[place] if place < len(node.inputs) else None for place in _INTEGER_INPUTS[node.op_type]
+            activations, weights, zero = (
+                node.inputs[zero_value] if zero_value < len(node.inputs) else None
+                for zero_value in _INTEGER_INPUTS[node.op_type]
             )
         elif node.op_type in ("MatMul", "Gemm", "Conv"):
             first, second = quantized_source(node.inputs[0]), quantized_source(node.inputs[1])
             if first is None or second is None:
                 continue
-            given, weights, zero = first.integers, second.integers, first.zero_point
+            activations, weights, zero = first.integers, second.integers, first.zero_point
             bias = quantized_source(node.inputs[2]) if len(node.inputs) > 2 else None
         else:
             continue
         array = constant(weights)
         if (
-            given is None
+            activations is None
             or weights is None
             or array is None
             or array.dtype != np.int8
@@ -81,15 +82,15 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
         stored = np.array(0) if zero is None else constant(zero)
         if stored is not None and stored.dtype == np.int8:
             continue
-        place = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
-        maker = given.producer()
+        zero_value = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
+        maker = activations.producer()
         observable = maker is None or maker.graph is model.graph
         to, back, unfold = _layout(node, array)
         yield ByteProduct(
             layer=str(node.name),
             operator=node.op_type,
-            activations=str(given.name),
-            zero_point=place,
+            activations=str(activations.name),
+            zero_point=zero_value,
             stored=str(weights.name),
             weights=to(array),
             as_matrix=to,
@@ -102,49 +103,50 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
 
 
 def keep_from_saturating(graph: onnx.ModelProto, source: onnx.ModelProto) -> list[str]:
-    """Give each product of ``graph`` that may saturate weights that can't, in place; the layers that got some.
+    """Replace weights that may saturate by ones on a coarser grid, in place; return the layers concerned.
 
-    ``source`` is the float graph that ONNX Runtime's quantizer made ``graph`` of. A bias in integers follows.
+    ``source`` is the float graph that ``graph`` was quantized from. Integer biases are rescaled.
     """
     tensors, floats = _stored_tensors(graph.graph), _stored_tensors(source.graph)
-    products = [each for each in byte_products(ir.from_proto(graph)) if pairs_at_risk(each.weights)]
-    for product in {each.stored: each for each in products}.values():
+    products = [candidate for candidate in byte_products(ir.from_proto(graph)) if pairs_at_risk(candidate.weights)]
+    for product in {candidate.stored: candidate for candidate in products}.values():
         name = product.stored.removesuffix(_QUANTIZED)
         scale = tensors[name + _SCALE]
-        before = numpy_helper.to_array(scale)
-        weights = _weights(product, before.reshape(-1), floats.get(name.removesuffix(_TURNED)))
-        integers, flat = without_saturation(weights, before.reshape(-1))
+        old_scale = numpy_helper.to_array(scale)
+        weights = _weights(product, old_scale.reshape(-1), floats.get(name.removesuffix(_TURNED)))
+        integers, flat = without_saturation(weights, old_scale.reshape(-1))
         _write(tensors[product.stored], product.as_stored(integers))
-        _write(scale, flat.reshape(before.shape))
+        _write(scale, flat.reshape(old_scale.shape))
+        # A bias is stored in steps of input scale times weight scale, so it follows the weights' scale.
         if product.bias is not None:
             held, steps = (tensors[str(value.name)] for value in (product.bias.integers, product.bias.scale))
-            wider = flat.reshape(before.shape) / before
+            wider = flat.reshape(old_scale.shape) / old_scale
             _write(held, (numpy_helper.to_array(held) / wider).round().astype(np.int32))
             _write(steps, numpy_helper.to_array(steps) * wider)
-    return [each.layer for each in products]
+    return [candidate.layer for candidate in products]
 
 
 def cut_saturating(graph: onnx.ModelProto) -> list[str]:
-    """Make pairs of weights that may saturate still smaller, in place, scales as they are; the layers with some."""
+    """Reduce pairs of weights that may saturate, in place, with unchanged scales; return the layers concerned."""
     tensors = _stored_tensors(graph.graph)
-    products = [each for each in byte_products(ir.from_proto(graph)) if pairs_at_risk(each.weights)]
+    products = [candidate for candidate in byte_products(ir.from_proto(graph)) if pairs_at_risk(candidate.weights)]
     for product in products:
         _write(tensors[product.stored], product.as_stored(cut_pairs(product.weights)))
-    return [each.layer for each in products]
+    return [candidate.layer for candidate in products]
 
 
 def _stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Those of branches too, by name."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
+    """Return all initializers by name, those of branches included."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                found |= _stored_tensors(attribute.g)
-    return found
+                tensors |= _stored_tensors(attribute.g)
+    return tensors
 
 
 def _weights(product: ByteProduct, scales: np.ndarray, tensor: onnx.TensorProto | None) -> np.ndarray:
-    """Float weights [inner, outer]: those of ``tensor``, which may lie turned, or else what the integers stand for."""
+    """Return float weights [inner, outer] of ``tensor``, possibly transposed, or those that the integers represent."""
     rounded: np.ndarray = product.weights * scales
     for array in () if tensor is None else (numpy_helper.to_array(tensor), numpy_helper.to_array(tensor).T):
         if array.shape == product.as_stored(rounded).shape:
@@ -155,11 +157,12 @@ def _weights(product: ByteProduct, scales: np.ndarray, tensor: onnx.TensorProto 
 
 
 def _write(tensor: onnx.TensorProto, array: np.ndarray) -> None:
+    """Replace the values of a stored tensor."""
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
 
 
 def _layout(node: ir.Node, array: np.ndarray) -> tuple[Callable[..., np.ndarray], ...]:
-    """Weights as they are stored to [inner, outer] and back, and what makes rows of the activations."""
+    """Return functions that convert stored weights to [inner, outer] and back, and activations to rows."""
     if node.op_type != "Conv":
         turned = bool(node.attributes.get_int("transB", 0))
 

@@ -30,14 +30,19 @@ _CONTRIB = "com.microsoft"
 def quantize_products(
     graph: onnx.ModelProto, per_channel: bool, reduce_range: bool, float_layers: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """Dynamic INT8 for `MatMul`, `Gemm` and `Attention` with constant weights, but for the nodes named in ``float_layers``.
+    """Return ``graph`` with dynamic INT8 for `MatMul`, `Gemm` and `Attention` with constant weights.
 
-    Recorded shapes are dropped first: those of a fused graph contradict what the quantizer infers.
+    Args:
+        graph: The float graph.
+        per_channel: Whether each output channel has its own scale.
+        reduce_range: Whether weights have 7 bits.
+        float_layers: Names of nodes that stay float.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     source = onnx.ModelProto()
     source.CopyFrom(graph)
+    # Recorded shapes of a fused graph contradict those that the quantizer infers.
     del source.graph.value_info[:]
     _give_biases_to_products(source.graph)
     with silence("logs"), tempfile.TemporaryDirectory() as folder:
@@ -63,9 +68,9 @@ def quantize_products(
 
 
 def _give_biases_to_products(graph: onnx.GraphProto) -> None:
-    """Each `BiasGelu` of a product with stored weights as `Add` and `Gelu`, in place.
+    """Split each `BiasGelu` after a product with stored weights into `Add` and `Gelu`, in place.
 
-    ONNX Runtime takes an addition into `DynamicQuantizeMatMul`, and computes `Gelu` alone in three fifths of the time.
+    ONNX Runtime fuses the addition into `DynamicQuantizeMatMul`, and `Gelu` alone takes three fifths of the time.
     """
     stored = {tensor.name for tensor in graph.initializer}
     products = {node.output[0] for node in graph.node if node.op_type == "MatMul" and node.input[1] in stored}
@@ -82,10 +87,10 @@ def _give_biases_to_products(graph: onnx.GraphProto) -> None:
 
 
 def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | None = None) -> list[str]:
-    """Turn each look-up in a float table into `GatherBlockQuantized`, in place; returns the tables' names.
+    """Replace each lookup in a float table by `GatherBlockQuantized`, in place; return the tables' names.
 
-    A block is the largest power of two up to ``largest_block`` that divides a table's width. A table without one
-    (from 16 on) is left alone, and so not among the names.
+    A block is the largest power of two up to ``largest_block`` that divides a table's width. A table whose width has no
+    such divisor from 16 on stays float, and its name is not returned.
     """
     graph = model.graph
     tables = {tensor.name: tensor for tensor in graph.initializer}
@@ -112,14 +117,17 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
 
 
 def _axis(node: onnx.NodeProto) -> int:
+    """Return the axis of a lookup."""
     return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
 
 
 def _is_table(tensor: onnx.TensorProto | None) -> bool:
+    """Return whether a tensor is a float matrix."""
     return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
 
 
 def _block_size(width: int, size: int) -> int | None:
+    """Return the largest block of at most ``size`` that divides ``width``, or None."""
     while size >= _SMALLEST_BLOCK:
         if width % size == 0:
             return size
@@ -130,6 +138,15 @@ def _block_size(width: int, size: int) -> int | None:
 def _add_quantized(
     graph: onnx.GraphProto, name: str, weight: np.ndarray, bits: int, block: int
 ) -> tuple[str, str, str]:
+    """Store a table's integers, scales and zero points, and return their names.
+
+    Args:
+        graph: The graph.
+        name: Name of the table.
+        weight: Its values.
+        bits: Number of bits.
+        block: Size of a block.
+    """
     quantized = quantize_blocks(weight, bits, block)
     integers, zero_points = quantized.integers, quantized.zero_points
     if bits == 4:
@@ -141,6 +158,14 @@ def _add_quantized(
 
 
 def _replace_lookup(node: onnx.NodeProto, parts: tuple[str, str, str], bits: int, block: int) -> None:
+    """Turn a lookup into `GatherBlockQuantized`, in place.
+
+    Args:
+        node: The lookup.
+        parts: Names of integers, scales and zero points.
+        bits: Number of bits.
+        block: Size of a block.
+    """
     data, scales, zero_points = parts
     replacement = helper.make_node(
         "GatherBlockQuantized",
@@ -158,7 +183,7 @@ def _replace_lookup(node: onnx.NodeProto, parts: tuple[str, str, str], bits: int
 
 @dataclass
 class DynamicQuantizer:
-    """A graph, ready to be quantized again and again; ``layers`` are what can be 8-bit, and smaller ones stay float."""
+    """A graph that can be quantized repeatedly; ``layers`` can be 8-bit, smaller ones stay float."""
 
     graph: onnx.ModelProto
     per_channel: bool = True
@@ -167,7 +192,7 @@ class DynamicQuantizer:
     layers: list[QuantizableLayer] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raises `StageError` for a graph that is quantized already or holds nothing to quantize."""
+        """Find the layers. Raises `StageError` for a graph that is quantized already or has nothing to quantize."""
         model = ir.from_proto(self.graph)
         refuse_unfit(model)
         unpack_attention(model)
@@ -176,7 +201,7 @@ class DynamicQuantizer:
         self._small = [str(node.name) for node in model.graph if node.op_type in WEIGHTED and node.name not in names]
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
-        """The 8-bit graph, the layers named in ``float_layers`` left in float."""
+        """Return the 8-bit graph in which ``float_layers`` stay float."""
         graph = quantize_products(
             self.graph, self.per_channel, self.reduce_range is True, [*float_layers, *self._small]
         )
@@ -188,11 +213,11 @@ _HIGHEST = 127
 
 
 def quantize_rows_in_order(model: onnx.ModelProto) -> list[str]:
-    """Store each float table that is only read from row 0 on in int8, a scale a column, in place; returns their names.
+    """Store each float table that is only read from row 0 on as int8 with a scale per column, in place; return names.
 
-    An encoder asks for the positions 0, 1, 2 and so on. `GatherBlockQuantized` fetches them one number at a time; a
-    `Slice` is a copy, and `DequantizeLinear` is vector code. What reads the rows must be an addition: they come without
-    an axis for the batch.
+    An encoder reads the positions 0, 1, 2 and so on. `GatherBlockQuantized` fetches them one element at a time. A
+    `Slice` is a copy, and `DequantizeLinear` is vectorised. The reader of the rows must be an addition, because they
+    have no batch axis.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -211,7 +236,7 @@ def quantize_rows_in_order(model: onnx.ModelProto) -> list[str]:
 def _cut_of(
     graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], lookup: onnx.NodeProto
 ) -> onnx.NodeProto | None:
-    """The `Slice` that gives a look-up the rows 0, 1, 2, ..., where nothing else reads it."""
+    """Return the `Slice` that gives a lookup the rows 0, 1, 2, ..., if nothing else reads it."""
     rows = lookup.input[1]
     cut = next((node for node in graph.node if rows in node.output), None)
     if cut is None or cut.op_type != "Slice" or len(cut.input) < 4 or _readers(graph, rows) != [lookup]:
@@ -231,16 +256,26 @@ def _cut_of(
 
 
 def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+    """Return the nodes that read a value."""
     return [node for node in graph.node if name in node.input]
 
 
 def _added(graph: onnx.GraphProto, name: str) -> bool:
+    """Return whether a value is only read by additions."""
     readers = _readers(graph, name)
     returned = any(output.name == name for output in graph.output)
     return bool(readers) and not returned and all(node.op_type == "Add" for node in readers)
 
 
 def _replace(graph: onnx.GraphProto, lookup: onnx.NodeProto, cut: onnx.NodeProto, table: onnx.TensorProto) -> None:
+    """Replace a lookup of consecutive rows by `Slice` and `DequantizeLinear`.
+
+    Args:
+        graph: The graph.
+        lookup: The `Gather`.
+        cut: The `Slice` of its indices.
+        table: The float table.
+    """
     weight, name = numpy_helper.to_array(table), table.name
     scales = np.maximum(np.abs(weight).max(axis=0) / _HIGHEST, np.finfo(np.float32).tiny).astype(np.float32)
     integers = np.clip(np.round(weight / scales), -_HIGHEST, _HIGHEST).astype(np.int8)
@@ -253,41 +288,43 @@ def _replace(graph: onnx.GraphProto, lookup: onnx.NodeProto, cut: onnx.NodeProto
         graph.initializer.append(numpy_helper.from_array(array, part))
     inputs = [f"{name}_quantized", cut.input[1], cut.input[2], f"{name}_axis"]
     sliced = helper.make_node("Slice", inputs, [f"{name}_rows"], name=cut.name)
-    made = helper.make_node(
+    dequantized = helper.make_node(
         "DequantizeLinear", [f"{name}_rows", f"{name}_scales"], list(lookup.output), name=lookup.name, axis=1
     )
     at = list(graph.node).index(lookup)
     graph.node.remove(lookup)
-    graph.node.insert(at, made)
+    graph.node.insert(at, dequantized)
     graph.node.insert(at, sliced)
     graph.node.remove(cut)
     # Its recorded shape has an axis for the batch.
-    for known in [one for one in graph.value_info if one.name in (lookup.output[0], *cut.output)]:
-        graph.value_info.remove(known)
+    for recorded in [entry for entry in graph.value_info if entry.name in (lookup.output[0], *cut.output)]:
+        graph.value_info.remove(recorded)
     read = {name for node in graph.node for name in node.input}
-    for unused in [one for one in graph.initializer if one.name in cut.input and one.name not in read]:
+    for unused in [entry for entry in graph.initializer if entry.name in cut.input and entry.name not in read]:
         graph.initializer.remove(unused)
 
 
 def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) -> tuple[onnx.ModelProto, int]:
-    """``graph`` with each `LSTM` of float weights in integers, in branches too, and how many there are.
+    """Return ``graph`` with each `LSTM` of float weights as `DynamicQuantizeLSTM`, in branches too, and their number.
 
-    Weights that are put together of constants are put together first. What came out no smaller is left as it was.
+    The operator finds the ranges of its inputs in each call. Weights that are computed from constants are folded first.
+    A graph that would not become smaller is returned unchanged.
     """
     if not _count(graph, "LSTM"):
         return graph, 0
     source = onnx.ModelProto()
     source.CopyFrom(graph if _all_stored(graph) else optimize_basic(graph))
     # ONNX Runtime opens a graph that doesn't say which set its own operators are of; onnx infers no shapes of it.
-    known = {entry.domain for entry in source.opset_import} | {"", "ai.onnx"}
-    used = {node.domain for one in all_graphs(source.graph) for node in one.node}
-    source.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(used - known))
-    made = _quantized(source, per_channel, reduce_range)
-    count = _count(made, "DynamicQuantizeLSTM")
-    return (made, count) if count and made.ByteSize() < graph.ByteSize() else (graph, 0)
+    domains = {entry.domain for entry in source.opset_import} | {"", "ai.onnx"}
+    used = {node.domain for subgraph in all_graphs(source.graph) for node in subgraph.node}
+    source.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(used - domains))
+    quantized = _quantized(source, per_channel, reduce_range)
+    count = _count(quantized, "DynamicQuantizeLSTM")
+    return (quantized, count) if count and quantized.ByteSize() < graph.ByteSize() else (graph, 0)
 
 
 def _quantized(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) -> onnx.ModelProto:
+    """Return a graph whose LSTMs ONNX Runtime's quantizer has quantized."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     producer = graph.producer_name
@@ -302,20 +339,21 @@ def _quantized(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) ->
             weight_type=QuantType.QInt8,
             extra_options={"EnableSubgraph": True, "DefaultTensorType": TensorProto.FLOAT},
         )
-        made: onnx.ModelProto = onnx.load(output)
-    made.producer_name, made.producer_version = producer, ""
-    return made
+        quantized: onnx.ModelProto = onnx.load(output)
+    quantized.producer_name, quantized.producer_version = producer, ""
+    return quantized
 
 
 def _count(graph: onnx.ModelProto, operator: str) -> int:
-    return sum(node.op_type == operator for one in all_graphs(graph.graph) for node in one.node)
+    """Return the number of nodes of an operator, in branches too."""
+    return sum(node.op_type == operator for subgraph in all_graphs(graph.graph) for node in subgraph.node)
 
 
 def _all_stored(graph: onnx.ModelProto) -> bool:
-    """Whether the weights of each `LSTM` are initializers of its own graph."""
+    """Return whether the weights of each `LSTM` are initializers of its own graph."""
     return all(
-        set(node.input[1:3]) <= {tensor.name for tensor in one.initializer}
-        for one in all_graphs(graph.graph)
-        for node in one.node
+        set(node.input[1:3]) <= {tensor.name for tensor in subgraph.initializer}
+        for subgraph in all_graphs(graph.graph)
+        for node in subgraph.node
         if node.op_type == "LSTM"
     )

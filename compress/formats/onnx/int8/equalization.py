@@ -34,7 +34,14 @@ _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalizatio
 def smooth(
     model: ir.Model, layers: Sequence[QuantizableLayer], observed: Mapping[str, TensorStatistics], alpha: float
 ) -> list[str]:
-    """Even out the inputs of `MatMul` and `Gemm` in place; returns the names of the layers concerned."""
+    """Even out the input channels of `MatMul` and `Gemm` by SmoothQuant, in place; return the layers concerned.
+
+    Args:
+        model: The graph.
+        layers: Layers that will be quantized.
+        observed: Statistics of their inputs.
+        alpha: The paper's alpha, 0.5 by default there.
+    """
     nodes = {str(node.name): node for node in model.graph}
     products = {layer.name: nodes[layer.name] for layer in layers if layer.operator in ("MatMul", "Gemm")}
     by_input: dict[ir.Value, list[ir.Node]] = {}
@@ -43,6 +50,7 @@ def smooth(
             by_input.setdefault(node.inputs[0], []).append(node)
     done: list[str] = []
     for value, readers in by_input.items():
+        # The division is free only if all readers are products that take it back.
         if {use.node for use in value.uses()} != set(readers) or value.is_graph_output():
             continue
         largest = observed[str(value.name)].largest
@@ -57,26 +65,28 @@ def smooth(
 
 
 def _weight_value(node: ir.Node) -> ir.Value:
+    """Return the value of a product's weights."""
     weight = node.inputs[1]
     assert weight is not None, "a product has weights"
     return weight
 
 
 def _rows(node: ir.Node) -> np.ndarray:
-    """The weights as [channels, outputs]."""
+    """Return the weights as [channels, outputs]."""
     array = constant(_weight_value(node))
     assert array is not None, "chosen layers have stored weights"
     return array.T if node.attributes.get_int("transB", 0) else array
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
+    """Multiply the input channels of a product's weights."""
     rows = _rows(node) * factors[:, None]
     array = rows.T if node.attributes.get_int("transB", 0) else rows
     node.replace_input_with(1, add_initializer(graph, f"{_weight_value(node).name}_smoothed", array))
 
 
 def _divide(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> bool:
-    """Divide the channels of ``value`` where they are made; ``False`` where that can't be done."""
+    """Divide the channels of ``value`` in the node that computes them; return False if that is impossible."""
     node = value.producer()
     if node is None:
         return False
@@ -87,19 +97,27 @@ def _divide(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> bool:
     return False
 
 
-def _scale_inputs(graph: ir.Graph, node: ir.Node, places: Sequence[int], by: np.ndarray) -> bool:
-    given = [(place, node.inputs[place]) for place in places if node.inputs[place] is not None]
-    arrays = [(place, value, constant(value)) for place, value in given]
+def _scale_inputs(graph: ir.Graph, node: ir.Node, indices: Sequence[int], by: np.ndarray) -> bool:
+    """Multiply stored inputs of a node, and return whether all could be multiplied.
+
+    Args:
+        graph: The graph.
+        node: The node.
+        indices: Indices of the inputs.
+        by: Factor of each channel.
+    """
+    stored_inputs = [(index, node.inputs[index]) for index in indices if node.inputs[index] is not None]
+    arrays = [(index, value, constant(value)) for index, value in stored_inputs]
     if any(array is None or array.shape[-1:] != by.shape for _, _, array in arrays):
         return False
-    for place, value, array in arrays:
+    for index, value, array in arrays:
         assert value is not None and array is not None, "looked at above"
-        node.replace_input_with(place, add_initializer(graph, f"{value.name}_smoothed", array * by))
+        node.replace_input_with(index, add_initializer(graph, f"{value.name}_smoothed", array * by))
     return True
 
 
 def _divide_values(graph: ir.Graph, heads: ir.Node, factors: np.ndarray) -> bool:
-    """The last third of an unpacked attention's weights and biases."""
+    """Divide the last third of an unpacked attention's weights and biases, which computes its values."""
     split = heads.inputs[2].producer() if heads.inputs[2] is not None else None
     added = split.inputs[0].producer() if split is not None and split.inputs[0] is not None else None
     if split is None or split.op_type != "Split" or added is None or added.op_type != "Add":
@@ -123,7 +141,7 @@ _PASSING = frozenset(
 _ACTIVATIONS = frozenset(("Relu", "LeakyRelu", "PRelu", "Clip"))
 _REACHED = 0.999
 _MARGIN = 0.95
-"""How near to a `Clip`'s bound a channel may be raised: other examples are a little larger than those seen."""
+"""Share of a `Clip`'s bound up to which a channel may be raised; other examples are slightly larger."""
 _SMALLEST = 1e-3
 _FEWEST = 1e-6
 _SWEEPS = 20
@@ -132,10 +150,10 @@ _STILL = 1e-3
 
 @dataclass
 class ChannelGroup:
-    """Values of the same channels, whose factors must be the same.
+    """Values with the same channels, whose factors must be equal.
 
-    ``writers`` are the convolutions that make them, ``readers`` [(node, weight's place)] the layers that take them;
-    ``bound`` is the lowest upper end of a `Clip` among what passes them on; ``raised`` what `apply_factors` has put in so far.
+    ``writers`` are the convolutions that compute them, ``readers`` the layers that read them. ``bound`` is the lowest
+    upper bound of a `Clip` among the values. ``raised`` is the factor that `apply_factors` has applied so far.
     """
 
     writers: list[ir.Node] = field(default_factory=list)
@@ -146,17 +164,20 @@ class ChannelGroup:
 
     @property
     def channels(self) -> int:
-        """How many there are."""
+        """Number of channels."""
         return len(_weight(self.writers[0]))
 
 
 def equalize(model: ir.Model, observed: Mapping[str, TensorStatistics], method: str) -> list[str]:
-    """Even out all groups in place; returns the names of the layers whose inputs became more alike.
+    """Even out all groups, in place; return the names of the layers whose inputs became more uniform.
 
-    ``weights`` is the paper's: ranges r1 of the weights that write a channel and r2 of those that read it become
-    sqrt(r1 r2) both, again and again until nothing changes. ``activations`` has the channel's own range for r1, since
-    that is what a shared range costs where weights have scales for each output; what depthwise convolutions read, whose
-    every channel has a scale, is raised to the largest whatever their weights are.
+    Args:
+        model: The graph.
+        observed: Statistics of the activations.
+        method: ``weights`` is the paper's: ranges r1 of the weights that write a channel and r2 of those that read it
+            both become sqrt(r1 r2), repeatedly until nothing changes. ``activations`` uses the channel's own range for
+            r1, because a shared range costs accuracy where weights have per-output scales. The inputs of depthwise
+            convolutions, which have a scale per channel, are raised to the largest channel.
     """
     groups = find_channel_groups(model)
     for _ in range(_SWEEPS if method == "weights" else 1):
@@ -172,12 +193,13 @@ def equalize(model: ir.Model, observed: Mapping[str, TensorStatistics], method: 
 
 
 def _weight_factors(group: ChannelGroup) -> np.ndarray:
-    """Equation 11 of the paper, as what a writer is multiplied with: sqrt(r2 / r1)."""
+    """Return the factor of each channel by equation 11 of the paper: sqrt(r2 / r1) for the writers."""
     written = [np.abs(_weight(node)).reshape(group.channels, -1).max(axis=1) for node in group.writers]
     return _balanced(np.maximum.reduce(written), _read_ranges(group))
 
 
 def _activation_factors(group: ChannelGroup, observed: Mapping[str, TensorStatistics]) -> np.ndarray:
+    """Return the factor of each channel from the range of its activations."""
     sizes = magnitudes(group, observed)
     largest = group.bound if np.isfinite(group.bound) else float(sizes.max())
     # A channel that is nearly nothing stays so: what it is worth is not known from so few values.
@@ -191,17 +213,19 @@ def _activation_factors(group: ChannelGroup, observed: Mapping[str, TensorStatis
 
 
 def _read_ranges(group: ChannelGroup) -> np.ndarray:
+    """Return the range of the weights that read each channel."""
     ranges: np.ndarray = np.maximum.reduce([np.abs(_columns(node)).max(axis=1) for node in group.readers])
     return ranges
 
 
 def _balanced(written: np.ndarray, read: np.ndarray) -> np.ndarray:
+    """Return sqrt(read / written), or 1 for channels that are nearly zero on one side."""
     live = (written > _FEWEST) & (read > _FEWEST)
     return np.where(live, np.sqrt(np.where(live, read, 1.0) / np.where(live, written, 1.0)), 1.0)
 
 
 def _within_bound(group: ChannelGroup, observed: Mapping[str, TensorStatistics], factors: np.ndarray) -> np.ndarray:
-    """``factors`` that a `Clip` among the group's values lets through."""
+    """Limit ``factors`` so that no value reaches a `Clip` of the group that it did not reach before."""
     if not np.isfinite(group.bound):
         return factors
     sizes = magnitudes(group, observed)
@@ -210,20 +234,20 @@ def _within_bound(group: ChannelGroup, observed: Mapping[str, TensorStatistics],
 
 
 def find_channel_groups(model: ir.Model) -> list[ChannelGroup]:
-    """All that a factor for each channel can be put into and taken out of again."""
-    seen: set[ir.Value] = set()
-    found = []
+    """Return all groups of values in which a factor per channel can be applied and undone."""
+    visited: set[ir.Value] = set()
+    groups = []
     for node in model.graph:
-        if node.op_type == "Conv" and node.outputs[0] not in seen:
+        if node.op_type == "Conv" and node.outputs[0] not in visited:
             group = _collect(node.outputs[0])
-            seen.update(group.values if group is not None else ())
+            visited.update(group.values if group is not None else ())
             if group is not None and group.readers:
-                found.append(group)
-    return found
+                groups.append(group)
+    return groups
 
 
 def _collect(start: ir.Value) -> ChannelGroup | None:
-    """The group of ``start``, or None where something in it passes no factor on."""
+    """Return the group of ``start``, or None if something in it does not pass factors on."""
     group, waiting = ChannelGroup(), [start]
     while waiting:
         value = waiting.pop()
@@ -248,7 +272,7 @@ def _collect(start: ir.Value) -> ChannelGroup | None:
 
 
 def _writes(group: ChannelGroup, maker: ir.Node) -> list[ir.Value] | None:
-    """What else belongs to the group of a value that ``maker`` makes; None where it can't be scaled there."""
+    """Return further values of the group of a value that ``maker`` computes; None if it cannot be scaled there."""
     if maker.op_type == "Conv":
         if not _own(maker.inputs[1]) or (
             len(maker.inputs) > 2 and maker.inputs[2] is not None and not _own(maker.inputs[2])
@@ -259,8 +283,9 @@ def _writes(group: ChannelGroup, maker: ir.Node) -> list[ir.Value] | None:
     return _passed(group, maker)
 
 
-def _reads(group: ChannelGroup, reader: ir.Node, place: int) -> list[ir.Value] | None:
-    if reader.op_type in ("Conv", "Gemm", "MatMul") and place == 0:
+def _reads(group: ChannelGroup, reader: ir.Node, index: int) -> list[ir.Value] | None:
+    """Return further values of the group of a value that ``reader`` reads; None if it cannot be scaled there."""
+    if reader.op_type in ("Conv", "Gemm", "MatMul") and index == 0:
         if not _own(reader.inputs[1]) or reader.attributes.get_int("transA", 0):
             return None
         group.readers.append(reader)
@@ -269,7 +294,7 @@ def _reads(group: ChannelGroup, reader: ir.Node, place: int) -> list[ir.Value] |
 
 
 def _passed(group: ChannelGroup, node: ir.Node) -> list[ir.Value] | None:
-    """Values on both sides of a node that passes factors on."""
+    """Return the inputs and outputs of a node that passes factors on, or None."""
     if node.op_type not in _PASSING:
         return None
     computed = [value for value in node.inputs if value is not None and constant(value) is None]
@@ -281,26 +306,27 @@ def _passed(group: ChannelGroup, node: ir.Node) -> list[ir.Value] | None:
             return None
         group.bound = min(group.bound, float(high))
     if node.op_type == "Flatten":
-        before = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if before is None or before.op_type != "GlobalAveragePool":
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if producer is None or producer.op_type != "GlobalAveragePool":
             return None
     return [*computed, *node.outputs[:1]]
 
 
 def _own(value: ir.Value | None) -> bool:
-    """Whether stored float values are read by one node only."""
+    """Return whether a value is stored as float32 and read by one node only."""
     array = constant(value)
     return value is not None and array is not None and array.dtype == np.float32 and len(list(value.uses())) == 1
 
 
 def _weight(node: ir.Node) -> np.ndarray:
+    """Return the stored weights of a layer."""
     array = constant(node.inputs[1])
     assert array is not None, "writers and readers have stored weights"
     return array
 
 
 def _inputs_of(node: ir.Node) -> int:
-    """Channels that a reader takes."""
+    """Return the number of channels that a layer reads."""
     weight = _weight(node)
     if node.op_type == "Conv":
         return int(weight.shape[1]) * int(node.attributes.get_int("group", 1))
@@ -308,7 +334,7 @@ def _inputs_of(node: ir.Node) -> int:
 
 
 def _columns(node: ir.Node) -> np.ndarray:
-    """A reader's weights as [channels, rest]; what is computed from a channel lies in its row."""
+    """Return a reader's weights as [channels, rest]; a row holds the weights of one channel."""
     weight = _weight(node)
     if node.op_type != "Conv":
         return weight.T if node.attributes.get_int("transB", 0) else weight
@@ -318,21 +344,26 @@ def _columns(node: ir.Node) -> np.ndarray:
 
 
 def is_depthwise(node: ir.Node) -> bool:
-    """Whether each output is computed from one channel, so that scales for each output take a factor up whole."""
+    """Return whether each output reads one channel, so that per-output scales absorb a factor completely."""
     return bool(node.op_type == "Conv" and _weight(node).shape[1] == 1)
 
 
 def magnitudes(group: ChannelGroup, observed: Mapping[str, TensorStatistics]) -> np.ndarray:
-    """The greatest value of each channel, [channels], of the values that are quantized: not before an activation."""
+    """Return the greatest value of each channel [channels] among values that are quantized.
+
+    Values before an activation function are not quantized.
+    """
     quantized = [value for value in group.values if any(use.node.op_type not in _ACTIVATIONS for use in value.uses())]
-    seen = [observed[str(value.name)].largest for value in quantized if str(value.name) in observed]
-    found = [each for each in seen if each is not None and len(each) == group.channels]
-    largest: np.ndarray = np.maximum.reduce(found)
+    ranges = [observed[str(value.name)].largest for value in quantized if str(value.name) in observed]
+    channel_ranges = [
+        channel_range for channel_range in ranges if channel_range is not None and len(channel_range) == group.channels
+    ]
+    largest: np.ndarray = np.maximum.reduce(channel_ranges)
     return largest
 
 
 def apply_factors(model: ir.Model, group: ChannelGroup, factors: np.ndarray) -> None:
-    """Multiply what the writers write by ``factors`` [channels] and divide what the readers read, in place."""
+    """Multiply channels by ``factors`` [channels] in the writers' weights and divide in the readers', in place."""
     graph = model.graph
     group.raised = group.raised * factors
     for node in group.writers:
@@ -352,10 +383,17 @@ def apply_factors(model: ir.Model, group: ChannelGroup, factors: np.ndarray) -> 
         _replace(graph, node, 1, weight / by.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, place: int, array: np.ndarray) -> None:
-    """Give a node other stored values under the same name."""
-    old = node.inputs[place]
+def _replace(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray) -> None:
+    """Store other values for an input under the same name.
+
+    Args:
+        graph: The graph.
+        node: The node.
+        index: Index of the input.
+        array: The new values.
+    """
+    old = node.inputs[index]
     assert old is not None, "what is replaced is stored"
     name = str(old.name)
     graph.initializers.pop(name, None)
-    node.replace_input_with(place, add_initializer(graph, name, array.astype(np.float32)))
+    node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))

@@ -1,4 +1,4 @@
-"""Integers that training found, written into the exported graph with `QuantizeLinear` and `DequantizeLinear`."""
+"""Insertion of integer weights and activation grids from quantization-aware training into the exported graph."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from compress.formats.onnx.int8.layer_matching import LayerMatch, end_of, limits
 from compress.utils.errors import StageError
 
 FOUR_BITS_FROM = 21
-"""The operator set that knows 4-bit integers."""
+"""ONNX operator set from which 4-bit integers exist."""
 _LEVELS = 255
 _FOUR_BITS, _WIDE = ".weight_Q4", "_wide"
-"""As `compress.inspection` reads the names of packed integers; until they are packed they are wide."""
+"""Suffixes of packed integers, which `compress.inspection` reads, and of integers before they are packed."""
 
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """Activations in uint8: ``(integer - zero_point) * scale``."""
+    """Grid of uint8 activations: ``(integer - zero_point) * scale``."""
 
     scale: np.float32
     zero_point: int
@@ -32,10 +32,10 @@ class ActivationGrid:
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """A layer in whole numbers.
+    """A layer with integer weights.
 
     ``integers`` [outputs, inputs, ...] int8 of ``bits`` with ``scales`` [outputs] float32, ``bias`` [outputs] float32.
-    Inputs are on the grid ``given``, a convolution's outputs on ``made``.
+    Inputs are on ``input_grid``, the outputs of a convolution on ``output_grid``.
     """
 
     name: str
@@ -48,46 +48,47 @@ class IntegerLayer:
 
     @property
     def weight(self) -> np.ndarray:
-        """The floats that the integers stand for, [outputs, inputs, ...]."""
+        """Float weights that the integers represent [outputs, inputs, ...]."""
         product: np.ndarray = self.integers.astype(np.float32) * _along(self.scales, self.integers.ndim)
         return product
 
     @property
     def integer_bias(self) -> np.ndarray | None:
-        """[outputs] int32, in steps of the sums."""
+        """Bias [outputs] int32 in steps of the sums."""
         return None if self.bias is None else np.rint(self.bias / self.steps).astype(np.int32)
 
     @property
     def steps(self) -> np.ndarray:
-        """What 1 in a sum of integers stands for, [outputs] float32."""
+        """Value of 1 in a sum of integers [outputs] float32."""
         steps: np.ndarray = self.input_grid.scale * self.scales
         return steps
 
 
 def insert_integers(model: ir.Model, places: Sequence[LayerMatch], layers: Mapping[str, IntegerLayer]) -> None:
-    """Put the integers of ``layers``, which stand in ``places``, in place of their float weights; in place.
+    """Replace the float weights at ``places`` by the integers of ``layers``, in place.
 
-    Raises `StageError` where layers whose weights lie side by side read different grids.
+    Raises `StageError` where layers with joined weights read different grids.
     """
     nodes = {str(node.name): node for node in model.graph}
     writer = _Writer(model.graph)
-    for place in places:
-        writer.write(nodes[place.node], [layers[name] for name in place.layers])
+    for match in places:
+        writer.write(nodes[match.node], [layers[name] for name in match.layers])
     clean(model)
 
 
 def store_in_four_bits(model: onnx.ModelProto) -> None:
-    """Store the weights that fit in 4 bits as such, in place; they are cast to 8, once, when the graph is loaded.
+    """Store weights that fit in 4 bits as INT4, in place; they are cast to 8 bits once, when the graph is loaded.
 
-    Raises `StageError` for an operator set that has no such integers.
+    Raises `StageError` for an operator set without 4-bit integers.
     """
-    found = [tensor for tensor in model.graph.initializer if tensor.name.endswith(_FOUR_BITS + _WIDE)]
-    if found:
+    wide_tensors = [tensor for tensor in model.graph.initializer if tensor.name.endswith(_FOUR_BITS + _WIDE)]
+    if wide_tensors:
         refuse_four_bits(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
     casts = []
-    for tensor in found:
+    for tensor in wide_tensors:
         values = numpy_helper.to_array(tensor).reshape(-1).view(np.uint8)
         values = np.append(values, np.zeros(len(values) % 2, np.uint8)) & 15
+        # The first of two values is in the low bits of a byte.
         packed, name = (values[::2] | values[1::2] << 4).tobytes(), tensor.name.removesuffix(_WIDE)
         model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT4, tensor.dims, packed, raw=True))
         casts.append(helper.make_node("Cast", [name], [tensor.name], f"{name}_widen", to=TensorProto.INT8))
@@ -98,7 +99,7 @@ def store_in_four_bits(model: onnx.ModelProto) -> None:
 
 
 def refuse_four_bits(opset: int) -> None:
-    """Raises `StageError` for an operator set that has no 4-bit integers."""
+    """Raise `StageError` for an operator set without 4-bit integers."""
     if opset < FOUR_BITS_FROM:
         raise StageError(
             f"ONNX operator set {opset} has no 4-bit integers.",
@@ -109,11 +110,13 @@ def refuse_four_bits(opset: int) -> None:
 
 @dataclass
 class _Writer:
+    """Writer of quantized layers that shares quantization of equal values."""
+
     graph: ir.Graph
     made: dict[tuple[int, float, int], ir.Value] = field(default_factory=dict)
 
     def write(self, node: ir.Node, layers: Sequence[IntegerLayer]) -> None:
-        """``layers`` stand side by side in ``node``."""
+        """Quantize ``node``, whose weights join those of ``layers``."""
         first = layers[0]
         if any(layer.input_grid != first.input_grid for layer in layers):
             raise StageError(f"{first.name} and the layers beside it in the graph read different grids.")
@@ -125,9 +128,9 @@ class _Writer:
             self._output(node, first.output_grid)
 
     def _on_grid(self, node: ir.Node, value: ir.Value | None, grid: ActivationGrid) -> ir.Value:
-        """``value`` through the grid, before ``node``; itself if it comes from there."""
+        """Return ``value`` rounded to the grid before ``node``; itself if it is on the grid already."""
         assert value is not None, "a layer has an input"
-        if (known := quantized_source(value)) is not None and _grid(known.scale, known.zero_point) == grid:
+        if (source := quantized_source(value)) is not None and _grid(source.scale, source.zero_point) == grid:
             return value
         key = (id(value), float(grid.scale), grid.zero_point)
         if key not in self.made:
@@ -137,6 +140,7 @@ class _Writer:
         return self.made[key]
 
     def _pair(self, value: ir.Value, grid: ActivationGrid) -> list[ir.Node]:
+        """Return a `QuantizeLinear` and a `DequantizeLinear` of a value."""
         name = f"{value.name}_grid_{len(self.made)}"
         scale = add_initializer(self.graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
         zero = add_initializer(self.graph, f"{name}_zero_point", np.asarray(grid.zero_point, np.uint8))
@@ -148,6 +152,7 @@ class _Writer:
         return [down, up]
 
     def _weights(self, node: ir.Node, layers: Sequence[IntegerLayer]) -> None:
+        """Replace the weights of a node."""
         integers = np.concatenate([layer.integers for layer in layers])
         scales = np.concatenate([layer.scales for layer in layers])
         product = node.op_type != "Conv"
@@ -159,6 +164,7 @@ class _Writer:
         self._dequantized(node, 1, stored, scale, 1 if product else 0)
 
     def _bias(self, node: ir.Node, layer: IntegerLayer) -> None:
+        """Replace the bias of a convolution by its integers."""
         if layer.integer_bias is None or (len(node.inputs) < 3 and not layer.integer_bias.any()):
             return
         if len(node.inputs) < 3:
@@ -167,19 +173,27 @@ class _Writer:
         scale = self._initializer(f"{layer.name}.bias_scale", layer.steps)
         self._dequantized(node, 2, stored, scale, 0)
 
-    def _dequantized(self, node: ir.Node, place: int, stored: ir.Value, scale: ir.Value, axis: int) -> None:
-        """What ``stored`` stands for as the input ``place`` of ``node``."""
-        name = f"{node.name}_input_{place}"
+    def _dequantized(self, node: ir.Node, index: int, stored: ir.Value, scale: ir.Value, axis: int) -> None:
+        """Connect an input of a node to the dequantized values of ``stored``.
+
+        Args:
+            node: The node.
+            index: Index of the input.
+            stored: The integers.
+            scale: Their scales.
+            axis: Axis of the scales.
+        """
+        name = f"{node.name}_input_{index}"
         up = ir.node("DequantizeLinear", [stored, scale], attributes={"axis": axis}, name=f"{name}_dequantize")
         up.outputs[0].name = name
         up.outputs[0].type, up.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), stored.shape
         self.graph.insert_before(node, up)
-        node.replace_input_with(place, up.outputs[0])
+        node.replace_input_with(index, up.outputs[0])
 
     def _output(self, node: ir.Node, grid: ActivationGrid) -> None:
-        """All that read the convolution read it through the grid, and past a `Relu` or `Clip` that cuts nothing there.
+        """Lead readers of a convolution through the grid, and past a `Relu` or `Clip` that the grid makes redundant.
 
-        ONNX Runtime has an integer kernel only where the convolution itself is what is quantized.
+        ONNX Runtime has an integer kernel only if the output of the convolution itself is quantized.
         """
         low, high = limits_of(node)
         within = grid.zero_point == 0 == low and grid.scale * np.float32(_LEVELS) <= high
@@ -190,17 +204,18 @@ class _Writer:
         for use in uses:
             use.node.replace_input_with(use.idx, up.outputs[0])
         if is_output:
-            place = list(self.graph.outputs).index(end)
-            self.graph.outputs[place] = up.outputs[0]
+            index = list(self.graph.outputs).index(end)
+            self.graph.outputs[index] = up.outputs[0]
             end.name, up.outputs[0].name, up.outputs[0].shape = up.outputs[0].name, end.name, end.shape
 
     def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
-        """That of a layer which stands in several places is stored once."""
-        known = self.graph.initializers.get(name)
-        return known if known is not None else add_initializer(self.graph, name, array)
+        """Store an array once, for a layer that several nodes use."""
+        existing = self.graph.initializers.get(name)
+        return existing if existing is not None else add_initializer(self.graph, name, array)
 
 
 def _grid(scale: ir.Value, zero_point: ir.Value | None) -> ActivationGrid | None:
+    """Return the grid of a stored scale and zero point, or None if it is not a single one."""
     step, zero = constant(scale), constant(zero_point)
     if step is None or zero is None or step.size != 1:
         return None
@@ -208,4 +223,5 @@ def _grid(scale: ir.Value, zero_point: ir.Value | None) -> ActivationGrid | None
 
 
 def _along(scales: np.ndarray, axes: int) -> np.ndarray:
+    """Return scales with axes for broadcasting over weights."""
     return scales.reshape(-1, *[1] * (axes - 1))

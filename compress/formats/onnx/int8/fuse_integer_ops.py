@@ -1,8 +1,8 @@
-"""Write products that a quantizer left as dequantize, multiply, add as the one integer operator that computes them.
+"""Fusion of dequantize, multiply and add into one integer operator, as ONNX Runtime's quantizer leaves them.
 
-`com.microsoft.Attention` is taken apart before, so that a quantizer sees its product, and put together again after.
-ONNX Runtime fuses `DequantizeLinear` and `MatMul` when it loads a graph, though not the bias, and not attention;
-`com.microsoft.MatMulIntegerToFloat` and `QAttention` are what it fuses into, with the bias inside.
+`com.microsoft.Attention` is unpacked before quantization, so that a quantizer sees its product, and packed again
+after it. ONNX Runtime fuses `DequantizeLinear` and `MatMul` when it loads a graph, but neither the bias nor
+attention. `com.microsoft.MatMulIntegerToFloat` and `QAttention` are the fused operators with the bias.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MICROSOFT = "com.microsoft"
 
 
 class UnpackedAttention(NamedTuple):
-    """Names of the nodes that stand for one attention; its product with the packed weights keeps its name.
+    """Names of the nodes that replace one attention; its product with the packed weights keeps its name.
 
-    ``bias`` is the addition after it, ``split`` gives queries, keys and values, ``heads`` is `MultiHeadAttention`.
+    ``bias`` is the addition after it, ``split`` returns queries, keys and values, ``heads`` is `MultiHeadAttention`.
     """
 
     product: str
@@ -32,36 +32,45 @@ class UnpackedAttention(NamedTuple):
 
 
 def unpack_attention(model: ir.Model) -> list[UnpackedAttention]:
-    """Replace each `Attention` of an encoder in place; one with a past, or no constant weights, is left alone.
+    """Replace each `Attention` of an encoder, in place; one with a past or without constant weights stays.
 
-    The product keeps the attention's name.
+    The product gets the attention's name.
     """
-    found = []
+    unpacked = []
     for node in list(model.graph):
         if (node.domain, node.op_type) == (MICROSOFT, "Attention") and _is_plain(node):
-            found.append(_unpack(model.graph, node))
-    return found
+            unpacked.append(_unpack(model.graph, node))
+    return unpacked
 
 
 def _is_plain(node: ir.Node) -> bool:
+    """Return whether an attention has only inputs and attributes that the unpacked form supports."""
     inputs = node.inputs
     stored = all(value is not None and value.const_value is not None for value in inputs[1:3])
-    rest = [value for value in inputs[4:] if value is not None]
-    known = set(node.attributes) <= {"num_heads", "scale", "mask_filter_value", "unidirectional"}
+    other_inputs = [value for value in inputs[4:] if value is not None]
+    supported = set(node.attributes) <= {"num_heads", "scale", "mask_filter_value", "unidirectional"}
     flat = len(inputs) < 4 or inputs[3] is None or _axes(inputs[3]) == 2
-    return len(inputs) >= 3 and stored and not rest and known and flat and len(list(node.outputs[0].uses())) > 0
+    return (
+        len(inputs) >= 3
+        and stored
+        and not other_inputs
+        and supported
+        and flat
+        and len(list(node.outputs[0].uses())) > 0
+    )
 
 
 def _axes(value: ir.Value) -> int | None:
-    """How many axes a mask has, where it or what it was cast from says so."""
+    """Return the number of axes of a mask if it, or the value that it was cast from, has a recorded shape."""
     if value.shape is not None:
         return len(value.shape)
     node = value.producer()
-    before = node.inputs[0] if node is not None and node.op_type == "Cast" else None
-    return None if before is None or before.shape is None else len(before.shape)
+    cast_input = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    return None if cast_input is None or cast_input.shape is None else len(cast_input.shape)
 
 
 def _unpack(graph: ir.Graph, node: ir.Node) -> UnpackedAttention:
+    """Replace one attention by product, bias, split and `MultiHeadAttention`."""
     parts = UnpackedAttention(str(node.name), *(f"{node.name}/{part}" for part in ("bias", "split", "heads")))
     hidden, weight, bias = node.inputs[:3]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
@@ -78,9 +87,9 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> UnpackedAttention:
         domain=MICROSOFT,
         name=parts.heads,
     )
-    for made in (product, added, split, heads):
-        for place, output in enumerate(made.outputs):
-            output.name = f"{made.name}_output_{place}"
+    for new_node in (product, added, split, heads):
+        for index, output in enumerate(new_node.outputs):
+            output.name = f"{new_node.name}_output_{index}"
             output.type = kind
     heads.outputs[0].shape = node.outputs[0].shape
     old = node.outputs[0]
@@ -93,10 +102,10 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> UnpackedAttention:
 
 
 def pack_attention(model: ir.Model, attentions: Collection[UnpackedAttention]) -> None:
-    """Put each attention together again, in place: `Attention`, or `QAttention` where its product was quantized.
+    """Join each unpacked attention again, in place: `Attention`, or `QAttention` if its product was quantized.
 
-    That is where `fuse_products` has made it `MatMulIntegerToFloat`; one that is computed from dequantized values
-    stays apart.
+    The product is quantized if `fuse_products` made it `MatMulIntegerToFloat`. An attention whose product reads
+    dequantized values stays unpacked.
     """
     graph = model.graph
     nodes = {str(node.name): node for node in graph}
@@ -126,7 +135,7 @@ def pack_attention(model: ir.Model, attentions: Collection[UnpackedAttention]) -
 
 @dataclass(frozen=True)
 class DequantizedValue:
-    """A value that `DequantizeLinear` makes: ``integers``, ``scale`` and ``zero_point`` stand for it."""
+    """Inputs of a `DequantizeLinear`: ``integers``, ``scale`` and ``zero_point``."""
 
     integers: ir.Value
     scale: ir.Value
@@ -134,7 +143,7 @@ class DequantizedValue:
 
 
 def quantized_source(value: ir.Value | None) -> DequantizedValue | None:
-    """What ``value`` is dequantized from, or ``None``."""
+    """Return the integers that ``value`` is dequantized from, or None."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear":
         return None
@@ -144,28 +153,28 @@ def quantized_source(value: ir.Value | None) -> DequantizedValue | None:
 
 
 def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> None:
-    """Signed activations as unsigned ones, in place: integers and zero point grow by 128, the values stay.
+    """Turn signed activations into unsigned ones, in place: integers and zero point grow by 128, the values stay.
 
-    That of ``products`` (all for None). ONNX Runtime has `QAttention` for unsigned ones alone, and is slow with signed
-    ones on x86.
+    Only activations of ``products`` are changed, or all for None. ONNX Runtime has `QAttention` for unsigned
+    activations only, and is slow with signed ones on x86.
     """
     for node in list(model.graph):
         zero = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
         if zero is None or zero.dtype != np.int8:
             continue
         restoring = [use.node for use in node.outputs[0].uses() if use.node.op_type == "DequantizeLinear"]
-        readers = {str(use.node.name) for each in restoring for use in each.outputs[0].uses()}
+        readers = {str(use.node.name) for consumer in restoring for use in consumer.outputs[0].uses()}
         if products is not None and not readers & set(products):
             continue
         moved = (zero.astype(np.int16) + 128).astype(np.uint8)
         value = add_initializer(model.graph, f"{node.outputs[0].name}_unsigned_zero_point", moved)
         node.outputs[0].dtype = ir.DataType.UINT8
-        for each in (node, *restoring):
-            each.replace_input_with(2, value)
+        for consumer in (node, *restoring):
+            consumer.replace_input_with(2, value)
 
 
 def fuse_products(model: ir.Model) -> int:
-    """Replace each `MatMul` and `Gemm` of quantized values with stored weights, in place; returns how many."""
+    """Replace each `MatMul` and `Gemm` of quantized values with stored weights, in place; return how many."""
     count = 0
     for node in list(model.graph):
         if node.op_type == "MatMul" or (node.op_type == "Gemm" and _is_affine(node)):
@@ -175,33 +184,36 @@ def fuse_products(model: ir.Model) -> int:
 
 
 def _is_affine(node: ir.Node) -> bool:
+    """Return whether a `Gemm` is a plain product with a bias."""
     plain = node.attributes.get_float("alpha", 1.0) == 1.0 and node.attributes.get_float("beta", 1.0) == 1.0
     return plain and not node.attributes.get_int("transA", 0)
 
 
 def _write(graph: ir.Graph, node: ir.Node) -> bool:
-    given, weight = quantized_source(node.inputs[0]), quantized_source(node.inputs[1])
-    if given is None or weight is None or constant(weight.integers) is None:
+    """Replace one product and return True, or return False if its operands are not quantized."""
+    activations, weight = quantized_source(node.inputs[0]), quantized_source(node.inputs[1])
+    if activations is None or weight is None or constant(weight.integers) is None:
         return False
-    scale = constant(given.scale)
+    scale = constant(activations.scale)
     if scale is None or scale.size != 1:
         return False
     end, bias = _with_bias(node)
     integers = weight.integers
     if node.attributes.get_int("transB", 0):
         integers = add_initializer(graph, f"{integers.name}_transposed", constant(integers).T)  # type: ignore[union-attr]
-    zero = given.zero_point
-    inputs = [given.integers, integers, given.scale, weight.scale, zero, weight.zero_point, bias]
-    made = ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT, name=node.name)
+    zero = activations.zero_point
+    inputs = [activations.integers, integers, activations.scale, weight.scale, zero, weight.zero_point, bias]
+    fused = ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT, name=node.name)
     node.name = f"{node.name}_float"
-    output, old = made.outputs[0], end.outputs[0]
+    output, old = fused.outputs[0], end.outputs[0]
     output.type, output.shape = old.type, old.shape
-    graph.insert_before(end, made)
+    graph.insert_before(end, fused)
+    # The bias moves into the product, so a plain `Gelu` is left.
     if end.op_type == "BiasGelu":
         gelu = ir.node("Gelu", [output], domain=MICROSOFT, name=end.name)
         end.name = f"{end.name}_with_bias"
         gelu.outputs[0].type, gelu.outputs[0].shape = old.type, old.shape
-        output.name = f"{made.name}_output"
+        output.name = f"{fused.name}_output"
         graph.insert_before(end, gelu)
         output = gelu.outputs[0]
     name = old.name
@@ -211,7 +223,7 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
-    """The node that ends the product, and the stored bias that is added on the way."""
+    """Return the last node of the product, and the stored bias that is added."""
     if node.op_type == "Gemm":
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return node, _as_float(node, bias)
@@ -225,7 +237,7 @@ def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
 
 
 def _as_float(node: ir.Node, bias: ir.Value | None) -> ir.Value | None:
-    """A bias that was quantized to 32 bits, as what it stands for."""
+    """Return an int32 bias as floats."""
     stored = quantized_source(bias)
     if stored is None or node.graph is None:
         return bias

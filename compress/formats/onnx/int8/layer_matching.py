@@ -1,4 +1,4 @@
-"""Where a torch model's layers stand in its exported graph, and which of them compute with the same activations."""
+"""Matching of a torch model's layers with nodes of its exported graph, and of layers that share activations."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from compress.formats.onnx.graph_edits import constant
 
 UNLIMITED = (-np.inf, np.inf)
 _PASSING = ("Relu", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-"""Operators whose outputs are inputs of theirs, or 0: values on a grid stay on it."""
+"""Operators whose outputs are values of their inputs, or 0, so that values stay on a grid."""
 
 
 @dataclass(frozen=True)
 class LayerMatch:
-    """A node whose stored weights are those of ``layers``, side by side along the outputs.
+    """A node whose stored weights are those of ``layers``, joined along the outputs.
 
-    It reads the value ``reads``, which are the 8-bit outputs of the convolution ``follows``, if that isn't None. What a
-    convolution gives lies within ``limits``, because a `Relu` or `Clip` is all that reads it.
+    It reads the value ``reads``, which is the 8-bit output of the convolution ``follows`` unless that is None. The
+    outputs of a convolution lie within ``limits`` because only a `Relu` or `Clip` reads them.
     """
 
     node: str
@@ -33,9 +33,9 @@ class LayerMatch:
 
 @dataclass(frozen=True)
 class Grids:
-    """Names of the grids that layers share: ``given`` of their inputs, ``made`` of convolutions' outputs.
+    """Names of the grids that layers share: ``inputs`` by layer, and ``outputs`` by convolution.
 
-    ``limits`` are those of the made ones.
+    ``limits`` are those of the output grids.
     """
 
     inputs: Mapping[str, str]
@@ -44,17 +44,17 @@ class Grids:
 
 
 def match_layers(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[LayerMatch]:
-    """The places of layers whose ``weights`` [outputs, inputs, ...] are given by name, in the graph's order.
+    """Return the nodes of layers whose ``weights`` [outputs, inputs, ...] are given by name, in the graph's order.
 
-    A layer is known by its weights' values. One that is not found, or is like another, has no place.
+    Layers are identified by the values of their weights. A layer that is missing or equal to another has no match.
     """
-    known = _Known(weights)
-    found: dict[ir.Node, tuple[str, ...]] = {}
+    layers_by_weight = _Known(weights)
+    matches: dict[ir.Node, tuple[str, ...]] = {}
     for node in model.graph:
         stored = stored_weights(node)
-        if stored is not None and (names := known.names(stored)):
-            found[node] = names
-    ends = {id(end_of(node)): names[0] for node, names in found.items() if node.op_type == "Conv"}
+        if stored is not None and (names := layers_by_weight.names(stored)):
+            matches[node] = names
+    ends = {id(end_of(node)): names[0] for node, names in matches.items() if node.op_type == "Conv"}
     return [
         LayerMatch(
             str(node.name),
@@ -64,37 +64,38 @@ def match_layers(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Lay
             _followed(node.inputs[0], ends),
             limits_of(node) if node.op_type == "Conv" else UNLIMITED,
         )
-        for node, names in found.items()
+        for node, names in matches.items()
     ]
 
 
 def grids(places: Sequence[LayerMatch]) -> Grids:
-    """Which layers have a grid in common: those that read one value, and those that read what a convolution gives.
+    """Return the grids that layers share: those that read one value, and those that read a convolution's output.
 
-    A layer that stands in several places has one grid for all of them.
+    A layer that several nodes use has one grid for all of them.
     """
     keys: dict[str, set[str]] = {}
-    for place in places:
-        for layer in place.layers:
-            keys.setdefault(layer, set()).add(_given(place))
-    many = {layer for layer, found in keys.items() if len(found) > 1}
+    for match in places:
+        for layer in match.layers:
+            keys.setdefault(layer, set()).add(_given(match))
+    # A layer with several input grids cannot follow the output grid of one convolution.
+    several_grids = {layer for layer, layer_keys in keys.items() if len(layer_keys) > 1}
     alike = _Alike()
-    given: dict[str, str] = {}
-    for place in places:
-        key = place.reads if many & set(place.layers) else _given(place)
-        for layer in place.layers:
-            alike.join(key, given.setdefault(layer, key))
-    made = {place.layers[0]: _made(place.layers[0]) for place in places if place.convolution}
+    input_grids: dict[str, str] = {}
+    for match in places:
+        key = match.reads if several_grids & set(match.layers) else _given(match)
+        for layer in match.layers:
+            alike.join(key, input_grids.setdefault(layer, key))
+    output_grids = {match.layers[0]: _made(match.layers[0]) for match in places if match.convolution}
     limits: dict[str, tuple[float, float]] = {}
-    for place in places:
-        if place.convolution:
-            before = limits.setdefault(made[place.layers[0]], place.limits)
-            limits[made[place.layers[0]]] = place.limits if before == place.limits else UNLIMITED
-    return Grids({layer: alike.first(key) for layer, key in given.items()}, made, limits)
+    for match in places:
+        if match.convolution:
+            recorded = limits.setdefault(output_grids[match.layers[0]], match.limits)
+            limits[output_grids[match.layers[0]]] = match.limits if recorded == match.limits else UNLIMITED
+    return Grids({layer: alike.first(key) for layer, key in input_grids.items()}, output_grids, limits)
 
 
 def stored_weights(node: ir.Node) -> np.ndarray | None:
-    """The float weights of a product or convolution as [outputs, inputs, ...], or None for another node."""
+    """Return the float weights of a product or convolution as [outputs, inputs, ...], or None for another node."""
     if node.op_type not in ("MatMul", "Gemm", "Conv") or node.domain not in ("", "ai.onnx"):
         return None
     array = constant(node.inputs[1])
@@ -108,7 +109,7 @@ def stored_weights(node: ir.Node) -> np.ndarray | None:
 
 
 def end_of(node: ir.Node) -> ir.Value:
-    """Where a convolution's output is 8-bit: after the one `Relu` or `Clip` at 0 that reads it, if that is all."""
+    """Return the 8-bit output of a convolution, which is after a `Relu` or `Clip` at 0 that is its only reader."""
     value = node.outputs[0]
     readers = [use.node for use in value.uses()]
     if len(readers) == 1 and not value.is_graph_output() and _limits(readers[0]) is not None:
@@ -117,12 +118,13 @@ def end_of(node: ir.Node) -> ir.Value:
 
 
 def limits_of(node: ir.Node) -> tuple[float, float]:
-    """Between what a convolution's output lies at its end."""
+    """Return the bounds of a convolution's output at its end."""
     end = end_of(node).producer()
     return UNLIMITED if end is None else _limits(end) or UNLIMITED
 
 
 def _limits(node: ir.Node) -> tuple[float, float] | None:
+    """Return the bounds of a `Relu` or `Clip` at 0, or None for another node."""
     if node.op_type == "Relu":
         return 0.0, np.inf
     if node.op_type != "Clip":
@@ -134,7 +136,7 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _followed(value: ir.Value | None, ends: Mapping[int, str]) -> str | None:
-    """The convolution whose end ``value`` is, or comes from without leaving its grid."""
+    """Return the convolution whose output ``value`` is, directly or through operators that keep its grid."""
     while value is not None:
         if id(value) in ends:
             return ends[id(value)]
@@ -145,16 +147,18 @@ def _followed(value: ir.Value | None, ends: Mapping[int, str]) -> str | None:
     return None
 
 
-def _given(place: LayerMatch) -> str:
-    return place.reads if place.follows is None else _made(place.follows)
+def _given(match: LayerMatch) -> str:
+    """Return the name of the grid of a node's input."""
+    return match.reads if match.follows is None else _made(match.follows)
 
 
 def _made(layer: str) -> str:
+    """Return the name of the grid of a layer's output."""
     return f"{layer}, outputs"
 
 
 class _Known:
-    """Layers by their weights; ``names`` are those that stand side by side in a stored matrix."""
+    """Layers by their weights."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
         self._by_row: dict[bytes, list[tuple[str, np.ndarray]]] = {}
@@ -162,40 +166,46 @@ class _Known:
             self._by_row.setdefault(_row(weight, 0), []).append((name, weight))
 
     def names(self, stored: np.ndarray) -> tuple[str, ...]:
-        """None of them for a matrix that is not made of whole layers, or where two layers are alike."""
-        found, start = [], 0
+        """Return the layers joined in a stored matrix.
+
+        Returns none if it is not made of whole layers, or if two layers are equal.
+        """
+        names, start = [], 0
         while start < len(stored):
             fitting = list(self._fitting(stored, start))
             if len(fitting) != 1:
                 return ()
             name, count = fitting[0]
-            found.append(name)
+            names.append(name)
             start += count
-        return tuple(found)
+        return tuple(names)
 
     def _fitting(self, stored: np.ndarray, start: int) -> Iterator[tuple[str, int]]:
+        """Yield the layers whose weights start at a row, with their number of rows."""
         for name, weight in self._by_row.get(_row(stored, start), ()):
             if np.array_equal(stored[start : start + len(weight)], weight):
                 yield name, len(weight)
 
 
-def _row(weight: np.ndarray, place: int) -> bytes:
-    return np.ascontiguousarray(weight[place]).tobytes()
+def _row(weight: np.ndarray, index: int) -> bytes:
+    """Return one row of weights as bytes."""
+    return np.ascontiguousarray(weight[index]).tobytes()
 
 
 class _Alike:
-    """Names that mean the same, each known by the first of them."""
+    """Sets of equivalent names, each represented by its first name (union-find)."""
 
     def __init__(self) -> None:
         self._before: dict[str, str] = {}
 
     def first(self, name: str) -> str:
+        """Return the representative of a name."""
         while name in self._before:
             name = self._before[name]
         return name
 
     def join(self, name: str, other: str) -> None:
-        """The older one of both, ``other``, stands for them."""
+        """Join the sets of two names; ``other`` becomes the representative."""
         name, other = self.first(name), self.first(other)
         if name != other:
             self._before[name] = other

@@ -1,4 +1,4 @@
-"""What the values in a graph are like on real inputs: run it with more outputs, and keep statistics only."""
+"""Statistics of a graph's values on real inputs, from runs of the graph with additional outputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from compress.numerics.activation_range import Histogram
 from compress.utils.errors import DataError, StageError, first_line
 
 Feed = Mapping[str, np.ndarray]
-"""A batch: input's name -> array of the type that the graph takes."""
+"""A batch: input name -> array of the type that the graph takes."""
 _CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 
 
 @dataclass
 class TensorStatistics:
-    """One tensor over all feeds. ``largest`` and ``total`` are [channels]: greatest magnitude, and sum."""
+    """Statistics of one tensor over all feeds. ``largest`` (magnitude) and ``total`` (sum) are [channels]."""
 
     histogram: Histogram = field(default_factory=Histogram)
     largest: np.ndarray | None = None
@@ -28,7 +28,7 @@ class TensorStatistics:
     count: int = 0
 
     def add(self, values: np.ndarray, axis: int) -> None:
-        """Count ``values``, whose channels lie along ``axis``."""
+        """Add ``values``, whose channels lie along ``axis``."""
         self.histogram.add(values)
         if values.ndim < 2 or not values.size:
             return
@@ -40,19 +40,18 @@ class TensorStatistics:
 
     @property
     def mean(self) -> np.ndarray:
-        """Of each channel."""
+        """Mean of each channel."""
         assert self.total is not None, "a tensor with channels"
         mean: np.ndarray = self.total / self.count
         return mean
 
 
 def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable[Feed]) -> dict[str, TensorStatistics]:
-    """Statistics of the float tensors in ``channels`` (name -> axis of the channels) over all ``feeds``.
+    """Return statistics of the float tensors in ``channels`` (name -> axis of the channels) over all ``feeds``.
 
-    Raises `DataError` where there is no feed, `StageError` where a value is not finite: what to quantize it to is
-    unknown then.
+    Raises `DataError` without a feed, and `StageError` for a value that is not finite, because no range covers it.
     """
-    found = {name: TensorStatistics() for name in channels}
+    statistics = {name: TensorStatistics() for name in channels}
     empty = True
     for values in stream_activations(graph, list(channels), feeds):
         empty = False
@@ -63,41 +62,42 @@ def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable
                     expected="finite activations; an int8 range cannot cover infinity",
                     hint="look at the model's input and its export; masks filled with -inf belong to float operators",
                 )
-            found[name].add(array, channels[name])
+            statistics[name].add(array, channels[name])
     if empty:
         raise DataError(
             "There is nothing to calibrate with.",
             expected="at least one example in the train split",
             hint="give the recipe's data a train split with rows",
         )
-    return found
+    return statistics
 
 
 def stream_activations(
     graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Run ``graph`` on each feed and yield the tensors ``names``, which need not be outputs of it."""
+    """Run ``graph`` on each feed and yield the tensors ``names``, which need not be outputs."""
     session = open_session(add_outputs(graph, names))
     inputs = {entry.name for entry in session.get_inputs()}
-    own = [name for name in names if name not in inputs]
+    computed = [name for name in names if name not in inputs]
     for feed in feeds:
-        given = {name: array for name, array in feed.items() if name in inputs}
-        if len(given) < len(inputs):
+        batch = {name: array for name, array in feed.items() if name in inputs}
+        if len(batch) < len(inputs):
             raise DataError(
-                f"The calibration data lacks the input {sorted(inputs - given.keys())[0]!r}.",
+                f"The calibration data lacks the input {sorted(inputs - batch.keys())[0]!r}.",
                 expected=f"arrays for {', '.join(sorted(inputs))}",
             )
-        values = _run(session, own, given) if own else []
-        yield {**dict(zip(own, values, strict=True)), **{name: given[name] for name in names if name in inputs}}
+        values = _run(session, computed, batch) if computed else []
+        yield {**dict(zip(computed, values, strict=True)), **{name: batch[name] for name in names if name in inputs}}
 
 
-def _run(session: onnxruntime.InferenceSession, names: Sequence[str], given: Feed) -> list[np.ndarray]:
+def _run(session: onnxruntime.InferenceSession, names: Sequence[str], batch: Feed) -> list[np.ndarray]:
+    """Run the graph. Raises `DataError` if it refuses the batch."""
     from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 
     try:
-        values: list[np.ndarray] = session.run(names, given)
+        values: list[np.ndarray] = session.run(names, batch)
     except FAILURES as error:
-        shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in given.items())
+        shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in batch.items())
         raise DataError(
             f"The graph refuses the calibration data ({shapes}): {first_line(error)}",
             expected=", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in session.get_inputs()),
@@ -107,16 +107,16 @@ def _run(session: onnxruntime.InferenceSession, names: Sequence[str], given: Fee
 
 
 def add_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of ``graph`` whose outputs are ``names`` beside its own."""
+    """Return a copy of ``graph`` with the additional outputs ``names``."""
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
-    known = {value.name for value in (*changed.graph.output, *changed.graph.input)}
-    changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    existing = {value.name for value in (*changed.graph.output, *changed.graph.input)}
+    changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in existing)
     return changed
 
 
 def open_session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """On the processor, errors only."""
+    """Open a graph on the processor, logging errors only."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[_CPU])

@@ -1,8 +1,8 @@
-"""Take out `QuantizeLinear` and `DequantizeLinear` that no integer kernel of ONNX Runtime's processor takes up.
+"""Removal of `QuantizeLinear` and `DequantizeLinear` that no integer kernel of ONNX Runtime's processor uses.
 
-Other people's quantizers put them where their own runtime gains by it: around additions, look-ups, products of two
-activations. ONNX Runtime computes those in float, so there such a pair costs time twice, and accuracy. What stays float
-between integers is protected from ONNX Runtime.
+Other quantizers put them where other runtimes benefit: around additions, lookups, products of two activations. ONNX
+Runtime computes those in float, so such a pair costs time twice, and accuracy. Layers that stay float between
+integers are protected from ONNX Runtime's own rounding.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ _BELOW_ZERO_TOO = ("Add", "Conv", "MatMul", "Gemm", "BatchNormalization", "Conca
 
 
 def drop_redundant_qdq(model: ir.Model) -> int:
-    """Lead readers that stay in float past the pairs, in place; returns how many readers.
+    """Lead readers that stay float past the pairs, in place; return how many readers.
 
-    Stored integers that only such a reader uses become float again.
+    Stored integers that only such readers use become float again.
     """
     count = 0
+    # A removed pair may make the pair before it redundant.
     while changed := sum(_lead_past(model.graph, node) for node in list(model.graph) if _is_restored(node)):
         count += changed
     clean(model)
@@ -30,11 +31,12 @@ def drop_redundant_qdq(model: ir.Model) -> int:
 
 
 def _is_restored(node: ir.Node) -> bool:
+    """Return whether a node dequantizes."""
     return bool(node.op_type == "DequantizeLinear")
 
 
 def _lead_past(graph: ir.Graph, node: ir.Node) -> int:
-    """Readers of one dequantized value that now read what was quantized."""
+    """Return the number of readers of one dequantized value that now read the original."""
     idle = [use for use in list(node.outputs[0].uses()) if not _useful(use.node)]
     if not idle:
         return 0
@@ -43,35 +45,35 @@ def _lead_past(graph: ir.Graph, node: ir.Node) -> int:
     if maker is not None and (_ends_convolution(maker) or _clips(maker)):
         return 0
     if maker is not None and maker.op_type == "QuantizeLinear":
-        before = maker.inputs[0]
+        original = maker.inputs[0]
     elif source is not None and constant(source) is not None:
-        before = add_initializer(graph, f"{source.name}_float", restored(node))
+        original = add_initializer(graph, f"{source.name}_float", restored(node))
     else:
         return 0
     for use in idle:
-        use.node.replace_input_with(use.idx, before)
+        use.node.replace_input_with(use.idx, original)
     return len(idle)
 
 
 def _ends_convolution(node: ir.Node) -> bool:
-    """Whether a quantization is what makes an integer kernel of the convolution before it."""
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if before is not None and before.op_type in ("Relu", "Clip") and before.inputs[0] is not None:
-        before = before.inputs[0].producer()
-    return before is not None and before.op_type == "Conv" and _useful(before)
+    """Return whether a quantization gives the preceding convolution an integer kernel."""
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if producer is not None and producer.op_type in ("Relu", "Clip") and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return producer is not None and producer.op_type == "Conv" and _useful(producer)
 
 
 def _clips(node: ir.Node) -> bool:
-    """Whether a quantization stands for a `Relu` that the quantizer took out: nothing below zero has an integer."""
+    """Return whether a quantization replaces a `Relu` that the quantizer removed: negative values have no integer."""
     zero = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
     if zero is None or zero.size != 1 or zero.item() != np.iinfo(zero.dtype).min:
         return False
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return before is not None and before.op_type in _BELOW_ZERO_TOO
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return producer is not None and producer.op_type in _BELOW_ZERO_TOO
 
 
 def _useful(node: ir.Node) -> bool:
-    """Whether a reader of dequantized values becomes an integer kernel."""
+    """Return whether a reader of dequantized values becomes an integer kernel."""
     if node.op_type in ("MatMul", "Gemm"):
         weight = quantized_source(node.inputs[1])
         return (
@@ -91,7 +93,7 @@ def _useful(node: ir.Node) -> bool:
 
 
 def restored(node: ir.Node) -> np.ndarray:
-    """The float32 array that a `DequantizeLinear` of stored integers makes."""
+    """Return the float32 array of a `DequantizeLinear` of stored integers."""
     integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     assert integers is not None and scale is not None, "stored integers have stored scales"
@@ -107,43 +109,43 @@ _OPERATORS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def protect_float_layers(model: ir.Model) -> list[str]:
-    """Give each float layer that reads dequantized values scales of its own, in place; returns their names.
+    """Give the input of each float layer a scale per channel, in place; return the layers' names.
 
-    When it loads a graph, ONNX Runtime rounds the float weights of a layer whose input comes out of a
-    `DequantizeLinear` with one scale: to 8 bits with one scale for the whole tensor, though nobody asked for it (its
-    WeightBiasQuantization). It leaves alone what is dequantized with a scale for each channel. So such layers are given
-    that: the same scale, once for each channel, which computes the same numbers.
+    ONNX Runtime rounds the float weights of a layer whose input comes from a `DequantizeLinear` with one scale, to 8
+    bits with one scale for the whole tensor, when it loads a graph (its WeightBiasQuantization). It skips inputs that
+    are dequantized with a scale per channel. Such layers get the same scale once for each channel, which computes the
+    same numbers.
     """
-    found = []
+    protected = []
     for node in list(model.graph):
         channels = _channels(node) if node.op_type in _OPERATORS else None
-        given = quantized_source(node.inputs[0]) if channels is not None else None
-        if channels is None or given is None:
+        source = quantized_source(node.inputs[0]) if channels is not None else None
+        if channels is None or source is None:
             continue
-        scale = constant(given.scale)
+        scale = constant(source.scale)
         if scale is None or scale.size != 1:
             continue
         name = f"{node.name}_input"
         alike = add_initializer(model.graph, f"{name}_scale", np.full(channels, scale.item(), scale.dtype))
-        inputs = [given.integers, alike]
-        zero = constant(given.zero_point)
+        inputs = [source.integers, alike]
+        zero = constant(source.zero_point)
         if zero is not None:
             value = np.full(channels, zero.item(), zero.dtype)
             inputs.append(add_initializer(model.graph, f"{name}_zero_point", value))
         old = node.inputs[0]
-        made = ir.node("DequantizeLinear", inputs, attributes={"axis": 1}, name=f"{name}_DequantizeLinear")
-        made.outputs[0].name = f"{name}_DequantizeLinear_Output"
+        dequantize = ir.node("DequantizeLinear", inputs, attributes={"axis": 1}, name=f"{name}_DequantizeLinear")
+        dequantize.outputs[0].name = f"{name}_DequantizeLinear_Output"
         assert old is not None, "it is dequantized"
-        made.outputs[0].type, made.outputs[0].shape = old.type, old.shape
-        model.graph.insert_before(node, made)
-        node.replace_input_with(0, made.outputs[0])
-        found.append(str(node.name))
+        dequantize.outputs[0].type, dequantize.outputs[0].shape = old.type, old.shape
+        model.graph.insert_before(node, dequantize)
+        node.replace_input_with(0, dequantize.outputs[0])
+        protected.append(str(node.name))
     clean(model)
-    return found
+    return protected
 
 
 def _channels(node: ir.Node) -> int | None:
-    """Of the input of a layer with stored float weights."""
+    """Return the number of input channels of a layer with stored float weights, or None for another node."""
     array = constant(node.inputs[1])
     if array is None or array.dtype != np.float32:
         return None

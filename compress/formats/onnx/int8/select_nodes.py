@@ -1,4 +1,4 @@
-"""Which nodes of a graph become 8-bit: products with stored weights, and what lies between convolutions."""
+"""Selection of nodes that become 8-bit: products with stored weights, and operators between convolutions."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from compress.formats.onnx.graph_reader import INTEGER_OPERATORS
 from compress.utils.errors import StageError
 
 SMALLEST_WEIGHT = 1024
-"""Elements. Below, a product is as fast in float, and a classifier's last product is better so."""
+"""Smallest number of elements. Smaller products are as fast in float, and a small output layer is more accurate so."""
 OLDEST_OPSET = 13
-"""QuantizeLinear with a scale for each channel."""
+"""First ONNX operator set in which QuantizeLinear has a scale for each channel."""
 WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1}
-"""Operator -> the input with the weights."""
+"""Operator -> index of the input with the weights."""
 WITHOUT_KERNEL = {"ConvTranspose": 1, "GRU": 1, "RNN": 1}
-"""Those that the processor computes in float alone: integer weights of theirs would be dequantized in each call."""
+"""Operators that the processor computes only in float; their integer weights would be dequantized in each call."""
 BRIDGES = frozenset(
     (
         *("Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool"),
         *("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad"),
     )
 )
-"""Operators that ONNX Runtime's processor runs on 8-bit integers, worth it where both neighbours are integers too."""
+"""Operators that ONNX Runtime's processor runs on 8-bit integers, which pays off if both neighbours are integers."""
 
 
 @dataclass(frozen=True)
 class QuantizableLayer:
-    """A node with weights that can be 8-bit. ``channel_axis`` is that of its input's channels."""
+    """A node with weights that can be 8-bit. ``channel_axis`` is the axis of its input's channels."""
 
     name: str
     operator: str
@@ -41,7 +41,7 @@ class QuantizableLayer:
 
 
 def refuse_unfit(model: ir.Model) -> None:
-    """Raises `StageError` for a graph that is quantized already, or of an operator set too old."""
+    """Raise `StageError` for a graph that is quantized already or has too old an operator set."""
     done = next((node for node in model.graph if node.op_type in INTEGER_OPERATORS), None)
     if done is not None:
         raise StageError(
@@ -60,23 +60,23 @@ def refuse_unfit(model: ir.Model) -> None:
 
 
 def has_layers(model: ir.Model) -> bool:
-    """Whether any node has enough stored float weights; LSTMs, whose weights have other rules, don't count."""
+    """Return whether any node has enough stored float weights; LSTMs, which are quantized separately, do not count."""
     return any(_layer(node) is not None for node in model.graph)
 
 
 def find_layers(model: ir.Model) -> list[QuantizableLayer]:
-    """Every node with enough stored float weights, in the graph's order. Raises `StageError` where there is none."""
-    found = [layer for node in model.graph if (layer := _layer(node)) is not None]
-    if not found:
+    """Return every node with enough stored float weights, in order. Raises `StageError` if there is none."""
+    layers = [layer for node in model.graph if (layer := _layer(node)) is not None]
+    if not layers:
         raise StageError(
             "The graph holds nothing to quantize.",
             expected=f"{', '.join(WEIGHTED)} or Attention with {SMALLEST_WEIGHT} stored fp32 weights or more",
         )
-    return found
+    return layers
 
 
 def count_without_kernel(model: ir.Model) -> dict[str, int]:
-    """How many operators of each type have stored weights and no integer kernel."""
+    """Return the number of operators of each type that have stored weights and no integer kernel."""
     return Counter(
         node.op_type
         for node in model.graph
@@ -85,10 +85,11 @@ def count_without_kernel(model: ir.Model) -> dict[str, int]:
 
 
 def _layer(node: ir.Node) -> QuantizableLayer | None:
-    place = WEIGHTED.get(node.op_type)
-    if place is None or node.domain not in ("", "ai.onnx"):
+    """Return a node's layer, or None if it cannot be 8-bit."""
+    index = WEIGHTED.get(node.op_type)
+    if index is None or node.domain not in ("", "ai.onnx"):
         return None
-    weight = node.inputs[place]
+    weight = node.inputs[index]
     array = constant(weight)
     if weight is None or array is None or array.dtype.name != "float32" or array.ndim < 2:
         return None
@@ -99,11 +100,11 @@ def _layer(node: ir.Node) -> QuantizableLayer | None:
 
 
 def select_bridges(model: ir.Model, layers: Iterable[str]) -> list[str]:
-    """Names of the nodes that pass 8-bit values from one convolution of ``layers`` to another.
+    """Return the nodes that pass 8-bit values from one convolution of ``layers`` to another.
 
-    All that such a node computes with comes from convolutions or other such nodes, and some of it goes to ``layers``
-    or other such nodes. An activation function that alone reads a convolution is one too, whatever follows: it costs
-    nothing within the integer kernel, and what is rounded after it needs a narrower range.
+    All computed inputs of such a node come from convolutions or other such nodes, and some of its outputs go to
+    ``layers`` or other such nodes. An activation function that is the only reader of a convolution is included in any
+    case: it costs nothing within the integer kernel, and its output needs a narrower range.
     """
     nodes = list(model.graph)
     chosen = set(layers)
@@ -116,6 +117,7 @@ def select_bridges(model: ir.Model, layers: Iterable[str]) -> list[str]:
             passing.add(node)
     taking = {node for node in nodes if str(node.name) in chosen}
     useful: set[ir.Node] = set()
+    # Backwards, so that a node counts as useful if a later useful node reads it.
     for node in reversed(nodes):
         readers = {use.node for output in node.outputs for use in output.uses()}
         if node in passing and (readers & (taking | useful) or _ends(node)):
@@ -124,15 +126,15 @@ def select_bridges(model: ir.Model, layers: Iterable[str]) -> list[str]:
 
 
 def _ends(node: ir.Node) -> bool:
-    """Whether ONNX Runtime takes a node up into the integer convolution before it."""
-    before = node.inputs[0]
-    return node.op_type in ("Relu", "Clip") and before is not None and len(list(before.uses())) == 1
+    """Return whether ONNX Runtime fuses a node into the preceding integer convolution."""
+    source = node.inputs[0]
+    return node.op_type in ("Relu", "Clip") and source is not None and len(list(source.uses())) == 1
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give each node a name of its own, in place."""
-    seen: set[str] = set()
-    for place, node in enumerate(model.graph):
-        name = node.name or f"{node.op_type}_{place}"
-        node.name = name if name not in seen else f"{name}_{place}"
-        seen.add(node.name)
+    """Give each node a unique name, in place."""
+    used: set[str] = set()
+    for index, node in enumerate(model.graph):
+        name = node.name or f"{node.op_type}_{index}"
+        node.name = name if name not in used else f"{name}_{index}"
+        used.add(node.name)

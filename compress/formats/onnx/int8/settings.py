@@ -1,4 +1,4 @@
-"""How a graph is quantized to 8 bits, as a recipe says it."""
+"""Settings of INT8 quantization in a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.utils.pydantic_models import Frozen, changed_fields
 
 Format = Literal["qoperator", "qdq"]
 ReduceRange = bool | Literal["saturating"]
-"""7-bit weights everywhere, nowhere, or a coarser grid for those columns of weights that may saturate alone."""
+"""7-bit weights everywhere or nowhere, or a coarser grid only for columns of weights that may saturate."""
 _STATIC_ONLY = (
     *("calibration_method", "percentile", "types", "smooth_quant", "bias_correction", "weight_rounding"),
     *("cross_layer_equalization", "split_concatenations", "format", "statistics", "calibration_examples"),
@@ -22,7 +22,7 @@ _FLOOR_ONLY = ("damage_examples", "search_seconds")
 
 
 class Int8Options(Frozen):
-    """What the stage `quantize` and its mathematics share."""
+    """Settings that the stage and its algorithms share."""
 
     method: Literal["dynamic", "static"] = Field(
         "dynamic",
@@ -114,11 +114,11 @@ class Int8Options(Frozen):
 
     @property
     def searches(self) -> bool:
-        """Whether layers are looked for that stay in float."""
+        """Whether the stage searches for layers that stay float."""
         return self.accuracy_floor is not None or self.error_ceiling is not None
 
     def narrowing(self) -> ReduceRange:
-        """`reduce_range`; what is left to the processors is decided by this one, where no recipe did."""
+        """Return `reduce_range`; `auto` is decided by this machine's processor if no recipe did."""
         if self.reduce_range == "auto":
             return False if find_processor("cpu").sums_in_32_bits else "saturating"
         return self.reduce_range

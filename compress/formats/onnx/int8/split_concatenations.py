@@ -1,9 +1,9 @@
-"""A convolution that reads a concatenation becomes one for each part: integers, scales and zero points of their own.
+"""Split of convolutions that read a concatenation: one for each part, with its own integers and scales.
 
-On the way up of a U-Net a convolution reads what comes from below beside what was kept on the way down, and the two
-differ in range many times over, in activations and in weights: with one scale the narrower half is left few of the 256
-integers. convolution([a, b], W) = convolution(a, W_a) + convolution(b, W_b) is the same in float, and each half has its
-own range then (Q-Diffusion, Li et al. 2023, section 4.2, "split quantization").
+On the way up of a U-Net a convolution reads the lower level's output and a skip connection. Their ranges differ
+many times, in activations and in weights. With one scale the narrower half uses few of the 256 integers.
+convolution([a, b], W) = convolution(a, W_a) + convolution(b, W_b) is the same in float, and each half gets its own
+range (Q-Diffusion, Li et al. 2023, section 4.2, "split quantization").
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ _CHANNELS = 1
 
 
 def split_concatenations(model: ir.Model, feeds: Iterable[Feed]) -> list[str]:
-    """Split every convolution with stored weights that reads a concatenation of channels, in place; their names.
+    """Split every convolution with stored weights that reads concatenated channels, in place; return their names.
 
-    The first of ``feeds`` tells how many channels each part has. A part's convolution is called as the whole was, with
-    `/part_0`, `/part_1` behind; so is its weight. The bias is added once. Convolutions in groups are left alone:
-    a group may read two parts.
+    The first of ``feeds`` shows the number of channels of each part. A part's convolution and weight get the name of
+    the whole with `/part_0`, `/part_1` appended. The bias is added once. Grouped convolutions stay, because a group may
+    read two parts.
     """
-    found = [node for node in model.graph if _reads_parts(node)]
-    if not found:
+    convolutions = [node for node in model.graph if _reads_parts(node)]
+    if not convolutions:
         return []
-    names = list(dict.fromkeys(str(part.name) for node in found for part in _parts(node)))
+    names = list(dict.fromkeys(str(part.name) for node in convolutions for part in _parts(node)))
     shapes = {
         name: array.shape
         for values in stream_activations(ir.to_proto(model), names, list(feeds)[:1])
         for name, array in values.items()
     }
-    for node in found:
+    for node in convolutions:
         _split(model.graph, node, [shapes[str(part.name)][_CHANNELS] for part in _parts(node)])
     clean(model)
-    return [str(node.name) for node in found]
+    return [str(node.name) for node in convolutions]
 
 
 def _reads_parts(node: ir.Node) -> bool:
+    """Return whether a node is a convolution of concatenated channels that can be split."""
     if node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1 or constant(node.inputs[1]) is None:
         return False
     joined = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -55,29 +56,31 @@ def _reads_parts(node: ir.Node) -> bool:
 
 
 def _parts(node: ir.Node) -> Sequence[ir.Value]:
+    """Return the concatenated values."""
     joined = node.inputs[0].producer()
     assert joined is not None, "it reads a concatenation"
     return [part for part in joined.inputs if part is not None]
 
 
 def _split(graph: ir.Graph, node: ir.Node, channels: Sequence[int]) -> None:
+    """Replace one convolution by a sum of convolutions."""
     weight, old = constant(node.inputs[1]), node.outputs[0]
     assert weight is not None, "weights are stored"
     attributes: Mapping[str, ir.Attr] = dict(node.attributes)
     ends = np.cumsum(channels)
-    made: list[ir.Node] = []
-    for place, (part, piece) in enumerate(zip(_parts(node), np.split(weight, ends[:-1], axis=1), strict=True)):
-        stored = add_initializer(graph, f"{node.inputs[1].name}/part_{place}", piece)
-        bias = [] if place else list(node.inputs[2:])
-        made.append(ir.node("Conv", [part, stored, *bias], attributes, name=f"{node.name}/part_{place}"))
-        if place:
-            sums = [made[-2].outputs[0], made[-1].outputs[0]]
-            made.append(ir.node("Add", sums, name=f"{node.name}/sum_{place}"))
-    for each in made:
-        each.outputs[0].name = f"{each.name}_output"
-        each.outputs[0].type, each.outputs[0].shape = old.type, old.shape
-    graph.insert_before(node, made)
-    new, name = made[-1].outputs[0], old.name
+    new_nodes: list[ir.Node] = []
+    for index, (part, piece) in enumerate(zip(_parts(node), np.split(weight, ends[:-1], axis=1), strict=True)):
+        stored = add_initializer(graph, f"{node.inputs[1].name}/part_{index}", piece)
+        bias = [] if index else list(node.inputs[2:])
+        new_nodes.append(ir.node("Conv", [part, stored, *bias], attributes, name=f"{node.name}/part_{index}"))
+        if index:
+            sums = [new_nodes[-2].outputs[0], new_nodes[-1].outputs[0]]
+            new_nodes.append(ir.node("Add", sums, name=f"{node.name}/sum_{index}"))
+    for new_node in new_nodes:
+        new_node.outputs[0].name = f"{new_node.name}_output"
+        new_node.outputs[0].type, new_node.outputs[0].shape = old.type, old.shape
+    graph.insert_before(node, new_nodes)
+    new, name = new_nodes[-1].outputs[0], old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     new.name = name

@@ -1,8 +1,8 @@
-"""Static INT8 of a graph, all of it or all but some layers, from one calibration: our own, or NNCF's.
+"""Static INT8 of a graph, of all or some layers, from one calibration: our own, or NNCF's.
 
-NNCF's own file keeps the embedding table as integers that are dequantized whole in each call, and quantizes around
-operators that the processor computes in float. Its scales and integers are float_layers; what no kernel takes up is taken
-out, and products and attention are written as integer operators.
+NNCF's file stores the embedding table as integers that are dequantized completely in each call, and quantizes
+around operators that the processor computes in float. Its scales and integers are used. Pairs that no kernel uses
+are removed, and products and attention become integer operators.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from compress.utils.errors import DataError, StageError
 
 @dataclass
 class StaticQuantizer:
-    """A graph that was looked at on real inputs, ready to be quantized again and again.
+    """A calibrated graph that can be quantized repeatedly.
 
-    ``layers`` are what can be 8-bit; ``smoothed`` and ``equalized`` those whose inputs SmoothQuant and
-    cross-layer equalization evened; ``split`` the convolutions that became one for each part of a concatenation;
-    ``constant`` the activations that were the same everywhere on the calibration data; ``narrowed`` the layers whose
-    weights got a coarser grid because they might saturate, in the graph that was made last.
+    ``layers`` can be 8-bit. ``smoothed`` and ``equalized`` are layers whose inputs SmoothQuant and cross-layer
+    equalization evened out; ``split`` the convolutions that were split by the parts of a concatenation; ``constant``
+    the activations that were constant on the calibration data; ``narrowed`` the layers whose weights got a coarser
+    grid because they might saturate, in the last graph.
     """
 
     graph: onnx.ModelProto
@@ -65,7 +65,7 @@ class StaticQuantizer:
     """All layers rounded and no bias corrected, until that is made use of; with what got a coarser grid."""
 
     def __post_init__(self) -> None:
-        """Unpack, smooth and observe. Raises `StageError` and `DataError` as those do."""
+        """Unpack attention, equalize and observe. Raises `StageError` and `DataError` as those steps do."""
         model = ir.from_proto(self.graph)
         refuse_unfit(model)
         name_nodes(model)
@@ -76,35 +76,37 @@ class StaticQuantizer:
         self._passing = select_bridges(model, [layer.name for layer in self.layers])
         if self.options.smooth_quant is not None:
             inputs = self._inputs(model)
-            seen = observe(ir.to_proto(model), inputs, self.feeds)
-            self.smoothed = smooth(model, self.layers, seen, self.options.smooth_quant)
+            statistics = observe(ir.to_proto(model), inputs, self.feeds)
+            self.smoothed = smooth(model, self.layers, statistics, self.options.smooth_quant)
         if self.options.cross_layer_equalization != "none":
-            seen = observe(ir.to_proto(model), self._tensors(model), self.feeds)
-            self.equalized = equalize(model, seen, self.options.cross_layer_equalization)
+            statistics = observe(ir.to_proto(model), self._tensors(model), self.feeds)
+            self.equalized = equalize(model, statistics, self.options.cross_layer_equalization)
         self._model = model
         observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
         method, percentile = self.options.calibration_method, self.options.percentile
-        self._ranges = {name: find_range(seen.histogram, method, percentile) for name, seen in observed.items()}
+        self._ranges = {
+            name: find_range(statistics.histogram, method, percentile) for name, statistics in observed.items()
+        }
         self._products = (
             input_products(ir.to_proto(model), self.layers, self.feeds)
             if self.options.weight_rounding == "feedback"
             else {}
         )
-        self.constant = [name for name, seen in observed.items() if seen.histogram.constant]
+        self.constant = [name for name, statistics in observed.items() if statistics.histogram.constant]
         self._errors = self._bias_errors(observed) if self.options.bias_correction else {}
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
-        """The 8-bit graph, the layers named in ``float_layers`` left in float. Inputs and outputs stay."""
+        """Return the 8-bit graph in which ``float_layers`` stay float. Inputs and outputs stay."""
         chosen = [layer.name for layer in self.layers if layer.name not in float_layers]
-        made = ir.from_proto(self._corrected(chosen))
+        quantized = ir.from_proto(self._corrected(chosen))
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
-        drop_redundant_qdq(made)
-        protect_float_layers(made)
+        drop_redundant_qdq(quantized)
+        protect_float_layers(quantized)
         if self.options.format == "qoperator":
-            make_unsigned(made, [parts.product for parts in self._attentions])
-            fuse_products(made)
-        pack_attention(made, self._attentions)
-        graph = ir.to_proto(made)
+            make_unsigned(quantized, [parts.product for parts in self._attentions])
+            fuse_products(quantized)
+        pack_attention(quantized, self._attentions)
+        graph = ir.to_proto(quantized)
         if self.options.narrowing() == "saturating":
             # Signed activations became unsigned above.
             self.narrowed += cut_saturating(graph)
@@ -113,44 +115,47 @@ class StaticQuantizer:
         return graph
 
     def _corrected(self, chosen: Sequence[str]) -> onnx.ModelProto:
-        """The graph with the layers ``chosen`` rounded, and their biases corrected."""
+        """Return the graph with the layers ``chosen`` rounded and their biases corrected."""
         errors = {name: self._errors[name] for name in chosen if name in self._errors}
+        # The graph with all layers rounded exists already, from the measurement of the bias errors.
         if self._coarse is not None and len(chosen) == len(self.layers):
-            (made, self.narrowed), self._coarse = self._coarse, None
-            correct_rounded(made, ir.to_proto(self._model), errors)
-            return made
+            (coarse, self.narrowed), self._coarse = self._coarse, None
+            correct_rounded(coarse, ir.to_proto(self._model), errors)
+            return coarse
         graph = ir.to_proto(self._model)
         correct_biases(graph, errors)
         return self._rounded(graph, [*chosen, *select_bridges(ir.from_proto(graph), chosen)])
 
     def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
-        """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
-        made = insert_qdq(graph, nodes, self._ranges, self.options)
+        """Return ``graph`` with 8-bit ``nodes``, their weights rounded as the settings require."""
+        rounded = insert_qdq(graph, nodes, self._ranges, self.options)
         narrow = self.options.narrowing() == "saturating"
-        self.narrowed = keep_from_saturating(made, graph) if narrow else []
+        self.narrowed = keep_from_saturating(rounded, graph) if narrow else []
         if self.options.weight_rounding == "feedback":
             chosen = [layer for layer in self.layers if layer.name in set(nodes)]
-            round_weights(made, self._model, chosen, self._products)
+            round_weights(rounded, self._model, chosen, self._products)
             if narrow:
-                cut_saturating(made)
-        return made
+                cut_saturating(rounded)
+        return rounded
 
     def _inputs(self, model: ir.Model) -> dict[str, int]:
+        """Return the inputs of all layers with the axis of their channels."""
         nodes = {str(node.name): node for node in model.graph}
         return {str(nodes[layer.name].inputs[0].name): layer.channel_axis for layer in self.layers}
 
     def _tensors(self, model: ir.Model) -> dict[str, int]:
-        """All that needs a range -> the axis of its channels."""
-        found = self._inputs(model)
+        """Return all tensors that need a range with the axis of their channels."""
+        axes = self._inputs(model)
         nodes = {str(node.name): node for node in model.graph}
         writers = [layer.name for layer in self.layers if layer.operator.startswith("Conv")] + self._passing
         for name in writers:
             for value in (*nodes[name].inputs, *nodes[name].outputs):
                 if value is not None and constant(value) is None and value.dtype in (None, ir.DataType.FLOAT):
-                    found.setdefault(str(value.name), 1)
-        return found
+                    axes.setdefault(str(value.name), 1)
+        return axes
 
     def _bias_errors(self, observed: Mapping[str, TensorStatistics]) -> dict[str, np.ndarray]:
+        """Return the shift of each layer's mean output by rounding."""
         graph = ir.to_proto(self._model)
         nodes = [*(layer.name for layer in self.layers), *self._passing]
         coarse = self._rounded(graph, nodes)
@@ -159,9 +164,9 @@ class StaticQuantizer:
 
 
 _FLOAT_OUTPUT = ("MatMul", "Gemm")
-"""Products give float: what follows them (bias, GELU, normalisation, softmax) is computed in it."""
+"""Operators with float outputs, because bias, GELU, normalisation and softmax after them are computed in float."""
 _KNOWN = ("onnx.infer", "onnxruntime.quant")
-"""Keeps the quantizer from inferring shapes, which those of fused operators contradict."""
+"""Metadata that stops the quantizer from shape inference, which fused operators' recorded shapes contradict."""
 
 Range = tuple[float, float]
 
@@ -169,10 +174,14 @@ Range = tuple[float, float]
 def insert_qdq(
     graph: onnx.ModelProto, nodes: Collection[str], ranges: Mapping[str, Range], options: Int8Options
 ) -> onnx.ModelProto:
-    """A copy of ``graph`` in which the nodes named are computed from 8-bit values.
+    """Return a copy of ``graph`` in which some nodes read 8-bit values, by ONNX Runtime's quantizer.
 
-    ``ranges`` has lowest and highest value of each float tensor that they read, and of those that convolutions and
-    nodes between them write.
+    Args:
+        graph: The float graph.
+        nodes: Names of the nodes.
+        ranges: Lowest and highest value of each float tensor that they read, and of those that convolutions and the
+            nodes between them write.
+        options: Settings of the quantization.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import TensorData
@@ -183,13 +192,13 @@ def insert_qdq(
     del source.graph.value_info[:]
     source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
     source.metadata_props.add(key=_KNOWN[0], value=_KNOWN[1])
-    known = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
-    activations, weights = known[options.types[:2]], known[options.types[2:]]
+    integer_types = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+    activations, weights = integer_types[options.types[:2]], integer_types[options.types[2:]]
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
     }
-    wanted = set(nodes)
+    node_names = set(nodes)
     with silence("logs"):
         quantizer = QDQQuantizer(
             source,
@@ -198,9 +207,9 @@ def insert_qdq(
             weights,
             activations,
             data,
-            sorted(wanted),
+            sorted(node_names),
             [],
-            sorted({node.op_type for node in source.graph.node if node.name in wanted}),
+            sorted({node.op_type for node in source.graph.node if node.name in node_names}),
             {
                 "WeightSymmetric": options.types != "u8u8",
                 "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT),
@@ -216,9 +225,9 @@ def insert_qdq(
 
 @dataclass
 class NncfQuantizer:
-    """Quantizes one graph with NNCF, as often as wanted.
+    """A graph that NNCF can quantize repeatedly.
 
-    ``layers`` are what can be 8-bit; ``readable`` is the graph as NNCF is given it, attention unpacked.
+    ``layers`` can be 8-bit; ``readable`` is the graph that NNCF gets, with unpacked attention.
     """
 
     graph: onnx.ModelProto
@@ -230,7 +239,7 @@ class NncfQuantizer:
     readable: onnx.ModelProto = field(init=False)
 
     def __post_init__(self) -> None:
-        """Unpack. Raises `StageError` for a graph that can't be quantized, `DataError` without a feed."""
+        """Unpack attention. Raises `StageError` for an unsuitable graph, `DataError` without a feed."""
         model = ir.from_proto(self.graph)
         refuse_unfit(model)
         name_nodes(model)
@@ -244,19 +253,19 @@ class NncfQuantizer:
         self.readable = ir.to_proto(model)
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
-        """The 8-bit graph, the layers named in ``float_layers`` left in float."""
+        """Return the 8-bit graph in which ``float_layers`` stay float."""
         attention = len(self._attentions) > 0
-        made = ir.from_proto(
+        quantized = ir.from_proto(
             run_nncf(self.readable, self.feeds, attention, float_layers, self.reduce_range is not False)
         )
-        drop_redundant_qdq(made)
-        protect_float_layers(made)
-        make_unsigned(made)
+        drop_redundant_qdq(quantized)
+        protect_float_layers(quantized)
+        make_unsigned(quantized)
         if self.format == "qoperator":
-            fuse_products(made)
-        pack_attention(made, self._attentions)
-        made.producer_name, made.producer_version = self.graph.producer_name, ""
-        graph = ir.to_proto(made)
+            fuse_products(quantized)
+        pack_attention(quantized, self._attentions)
+        quantized.producer_name, quantized.producer_version = self.graph.producer_name, ""
+        graph = ir.to_proto(quantized)
         if self.reduce_range == "saturating":
             self.narrowed = cut_saturating(graph)
         del graph.graph.value_info[:]
@@ -270,9 +279,20 @@ def run_nncf(
     float_layers: Collection[str] = (),
     narrow: bool = False,
 ) -> onnx.ModelProto:
-    """NNCF's own default, telling nobody, or with 7-bit weights if ``narrow``. Raises `StageError` with its words."""
+    """Quantize a graph with NNCF's defaults and without its telemetry.
+
+    Args:
+        graph: The float graph.
+        feeds: Calibration data.
+        transformer: Whether the model is a transformer.
+        float_layers: Names of nodes that stay float.
+        narrow: Whether weights have 7 bits.
+
+    Raises:
+        StageError: NNCF fails.
+    """
     names = {value.name for value in graph.graph.input}
-    given = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
+    batches = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     with silence("prints"):
@@ -281,8 +301,8 @@ def run_nncf(
         try:
             quantized: onnx.ModelProto = nncf.quantize(
                 source,
-                nncf.Dataset(given),
-                subset_size=len(given),
+                nncf.Dataset(batches),
+                subset_size=len(batches),
                 model_type=nncf.ModelType.TRANSFORMER if transformer else None,
                 advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
                 if narrow

@@ -1,1 +1,1 @@
-"""The runtimes that open ONNX files, and what they need."""
+"""Runtimes that open ONNX files."""

@@ -1,4 +1,4 @@
-"""Why ONNX Runtime does not open a file, in words that say what to do about it."""
+"""Messages for files that ONNX Runtime does not open, with advice."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ _AGAIN = "export the model again, or copy the folder again with all of its files
 
 
 class _Kind(NamedTuple):
+    """A recognized message with the error that is shown instead."""
+
     sign: re.Pattern[str]
     what: str
     expected: str | None
@@ -56,21 +58,21 @@ _KINDS = (
 
 
 def cannot_open(graph: Path, error: Exception) -> ModelError:
-    """The error to raise from ONNX Runtime's ``error`` on opening ``graph``; its own words where no kind is known."""
-    said = " ".join(str(error).split())
+    """Return the error for ONNX Runtime's ``error`` on opening ``graph``, with advice if it is recognized."""
+    message = " ".join(str(error).split())
     for kind in _KINDS:
-        match = kind.sign.search(said)
+        match = kind.sign.search(message)
         if match is not None:
-            found = next((value for value in match.groups() if value), "") if match.groups() else ""
+            detail = next((value for value in match.groups() if value), "") if match.groups() else ""
             return ModelError(
-                f"{_LEAD}{kind.what.format(found=found)}",
+                f"{_LEAD}{kind.what.format(found=detail)}",
                 where=str(graph),
-                expected=kind.expected and kind.expected.format(found=found),
+                expected=kind.expected and kind.expected.format(found=detail),
                 hint=kind.hint,
             )
     return ModelError(f"{_LEAD}{reason(error)}", where=str(graph), hint=_AGAIN)
 
 
 def reason(error: Exception) -> str:
-    """ONNX Runtime's message on one line, without its code prefix."""
+    """Return ONNX Runtime's message on one line, without its code prefix."""
     return " ".join(str(error).split(" : ", 3)[-1].split())

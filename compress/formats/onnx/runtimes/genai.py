@@ -1,4 +1,4 @@
-"""onnxruntime-genai: a decoder's folder on the processor, with the cache that it keeps itself."""
+"""onnxruntime-genai: a decoder's folder on the processor, with onnxruntime-genai's own cache."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from compress.utils.errors import InputError, MissingExtraError, ModelError, Sta
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"
 _CODE = "custom_ops_library"
-"""The setting by which onnxruntime-genai loads a library of anybody's into the process."""
+"""Setting with which onnxruntime-genai loads an arbitrary library into the process."""
 _NUMBERS = ("context_length", "vocab_size")
 _FIRST_LENGTH = 512
-"""Tokens that a generation has room for at first; it doubles when more are asked for."""
+"""Initial capacity of a generation in tokens; it doubles when more are needed."""
 _FATAL = 4
-"""ONNX Runtime's level of severity below which nothing is written to standard error: messages come as errors."""
+"""ONNX Runtime's severity below which nothing is written to standard error; failures are raised as errors."""
 
 
 class OnnxGenaiSession:
-    """A decoder that was opened; every call of `predict` begins a text anew."""
+    """An opened decoder; every call of `predict` starts a new text."""
 
     inputs = (_IDS,)
     provider = PROVIDER
@@ -50,18 +50,18 @@ class OnnxGenaiSession:
         }
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Logits [n, length, vocabulary] of texts that have no padding; see `Session.predict`."""
+        """Return the logits [n, length, vocabulary] of texts without padding; see `Session.predict`."""
         ids = self._checked(batch)
         generator = self.generator(*ids.shape)
         self.append(generator, ids)
         return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
 
     def decoder(self) -> OnnxGenaiDecoder:
-        """Greedy generation with onnxruntime-genai's own cache."""
+        """Return a greedy decoder with onnxruntime-genai's own cache."""
         return OnnxGenaiDecoder(self)
 
     def room(self, wanted: int) -> int:
-        """Tokens to have room for where ``wanted`` are. Raises `InputError` for more than the model can place."""
+        """Return the capacity to allocate for ``length`` tokens. Raises `InputError` if the model supports fewer."""
         if wanted > self._positions:
             raise InputError(
                 f"A text of {wanted} tokens is longer than the model can place.",
@@ -74,7 +74,7 @@ class OnnxGenaiSession:
         return min(length, self._positions)
 
     def append(self, generator: Any, ids: np.ndarray) -> None:
-        """Let a generation read ``ids`` [n, length]. Raises `InputError` for those of no token."""
+        """Let a generation read ``ids`` [n, length]. Raises `InputError` for ids outside the vocabulary."""
         outside = ids[(ids < 0) | (ids >= self.vocabulary)]
         if outside.size:
             raise InputError(
@@ -88,7 +88,7 @@ class OnnxGenaiSession:
             raise self._failed(error) from error
 
     def generator(self, rows: int, length: int) -> Any:
-        """A generation with room for so many tokens. Raises what `room` does."""
+        """Return a generation with capacity for so many tokens. Raises as `room` does."""
         genai = _library()
         self.room(length)
         try:
@@ -99,9 +99,11 @@ class OnnxGenaiSession:
             raise self._failed(error) from error
 
     def _failed(self, error: RuntimeError) -> StageError:
+        """Return the error for a failure of onnxruntime-genai."""
         return StageError(f"onnxruntime-genai failed on a text: {_reason(error)}", where=self.where)
 
     def _checked(self, batch: Batch) -> np.ndarray:
+        """Return the batch's token ids. Raises `InputError` for other inputs and for padding."""
         if _IDS not in batch:
             raise InputError(f"The batch lacks the model's input {_IDS}.", where=self.where)
         ids = np.asarray(batch[_IDS])
@@ -121,7 +123,7 @@ class OnnxGenaiSession:
 
 
 class OnnxGenaiDecoder:
-    """Text generation as `runtimes.decoder.Decoder` does it: always the likeliest token, whichever ends a text."""
+    """Greedy text generation with the interface of `runtimes.decoder.Decoder`; end tokens do not stop it."""
 
     cached = True
 
@@ -133,17 +135,18 @@ class OnnxGenaiDecoder:
         self.vocabulary = session.vocabulary
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        """Start a new text with ``ids``, one or more, and return the next token."""
         self._ids = []
         if self._generator is not None:
             self._generator.rewind_to(0)
         return self._answer(ids)
 
     def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
+        """Append ``token`` and return the next one."""
         return self._answer([token])
 
     def _answer(self, ids: Sequence[int]) -> int:
+        """Read tokens and return the next one, with a larger generation if the current one is full."""
         self._ids += ids
         if len(self._ids) > self._room:
             # The old one's cache goes before the new one's comes.
@@ -155,7 +158,7 @@ class OnnxGenaiDecoder:
 
 
 class GenaiRuntime:
-    """Opens decoders' folders through onnxruntime-genai."""
+    """Runtime that opens decoders' folders through onnxruntime-genai."""
 
     name = "onnxruntime-genai"
 
@@ -169,6 +172,7 @@ class GenaiRuntime:
         try:
             settings = genai.Config(str(artifact))
             settings.clear_providers()
+            # The folder's own session options could name other providers.
             settings.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             model = genai.Model(settings)
         except RuntimeError as error:
@@ -180,33 +184,35 @@ class GenaiRuntime:
         return OnnxGenaiSession(model, artifact, threads, config["vocab_size"], config["context_length"])
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: the package is not installed."""
+        """Return why this machine lacks the target: the package is not installed."""
         return why_missing("onnxruntime_genai", "onnxruntime-genai", "genai")
 
     def build(self) -> str:
-        """Its version, and that of the ONNX Runtime within which it computes."""
+        """Return the versions of onnxruntime-genai and of ONNX Runtime."""
         return f"{version('onnxruntime-genai')}, onnxruntime {version('onnxruntime')}"
 
 
 @functools.cache
 def _library() -> ModuleType:
+    """Import onnxruntime-genai with telemetry turned off. Raises `MissingExtraError`."""
     if importlib.util.find_spec("onnxruntime_genai") is None:
         raise MissingExtraError("onnxruntime-genai", "genai", "The target genai")
     import onnxruntime_genai
 
     onnxruntime_genai.disable_telemetry_events()
-    found: ModuleType = onnxruntime_genai
-    return found
+    module: ModuleType = onnxruntime_genai
+    return module
 
 
 def _reason(error: RuntimeError) -> str:
+    """Return the message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """What the file says of the one graph in ``folder``.
+    """Return the config of the one graph in ``folder``.
 
-    Raises `ModelError` where there is none, where it names another graph or code to be loaded, or lacks what we read.
+    Raises `ModelError` if it is missing, names another graph or a library to load, or is incomplete.
     """
     path = folder / GENAI_CONFIG
     if not path.is_file():
@@ -244,11 +250,13 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = content.get(name)
-    return found if isinstance(found, dict) else {}
+    """Return a nested object, empty if it is missing."""
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _names_code(content: Any) -> bool:
+    """Return whether a config names a library to load at any depth."""
     if isinstance(content, dict):
         return _CODE in content or any(map(_names_code, content.values()))
     return isinstance(content, list) and any(map(_names_code, content))

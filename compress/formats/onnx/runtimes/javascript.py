@@ -1,4 +1,4 @@
-"""A model's process where JavaScript runs it: a page of headless Chromium, or Node. Both load `page/session.mjs`."""
+"""Process that runs a model in JavaScript: a page of headless Chromium, or Node. Both load `page/session.mjs`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _GRAPHICS = ("dri/renderD*", "nvidia0", "dxg")
 
 
 class FailedError(Exception):
-    """What the JavaScript threw, in its own words."""
+    """Error that JavaScript code threw, with its message."""
 
 
 class Chromium:
-    """A page in a browser of its own."""
+    """A page in its own browser process."""
 
     most_threads = 1024
-    """As many as one likes."""
+    """Upper limit of threads, in practice none."""
 
     def __init__(self, server: Loopback, webgpu: bool = False) -> None:
         self._server = server
@@ -45,34 +45,34 @@ class Chromium:
             self._stack = stack.pop_all()
 
     def call(self, name: str, given: dict[str, Any]) -> Any:
-        """What the function of that name in `page/session.mjs` gives.
+        """Return the result of the function of that name in `page/session.mjs`.
 
-        Raises `FailedError` where it throws, `StageError` where no answer comes.
+        Raises `FailedError` if it throws, `StageError` if it does not answer.
         """
-        made = f"session.{name}({json.dumps(given)})"
-        told = "found => ({found: found ?? null}), error => ({failed: String(error?.message ?? error)})"
-        return _found(self._page.evaluate(f"{made}.then({told})", _SECONDS))
+        expression = f"session.{name}({json.dumps(given)})"
+        handlers = "found => ({found: found ?? null}), error => ({failed: String(error?.message ?? error)})"
+        return _found(self._page.evaluate(f"{expression}.then({handlers})", _SECONDS))
 
     def module(self, path: Path) -> str:
-        """By what name a module of this machine is imported there: served, since a page has no other way to it."""
+        """Return the name by which the page imports a local module, which is served because a page reads no files."""
         self._server.put(path.name, path)
         return f"./{path.name}"
 
     @functools.cached_property
     def process(self) -> psutil.Process:
-        """The one with the model: the largest renderer once WebAssembly runs, since spare ones wait for other pages."""
+        """Process with the model: the largest renderer once WebAssembly runs; spare ones wait for other pages."""
         return largest_renderer(psutil.Process(self._page.browser))
 
     def close(self) -> None:
-        """End it."""
+        """End the browser."""
         self._stack.close()
 
 
 class NodeProcess:
-    """The same WebAssembly without a browser. It ends by itself when this process does."""
+    """The same WebAssembly without a browser. It ends when this process ends."""
 
     most_threads = 1
-    """The build for pages has its threads in Web Workers, which Node has not."""
+    """Upper limit of threads. The build for pages runs them in Web Workers, which Node lacks."""
 
     def __init__(self, server: Loopback, webgpu: bool = False) -> None:
         program = shutil.which("node")
@@ -104,7 +104,7 @@ class NodeProcess:
         return _found(json.loads(line))
 
     def module(self, path: Path) -> str:
-        """See `Chromium.module`: a file, since Node imports nothing over HTTP."""
+        """See `Chromium.module`; it is a file, because Node imports nothing over HTTP."""
         return path.as_uri()
 
     @property
@@ -124,14 +124,15 @@ class NodeProcess:
 Host = Chromium | NodeProcess
 
 
-def _found(told: dict[str, Any]) -> Any:
-    if "failed" in told:
-        raise FailedError(told["failed"])
-    return told["found"]
+def _found(answer: dict[str, Any]) -> Any:
+    """Return the result of a call. Raises `FailedError` if it failed."""
+    if "failed" in answer:
+        raise FailedError(answer["failed"])
+    return answer["found"]
 
 
 def lacking_chromium() -> str | None:
-    """Why no page can be opened here, or ``None``."""
+    """Return why no page can be opened, or ``None``."""
     if find_chromium() is None:
         return "there is no Chromium on PATH (Debian: apt-get install chromium)"
     return None
@@ -139,38 +140,42 @@ def lacking_chromium() -> str | None:
 
 @functools.cache
 def lacking_webgpu() -> str | None:
-    """Why a page has no WebGPU here, or ``None``; a device is looked for before a browser is started to ask it."""
+    """Return why a page has no WebGPU, or ``None``; a graphics device is looked for before a browser is started."""
     if not any(any(Path("/dev").glob(pattern)) for pattern in _GRAPHICS):
         return "there is no graphics device (/dev/dri), so that Chromium has no WebGPU adapter"
     with Loopback() as server, open_page(webgpu=True) as page:
         server.put("page.html", b"")
         page.call("Page.navigate", url=f"{server.address}page.html")  # only a page of a secure origin is given one
         page.wait_for("document.readyState === 'complete'")
-        found = page.evaluate("navigator.gpu?.requestAdapter().then((it) => it && !it.info.isFallbackAdapter)")
-    return None if found else "Chromium gives its pages no WebGPU adapter of a graphics card; its driver may be missing"
+        has_adapter = page.evaluate("navigator.gpu?.requestAdapter().then((it) => it && !it.info.isFallbackAdapter)")
+    return (
+        None
+        if has_adapter
+        else "Chromium gives its pages no WebGPU adapter of a graphics card; its driver may be missing"
+    )
 
 
 def lacking_node() -> str | None:
-    """Why there is no Node here, or ``None``."""
+    """Return why Node is missing, or ``None``."""
     return None if shutil.which("node") else "there is no node on PATH (Debian: apt-get install nodejs)"
 
 
 def find_chromium() -> str | None:
-    """The browser's program."""
+    """Return the path of the browser."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @functools.cache
 def version_of(program: str) -> str:
-    """What a program says of its version."""
+    """Return the version that a program prints."""
     done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip()
 
 
 def largest_renderer(browser: psutil.Process) -> psutil.Process:
-    """The process of a page that takes the most memory. Those that end while they are looked at are passed over.
+    """Return the page's process with the most memory. Processes that end meanwhile are skipped.
 
-    Raises `StageError` where the browser has none.
+    Raises `StageError` if the browser has none.
     """
     resident_bytes = {}
     for child in browser.children(recursive=True):
@@ -183,16 +188,16 @@ def largest_renderer(browser: psutil.Process) -> psutil.Process:
 
 
 def peak_bytes(process: psutil.Process) -> int:
-    """The most memory that a process has held so far."""
-    told = Path(f"/proc/{process.pid}/status").read_text() if process.is_running() else ""
-    for line in told.splitlines():
+    """Return the highest memory use of a process so far."""
+    status = Path(f"/proc/{process.pid}/status").read_text() if process.is_running() else ""
+    for line in status.splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise StageError("The process with the model has ended by itself.", where=f"process {process.pid}")
 
 
 def processor_seconds(process: psutil.Process) -> float:
-    """What all threads that a process has now took of the processor."""
+    """Return the processor time of all current threads of a process."""
     nanoseconds = 0
     for task in Path(f"/proc/{process.pid}/task").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: an ONNX graph on one execution provider, and on that one only."""
+"""ONNX Runtime: an ONNX graph on exactly one execution provider."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _ERRORS_ONLY = 3
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _SPINNING, _STOPS_SPINNING = "session.intra_op.allow_spinning", "session.force_spinning_stop"
 _ROOM = 256
-"""Tokens by which a cache in place grows."""
+"""Number of tokens by which a cache in place grows."""
 _LOGITS = "logits"
 
 
 class OnnxSession:
-    """An ONNX graph that was opened on exactly the provider that was asked for."""
+    """An ONNX graph that was opened on exactly the requested provider."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, graph: Path, provider: str, threads: int, alone: bool = True
@@ -94,7 +94,7 @@ class OnnxSession:
 
 
 def session_of(graph: onnx.ModelProto, alone: bool = True) -> OnnxSession:
-    """A graph in memory, on the processor, ``alone`` or one of several in turns. Raises ONNX Runtime's errors."""
+    """Open a graph in memory on the processor, ``alone`` or one of several in turn. Raises ONNX Runtime's errors."""
     provider = "CPUExecutionProvider"
     options = session_options(0, alone)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[provider])
@@ -102,7 +102,7 @@ def session_of(graph: onnx.ModelProto, alone: bool = True) -> OnnxSession:
 
 
 class _SharedCache:
-    """The cache of one text in buffers that are input and output of the graph at once, with room for what follows."""
+    """Cache of one text in buffers that are input and output of the graph at once, with room for further tokens."""
 
     def __init__(
         self,
@@ -111,7 +111,14 @@ class _SharedCache:
         types: Mapping[str, TensorType],
         where: str,
     ) -> None:
-        """``names`` has for each input of the cache its output, ``types`` what each input takes."""
+        """Start with an empty cache.
+
+        Args:
+            session: The opened graph.
+            names: Output of the cache by its input.
+            types: Type of each input.
+            where: Location for messages.
+        """
         self._session, self._names, self._types, self._where = session, names, types, where
         self._binding = session.io_binding()
         self._buffers: dict[str, np.ndarray] = {}
@@ -123,9 +130,10 @@ class _SharedCache:
         except (*FAILURES, RuntimeError) as error:
             raise StageError(f"The model failed on a token: {reason(error)}", where=self._where) from error
 
-    def _read(self, feed: Batch, seen: int, total: int) -> np.ndarray:
+    def _read(self, feed: Batch, past_length: int, total: int) -> np.ndarray:
+        """Run the graph on new tokens and return the logits."""
         if not self._buffers or next(iter(self._buffers.values())).shape[2] < total:
-            self._make_room(seen, total)
+            self._make_room(past_length, total)
         for name, array in feed.items():
             self._binding.bind_cpu_input(name, array)
         # Bound anew, for otherwise it would be written into the array of the call before.
@@ -134,15 +142,16 @@ class _SharedCache:
         logits: np.ndarray = self._binding.get_outputs()[-1].numpy()
         return logits
 
-    def _make_room(self, seen: int, total: int) -> None:
+    def _make_room(self, past_length: int, total: int) -> None:
+        """Allocate larger buffers and copy the cached tokens."""
         room = -(-total // _ROOM) * _ROOM
         self._binding.clear_binding_inputs()
         self._binding.clear_binding_outputs()
         for past, present in self._names.items():
             dtype, shape = self._types[past]
             buffer = np.zeros((1, int(shape[1] or 0), room, int(shape[3] or 0)), dtype)
-            if seen:
-                buffer[:, :, :seen] = self._buffers[past][:, :, :seen]
+            if past_length:
+                buffer[:, :, :past_length] = self._buffers[past][:, :, :past_length]
             self._buffers[past] = buffer
             value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
             self._binding.bind_ortvalue_input(past, value)
@@ -150,22 +159,23 @@ class _SharedCache:
 
 
 def allows_shared_cache(session: onnxruntime.InferenceSession) -> bool:
-    """Whether the graph's metadata say that input and output of its cache may be one buffer."""
+    """Return whether the graph's metadata states that input and output of its cache may be one buffer."""
     return bool(session.get_modelmeta().custom_metadata_map.get(SHARED_CACHE) == "1")
 
 
 def _type(entry: onnxruntime.NodeArg) -> TensorType:
+    """Return type and shape of an input or output."""
     kind = entry.type.removeprefix("tensor(").removesuffix(")")
     return TensorType(_NUMPY_NAMES.get(kind, kind), tuple(entry.shape))
 
 
 class OnnxRuntime:
-    """Opens ONNX graphs through ONNX Runtime."""
+    """Runtime that opens ONNX graphs through ONNX Runtime."""
 
     name = "onnxruntime"
 
     def open(self, artifact: Path, target: Target, threads: int) -> Session:
-        """Open the one graph of ``artifact``, a folder or the file, in either format, or those that make one model.
+        """Open the graph of ``artifact``, a folder or the file, in either format, or the graphs that form one model.
 
         ``threads`` work within an operator.
         """
@@ -175,6 +185,7 @@ class OnnxRuntime:
         return open_together(sessions, artifact)
 
     def _open(self, graph: Path, target: Target, threads: int, alone: bool) -> OnnxSession:
+        """Open one graph. Raises `StageError` if ONNX Runtime falls back to another provider."""
         try:
             session = onnxruntime.InferenceSession(
                 graph, sess_options=session_options(threads, alone), providers=_providers(target.provider)
@@ -183,26 +194,27 @@ class OnnxRuntime:
             raise cannot_open(graph, error) from error
         # Otherwise a failing provider is replaced during a later call, without a word.
         session.disable_fallback()
-        taken = session.get_providers()
-        if taken[0] != target.provider:
+        providers = session.get_providers()
+        if providers[0] != target.provider:
             raise StageError(
-                f"ONNX Runtime took {taken[0]} in place of {target.provider}.",
+                f"ONNX Runtime took {providers[0]} in place of {target.provider}.",
                 where=f"target {target.name!r}",
                 hint="see `compress doctor`; the provider's libraries or its device are missing",
             )
-        return OnnxSession(session, graph, taken[0], threads, alone)
+        return OnnxSession(session, graph, providers[0], threads, alone)
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: no such provider in the package, or it can't open a graph."""
+        """Return why this machine lacks the target: the package lacks the provider, or it cannot open a graph."""
         return _why_not(target.provider)
 
     def build(self) -> str:
-        """The package's version."""
+        """Return the package's version."""
         return str(onnxruntime.__version__)
 
 
 @functools.cache
 def _why_not(provider: str) -> str | None:
+    """Return why a provider is unavailable, or None; it is tried on a tiny graph."""
     available = onnxruntime.get_available_providers()
     if provider not in available:
         return f"the installed onnxruntime has no {provider} (it has {', '.join(available)})"
@@ -218,16 +230,17 @@ def _why_not(provider: str) -> str | None:
 
 
 def _providers(provider: str) -> list[str]:
+    """Return the provider with the processor as a fallback for single operators."""
     # Every provider leaves some operators (shapes, say) to the processor.
     return [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
 
 
 def session_options(threads: int, alone: bool = True) -> onnxruntime.SessionOptions:
-    """How every graph is opened: all optimizations, ``threads`` within an operator, one operator at a time.
+    """Return the options for every graph: all optimizations, ``threads`` within an operator, one operator at a time.
 
-    Threads that have nothing to do wait by spinning, ready for the next call. Of graphs that take turns, those not
-    ``alone``, they would take the processor from the one whose turn it is: a picture of four steps took 28 ms in place
-    of 11 on two cores. They spin while their graph runs.
+    Idle threads wait by spinning, ready for the next call. If graphs run in turn and are not ``alone``, spinning
+    threads take the processor from the running graph: an image of four steps took 28 ms instead of 11 on two cores.
+    Such graphs spin only while they run.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -241,6 +254,7 @@ def session_options(threads: int, alone: bool = True) -> onnxruntime.SessionOpti
 
 
 def _identity_graph() -> bytes:
+    """Return a tiny graph."""
     from onnx import TensorProto, helper
 
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]

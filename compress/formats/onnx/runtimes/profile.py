@@ -1,4 +1,4 @@
-"""What ONNX Runtime makes of a graph when it loads it, and what each node of that takes."""
+"""The graph that ONNX Runtime runs after its optimizations, and the time of each of its nodes."""
 
 from __future__ import annotations
 
@@ -24,27 +24,35 @@ _TYPES = {"float": "FLOAT", "double": "DOUBLE"}
 
 
 def original_name(name: str) -> str:
-    """The node's name without the number that `write_optimized` gave it."""
+    """Return the node's name without the number that `write_optimized` appended."""
     return name.rpartition(_NUMBERED)[0]
 
 
 @dataclass(frozen=True)
 class NodeRun:
-    """One node in one call: how long its kernel took, and its outputs, those that were left out skipped."""
+    """One node in one call: the time of its kernel and its outputs, without absent ones."""
 
     microseconds: int
     outputs: tuple[Tensor, ...]
 
 
 CallRun = dict[str, NodeRun]
-"""Node's name -> its run, of one call."""
+"""Run of each node of one call, by node name."""
 
 
 def write_optimized(graph: Path, folder: Path, threads: int, portable: bool = False) -> Path:
-    """Write the graph that ONNX Runtime really runs in place of ``graph``, each node with a name of its own.
+    """Write the graph that ONNX Runtime runs for ``graph``, with unique node names.
 
-    ``portable`` leaves out layouts that only this kind of processor has. Weights go into a file beside it. Raises
-    `ModelError` for a graph that cannot be opened.
+    Weights go into a file beside it.
+
+    Args:
+        graph: The file of the graph.
+        folder: Folder for the optimized graph.
+        threads: Threads within an operator.
+        portable: Whether to skip layouts that are specific to this kind of processor.
+
+    Raises:
+        ModelError: The graph cannot be opened.
     """
     options = session_options(threads)
     if portable:
@@ -60,17 +68,17 @@ def write_optimized(graph: Path, folder: Path, threads: int, portable: bool = Fa
     except FAILURES as error:
         raise cannot_open(graph, error) from error
     model = ir.load(path)
-    for place, node in enumerate(model.graph):
-        node.name = f"{node.name or node.op_type}{_NUMBERED}{place}"
+    for index, node in enumerate(model.graph):
+        node.name = f"{node.name or node.op_type}{_NUMBERED}{index}"
     ir.save(model, path)
     return path
 
 
 class ProfiledSession:
-    """An optimized graph, opened as it is, that notes the time of every node. For one thread of one process."""
+    """An optimized graph that records the time of every node. For one thread of one process."""
 
     def __init__(self, optimized: Path, threads: int) -> None:
-        """Open what `write_optimized` wrote."""
+        """Open a graph that `write_optimized` wrote."""
         options = session_options(threads)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_profiling = True
@@ -79,12 +87,12 @@ class ProfiledSession:
         self.session = OnnxSession(self._session, optimized, CPU, threads)
 
     def end(self) -> Path:
-        """Stop noting and say where the notes are."""
+        """Stop recording and return the file of the profile."""
         return Path(self._session.end_profiling())
 
 
 def read_profile(path: Path) -> list[CallRun]:
-    """Every call since the session was opened, in order. Nodes within subgraphs are part of the node around them."""
+    """Return every call since the session was opened, in order. Nodes in subgraphs count for the node around them."""
     calls: list[CallRun] = []
     current: CallRun = {}
     for event in json.loads(path.read_text()):
@@ -98,26 +106,26 @@ def read_profile(path: Path) -> list[CallRun]:
 
 
 def _outputs(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The outputs; none at all where one is of a type that is not known, so that the node counts as unknown too."""
-    found = []
+    """Return the outputs; none if one has an unknown type, so that the node counts as unknown too."""
+    tensors = []
     for entry in arguments.get("output_type_shape", []):
         ((kind, shape),) = entry.items()
         name = _TYPES.get(kind, kind.upper())
         if name not in ir.DataType.__members__:
             return ()
-        found.append(Tensor(ir.DataType[name], tuple(shape)))
-    return tuple(found)
+        tensors.append(Tensor(ir.DataType[name], tuple(shape)))
+    return tuple(tensors)
 
 
 def shapes_of(graph: ir.Graph, call: CallRun, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor of one call by name: the model's ``inputs`` and what the nodes made of them.
+    """Return every tensor of one call by name: the model's ``inputs`` and the outputs of its nodes.
 
-    A node whose outputs are not all tensors of known types, or that did not run, contributes nothing.
+    A node is skipped if it did not run or if some of its outputs are no tensors of known types.
     """
     shapes = dict(inputs)
     for node in graph:
-        made = [str(value.name) for value in node.outputs if value.name]
+        output_names = [str(value.name) for value in node.outputs if value.name]
         run = call.get(str(node.name))
-        if run is not None and len(run.outputs) == len(made):
-            shapes.update(zip(made, run.outputs, strict=True))
+        if run is not None and len(run.outputs) == len(output_names):
+            shapes.update(zip(output_names, run.outputs, strict=True))
     return shapes

@@ -1,4 +1,4 @@
-"""ONNX Runtime as WebAssembly: a graph in a page of headless Chromium, or in Node, and timed there."""
+"""ONNX Runtime as WebAssembly: a graph in a page of headless Chromium, or in Node, with timing there."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 
 WEIGHTS = ("_data", ".data")
-"""What the name of a file of weights beside a graph has after the graph's, by transformers.js's and torch's custom."""
+"""Suffixes of external weights' file names, as transformers.js and torch write them."""
 _WEBGPU = "webgpu"
 _BUILDS = {"wasm": (PACKAGES, SCRIPT, WASM), _WEBGPU: (WEBGPU_PACKAGES, WEBGPU_SCRIPT, WEBGPU_WASM)}
-"""By provider: what is fetched, and its script and WebAssembly."""
+"""Packages, script and WebAssembly by provider."""
 _BATCH = "batch"
 _INVALID_ARGUMENT = re.compile(r"ERROR_CODE: 2\b")
 _WORDS = re.compile(r".*?ERROR_MESSAGE: ")
 
 
 class WebSession:
-    """A graph that was opened where JavaScript runs; see `TimesItself`."""
+    """A graph that was opened in a JavaScript process; see `TimesItself`."""
 
     def __init__(self, server: Loopback, host: Host, graph: Path, provider: str, threads: int) -> None:
         self._server, self._host, self._where = server, host, str(graph)
@@ -70,8 +70,8 @@ class WebSession:
         self.start_up = {name: float(value) for name, value in started.items() if name.endswith("_ms")}
         self.start_up["model_download_ms"] = float(opened["model_download_ms"])
         self.start_up |= self._transfers()
-        self.input_types: Mapping[str, TensorType] = {one["name"]: _type(one) for one in opened["inputs"]}
-        self.output_types: Mapping[str, TensorType] = {one["name"]: _type(one) for one in opened["outputs"]}
+        self.input_types: Mapping[str, TensorType] = {entry["name"]: _type(entry) for entry in opened["inputs"]}
+        self.output_types: Mapping[str, TensorType] = {entry["name"]: _type(entry) for entry in opened["outputs"]}
         self.inputs = tuple(self.input_types)
         self.provider = provider
         self.settings: dict[str, Any] = {
@@ -86,12 +86,14 @@ class WebSession:
         }
 
     def _ask(self, name: str, given: dict[str, Any]) -> Any:
+        """Call a function of the page. Raises `StageError` if it fails."""
         try:
             return self._host.call(name, given)
         except FailedError as error:
             raise StageError(f"onnxruntime-web fails: {_reason(error)}", where=self._where) from error
 
     def _open(self, graph: Path) -> dict[str, Any]:
+        """Open the graph with its external weights. Raises `ModelError`."""
         others = [graph.with_name(graph.name + suffix) for suffix in WEIGHTS]
         files = [graph, *(path for path in others if path.is_file())]
         for file in files:
@@ -104,7 +106,7 @@ class WebSession:
         return opened
 
     def _transfers(self) -> dict[str, float]:
-        """Bytes over the wire, by the Performance API; nothing is compressed on its way."""
+        """Return the transferred bytes by the Performance API; nothing is compressed in transit."""
         sizes = {str(name).removeprefix(self._server.address): float(size) for name, size in self._ask("transfers", {})}
         model = sum(size for name, size in sizes.items() if name.startswith("model/"))
         return {"transfer_bytes": sum(sizes.values()), "model_transfer_bytes": model}
@@ -121,12 +123,16 @@ class WebSession:
             raise kind(
                 f"The model fails on the batch: {_reason(error)}",
                 where=self._where,
-                expected=", ".join(f"{name} {one.dtype} {list(one.shape)}" for name, one in self.input_types.items()),
+                expected=", ".join(
+                    f"{name} {tensor_type.dtype} {list(tensor_type.shape)}"
+                    for name, tensor_type in self.input_types.items()
+                ),
             ) from error
-        found: dict[str, np.ndarray] = load(self._server.taken(_BATCH))
-        return found
+        outputs: dict[str, np.ndarray] = load(self._server.taken(_BATCH))
+        return outputs
 
     def _fed(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Return the batch's inputs as contiguous arrays."""
         check_inputs(self.inputs, batch, self._where)
         return {name: np.asarray(batch[name], order="C") for name in self.inputs}
 
@@ -135,7 +141,7 @@ class WebSession:
         from safetensors.numpy import save
 
         fed = [self._fed(batch) for batch in batches]
-        named = {f"{place}/{name}": array for place, one in enumerate(fed) for name, array in one.items()}
+        named = {f"{index}/{name}": array for index, arrays in enumerate(fed) for name, array in arrays.items()}
         self._server.put(_BATCH, save(named))
         self._ask("hold", {"path": _BATCH})
 
@@ -161,18 +167,18 @@ class WebSession:
 
 
 class OnnxRuntimeWeb:
-    """Opens graphs in a page or in Node."""
+    """Runtime that opens graphs in a page or in Node."""
 
     def __init__(self, name: str, host: type[Chromium] | type[NodeProcess], lacking: Callable[[], str | None]) -> None:
-        """``lacking`` says why the program that ``host`` starts isn't here."""
+        """Choose the host. ``lacking`` returns why the program that ``host`` starts is missing."""
         self.name = name
         self._host, self._lacking = host, lacking
 
     def open(self, artifact: Path, target: Target, threads: int) -> Session:
-        """Open the one graph of ``artifact``, a folder or the file, in either of ONNX Runtime's formats.
+        """Open the graph of ``artifact``, a folder or the file, in either of ONNX Runtime's formats.
 
-        Of a model that draws pictures each part has a page of its own. They live until the session is no longer used,
-        at most as long as this process.
+        Each part of a diffusion model has its own page. Pages live as long as the session, at most as long as this
+        process.
         """
         graphs = model_files(artifact, self.name)
         if len(graphs) > 1 and not is_pipeline(artifact):
@@ -185,6 +191,7 @@ class OnnxRuntimeWeb:
         return open_together([self._open(graph, target, threads) for graph in graphs], artifact)
 
     def _open(self, graph: Path, target: Target, threads: int) -> WebSession:
+        """Open one graph in a new host."""
         with ExitStack() as stack:
             server = stack.enter_context(Loopback())
             host: Host = self._host(server, webgpu=target.provider == _WEBGPU)
@@ -194,7 +201,7 @@ class OnnxRuntimeWeb:
         return session
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: no browser or no Node, or nothing to fetch onnxruntime-web with."""
+        """Return why this machine lacks the target: no browser, no Node, or no npm to fetch onnxruntime-web with."""
         if not Path("/proc/self/status").exists():
             return "what it takes of memory and processor is read from Linux's /proc, which this system hasn't"
         if target.provider not in _BUILDS:
@@ -219,17 +226,18 @@ class OnnxRuntimeWeb:
         return folder / SCRIPT, folder / WASM
 
     def build(self) -> str:
-        """The version of onnxruntime-web, and of what runs its WebAssembly."""
+        """Return the version of onnxruntime-web, and of the program that runs its WebAssembly."""
         program = find_chromium() if self._host is Chromium else shutil.which("node")
         return f"{WEB_VERSION}, {version_of(program) if program else 'nothing to run it'}"
 
 
 def _type(entry: Mapping[str, Any]) -> TensorType:
+    """Return type and shape of an input or output."""
     return TensorType(entry["dtype"], tuple(entry["shape"]))
 
 
 def _reason(error: FailedError) -> str:
-    """ONNX Runtime's own words on one line."""
+    """Return ONNX Runtime's message on one line."""
     return _WORDS.sub("", " ".join(str(error).split()), count=1)
 
 

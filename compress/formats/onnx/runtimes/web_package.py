@@ -1,7 +1,7 @@
 """ONNX Runtime as WebAssembly and Hugging Face's tokenizers for JavaScript, pinned by digest.
 
-`PACKAGES` has onnxruntime-web's plain build for processors, half as large as the one with WebGPU, which transformers.js
-takes: `CLIENT` has that with its own.
+`PACKAGES` has onnxruntime-web's build for processors, which is half as large as the one with WebGPU that
+transformers.js uses. `CLIENT` contains that one with transformers.js.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ _LICENCE = "MIT (onnxruntime-web, (c) Microsoft Corporation)"
 
 
 def _web_runtime(version: str, sha256: str, download_bytes: int, members: tuple[str, ...]) -> Package:
-    """onnxruntime-web at ``version``, of which ``members`` are kept."""
+    """Return onnxruntime-web at a version.
+
+    Args:
+        version: The version.
+        sha256: Digest of the package.
+        download_bytes: Size of the package.
+        members: Files to extract.
+    """
     return Package(
         manager="npm",
         distribution="onnxruntime-web",
@@ -32,6 +39,7 @@ def _web_runtime(version: str, sha256: str, download_bytes: int, members: tuple[
 
 
 def _pinned(*members: str) -> Package:
+    """Return files of onnxruntime-web's pinned version."""
     return _web_runtime(
         WEB_VERSION, "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71", 33106585, members
     )

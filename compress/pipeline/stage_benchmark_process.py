@@ -26,7 +26,7 @@ from compress.pipeline.stage_benchmark import REFUSED, StageBenchmarks, StageTim
 from compress.recipe.recipe import START, Recipe
 from compress.stages.base import Context, Stage
 from compress.stages.cost_model import Shape
-from compress.stages.protocols import SizedByData, loaded_type
+from compress.stages.protocols import ReadsExamples, SizedByData, loaded_type
 from compress.stages.training.settings import Training
 from compress.tasks.inference import predict, tensors
 from compress.tasks.registry import get_task
@@ -39,6 +39,8 @@ from compress.utils.torch_device import resolve_device, use_device
 Item = TypeVar("Item")
 _FEW = 8
 """Examples of the pass that measures the time of a stage that does not depend on the number of examples."""
+_BATCH_SIZE = 32
+"""Examples of a batch for stages that read examples without a setting for it."""
 _BATCHES, _SAMPLE_BATCHES = 2, 4
 """Batches of the benchmark, and batches among which the longest examples are selected for peak memory."""
 _BUSY_SHARE, _THREAD_EFFICIENCY = 0.05, 0.93
@@ -141,7 +143,7 @@ class StageBenchmarker:
         lengths = examples.lengths() if len(examples) == len(rows) else np.zeros(len(rows))
         longest = rows[np.argsort(-lengths, kind="stable")]
         for label, stage in zip(self.recipe.labels(), self.recipe.stages, strict=True):
-            if isinstance(stage, Training):
+            if isinstance(stage, Training | ReadsExamples):
                 timing = self._time_training(label, stage, self.outputs[input_label], rows, longest, encoding)
                 benchmarks = benchmarks.model_copy(update={"stages": {**benchmarks.stages, label: timing}})
                 yield benchmarks
@@ -195,10 +197,13 @@ class StageBenchmarker:
             longest: The same, the longest examples first.
             encoding: Seconds of encoding an example.
         """
-        short = stage.model_copy(update={"epochs": 1.0, "keep_best": False})
-        sample = rows[: _BATCHES * stage.batch_size]
+        one_epoch = {"epochs": 1.0, "keep_best": False}
+        fields = type(stage).model_fields
+        short = stage.model_copy(update={name: value for name, value in one_epoch.items() if name in fields})
+        batch_size = getattr(stage, "batch_size", _BATCH_SIZE)
+        sample = rows[: _BATCHES * batch_size]
         # The longest examples show the peak memory, a few examples the constant time, the sample the time per example.
-        first, _, peak, _ = self._run(short, model, longest[: stage.batch_size])
+        first, _, peak, _ = self._run(short, model, longest[:batch_size])
         constant, *_ = self._run(short, model, sample[:_FEW])
         beside, steps, _, output = self._run(short, model, sample)
         if isinstance(output, TorchModel):
@@ -208,7 +213,7 @@ class StageBenchmarker:
         factor = 1.0 if unlabeled is None else 1.0 + len(unlabeled) / max(len(self.data.split("train")), 1)
         per_example = max(beside - constant, 0.0) / (factor * max(len(sample) - _FEW, 1))
         # The first run also imports the libraries that the stage calls.
-        startup = first - factor * per_example * min(len(longest), stage.batch_size)
+        startup = first - factor * per_example * min(len(longest), batch_size)
         return StageTiming(
             seconds=max(startup, constant - factor * per_example * _FEW, 0.0),
             example_seconds=min(per_example, encoding) + self.clock.shared(max(per_example - encoding, 0.0)),

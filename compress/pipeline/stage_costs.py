@@ -100,13 +100,12 @@ def _benchmarked_seconds(
     validation = context.splits.get("validation")
     validated = benchmarks.answer_seconds * validation.rows * trained / max(examples, 1.0) if validation else 0.0
     # All rows are encoded, even if the stage reads a part of them.
-    unread = (
-        benchmarks.encode_seconds * (examples - read) if stage.needs().splits and isinstance(stage, Trains) else 0.0
-    )
+    on_all_rows = isinstance(stage, SizedByData)
+    unread = benchmarks.encode_seconds * (examples - read) if stage.needs().splits and not on_all_rows else 0.0
     per_example = timing.example_seconds * read + timing.step_seconds * trained
     count = max(read, trained, 1.0)
     note = f"benchmarked here on a few batches: {per_example / count * 1e3:.3g} ms for each of {count:,.0f} examples"
-    note = note if isinstance(stage, Trains) else "benchmarked here on all rows"
+    note = "benchmarked here on all rows" if on_all_rows else note
     return Estimate(value=timing.seconds + unread + per_example + validated, note=note).within(*BENCHMARK_RANGE)
 
 

@@ -80,7 +80,7 @@ def test_ten_mistakes_are_all_listed_at_once(place: Path, refuse: Refuse, comman
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_stages_that_do_not_chain(place: Path, refuse: Refuse, command: str) -> None:
-    spoil(place / "tiny.yaml", stages=[{"export": {}}, {"prune": {"feed_forward": 0.5}}], baseline="start")
+    spoil(place / "tiny.yaml", stages=[{"onnx": {}}, {"prune": {"feed_forward": 0.5}}], baseline="start")
     said = refuse(command, "tiny.yaml")
     assert "prune" in said
     assert "TorchModel" in said or "torch" in said
@@ -220,13 +220,13 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
     for index, label in enumerate(tiny_run.LABELS_OF_STAGES):
         filler = Filler(small_disk, f"] {label}")
         with pytest.raises(StorageError, match="The disk is full") as caught:
-            StageRunner(recipe, place, small_disk, filler).travel()
+            StageRunner(recipe, place, small_disk, filler).run_all()
         assert caught.value.exit_code == 3
         assert "finished stages are kept" in str(caught.value)
         assert len(Cache(small_disk / "cache").entries()) == index
         assert Cache(small_disk / "cache").remove_partial() == 0
         filler.file.unlink()
-    StageRunner(recipe, place, small_disk, tiny_run.Notes()).travel()
+    StageRunner(recipe, place, small_disk, tiny_run.Notes()).run_all()
 
 
 def test_a_disk_that_fills_at_any_byte_of_a_model(pristine: Path, small_disk: Path) -> None:
@@ -284,10 +284,10 @@ def test_a_disk_too_small_for_the_plan_is_refused_before_anything_runs(place: Pa
 def artifact(place: Path, pristine: Path) -> Path:
     """An ONNX artifact of the recipe, made without measuring."""
     kept = pristine / "exported"
-    recipe = tiny_run.load(pristine / "tiny.yaml", 'stages=[{"export": {}}]', "baseline=start")
+    recipe = tiny_run.load(pristine / "tiny.yaml", 'stages=[{"onnx": {}}]', "baseline=start")
     runner = StageRunner(recipe, pristine, kept, tiny_run.Notes())
     runner.run_all()
-    shutil.copytree(runner.results["export"].entry.folder, place / "made")
+    shutil.copytree(runner.results["onnx"].entry.folder, place / "made")
     return place / "made"
 
 

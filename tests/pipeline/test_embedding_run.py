@@ -14,7 +14,7 @@ from compress.pipeline.run import run
 from compress.utils.errors import DataError, RecipeError
 from compress.utils.progress import SilentProgress
 
-MODELS = ("baseline", "trim_vocabulary", "distill", "reduce_dimensions", "export", "quantize", "final")
+MODELS = ("baseline", "trim_vocabulary", "distill", "reduce_dimensions", "onnx", "onnx_int8", "final")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_every_model_is_measured_by_what_it_finds(finished: Path) -> None:
     assert [rows[model, "embedding_bytes"]["value"] for model in MODELS] == [128, 128, 128, 64, 64, 64, 64]
     assert ("reduce_dimensions", "embedding_cosine") not in rows
     # The export's embeddings are torch's, whose files the stage before it was measured by.
-    assert rows["export", "mean_reciprocal_rank"]["value"] == rows["reduce_dimensions", "mean_reciprocal_rank"]["value"]
+    assert rows["onnx", "mean_reciprocal_rank"]["value"] == rows["reduce_dimensions", "mean_reciprocal_rank"]["value"]
 
 
 def test_slices_are_of_the_queries(finished: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_finished_model_is_evaluated_and_compared_again(finished: Path) -> Non
 
 
 def test_pairs_are_part_of_the_data(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, stages=[{"export": {}}])
+    recipe = write_recipe(tmp_path, stages=[{"onnx": {}}])
     text = (tmp_path / "test.csv").read_text()
     (tmp_path / "test.csv").write_text(text.replace("text,pair", "text,match"))
     with pytest.raises(DataError, match="no column 'pair'"):
@@ -81,12 +81,12 @@ def test_pairs_are_part_of_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stages": [{"finetune": {}}, {"export": {}}]}, "finetune, for feature-extraction"),
+        ({"stages": [{"finetune": {}}, {"onnx": {}}]}, "finetune, for feature-extraction"),
         ({"stages": [{"distill": {"student": {"layers": [0]}, "labels_weight": 0.5}}]}, "labels_weight"),
         ({"evaluation": {"windows": 3}}, "it means nothing for feature-extraction"),
-        ({"task": "text-classification", "stages": [{"export": {}}]}, "evaluation.similarity"),
+        ({"task": "text-classification", "stages": [{"onnx": {}}]}, "evaluation.similarity"),
         (
-            {"task": "text-classification", "stages": [{"export": {"sentence_embedding": True}}], "evaluation": {}},
+            {"task": "text-classification", "stages": [{"onnx": {"sentence_embedding": True}}], "evaluation": {}},
             "sentence_embedding",
         ),
         ({"evaluation": {"similarity": "sample:verse"}}, "sample:verses"),

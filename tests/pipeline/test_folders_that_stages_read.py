@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.runner import StageRunner
@@ -22,7 +22,7 @@ RECIPE = Recipe.model_validate(
         "task": tiny.TASK,
         "model": "model",
         "data": {"splits": {"train": "train.csv", "test": "test.csv"}},
-        "stages": [{"merge_lora": {"adapter": "mine"}}, {"export": {}}],
+        "stages": [{"merge_lora": {"adapter": "mine"}}, {"onnx": {}}],
     }
 )
 
@@ -39,7 +39,7 @@ def test_a_stage_that_reads_none_keeps_its_key() -> None:
         raise AssertionError(reference)
 
     keys = Keys(RECIPE, tiny.dataset(), lambda reference: "model", refuse)
-    assert keys.stage(Export(), "input", []) == keys.stage(Export(), "input", [])
+    assert keys.stage(Onnx(), "input", []) == keys.stage(Onnx(), "input", [])
 
 
 def test_it_is_found_beside_the_recipe(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of four stages that was run; its artifacts are beside it."""
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_all(folder)
-    StageRunner(tiny_run.load(folder / "tiny.yaml", STAGES), folder, folder / "artifacts", tiny_run.Notes()).travel()
+    StageRunner(tiny_run.load(folder / "tiny.yaml", STAGES), folder, folder / "artifacts", tiny_run.Notes()).run_all()
     return folder
 
 

@@ -33,7 +33,7 @@ STAGES: dict[str, list[Any]] = {
         {"gptq": GPTQ},
         {"tune_scales": {**RECOVERY, "learning_rate": 0.002}},
         {"lora": {**RECOVERY, "learning_rate": 0.002, "rank": 4}},
-        {"export": {"rounding_limit": 1.0}},
+        {"onnx": {"rounding_limit": 1.0}},
     ],
     "gguf": [{"gptq": {**GPTQ, "bits": 4, "method": "rtn"}}, "gguf"],
 }
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_anywhere_in_a_stage(
     for room in (0, *(4096 << power for power in range(12))):
         filler = disks.Filler(disk, f"] {wanted.labels()[index]}", room)
         try:
-            StageRunner(wanted, place, disk, filler).travel()
+            StageRunner(wanted, place, disk, filler).run_all()
             break
         except StorageError as error:
             full += 1

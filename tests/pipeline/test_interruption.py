@@ -20,7 +20,7 @@ from compress.pipeline.cache import Cache
 pytestmark = pytest.mark.slow
 LABELS = tiny_run.LABELS_OF_STAGES
 # The exported model as the baseline: any other would be exported once more, to be measured.
-OPTIONS = ("--set", "benchmark.every_stage=false", "--set", "baseline=export")
+OPTIONS = ("--set", "benchmark.every_stage=false", "--set", "baseline=onnx")
 PATIENCE_SECONDS = 300.0
 NOISE = ("site-packages", "torchao", "Failed to load", "Warning", "deprecated")
 """What other libraries would say on the terminal."""

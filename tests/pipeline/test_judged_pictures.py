@@ -47,7 +47,7 @@ def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
     folder.mkdir(exist_ok=True)
     wanted = {"judge": _judge(folder / "judge", names).name, "pictures": 2}
     slices = [{"column": "label", "min_rows": 1}]
-    recipe = load(write_recipe(folder, stages=[{"export": {}}], slices=slices, evaluation=wanted, targets=["torch"]))
+    recipe = load(write_recipe(folder, stages=[{"onnx": {}}], slices=slices, evaluation=wanted, targets=["torch"]))
     return StageRunner(recipe, folder, folder / "artifacts", SilentProgress())
 
 

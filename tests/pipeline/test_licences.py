@@ -26,7 +26,7 @@ def recipe(**changes: Any) -> Recipe:
         "task": "text-classification",
         "model": "model",
         "data": {"splits": {"train": "train.csv", "test": "test.csv"}},
-        "stages": ["quantize"],
+        "stages": ["onnx_int8"],
     }
     return Recipe.model_validate({**values, **changes})
 
@@ -137,7 +137,7 @@ def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
     place(tmp_path, "model", "apache-2.0")
     place(tmp_path, "adapter", "cc-by-nc-4.0")
     merged = recipe(
-        stages=[{"merge_lora": {"adapter": "adapter"}}, "export"],
+        stages=[{"merge_lora": {"adapter": "adapter"}}, "onnx"],
         licences={"stated": {"train.csv": "CC BY-SA 4.0"}},
     )
     found = find_licences(merged, tmp_path)
@@ -165,7 +165,7 @@ def test_a_model_without_derivatives_is_refused_but_for_a_reason(tmp_path: Path)
         refuse_forbidden(find_licences(forbidden, tmp_path), forbidden)
     assert "licences.allowed" in str(caught.value)
     # Writing the same weights in another format makes no derivative (CC BY-ND 4.0, section 2(a)(4)).
-    written = recipe(stages=["export"])
+    written = recipe(stages=["onnx"])
     refuse_forbidden(find_licences(written, tmp_path), written)
     allowed = recipe(licences={"allowed": {"model": "letter of 2 May"}})
     words = refuse_forbidden(find_licences(allowed, tmp_path), allowed)
@@ -177,7 +177,7 @@ def test_a_model_without_derivatives_is_refused_but_for_a_reason(tmp_path: Path)
 def test_a_teacher_that_may_not_teach_is_refused(tmp_path: Path) -> None:
     place(tmp_path, "big", "llama2")
     place(tmp_path, "small", "apache-2.0")
-    stages = [{"distill": {"student": {"model": "small"}}}, "export"]
+    stages = [{"distill": {"student": {"model": "small"}}}, "onnx"]
     taught = recipe(model="big", stages=stages)
     found = find_licences(taught, tmp_path)
     # The student's weights ship; the teacher's duties stay known.

@@ -48,7 +48,7 @@ CONFIG: dict[str, Any] = {
 PLAN = PlanContext(
     max_length=8, reads_text=True, splits={}, unlabeled={}, find_model=lambda name, drawn: None, rate=lambda: 1e9
 )
-STAGES = [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {}}]
+STAGES = [{"finetune": {"epochs": 2}}, {"onnx": {}}, {"onnx_int8": {}}]
 
 
 def bert(**changes: Any) -> BertForSequenceClassification:
@@ -217,7 +217,7 @@ def test_memory_without_training_is_the_libraries_and_three_copies_of_what_is_no
     expected = LIBRARIES_BYTES + GRAPH_BYTES + 3 * 4 * parameters(bert())
     assert export.peak_memory_bytes.value == quantize.peak_memory_bytes.value == expected
     save_tiny_llama(folder / "decoder")
-    decoder = recipe([{"export": {}}], task="text-generation", model="decoder")
+    decoder = recipe([{"onnx": {}}], task="text-generation", model="decoder")
     assert make_plan(decoder, folder, None, tmp_path).stages[0].peak_memory_bytes.value is None
 
 
@@ -230,7 +230,7 @@ def test_disk_of_every_stage_and_of_the_run(folder: Path, tmp_path: Path, model:
 
 
 def test_cached_stages_cost_nothing(folder: Path, tmp_path: Path) -> None:
-    plan = make_plan(recipe(), folder, lambda label: label != "quantize", tmp_path)
+    plan = make_plan(recipe(), folder, lambda label: label != "onnx_int8", tmp_path)
     assert [stage.cached for stage in plan.stages] == [True, True, False]
     assert plan.stages[0].seconds.value == 0
     quantized = plan.stages[2].disk_bytes.value
@@ -242,8 +242,8 @@ def test_what_stages_read_and_write(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe(), folder, None, tmp_path)
     assert [(s.label, s.takes, s.gives, s.reads, s.cached) for s in plan.stages] == [
         ("finetune", "TorchModel", "TorchModel", ("train",), None),
-        ("export", "TorchModel", "OnnxModel", ("train",), None),
-        ("quantize", "OnnxModel", "OnnxModel", (), None),
+        ("onnx", "TorchModel", "OnnxModel", ("train",), None),
+        ("onnx_int8", "OnnxModel", "OnnxModel", (), None),
     ]
     assert [(row.role, row.rows) for row in plan.sources] == [
         ("model", None),
@@ -267,7 +267,7 @@ def test_licences_are_told_and_kept_before_the_run(folder: Path, tmp_path: Path)
 
 
 def test_an_adapter_is_looked_at_before_the_run(folder: Path, tmp_path: Path) -> None:
-    stages = [{"merge_lora": {"adapter": "adapter"}}, {"export": {}}]
+    stages = [{"merge_lora": {"adapter": "adapter"}}, {"onnx": {}}]
     assert "There is no folder 'adapter'" in refusal(recipe(stages), folder, tmp_path)
     (folder / "adapter").mkdir()
     assert "holds no adapter" in refusal(recipe(stages), folder, tmp_path)
@@ -280,7 +280,7 @@ def test_an_adapter_is_looked_at_before_the_run(folder: Path, tmp_path: Path) ->
 def test_recovery_counts_pupil_teacher_and_judging(folder: Path, tmp_path: Path) -> None:
     save_tiny_llama(folder / "decoder")
     tuning = {"steps": 10, "batch_size": 3, "sequence_length": 20, "validation_windows": 5}
-    stages = [{"gptq": {"group_size": 32}}, {"tune_scales": tuning}, {"export": {}}]
+    stages = [{"gptq": {"group_size": 32}}, {"tune_scales": tuning}, {"onnx": {}}]
     plan = make_plan(recipe(stages, task="text-generation", model="decoder"), folder, None, tmp_path)
     weights = read_shape(folder / "decoder").parameters
     # 10 steps of 3 windows: forward and backward of the pupil (6), forward of the teacher (2); 15 forward to judge.
@@ -296,7 +296,7 @@ def test_measuring_a_language_model_is_reading_and_writing(folder: Path, tmp_pat
         "benchmark": {"every_stage": False, "launches": 2, "contexts": [16], "tokens": 4, "seconds": 1},
     }
     plan = make_plan(
-        recipe([{"export": {}}], task="text-generation", model="decoder", **changes), folder, None, tmp_path
+        recipe([{"onnx": {}}], task="text-generation", model="decoder", **changes), folder, None, tmp_path
     )
     shape = read_shape(folder / "decoder")
     reading = 1.2 * 2 * shape.parameters * (4 * 8 + 4 * 16) / 1e9
@@ -512,7 +512,7 @@ def test_the_plan_says_what_this_processor_makes_of_the_recipe(
     for module in (compress.pipeline.planning, compress.formats.target_profile):
         monkeypatch.setattr(module, "processor_class", lambda: kind)
     limits = [{"metric": "speedup", "at_least": 2, "processor": "x86-vnni"}]
-    stages = [{"kind": "export"}, {"kind": "quantize"}]
+    stages = [{"kind": "onnx"}, {"kind": "onnx_int8"}]
     plan = make_plan(recipe(limits=limits, stages=stages), folder, None, tmp_path)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_plan(plan))

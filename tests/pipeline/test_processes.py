@@ -15,7 +15,7 @@ LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 @pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
     benchmark = {**tiny_run.BENCHMARK, "every_stage": False}
-    recipe = tiny_run.write_all(tmp_path, stages=[*tiny_run.STAGES[:2], {"export": {}}], benchmark=benchmark)
+    recipe = tiny_run.write_all(tmp_path, stages=[*tiny_run.STAGES[:2], {"onnx": {}}], benchmark=benchmark)
     command = [*LAUNCHER, "-m", "compress", "run", str(recipe)]
     done = subprocess.run(
         command, cwd=tmp_path, env=tiny_run.surroundings(), capture_output=True, text=True, timeout=240

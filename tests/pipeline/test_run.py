@@ -255,7 +255,7 @@ def test_a_second_run_takes_everything_from_the_cache(first: Done, again: Done) 
 
 @pytest.mark.parametrize(
     ("override", "from_stage"),
-    [("stages.2.prune.feed_forward=0.25", 2), ("stages.5.quantize.per_channel=false", 5), ("seed=1", 0)],
+    [("stages.2.prune.feed_forward=0.25", 2), ("stages.5.onnx_int8.per_channel=false", 5), ("seed=1", 0)],
 )
 def test_a_changed_parameter_runs_its_stage_and_those_after_it(
     place: Path, first: Done, warm: Path, override: str, from_stage: int
@@ -521,18 +521,18 @@ def test_a_stage_that_breaks_its_promise_is_named_and_the_earlier_ones_are_kept(
     place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from compress.stages.base import OutputSpec
-    from compress.stages.onnx_int8.stage import Quantize
+    from compress.stages.onnx_int8.stage import OnnxInt8
 
-    monkeypatch.setattr(Quantize, "output_spec", lambda self: OutputSpec(max_size_ratio=0.01))
+    monkeypatch.setattr(OnnxInt8, "output_spec", lambda self: OutputSpec(max_size_ratio=0.01))
     with pytest.raises(CompressError) as caught:
-        travel(place / "tiny.yaml", warm, "stages.5.quantize.per_channel=false")
+        travel(place / "tiny.yaml", warm, "stages.5.onnx_int8.per_channel=false")
     error = caught.value
     assert isinstance(error, IntegrityError)
-    assert "'quantize'" in error.what and "the stage guarantees at most 1%" in error.what
+    assert "'onnx_int8'" in error.what and "the stage guarantees at most 1%" in error.what
     assert error.exit_code == 3
     monkeypatch.undo()
-    done = travel(place / "tiny.yaml", warm, "stages.5.quantize.per_channel=false")
-    assert done.cached == {label: label != "quantize" for label in LABELS}
+    done = travel(place / "tiny.yaml", warm, "stages.5.onnx_int8.per_channel=false")
+    assert done.cached == {label: label != "onnx_int8" for label in LABELS}
 
 
 def test_weights_that_are_not_finite_are_refused_before_any_stage(copy: Path, tmp_path: Path) -> None:

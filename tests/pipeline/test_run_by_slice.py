@@ -62,7 +62,7 @@ def write(folder: Path, **changes: Any) -> Path:
     splits = {"train": "train.csv", "validation": "validation.csv", "test": "test.jsonl"}
     wanted: dict[str, Any] = {
         "data": {"splits": splits, "max_length": 16},
-        "stages": [{"export": {}}, {"quantize": {}}],
+        "stages": [{"onnx": {}}, {"onnx_int8": {}}],
         "baseline": "start",
         "slices": SLICES,
         "limits": [{"metric": "accuracy[source=a]", "at_least": 0.0}],

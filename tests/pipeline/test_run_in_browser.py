@@ -34,8 +34,8 @@ def value(report: Report, model: str, metric: str, target: str) -> float:
 def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -> None:
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
-    stages, targets = ["export", "quantize"], ["cpu", "browser"]
-    path = write_all(tmp_path, stages=stages, targets=targets, benchmark=BENCHMARK, baseline="export")
+    stages, targets = ["onnx", "onnx_int8"], ["cpu", "browser"]
+    path = write_all(tmp_path, stages=stages, targets=targets, benchmark=BENCHMARK, baseline="onnx")
     write_model(tmp_path / "model", LABELS)
     recipe = load(path)
     done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
@@ -58,7 +58,7 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
         assert 14e6 < memory[0] <= memory[1]
     shipped = model_file(done.folder / "model").stat().st_size
     assert shipped < value(report, "final", "model_transfer_bytes", "browser") < shipped + 1000
-    told = report.environment["runtime_settings"]["quantize"]
+    told = report.environment["runtime_settings"]["onnx_int8"]
     assert told["runtime"] == "onnxruntime-web 1.30.0" and told["cross_origin_isolated"] is True
 
 

@@ -24,7 +24,7 @@ from compress.pipeline.runner import StageRunner
 from compress.utils.errors import InputError
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
-STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
+STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "onnx", "onnx_int8"]
 PHONE = {"android": {"threads": 1, "max_bytes": 2000, "max_memory_bytes": 10**11}}
 
 
@@ -50,7 +50,7 @@ def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(artifacts: Path
     done = run(recipe, tmp_path, artifacts, Notes())
     report = done.report
     assert not report.skipped
-    for model in ("baseline", "export", "final"):
+    for model in ("baseline", "onnx", "final"):
         here, there = (report.find(model, "accuracy", target) for target in ("cpu", "ort"))
         assert here is not None and there is not None
         # Dynamic INT8 is the same arithmetic in both.
@@ -84,7 +84,7 @@ def test_a_run_that_ends_in_that_format_ships_it(artifacts: Path, tmp_path: Path
     recipe_file = done.folder / "recipe.yaml"
     with pytest.raises(InputError, match="There is no reference to compare the file with"):
         diagnose(broken, "--target", "ort", "--recipe", recipe_file)
-    said = diagnose(broken, "--target", "ort", "--recipe", recipe_file, "--against", outputs_of(done.folder)["export"])
+    said = diagnose(broken, "--target", "ort", "--recipe", recipe_file, "--against", outputs_of(done.folder)["onnx"])
     assert [one["layer"] for one in said["answers"]["departures"]] == [NORM.removesuffix(".weight")]
     assert (
         said["findings"][0]["level"] == "warning"
@@ -110,7 +110,7 @@ def test_openvino_gets_eight_bits_of_its_own(artifacts: Path, tmp_path: Path) ->
         here, there = (report.find(model, "accuracy", target) for target in ("android", "openvino"))
         assert here is not None and there is not None
         assert there.value == pytest.approx(here.value, abs=0.05)
-    assert report.find("export", "accuracy", "openvino") is None
+    assert report.find("onnx", "accuracy", "openvino") is None
     sizes = [report.find(model, "size_bytes", "openvino") for model in ("baseline", "final")]
     assert sizes[0] is not None and sizes[1] is not None and sizes[1].value < sizes[0].value
     parameters = [report.find(model, "parameters", "openvino") for model in ("baseline", "final")]
@@ -123,14 +123,14 @@ def test_openvino_gets_eight_bits_of_its_own(artifacts: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("table", "taken"), [(4, 4), (8, None), (32, None)])
 def test_what_quantize_makes_of_the_words_holds_for_litert_too(tmp_path: Path, table: int, taken: int | None) -> None:
-    stages = [*STAGES[:2], {"quantize": {"embedding_bits": table}}]
+    stages = [*STAGES[:2], {"onnx_int8": {"embedding_bits": table}}]
     recipe = load(write_all(tmp_path, stages=stages, targets=["cpu", "litert"]))
     runner = StageRunner(recipe, tmp_path, tmp_path / "artifacts", Notes())
     assert _writer(runner, "finetune", "litert", {}) == LiteRt(precision="fp32")
-    assert _writer(runner, "quantize", "litert", {}) == LiteRt(precision="int8", embedding_bits=taken)
-    blocks = [*STAGES[:2], {"quantize": {"embedding_bits": 4, "embedding_block_size": 64}}]
+    assert _writer(runner, "onnx_int8", "litert", {}) == LiteRt(precision="int8", embedding_bits=taken)
+    blocks = [*STAGES[:2], {"onnx_int8": {"embedding_bits": 4, "embedding_block_size": 64}}]
     other = StageRunner(load(write_all(tmp_path, stages=blocks)), tmp_path, tmp_path / "artifacts", Notes())
-    assert _writer(other, "quantize", "litert", {}) == LiteRt(embedding_bits=4, embedding_block_size=64)
-    assert _writer(runner, "quantize", "openvino", {}) == OpenVino(precision="int8", embedding_bits=4 if taken else 8)
+    assert _writer(other, "onnx_int8", "litert", {}) == LiteRt(embedding_bits=4, embedding_block_size=64)
+    assert _writer(runner, "onnx_int8", "openvino", {}) == OpenVino(precision="int8", embedding_bits=4 if taken else 8)
     told = {"precision": "fp16", "lengths": [8, 24]}
-    assert _writer(runner, "quantize", "litert", told) == LiteRt(precision="fp16", lengths=(8, 24))
+    assert _writer(runner, "onnx_int8", "litert", told) == LiteRt(precision="fp16", lengths=(8, 24))

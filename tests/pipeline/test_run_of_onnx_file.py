@@ -23,7 +23,7 @@ from compress.results.report import Report
 from compress.utils.errors import InputError, RecipeError
 from compress.utils.progress import SilentProgress
 
-STATIC = {"quantize": {"method": "static", "calibration_examples": 8}}
+STATIC = {"onnx_int8": {"method": "static", "calibration_examples": 8}}
 
 
 def recipe_of(folder: Path, **fields: object) -> Path:
@@ -58,7 +58,7 @@ def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: P
     assert {row.metric for row in done.report.measurements} >= {"latency_ms", "size_bytes", "speedup", "agreement"}
     made = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
     assert {node.op_type for node in made.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
-    assert CachedStages(read, tmp_path, artifacts)("quantize")
+    assert CachedStages(read, tmp_path, artifacts)("onnx_int8")
     # What was made is an artifact like any other.
     assert len(find_artifact(done.folder, None).examples(SilentProgress())) == 24
 
@@ -71,7 +71,7 @@ def test_a_float16_graph_and_one_with_branches_are_quantized_and_cast(tmp_path: 
     )
     assert 0 < value_of(done.report, "rms_error") < 0.05
     foreign_graphs.write(foreign_graphs.branching(), tmp_path)
-    for stage in ("quantize", "cast"):
+    for stage in ("onnx_int8", "cast"):
         read = read_recipe(recipe_of(tmp_path, stages=[stage], data=draws))
         done = run(read, tmp_path, tmp_path / "a", SilentProgress())
         assert 0 < value_of(done.report, "rms_error") < 0.03
@@ -83,7 +83,7 @@ def test_a_float16_graph_and_one_with_branches_are_quantized_and_cast(tmp_path: 
 def test_a_graph_of_lstms_alone_is_quantized_with_a_ceiling_on_its_error_too(tmp_path: Path, ceiling: object) -> None:
     foreign_graphs.write(recurrent(in_pieces=False)[0], tmp_path)
     draws = {"splits": {"train": "random:8", "test": "random:8"}}
-    read = read_recipe(recipe_of(tmp_path, stages=[{"quantize": ceiling}], data=draws))
+    read = read_recipe(recipe_of(tmp_path, stages=[{"onnx_int8": ceiling}], data=draws))
     done = run(read, tmp_path, tmp_path / "a", SilentProgress())
     assert 0 < value_of(done.report, "rms_error") < 0.05
     made = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
@@ -99,7 +99,7 @@ def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> Non
             ids = random.integers(0, 40, (1, 4 + place))
             np.savez(tmp_path / split / f"{place}.npz", ids=ids, attention_mask=np.ones_like(ids))
     read = read_recipe(
-        recipe_of(tmp_path, stages=["quantize"], data={"source": ".", "splits": {"train": "train", "test": "test"}})
+        recipe_of(tmp_path, stages=["onnx_int8"], data={"source": ".", "splits": {"train": "train", "test": "test"}})
     )
     done = run(read, tmp_path, tmp_path / "artifacts", SilentProgress())
     assert 0 < value_of(done.report, "rms_error") < 0.05
@@ -107,11 +107,11 @@ def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> Non
 
 
 def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path) -> None:
-    """The graph that `export` writes of a tiny classifier, as somebody would hand it on, is as accurate as that was."""
+    """The graph that `onnx` writes of a tiny classifier, as somebody would hand it on, is as accurate as that was."""
     home = tmp_path / "home"
     home.mkdir()
     exported = run(
-        tiny_run.load(tiny_run.write_all(home, stages=["export"], baseline="start")),
+        tiny_run.load(tiny_run.write_all(home, stages=["onnx"], baseline="start")),
         home,
         tmp_path / "a",
         SilentProgress(),
@@ -121,7 +121,7 @@ def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path
     for split in ("train", "validation", "test"):
         shutil.copy(home / f"{split}.csv", tmp_path)
     values = yaml.safe_load((home / "tiny.yaml").read_text())
-    values |= {"model": "handed/onnx/model.onnx", "stages": ["quantize"]}
+    values |= {"model": "handed/onnx/model.onnx", "stages": ["onnx_int8"]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     read = read_recipe(tmp_path / "recipe.yaml")
     done = run(read, tmp_path, tmp_path / "b", SilentProgress())
@@ -137,15 +137,15 @@ def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path
 def test_what_a_graph_cannot_be_taken_through_is_said_before_any_work(tmp_path: Path) -> None:
     foreign_graphs.write(foreign_graphs.classifier(), tmp_path)
     with pytest.raises(RecipeError, match="finetune, which takes a TorchModel, after the starting model"):
-        read_recipe(recipe_of(tmp_path, stages=["finetune", "export"]))
+        read_recipe(recipe_of(tmp_path, stages=["finetune", "onnx"]))
     with pytest.raises(RecipeError, match="nothing: it means nothing for graph-agreement"):
-        read_recipe(recipe_of(tmp_path, stages=[{"quantize": {"accuracy_floor": 0.9}}]))
+        read_recipe(recipe_of(tmp_path, stages=[{"onnx_int8": {"accuracy_floor": 0.9}}]))
     quantized = foreign_graphs.model(
         [onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "scale", "zero"])],
         [foreign_graphs.value("x", [1, 4])], [foreign_graphs.value("scale", [])],
     )  # fmt: skip
     foreign_graphs.write(quantized, tmp_path)
-    read = read_recipe(recipe_of(tmp_path, stages=["quantize"]))
+    read = read_recipe(recipe_of(tmp_path, stages=["onnx_int8"]))
     with pytest.raises(InputError, match="quantized already: it has the operator DynamicQuantizeLinear"):
         make_plan(read, tmp_path, None, tmp_path / "artifacts")
     (tmp_path / "theirs.onnx").write_bytes(b"\x08\x07")

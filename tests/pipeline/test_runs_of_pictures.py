@@ -22,9 +22,9 @@ from compress.results.report import BASELINE, FINAL
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 STAGES: list[dict[str, Any]] = [
-    {"export": {}},
-    {"quantize": {"part": "unet"}},
-    {"quantize_weights": {"part": "text_encoder", "bits": 8}},
+    {"onnx": {}},
+    {"onnx_int8": {"part": "unet"}},
+    {"onnx_weight_only": {"part": "text_encoder", "bits": 8}},
 ]
 ROWS = {"train": 6, "test": 5}
 PARTS_TIMED = ("text_encoder", "denoiser_step", "decoder")
@@ -133,7 +133,7 @@ def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> No
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
     # Each part has a page of its own, and times are those of the pages' clocks.
-    stages, targets = [{"export": {}}, {"quantize_weights": {"part": "text_encoder", "bits": 8}}], ["cpu", "browser"]
+    stages, targets = [{"onnx": {}}, {"onnx_weight_only": {"part": "text_encoder", "bits": 8}}], ["cpu", "browser"]
     path = write_recipe(tmp_path, stages=stages, targets=targets)
     done = run(load(path), tmp_path, tmp_path / "artifacts", Notes())
     assert not done.report.skipped

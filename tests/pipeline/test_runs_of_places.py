@@ -19,8 +19,8 @@ STAGES = [
     {"finetune": {"epochs": 2, **TRAINED}},
     {"prune": {"feed_forward": 0.25, "importance_examples": 8}},
     {"distill": {"teacher": "finetune", "epochs": 1, "labels_weight": 0.5, **TRAINED}},
-    {"export": {}},
-    {"quantize": {"method": "static", "calibration_examples": 8}},
+    {"onnx": {}},
+    {"onnx_int8": {"method": "static", "calibration_examples": 8}},
 ]
 SLICES = [{"name": "with red", "column": "objects", "contains": "red"}]
 METRICS = {"detr": ("map", "map_50"), "rt_detr": ("map", "map_50"), "segformer": ("mean_iou", "pixel_accuracy")}
@@ -43,7 +43,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     stages = STAGES if name == "segformer" else [stage for stage in STAGES if "prune" not in stage]
     if name == "rt_detr":  # each of its exports takes as long as all that DETR does
         stages = [{"finetune": {"epochs": 1, **TRAINED}}, *STAGES[-2:]]
-    changes = {"baseline": "export"} if name == "rt_detr" else {}
+    changes = {"baseline": "onnx"} if name == "rt_detr" else {}
     recipe = load(write_all(folder, name, stages, slices=SLICES, **changes))
     return name, run(recipe, folder, folder / "artifacts", Notes())
 

@@ -18,7 +18,7 @@ from compress.results.report import BASELINE, FINAL
 
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
 CLASSIFIED: list[Any] = [{"finetune": {"epochs": 8, **TRAINED}}, {"qat": {"epochs": 1, **TRAINED}}]
-SPELLED: list[Any] = [{"finetune": {"epochs": 1, **TRAINED}}, {"export": {}}, {"quantize": {}}]
+SPELLED: list[Any] = [{"finetune": {"epochs": 1, **TRAINED}}, {"onnx": {}}, {"onnx_int8": {}}]
 
 
 def recipe(folder: Path, task: str, stages: list[Any], judged: int = 16) -> Path:

@@ -24,8 +24,8 @@ STAGES: list[Any] = [
     {"finetune": {"epochs": 2, **TRAINED}},
     {"prune": {"feed_forward": 0.25, "importance_examples": 16}},
     {"distill": {"teacher": "finetune", "epochs": 1, **TRAINED}},
-    {"export": {}},
-    {"quantize": {"method": "static", "calibration_examples": 16}},
+    {"onnx": {}},
+    {"onnx_int8": {"method": "static", "calibration_examples": 16}},
 ]
 METRICS = {
     "token-classification": ("f1", "exact_match"),

@@ -27,7 +27,7 @@ def recipe(*stages: str) -> Recipe:
 def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
     asked = recipe(*stages)
     runner = SimpleNamespace(task=get_task(asked.task), recipe=asked, progress=None)
-    artifacts = {label: folder / label for label in ("baseline", "export", "final")}
+    artifacts = {label: folder / label for label in ("baseline", "onnx", "final")}
     for place in artifacts.values():
         place.mkdir()
         (place / "model.onnx").touch()
@@ -65,16 +65,16 @@ def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(operator_difference, "compare_operators", compare)
     monkeypatch.setattr(profiled_calls, "batch_calls", lambda examples, size, seed: (examples, size))
-    assert slow_int8_notes(session(tmp_path, "export", "quantize"), speed(0.55)) == [
+    assert slow_int8_notes(session(tmp_path, "onnx", "onnx_int8"), speed(0.55)) == [
         "cpu: INT8 is slower than float: 0.50x as fast (0.45-0.55), 4.00 ms a call for 2.00 ms",
         "cpu: 2 ms more, 100% of the float file's time (MatMul in a, b): apart; what helps: do so",
     ]
-    assert asked == [(tmp_path / "export", tmp_path / "final", ("final", 1))]
+    assert asked == [(tmp_path / "onnx", tmp_path / "final", ("final", 1))]
 
 
 @pytest.mark.parametrize(
     ("stages", "high", "target"),
-    [(("export", "quantize"), 1.01, "cpu"), (("export",), 0.9, "cpu"), (("export", "quantize"), 0.9, "gpu")],
+    [(("onnx", "onnx_int8"), 1.01, "cpu"), (("onnx",), 0.9, "cpu"), (("onnx", "onnx_int8"), 0.9, "gpu")],
 )
 def test_nothing_is_profiled_where_it_is_not_slower_or_cannot_be(
     stages: tuple[str, ...], high: float, target: str, tmp_path: Path
@@ -85,11 +85,11 @@ def test_nothing_is_profiled_where_it_is_not_slower_or_cannot_be(
 
 
 def test_calls_that_are_over_at_once_are_the_runtimes_own_work(tmp_path: Path) -> None:
-    assert slow_int8_notes(session(tmp_path, "export", "quantize"), speed(0.9, latency_ms=0.4)) == []
+    assert slow_int8_notes(session(tmp_path, "onnx", "onnx_int8"), speed(0.9, latency_ms=0.4)) == []
 
 
 def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
-    made = session(tmp_path, "export", "quantize")
+    made = session(tmp_path, "onnx", "onnx_int8")
     for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
         (tmp_path / "final" / name).touch()
     assert slow_int8_notes(made, speed(0.5)) == []
@@ -98,9 +98,9 @@ def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "stages", "said"),
     [
-        ("x86-avx2", ("export", "quantize"), True),
-        ("x86-avx2", ("export",), False),
-        ("x86-vnni", ("export", "quantize"), False),
+        ("x86-avx2", ("onnx", "onnx_int8"), True),
+        ("x86-avx2", ("onnx",), False),
+        ("x86-vnni", ("onnx", "onnx_int8"), False),
     ],
 )
 def test_what_a_processor_without_vnni_costs_is_measured(

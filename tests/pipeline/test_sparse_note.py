@@ -33,7 +33,7 @@ def write(folder: Path, zeros: int) -> Path:
 
 def recipe(**prune: object) -> Recipe:
     data = {"splits": {"train": "train.csv", "test": "test.csv"}}
-    stages = [{"finetune": {}}, {"prune": prune}, {"export": {}}]
+    stages = [{"finetune": {}}, {"prune": prune}, {"onnx": {}}]
     given = {"name": "r", "task": "text-classification", "model": "m", "data": data, "baseline": "finetune"}
     return Recipe.model_validate({**given, "stages": stages})
 
@@ -48,7 +48,7 @@ def recipe(**prune: object) -> Recipe:
 )
 def test_zeros_are_counted_and_said_beside_the_speed(speed: tuple[float, ...], said: str, tmp_path: Path) -> None:
     artifacts = {"baseline": write(tmp_path / "dense", 0), "prune": write(tmp_path / "sparse", 20)}
-    artifacts["export"] = write(tmp_path / "hardly", 3)
+    artifacts["onnx"] = write(tmp_path / "hardly", 3)
     value, low, high = speed
     rows = [Measurement(model="prune", metric="speedup", target="cpu", value=value, unit="", low=low, high=high)]
     (line,) = sparse_notes(recipe(pattern="2:4"), artifacts, rows, TARGETS["cpu"])

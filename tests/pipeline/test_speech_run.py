@@ -16,9 +16,9 @@ from compress.pipeline.run import run
 from compress.utils.errors import DataError
 
 STAGES = (
-    {"export": {}},
-    {"quantize_weights": {"bits": 8, "part": "encoder"}},
-    {"quantize_weights": {"part": "decoder"}},
+    {"onnx": {}},
+    {"onnx_weight_only": {"bits": 8, "part": "encoder"}},
+    {"onnx_weight_only": {"part": "decoder"}},
 )
 
 
@@ -45,10 +45,10 @@ def test_a_speech_recipe_is_run_measured_and_reported(tmp_path: Path):
     names = [path.name for path in find_graphs(done.folder / "model")]
     assert names == ["encoder_model_quantized.onnx", "decoder_model_merged_q4.onnx"]
     report = done.report
-    for model in ("baseline", "export", "final"):
+    for model in ("baseline", "onnx", "final"):
         for metric in ("word_error_rate", "word_error_rate_as_written", "agreement", "size_bytes", "real_time_factor"):
             assert report.find(model, metric, "cpu") is not None, (model, metric)
-    assert report.find("export", "agreement", "cpu").value == 1
+    assert report.find("onnx", "agreement", "cpu").value == 1
     factor, latency = (report.find("final", metric, "cpu") for metric in ("real_time_factor", "latency_ms"))
     assert 0.2 < factor.value / (latency.value / 1000 / 0.75) < 5, "recordings last three quarters of a second"
     assert [limit.passed for limit in report.limits] == [True]

@@ -23,6 +23,7 @@ from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.stages.cost_model import Shape
 from compress.stages.finetune import Finetune
+from compress.stages.protocols import data_passes
 from compress.stages.prune.stage import Prune
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress
@@ -32,7 +33,7 @@ STAGES: list[dict[str, Any]] = [
     {"prune": {"feed_forward": 0.5, "importance_examples": 32}},
     {"trim_vocabulary": {}},
     {"distill": {"teacher": "finetune", "student": {"layers": [0]}, "epochs": 2, "batch_size": 8}},
-    {"export": {}},
+    {"onnx": {}},
 ]
 
 
@@ -172,7 +173,7 @@ def test_a_trial_is_made_once_and_only_where_training_takes_long(
         file.write_text(TRIAL.model_dump_json())
 
     def of(**fields: Any) -> Recipe:
-        stages = [{"finetune": {"batch_size": 8, **fields}}, {"export": {}}]
+        stages = [{"finetune": {"batch_size": 8, **fields}}, {"onnx": {}}]
         return Recipe.model_validate({**recipe.model_dump(exclude={"stages", "baseline"}), "stages": stages})
 
     monkeypatch.setattr(compress.pipeline.stage_benchmark, "_run_benchmark", make)
@@ -207,17 +208,17 @@ def test_a_process_of_its_own_leaves_what_it_found(
 
 
 def test_passes_over_the_examples() -> None:
-    assert Finetune(epochs=2.5).data_passes(100) == (100, 250)
-    assert Prune(heads=0.5, importance_examples=32).data_passes(100) == (32, 0)
-    assert Prune(heads=0.5, importance_examples=512).data_passes(100) == (100, 0)
-    assert Prune(sparsity=0.5).data_passes(100) == (0, 0)
-    assert Prune(sparsity=0.5, schedule="cubic", epochs=2).data_passes(100) == (100, 200)
+    assert data_passes(Finetune(epochs=2.5), 100) == (100, 250)
+    assert data_passes(Prune(heads=0.5, importance_examples=32), 100) == (32, 0)
+    assert data_passes(Prune(heads=0.5, importance_examples=512), 100) == (100, 0)
+    assert data_passes(Prune(sparsity=0.5), 100) == (0, 0)
+    assert data_passes(Prune(sparsity=0.5, schedule="cubic", epochs=2), 100) == (100, 200)
 
 
 def test_what_a_trial_finds_wrong_with_the_data_is_a_problem_of_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = [{"finetune": {"epochs": 9, "batch_size": 4}}, {"export": {}}]
+    stages = [{"finetune": {"epochs": 9, "batch_size": 4}}, {"onnx": {}}]
     write_all(tmp_path, stages=stages)
     shutil.copy(tmp_path / "train.csv", tmp_path / "test.csv")
 

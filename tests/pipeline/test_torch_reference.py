@@ -28,8 +28,8 @@ from compress.report.console import closing_line
 from compress.results.metrics import describe_metric
 from compress.utils.errors import InputError, ModelError, StageError
 
-STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
-LABELS = ("baseline", "export", "quantize", "final")
+STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "onnx", "onnx_int8"]
+LABELS = ("baseline", "onnx", "onnx_int8", "final")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_other_files_are_compared_with_their_weights(place: Path, both: Run) -> 
     against = {row.model: row for row in both.report.measurements if row.metric == "agreement_against_torch"}
     assert set(against) == set(LABELS) and {row.target for row in against.values()} == {"cpu"}
     assert against["final"].value == pytest.approx((own == expected).mean())
-    assert against["baseline"].value == against["export"].value == 1
+    assert against["baseline"].value == against["onnx"].value == 1
     metric = describe_metric("agreement_against_torch", "ratio")
     assert (metric.title, metric.relative, metric.quality) == ("Agreement against torch", True, False)
 

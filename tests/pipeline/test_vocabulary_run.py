@@ -25,7 +25,7 @@ CODE = """def area(width, height=2):  # in metres
 STAGES = [
     {"trim_vocabulary": {"multiple_of": 32}},
     {"gptq": {"bits": 8, "group_size": 32, "method": "rtn", "embedding_bits": 8}},
-    {"export": {"rounding_limit": 0.5}},
+    {"onnx": {"rounding_limit": 0.5}},
 ]
 
 

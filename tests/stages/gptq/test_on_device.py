@@ -26,7 +26,7 @@ FEW = {**TEXT, "samples": 5, "sequence_length": 32, "group_size": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq": ("LlamaConfig", {**FEW, "target_bits": 5.0, "choices": (3, 4), "sym": False, "refinement_sweeps": 1}),
     "gptq of experts": ("MixtralConfig", {**FEW, "guided": False}),
-    "train_blocks": ("LlamaConfig", {**FEW, "epochs": 1, "guided": False}),
+    "block_qat": ("LlamaConfig", {**FEW, "epochs": 1, "guided": False}),
     "prune by wanda": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "wanda"}),
     "prune by sparsegpt": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "sparsegpt"}),
     "prune of a block": ("LlamaConfig", {**TEXT, "layers": 1}),
@@ -129,7 +129,7 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
 
     notes = tiny_run.Notes()
     again = StageRunner(wanted, tmp_path, tmp_path / "artifacts", notes)
-    again.travel()
+    again.run_all()
     assert any("1 of 2 blocks were done before" in line for line in notes.said)
     assert "computed on gpu:0" in again.finished["gptq"].record.remarks
     monkeypatch.setattr("compress.pipeline.runner.resolve_device", lambda name: "cpu")

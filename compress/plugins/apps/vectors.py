@@ -64,7 +64,7 @@ def _simple(modules: SentenceModules, model: Path) -> tuple[str, bool]:
             f"An app would have to compute what follows the graph: {steps}.",
             where=str(model / MODULES),
             expected=f"pooling by one of {', '.join(POOLED)}, then perhaps Normalize",
-            hint="export: {sentence_embedding: true} has the graph compute it, for a mean or the first token",
+            hint="onnx: {sentence_embedding: true} has the graph compute it, for a mean or the first token",
         )
     return mode, bool(kinds)
 

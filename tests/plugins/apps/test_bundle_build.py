@@ -146,7 +146,7 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     row = {"model": "final", "metric": "accuracy", "target": "cpu", "value": 0.875, "unit": "fraction"}
     rows = [row, {**row, "target": "android", "value": 0.75}]
     (whole / "report.json").write_text(json.dumps({"schema": 1, "recipe": "toy", "measurements": rows}))
-    lock = {"seed": 3, "start": "a" * 64, "data": {"test": "b" * 64}, "stages": {"export": "c" * 64}, "packages": {}}
+    lock = {"seed": 3, "start": "a" * 64, "data": {"test": "b" * 64}, "stages": {"onnx": "c" * 64}, "packages": {}}
     (whole / "lock.json").write_text(json.dumps(lock))
     (whole / "bom.cdx.json").write_text("{}")
     command = ["bundle", str(whole), "--target", "desktop", "-o", str(tmp_path / "out"), "--licence", "mit", "--json"]

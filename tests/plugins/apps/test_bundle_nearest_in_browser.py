@@ -15,10 +15,10 @@ from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
 from compress.data.samples.fetch import sample_directory
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.plugins.apps.build import Bundle, build
 from compress.runtimes.chromium import open_page
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 
@@ -56,9 +56,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         pytest.skip("no node and npm here")
     run = tmp_path_factory.mktemp("encoder")
     task, context = get_task(sentences.TASK), sentences.context()
-    exported = Export().run(task.load(sample_directory("minilm"), None, False), context)
+    exported = Onnx().run(task.load(sample_directory("minilm"), None, False), context)
     (run / "model").mkdir()
-    Quantize(embedding_bits=8).run(exported, context).save(run / "model")
+    OnnxInt8(embedding_bits=8).run(exported, context).save(run / "model")
     (run / "recipe.yaml").write_text(RECIPE.replace("text-classification", sentences.TASK))
     return build(wanted_of(run, "browser", samples=(next(iter(QUESTIONS)), *SENTENCES)), run / "out", SilentProgress())
 

@@ -93,7 +93,7 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
             "task": "text-classification",
             "model": "me/base",
             "data": {"splits": {"test": "test.csv"}},
-            "stages": ["export"],
+            "stages": ["onnx"],
         }
     )
     before = find_licences(recipe, tmp_path)

@@ -36,7 +36,7 @@ def write_run(home: Path, licence: str = "cc-by-sa-4.0", **changes: Any) -> Path
         "task": "text-classification",
         "model": "start",
         "data": {"splits": {split: f"{split}.csv" for split in DIGESTS}},
-        "stages": ["export", "quantize"],
+        "stages": ["onnx", "onnx_int8"],
         "seed": 3,
     }
     recipe = Recipe.model_validate({**given, **changes})
@@ -46,7 +46,7 @@ def write_run(home: Path, licence: str = "cc-by-sa-4.0", **changes: Any) -> Path
         (run / "model" / name).write_text(content)
     (run / "recipe.yaml").write_text(dump_recipe(with_absolute_paths(recipe, home)))
     lock = {"seed": 3, "threads": 1, "packages": {"compress": "0.1.0", "onnxruntime": "1.32.0"}, "data": DIGESTS}
-    (run / "lock.json").write_text(json.dumps({**lock, "start": "3" * 64, "stages": {"quantize": "4" * 64}}))
+    (run / "lock.json").write_text(json.dumps({**lock, "start": "3" * 64, "stages": {"onnx_int8": "4" * 64}}))
     report = Report(
         recipe="toy",
         description="Films, good or bad: a toy",

@@ -241,7 +241,7 @@ MISSING = {"stages": "compare_tensors", "tasks": "tensor-comparison", "formats":
 def test_a_recipe_that_needs_a_missing_plugin_names_it(point: str, without_diff: Path, tmp_path: Path) -> None:
     name = MISSING[point]
     changes: dict[str, dict[str, Any]] = {
-        "stages": {"stages": [{name: {}}, "export"]},
+        "stages": {"stages": [{name: {}}, "onnx"]},
         "tasks": {"task": name},
         "formats": {"targets": [{"cpu": {"format": name}}]},
     }

@@ -25,13 +25,13 @@ PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHea
 CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _SMALL = 1024
 _WRITES_OPERATORS = (
-    "`quantize: {method: static}` of the float model, which writes integer operators and unsigned activations"
+    "`onnx_int8: {method: static}` of the float model, which writes integer operators and unsigned activations"
 )
 _ONLY_WEIGHTS = "its weights are dequantized in each call, since its input is float"
 Part = Literal["products", "conversions", "rest"]
 _CONVERTS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-_STATIC = "quantize: {method: static}"
-_KEEP = "keep such layers in float: `quantize: {keep: [...]}`, with the layers' names"
+_STATIC = "onnx_int8: {method: static}"
+_KEEP = "keep such layers in float: `onnx_int8: {keep: [...]}`, with the layers' names"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def kernel_of(node: ir.Node) -> WeightedKernel | None:
     if node.op_type in INTEGER or (node.op_type == "MatMulNBits" and _rounds_activations(node)):
         return WeightedKernel(name, node.op_type, integer=True)
     if node.op_type == "MatMulNBits":
-        return WeightedKernel(name, node.op_type, False, _ONLY_WEIGHTS, "quantize: {method: static}")
+        return WeightedKernel(name, node.op_type, False, _ONLY_WEIGHTS, "onnx_int8: {method: static}")
     if node.op_type in ("Gather", *PRODUCTS, *CONVOLUTIONS):
         reason = _reason(node)
         if reason is not None:
@@ -83,11 +83,11 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
             return None
         return (
             "the whole table is dequantized in each call",
-            "quantize: {embedding_bits: 8} writes GatherBlockQuantized",
+            "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized",
         )
     if packed:
         if not all(_dequantized(value) for _, value in stored):
-            return _ONLY_WEIGHTS, "quantize: {method: static}"
+            return _ONLY_WEIGHTS, "onnx_int8: {method: static}"
         return f"its integers are dequantized and multiplied in float: {_why_apart(node)}", _WRITES_OPERATORS
     sizes = [array.size for index, value in stored if index and (array := constant(value)) is not None]
     if not sizes or max(sizes) < _SMALL:
@@ -157,7 +157,7 @@ FASTER = SlowdownCause("integer kernels are faster than those in float")
 OTHER = SlowdownCause("other operators")
 APART = SlowdownCause(
     "operators that ONNX Runtime fuses in the float file stay apart here",
-    "quantize our own export (stage `export`) with `quantize: {method: static}`: its fusions stay",
+    "quantize our own export (stage `onnx`) with `onnx_int8: {method: static}`: its fusions stay",
 )
 
 
@@ -205,7 +205,7 @@ def conversion_cause(node: ir.Node) -> SlowdownCause:
             if "Gather" in readers:
                 return SlowdownCause(
                     "a whole table is dequantized in each call",
-                    "quantize: {embedding_bits: 8} writes GatherBlockQuantized",
+                    "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized",
                 )
             return SlowdownCause("stored integers are dequantized in each call", _STATIC)
         return SlowdownCause("integers are turned back into floats for operators that have no 8-bit kernel", "")

@@ -62,7 +62,7 @@ def with_external_data(folder: Path) -> Path:
     """`a.weight` (3 x 4 fp32) and its twin `b.weight` at one place of `m.data`, then `c.weight`."""
     (folder / "m.data").write_bytes(np.arange(12, dtype=np.float32).tobytes() + np.ones(2, np.float32).tobytes())
     places = {"a.weight": ((3, 4), 0, 48), "b.weight": ((3, 4), 0, 48), "c.weight": ((2,), 48, 8)}
-    return save(folder / "m.onnx", [], [outside(name, *place) for name, place in places.items()])
+    return save(folder / "m.onnx", [], [outside(name, *location) for name, location in places.items()])
 
 
 def outside(name: str, shape: tuple[int, ...], offset: int, length: int, location: str = "m.data") -> onnx.TensorProto:

@@ -21,16 +21,16 @@ INNER, OUTER = 64, 48
 
 def network(layers: int = 2, peak: float = 1.0) -> onnx.ModelProto:
     generator = np.random.default_rng(0)
-    nodes, arrays, before = [], [], "x"
-    for place in range(layers):
-        size = (INNER, OUTER) if place == layers - 1 else (INNER, INNER)
+    nodes, arrays, previous = [], [], "x"
+    for index in range(layers):
+        size = (INNER, OUTER) if index == layers - 1 else (INNER, INNER)
         weight = generator.uniform(-peak, 1, size).astype(np.float32)
-        arrays.append(numpy_helper.from_array(weight, f"encoder.layer.{place}.weight"))
-        nodes.append(helper.make_node("MatMul", [before, arrays[-1].name], [f"y{place}"], name=f"product_{place}"))
-        nodes.append(helper.make_node("Relu", [f"y{place}"], [f"r{place}"], name=f"relu_{place}"))
-        before = f"r{place}"
+        arrays.append(numpy_helper.from_array(weight, f"encoder.layer.{index}.weight"))
+        nodes.append(helper.make_node("MatMul", [previous, arrays[-1].name], [f"y{index}"], name=f"product_{index}"))
+        nodes.append(helper.make_node("Relu", [f"y{index}"], [f"r{index}"], name=f"relu_{index}"))
+        previous = f"r{index}"
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])
-    y = helper.make_tensor_value_info(before, TensorProto.FLOAT, ["rows", OUTER])
+    y = helper.make_tensor_value_info(previous, TensorProto.FLOAT, ["rows", OUTER])
     graph = helper.make_graph(nodes, "network", [x], [y], arrays)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
@@ -50,17 +50,17 @@ def static(graph: onnx.ModelProto, kept: tuple[str, ...] = (), **settings: objec
 
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
 def test_a_static_graph_is_all_integer_kernels(layout: str, tmp_path: Path):
-    found = read_kernels(saved(static(network(), format=layout), tmp_path))
+    kernels = read_kernels(saved(static(network(), format=layout), tmp_path))
     # Between two QDQ products ONNX Runtime takes up the activation function as well.
     first = "MatMulIntegerToFloat" if layout == "qoperator" else "QLinearMatMul"
-    assert [kernel.operator for kernel in found] == [first, "MatMulIntegerToFloat"]
-    assert all(kernel.integer for kernel in found)
+    assert [kernel.operator for kernel in kernels] == [first, "MatMulIntegerToFloat"]
+    assert all(kernel.integer for kernel in kernels)
 
 
 def test_what_stays_float_is_named_with_its_reason(tmp_path: Path):
-    found = read_kernels(saved(static(network(), kept=("product_1",)), tmp_path))
-    assert found[0].integer and found[0].operator == "MatMulIntegerToFloat"
-    assert found[1].name.startswith("product_1") and "not quantized" in found[1].why
+    kernels = read_kernels(saved(static(network(), kept=("product_1",)), tmp_path))
+    assert kernels[0].integer and kernels[0].operator == "MatMulIntegerToFloat"
+    assert kernels[1].name.startswith("product_1") and "not quantized" in kernels[1].why
 
 
 def test_weights_alone_as_integers(tmp_path: Path):
@@ -68,8 +68,8 @@ def test_weights_alone_as_integers(tmp_path: Path):
     graph = static(network(layers=1), format="qdq")
     (product,) = (node for node in graph.graph.node if node.op_type == "MatMul")
     product.input[0] = "x"
-    (found,) = read_kernels(saved(graph, tmp_path))
-    assert found.operator == "MatMulNBits" and found.integer
+    (kernels,) = read_kernels(saved(graph, tmp_path))
+    assert kernels.operator == "MatMulNBits" and kernels.integer
     weight = np.random.default_rng(0).integers(-127, 128, (16, 8, 3, 3)).astype(np.int8)
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "scale"], ["float"], name="weights"),
@@ -81,8 +81,8 @@ def test_weights_alone_as_integers(tmp_path: Path):
     model = helper.make_model(
         helper.make_graph(nodes, "c", [x], [y], arrays), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
     )
-    (found,) = read_kernels(saved(model, tmp_path))
-    assert not found.integer and "input is float" in found.why and "static" in found.help
+    (kernels,) = read_kernels(saved(model, tmp_path))
+    assert not kernels.integer and "input is float" in kernels.why and "static" in kernels.help
 
 
 def test_a_table_of_integers_that_is_dequantized_whole_is_named(tmp_path: Path):
@@ -96,9 +96,9 @@ def test_a_table_of_integers_that_is_dequantized_whole_is_named(tmp_path: Path):
     arrays = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.float32(0.1), "scale")]
     graph = helper.make_graph(nodes, "look_up", [ids], [y], arrays)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    found = read_kernels(saved(model, tmp_path))
+    kernels = read_kernels(saved(model, tmp_path))
     # ONNX Runtime may have folded the table into float, which is no better.
-    assert all(not kernel.integer and "whole table" in kernel.why for kernel in found)
+    assert all(not kernel.integer and "whole table" in kernel.why for kernel in kernels)
 
 
 def emulate(graph: onnx.ModelProto, name: str, x: np.ndarray) -> tuple[float, float]:
@@ -117,9 +117,9 @@ def emulate(graph: onnx.ModelProto, name: str, x: np.ndarray) -> tuple[float, fl
     for row in rows:
         for column in weight.T:
             pairs = [row[k] * column[k] + row[k + 1] * column[k + 1] for k in range(0, INNER, 2)]
-            kept = [min(max(pair, -32768), 32767) for pair in pairs]
-            cut += sum(a != b for a, b in zip(pairs, kept, strict=True))
-            wrong += (sum(kept) - sum(pairs)) ** 2
+            clipped = [min(max(pair, -32768), 32767) for pair in pairs]
+            cut += sum(a != b for a, b in zip(pairs, clipped, strict=True))
+            wrong += (sum(clipped) - sum(pairs)) ** 2
             whole += (sum(pairs) - zero * sum(column)) ** 2
     return cut / (len(rows) * weight.shape[1] * INNER / 2), float(np.sqrt(wrong / whole))
 
@@ -127,17 +127,17 @@ def emulate(graph: onnx.ModelProto, name: str, x: np.ndarray) -> tuple[float, fl
 @pytest.mark.full_range(own_kernels=True)
 def test_saturation_is_what_loops_find():
     graph = static(network(peak=0.02), bias_correction=False)
-    found = find_saturation(graph, feeds())
-    assert [each.layer for each in found] == ["product_0", "product_1"]
-    for each in found:
-        cut, error = emulate(graph, each.layer, feeds()[0]["x"])
-        assert each.cut == pytest.approx(cut) and each.error == pytest.approx(error)
-    assert found[0].cut and found[0].error and found[0].matters
+    kernels = find_saturation(graph, feeds())
+    assert [layer.layer for layer in kernels] == ["product_0", "product_1"]
+    for layer in kernels:
+        cut, error = emulate(graph, layer.layer, feeds()[0]["x"])
+        assert layer.cut == pytest.approx(cut) and layer.error == pytest.approx(error)
+    assert kernels[0].cut and kernels[0].error and kernels[0].matters
 
 
 def test_seven_bits_and_unsigned_weights_do_not_saturate():
     narrow = find_saturation(static(network(peak=0.02), reduce_range=True), feeds())
-    assert len(narrow) == 2 and all(each.risk == 0 and each.cut == 0 and not each.matters for each in narrow)
+    assert len(narrow) == 2 and all(layer.risk == 0 and layer.cut == 0 and not layer.matters for layer in narrow)
     assert find_saturation(static(network(), types="u8u8"), feeds()) == []
     assert find_saturation(static(network(), types="s8s8"), feeds()) == []
 
@@ -146,7 +146,7 @@ def test_dynamic_graphs_are_looked_at_too_and_without_inputs_only_weights_are():
     graph = quantize_products(network(peak=0.02), True, False)
     real, bound = find_saturation(graph, feeds()), find_saturation(graph, None)
     assert len(real) == 2 and real[0].operator == "MatMulInteger" and real[0].cut
-    assert [each.risk for each in bound] == [each.risk for each in real]
+    assert [layer.risk for layer in bound] == [layer.risk for layer in real]
     assert bound[0].matters and bound[0].error is None
 
 
@@ -159,10 +159,10 @@ def test_convolutions_are_products_of_windows():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     x = generator.uniform(-0.1, 1, (1, 4, 9, 8)).astype(np.float32)
     settings = Int8Options(reduce_range=False, bias_correction=False, per_channel=False)
-    made = StaticQuantizer(model, [{"x": x}], settings).quantize()
-    (found,) = find_saturation(made, [{"x": x}])
+    quantized = StaticQuantizer(model, [{"x": x}], settings).quantize()
+    (kernels,) = find_saturation(quantized, [{"x": x}])
 
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
     scale, zero = float(arrays["x_scale"]), int(arrays["x_zero_point"])
     integers = arrays["w_quantized"].astype(int)
     rounded = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255).astype(int)[0]
@@ -178,6 +178,6 @@ def test_convolutions_are_products_of_windows():
                     for channel in range(4)
                 ]
                 sums = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
-                cut += sum(not -32768 <= each <= 32767 for each in sums)
+                cut += sum(not -32768 <= layer <= 32767 for layer in sums)
                 pairs += len(sums)
-    assert found.operator == "Conv" and cut > 0 and found.cut == pytest.approx(cut / pairs)
+    assert kernels.operator == "Conv" and cut > 0 and kernels.cut == pytest.approx(cut / pairs)

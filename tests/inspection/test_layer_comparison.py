@@ -75,39 +75,39 @@ def encoder() -> onnx.ModelProto:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The encoder in each format."""
     root = tmp_path_factory.mktemp("formats")
-    found = {name: root / name / "model.onnx" for name in ("onnx", "dynamic")}
-    found |= {name: root / name / "model.ort" for name in ("ort", "dynamic-ort")}
-    found |= {name: root / name / "openvino_model.xml" for name in ("openvino", "openvino-int8")}
-    for file in found.values():
+    comparison = {name: root / name / "model.onnx" for name in ("onnx", "dynamic")}
+    comparison |= {name: root / name / "model.ort" for name in ("ort", "dynamic-ort")}
+    comparison |= {name: root / name / "openvino_model.xml" for name in ("openvino", "openvino-int8")}
+    for file in comparison.values():
         file.parent.mkdir()
-    onnx.save(encoder(), found["onnx"])
-    onnx.save(DynamicQuantizer(encoder()).quantize(), found["dynamic"])
-    convert(found["onnx"], found["ort"])
-    convert(found["dynamic"], found["dynamic-ort"])
-    to_openvino(encoder(), {}, "fp32").save(found["openvino"].parent)
-    to_openvino(encoder(), {}, "int8").save(found["openvino-int8"].parent)
-    return found
+    onnx.save(encoder(), comparison["onnx"])
+    onnx.save(DynamicQuantizer(encoder()).quantize(), comparison["dynamic"])
+    convert(comparison["onnx"], comparison["ort"])
+    convert(comparison["dynamic"], comparison["dynamic-ort"])
+    to_openvino(encoder(), {}, "fp32").save(comparison["openvino"].parent)
+    to_openvino(encoder(), {}, "int8").save(comparison["openvino-int8"].parent)
+    return comparison
 
 
 def compare(reference: Path, file: Path, target: str | None = None) -> FormatComparison:
     target = target or {".ort": "ort", ".xml": "openvino"}.get(file.suffix, "cpu")
     parts = open_parts(file, TARGETS[target])
-    found = compare_parts(onnx.load(reference), node_modules(reference), parts, BATCHES, SilentProgress())
-    assert found is not None
-    return found
+    comparison = compare_parts(onnx.load(reference), node_modules(reference), parts, BATCHES, SilentProgress())
+    assert comparison is not None
+    return comparison
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.full_range(own_kernels=True)
 def test_a_healthy_file_departs_nowhere(files: dict[str, Path], name: str) -> None:
-    found = compare(files["onnx"], files[name])
-    assert found.departures == () and found.parts > 3 * LAYERS and found.examples == len(BATCHES)
+    comparison = compare(files["onnx"], files[name])
+    assert comparison.departures == () and comparison.parts > 3 * LAYERS and comparison.examples == len(BATCHES)
     if name in EIGHT_BITS:
-        assert 1e-3 < found.answers < 0.1 and found.worst.bits == 8
+        assert 1e-3 < comparison.answers < 0.1 and comparison.worst.bits == 8
         # What the bits explain is about what they do.
-        assert 0.3 < found.worst.error / found.worst.explained < 1.5
+        assert 0.3 < comparison.worst.error / comparison.worst.explained < 1.5
     else:
-        assert found.answers < 1e-5
+        assert comparison.answers < 1e-5
 
 
 FAULTS = {"scale": "dense", "transposed": "dense", "epsilon": "norm"}
@@ -121,15 +121,15 @@ def test_a_planted_fault_is_named_with_its_layer(files: dict[str, Path], tmp_pat
     """In a layer drawn by chance; it is the only one that departs, and the answers' error is its own."""
     layer = int(np.random.default_rng([len(name), len(fault)]).integers(LAYERS))
     plant = {".onnx": in_onnx, ".ort": in_ort, ".xml": in_openvino}[files[name].suffix]
-    found = compare(files["onnx"], plant(files[name], tmp_path, layer, fault))
-    assert {one.layer for one in found.departures} == {f"encoder.layer.{layer}.{FAULTS[fault]}"}
-    first = found.departures[0]
-    assert first == found.worst and first.error > 4 * first.explained and first.before < first.after
+    comparison = compare(files["onnx"], plant(files[name], tmp_path, layer, fault))
+    assert {item.layer for item in comparison.departures} == {f"encoder.layer.{layer}.{FAULTS[fault]}"}
+    first = comparison.departures[0]
+    assert first == comparison.worst and first.error > 4 * first.explained and first.before < first.after
     assert first.alone is not None
     if name in EIGHT_BITS:
-        assert first.alone > found.answers / 2
+        assert first.alone > comparison.answers / 2
     else:
-        assert first.before < 1e-5 and first.alone == pytest.approx(found.answers, rel=1e-3)
+        assert first.before < 1e-5 and first.alone == pytest.approx(comparison.answers, rel=1e-3)
 
 
 def tensor_at_fault(names: list[str], layer: int, fault: str) -> str:
@@ -147,10 +147,10 @@ def in_onnx(source: Path, folder: Path, layer: int, fault: str) -> Path:
     model = onnx.load(source)
     if fault == "epsilon":
         (norm,) = (node for node in model.graph.node if f"hidden_{layer + 1}" in node.output)
-        next(one for one in norm.attribute if one.name == "epsilon").f = 0.2
+        next(item for item in norm.attribute if item.name == "epsilon").f = 0.2
     else:
-        name = tensor_at_fault([one.name for one in model.graph.initializer], layer, fault)
-        weight = next(one for one in model.graph.initializer if one.name == name)
+        name = tensor_at_fault([item.name for item in model.graph.initializer], layer, fault)
+        weight = next(item for item in model.graph.initializer if item.name == name)
         weight.CopyFrom(numpy_helper.from_array(changed(numpy_helper.to_array(weight), fault), name))
     onnx.save(model, folder / "model.onnx")
     return folder / "model.onnx"
@@ -164,15 +164,15 @@ def in_ort(source: Path, folder: Path, layer: int, fault: str) -> Path:
         from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
         graph = InferenceSession.GetRootAs(content, 0).Model().Graph()
-        nodes = [graph.Nodes(place) for place in range(graph.NodesLength())]
+        nodes = [graph.Nodes(index) for index in range(graph.NodesLength())]
         (norm,) = (node for node in nodes if node.Outputs(0) == f"hidden_{layer + 1}".encode())
         (epsilon,) = (
-            one for one in (norm.Attributes(place) for place in range(norm.AttributesLength())) if one.F() == EPSILON
+            item for item in (norm.Attributes(index) for index in range(norm.AttributesLength())) if item.F() == EPSILON
         )
         # The field `f` of ort.fbs.
         struct.pack_into("<f", content, epsilon._tab.Pos + epsilon._tab.Offset(10), 0.2)
     else:
-        tensors = {one.name: one for one in read_ort(bytes(content), source).tensors}
+        tensors = {item.name: item for item in read_ort(bytes(content), source).tensors}
         at_fault = tensors[tensor_at_fault(list(tensors), layer, fault)]
         wrong = changed(at_fault.values(bytes(content)), fault).tobytes()
         content[at_fault.start : at_fault.start + at_fault.bytes] = wrong
@@ -186,7 +186,7 @@ def in_openvino(source: Path, folder: Path, layer: int, fault: str) -> Path:
         norm = list(re.finditer(r'type="MVN"[^>]*>\s*<data eps="([^"]+)"', graph))[layer]
         graph = f"{graph[: norm.start(1)]}0.2{graph[norm.end(1) :]}"
     else:
-        constants = {one.name: one for one in read_ir(graph.encode(), source, len(weights))}
+        constants = {item.name: item for item in read_ir(graph.encode(), source, len(weights))}
         at_fault = constants[tensor_at_fault(list(constants), layer, fault)]
         wrong = changed(at_fault.values(bytes(weights)), fault).tobytes()
         weights[at_fault.start : at_fault.start + at_fault.bytes] = wrong
@@ -243,5 +243,5 @@ def test_parts_run_where_the_target_is(files: dict[str, Path], tmp_path: Path, t
     assert compare(files["onnx"], files["dynamic"], target).departures == ()
     wrong = in_onnx(files["dynamic"], tmp_path, 2, "scale")
     for reference in ("onnx", "dynamic"):
-        found = compare(files[reference], wrong, target)
-        assert {one.layer for one in found.departures} == {"encoder.layer.2.dense"}
+        comparison = compare(files[reference], wrong, target)
+        assert {item.layer for item in comparison.departures} == {"encoder.layer.2.dense"}

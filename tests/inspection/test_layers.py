@@ -7,8 +7,8 @@ from compress.models.stored_tensor import StoredTensor
 
 
 def made(names: list[str], size: int = 4) -> list[StoredTensor]:
-    place = {"origin": "", "file": "", "path": Path(), "start": 0, "stored_bytes": 0}
-    return [StoredTensor(name=n, shape=(1,), dtype="float32", parameters=1, bytes=size, **place) for n in names]
+    location = {"origin": "", "file": "", "path": Path(), "start": 0, "stored_bytes": 0}
+    return [StoredTensor(name=n, shape=(1,), dtype="float32", parameters=1, bytes=size, **location) for n in names]
 
 
 @pytest.mark.parametrize(

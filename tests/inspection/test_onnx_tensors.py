@@ -27,8 +27,8 @@ def test_graph_agrees_with_protobuf(tmp_path: Path) -> None:
         (i.name, tuple(i.dims), len(i.raw_data)) for i in reference.initializer
     ]
     data = path.read_bytes()
-    for found, expected in zip(graph.initializers, reference.initializer, strict=True):
-        assert TensorProto.FromString(data[found.start : found.stop]) == expected
+    for tensors_by_name, expected in zip(graph.initializers, reference.initializer, strict=True):
+        assert TensorProto.FromString(data[tensors_by_name.start : tensors_by_name.stop]) == expected
 
 
 def test_constants_in_attributes_and_subgraphs_are_found(tmp_path: Path) -> None:
@@ -37,29 +37,33 @@ def test_constants_in_attributes_and_subgraphs_are_found(tmp_path: Path) -> None
         helper.make_node("Constant", [], ["outer.weight"], value=tensor("", np.ones((2, 3), np.float32))),
         helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=helper.make_graph([], "e", [], [])),
     ]
-    found = tensors_of(save(tmp_path / "m.onnx", nodes, []))
-    assert {name: (item.parameters, item.bytes) for name, item in found.items()} == {
+    tensors_by_name = tensors_of(save(tmp_path / "m.onnx", nodes, []))
+    assert {name: (item.parameters, item.bytes) for name, item in tensors_by_name.items()} == {
         "outer.weight": (6, 24),
         "inner.weight": (5, 20),
     }
 
 
 def test_opaque_weights_get_their_modules_from_biases(tmp_path: Path) -> None:
-    found = tensors_of(classifier(tmp_path / "m.onnx"))
-    assert found["val_7_quantized"].name == "m.encoder.layer.0.attention.query+key.weight"
-    assert found["onnx::MatMul_3"].name == "m.encoder.layer.0.output.dense.weight"
-    assert found["m.embeddings.words.weight_quantized"].name == "m.embeddings.words.weight"
+    tensors_by_name = tensors_of(classifier(tmp_path / "m.onnx"))
+    assert tensors_by_name["val_7_quantized"].name == "m.encoder.layer.0.attention.query+key.weight"
+    assert tensors_by_name["onnx::MatMul_3"].name == "m.encoder.layer.0.output.dense.weight"
+    assert tensors_by_name["m.embeddings.words.weight_quantized"].name == "m.embeddings.words.weight"
 
 
 def test_scales_and_zero_points_belong_to_their_weight_and_are_no_parameters(tmp_path: Path) -> None:
-    found = tensors_of(classifier(tmp_path / "m.onnx"))
-    module = found["val_7_quantized"].module
+    tensors_by_name = tensors_of(classifier(tmp_path / "m.onnx"))
+    module = tensors_by_name["val_7_quantized"].module
     for name in ("val_7_scale", "val_7_zero_point"):
-        assert (found[name].role, found[name].parameters, found[name].module) == ("quantization", 0, module)
-    embedding = found["m.embeddings.words.weight_zero_point"]
+        assert (tensors_by_name[name].role, tensors_by_name[name].parameters, tensors_by_name[name].module) == (
+            "quantization",
+            0,
+            module,
+        )
+    embedding = tensors_by_name["m.embeddings.words.weight_zero_point"]
     assert (embedding.role, embedding.module, embedding.bytes) == ("quantization", "m.embeddings.words", 1)
-    assert (found["val_9"].role, found["val_9"].name) == ("constant", "constants.val_9")
-    assert sum(item.parameters for item in found.values()) == 10 * 4 + 4 * 8 + 4 + 4 + 4 * 6 + 6 + 6 * 2 + 2
+    assert (tensors_by_name["val_9"].role, tensors_by_name["val_9"].name) == ("constant", "constants.val_9")
+    assert sum(item.parameters for item in tensors_by_name.values()) == 10 * 4 + 4 * 8 + 4 + 4 + 4 * 6 + 6 + 6 * 2 + 2
 
 
 def test_bias_of_another_width_gives_no_name(tmp_path: Path) -> None:
@@ -80,10 +84,10 @@ def test_scopes_and_node_names_give_modules_too(tmp_path: Path) -> None:
     after = helper.make_node("Reshape", ["q"], ["r"])
     after.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm', 'm.layers.0.attn', 'view']")
     tensors = [tensor(name, np.ones((2, 2), np.float32)) for name in ("val_1", "onnx::MatMul_2", "packed_matmul_3")]
-    found = tensors_of(save(tmp_path / "m.onnx", [scoped, named, packed, norm, after], tensors))
-    assert found["val_1"].name == "m.mlp.up.weight"
-    assert found["onnx::MatMul_2"].name == "m.mlp.down.weight"
-    assert found["packed_matmul_3"].name == "m.layers.0.attn.packed_matmul_3"
+    tensors_by_name = tensors_of(save(tmp_path / "m.onnx", [scoped, named, packed, norm, after], tensors))
+    assert tensors_by_name["val_1"].name == "m.mlp.up.weight"
+    assert tensors_by_name["onnx::MatMul_2"].name == "m.mlp.down.weight"
+    assert tensors_by_name["packed_matmul_3"].name == "m.layers.0.attn.packed_matmul_3"
 
 
 def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
@@ -103,21 +107,27 @@ def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
         onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(int4), "b.weight"),
         tensor("b.weight_scale", np.float32(1).reshape(())),
     ]
-    found = tensors_of(save(tmp_path / "m.onnx", nodes, tensors))
-    assert (found["a.weight_Q4"].parameters, found["a.weight_Q4"].dtype) == (40 * 6, "int4")
-    assert found["a.weight_Q4"].bytes == 6 * 2 * 16
-    assert (found["e.weight"].parameters, found["e.weight"].dtype) == (7 * 16, "uint4")
-    assert (found["b.weight"].parameters, found["b.weight"].dtype, found["b.weight"].bytes) == (15, "int4", 8)
-    assert {found[name].role for name in ("a.weight_scales", "e.scales", "b.weight_scale")} == {"quantization"}
-    assert found["b.weight"].values().astype(int).reshape(-1).tolist() == list(range(-7, 8))
+    tensors_by_name = tensors_of(save(tmp_path / "m.onnx", nodes, tensors))
+    assert (tensors_by_name["a.weight_Q4"].parameters, tensors_by_name["a.weight_Q4"].dtype) == (40 * 6, "int4")
+    assert tensors_by_name["a.weight_Q4"].bytes == 6 * 2 * 16
+    assert (tensors_by_name["e.weight"].parameters, tensors_by_name["e.weight"].dtype) == (7 * 16, "uint4")
+    assert (
+        tensors_by_name["b.weight"].parameters,
+        tensors_by_name["b.weight"].dtype,
+        tensors_by_name["b.weight"].bytes,
+    ) == (15, "int4", 8)
+    assert {tensors_by_name[name].role for name in ("a.weight_scales", "e.scales", "b.weight_scale")} == {
+        "quantization"
+    }
+    assert tensors_by_name["b.weight"].values().astype(int).reshape(-1).tolist() == list(range(-7, 8))
 
 
 def test_numbers_outside_raw_data_are_counted_as_stored(tmp_path: Path) -> None:
     floats = helper.make_tensor("a.weight", TensorProto.FLOAT, (3,), [1.0, 2.0, 3.0])
     assert not floats.raw_data
-    found = tensors_of(save(tmp_path / "m.onnx", [], [floats]))
-    assert found["a.weight"].bytes == 12
-    assert found["a.weight"].values().tolist() == [1.0, 2.0, 3.0]
+    tensors_by_name = tensors_of(save(tmp_path / "m.onnx", [], [floats]))
+    assert tensors_by_name["a.weight"].bytes == 12
+    assert tensors_by_name["a.weight"].values().tolist() == [1.0, 2.0, 3.0]
 
 
 def test_external_data_counts_once_for_twins(tmp_path: Path) -> None:

@@ -141,13 +141,14 @@ def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
     model, feeds = NETS[net]()
     ranges: tuple[ReduceRange, ...] = (False, "saturating")
     if method == "dynamic":
-        made = [DynamicQuantizer(model, reduce_range=each).quantize() for each in ranges]
+        quantized = [DynamicQuantizer(model, reduce_range=reduce_range).quantize() for reduce_range in ranges]
     else:
         plain = Int8Options(reduce_range=False, weight_rounding="feedback" if method == "feedback" else "nearest")
-        made = [
-            StaticQuantizer(model, feeds, plain.model_copy(update={"reduce_range": each})).quantize() for each in ranges
+        quantized = [
+            StaticQuantizer(model, feeds, plain.model_copy(update={"reduce_range": reduce_range})).quantize()
+            for reduce_range in ranges
         ]
-    return [model, *made], feeds[0]["x"]
+    return [model, *quantized], feeds[0]["x"]
 
 
 def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
@@ -171,9 +172,9 @@ def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.skip("this processor has no VNNI to compare with")
     folder = tmp_path_factory.mktemp("answered")
     written = []
-    for place, case in enumerate(CASES):
-        made, x = graphs(*case)
-        written += [write(graph, x, folder / f"{place}-{name}") for name, graph in zip(GRAPHS, made, strict=True)]
+    for index, case in enumerate(CASES):
+        quantized, x = graphs(*case)
+        written += [write(graph, x, folder / f"{index}-{name}") for name, graph in zip(GRAPHS, quantized, strict=True)]
     written.append(write(*grouped(), folder / "grouped"))
     run_held(["-c", RUN, ".avx2.npy", *written], held)
     subprocess.run([sys.executable, "-c", RUN, ".vnni.npy", *written], check=True, timeout=300)
@@ -182,19 +183,21 @@ def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("place", range(len(CASES)), ids=[" ".join(case) for case in CASES])
 def test_narrowed_weights_give_on_avx2_what_they_give_with_vnni(place: int, answered: Path):
-    found = {
+    results = {
         (name, kind): np.load(answered / f"{place}-{name}.{kind}.npy") for name in GRAPHS for kind in ("avx2", "vnni")
     }
-    whole = np.abs(found["float", "vnni"]).mean()
-    assert np.abs(found["wide", "avx2"] - found["wide", "vnni"]).mean() > 0.05 * whole
-    np.testing.assert_allclose(found["narrow", "avx2"], found["narrow", "vnni"], atol=1e-5 * whole)
-    assert np.abs(found["narrow", "avx2"] - found["float", "vnni"]).mean() < 0.02 * whole
+    whole = np.abs(results["float", "vnni"]).mean()
+    assert np.abs(results["wide", "avx2"] - results["wide", "vnni"]).mean() > 0.05 * whole
+    np.testing.assert_allclose(results["narrow", "avx2"], results["narrow", "vnni"], atol=1e-5 * whole)
+    assert np.abs(results["narrow", "avx2"] - results["float", "vnni"]).mean() < 0.02 * whole
 
 
 def test_what_is_found_in_groups_is_what_avx2_makes_of_them(answered: Path):
     graph, x = grouped()
-    (found,) = find_saturation(graph, [{"x": x}])
-    there, here = (np.load(answered / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))
-    assert found.cut and found.cut > 0.1
+    (results,) = find_saturation(graph, [{"x": x}])
+    on_avx2, with_vnni = (np.load(answered / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))
+    assert results.cut and results.cut > 0.1
     # The answers are rounded to 8 bits once more.
-    assert found.error == pytest.approx(np.sqrt(np.square(there - here).mean() / np.square(here).mean()), rel=0.1)
+    assert results.error == pytest.approx(
+        np.sqrt(np.square(on_avx2 - with_vnni).mean() / np.square(with_vnni).mean()), rel=0.1
+    )

@@ -74,14 +74,18 @@ def test_packed_checkpoint_counts_weights_not_integers(tmp_path: Path) -> None:
         },
         tmp_path / "model.safetensors",
     )
-    found = {tensor.name: tensor for tensor in read_model(tmp_path).tensors}
-    assert (found["l.qweight"].parameters, found["l.qweight"].dtype, found["l.qweight"].bytes) == (
+    tensors_by_name = {tensor.name: tensor for tensor in read_model(tmp_path).tensors}
+    assert (
+        tensors_by_name["l.qweight"].parameters,
+        tensors_by_name["l.qweight"].dtype,
+        tensors_by_name["l.qweight"].bytes,
+    ) == (
         48,
         "int4",
         24,
     )
-    assert [found[name].parameters for name in ("l.qzeros", "l.scales")] == [0, 0]
-    assert found["l.scales"].role == "quantization"
+    assert [tensors_by_name[name].parameters for name in ("l.qzeros", "l.scales")] == [0, 0]
+    assert tensors_by_name["l.scales"].role == "quantization"
 
 
 def test_layers_of_a_packed_checkpoint_may_have_bits_of_their_own(tmp_path: Path) -> None:
@@ -90,8 +94,8 @@ def test_layers_of_a_packed_checkpoint_may_have_bits_of_their_own(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps(config))
     names = ("layers.1.up", "layers.0.up", "other.up")
     save_file({f"{name}.qweight": np.zeros((2, 3), np.int32) for name in names}, tmp_path / "model.safetensors")
-    found = {tensor.name: (tensor.dtype, tensor.parameters) for tensor in read_model(tmp_path).tensors}
-    assert found == {
+    tensors_by_name = {tensor.name: (tensor.dtype, tensor.parameters) for tensor in read_model(tmp_path).tensors}
+    assert tensors_by_name == {
         "layers.1.up.qweight": ("int8", 24),
         "layers.0.up.qweight": ("int2", 96),
         "other.up.qweight": ("int4", 48),

@@ -30,13 +30,13 @@ EPSILON = float(np.float32(1e-12))
 
 def model() -> TorchModel:
     """A tiny encoder whose normalisations do something."""
-    made = tiny.encoder()
+    encoder = tiny.encoder()
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, parameter in made.module.named_parameters():
+        for name, parameter in encoder.module.named_parameters():
             if "LayerNorm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    return made
+    return encoder
 
 
 def batches() -> list[Values]:
@@ -53,14 +53,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("litert_torch")
     from compress.formats.litert.conversion import to_litert
 
-    made, root = model(), tmp_path_factory.mktemp("matched")
-    examples = tiny.context().encode("train", made)
-    onnx.save(export_onnx(made, examples, opset=None, fusions=False).graph, root / "model.onnx")
-    plain = to_litert(made, examples, (16, 24))
-    found = {"onnx": root / "model.onnx", "litert": root / "plain.tflite", "litert-int8": root / "int8.tflite"}
-    found["litert"].write_bytes(plain)
-    found["litert-int8"].write_bytes(quantize_litert(plain, "int8", WORDS, 4, 32))
-    return found
+    encoder, root = model(), tmp_path_factory.mktemp("matched")
+    examples = tiny.context().encode("train", encoder)
+    onnx.save(export_onnx(encoder, examples, opset=None, fusions=False).graph, root / "model.onnx")
+    plain = to_litert(encoder, examples, (16, 24))
+    comparison = {"onnx": root / "model.onnx", "litert": root / "plain.tflite", "litert-int8": root / "int8.tflite"}
+    comparison["litert"].write_bytes(plain)
+    comparison["litert-int8"].write_bytes(quantize_litert(plain, "int8", WORDS, 4, 32))
+    return comparison
 
 
 def compare(reference: Path, file: Path) -> FormatComparison:
@@ -70,20 +70,20 @@ def compare(reference: Path, file: Path) -> FormatComparison:
     graph, shaped = onnx.load(reference), parts.shaped(given)
     assert {batch["input_ids"].shape for batch in shaped} == {(1, 16)}
     known = match(parts, OnnxParts(graph), shaped[0])
-    found = compare_parts(graph, node_modules(reference), known, shaped, SilentProgress())
-    assert found is not None
-    return found
+    comparison = compare_parts(graph, node_modules(reference), known, shaped, SilentProgress())
+    assert comparison is not None
+    return comparison
 
 
 @pytest.mark.parametrize("name", ["litert", "litert-int8"])
 def test_a_healthy_file_departs_nowhere(files: dict[str, Path], name: str) -> None:
-    found = compare(files["onnx"], files[name])
+    comparison = compare(files["onnx"], files[name])
     # Of each layer six products with weights, two of attention, its softmax, GELU, two sums and two normalisations.
-    assert found.departures == () and found.parts >= 2 * 14
+    assert comparison.departures == () and comparison.parts >= 2 * 14
     if name == "litert-int8":
-        assert 1e-3 < found.answers < 0.2 and found.worst.bits in (4, 8)
+        assert 1e-3 < comparison.answers < 0.2 and comparison.worst.bits in (4, 8)
     else:
-        assert found.answers < 1e-5 and found.worst.error < 1e-5
+        assert comparison.answers < 1e-5 and comparison.worst.error < 1e-5
 
 
 FAULTS = {
@@ -108,17 +108,17 @@ def test_a_planted_fault_is_named_with_its_layer(files: dict[str, Path], tmp_pat
     """Nothing else departs but what LiteRT has put the same fault into: it folds a norm's weights into its readers."""
     layer = int(np.random.default_rng([len(name), len(fault)]).integers(tiny.LAYERS))
     module = f"bert.encoder.layer.{layer}.{FAULTS[fault]}"
-    found = compare(files["onnx"], plant(files[name], tmp_path / "model.tflite", module, fault))
-    first, *others = found.departures
+    comparison = compare(files["onnx"], plant(files[name], tmp_path / "model.tflite", module, fault))
+    first, *others = comparison.departures
     assert first.layer == module
-    assert {one.layer for one in others} <= (
+    assert {item.layer for item in others} <= (
         {f"bert.encoder.layer.{layer}.intermediate.dense"} if fault == "epsilon" else set()
     )
     assert first.error > 4 * first.explained and first.before < first.after and first.alone is not None
     if name == "litert":
-        assert first.before < 1e-5 and first.alone == pytest.approx(found.answers, rel=1e-2)
+        assert first.before < 1e-5 and first.alone == pytest.approx(comparison.answers, rel=1e-2)
     else:
-        assert first.alone > found.answers / 10
+        assert first.alone > comparison.answers / 10
 
 
 def plant(source: Path, file: Path, module: str, fault: str) -> Path:
@@ -132,14 +132,14 @@ def plant(source: Path, file: Path, module: str, fault: str) -> Path:
     else:
         weight = dict(model().module.named_parameters())[f"{module}.weight"].detach().numpy()
         at_fault = _like(changed, weight)
-        assert len({one.buffer for one in at_fault}) == 1 and len(at_fault) == len(changed.subgraphs)
+        assert len({item.buffer for item in at_fault}) == 1 and len(at_fault) == len(changed.subgraphs)
         if fault == "transposed":
             changed.buffers[at_fault[0].buffer].data = np.ascontiguousarray(_values(changed, at_fault[0]).T).view(
                 np.uint8
             )
         elif _scales(at_fault[0]).size:
-            for one in at_fault:
-                one.quantization.scale = [1.5 * scale for scale in one.quantization.scale]
+            for item in at_fault:
+                item.quantization.scale = [1.5 * scale for scale in item.quantization.scale]
         else:
             changed.buffers[at_fault[0].buffer].data = (_values(changed, at_fault[0]) * np.float32(1.5)).view(np.uint8)
         changed.buffers[at_fault[0].buffer].data = np.ravel(changed.buffers[at_fault[0].buffer].data)
@@ -159,15 +159,15 @@ def _scales(tensor: Any) -> np.ndarray:
 
 def _like(content: Any, weight: np.ndarray) -> list[Any]:
     """The stored matrices that are ``weight``, but for rounding and factors that the converter folded in."""
-    found = []
+    comparison = []
     for tensor in (tensor for graph in content.subgraphs for tensor in graph.tensors):
         if list(tensor.shape if tensor.shape is not None else []) == list(weight.shape):
             data = content.buffers[tensor.buffer].data
             if data is not None and len(data) in (weight.size, 4 * weight.size):
                 values = _values(content, tensor) * (_scales(tensor) if _scales(tensor).size else 1)
                 if np.corrcoef(values.ravel(), weight.ravel())[0, 1] > 0.9:
-                    found.append(tensor)
-    return found
+                    comparison.append(tensor)
+    return comparison
 
 
 def _set_epsilon(content: Any, graph: Any, place: int) -> None:
@@ -178,7 +178,7 @@ def _set_epsilon(content: Any, graph: Any, place: int) -> None:
         data = content.buffers[tensor.buffer].data
         return data is not None and len(data) == 4 and np.asarray(data, np.uint8).view(np.float32)[0] == EPSILON
 
-    readers = [one for one in graph.operators if any(is_epsilon(graph.tensors[read]) for read in one.inputs)]
+    readers = [item for item in graph.operators if any(is_epsilon(graph.tensors[read]) for read in item.inputs)]
     assert len(readers) == 1 + 2 * tiny.LAYERS
     buffer = BufferT()
     buffer.data = np.array([0.2], np.float32).view(np.uint8)

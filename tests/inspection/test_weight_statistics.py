@@ -12,10 +12,16 @@ from compress.utils.progress import SilentProgress
 
 
 def test_small_array_by_hand() -> None:
-    found = describe(np.array([[0, 1], [2, 5]], np.float32))
-    assert (found.sparsity, found.minimum, found.maximum, found.mean, found.not_finite) == (0.25, 0, 5, 2, 0)
-    assert found.std == pytest.approx((14 / 4) ** 0.5)  # squared distances 4, 1, 0, 9
-    assert found.outliers == 0
+    statistics = describe(np.array([[0, 1], [2, 5]], np.float32))
+    assert (statistics.sparsity, statistics.minimum, statistics.maximum, statistics.mean, statistics.not_finite) == (
+        0.25,
+        0,
+        5,
+        2,
+        0,
+    )
+    assert statistics.std == pytest.approx((14 / 4) ** 0.5)  # squared distances 4, 1, 0, 9
+    assert statistics.outliers == 0
 
 
 def test_outliers_are_beyond_six_standard_deviations() -> None:
@@ -31,24 +37,24 @@ def test_pieces_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     values = np.random.default_rng(0).normal(3, 2, size=1001).astype(np.float32)
     values[::10] = 0
     monkeypatch.setattr("compress.inspection.weight_statistics.CHUNK_ELEMENTS", 64)
-    found = describe(values)
+    statistics = describe(values)
     wide = values.astype(np.float64)
-    assert found.mean == pytest.approx(wide.mean(), rel=1e-12)
-    assert found.std == pytest.approx(wide.std(), rel=1e-12)
-    assert found.sparsity == 101 / 1001
-    assert (found.minimum, found.maximum) == (wide.min(), wide.max())
+    assert statistics.mean == pytest.approx(wide.mean(), rel=1e-12)
+    assert statistics.std == pytest.approx(wide.std(), rel=1e-12)
+    assert statistics.sparsity == 101 / 1001
+    assert (statistics.minimum, statistics.maximum) == (wide.min(), wide.max())
 
 
 def test_values_that_are_not_finite_are_counted_and_left_out() -> None:
-    found = describe(np.array([1.0, np.nan, 3.0, np.inf]))
-    assert (found.not_finite, found.mean, found.maximum) == (2, 2.0, 3.0)
+    statistics = describe(np.array([1.0, np.nan, 3.0, np.inf]))
+    assert (statistics.not_finite, statistics.mean, statistics.maximum) == (2, 2.0, 3.0)
     assert describe(np.array([np.nan])).not_finite == 1
 
 
 def test_bfloat16_weights_are_read(tmp_path: Path) -> None:
     save_file({"w": np.array([1.5, -2.0, 0.0, 0.0]).astype(ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
-    found = measure_weights(read_model(tmp_path / "x.safetensors"), SilentProgress())["w"]
-    assert (found.minimum, found.maximum, found.sparsity) == (-2.0, 1.5, 0.5)
+    statistics = measure_weights(read_model(tmp_path / "x.safetensors"), SilentProgress())["w"]
+    assert (statistics.minimum, statistics.maximum, statistics.sparsity) == (-2.0, 1.5, 0.5)
 
 
 def test_onnx_weights_inside_and_outside(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def silence(net: nn.Module, coupling: Coupling, kept: torch.Tensor) -> None:
                 layer.weight.data[:, feature] = 0
             elif channel in gone:
                 width, outputs = layer.weight.shape[1], layer.out_channels // layer.groups
-                group, place = divmod(feature, width)
-                layer.weight.data[group * outputs : (group + 1) * outputs, place] = 0
+                group, index = divmod(feature, width)
+                layer.weight.data[group * outputs : (group + 1) * outputs, index] = 0
 
 
 def test_cut_channels_are_as_if_nobody_read_them(found: tuple[TorchModel, list[Coupling]]) -> None:
@@ -72,8 +72,8 @@ def test_cut_channels_are_as_if_nobody_read_them(found: tuple[TorchModel, list[C
     every = [(coupling, some_kept(coupling, seed)) for seed, coupling in enumerate(sets) if coupling.prunable_units > 1]
     for cuts in (*([choice] for choice in every[:6]), every):
         expected, smaller = copy.deepcopy(model), copy.deepcopy(model)
-        for coupling, kept in cuts:
-            silence(network(expected), coupling, kept)
+        for coupling, kept_channels in cuts:
+            silence(network(expected), coupling, kept_channels)
         remove_channels(network(smaller), cuts)
         assert smaller.parameters() < model.parameters()
         torch.testing.assert_close(logits(smaller), logits(expected), rtol=1e-4, atol=1e-4)
@@ -108,12 +108,12 @@ def test_what_cannot_be_cut_says_why() -> None:
 def test_a_cut_model_is_saved_and_loaded(found: tuple[TorchModel, list[Coupling]], tmp_path: Path) -> None:
     model = copy.deepcopy(found[0])
     for _ in range(2):  # one cut after another
-        before, sets = (
+        original, sets = (
             layer_sizes(network(model)),
             [coupling for coupling in couplings(model)[0] if coupling.prunable_units > 1],
         )
         remove_channels(network(model), [(coupling, some_kept(coupling, 1)) for coupling in sets])
-        record(model.module.config, before, network(model))
+        record(model.module.config, original, network(model))
     model.save(tmp_path)
     again = TorchModel.load(tmp_path, get_task(tiny_images.TASK))
     assert layer_sizes(network(again)) == layer_sizes(network(model)) and again.parameters() == model.parameters()

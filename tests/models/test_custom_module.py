@@ -23,7 +23,7 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models import remote_code
 from compress.models.torch_model import TorchModel
 from compress.sources.build_model import ModelOrigin
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
 from compress.utils.errors import ModelError
@@ -54,10 +54,10 @@ def network() -> nn.Module:
     torch.manual_seed(1)
     space: dict[str, Any] = {}
     exec(CODE, space)
-    made: nn.Module = space["build"](width=6)
+    folder_made: nn.Module = space["build"](width=6)
     with torch.no_grad():
-        made(torch.randn(8, 3, 16, 16))
-    return made.eval()
+        folder_made(torch.randn(8, 3, 16, 16))
+    return folder_made.eval()
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def make(folder: Path, **changes: Any) -> Path:
 
 
 def test_a_state_dict_becomes_a_folder_that_answers_the_same(folder: Path, network: nn.Module, tmp_path: Path) -> None:
-    made = make(folder)
-    assert make(folder) == made, "made once"
-    config = json.loads((made / "config.json").read_text())
+    folder_made = make(folder)
+    assert make(folder) == folder_made, "made once"
+    config = json.loads((folder_made / "config.json").read_text())
     assert config["compress_module"]["module"] == "net.py:build"
-    stored = safetensors.torch.load_file(made / "model.safetensors")
+    stored = safetensors.torch.load_file(folder_made / "model.safetensors")
     assert stored.keys() == network.state_dict().keys(), "the module's own names"
-    model = TASK.load(made, tiny_images.LABELS, trust_remote_code=False)
+    model = TASK.load(folder_made, tiny_images.LABELS, trust_remote_code=False)
     assert model.labels() == tiny_images.LABELS
     pixels = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
@@ -107,17 +107,17 @@ def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
 
 
 def test_only_code_that_the_recipe_names_is_run(folder: Path) -> None:
-    made = make(folder)
+    folder_made = make(folder)
     remote_code._allowed.clear()
     with pytest.raises(ModelError, match=r"made by the code 'net\.py:build', which this recipe doesn't name"):
-        TASK.load(made, None, trust_remote_code=False)
+        TASK.load(folder_made, None, trust_remote_code=False)
     # A folder from elsewhere can't have other code run by naming it.
     make(folder)
-    config = json.loads((made / "config.json").read_text())
+    config = json.loads((folder_made / "config.json").read_text())
     config["compress_module"] = {"module": "os:mkdir", "arguments": {"path": str(folder / "broken in")}}
-    (made / "config.json").write_text(json.dumps(config))
+    (folder_made / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="'os:mkdir', which this recipe doesn't name"):
-        TASK.load(made, None, trust_remote_code=False)
+        TASK.load(folder_made, None, trust_remote_code=False)
     assert not (folder / "broken in").exists()
 
 
@@ -134,15 +134,15 @@ def test_weights_that_would_run_code_are_refused(folder: Path) -> None:
 
 
 def test_other_code_arguments_or_weights_are_another_model(folder: Path) -> None:
-    made = {make(folder)}
+    folder_made = {make(folder)}
     (folder / "net.py").write_text(CODE + "\n")
-    made.add(make(folder))
-    made.add(make(folder, random_weights=True))
-    made.add(make(folder, random_weights=True, seed=1))
+    folder_made.add(make(folder))
+    folder_made.add(make(folder, random_weights=True))
+    folder_made.add(make(folder, random_weights=True, seed=1))
     state = torch.load(folder / "weights/net.pth", weights_only=True)
     torch.save({name: value + 1 for name, value in state.items()}, folder / "weights/net.pth")
-    made.add(make(folder))
-    assert len(made) == 5
+    folder_made.add(make(folder))
+    assert len(folder_made) == 5
 
 
 def test_random_weights_follow_the_seed(folder: Path) -> None:
@@ -161,8 +161,8 @@ def test_a_transformers_model_from_its_config_alone(tmp_path: Path) -> None:
     model = tiny_images.vit()
     model.module.config.save_pretrained(tmp_path / "vit")
     model.processor.save_pretrained(tmp_path / "vit")
-    made = ModelOrigin(None, True, 0, tmp_path).make(tmp_path / "vit", tmp_path / "cache", SilentProgress())
-    loaded = TASK.load(made, ("a", "b", "c"), trust_remote_code=False)
+    folder_made = ModelOrigin(None, True, 0, tmp_path).make(tmp_path / "vit", tmp_path / "cache", SilentProgress())
+    loaded = TASK.load(folder_made, ("a", "b", "c"), trust_remote_code=False)
     assert loaded.labels() == ("a", "b", "c")
     assert loaded.module.config.hidden_size == model.module.config.hidden_size
 
@@ -189,8 +189,10 @@ def test_two_files_of_weights_are_one_too_many(folder: Path) -> None:
     (folder / "weights/more.pt").write_bytes((folder / "weights/net.pth").read_bytes())
     with pytest.raises(ModelError, match="holds 2 files of weights"):
         make(folder)
-    one = ModelOrigin("net.py:build", False, 0, folder, {"width": 6})
-    assert one.make(folder / "weights/net.pth", folder / "cache", SilentProgress()).is_dir(), "the file may be named"
+    graph_of_kind = ModelOrigin("net.py:build", False, 0, folder, {"width": 6})
+    assert graph_of_kind.make(folder / "weights/net.pth", folder / "cache", SilentProgress()).is_dir(), (
+        "the file may be named"
+    )
 
 
 def test_a_folder_without_a_processor_says_what_is_missing(folder: Path) -> None:
@@ -252,9 +254,9 @@ def made_for(task: str, folder: Path, **arguments: Any) -> TorchModel:
     content = json.dumps({"image_processor_type": processor, **PREPARED})
     (folder / "weights/preprocessor_config.json").write_text(content)
     origin = ModelOrigin(f"nets.py:{name}", True, 0, folder, arguments)
-    made = origin.make(folder / "weights", folder / "cache", SilentProgress())
+    folder_made = origin.make(folder / "weights", folder / "cache", SilentProgress())
     labels = {"image-segmentation": tiny_places.LABELS, "object-detection": tiny_places.LABELS[1:]}.get(task)
-    return get_task(task).load(made, labels, trust_remote_code=False)
+    return get_task(task).load(folder_made, labels, trust_remote_code=False)
 
 
 def rows(task: str) -> Any:
@@ -273,11 +275,13 @@ def test_modules_of_other_tasks_are_exported_and_quantized(task: str, tmp_path: 
     assert verify_parity(graph, model, examples, 1e-3) < 1e-4
     data = Dataset(known.columns, {"train": rows(task)}, labels)
     context = dataclasses.replace(tiny_images.context(), task=known, data=data)
-    int8 = Quantize(method="static").run(OnnxModel(graph, FLOAT_GRAPH, model.companions()), context).graph
+    int8 = OnnxInt8(method="static").run(OnnxModel(graph, FLOAT_GRAPH, model.companions()), context).graph
     assert int8.ByteSize() < 0.7 * graph.ByteSize()
     pixels = {"pixel_values": np.stack([examples.inputs[row]["pixel_values"] for row in range(8)])}
-    for expected, found in zip(*(open_session(one).run(None, pixels) for one in (graph, int8)), strict=True):
-        assert np.sqrt(np.square(found - expected).mean()) < 0.1 * expected.std()
+    for expected, outputs in zip(
+        *(open_session(graph_of_kind).run(None, pixels) for graph_of_kind in (graph, int8)), strict=True
+    ):
+        assert np.sqrt(np.square(outputs - expected).mean()) < 0.1 * expected.std()
 
 
 def test_a_segmenters_loss_is_that_of_segformer(tmp_path: Path) -> None:
@@ -285,12 +289,12 @@ def test_a_segmenters_loss_is_that_of_segformer(tmp_path: Path) -> None:
     named = made_for("image-segmentation", tmp_path, named=True)
     known = get_task("image-segmentation")
     examples = known.encode(rows("image-segmentation"), model.processor, tiny_places.LABELS, 128)
-    wanted = torch.from_numpy(examples.labels).long()
+    labels = torch.from_numpy(examples.labels).long()
     pixels = torch.from_numpy(np.stack([examples.inputs[row]["pixel_values"] for row in range(8)]))
-    found = model.module(pixel_values=pixels, labels=wanted)
-    torch.testing.assert_close(named.module(pixel_values=pixels).logits, found.logits, rtol=0, atol=0)
-    theirs.decode_head.forward = lambda states, **_: found.logits
-    torch.testing.assert_close(known.loss(found, wanted), theirs(pixel_values=pixels, labels=wanted).loss)
+    outputs = model.module(pixel_values=pixels, labels=labels)
+    torch.testing.assert_close(named.module(pixel_values=pixels).logits, outputs.logits, rtol=0, atol=0)
+    theirs.decode_head.forward = lambda states, **_: outputs.logits
+    torch.testing.assert_close(known.loss(outputs, labels), theirs(pixel_values=pixels, labels=labels).loss)
 
 
 def test_a_detectors_loss_is_that_of_detr(tmp_path: Path) -> None:
@@ -300,11 +304,11 @@ def test_a_detectors_loss_is_that_of_detr(tmp_path: Path) -> None:
     examples = known.encode(rows("object-detection"), model.processor, tiny_places.LABELS[1:], 128)
     targets = known.targets(torch.from_numpy(examples.labels))["labels"]
     pixels = torch.from_numpy(np.stack([examples.inputs[row]["pixel_values"] for row in range(8)]))
-    found = model.module(pixel_values=pixels, labels=targets)
-    torch.testing.assert_close(named.module(pixel_values=pixels).pred_boxes, found.pred_boxes, rtol=0, atol=0)
-    expected, *_ = theirs.loss_function(found.logits, targets, theirs.device, found.pred_boxes, theirs.config)
-    torch.testing.assert_close(found.loss, expected)
-    found.loss.backward()
+    outputs = model.module(pixel_values=pixels, labels=targets)
+    torch.testing.assert_close(named.module(pixel_values=pixels).pred_boxes, outputs.pred_boxes, rtol=0, atol=0)
+    expected, *_ = theirs.loss_function(outputs.logits, targets, theirs.device, outputs.pred_boxes, theirs.config)
+    torch.testing.assert_close(outputs.loss, expected)
+    outputs.loss.backward()
     assert model.module.network.places.weight.grad.abs().sum() > 0
 
 

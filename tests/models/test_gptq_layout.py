@@ -14,8 +14,8 @@ def test_a_column_is_one_stream_of_bits(bits: int) -> None:
     values = torch.randint(0, 1 << bits, (64, 5), generator=generator)
     words = pack_bits(values, bits)
     for column in range(5):
-        stream = sum(int(value) << (bits * place) for place, value in enumerate(values[:, column]))
-        expected = [stream >> (32 * place) & 0xFFFFFFFF for place in range(2 * bits)]
+        stream = sum(int(value) << (bits * position) for position, value in enumerate(values[:, column]))
+        expected = [stream >> (32 * position) & 0xFFFFFFFF for position in range(2 * bits)]
         assert [int(word) & 0xFFFFFFFF for word in words[:, column]] == expected
     assert torch.equal(unpack_bits(words, bits), values.to(torch.uint8))
 

@@ -38,11 +38,11 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 def test_merging_adds_alpha_over_rank_times_the_product(base: Path, adapter: Path) -> None:
     factors = load_file(adapter / "adapter_model.safetensors")
-    before = dict(llama(base).named_parameters())
+    original = dict(llama(base).named_parameters())
     merged = merge(llama(base), adapter)
     assert type(merged) is LlamaForCausalLM
     for name, weight in merged.named_parameters():
-        change = weight.detach() - before[name].detach()
+        change = weight.detach() - original[name].detach()
         layer = name.removesuffix(".weight")
         if layer.endswith(TARGETS):
             a, b = (factors[f"base_model.model.{layer}.lora_{side}.weight"] for side in "AB")

@@ -24,8 +24,8 @@ def test_a_tokenizer_an_image_processor_and_a_feature_extractor(tmp_path: Path) 
     assert load_processor(tmp_path / "text")("great film")["input_ids"]
     assert load_processor(tmp_path / "speech").feature_size == 8
     images = load_processor(tmp_path / "i")
-    found = images(np.full((4, 6, 1), 255, np.uint8), return_tensors="np", input_data_format="channels_last")
-    np.testing.assert_allclose(found["pixel_values"], np.full((1, 1, 4, 6), (1 - 0.5) / 0.25), rtol=1e-6)
+    actual = images(np.full((4, 6, 1), 255, np.uint8), return_tensors="np", input_data_format="channels_last")
+    np.testing.assert_allclose(actual["pixel_values"], np.full((1, 1, 4, 6), (1 - 0.5) / 0.25), rtol=1e-6)
 
 
 def test_images_go_through_pillow_on_every_machine(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def test_what_can_be_cut_is_taken(name: str, tmp_path: Path) -> None:
 def test_what_cannot_go_is_refused_by_its_config_alone(name: str, part: str, reason: str, tmp_path: Path) -> None:
     folder = config_of(name, tmp_path)
     with pytest.raises(StageError, match=reason):
-        check_prunable(folder, **{one: 0.5 * (one == part) for one in ("layers", "heads", "neurons")})
+        check_prunable(
+            folder, **{name_of_part: 0.5 * (name_of_part == part) for name_of_part in ("layers", "heads", "neurons")}
+        )
 
 
 def test_layers_that_a_model_does_not_have_cannot_be_kept(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ def plain(checkpoint: Checkpoint, source: Path, cls: type = LlamaForCausalLM) ->
 
 @torch.no_grad()
 def logits(module: torch.nn.Module) -> torch.Tensor:
-    found: torch.Tensor = module(input_ids=IDS).logits
-    return found
+    actual: torch.Tensor = module(input_ids=IDS).logits
+    return actual
 
 
 @pytest.mark.parametrize("table_bits", [4, 8, None])
@@ -64,9 +64,9 @@ def test_biases_of_quantized_layers_are_kept(tmp_path: Path) -> None:
 
 def test_integers_take_a_byte_and_stay_out_of_the_state(tmp_path: Path) -> None:
     loaded = load_quantized_module(quantized(tmp_path))
-    found = dict(named_scaled_integers(loaded))
-    assert len(found) == 2 * 7 + 1, "seven linear layers a block, and the table once"
-    assert {grid.integers.dtype for grid in found.values()} == {torch.int8}
+    actual = dict(named_scaled_integers(loaded))
+    assert len(actual) == 2 * 7 + 1, "seven linear layers a block, and the table once"
+    assert {grid.integers.dtype for grid in actual.values()} == {torch.int8}
     assert not any("integers" in name for name in loaded.state_dict())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
@@ -82,10 +82,10 @@ def test_bfloat16_autocast_stays_near(tmp_path: Path) -> None:
 def test_vectors_learn_in_steps_of_their_size_and_as_the_file_stores_them(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     loaded = load_quantized_module(checkpoint)
-    before = logits(loaded)
+    original = logits(loaded)
     names = make_vectors_trainable(loaded, checkpoint)
     assert sorted(names) == sorted(name for name in checkpoint.files if name.endswith("norm.weight"))
-    assert torch.equal(logits(loaded), before)
+    assert torch.equal(logits(loaded), original)
     norm = loaded.get_submodule("model.norm")
     with torch.no_grad():
         norm.parametrizations.weight.original.fill_(1 / 3)

@@ -24,10 +24,10 @@ def test_the_modules_are_computed_as_they_are_listed(tmp_path: Path) -> None:
     write_folder(tmp_path, ["Pooling", "Dense", "Normalize"], Pooling=MEAN)
     weight = np.arange(8.0).reshape(2, 4)
     write_dense(tmp_path / "2_Dense", weight, bias=False, activation_function="torch.nn.modules.activation.Tanh")
-    found = read_modules(tmp_path).embed(HIDDEN, MASK).numpy()
+    embeddings = read_modules(tmp_path).embed(HIDDEN, MASK).numpy()
     mean = np.stack([HIDDEN[0, :2].numpy().mean(axis=0), HIDDEN[1].numpy().mean(axis=0)])
     dense = np.tanh(mean @ weight.T)
-    np.testing.assert_allclose(found, dense / np.linalg.norm(dense, axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(embeddings, dense / np.linalg.norm(dense, axis=1, keepdims=True), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,12 @@ def test_a_layer_more_comes_before_the_last_normalisation() -> None:
 
 
 def test_texts_are_cut_where_the_model_ends() -> None:
-    found = {"sentence_bert_config.json": b'{"max_seq_length": 256, "do_lower_case": true}'}
-    kept = json.loads(SentenceModules(4, configs=found).files(128)["sentence_bert_config.json"])
-    assert kept == {"max_seq_length": 128, "do_lower_case": True}
+    embeddings = {"sentence_bert_config.json": b'{"max_seq_length": 256, "do_lower_case": true}'}
+    config = json.loads(SentenceModules(4, configs=embeddings).files(128)["sentence_bert_config.json"])
+    assert config == {"max_seq_length": 128, "do_lower_case": True}
     assert (
-        json.loads(SentenceModules(4, configs=found).files(512)["sentence_bert_config.json"])["max_seq_length"] == 256
+        json.loads(SentenceModules(4, configs=embeddings).files(512)["sentence_bert_config.json"])["max_seq_length"]
+        == 256
     )
 
 

@@ -17,9 +17,9 @@ def test_values_come_out_of_the_file_and_out_of_its_content(tmp_path: Path) -> N
     content = b"head" + values.tobytes() + b"tail"
     (tmp_path / "file").write_bytes(content)
     tensor = stored("a.weight", "float16", (2, 3), tmp_path / "file", (4, values.nbytes))
-    for found in (tensor.values(), tensor.values(content)):
-        assert found.dtype == np.float16 and not found.flags.writeable
-        np.testing.assert_array_equal(found, values)
+    for actual in (tensor.values(), tensor.values(content)):
+        assert actual.dtype == np.float16 and not actual.flags.writeable
+        np.testing.assert_array_equal(actual, values)
     assert tensor.data().tobytes() == values.tobytes() and tensor.module == "a"
     assert (tensor.parameters, tensor.elements, tensor.bytes, tensor.origin) == (6, 6, 12, "a.weight")
 

@@ -67,11 +67,11 @@ NEURONS = (tuple(range(0, 40, 4)), tuple(range(5, 15)))
 def test_removed_heads_are_as_if_zero(model: TorchModel):
     expected = tiny.logits(zeroed(model, family(model)[1], [features_of_heads(heads) for heads in HEADS]), TEXTS)
     assert not torch.allclose(expected, tiny.logits(model, TEXTS), atol=1e-3)
-    before = model.parameters()
+    original = model.parameters()
     keep_heads(model.module, HEADS)
     close(model, expected)
     # A head has SIZE rows of three projections with their biases, and SIZE columns of the output projection.
-    assert before - model.parameters() == (2 + 3) * SIZE * (4 * tiny.WIDTH + 3)
+    assert original - model.parameters() == (2 + 3) * SIZE * (4 * tiny.WIDTH + 3)
     assert [block.prunable_units for block in blocks(model.module)] == [2, 1]
     assert getattr(model.module.config, HEADS_KEY) == [2, 1]
     assert model.module.config.num_attention_heads == tiny.HEADS
@@ -80,19 +80,19 @@ def test_removed_heads_are_as_if_zero(model: TorchModel):
 def test_removed_neurons_are_as_if_zero(model: TorchModel):
     expected = tiny.logits(zeroed(model, family(model)[2], NEURONS), TEXTS)
     assert not torch.allclose(expected, tiny.logits(model, TEXTS), atol=1e-3)
-    before = model.parameters()
+    original = model.parameters()
     keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
     close(model, expected)
-    assert before - model.parameters() == tiny.LAYERS * (tiny.NEURONS - 10) * (2 * tiny.WIDTH + 1)
+    assert original - model.parameters() == tiny.LAYERS * (tiny.NEURONS - 10) * (2 * tiny.WIDTH + 1)
     assert getattr(model.module.config, family(model)[3]) == 10
 
 
 def test_removed_layers_are_gone(model: TorchModel):
     layers = model.module.base_model.get_submodule(family(model)[0])
-    wanted = {name: tensor.clone() for name, tensor in layers[1].state_dict().items()}
+    expected = {name: tensor.clone() for name, tensor in layers[1].state_dict().items()}
     keep_layers(model.module, [1])
     assert len(layers) == 1 and model.module.config.num_hidden_layers == 1
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in layers[0].state_dict().items())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in layers[0].state_dict().items())
     assert {part.layer_idx for part in layers.modules() if hasattr(part, "layer_idx")} <= {0}
 
 

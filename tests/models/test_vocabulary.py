@@ -61,21 +61,21 @@ def tokens_of(processor: Any, texts: list[str]) -> list[list[str]]:
 
 
 def test_kept_text_is_split_as_before(model: TorchModel):
-    before, size = tokens_of(model.processor, KEPT), len(model.processor)
+    original, size = tokens_of(model.processor, KEPT), len(model.processor)
     trim(model, ids_of(model.processor, KEPT))
-    assert tokens_of(model.processor, KEPT) == before
-    assert any(len(token) > 3 for tokens in before for token in tokens[1:-1])
+    assert tokens_of(model.processor, KEPT) == original
+    assert any(len(token) > 3 for tokens in original for token in tokens[1:-1])
     assert len(model.processor) < size - 10
 
 
 def test_ids_are_dense_and_rows_follow_their_tokens(model: TorchModel):
     old_ids = model.processor.get_vocab()
     table = model.module.get_input_embeddings().weight.detach().clone()
-    kept = trim(model, ids_of(model.processor, KEPT))
+    kept_ids = trim(model, ids_of(model.processor, KEPT))
     vocabulary = model.processor.get_vocab()
-    assert sorted(vocabulary.values()) == list(range(len(kept))) and model.module.config.vocab_size == len(kept)
+    assert sorted(vocabulary.values()) == list(range(len(kept_ids))) and model.module.config.vocab_size == len(kept_ids)
     new_table = model.module.get_input_embeddings()
-    assert new_table.weight.shape == (len(kept), tiny.WIDTH) and new_table.num_embeddings == len(kept)
+    assert new_table.weight.shape == (len(kept_ids), tiny.WIDTH) and new_table.num_embeddings == len(kept_ids)
     for token, index in vocabulary.items():
         assert torch.equal(new_table.weight[index], table[old_ids[token]]), token
 
@@ -90,25 +90,25 @@ def test_tokens_that_are_not_needed_are_gone(model: TorchModel):
 
 
 def test_special_tokens_and_padding_keep_their_meaning(model: TorchModel):
-    before = dict(model.processor.special_tokens_map)
+    original = dict(model.processor.special_tokens_map)
     encoded = model.processor(KEPT, padding=True)
     expected = [model.processor.convert_ids_to_tokens(ids) for ids in encoded.input_ids]
     trim(model, ids_of(model.processor, KEPT))
-    assert dict(model.processor.special_tokens_map) == before
+    assert dict(model.processor.special_tokens_map) == original
     again = model.processor(KEPT, padding=True)
     assert [model.processor.convert_ids_to_tokens(ids) for ids in again.input_ids] == expected
     assert again.attention_mask == encoded.attention_mask
     pad = model.processor.pad_token_id
-    assert model.module.config.pad_token_id == pad == model.processor.get_vocab()[before["pad_token"]]
+    assert model.module.config.pad_token_id == pad == model.processor.get_vocab()[original["pad_token"]]
     assert model.module.get_input_embeddings().padding_idx == pad
     assert model.processor.is_fast and model.processor.model_max_length == tiny.POSITIONS
 
 
 def test_logits_of_kept_text_are_the_same(model: TorchModel):
-    before = tiny.logits(model, KEPT)
+    original = tiny.logits(model, KEPT)
     trim(model, ids_of(model.processor, KEPT))
-    torch.testing.assert_close(tiny.logits(model, KEPT), before, rtol=0, atol=0)
-    assert before.std(dim=0).min() > 1e-3
+    torch.testing.assert_close(tiny.logits(model, KEPT), original, rtol=0, atol=0)
+    assert original.std(dim=0).min() > 1e-3
 
 
 def test_a_trimmed_model_saves_and_loads(model: TorchModel, tmp_path: Path):
@@ -127,8 +127,8 @@ def test_a_trimmed_model_saves_and_loads(model: TorchModel, tmp_path: Path):
 def test_a_second_trim_works_on_the_first(model: TorchModel):
     trim(model, ids_of(model.processor, [*KEPT, *OTHER]))
     tokens, expected = tokens_of(model.processor, KEPT), tiny.logits(model, KEPT)
-    kept = trim(model, ids_of(model.processor, KEPT))
-    assert len(kept) == len(model.processor) and tokens_of(model.processor, KEPT) == tokens
+    kept_ids = trim(model, ids_of(model.processor, KEPT))
+    assert len(kept_ids) == len(model.processor) and tokens_of(model.processor, KEPT) == tokens
     torch.testing.assert_close(tiny.logits(model, KEPT), expected, rtol=0, atol=0)
 
 
@@ -219,15 +219,15 @@ def template(cls: int, sep: int) -> processors.TemplateProcessing:
 )
 def test_post_processors_add_the_new_ids(post_processor: Callable[[int, int], Any], tmp_path: Path):
     model = tiny.encoder(processor=with_special_tokens_last(tiny.word_piece(), post_processor))
-    before, old = tokens_of(model.processor, KEPT), model.processor.convert_tokens_to_ids("[SEP]")
-    assert before[0] == ["[CLS]", "great", "film", "[SEP]"]
+    original, old = tokens_of(model.processor, KEPT), model.processor.convert_tokens_to_ids("[SEP]")
+    assert original[0] == ["[CLS]", "great", "film", "[SEP]"]
     trim(model, ids_of(model.processor, KEPT))
-    assert tokens_of(model.processor, KEPT) == before
+    assert tokens_of(model.processor, KEPT) == original
     assert model.processor.convert_tokens_to_ids("[SEP]") < old
     assert model.module.config.pad_token_id == model.processor.pad_token_id < old
     assert model.module.get_input_embeddings().padding_idx == model.processor.pad_token_id
     model.processor.save_pretrained(tmp_path)
-    assert tokens_of(AutoTokenizer.from_pretrained(tmp_path), KEPT) == before
+    assert tokens_of(AutoTokenizer.from_pretrained(tmp_path), KEPT) == original
 
 
 def test_padding_and_truncation_of_an_earlier_call_leave_no_trace(tmp_path: Path):
@@ -265,19 +265,19 @@ def language_model(name: str) -> TorchModel:
 )
 def test_tied_output_embeddings_stay_tied_and_shrink(name: str, auto: Any, tmp_path: Path):
     model = language_model(name)
-    before, parameters = tiny.logits(model, KEPT), model.parameters()
+    original, parameters = tiny.logits(model, KEPT), model.parameters()
     height = model.module.config.vocab_size
-    kept = trim(model, ids_of(model.processor, KEPT))
+    kept_ids = trim(model, ids_of(model.processor, KEPT))
     head = model.module.get_output_embeddings()
-    assert head.weight is model.module.get_input_embeddings().weight and head.out_features == len(kept) < height
+    assert head.weight is model.module.get_input_embeddings().weight and head.out_features == len(kept_ids) < height
     biases = 1 if name == "bert" else 0
-    assert parameters - model.parameters() == (height - len(kept)) * (32 + biases)
-    torch.testing.assert_close(tiny.logits(model, KEPT), before[..., kept])
+    assert parameters - model.parameters() == (height - len(kept_ids)) * (32 + biases)
+    torch.testing.assert_close(tiny.logits(model, KEPT), original[..., kept_ids])
     model.save(tmp_path)
     loaded = auto.from_pretrained(tmp_path)
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     again = TorchModel(loaded, AutoTokenizer.from_pretrained(tmp_path))
-    torch.testing.assert_close(tiny.logits(again, KEPT), before[..., kept])
+    torch.testing.assert_close(tiny.logits(again, KEPT), original[..., kept_ids])
 
 
 def test_an_output_embedding_of_its_own_shrinks_too(tmp_path: Path):
@@ -286,13 +286,13 @@ def test_an_output_embedding_of_its_own_shrinks_too(tmp_path: Path):
     torch.manual_seed(0)
     module = LlamaForCausalLM(LlamaConfig(vocab_size=len(processor), tie_word_embeddings=False, **sizes)).eval()
     model = TorchModel(module, processor)
-    before = tiny.logits(model, KEPT)
-    kept = trim(model, ids_of(processor, KEPT))
+    original = tiny.logits(model, KEPT)
+    kept_ids = trim(model, ids_of(processor, KEPT))
     assert module.lm_head.weight is not module.model.embed_tokens.weight
-    torch.testing.assert_close(tiny.logits(model, KEPT), before[..., kept])
+    torch.testing.assert_close(tiny.logits(model, KEPT), original[..., kept_ids])
     model.save(tmp_path)
     again = TorchModel(AutoModelForCausalLM.from_pretrained(tmp_path), model.processor)
-    torch.testing.assert_close(tiny.logits(again, KEPT), before[..., kept])
+    torch.testing.assert_close(tiny.logits(again, KEPT), original[..., kept_ids])
 
 
 def test_ids_in_the_generation_config_move():
@@ -311,23 +311,23 @@ def test_positions_are_cut_to_the_length(architecture: str, rows: int, tmp_path:
     model = tiny.encoder(architecture, processor=tiny.byte_level() if architecture == "roberta" else tiny.word_piece())
     texts = [text for text in tiny.texts(200) if len(model.processor(text).input_ids) <= 12]
     assert max(len(model.processor(text).input_ids) for text in texts) == 12
-    before = tiny.logits(model, texts)
+    original = tiny.logits(model, texts)
     trim_positions(model, 12)
     table = next(part for name, part in model.module.named_modules() if name.endswith("position_embeddings"))
     assert table.weight.shape == (rows, tiny.WIDTH if architecture != "electra" else tiny.WIDTH // 2)
     assert model.module.config.max_position_embeddings == rows and model.processor.model_max_length == 12
-    torch.testing.assert_close(tiny.logits(model, texts), before, rtol=0, atol=0)
+    torch.testing.assert_close(tiny.logits(model, texts), original, rtol=0, atol=0)
     model.save(tmp_path)
     loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
     assert loaded.processor.model_max_length == 12
-    torch.testing.assert_close(tiny.logits(loaded, texts), before, rtol=0, atol=0)
+    torch.testing.assert_close(tiny.logits(loaded, texts), original, rtol=0, atol=0)
 
 
 def test_longer_positions_than_there_are_change_nothing():
     model = tiny.encoder()
-    before = model.module.config.max_position_embeddings
-    trim_positions(model, before + 1)
-    assert model.module.config.max_position_embeddings == before == tiny.POSITIONS
+    original = model.module.config.max_position_embeddings
+    trim_positions(model, original + 1)
+    assert model.module.config.max_position_embeddings == original == tiny.POSITIONS
 
 
 def test_a_model_without_a_position_table_is_left_alone():

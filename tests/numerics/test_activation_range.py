@@ -77,8 +77,8 @@ def test_entropy_is_less_than_that_of_the_whole_range():
         q = np.where(p > 0, mass[level] / np.maximum(share[level], 1), 0)
         return float(entropy(p[p > 0], q[p > 0]))
 
-    found = find_range(histogram_of(values), "entropy")
-    assert divergence(*found) < divergence(float(values.min()), float(values.max()))
+    actual = find_range(histogram_of(values), "entropy")
+    assert divergence(*actual) < divergence(float(values.min()), float(values.max()))
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])

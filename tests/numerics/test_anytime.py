@@ -25,12 +25,12 @@ def test_the_wealth_is_on_average_what_it_was(mean: float) -> None:
 
 
 def test_an_interval_holds_the_means_that_are_not_refuted() -> None:
-    found = mean_sequence(30, 12, 200)
-    assert found.value == pytest.approx(18 / 242)
+    actual = mean_sequence(30, 12, 200)
+    assert actual.value == pytest.approx(18 / 242)
     means = np.linspace(-0.99, 0.99, 1999)
-    kept = [mean for mean in means if log_wealth(30, 12, 200, float(mean)) < math.log(20)]
-    assert (found.low, found.high) == (pytest.approx(kept[0], abs=1e-3), pytest.approx(kept[-1], abs=1e-3))
-    assert np.diff(kept).max() < 1.5e-3
+    remaining = [mean for mean in means if log_wealth(30, 12, 200, float(mean)) < math.log(20)]
+    assert (actual.low, actual.high) == (pytest.approx(remaining[0], abs=1e-3), pytest.approx(remaining[-1], abs=1e-3))
+    assert np.diff(remaining).max() < 1.5e-3
 
 
 def test_looking_after_every_outcome_is_wrong_seldom() -> None:
@@ -40,7 +40,7 @@ def test_looking_after_every_outcome_is_wrong_seldom() -> None:
         wins, losses = np.cumsum(outcomes == 1), np.cumsum(outcomes == -1)
         ties = np.arange(1, 401) - wins - losses
         counts = zip(wins.tolist(), losses.tolist(), ties.tolist(), strict=True)
-        wrong += any(log_wealth(*each, 0.0) >= math.log(20) for each in counts)
+        wrong += any(log_wealth(*item, 0.0) >= math.log(20) for item in counts)
     assert wrong <= 5
 
 

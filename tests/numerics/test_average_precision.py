@@ -13,16 +13,16 @@ def weighted(
 ) -> float:
     """The area below precision as a falling function of recall, rank by rank, each picture counted by its weight."""
     order = np.argsort(-scores, kind="stable")
-    hits = found = 0.0
+    hits = actual = 0.0
     points = []
-    for place in order:
-        weight = weights[owners[place]]
-        hits, found = hits + weight * right[place], found + weight
-        points.append((hits / (objects * weights).sum(), hits / found))
-    area, before = 0.0, 0.0
+    for index in order:
+        weight = weights[owners[index]]
+        hits, actual = hits + weight * right[index], actual + weight
+        points.append((hits / (objects * weights).sum(), hits / actual))
+    area, original = 0.0, 0.0
     for rank, (recall, _) in enumerate(points):
-        area += (recall - before) * max(precision for _, precision in points[rank:])
-        before = recall
+        area += (recall - original) * max(precision for _, precision in points[rank:])
+        original = recall
     return area
 
 
@@ -33,8 +33,8 @@ def problem(seed: int, pictures: int = 12) -> tuple[np.ndarray, np.ndarray, np.n
     owners = np.repeat(np.arange(pictures), chance.integers(0, 5, pictures))
     right = chance.random(len(owners)) < 0.5
     for picture in range(pictures):  # no more right ones than there are
-        own = np.flatnonzero((owners == picture) & right)
-        right[own[objects[picture] :]] = False
+        reference = np.flatnonzero((owners == picture) & right)
+        right[reference[objects[picture] :]] = False
     return chance.random(len(owners)), right, owners, objects
 
 
@@ -52,9 +52,9 @@ def test_influence_is_the_slope_of_the_weighted_area(seed: int) -> None:
         ]
         for step in (-1e-6, 1e-6)
     )
-    found = influence / len(objects)
-    assert (found >= np.array(below) - 1e-5).all() and (found <= np.array(above) + 1e-5).all()
-    assert (np.abs(found) > 1e-3).sum() > 3 and np.isclose(below, above, atol=1e-5).sum() > 2
+    actual = influence / len(objects)
+    assert (actual >= np.array(below) - 1e-5).all() and (actual <= np.array(above) + 1e-5).all()
+    assert (np.abs(actual) > 1e-3).sum() > 3 and np.isclose(below, above, atol=1e-5).sum() > 2
     assert influence.sum() == pytest.approx(0, abs=1e-9)
 
 
@@ -76,8 +76,8 @@ def weighted_fast(
     """The same as `weighted`, by arrays."""
     order = np.argsort(-scores, kind="stable")
     weight = weights[owners[order]]
-    hits, found = np.cumsum(weight * right[order]), np.cumsum(weight)
-    precision = np.maximum.accumulate((hits / np.maximum(found, 1))[::-1])[::-1]
+    hits, actual = np.cumsum(weight * right[order]), np.cumsum(weight)
+    precision = np.maximum.accumulate((hits / np.maximum(actual, 1))[::-1])[::-1]
     return float((np.diff(hits, prepend=0) * precision).sum() / (objects * weights).sum())
 
 

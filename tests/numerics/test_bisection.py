@@ -26,8 +26,8 @@ def test_every_answer_is_found_with_few_questions(count: int):
 def test_when_time_is_over_what_is_known_to_hold_is_taken():
     # 1, 2, 4 and 8 are asked; 6 would be the next.
     left = iter([True] * 4 + [False])
-    found = fewest(64, lambda k: k >= 5, lambda: next(left))
-    assert found == 8
+    actual = fewest(64, lambda k: k >= 5, lambda: next(left))
+    assert actual == 8
 
 
 def test_where_one_is_enough_two_questions_show_it():

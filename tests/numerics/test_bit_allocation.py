@@ -47,12 +47,12 @@ option = st.builds(Option, st.integers(0, 12), st.integers(-4, 20).map(float))
 @given(st.lists(st.lists(option, min_size=1, max_size=4), max_size=5), st.integers(0, 30))
 def test_no_choice_within_the_budget_is_better(units: Units, spare: int) -> None:
     budget = sum(min(option.size_bits for option in options) for options in units) + spare
-    found = allocate_bits(units, budget)
+    actual = allocate_bits(units, budget)
     choices = itertools.product(*(range(len(options)) for options in units))
     within = [choice for choice in choices if size_of(units, choice) <= budget]
     # Whole-numbered losses, so that sums are exact; of equal losses the smallest size.
     least = min((loss_of(units, choice), size_of(units, choice)) for choice in within)
-    assert (loss_of(units, found), size_of(units, found)) == least
+    assert (loss_of(units, actual), size_of(units, actual)) == least
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7])
@@ -60,7 +60,7 @@ def test_a_whole_model_as_an_integer_program(share: float) -> None:
     units = layers(60, seed=1)
     low = size_of(units, (0,) * len(units))
     budget = int(low + share * (size_of(units, (4,) * len(units)) - low))
-    found = allocate_bits(units, budget)
+    actual = allocate_bits(units, budget)
     losses = np.array([option.loss for options in units for option in options])
     sizes = np.array([option.size_bits for options in units for option in options])
     one_each = np.repeat(np.eye(len(units)), 5, axis=1)
@@ -72,8 +72,8 @@ def test_a_whole_model_as_an_integer_program(share: float) -> None:
         options={"mip_rel_gap": 0},
     )
     assert solved.success
-    assert size_of(units, found) <= budget
-    assert loss_of(units, found) == pytest.approx(solved.fun, rel=1e-7)
+    assert size_of(units, actual) <= budget
+    assert loss_of(units, actual) == pytest.approx(solved.fun, rel=1e-7)
 
 
 def test_more_bits_go_where_they_save_more() -> None:
@@ -97,14 +97,14 @@ def test_of_equal_losses_the_smaller_size_and_then_the_earlier_option_wins() -> 
 def test_five_hundred_layers_stay_within_the_budget_and_use_it() -> None:
     units = layers(500, seed=2)
     budget = int(1.4 * size_of(units, (1,) * len(units)))
-    found = allocate_bits(units, budget)
+    actual = allocate_bits(units, budget)
     # Less than the smallest step that is left: nothing more fits anywhere.
     smallest = min(
         options[index + 1].size_bits - options[index].size_bits
-        for options, index in zip(units, found, strict=True)
+        for options, index in zip(units, actual, strict=True)
         if index < 4
     )
-    assert 0 <= budget - size_of(units, found) < smallest
+    assert 0 <= budget - size_of(units, actual) < smallest
 
 
 def test_no_units_need_no_bits() -> None:

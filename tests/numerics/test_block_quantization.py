@@ -84,8 +84,8 @@ def test_a_block_of_one_sign_spans_from_zero(sign: int):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_no_range_of_the_grid_has_a_smaller_error(bits: int):
     restored = blocks_of(quantize_blocks(weight(), bits, BLOCK).dequantize())
-    found = ((restored - blocks_of(weight())) ** 2).sum(axis=-1)
-    levels, least = 2**bits - 1, np.full_like(found, np.inf)
+    actual = ((restored - blocks_of(weight())) ** 2).sum(axis=-1)
+    levels, least = 2**bits - 1, np.full_like(actual, np.inf)
     for row in range(ROWS):
         for index in range(COLUMNS // BLOCK):
             block = blocks_of(weight())[row, index]
@@ -95,7 +95,7 @@ def test_no_range_of_the_grid_has_a_smaller_error(bits: int):
                 zero = round(-low / scale)
                 integers = np.clip(np.round(block / scale) + zero, 0, levels)
                 least[row, index] = min(least[row, index], (((integers - zero) * scale - block) ** 2).sum())
-    np.testing.assert_allclose(found, least, rtol=1e-3)
+    np.testing.assert_allclose(actual, least, rtol=1e-3)
     full_range = quantize_blocks(weight(), bits, BLOCK).scales == np.float32(
         (np.maximum(blocks_of(weight()).max(-1), 0) - np.minimum(blocks_of(weight()).min(-1), 0)) / levels
     )

@@ -23,12 +23,12 @@ CORRECT = [1, 0, 0, 1, 1]
 
 
 def test_the_bins_of_five_rows() -> None:
-    found = calibration_bins(CONFIDENCE, CORRECT, bins=5)
-    assert [bin.rows for bin in found] == [2, 1, 2]
-    assert [bin.low for bin in found] == pytest.approx([0.4, 0.6, 0.8])
-    assert [bin.high for bin in found] == pytest.approx([0.6, 0.8, 1.0])
-    assert [bin.confidence for bin in found] == pytest.approx([0.575, 0.65, 0.95])
-    assert [bin.accuracy for bin in found] == [0.5, 0.0, 1.0]
+    actual = calibration_bins(CONFIDENCE, CORRECT, bins=5)
+    assert [bin.rows for bin in actual] == [2, 1, 2]
+    assert [bin.low for bin in actual] == pytest.approx([0.4, 0.6, 0.8])
+    assert [bin.high for bin in actual] == pytest.approx([0.6, 0.8, 1.0])
+    assert [bin.confidence for bin in actual] == pytest.approx([0.575, 0.65, 0.95])
+    assert [bin.accuracy for bin in actual] == [0.5, 0.0, 1.0]
 
 
 def test_the_error_of_five_rows_by_hand() -> None:
@@ -49,8 +49,8 @@ def test_sure_and_right_has_no_error_and_sure_and_wrong_all_of_it() -> None:
 
 def test_brier_by_hand() -> None:
     # (0.7 - 1)^2 + 0.2^2 + 0.1^2, and 0.5^2 + 0.5^2
-    found = brier_scores([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]], [0, 1])
-    assert found.tolist() == pytest.approx([0.14, 0.5])
+    actual = brier_scores([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]], [0, 1])
+    assert actual.tolist() == pytest.approx([0.14, 0.5])
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -79,9 +79,9 @@ def test_the_interval_holds_the_true_error(overconfidence: float) -> None:
     for seed in range(200):
         confidence = generator.uniform(0.6, 1.0, 600)
         correct = generator.random(600) < confidence - overconfidence
-        found = calibration_error_interval(confidence, correct, seed, resamples=200)
-        assert found.low <= found.value <= found.high
-        held += found.low <= overconfidence <= found.high
+        actual = calibration_error_interval(confidence, correct, seed, resamples=200)
+        assert actual.low <= actual.value <= actual.high
+        held += actual.low <= overconfidence <= actual.high
     # 96%, 97% and 93% of 400 were counted; fewer than 87% of 200 happens once in a thousand times.
     assert held >= 174
 

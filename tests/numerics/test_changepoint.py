@@ -86,8 +86,8 @@ def test_noise_is_known_beside_a_step() -> None:
 def test_correlation_of_neighbours_is_found_beside_a_step() -> None:
     random = np.random.default_rng(11)
     series = np.zeros(40_000)
-    for place in range(1, len(series)):
-        series[place] = 0.5 * series[place - 1] + random.normal()
+    for index in range(1, len(series)):
+        series[index] = 0.5 * series[index - 1] + random.normal()
     series[20_000:] += 40
     assert autocorrelation(series) == pytest.approx(0.5, abs=0.03)
     assert autocorrelation(random.normal(size=40_000)) < 0.03
@@ -152,8 +152,8 @@ def noise(kind: str, random: np.random.Generator, n: int) -> np.ndarray:
         case "disturbed":
             series += (random.random(n) < 0.05) * random.uniform(0.05, 0.3, n)
         case "correlated":
-            for place in range(1, n):
-                series[place] = 0.3 * series[place - 1] + math.sqrt(0.91) * series[place]
+            for index in range(1, n):
+                series[index] = 0.3 * series[index - 1] + math.sqrt(0.91) * series[index]
     return series
 
 
@@ -173,13 +173,13 @@ def test_false_alarms_on_stationary_series(kind: str, most: int) -> None:
 )
 def test_a_step_is_found_within_five_nights(step: float, kind: str, share: float) -> None:
     random = np.random.default_rng(1)
-    found = 0
+    actual = 0
     for _ in range(100):
         series = noise(kind, random, 45)
         series[40:] += step
         changes = change_points(series)
-        found += bool(changes) and abs(changes[-1].place - 40) <= 1 and changes[-1].after > changes[-1].before
-    assert found >= share * 100
+        actual += bool(changes) and abs(changes[-1].place - 40) <= 1 and changes[-1].after > changes[-1].before
+    assert actual >= share * 100
 
 
 def test_a_ramp_of_half_a_per_cent_a_night_is_found() -> None:

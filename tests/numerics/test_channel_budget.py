@@ -16,7 +16,7 @@ def test_rungs_are_multiples_below_the_whole() -> None:
 
 
 def test_the_nearest_rung() -> None:
-    assert [nearest_rung([24, 16, 8], wanted) for wanted in (23, 20, 19.9, 9, 0.4)] == [24, 24, 16, 8, 8]
+    assert [nearest_rung([24, 16, 8], expected) for expected in (23, 20, 19.9, 9, 0.4)] == [24, 24, 16, 8, 8]
 
 
 def test_a_cost_is_inputs_by_outputs() -> None:
@@ -28,27 +28,27 @@ def test_of_channels_that_cost_alike_the_least_important_go() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = [torch.rand(6, generator=generator), torch.rand(9, generator=generator)]
     costs = [Cost(1.0, Count(1.0), Count(0.0, {index: 1.0})) for index in range(2)]
-    kept = least_loss(scores, [ladder(6, 1), ladder(9, 1)], costs, 7)
+    remaining = least_loss(scores, [ladder(6, 1), ladder(9, 1)], costs, 7)
     weakest_kept = torch.cat(scores).sort().values[15 - 7]
-    assert kept == [int((found >= weakest_kept).sum()) for found in scores]
+    assert remaining == [int((actual >= weakest_kept).sum()) for actual in scores]
 
 
 @pytest.mark.parametrize("limit", [300.0, 200.0, 120.0])
 def test_the_choice_comes_near_the_best_there_is(limit: float) -> None:
     generator = torch.Generator().manual_seed(1)
     scores = [torch.rand(size, generator=generator) * size for size in (6, 8, 5)]
-    rungs = [ladder(len(found), 1) for found in scores]
+    rungs = [ladder(len(actual), 1) for actual in scores]
     counts = [Count(0.0, {index: 1.0}) for index in range(3)]
     costs = [Cost(9.0, Count(1.0), counts[0]), Cost(4.0, counts[0], counts[1]), Cost(2.0, counts[1], counts[2])]
 
-    def loss(kept: tuple[int, ...]) -> float:
-        lowest = (found.sort().values[: len(found) - n] for found, n in zip(scores, kept, strict=True))
-        return float(sum(found.sum() for found in lowest))
+    def loss(remaining: tuple[int, ...]) -> float:
+        lowest = (actual.sort().values[: len(actual) - n] for actual, n in zip(scores, remaining, strict=True))
+        return float(sum(actual.sum() for actual in lowest))
 
-    kept = least_loss(scores, rungs, costs, limit)
+    remaining = least_loss(scores, rungs, costs, limit)
     allowed = [choice for choice in itertools.product(*rungs) if sum(cost.at(choice) for cost in costs) <= limit]
-    assert tuple(kept) in allowed
-    assert loss(tuple(kept)) <= 1.4 * min(loss(choice) for choice in allowed)
+    assert tuple(remaining) in allowed
+    assert loss(tuple(remaining)) <= 1.4 * min(loss(choice) for choice in allowed)
 
 
 def test_where_the_limit_is_out_of_reach_as_little_as_can_be() -> None:

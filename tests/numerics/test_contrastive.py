@@ -21,8 +21,8 @@ def test_supervised_contrastive_is_the_papers_sum() -> None:
         whole = sum(math.exp(float(unit[i] @ unit[a]) / temperature) for a in range(5) if a != i)
         logs = [math.log(math.exp(float(unit[i] @ unit[p]) / temperature) / whole) for p in same]
         terms.append(-sum(logs) / len(same))
-    found = supervised_contrastive(raw, torch.tensor(labels), temperature)
-    assert abs(float(found) - sum(terms) / len(terms)) < 1e-5
+    actual = supervised_contrastive(raw, torch.tensor(labels), temperature)
+    assert abs(float(actual) - sum(terms) / len(terms)) < 1e-5
 
 
 def test_where_no_two_are_alike_there_is_nothing_to_learn() -> None:

@@ -12,7 +12,7 @@ from compress.numerics.sampling import covering_lengths
 
 def tokens(lengths: np.ndarray, chosen: tuple[int, ...]) -> int:
     """What is computed when each example is padded to the least chosen length that holds it."""
-    return sum(min(one for one in chosen if one >= length) for length in lengths)
+    return sum(min(item for item in chosen if item >= length) for length in lengths)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -24,7 +24,7 @@ def test_no_other_choice_pads_less(count: int, seed: int) -> None:
     chosen = covering_lengths(lengths, count, longest)
     assert len(chosen) <= count and chosen == tuple(sorted(set(chosen))) and chosen[-1] == longest
     every = ((*some, longest) for size in range(count) for some in combinations(range(1, longest), size))
-    assert tokens(lengths, chosen) == min(tokens(lengths, one) for one in every)
+    assert tokens(lengths, chosen) == min(tokens(lengths, item) for item in every)
 
 
 def test_no_more_lengths_than_help() -> None:

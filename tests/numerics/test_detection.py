@@ -28,19 +28,21 @@ def test_the_matching_is_the_cheapest_of_all() -> None:
     mine, taught = answers(1)[:1], answers(0)[:1]
 
     def cost(order: tuple[int, ...]) -> float:
-        own = mine[0, list(order)]
+        reference = mine[0, list(order)]
         probabilities = taught[0, :, :4].softmax(-1)
-        classes = -(probabilities * own[:, :4].log_softmax(-1)).sum(-1)
-        overlap = generalized_overlap(corners(own[:, 4:]), corners(taught[0, :, 4:]))
-        apart = (own[:, 4:] - taught[0, :, 4:]).abs().sum(-1)
+        classes = -(probabilities * reference[:, :4].log_softmax(-1)).sum(-1)
+        overlap = generalized_overlap(corners(reference[:, 4:]), corners(taught[0, :, 4:]))
+        apart = (reference[:, 4:] - taught[0, :, 4:]).abs().sum(-1)
         return float((classes + (1 - probabilities[:, -1]) * (5 * apart - 2 * overlap)).sum())
 
     best = min(itertools.permutations(range(4)), key=cost)
-    own, theirs = mine[0, list(best)], taught[0]
+    reference, theirs = mine[0, list(best)], taught[0]
     seen = 1 - theirs[:, :4].softmax(-1)[:, -1]
-    classes = torch.nn.functional.kl_div(own[:, :4].log_softmax(-1), theirs[:, :4].softmax(-1), reduction="batchmean")
-    gap = 1 - generalized_overlap(corners(own[:, 4:]), corners(theirs[:, 4:]))
-    boxes = (seen * (5 * (own[:, 4:] - theirs[:, 4:]).abs().sum(-1) + 2 * gap)).sum() / seen.sum().clamp(min=1)
+    classes = torch.nn.functional.kl_div(
+        reference[:, :4].log_softmax(-1), theirs[:, :4].softmax(-1), reduction="batchmean"
+    )
+    gap = 1 - generalized_overlap(corners(reference[:, 4:]), corners(theirs[:, 4:]))
+    boxes = (seen * (5 * (reference[:, 4:] - theirs[:, 4:]).abs().sum(-1) + 2 * gap)).sum() / seen.sum().clamp(min=1)
     torch.testing.assert_close(matched_distance(mine, taught, 1.0, 5.0, 2.0), classes + boxes)
 
 
@@ -48,24 +50,26 @@ def test_classes_that_are_separate_are_as_many_coins() -> None:
     mine, taught = answers(1)[:1], answers(0)[:1]
     heads = taught[0, :, :4].sigmoid()
 
-    def apart(own: torch.Tensor) -> torch.Tensor:
-        return (own[:, 4:] - taught[0, :, 4:]).abs().sum(-1)
+    def apart(reference: torch.Tensor) -> torch.Tensor:
+        return (reference[:, 4:] - taught[0, :, 4:]).abs().sum(-1)
 
-    def gap(own: torch.Tensor) -> torch.Tensor:
-        return 1 - generalized_overlap(corners(own[:, 4:]), corners(taught[0, :, 4:]))
+    def gap(reference: torch.Tensor) -> torch.Tensor:
+        return 1 - generalized_overlap(corners(reference[:, 4:]), corners(taught[0, :, 4:]))
 
     def cost(order: tuple[int, ...]) -> float:
-        own = mine[0, list(order)]
-        coins = -(heads * own[:, :4].sigmoid().log() + (1 - heads) * (1 - own[:, :4].sigmoid()).log()).sum(-1)
-        return float((coins + heads.amax(-1) * (5 * apart(own) + 2 * gap(own))).sum())
+        reference = mine[0, list(order)]
+        coins = -(heads * reference[:, :4].sigmoid().log() + (1 - heads) * (1 - reference[:, :4].sigmoid()).log()).sum(
+            -1
+        )
+        return float((coins + heads.amax(-1) * (5 * apart(reference) + 2 * gap(reference))).sum())
 
-    own = mine[0, list(min(itertools.permutations(range(4)), key=cost))]
-    tossed = own[:, :4].sigmoid()
+    reference = mine[0, list(min(itertools.permutations(range(4)), key=cost))]
+    tossed = reference[:, :4].sigmoid()
     classes = (heads * (heads / tossed).log() + (1 - heads) * ((1 - heads) / (1 - tossed)).log()).sum() / 4
     seen = heads.amax(-1)
-    boxes = (seen * (5 * apart(own) + 2 * gap(own))).sum() / seen.sum().clamp(min=1)
-    found = matched_distance(mine, taught, 1.0, 5.0, 2.0, separate=True)
-    torch.testing.assert_close(found, classes + boxes)
+    boxes = (seen * (5 * apart(reference) + 2 * gap(reference))).sum() / seen.sum().clamp(min=1)
+    actual = matched_distance(mine, taught, 1.0, 5.0, 2.0, separate=True)
+    torch.testing.assert_close(actual, classes + boxes)
     assert float(matched_distance(taught[:, [2, 0, 3, 1]], taught, 2.0, 5.0, 2.0, separate=True)) < 1e-5
 
 

@@ -39,24 +39,24 @@ def error_rates(n: int, discordance: float, difference: float, confidence: float
             continue
         inner = binom.pmf(np.arange(either + 1), either, share)
         for only_candidate, probability in enumerate(inner):
-            found = difference_of_shares(either - only_candidate, only_candidate, n, confidence)
-            above += outer * probability * (found.low > difference)
-            below += outer * probability * (found.high < difference)
+            actual = difference_of_shares(either - only_candidate, only_candidate, n, confidence)
+            above += outer * probability * (actual.low > difference)
+            below += outer * probability * (actual.high < difference)
     return above, below
 
 
 def test_interval_of_a_hand_worked_table() -> None:
     # b = 2, c = 12, n = 50: d = 10/52, sd = sqrt((15 - 100/52) / 52^2), z = 1.959964
-    found = difference_of_shares(2, 12, 50, 0.95)
+    actual = difference_of_shares(2, 12, 50, 0.95)
     half = 1.959963985 * math.sqrt(15 - 100 / 52) / 52
-    assert found == pytest.approx((0.2, 10 / 52 - half, 10 / 52 + half), abs=1e-9)
+    assert actual == pytest.approx((0.2, 10 / 52 - half, 10 / 52 + half), abs=1e-9)
 
 
 def test_approval_of_a_prime_minister() -> None:
     # 1,600 people asked twice, 150 approve only first, 86 only later: -0.04 with a standard error of 0.0095 by the
     # plain Wald interval (Agresti, Categorical Data Analysis, section 10.1); the adjustment hardly moves it.
-    found = difference_of_shares(150, 86, 1600, 0.95)
-    assert found == pytest.approx((-0.04, -0.04 - 1.96 * 0.0095, -0.04 + 1.96 * 0.0095), abs=3e-4)
+    actual = difference_of_shares(150, 86, 1600, 0.95)
+    assert actual == pytest.approx((-0.04, -0.04 - 1.96 * 0.0095, -0.04 + 1.96 * 0.0095), abs=3e-4)
 
 
 def test_it_is_the_wald_interval_with_half_an_observation_in_each_cell() -> None:
@@ -68,8 +68,8 @@ def test_it_is_the_wald_interval_with_half_an_observation_in_each_cell() -> None
     contrast = np.array([0, -1, 1, 0])
     centre, deviation = contrast @ shares, math.sqrt(contrast @ covariance @ contrast)
     z = norm.ppf(0.95)
-    found = difference_of_shares(only_baseline, only_candidate, n, 0.9)
-    assert (found.low, found.high) == pytest.approx((centre - z * deviation, centre + z * deviation), rel=1e-12)
+    actual = difference_of_shares(only_baseline, only_candidate, n, 0.9)
+    assert (actual.low, actual.high) == pytest.approx((centre - z * deviation, centre + z * deviation), rel=1e-12)
 
 
 @pytest.mark.parametrize("discordance", [0.04, 0.1, 0.2, 0.4])
@@ -89,18 +89,18 @@ def test_false_alarms_of_2000_examples(discordance: float) -> None:
 
 def test_a_drop_of_one_point_on_2000_rows_is_found_and_equals_are_not_accused() -> None:
     generator = np.random.default_rng(3)
-    found = alarms = 0
+    actual = alarms = 0
     for _ in range(400):
-        before = generator.random(2000) < 0.87
+        original = generator.random(2000) < 0.87
         lost, gained = generator.random(2000) < 0.0215, generator.random(2000) < 0.067
-        dropped = np.where(before, ~lost, gained)  # 1.87 points lost, 0.87 points gained
-        equal = np.where(before, ~(generator.random(2000) < 0.0129), generator.random(2000) < 0.0862)
+        dropped = np.where(original, ~lost, gained)  # 1.87 points lost, 0.87 points gained
+        equal = np.where(original, ~(generator.random(2000) < 0.0129), generator.random(2000) < 0.0862)
         for after, is_drop in ((dropped, True), (equal, False)):
-            effect = paired_difference(before, after, 0.9)
+            effect = paired_difference(original, after, 0.9)
             worse = decide(Estimate(-effect.value, -effect.high, -effect.low), 0.005) == "worse"
-            found += worse and is_drop
+            actual += worse and is_drop
             alarms += worse and not is_drop
-    assert found >= 0.8 * 400
+    assert actual >= 0.8 * 400
     assert alarms <= 0.05 * 400
 
 
@@ -154,20 +154,20 @@ def test_mid_p_of_a_published_table() -> None:
 
 
 def test_bootstrap_of_four_examples_against_every_resample() -> None:
-    before, after = np.array([1.0, 2.0, 4.0, 8.0]), np.array([2.0, 2.0, 5.0, 6.0])
+    original, after = np.array([1.0, 2.0, 4.0, 8.0]), np.array([2.0, 2.0, 5.0, 6.0])
 
     def change(old: np.ndarray, new: np.ndarray) -> float:
         return float(new.mean() - old.mean())
 
-    every = [change(before[list(chosen)], after[list(chosen)]) for chosen in itertools.product(range(4), repeat=4)]
+    every = [change(original[list(chosen)], after[list(chosen)]) for chosen in itertools.product(range(4), repeat=4)]
     low, high = np.quantile(every, [0.05, 0.95])
-    found = paired_bootstrap(before, after, change, seed=1, resamples=20_000, confidence=0.9)
-    assert found.value == pytest.approx(0.0)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.26)
-    apart = paired_bootstrap(before, after[::-1], change, seed=1, resamples=20_000, confidence=0.9)
-    assert apart.high - apart.low > 2 * (found.high - found.low)
+    actual = paired_bootstrap(original, after, change, seed=1, resamples=20_000, confidence=0.9)
+    assert actual.value == pytest.approx(0.0)
+    assert (actual.low, actual.high) == pytest.approx((low, high), abs=0.26)
+    apart = paired_bootstrap(original, after[::-1], change, seed=1, resamples=20_000, confidence=0.9)
+    assert apart.high - apart.low > 2 * (actual.high - actual.low)
     with pytest.raises(ValueError, match="resample"):
-        paired_bootstrap(before, after, change, seed=1, resamples=0)
+        paired_bootstrap(original, after, change, seed=1, resamples=0)
 
 
 def test_newcombes_method_10_of_his_published_example() -> None:

@@ -150,28 +150,28 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 @pytest.mark.parametrize("filler", [1e4, -3.0])
 def test_padded_hidden_states_change_nothing(loss: Loss, filler: float):
     student, teacher = hidden(0).requires_grad_(), hidden(1)
-    before = loss(student, teacher, mask())
-    before.backward()
+    original = loss(student, teacher, mask())
+    original.backward()
     padding = mask() == 0
     assert student.grad is not None and not student.grad[padding].any() and student.grad[~padding].any()
     changed = student.detach().clone()
     changed[padding] = filler
     other = teacher.clone()
     other[padding] = filler * 2
-    assert loss(changed, other, mask()).item() == before.item()
+    assert loss(changed, other, mask()).item() == original.item()
 
 
 @pytest.mark.parametrize("loss", [attention_mse, relation_kl])
 def test_padded_queries_and_keys_change_nothing(loss: Loss):
     student, teacher = scores(0).requires_grad_(), scores(1)
-    before = loss(student, teacher, mask())
-    before.backward()
+    original = loss(student, teacher, mask())
+    original.backward()
     real = (mask()[:, None, :, None] * mask()[:, None, None, :]).bool().expand_as(student)
     assert student.grad is not None and bool(student.grad.isfinite().all())
     assert not student.grad[~real].any() and student.grad[real].any()
     changed, other = student.detach().clone(), teacher.clone()
     changed[~real], other[~real] = 50.0, -50.0
-    assert loss(changed, other, mask()).item() == pytest.approx(before.item(), rel=1e-12)
+    assert loss(changed, other, mask()).item() == pytest.approx(original.item(), rel=1e-12)
 
 
 def test_scaled_scores_are_those_of_torchs_attention():

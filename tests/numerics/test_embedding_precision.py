@@ -13,9 +13,9 @@ from compress.numerics.embeddings import (
 
 def test_int8_has_256_steps_of_each_range() -> None:
     ranges = np.array([[0.0, -1.0], [255.0, 1.0]])
-    found = to_int8(np.array([[0.0, -1.0], [255.0, 1.0], [127.9, 0.0], [300.0, -2.0]]), ranges)
-    assert found.dtype == np.int8
-    assert found.tolist() == [[-128, -128], [127, 127], [-1, -1], [127, -128]]
+    actual = to_int8(np.array([[0.0, -1.0], [255.0, 1.0], [127.9, 0.0], [300.0, -2.0]]), ranges)
+    assert actual.dtype == np.int8
+    assert actual.tolist() == [[-128, -128], [127, 127], [-1, -1], [127, -128]]
 
 
 def test_int8_is_off_by_half_a_step_at_most() -> None:
@@ -36,17 +36,17 @@ def test_bits_are_packed_from_the_highest_on() -> None:
 
 def test_hamming_counts_signs_that_differ() -> None:
     generator = np.random.default_rng(0)
-    one, other = generator.normal(size=(4, 20)), generator.normal(size=(6, 20))
-    expected = ((one > 0)[:, None] != (other > 0)[None]).sum(axis=2)
-    assert np.array_equal(hamming(to_ubinary(one), to_ubinary(other)), expected)
+    item, other = generator.normal(size=(4, 20)), generator.normal(size=(6, 20))
+    expected = ((item > 0)[:, None] != (other > 0)[None]).sum(axis=2)
+    assert np.array_equal(hamming(to_ubinary(item), to_ubinary(other)), expected)
 
 
 def test_binary_search_takes_candidates_by_bits_and_orders_them_by_the_exact_query() -> None:
     generator = np.random.default_rng(1)
     queries, corpus = generator.normal(size=(300, 16)), generator.normal(size=(90, 16))
-    wanted, k = generator.integers(0, 90, 300), 3
-    found = binary_ranks(queries, corpus, wanted, np.arange(90), k)
-    for query, mine, rank in zip(queries, wanted, found, strict=True):
+    query_ids, k = generator.integers(0, 90, 300), 3
+    actual = binary_ranks(queries, corpus, query_ids, np.arange(90), k)
+    for query, mine, rank in zip(queries, query_ids, actual, strict=True):
         distances = ((query > 0) != (corpus > 0)).sum(axis=1)
         candidates = sorted(range(90), key=lambda j: (distances[j], j))[: RESCORED * k]
         scores = {j: query @ np.where(corpus[j] > 0, 1, -1) for j in candidates}

@@ -25,16 +25,16 @@ def problem(inputs: int, outputs: int, groups: int, shared: float) -> tuple[torc
 
 def test_inputs_that_know_nothing_of_each_other_are_rounded_to_the_nearest() -> None:
     weight, scales, _ = problem(9, 5, 3, 0)
-    found = round_with_feedback(weight, scales, torch.eye(9).expand(3, 9, 9) * 40, 7)
-    assert torch.equal(found, (weight / scales[..., None]).round().to(torch.int8))
+    actual = round_with_feedback(weight, scales, torch.eye(9).expand(3, 9, 9) * 40, 7)
+    assert torch.equal(actual, (weight / scales[..., None]).round().to(torch.int8))
 
 
 def test_errors_cancel_where_inputs_are_alike() -> None:
     weight, scales, hessian = problem(9, 6, 4, 6.0)
     nearest = (weight / scales[..., None]).round()
-    found = round_with_feedback(weight, scales, hessian, 7)
-    assert loss(weight, found, scales, hessian) < 0.3 * loss(weight, nearest, scales, hessian)
-    assert int(found.abs().max()) <= 7
+    actual = round_with_feedback(weight, scales, hessian, 7)
+    assert loss(weight, actual, scales, hessian) < 0.3 * loss(weight, nearest, scales, hessian)
+    assert int(actual.abs().max()) <= 7
 
 
 def test_it_comes_near_the_best_of_all_neighbours() -> None:
@@ -43,12 +43,12 @@ def test_it_comes_near_the_best_of_all_neighbours() -> None:
     tried = [below + torch.tensor(step, dtype=torch.float32) for step in itertools.product((0, 1), repeat=8)]
     best = min(float(loss(weight, integers.clamp(-7, 7), scales, hessian)) for integers in tried)
     nearest = float(loss(weight, (weight / scales[..., None]).round(), scales, hessian))
-    found = float(loss(weight, round_with_feedback(weight, scales, hessian, 7, damping=1e-4), scales, hessian))
-    assert found < best + 0.25 * (nearest - best)
+    actual = float(loss(weight, round_with_feedback(weight, scales, hessian, 7, damping=1e-4), scales, hessian))
+    assert actual < best + 0.25 * (nearest - best)
 
 
 def test_an_input_that_is_always_zero_harms_nothing() -> None:
     weight, scales, hessian = problem(9, 6, 4, 6.0)
     hessian[:, 2], hessian[:, :, 2] = 0, 0
-    found = round_with_feedback(weight, scales, hessian, 7)
-    assert loss(weight, found, scales, hessian) < loss(weight, (weight / scales[..., None]).round(), scales, hessian)
+    actual = round_with_feedback(weight, scales, hessian, 7)
+    assert loss(weight, actual, scales, hessian) < loss(weight, (weight / scales[..., None]).round(), scales, hessian)

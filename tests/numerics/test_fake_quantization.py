@@ -42,22 +42,22 @@ def test_the_integers_are_those_of_onnx_runtime(seed: int, scale: float, zero: i
     values = np.concatenate([generator.normal(0, 90, 200), generator.integers(-400, 400, 200) + 0.5]).astype(np.float32)
     values = values * step
     (expected,) = SESSION.run(None, {"x": values, "scale": np.array(step), "zero": np.array(zero, np.uint8)})
-    found = on_grid(torch.from_numpy(values), torch.tensor(step), zero, 0, 255) + zero
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+    actual = on_grid(torch.from_numpy(values), torch.tensor(step), zero, 0, 255) + zero
+    np.testing.assert_array_equal(actual.numpy(), expected.astype(np.float32))
 
 
 def test_gradients_are_those_of_lsq() -> None:
     # Esser et al. 2020, equation 3: dv/ds = -v/s + round(v/s) within, -Qn below and Qp above; dv/dx = 1 within, else 0.
     values = torch.tensor([-3.0, 0.3, 0.9, 5.0], requires_grad=True)
     scale = torch.tensor(0.5, requires_grad=True)
-    each = torch.zeros(4)
-    for place in range(4):
-        found = on_grid(values, scale, 0, -4, 7) * scale
-        (each[place],) = torch.autograd.grad(found[place], scale)
+    item = torch.zeros(4)
+    for index in range(4):
+        actual = on_grid(values, scale, 0, -4, 7) * scale
+        (item[index],) = torch.autograd.grad(actual[index], scale)
     (on_grid(values, scale, 0, -4, 7) * scale).sum().backward()
     assert values.grad is not None
     torch.testing.assert_close(values.grad, torch.tensor([0.0, 1, 1, 0]))
-    torch.testing.assert_close(each, torch.tensor([-4.0, -0.6 + 1, -1.8 + 2, 7]))
+    torch.testing.assert_close(item, torch.tensor([-4.0, -0.6 + 1, -1.8 + 2, 7]))
 
 
 def test_halves_are_rounded_to_even() -> None:
@@ -79,10 +79,10 @@ def test_best_row_scales_are_no_worse_than_any_share_of_the_largest() -> None:
         q = (weight / scale[:, None]).round().clamp(-8, 7)
         return (q * scale[:, None] - weight).square().sum(dim=1)
 
-    found = error(best_row_scales(weight, 7))
+    actual = error(best_row_scales(weight, 7))
     for share in np.linspace(0.3, 1, 25):
-        assert bool((found <= error(row_scales(weight, 7) * float(share)) * 1.01).all())
-    assert bool((found < error(row_scales(weight, 7)) * 0.9).any())
+        assert bool((actual <= error(row_scales(weight, 7) * float(share)) * 1.01).all())
+    assert bool((actual < error(row_scales(weight, 7)) * 0.9).any())
 
 
 def test_the_grid_of_activations_holds_zero_and_both_ends() -> None:

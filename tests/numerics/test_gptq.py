@@ -25,8 +25,8 @@ def textbook(weight: torch.Tensor, hessian: torch.Tensor, grid: QuantizedWeight,
     remaining = weight.double().clone()
     damped = hessian.double() + 0.05 * hessian.double().diagonal().mean() * torch.eye(len(hessian)).double()
     integers = torch.empty_like(grid.integers)
-    for place, column in enumerate(order):
-        left = order[place:]
+    for index, column in enumerate(order):
+        left = order[index:]
         inverse = torch.linalg.inv(damped[left][:, left])
         group = column // grid.group_size
         scale, zero = grid.scales[:, group].double(), grid.zero_points[:, group].double()
@@ -46,14 +46,14 @@ def test_the_integers_are_those_of_the_textbook(
 ) -> None:
     # 150 columns: two whole blocks of the solver and a part, and a last group that is shorter.
     weight, hessian = layer_problem(ROWS, COLUMNS)
-    found = quantize_gptq(weight, hessian, GptqSettings(bits, group_size, symmetric, act_order)).quantized
+    actual = quantize_gptq(weight, hessian, GptqSettings(bits, group_size, symmetric, act_order)).quantized
     order = list(range(COLUMNS))
     if act_order:
         order.sort(key=lambda column: -float(hessian[column, column]))
-    assert torch.equal(found.integers, textbook(weight, hessian, found, order))
+    assert torch.equal(actual.integers, textbook(weight, hessian, actual, order))
     # Or this test has shown nothing: the order and the updates matter.
-    assert not torch.equal(found.integers, textbook(weight, hessian, found, order[::-1]))
-    assert not torch.equal(found.integers, textbook(weight, torch.eye(COLUMNS), found, order))
+    assert not torch.equal(actual.integers, textbook(weight, hessian, actual, order[::-1]))
+    assert not torch.equal(actual.integers, textbook(weight, torch.eye(COLUMNS), actual, order))
 
 
 @pytest.mark.parametrize("group_size", [None, 32])
@@ -61,11 +61,11 @@ def test_the_integers_are_those_of_the_textbook(
 def test_inputs_that_are_not_correlated_leave_rounding_to_nearest(group_size: int | None, symmetric: bool) -> None:
     weight, _ = layer_problem(ROWS, COLUMNS)
     options = GptqSettings(4, group_size, symmetric)
-    found = quantize_gptq(weight, 3 * torch.eye(COLUMNS), options).quantized
+    actual = quantize_gptq(weight, 3 * torch.eye(COLUMNS), options).quantized
     nearest = round_to_nearest(weight, options)
-    assert torch.equal(found.integers, nearest.integers)
-    assert torch.equal(found.scales, nearest.scales)
-    assert torch.equal(found.zero_points, nearest.zero_points)
+    assert torch.equal(actual.integers, nearest.integers)
+    assert torch.equal(actual.scales, nearest.scales)
+    assert torch.equal(actual.zero_points, nearest.zero_points)
 
 
 def test_the_hessian_may_be_any_positive_multiple() -> None:
@@ -94,14 +94,14 @@ def test_no_rounding_of_a_tiny_layer_is_better_than_the_best_of_all() -> None:
     hits = {"nearest": 0, "gptq": 0}
     for seed in range(60):
         weight, hessian = layer_problem(1, 5, seed)
-        found = quantize_gptq(weight, hessian, options).quantized
+        actual = quantize_gptq(weight, hessian, options).quantized
         # The same scale for all, so that integers alone differ.
         every = torch.tensor(list(itertools.product(range(4), repeat=5)))
-        errors = weight - (every - 2) * found.scales
+        errors = weight - (every - 2) * actual.scales
         losses = ((errors @ hessian) * errors).sum(1)
-        nearest = (weight / found.scales).round().clamp(-2, 1) + 2
-        for name, integers in (("nearest", nearest), ("gptq", found.integers)):
-            error = weight - (integers.float() - 2) * found.scales
+        nearest = (weight / actual.scales).round().clamp(-2, 1) + 2
+        for name, integers in (("nearest", nearest), ("gptq", actual.integers)):
+            error = weight - (integers.float() - 2) * actual.scales
             loss = float(error @ hessian @ error.T)
             assert loss >= float(losses.min()) * (1 - 1e-5)
             hits[name] += loss <= float(losses.min()) * (1 + 1e-5)
@@ -147,10 +147,10 @@ def test_stacked_layers_are_solved_like_each_alone() -> None:
     options = GptqSettings(4, 32, refinement_sweeps=1)
     together = quantize_gptq(weight, hessian, options).split([24, 16])
     apart = [quantize_gptq(part, hessian, options) for part in weight.split([24, 16])]
-    for one, other in zip(together, apart, strict=True):
-        assert torch.equal(one.quantized.integers, other.quantized.integers)
-        assert torch.equal(one.quantized.scales, other.quantized.scales)
-        assert one.error == pytest.approx(other.error, rel=1e-5)
+    for item, other in zip(together, apart, strict=True):
+        assert torch.equal(item.quantized.integers, other.quantized.integers)
+        assert torch.equal(item.quantized.scales, other.quantized.scales)
+        assert item.error == pytest.approx(other.error, rel=1e-5)
     assert together[0].error != pytest.approx(together[1].error, rel=1e-3)
 
 
@@ -192,11 +192,11 @@ def test_what_is_given_is_left_as_it_is(transposed: bool) -> None:
     hessian[5] = hessian[:, 5] = 0
     if transposed:
         weight = weight.T.contiguous().T
-    before = weight.clone(), hessian.clone()
+    original = weight.clone(), hessian.clone()
     quantize_gptq(weight, hessian, GptqSettings(4, 32, refinement_sweeps=1))
     round_to_nearest(weight, GptqSettings(4, 32))
-    assert torch.equal(weight, before[0])
-    assert torch.equal(hessian, before[1])
+    assert torch.equal(weight, original[0])
+    assert torch.equal(hessian, original[1])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

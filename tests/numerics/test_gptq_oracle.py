@@ -59,7 +59,7 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("solved")
     weight, inputs = weight_and_inputs()
     save_file({"weight": weight, "inputs": inputs}, folder / "given.safetensors")
-    names = [named(*each) for each in itertools.product((True, False), repeat=2)]
+    names = [named(*item) for item in itertools.product((True, False), repeat=2)]
     command = [str(GPTQMODEL.python()), "-W", "ignore", "-c", THEIRS, str(folder), str(GROUP), *names]
     child = subprocess.run(command, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr

@@ -27,8 +27,8 @@ def centred(weight: QuantizedWeight) -> torch.Tensor:
 @pytest.mark.parametrize(("columns", "group_size"), [(12, 4), (10, 4), (6, 6), (5, 8)])
 def test_the_values_are_those_of_the_quantized_weight(columns: int, group_size: int) -> None:
     weight = random_weight(3, columns, group_size)
-    found = dequantize(centred(weight), weight.scales, group_size, torch.float32)
-    assert torch.equal(found, weight.dequantize())
+    actual = dequantize(centred(weight), weight.scales, group_size, torch.float32)
+    assert torch.equal(actual, weight.dequantize())
 
 
 @pytest.mark.parametrize(("columns", "group_size"), [(12, 4), (10, 4), (5, 8)])
@@ -49,17 +49,17 @@ def test_large_matrices_are_done_in_pieces_with_the_same_result(monkeypatch: pyt
     for elements in (1 << 22, 25):
         monkeypatch.setattr(fake_quantization, "_PIECE_ELEMENTS", elements)
         scales = weight.scales.clone().requires_grad_(True)
-        found = dequantize(centred(weight), scales, 4, torch.float32)
-        (found * torch.arange(70.0).view(7, 10)).sum().backward()
-        results.append((found.detach(), scales.grad))
+        actual = dequantize(centred(weight), scales, 4, torch.float32)
+        (actual * torch.arange(70.0).view(7, 10)).sum().backward()
+        results.append((actual.detach(), scales.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
 
 
 def test_bfloat16_weights_are_the_nearest_to_the_exact_ones() -> None:
     weight = random_weight(3, 12, 4)
-    found = dequantize(centred(weight), weight.scales, 4, torch.bfloat16)
-    assert torch.equal(found, weight.dequantize().bfloat16())
+    actual = dequantize(centred(weight), weight.scales, 4, torch.bfloat16)
+    assert torch.equal(actual, weight.dequantize().bfloat16())
 
 
 def test_stored_values_are_the_files_and_the_gradient_passes() -> None:

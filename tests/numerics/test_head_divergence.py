@@ -34,8 +34,8 @@ def test_value_and_gradients_are_those_on_whole_logits(chunk: int) -> None:
         loss = divergence(tensors, teacher) * 3
         loss.backward()
         results.append((loss.detach(), tensors.hidden.grad, tensors.weight.grad))
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

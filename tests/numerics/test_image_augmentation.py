@@ -31,12 +31,12 @@ def test_a_crop_is_one_of_all_shifts_and_each_comes_equally_often():
     cropped = random_crop(shown, 2, FILL, np.random.default_rng(0))
     assert cropped.shape == shown.shape and cropped.dtype == np.float32
     counts = np.zeros((5, 5), int)
-    for image, found in zip(shown, cropped, strict=True):
+    for image, actual in zip(shown, cropped, strict=True):
         matches = [
             (down, right)
             for down in range(-2, 3)
             for right in range(-2, 3)
-            if (found == moved(image, down, right)).all()
+            if (actual == moved(image, down, right)).all()
         ]
         assert len(matches) == 1
         counts[matches[0][0] + 2, matches[0][1] + 2] += 1
@@ -47,7 +47,7 @@ def test_a_crop_is_one_of_all_shifts_and_each_comes_equally_often():
 def test_a_flip_mirrors_columns_of_the_share_asked_for():
     shown = images(2000)
     flipped = random_horizontal_flip(shown, 0.3, np.random.default_rng(0))
-    mirrored = np.array([(found == image[:, :, ::-1]).all() for image, found in zip(shown, flipped, strict=True)])
+    mirrored = np.array([(actual == image[:, :, ::-1]).all() for image, actual in zip(shown, flipped, strict=True)])
     assert (flipped[~mirrored] == shown[~mirrored]).all()
     # Three standard deviations of a share of 0.3 among 2,000.
     assert abs(mirrored.mean() - 0.3) < 3 * np.sqrt(0.3 * 0.7 / 2000)

@@ -21,13 +21,13 @@ def weighted_error(weight: torch.Tensor, quantized: QuantizedWeight, importance:
 def test_hardly_a_range_has_a_smaller_error(bits: int, symmetric: bool) -> None:
     weight, hessian = layer_problem(16, 128)
     importance = hessian.diagonal()
-    found = round_to_nearest(weight, GptqSettings(bits, 32, symmetric), importance)
-    errors = weighted_error(weight, found, importance)
+    actual = round_to_nearest(weight, GptqSettings(bits, 32, symmetric), importance)
+    errors = weighted_error(weight, actual, importance)
     bare = round_to_nearest(weight, GptqSettings(bits, 32, symmetric, scale_search=False), importance)
     least = torch.full_like(errors, torch.inf)
     levels = (1 << bits) - 1
     groups = weight.reshape(16, 4, 32)
-    zero = found.zero_points[..., None].float()
+    zero = actual.zero_points[..., None].float()
     for share in torch.linspace(0.2, 1.1, 400):
         scale = bare.scales[..., None] * share
         integers = ((groups / scale).round() + zero).clamp(0, levels)
@@ -45,8 +45,8 @@ def test_columns_that_matter_more_are_kept_better() -> None:
     importance[:8] = 100.0
     flat = round_to_nearest(weight, GptqSettings(3, 64))
     weighted = round_to_nearest(weight, GptqSettings(3, 64), importance)
-    loud = [float((weight - found.dequantize())[:, :8].square().sum()) for found in (flat, weighted)]
-    whole = [float((weight - found.dequantize()).square().sum()) for found in (flat, weighted)]
+    loud = [float((weight - actual.dequantize())[:, :8].square().sum()) for actual in (flat, weighted)]
+    whole = [float((weight - actual.dequantize()).square().sum()) for actual in (flat, weighted)]
     assert loud[1] < loud[0]
     assert whole[1] > whole[0]
 
@@ -69,10 +69,10 @@ def test_the_longer_side_of_the_range_is_used() -> None:
 
 def test_an_asymmetric_range_starts_where_the_weights_do() -> None:
     weight = torch.tensor([[0.0, 0.5, 1.0, 1.5], [-1.0, -0.5, 0.0, 0.5], [-1.5, -1.0, -0.5, 0.0]])
-    found = round_to_nearest(weight, GptqSettings(2, None, symmetric=False))
-    assert found.scales.flatten().tolist() == [0.5, 0.5, 0.5]
-    assert found.zero_points.flatten().tolist() == [0, 2, 3]
-    assert torch.equal(found.dequantize(), weight)
+    actual = round_to_nearest(weight, GptqSettings(2, None, symmetric=False))
+    assert actual.scales.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert actual.zero_points.flatten().tolist() == [0, 2, 3]
+    assert torch.equal(actual.dequantize(), weight)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -90,11 +90,11 @@ def test_zero_is_always_on_the_grid(symmetric: bool) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_last_group_is_a_group_of_its_own(symmetric: bool) -> None:
     weight, _ = layer_problem(8, 80)
-    found = round_to_nearest(weight, GptqSettings(4, 32, symmetric))
+    actual = round_to_nearest(weight, GptqSettings(4, 32, symmetric))
     tail = round_to_nearest(weight[:, 64:], GptqSettings(4, 16, symmetric))
-    assert found.scales.shape == (8, 3)
-    assert torch.equal(found.scales[:, 2:], tail.scales)
-    assert torch.equal(found.integers[:, 64:], tail.integers)
+    assert actual.scales.shape == (8, 3)
+    assert torch.equal(actual.scales[:, 2:], tail.scales)
+    assert torch.equal(actual.integers[:, 64:], tail.integers)
 
 
 def test_rounding_is_to_the_nearest_point() -> None:
@@ -118,6 +118,6 @@ def test_many_rows_are_fitted_like_few() -> None:
 
 
 def test_scales_too_small_for_float16_become_its_smallest() -> None:
-    found = round_to_nearest(torch.tensor([[1e-9], [-1e-9]]).expand(2, 4), GptqSettings(4, None))
-    assert found.scales.flatten().tolist() == [-(2.0**-24), 2.0**-24]
-    assert bool((found.dequantize() == 0).all())
+    actual = round_to_nearest(torch.tensor([[1e-9], [-1e-9]]).expand(2, 4), GptqSettings(4, None))
+    assert actual.scales.flatten().tolist() == [-(2.0**-24), 2.0**-24]
+    assert bool((actual.dequantize() == 0).all())

@@ -30,15 +30,15 @@ def test_large_logits_do_not_overflow():
 
 
 def test_divergence_is_torchs():
-    one, other = logits(9, 40), logits(9, 40, seed=1)
-    found = divergence(log_probabilities(one), log_probabilities(other))
+    item, other = logits(9, 40), logits(9, 40, seed=1)
+    actual = divergence(log_probabilities(item), log_probabilities(other))
     expected = torch.nn.functional.kl_div(
         torch.from_numpy(other).double().log_softmax(-1),
-        torch.from_numpy(one).double().log_softmax(-1),
+        torch.from_numpy(item).double().log_softmax(-1),
         reduction="none",
         log_target=True,
     ).sum(-1)
-    assert found == pytest.approx(expected.numpy(), rel=1e-9)
+    assert actual == pytest.approx(expected.numpy(), rel=1e-9)
 
 
 def test_divergence_of_rounded_distributions_is_never_negative():

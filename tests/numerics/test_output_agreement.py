@@ -10,13 +10,13 @@ from compress.numerics.output_agreement import output_agreement
 
 def test_differences_are_over_the_spread_of_what_is_expected() -> None:
     expected = np.array([[1.0, -1.0], [1.0, -1.0]])
-    found = np.array([[1.5, -1.0], [1.0, -2.0]])
-    rms, largest, cosine = output_agreement(expected, found)
+    actual = np.array([[1.5, -1.0], [1.0, -2.0]])
+    rms, largest, cosine = output_agreement(expected, actual)
     # The standard deviation is 1; differences are 0.5, 0, 0 and 1.
     assert rms == pytest.approx(np.sqrt(1.25 / 4))
     assert largest == pytest.approx(1.0)
     assert cosine == pytest.approx((2.5 / np.sqrt(2 * 3.25) + 3 / np.sqrt(2 * 5)) / 2)
-    assert output_agreement(10 * expected, 10 * found) == pytest.approx((rms, largest, cosine))
+    assert output_agreement(10 * expected, 10 * actual) == pytest.approx((rms, largest, cosine))
     assert output_agreement(expected, expected) == (0.0, 0.0, 1.0)
 
 

@@ -24,13 +24,13 @@ def weight_of(rows: int, columns: int) -> torch.Tensor:
 
 def left_out(inputs: torch.Tensor, weight: torch.Tensor, columns: list[int]) -> tuple[torch.Tensor, float]:
     """The best weight [rows, columns] of these inputs alone for what the whole layer gives, and what it still lacks."""
-    some, wanted = inputs.double()[:, columns], inputs.double() @ weight.double().T
-    best = torch.linalg.lstsq(some, wanted).solution
-    return best.T.float(), float((some @ best - wanted).square().sum())
+    some, expected = inputs.double()[:, columns], inputs.double() @ weight.double().T
+    best = torch.linalg.lstsq(some, expected).solution
+    return best.T.float(), float((some @ best - expected).square().sum())
 
 
 def of_parts(parts: list[int], size: int) -> list[int]:
-    return [part * size + place for part in parts for place in range(size)]
+    return [part * size + index for part in parts for index in range(size)]
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 7), (4, 3)])

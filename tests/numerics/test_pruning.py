@@ -110,7 +110,7 @@ def test_importance_of_channels_is_the_gradient_of_their_gates():
 
     inputs = images.clone().requires_grad_(), images.mean((2, 3)).requires_grad_()
     gradients = torch.autograd.grad(loss(*inputs), inputs)
-    products = [channel_products(one.detach(), two, 1) for one, two in zip(inputs, gradients, strict=True)]
+    products = [channel_products(item.detach(), two, 1) for item, two in zip(inputs, gradients, strict=True)]
     for row in range(3):
         gates = torch.ones(4, requires_grad=True)
         gated = images[row : row + 1] * gates.view(1, 4, 1, 1)
@@ -124,10 +124,10 @@ def by_hand(weight: torch.Tensor, kept: int, of: int) -> torch.Tensor:
     flat = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
     for out in range(flat.shape[0]):
         for start in range(0, flat.shape[1], of):
-            for place in range(flat.shape[2]):
-                group = flat[out, start : start + of, place].abs()
+            for position in range(flat.shape[2]):
+                group = flat[out, start : start + of, position].abs()
                 for index in sorted(range(of), key=lambda i: (-float(group[i]), i))[:kept]:
-                    mask.view_as(flat)[out, start + index, place] = True
+                    mask.view_as(flat)[out, start + index, position] = True
     return mask
 
 
@@ -151,10 +151,10 @@ def test_whole_blocks_go_the_least_first(rows: int, columns: int):
     weight = torch.randn(8, 12, 2, 1, generator=torch.Generator().manual_seed(rows))
     (mask,) = magnitude_masks([weight], 0.4, "layer", Pattern(rows, columns, blocks=True))
     norms = []
-    for place in range(2):
+    for index in range(2):
         for top in range(0, 8, rows):
             for left in range(0, 12, columns):
-                block = (slice(top, top + rows), slice(left, left + columns), place, 0)
+                block = (slice(top, top + rows), slice(left, left + columns), index, 0)
                 assert mask[block].all() or not mask[block].any()
                 norms.append((float(weight[block].square().sum()), bool(mask[block].all())))
     norms.sort()

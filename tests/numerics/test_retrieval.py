@@ -9,8 +9,8 @@ def test_a_rank_counts_what_scores_higher_or_as_high() -> None:
     queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     corpus = np.array([[3.0, 0.0], [3.0, 1.0], [0.0, 2.0], [1.0, 2.0]])
     # Scores: 3 3 0 1 / 0 1 2 2 / 3 4 2 3.
-    wanted, given = np.array([0, 3, 3]), np.array([0, 1, 2, 3])
-    assert ranks(queries, corpus, wanted, given).tolist() == [2, 2, 3]
+    expected, given = np.array([0, 3, 3]), np.array([0, 1, 2, 3])
+    assert ranks(queries, corpus, expected, given).tolist() == [2, 2, 3]
 
 
 def test_another_text_with_the_same_words_is_as_right() -> None:
@@ -24,12 +24,12 @@ def test_ranks_and_neighbours_are_those_of_a_sorted_list(monkeypatch: pytest.Mon
     generator = np.random.default_rng(0)
     queries, corpus = generator.normal(size=(23, 6)), generator.normal(size=(31, 6))
     given = generator.integers(0, 12, 31)
-    wanted = generator.choice(given, 23)
+    query_ids = generator.choice(given, 23)
     order = np.argsort(-(queries @ corpus.T), axis=1)
     expected = [
-        1 + next(i for i, j in enumerate(row) if given[j] == mine) for row, mine in zip(order, wanted, strict=True)
+        1 + next(i for i, j in enumerate(row) if given[j] == mine) for row, mine in zip(order, query_ids, strict=True)
     ]
-    assert ranks(queries, corpus, wanted, given).tolist() == expected
+    assert ranks(queries, corpus, query_ids, given).tolist() == expected
     assert np.array_equal(nearest(queries, corpus, 5), order[:, :5])
 
 

@@ -45,14 +45,14 @@ def losses(weight: torch.Tensor, restored: torch.Tensor, hessian: torch.Tensor) 
 def test_no_row_gets_worse_from_sweep_to_sweep(group_size: int | None, symmetric: bool) -> None:
     weight, hessian = layer_problem(24, 150)
     current = round_to_nearest(weight, GptqSettings(3, group_size, symmetric))
-    before = losses(weight, current.dequantize(), hessian)
-    first = before.clone()
+    original = losses(weight, current.dequantize(), hessian)
+    first = original.clone()
     for _ in range(4):
         current = refine(weight, current, hessian, sweeps=1, damping=0.0)
         after = losses(weight, current.dequantize(), hessian)
-        assert bool((after <= before * (1 + 1e-5)).all())
-        before = after
-    assert float(before.sum()) < 0.7 * float(first.sum())
+        assert bool((after <= original * (1 + 1e-5)).all())
+        original = after
+    assert float(original.sum()) < 0.7 * float(first.sum())
     assert int(current.integers.max()) <= 7
     assert torch.equal(current.scales.half().float(), current.scales)
 
@@ -61,20 +61,20 @@ def test_no_row_gets_worse_from_sweep_to_sweep(group_size: int | None, symmetric
 def test_where_it_ends_no_single_change_helps(group_size: int | None) -> None:
     weight, hessian = layer_problem(6, 24)
     start = quantize_gptq(weight, hessian, GptqSettings(3, group_size)).quantized
-    found = refine(weight, start, hessian, sweeps=60, damping=0.0)
-    restored = found.dequantize()
+    actual = refine(weight, start, hessian, sweeps=60, damping=0.0)
+    restored = actual.dequantize()
     least = losses(weight, restored, hessian)
-    scales = found.scales.repeat_interleave(found.group_size, 1)
+    scales = actual.scales.repeat_interleave(actual.group_size, 1)
     for column, move in itertools.product(range(24), (-1, 1)):
         moved = restored.clone()
-        allowed = (found.integers[:, column].int() + move).clamp(0, 7) - found.integers[:, column].int()
+        allowed = (actual.integers[:, column].int() + move).clamp(0, 7) - actual.integers[:, column].int()
         moved[:, column] += allowed * scales[:, column]
         assert bool((losses(weight, moved, hessian) >= least * (1 - 1e-5)).all())
-    for group, direction in itertools.product(range(found.scales.shape[1]), (-torch.inf, torch.inf)):
-        here = slice(group * found.group_size, (group + 1) * found.group_size)
-        neighbour = torch.nextafter(found.scales[:, group].half(), torch.tensor(direction).half()).float()
+    for group, direction in itertools.product(range(actual.scales.shape[1]), (-torch.inf, torch.inf)):
+        first = slice(group * actual.group_size, (group + 1) * actual.group_size)
+        neighbour = torch.nextafter(actual.scales[:, group].half(), torch.tensor(direction).half()).float()
         moved = restored.clone()
-        moved[:, here] *= (neighbour / found.scales[:, group])[:, None]
+        moved[:, first] *= (neighbour / actual.scales[:, group])[:, None]
         assert bool((losses(weight, moved, hessian) >= least * (1 - 1e-5)).all())
 
 
@@ -83,10 +83,10 @@ def test_a_tiny_layer_often_reaches_the_best_of_all() -> None:
     for seed in range(40):
         weight, hessian = layer_problem(1, 4, seed)
         start = round_to_nearest(weight, GptqSettings(2, None))
-        found = refine(weight, start, hessian, sweeps=10, damping=0.0)
+        actual = refine(weight, start, hessian, sweeps=10, damping=0.0)
         every = torch.tensor(list(itertools.product(range(4), repeat=4)))
-        least = losses(weight, (every - 2) * found.scales, hessian).min()
-        loss = losses(weight, found.dequantize(), hessian)[0]
+        least = losses(weight, (every - 2) * actual.scales, hessian).min()
+        loss = losses(weight, actual.dequantize(), hessian)[0]
         assert float(loss) >= float(least) * (1 - 1e-5)
         reached += float(loss) <= float(least) * (1 + 1e-5)
     assert reached > 20
@@ -98,13 +98,13 @@ def test_a_scale_is_refitted_by_the_closed_form() -> None:
     weight = weight.abs() + 1
     start = round_to_nearest(weight, GptqSettings(2, None, symmetric=False, scale_search=False))
     start = replace(start, integers=torch.full_like(start.integers, 3))
-    found = refine(weight, start, hessian, sweeps=1, damping=0.0)
+    actual = refine(weight, start, hessian, sweeps=1, damping=0.0)
     steps = torch.full((16,), 3.0)
     expected = (weight @ hessian @ steps) / (steps @ hessian @ steps)
-    moved = found.integers != 3
+    moved = actual.integers != 3
     rows = ~moved.any(1)
     assert int(rows.sum()) > 0
-    assert found.scales[rows, 0].tolist() == expected[rows].half().float().tolist()
+    assert actual.scales[rows, 0].tolist() == expected[rows].half().float().tolist()
 
 
 def test_the_gain_over_gptq_holds_for_other_inputs_too() -> None:
@@ -117,5 +117,5 @@ def test_the_gain_over_gptq_holds_for_other_inputs_too() -> None:
     plain, refined = (
         quantize_gptq(weight, solve, GptqSettings(3, 64, refinement_sweeps=sweeps)).quantized for sweeps in (0, 3)
     )
-    errors = [output_error(weight, found.dequantize(), judge) for found in (refined, plain)]
+    errors = [output_error(weight, actual.dequantize(), judge) for actual in (refined, plain)]
     assert errors[0] < 0.99 * errors[1]

@@ -14,11 +14,11 @@ def by_hand(activations: np.ndarray, weights: np.ndarray) -> tuple[list[list[int
         out = []
         for column in weights.T.tolist():
             total = 0
-            for place in range(0, len(row), 2):
-                pair = sum(a * w for a, w in zip(row[place : place + 2], column[place : place + 2], strict=True))
-                kept = max(-32768, min(32767, pair))
-                cut += kept != pair
-                total += kept
+            for index in range(0, len(row), 2):
+                pair = sum(a * w for a, w in zip(row[index : index + 2], column[index : index + 2], strict=True))
+                remaining = max(-32768, min(32767, pair))
+                cut += remaining != pair
+                total += remaining
             out.append(total)
         rows.append(out)
     return rows, cut
@@ -30,9 +30,9 @@ def test_products_saturate_as_the_instruction_does():
         activations = generator.integers(0, 256, (5, inner), dtype=np.uint8)
         weights = generator.integers(-128, 128, (inner, 6)).astype(np.int8)
         expected, cut = by_hand(activations, weights)
-        found, counted = pairwise_saturating(activations, weights)
-        assert found.tolist() == expected and counted == cut
-    assert cut > 0 and (found != activations.astype(int) @ weights.astype(int)).any()
+        actual, counted = pairwise_saturating(activations, weights)
+        assert actual.tolist() == expected and counted == cut
+    assert cut > 0 and (actual != activations.astype(int) @ weights.astype(int)).any()
 
 
 def test_seven_bits_are_safe_and_eight_are_not():
@@ -40,8 +40,8 @@ def test_seven_bits_are_safe_and_eight_are_not():
     most = np.full((2, 4), 255, np.uint8)
     assert pairs_at_risk(full) == 1.0 and pairs_at_risk(reduced) == 0.0
     assert pairwise_saturating(most, reduced)[1] == 0
-    found, cut = pairwise_saturating(most, full)
-    assert (found == 2 * 32767).all() and cut == 12
+    actual, cut = pairwise_saturating(most, full)
+    assert (actual == 2 * 32767).all() and cut == 12
     # Only pairs of one sign add up: +127 beside -127 cancels.
     mixed = np.array([[127], [-127], [127], [127]], np.int8)
     assert pairs_at_risk(mixed) == 0.5
@@ -58,9 +58,9 @@ def test_no_activations_make_narrowed_weights_saturate(inner: int):
     integers, scales = without_saturation(weights, full_range(weights))
     # The worst that can come in: 255 wherever a column is positive, or wherever it is negative.
     worst = np.concatenate([255 * (integers.T > 0), 255 * (integers.T < 0)]).astype(np.uint8)
-    found, cut = pairwise_saturating(worst, integers)
+    actual, cut = pairwise_saturating(worst, integers)
     assert cut == 0 and pairs_at_risk(integers) == 0
-    np.testing.assert_array_equal(found, worst.astype(int) @ integers.astype(int))
+    np.testing.assert_array_equal(actual, worst.astype(int) @ integers.astype(int))
     assert integers.min() >= -127 and (scales >= full_range(weights)).all()
 
 
@@ -71,7 +71,7 @@ def test_narrowed_weights_lose_less_than_seven_bits_do_and_safe_ones_nothing():
     eight, seven = (weights / scales).round(), (weights / coarse).round()
     integers, flat = without_saturation(weights, scales)
     assert pairs_at_risk(eight.astype(np.int8)) > 0.01
-    lost = [np.square(weights - each).sum() for each in (eight * scales, integers * flat, seven * coarse)]
+    lost = [np.square(weights - item).sum() for item in (eight * scales, integers * flat, seven * coarse)]
     assert lost[0] < lost[1] < 0.5 * lost[2]
     np.testing.assert_array_equal(integers[:, 0], eight[:, 0])
     assert flat[0] == scales[0]

@@ -32,20 +32,20 @@ def authors_sparsegpt(
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     for first in range(0, columns, 128):
         last = min(first + 128, columns)
-        part, here = w[:, first:last].clone(), inverse[first:last, first:last]
-        kept, errors = torch.zeros_like(part), torch.zeros_like(part)
+        part, block_columns = w[:, first:last].clone(), inverse[first:last, first:last]
+        remaining, errors = torch.zeros_like(part), torch.zeros_like(part)
         mask = torch.zeros_like(part, dtype=torch.bool)
         if prune is None:
-            scores = part**2 / here.diagonal() ** 2
+            scores = part**2 / block_columns.diagonal() ** 2
             mask = scores < scores.flatten().sort()[0][int(scores.numel() * sparsity)]
         for i in range(last - first):
             if prune is not None and i % prune[1] == 0:
-                scores = part[:, i : i + prune[1]] ** 2 / here.diagonal()[i : i + prune[1]] ** 2
+                scores = part[:, i : i + prune[1]] ** 2 / block_columns.diagonal()[i : i + prune[1]] ** 2
                 mask.scatter_(1, i + torch.topk(scores, prune[0], dim=1, largest=False)[1], True)
-            kept[:, i] = part[:, i].masked_fill(mask[:, i], 0)
-            errors[:, i] = (part[:, i] - kept[:, i]) / here[i, i]
-            part[:, i:] -= errors[:, i : i + 1] @ here[i : i + 1, i:]
-        w[:, first:last] = kept
+            remaining[:, i] = part[:, i].masked_fill(mask[:, i], 0)
+            errors[:, i] = (part[:, i] - remaining[:, i]) / block_columns[i, i]
+            part[:, i:] -= errors[:, i : i + 1] @ block_columns[i : i + 1, i:]
+        w[:, first:last] = remaining
         w[:, last:] -= errors @ inverse[first:last, last:]
     return w.float()
 
@@ -53,8 +53,8 @@ def authors_sparsegpt(
 @pytest.mark.parametrize(("sparsity", "prune"), [(0.5, None), (0.7, None), (0.5, (2, 4))])
 def test_sparsegpt_is_its_authors_update(sparsity: float, prune: tuple[int, int] | None) -> None:
     weight, hessian = problem(24, 300)
-    found = sparsegpt(weight, hessian, sparsity, TWO_OF_FOUR if prune else None)
-    torch.testing.assert_close(found, authors_sparsegpt(weight, hessian, sparsity, prune), atol=2e-4, rtol=1e-3)
+    actual = sparsegpt(weight, hessian, sparsity, TWO_OF_FOUR if prune else None)
+    torch.testing.assert_close(actual, authors_sparsegpt(weight, hessian, sparsity, prune), atol=2e-4, rtol=1e-3)
 
 
 def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude() -> None:
@@ -72,17 +72,17 @@ def test_wanda_drops_what_brute_force_finds_least(pattern: Pattern | None) -> No
     # Where inputs are independent, what a row loses is the sum of the squared scores of what goes.
     weight, hessian = problem(3, 8, seed=3)
     hessian = torch.diag(hessian.diagonal())
-    found = wanda(weight, hessian, 0.5, pattern)
+    actual = wanda(weight, hessian, 0.5, pattern)
     groups = [range(8)] if pattern is None else [range(4), range(4, 8)]
-    for row, kept in zip(weight, found, strict=True):
+    for row, remaining in zip(weight, actual, strict=True):
         for group in groups:
             losses = {
                 some: float(sum(row[at] ** 2 * hessian[at, at] for at in some))
                 for some in itertools.combinations(group, len(group) // 2)
             }
             gone = min(losses, key=losses.__getitem__)
-            assert [at for at in group if kept[at] == 0] == list(gone)
-            assert all(kept[at] == row[at] for at in group if at not in gone)
+            assert [at for at in group if remaining[at] == 0] == list(gone)
+            assert all(remaining[at] == row[at] for at in group if at not in gone)
 
 
 def test_patterns_hold_and_shares_are_exact() -> None:
@@ -97,7 +97,7 @@ def test_patterns_hold_and_shares_are_exact() -> None:
 def test_inputs_that_are_always_zero_lose_their_weights_without_harm() -> None:
     weight, hessian = problem(8, 64)
     hessian[5], hessian[:, 5] = 0, 0
-    found = sparsegpt(weight, hessian, 0.25)
-    assert bool((found[:, 5] == 0).all()) and bool(torch.isfinite(found).all())
+    actual = sparsegpt(weight, hessian, 0.25)
+    assert bool((actual[:, 5] == 0).all()) and bool(torch.isfinite(actual).all())
     with pytest.raises(ValueError, match="not finite"):
         wanda(weight, hessian + torch.nan, 0.5)

@@ -41,9 +41,9 @@ def test_bootstrap_agrees_with_scipy() -> None:
     expected = stats.bootstrap(
         (samples,), np.mean, method="percentile", n_resamples=20000, rng=np.random.default_rng(2)
     ).confidence_interval
-    found = bootstrap_interval(samples, lambda x: float(x.mean()), seed=3, resamples=20000)
+    actual = bootstrap_interval(samples, lambda x: float(x.mean()), seed=3, resamples=20000)
     width = expected.high - expected.low
-    assert found == pytest.approx((expected.low, expected.high), abs=0.03 * width)
+    assert actual == pytest.approx((expected.low, expected.high), abs=0.03 * width)
 
 
 def test_bootstrap_repeats_with_its_seed() -> None:
@@ -61,20 +61,20 @@ def quantile(samples: np.ndarray, q: float) -> float:
 def test_one_group_is_the_brute_force_over_all_draws_of_its_clusters(q: float) -> None:
     clusters = [[1.0, 1.0, 3.0], [2.0, 4.0], [10.0, 0.5]]
     draws = product(range(3), repeat=3)
-    found = [quantile(np.concatenate([clusters[i] for i in draw]), q) for draw in draws]
-    expected = np.quantile(found, [0.1, 0.9], method="inverted_cdf")
+    actual = [quantile(np.concatenate([clusters[i] for i in draw]), q) for draw in draws]
+    expected = np.quantile(actual, [0.1, 0.9], method="inverted_cdf")
     ((low, high),) = nested_quantile_intervals([clusters], [q], seed=0, resamples=6000, confidence=0.8)
     assert (low, high) == pytest.approx(tuple(expected))
 
 
 def test_groups_are_the_brute_force_over_all_draws_of_both() -> None:
     groups = [[[0.0, 6.0], [1.0]], [[5.0], [7.0, 2.0, 3.0]]]
-    found = []
+    actual = []
     for first, second in product(range(2), repeat=2):
         for inner in product(product(range(2), repeat=2), repeat=2):
             chosen = [groups[g][c] for g, draw in zip((first, second), inner, strict=True) for c in draw]
-            found.append(quantile(np.concatenate(chosen), 0.5))
-    expected = np.quantile(found, [0.1, 0.9], method="inverted_cdf")
+            actual.append(quantile(np.concatenate(chosen), 0.5))
+    expected = np.quantile(actual, [0.1, 0.9], method="inverted_cdf")
     ((low, high),) = nested_quantile_intervals(groups, [0.5], seed=0, resamples=6000, confidence=0.8)
     assert (low, high) == pytest.approx(tuple(expected))
 

@@ -21,13 +21,13 @@ def merged(probabilities: torch.Tensor, teacher: torch.Tensor, count: int | None
     if count is None or count >= VOCABULARY:
         return probabilities
     chosen = teacher.argsort(dim=-1, descending=True)[:, :count]
-    kept = probabilities.gather(-1, chosen)
-    return torch.cat([kept, 1 - kept.sum(-1, keepdim=True)], dim=-1)
+    remaining = probabilities.gather(-1, chosen)
+    return torch.cat([remaining, 1 - remaining.sum(-1, keepdim=True)], dim=-1)
 
 
 def by_formula(student: torch.Tensor, teacher: torch.Tensor, which: Divergence) -> torch.Tensor:
     mine, theirs = ((logits / which.temperature).softmax(-1) for logits in (student, teacher))
-    mine, theirs = (merged(one, teacher, which.top_k) for one in (mine, theirs))
+    mine, theirs = (merged(item, teacher, which.top_k) for item in (mine, theirs))
     apart = (
         kl_div(theirs.log(), mine, reduction="none") if which.reverse else kl_div(mine.log(), theirs, reduction="none")
     )
@@ -41,11 +41,11 @@ def test_values_and_slopes_are_those_of_the_formula(temperature: float, reverse:
     which = Divergence(temperature, reverse, top_k)
     student, teacher = drawn(TOKENS, VOCABULARY, seed=1).requires_grad_(True), drawn(TOKENS, VOCABULARY, seed=2)
     expected = by_formula(student, teacher, which)
-    each = torch.rand(TOKENS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    (slope,) = torch.autograd.grad((expected * each).sum(), student)
-    values, found = divergence_of(student.detach(), teacher, which)
+    item = torch.rand(TOKENS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (slope,) = torch.autograd.grad((expected * item).sum(), student)
+    values, actual = divergence_of(student.detach(), teacher, which)
     torch.testing.assert_close(values, expected.detach(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found * each[:, None], slope, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(actual * item[:, None], slope, rtol=1e-9, atol=1e-12)
 
 
 def test_a_rest_of_next_to_nothing_has_finite_slopes() -> None:
@@ -64,21 +64,21 @@ def test_the_loss_of_a_head_is_the_sum_over_tokens_of_both_parts(chunk: int) -> 
     student, teacher = (
         LanguageHead(drawn(TOKENS, WIDTH, seed=s), drawn(VOCABULARY, WIDTH, seed=s + 10)) for s in (5, 6)
     )
-    each, labels_each = (torch.rand(TOKENS, generator=torch.Generator().manual_seed(s)).double() for s in (7, 8))
+    item, labels_each = (torch.rand(TOKENS, generator=torch.Generator().manual_seed(s)).double() for s in (7, 8))
     labels = torch.arange(TOKENS) * 3 % VOCABULARY
-    found = []
+    actual = []
     for whole in (False, True):
         mine = LanguageHead(*(tensor.clone().requires_grad_(True) for tensor in student))
         if whole:
             logits = mine.hidden @ mine.weight.T
             apart = by_formula(logits, teacher.hidden @ teacher.weight.T, which)
-            loss = (apart * each).sum() + (cross_entropy(logits, labels, reduction="none") * labels_each).sum()
+            loss = (apart * item).sum() + (cross_entropy(logits, labels, reduction="none") * labels_each).sum()
         else:
-            loss = head_loss(mine, teacher, HeadLoss(which, each, labels, labels_each), chunk)
+            loss = head_loss(mine, teacher, HeadLoss(which, item, labels, labels_each), chunk)
         (loss * 3).backward()
-        found.append((loss.detach(), mine.hidden.grad, mine.weight.grad))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+        actual.append((loss.detach(), mine.hidden.grad, mine.weight.grad))
+    for item, other in zip(*actual, strict=True):
+        torch.testing.assert_close(item, other, rtol=1e-9, atol=1e-11)
 
 
 def test_without_a_teacher_it_is_the_cross_entropy_of_the_text() -> None:

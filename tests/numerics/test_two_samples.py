@@ -19,24 +19,24 @@ from compress.numerics.two_samples import (
 
 
 def test_p_values_are_the_share_of_all_splits_that_are_as_extreme() -> None:
-    before, now = np.array([[0.1], [0.4], [0.2], [0.9], [0.3]]), np.array([[0.8], [1.4], [0.7], [0.35]])
-    rows = np.concatenate([before, now])[:, 0]
+    original, now = np.array([[0.1], [0.4], [0.2], [0.9], [0.3]]), np.array([[0.8], [1.4], [0.7], [0.35]])
+    rows = np.concatenate([original, now])[:, 0]
     splits = [list(chosen) for chosen in combinations(range(9), 4)]
     grown = [rows[chosen].mean() - np.delete(rows, chosen).mean() for chosen in splits]
     exact = np.mean(np.array(grown) >= grown[-1] - 1e-12)
 
-    found = grown_means(before, now, seed=0)
+    actual = grown_means(original, now, seed=0)
 
-    assert found.p_values[0] == pytest.approx(exact, abs=4 * np.sqrt(exact / 500))
-    assert found.effects[0] == pytest.approx(grown[-1] / rows.std(), rel=1e-5)
+    assert actual.p_values[0] == pytest.approx(exact, abs=4 * np.sqrt(exact / 500))
+    assert actual.effects[0] == pytest.approx(grown[-1] / rows.std(), rel=1e-5)
 
 
 def test_a_column_among_many_needs_more_than_one_alone() -> None:
     chance = np.random.default_rng(1)
-    before, now = chance.normal(size=(80, 20)), chance.normal(size=(60, 20))
+    original, now = chance.normal(size=(80, 20)), chance.normal(size=(60, 20))
     now[:, 7] += 0.3
-    known = stats.ttest_ind(now[:, 7], before[:, 7], alternative="greater").pvalue
-    alone, together = grown_means(before[:, 7], now[:, 7], seed=0), grown_means(before, now, seed=0)
+    known = stats.ttest_ind(now[:, 7], original[:, 7], alternative="greater").pvalue
+    alone, together = grown_means(original[:, 7], now[:, 7], seed=0), grown_means(original, now, seed=0)
     assert alone.p_values[0] == pytest.approx(known, rel=0.4)
     # Of independent columns Sidak's correction is exact.
     assert together.p_values[7] == pytest.approx(1 - (1 - known) ** 20, rel=0.3)
@@ -44,17 +44,17 @@ def test_a_column_among_many_needs_more_than_one_alone() -> None:
 
 
 def test_what_is_the_same_everywhere_but_for_rounding_has_not_grown() -> None:
-    before, now = np.full((40, 1), 6.27), np.full((30, 1), np.nextafter(6.27, 7))
-    assert grown_means(before, now, seed=0) == (pytest.approx([0.0]), pytest.approx([1.0]))
+    original, now = np.full((40, 1), 6.27), np.full((30, 1), np.nextafter(6.27, 7))
+    assert grown_means(original, now, seed=0) == (pytest.approx([0.0]), pytest.approx([1.0]))
 
 
 def test_shares_of_classes_as_the_chi_square_distribution_has_them() -> None:
-    before, now = np.repeat([0, 1, 2], [150, 100, 50]), np.repeat([0, 1, 2], [60, 55, 35])
-    table = np.array([np.bincount(before, minlength=5), np.bincount(now, minlength=5)])[:, :3]
+    original, now = np.repeat([0, 1, 2], [150, 100, 50]), np.repeat([0, 1, 2], [60, 55, 35])
+    table = np.array([np.bincount(original, minlength=5), np.bincount(now, minlength=5)])[:, :3]
     known = stats.chi2_contingency(table, correction=False)
-    found = class_shares(before, now, 5, seed=0)
-    assert found.effect == pytest.approx(np.sqrt(known.statistic / table.sum()), rel=1e-5)
-    assert found.p_value == pytest.approx(known.pvalue, abs=0.03)
+    actual = class_shares(original, now, 5, seed=0)
+    assert actual.effect == pytest.approx(np.sqrt(known.statistic / table.sum()), rel=1e-5)
+    assert actual.p_value == pytest.approx(known.pvalue, abs=0.03)
 
 
 def test_the_discrepancy_is_that_of_the_paper() -> None:
@@ -62,12 +62,12 @@ def test_the_discrepancy_is_that_of_the_paper() -> None:
     x, y = chance.normal(size=(12, 3)), chance.normal(size=(9, 3)) + 1
     kernel = gaussian_kernel(np.concatenate([x, y]))
     xx, yy, xy = kernel[:12, :12], kernel[12:, 12:], kernel[:12, 12:]
-    within = [(each.sum() - np.trace(each)) / (len(each) * (len(each) - 1)) for each in (xx, yy)]
+    within = [(item.sum() - np.trace(item)) / (len(item) * (len(item) - 1)) for item in (xx, yy)]
     expected = sum(within) - 2 * xy.mean()
     spread = 1 - (kernel.sum() - 21) / (21 * 20)
-    found = mean_discrepancy(kernel, 12, seed=0)
-    assert found.effect == pytest.approx(expected / spread, rel=1e-4)
-    assert found.p_value < 0.01
+    actual = mean_discrepancy(kernel, 12, seed=0)
+    assert actual.effect == pytest.approx(expected / spread, rel=1e-4)
+    assert actual.p_value < 0.01
 
 
 def test_a_shift_of_no_mean_is_found_by_its_spread() -> None:
@@ -78,8 +78,8 @@ def test_a_shift_of_no_mean_is_found_by_its_spread() -> None:
 
 def test_kolmogorov_smirnov_counts_small_samples_out() -> None:
     # All of 3 below all of 4: 2 of the 35 orders are as far apart.
-    found = kolmogorov_smirnov([1, 2, 3], [4, 5, 6, 7])
-    assert found == (1.0, pytest.approx(2 / 35))
+    actual = kolmogorov_smirnov([1, 2, 3], [4, 5, 6, 7])
+    assert actual == (1.0, pytest.approx(2 / 35))
 
 
 def test_holm_by_hand() -> None:

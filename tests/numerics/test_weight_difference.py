@@ -32,39 +32,39 @@ def chunks(before: np.ndarray, after: np.ndarray, rows: int = 7) -> Chunks:
 
 
 def test_sums_are_those_of_the_whole_matrices() -> None:
-    before, after = BEFORE.copy(), AFTER.copy()
-    after[3], before[5, 2] = 0.0, 0.0
-    found = sums(chunks(before, after))
-    apart = after.astype(np.float64) - before
-    np.testing.assert_allclose(found.rows.difference, np.square(apart).sum(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(found.columns.product, (before * after).sum(axis=0), rtol=1e-4)
-    assert found.relative == pytest.approx(np.linalg.norm(apart) / np.linalg.norm(before), rel=1e-5)
-    cosine = float((before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after))
-    assert found.cosine == pytest.approx(cosine, rel=1e-5)
-    assert found.zeros == (1, 18) and found.size == 24 * 18
-    assert (found.low, found.high) == ((before.min(), after.min()), (before.max(), after.max()))
+    original, after = BEFORE.copy(), AFTER.copy()
+    after[3], original[5, 2] = 0.0, 0.0
+    actual = sums(chunks(original, after))
+    apart = after.astype(np.float64) - original
+    np.testing.assert_allclose(actual.rows.difference, np.square(apart).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(actual.columns.product, (original * after).sum(axis=0), rtol=1e-4)
+    assert actual.relative == pytest.approx(np.linalg.norm(apart) / np.linalg.norm(original), rel=1e-5)
+    cosine = float((original * after).sum() / np.linalg.norm(original) / np.linalg.norm(after))
+    assert actual.cosine == pytest.approx(cosine, rel=1e-5)
+    assert actual.zeros == (1, 18) and actual.size == 24 * 18
+    assert (actual.low, actual.high) == ((original.min(), after.min()), (original.max(), after.max()))
 
 
 def test_numbers_that_are_none_are_counted_and_taken_as_zeros() -> None:
     after = AFTER.copy()
     after[2, 3], after[9, 1] = np.nan, np.inf
-    found = sums(chunks(BEFORE, after))
-    assert found.not_finite == (0, 2)
+    actual = sums(chunks(BEFORE, after))
+    assert actual.not_finite == (0, 2)
     clean = np.where(np.isfinite(after), after, 0)
-    assert found.difference == pytest.approx(float(np.square(clean - BEFORE).sum()), rel=1e-5)
+    assert actual.difference == pytest.approx(float(np.square(clean - BEFORE).sum()), rel=1e-5)
 
 
 def test_the_head_of_the_spectrum_is_that_of_numpy() -> None:
     scales = np.geomspace(30, 0.1, 18)
-    before = (np.linalg.qr(BEFORE)[0] * scales @ np.linalg.qr(AFTER[:18])[0]).astype(np.float32)
+    original = (np.linalg.qr(BEFORE)[0] * scales @ np.linalg.qr(AFTER[:18])[0]).astype(np.float32)
     added = np.outer(RANDOM.standard_normal(24), RANDOM.standard_normal(18))
     added += np.outer(RANDOM.standard_normal(24), RANDOM.standard_normal(18))
-    after = (before + added).astype(np.float32)
-    found = spectrum(chunks(before, after), 18, float(np.square(added).sum()))
-    np.testing.assert_allclose(found.before[:4], np.linalg.svd(before, compute_uv=False)[:4], rtol=1e-3)
-    np.testing.assert_allclose(found.after[:4], np.linalg.svd(after, compute_uv=False)[:4], rtol=1e-3)
-    np.testing.assert_allclose(found.difference[:2], np.linalg.svd(added, compute_uv=False)[:2], rtol=1e-3)
-    assert found.rank == 2
+    after = (original + added).astype(np.float32)
+    actual = spectrum(chunks(original, after), 18, float(np.square(added).sum()))
+    np.testing.assert_allclose(actual.before[:4], np.linalg.svd(original, compute_uv=False)[:4], rtol=1e-3)
+    np.testing.assert_allclose(actual.after[:4], np.linalg.svd(after, compute_uv=False)[:4], rtol=1e-3)
+    np.testing.assert_allclose(actual.difference[:2], np.linalg.svd(added, compute_uv=False)[:2], rtol=1e-3)
+    assert actual.rank == 2
 
 
 def test_a_difference_of_every_direction_has_no_rank() -> None:
@@ -75,13 +75,13 @@ def test_a_difference_of_every_direction_has_no_rank() -> None:
 @pytest.mark.parametrize("along_rows", [True, False])
 def test_blocks_that_changed_places_are_found(along_rows: bool) -> None:
     order = np.arange(24).reshape(4, 6)[[0, 3, 2, 1]].ravel()
-    before = np.tile(BEFORE, (1, 2))[:, :24] + np.arange(24)
-    before = before.astype(np.float32)
-    after = before[order] if along_rows else before[:, order]
-    found = reordered(chunks(before, after), (24, 24), along_rows)
-    assert found is not None
-    assert found.order == tuple(order) and found.block == 6 and found.swapped == (1, 3)
-    assert reordered(chunks(before, after + 3 * RANDOM.standard_normal(after.shape).astype(np.float32)), (24, 24),
+    original = np.tile(BEFORE, (1, 2))[:, :24] + np.arange(24)
+    original = original.astype(np.float32)
+    after = original[order] if along_rows else original[:, order]
+    actual = reordered(chunks(original, after), (24, 24), along_rows)
+    assert actual is not None
+    assert actual.order == tuple(order) and actual.block == 6 and actual.swapped == (1, 3)
+    assert reordered(chunks(original, after + 3 * RANDOM.standard_normal(after.shape).astype(np.float32)), (24, 24),
                      along_rows) is None  # fmt: skip
 
 

@@ -33,8 +33,8 @@ def test_errors_counted_by_hand(said: str, heard: str, errors: int):
 
 @given(WORDS.filter(bool), WORDS)
 def test_errors_are_those_of_jiwer(said: list[str], heard: list[str]):
-    found = jiwer.process_words(" ".join(said), " ".join(heard))
-    assert word_errors(said, heard) == found.substitutions + found.deletions + found.insertions
+    actual = jiwer.process_words(" ".join(said), " ".join(heard))
+    assert word_errors(said, heard) == actual.substitutions + actual.deletions + actual.insertions
 
 
 def test_a_rate_is_all_errors_over_all_words_and_not_a_mean_of_rates():
@@ -46,8 +46,8 @@ def test_an_interval_covers_the_true_rate_as_often_as_it_says():
     covered = 0
     for seed in range(200):
         words = generator.integers(5, 15, 60)
-        found = ratio_interval(generator.binomial(words, 0.1), words, seed, resamples=300)
-        covered += found.low <= 0.1 <= found.high
+        actual = ratio_interval(generator.binomial(words, 0.1), words, seed, resamples=300)
+        covered += actual.low <= 0.1 <= actual.high
     assert 178 <= covered <= 199, covered
 
 

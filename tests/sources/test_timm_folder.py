@@ -21,7 +21,7 @@ from compress.pipeline.checkpoint_headers import read_shape
 from compress.recipe.loading import read_recipe
 from compress.sources.resolve import find_resolved, resolve_model
 from compress.sources.timm_folder import preparation
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
 from compress.utils.errors import MissingExtraError, ModelError
@@ -36,11 +36,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def write(folder: Path, name: str, classes: int = 2, **told: Any) -> Any:
-    """A folder as timm writes it, of random weights; ``told`` goes into its `pretrained_cfg`."""
+def write(folder: Path, name: str, classes: int = 2, **pretrained_cfg: Any) -> Any:
+    """A folder as timm writes it, of random weights; ``pretrained_cfg`` goes into its `pretrained_cfg`."""
     torch.manual_seed(0)
-    told = {"input_size": (3, SIDE, SIDE), "crop_pct": 0.8, **told}
-    network = timm.create_model(name, num_classes=classes, pretrained_cfg_overlay=told, **NETWORKS[name])
+    pretrained_cfg = {"input_size": (3, SIDE, SIDE), "crop_pct": 0.8, **pretrained_cfg}
+    network = timm.create_model(name, num_classes=classes, pretrained_cfg_overlay=pretrained_cfg, **NETWORKS[name])
     tiny_images.shaken(network)
     for part in network.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
@@ -62,9 +62,9 @@ def start(folder: Path) -> Path:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_answer_as_in_timm_and_in_8_bits(name: str, tmp_path: Path) -> None:
     network = write(tmp_path / "net", name)
-    made = start(tmp_path / "net")
-    assert made == start(tmp_path / "net") == find_resolved(str(tmp_path / "net"), tmp_path / "cache"), "made once"
-    model = TASK.load(made, tiny_images.LABELS, trust_remote_code=False)
+    started = start(tmp_path / "net")
+    assert started == start(tmp_path / "net") == find_resolved(str(tmp_path / "net"), tmp_path / "cache"), "made once"
+    model = TASK.load(started, tiny_images.LABELS, trust_remote_code=False)
     assert model.labels() == tiny_images.LABELS
     examples = TASK.encode(tiny_images.table(16), model.processor, None, 128)
     pixels = torch.from_numpy(np.stack([examples.inputs[row]["pixel_values"] for row in range(16)]))
@@ -74,32 +74,34 @@ def test_networks_answer_as_in_timm_and_in_8_bits(name: str, tmp_path: Path) -> 
 
     graph = export_onnx(model, examples, None, fusions=True).graph
     assert verify_parity(graph, model, examples, 1e-3) < 1e-3
-    stage = Quantize(method="static", error_ceiling=0.1, damage_examples=16)
+    stage = OnnxInt8(method="static", error_ceiling=0.1, damage_examples=16)
     int8 = stage.run(OnnxModel(graph, FLOAT_GRAPH, model.companions()), tiny_images.context())
     assert int8.graph.ByteSize() < 0.5 * graph.ByteSize()
-    found = open_session(int8.graph).run(None, {"pixel_values": pixels.numpy()})[0]
-    assert np.sqrt(np.square(found - expected.numpy()).mean()) < 0.15 * expected.std().item()
+    loaded = open_session(int8.graph).run(None, {"pixel_values": pixels.numpy()})[0]
+    assert np.sqrt(np.square(loaded - expected.numpy()).mean()) < 0.15 * expected.std().item()
 
 
 @pytest.mark.parametrize("told", [{}, {"crop_mode": "squash", "interpolation": "bilinear"}])
 def test_pictures_are_prepared_as_timm_does(told: dict[str, Any], tmp_path: Path) -> None:
     network = write(tmp_path / "net", "test_efficientnet", **told)
-    own = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg), is_training=False)
+    timm_transform = timm.data.create_transform(
+        **timm.data.resolve_data_config(network.pretrained_cfg), is_training=False
+    )
     processor = TASK.load(start(tmp_path / "net"), None, trust_remote_code=False).processor
     chance = np.random.default_rng(0)
     # Of an odd rest torchvision rounds a half to even, and transformers down.
     for size in ((90, 120), (131, 77), (71, 71), (40, 300)):
         picture = Image.fromarray(chance.integers(0, 256, (*size, 3)).astype(np.uint8))
-        np.testing.assert_allclose(processor([picture])["pixel_values"][0], own(picture).numpy(), atol=2e-6)
+        np.testing.assert_allclose(processor([picture])["pixel_values"][0], timm_transform(picture).numpy(), atol=2e-6)
 
 
 def test_a_head_comes_and_goes(tmp_path: Path) -> None:
     network = write(tmp_path / "net", "test_efficientnet")
-    found = get_task("image-feature-extraction").load(start(tmp_path / "net"), None, trust_remote_code=False)
+    loaded = get_task("image-feature-extraction").load(start(tmp_path / "net"), None, trust_remote_code=False)
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
         embedded = network.forward_head(network.forward_features(pixels), pre_logits=True)
-        torch.testing.assert_close(found.module(pixel_values=pixels).pooler_output, embedded)
+        torch.testing.assert_close(loaded.module(pixel_values=pixels).pooler_output, embedded)
 
     write(tmp_path / "bare", "test_efficientnet", classes=0)
     torch.manual_seed(0)
@@ -116,14 +118,17 @@ def test_a_head_comes_and_goes(tmp_path: Path) -> None:
 
 def test_the_task_is_told_and_a_recipe_needs_no_more(tmp_path: Path) -> None:
     network = write(tmp_path / "net", "test_efficientnet")
-    tensors = [*network.parameters(), *(one for name, one in network.named_buffers() if one.is_floating_point())]
+    tensors = [
+        *network.parameters(),
+        *(buffer for name, buffer in network.named_buffers() if buffer.is_floating_point()),
+    ]
     assert read_shape(tmp_path / "net").parameters >= sum(tensor.numel() for tensor in tensors), (
         "before it is made ready"
     )
     check_config(tmp_path / "net", trust_remote_code=False)
     tiny_images.write_class_folders(tmp_path / "photos")
     splits = {split: f"photos/{split}" for split in ("train", "test")}
-    recipe = {"name": "small", "model": "net", "data": {"splits": splits}, "stages": ["export"]}
+    recipe = {"name": "small", "model": "net", "data": {"splits": splits}, "stages": ["onnx"]}
     (tmp_path / "small.yaml").write_text(json.dumps(recipe))
     assert read_recipe(tmp_path / "small.yaml").task == "image-classification"
 
@@ -132,8 +137,8 @@ def test_imagenets_classes_have_their_names_and_others_numbers(tmp_path: Path) -
     for classes, names in ((1000, ("tench", "goldfish")), (7, ("LABEL_0", "LABEL_1"))):
         write(tmp_path / str(classes), "test_efficientnet", classes)
         config = json.loads((start(tmp_path / str(classes)) / "config.json").read_text())
-        assert tuple(config["id2label"][place] for place in "01") == tuple(
-            next(name for name in config["id2label"].values() if name.startswith(wanted)) for wanted in names
+        assert tuple(config["id2label"][index] for index in "01") == tuple(
+            next(name for name in config["id2label"].values() if name.startswith(expected)) for expected in names
         )
         assert len(set(config["id2label"].values())) == classes
 
@@ -163,9 +168,9 @@ def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_pictures_that_no_processor_prepares_so(tmp_path: Path) -> None:
-    for told in ({"crop_mode": "border"}, {"input_size": (3, 64, 96)}, {"interpolation": "random"}):
+    for pretrained_cfg in ({"crop_mode": "border"}, {"input_size": (3, 64, 96)}, {"interpolation": "random"}):
         with pytest.raises(ModelError, match="No image processor prepares pictures as the model wants"):
-            preparation(told, tmp_path)
+            preparation(pretrained_cfg, tmp_path)
 
 
 def test_weights_that_are_a_pickle_are_no_start(tmp_path: Path) -> None:

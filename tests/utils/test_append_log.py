@@ -48,8 +48,8 @@ def test_what_stands_behind_the_last_line_break_is_no_line(tmp_path: Path) -> No
     lines.add("zwei \u2028 lines for str.splitlines".encode())
     with lines.path.open("ab") as file:
         file.write(b"cut sho")
-    found, rest = lines.read()
-    assert (len(found), rest) == (2, b"cut sho")
-    assert lines.read(4)[0] == found[1:]
+    whole_lines, incomplete = lines.read()
+    assert (len(whole_lines), incomplete) == (2, b"cut sho")
+    assert lines.read(4)[0] == whole_lines[1:]
     assert lines.repair() == 7
-    assert lines.read() == (found, b"")
+    assert lines.read() == (whole_lines, b"")

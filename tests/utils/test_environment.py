@@ -144,11 +144,11 @@ def test_features_decide(present: tuple[str, ...], bf16: bool, dot: bool, monkey
 
 
 def test_this_machine_agrees_with_psutil_and_metadata() -> None:
-    found = subject.environment()
-    assert found["memory_bytes"] == psutil.virtual_memory().total
-    assert found["cores"] == psutil.cpu_count()
-    assert found["cores_granted"] == len(psutil.Process().cpu_affinity())
-    assert found["packages"]["onnxruntime"] == version("onnxruntime")
+    fingerprint = subject.environment()
+    assert fingerprint["memory_bytes"] == psutil.virtual_memory().total
+    assert fingerprint["cores"] == psutil.cpu_count()
+    assert fingerprint["cores_granted"] == len(psutil.Process().cpu_affinity())
+    assert fingerprint["packages"]["onnxruntime"] == version("onnxruntime")
 
 
 @pytest.mark.parametrize(

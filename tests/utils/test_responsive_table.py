@@ -9,12 +9,12 @@ from compress.utils.responsive_table import Column, ResponsiveTable
 
 
 def table(*rows: tuple[str, ...]) -> ResponsiveTable:
-    made = ResponsiveTable(
+    table_shown = ResponsiveTable(
         "", [Column("name"), Column("value", right=True), Column("why", rank=2), Column("n", rank=1)]
     )
     for row in rows:
-        made.add(*row)
-    return made
+        table_shown.add(*row)
+    return table_shown
 
 
 def lines(made: ResponsiveTable, width: int) -> list[str]:
@@ -22,10 +22,10 @@ def lines(made: ResponsiveTable, width: int) -> list[str]:
 
 
 def test_columns_are_left_out_by_their_ranks_and_named() -> None:
-    made = table(("first_one", "1.25 ms", "because", "7"))
-    assert lines(made, 40)[0] == "name         value  why      n"
-    assert lines(made, 28)[0] == lines(made, 22)[0] == "name         value  n"
-    assert lines(made, 22) == [
+    table_shown = table(("first_one", "1.25 ms", "because", "7"))
+    assert lines(table_shown, 40)[0] == "name         value  why      n"
+    assert lines(table_shown, 28)[0] == lines(table_shown, 22)[0] == "name         value  n"
+    assert lines(table_shown, 22) == [
         "name         value  n",
         "\u2500" * 21,
         "first_one  1.25 ms  7",
@@ -35,20 +35,20 @@ def test_columns_are_left_out_by_their_ranks_and_named() -> None:
 
 
 def test_words_go_to_further_lines_and_figures_stay_whole() -> None:
-    made = table(("a name of words", "1.25 ms", "", ""))
-    assert lines(made, 14)[2:5] == ["a      1.25 ms", "name", "of"]
+    table_shown = table(("a name of words", "1.25 ms", "", ""))
+    assert lines(table_shown, 14)[2:5] == ["a      1.25 ms", "name", "of"]
 
 
 def test_names_are_broken_at_joints_where_nothing_else_helps() -> None:
-    made = table(("time_per_output_token", "1", "", ""))
-    assert [line.split() for line in lines(made, 16)[2:5]] == [["time_per_", "1"], ["output_"], ["token"]]
+    table_shown = table(("time_per_output_token", "1", "", ""))
+    assert [line.split() for line in lines(table_shown, 16)[2:5]] == [["time_per_", "1"], ["output_"], ["token"]]
 
 
 @given(strategies.lists(strategies.text("abc _/", max_size=30), min_size=1, max_size=4), strategies.integers(30, 120))
 def test_every_letter_is_shown_and_no_line_is_too_long(names: list[str], width: int) -> None:
-    made = ResponsiveTable("", [Column("name")])
+    table_shown = ResponsiveTable("", [Column("name")])
     for name in names:
-        made.add(name)
-    found = lines(made, width)
-    assert max(map(len, found)) <= width
-    assert "".join("".join(found[2:]).split()) == "".join("".join(names).split())
+        table_shown.add(name)
+    shown_lines = lines(table_shown, width)
+    assert max(map(len, shown_lines)) <= width
+    assert "".join("".join(shown_lines[2:]).split()) == "".join("".join(names).split())

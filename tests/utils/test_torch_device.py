@@ -61,7 +61,12 @@ def test_a_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_auto_is_cuda_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: None)
-    assert [resolve_device(one) for one in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    assert [resolve_device(requested) for requested in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:0",
+        "cuda:0",
+        "cuda:1",
+        "cpu",
+    ]
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: "no driver of a GPU is loaded")
     assert resolve_device("auto") == "cpu"
     with pytest.raises(InputError, match=r"There is no device 'cuda:1' here: no driver") as raised:
@@ -73,8 +78,8 @@ def test_auto_is_cuda_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def recipe(**fields: Any) -> dict[str, Any]:
     data = {"splits": {"train": "train.jsonl", "test": "test.jsonl"}}
-    told = {"name": "mine", "task": "text-classification", "model": "nowhere", "data": data, "stages": ["finetune"]}
-    return told | fields
+    document = {"name": "mine", "task": "text-classification", "model": "nowhere", "data": data, "stages": ["finetune"]}
+    return document | fields
 
 
 def test_check_refuses_a_device_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,25 +89,25 @@ def test_check_refuses_a_device_that_is_not_here(tmp_path: Path, monkeypatch: py
 
 
 def test_keys_name_a_gpu_only_where_a_stage_computes_there() -> None:
-    made = Recipe.model_validate(recipe(stages=["finetune", {"prune": {"heads": 0.5}}, "export"]))
+    parsed = Recipe.model_validate(recipe(stages=["finetune", {"prune": {"heads": 0.5}}, "onnx"]))
 
     def keys(device: str) -> list[str]:
-        found = Keys(made, tiny.dataset(train=8), lambda name: "m", lambda name: "f", device)
-        return [found.stage(stage, "input", ()) for stage in made.stages]
+        results = Keys(parsed, tiny.dataset(train=8), lambda name: "m", lambda name: "f", device)
+        return [results.stage(stage, "input", ()) for stage in parsed.stages]
 
-    here, there = keys("cpu"), keys("cuda:1")
-    assert there[0] != here[0] and there[2] == here[2] and there == keys("cuda:0") != keys("mps")
-    plain = Keys(made, tiny.dataset(train=8), lambda name: "m", lambda name: "f")
-    assert here == [plain.stage(stage, "input", ()) for stage in made.stages]
+    on_cpu, on_gpu = keys("cpu"), keys("cuda:1")
+    assert on_gpu[0] != on_cpu[0] and on_gpu[2] == on_cpu[2] and on_gpu == keys("cuda:0") != keys("mps")
+    plain = Keys(parsed, tiny.dataset(train=8), lambda name: "m", lambda name: "f")
+    assert on_cpu == [plain.stage(stage, "input", ()) for stage in parsed.stages]
 
 
 def test_every_stage_that_reads_the_device_says_so() -> None:
     def computes(stage: type[Stage[Any, Any]]) -> bool:
         return stage.uses_device or isinstance(stage, Trains)
 
-    there = {kind for kind, stage in STAGES.items() if computes(stage)}
-    assert {"gptq", "train_blocks", "prune", "distill", "finetune", "lora", "tune_scales", "qat", "imatrix"} <= there
-    assert not there & {"export", "gguf", "equalize", "cast", "compressed_tensors"}
+    on_gpu = {kind for kind, stage in STAGES.items() if computes(stage)}
+    assert {"gptq", "block_qat", "prune", "distill", "finetune", "lora", "tune_scales", "qat", "imatrix"} <= on_gpu
+    assert not on_gpu & {"onnx", "gguf", "equalize", "cast", "compressed_tensors"}
 
 
 def test_the_device_ends_with_what_was_done_on_it() -> None:
@@ -117,8 +122,8 @@ def test_the_device_ends_with_what_was_done_on_it() -> None:
 def test_the_processor_decides_on_bf16(has: bool, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_device, "has_bf16", lambda: has)
     monkeypatch.setattr(torch_device, "has_fast_bf16", lambda: fast)
-    found = [uses_bf16(precision) for precision in ("auto", "fastest", "bf16", "fp32")]
-    assert found == [has, fast, True, False]
+    results = [uses_bf16(precision) for precision in ("auto", "fastest", "bf16", "fp32")]
+    assert results == [has, fast, True, False]
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "fast"), [(1.0, 2.0, False), (1.0, 0.8, False), (4.4, 1.0, True)])
@@ -126,8 +131,12 @@ def test_products_say_whether_bf16_is_fast(
     fp32: float, bf16: float, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The best round counts: of each kind all but one are slowed by something else."""
-    rounds = [each for own in (fp32, bf16) for each in [own * 9] * (torch_device._ROUNDS - 1) + [own]]
-    clock = iter(np.cumsum([seconds for each in rounds for seconds in (100.0, each)]).tolist())
+    rounds = [
+        duration
+        for seconds_of_dtype in (fp32, bf16)
+        for duration in [seconds_of_dtype * 9] * (torch_device._ROUNDS - 1) + [seconds_of_dtype]
+    ]
+    clock = iter(np.cumsum([seconds for duration in rounds for seconds in (100.0, duration)]).tolist())
     monkeypatch.setattr(torch_device.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(torch_device, "has_bf16", lambda: True)
     assert torch_device.has_fast_bf16.__wrapped__() is fast
@@ -145,10 +154,10 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
 def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 8 << 30))
-    said = r"block 3 needs more .* cuda:0 has left, of whose 8\.0"
+    pattern = r"block 3 needs more .* cuda:0 has left, of whose 8\.0"
     with (
         use_device("cuda:0"),
-        pytest.raises(DeviceError, match=said) as raised,
+        pytest.raises(DeviceError, match=pattern) as raised,
         device_memory_errors("block 3", "samples"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -157,10 +166,10 @@ def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPa
 
 def test_doctor_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu")
-    (here,) = _device()
-    assert here.what == "stages compute on cpu, torch 2.13.0+cpu is built for processors alone"
+    (on_cpu,) = _device()
+    assert on_cpu.what == "stages compute on cpu, torch 2.13.0+cpu is built for processors alone"
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: None)
     about = SimpleNamespace(name="GPU of a test", total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
-    (there,) = _device()
-    assert there.what == "stages compute on cuda:0 (GPU of a test, 80 GiB)"
+    (on_gpu,) = _device()
+    assert on_gpu.what == "stages compute on cuda:0 (GPU of a test, 80 GiB)"

@@ -64,7 +64,7 @@ def compare(
     ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Compare two runs, or a run's model with its own baseline: better, same, worse, or can't tell."""
+    """Compare two runs, or a run's model with its own baseline: better, same, worse, or inconclusive."""
     from compress.cli.output import show
     from compress.recipe.policy import comparison_policy
     from compress.report.compare.gate import read_policy

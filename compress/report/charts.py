@@ -149,7 +149,7 @@ def _tick(metric: Metric, value: float) -> str:
 def percentile(ordered: Sequence[float], share: float) -> float:
     """Return the value below which ``share`` of the sorted samples lie, interpolated linearly."""
     position = share * (len(ordered) - 1)
-    below = math.x_axis_line(position)
+    below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
@@ -225,7 +225,7 @@ def reliability_diagram(report: Report, target: str) -> str | None:
     if not curves:
         return None
     least = min(min(bin.confidence, bin.accuracy) for curve in curves for bin in curve.bins)
-    low = math.x_axis_line(least * 10) / 10 if least < 1 else 0.9
+    low = math.floor(least * 10) / 10 if least < 1 else 0.9
     plot = Plot(SMALL, Scale(low, 1.0, SMALL.left, SMALL.right), Scale(low, 1.0, SMALL.bottom, SMALL.top))
     plot.x_axis("Probability of the answer", _percent)
     plot.y_axis("Right answers", _percent)

@@ -48,7 +48,7 @@ def prompt_rows(report: Report, target: str) -> list[PromptImages]:
 
 
 def drift_records(report: Report, target: str) -> list[tuple[tuple[str, ...], DriftRecord]]:
-    """Return the drift of each model on a target with its names: `quantize` and `final` if they are the same file."""
+    """Return the drift of each model on a target with its names: `onnx_int8` and `final` if they are the same file."""
     records: list[tuple[tuple[str, ...], DriftRecord]] = []
     for drift in (record for record in report.drift if record.target == target):
         if records and drift.model == report.models[-1] and drift.typical == records[-1][1].typical:

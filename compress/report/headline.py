@@ -52,7 +52,7 @@ def _kept(report: Report) -> str:
     chance = [limit for limit in unknown if limit.verdict == "missed"]
     inconclusive = len(unknown) - len(chance)
     details = (
-        [f"{inconclusive} of them can't be told" if missed or chance else f"{inconclusive} can't be told"]
+        [f"{inconclusive} of them inconclusive" if missed or chance else f"{inconclusive} inconclusive"]
         if inconclusive
         else []
     )

@@ -64,7 +64,8 @@ def _case(report: Report, limit: LimitResult) -> JunitCase:
     if limit.skipped:
         return JunitCase(*names, "skipped", message=limit.reason or "the target was skipped")
     if limit.unknown:
-        return JunitCase(*names, "skipped", message=f"{limit.verdict}: {result}")
+        outcome = "inconclusive" if limit.verdict == "cannot tell" else limit.verdict
+        return JunitCase(*names, "skipped", message=f"{outcome}: {result}")
     if not limit.passed:
         text = f"{limit.metric} on {limit.target}: wanted {limit.limit}, found {result}"
         return JunitCase(*names, "failure", text, f"found {result}", "limit missed")

@@ -127,11 +127,11 @@ def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machin
     beyond = interval is None or not any(_within(limit, end) for end in interval)
     if describe_metric(limit.metric, final.unit).timed:
         if noise := unusable_machine(machine):
-            return {"verdict": "cannot tell", "reason": f"the machine was not fit to measure: {noise}"}
+            return {"verdict": "cannot tell", "reason": f"the machine was too noisy: {noise}"}
         if interval is None:
-            return {"verdict": "cannot tell", "reason": "it was timed too seldom to tell it from noise"}
+            return {"verdict": "cannot tell", "reason": "too few timings to distinguish it from noise"}
         if not beyond:
-            return {"verdict": "cannot tell", "reason": "noise alone may have missed it"}
+            return {"verdict": "cannot tell", "reason": "noise could explain the miss"}
         return {"verdict": "missed"}
     if interval is None or not final.raw:
         return {"verdict": "missed"}

@@ -262,15 +262,15 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     if not high > low:
         return [low]
     rough = (high - low) / count
-    power = 10.0 ** math.x_axis_line(math.log10(rough))
+    power = 10.0 ** math.floor(math.log10(rough))
     step = next(nice * power for nice in _STEPS if nice * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.x_axis_line(high / step + 1e-9)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{place * step:.12g}") for place in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Return round numbers for a logarithmic axis: powers of ten, and finer steps in a range of few decades."""
-    decades = range(math.x_axis_line(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in _DECADE_STEPS:
         ticks = [float(f"{step * 10.0**power:.12g}") for power in decades for step in steps]
         inside = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]

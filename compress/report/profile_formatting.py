@@ -10,10 +10,10 @@ _SENTENCES = {
     "compute": "Arithmetic binds: fewer or cheaper operations make it faster.",
     "memory": "Memory binds: fewer bytes to move make it faster.",
     "overhead": (
-        "Neither arithmetic nor memory comes to a third of the time: the rest goes into starting small operators, "
-        "waiting for threads, and kernels that do not reach this machine's best."
+        "Arithmetic and memory each need less than a third of the time. The rest is spent on starting small operators, "
+        "waiting for threads, and kernels that are slower than this machine's best."
     ),
-    None: "No operator of this model is known, so nothing can be said of the limit.",
+    None: "The costs of this model's operators are unknown, so its limit is unknown.",
 }
 
 
@@ -51,14 +51,14 @@ def count_text(value: float) -> str:
     return f"{value:.0f}"
 
 
-def binds_text(row: ProfileRow) -> str:
+def bottleneck_text(row: ProfileRow) -> str:
     """Return the limit that binds a row, in a word."""
-    return _BINDS[row.binds]
+    return _BINDS[row.bottleneck]
 
 
 def verdict_text(profile: Profile) -> str:
     """Return the limit that binds the whole model, and its meaning."""
-    return _SENTENCES[profile.whole.binds]
+    return _SENTENCES[profile.whole.bottleneck]
 
 
 def call_text(profile: Profile) -> str:

@@ -18,7 +18,7 @@ from compress.report import profile_formatting as words
 from compress.report import rows
 from compress.report.pages import render
 from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, with_tooltip
-from compress.report.profile_formatting import binds_text, rate_text, share_text, time_text
+from compress.report.profile_formatting import bottleneck_text, rate_text, share_text, time_text
 from compress.results.formatting import format_number
 from compress.utils.responsive_table import Column, ResponsiveTable, bar
 
@@ -47,7 +47,7 @@ def _whole(profile: Profile) -> RenderableType:
         ("A call takes", f"{words.time_text(whole.time_ms)} ({words.interval_text(profile)})"),
         ("The machine would need", words.time_text(whole.limit_ms)),
         ("Share of the limit", words.share_text(whole.share_of_roof) + uncounted),
-        ("Binds", words.binds_text(whole)),
+        ("Binds", words.bottleneck_text(whole)),
         (
             "Operations",
             f"{words.count_text(whole.operations)} ({words.count_text(whole.int8_operations)} on 8-bit integers)",
@@ -63,11 +63,13 @@ def _whole(profile: Profile) -> RenderableType:
 def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:
     columns = [Column(head), Column("Time", right=True), Column("Share", right=True)]
     columns += [Column(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
-    table = ResponsiveTable(title, [*columns, Column("Binds")], "for lack of room only in --json and --format html")
+    table = ResponsiveTable(
+        title, [*columns, Column("Binds")], "hidden at this width; --json has all columns and --format html"
+    )
     total_ms = sum(row.time_ms for row in rows) or 1.0
     for row in rows:
         share = row.time_ms / total_ms
-        bound = words.binds_text(row)
+        bound = words.bottleneck_text(row)
         table.add(
             row.name,
             words.time_text(row.time_ms),
@@ -202,7 +204,7 @@ def _told(row: ProfileRow, together_ms: float) -> str:
         row.layer or "",
         f"{time_text(row.time_ms)}, {row.time_ms / together_ms:.1%} of the operators' time",
         f"{rate_text(row.operations_per_s, 'OP')}, {rate_text(row.bytes_per_s, 'B')}",
-        f"{share_text(row.share_of_roof)} of the limit; binds: {binds_text(row)}",
+        f"{share_text(row.share_of_roof)} of the limit; binds: {bottleneck_text(row)}",
     ]
     return "\n".join(filter(None, words))
 

@@ -87,9 +87,7 @@ class LimitResult(FrozenRecord):
     high: float | None = None
     skipped: bool = False
     reason: str | None = Field(None, description="why there is nothing to compare, or why nobody can tell")
-    verdict: Verdict | None = Field(
-        None, description="`cannot tell`: a time that noise alone may have put on the wrong side"
-    )
+    verdict: Verdict | None = Field(None, description="`cannot tell`: a time whose miss noise could explain")
     within_chance: bool | None = Field(
         None, description="of a missed limit on quality: whether so many rows may have missed it by chance"
     )

@@ -53,7 +53,7 @@ def test_a_row_is_the_mean_over_calls() -> None:
     assert first.memory_bound_ms == pytest.approx(0.020 / 2)
     assert first.share_of_roof == pytest.approx(0.015 / 0.020)
     assert (second.uncounted_ms, second.time_ms) == (pytest.approx(0.005), pytest.approx(0.005))
-    assert (second.share_of_roof, second.binds, second.counted) == (None, None, False)
+    assert (second.share_of_roof, second.bottleneck, second.counted) == (None, None, False)
     assert operator_ms(runs[0][1]) == pytest.approx(0.035)
 
 
@@ -74,9 +74,9 @@ def test_rates_of_a_row() -> None:
     row = profiles.row("a", "MatMul")
     assert (row.operations_per_s, row.bytes_per_s, row.intensity) == (20e9, 1e9, 20)
     assert row.share_of_roof == pytest.approx(0.2)
-    assert row.binds == "overhead"
-    assert profiles.row("a", "MatMul", time_ms=0.5).binds == "compute"
-    assert profiles.row("a", "Gather", compute_bound_ms=0.0, memory_bound_ms=0.4).binds == "memory"
+    assert row.bottleneck == "overhead"
+    assert profiles.row("a", "MatMul", time_ms=0.5).bottleneck == "compute"
+    assert profiles.row("a", "Gather", compute_bound_ms=0.0, memory_bound_ms=0.4).bottleneck == "memory"
 
 
 def test_the_rates_leave_out_what_is_not_counted() -> None:

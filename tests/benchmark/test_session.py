@@ -64,7 +64,7 @@ def result(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, tupl
     heavy = write_classifier(root / "heavy", width=384, layers=12, extra_rows=100_000_000 // (4 * 384) + 1)
     light = write_classifier(root / "light", width=16, layers=1)
     shutil.copytree(light, root / "copy")
-    return bench({"baseline": heavy, "quantize": light, "final": root / "copy"})
+    return bench({"baseline": heavy, "onnx_int8": light, "final": root / "copy"})
 
 
 def row(result: BenchmarkResult, model: str, metric: str) -> Measurement:
@@ -75,9 +75,9 @@ def row(result: BenchmarkResult, model: str, metric: str) -> Measurement:
 def test_every_model_has_every_metric(result: BenchmarkResult) -> None:
     metrics = {
         model: [r.metric for r in result.measurements if r.model == model and "_length_" not in r.metric]
-        for model in ("baseline", "quantize", "final")
+        for model in ("baseline", "onnx_int8", "final")
     }
-    assert metrics["baseline"] == metrics["quantize"] == metrics["final"]
+    assert metrics["baseline"] == metrics["onnx_int8"] == metrics["final"]
     assert set(metrics["final"]) == {
         *("latency_ms", "latency_p90_ms", "latency_p99_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
         *("speedup", "speedup_batch_8"),
@@ -143,25 +143,25 @@ def test_length_buckets_share_out_the_same_calls(result: BenchmarkResult) -> Non
 
 
 def test_much_less_work_is_faster(result: BenchmarkResult) -> None:
-    speedup = row(result, "quantize", "speedup")
+    speedup = row(result, "onnx_int8", "speedup")
     assert speedup.low is not None
     assert speedup.low > 2
     assert row(result, "baseline", "speedup").value == 1.0
-    assert row(result, "quantize", "latency_ms").value < row(result, "baseline", "latency_ms").value
-    assert row(result, "quantize", "throughput").value > row(result, "baseline", "throughput").value
+    assert row(result, "onnx_int8", "latency_ms").value < row(result, "baseline", "latency_ms").value
+    assert row(result, "onnx_int8", "throughput").value > row(result, "baseline", "throughput").value
     # The longest sentences make four and more times the products of the shortest.
     by_length = [r.value for r in result.measurements if r.model == "baseline" and "_length_" in r.metric]
     assert by_length[0] < by_length[-1]
 
 
 def test_equal_folders_are_measured_once(result: BenchmarkResult) -> None:
-    assert set(result.environment["runtime_settings"]) == {"baseline", "quantize"}
+    assert set(result.environment["runtime_settings"]) == {"baseline", "onnx_int8"}
     for metric in ("latency_ms", "startup_ms", "speedup"):
-        assert row(result, "final", metric).raw == row(result, "quantize", metric).raw
+        assert row(result, "final", metric).raw == row(result, "onnx_int8", metric).raw
 
 
 def test_start_contains_the_loading(result: BenchmarkResult) -> None:
-    for model in ("baseline", "quantize"):
+    for model in ("baseline", "onnx_int8"):
         start, load = row(result, model, "startup_ms"), row(result, model, "session_load_ms")
         assert start.n == load.n == result.environment["launches"]
         assert 6 <= start.n <= 12
@@ -178,9 +178,9 @@ def test_the_environment_says_what_ran(result: BenchmarkResult) -> None:
 
 def test_memory_holds_the_model(result: BenchmarkResult) -> None:
     """100 MB of embedding must be found in the process that opened it, and not in its neighbour."""
-    large, small = (row(result, name, "peak_memory_bytes").value for name in ("baseline", "quantize"))
+    large, small = (row(result, name, "peak_memory_bytes").value for name in ("baseline", "onnx_int8"))
     assert large - small >= 100_000_000
-    own = small - row(result, "quantize", "runtime_memory_bytes").value
+    own = small - row(result, "onnx_int8", "runtime_memory_bytes").value
     assert 0 < own < 50_000_000
 
 
@@ -190,10 +190,10 @@ def test_models_take_turns_in_alternating_order(
     pairs = list(zip(asked[::2], asked[1::2], strict=True))
     assert len(pairs) >= result.environment["rounds"]["single"]
     for (first, calls), (second, same_calls) in pairs:
-        assert {first, second} == {"baseline", "quantize"}
+        assert {first, second} == {"baseline", "onnx_int8"}
         assert calls == same_calls
     firsts = [first for (first, _), _ in pairs]
-    assert abs(firsts.count("baseline") - firsts.count("quantize")) <= 2 + len(firsts) // 4
+    assert abs(firsts.count("baseline") - firsts.count("onnx_int8")) <= 2 + len(firsts) // 4
 
 
 def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:

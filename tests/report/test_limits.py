@@ -151,8 +151,8 @@ def test_latencies_and_unlike_samples_are_not_paired() -> None:
 
 VNNI: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "noisy", "reasons": ["others"]}}
 UNFIT: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "unusable", "reasons": ["it was stolen"]}}
-SELDOM = "it was timed too seldom to tell it from noise"
-NOISE, UNABLE = "noise alone may have missed it", "the machine was not fit to measure: it was stolen"
+SELDOM = "too few timings to distinguish it from noise"
+NOISE, UNABLE = "noise could explain the miss", "the machine was too noisy: it was stolen"
 WARN = Verdicts()
 
 

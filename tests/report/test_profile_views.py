@@ -67,13 +67,15 @@ def test_which_bandwidth_applies() -> None:
 
 def test_what_binds_is_said() -> None:
     """The whole needs 0.86 ms of the 4.375 ms that are counted."""
-    assert verdict_text(profiles.profile()).startswith("Neither")
+    assert verdict_text(profiles.profile()).startswith("Arithmetic and memory each")
     whole = profiles.profile().whole
     fast = whole.model_copy(update={"time_ms": 2.0, "uncounted_ms": 0.0})
     assert verdict_text(profiles.profile(whole=fast)).startswith("Arithmetic binds")
     moved = fast.model_copy(update={"memory_bound_ms": 1.5})
     assert verdict_text(profiles.profile(whole=moved)).startswith("Memory binds")
-    assert verdict_text(profiles.profile(whole=fast.model_copy(update={"uncounted_ms": 2.0}))).startswith("No operator")
+    assert verdict_text(profiles.profile(whole=fast.model_copy(update={"uncounted_ms": 2.0}))).startswith(
+        "The costs of"
+    )
 
 
 def test_notes_name_what_is_not_counted_and_what_beats_the_limit() -> None:
@@ -82,7 +84,7 @@ def test_notes_name_what_is_not_counted_and_what_beats_the_limit() -> None:
     assert "6.00 ms, +20%" in notes and "4.10 ms of it operators are at work" in notes
     assert "beat the limit" not in notes
     quick = profiles.profile(rows=(profiles.row("too_quick", "MatMul", time_ms=0.1),))
-    assert "1 operators beat the limit" in "\n".join(method_notes(quick))
+    assert "1 operators are faster than the limit" in "\n".join(method_notes(quick))
 
 
 def test_the_console_shows_all_three_views() -> None:

@@ -59,7 +59,7 @@ UNTOLD = LimitResult(
     high=12.1,
     passed=False,
     verdict="cannot tell",
-    reason="noise alone may have missed it",
+    reason="noise could explain the miss",
     fails=False,
     processor="x86-vnni",
 )
@@ -87,23 +87,23 @@ ELSEWHERE = LimitResult(
 
 
 def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
-    assert verdict(with_limits(report, UNTOLD, KEPT)) == ("unknown", "1 of 2 limits kept, 1 can't be told")
+    assert verdict(with_limits(report, UNTOLD, KEPT)) == ("unknown", "1 of 2 limits kept, 1 inconclusive")
     both = with_limits(report, UNTOLD, CHANCE, KEPT)
-    assert verdict(both) == ("missed", "1 of 3 limits missed, 1 of them can't be told")
+    assert verdict(both) == ("missed", "1 of 3 limits missed, 1 of them inconclusive")
     mild = CHANCE.model_copy(update={"fails": False})
     assert verdict(with_limits(report, mild, KEPT)) == ("unknown", "1 of 2 limits kept, 1 missed within chance")
     other = with_limits(report, KEPT, ELSEWHERE)
     assert verdict(other) == ("passed", "The limit is kept (1 not judged: for another processor)")
     text = shown(console_table(both))
-    assert "? speedup on cpu \u2265 12x (x86-vnni): 11.7x (11.4\u201312.1x); noise alone may have missed it" in text
+    assert "? speedup on cpu \u2265 12x (x86-vnni): 11.7x (11.4\u201312.1x); noise could explain the miss" in text
     found = "99.60% of baseline (86.60%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
     assert f"\u2717 accuracy on cpu \u2265 99.7% of baseline: {found}" in " ".join(text.split())
     suite = ElementTree.fromstring(junit_report(both))
     assert (suite.get("failures"), suite.get("skipped")) == ("1", "1")
     skipped, failure = suite.find(".//skipped"), suite.find(".//failure")
-    assert skipped is not None and (skipped.get("message") or "").startswith("cannot tell: 11.7x")
+    assert skipped is not None and (skipped.get("message") or "").startswith("inconclusive: 11.7x")
     assert failure is not None and "7 of 2,000 rows, within chance" in (failure.text or "")
-    assert "? can&#39;t tell" in html_page(both)
+    assert "? inconclusive" in html_page(both)
 
 
 def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:

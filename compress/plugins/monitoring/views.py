@@ -24,11 +24,13 @@ def console_drift(report: UseReport) -> RenderableType:
     """A line for each look, then what changed most in those that drifted and what to do."""
     columns = [Column(""), Column("look"), Column("reference", right=True), Column("recent", right=True)]
     columns += [Column("effect", right=True, rank=2), Column("p", right=True, rank=1), Column("verdict")]
-    table = ResponsiveTable("", columns, "for lack of room only in --json")
+    table = ResponsiveTable("", columns, "hidden at this width; --json has all columns")
     for look in report.looks:
         values = formatting.value_text(look, look.reference), formatting.value_text(look, look.recent)
         figures = formatting.effect_text(look), formatting.p_text(look.adjusted)
-        table.add(formatting.SIGNS[look.verdict], look.title, *values, *figures, look.verdict, style=_STYLES[look.verdict])
+        table.add(
+            formatting.SIGNS[look.verdict], look.title, *values, *figures, look.verdict, style=_STYLES[look.verdict]
+        )
     sides = f"{report.recent.name} ({report.recent.rows:,} rows) against {report.reference.name}"
     parts: list[RenderableType] = [Text(f"{sides} ({report.reference.rows:,})", style="dim"), table]
     parts += [Text(line) for look in report.having("drift") for line in _told(look)]
@@ -88,7 +90,7 @@ def console_ab(report: AbReport) -> RenderableType:
     """A line for each quantity, and after which look it was known."""
     columns = [Column("of B against A"), Column("A", right=True), Column("B", right=True), Column("change", right=True)]
     columns += [Column("interval", right=True, rank=1), Column("verdict"), Column("told after", right=True, rank=2)]
-    table = ResponsiveTable("", columns, "for lack of room only in --json")
+    table = ResponsiveTable("", columns, "hidden at this width; --json has all columns")
     for one in report.judged:
         settled = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
         figures = formatting.change_text(one.change, one.unit), formatting.span_text(one)

@@ -166,7 +166,7 @@ def promote(
     fields |= {"already": done.already, "gate": done.judged.model_dump(mode="json")}
     fields |= {"judgements": json.loads(done.result.to_json())["judgements"]} if done.result else {}
     unknown = (
-        [f"can't tell: {judged_name(row)} on {row.target}" for row in done.result.having("warned")]
+        [f"inconclusive: {judged_name(row)} on {row.target}" for row in done.result.having("warned")]
         if done.result
         else []
     )

@@ -25,7 +25,7 @@ _FIGURES = (
     Column("change", right=True),
     Column("interval", rank=3),
 )
-_LEFT_OUT = "for lack of room only in --json and --format html"
+_LEFT_OUT = "hidden at this width; --json has all columns and --format html"
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
@@ -99,4 +99,4 @@ def _slice(title: str, slice_change: SliceChange) -> Text:
     interval = formatting.interval_text(change)
     text = f"{title}: {slice_change.name} ({slice_change.rows:,} rows), {formatting.effect_text(change)}"
     interval_phrase = f", {interval} at {formatting.confidence_text(change)}" if interval else ""
-    return _text(f"{text}{interval_phrase}: {change.verdict}", style=_STYLES[change.verdict])
+    return _text(f"{text}{interval_phrase}: {formatting.VERDICT_TEXTS[change.verdict]}", style=_STYLES[change.verdict])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from compress.report.compare.change import MetricChange
-from compress.report.compare.formatting import confidence_text, effect_text, interval_text, margin_text
+from compress.report.compare.formatting import VERDICT_TEXTS, confidence_text, effect_text, interval_text, margin_text
 from compress.report.plot import Scale, nice_ticks
 from compress.results.formatting import format_number
 from compress.results.metrics import describe_metric
@@ -76,7 +76,7 @@ def change_tooltip(change: MetricChange) -> str:
     """Return the change as text for a tooltip and a screen reader."""
     interval = interval_text(change)
     interval_phrase = f", {confidence_text(change)} interval {interval}" if interval else ""
-    return f"{change.metric}: {effect_text(change)}{interval_phrase}; {margin_phrase(change)}: {change.verdict}"
+    return f"{change.metric}: {effect_text(change)}{interval_phrase}; {margin_phrase(change)}: {VERDICT_TEXTS[change.verdict]}"
 
 
 def margin_phrase(change: MetricChange) -> str:

@@ -9,6 +9,8 @@ from compress.results.formatting import format_number, format_value
 from compress.results.metrics import describe_metric
 
 SIGNS: dict[Verdict, str] = {"better": "\u2191", "same": "=", "worse": "\u2193", "can't tell": "?"}
+VERDICT_TEXTS: dict[Verdict, str] = {"better": "better", "same": "same", "worse": "worse", "can't tell": "inconclusive"}
+"""Verdicts as readers see them."""
 ORDER: tuple[Verdict, ...] = ("worse", "can't tell", "better", "same")
 """Verdicts in the order in which readers need them."""
 
@@ -92,8 +94,8 @@ def margin_text(change: MetricChange) -> str:
 def verdict_text(change: MetricChange) -> str:
     """Return the verdict, and for an inconclusive one the number of further pairs that should settle it."""
     if change.verdict == "can't tell" and change.more:
-        return f"can't tell (about {change.more:,} more would)"
-    return change.verdict
+        return f"inconclusive (about {change.more:,} more samples needed)"
+    return VERDICT_TEXTS[change.verdict]
 
 
 def change_sentence(change: MetricChange) -> str:
@@ -115,7 +117,7 @@ def judgement_text(judgement: Judgement) -> str:
         return f"{judged_name(judgement)} on {judgement.target}: {judgement.reason}"
     slice_phrase = f" in {judgement.slice}" if judgement.slice else ""
     text = change_sentence(judgement.change).replace(judgement.metric, f"{judgement.metric}{slice_phrase}", 1)
-    verdict = f"; {judgement.change.verdict}" + (f": {judgement.reason}" if judgement.reason else "")
+    verdict = f"; {VERDICT_TEXTS[judgement.change.verdict]}" + (f": {judgement.reason}" if judgement.reason else "")
     return f"{text}, allowed {judgement.margin} worse{verdict}"
 
 
@@ -125,7 +127,7 @@ def gate_sentence(result: GateResult) -> str:
     total = len(result.judgements)
     if not total:
         return "Nothing was judged"
-    inconclusive = f"{len(warned)} can't be told" if warned else ""
+    inconclusive = f"{len(warned)} inconclusive" if warned else ""
     if failed:
         names = ", ".join(dict.fromkeys(judged_name(judgement) for judgement in failed))
         return f"Failed: {names} ({len(failed)} of {total}{f', {inconclusive}' if inconclusive else ''})"
@@ -135,14 +137,16 @@ def gate_sentence(result: GateResult) -> str:
 def comparison_sentence(comparison: Comparison) -> str:
     """Return `Worse: accuracy; better: size_bytes, latency_ms`."""
     parts = []
-    for verdict in ("worse", "better"):
+    changed: tuple[Verdict, ...] = ("worse", "better")
+    for verdict in changed:
         names = [change.metric for change in comparison.changes if change.verdict == verdict]
         if names:
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             parts.append(f"{verdict}: {', '.join(dict.fromkeys(names[:6]))}{more}")
-    for verdict in ("same", "can't tell"):
+    unchanged: tuple[Verdict, ...] = ("same", "can't tell")
+    for verdict in unchanged:
         count = sum(change.verdict == verdict for change in comparison.changes)
-        parts += [f"{count} {verdict}"] if count else []
+        parts += [f"{count} {VERDICT_TEXTS[verdict]}"] if count else []
     text = "; ".join(parts)
     return text[:1].upper() + text[1:]
 

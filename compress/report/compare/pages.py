@@ -10,7 +10,7 @@ from compress.report.compare.change import ComparedModel, Comparison, MetricChan
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.pages import render, render_markdown
 
-_FAILED, _WARNED, _PASSED = ("missed", "\u2717 failed"), ("warned", "? can't tell"), ("passed", "\u2713 passed")
+_FAILED, _WARNED, _PASSED = ("missed", "\u2717 failed"), ("warned", "? inconclusive"), ("passed", "\u2713 passed")
 _CHIPS = {"failed": _FAILED, "warned": _WARNED, "passed": _PASSED}
 _COLOURS = {"worse": "missed", "can't tell": "warned", "better": "passed", "same": "none"}
 
@@ -107,7 +107,7 @@ def change_rows(changes: Iterable[MetricChange | SliceChange]) -> list[ChangeRow
 
 
 def _row(name: str, change: MetricChange, allowed: str) -> ChangeRow:
-    return ChangeRow(name, change, allowed, (_COLOURS[change.verdict], change.verdict))
+    return ChangeRow(name, change, allowed, (_COLOURS[change.verdict], formatting.VERDICT_TEXTS[change.verdict]))
 
 
 def _short(side: ComparedModel) -> str:

@@ -68,10 +68,10 @@ def test_bytes_that_differ_by_one_are_seen_to_differ() -> None:
 
 def test_console_names_the_verdict(result: GateResult) -> None:
     text = shown(console_gate(result), 200)
-    assert "Failed: accuracy (1 of 3, 1 can't be told)." in text
+    assert "Failed: accuracy (1 of 3, 1 inconclusive)." in text
     assert "allowed 0.5 points worse; worse" in text
     assert "\x1b" not in text
-    assert "Worse: accuracy; 1 same; 1 can't tell." in shown(console_comparison(result.comparison), 200)
+    assert "Worse: accuracy; 1 same; 1 inconclusive." in shown(console_comparison(result.comparison), 200)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -79,18 +79,18 @@ def test_the_console_breaks_no_word(result: GateResult, width: int) -> None:
     assert broken_words(console_gate(result), width) == []
     assert broken_words(console_comparison(result.comparison), width) == []
     narrow = shown(console_gate(result), 80)
-    for words in ("metric", "change", "allowed", "verdict", "-1.50 points", "can't tell"):
+    for words in ("metric", "change", "allowed", "verdict", "-1.50 points", "inconclusive"):
         assert words in narrow
 
 
 def test_markdown_puts_the_verdict_first_and_escapes(result: GateResult) -> None:
     text = markdown_gate(result)
-    assert text.splitlines()[0] == "**\u274c Failed: accuracy (1 of 3, 1 can't be told).**"
+    assert text.splitlines()[0] == "**\u274c Failed: accuracy (1 of 3, 1 inconclusive).**"
     assert "<script>" not in text
     assert text.count("<details>") == text.count("</details>") == 3
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {10, 7}
-    assert markdown_comparison(result.comparison).startswith("**Worse: accuracy; 1 same; 1 can't tell.**")
+    assert markdown_comparison(result.comparison).startswith("**Worse: accuracy; 1 same; 1 inconclusive.**")
 
 
 def test_junit_has_a_case_for_each_judgement(result: GateResult) -> None:

@@ -66,14 +66,17 @@ def activation_ranges(file: Path) -> list[ActivationRange]:
     modules, ranges = node_modules(file), list[ActivationRange]()
     for node in ir.load(file).graph:
         source = node.inputs[0] if node.inputs else None
+        # Quantized weights are constants; only activations are of interest.
         if node.op_type != "QuantizeLinear" or source is None or constant(source) is not None:
             continue
+        # Static quantization has one scalar scale per activation.
         scale, zero = (constant(node.inputs[index]) if index < len(node.inputs) else None for index in (1, 2))
         if scale is None or scale.size != 1 or (zero is not None and zero.dtype not in (np.int8, np.uint8)):
             continue
         step, origin = float(scale.item()), 0 if zero is None else int(zero.item())
         limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
         low, high = ((int(limit) - origin) * step for limit in (limits.min, limits.max))
+        # Name the activation after the layer that reads it.
         readers = [str(use.node.name) for use in node.outputs[0].uses()]
         layer = next(filter(None, map(modules.get, [*readers, str(node.name)])), str(source.name))
         ranges.append(ActivationRange(str(source.name), _module(layer), low, high, step))
@@ -85,6 +88,7 @@ def _products(file: Path, modules: dict[str, str]) -> list[ActivationRange]:
     ranges = []
     for node in ir.load(file).graph:
         source = node.inputs[0] if node.inputs else None
+        # A constant first input is a weight.
         if node.op_type in _PRODUCTS and source is not None and constant(source) is None and source.name:
             readers = [str(use.node.name) for value in node.outputs for use in value.uses()]
             layer = next(filter(None, map(modules.get, [str(node.name), *readers])), str(source.name))

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import Field
 
-from compress.inspection.diffusion_part_calls import PartCall, part_calls
 from compress.inspection.layers import group_layers
 from compress.inspection.tensors import READERS, ModelContents, read_model
 from compress.inspection.weight_statistics import TensorStatistics, measure_weights
 from compress.models.folder_checks import PICKLE_SUFFIXES, PROCESSOR_FILES
 from compress.models.json_file import read_json
 from compress.models.stored_tensor import StoredTensor
+from compress.plugins.diffusion.part_calls import PartCall, part_calls
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.pydantic_models import Frozen
 
@@ -89,6 +89,7 @@ def budget_of(
         name: Displayed name; by default the path.
     """
     contents = read_model(path)
+    # Tied tensors have 0 bytes, so that nothing counts twice.
     tensor_bytes = sum(tensor.bytes for tensor in contents.tensors)
     return Budget(
         model=name or str(path),
@@ -124,6 +125,7 @@ def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) 
         if path:
             parts[path[0]].append((path[1:], tensor))
     children = [_module(part, inner, total) for part, inner in parts.items()]
+    # Blocks keep their order; other children are sorted by size.
     children.sort(key=lambda child: (int(child.name), 0) if child.name.isdigit() else (-1, -child.bytes))
     size, parameters = _by_type([tensor for _, tensor in below])
     return Module(
@@ -165,6 +167,7 @@ def _overhead(contents: ModelContents, tensor_bytes: int) -> dict[str, int]:
     overhead: Counter[str] = Counter()
     for file in contents.files:
         overhead[_kind(file, weight_files, contents.format)] += file.stat().st_size
+    # Weight files contain headers or graphs in addition to tensors.
     overhead[_around(contents.format)] -= tensor_bytes
     return dict(overhead.most_common())
 
@@ -188,6 +191,7 @@ def _notes(path: Path, contents: ModelContents) -> tuple[str, ...]:
     notes = [f"{item.origin} shares the bytes of {item.tied_to}" for item in contents.tensors if item.tied_to]
     config = path / "config.json"
     if contents.format == "safetensors" and config.is_file() and read_json(config).get("tie_word_embeddings") is True:
+        # A tied head without a stored tensor is easily overlooked.
         heads = [tensor.name for tensor in contents.tensors if tensor.name.startswith(("lm_head.", "cls.predictions"))]
         notes += [] if heads else ["tie_word_embeddings: an output layer, if there is one, uses the embedding table"]
     return tuple(notes)

@@ -9,15 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.inspection.budget import Budget, Module
-from compress.inspection.diffusion_part_calls import PartCall
 from compress.inspection.weight_statistics import TensorStatistics
+from compress.plugins.diffusion.part_calls import PartCall
 from compress.results.formatting import format_bytes, format_count
 from compress.utils.responsive_table import Column, ResponsiveTable, bar
 
 BAR_CELLS = 16
 SMALL_SHARE = 0.001
 """Modules with a smaller share of the bytes are shown without their children."""
-_LEFT_OUT = "for lack of room only in --json"
+_LEFT_OUT = "hidden at this width; --json has all columns"
 
 
 def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
@@ -80,6 +80,7 @@ def _branch(table: ResponsiveTable, module: Module, name: str, level: int, depth
         level: Depth of the module.
         depth: Largest depth.
     """
+    # Join chains of single children into one row.
     while level and len(module.children) == 1:
         module = module.children[0]
         name = f"{name}.{module.name}"
@@ -99,6 +100,7 @@ def _largest(budget: Budget, top: int) -> ResponsiveTable:
     columns = [Column("tensor"), Column("shape", rank=1), Column("type", rank=2)]
     columns += [Column("bytes", right=True), Column("share", right=True)]
     statistics = budget.statistics
+    # Statistics are optional columns.
     if statistics is not None:
         names = ("zeros", "min", "max", "mean", "std", "> 6 std")
         columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(names, start=3)]

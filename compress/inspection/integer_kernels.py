@@ -59,6 +59,7 @@ def read_kernels(graph: Path, threads: int = 1) -> list[WeightedKernel]:
 def kernel_of(node: ir.Node) -> WeightedKernel | None:
     """Return the kind of kernel of a node of an optimized graph; ``None`` for a node without weights."""
     name = original_name(str(node.name)) or str(node.name)
+    # Weight-only products compute in integers only if activations are rounded too (accuracy_level 4).
     if node.op_type in INTEGER or (node.op_type == "MatMulNBits" and _rounds_activations(node)):
         return WeightedKernel(name, node.op_type, integer=True)
     if node.op_type == "MatMulNBits":
@@ -77,6 +78,7 @@ def _rounds_activations(node: ir.Node) -> bool:
 def _reason(node: ir.Node) -> tuple[str, str] | None:
     """Return why a weighted operator runs in float, and a remedy; ``None`` for an operator without weights."""
     stored = [(index, value) for index, value in enumerate(node.inputs[:2]) if value is not None]
+    # A weight that is dequantized in the optimized graph was not fused into an integer operator.
     packed = [value for _, value in stored if _from_integers(value)]
     if node.op_type == "Gather":
         if not packed:
@@ -90,6 +92,7 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
             return _ONLY_WEIGHTS, "onnx_int8: {method: static}"
         return f"its integers are dequantized and multiplied in float: {_why_apart(node)}", _WRITES_OPERATORS
     sizes = [array.size for index, value in stored if index and (array := constant(value)) is not None]
+    # Small constant factors are not worth quantizing.
     if not sizes or max(sizes) < _SMALL:
         return None
     if any(_dequantized(value) for _, value in stored):
@@ -106,6 +109,7 @@ def _why_apart(node: ir.Node) -> str:
     """
     readers = [use.node for value in node.outputs for use in value.uses()]
     quantizers = [user for user in readers if user.op_type == "QuantizeLinear"]
+    # Compare the integer types of the input and of every consumer.
     types = [
         _zero_type(quantizer) for quantizer in (_dequantizer(node.inputs[0]), *quantizers) if quantizer is not None
     ]
@@ -163,6 +167,7 @@ APART = SlowdownCause(
 
 def part_of(node: ir.Node) -> Part:
     """Classify a node: products with weights and attention, conversions between floats and integers, or the rest."""
+    # It is an integer operator but computes no product.
     if node.op_type == "GatherBlockQuantized":
         return "rest"
     if node.op_type in (*PRODUCTS, *CONVOLUTIONS, "MatMulNBits") or node.op_type in INTEGER:
@@ -172,6 +177,7 @@ def part_of(node: ir.Node) -> Part:
 
 def product_cause(node: ir.Node) -> SlowdownCause:
     """Return why a product or convolution is slower than in float."""
+    # A float kernel in a quantized file has its own explanation.
     kernel = kernel_of(node)
     if kernel is not None and not kernel.integer:
         return SlowdownCause(kernel.why, kernel.help)
@@ -217,6 +223,7 @@ def _scales_back(node: ir.Node, depth: int = 3) -> bool:
     if node.op_type not in ("Cast", "Mul"):
         return False
     makers = [value.producer() for value in node.inputs if value is not None]
+    # The result of an integer product is cast and scaled.
     if any(maker is not None and maker.op_type in ("ConvInteger", "MatMulInteger") for maker in makers):
         return True
     if node.op_type == "Mul" and any(
@@ -237,6 +244,7 @@ def _float_reader(node: ir.Node, depth: int = 3) -> ir.Node | None:
                 kernel = kernel_of(reader)
                 if kernel is not None and not kernel.integer and any(map(_dequantized, reader.inputs)):
                     return reader
+            # Follow values through layout changes for a few steps.
             if depth and reader.op_type in ("DequantizeLinear", "Transpose", "Reshape"):
                 product = _float_reader(reader, depth - 1)
                 if product is not None:

@@ -59,6 +59,7 @@ class Gap:
     def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
         """Add one batch; a difference that is not finite counts as infinite."""
         ours, theirs = expected.astype(np.float64), actual.astype(np.float64)
+        # Values of another shape are infinitely different.
         squares = float(np.square(ours - theirs).sum()) if ours.shape == theirs.shape else float("inf")
         self.squares += squares if np.isfinite(squares) else float("inf")
         self.total += float(ours.sum())
@@ -68,6 +69,7 @@ class Gap:
     @property
     def error(self) -> float:
         """Return the RMS difference over the value's standard deviation, or over its RMS if it is constant."""
+        # Sum of squared deviations from the mean; rounding leaves a tiny rest for constant values.
         spread = self.whole - self.total**2 / max(self.count, 1)
         span = spread if spread > 1e-9 * self.whole else self.whole
         if self.squares == 0:
@@ -134,6 +136,7 @@ def compare_parts(
         return None
     whole, running = float_parts.whole(shared), candidate.whole(shared)
     ours, theirs = whole(batches[0]), running(batches[0])
+    # Masks and integer values carry no information about errors.
     names = [name for name in shared if _comparable(ours[name], theirs[name])]
     if not names:
         return None
@@ -143,6 +146,7 @@ def compare_parts(
     parts = [comparing.judged(name) for name in names]
     departing = [part for part in parts if part.error > max(NOISE, FACTOR * part.explained)]
     departures = [replace(part, alone=comparing.alone(part, batches)) for part in departing]
+    # The worst part has the largest ratio of its error to the explained error.
     worst = max(departures or parts, key=lambda part: part.error / max(NOISE, part.explained))
     answers = comparing.running_gap[comparing.answer].error
     return FormatComparison(len(names), len(batches), answers, worst, tuple(departures))
@@ -181,6 +185,7 @@ class _Comparing:
         self.whole, self.running, self.parts = whole, running, reference.apart(names, names)
         self.answer = reference.outputs[0] if reference.outputs[0] in names else names[-1]
         self.nodes, self.bits = reference.nodes(names), candidate.bits(names)
+        # Activations are rounded as coarsely as the coarsest part, but not below 8 bits.
         self.coarse = min(8 if bits < 16 else bits for bits in self.bits.values())
         self.rounded = OnnxParts(_rounded(reference, self.bits)).apart(names, names)
         self.own_gap, self.rounded_gap, self.running_gap = (defaultdict[str, Gap](Gap) for _ in range(3))
@@ -189,6 +194,7 @@ class _Comparing:
         """Accumulate the errors of one batch."""
         values, actual = self.whole(batch), self.running(batch)
         coarser = self.rounded({**batch, **{name: on_coarse_grid(actual[name], self.coarse) for name in self.names}})
+        # Each part of the reference gets the file's own inputs, so that errors do not propagate.
         expected = self.parts({**batch, **actual})
         for name in self.names:
             self.own_gap[name].add(expected[name], actual[name])
@@ -222,6 +228,7 @@ class _Comparing:
         patched, gap = self.reference.apart([self.answer], [part.value]), Gap()
         for batch in batches:
             values, actual = self.whole(batch), self.running(batch)
+            # The part's own error is added to the otherwise exact reference value.
             added = actual[part.value] - self.parts({**batch, **actual})[part.value]
             gap.add(values[self.answer], patched({**batch, part.value: values[part.value] + added})[self.answer])
         return gap.error
@@ -230,6 +237,7 @@ class _Comparing:
 def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
     """Return a copy of the reference whose weights have the candidate's number of bits in the part that reads them."""
     fewest: dict[str, int] = {}
+    # A weight that several parts read is rounded as in the coarsest of them.
     for name, nodes in reference.nodes(bits).items():
         for read in (read for node in nodes for read in node.input):
             fewest[read] = min(bits[name], fewest.get(read, 32))

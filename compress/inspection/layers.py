@@ -42,6 +42,7 @@ def layers_of(names: Iterable[str], at_most: int = 40) -> dict[str, str]:
     """Map tensor names to layers, by the finest naming with at most ``at_most`` layers, else the coarsest."""
     names = list(names)
     prefix = model_prefix(names)
+    # Try the finest naming first.
     for form in ("{stack}{number}.{part}", "{stack}{number}", "{stack}*.{part}"):
         layers = {name: _layer(name.removeprefix(prefix), form) for name in names}
         if len(set(layers.values())) <= at_most:
@@ -53,12 +54,14 @@ def model_prefix(names: Iterable[str]) -> str:
     """Return the wrapper of the model, such as `bert.` around `embeddings` and `encoder`; empty if there is none."""
     names = [name for name in names if "." in name]
     blocks = [name for name in names if _BLOCK.match(name)]
+    # A wrapper exists if all blocks are below one module.
     firsts = Counter(name.split(".")[0] for name in blocks)
     if len(firsts) != 1:
         return ""
     first = next(iter(firsts))
     inside = {name.split(".")[1] for name in names if name.startswith(f"{first}.")}
     outside = {name.split(".")[0] for name in names} - {first}
+    # Removing the prefix must not make names ambiguous.
     if len(inside) < 2 or inside & outside or any(part.isdigit() for part in inside):
         return ""
     return f"{first}."
@@ -71,6 +74,7 @@ def _layer(name: str, form: str) -> str:
 
 def _outside_blocks(name: str) -> str:
     parts = name.split(".")
+    # Names without a module stay as they are.
     if len(parts) == 1 or parts[0] == "constants":
         return parts[0]
     return ".".join(parts[:-1][:2]) if parts[0] != "unnamed" else COMPANION_NAME.sub(r"\g<weight>", name)
@@ -86,6 +90,7 @@ def _part(path: str) -> str:
 def _largest(groups: Groups, at_most: int) -> Groups:
     if len(groups) <= at_most:
         return groups
+    # Small groups are joined into "other".
     ranked = sorted(groups, key=lambda name: -sum(tensor.bytes for tensor in groups[name]))
     largest = {name: groups[name] for name in ranked[: at_most - 1]}
     largest["other"] = [tensor for name in ranked[at_most - 1 :] for tensor in groups[name]]

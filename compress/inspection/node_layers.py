@@ -34,6 +34,7 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
     meanings = {
         item.name: meaning for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True)
     }
+    # Index consumers and producers of each value.
     users: dict[str, list[GraphNode]] = defaultdict(list)
     for node in graph.nodes:
         for name in node.inputs:
@@ -49,6 +50,7 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
 
     modules = {}
     for node in graph.nodes:
+        # Activations belong to the module before them, everything else to the one behind.
         first, then = (before, behind) if node.op_type in _BELONG_TO_WHAT_CAME_BEFORE else (behind, before)
         modules[node.name] = direct.get(node.name) or _nearest(node, first, direct) or _nearest(node, then, direct)
     return modules
@@ -63,6 +65,7 @@ def origins_in(path: Path) -> dict[str, str]:
         module = modules.get(node.name, "")
         if module:
             origins |= dict.fromkeys((node.name, *node.outputs), module)
+    # Weights keep their own names as origins.
     for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True):
         if meaning.role == "weight" and "." in meaning.name:
             origins[item.name] = meaning.name
@@ -79,6 +82,7 @@ def _origin(node: GraphNode, origins: Mapping[str, str]) -> str:
     """Return the module of the longest known name that a name of the node contains as whole words."""
     if not origins:
         return ""
+    # Optimizers append suffixes to names of nodes and outputs.
     for name in (node.name, *node.outputs):
         matches = [part for part in _parts(name.rpartition("#")[0] or name) if part in origins]
         if matches:

@@ -47,6 +47,7 @@ def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> lis
     """
     all_products = list(byte_products(ir.from_proto(graph)))
     products = [product for product in all_products if product.observable and feeds is not None]
+    # Without activations only the weights can be judged.
     at_risk = [
         Saturation(product.layer, product.operator, pairs_at_risk(product.weights))
         for product in all_products
@@ -54,6 +55,7 @@ def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> lis
     ]
     if feeds is None:
         return at_risk
+    # Observe all activations in one pass.
     names = list(dict.fromkeys(name for product in products for name in _tapped(product)))
     observed: dict[str, list[Mapping[str, np.ndarray]]] = {product.layer: [] for product in products}
     rows = dict.fromkeys(observed, 0)
@@ -89,6 +91,7 @@ def _judge(product: ByteProduct, observed: list[Mapping[str, np.ndarray]]) -> Sa
     for values in observed:
         zero = int(values["zero"])
         parts = np.split(values["rows"], product.groups, axis=1)
+        # Grouped convolutions are independent products.
         for rows, weights in zip(parts, np.split(product.weights, product.groups, axis=1), strict=True):
             product_saturated, count = pairwise_saturating(rows, weights)
             # Exact in double: sums stay far below 2^53.

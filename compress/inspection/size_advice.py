@@ -19,9 +19,11 @@ def size_advice(stored: Stored, model_bytes: int, runtime_bytes: int, most: int)
     """
     advice = []
     total_bytes = sum(size for *_, size in stored.values()) or 1
+    # Float weights can be quantized.
     floats = sum(size for kind, _, size in stored.values() if kind.lower() in ("float32", "f32")) / total_bytes
     if floats > 0.5:
         advice.append(f"{floats:.0%} of the weights are float32: the stage quantize makes them four times smaller")
+    # One large tensor is usually an embedding.
     if stored:
         name, (_, shape, size) = max(stored.items(), key=lambda item: item[1][2])
         if size > total_bytes / 4 and len(shape) >= 2:
@@ -32,5 +34,5 @@ def size_advice(stored: Stored, model_bytes: int, runtime_bytes: int, most: int)
     if runtime_bytes > most:
         advice.append(f"the runtime alone has {runtime_bytes} bytes, so that no model fits")
     elif model_bytes > most / 2:
-        advice.append("a smaller student (distill, prune) takes what is left")
+        advice.append("a smaller student (distill, prune) may save the rest")
     return advice or ["a larger budget"]

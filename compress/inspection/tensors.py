@@ -8,8 +8,8 @@ from pathlib import Path
 
 from compress.formats.registry import FORMATS
 from compress.formats.spec import Reference, load
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import INDEX, PICKLE_SUFFIXES, pickle_error, unreadable_model_error, weight_files
+from compress.models.pipeline_folder import is_pipeline
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
 
@@ -62,6 +62,7 @@ def read_model(path: Path) -> ModelContents:
 def _read(path: Path, form: str, weights: tuple[Path, ...]) -> ModelContents:
     root = path if path.is_dir() else path.parent
     tensors = _counted_once([tensor for file in weights for tensor in _of_part(form, file, root)], root)
+    # External data files belong to the weights.
     weight_paths = (*weights, *sorted({tensor.path for tensor in tensors}.difference(weights)))
     files = tuple(sorted(item for item in path.rglob("*") if item.is_file())) if path.is_dir() else weight_paths
     return ModelContents(form, tensors, weight_paths, files)
@@ -70,6 +71,7 @@ def _read(path: Path, form: str, weights: tuple[Path, ...]) -> ModelContents:
 def _of_part(form: str, file: Path, root: Path) -> list[StoredTensor]:
     """Return the tensors of a file; those of a pipeline's part are prefixed with the part's name."""
     tensors = READERS[form].read(file, root)
+    # Parts of a pipeline have equal tensor names, so they are prefixed.
     if not is_pipeline(root) or file.parent == root:
         return tensors
     part = file.relative_to(root).parts[0].removesuffix("_decoder")
@@ -87,12 +89,13 @@ def _weights(path: Path) -> tuple[str, tuple[Path, ...]]:
             raise pickle_error(path)
         if suffix not in suffixes:
             raise ModelError(
-                f"{path.name} is of no kind that can be inspected.",
+                f"{path.name} is not a file type that can be inspected.",
                 where=str(path),
                 expected=f"a model folder or a file ending in {', '.join(suffixes)}",
                 hint="Name the file that holds the weights.",
             )
         return suffixes[suffix], (path,)
+    # An exported pipeline has graphs in place of safetensors.
     graphs = is_pipeline(path) and any(path.glob("*/*.onnx"))
     if (path / "model.safetensors").is_file() or (path / INDEX).is_file() or (is_pipeline(path) and not graphs):
         return "safetensors", weight_files(path)
@@ -114,6 +117,7 @@ def _counted_once(tensors: list[StoredTensor], root: Path) -> tuple[StoredTensor
     counted = []
     for tensor in tensors:
         location, owner = tensor.tied_to, first.get(tensor.tied_to or "")
+        # The first tensor at a location owns its bytes.
         if location is not None and owner is None:
             first[location] = tensor.name
         update: dict[str, object] = {"tied_to": owner, "file": _relative(tensor.path, root)}

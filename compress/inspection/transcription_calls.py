@@ -38,6 +38,7 @@ def transcription_calls(folder: Path, examples: Iterable[Batch], most: int) -> l
     and then one token per call. Raises the errors of opening and running the model.
     """
     runtime, cpu = get_runtime("onnxruntime"), TARGETS["cpu"]
+    # Wrap every graph's session, then run the model through the wrappers.
     recorders: list[Any] = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
     model = open_together(recorders, folder)
     recorded: list[list[Feed]] = [[] for _ in recorders]

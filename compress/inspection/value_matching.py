@@ -72,6 +72,7 @@ def alike(values: Values, others: Values) -> Iterator[Likeness]:
     for value, array in values.items():
         positions, orders, long = _places(array.size), orders_of(array.shape), array.reshape(_long(array.shape))
         spread = float(array.std()) or float(np.abs(array).max()) or 1.0
+        # Compare every permutation at once.
         ours = np.stack([long.transpose(order).ravel()[positions] for order in orders])
         for other in by_size[array.size]:
             squares = np.square(ours - others[other].ravel()[positions].astype(np.float64)).mean(axis=1)
@@ -95,6 +96,7 @@ def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
     """
     matching = _Matching(file, reference, batch)
     matching.know_the_same()
+    # Each round accepts one pair that makes further values match.
     while not matching.leads_to_the_answers() and matching.know_by_trial():
         pass
     matched = matching.known
@@ -132,6 +134,7 @@ class _Matching:
         self.answer, output = self.reference.outputs[0], self.file.outputs[0]
         self.values = self._given({})
         shape = self.values[self.answer].shape
+        # The outputs correspond by definition, even if they differ.
         self.held[self.answer] = Likeness(self.answer, output, shape, orders_of(shape)[0], 0.0)
 
     @property
@@ -175,6 +178,7 @@ class _Matching:
         ours = {name: value for name, value in values.items() if name not in self.held and _telling(value)}
         theirs = {name: value for name, value in self.own.items() if name not in used}
         matches: dict[str, Likeness] = {}
+        # Greedily accept the most similar pairs.
         for likeness in sorted(alike(ours, theirs), key=lambda likeness: likeness.error):
             if (
                 likeness.value not in matches
@@ -188,6 +192,7 @@ class _Matching:
     def _rounding(self, own: str) -> float:
         """Return the error up to which a value of the file may match, by the bits of its part."""
         part = self.file.part(own, {likeness.own for likeness in self.known.values()})
+        # The coarsest step on the way determines the rounding error.
         bits = min(self.file.steps[likeness].bits for likeness in part)
         return next(share for least, share in _SAME if bits >= least)
 
@@ -197,6 +202,7 @@ class _Matching:
         behind = set(self.reference.part(self.answer, known)) - {self.answer}
         theirs = {name: value for name, value in self.own.items() if name not in names}
         sources = {name: _made_of(name, self.file, names) for name in theirs}
+        # Values in order of computation: the first fault comes first.
         for name in self.reference.computed:
             if name in behind and _telling(self.values[name]):
                 reference_sources = _made_of(name, self.reference, {likeness: likeness for likeness in known})

@@ -52,6 +52,7 @@ def describe(values: np.ndarray) -> TensorStatistics:
     flat = values.reshape(-1)
     count = zeros = 0
     total, low, high = 0.0, math.inf, -math.inf
+    # First pass: counts, sum and range.
     for piece in _finite_pieces(flat):
         count += piece.size
         zeros += piece.size - int(np.count_nonzero(piece))
@@ -62,7 +63,9 @@ def describe(values: np.ndarray) -> TensorStatistics:
         low = high = math.nan
     size = count or 1
     mean = total / count if count else math.nan
+    # Second pass: deviations from the mean, which avoids cancellation.
     std = math.sqrt(sum(float(np.square(piece - mean).sum()) for piece in _finite_pieces(flat)) / size)
+    # Third pass: outliers.
     far = sum(int(np.count_nonzero(np.abs(piece - mean) > OUTLIER_SIGMAS * std)) for piece in _finite_pieces(flat))
     return TensorStatistics(
         sparsity=zeros / size,

@@ -21,6 +21,7 @@ def unprunable_reason(attention: Attention) -> str | None:
     for name, part in attention.owner.named_modules():
         if id(part) in layers:
             continue
+        # A norm over the features of all heads mixes them.
         if _is_norm_of_heads(name) and any(
             tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)
         ):
@@ -38,8 +39,10 @@ def _is_norm_of_heads(name: str) -> bool:
 def keep_attention_units(attention: Attention, units: Sequence[int]) -> None:
     """Keep only ``units`` (groups, or heads of a single group) of an attention, in place."""
     heads_per_unit = attention.heads // attention.prunable_units
+    # A group is removed with all of its query heads.
     heads = [unit * heads_per_unit + offset for unit in units for offset in range(heads_per_unit)]
     groups = list(units) if attention.groups > 1 else [0]
+    # First everything except the projections, while the old sizes still identify its axes.
     _cut_per_head(attention, {attention.groups: groups, attention.heads: heads})
     remaining = {"query": heads, "key": groups, "value": groups}
     # Collect the rows per layer, since a joint projection must be cut once.
@@ -49,6 +52,7 @@ def keep_attention_units(attention: Attention, units: Sequence[int]) -> None:
     for layer, parts in rows.values():
         # Rows of a joint projection keep their order.
         keep_rows(layer, torch.cat(parts).sort().values if len(parts) > 1 else parts[0])
+    # The output projection reads the features of the heads.
     columns = torch.arange(attention.heads * attention.head_size).view(attention.heads, -1)[heads].flatten()
     keep_columns(attention.output, columns)
     _count_again(attention, len(heads), len(groups))
@@ -60,6 +64,7 @@ def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> No
     ``kept`` maps a number of heads or groups to the indices that stay.
     """
     layers = {id(layer) for layer in attention.projections}
+    # Tables of relative positions may lie outside the attention module.
     positions = [part for name, part in attention.block.named_modules() if "relative_position" in name]
     inside = [*attention.owner.named_modules(), *((f"positions{n}", part) for n, part in enumerate(positions))]
     done: set[int] = set()
@@ -67,11 +72,13 @@ def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> No
         if id(part) in layers | done:
             continue
         done.add(id(part))
+        # Some architectures have a module per head.
         if isinstance(part, nn.ModuleList) and len(part) in kept:
             kept_parts = [part[index] for index in kept[len(part)]]
             del part[:]
             part.extend(kept_parts)
         for leaf, tensor in [*part.named_parameters(recurse=False)]:
+            # A norm within each head has no axis of heads.
             if not ("norm" in name.lower() and tensor.ndim == 1):
                 _cut_parameter(attention, part, leaf, kept)
 
@@ -79,11 +86,13 @@ def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> No
 def _cut_parameter(attention: Attention, part: nn.Module, leaf: str, kept: Mapping[int, Sequence[int]]) -> None:
     """Prune one parameter along the axis that has an entry per head, or per feature of all heads."""
     tensor = getattr(part, leaf)
+    # Only depthwise convolutions process heads separately.
     if isinstance(part, nn.Conv2d) and part.groups < part.in_channels:
         return
     sizes = {size: torch.tensor(list(indices)) for size, indices in kept.items()}
     columns = torch.arange(attention.width).view(attention.heads, -1)[sizes[attention.heads]].flatten()
     sizes = {attention.width: columns, **sizes}
+    # The inputs of a layer are hidden states, which do not shrink.
     axes = tensor.shape[:1] if isinstance(part, nn.Linear | nn.Conv2d) else tensor.shape
     axis = next((axis for axis, size in enumerate(axes) if size in sizes), None)
     if axis is None:
@@ -109,6 +118,7 @@ def _count_again(attention: Attention, heads: int, groups: int) -> None:
         if isinstance(part, nn.Linear | Conv1D):
             continue
         for name, (old, new) in counted.items():
+            # Change an attribute only if it has the old value: names have other meanings in some modules.
             if vars(part).get(name) == old:
                 setattr(part, name, new)
 

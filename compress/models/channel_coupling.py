@@ -80,6 +80,7 @@ def find_couplings(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple
     calls = _calls(network, run)
     names = {layer: name for name, layer in network.named_modules()}
     try:
+        # Torch-Pruning traces the autograd graph of one run.
         graph = torch_pruning.DependencyGraph().build_dependency(
             network, (), forward_fn=lambda *_: run(), verbose=False
         )
@@ -98,6 +99,7 @@ def find_couplings(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple
         reason = next((part for part in parts if isinstance(part, str)), None) or _why_whole(network, layers, calls)
         if reason is None:
             couplings.append(Coupling(_size(layers), _groups(network, layers), tuple(layers)))
+        # Output channels are never pruned and need no explanation.
         elif reason != _ANSWERS:
             unprunable[names[group[0].dep.target.module]] = reason
     return couplings, unprunable
@@ -109,17 +111,20 @@ _ANSWERS = "they are the network's answers"
 def _part(item: Any, graph: Any, names: dict[nn.Module, str]) -> CoupledLayer | str | None:
     """Return a layer's share, the reason why it cannot be pruned, or ``None`` for an operation without weights."""
     target = item.dep.target.module
+    # The tracer represents operations without weights by dummy modules.
     if type(target).__module__.startswith("torch_pruning"):
         return _ANSWERS if type(target).__name__ == "_OutputOp" else None
     if isinstance(target, nn.Parameter):
         return "a parameter outside any layer belongs to them"
     reads, writes = graph.is_in_channel_pruning_fn(item.dep.handler), graph.is_out_channel_pruning_fn(item.dep.handler)
+    # One shared slope does not depend on channels.
     if isinstance(target, nn.PReLU) and target.num_parameters == 1:
         return None
     if isinstance(target, nn.Conv2d) and reads and writes and target.in_channels != target.groups:
         return f"{names[target]} makes one of several"
     if not isinstance(target, nn.Conv2d | nn.Linear | _BatchNorm | nn.PReLU):
         return f"{names[target]} ({type(target).__name__}) computes over all of them"
+    # Some operations lose the mapping from their features to channels.
     if None in item.root_idxs or not item.idxs:
         return f"{names[target]} reads them in an order that was not followed"
     side: Side = "both" if reads and writes else "in" if reads else "out"
@@ -161,10 +166,12 @@ def _why_whole(network: nn.Module, parts: Sequence[CoupledLayer], calls: Counter
     repeated = next((part.layer for part in parts if calls[part.layer] > 1), None)
     if repeated is not None:
         return f"{repeated} is called more than once"
+    # Channels that no layer reads are outputs of the network.
     if all(part.side != "in" for part in parts):
         return _ANSWERS
     size, groups = _size(parts), _groups(network, parts)
     for part, layer in _grouped(network, parts):
+        # A grouped convolution must see all channels in order, in groups of equal size.
         width = layer.in_channels if part.side == "in" else layer.out_channels
         is_in_order = torch.equal(part.features[part.channels.argsort()], torch.arange(size)) and width == size
         if not is_in_order or groups % layer.groups or size % groups:
@@ -241,6 +248,7 @@ def masked(network: nn.Module, cuts: Sequence[Cut], run: Callable[[], torch.Tens
     for coupling, remaining in cuts:
         is_kept = torch.zeros(coupling.size)
         is_kept[remaining] = 1.0
+        # Zeros at the readers are equivalent to removed channels.
         for part in coupling.readers:
             layer = network.get_submodule(part.layer)
             handles.append(layer.register_forward_pre_hook(_mask(part, is_kept)))
@@ -274,4 +282,5 @@ def channel_axis(layer: nn.Module, inputs: torch.Tensor) -> int:
 
 def least_common_places(groups: int, multiple: int) -> int:
     """Return the number of units per group that hold a multiple of ``multiple`` channels in total."""
+    # Each unit contributes one channel per group.
     return multiple // math.gcd(multiple, groups)

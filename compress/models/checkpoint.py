@@ -52,6 +52,7 @@ class Checkpoint:
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             target = directory / path.relative_to(self.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
+            # Links make a copy of a large checkpoint free.
             link_or_copy(path, target)
 
     @cached_property
@@ -82,6 +83,7 @@ class Checkpoint:
         """Return one tensor as stored, memory-mapped from its file. Raises `ModelError` for an unknown name."""
         from compress.models.safetensors_file import read_tensor
 
+        # transformers may use another name than the file.
         if name not in self.files and self.holds(name):
             name = self.aliases[name]
         if name not in self.files:
@@ -101,6 +103,7 @@ class Checkpoint:
         """Return the integers of a linear layer or an embedding table, or None if it is not quantized."""
         from compress.models import compressed_tensors_layout, gptq_layout
 
+        # Tables are stored as integers in a separate file.
         if module in self.tables:
             return self._table(module)
         if not self.has_integers(module):
@@ -126,6 +129,7 @@ class Checkpoint:
 
     def integer_shape(self, module: str) -> tuple[int, int]:
         """Return [rows, columns] of one of the `integer_layers`."""
+        # 8-bit integers of compressed-tensors are not packed.
         if f"{module}.weight" in self.files:
             rows, columns = self.stored(f"{module}.weight").shape
             return rows, columns
@@ -170,6 +174,7 @@ class Checkpoint:
         settings = self.tables[module]
         tensors = {part: read_tensor(self.folder / TABLES, f"{module}.{part}") for part in PARTS}
         padded = unpack_layer(tensors, settings["bits"], settings["group_size"], stored_less_one=False)
+        # Rows were padded to a multiple of 32 for packing.
         rows = slice(settings["rows"])
         return replace(
             padded,
@@ -218,6 +223,7 @@ def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:
     if not isinstance(bits, int) or bits < 1:
         return tensor
     if tensor.name.endswith(_PACKED) and tensor.dtype == "int32":
+        # One int32 word holds several weights.
         weights = tensor.elements * 32 // bits
         packed = {"role": "weight", "dtype": f"int{bits}", "parameters": weights, "packed": True}
         return tensor.model_copy(update=packed)

@@ -65,6 +65,7 @@ def trim_checkpoint(
         ModelError: If the checkpoint is quantized.
     """
     refuse_quantized(checkpoint.folder)
+    # Rows of these tensors correspond to token ids.
     tensor_names, height = _vocabulary_tensors(checkpoint)
     configs = {name: read_json(checkpoint.folder / name) for name in _CONFIGS if (checkpoint.folder / name).is_file()}
     configs["config.json"] = _with_defaults(checkpoint, configs["config.json"])
@@ -78,6 +79,7 @@ def trim_checkpoint(
         definition, {token for token in used if token < height}, all_characters, multiple_of, rarer
     )
     new_ids = {old: new for new, old in enumerate(token_ids)}
+    # An interrupted run may have left a partial folder.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_shards(folder, _cut_rows(checkpoint, tensor_names, torch.tensor(token_ids)))
@@ -95,10 +97,11 @@ def _vocabulary_tensors(checkpoint: Checkpoint) -> tuple[set[str], int]:
     module = build_on_meta(checkpoint.folder)
     table, head = module.get_input_embeddings(), module.get_output_embeddings()
     height = int(table.num_embeddings)
+    # Some architectures have a second vocabulary size.
     sizes = [key for key in checkpoint.config if key.startswith(f"{_SIZE}_")]
     if sizes or (head is not None and head.weight.shape[0] != height):
         raise StageError(
-            f"The vocabulary cannot be cut: {sizes[0] if sizes else 'the output layer'} is another table of it.",
+            f"The vocabulary cannot be trimmed: {sizes[0] if sizes else 'the output layer'} is another table of it.",
             where=str(checkpoint.folder / "config.json"),
             expected="one embedding table, and an output layer of the same height",
         )
@@ -159,8 +162,10 @@ def _renumbered(config: Mapping[str, Any], move: Move, height: int, rows: int) -
     """
     result: dict[str, Any] = {}
     for key, value in config.items():
+        # Whisper maps languages and tasks to tokens.
         if key in _SPOKEN:
             result[key] = {name: move(token, True) for name, token in (value or {}).items()}
+        # Whisper forces tokens at positions: pairs of position and token.
         elif key == _PLACED:
             result[key] = value and [[position, _moved(token, move, True)] for position, token in value]
         elif key in _WITHOUT_THE_GONE or key.endswith(_ENDINGS):
@@ -175,6 +180,7 @@ def _renumbered(config: Mapping[str, Any], move: Move, height: int, rows: int) -
 def _moved(value: Any, move: Move, needed: bool) -> Any:
     """Return an id or a nested list of ids with new values, without removed tokens; negative values stay."""
     if isinstance(value, list):
+        # Lists may be nested: a bad word is a list of tokens.
         moved = [_moved(entry, move, needed) for entry in value]
         # A word of several tokens is one no longer when a part of it is gone.
         if any(isinstance(entry, list) for entry in value):
@@ -214,6 +220,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 def transcript_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[int]:
     """Yield the tokens of each text within a transcript, and of its first word at the start of one."""
     for text in texts:
+        # A word is tokenized differently at the start of a text.
         for part in (f" {text.strip()}", *text.split(maxsplit=1)[:1]):
             yield from tokenizer(part, add_special_tokens=False)["input_ids"]
 
@@ -224,13 +231,14 @@ def template_tokens(tokenizer: Any) -> list[int]:
 
     if not getattr(tokenizer, "chat_template", None):
         return []
+    # Three turns cover the tokens between turns of both roles.
     conversation = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
         raise StageError(
-            f"The chat template fails, so that nobody knows its tokens: {error}",
-            expected="one that writes a talk of a user and an assistant",
+            f"The chat template fails, so its tokens cannot be determined: {error}",
+            expected="a template for a conversation of a user and an assistant",
             hint="fix or remove the tokenizer's chat_template",
         ) from error
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

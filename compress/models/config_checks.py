@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.json_file import read_json
+from compress.models.pipeline_folder import is_pipeline
 from compress.models.remote_code import MODULE_KEY
 from compress.utils.errors import MissingExtraError, ModelError
 
@@ -27,15 +27,17 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
     model_type = config.get("model_type")
     if is_timm(config) and importlib.util.find_spec("timm") is None:
         raise MissingExtraError("timm", "timm", "A model of timm")
+    # These are not built by transformers.
     if MODULE_KEY in config or is_timm(config) or is_pipeline(folder):
         return
     if config.get("auto_map") and not trust_remote_code and (not isinstance(model_type, str) or not _known(model_type)):
         raise ModelError(
-            "The model is made by Python files of its own repository, which are not run.",
+            "The model needs Python files of its own repository, which are not executed.",
             where=where,
             expected="an architecture that transformers has itself",
             hint="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
         )
+    # Remote code is allowed, so anything may be valid.
     if config.get("auto_map"):
         return
     if not isinstance(model_type, str):
@@ -63,6 +65,7 @@ def is_timm(config: Mapping[str, Any]) -> bool:
 def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the maximum length of a text; None if the config gives none or -1, as models without a limit do."""
     nested = config.get("text_config")
+    # Vision-language models nest the language model's config.
     merged = {**(nested if isinstance(nested, dict) else {}), **config}
     positions = merged.get("max_position_embeddings")
     return positions if isinstance(positions, int) and positions > 0 else None
@@ -92,12 +95,13 @@ def explain_load_failure(folder: Path, trust_remote_code: bool) -> ModelError | 
                 expected="fields that fit together",
                 hint="take config.json from where the weights are from",
             )
+    # A tokenizer may need remote code although the model does not.
     auto_map = _fields(folder / "tokenizer_config.json").get("auto_map")
     code = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map  # older files list it bare
     if code and not trust_remote_code and not (folder / "tokenizer.json").is_file():
         files = [file_reference for file_reference in ([code] if isinstance(code, str) else code) if file_reference]
         return ModelError(
-            f"The tokenizer is made by Python files of its own repository ({', '.join(files)}), which are not run.",
+            f"The tokenizer needs Python files of its own repository ({', '.join(files)}), which are not executed.",
             where=str(folder / "tokenizer_config.json"),
             expected="a tokenizer.json, or a tokenizer that transformers has itself",
             hint="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
@@ -113,6 +117,7 @@ def load_error_types() -> tuple[type[Exception], ...]:
     """Return the exception types that transformers and its dependencies raise for inconsistent files and fields."""
     from huggingface_hub.errors import StrictDataclassError
 
+    # transformers validates little, so that wrong fields fail anywhere in its code.
     builtin = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
     return (*builtin, TypeError, ValueError, StrictDataclassError)
 
@@ -126,6 +131,7 @@ def _known(kind: str) -> bool:
 @functools.cache
 def _source(name: str) -> str | None:
     """Return the source text of a transformers module without importing it, which would take seconds."""
+    # Find the package without importing it.
     spec = importlib.util.find_spec("transformers")
     folder = Path(spec.origin).parent / "models" / "auto" if spec is not None and spec.origin else None
     file = None if folder is None else folder / f"{name}.py"

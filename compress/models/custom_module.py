@@ -60,6 +60,7 @@ def load_custom_module(directory: Path, config: PreTrainedConfig, answers: Answe
     """Load the module of ``directory``. Raises `ModelError` if its code is not allowed or its weights do not fit."""
     builder = getattr(config, MODULE_KEY)
     network = make_network(builder["module"], builder["arguments"], str(directory))
+    # Pruned layers must have their final sizes before weights are loaded.
     resize_to_recorded(network, config, str(directory / "config.json"))
     try:
         load_model(network, str(directory / WEIGHTS), strict=True)
@@ -70,9 +71,10 @@ def load_custom_module(directory: Path, config: PreTrainedConfig, answers: Answe
 
 def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
     """Call the function ``reference``. Raises `ModelError` if no recipe names it or it returns no module."""
+    # A config may come from anywhere, so its code needs the recipe's consent.
     if not is_allowed(reference):
         raise ModelError(
-            f"The model is made by the code {reference!r}, which this recipe doesn't name.",
+            f"The model is built by the code {reference!r}, which this recipe does not name.",
             where=where,
             expected="a recipe that names all code which it runs",
             hint=f"if you trust that code, write `module: {reference}` into the recipe",
@@ -95,6 +97,7 @@ def code_digest(reference: str) -> str:
     if source.endswith(".py"):
         return f"sha256:{hashlib.sha256(_file(source, allowed_code()[reference]).read_bytes()).hexdigest()}"
     package = source.partition(".")[0]
+    # A module may belong to a distribution of another name.
     names = packages_distributions().get(package, [])
     return " ".join(f"{name}=={version(name)}" for name in sorted(set(names))) or package
 
@@ -114,6 +117,7 @@ def load_state(network: nn.Module, weights: Path, reference: str) -> None:
             where=str(weights),
             expected="a state dict, tensors by name, as torch.save(module.state_dict()) writes it",
         ) from error
+    # Training scripts often nest the state dict in a checkpoint.
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{weights.name} holds no state dict.", where=str(weights), expected="tensors by name")
@@ -143,6 +147,7 @@ def _function(reference: str, folder: Path) -> Callable[..., object]:
 
 def _file(name: str, folder: Path) -> Path:
     path = folder / name
+    # The file must be in the recipe's folder itself, also after links are resolved.
     if not path.is_file() or path.resolve().parent != folder.resolve():
         raise ModelError(
             f"There is no file {name!r} beside the recipe.", where="module", expected=f"a file in {folder.resolve()}"
@@ -160,6 +165,7 @@ def _module_of_file(path: Path) -> Any:
 
 def misfit(reference: str, weights: Path, error: Exception) -> ModelError:
     """Return the error for weights with other names or shapes than the module has."""
+    # torch lists every missing tensor; two lines are enough.
     lines = str(error).strip().splitlines()
     return ModelError(
         f"The weights are not those of the module that {reference} makes: {' '.join(lines[:2])[:300]}",

@@ -54,6 +54,7 @@ class ExpertCalibration:
     def rows(self, expert: int, own: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
         """Return the inputs of an expert in one call: its ``own`` rows, followed by ``every`` row if they are few."""
         assert self.sent is not None
+        # Enough own tokens need no help.
         missing = self.minimum - int(self.sent[expert])
         if missing <= 0:
             self.weights = None
@@ -86,6 +87,7 @@ class SeparateExperts(nn.Module):
         self.on_output: Callable[[int, torch.Tensor], None] | None = None
         """Told the number of each expert at work and its part of the result, [its tokens, hidden]."""
         self._activate = activate
+        # Submodules have the names that files use.
         for number in range(self.count):
             expert = nn.Module()
             for role, name in names.items():
@@ -112,9 +114,11 @@ class SeparateExperts(nn.Module):
         """
         result = torch.zeros_like(hidden_states)
         calibration = self.calibration
+        # The first call defines how many tokens each expert gets.
         if calibration is not None and calibration.sent is None:
             calibration.sent, calibration.tokens = self.routed(top_k_index), len(hidden_states)
         for number in range(self.count):
+            # Rows of this expert, and which of the router's choices it is.
             tokens, choices = torch.where(top_k_index == number)
             rows = hidden_states[tokens]
             if calibration is not None:
@@ -156,6 +160,7 @@ def separate_experts(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
         if name in stored_names.names:
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, _separated(part, stored_names.names[name]))
+    # Rename the deepest modules first, so that paths of outer ones stay valid.
     for path in sorted(stored_names.moved, key=lambda path: -path.count(".")):
         owner, _, leaf = path.rpartition(".")
         _rename(model.get_submodule(owner), leaf, stored_names.moved[path])
@@ -173,6 +178,7 @@ def inseparable_reason(module: nn.Module) -> str:
     """Return the reason why fused experts cannot become linear layers; empty if they can."""
     shapes = {leaf: list(parameter.shape) for leaf, parameter in module.named_parameters(recurse=False)}
     shown = ", ".join(f"{leaf} {shape}" for leaf, shape in shapes.items())
+    # transformers' own implementations declare their layout.
     if not hasattr(module, "is_transposed"):
         return f"{type(module).__name__} ({shown}) is no mixture of experts as transformers' own are written"
     properties = {
@@ -248,6 +254,7 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files
     for stored, marks in revert_weight_conversion(model, markers).items():
         name = names[int(marks.flatten()[0]) >> _SHIFT]
         owner, _, leaf = name.rpartition(".")
+        # Not a fused parameter: it may still have another name in files.
         if owner not in fused:
             # A head that the files call otherwise, such as GPT-NeoX's, is one too.
             moved += [(owner, stored.rpartition(".")[0])] if fused or (name not in files and stored in files) else []
@@ -262,11 +269,12 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files
 def _role(parameter: torch.Tensor, leaf: str, marks: torch.Tensor, expert: int) -> str:
     """Return the role of a stored matrix from its markers [rows, 1]. Raises `ModelError` for a partial matrix."""
     roles, (_, rows) = _ROLES[leaf], parameter.shape[:2]
+    # Gate and up may be concatenated in one parameter.
     size, first = rows // len(roles), int(marks[0]) & ((1 << _SHIFT) - 1)
     is_contiguous = torch.equal(marks.flatten() - marks[0], torch.arange(size))
     if first // rows != expert or first % size or not is_contiguous:
         raise ModelError(
-            f"The checkpoint keeps the {leaf} of its experts in another order than one matrix after the other.",
+            f"The checkpoint keeps the {leaf} of its experts in another order than one matrix per expert.",
             expected="gate, up and down of each expert in a tensor of their own",
         )
     return roles[first % rows // size]
@@ -282,12 +290,14 @@ def _separated(fused: Any, names: Mapping[str, str]) -> SeparateExperts:
 def _rename(owner: nn.Module, old: str, new: str) -> None:
     """Rename a child in place; the owner's forward pass still finds it under its old name."""
     owner._modules = {new if name == old else name: child for name, child in owner._modules.items()}
+    # A subclass with a property redirects the old attribute name.
     kind = type(owner)
     owner.__class__ = type(kind.__name__, (kind,), {old: property(lambda self: self._modules[new])})
 
 
 def _check_stored(model: nn.Module, checkpoint: Checkpoint) -> None:
     for name, experts in find_separate_experts(model, "").items():
+        # Fail before a forward pass with missing weights.
         for path in (f"{name}.{number}.{leaf}" for number in range(experts.count) for leaf in experts.names.values()):
             if f"{path}.weight" not in checkpoint.files and not checkpoint.has_integers(path):
                 raise ModelError(

@@ -6,9 +6,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compress.models.config_checks import is_timm
-from compress.models.diffusion_checks import check_pipeline_folder, is_pipeline, part_config, pipeline_weights
 from compress.models.graph_inputs import GRAPH_INPUTS
 from compress.models.json_file import read_json
+from compress.models.pipeline_folder import check_pipeline_folder, is_pipeline, part_config, pipeline_weights
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
@@ -54,6 +54,7 @@ def check_model_folder(folder: Path) -> None:
             check_processor(folder, dict(part_config(folder, "text_encoder")))
             return
         config = read_json(folder / "config.json")
+        # Reading the header detects truncated files.
         for file in weight_files(folder):
             read_header(file)
         _check_index(folder)
@@ -95,6 +96,7 @@ def check_weights_finite(folder: Path, progress: Progress | None = None) -> None
     """Read every tensor once, in chunks. Raises `ModelError` for the first one with NaN or infinity."""
     tensors = [tensor for file in weight_files(folder) for tensor in read_header(file)]
     shown = (progress or SilentProgress()).track(tensors, "checking weights", len(tensors))
+    # Files are memory-mapped, so that at most one chunk is in memory.
     for tensor in shown:
         count = count_not_finite(tensor)
         if count:
@@ -146,6 +148,7 @@ def pickle_error(file: Path) -> ModelError:
 
 def _no_weights(folder: Path) -> ModelError:
     # The Trainer's `training_args.bin` holds no weights.
+    # A pickle gets its own message with a conversion command.
     pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin")
     if pickles:
         return pickle_error(pickles[0])
@@ -179,6 +182,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 def _shard(folder: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     path = folder / name
+    # The index comes from a download and must not lead out of the folder.
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not _stays(folder, path):
         raise ModelError(
             f"{INDEX} names {name!r}, which lies outside the model folder.",
@@ -213,6 +217,7 @@ def _check_index(folder: Path) -> None:
         return
     mapping = _weight_map(folder)
     present = {tensor.name: file.name for file in weight_files(folder) for tensor in read_header(file)}
+    # Index and shards of different versions disagree about the location of tensors.
     wrong = [name for name, file in mapping.items() if present.get(name) != PurePosixPath(file).name]
     if wrong:
         raise ModelError(
@@ -234,11 +239,12 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
             expected="tokenizer.json, vocab.txt, tokenizer.model or preprocessor_config.json",
             hint="Copy the files of the tokenizer that the model was trained with into the folder.",
         )
+    # Vision-language models nest the language model's config.
     vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     rows = tokenizer_rows(folder)
     if isinstance(vocab_size, int) and rows is not None and rows > vocab_size:
         raise ModelError(
-            f"The tokenizer does not fit the model: its token ids need {rows} embedding rows, "
+            f"The tokenizer does not match the model: its token ids need {rows} embedding rows, "
             f"the model has {vocab_size}.",
             where=str(folder),
             expected=f"a tokenizer with at most {vocab_size} tokens (vocab_size of config.json)",
@@ -254,6 +260,7 @@ def tokenizer_rows(folder: Path) -> int | None:
     ids = [value for value in added.values() if isinstance(value, int)]
     if (folder / "vocab.json").is_file():
         ids += [value for value in read_json(folder / "vocab.json").values() if isinstance(value, int)]
+    # WordPiece vocabularies have one token per line.
     elif (folder / "vocab.txt").is_file():
         with (folder / "vocab.txt").open("rb") as file:
             ids.append(sum(1 for _ in file) - 1)
@@ -268,6 +275,7 @@ def _fast_tokenizer_rows(path: Path) -> int:
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict | list):
         raise ModelError("tokenizer.json has no vocabulary.", where=str(path), expected="model.vocab")
+    # Unigram vocabularies are lists, others map tokens to ids.
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
     ids += [token.get("id") for token in content.get("added_tokens") or () if isinstance(token, dict)]
     return max((value for value in ids if isinstance(value, int)), default=-1) + 1

@@ -47,9 +47,10 @@ def pack_layer(
             f"A layer of {rows} x {columns} at {weight.bits} bits does not fit the GPTQ format.",
             expected=f"bits of {', '.join(map(str, BITS))}, both sides multiples of {_WORD}",
         )
+    # The first version of the format stores zero points minus one.
     zeros = weight.zero_points.to(torch.int64) - int(stored_less_one)
     if int(zeros.min()) < 0:
-        raise ModelError("A zero point of 0 cannot be stored less one.", expected="checkpoint_format gptq_v2")
+        raise ModelError("A zero point of 0 cannot be stored minus one.", expected="checkpoint_format gptq_v2")
     return {
         "qweight": pack_bits(weight.integers.T, weight.bits),
         "qzeros": pack_bits(zeros, weight.bits).T.contiguous(),
@@ -74,6 +75,7 @@ def unpack_layer(
     """
     columns = tensors["qweight"].shape[0] * _WORD // bits
     size = columns if group_size == -1 else group_size
+    # Permuted groups would need a gather per layer at inference.
     if not torch.equal(tensors["g_idx"].to(torch.int64), torch.arange(columns) // size):
         raise ModelError("The layer's groups are permuted (desc_act).", expected="groups of neighbouring columns")
     zeros = unpack_bits(tensors["qzeros"].T, bits).to(torch.int16) + int(stored_less_one)
@@ -97,6 +99,7 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
         word, shift = divmod(index * bits, _WORD)
         value = chunks[:, index].to(torch.int32)
         # Bits beyond the last are dropped, and the last is the sign: words are as if unsigned.
+        # Shifting within int32 drops the bits that belong to the next word.
         words[:, word] |= value << shift
         # The high bits of a value that crosses a word's border go into the next word.
         if shift + bits > _WORD:
@@ -106,6 +109,7 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack_bits(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the uint8 values [n, m] that `pack_bits` packed into words [n * bits / 32, m]."""
+    # Mask the sign extension of int32.
     chunks = (words.to(torch.int64) & 0xFFFFFFFF).reshape(-1, bits, words.shape[1])
     values = torch.empty(len(chunks), _WORD, words.shape[1], dtype=torch.uint8)
     for index in range(_WORD):

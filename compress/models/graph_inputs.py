@@ -48,6 +48,7 @@ class GraphInput:
         import numpy as np
 
         dtype = np.dtype(object if self.dtype == "str" else self.dtype)
+        # Floats may not become integers.
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise self._misfit(f"is {array.dtype}", where)
         shape_matches = array.ndim == len(self.axes) and all(
@@ -79,7 +80,7 @@ class GraphInputs:
 
         if self.unproven is not None:
             raise DataError(
-                f"No inputs can be drawn for the graph: {self.unproven}",
+                f"No random inputs can be generated for the graph: {self.unproven}",
                 where="data",
                 expected="a folder of .npz files, each with the arrays of one call by the names of the inputs",
                 hint=f"name one for each split; the inputs are {', '.join(item.name for item in self.inputs)}",
@@ -93,6 +94,7 @@ class GraphInputs:
         Raises `DataError`.
         """
         arrays = _arrays(content, where)
+        # A single array needs no name.
         if len(arrays) == len(self.inputs) == 1:
             arrays = {self.inputs[0].name: next(iter(arrays.values()))}
         missing = [graph_input.name for graph_input in self.inputs if graph_input.name not in arrays]
@@ -131,6 +133,7 @@ def _arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
+        # Pickled objects could execute code.
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         return {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

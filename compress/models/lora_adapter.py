@@ -56,10 +56,12 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"The adapter is of the type {kind!r}.", where=str(folder / CONFIG), expected="LORA")
     if not (folder / WEIGHTS).is_file():
+        # Older versions of peft wrote pickles.
         pickles = sorted(folder.glob("adapter_model.bin"))
         if pickles:
             raise pickle_error(pickles[0])
         raise ModelError(f"The adapter has no {WEIGHTS}.", where=str(folder), hint="fetch or save it again")
+    # An adapter is small, so all values are read.
     for tensor in read_header(folder / WEIGHTS):
         if count_not_finite(tensor):
             raise ModelError(
@@ -79,6 +81,7 @@ def check_fits(folder: Path, module: nn.Module) -> None:
             continue
         layer = layers.get(match["module"])
         layer_width, axis = getattr(layer, "in_features", None), 1
+        # A maps inputs to the rank, B maps the rank to outputs.
         if match["side"] == "B":
             layer_width, axis = getattr(layer, "out_features", None), 0
         if layer_width is None:
@@ -111,6 +114,7 @@ def merge(module: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def _check_not_tied(folder: Path, module: PreTrainedModel) -> None:
     """Raise `ModelError` if merging would change the input embeddings together with a head that shares their weight."""
     adapted = {match["module"] for tensor in read_header(folder / WEIGHTS) if (match := _FACTOR.match(tensor.name))}
+    # The head's weight is the embedding's in a tied model.
     head = module.get_output_embeddings()
     name = next((name for name, layer in module.named_modules() if layer is head), None)
     if name in adapted and head.weight is module.get_input_embeddings().weight:
@@ -138,6 +142,7 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
             where=str(folder),
             expected=f"an adapter for {type(module).__name__}",
         ) from error
+    # peft ignores tensors for modules that the model does not have.
     unused = {tensor.name for tensor in read_header(folder / WEIGHTS)} - loaded
     if unused:
         raise ModelError(
@@ -172,6 +177,7 @@ def low_rank(checkpoint: Checkpoint) -> dict[str, LowRank]:
     for name, layer in load_adapted(checkpoint).named_modules():
         if not hasattr(layer, "lora_A"):
             continue
+        # DoRA and biases change the weight by more than a product.
         if set(layer.lora_A) != {_NAME} or layer.lora_variant or layer.lora_bias.get(_NAME):
             raise ModelError(
                 f"The adapter of {name!r} is more than a product of two factors.",
@@ -179,6 +185,7 @@ def low_rank(checkpoint: Checkpoint) -> dict[str, LowRank]:
                 expected="plain LoRA, without DoRA and without a bias",
             )
         a, b = (side[_NAME].weight.detach().float() for side in (layer.lora_A, layer.lora_B))
+        # The scaling alpha / r is multiplied into B.
         factors[name] = LowRank(a, b * layer.scaling[_NAME])
     return factors
 
@@ -187,6 +194,7 @@ def write_adapter(adapted: PeftModel, folder: Path) -> None:
     """Write the adapter as peft does, without fields that name this machine or differ between equal runs."""
     folder.mkdir(parents=True)
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    # The card and the base model's path would name local folders.
     (folder / "README.md").unlink(missing_ok=True)
     config = read_json(folder / CONFIG)
     config["base_model_name_or_path"] = None

@@ -41,6 +41,7 @@ def auto_class(config: Any) -> Any:
 
     if not getattr(config, "is_encoder_decoder", False):
         return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+    # Speech models are encoder-decoders with their own auto class.
     is_speech = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
     return AutoModelForSpeechSeq2Seq if is_speech else AutoModelForSeq2SeqLM
 
@@ -71,7 +72,7 @@ def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:
             return class_of(config).from_config(config, dtype=torch.float32).eval()
     except load_error_types() as error:
         raise explain_load_failure(folder, False) or ModelError(
-            f"transformers makes no causal language model of this config: {first_line(error)}",
+            f"transformers cannot build a causal language model from this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="an architecture that AutoModelForCausalLM knows",
         ) from error
@@ -84,6 +85,7 @@ def stored_shapes(model: Any) -> Mapping[str, torch.Size]:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
+    # Tied weights are stored once, under the name of the embedding.
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     return {name: tensor.shape for name, tensor in revert_weight_conversion(model, state).items()}
@@ -104,6 +106,7 @@ def stored_names(folder: Path) -> dict[str, str]:
     # The number in each converted tensor tells which tensor of the model it came from.
     for stored, mark in revert_weight_conversion(model, marks).items():
         name = names[int(mark.flatten()[0])] if mark.numel() else stored
+        # Tensors that are split or joined have other shapes and are left out.
         if name != stored and mark.shape == shapes[name]:
             renamed[name] = stored
     return renamed

@@ -41,6 +41,7 @@ def only_file(artifact: Path, suffix: str, written_by: str, beside: Collection[s
         ModelError: If there is not exactly one such file.
     """
     files = files_in(artifact, suffix, beside)
+    # The artifact is the file itself, or a package folder.
     if artifact.exists() and artifact.suffix == suffix and not files:
         return artifact
     if not artifact.is_dir():
@@ -72,6 +73,7 @@ def read_companions(directory: Path, but: Collection[Path] = (), below: Path | N
         below: Subfolder to skip.
     """
     files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path not in but)
+    # Subfolders keep their relative paths.
     companions = (path for path in files if below is None or below not in path.parents)
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in companions}
 
@@ -86,6 +88,7 @@ def write_companions(directory: Path, companions: Mapping[str, bytes]) -> None:
 def link_or_copy(source: Path, target: Path) -> None:
     """Hard-link the file ``source`` (links resolved) to ``target``; copy it if the file system refuses."""
     try:
+        # The Hub's cache consists of symbolic links, so link to the target file.
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)

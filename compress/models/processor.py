@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compress.models.config_checks import explain_load_failure, load_error_types
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.models.json_file import read_json
 from compress.models.model import write_companions
+from compress.models.pipeline_folder import is_pipeline
 from compress.models.remote_code import is_allowed
 from compress.models.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
 from compress.utils.errors import MissingExtraError, ModelError, first_line
@@ -38,9 +38,10 @@ def load_processor(folder: Path) -> Any:
     if (folder / GRAPH_INPUTS).is_file():
         return read_graph_inputs(folder)
     if is_pipeline(folder):
-        from compress.models.diffusion_sampling import load_prompt_processor
+        from compress.plugins.diffusion.sampling_settings import load_prompt_processor
 
         return load_prompt_processor(folder)
+    # Without image or audio preprocessing, the model reads text.
     preparation = _preparation(folder)
     if preparation is None:
         tokenizer = load_tokenizer(folder)
@@ -51,6 +52,7 @@ def load_processor(folder: Path) -> Any:
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if has_tokenizer and _reads_both(folder):
         return _load(transformers.AutoProcessor, folder, "processor", expected, backend="pil")
+    # Only audio has a sampling rate.
     if "sampling_rate" in preparation:
         auto = transformers.AutoProcessor if has_tokenizer else transformers.AutoFeatureExtractor
         return _load(auto, folder, "processor", expected)
@@ -66,6 +68,7 @@ def _preparation(folder: Path) -> Mapping[str, Any] | None:
     """Return the image or audio preprocessing config, also from transformers' joint file, or None."""
     if (folder / PREPROCESSOR).is_file():
         return read_json(folder / PREPROCESSOR)
+    # transformers 5 may write all parts into one file.
     joined = read_json(folder / _JOINED) if (folder / _JOINED).is_file() else {}
     config: Mapping[str, Any] | None = joined.get("image_processor") or joined.get("feature_extractor")
     return config
@@ -77,6 +80,7 @@ def _reads_both(folder: Path) -> bool:
 
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     name = KNOWN.get(config.get("model_type"))
+    # The same model type may be saved with another head.
     return name is not None and (config.get("architectures") or [name])[0] == name
 
 
@@ -140,6 +144,7 @@ class SentenceProcessor:
         return self.tokenizer(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
+        # During construction and copying the attributes do not exist yet; forwarding would recurse.
         if name in ("tokenizer", "modules"):  # while it is being made or copied
             raise AttributeError(name)
         return getattr(self.tokenizer, name)

@@ -35,6 +35,7 @@ def check_prunable(folder: Path, *, layers: bool, heads: float, neurons: float) 
         StageError: If a part is not supported, none would be left, or a share is too small to remove anything.
     """
     module = _hollow(folder)
+    # Loading the model reports the error later.
     if module is None:
         return
     if layers:
@@ -43,12 +44,13 @@ def check_prunable(folder: Path, *, layers: bool, heads: float, neurons: float) 
         check_heads_prunable(module)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     prune_last_parts(module, 0, heads, neurons)
+    # A share may be too small to remove anything.
     if (heads or neurons) and not layers and sum(parameter.numel() for parameter in module.parameters()) == parameters:
         shares = {"heads": heads, "feed_forward": neurons}
         raise StageError(
-            f"{' and '.join(f'{name} {share:g}' for name, share in shares.items() if share)} would cut nothing.",
-            expected="a share that comes to one of a layer's parts at least",
-            hint="cut a larger share",
+            f"{' and '.join(f'{name} {share:g}' for name, share in shares.items() if share)} would remove nothing.",
+            expected="a share of at least one head or neuron per layer",
+            hint="remove a larger share",
         )
 
 
@@ -86,6 +88,7 @@ def check_layer_selection(folder: Path, kept: tuple[int, ...]) -> None:
 def _check_layers(module: Any) -> None:
     """Raise the error of the last layer if no layer can be removed."""
     count = sum(map(len, stacks(module).values()))
+    # Some layers, such as the first, may be required: try each one.
     for index in range(count):
         try:
             keep_layers(copy.deepcopy(module), [other for other in range(count) if other != index])
@@ -106,6 +109,7 @@ def _hollow(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except load_error_types():
         return None
+    # Only architectures of transformers can be built from a config alone.
     if type(config) not in AutoModel._model_mapping:
         return None
     try:
@@ -113,7 +117,7 @@ def _hollow(folder: Path) -> Any:
             return AutoModel.from_config(config)
     except load_error_types() as error:
         raise ModelError(
-            f"transformers makes no model of this config: {first_line(error)}",
+            f"transformers cannot build a model from this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="an architecture that transformers knows, with the fields that it needs",
         ) from error

@@ -31,6 +31,7 @@ def layer_sizes(network: nn.Module) -> Sizes:
 
 def record(config: Any, before: Sizes, network: nn.Module) -> None:
     """Record in ``config`` every layer whose sizes differ from ``before``; earlier records stay."""
+    # Earlier records of other layers stay.
     changed = {name: sizes for name, sizes in layer_sizes(network).items() if sizes != before[name]}
     setattr(config, CHANNELS_KEY, {**(getattr(config, CHANNELS_KEY, None) or {}), **changed})
 
@@ -41,6 +42,7 @@ def resize_to_recorded(network: nn.Module, config: Any, where: str) -> None:
     Raises `ModelError` for layers or sizes that the network cannot have.
     """
     recorded = getattr(config, CHANNELS_KEY, None) or {}
+    # The config may have been edited, so everything is checked.
     if not isinstance(recorded, Mapping):
         raise _wrong("is no table of layers", where)
     layers = dict(network.named_modules())
@@ -86,6 +88,7 @@ def _resize(layer: nn.Module, sizes: dict[str, int]) -> None:
         shape = (layer.out_features, layer.in_features)
     else:
         shape = (next(iter(sizes.values())),)
+    # Values are loaded afterwards; only shapes matter.
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = getattr(layer, name, None)
         if tensor is not None:

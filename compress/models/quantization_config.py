@@ -25,6 +25,7 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
     if quantization.get("quant_method") == COMPRESSED_TENSORS:
         return _of_group(quantization, module)
     settings = {key: quantization.get(key) for key in ("bits", "group_size", "sym")}
+    # GPTQModel's patterns: "-:" excludes layers, "+:" or nothing changes settings.
     for pattern, changes in (quantization.get("dynamic") or {}).items():
         if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
             return settings | {key: changes[key] for key in settings if key in changes}
@@ -33,6 +34,7 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
 
 def _of_group(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
     groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
+    # A group that names the layer takes precedence over one for all linear layers.
     matching = (group for group in groups if any(_names(target, module) for target in group.get("targets") or ()))
     scheme = next(matching, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
     weights = scheme.get("weights") or {}
@@ -60,6 +62,7 @@ def compressed_tensors_config(
         "config_groups": {
             f"group_{number}": {
                 "format": packing,
+                # Activations use one dynamic scale per token.
                 "input_activations": None if activation_bits > 8 else _arguments(activation_bits, "token", None),
                 "output_activations": None,
                 "targets": targets,

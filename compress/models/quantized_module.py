@@ -51,6 +51,7 @@ class ScaledIntegers(nn.Module):
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Return some dequantized rows in float32, [*ids.shape, columns]."""
+        # Dequantize each distinct row once.
         unique_ids, inverse = ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         scales = stored_as(self.start[unique_ids] * self.log_ratio[unique_ids].exp(), torch.float16)
         return dequantize(self.integers[unique_ids], scales, self.group_size, torch.float32)[inverse]
@@ -65,6 +66,7 @@ class QuantizedLinear(nn.Linear):
     grid: ScaledIntegers | _FloatWeight
 
     def __init__(self, grid: ScaledIntegers, bias: nn.Parameter | None = None) -> None:
+        # Skip `nn.Linear.__init__`, which would allocate a float weight.
         nn.Module.__init__(self)
         self.out_features, self.in_features = grid.shape
         self.grid = grid
@@ -86,6 +88,7 @@ class QuantizedEmbedding(nn.Embedding):
     grid: ScaledIntegers | _FloatWeight
 
     def __init__(self, grid: ScaledIntegers, padding_idx: int | None, scale: float = 1.0) -> None:
+        # Skip `nn.Embedding.__init__`, which would allocate a float table.
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = grid.shape
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
@@ -114,6 +117,7 @@ class StoredPrecision(nn.Module):
     def __init__(self, vector: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.register_buffer("start", vector.detach().clone(), persistent=False)
+        # A vector of zeros is trained in steps of 1.
         self.size = float(vector.abs().mean()) or 1.0
         self.dtype = dtype
 
@@ -140,6 +144,7 @@ def load_quantized_module(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     module = build_empty_module(checkpoint, build_on_meta)
     quantized = _put_integers(module, checkpoint)
+    # Quantized tensors that no module reads would be lost silently.
     stray = {name for name in _quantized_names(checkpoint) if name not in quantized}
     if stray:
         raise ModelError(
@@ -154,6 +159,7 @@ def load_quantized_module(checkpoint: Checkpoint) -> PreTrainedModel:
 def build_empty_module(checkpoint: Checkpoint, build: Callable[[Path], Any] = build_decoder_on_meta) -> PreTrainedModel:
     """Build the checkpoint's architecture with ``build``, with parameters on the meta device. Raises `ModelError`."""
     module: PreTrainedModel = build(checkpoint.folder)
+    # Tie before modules are replaced, so that shared parameters stay shared.
     module.tie_weights()
     separate_experts(module, checkpoint)
     linear_for_conv1d(module)
@@ -190,6 +196,7 @@ def dequantize_weights(module: PreTrainedModel) -> PreTrainedModel:
 
 def named_scaled_integers(module: nn.Module) -> Iterator[tuple[str, ScaledIntegers]]:
     """Yield each integer matrix once, with the name of the module whose weight it is."""
+    # `named_modules` yields a shared grid only once.
     for name, child in module.named_modules():
         if isinstance(child, ScaledIntegers):
             yield name.removesuffix(".grid"), child
@@ -221,6 +228,7 @@ def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
     tied = getattr(module.config, "tie_word_embeddings", False) and module.get_output_embeddings() is not None
     table = module.get_input_embeddings()
     for name, child in list(module.named_modules()):
+        # Only these modules have quantized weights in either layout.
         if not isinstance(child, nn.Linear | nn.Embedding):
             continue
         quantized = checkpoint.quantized(name)
@@ -228,6 +236,7 @@ def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
             continue
         grid = replaced[name] = ScaledIntegers(quantized)
         if isinstance(child, nn.Embedding):
+            # Gemma multiplies embeddings by a constant.
             scale = float(getattr(child, "embed_scale", 1.0))
             _replace(module, name, QuantizedEmbedding(grid, child.padding_idx, scale))
         else:
@@ -249,6 +258,7 @@ def _quantized_names(checkpoint: Checkpoint) -> set[str]:
 
 def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """Load every float weight from the checkpoint's tensors; tied parameters stay tied."""
+    # Most buffers are computed; some checkpoints store them.
     for name, tensor in module.named_buffers():
         if name in checkpoint.files:
             tensor.copy_(_stored(checkpoint, name, tensor.shape))
@@ -257,6 +267,7 @@ def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
         if parameter.is_meta:
             names_of.setdefault(parameter, []).append(name)
     for parameter, names in names_of.items():
+        # A tied parameter is stored under one of its names.
         name = next((name for name in names if name in checkpoint.files), names[0])
         owner, _, leaf = name.rpartition(".")
         holder: Any = module.get_submodule(owner)
@@ -275,7 +286,7 @@ def _stored(checkpoint: Checkpoint, name: str, shape: torch.Size) -> torch.Tenso
     stored = checkpoint.stored(name)
     if stored.shape != shape:
         raise ModelError(
-            f"The tensor {name!r} is {list(stored.shape)}, and config.json makes it {list(shape)}.",
+            f"The tensor {name!r} is {list(stored.shape)}, but config.json expects {list(shape)}.",
             where=str(checkpoint.folder),
             expected="weights and config.json of the same model",
         )

@@ -108,12 +108,14 @@ class SentenceModules:
         files = {**self.configs, CONFIGS[0]: _length_config(self.configs.get(CONFIGS[0]), longest)}
         kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in self.steps)]
         paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
+        # Module 0 is the transformer in the folder itself; the others have folders of their own.
         files[MODULES] = _json(
             [
                 {"idx": index, "name": str(index), "path": path, "type": f"{_PACKAGE}.{kind}"}
                 for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
             ]
         )
+        # Older versions of sentence-transformers only read the boolean keys.
         pooling_modes = {old: mode in self.modes for old, mode in _OLD_MODES.items()}
         files[f"{paths[1]}/config.json"] = _json({"word_embedding_dimension": self.width, **pooling_modes})
         for step, path in zip(self.steps, paths[2:], strict=True):
@@ -134,6 +136,7 @@ def read_modules(folder: Path) -> SentenceModules:
     """Read the modules of a folder. Raises `ModelError` for modules that are not supported."""
     entries = _entries(folder)
     kinds = [str(entry["type"]).rpartition(".")[2] for entry in entries]
+    # Everything after pooling is optional.
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise _unknown(folder / MODULES, f"modules {', '.join(kinds)}", "Transformer, then Pooling, then any others")
     pooling = _below(folder, entries[1]) / "config.json"
@@ -160,6 +163,7 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _below(folder: Path, entry: Mapping[str, Any]) -> Path:
+    # modules.json comes from a download and must not lead out of the folder.
     path = PurePosixPath(entry["path"])
     if path.is_absolute() or ".." in path.parts:
         raise _unknown(folder / MODULES, f"a module at {entry['path']!r}", "a path below the model's folder")
@@ -169,6 +173,7 @@ def _below(folder: Path, entry: Mapping[str, Any]) -> Path:
 def _pooling_modes(path: Path) -> tuple[str, ...]:
     config = read_json(path)
     configured = config.get("pooling_mode")
+    # Older folders have one boolean key per mode.
     if configured is None:
         unknown = sorted(name for name in config if name.startswith("pooling_mode") and name not in _OLD_MODES)
         if any(config[name] for name in unknown):
@@ -198,6 +203,7 @@ def _read_step(kind: str, folder: Path) -> Step:
     if kind != "Dense":
         raise _unknown(folder, f"a module {kind}", "Dense and Normalize after Pooling")
     config = read_json(folder / "config.json")
+    # sentence-transformers uses tanh by default.
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation not in _ACTIVATIONS:
         raise _unknown(folder / "config.json", f"the activation {activation}", f"one of {', '.join(_ACTIVATIONS)}")
@@ -228,6 +234,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _check_widths(modules: SentenceModules, folder: Path) -> None:
     width = modules.width * len(modules.modes)
+    # Each dense layer must accept the size that the previous module returns.
     for step in modules.steps:
         if isinstance(step, Dense):
             if step.weight.shape[1] != width:

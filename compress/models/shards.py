@@ -35,12 +35,14 @@ def write_shards(
     buffered: dict[str, torch.Tensor] = {}
     total, size = 0, 0
     for name, tensor in tensors:
+        # Start a new shard before this tensor would exceed the limit.
         if buffered and size + tensor.nbytes > shard_bytes:
             parts.append(_write(folder, len(parts), buffered))
             buffered, size = {}, 0
         buffered[name], names[name] = tensor, len(parts)
         size, total = size + tensor.nbytes, total + tensor.nbytes
     parts.append(_write(folder, len(parts), buffered))
+    # The final names contain the number of shards, which is known only now.
     shards = [f"model-{index + 1:05}-of-{len(parts):05}.safetensors" for index in range(len(parts))]
     if len(parts) == 1:
         shards = [WEIGHTS]
@@ -77,6 +79,7 @@ def write_with_changes(
     Raises:
         ModelError: If a tensor has another shape or dtype than the one it replaces, or replaces none.
     """
+    # Link everything first, then replace only the files with changed tensors.
     checkpoint.save(folder)
     missing = set(changed) | set(tables or ())
     for file in weight_files(checkpoint.folder):
@@ -103,6 +106,7 @@ def _rewrite(source: Path, target: Path, changed: Mapping[str, torch.Tensor]) ->
         metadata = file.metadata()
     for name in names:
         old, new = tensors[name], changed[name]
+        # Shapes and types must stay, so that index and config remain valid.
         if old.shape != new.shape or old.dtype != new.dtype:
             raise ModelError(
                 f"The tensor {name!r} would become {list(new.shape)} {new.dtype}.",
@@ -123,5 +127,6 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[
     partial = path.with_suffix(".partial")
     save_file(dict(tensors), partial, metadata=metadata)
     with partial.open("rb") as file:
+        # Without this, a crash could leave a complete name with incomplete content.
         os.fsync(file.fileno())
     partial.replace(path)

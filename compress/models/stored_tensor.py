@@ -71,6 +71,7 @@ class StoredTensor(Frozen):
 
         if content is not None:
             return np.frombuffer(content, np.uint8, self.stored_bytes, self.start)
+        # Empty files cannot be memory-mapped.
         if self.stored_bytes == 0:
             return np.empty(0, np.uint8)
         return np.memmap(self.path, np.uint8, mode="r", offset=self.start, shape=(self.stored_bytes,))
@@ -113,6 +114,7 @@ def stored(
 def check_spans(tensors: Iterable[StoredTensor], size: int, where: Path) -> None:
     """Raise `ModelError` if a constant is not within the ``size`` bytes of its file."""
     for tensor in tensors:
+        # Offsets come from the file and may be damaged.
         if tensor.start < 0 or tensor.bytes < 0 or tensor.start + tensor.bytes > size:
             raise incomplete_artifact_error(
                 f"The constant {tensor.name!r} ends at byte {tensor.start + tensor.bytes} of {size}.", where
@@ -130,6 +132,7 @@ def numpy_dtype(name: str) -> np.dtype[Any] | None:
 
     if _SUB_BYTE.match(name):
         return None
+    # numpy does not have these types itself.
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes
 

@@ -127,8 +127,8 @@ class TransformerBlock:
         """Return its attention. Raises `StageError` without a supported one."""
         if self.attention is None:
             raise StageError(
-                f"Heads cannot be told apart in the attention of {self.name} ({type(self.module).__name__}).",
-                expected="projections of queries, keys and values, or one of all three, and one back",
+                f"Heads cannot be distinguished in the attention of {self.name} ({type(self.module).__name__}).",
+                expected="separate or joint projections of queries, keys and values, and an output projection",
                 hint="leave heads out",
             )
         return self.attention
@@ -138,7 +138,7 @@ class TransformerBlock:
         if self.feed_forward is None:
             raise StageError(
                 f"{self.name} ({type(self.module).__name__}) has no feed-forward layer that can be cut.",
-                expected="one or two linear layers that lead to neurons, and one that leads back",
+                expected="one or two linear layers to the neurons, and an output layer",
                 hint="leave feed_forward out",
             )
         return self.feed_forward
@@ -160,8 +160,10 @@ def stacks(module: nn.Module) -> dict[str, nn.ModuleList]:
     Raises `StageError` if there is none.
     """
     lists = {name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
+    # Attention identifies blocks most reliably; convolutional networks only have feed-forward layers.
     for roles in (_QUERIES + _JOINT, _EXPANDING):
         candidates = {name: part for name, part in lists.items() if any(_has(item, roles) for item in part)}
+        # A list of stages that contain blocks is not a list of blocks itself.
         innermost = {
             name: part for name, part in candidates.items() if not any(o.startswith(f"{name}.") for o in candidates)
         }
@@ -208,6 +210,8 @@ def _block(module: nn.Module, name: str, config: Any) -> TransformerBlock:
 def _attention_paths(module: nn.Module, layers: Mapping[str, Linear]) -> set[str]:
     """Return the layers that belong to attention: inside a module with such a name, or beside a query projection."""
     owners = {name.rpartition(".")[0] for name in layers if _is(name, _QUERIES)}
+    # A joint projection counts only inside a module whose class is called attention: convolutions use such
+    # names too.
     owners |= {
         owner
         for owner in (name.rpartition(".")[0] for name in layers if _is(name, _JOINT))
@@ -233,9 +237,11 @@ def _attention(module: nn.Module, layers: Mapping[str, Linear], config: Any) -> 
     if output is None or query is None or key is None or value is None:
         return None
     owner = module.get_submodule(query[0].rpartition(".")[0])
+    # With latent attention, values have their own head size.
     size = int(config.v_head_dim) if latent is not None else _head_size(owner, config)
     if not size or in_features(output[1]) % size:
         return None
+    # The output projection reads all heads, so its width gives their number.
     heads = in_features(output[1]) // size
     widths = tuple(out_features(layer) for _, layer in (query, key, value))
     if latent is not None:
@@ -255,6 +261,7 @@ Rows = dict[str, torch.Tensor]
 def _rows_apart(widths: tuple[int, ...], heads: int, size: int) -> Rows | None:
     """Return the rows of three separate projections; values are ``size`` wide, queries may include a gate."""
     query, key, value = widths
+    # Grouped-query attention has fewer key and value heads than query heads.
     groups = value // size
     if not groups or value % size or heads % groups or query % heads or key % groups:
         return None
@@ -275,6 +282,7 @@ def _head_size(owner: nn.Module, config: Any) -> int:
     for name in _HEAD_SIZES:
         if isinstance(getattr(owner, name, None), int):
             return int(getattr(owner, name))
+    # Without an explicit size, heads divide the hidden size evenly.
     heads = getattr(config, "num_attention_heads", None)
     head_size = getattr(config, "head_dim", None)
     if head_size or not isinstance(heads, int):
@@ -284,13 +292,16 @@ def _head_size(owner: nn.Module, config: Any) -> int:
 
 def _joint_rows(config: Any, rows: int, heads: int, size: int) -> Rows | None:
     """Return the rows of queries [heads, size], keys and values [groups, size] in a joint projection, or None."""
+    # A joint projection has rows for all heads and twice for all groups.
     groups = (rows // size - heads) // 2
     if config.model_type in _UNKNOWN_ORDER or rows % size or groups < 1 or heads % groups:
         return None
     indices = torch.arange(rows)
+    # Layout: for each group its queries, then one key and one value.
     if config.model_type in _BY_HEAD:
         parts = indices.view(groups, heads // groups + 2, size)
         return {"query": parts[:, :-2].reshape(heads, size), "key": parts[:, -2], "value": parts[:, -1]}
+    # Layout: all queries, then all keys, then all values.
     queries, keys = heads * size, (heads + groups) * size
     return {
         "query": indices[:queries].view(heads, size),
@@ -309,6 +320,8 @@ def _feed_forward(module: nn.Module, layers: Mapping[str, Linear]) -> FeedForwar
         return None
     if len({in_features(layer) for layer in inputs.values()}) > 1:
         return None
+    # Any other module with a size of neurons would break when neurons are removed, except depthwise
+    # convolutions.
     between = _between(module, [*inputs, output[0]], neurons)
     depthwise = tuple(part for part in between if isinstance(part, nn.Conv2d) and part.groups == neurons)
     if len(depthwise) < len(between):

@@ -32,6 +32,7 @@ def build(architecture: str, num_classes: int, **arguments: Any) -> nn.Module:
         raise MissingExtraError("timm", "timm", "A model of timm") from error
     if not timm.is_model(architecture):
         raise ValueError(f"timm {timm.__version__} has no architecture {architecture!r}")
+    # Pretrained weights come from the folder and not from timm's servers.
     if refused := _FETCHES & arguments.keys():
         raise ValueError(f"{', '.join(sorted(refused))} is no part of an architecture")
     network: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=num_classes, **arguments)

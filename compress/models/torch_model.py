@@ -47,6 +47,7 @@ class TorchModel:
         """Open the result of `save`. Raises `ModelError` for other content."""
         from compress.models.folder_checks import check_model_folder
 
+        # Check before torch opens any file.
         check_model_folder(directory)
         return task.load(directory, None, trust_remote_code=False)
 
@@ -97,6 +98,7 @@ class TorchModel:
 def minified_content(path: Path) -> bytes:
     """Return the content of a file; JSON without optional whitespace."""
     content = path.read_bytes()
+    # Other formats are copied unchanged.
     if path.suffix != ".json":
         return content
     return json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":")).encode()
@@ -104,6 +106,7 @@ def minified_content(path: Path) -> bytes:
 
 def _save_processor(processor: Any, folder: Path) -> None:
     """Write a processor's files; a feature extractor gets the file name that every reader expects."""
+    # Writes all parts, some of them only in a joint file.
     processor.save_pretrained(folder)
     for name in ("feature_extractor", "image_processor"):
         part = getattr(processor, name, None)

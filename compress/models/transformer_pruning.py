@@ -34,14 +34,14 @@ _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
 _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 """Config fields that follow from the number of layers."""
 _NOT_OF_INFERENCE = ("training", "drop_prob", "p", "seed")
-_BY_FIRST = "all layers share the first one's bias of positions"
-_BY_NUMBER = "how far each looks back follows from their number (ALiBi)"
+_BY_FIRST = "all layers share the position bias of the first layer"
+_BY_NUMBER = "the slope of each head follows from the number of heads (ALiBi)"
 _WHOLE = {
     **dict.fromkeys(("t5", "mt5", "longt5", "switch_transformers"), _BY_FIRST),
     "bloom": _BY_NUMBER,
     "mpt": _BY_NUMBER,
-    "big_bird": "its attention is made anew as it runs",
-    "convbert": "half of what is attended to comes from a convolution",
+    "big_bird": "its attention module is replaced while it runs",
+    "convbert": "half of its attention output comes from a convolution",
     "pvt_v2": "their width is that of the layer",
 }
 """Reasons why heads of an architecture cannot be pruned that its modules do not show."""
@@ -64,6 +64,7 @@ def layer_list(module: PreTrainedModel) -> nn.ModuleList:
 
 def _only_stack(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     lists = stacks(module)
+    # Encoder-decoders and hierarchical vision models have one list per stack or stage.
     if len(lists) > 1:
         raise StageError(
             f"The layers of a {module.config.model_type!r} model lie in several lists.",
@@ -114,19 +115,21 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
     lists = stacks(module)
     all_layers = [layer for layers in lists.values() for layer in layers]
     if getattr(module.config, CHANNELS_KEY, None):
-        raise StageError("Layers cannot go once channels have been cut.", hint="remove the layers first")
+        raise StageError("Layers cannot be removed after channels have been pruned.", hint="remove the layers first")
     wrong = [index for index in kept if not 0 <= index < len(all_layers)]
     if wrong or len(set(kept)) != len(kept):
         raise StageError(
-            f"Layers {list(kept)} can't be kept of a model that has {len(all_layers)}.",
+            f"Layers {list(kept)} cannot be kept in a model with {len(all_layers)}.",
             expected=f"distinct indices from 0 to {len(all_layers) - 1}",
             hint="keep others, evenly spread",
         )
     old = {path: list(layers) for path, layers in lists.items()}
+    # Indices count over all lists; each list keeps its share.
     remaining = {id(all_layers[index]) for index in kept}
     remaining_lists = {path: [layer for layer in layers if id(layer) in remaining] for path, layers in old.items()}
     fields = _fields_of_layers(module.config, len(all_layers), sorted(kept))
     if len(lists) > 1:
+        # Hierarchical vision models give the number of blocks per stage.
         fields["depths"] = [len(layers) for layers in remaining_lists.values()]
     # A config that does not rebuild the original model cannot prove anything about the pruned one.
     is_rebuildable = _makes(module, module.config, alike=True)
@@ -147,6 +150,7 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
             expected="layers that are all alike, or a list of their kinds in config.json",
             hint="cut heads or neurons instead",
         )
+    # Fields of backbones follow from the number of layers and are set by the config class.
     for name in (*fields, *(name for name in vars(changed) if name.lstrip("_") in _OF_BACKBONES)):
         setattr(module.config, name, getattr(changed, name))
 
@@ -155,6 +159,7 @@ def _put(layers: nn.ModuleList, new_layers: Sequence[nn.Module]) -> None:
     del layers[:]
     layers.extend(new_layers)
     for index, layer in enumerate(layers):
+        # Attention modules index the cache by the number of their layer.
         for part in layer.modules():
             for name in ("layer_idx", "layer_id"):
                 if isinstance(getattr(part, name, None), int):
@@ -168,6 +173,7 @@ def _fields_of_layers(config: Any, count: int, kept: Sequence[int]) -> dict[str,
     for name, value in vars(config).items():
         if name == count_field and value == count:
             fields[name] = len(kept)
+        # Such a field counts leading layers of a kind; count those that remain.
         elif name in _FIRST_LAYERS and isinstance(value, int):
             fields[name] = sum(index < value for index in kept)
         elif isinstance(value, list | tuple) and len(value) == count and any(word in name for word in _OF_LAYERS):
@@ -186,6 +192,7 @@ def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
     for attention, units in zip(attentions, chosen, strict=True):
         keep_attention_units(attention, list(units))
     counts = [len(units) for units in kept]
+    # Prefer the architecture's own fields: every reader understands them.
     fields = head_config_fields(module.config, attentions[0], [len(units) for units in chosen])
     changed = updated_config(module.config, fields)
     if fields and _makes(module, changed) and _same_beside(module, changed):
@@ -207,6 +214,7 @@ def check_heads_prunable(module: PreTrainedModel) -> None:
     """Raise `StageError` with the reason if no head can be removed without changing the others."""
     config = module.config
     attention_blocks = _those_with(blocks(module), "attention")
+    # Known architectures, ALiBi slopes, shared position tables, and norms over all heads.
     reasons = [_WHOLE.get(config.model_type), _BY_NUMBER if getattr(config, "alibi", False) else None]
     reasons += [
         _why_shared(module, attention_blocks[0].require_attention()),
@@ -214,7 +222,7 @@ def check_heads_prunable(module: PreTrainedModel) -> None:
     ]
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
-        raise StageError(f"Heads of a {config.model_type!r} model cannot go: {reason}.", hint="leave heads out")
+        raise StageError(f"Heads of a {config.model_type!r} model cannot be pruned: {reason}.", hint="leave heads out")
 
 
 def _those_with(layer_blocks: Sequence[TransformerBlock], part: str) -> list[TransformerBlock]:
@@ -266,6 +274,7 @@ def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
             keep_rows(convolution, neurons)
     counts = [len(neurons) for neurons in kept]
     config = module.config
+    # Prefer the architecture's own field if the config then builds the pruned model.
     for name in (config.attribute_map.get(name, name) for name in _WIDTHS):
         if len(set(counts)) > 1 or name not in vars(config) or getattr(config, NEURONS_KEY, None):
             continue
@@ -291,6 +300,7 @@ def updated_config(config: Any, fields: Mapping[str, Any]) -> Any:
     """Return a config with changed fields, as if read from its file, or None if it rejects them."""
     try:
         current = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}
+        # The constructor checks fields and derives others, as on loading.
         changed = type(config)(**copy.deepcopy({**current, **fields}))
         changed.validate()
         return changed
@@ -315,6 +325,7 @@ def _makes(module: PreTrainedModel, config: Any, alike: bool = False) -> bool:
 def _same_beside(module: PreTrainedModel, config: Any) -> bool:
     """Return True if ``config`` builds everything outside the blocks like the model's own config does."""
     original, other = (_hollow(module, tried) for tried in (module.config, config))
+    # Only parameters outside the blocks are compared; the blocks were checked by `_makes`.
     inside = tuple(f"{path}." for path in stacks(original))
     shapes = (
         {name: part.shape for name, part in built.named_parameters() if not name.startswith(inside)}

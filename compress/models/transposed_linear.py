@@ -17,6 +17,7 @@ def linear_for_conv1d(model: Any) -> frozenset[str]:
 
     convolutions = {name: part for name, part in model.named_modules() if isinstance(part, Conv1D)}
     for name, part in convolutions.items():
+        # Replace the module in its parent.
         owner, _, leaf = name.rpartition(".")
         replacement = TransposedLinear(part.nx, part.nf, bias=part.bias is not None, device="meta")
         setattr(model.get_submodule(owner), leaf, replacement.requires_grad_(False))

@@ -30,6 +30,7 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, mu
     new_ids = {old: new for new, old in enumerate(old_ids)}
     _replace_tokenizer(model, definition)
     _cut_embeddings(model.module, torch.tensor(old_ids))
+    # Special token ids in both configs must follow their tokens.
     for config in (model.module.config, getattr(model.module, "generation_config", None)):
         for name in _ID_FIELDS:
             old = getattr(config, name, None)
@@ -87,6 +88,7 @@ def trim_definition(
     Raises:
         StageError: If the tokenizer model is not WordPiece, BPE or Unigram.
     """
+    # Keep the required tokens and everything they are merged from.
     keep, parts = _closure(definition, used, all_characters), _parts(definition)
     _add_parts(keep, parts)
     if len(keep) % multiple_of:
@@ -120,6 +122,7 @@ def _fill_up(
             break
         added = {index}
         _add_parts(added, parts)
+        # A token is added with its merge parts, so it may not fit any more.
         if len(added - keep) <= missing:
             keep |= added
 
@@ -131,11 +134,13 @@ def trim_positions(model: TorchModel, length: int) -> None:
         table = getattr(parent, "position_embeddings", None)
         if not isinstance(table, nn.Embedding):
             continue
+        # RoBERTa's positions start behind the padding index.
         rows = length if table.padding_idx is None else length + table.padding_idx + 1
         if rows >= table.num_embeddings:
             continue
         _keep_rows(table, torch.arange(rows))
         module.config.max_position_embeddings = rows
+        # Buffers with one entry per position shrink too.
         for name in ("position_ids", "token_type_ids"):
             buffer = getattr(parent, name, None)
             if isinstance(buffer, torch.Tensor):
@@ -161,6 +166,7 @@ def _closure(definition: Mapping[str, Any], used: set[int], all_characters: bool
     """Return the ids to keep except merge parts: used, special and single-character tokens."""
     model, vocabulary = definition["model"], _vocabulary(definition)
     keep = used | {token["id"] for token in definition.get("added_tokens", [])}
+    # Markers of WordPiece and of some BPE models are not part of the character.
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     byte_level = "ByteLevel" in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
     for token, index in vocabulary.items():
@@ -169,6 +175,7 @@ def _closure(definition: Mapping[str, Any], used: set[int], all_characters: bool
         # `<0x0A>` and the like are the byte tokens of SentencePiece's byte fallback.
         if (len(piece) == 1 and needed) or (token.startswith("<0x") and len(token) == 6):
             keep.add(index)
+    # Text that cannot be spelled becomes the unknown token.
     if isinstance(model.get("unk_token"), str) and model["unk_token"] in vocabulary:
         keep.add(vocabulary[model["unk_token"]])
     if isinstance(model.get("unk_id"), int):
@@ -211,6 +218,7 @@ def _rewrite(definition: dict[str, Any], new_ids: Mapping[int, int]) -> None:
             model["unk_id"] = new_ids[model["unk_id"]]
     else:
         model["vocab"] = {token: new_ids[index] for token, index in vocabulary.items() if index in new_ids}
+    # A merge is kept if both parts and its result are.
     if model["type"] == "BPE":
         prefix = model.get("continuing_subword_prefix") or ""
         alive = model["vocab"]
@@ -243,6 +251,7 @@ def _replace_tokenizer(model: TorchModel, definition: str) -> None:
     backend = Tokenizer.from_str(definition)
     tokenizer = model.tokenizer
     kwargs = {**tokenizer.init_kwargs, "model_max_length": tokenizer.model_max_length}
+    # Files and objects of the old vocabulary would override the new one.
     for name in ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "tokenizer_object"):
         kwargs.pop(name, None)
     replaced = type(tokenizer)(tokenizer_object=backend, **kwargs)
@@ -259,6 +268,7 @@ def _cut_embeddings(module: Any, kept: torch.Tensor) -> None:
     if head is not None and head.weight.shape[0] == height and not tied:
         head.weight = nn.Parameter(head.weight.detach()[kept].clone())
     if head is not None:
+        # Some heads share a bias with another module, so all references are replaced.
         if getattr(head, "bias", None) is not None and head.bias.shape[0] == height:
             _replace_everywhere(module, head.bias, nn.Parameter(head.bias.detach()[kept].clone()))
         head.out_features = len(kept)

@@ -28,6 +28,7 @@ def model_widths(module: nn.Module) -> dict[str, int]:
         layers = []
     heads, neurons = {block.prunable_units for block in layers}, {block.neurons for block in layers}
     widths = {}
+    # Layers of different widths have no single width.
     if len(heads) == 1:
         widths[HEADS] = heads.pop()
     if len(neurons) == 1:
@@ -43,6 +44,7 @@ def copy_with_other_widths(model: TorchModel, names: Collection[str]) -> TorchMo
 
     Every width changes by another ratio. Widths of 1 stay. Raises `StageError` if the architecture is not supported.
     """
+    # The original must not change.
     resized = TorchModel(copy.deepcopy(model.module), copy.copy(model.processor))
     module, widths = resized.module, model_widths(model.module)
     heads, neurons = widths.get(HEADS, 0), widths.get(NEURONS, 0)
@@ -59,6 +61,7 @@ def copy_with_other_widths(model: TorchModel, names: Collection[str]) -> TorchMo
 def _fewer(neurons: int, heads: int) -> int:
     """Return two thirds of the neurons, in multiples of a block if possible, at another ratio than one head less."""
     step = _BLOCK if neurons >= 3 * _BLOCK else 1
+    # At least one block is removed.
     removed = max(neurons // 3 // step, 1) * step
     return neurons - (removed + step if removed * heads == neurons else removed)
 
@@ -68,6 +71,7 @@ def _add_tokens(module: nn.Module) -> None:
     if table is None:
         return
     weight = table.weight.detach()
+    # The new rows repeat the first one.
     table.weight = nn.Parameter(torch.cat([weight, weight[:1].expand(_MORE_TOKENS, -1)]))
     table.num_embeddings += _MORE_TOKENS
     config = module.config

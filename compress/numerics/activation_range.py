@@ -36,6 +36,7 @@ class Histogram:
         low, high = float(values.min()), float(values.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
+        # Start with a power of two, so that doubling keeps bins aligned.
         if self.limit == 0.0 and largest > 0:
             self.limit = float(2.0 ** np.ceil(np.log2(largest)))
         while largest > self.limit > 0:
@@ -80,6 +81,7 @@ def find_range(histogram: Histogram, method: RangeMethod, percentile: float = 99
         return low, high
     if method == "percentile":
         return _percentile(histogram, percentile, low, high)
+    # Ignore empty bins at both ends.
     used = np.flatnonzero(histogram.counts)
     counts, centers = histogram.counts[used[0] : used[-1] + 1], histogram.centers()[used[0] : used[-1] + 1]
     error = squared_error if method == "mse" else _divergence
@@ -130,6 +132,7 @@ def _divergence(counts: np.ndarray, centers: np.ndarray, low: float, high: float
     if not inside.any():
         return np.inf
     clipped = counts[inside].copy()
+    # Clipped values count at the ends of the range.
     clipped[0] += counts[centers < low].sum()
     clipped[-1] += counts[centers > high].sum()
     levels = np.rint((centers[inside] - low) / max((high - low) / (LEVELS - 1), np.finfo(float).tiny)).astype(int)
@@ -140,5 +143,6 @@ def _divergence(counts: np.ndarray, centers: np.ndarray, low: float, high: float
     spread = np.where(filled, mass[levels] / np.maximum(share[levels], 1), 0.0)
     p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1.0)
     both = (p > 0) & (q > 0)
+    # Bins that the levels cannot represent get a large penalty.
     lost = p[(p > 0) & (q == 0)].sum()
     return float((p[both] * np.log(p[both] / q[both])).sum() + lost * np.log(counts.sum()))

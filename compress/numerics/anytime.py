@@ -39,6 +39,7 @@ def log_wealth(wins: int, losses: int, ties: int, mean: float) -> float:
         + losses * np.log1p(_STAKES * (-1 - mean))
         + ties * np.log1p(-_STAKES * mean)
     )
+    # Log-sum-exp of the mixture.
     largest = float(logarithms.max())
     return largest + math.log(float(np.exp(logarithms - largest).mean()))
 
@@ -60,6 +61,7 @@ def mean_sequence(wins: int, losses: int, ties: int, confidence: float = 0.95) -
     total = wins + losses + ties
     if total < 1 or min(wins, losses, ties) < 0:
         raise ValueError(f"expected counts of one or more outcomes, found {wins}, {losses} and {ties}")
+    # The wealth refutes a mean once it reaches 1 / (1 - confidence).
     value, limit = (wins - losses) / total, -math.log(1 - confidence)
 
     def refuted(mean: float) -> bool:
@@ -77,6 +79,7 @@ def _end(inside: float, outside: float, refuted: Callable[[float], bool]) -> flo
     if not refuted(outside):
         return math.copysign(1.0, outside)
     low, high = inside, outside
+    # Bisection between a mean that is not refuted and one that is.
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if refuted(middle) else (middle, high)
@@ -102,6 +105,7 @@ def median_sequence(values: Sequence[float], confidence: float = 0.95) -> Estima
     n = len(ordered)
     if not n:
         raise ValueError("expected one or more values")
+    # Smallest number of values below the median that is not refuted.
     fewest = next((k for k in range(n // 2 + 1) if log_even_odds(k, n - k) < limit), n // 2)
     value = float(np.median(ordered))
     if not fewest:

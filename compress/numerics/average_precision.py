@@ -33,19 +33,23 @@ def precision_influence(
         raise ValueError("expected at least one object")
     if not len(scores):
         return 0.0, np.zeros(pictures)
+    # Rank detections by score.
     order = np.argsort(-scores, kind="stable")
     hit, owner = right[order].astype(np.float64), owners[order]
     correct, ranks = np.cumsum(hit), np.arange(1, len(hit) + 1, dtype=np.float64)
     precision = correct / ranks
     # The place of the best precision from each rank on; of equal ones the last, whatever lies between.
     reached = len(hit) - 1 - _last_maxima(precision[::-1])[::-1]
+    # Interpolated precision at each rank.
     best = precision[reached]
     area = float((hit * best).sum() / total)
+    # How often the area uses the precision of each rank.
     reads = np.bincount(reached, weights=hit / total, minlength=len(hit)) / ranks**2
     # A right detection up to j raises P_j by F_j / (C_j + F_j)^2, a wrong one lowers it by C_j / (C_j + F_j)^2.
     gain = np.cumsum((reads * (ranks - correct))[::-1])[::-1]
     loss = np.cumsum((reads * correct)[::-1])[::-1]
     contributions = hit * best / total + hit * gain - (1 - hit) * loss
+    # Sum the contributions of each image and subtract its share of the objects.
     sums = np.bincount(owner, weights=contributions, minlength=pictures)
     influence: Floats = pictures * (sums - area * objects / total)
     return area, influence

@@ -30,6 +30,7 @@ def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[
             so nearly proportional to sizes that too many partial choices remain.
     """
     _check(units, budget_bits)
+    # Options that another option of the unit dominates can never be part of the solution.
     frontiers = [_frontier(options) for options in units]
     least = [int(sizes[0]) for sizes, _, _ in frontiers]
     steps = _hull_steps(frontiers)
@@ -40,8 +41,10 @@ def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[
     trail: list[tuple[np.ndarray, np.ndarray]] = []
     for unit, (unit_sizes, unit_losses, indices) in enumerate(frontiers):
         count = len(unit_sizes)
+        # Combine every partial choice with every option of the unit.
         sizes = (sizes[:, None] + unit_sizes).ravel()
         losses = (losses[:, None] + unit_losses).ravel()
+        # Reserve the minimum for the remaining units.
         room = budget_bits - sizes - sum(least[unit + 1 :])
         remaining_loss = _relaxed_loss(frontiers, steps, unit + 1, room)
         survivors = np.flatnonzero((room >= 0) & (losses + remaining_loss <= ceiling))
@@ -49,6 +52,7 @@ def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[
         survivors = survivors[_undominated(sizes[survivors], losses[survivors])]
         if len(survivors) > _MOST_CHOICES:
             raise ValueError(f"after {unit + 1} of {len(units)} units {len(survivors)} partial choices are as good")
+        # Remember parents and options to reconstruct the choice.
         trail.append((survivors // count, indices[survivors % count]))
         sizes, losses = sizes[survivors], losses[survivors]
     return _walk_back(trail, int(np.lexsort((sizes, losses))[0]))
@@ -100,6 +104,7 @@ def _hull_steps(frontiers: Sequence[Frontier]) -> _Steps:
     for unit, (unit_sizes, unit_losses, _) in enumerate(frontiers):
         hull: list[int] = []
         for point in range(len(unit_sizes)):
+            # Drop points above the line between their neighbours.
             while len(hull) > 1 and _slope(unit_sizes, unit_losses, *hull[-2:]) <= _slope(
                 unit_sizes, unit_losses, hull[-1], point
             ):
@@ -125,6 +130,7 @@ def _greedy_loss(frontiers: Sequence[Frontier], steps: _Steps, budget_bits: int)
     loss = sum(float(losses[0]) for _, losses, _ in frontiers)
     stopped: set[int] = set()
     for unit, size, saving in zip(steps.units.tolist(), steps.sizes.tolist(), steps.savings.tolist(), strict=True):
+        # Skipping a step of a unit would make its later steps invalid.
         if unit in stopped or size > room:
             stopped.add(unit)
             continue
@@ -145,12 +151,14 @@ def _relaxed_loss(frontiers: Sequence[Frontier], steps: _Steps, first: int, room
     filled = np.concatenate([[0.0], np.cumsum(steps.sizes[ours])])
     saved = np.concatenate([[0.0], np.cumsum(steps.savings[ours])])
     start = sum(float(losses[0]) for _, losses, _ in frontiers[first:])
+    # With divisible steps the optimum takes them in order of efficiency.
     relaxed: np.ndarray = start - np.interp(room, filled, saved)
     return relaxed
 
 
 def _walk_back(trail: Sequence[tuple[np.ndarray, np.ndarray]], state: int) -> tuple[int, ...]:
     chosen: list[int] = []
+    # Follow the parents from the last unit to the first.
     for parents, options in reversed(trail):
         chosen.append(int(options[state]))
         state = int(parents[state])

@@ -54,6 +54,7 @@ def _best(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.nda
     high = np.maximum(blocks.max(axis=-1), 0.0)
     best = _round(blocks, low, high, bits)
     least = _squared_error(blocks, *best)
+    # Keep for each block the range with the least error.
     for share in _GRID[1:]:
         candidate = _round(blocks, low * share, high * share, bits)
         error = _squared_error(blocks, *candidate)
@@ -72,6 +73,7 @@ def _round(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     levels = 2**bits - 1
     scales = ((high - low) / levels).astype(np.float32)
+    # A block of zeros gets the scale 1.
     scales = np.where(scales == 0, np.float32(1), scales)
     zero_points = np.clip(np.rint(-low / scales), 0, levels)
     integers = np.clip(np.rint(blocks / scales[..., None]) + zero_points[..., None], 0, levels)
@@ -86,6 +88,7 @@ def _squared_error(blocks: np.ndarray, integers: np.ndarray, scales: np.ndarray,
 
 def pack_nibbles(integers: np.ndarray) -> np.ndarray:
     """Pack two 4-bit integers per byte along the last axis, low half first: [..., n] -> [..., ceil(n / 2)]."""
+    # Pad to an even number.
     if integers.shape[-1] % 2:
         integers = np.concatenate([integers, np.zeros((*integers.shape[:-1], 1), np.uint8)], axis=-1)
     packed: np.ndarray = (integers[..., 0::2] | (integers[..., 1::2] << 4)).astype(np.uint8)
@@ -105,10 +108,12 @@ def on_coarse_grid(values: np.ndarray, bits: int) -> np.ndarray:
         return values
     if bits == 16:
         return values.astype(np.float16).astype(values.dtype)
+    # Pad rows to whole blocks, and remove the padding afterwards.
     if bits < 8:
         blocks = np.pad(values.reshape(-1, values.shape[-1]), ((0, 0), (0, -values.shape[-1] % _BLOCK)))
         rounded = _on_grid(blocks.reshape(-1, _BLOCK), bits).reshape(blocks.shape)[:, : values.shape[-1]]
         return rounded.reshape(values.shape)
+    # Convolution weights have a grid per output channel.
     rows = values.reshape(len(values), -1) if values.ndim > 2 else values.reshape(1, -1)
     return _on_grid(rows, bits).reshape(values.shape)
 

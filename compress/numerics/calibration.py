@@ -30,6 +30,7 @@ def softmax(logits: ArrayLike) -> Floats:
     array = np.asarray(logits, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError("logits hold NaN or infinity")
+    # Subtracting the maximum avoids overflow.
     powers = np.exp(array - array.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
 
@@ -90,6 +91,7 @@ def calibration_error_interval(
     gaps[np.arange(len(confidences)), _places(confidences, bins)] = outcomes - confidences
     errors = np.abs(_resampled_sums(gaps, seed, resamples)).sum(axis=1) / len(confidences)
     last = float(np.quantile(errors, (1 + level) / 2))
+    # Error of perfectly calibrated outcomes, by simulation.
     by_chance = float(np.quantile(_errors_if_calibrated(confidences, seed, bins, resamples), (1 + level) / 2))
     low = 0.0 if value <= by_chance else max(0.0, min(value, 2 * value - last))
     high = value + NormalDist().inv_cdf((1 + level) / 2) * float(errors.std())
@@ -134,6 +136,7 @@ def _resampled_sums(values: Floats, seed: int, resamples: int) -> Floats:
     for start in range(0, resamples, at_once):
         count = min(at_once, resamples - start)
         sampled = generator.integers(0, n, (count, n), dtype=np.int32)
+        # Offset the indices of each resample, so that one bincount counts all of them.
         sampled += (np.arange(count, dtype=np.int32) * n)[:, None]
         parts.append(np.bincount(sampled.ravel(), minlength=count * n).reshape(count, n) @ values)
     return np.concatenate(parts)

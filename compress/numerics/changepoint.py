@@ -57,6 +57,7 @@ def change_points(values: ArrayLike, significance: float = 1e-5, by_luck: float 
         raise ValueError("expected a list of finite values")
     if len(array) < 2 * SHORTEST:
         return []
+    # A low penalty finds every weak change; the tests remove the wrong ones.
     scale = noise_scale(array)
     calm = without_outliers(array, scale)
     penalty = _WEAK_PENALTY * scale**2 * math.log(len(array))
@@ -92,6 +93,7 @@ def without_outliers(values: Floats, scale: float) -> Floats:
     At the ends these are the first or last five. A level that three of five values share passes unchanged.
     """
     width = min(2 * SHORTEST - 1, len(values))
+    # Windows are shifted inwards at both ends.
     starts = np.clip(np.arange(len(values)) - width // 2, 0, len(values) - width)
     around = np.median(np.lib.stride_tricks.sliding_window_view(values, width)[starts], axis=1)
     reach = _OUTLIER_SCALES * scale
@@ -106,18 +108,21 @@ def segment(values: Floats, penalty: float) -> list[int]:
     """
     n = len(values)
     centred = values - values.mean()
+    # Prefix sums give the squared deviations of any segment in constant time.
     sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (centred, centred**2))
     best = np.full(n + 1, math.inf)
     best[0] = 0.0
     previous = np.zeros(n + 1, dtype=np.int64)
     for end in range(SHORTEST, n + 1):
         starts = np.arange(end - SHORTEST + 1)
+        # Sum of squares minus n times the squared mean.
         deviations = squares[end] - squares[starts] - (sums[end] - sums[starts]) ** 2 / (end - starts)
         costs = best[starts] + np.maximum(deviations, 0.0) + penalty
         # Of equal costs the latest start would make needless segments.
         previous[end] = int(np.argmin(costs))
         best[end] = costs[previous[end]]
     starts_of_segments: list[int] = []
+    # Walk back from the end to the first segment.
     start = int(previous[n])
     while start > 0:
         starts_of_segments.append(start)
@@ -142,6 +147,7 @@ def _strike_out(
         tests = [t_test(calm, bounds, index, correlation) for index in range(1, len(bounds) - 1)]
         lucks = [_luck(values, *bounds[index : index + 3]) for index in range(len(bounds) - 2)]
         doubts = [max(p / significance, luck / by_luck) for p, luck in zip(tests, lucks, strict=True)]
+        # Remove the least certain change and test again, since its neighbours are longer now.
         worst = int(np.argmax(doubts))
         if doubts[worst] <= 1:
             levels = [float(np.median(values[first:last])) for first, last in pairwise(bounds)]
@@ -187,5 +193,6 @@ def _luck(values: Floats, first: int, middle: int, last: int) -> float:
     centre = (float(np.median(shorter)) + float(np.median(longer))) / 2
     above = np.median(shorter) > centre
     beyond = [int(((side > centre) if above else (side < centre)).sum()) for side in (shorter, longer)]
+    # Laplace's rule keeps the share above 0.
     share = (beyond[1] + 1) / (len(longer) + 2)
     return min(1.0, len(values) * float(stats.binom.sf(beyond[0] - 1, len(shorter), share)))

@@ -27,6 +27,7 @@ def spearman(predictions: Sequence[float], targets: Sequence[float], confidence:
 def _estimate(value: float, variance: float, confidence: float) -> Estimate:
     from scipy.special import ndtri
 
+    # The transformation is infinite for a perfect correlation.
     if abs(value) >= 1:
         return Estimate(value, value, value)
     width = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance)

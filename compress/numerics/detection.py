@@ -35,8 +35,10 @@ def matched_distance(
             the one of the likeliest class.
     """
     mine, theirs = _split(student), _split(teacher)
+    # The assignment is not differentiable.
     with torch.no_grad():
         matches = _matched(mine, theirs, box_weight, overlap_weight, separate)
+    # Reorder the student's queries to match the teacher's.
     logits, boxes = (torch.gather(part, 1, matches[..., None].expand_as(part)) for part in mine)
     teacher_logits, teacher_boxes = theirs
     class_logits = [
@@ -61,6 +63,7 @@ def generalized_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tens
     """Return the GIoU of boxes [..., 4] given by corners, from -1 to 1 (Rezatofighi et al. 2019, algorithm 1)."""
     shared = _area(torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:]))
     union = _area(first[..., :2], first[..., 2:]) + _area(second[..., :2], second[..., 2:]) - shared
+    # Smallest box that encloses both.
     hull = _area(torch.minimum(first[..., :2], second[..., :2]), torch.maximum(first[..., 2:], second[..., 2:]))
     least = torch.finfo(union.dtype).eps
     return shared / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
@@ -107,10 +110,12 @@ def _matched(
         softmax(teacher_logits, dim=-1).flatten(2),
         log_softmax(student_logits, dim=-1).flatten(2),
     )
+    # Cross-entropy between every pair of queries.
     classes = -teacher_probabilities @ student_logs.transpose(1, 2)
     l1_distance = torch.cdist(theirs[1], mine[1], p=1)
     overlap = generalized_overlap(corners(theirs[1])[:, :, None], corners(mine[1])[:, None])
     object_probability = _seen(theirs[0], separate)[..., None]
+    # Boxes count only where the teacher sees an object.
     cost = classes + object_probability * (box_weight * l1_distance - overlap_weight * overlap)
     return torch.stack([torch.from_numpy(linear_sum_assignment(costs)[1]) for costs in cost.cpu().double().numpy()]).to(
         cost.device

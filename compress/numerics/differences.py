@@ -55,6 +55,7 @@ def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confid
     """
     if min(only_baseline, only_candidate) < 0 or n < 1 or only_baseline + only_candidate > n:
         raise ValueError(f"expected counts of at most n >= 1, found {only_baseline} and {only_candidate} of {n}")
+    # Half an observation per cell adds two observations in total.
     z, total = _quantile(confidence), n + 2
     value = (only_candidate - only_baseline) / n
     centre = (only_candidate - only_baseline) / total
@@ -116,6 +117,7 @@ def paired_bootstrap(
         rows = chosen.astype(np.int64)
         return statistic(baseline_values[rows], candidate_values[rows])
 
+    # Resample indices, so that both values of an example stay together.
     low, high = bootstrap_interval(np.arange(len(baseline_values)), of_chosen, seed, resamples, confidence)
     value = float(statistic(baseline_values, candidate_values))
     return Estimate(value, min(value, low), max(value, high))
@@ -153,6 +155,7 @@ def difference_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate
 def widen(estimate: Estimate, confidence: float, wanted: float) -> Estimate:
     """Return the estimate with its interval rescaled from ``confidence`` to ``wanted`` by normal quantiles."""
     normal = NormalDist()
+    # Widths are proportional to normal quantiles.
     scale = normal.inv_cdf((1 + wanted) / 2) / normal.inv_cdf((1 + confidence) / 2)
     value, low, high = estimate
     return Estimate(value, value - (value - low) * scale, value + (high - value) * scale)
@@ -194,10 +197,12 @@ def decide(loss: Estimate, margin: float) -> Verdict:
         raise ValueError(f"expected a margin of at least 0, found {margin}")
     if not loss.low <= loss.value <= loss.high:
         raise ValueError(f"expected low <= value <= high, found {loss}")
+    # A change must be both significant and large enough.
     if loss.low > 0 and loss.value >= margin:
         return "worse"
     if loss.high < 0 and loss.value <= -margin:
         return "better"
+    # Equivalence: the whole interval is within the margin.
     if (-margin < loss.low and loss.high < margin) or loss.low == loss.high == 0:
         return "same"
     return "can't tell"
@@ -212,6 +217,7 @@ def samples_to_settle(loss: Estimate, margin: float, n: int) -> int | None:
     """
     if decide(loss, margin) != "can't tell":
         return 0
+    # Use the wider side of the interval.
     half = max(loss.high - loss.value, loss.value - loss.low)
     required_half_width = abs(loss.value) if abs(loss.value) >= margin else margin - abs(loss.value)
     if required_half_width <= 0 or not math.isfinite(half / required_half_width):

@@ -44,6 +44,7 @@ def attention_mse(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tens
 
     TinyBERT, equation 7. ``mask`` is [B, L]. Both sides have the same number of heads.
     """
+    # A pair counts if both tokens are real.
     pairs = (mask[:, :, None] * mask[:, None, :])[:, None]
     error = (student - teacher).square() * pairs
     return error.sum() / (pairs.sum() * student.shape[1])
@@ -63,10 +64,12 @@ def relation_kl(
         mask: 1 for real tokens [B, L].
         epsilon: Added to probabilities before the logarithm.
     """
+    # Padding keys get no probability.
     hidden = (1 - mask)[:, None, None, :].bool()
     log_student = log_softmax(student.masked_fill(hidden, float("-inf")), dim=-1).masked_fill(hidden, 0.0)
     teacher = softmax(teacher.masked_fill(hidden, float("-inf")), dim=-1)
     divergence = (teacher * ((teacher + epsilon).log() - log_student)).masked_fill(hidden, 0.0).sum(dim=-1)
+    # Padding queries do not count.
     queries = mask[:, None, :].expand_as(divergence)
     return (divergence * queries).sum() / queries.sum()
 

@@ -40,6 +40,7 @@ def ranks(
     for start, scores in _scores(queries, corpus, itself):
         stop = start + len(scores)
         belongs = given[None, :] == wanted[start:stop, None]
+        # Masked scores (a query itself) do not count as matching.
         result[start:stop] = rank_among(scores, belongs & np.isfinite(scores))
     return result
 
@@ -64,6 +65,7 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
     limit = np.partition(scores, -count, axis=1)[:, -count]
     out = np.empty((len(scores), count), dtype=np.int64)
     for row, (values, least) in enumerate(zip(scores, limit, strict=True)):
+        # Ties with the last result are resolved by column.
         columns = np.flatnonzero(values >= least)
         out[row] = columns[np.argsort(-values[columns], kind="stable")][:count]
     return out
@@ -71,6 +73,7 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
 
 def rank_among(scores: np.ndarray, belongs: np.ndarray) -> np.ndarray:
     """Return the rank of the best matching candidate [n, k] by scores; k + 1 if no candidate matches."""
+    # A query without a match has no best score.
     best = np.where(belongs, scores, -np.inf).max(axis=1)
     better: np.ndarray = ((scores >= best[:, None]) & ~belongs).sum(axis=1)
     result: np.ndarray = np.where(belongs.any(axis=1), better + 1, scores.shape[1] + 1)
@@ -109,6 +112,7 @@ def ranges_of(embeddings: np.ndarray) -> np.ndarray:
 
 def to_int8(embeddings: np.ndarray, ranges: np.ndarray) -> np.ndarray:
     """Quantize as `int8`: each dimension in 256 steps of its range [2, d]; [n, d] int8."""
+    # sentence-transformers truncates in place of rounding.
     steps: np.ndarray = np.floor((embeddings - ranges[0]) / _steps(ranges))
     return (steps.clip(0, _BYTE - 1) - _BYTE // 2).astype(np.int8)
 
@@ -127,6 +131,7 @@ def to_ubinary(embeddings: np.ndarray) -> np.ndarray:
 def hamming(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
     """Return the number of differing bits of packed embeddings [n, b] and [m, b]; [n, m] int32."""
     distances = np.zeros((len(queries), len(corpus)), dtype=np.int32)
+    # Count differing bits byte by byte.
     for column in range(queries.shape[1]):
         distances += np.bitwise_count(queries[:, column, None] ^ corpus[None, :, column])
     return distances
@@ -155,7 +160,9 @@ def binary_ranks(
         rows = slice(start, start + 256)
         near = -hamming(to_ubinary(queries[rows]), packed)
         near = _without_itself(near, start, np.iinfo(near.dtype).min) if itself else near
+        # Coarse search by Hamming distance.
         candidates = top(near, min(RESCORED * k, len(corpus) - itself))
+        # Exact query against the signs of the candidates.
         scores = np.einsum("nd,nkd->nk", queries[rows], signs[candidates])
         parts.append(rank_among(scores, given[candidates] == wanted[rows, None]))
     return np.concatenate(parts)
@@ -183,6 +190,7 @@ def principal_rotation(embeddings: np.ndarray, dimensions: int) -> np.ndarray:
         raise ValueError(f"{count} embeddings do not span {dimensions} dimensions")
     wide = embeddings.astype(np.float64)
     _, vectors = np.linalg.eigh(wide.T @ wide / count)
+    # `eigh` returns eigenvalues in ascending order.
     rows = vectors[:, ::-1].T[:dimensions]
     signs = np.sign(rows[np.arange(dimensions), np.abs(rows).argmax(axis=1)])
     rotation: np.ndarray = (rows * signs[:, None]).astype(np.float32)

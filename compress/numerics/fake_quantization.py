@@ -78,6 +78,7 @@ def best_row_scales(weight: torch.Tensor, highest: int, steps: int = 80) -> torc
     full = row_scales(weight, highest)
     rows = weight.detach().flatten(1)
     best, least = full.clone(), torch.full_like(full, torch.inf)
+    # Shares go down to a fifth of the full range.
     for step in range(steps):
         scale = full * (1 - step / (1.25 * steps))
         q = (rows / scale[:, None]).round().clamp(-highest - 1, highest)
@@ -92,6 +93,7 @@ def unsigned_grid(low: float, high: float) -> tuple[float, int]:
 
     A range of 0 has the scale 1. Raises `ValueError` for a range that is not finite.
     """
+    # The grid must contain 0, which padding and ReLU produce.
     low, high = min(low, 0.0), max(high, 0.0)
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError(f"activations from {low} to {high}")
@@ -149,6 +151,7 @@ class _Dequantize(torch.autograd.Function):
         integers, scales = ctx.saved_tensors
         rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
         pieces = [slice(start, start + rows) for start in range(0, len(integers), rows)]
+        # Recompute integer products piece by piece in place of keeping them.
         sums = [_group_sums(gradient[piece], integers[piece], ctx.group_size, scales.dtype) for piece in pieces]
         by_integers = None
         if ctx.needs_input_grad[0]:
@@ -166,6 +169,7 @@ def _product(integers: torch.Tensor, scales: torch.Tensor, group_size: int) -> t
 def _group_sums(gradient: torch.Tensor, integers: torch.Tensor, group_size: int, dtype: torch.dtype) -> torch.Tensor:
     product = integers.to(dtype, copy=True).mul_(gradient)
     missing = -product.shape[1] % group_size
+    # Pad the last group with zeros.
     if missing:
         product = torch.nn.functional.pad(product, (0, missing))
     return product.view(len(product), -1, group_size).sum(-1)

@@ -78,6 +78,7 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
             damping makes positive definite.
     """
     check_solvable(weight, hessian)
+    # The factorization depends on the inputs only and serves all rows.
     inputs = _prepare(hessian, settings)
     # Bands of rows bound the memory of the solver.
     bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
@@ -101,6 +102,7 @@ def round_to_nearest(
         raise ValueError("the weight holds values that are not finite")
     bands = []
     for band in torch.split(weight, _BAND):
+        # Grids are computed on contiguous columns.
         columns = band.T.contiguous()
         grid = _find_grid(columns, settings, importance)
         bands.append(grid.weight(round_columns(columns, grid)))
@@ -109,6 +111,7 @@ def round_to_nearest(
 
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
     """Return tr(E H E^T) / tr(W H W^T) of two weights [out, in], E = W - Q: the relative squared output error."""
+    # The tiny constant avoids a division by zero for a layer of zeros.
     return output_energy(weight - quantized, hessian) / max(output_energy(weight, hessian), 1e-30)
 
 
@@ -138,6 +141,7 @@ def check_solvable(weight: torch.Tensor, hessian: torch.Tensor) -> None:
         raise ValueError("the weight holds values that are not finite")
     if not _finite(hessian):
         raise ValueError("the Hessian holds values that are not finite: some calibration activations were NaN or Inf")
+    # A sum of squares has no negative diagonal.
     if float(hessian.diagonal().min()) < 0:
         raise ValueError("the Hessian has a negative diagonal, so it is not a sum of squares")
     if float(hessian.diagonal().max()) == 0:
@@ -146,6 +150,7 @@ def check_solvable(weight: torch.Tensor, hessian: torch.Tensor) -> None:
 
 def _finite(values: torch.Tensor) -> bool:
     """Return True if all values are finite; a finite sum proves it without a mask."""
+    # Only an infinite sum needs the elementwise check.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
@@ -173,10 +178,13 @@ class _Inputs:
 def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
     diagonal = hessian.diagonal()
     live, mean = diagonal > 0, mean_energy(hessian)
+    # Inputs that are always zero get the mean energy, so that their order is arbitrary.
     alone = torch.where(live, diagonal, mean)
+    # Ascending energy: the factor is walked backwards, so the largest is rounded first.
     places = alone.argsort(stable=True) if settings.act_order else backwards(hessian)
     factor, damping = factorize(hessian, settings.damping, places)
     pivots = factor.diagonal().clone()
+    # Geometric mean of H_ii and L_ii^2.
     importance = alone.sqrt()
     importance[places] *= pivots
     return _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
@@ -215,12 +223,14 @@ def factorize(hessian: torch.Tensor, damping: float, places: torch.Tensor | None
         # LAPACK's order of the numbers, in which the factor takes the matrix's own place.
         matrix = _permuted(hessian, places).mT
         matrix.diagonal().add_(mean * damping)
+        # A dead input keeps the matrix positive definite and changes nothing else.
         matrix.diagonal()[dead] = mean
         failed = torch.empty((), dtype=torch.int32, device=hessian.device)
         torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
         if not int(failed) and bool(torch.isfinite(matrix.diagonal()).all()):
             return matrix, damping
         del matrix
+        # Stop before the damping outweighs the data.
         if damping >= _LARGEST_DAMPING:
             raise ValueError(f"no damping up to {damping:g} makes the Hessian positive definite")
         damping = min(max(damping * 10, 1e-4), _LARGEST_DAMPING)
@@ -237,12 +247,14 @@ def _permuted(hessian: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> GptqSolution:
     columns = weight.T.clone(memory_format=torch.contiguous_format)
+    # Weights of inputs that are always zero have no effect.
     columns[~inputs.live] = 0
     grid = _find_grid(columns, settings, inputs.importance)
     ordered = columns[inputs.places]
     del columns
     energies = _energies(ordered, inputs).sub_(ordered.square().sum(0), alpha=inputs.shift)
     integers, losses = _round_in_turn(ordered, inputs, grid)
+    # Refinement works on columns in their original order.
     errors, integers = _put_back(ordered, inputs.places), _put_back(integers, inputs.places)
     del ordered
     losses -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
@@ -313,6 +325,7 @@ def _round_block(
     steps, errors = torch.empty_like(targets), torch.zeros_like(targets)
     past, shares = errors.T, coupling.tril(-1).T.contiguous().unbind()
     columns = list(zip(targets, steps, errors, original, shares, points, strict=True))
+    # Walk the columns from the last to the first.
     for target, step, error, weight, share, (scale, least, largest) in reversed(columns):
         target.addmv_(past, share)
         torch.div(target, scale, out=step).round_().clamp_(least, largest)

@@ -45,10 +45,12 @@ def solve(fitted: RegressionSums, held_out: RegressionSums, damping: float) -> t
     was learned. Raises `ValueError` for sums that no damping makes positive definite.
     """
     errors = {}
+    # Select the damping on held-out rows.
     for times in _TIMES:
         chosen = damping * times
         errors[chosen] = held_out.error(_solution(fitted.inputs, fitted.cross, chosen)) / held_out.squares
     best = min(errors, key=errors.__getitem__)
+    # The final solution uses all rows.
     return _solution(fitted.inputs + held_out.inputs, fitted.cross + held_out.cross, best), errors[best]
 
 

@@ -126,6 +126,7 @@ def find_grid(
     count, rows = columns.shape
     size = group_size or count
     groups = -(-count // size)
+    # Only ratios of importance matter; a mean of 1 keeps numbers in range.
     weights = (
         torch.ones(count, device=columns.device)
         if importance is None
@@ -148,6 +149,7 @@ def round_columns(columns: torch.Tensor, grid: IntegerGrid) -> torch.Tensor:
     """Return the nearest integers to ``columns`` [columns, rows], counted from 0, uint8."""
     integers = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
     for group, start, end in grid.groups(len(columns)):
+        # Steps are counted from the zero point and stored from 0.
         steps = (columns[start:end] / grid.scales[group]).round_().clamp_(*grid.bounds(group))
         integers[start:end] = (steps + grid.zero_points[group]).to(torch.uint8)
     return integers
@@ -158,6 +160,7 @@ def as_float16(scales: torch.Tensor) -> torch.Tensor:
     largest = float(scales.abs().max())
     if largest > _LARGEST_SCALE:
         raise ValueError(f"a scale of {largest:.3g} is beyond float16, in which files store scales")
+    # A scale of zero would lose the sign of the steps.
     return scales.abs().clamp_(min=_SMALLEST_SCALE).copysign_(scales).half().float()
 
 
@@ -174,12 +177,14 @@ def _fit_group(
         search: Search over clipped ranges.
     """
     levels, middle = (1 << bits) - 1, 1 << (bits - 1)
+    # Flip rows that reach further up, so that the longer side of the range covers them.
     upwards = values.amax(0) > -values.amin(0) if symmetric and search else None
     if upwards is not None:
         values = torch.where(upwards, -values, values)
     low, high = values.amin(0).clamp_(max=0), values.amax(0).clamp_(min=0)
     empty = low == high
     if symmetric:
+        # The scale must cover both ends of the range.
         full_scale = torch.maximum(low / -middle, high / (middle - 1))
         zero_points = torch.full_like(full_scale, middle)
     else:
@@ -191,6 +196,7 @@ def _fit_group(
         shares = torch.linspace(1.0, _least_share(bits), _FEW if bits <= _COARSE else _MANY).tolist()
         scales = _search(values, importance, scales, (-zero_points, levels - zero_points), shares)
     if upwards is not None:
+        # A negative scale undoes the flip.
         scales = torch.where(upwards, -scales, scales)
     return torch.where(empty, torch.ones_like(scales), scales), torch.where(empty, float(middle), zero_points)
 
@@ -232,6 +238,7 @@ def _search(
         best, most = torch.where(better, refit, best), torch.where(better, gain, most)
         return best
 
+    # First scan shares of the full range, then refit the best scale.
     for share in shares:
         consider(whole * share)
     for _ in range(_REFITS):

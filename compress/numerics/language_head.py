@@ -82,6 +82,7 @@ def token_scores(
         chunk: Tokens per chunk.
     """
     parts = []
+    # Logits exist for one chunk at a time.
     for start in range(0, len(next_tokens), chunk):
         piece = slice(start, start + chunk)
         log_student = _log_probabilities(student.hidden[piece], student.weight)
@@ -106,6 +107,7 @@ class _HeadLoss(torch.autograd.Function):
         count, total = len(hidden), 0.0
         by_hidden = torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if ctx.needs_input_grad[1] else None
+        # Losses need more precision than an enclosing autocast may allow.
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
                 piece = slice(start, start + chunk)
@@ -113,6 +115,7 @@ class _HeadLoss(torch.autograd.Function):
                 taught = None if teacher_hidden is None else _logits(teacher_hidden[piece], teacher_weight)
                 value, slope = _piece(logits, taught, wanted, piece, count)
                 total += value
+                # Gradients are computed in the forward pass, so that logits need not be kept.
                 slope = slope.to(weight.dtype)
                 by_hidden[piece] = slope @ weight
                 if by_weight is not None:
@@ -123,6 +126,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         by_hidden, by_weight = ctx.saved_tensors
+        # The upstream gradient is a scalar that scales both.
         weight = None if by_weight is None else (by_weight * gradient).to(by_hidden.dtype)
         return (by_hidden * gradient).to(by_hidden.dtype), weight, None, None, None, None
 
@@ -145,6 +149,7 @@ def _piece(
     if taught is None:
         assert labels is not None, "without a teacher there are labels"
         return _cross_entropy(logits, *labels)
+    # `divergence_of` overwrites its input, and the labels need it again.
     plain = logits.clone() if labels is not None else logits
     values, slope = divergence_of(logits, taught, wanted.divergence)
     if wanted.each is None:
@@ -203,6 +208,7 @@ class _HeadProduct(torch.autograd.Function):
     def forward(context: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         context.save_for_backward(weight)
         product = None
+        # Cast and multiply a band of rows at a time.
         for start in range(0, len(weight), ROWS):
             rows = weight[start : start + ROWS]
             part = hidden @ rows.float().T

@@ -24,6 +24,7 @@ def negative_log_likelihood(logits: np.ndarray, tokens: np.ndarray) -> Floats:
 
     Its mean over a text is the logarithm of the perplexity (Jelinek et al. 1977).
     """
+    # Logits in float64 are large, so work in chunks.
     parts = [
         -np.take_along_axis(log_probabilities(logits[start : start + _CHUNK]), tokens[start : start + _CHUNK, None], 1)
         for start in range(0, len(tokens), _CHUNK)
@@ -49,6 +50,7 @@ def repeated_share(tokens: np.ndarray, n: int = 4) -> float:
     """
     if len(tokens) < n:
         return 0.0
+    # All n-grams as rows.
     runs = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), n)
     return 1 - len(np.unique(runs, axis=0)) / len(runs)
 
@@ -59,6 +61,7 @@ def loop_length(tokens: np.ndarray) -> int:
     It is the least period p such that the last max(2 p, 16) tokens repeat with it: each equals the one p tokens before.
     """
     array = np.asarray(tokens)
+    # Test the shortest period first.
     for period in range(1, len(array) // _ROUNDS + 1):
         tail = array[-max(_ROUNDS * period, _LOOP) :]
         if len(tail) >= _LOOP and (tail[period:] == tail[:-period]).all():

@@ -20,6 +20,7 @@ class OutputAgreement(NamedTuple):
 
 def output_agreement(expected: np.ndarray, actual: np.ndarray) -> OutputAgreement:
     """Compare outputs [calls, n]; NaN pads a smaller output and counts as 0 where the other has a number."""
+    # Outputs may have different lengths, such as generated sequences.
     width = max(expected.shape[1], actual.shape[1])
     reference, output = (_widened(array.astype(np.float64), width) for array in (expected, actual))
     counted = ~(np.isnan(reference) & np.isnan(output))
@@ -31,6 +32,7 @@ def output_agreement(expected: np.ndarray, actual: np.ndarray) -> OutputAgreemen
         return OutputAgreement(0.0, 0.0, 1.0)
     difference = np.abs(reference[counted] - output[counted])
     finite_reference = reference[counted & np.isfinite(reference)]
+    # Constant references have no spread; use their magnitude.
     spread = (
         (float(finite_reference.std()) or float(np.abs(finite_reference).max()) or 1.0)
         if finite_reference.size
@@ -52,6 +54,7 @@ def _widened(array: np.ndarray, width: int) -> np.ndarray:
 def _mean_cosine(left: np.ndarray, right: np.ndarray) -> float:
     """Return the mean cosine of the rows; two rows of zeros count as equal."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    # Rows of zeros have no direction; equal ones agree.
     alike = (left == right).all(axis=1)
     products = (left * right).sum(axis=1)
     cosines = np.where(alike, 1.0, np.divide(products, norms, where=norms > 0, out=np.zeros_like(norms)))

@@ -38,6 +38,7 @@ def remove_parts(
     columns = _columns(kept_parts, size)
     removed = torch.ones(len(hessian), dtype=torch.bool, device=weight.device)
     removed[columns] = False
+    # Least squares fit of the kept inputs to the outputs of all inputs.
     factor, _ = factorize(hessian[columns][:, columns], damping)
     compensation = torch.cholesky_solve(hessian[columns][:, removed] @ weight[:, removed].T, factor)
     fitted = torch.zeros_like(weight)
@@ -60,6 +61,7 @@ def _chosen(weight: torch.Tensor, hessian: torch.Tensor, size: int, count: int, 
         damping: Share of the mean diagonal that is added to the diagonal.
     """
     parts = weight.shape[1] // size
+    # The inverse Hessian is updated as parts are removed.
     inverse = torch.cholesky_inverse(factorize(hessian, damping)[0])
     weight = weight.clone()
     remaining = torch.ones(parts, dtype=torch.bool, device=weight.device)
@@ -75,6 +77,7 @@ def _chosen(weight: torch.Tensor, hessian: torch.Tensor, size: int, count: int, 
         weight[:, columns] = 0
         inverse[columns] = 0
         inverse[:, columns] = 0
+        # Keeps blocks of removed parts invertible; their losses are masked.
         inverse.diagonal()[columns] = 1
         remaining[removed] = False
     return remaining.nonzero()[:, 0]
@@ -85,6 +88,7 @@ def _losses(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> torch.Ten
     parts = weight.shape[1] // size
     if size == 1:
         return weight.square().sum(dim=0) / inverse.diagonal()
+    # Diagonal blocks of the inverse, one per part.
     blocks = inverse.view(parts, size, parts, size).diagonal(dim1=0, dim2=2).movedim(-1, 0)
     grouped = weight.view(-1, parts, size).movedim(1, 0)
     losses: torch.Tensor = (torch.linalg.solve(blocks, grouped.mT) * grouped.mT).sum(dim=(1, 2))

@@ -30,9 +30,11 @@ def magnitude_masks(
         pattern: With blocks, whole blocks of the least squared norm are dropped. With N:M, only weights that are not
             among the N largest of their M are dropped, until the sparsity is reached.
     """
+    # Patterns are defined on matrices; convolutions are reshaped.
     if pattern is not None:
         masks = _pattern_masks([as_matrix(weight.detach()) for weight in weights], sparsity, scope, pattern)
         return [from_matrix(mask, weight.shape) for mask, weight in zip(masks, weights, strict=True)]
+    # Rank all magnitudes together, then split the mask again.
     if scope == "global":
         flat = torch.cat([weight.detach().abs().flatten() for weight in weights])
         keep = _keep_largest(flat, sparsity)
@@ -44,12 +46,14 @@ def magnitude_masks(
 def _pattern_masks(
     matrices: Sequence[torch.Tensor], sparsity: float, scope: str, pattern: Pattern
 ) -> list[torch.Tensor]:
+    # Blocks are ranked by their norms like single weights.
     if pattern.blocks:
         norms = [_block_norms(matrix, pattern) for matrix in matrices]
         return [_spread(mask, pattern) for mask in magnitude_masks(norms, sparsity, scope)]
     largest = [largest_of_each(matrix, pattern) for matrix in matrices]
     if pattern.sparsity is not None and sparsity >= pattern.sparsity:
         return largest
+    # The N largest of each M get an infinite rank, so that they are never dropped.
     ranked = [torch.where(mask, torch.inf, matrix.abs()) for mask, matrix in zip(largest, matrices, strict=True)]
     return magnitude_masks(ranked, sparsity, scope)
 
@@ -83,6 +87,7 @@ def _spread(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
 def _keep_largest(magnitudes: torch.Tensor, sparsity: float) -> torch.Tensor:
     dropped = int(sparsity * magnitudes.numel())
+    # A stable order drops ties by position.
     order = torch.argsort(magnitudes, stable=True)
     keep = torch.ones_like(magnitudes, dtype=torch.bool)
     keep[order[:dropped]] = False
@@ -96,6 +101,7 @@ def taylor_importance(activation: torch.Tensor, gradient: torch.Tensor, group_si
     is |dL/d xi| of a gate xi at 1 (Michel et al. 2019, equation 2); with single features it is Molchanov et al. 2019,
     equation 7, before squaring.
     """
+    # Sum over tokens before taking magnitudes: a head acts on all of them.
     product = (activation * gradient).sum(dim=1)
     return product.view(product.shape[0], -1, group_size).sum(dim=-1).abs().sum(dim=0)
 

@@ -32,6 +32,7 @@ def ratio_interval(
     value = float(counts[0].sum() / counts[1].sum())
     sampled = np.random.default_rng(seed).integers(0, n, (resamples, n))
     sums = counts[:, sampled].sum(axis=-1)
+    # A resample without any denominator gets the overall value.
     rates = np.divide(sums[0], sums[1], out=np.full(resamples, value), where=sums[1] > 0)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, min(value, float(low)), max(value, float(high)))

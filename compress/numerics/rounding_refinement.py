@@ -35,11 +35,13 @@ def refine_columns(
             columns = slice(start, end)
             local = hessian[columns, columns].clone()
             local.diagonal().add_(shift)
+            # Gradient of the error with respect to the group's errors.
             gradient = (hessian[columns] @ errors).add_(errors[columns], alpha=shift)
             steps = integers[columns] - grid.zero_points[group]
             change = _refit_scale(steps, gradient, local, grid.scales[group])
             old_gradient, gradient = gradient, gradient + local @ change
             change += _descend(steps, gradient, local, grid.scales[group], grid.bounds(group))
+            # Exact decrease of the quadratic error.
             gained -= (change * old_gradient.mul_(2).add_(local @ change)).sum(0)
             errors[columns] += change
             integers[columns] = (steps + grid.zero_points[group]).to(torch.uint8)
@@ -93,10 +95,12 @@ def _descend(
     targets = torch.empty_like(scales)
     for start in range(0, len(steps), _BLOCK):
         end = min(start + _BLOCK, len(steps))
+        # Apply the changes of earlier blocks at once.
         if start:
             gradient[start:end].addmm_(local[start:end, :start], change[:start])
         for column in range(start, end):
             slope, step = gradient[column], steps[column]
+            # Apply the changes of earlier columns of this block.
             if column > start:
                 slope.addmv_(change[start:column].T, local[start:column, column])
             torch.div(slope, scales, out=targets).mul_(inverse_pivots[column]).add_(step).round_().clamp_(*bounds)

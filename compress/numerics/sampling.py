@@ -27,7 +27,9 @@ def spread_sample(lengths: np.ndarray, kinds: np.ndarray | None, count: int, see
     chosen = []
     for name, share in zip(names, equal_shares(sizes, min(count, total)), strict=True):
         members = np.flatnonzero(kinds == name)
+        # Ties in length are ordered randomly.
         order = members[np.lexsort((generator.permutation(len(members)), lengths[members]))]
+        # Divide the sorted members into equal runs.
         edges = np.linspace(0, len(order), share + 1)
         chosen += [order[int(generator.integers(int(a), max(int(a) + 1, int(b))))] for a, b in pairwise(edges)]
     return np.array(sorted(chosen), dtype=np.int64)
@@ -56,6 +58,7 @@ def covering_lengths(lengths: Sequence[int] | np.ndarray, count: int, longest: i
     values, counts = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
     if len(values) and values[-1] > longest:
         raise ValueError(f"an example has {values[-1]} tokens, more than {longest}")
+    # Candidate lengths: those that occur, and the longest.
     ends = np.append(values[values < longest], longest)
     held = np.array([counts[values <= end].sum() for end in ends])
     # cost[i, j]: tokens of the examples that are longer than ends[i - 1] and padded to ends[j].
@@ -64,6 +67,7 @@ def covering_lengths(lengths: Sequence[int] | np.ndarray, count: int, longest: i
     best = cost[0]
     prefixes: list[list[int]] = [[] for _ in ends]
     totals, choices = [best[-1]], [[longest]]
+    # Dynamic programming over the number of lengths.
     for _ in range(1, min(count, len(ends))):
         through = np.append(np.inf, best[:-1])[:, None] + cost
         previous = np.argmin(through, axis=0)

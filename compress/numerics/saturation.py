@@ -26,6 +26,7 @@ def pairwise_saturating(activations: np.ndarray, weights: np.ndarray) -> tuple[n
     above, below = _pairs(weights)
     total = np.zeros((activations.shape[0], weights.shape[1]), np.int32)
     saturated = 0
+    # Limit the memory for all pair sums.
     for part in _chunks(len(above), activations.shape[0] * weights.shape[1]):
         sums = np.einsum("kr,kc->krc", first[part], above[part]) + np.einsum("kr,kc->krc", second[part], below[part])
         clipped = np.clip(sums, _LOWEST, _HIGHEST)
@@ -48,10 +49,12 @@ def without_saturation(weights: np.ndarray, scales: np.ndarray) -> tuple[np.ndar
     can saturate, both are unchanged.
     """
     above, below = _sums_of_one_sign(weights)
+    # Factor by which each column's scale must grow so that every pair fits.
     reach = np.maximum(above, below).max(axis=0) / (_MOST * scales)
     reach = np.maximum(reach if scales.size > 1 else reach.max(keepdims=True), 1)
     best, least = scales, np.full(scales.shape, np.inf)
     result = np.zeros(weights.shape, np.int8)
+    # Try scales between the given one and the safe one; cut the excess of pairs.
     for share in np.linspace(0, 1, _SCALES):
         candidate = (scales * reach**share).astype(scales.dtype)
         integers = cut_pairs((weights / candidate).round().clip(-_LEVELS, _LEVELS).astype(np.int8))
@@ -68,6 +71,7 @@ def cut_pairs(integers: np.ndarray) -> np.ndarray:
     Both weights of a pair give half of their joint excess, the larger one the odd unit.
     """
     first, second = _pairs(integers)
+    # Only weights of equal sign add up.
     together = np.where(first * second > 0, np.abs(first) + np.abs(second), 0)
     excess = np.maximum(together - _MOST, 0)
     larger = np.abs(first) >= np.abs(second)
@@ -80,6 +84,7 @@ def cut_pairs(integers: np.ndarray) -> np.ndarray:
 
 def _sums_of_one_sign(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest sums of positive and of negative weights of each pair of neighbours, [pairs, columns]."""
+    # Pad to an even number of rows.
     even = np.concatenate([weights, np.zeros((len(weights) % 2, weights.shape[1]), weights.dtype)])
     first, second = even[0::2], even[1::2]
     up: np.ndarray = np.maximum(first, 0) + np.maximum(second, 0)

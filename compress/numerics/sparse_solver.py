@@ -27,6 +27,7 @@ def wanda(weight: torch.Tensor, hessian: torch.Tensor, sparsity: float, pattern:
         ValueError: As `check_solvable`.
     """
     check_solvable(weight, hessian)
+    # The diagonal of X X^T holds the squared norms of the inputs.
     scores = weight.abs() * hessian.diagonal().sqrt()
     if pattern is not None:
         return weight * largest_of_each(scores, pattern)
@@ -60,16 +61,20 @@ def sparsegpt(
     width = len(hessian)
     live = hessian.diagonal() > 0
     factor, _ = factorize(hessian, damping, backwards(hessian))
+    # The factor is scaled to a unit triangle; its diagonal weights the scores.
     pivots = factor.diagonal().clone()
     coupling = factor.div_(pivots)
     columns = (weight * live).T.flip(0)  # The factor is walked from its last column to its first.
     errors = torch.zeros_like(columns)
+    # A block must contain whole groups of the pattern.
     step = _BLOCK if pattern is None else max(_BLOCK // pattern.second, 1) * pattern.second
     for end in range(width, 0, -step):
         start = max(end - step, 0)
         original, within = columns[start:end], coupling[start:end, start:end]
+        # Contribution of the errors of all processed blocks.
         moved = coupling[end:, start:end].T @ errors[end:]
         removed = torch.zeros_like(moved, dtype=torch.bool)
+        # Unstructured: select the weights of the whole block at once.
         if pattern is None:
             removed = _least(_updated(original, moved, within) * pivots[start:end, None], sparsity)
         block_errors = torch.zeros_like(moved)
@@ -79,6 +84,7 @@ def sparsegpt(
                 group_moved = torch.addmm(moved[group], within[column + 1 :, group].T, block_errors[column + 1 :])
                 scores = _updated(original[group], group_moved, within[group, group]) * pivots[start:end][group, None]
                 removed[group] = ~largest_of_each(scores.flip(0).T.contiguous(), pattern).T.flip(0)
+            # Compensate earlier errors, remove the selected weights, and record the new error.
             target = original[column] + torch.addmv(
                 moved[column], block_errors[column + 1 :].T, within[column + 1 :, column]
             )

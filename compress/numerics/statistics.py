@@ -99,11 +99,13 @@ def nested_quantile_intervals(
     )
     clusters = [cluster for group in arrays for cluster in group]
     pooled = np.concatenate(clusters)
+    # Sort once: resamples only change the counts of clusters.
     order = np.argsort(pooled, kind="stable")
     ordered, owner = pooled[order], np.repeat(np.arange(len(clusters)), [len(cluster) for cluster in clusters])[order]
     values = np.empty((len(counts), len(quantiles)))
     # The samples stay sorted: a resample only changes how often each of them counts.
     for row, count in enumerate(counts):
+        # Position in the resample of each sorted sample.
         reached = np.cumsum(count[owner])
         targets = np.ceil(np.asarray(quantiles) * reached[-1])
         values[row] = ordered[np.searchsorted(reached, np.maximum(targets, 1))]
@@ -144,6 +146,7 @@ def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float
     from scipy.special import bdtr
 
     ordered = np.sort(_finite(samples))
+    # Binomial distribution of the number of samples below the median.
     below = bdtr(np.arange(len(ordered) + 1), len(ordered), 0.5)
     k = int(np.searchsorted(below, (1 - confidence) / 2, side="right"))
     if k == 0:

@@ -33,6 +33,7 @@ def divergence_of(student: torch.Tensor, teacher: torch.Tensor, which: Divergenc
     if temperature != 1:
         student, teacher = student / temperature, teacher / temperature
     mine, theirs = log_softmax(student, dim=-1), log_softmax(teacher, dim=-1)
+    # Without fewer classes than the vocabulary the full divergence is equal.
     if which.top_k is not None and which.top_k < mine.shape[-1]:
         values, slope = _of_top(mine, theirs, which.top_k, which.reverse)
     elif which.reverse:
@@ -58,10 +59,12 @@ def _reverse(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, to
 def _of_top(mine: torch.Tensor, theirs: torch.Tensor, count: int, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
     teacher_logs, chosen = theirs.topk(count, dim=-1)
     student_logs = mine.gather(-1, chosen)
+    # Probability of all other tokens, by teacher and student.
     teacher_other, student_other = (_log_rest(logs, chosen) for logs in (theirs, mine))
     if reverse:
         log_ratio, other_log_ratio = student_logs - teacher_logs, student_other - teacher_other
         values = (student_logs.exp() * log_ratio).sum(dim=-1) + student_other.exp() * other_log_ratio
+        # First the gradient of tokens outside the top k, then overwrite the others.
         slope = mine.exp() * (other_log_ratio - values)[:, None]
         return values, slope.scatter_(-1, chosen, student_logs.exp() * (log_ratio - values[:, None]))
     values = (teacher_logs.exp() * (teacher_logs - student_logs)).sum(dim=-1) + teacher_other.exp() * (

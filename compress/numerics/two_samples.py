@@ -43,6 +43,7 @@ def kolmogorov_smirnov(reference: ArrayLike, recent: ArrayLike) -> Tested:
     from scipy.stats import ks_2samp
 
     reference_values, recent_values = _finite(reference), _finite(recent)
+    # Exact computation is quadratic in the sizes.
     result = ks_2samp(
         reference_values,
         recent_values,
@@ -78,6 +79,7 @@ def grown_means(reference: ArrayLike, recent: ArrayLike, seed: int, permutations
     spread = rows.std(axis=0)
     # What is left of equal values by rounding is no spread.
     spread = np.where(spread > _SAME * np.abs(rows).max(axis=0), spread, 0.0)
+    # Standardise columns; constant ones become 0.
     scaled = np.divide(rows - rows.mean(axis=0), spread, out=np.zeros_like(rows), where=spread > 0).astype(np.float32)
     n, m = len(reference_rows), len(recent_rows)
 
@@ -87,6 +89,7 @@ def grown_means(reference: ArrayLike, recent: ArrayLike, seed: int, permutations
         return differences
 
     observed = growth(_own(n, m))[0]
+    # Allow for rounding when a permutation is exactly as extreme.
     limit = observed - _slack(observed)
     p_values = _p_values(lambda chosen: growth(chosen).max(axis=1)[:, None] >= limit, n, m, seed, permutations)
     return Means(observed.astype(np.float64), np.where(spread > 0, p_values, 1.0))
@@ -109,8 +112,10 @@ def class_shares(
         permutations: Maximum number of permutations.
     """
     reference_ids, recent_ids = (np.asarray(ids, dtype=np.int64) for ids in (reference, recent))
+    # One-hot rows, so that a product counts classes.
     rows = np.eye(classes, dtype=np.float32)[np.concatenate([reference_ids, recent_ids])]
     total, n, m = rows.sum(axis=0), len(reference_ids), len(recent_ids)
+    # Classes without a row contribute nothing.
     rows, total = rows[:, total > 0], total[total > 0]
 
     def chi_square(chosen: np.ndarray) -> np.ndarray:
@@ -138,11 +143,13 @@ def mean_discrepancy(gram: np.ndarray, n: int, seed: int, permutations: int = PE
     size = len(gram)
     m = size - n
     kernel = gram.astype(np.float32)
+    # The unbiased estimate excludes pairs of a row with itself.
     np.fill_diagonal(kernel, 0)
     columns, whole = kernel.sum(axis=0), float(kernel.sum(dtype=np.float64))
 
     def discrepancy(chosen: np.ndarray) -> np.ndarray:
         within = np.einsum("pn,pn->p", chosen @ kernel, chosen)
+        # Sums within the recent rows, across, and within the reference follow from column sums.
         across = chosen @ columns - within
         within_reference = whole - within - 2 * across
         statistics: np.ndarray = within / (m * (m - 1)) + within_reference / (n * (n - 1)) - 2 * across / (n * m)
@@ -197,6 +204,7 @@ def _splits(n: int, m: int, seed: int) -> np.ndarray:
     """Return random selections of ``m`` of all rows, [_AT_ONCE, n + m] of 0 and 1."""
     random_keys = np.random.default_rng(seed).random((_AT_ONCE, n + m), dtype=np.float32)
     chosen = np.zeros((_AT_ONCE, n + m), dtype=np.float32)
+    # The m largest of random keys are a random subset.
     np.put_along_axis(chosen, np.argpartition(random_keys, m - 1, axis=1)[:, :m], np.float32(1), axis=1)
     return chosen
 
@@ -217,6 +225,7 @@ def _p_values(reaches: Callable[[np.ndarray], np.ndarray], n: int, m: int, seed:
         chosen = _splits(n, m, seed * _MOST_PARTS + number)[: permutations - start]
         reached = reached + reaches(chosen).sum(axis=0)
         done += len(chosen)
+        # The smallest p-value is above 1% by now.
         if reached.min() >= _ENOUGH:
             break
     return np.asarray((1 + reached) / (1 + done), dtype=np.float64)

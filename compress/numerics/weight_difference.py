@@ -86,6 +86,7 @@ def sums(chunks: Chunks) -> DifferenceSums:
     zeros, bad, unchanged, size = [0, 0], [0, 0], 0, 0
     for pair in chunks():
         first = _finite(pair[0], bad, 0)
+        # Equal chunks need half of the work.
         same = pair[1] is pair[0]
         second = first if same else _finite(pair[1], bad, 1)
         bad[1] += int((~np.isfinite(pair[0])).sum()) if same and first is not pair[0] else 0
@@ -150,18 +151,21 @@ def spectrum(chunks: Chunks, columns: int, size_of_difference: float) -> Spectru
     """
     count = min(_DIRECTIONS, columns)
     start = np.linalg.qr(np.random.default_rng(0).standard_normal((columns, count)))[0].astype(np.float32)
+    # Iterate for both matrices and their difference with the same start.
     bases = [start, start, start]
     for _ in range(_PASSES):
         turned = [np.zeros((columns, count)) for _ in bases]
         for matrices in _with_difference(chunks):
             for whole, matrix, basis in zip(turned, matrices, bases, strict=True):
                 whole += matrix.T @ (matrix @ basis)
+        # Orthonormalisation keeps the directions apart.
         bases = [np.linalg.qr(whole)[0].astype(np.float32) for whole in turned]
     grams = [np.zeros((count, count)) for _ in bases]
     for matrices in _with_difference(chunks):
         for gram, matrix, basis in zip(grams, matrices, bases, strict=True):
             image = (matrix @ basis).astype(np.float64)
             gram += image.T @ image
+    # Eigenvalues of the projected Gram matrix are squared singular values.
     squares = [np.sort(np.clip(np.linalg.eigvalsh(gram), 0, None))[::-1] for gram in grams]
     enough = np.flatnonzero(np.cumsum(squares[2]) >= 0.999 * size_of_difference)
     rank = int(enough[0]) + 1 if size_of_difference and len(enough) and enough[0] + 1 < columns else None
@@ -216,6 +220,7 @@ def reordered(chunks: Chunks, shape: tuple[int, int], along_rows: bool, share: f
     is_unmoved = np.square(second - first).sum(axis=1) <= np.square(second - first[order]).sum(axis=1)
     order = np.where(is_unmoved, np.arange(len(order)), order)
     remaining = float(np.square(second - first[order]).sum()) / total if total else 1.0
+    # An order must explain most of the difference and be a permutation.
     if remaining > share or len(np.unique(order)) != len(order):
         return None
     return Reordered(tuple(order.tolist()), remaining, _block(order))
@@ -223,6 +228,7 @@ def reordered(chunks: Chunks, shape: tuple[int, int], along_rows: bool, share: f
 
 def _projected(chunks: Chunks, shape: tuple[int, int], along_rows: bool) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
+    # Rows are projected directly; columns accumulate products over chunks.
     if along_rows:
         directions = generator.standard_normal((shape[1], _PROJECTIONS)).astype(np.float32)
         projected = [[side @ directions for side in pair] for pair in chunks()]
@@ -240,6 +246,7 @@ def _projected(chunks: Chunks, shape: tuple[int, int], along_rows: bool) -> tupl
 def _block(order: np.ndarray) -> int:
     """Return the largest number of neighbours that stay together, among divisors of the size."""
     count = len(order)
+    # Try the largest divisors first.
     for size in range(count // 2, 1, -1):
         if count % size == 0:
             blocks = order.reshape(-1, size)
@@ -261,6 +268,7 @@ def repeated_within(order: np.ndarray) -> int | None:
 
 def grid_bits(rows: np.ndarray, most: int = 8) -> int | None:
     """Return the fewest bits whose values fit every row of [n, m]; None for ``most`` bits or more, or short rows."""
+    # A short row has few distinct values by chance.
     if rows.shape[1] < 4 << most:
         most = max(1, int(np.log2(max(2, rows.shape[1] // 4))))
     distinct = max(len(np.unique(row)) for row in rows)
@@ -276,6 +284,7 @@ def smallest_steps(values: np.ndarray, block: int = 16) -> np.ndarray:
     rows, columns = values.shape
     padded = np.pad(values, ((0, 0), (0, -columns % block)), mode="edge").reshape(rows, -1, block)
     gaps = np.diff(np.sort(padded, axis=-1), axis=-1)
+    # Smaller gaps are rounding errors of equal values.
     floor = 1e-5 * np.abs(padded).max(axis=-1, keepdims=True)
     least = np.where(gaps > floor, gaps, np.inf).min(axis=-1)
     steps: np.ndarray = np.where(np.isfinite(least), least, 0).astype(np.float32).repeat(block, axis=-1)[:, :columns]

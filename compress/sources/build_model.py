@@ -53,6 +53,7 @@ class ModelOrigin:
             weights = _weights(folder)
         if self.module is not None:
             allow(self.module, self.recipe_folder)
+        # The folder's name contains the key of everything that affects its content.
         target = cache / f"made-{self._key(folder, weights)[:32]}"
         if target.is_dir():
             return target
@@ -85,6 +86,7 @@ class ModelOrigin:
     def _write(self, folder: Path, weights: Path | None, output: Path) -> None:
         import torch
 
+        # The seed must not affect later random numbers of the process.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if self.module is None:
@@ -98,6 +100,7 @@ class ModelOrigin:
         from compress.models.custom_module import code_digest, load_state, make_network, misfit
 
         network: nn.Module = make_network(module, self.arguments, str(folder))
+        # Safetensors and state dicts are loaded by different functions.
         if weights is not None and weights.suffix == ".safetensors":
             try:
                 load_model(network, str(weights), strict=True)
@@ -144,11 +147,12 @@ def _random_model(folder: Path) -> Any:
     read_json(folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        # A vision-language model's head is its embedding table, so it is built whole.
         reads_both = type(config) in AutoModelForImageTextToText._model_mapping
         return (AutoModelForImageTextToText if reads_both else AutoModel).from_config(config)
     except load_error_types() as error:
         raise ModelError(
-            f"No model can be made by this config: {first_line(error)}",
+            f"No model can be built from this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="the config of an architecture that transformers knows, with its model_type",
         ) from error
@@ -159,7 +163,7 @@ def _beside(folder: Path) -> list[Path]:
     files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
     if not files:
         raise ModelError(
-            "Nothing says how the model's inputs are prepared.",
+            "The folder has no preprocessing config for the model's inputs.",
             where=str(folder),
             expected="a preprocessor_config.json of an image processor, or a tokenizer's files",
             hint='write one, e.g. {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, '
@@ -172,6 +176,7 @@ def _weights(folder: Path) -> Path:
     if (folder / WEIGHTS).is_file():
         return folder / WEIGHTS
     pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLED_STATE)
+    # Several state dicts are ambiguous, and sharded checkpoints are not supported here.
     if len(pickles) != 1 or (folder / INDEX).is_file():
         raise ModelError(
             f"The folder holds {len(pickles)} files of weights for the module.",

@@ -29,6 +29,7 @@ def convert_gguf(file: Path, cache: Path, progress: Progress | None = None) -> P
 
     The weights of a quantized file become fp32 with their dequantized values. Raises `ModelError`.
     """
+    # The number of stored weights reveals missing tensors.
     stored = sum(math.prod(tensor.shape) for tensor in read_gguf(file).tensors)
     target = converted_folder(file, cache)
     if target.is_dir():
@@ -82,6 +83,7 @@ def _write(file: Path, folder: Path, stored: int) -> None:
 
     location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
+        # transformers reads config, weights and tokenizer from the GGUF file.
         config = AutoConfig.from_pretrained(**location)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         _check_complete(file, auto, config, stored)
@@ -94,6 +96,7 @@ def _write(file: Path, folder: Path, stored: int) -> None:
             expected="an architecture that transformers reads from GGUF, such as llama, qwen2 or t5",
             hint="Name the model's original Hugging Face checkpoint.",
         ) from error
+    # transformers' conversion of the tokenizer ignores this setting.
     if read_gguf(file).metadata.get("tokenizer.ggml.pre") in _DIGIT_BY_DIGIT:
         _part_digits(tokenizer)
     folder.mkdir()
@@ -113,6 +116,7 @@ def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
     """Raise `ModelError` for a file with missing tensors, which transformers would replace by random numbers."""
     import torch
 
+    # Count the parameters of the architecture without allocating them.
     with torch.device("meta"):
         needed = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
     if needed > stored * (1 + _TOLERANCE):
@@ -133,6 +137,7 @@ def _plain(auto: Any, model: Any) -> Any:
         del config.quantization_config
     with torch.device("meta"):
         plain = auto.from_config(config)
+    # `assign` avoids a second copy of the weights.
     plain.load_state_dict(model.state_dict(), strict=True, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config

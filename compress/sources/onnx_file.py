@@ -60,6 +60,7 @@ def convert_onnx(file: Path, cache: Path, arrays: bool, progress: Progress | Non
     if target.is_dir():
         return target
     (progress or SilentProgress()).note(f"making {file.name} ready in {cache}")
+    # A task of plain arrays needs no processor.
     companions = [] if arrays else companions_of(file)
 
     def write(output: Path) -> None:
@@ -72,6 +73,7 @@ def ready_folder(file: Path, cache: Path, arrays: bool) -> Path:
     """Return the path to which `convert_onnx` writes the graph, whether it exists or not. Raises `ModelError`."""
     from compress.utils.storage import cache_key
 
+    # External weights belong to the graph's identity.
     files = [file, *_external(file), *([] if arrays else companions_of(file))]
     digests = {path.name: digest_file(path) for path in files}
     return cache / f"onnx-{cache_key({'revision': _REVISION, 'files': digests, 'arrays': arrays})[:32]}"
@@ -82,12 +84,13 @@ def companions_of(file: Path) -> list[Path]:
 
     Raises `ModelError` if there are none.
     """
+    # transformers.js stores graphs in a subfolder `onnx/`.
     homes = [file.parent, *([file.parent.parent] if file.parent.name == "onnx" else [])]
     for home in homes:
         if (home / CONFIG).is_file() and any((home / name).is_file() for name in PROCESSOR_FILES):
             return sorted(path for path in home.iterdir() if path.suffix in _BESIDE and path.is_file())
     raise ModelError(
-        "Nothing beside the graph says how its inputs are prepared.",
+        "The graph's folder has no config and processor for its inputs.",
         where=str(homes[-1]),
         expected=f"{CONFIG}, with `id2label` for a classifier, and a tokenizer.json or a preprocessor_config.json",
         hint="put them there, or leave `task` out: then agreement with the original graph is measured",
@@ -114,6 +117,7 @@ def _write(file: Path, output: Path, companions: Iterable[Path], arrays: bool) -
     from compress.formats.onnx.import_onnx import import_graph, rename_for_clients
     from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 
+    # Tasks of the project expect the input names of transformers.
     start = import_graph(file) if arrays else rename_for_clients(import_graph(file))
     output.mkdir()
     facts = {

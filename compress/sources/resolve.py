@@ -8,11 +8,11 @@ from typing import Literal
 
 from compress.data.source import find
 from compress.models.config_checks import check_config
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import PICKLE_SUFFIXES, check_model_folder, pickle_error
 from compress.models.json_file import read_json
-from compress.sources.diffusers_folder import Checker, convert_pipeline
-from compress.sources.diffusers_folder import made_folder as made_pipeline
+from compress.models.pipeline_folder import is_pipeline
+from compress.plugins.diffusion.source_folder import Checker, convert_pipeline
+from compress.plugins.diffusion.source_folder import made_folder as made_pipeline
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
 from compress.sources.timm_folder import convert_timm, is_timm_folder
 from compress.sources.timm_folder import made_folder as made_timm
@@ -56,24 +56,29 @@ def resolve_model(
         ModelError: If the model cannot be found or used.
         SampleError: If a sample cannot be fetched.
     """
+    # Local paths and samples come first, so that a folder is never mistaken for a repository.
     path = _local(reference, progress or SilentProgress())
     if path is None:
         path = _download(reference, local_only=False, python_files=trust_remote_code)
+    # ONNX graphs are handled before checkpoints, since a task of plain arrays accepts nothing else.
     graph = onnx_file(path)
     if graph is not None:
         return convert_onnx(graph, cache, arrays, progress)
     if arrays:
         raise _no_graph(path)
+    # A single file that is no graph must be GGUF.
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise _not_a_model(path)
         path = _converted(path, cache, progress or SilentProgress())
+    # A Hub repository may hold GGUF files without a config.
     elif not (path / "config.json").is_file() and (only := _only_gguf(path)):
         path = _converted(only, cache, progress or SilentProgress())
     if is_pipeline(path):
         return convert_pipeline(path, cache, checker, progress)
     if is_timm_folder(path):
         path = convert_timm(path, cache, progress)
+    # Fail early with a clear message instead of an exception from transformers.
     check_config(path, trust_remote_code)
     check_model_folder(path)
     return path
@@ -121,10 +126,12 @@ def find_resolved(
 
         path = cached_directory(reference.removeprefix("sample:"))
     else:
+        # The Hub's cache is searched without network access.
         try:
             path = find_model(reference)
         except ModelError:
             return None
+    # The folder of a converted graph is named after the digest of its files.
     if path is not None and (graph := onnx_file(path)) is not None:
         ready = ready_folder(graph, cache, arrays)
         return ready if ready.is_dir() else None
@@ -136,6 +143,7 @@ def find_resolved(
         return converted_path if converted_path.is_dir() else path
     if path is None or (path / "config.json").is_file():
         return path
+    # What remains is a GGUF file or a folder with one.
     file = path if path.is_file() else _only_gguf(path)
     if file is None or file.suffix.lower() != ".gguf":
         return None
@@ -165,6 +173,7 @@ def _local(reference: str, progress: Progress) -> Path | None:
     path = Path(reference).expanduser()
     if path.exists():
         return path
+    # A name with a model file's suffix is a missing file, not a Hugging Face id.
     if not _HUB_ID.match(reference) or path.suffix.lower() in (
         ".gguf",
         ".onnx",
@@ -234,6 +243,7 @@ def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
     match = _HUB_ID.match(reference)
     assert match is not None, "_local lets only Hugging Face ids through"
     try:
+        # Only safetensors and small text files are fetched, never pickles; code only on request.
         folder = snapshot_download(
             match["name"],
             revision=match["revision"],
@@ -271,6 +281,7 @@ def hub_card(reference: str, kind: Literal["model", "dataset"], fetch: bool) -> 
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
+        # The card is optional, so a failed download is no error.
         hf_hub_download(match["name"], CARD, repo_type=kind, revision=match["revision"], local_dir=folder)
     except (HfHubHTTPError, HFValidationError, OSError):
         return None
@@ -279,7 +290,7 @@ def hub_card(reference: str, kind: Literal["model", "dataset"], fetch: bool) -> 
 
 def _unavailable(reference: str, reason: str) -> ModelError:
     return ModelError(
-        f"The model {reference!r} cannot be had: {reason}.",
+        f"The model {reference!r} is not available: {reason}.",
         where=reference,
         expected="a local folder, a GGUF file, sample:NAME or a Hugging Face id such as org/name",
         hint="Check the name, or download the model elsewhere and name its folder.",

@@ -45,6 +45,7 @@ def made_folder(folder: Path, cache: Path) -> Path:
             where=str(folder),
             expected=f"a {WEIGHTS}, as timm's save_for_hf writes it",
         )
+    # The converted folder depends on the config and the weights only.
     digests = {path.name: digest_file(path) for path in (folder / _CONFIG, weights)}
     return cache / f"timm-{cache_key({'revision': _REVISION, 'files': digests})[:32]}"
 
@@ -75,6 +76,7 @@ def _config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     pretrained = config["pretrained_cfg"]
     classes = int(config.get("num_classes", pretrained.get("num_classes", 0)))
     arguments = {**(config.get("model_args") or {}), "architecture": config["architecture"], "num_classes": classes}
+    # timm needs the size of fixed inputs to build position embeddings.
     if pretrained.get("fixed_input_size") and "img_size" not in arguments:
         arguments["img_size"] = list(pretrained["input_size"][-2:])
     if (channels := pretrained.get("input_size", [3])[0]) != 3:
@@ -95,6 +97,7 @@ def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[
             from timm.data import ImageNetInfo, infer_imagenet_subset
         except ModuleNotFoundError as error:
             raise MissingExtraError("timm", "timm", "A model of timm") from error
+        # timm knows the subset of ImageNet from the number of classes and the config.
         subset = infer_imagenet_subset({**config, "num_classes": classes})
         if subset:
             names = list(ImageNetInfo(subset).label_descriptions())
@@ -120,8 +123,10 @@ def preparation(pretrained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     height, width = (int(edge) for edge in pretrained.get("input_size", (3, 224, 224))[-2:])
     share, mode = pretrained.get("crop_pct") or _CROP, pretrained.get("crop_mode") or "center"
+    # timm resizes by the inverse of the crop share.
     scaled = [math.floor(edge / share) for edge in (height, width)]
     resample = _RESAMPLE.get(pretrained.get("interpolation") or "bicubic")
+    # Other crops and filters have no equivalent in transformers' processors.
     if mode not in ("center", "squash") or resample is None or (mode == "center" and height != width):
         raise ModelError(
             f"No image processor prepares pictures as the model wants: crop_mode {mode}, {height} by {width} pixels, "

@@ -39,6 +39,7 @@ class AppendOnlyFile:
         """Return the whole lines from byte ``start`` on, and the incomplete rest after the last line break."""
         with self.path.open("rb") as file:
             file.seek(start)
+            # The last element is empty if the file ends with a line break.
             *lines, incomplete = file.read().split(b"\n")
         return lines, incomplete
 
@@ -61,6 +62,7 @@ def write_fully(descriptor: int, content: bytes) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
+    # Folders can be opened read-only for fsync too.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,6 +15,7 @@ def unsafe_member_reason(name: str, is_plain: bool) -> str | None:
         is_plain: True if the member is a regular file or a folder, not a link or a device.
     """
     path = PurePosixPath(name)
+    # Backslashes and drives are separators on Windows.
     if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
         return "points outside the archive's folder"
     return None if is_plain else "is a link or a device"

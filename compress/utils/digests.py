@@ -17,6 +17,7 @@ def digest_of_files(digests: Mapping[str, str]) -> str:
     """Return the digest of a folder from the digests of its files, by relative name."""
     total = hashlib.sha256()
     for name in sorted(digests, key=PurePosixPath):
+        # Null bytes separate names and digests unambiguously.
         total.update(f"{name}\0{digests[name]}\0".encode())
     return total.hexdigest()
 

@@ -71,6 +71,7 @@ def processor(root: Path = _ROOT) -> str:
     fields = _cpu_fields(root)
     if "model name" in fields:
         return fields["model name"]
+    # ARM kernels list numbers in place of a name.
     if "CPU part" in fields:
         return f"{platform.machine()} implementer {fields.get('CPU implementer')} part {fields['CPU part']}"
     return platform.processor() or platform.machine()
@@ -79,6 +80,7 @@ def processor(root: Path = _ROOT) -> str:
 def features(root: Path = _ROOT) -> tuple[str, ...]:
     """Return those of `FEATURES` that the processor has; empty if the system does not list them."""
     fields = _cpu_fields(root)
+    # The field is called flags on x86 and Features on ARM.
     present = set(fields.get("flags", fields.get("Features", "")).split())
     return tuple(name for name in FEATURES if name in present)
 
@@ -118,6 +120,7 @@ def spread_cores(count: int, root: Path = _ROOT) -> tuple[int, ...]:
     first: list[int] = []
     siblings_of_first: list[int] = []
     seen: set[str] = set()
+    # The first core of each physical one comes before all siblings.
     for core in granted_cores():
         siblings = _text(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") or str(core)
         (siblings_of_first if siblings in seen else first).append(core)
@@ -129,6 +132,7 @@ def cores_quota(root: Path = _ROOT) -> float | None:
     """Return the number of cores' worth of time that the tightest control group grants, or ``None`` without a limit."""
     quotas = []
     for folder in _cgroups("cpu", root):
+        # Version 2 stores quota and period in one file, version 1 in two.
         if (folder / "cpu.max").exists():
             quota, period = (_text(folder / "cpu.max") or "max 100000").split()
         else:
@@ -144,6 +148,7 @@ def working_threads() -> int:
     configured = os.environ.get("OMP_NUM_THREADS", "")
     if configured.isdecimal() and int(configured) > 0:
         return int(configured)
+    # More threads than the quota would be throttled.
     quota = cores_quota()
     return max(1, min(len(granted_cores()), len(granted_cores()) if quota is None else math.ceil(quota)))
 
@@ -161,6 +166,7 @@ def throttling(root: Path = _ROOT) -> Throttling:
     for folder in _cgroups("cpu", root):
         counters = dict(line.split() for line in (_text(folder / "cpu.stat") or "").splitlines())
         times += int(counters.get("nr_throttled", 0))
+        # Version 2 counts microseconds, version 1 nanoseconds.
         seconds += int(counters.get("throttled_usec", 0)) / 1e6 + int(counters.get("throttled_time", 0)) / 1e9
     return Throttling(times, seconds)
 
@@ -217,6 +223,7 @@ def _cgroups(controller: str, root: Path) -> Iterator[Path]:
     base = root / "sys/fs/cgroup"
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
+        # Version 1 has one hierarchy per controller.
         if controllers and controller not in controllers.split(","):
             continue
         mount = base / controllers if controllers else base

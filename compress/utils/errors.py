@@ -45,6 +45,7 @@ class CompressError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
+        # Aligned labels make the optional parts easy to find.
         lines = [self.what]
         lines += [f"  where:    {self.where}"] if self.where else []
         lines += [f"  expected: {self.expected}"] if self.expected else []
@@ -60,6 +61,7 @@ def first_line(error: BaseException) -> str:
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
     """Return the valid name that is most similar to a misspelt one, or ``None``."""
+    # Compare without case, but return the original spelling.
     by_lower = {candidate.lower(): candidate for candidate in names}
     matches = get_close_matches(name.lower(), list(by_lower), n=1)
     return by_lower[matches[0]] if matches else None

@@ -56,6 +56,7 @@ def packages() -> list[RequiredPackage]:
     required = []
     for text in _requirements():
         requirement = Requirement(text)
+        # An extra that includes other extras refers to the package itself.
         if requirement.name == NAME:
             continue
         extra = _extra(requirement)
@@ -67,6 +68,7 @@ def packages() -> list[RequiredPackage]:
 
 def _requirements() -> list[str]:
     """Return requirements in the form of package metadata, read from the project file if it is present."""
+    # An installed package has metadata instead of a project file.
     if not _PYPROJECT.exists():
         return distribution(NAME).requires or []
     project = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"]
@@ -74,6 +76,7 @@ def _requirements() -> list[str]:
     for extra, names in project.get("optional-dependencies", {}).items():
         for name in names:
             text, _, marker = name.partition(";")
+            # Write markers in the form that package metadata uses.
             condition = f"({marker.strip()}) and " if marker else ""
             texts.append(f"{text.strip()}; {condition}extra == '{extra}'")
     return texts

@@ -39,7 +39,7 @@ class ResponsiveTable:
 
     title: str
     columns: Sequence[Column]
-    left_out: str = "left out for lack of room"
+    left_out: str = "hidden for lack of space"
     """Explanation printed after the names of the hidden columns."""
     rows: list[tuple[Sequence[str | tuple[str, str]], str]] = field(default_factory=list)
 
@@ -107,6 +107,7 @@ class ResponsiveTable:
 
 def bar(share: float, cells: int) -> str:
     """Return a bar of ``cells`` characters filled to ``share``, in eighths of a character, padded with spaces."""
+    # Full characters, and eighths of one more.
     full, eighths = divmod(round(min(max(share, 0.0), 1.0) * cells * 8), 8)
     return ("█" * full + (_EIGHTHS[eighths] if eighths else "")).ljust(cells)
 
@@ -122,6 +123,7 @@ def _wrapped(text: str, width: int, split: Split) -> list[str]:
     for line in text.split("\n"):
         current = ""
         for part in split(line):
+            # Start a new line before a part that does not fit.
             if current and cell_len((current + part).rstrip()) > width:
                 lines.append(current.rstrip())
                 current = ""

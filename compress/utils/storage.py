@@ -28,6 +28,7 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a file; ``on_wait`` is called if another process holds it now."""
     lock = FileLock(path)
     try:
+        # Report only waits that a user would notice.
         lock.acquire(timeout=AT_ONCE_SECONDS)
     except TimeoutError:
         on_wait()
@@ -44,6 +45,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # A full disk or an exceeded quota has its own hint.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(Path(error.filename or path)) from error
         raise StorageError(

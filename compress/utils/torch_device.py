@@ -72,12 +72,13 @@ def resolve_device(requested: str) -> str:
     """
     if requested == CPU:
         return CPU
+    # `auto` falls back to the CPU; an explicit device must exist.
     fault = device_fault(requested)
     if requested == "auto":
         return CPU if fault else "cuda:0"
     if fault:
         raise InputError(
-            f"There is no device {requested!r} here: {fault}.",
+            f"This machine has no device {requested!r}: {fault}.",
             where="device",
             expected="auto, cpu, or a device that torch has on this machine",
             hint="set device: auto or device: cpu, or install a torch that is built for the device and its driver",
@@ -100,20 +101,22 @@ def device_fault(requested: str, root: Path = Path("/")) -> str | None:
     torch_build = _torch_build()
     if requested == "mps":
         if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
-            return "it is of Apple's own processors"
+            return "mps is the GPU of Apple processors"
         import torch
 
         return None if torch.backends.mps.is_available() else f"torch {torch_build} cannot use it"
+    # Check the build and the driver first: importing torch takes seconds.
     if torch_build.endswith("+cpu"):
-        return f"torch {torch_build} is built for processors alone"
+        return f"torch {torch_build} is built for CPUs only"
     if platform.system() == "Linux" and not any((root / driver).exists() for driver in _DRIVERS):
         return "no driver of a GPU is loaded"
     import torch
 
     if not torch.cuda.is_available():
-        return f"torch {torch_build} finds no GPU that it can use"
+        return f"torch {torch_build} finds no usable GPU"
+    # `cuda` without a number is the first GPU.
     count, index = torch.cuda.device_count(), int(requested.partition(":")[2] or 0)
-    return None if index < count else f"torch finds {count}, from cuda:0 on"
+    return None if index < count else f"torch finds {count} GPUs, numbered from cuda:0"
 
 
 def _torch_build() -> str:
@@ -134,6 +137,7 @@ def has_fast_bf16() -> bool:
     Instruction sets do not decide this. With dot products only (AVX512-BF16), PyTorch is half as fast in bfloat16 on a
     Xeon, and four times as fast on an EPYC of Zen 5.
     """
+    # Emulated bfloat16 is never faster.
     if not has_bf16():
         return False
     import torch
@@ -173,6 +177,7 @@ def device_uses_bf16(precision: str, device: str | None = None) -> bool:
     GPUs with bfloat16 multiply it much faster than float32, so that `auto` and `fastest` need no measurement there.
     """
     kind = (device or current_device()).partition(":")[0]
+    # An explicit precision applies to every device.
     if kind == CPU or precision not in ("auto", "fastest"):
         return uses_bf16(precision)
     import torch
@@ -201,8 +206,8 @@ def device_memory_errors(what: str, lower: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         device = current_device()
         free: Any = torch.cuda.mem_get_info(device) if device.startswith("cuda") else None
-        available = f", of whose {free[1] / 2**30:.1f} GiB {free[0] / 2**30:.1f} are free" if free else ""
+        available = f": {free[0] / 2**30:.1f} of {free[1] / 2**30:.1f} GiB are free" if free else ""
         raise DeviceError(
-            f"{what} needs more memory than {device} has left{available}.",
-            hint=f"lower {lower}, or set device: cpu; what is finished is kept, and the next run goes on there",
+            f"{what} needs more memory than {device} has available{available}.",
+            hint=f"lower {lower}, or set device: cpu; finished work is cached, and the next run resumes there",
         ) from error

@@ -109,7 +109,7 @@ def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
 def test_only_code_that_the_recipe_names_is_run(folder: Path) -> None:
     folder_made = make(folder)
     remote_code._allowed.clear()
-    with pytest.raises(ModelError, match=r"made by the code 'net\.py:build', which this recipe doesn't name"):
+    with pytest.raises(ModelError, match=r"built by the code 'net\.py:build', which this recipe does not name"):
         TASK.load(folder_made, None, trust_remote_code=False)
     # A folder from elsewhere can't have other code run by naming it.
     make(folder)
@@ -197,7 +197,7 @@ def test_two_files_of_weights_are_one_too_many(folder: Path) -> None:
 
 def test_a_folder_without_a_processor_says_what_is_missing(folder: Path) -> None:
     (folder / "weights/preprocessor_config.json").unlink()
-    with pytest.raises(ModelError, match="Nothing says how the model's inputs are prepared"):
+    with pytest.raises(ModelError, match="The folder has no preprocessing config"):
         make(folder)
 
 

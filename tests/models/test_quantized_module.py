@@ -138,5 +138,5 @@ def test_integers_of_an_unknown_layer_are_not_passed_over(tmp_path: Path) -> Non
 def test_an_architecture_without_a_causal_model_is_refused(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     (checkpoint.folder / "config.json").write_text(json.dumps({**checkpoint.config, "model_type": "vit"}))
-    with pytest.raises(ModelError, match="no causal language model"):
+    with pytest.raises(ModelError, match="cannot build a causal language model"):
         load_quantized_module(QuantizedCheckpoint(checkpoint.folder))

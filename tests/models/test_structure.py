@@ -32,7 +32,7 @@ def test_a_cut_model_answers_as_the_whole_one_without_what_went(name: str, what:
         ("bloom", "heads", r"follows from their number \(ALiBi\)"),
         ("mpnet", "heads", r"all layers share mpnet\.encoder\.relative_attention_bias"),
         ("convbert", "heads", "comes from a convolution"),
-        ("mamba", "heads", "Heads cannot be told apart in the attention of backbone.layers.0"),
+        ("mamba", "heads", "Heads cannot be distinguished in the attention of backbone.layers.0"),
         ("mixtral", "neurons", "has no feed-forward layer that can be cut"),
         ("minicpm3", "layers", "cannot say which of model.layers are left"),
     ],

@@ -29,8 +29,8 @@ def test_columns_are_left_out_by_their_ranks_and_named() -> None:
         "name         value  n",
         "\u2500" * 21,
         "first_one  1.25 ms  7",
-        "why: left out for lack",
-        "of room",
+        "why: hidden for lack",
+        "of space",
     ]
 
 

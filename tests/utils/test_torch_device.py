@@ -47,16 +47,16 @@ def with_driver(root: Path) -> Path:
 
 def test_a_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu", gpus=2)
-    assert device_fault("cuda", tmp_path) == "torch 2.13.0+cpu is built for processors alone"
+    assert device_fault("cuda", tmp_path) == "torch 2.13.0+cpu is built for CPUs only"
     built(monkeypatch, "2.13.0+cu130", gpus=2)
     monkeypatch.setattr(torch_device.platform, "system", lambda: "Linux")
     assert device_fault("cuda", tmp_path) == "no driver of a GPU is loaded"
     root = with_driver(tmp_path)
     assert device_fault("cuda", root) is None and device_fault("cuda:1", root) is None
-    assert device_fault("cuda:2", root) == "torch finds 2, from cuda:0 on"
+    assert device_fault("cuda:2", root) == "torch finds 2 GPUs, numbered from cuda:0"
     built(monkeypatch, "2.13.0+cu130")
-    assert device_fault("cuda", root) == "torch 2.13.0+cu130 finds no GPU that it can use"
-    assert device_fault("mps", root) == "it is of Apple's own processors"
+    assert device_fault("cuda", root) == "torch 2.13.0+cu130 finds no usable GPU"
+    assert device_fault("mps", root) == "mps is the GPU of Apple processors"
 
 
 def test_auto_is_cuda_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_auto_is_cuda_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: "no driver of a GPU is loaded")
     assert resolve_device("auto") == "cpu"
-    with pytest.raises(InputError, match=r"There is no device 'cuda:1' here: no driver") as raised:
+    with pytest.raises(InputError, match=r"This machine has no device 'cuda:1': no driver") as raised:
         resolve_device("cuda:1")
     assert "device: auto" in str(raised.value)
     with pytest.raises(ValidationError, match="device"):
@@ -84,7 +84,7 @@ def recipe(**fields: Any) -> dict[str, Any]:
 
 def test_check_refuses_a_device_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu")
-    with pytest.raises(InputError, match=r"(?s)no device 'cuda' here.*install a torch that is built for the device"):
+    with pytest.raises(InputError, match=r"(?s)no device 'cuda'.*install a torch that is built for the device"):
         make_plan(Recipe.model_validate(recipe(device="cuda")), tmp_path, tmp_path / "artifacts")
 
 
@@ -106,7 +106,7 @@ def test_every_stage_that_reads_the_device_says_so() -> None:
         return stage.uses_device or isinstance(stage, Trains)
 
     on_gpu = {kind for kind, stage in STAGES.items() if computes(stage)}
-    assert {"gptq", "block_qat", "prune", "distill", "finetune", "lora", "tune_scales", "qat", "imatrix"} <= on_gpu
+    assert {"gptq", "block_qat", "distill", "finetune", "lora_recovery", "tune_scales", "qat", "imatrix"} <= on_gpu
     assert not on_gpu & {"onnx", "gguf", "equalize", "cast", "compressed_tensors"}
 
 
@@ -154,20 +154,20 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
 def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 8 << 30))
-    pattern = r"block 3 needs more .* cuda:0 has left, of whose 8\.0"
+    pattern = r"block 3 needs more .* cuda:0 has available: .* of 8\.0"
     with (
         use_device("cuda:0"),
         pytest.raises(DeviceError, match=pattern) as raised,
         device_memory_errors("block 3", "samples"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    assert "lower samples, or set device: cpu" in str(raised.value) and "0.5 are free" in str(raised.value)
+    assert "lower samples, or set device: cpu" in str(raised.value) and "0.5 of 8.0 GiB are free" in str(raised.value)
 
 
 def test_doctor_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu")
     (on_cpu,) = _device()
-    assert on_cpu.what == "stages compute on cpu, torch 2.13.0+cpu is built for processors alone"
+    assert on_cpu.what == "stages compute on cpu, torch 2.13.0+cpu is built for CPUs only"
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: None)
     about = SimpleNamespace(name="GPU of a test", total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)

@@ -18,8 +18,8 @@ FORMAT = FormatSpec(
     name="onnx",
     rank=0,
     suffix=".onnx",
-    stage="compress.formats.onnx.stage:Export",
-    written_by="export",
+    stage="compress.formats.onnx.stage:Onnx",
+    written_by="onnx",
     runtimes={
         "onnxruntime": RuntimeSpec(
             runtime=f"{_RUNTIMES}.onnxruntime:RUNTIME",

@@ -423,7 +423,7 @@ class NodeCost:
 
     @property
     def total_bytes(self) -> int:
-        """All bytes read and written."""
+        """Number of bytes read and written."""
         return self.weight_bytes + self.read_bytes + self.written_bytes
 
     @property

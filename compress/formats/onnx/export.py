@@ -85,6 +85,7 @@ def export_onnx(
     """
     model.module.eval()
     attention = fusions and ATTENTION not in leave_out
+    # Attention is only replaced if the model gives the same answers with the operator's definition.
     attention_check = check_attention(model.module, examples) if attention else AttentionCheck(refused="left out")
     program = _trace(model, examples, opset, hooks=attention and attention_check.refused is None)
     _drop_inner_outputs(program)
@@ -121,6 +122,7 @@ def export_part(
     """
     from transformers.exporters import OnnxConfig, OnnxExporter
 
+    # A dynamic axis that is a multiple of a number is traced as that number times a free dimension.
     sizes = {name: times * torch.export.Dim(f"{name}_step", min=1) for name, times in multiples.items() if times > 1}
     free = {
         name: {axis_index: sizes.get(axis, torch.export.Dim.AUTO) for axis_index, axis in axes.get(name, {}).items()}
@@ -150,6 +152,7 @@ def _finished(
         attention_count, unfused = _fuse(program, attention, attention_check)
         rewrites = {ATTENTION: attention_count} if attention else {}
         rewrites |= optimize_graph(program, leave_out)
+    # Names are written last, because fusions create values with the symbols of the trace.
     _name_axes(program, axes)
     _tell_shapes(program)
     _strip(program)
@@ -185,6 +188,7 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool
             return program
         except (RuntimeError, ValueError, TypeError) as error:
             failure = error
+            # Only violated guards can be deferred; other failures would repeat.
             if _GUARD not in str(error):
                 break
     raise _refused(model, failure) from failure
@@ -228,8 +232,8 @@ def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelEr
     if _GUARD in text:
         guard = next((line for line in text.splitlines() if line.strip().startswith("-")), text)
         return ModelError(
-            f"{type(model.module).__name__} computes with the length of its input as with a fixed number.",
-            expected="a model whose graph holds for every length",
+            f"{type(model.module).__name__} only works for one input length.",
+            expected="a model that works for every input length",
             hint=f"choose another family; the exporter says: {' '.join(guard.split())[:300]}",
         )
     return _failed(error)
@@ -267,7 +271,7 @@ def _fuse(program: ir.Model, attention: bool, attention_check: AttentionCheck) -
     fuse_for_onnxruntime(program, "cpu")
     unfold_batch_transposes(program)
     count, left = lower_attention(program), count_unfused(program)
-    reasons = "; ".join(attention_check.unfused) or "of a form that no operator has"
+    reasons = "; ".join(attention_check.unfused) or "no operator has this form"
     return count, f"attention unfused in {left} places: {reasons}" if left else ""
 
 

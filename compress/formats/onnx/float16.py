@@ -37,6 +37,7 @@ def to_float16(graph: onnx.ModelProto, float32_operators: Collection[str] = ()) 
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     nodes = (node for subgraph in all_graphs(graph.graph) for node in subgraph.node)
+    # Weights of operators that stay float32 may have any size.
     readers = {name for node in nodes if node.op_type in float32_operators for name in node.input}
     for name, array in _floats(graph):
         if name not in readers and array.size and max(float(array.max()), -_lowest(array)) > _LARGEST:
@@ -55,7 +56,7 @@ def to_float16(graph: onnx.ModelProto, float32_operators: Collection[str] = ()) 
     del converted.graph.value_info[:]
     if not holds_float16(converted):
         raise StageError(
-            "The graph holds nothing that could become float16.",
+            "The graph has no weights to convert to float16.",
             expected="a graph with float32 weights, some of them of operators that are not in keep",
         )
     return converted
@@ -82,6 +83,7 @@ def _drop_idle_casts(graph: onnx.GraphProto) -> None:
     stored = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     output_names = {value.name for value in graph.output}
     for node in list(graph.node):
+        # A cast from float32 to float32 is what remains of a cast from float16.
         idle = node.op_type == "Cast" and node.input[0] in stored and node.attribute[0].i == TensorProto.FLOAT
         if idle and node.output[0] not in output_names:
             for reader in graph.node:
@@ -134,6 +136,7 @@ def _widen(graph: onnx.GraphProto) -> None:
             for attribute in node.attribute:
                 if attribute.HasField("t"):
                     _widen_tensor(attribute.t)
+                # `Cast`, `RandomNormalLike` and similar operators name a type.
                 if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
                     attribute.i = TensorProto.FLOAT
 
@@ -205,10 +208,11 @@ def verify_float16_calls(
     sessions = _opened(graph, half)
     worst, low, high = 0.0, np.inf, -np.inf
     for name, feed in calls.items():
+        # Each part has one output.
         (exact, rounded) = (next(iter(session.predict(feed).values())).astype(np.float64) for session in sessions)
         if not np.isfinite(rounded).all():
             raise IntegrityError(
-                f"In float16 there is NaN or infinity in what comes of {part}, at {name}.",
+                f"In float16 the output of {part} holds NaN or infinity, at {name}.",
                 expected="finite numbers, as in float32",
                 hint=_MEND,
             )

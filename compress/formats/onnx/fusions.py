@@ -29,6 +29,7 @@ def fold_constant_embeddings(model: ir.Model) -> int:
     """
     graph, count = model.graph, 0
     for node in list(graph):
+        # A lookup in a stored table whose index is zero for every token.
         if node.op_type != "Gather" or constant(node.inputs[0]) is None or not _is_zero(node.inputs[1]):
             continue
         if _fold_lookup(graph, node, count):
@@ -68,6 +69,7 @@ def _fold_lookup(graph: ir.Graph, lookup: ir.Node, index: int) -> bool:
     source = positions.inputs[0]
     if rows is None or source is None or rows.ndim != 2 or rows.shape[1] != table.shape[-1]:
         return False
+    # The row is added to every position embedding once, at export.
     merged = add_initializer(graph, f"{source.name}.with_token_type_{index}", rows + table[0])
     positions.replace_input_with(0, merged)
     inner.outputs[0].replace_all_uses_with(words)
@@ -85,6 +87,7 @@ def split_skip_normalization(model: ir.Model) -> int:
     for node in list(graph):
         if node.op_type != "SkipLayerNormalization" or any(output.uses() for output in node.outputs[1:]):
             continue
+        # Without a beta the node has no equivalent in `LayerNormalization` here.
         if len(node.inputs) < 4:
             continue
         _split(graph, node)
@@ -160,6 +163,7 @@ def select_first_token_early(model: ir.Model) -> int:
             if value not in chosen:
                 chosen[value] = _select(graph, select, value, len(chosen))
             node.replace_input_with(position, chosen[value])
+        # The length axis is gone, so recorded shapes no longer hold.
         for output in node.outputs:
             output.shape = None
     if moved:
@@ -186,6 +190,7 @@ def _only_feeding(last: ir.Value, select: ir.Node) -> dict[ir.Node, None]:
         if node is None or node in moved or node.op_type not in _POSITION_WISE:
             continue
         readers = {usage.node for output in node.outputs for usage in output.uses()}
+        # A node that the rest of the graph reads must keep all tokens.
         outward = any(output.is_graph_output() for output in node.outputs)
         if outward or not readers <= {*moved, select} or not _keeps_last_axis(node):
             continue

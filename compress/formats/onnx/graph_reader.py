@@ -81,7 +81,7 @@ class GraphNode:
 
 @dataclass
 class OnnxGraph:
-    """All nodes and initializers of a model, including those of subgraphs and functions."""
+    """Nodes and initializers of a model, including those of subgraphs and functions."""
 
     nodes: list[GraphNode] = field(default_factory=list)
     initializers: list[Initializer] = field(default_factory=list)
@@ -103,7 +103,7 @@ def read_graph(path: Path) -> OnnxGraph:
         except EOFError as error:
             raise _broken(path, "it ends in the middle, or is another kind of file") from error
         except (KeyError, ValueError, RecursionError) as error:
-            raise _broken(path, f"its contents make no sense ({error})") from error
+            raise _broken(path, f"its contents are invalid ({error})") from error
     if not has_graph:
         raise _broken(path, "it holds no graph")
     return graph

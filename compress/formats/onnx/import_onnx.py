@@ -54,6 +54,7 @@ def import_graph(file: Path) -> ImportedGraph:
     """Read and normalize the graph of ``file``. Raises `ModelError` if it is broken, too new, or has no outputs."""
     original = read_graph_file(file)
     session = _opened(original, file)
+    # An unknown graph does not state sizes and values of its inputs, so they are found by trial.
     inputs = synthesize_inputs(original, session)
     return _ready(original, session, inputs)
 
@@ -64,6 +65,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
 
     from compress.formats.onnx.stored_tensors import read_tensors
 
+    # The external data is checked before onnx opens it, which would follow any path.
     read_tensors(file, file.parent)
     try:
         graph = onnx.load(file)
@@ -77,7 +79,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
     _refuse_no_numbers(graph, file)
     if not graph.graph.output:
         raise ModelError(
-            "The graph has no outputs, so it answers nothing.",
+            "The graph has no outputs.",
             where=str(file),
             expected="at least one output",
             hint="export the model again, and name what it returns",
@@ -91,9 +93,9 @@ def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise ModelError(
-                f"The tensor {tensor.name!r} holds values that are no numbers (NaN).",
+                f"The tensor {tensor.name!r} holds NaN.",
                 where=str(file),
-                expected="weights of numbers",
+                expected="finite weights",
                 hint="export another checkpoint: a training run that diverged leaves such weights",
             )
 
@@ -104,7 +106,7 @@ def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
         raise ModelError(
-            f"The graph has ONNX operator set {opset}, which is newer than is known here.",
+            f"The graph has ONNX operator set {opset}, which is newer than onnx {onnx.__version__} supports.",
             where=str(file),
             expected=f"operator set {newest} or older (onnx {onnx.__version__})",
             hint="export it with an older one, such as opset_version=21, or install newer onnx and onnxruntime",
@@ -138,6 +140,7 @@ def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inp
     graph, changes, failures = original, list[str](), list[str]()
     feeds = [] if inputs.unproven else [inputs.draw(seed) for seed in CHECK_SEEDS]
     expected = [run_session(session, feed) for feed in feeds]
+    # Folding would turn the integers of a quantized graph into floats.
     quantized = any(node.op_type in INTEGER_OPERATORS for node in original.graph.node)
     # The alternatives of a step are tried in order until one of them works.
     for ways, computes in _STEPS:
@@ -156,7 +159,7 @@ def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inp
                 if _answers_alike(changed_graph, feeds, expected):
                     graph, changes = changed_graph, [*changes, change]
                 else:
-                    failures.append(f"{change}, and then the graph answered otherwise")
+                    failures.append(f"{change}, but the answers changed")
             break
     return ImportedGraph(graph, inputs, tuple(changes), tuple(failures))
 
@@ -217,6 +220,7 @@ def _convert(model: ir.Model) -> tuple[ir.Model, str | None]:
     if opset >= OLDEST_OPSET:
         return model, None
     proto = ir.to_proto(model)
+    # The converter does not raise the IR version, and operator set 13 needs IR version 7.
     proto.ir_version = max(proto.ir_version, 7)
     converted = ir.from_proto(version_converter.convert_version(proto, OLDEST_OPSET))
     return converted, f"operator set {opset} converted to {OLDEST_OPSET}"
@@ -286,6 +290,7 @@ def rename_for_clients(start: ImportedGraph) -> ImportedGraph:
     model = ir.from_proto(start.graph)
     changes = list(start.changes)
     renamed = []
+    # A rank identifies an image input and class scores.
     for values, rank, name in ((model.graph.inputs, 4, _PIXELS), (model.graph.outputs, 2, LOGITS)):
         value = values[0]
         if len(values) == 1 and value.shape is not None and len(value.shape) == rank and value.name != name:

@@ -56,6 +56,7 @@ def run_here(graph: onnx.ModelProto) -> Run:
     """Run a graph on this machine without optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # The graph is optimized already; further fusions would remove values.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[CPU])
     inputs = [value.name for value in session.get_inputs()]
@@ -85,6 +86,7 @@ class OnnxParts(Parts):
         changed = onnx.ModelProto()
         changed.CopyFrom(self.graph)
         graph = changed.graph
+        # Every reader of a given value reads a new input instead.
         _lead(graph, {name: _GIVEN.format(name) for name in given})
         del graph.output[:], graph.value_info[:]
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
@@ -124,6 +126,7 @@ def _bits(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:
     attribute_bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 32)
     weights = [stored[name] for name in node.input if name in stored and np.prod(stored[name].dims) >= FEW]
     widths = [_STORED_BITS.get(weight.data_type, 32) for weight in weights]
+    # These operators round activations to 8 bits, whatever their weights are.
     if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
         widths.append(8)
     return min([attribute_bits, *widths])

@@ -71,6 +71,7 @@ def fit_rule(first: int, second: int, widths: Widths, changed: Widths) -> Linear
         if step:
             factor = Fraction(second - first, step)
             rules.append(LinearRule(name, factor, first - factor * width))
+    # An exact multiple of a width is more plausible than one with an offset.
     multiples = [rule for rule in rules if rule.offset == 0]
     likely = multiples or [rule for rule in rules if rule.factor.denominator == 1 and rule.factor <= _LARGEST_FACTOR]
     if len(likely) != 1:
@@ -91,13 +92,16 @@ class InterpolatedGraph:
         self._resized: list[FieldPath] = []
         self._marked: set[FieldPath] = set()
         for path, left, right in _differences(self._graph, other, ()):
+            # An integer field, such as an attribute or an axis of a recorded shape.
             if isinstance(left, int):
                 self._rules[path] = fit_rule(left, right, widths, changed)
+            # A stored tensor of another size is filled with repeated values.
             elif list(left.dims) != list(right.dims):
                 self._resized.append(path)
                 if left.HasField("data_location") or right.HasField("data_location"):
                     self._marked.add(path)
             else:
+                # A small integer tensor holds sizes, such as the target of a reshape.
                 self._values[path] = {
                     index: fit_rule(a, b, widths, changed)
                     for index, (a, b) in enumerate(zip(_numbers(left), _numbers(right), strict=True))
@@ -165,6 +169,7 @@ def _differences(left_message: Any, right_message: Any, path: FieldPath) -> Iter
     if isinstance(left_message, TensorProto) and _differ(left_message, right_message):
         yield path, left_message, right_message
     for (field, value), (_, other_value) in zip(fields, others, strict=True):
+        # Values of tensors are not compared, except small integer ones, which `_differ` reports.
         if isinstance(left_message, TensorProto) and field.name.endswith("_data"):
             continue
         repeated = not isinstance(value, str | bytes | int | float) and hasattr(value, "__len__")
@@ -203,6 +208,7 @@ def _numbers(tensor: TensorProto) -> list[int]:
 def _stored_bytes(tensor: TensorProto) -> int:
     """Return the bytes of a tensor's elements; those of 4 bits are packed in pairs."""
     count = int(math.prod(tensor.dims))
+    # Two values share a byte.
     if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
         return (count + 1) // 2
     return count * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)

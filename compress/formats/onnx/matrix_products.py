@@ -36,7 +36,7 @@ class _Letters:
 
     @property
     def plain(self) -> bool:
-        """Whether each letter occurs once per term and none is summed within one operand."""
+        """Return whether each letter occurs once per term and none is summed within one operand."""
         once = all(len(set(term)) == len(term) and term.isalpha() for term in (self.left, self.right, self.out))
         return once and set(self.out) == {*self.batch, *self.rows, *self.columns}
 
@@ -64,10 +64,12 @@ def _replace_einsum(graph: ir.Graph, node: ir.Node, index: int) -> bool:
     replacement: ir.Value | None = None
     if first is None or not out:
         return False
+    # One operand: a transpose.
     if len(parts) == 1 and sorted(parts[0]) == sorted(out):
         replacement = _turned(writer, first, parts[0], out)
     elif len(parts) == 2 and second is not None and (letters := _Letters(parts[0], parts[1], out)).plain:
         weight = constant(second)
+        # Stored weights become a matrix; two computed operands a batched product.
         if weight is not None and not letters.batch:
             replacement = _projected(writer, first, weight, letters)
         elif len(letters.summed) == len(letters.rows) == len(letters.columns) == 1:
@@ -103,6 +105,7 @@ def _projected(writer: NodeWriter, value: ir.Value, weight: np.ndarray, letters:
         merged = writer.constant(np.array([0] * axes + [-1]))
         value = writer.node("Reshape", [value, merged], rows and [*rows, matrix.shape[0]])
     product = writer.node("MatMul", [value, writer.constant(matrix)], rows and [*rows, matrix.shape[1]])
+    # Several column axes are split again after the product.
     if len(columns) == 1:
         return product
     split = writer.constant(np.array([0] * axes + list(sizes)))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.model import only_file, read_companions, write_companions
+from compress.models.pipeline_folder import is_pipeline
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class OnnxModel:
 
     @property
     def is_diffusion(self) -> bool:
-        """Whether the graphs are the parts of a diffusion model."""
+        """Return whether the graphs are the parts of a diffusion model."""
         return "/" in self.file_name
 
     def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
@@ -86,6 +86,7 @@ class OnnxModel:
         """Open a directory that `save` wrote. Raises `ModelError` for incomplete or mixed graphs."""
         files = find_graphs(directory)
         beside = tuple(path.with_name(f"{path.name}_data") for path in files)
+        # External weights are loaded with their graphs and are no companion files.
         companions = read_companions(directory, (*files, *beside), below=directory / GRAPH_FOLDER)
         drawing = is_pipeline(directory)
         graphs = {(path.relative_to(directory).as_posix() if drawing else path.name): _read(path) for path in files}
@@ -128,6 +129,7 @@ def weight_only_name(name: str, bits: int) -> str:
 
 def _renamed(companions: Mapping[str, bytes], name: str) -> Mapping[str, bytes]:
     """Return the companion files with the new name of the graph in onnxruntime-genai's config."""
+    # onnxruntime-genai opens the graph by the name in its config.
     if GENAI_CONFIG not in companions:
         return companions
     config = json.loads(companions[GENAI_CONFIG])
@@ -147,7 +149,7 @@ def _read(path: Path) -> onnx.ModelProto:
             f"The graph cannot be read: {' '.join(str(error).split())}",
             where=str(path),
             expected=f"a whole .onnx file, and {path.name}_data beside it where its weights lie there",
-            hint="copy the folder again with all of its files, or write the model anew with the stage export",
+            hint="copy the folder again with all of its files, or write the model again with the stage export",
         ) from error
 
 
@@ -165,7 +167,7 @@ def _write(graph: onnx.ModelProto, target: Path) -> None:
 
 def find_graph(artifact: Path) -> Path:
     """Return the only `.onnx` file at or below ``artifact``. Raises `ModelError` unless there is exactly one."""
-    return only_file(artifact, ".onnx", "export")
+    return only_file(artifact, ".onnx", "onnx")
 
 
 def find_graphs(artifact: Path) -> tuple[Path, ...]:
@@ -181,6 +183,7 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
         return (find_graph(artifact),)
     if is_pipeline(artifact):
         return _drawing_graphs(artifact)
+    # A vision encoder distinguishes a vision-language model from an encoder-decoder.
     names = _PARTS[bool(_part(artifact, VISION))]
     parts = tuple(_part(artifact, part) for part in names)
     first_files = tuple(files[0] for files in parts if files)
@@ -191,7 +194,7 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
             f"The folder holds {', '.join(file.name for files in parts for file in files)}.",
             where=str(artifact),
             expected=" and ".join(f"one {name}*.onnx" for name in names),
-            hint="leave one file of each in the folder, or write the model anew with the stage export",
+            hint="leave one file of each in the folder, or write the model again with the stage export",
         )
     return first_files
 
@@ -209,7 +212,7 @@ def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
             f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in files) or 'no graph'}.",
             where=str(artifact),
             expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DIFFUSION_PARTS),
-            hint="write the model anew with the stage export",
+            hint="write the model again with the stage export",
         )
     return files
 

@@ -47,7 +47,7 @@ def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> 
     """
     if len(modules.modes) != 1 or modules.modes[0] not in _POOLED:
         raise StageError(
-            f"Pooling by {', '.join(modules.modes)} isn't written into a graph.",
+            f"Pooling by {', '.join(modules.modes)} is not supported in the graph.",
             expected=f"one of {', '.join(_POOLED)}",
             hint="leave sentence_embedding: false; sentence-transformers pools what the graph gives",
         )
@@ -55,6 +55,7 @@ def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> 
     value = _mean(tail) if modules.modes == ("mean",) else _first(tail)
     for step in modules.steps:
         value = _dense(tail, value, step) if isinstance(step, Dense) else _normalized(tail, value)
+    # The last node's output becomes the graph's second output.
     model.graph.node[-1].output[0] = SENTENCE_EMBEDDING
     shape = [model.graph.output[0].type.tensor_type.shape.dim[0].dim_param or None, modules.dimensions]
     model.graph.output.append(helper.make_tensor_value_info(SENTENCE_EMBEDDING, onnx.TensorProto.FLOAT, shape))
@@ -86,5 +87,6 @@ def _dense(tail: _Tail, value: str, step: Dense) -> str:
 def _normalized(tail: _Tail, value: str) -> str:
     """Write the division by the Euclidean norm."""
     squares = tail.node("ReduceSum", tail.node("Mul", value, value), tail.constant([1], np.int64), keepdims=1)
+    # The norm is bounded below as in torch, so that zero vectors stay zero.
     length = tail.node("Max", tail.node("Sqrt", squares), tail.constant(_SHORTEST))
     return tail.node("Div", value, length)

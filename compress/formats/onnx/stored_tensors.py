@@ -130,6 +130,7 @@ class _Names:
         """Return whether an initializer is a constant of the graph, such as a shape, rather than a weight."""
         if item.name.startswith("constants."):
             return True
+        # Integers are weights only if an operator for quantized weights reads them or their name says so.
         if item.dtype in _INTEGERS:
             return not self.quantized_use(item) and not _QUANTIZED_NAME.search(item.name)
         if item.dtype == "int32":
@@ -155,6 +156,7 @@ class _Names:
                 return numbers["K"] * numbers["N"], f"int{bits}"
             if node.op_type == "GatherBlockQuantized" and index == 0 and item.dtype == "uint8":
                 return count * 8 // bits, f"uint{bits}"
+        # Planes of odd bits are recognized by name, because plain operators read them.
         packed = _FEW_BITS.search(item.name)
         if packed and item.dtype == "uint8":
             bits = int(packed["bits"])
@@ -165,11 +167,13 @@ class _Names:
     def weight_name(self, item: Initializer) -> str:
         """Return the name of a weight in the model, from its own name or its module's."""
         name = _QUANTIZED_NAME.sub("", item.name)
+        # A dotted name is the module's own.
         if "." in name and not name.startswith("onnx::"):
             return name
         module = self.module_by_bias(item) or self.module_by_scope(item)
         if module and math.prod(item.shape) > 1:
             full = f"{module}.weight"
+            # Two weights of one module must not get the same name.
             full = full if full not in self.taken and full not in self.stored else f"{module}.{name}"
             self.taken.add(full)
             return full
@@ -183,6 +187,7 @@ class _Names:
         for node, _ in self.users[item.name]:
             biases = self.biases_after(node)
             size = sum(math.prod(self.stored[bias].shape) for bias in biases)
+            # The bias belongs to this weight only if it has as many elements as the product has columns.
             if biases and size in (*item.shape, node.integers.get("N")):
                 return _joined([bias.removesuffix(".bias") for bias in biases])
         return ""
@@ -341,6 +346,7 @@ def _external_span(item: Initializer, path: Path) -> tuple[Path, int, int]:
             where=str(path),
             expected="numbers",
         ) from error
+    # A span beyond the end of the file means that the file was truncated.
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelError(
             f"The external data is truncated: {item.name!r} ends at byte {offset + length} of {size}.",

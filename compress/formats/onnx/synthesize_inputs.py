@@ -36,6 +36,7 @@ Axes = tuple[int | str | None, ...]
 
 def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -> GraphInputs:
     """Return the inputs of ``graph``, opened as ``session``, with arrays that it answers if any are found."""
+    # Failed attempts are expected, so ONNX Runtime must not log them.
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = _FATAL_ONLY
     stored = {tensor.name for tensor in graph.graph.initializer}
@@ -53,8 +54,8 @@ def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSess
                  and np.isnan(array).any()]  # fmt: skip
         if not wrong:
             return tried
-        reason = "what was tried leads to numbers that are none (NaN)"
-    return GraphInputs(first or (), f"of the shapes that were tried it answers none: {reason}")
+        reason = "the inputs that were tried give NaN"
+    return GraphInputs(first or (), f"it fails for every input shape that was tried: {reason}")
 
 
 def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> Iterator[tuple[GraphInput, ...]]:
@@ -62,9 +63,11 @@ def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> 
     axes = {entry.name: _axes(entry) for entry in entries}
     dtypes = {entry.name: _dtype(entry) for entry in entries}
     tables = {entry.name: _table_rows(graph, entry.name) for entry in entries if dtypes[entry.name].startswith("int")}
+    # Text inputs cannot be synthesized.
     if any(dtype == "str" for dtype in dtypes.values()):
         yield tuple(GraphInput(name, dtypes[name], axes[name], ()) for name in axes)
         return
+    # First only the first input grows; then all do.
     for alone, attempt in product((True, False), range(max(map(len, (_IMAGE, _TOKENS, _SIGNAL))))):
         sizes = _sizes(axes, dtypes, attempt, alone)
         shapes = {name: tuple(_size(sizes, name, index, axis) for index, axis in enumerate(input_axes))
@@ -86,6 +89,7 @@ def _filling(name: str, dtype: str, tables: Mapping[str, int | None], longest: i
         longest: Size of the longest last axis, for inputs that hold a length.
     """
     plain = name.lower()
+    # The name reveals the meaning of an input: a mask is all ones, a rate the usual one, a length the longest axis.
     if _MASK.search(plain):
         return 1, None
     if dtype.startswith(("int", "uint")) and dtype not in ("int8", "uint8"):
@@ -137,6 +141,7 @@ def _sizes(axes: Mapping[str, Axes], dtypes: Mapping[str, str], attempt: int, al
             if isinstance(axis, int):
                 continue
             key = axis if isinstance(axis, str) else f"{name}/{index}"
+            # The first axis is the batch.
             if (index == 0 and len(input_axes) > 1) or (alone and not first and axis is None):
                 sizes.setdefault(key, 1)
                 continue
@@ -167,6 +172,7 @@ def _table_rows(graph: onnx.GraphProto, name: str) -> int | None:
     for node in graph.node:
         if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in reached and node.input[0] in stored:
             row_counts.append(stored[node.input[0]][0])
+        # The index may be reshaped or cast before it is looked up.
         elif node.op_type in _THROUGH and reached.intersection(node.input):
             reached.update(node.output)
     return min((int(rows) for rows in row_counts), default=None)

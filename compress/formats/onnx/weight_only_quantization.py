@@ -59,6 +59,7 @@ def quantize_matrices(
     is unpacked into a product first, unless weights are expanded when the graph is opened.
     """
     graph = ir.from_proto(model)
+    # Older operator sets cannot express the split of an unpacked attention.
     attentions = [] if only_tied or graph.opset_imports.get("", 0) < _SPLITS_IN_THREE else unpack_attention(graph)
     writer = _Writer(graph, how)
     names = writer.tables(only_tied)
@@ -137,6 +138,7 @@ class _Writer:
         for name, value in list(self._model.graph.initializers.items()):
             if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.const_value.size < _HALVED:
                 continue
+            # Values beyond float16 become infinite, which the comparison detects.
             with np.errstate(over="ignore"):
                 half = _array(value).astype(np.float16)
             if (half.astype(np.float32) == _array(value)).all():
@@ -170,6 +172,7 @@ class _Writer:
         self._model.opset_imports[""] = max(self._model.opset_imports.get("", 0), _CASTS_FOUR_BITS)
         stored = self._how.of(weight, name)
         blocks, kind = typed_integers(stored, name)
+        # Integers are stored in the order in which the operand is read, so that no transpose is needed.
         order, of_block = ((1, 2, 0), (1, 0)) if turned else ((0, 1, 2), (0, 1))
         beside = 1 if turned else 2
 
@@ -186,6 +189,7 @@ class _Writer:
             for output_name, source in zip(names, stored_values, strict=False)
         ]
         integers, scales, *zeros = (node.outputs[0] for node in nodes)
+        # An asymmetric weight subtracts its zero points first.
         for zero in zeros:
             nodes.append(ir.node("Sub", [integers, zero], name=f"{name}_about", outputs=[ir.val(f"{name}_about")]))
             integers = nodes[-1].outputs[0]
@@ -211,6 +215,7 @@ class _Writer:
     def _look_up(self, node: ir.Node, table: ir.Value) -> None:
         """Replace a lookup by `GatherBlockQuantized`."""
         stored, (integers, scales, zeros) = self._operands[str(table.name)]
+        # `GatherBlockQuantized` takes the integers as a matrix, `MatMulNBits` in blocks.
         flat = np.array([stored.rows, stored.shape[1] * stored.shape[2]], np.int64)
         shape = self._constant(f"{table.name}_flat_shape", flat)
         reshaped = self._first("Reshape", [integers, shape], f"{table.name}_flat")

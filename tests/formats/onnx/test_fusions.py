@@ -34,29 +34,29 @@ def operators(model: ir.Model | onnx.ModelProto) -> Counter[str]:
 
 
 def inputs_for(architecture: str, size: int = 4, length: int = 13) -> dict[str, np.ndarray]:
-    made = exported(architecture)
-    return batch(size, length, made.model.module.config.vocab_size, made.model.processor.pad_token_id)
+    encoder = exported(architecture)
+    return batch(size, length, encoder.model.module.config.vocab_size, encoder.model.processor.pad_token_id)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_encoder_is_rewritten_as_a_whole(architecture: str):
-    made = exported(architecture)
-    after = operators(made.graph())
-    assert made.rewrites["attention"] == after["Attention"] == tiny.LAYERS
+    encoder = exported(architecture)
+    after = operators(encoder.graph())
+    assert encoder.rewrites["attention"] == after["Attention"] == tiny.LAYERS
     assert after["Softmax"] == after["SkipLayerNormalization"] == 0
     # One normalisation of the embeddings and two a layer.
     assert after["LayerNormalization"] == 1 + 2 * tiny.LAYERS
-    assert made.rewrites["first_token"] >= 6
+    assert encoder.rewrites["first_token"] >= 6
     # BERT and ELECTRA look up token type 0 for every token; DistilBERT has no types, RoBERTa's exporter no pattern.
-    assert made.rewrites["constant_embeddings"] == (1 if architecture in ("bert", "electra") else 0)
+    assert encoder.rewrites["constant_embeddings"] == (1 if architecture in ("bert", "electra") else 0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", ENCODER_REWRITES)
 def test_each_rewrite_alone_is_exact(architecture: str, name: str):
-    made, inputs = exported(architecture), inputs_for(architecture)
-    model = made.unfused()
-    expected = run(made.unfused(), **inputs)
+    encoder, inputs = exported(architecture), inputs_for(architecture)
+    model = encoder.unfused()
+    expected = run(encoder.unfused(), **inputs)
     count = REWRITES[name](model)
     assert count > 0 or (name, architecture) in {
         ("constant_embeddings", "distilbert"),
@@ -155,11 +155,11 @@ def test_choosing_first_is_exact(index: int):
     ids=["another axis", "several tokens", "hidden states wanted too"],
 )
 def test_a_choice_that_must_stay_stays(model: Callable[[], ir.Model]):
-    before, x = model(), whole(3, 5, 4, seed=5)
+    original, x = model(), whole(3, 5, 4, seed=5)
     after = model()
     assert select_first_token_early(after) == 0
-    assert ir.to_proto(after).SerializeToString() == ir.to_proto(before).SerializeToString()
-    assert (run(after, x=x) == run(before, x=x)).all()
+    assert ir.to_proto(after).SerializeToString() == ir.to_proto(original).SerializeToString()
+    assert (run(after, x=x) == run(original, x=x)).all()
 
 
 def test_a_constant_with_a_length_axis_stops_the_move():
@@ -218,8 +218,8 @@ def skip(bias: bool, outputs: list[str]) -> ir.Model:
         nodes.append(helper.make_node("Identity", [outputs[-1]], ["z"]))
     weights = {"gamma": whole(4), "beta": whole(4, seed=1), "bias": whole(4, seed=2)}
     used = {name: array for name, array in weights.items() if bias or name != "bias"}
-    given = HIDDEN | {"residual": HIDDEN["x"]}
-    return graph_of(nodes, given, CHOSEN | ({"z": (TensorProto.FLOAT, None)} if len(outputs) > 1 else {}), used)
+    feed = HIDDEN | {"residual": HIDDEN["x"]}
+    return graph_of(nodes, feed, CHOSEN | ({"z": (TensorProto.FLOAT, None)} if len(outputs) > 1 else {}), used)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -286,7 +286,7 @@ def test_other_means_are_left_alone(model: ir.Model):
 def test_einsums_become_products_and_turns(
     equation: str, shapes: list[tuple[int, ...]], operators_left: dict[str, int]
 ):
-    arrays = {name: whole(*shape, seed=place) for place, (name, shape) in enumerate(zip("ab", shapes, strict=False))}
+    arrays = {name: whole(*shape, seed=index) for index, (name, shape) in enumerate(zip("ab", shapes, strict=False))}
     node = helper.make_node("Einsum", list(arrays), ["y"], equation=equation)
     model = graph_of([node], {name: (TensorProto.FLOAT, array.shape) for name, array in arrays.items()}, CHOSEN, {})
     assert expand_einsum(model) == ("Einsum" not in operators_left)

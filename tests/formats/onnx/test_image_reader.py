@@ -25,7 +25,7 @@ from compress.formats.targets import TARGETS
 from compress.inspection.transcription_calls import transcription_calls
 from compress.models.checkpoint import Checkpoint
 from compress.runtimes.image_answers import read_rules
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_text_to_text import TASK, prompt_of, unfit_processor
 from compress.utils.errors import ModelError
@@ -38,12 +38,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     folder = tiny_questions.write_model(tmp_path_factory.mktemp("model"), **kinds)
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(3), model.processor, None, 64)
-    found = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
-    equality = verify_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
-    assert found.difference < 1e-5 and equality.difference < 1e-4
-    assert not found.unfused, found.unfused
+    export = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
+    equality = verify_image_reader(export.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
+    assert export.difference < 1e-5 and equality.difference < 1e-4
+    assert not export.unfused, export.unfused
     artifact = tmp_path_factory.mktemp("graphs")
-    found.model.save(artifact)
+    export.model.save(artifact)
     return folder, artifact, model
 
 
@@ -64,20 +64,20 @@ def test_answers_are_those_that_generate_writes(written: tuple[Path, Path, Any])
     rows = table(6, seed=3)
     examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
     session = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1)
-    found = session.predict(examples.batch(range(6)))
+    answers = session.predict(examples.batch(range(6)))
     for row in range(6):
-        given = {name: torch.from_numpy(array) for name, array in examples.batch([row]).items()}
+        tensors = {name: torch.from_numpy(array) for name, array in examples.batch([row]).items()}
         with torch.inference_mode():
-            wanted = model.module.generate(**given, do_sample=False)[0, given["input_ids"].shape[1] :]
-        own = found["sequences"][row]
-        np.testing.assert_array_equal(own[own >= 0], wanted.numpy())
-        assert found["texts"][row] == model.processor.decode(wanted, skip_special_tokens=True).strip()
-    assert len(set(found["texts"])) > 1
+            expected = model.module.generate(**tensors, do_sample=False)[0, tensors["input_ids"].shape[1] :]
+        sequence = answers["sequences"][row]
+        np.testing.assert_array_equal(sequence[sequence >= 0], expected.numpy())
+        assert answers["texts"][row] == model.processor.decode(expected, skip_special_tokens=True).strip()
+    assert len(set(answers["texts"])) > 1
 
 
 def test_every_graph_is_quantized(written: tuple[Path, Path, Any]) -> None:
     _, artifact, _ = written
-    done = Quantize().run(OnnxModel.load(artifact, None), tiny_images.context())
+    done = OnnxInt8().run(OnnxModel.load(artifact, None), tiny_images.context())
     names = [f"{part}_quantized.onnx" for part in ("vision_encoder", "embed_tokens", "decoder_model_merged")]
     assert list(done.graphs) == names
     vision, embed, decoder = ([node.op_type for node in graph.graph.node] for graph in done.graphs.values())
@@ -91,7 +91,7 @@ def test_each_graph_is_asked_as_often_as_an_answer_is_long(written: tuple[Path, 
     batch = TASK.eval_examples(table(1), model.processor, None, 64, Evaluation()).batch([0])
     length = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1).predict(batch)["sequences"].shape[1]
     calls = transcription_calls(artifact, [batch], 99)
-    assert [len(asked) for asked in calls] == [1, length, length]
+    assert [len(graph_calls) for graph_calls in calls] == [1, length, length]
     seen, first = calls[0][0], calls[2][0]
     np.testing.assert_array_equal(seen["pixel_values"], batch["pixel_values"])
     assert first["inputs_embeds"].shape[:2] == batch["input_ids"].shape
@@ -100,8 +100,8 @@ def test_each_graph_is_asked_as_often_as_an_answer_is_long(written: tuple[Path, 
 def test_what_no_graph_can_follow_is_refused_before_any_work(tmp_path: Path) -> None:
     folder = tiny_questions.write_model(tmp_path)
     check_writable(folder)
-    said = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps(said | {"repetition_penalty": 1.1, "num_beams": 3}))
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"repetition_penalty": 1.1, "num_beams": 3}))
     with pytest.raises(ModelError, match="made with repetition_penalty, num_beams"):
         check_writable(folder)
     tiles = LlavaNextProcessor(LlavaNextImageProcessorPil(), tiny_questions.tokenizer(), patch_size=8)
@@ -115,20 +115,20 @@ def test_a_smolvlm_that_cuts_no_tiles_answers_as_generate_does(tmp_path: Path) -
     examples = TASK.encode(rows, model.processor, None, 64)
     image = _picture(rows)
     prompt = prompt_of(model.processor, rows["text"][0].as_py(), 0)
-    own = model.processor(images=[[image]], text=[prompt], return_tensors="np", add_special_tokens=False)
-    asked = own["input_ids"][0]
-    np.testing.assert_array_equal(examples.inputs[0]["input_ids"][: len(asked)], asked)
-    np.testing.assert_array_equal(examples.inputs[0]["pixel_values"], own["pixel_values"][0])
-    found = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
-    verify_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
+    processed = model.processor(images=[[image]], text=[prompt], return_tensors="np", add_special_tokens=False)
+    prompt_ids = processed["input_ids"][0]
+    np.testing.assert_array_equal(examples.inputs[0]["input_ids"][: len(prompt_ids)], prompt_ids)
+    np.testing.assert_array_equal(examples.inputs[0]["pixel_values"], processed["pixel_values"][0])
+    export = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
+    verify_image_reader(export.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
     (tmp_path / "graphs").mkdir()
-    found.model.save(tmp_path / "graphs")
+    export.model.save(tmp_path / "graphs")
     batch = TASK.eval_examples(rows, model.processor, None, 64, Evaluation()).batch([0])
     written = get_runtime("onnxruntime").open(tmp_path / "graphs", TARGETS["cpu"], 1).predict(batch)["sequences"][0]
-    given = {name: torch.from_numpy(array) for name, array in own.items() if name not in ("rows", "cols")}
+    tensors = {name: torch.from_numpy(array) for name, array in processed.items() if name not in ("rows", "cols")}
     with torch.inference_mode():
-        wanted = model.module.generate(**given, do_sample=False)[0, len(asked) :]
-    np.testing.assert_array_equal(written, wanted.numpy())
+        expected = model.module.generate(**tensors, do_sample=False)[0, len(prompt_ids) :]
+    np.testing.assert_array_equal(written, expected.numpy())
     with pytest.raises(ModelError, match="do_image_splitting: false"):
         TASK.load(tiny_questions.write_idefics3(tmp_path / "tiles", splitting=True), None, trust_remote_code=False)
 

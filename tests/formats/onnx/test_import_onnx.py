@@ -29,28 +29,28 @@ def test_weights_come_to_lie_where_rewrites_look_and_answers_stay(opset: int, tm
     weights = [stored[node.input[1]] for node in start.graph.graph.node if node.op_type in ("Conv", "MatMul")]
     assert weights == [(8, 3, 3, 3), (512, 5)]
     assert {entry.domain: entry.version for entry in start.graph.opset_import}[""] == max(opset, 13)
-    assert [str(one) for one in start.graph.graph.input] == [str(one) for one in theirs.graph.input]
+    assert [str(value) for value in start.graph.graph.input] == [str(value) for value in theirs.graph.input]
     feed = {"x": np.random.default_rng(5).normal(size=(3, 3, 8, 8)).astype(np.float32)}
-    (found,) = open_session(start.graph).run(None, feed)
-    np.testing.assert_allclose(found, foreign_graphs.scores(theirs, feed["x"]), rtol=1e-4, atol=1e-4)
+    (actual,) = open_session(start.graph).run(None, feed)
+    np.testing.assert_allclose(actual, foreign_graphs.scores(theirs, feed["x"]), rtol=1e-4, atol=1e-4)
 
 
 def test_branches_and_operators_of_other_domains_stay(tmp_path: Path) -> None:
     start = import_graph(foreign_graphs.write(foreign_graphs.branching(), tmp_path))
     assert "If" in operators(start.graph)
-    assert [(one.name, one.shape, one.value) for one in start.inputs.inputs] == [
+    assert [(item.name, item.shape, item.value) for item in start.inputs.inputs] == [
         ("signal", (1, 64), None),
         ("rate", (), 16_000),
     ]
     drawn = start.inputs.draw(3)
     (branch,) = [node for node in foreign_graphs.branching().graph.node if node.op_type == "If"]
-    then = next(one.g for one in branch.attribute if one.name == "then_branch")
+    then = next(item.g for item in branch.attribute if item.name == "then_branch")
     weight = numpy_helper.to_array(then.node[0].attribute[0].t)
-    (found,) = open_session(start.graph).run(None, drawn)
-    np.testing.assert_allclose(found, drawn["signal"] @ weight, rtol=1e-4, atol=1e-4)
+    (actual,) = open_session(start.graph).run(None, drawn)
+    np.testing.assert_allclose(actual, drawn["signal"] @ weight, rtol=1e-4, atol=1e-4)
     other = import_graph(foreign_graphs.write(foreign_graphs.embedding(), tmp_path, "other.onnx"))
     assert ("com.microsoft", "Gelu") in [(node.domain, node.op_type) for node in other.graph.graph.node]
-    assert [(one.name, one.shape, one.value, one.below) for one in other.inputs.inputs] == [
+    assert [(item.name, item.shape, item.value, item.below) for item in other.inputs.inputs] == [
         ("ids", (1, 32), None, 40),
         ("attention_mask", (1, 32), 1, None),
     ]
@@ -91,7 +91,7 @@ def test_a_file_that_nothing_can_be_done_with_is_refused_in_words(tmp_path: Path
         "silent": "The graph has no outputs",
         "newer": "operator set 99, which is newer",
         "strange": "does not open the graph",
-        "diverged": "'table' holds values that are no numbers",
+        "diverged": "'table' holds NaN",
     }.items():
         with pytest.raises(ModelError, match=words):
             import_graph(tmp_path / f"{name}.onnx")
@@ -104,7 +104,7 @@ def test_a_graph_that_answers_no_guess_says_so_once_inputs_are_drawn(tmp_path: P
     ]
     fussy = foreign_graphs.model(nodes, [foreign_graphs.value("x", ["many"])], [foreign_graphs.value("y", [1, 7])])
     start = import_graph(foreign_graphs.write(fussy, tmp_path))
-    with pytest.raises(DataError, match="No inputs can be drawn") as caught:
+    with pytest.raises(DataError, match="No random inputs can be generated") as caught:
         start.inputs.draw(0)
     assert "x" in str(caught.value.hint)
 
@@ -116,10 +116,10 @@ def test_a_float16_graph_computes_in_float32_between_edges_that_stay(tmp_path: P
     assert not holds_float16(wide)
     assert wide.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16
     feed = {"x": np.random.default_rng(6).normal(size=(2, 3, 8, 8)).astype(np.float16)}
-    (found,) = open_session(wide).run(None, feed)
+    (actual,) = open_session(wide).run(None, feed)
     expected = foreign_graphs.scores(foreign_graphs.classifier(half=True), feed["x"])
-    assert found.dtype == np.float16
-    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=2e-3, atol=2e-2)
+    assert actual.dtype == np.float16
+    np.testing.assert_allclose(actual.astype(np.float32), expected, rtol=2e-3, atol=2e-2)
 
 
 def test_a_classifier_of_one_image_gets_the_names_and_the_batches_that_clients_know(tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ def test_a_classifier_of_one_image_gets_the_names_and_the_batches_that_clients_k
     for entry in (fixed.graph.input[0], fixed.graph.output[0]):
         entry.type.tensor_type.shape.dim[0].dim_value = 1
     start = rename_for_clients(import_graph(foreign_graphs.write(fixed, tmp_path)))
-    assert [one.name for one in (*start.graph.graph.input, *start.graph.graph.output)] == ["pixel_values", "logits"]
+    assert [value.name for value in (*start.graph.graph.input, *start.graph.graph.output)] == ["pixel_values", "logits"]
     images = np.random.default_rng(7).normal(size=(3, 3, 8, 8)).astype(np.float32)
-    (found,) = open_session(start.graph).run(None, {"pixel_values": images})
-    np.testing.assert_allclose(found, foreign_graphs.scores(fixed, images), rtol=1e-4, atol=1e-4)
+    (actual,) = open_session(start.graph).run(None, {"pixel_values": images})
+    np.testing.assert_allclose(actual, foreign_graphs.scores(fixed, images), rtol=1e-4, atol=1e-4)
     # A graph that adds up its batch answers two otherwise than one after the other, and keeps its size.
     total = foreign_graphs.model(
         [helper.make_node("ReduceMax", ["x"], ["y"], keepdims=1, axes=[0])],
         [foreign_graphs.value("x", [1, 4])], [foreign_graphs.value("y", [1, 4])],
     )  # fmt: skip
-    kept = rename_for_clients(import_graph(foreign_graphs.write(total, tmp_path)))
-    assert kept.graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    unchanged = rename_for_clients(import_graph(foreign_graphs.write(total, tmp_path)))
+    assert unchanged.graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1

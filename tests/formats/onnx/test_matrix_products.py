@@ -17,9 +17,9 @@ VALUES = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 def product(weight: np.ndarray, **attributes: object) -> onnx.ModelProto:
     """[3, 4, 5] with its batch axis moved, times ``weight``."""
     node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transBatchA=1, **attributes)
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(VALUES.shape))
-    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph([node], "product", [given], [made], [numpy_helper.from_array(weight, "w")])
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(VALUES.shape))
+    target = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "product", [source], [target], [numpy_helper.from_array(weight, "w")])
     domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=domains, ir_version=9)
 
@@ -28,8 +28,8 @@ def run(model: onnx.ModelProto) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {"x": VALUES})[0]
-    return found
+    outputs: np.ndarray = session.run(None, {"x": VALUES})[0]
+    return outputs
 
 
 @pytest.mark.parametrize(("attributes", "operator"), [({}, "MatMul"), ({"alpha": 2.0}, "FusedMatMul")])

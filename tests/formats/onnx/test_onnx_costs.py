@@ -40,24 +40,24 @@ def one_node(
         operator, names, [f"y{i}" for i in range(len(outputs))], "node", domain=domain, **attributes
     )
     stored = [numpy_helper.from_array(value, name) for name, value in inputs.items() if isinstance(value, np.ndarray)]
-    given = {name: value for name, value in inputs.items() if isinstance(value, tuple)}
+    graph_inputs = {name: value for name, value in inputs.items() if isinstance(value, tuple)}
     graph = helper.make_graph(
         [node],
         "one",
-        [helper.make_tensor_value_info(name, int(kind), shape) for name, (kind, shape) in given.items()],
+        [helper.make_tensor_value_info(name, int(kind), shape) for name, (kind, shape) in graph_inputs.items()],
         [helper.make_tensor_value_info(f"y{i}", int(kind), shape) for i, (kind, shape) in enumerate(outputs)],
         stored,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)])
-    shapes = {name: Tensor(kind, shape) for name, (kind, shape) in given.items()}
+    shapes = {name: Tensor(kind, shape) for name, (kind, shape) in graph_inputs.items()}
     shapes |= {f"y{i}": Tensor(kind, shape) for i, (kind, shape) in enumerate(outputs)}
     return count_graph(ir.from_proto(model).graph, shapes).nodes["node"]
 
 
 def counted(*arguments: Any, **keywords: Any) -> NodeCost:
-    found = one_node(*arguments, **keywords)
-    assert found is not None
-    return found
+    cost = one_node(*arguments, **keywords)
+    assert cost is not None
+    return cost
 
 
 def test_a_product_with_stored_weights() -> None:
@@ -188,8 +188,8 @@ def test_a_convolution_in_integers_whichever_axis_its_channels_are(
     inputs = {"x": (UINT8, shapes[0]), "x_scale": scale, "x_zero": zero, "w": ones(4, 8, 3, 3, dtype=np.int8)}
     inputs |= {"w_scale": ones(4), "w_zero": ones(4, dtype=np.int8), "y_scale": scale, "y_zero": zero}
     inputs |= {"bias": ones(4, dtype=np.int32)}
-    found = counted("QLinearConv", inputs, [(UINT8, shapes[1])], domain, pads=[1, 1, 1, 1], **more)
-    assert found.operations == Operations(fp32=3 * 288, int8=2 * 8 * 9 * 288)
+    cost = counted("QLinearConv", inputs, [(UINT8, shapes[1])], domain, pads=[1, 1, 1, 1], **more)
+    assert cost.operations == Operations(fp32=3 * 288, int8=2 * 8 * 9 * 288)
 
 
 def test_a_lookup_reads_the_rows_that_it_picks() -> None:
@@ -243,9 +243,9 @@ def test_steps_for_each_element(operator: str, domain: str, steps: int, more: di
 
 
 def test_gelu_by_its_approximation() -> None:
-    given, made = {"x": (FLOAT, (80,))}, [(FLOAT, (80,))]
-    assert counted("Gelu", given, made).operations.fp32 == 5 * 80
-    assert counted("Gelu", given, made, approximate="tanh").operations.fp32 == 8 * 80
+    sources, targets = {"x": (FLOAT, (80,))}, [(FLOAT, (80,))]
+    assert counted("Gelu", sources, targets).operations.fp32 == 5 * 80
+    assert counted("Gelu", sources, targets, approximate="tanh").operations.fp32 == 8 * 80
 
 
 def test_views_move_nothing_and_slices_what_they_keep() -> None:
@@ -256,17 +256,17 @@ def test_views_move_nothing_and_slices_what_they_keep() -> None:
 
 
 def test_what_is_not_known_is_not_counted() -> None:
-    made = [(FLOAT, (4, 6))]
-    assert one_node("Einsum", {"x": (FLOAT, (6, 4))}, made, equation="ij->ji") is None
-    assert one_node("MatMul", {"x": (FLOAT, (4, 6))}, made, "of.somebody") is None
+    targets = [(FLOAT, (4, 6))]
+    assert one_node("Einsum", {"x": (FLOAT, (6, 4))}, targets, equation="ij->ji") is None
+    assert one_node("MatMul", {"x": (FLOAT, (4, 6))}, targets, "of.somebody") is None
     node = helper.make_node("MatMul", ["x", "w"], ["y"], "node")
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
     graph = helper.make_graph([node], "g", value[:1], value[1:], [numpy_helper.from_array(ones(6, 6), "w")])
-    found = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"x": Tensor(FLOAT, (4, 6))})
-    assert found.nodes == {"node": None}, "the shape of y is missing"
-    found = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"y": Tensor(FLOAT, (4, 6))})
-    assert found.nodes == {"node": None}, "the shape of x is missing"
-    assert found.working_set_bytes == 0
+    cost = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"x": Tensor(FLOAT, (4, 6))})
+    assert cost.nodes == {"node": None}, "the shape of y is missing"
+    cost = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"y": Tensor(FLOAT, (4, 6))})
+    assert cost.nodes == {"node": None}, "the shape of x is missing"
+    assert cost.working_set_bytes == 0
 
 
 def test_the_working_set_counts_shared_weights_once() -> None:
@@ -274,10 +274,10 @@ def test_the_working_set_counts_shared_weights_once() -> None:
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5, 8]) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "g", value[:1], value[1:], [numpy_helper.from_array(ones(8, 8), "w")])
     shapes = {name: Tensor(FLOAT, (5, 8)) for name in ("x", "h", "y")}
-    found = count_graph(ir.from_proto(helper.make_model(graph)).graph, shapes)
-    assert found.working_set_bytes == 8 * 8 * 4 + 2 * 5 * 8 * 4
-    assert sum(cost.weight_bytes for cost in found.nodes.values() if cost) == 2 * 8 * 8 * 4
-    assert found.operations == Operations(fp32=2 * 2 * 8 * 40)
+    graph_cost = count_graph(ir.from_proto(helper.make_model(graph)).graph, shapes)
+    assert graph_cost.working_set_bytes == 8 * 8 * 4 + 2 * 5 * 8 * 4
+    assert sum(cost.weight_bytes for cost in graph_cost.nodes.values() if cost) == 2 * 8 * 8 * 4
+    assert graph_cost.operations == Operations(fp32=2 * 2 * 8 * 40)
 
 
 def optimized(proto: onnx.ModelProto, folder: Path, inputs: Mapping[str, np.ndarray]) -> tuple[ir.Graph, GraphCost]:
@@ -312,8 +312,8 @@ def inputs() -> dict[str, np.ndarray]:
 
 def test_a_whole_encoder_in_float_against_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
     export = exports.exported(fusions=False)
-    graph, found = optimized(export.graph(), tmp_path, inputs)
-    grouped = by_type(graph, found)
+    graph, graph_cost = optimized(export.graph(), tmp_path, inputs)
+    grouped = by_type(graph, graph_cost)
     products = [cost for kind in ("MatMul", "FusedMatMul", "Gemm", "FusedGemm") for cost in grouped.get(kind, [])]
     # A Gemm adds its bias, a fused one applies an activation too, one step each for each float that it writes.
     extra = sum(cost.written_bytes // 4 for cost in grouped.get("Gemm", []))
@@ -322,27 +322,27 @@ def test_a_whole_encoder_in_float_against_pytorch(tmp_path: Path, inputs: dict[s
     model.set_attn_implementation("eager")
     expected = torch_flops(model, inputs)
     assert sum(cost.operations.fp32 for cost in products) - extra == sum(expected.values())
-    assert found.operations.int8 == 0
+    assert graph_cost.operations.int8 == 0
 
 
 def test_a_whole_encoder_in_int8_against_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
     """Linear layers become integer products; Q Kᵀ and its product with V stay float."""
     export = exports.exported(fusions=False)
-    _, found = optimized(quantize_products(export.graph(), True, False), tmp_path, inputs)
+    _, cost = optimized(quantize_products(export.graph(), True, False), tmp_path, inputs)
     model = export.model.module
     model.set_attn_implementation("eager")
     expected = torch_flops(model, inputs)
     linear = sum(count for kind, count in expected.items() if kind in ("addmm", "mm"))
     assert linear > 0
-    assert found.operations.int8 == linear
+    assert cost.operations.int8 == linear
 
 
 def test_every_node_of_our_exports_is_counted(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
     proto = exports.exported().graph()
-    graph, found = optimized(proto, tmp_path, inputs)
-    assert "Attention" in by_type(graph, found)
-    graph, found = optimized(quantize_products(proto, True, False), tmp_path, inputs)
-    assert "QAttention" in by_type(graph, found)
+    graph, cost = optimized(proto, tmp_path, inputs)
+    assert "Attention" in by_type(graph, cost)
+    graph, cost = optimized(quantize_products(proto, True, False), tmp_path, inputs)
+    assert "QAttention" in by_type(graph, cost)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -355,8 +355,8 @@ def test_weights_read_are_the_bytes_in_the_file(tmp_path: Path, quantized: bool)
     graph = helper.make_graph(nodes, "g", value[:1], value[1:], stored)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     proto = quantize_products(proto, True, False) if quantized else proto
-    _, found = optimized(proto, tmp_path, {"h0": ones(5, 128)})
-    read = sum(cost.weight_bytes for cost in found.nodes.values() if cost is not None)
+    _, graph_cost = optimized(proto, tmp_path, {"h0": ones(5, 128)})
+    read = sum(cost.weight_bytes for cost in graph_cost.nodes.values() if cost is not None)
     size = (tmp_path / "source.onnx").stat().st_size
     assert 3 * 128 * 128 * (1 if quantized else 4) <= read
     # What was quantized has a node for each step, and each has names.
@@ -377,10 +377,12 @@ def test_convolutions_against_pytorch(layer: torch.nn.Module) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         answer = layer(image)
     transposed = isinstance(layer, torch.nn.ConvTranspose2d)
-    given = {"x": (FLOAT, tuple(image.shape)), "w": layer.weight.detach().numpy()}
+    sources = {"x": (FLOAT, tuple(image.shape)), "w": layer.weight.detach().numpy()}
     if layer.bias is not None:
-        given["b"] = layer.bias.detach().numpy()
-    cost = counted("ConvTranspose" if transposed else "Conv", given, [(FLOAT, tuple(answer.shape))], group=layer.groups)
+        sources["b"] = layer.bias.detach().numpy()
+    cost = counted(
+        "ConvTranspose" if transposed else "Conv", sources, [(FLOAT, tuple(answer.shape))], group=layer.groups
+    )
     bias = answer.numel() if layer.bias is not None else 0
     assert cost.operations == Operations(fp32=counter.get_total_flops() + bias)
 
@@ -395,6 +397,6 @@ def test_a_blocked_convolution_counts_as_the_plain_one(tmp_path: Path) -> None:
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    graph, found = optimized(proto, tmp_path, {"x": ones(1, 16, 9, 9)})
+    graph, cost = optimized(proto, tmp_path, {"x": ones(1, 16, 9, 9)})
     domains = {node.domain for node in graph if node.op_type == "Conv"}
-    assert found.operations == Operations(fp32=(2 * 16 * 9 + 1) * 32 * 81), domains
+    assert cost.operations == Operations(fp32=(2 * 16 * 9 + 1) * 32 * 81), domains

@@ -70,8 +70,8 @@ def test_inputs_and_outputs_have_the_names_that_clients_expect(made: ExportedGra
 def test_no_recorded_shape_contradicts_another(made: ExportedGraph):
     graph = made.graph()
     inferred = onnx.shape_inference.infer_shapes(graph)
-    known, recorded = ({value.name for value in model.graph.value_info} for model in (inferred, graph))
-    assert recorded and known >= recorded
+    inferred_names, recorded = ({value.name for value in model.graph.value_info} for model in (inferred, graph))
+    assert recorded and inferred_names >= recorded
 
 
 def test_the_graph_holds_no_path_or_stack_trace(made: ExportedGraph):
@@ -102,21 +102,21 @@ def test_without_fusions_only_standard_operators_are_used():
 
 
 def test_matrices_are_stored_once():
-    made = exported("bert")
-    arrays = [numpy_helper.to_array(tensor) for tensor in made.graph().graph.initializer]
+    encoder = exported("bert")
+    arrays = [numpy_helper.to_array(tensor) for tensor in encoder.graph().graph.initializer]
     stored = sum(array.size for array in arrays if array.ndim == 2 and array.dtype == np.float32)
     # Folding leaves out the table of two token types.
-    matrices = [parameter for parameter in made.model.module.parameters() if parameter.ndim == 2]
+    matrices = [parameter for parameter in encoder.model.module.parameters() if parameter.ndim == 2]
     assert stored == sum(matrix.numel() for matrix in matrices) - 2 * tiny.WIDTH
 
 
 def test_parity_says_how_far_apart_the_logits_are():
-    made = exported("bert")
-    graph = made.graph()
+    encoder = exported("bert")
+    graph = encoder.graph()
     bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("classifier.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.25), bias.name))
-    assert verify_parity(graph, made.model, made.examples, 0.3) == pytest.approx(0.25, abs=1e-4)
-    assert verify_parity(made.graph(), made.model, made.examples, 1e-3) < 2e-5
+    assert verify_parity(graph, encoder.model, encoder.examples, 0.3) == pytest.approx(0.25, abs=1e-4)
+    assert verify_parity(encoder.graph(), encoder.model, encoder.examples, 1e-3) < 2e-5
 
 
 def tampered(made: ExportedGraph, name: str, change: float) -> onnx.ModelProto:
@@ -131,38 +131,41 @@ def tampered(made: ExportedGraph, name: str, change: float) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", ["word_embeddings", "classifier"])
 @pytest.mark.parametrize("change", [0.5, float("nan"), float("inf")])
 def test_a_tampered_weight_breaks_parity(name: str, change: float):
-    made = exported("bert")
+    encoder = exported("bert")
     with pytest.raises(IntegrityError, match="logits differ from torch by") as caught:
-        verify_parity(tampered(made, name, change), made.model, made.examples, 1e-3)
+        verify_parity(tampered(encoder, name, change), encoder.model, encoder.examples, 1e-3)
     assert caught.value.exit_code == 3 and "0.001" in str(caught.value.expected) and "fusions" in str(caught.value.hint)
 
 
 def test_parity_looks_at_padded_rows():
     # A graph that ignores its mask is right for examples of one length, and for the longest; only padding shows it.
-    made = exported("bert", False)
-    graph = made.graph()
+    encoder = exported("bert", False)
+    graph = encoder.graph()
     ones = onnx.helper.make_node("Sign", ["ids_plus_one"], ["mask_of_ones"])
-    one = numpy_helper.from_array(np.array(1, np.int64), "one")
+    constant = numpy_helper.from_array(np.array(1, np.int64), "one")
     plus = onnx.helper.make_node("Add", ["input_ids", "one"], ["ids_plus_one"])
     for node in graph.graph.node:
         for index, name in enumerate(node.input):
             if name == "attention_mask":
                 node.input[index] = "mask_of_ones"
-    graph.graph.initializer.append(one)
+    graph.graph.initializer.append(constant)
     graph.graph.node.insert(0, ones)
     graph.graph.node.insert(0, plus)
-    lengths = made.examples.lengths()
-    longest = [made.examples.inputs[i] for i in np.flatnonzero(lengths == lengths.max())]
-    same_length = Examples(longest * 4, made.examples.padding)
-    assert verify_parity(graph, made.model, same_length, 1e-3) < 2e-5
+    lengths = encoder.examples.lengths()
+    longest = [encoder.examples.inputs[i] for i in np.flatnonzero(lengths == lengths.max())]
+    same_length = Examples(longest * 4, encoder.examples.padding)
+    assert verify_parity(graph, encoder.model, same_length, 1e-3) < 2e-5
     with pytest.raises(IntegrityError):
-        verify_parity(graph, made.model, made.examples, 1e-3)
+        verify_parity(graph, encoder.model, encoder.examples, 1e-3)
 
 
 def test_parity_of_a_single_example():
-    made = exported("bert")
+    encoder = exported("bert")
     assert (
-        verify_parity(made.graph(), made.model, Examples(made.examples.inputs[:1], made.examples.padding), 1e-3) < 2e-5
+        verify_parity(
+            encoder.graph(), encoder.model, Examples(encoder.examples.inputs[:1], encoder.examples.padding), 1e-3
+        )
+        < 2e-5
     )
 
 
@@ -170,10 +173,10 @@ def test_parity_of_a_single_example():
 def test_another_operator_set_can_be_asked_for():
     from compress.formats.onnx.export import export_onnx
 
-    made = exported("bert")
-    graph = export_onnx(made.model, made.examples, 20, fusions=False).graph
+    encoder = exported("bert")
+    graph = export_onnx(encoder.model, encoder.examples, 20, fusions=False).graph
     assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 20
-    assert verify_parity(graph, made.model, made.examples, 1e-3) < 2e-5
+    assert verify_parity(graph, encoder.model, encoder.examples, 1e-3) < 2e-5
 
 
 @pytest.mark.slow
@@ -181,9 +184,9 @@ def test_a_single_row_can_be_traced():
     # Two equal rows are traced then; neither axis may freeze.
     model = tiny.encoder("bert", num_hidden_layers=1)
     examples = tiny.context().encode("train", model)
-    made = export(model, Examples(examples.inputs[:1], examples.padding), fusions=False)
-    assert verify_parity(made.graph(), model, examples, 1e-3) < 2e-5
-    assert Counter(node.op_type for node in made.graph().graph.node)["Softmax"] == 1
+    graph = export(model, Examples(examples.inputs[:1], examples.padding), fusions=False)
+    assert verify_parity(graph.graph(), model, examples, 1e-3) < 2e-5
+    assert Counter(node.op_type for node in graph.graph().graph.node)["Softmax"] == 1
 
 
 def test_a_model_that_counts_its_tokens_in_python_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -193,12 +196,12 @@ def test_a_model_that_counts_its_tokens_in_python_is_refused(monkeypatch: pytest
     forward = model.module.forward
 
     def counting(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
-        found = forward(input_ids=input_ids, attention_mask=attention_mask)
-        found.logits = found.logits + sum(range(input_ids.shape[1]))
-        return found
+        outputs = forward(input_ids=input_ids, attention_mask=attention_mask)
+        outputs.logits = outputs.logits + sum(range(input_ids.shape[1]))
+        return outputs
 
     monkeypatch.setattr(model.module, "forward", counting)
-    with pytest.raises(ModelError, match="length of its input as with a fixed number") as caught:
+    with pytest.raises(ModelError, match="only works for one input length") as caught:
         export_onnx(model, tiny.context().encode("train", model), None, fusions=False)
     assert "BertForSequenceClassification" in str(caught.value) and "Constraints violated" not in str(caught.value)
 

@@ -35,19 +35,19 @@ def run(graph: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 def test_weights_are_rounded_and_clients_give_and_get_float32() -> None:
-    made = to_float16(network())
-    (stored,) = made.graph.initializer
+    half = to_float16(network())
+    (stored,) = half.graph.initializer
     exact = numpy_helper.to_array(network().graph.initializer[0])
     np.testing.assert_array_equal(numpy_helper.to_array(stored), exact.astype(np.float16))
     x = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
-    found = run(made, x)
-    assert found.dtype == np.float32 and 0 < np.abs(found - run(network(), x)).max() < 5e-3
+    actual = run(half, x)
+    assert actual.dtype == np.float32 and 0 < np.abs(actual - run(network(), x)).max() < 5e-3
 
 
 def test_weights_that_float16_cannot_hold_are_refused_unless_kept() -> None:
     with pytest.raises(StageError, match="'w' holds values beyond"):
         to_float16(network(1e5))
-    with pytest.raises(StageError, match="nothing that could become float16"):
+    with pytest.raises(StageError, match="no weights to convert to float16"):
         to_float16(network(1e5), ["MatMul"])
 
 

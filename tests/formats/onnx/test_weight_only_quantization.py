@@ -50,8 +50,8 @@ def tied_graph() -> onnx.ModelProto:
 
 def run(model: onnx.ModelProto, which: bool) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {"ids": np.array([[0, 7, ROWS - 1]]), "which": np.array([which])})[0]
-    return found
+    outputs: np.ndarray = session.run(None, {"ids": np.array([[0, 7, ROWS - 1]]), "which": np.array([which])})[0]
+    return outputs
 
 
 def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
@@ -59,8 +59,8 @@ def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
     stored = how.of(matrix, "matrix")
     zeros = stored.zero_points if stored.zero_points is not None else np.full(stored.scales.shape, 1 << (how.bits - 1))
     blocks = stored.values.reshape(len(matrix), -1, stored.block_size).astype(np.float32)
-    found = (blocks - zeros[..., None].astype(np.float32)) * stored.scales[..., None].astype(np.float32)
-    return found.reshape(len(matrix), -1)[:, : matrix.shape[1]]
+    values = (blocks - zeros[..., None].astype(np.float32)) * stored.scales[..., None].astype(np.float32)
+    return values.reshape(len(matrix), -1)[:, : matrix.shape[1]]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -89,9 +89,9 @@ def test_a_tied_table_is_stored_once_and_nothing_stays_in_float():
 
 def attention_graph(packed: np.ndarray) -> onnx.ModelProto:
     """Adds what a fused attention of four heads gives, which has packed projections [WIDTH, 3 * WIDTH] and a mask."""
-    given = ["x", "packed", "bias", "mask"]
+    input_names = ["x", "packed", "bias", "mask"]
     nodes = [
-        helper.make_node("Attention", given, ["attended"], "attention", domain="com.microsoft", num_heads=4),
+        helper.make_node("Attention", input_names, ["attended"], "attention", domain="com.microsoft", num_heads=4),
         helper.make_node("Add", ["attended", "x"], ["y"]),
     ]
     inputs = [
@@ -111,20 +111,20 @@ def test_fused_attention_attends_with_what_its_integers_stand_for(expand_on_load
     packed = weight(5, WIDTH, 3 * WIDTH) / 8
     model, names = quantize_matrices(attention_graph(packed), how)
     assert len(names) == 1 and kinds == {node.op_type for node in model.graph.node} & {"Attention", "MatMulNBits"}
-    assert not [one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT and one.dims[1:]]
+    assert not [item for item in model.graph.initializer if item.data_type == TensorProto.FLOAT and item.dims[1:]]
     feed = {"x": weight(7, 2, 5, WIDTH), "mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], np.int32)}
-    found, expected = (
-        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
-        for one in (model, attention_graph(restored(packed.T, how).T))
+    actual, expected = (
+        onnxruntime.InferenceSession(item.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for item in (model, attention_graph(restored(packed.T, how).T))
     )
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_path: Path):
     model, _ = quantize_matrices(tied_graph(), WeightOnlySettings(4, 32, expand_on_load=True))
-    large = {one.name: one for one in model.graph.initializer if np.prod(one.dims) >= 1024}
+    large = {tensor.name: tensor for tensor in model.graph.initializer if np.prod(tensor.dims) >= 1024}
     assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
-    assert {len(one.raw_data) for one in large.values()} == {WIDTH * WIDTH // 2, ROWS * WIDTH // 2}
+    assert {len(tensor.raw_data) for tensor in large.values()} == {WIDTH * WIDTH // 2, ROWS * WIDTH // 2}
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "opened.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -132,7 +132,7 @@ def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_pat
     (branch,) = (node for node in opened.node if node.op_type == "If")
     everywhere = [node for inner in branch.attribute for node in inner.g.node] + list(opened.node)
     assert "Cast" not in {node.op_type for node in everywhere}
-    assert TensorProto.INT4 not in {one.data_type for one in opened.initializer}
+    assert TensorProto.INT4 not in {tensor.data_type for tensor in opened.initializer}
 
 
 def test_only_tied_leaves_products_alone():
@@ -166,8 +166,8 @@ def test_floats_that_halves_hold_are_stored_in_half_the_bytes_and_others_are_not
     assert "exact" not in types
     assert types["inexact"] == TensorProto.FLOAT
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(["exact_mean"], {"ids": np.array([[0]]), "which": np.array([True])})[0]
-    assert found == pytest.approx(exact.mean(), abs=1e-6)
+    actual = session.run(["exact_mean"], {"ids": np.array([[0]]), "which": np.array([True])})[0]
+    assert actual == pytest.approx(exact.mean(), abs=1e-6)
 
 
 def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
@@ -179,12 +179,12 @@ def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
         graphs = {
             name: quantize_matrices(graph, WeightOnlySettings(bits, 32))[0] for name, graph in model.graphs.items()
         }
-        found = teacher_forced_logits(model.with_graphs(graphs), {"input_features": features}, tokens)
-        error = np.abs(found - expected).std() / expected.std()
+        actual = teacher_forced_logits(model.with_graphs(graphs), {"input_features": features}, tokens)
+        error = np.abs(actual - expected).std() / expected.std()
         assert error < bound, (bits, error)
         same, how = [], WeightOnlySettings(bits, 32, accuracy_level=1)
-        for one in (how, replace(how, expand_on_load=True)):
-            graphs = {name: quantize_matrices(graph, one)[0] for name, graph in model.graphs.items()}
+        for settings in (how, replace(how, expand_on_load=True)):
+            graphs = {name: quantize_matrices(graph, settings)[0] for name, graph in model.graphs.items()}
             same.append(teacher_forced_logits(model.with_graphs(graphs), {"input_features": features}, tokens))
         np.testing.assert_allclose(same[1], same[0], atol=1e-4 * np.abs(same[0]).max())
 

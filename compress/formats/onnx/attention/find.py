@@ -37,6 +37,7 @@ class _Scores:
 def find_attention(model: ir.Model) -> int:
     """Replace each attention over heads by the operator that `lower_attention` expects, in place; return how many."""
     graph, count = model.graph, 0
+    # The list is a copy, since nodes are added to the graph meanwhile.
     for node in list(graph):
         if node.op_type == "Softmax" and _replace(graph, node, count):
             count += 1
@@ -70,6 +71,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     if weighted is None or weighted.op_type != "MatMul" or score_value is None:
         return False
     end = weighted if _rank(weighted.outputs[0]) == 4 else only_consumer(weighted.outputs[0], "Reshape")
+    # Walk up from the softmax to the product of queries and keys.
     scores = _walk(score_value)
     if scores is None or end is None or not _along_keys(softmax):
         return False
@@ -77,7 +79,9 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     query, key, value = (_heads(operand) for operand in (*scores.node.inputs, weighted.inputs[1]))
     if query is None or key is None or value is None or value.factor != 1:
         return False
+    # The product reads the keys as [batch, heads, size, length].
     key = key.turned((0, 1, 3, 2))
+    # Heads and head size must be fixed, and equal in all three operands.
     heads, size = query.axes[1], value.axes[3]
     if not isinstance(heads, int) or not isinstance(size, int) or not heads == key.axes[1] == value.axes[1]:
         return False
@@ -85,6 +89,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     if _rank(end.outputs[0]) != 4 or list(end.outputs[0].shape or ())[1::2] != [heads, size]:
         return False
     writer = NodeWriter(graph, end, f"attention_{index}")
+    # Padding becomes a mask input, all other terms one bias.
     terms = _sorted(graph, scores, writer)
     if terms is None:
         return False
@@ -102,6 +107,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
         scale=scores.scale * query.factor * key.factor,
         unidirectional=0,
     )
+    # The operator returns [batch, length, heads * size]; split the heads again for the existing readers.
     axes = writer.constant(np.array([0, 0, heads, size]))
     split = writer.node("Reshape", [attended, axes], [shape[0], shape[2], heads, size])
     # Readers that transpose the result back to [batch, length, heads, size] read it directly.
@@ -146,6 +152,7 @@ def _heads(value: ir.Value | None) -> _Heads | None:
         elif node.op_type == "Transpose":
             node_perm = node.attributes.get_ints("perm", ())
             perm = tuple(node_perm[axis] for axis in perm)
+        # [batch * heads, ...] is read as [batch, heads, ...].
         elif node.op_type == "Reshape" and len(perm) == 3 and perm[0] == 0 and _rank(node.inputs[0]) == 4:
             perm = (0, 1, perm[1] + 1, perm[2] + 1)
         else:
@@ -172,6 +179,7 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
     if value is None or node is None or len(list(value.uses())) != 1 or value.is_graph_output():
         return None
     first, second = (*node.inputs, None)[:2]
+    # The product itself ends the walk; its operands must be computed.
     if node.op_type == "MatMul":
         computed = all(
             operand is not None and operand.const_value is None and _rank(operand) in (3, 4) for operand in node.inputs
@@ -179,6 +187,7 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
         return _Scores(node, share) if computed else None
     if (by := _number(node)) is not None:
         return _walk(first, share * by)
+    # A factor for each head (Swin v2) must come before any term is added.
     if node.op_type == "Mul" and _of_heads(second):
         scores = _walk(first, share)
         if scores is None or scores.terms or scores.by is not None:
@@ -187,6 +196,7 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
         return scores
     if node.op_type in ("Add", "Sub"):
         subtracted = node.op_type == "Sub"
+        # Either operand of an addition may hold the scores; of a subtraction only the first.
         for scored, term in ((first, second),) if subtracted else ((first, second), (second, first)):
             if term is not None and (scores := _walk(scored, share)) is not None:
                 scores.terms.append((term, -share if subtracted else share))
@@ -203,7 +213,9 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
     if scores is not None and ranks == (3, 4):
         # Scores [batch * heads, ...] as [batch, heads, ...], and all that was added to them.
         writer = NodeWriter(node.graph, node, f"{value.name}_split")
-        scores.terms = [(writer.node("Reshape", [one, node.inputs[1]], value.shape), by) for one, by in scores.terms]
+        scores.terms = [
+            (writer.node("Reshape", [added, node.inputs[1]], value.shape), by) for added, by in scores.terms
+        ]
     return scores
 
 
@@ -250,6 +262,7 @@ def _for_each_window(term: ir.Value) -> bool:
 def _filled(node: ir.Node, share: float) -> _Scores | None:
     """Return scores that a condition replaces by a value low enough to vanish in the softmax."""
     for index in (1, 2):
+        # The value must be low enough for every score to vanish beside it.
         fill = constant(node.inputs[3 - index])
         if fill is None or fill.size != 1 or fill.reshape(()) > -1e4:
             continue
@@ -284,6 +297,7 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
     mask = next((value for value in graph.inputs if value.name == MASK_INPUT), None)
     padding, bias, complete = None, None, False
     for term, factor in scores.terms:
+        # A term that is the same for all queries and computed from the mask is padding.
         if mask is not None and factor != 0 and _one_row(term) and _comes_from_mask(term, mask):
             padding = mask
             continue
@@ -296,6 +310,7 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
     if bias is not None and bias.shape is not None and len(bias.shape) == 3:
         bias = writer.node("Unsqueeze", [bias, writer.constant(np.array([0]))], [1, *bias.shape])
     if padding is not None:
+        # The operator's mask is int32.
         cast = writer.node("Cast", [padding], padding.shape, to=ir.DataType.INT32)
         cast.dtype = ir.DataType.INT32
         padding = cast
@@ -326,6 +341,7 @@ def _comes_from_mask(value: ir.Value, mask: ir.Value) -> bool:
         node = current.producer()
         if node is None:
             continue
+        # These compute with weights, so the term depends on more than the mask.
         if node.op_type in ("MatMul", "Gather", "LayerNormalization"):
             return False
         pending.extend(operand for operand in node.inputs if operand is not None)

@@ -26,6 +26,7 @@ def lower_attention(model: ir.Model) -> int:
     """
     graph = model.graph
     attentions = [node for node in graph if node.op_type == OPERATOR]
+    # Biases come before the split first, so that the packed product is found with its bias.
     _bias_before_split(graph)
     clean(model)
     casts: dict[ir.Value, ir.Value] = {}
@@ -45,8 +46,10 @@ def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.
     causal = node.attributes.get_int("unidirectional", 0)
     attributes |= {"unidirectional": 1} if causal else {}
     if padding is not None:
+        # The lowest float hides padding completely; the operator's default is -10000.
         attributes["mask_filter_value"] = _MASK_FILL
         padding = _plain_cast(graph, padding, casts)
+    # The operators take [batch, length, heads * size], which the values were before their heads were split.
     flat = [_before_split_heads(operand) for operand in (query, key, value)]
     name, kind = f"attention_{index}", "MultiHeadAttention"
     inputs = [*flat, None, padding, bias]
@@ -61,6 +64,7 @@ def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.
     old, new = node.outputs[0], fused.outputs[0]
     new.type, new.shape = old.type, old.shape
     graph.insert_before(node, fused)
+    # The reshapes around the output cancel each other out.
     end = _merged_again(old)
     end.replace_all_uses_with(new, replace_graph_outputs=True)
     if end is not old:
@@ -117,6 +121,7 @@ def _packed(values: Sequence[ir.Value | None]) -> tuple[ir.Node, np.ndarray] | N
     split = query.producer() if query is not None else None
     if split is None or split.op_type != "Split" or list(values) != list(split.outputs) or split.inputs[0] is None:
         return None
+    # `Attention` needs three projections of one width, each read by the attention alone.
     sizes = constant(split.inputs[1]) if len(split.inputs) > 1 else None
     if sizes is None or len(set(sizes.tolist())) != 1 or any(len(list(part.uses())) != 1 for part in split.outputs):
         return None
@@ -138,6 +143,7 @@ def _bias_before_split(graph: ir.Graph) -> None:
         biases = [_vector(node, output) for node, output in zip(added, split.outputs, strict=True)]
         if all(bias is None for bias in biases):
             continue
+        # Parts without a bias, such as Whisper's keys, get zeros.
         parts = [
             np.zeros(width, np.float32) if bias is None else bias for bias, width in zip(biases, widths, strict=True)
         ]

@@ -2,7 +2,7 @@
 
 transformers calls attention and makes masks by name (`ALL_ATTENTION_FUNCTIONS`, `ALL_MASK_ATTENTION_FUNCTIONS`). Both
 functions are registered under one name here. Each call becomes the inputs of one operator. `check_attention` computes
-that operator with torch and compares the model's answers; `export` writes it into the graph.
+that operator with torch and compares the model's answers; `onnx` writes it into the graph.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class AttentionHooks:
 
         padding: Any = options.get("attention_mask")
         function = options.get("mask_function", causal_mask_function)
+        # A mask of the model's own, with more than two axes, is passed on as a bias.
         flat = padding is None or padding.ndim == 2
         alone = function is bidirectional_mask_function and flat
         if alone and padding is None:
@@ -77,10 +78,11 @@ class AttentionHooks:
             mask = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
         else:
             mask = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
+        # A causal mask from position 0 needs no bias: the operator has an attribute for it.
         causal = function is causal_mask_function and flat and options.get("q_offset", 0) == 0
         if alone or causal:
             # `attend` reads padding and causality from the mask tensor.
-            mask.compress_known = None if padding is None else padding.to(torch.int32), causal
+            mask.compress_mask_facts = None if padding is None else padding.to(torch.int32), causal
         return mask  # type: ignore[no-any-return]
 
     def attend(
@@ -113,12 +115,14 @@ class AttentionHooks:
             The output [batch, length, heads, size], and None for the attention weights.
         """
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        # The operator has as many heads of keys as of queries, so shared ones are repeated.
         if key.shape[1] != query.shape[1]:
             key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
-        mask_facts = getattr(attention_mask, "compress_known", None)
+        mask_facts = getattr(attention_mask, "compress_mask_facts", None)
         bias = _added(position_bias, None if mask_facts else attention_mask, query.shape[2], key.shape[2])
         padding, causal = mask_facts or (None, False)
         inputs = AttentionInputs(query, key, value, padding, bias, causal, scale)
+        # Calls that no operator computes keep the definition in torch's operators.
         self.calls.append("soft cap of scores" if softcap else "" if s_aux is None else "sinks")
         return reference_attention(inputs, softcap, s_aux) if self.calls[-1] else self.compute(inputs), None
 
@@ -138,6 +142,18 @@ class AttentionHooks:
             scale: float | None = None,
             **others: Any,
         ) -> torch.Tensor:
+            """Compute attention with the interface of torch's `scaled_dot_product_attention`.
+
+            Args:
+                query: Queries [..., length, size].
+                key: Keys [..., keys, size].
+                value: Values [..., keys, value size].
+                attn_mask: Mask or bias.
+                dropout_p: Dropout, which is passed on.
+                is_causal: Whether queries see earlier keys only.
+                scale: Factor of the scores.
+                **others: Passed on to torch.
+            """
             if attn_mask is None or is_causal or query.ndim != len(("batch", "heads", "length", "size")):
                 return torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
             return self.attend(None, query, key, value, attn_mask, scale)[0].transpose(1, 2)
@@ -173,6 +189,7 @@ def reference_attention(
         scores = scores.masked_fill(places[None, :] > places[: scores.shape[-2], None], lowest)
     if inputs.padding is not None:
         scores = scores.masked_fill(inputs.padding[:, None, None, :] == 0, lowest)
+    # Sinks take part in the softmax as one more key without a value.
     if sinks is None:
         weights = scores.softmax(-1)
     else:
@@ -185,6 +202,7 @@ def trace_attention(inputs: AttentionInputs) -> torch.Tensor:
     """Return the call as one node of the traced graph."""
     batch, heads, length, _ = inputs.query.shape
     size = inputs.value.shape[-1]
+    # The operator takes [batch, length, heads * size].
     flat = [tensor.transpose(1, 2).flatten(2) for tensor in (inputs.query, inputs.key, inputs.value)]
     attended: torch.Tensor = ops.symbolic(
         f"{DOMAIN}::{OPERATOR}",
@@ -253,7 +271,7 @@ class AttentionCheck:
         """Reasons why calls, or all attention, stay as the model computes them."""
         reasons = [self.refused, *self.calls]
         if not self.refused and not self.calls:
-            reasons.append("the model computes it past transformers' interface, in a form that isn't known")
+            reasons.append("the model computes it without transformers' interface, in an unknown form")
         return tuple(dict.fromkeys(reason for reason in reasons if reason))
 
 
@@ -267,11 +285,12 @@ def check_attention(module: PreTrainedModel, examples: Examples) -> AttentionChe
         try:
             with install_hooks(module, hooks):
                 actual = answers(examples, module(**inputs), batch)
+        # A model may call attention in a way that the hooks do not support.
         except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            return AttentionCheck(refused=f"it fails with an attention of ours: {' '.join(str(error).split())[:120]}")
+            return AttentionCheck(refused=f"it fails with the traced attention: {' '.join(str(error).split())[:120]}")
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     if not difference <= _SAME:
         return AttentionCheck(
-            refused=f"it answers otherwise with an attention of ours, by {difference:.1e} of the largest"
+            refused=f"its answers differ with the traced attention, by {difference:.1e} of the largest"
         )
     return AttentionCheck(tuple(hooks.calls))

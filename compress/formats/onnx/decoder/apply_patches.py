@@ -26,7 +26,8 @@ _EPSILON = 1e-6
 def replace_parameters(model: nn.Module, patches: TracingPatches) -> None:
     """Name every module and replace each parameter by a property that asks ``patches`` for it, in place."""
     for name, module in model.named_modules():
-        module.compress_name = name
+        module.compress_module_name = name
+        # Shapes are recorded before the parameters are deleted.
         shapes = {leaf: value.shape for leaf, value in module.named_parameters(recurse=False, remove_duplicate=False)}
         module.compress_shapes = {leaf: tuple(shape) for leaf, shape in shapes.items()}
         properties: dict[str, Any] = {}
@@ -63,6 +64,7 @@ def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
             stack.enter_context(patch.object(torch, "erfinv", inverse_error_function))
         for module in {sys.modules[type(part).__module__] for part in model.modules()}:
             for name, function in list(vars(module).items()):
+                # Every module of transformers has its own copy of the rotation.
                 if name.startswith("apply_rotary") and callable(function):
                     stack.enter_context(patch.object(module, name, partial(patches.rotate, function)))
                 elif name == _DELTA_RULES and patches.tracing:
@@ -70,8 +72,9 @@ def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
                 elif name == _SELECTIVE_SCANS and patches.tracing:
                     stack.enter_context(patch.object(module, name, partial(selective_scan, patches)))
         for part in model.modules():
-            if patches.tracing and part.compress_name in patches.norms:
+            if patches.tracing and part.compress_module_name in patches.norms:
                 stack.enter_context(patch.object(part, "forward", partial(patches.norm, part)))
+            # In the dry run the modules of rotary positions mark their cosines, so that `rotate` recognizes them.
             elif not patches.tracing and any(
                 name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)
             ):
@@ -123,6 +126,7 @@ def delta_rule(
         The outputs [batch, length, heads, value size] and the state [batch, heads, size, value size].
     """
     kind, heads = query.dtype, value.shape[2]
+    # Keys may have fewer heads than values.
     if heads != key.shape[2]:
         query, key = (tensor.repeat_interleave(heads // tensor.shape[2], dim=2) for tensor in (query, key))
     query, key, value, g, beta = (tensor.float() for tensor in (query, key, value, g, beta))
@@ -132,6 +136,7 @@ def delta_rule(
     state = initial_state
     if state is None:
         state = query.new_zeros(query.shape[0], heads, query.shape[-1], value.shape[-1])
+    # `Scan` goes along the first axis.
     along = [tensor.transpose(0, 1) for tensor in (query, key, value, g.exp(), beta)]
     last, outputs = nodes_of(Placeholder.DELTA_RULE, [state, *along], [state.shape, along[2].shape])
     return outputs.transpose(0, 1).to(kind), last if output_final_state else None
@@ -193,6 +198,7 @@ _TAIL += " 1.00167406 2.83297682"
 
 def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
     """Compute erf^-1, which ONNX lacks, in single precision (Giles 2010, table 5)."""
+    # Two polynomials: one near 0 and one for the tails.
     far = -torch.log((1 - value) * (1 + value))
     results = []
     for distance, coefficients in ((far - 2.5, _NEAR), (far.sqrt() - 3, _TAIL)):
@@ -211,6 +217,7 @@ def find_rms_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
     """
     norms = {}
     for name, module in model.named_modules():
+        # The name only limits the candidates; the output decides.
         if "RMSNorm" in type(module).__name__ and (facts := _plain_norm(module)):
             norms[name] = facts
     return norms
@@ -230,6 +237,7 @@ def _plain_norm(module: Any) -> tuple[float, float] | None:
     weight, hidden = torch.randn(size, generator=generator), torch.randn(2, 3, *size, generator=generator)
     epsilon = float(epsilons[0] or torch.finfo(torch.float32).eps)
     normed = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
+    # The weight is a property of the prepared module, so the test value replaces it on the class.
     with patch.object(kind, "weight", weight):
         try:
             answer = module.forward(hidden)

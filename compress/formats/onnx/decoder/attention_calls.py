@@ -5,7 +5,7 @@ Masks and rotary positions are recognized by their numbers, not by a model's nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,9 @@ class Rotation:
     positions: int
     interleaved: bool = False
 
-    def proven(self, query: Any, key: Any, rotated: tuple[Any, Any]) -> Rotation | None:
+    def proven(
+        self, query: torch.Tensor, key: torch.Tensor, rotated: tuple[torch.Tensor, torch.Tensor]
+    ) -> Rotation | None:
         """Return this rotation with the layout that turns query and key into ``rotated``, or None.
 
         All tensors are [batch, heads, length, size].
@@ -48,6 +50,7 @@ class Rotation:
             return None
         angles = torch.arange(query.shape[2], dtype=torch.float32)[:, None] * torch.tensor(self.frequencies)
         cosines, sines = angles.cos() * self.factor, angles.sin() * self.factor
+        # Models pair elements of either layout; the one that reproduces the model's result is used.
         for interleaved in (False, True):
             pairs = [
                 (_rotate(value, cosines, sines, interleaved), expected)
@@ -94,11 +97,12 @@ def describe_call(
     """
     bias, extra = others.get(BIAS), [name for name in _EXTRA if others.get(name) is not None]
     unsupported = extra if grouped else [name for name in extra if name != BIAS]
+    # Attention within the decoder is causal, to the encoder it sees everything.
     required_window = CAUSAL if call.layer.isdecimal() else EVERYTHING
     problems = {
-        "its keys are changed after the cache": lost,
+        "its keys or values are changed after the cache": lost,
         "its mask is neither causal nor a window": grouped and call.window in (None, EVERYTHING),
-        "its mask is neither causal nor everything, as its place wants it": not grouped
+        "its mask is neither causal nor complete, as this layer requires": not grouped
         and call.window != required_window,
         f"it takes {', '.join(unsupported)}": bool(unsupported),
         f"its heads of {call.size} are no multiple of {_HEAD_UNIT}": grouped and bool(call.size % _HEAD_UNIT),
@@ -107,13 +111,14 @@ def describe_call(
         "it caps scores or has sinks": not grouped and (bool(call.softcap) or sinks),
     }
     turned = call.rotation
+    # The model then rotates queries and keys itself.
     if turned is not None and (call.size % _ROTARY_UNIT or len(turned.frequencies) % _PAIRS_UNIT):
         turned = None
     problem = next((text for text, so in problems.items() if so), "")
     return replace(call, rotation=turned, biased=bias is not None and bool(bias.any()), problem=problem)
 
 
-def classify_mask(mask_function: Any) -> int | None:
+def classify_mask(mask_function: Callable[..., torch.Tensor]) -> int | None:
     """Return the kind of a mask from its function, evaluated far from the beginning."""
     counts = []
     for query in _FAR:
@@ -128,6 +133,7 @@ def classify_mask(mask_function: Any) -> int | None:
         if int(visible[-1]) != query and len(visible) != query + 4:
             return None
         counts.append(len(visible) if int(visible[-1]) == query else EVERYTHING)
+    # A window has one size at all positions beyond it.
     size = counts[0]
     if any(count != min(query + 1, size) for query, count in zip(_FAR, counts, strict=True)):
         return None
@@ -140,6 +146,7 @@ def read_rotation(module: Any, cosine: torch.Tensor, layer_type: str | None) -> 
     frequencies = getattr(module, f"{prefix}inv_freq", None)
     kinds = getattr(module, "rope_type", "default")
     kind = kinds.get(layer_type) if isinstance(kinds, dict) else kinds
+    # Dynamic scaling changes the frequencies with the length.
     if frequencies is None or kind in ("dynamic", "longrope") or cosine.ndim != 3:
         return None
     factor = float(getattr(module, f"{prefix}attention_scaling", 1.0))
@@ -149,7 +156,7 @@ def read_rotation(module: Any, cosine: torch.Tensor, layer_type: str | None) -> 
     return Rotation(tuple(frequencies.float().tolist()), factor, int(positions))
 
 
-def _rotate(value: Any, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def _rotate(value: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Rotate the pairs of ``value``."""
     width, axis = 2 * cosines.shape[-1], -1 if interleaved else -2
     first, second = value[..., :width].unflatten(-1, (-1, 2) if interleaved else (2, -1)).unbind(axis)

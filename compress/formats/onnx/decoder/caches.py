@@ -30,6 +30,7 @@ def create_cache(model: Any) -> Any:
     cache = DynamicCache(config=model.config)
     for layer in cache.layers:
         if holds_keys(layer):
+            # A layer with a sliding window would drop tokens that the operator still needs.
             for name in ("update", "get_mask_sizes", "get_seq_length"):
                 setattr(layer, name, MethodType(getattr(DynamicLayer, name), layer))
     return cache
@@ -83,7 +84,8 @@ def _noting(slot: CacheSlot, update: Any) -> Any:
     def noted(key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         slot.new = key, value
         updated = update(key, value, *rest, **named)
-        updated[0].compress_turned = getattr(key, "compress_turned", None)
+        # Attributes of tensors are lost by the update, so they are copied.
+        updated[0].compress_rotary = getattr(key, "compress_rotary", None)
         for tensor in updated:
             tensor.compress_slot = slot
         return updated
@@ -130,6 +132,7 @@ def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> Non
         layer.has_previous_state[number] = True
         layer.device, layer.dtype = state.device, state.dtype
         if kind == "conv":
+            # transformers derives the size of the convolution's state from the first update, which is missing here.
             layer.conv_kernel_size[number] = state.shape[-1]
 
 
@@ -159,6 +162,7 @@ def _put_keys(layer: Any, slot: CacheSlot, fused: bool, length: Any) -> None:
     past_length = pair[0].shape[-2] if length is None else length
     layer.slot, layer.update = slot, _noting(slot, update)
     layer.get_seq_length = lambda: past_length
+    # Positions and masks follow from the length of the past.
     layer.get_mask_sizes = lambda queries: (past_length + queries, 0)
 
 
@@ -168,6 +172,7 @@ def sample_states(cache: Any, fused: bool) -> dict[str, torch.Tensor]:
     for side, index, layer in iterate_layers(cache):
         if holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
             keys, values = (tensor[:, :, :PAST].clone() for tensor in (layer.keys, layer.values))
+            # The operator's values are as wide as its keys.
             if fused and values.shape[-1] < keys.shape[-1]:
                 values = nn.functional.pad(values, (0, keys.shape[-1] - values.shape[-1]))
             flat[f"past_{side}key_{index}"], flat[f"past_{side}value_{index}"] = keys, values

@@ -76,6 +76,7 @@ def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> Onnx
 def companions_of(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the small files beside a checkpoint's weights, by name, and the config of a graph made from it."""
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
+    # The graph holds its own quantization; the config would make transformers look for another.
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config["dtype"] = "float32"
     files = {path.name: minified_content(path) for path in names}
@@ -88,6 +89,7 @@ def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mappi
     generation = {key: value for key, value in (read_json(path) if path.is_file() else {}).items() if value is not None}
     token_settings = checkpoint.config | generation
     tokens = {name: token_settings.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # onnxruntime-genai requires a padding token.
     if tokens["pad_token_id"] is None:
         ends = tokens["eos_token_id"]
         tokens["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
@@ -163,6 +165,7 @@ def export_verified_decoder(
     model, unfused = _export(checkpoint, settings)
     try:
         return VerifiedDecoder(model, verify_decoder(model, checkpoint, windows, tolerance, rounding_limit), unfused)
+    # The operator may differ from the model in a way that the dry run cannot detect.
     except IntegrityError as error:
         if unfused:
             raise
@@ -184,6 +187,7 @@ def export_encoder_decoder(checkpoint: Checkpoint, settings: GraphSettings | Non
 
     Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
+    # Both are traced from the same checkpoint, with its tied weights stored in each.
     parts = {ENCODER: encoder_of_pair, DECODER: decoder_of_pair}
     return _model(
         checkpoint, {name: _written(checkpoint, part, settings or GraphSettings())[1] for name, part in parts.items()}

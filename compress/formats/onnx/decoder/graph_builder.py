@@ -89,6 +89,7 @@ class GraphBuilder:
             **attributes: Attributes of the node.
         """
         path, count = self._path(name, kind), 0
+        # A module may have several nodes of one type.
         while path in self._names:
             count += 1
             path = self._path(f"{name}.{count}", kind)
@@ -108,6 +109,7 @@ class GraphBuilder:
             inputs: Inputs of the copy.
             values: Values of this graph by the other graph's, for subgraphs of the node.
         """
+        # Subgraphs in attributes refer to values of the outer graph, which the cloner replaces.
         cloner = Cloner(attr_map={}, value_map=dict(values), metadata_props={}, allow_outer_scope_values=True)
         attributes = {key: cloner.clone_attr(key, attribute) for key, attribute in node.attributes.items()}
         return self.several(node.op_type, name, inputs, len(node.outputs), node.domain, **attributes)
@@ -117,6 +119,7 @@ class GraphBuilder:
 
         Constants are stored in the outer graph.
         """
+        # Nodes are recorded on a tape of their own; constants stay on the outer one.
         outer, self._tape = self._tape, ir.tape.Tape()
         try:
             outputs = write()
@@ -168,6 +171,7 @@ def node_like(
         outputs: Number of outputs.
     """
     present_inputs, name = list(inputs), f"{(like.name or '').rpartition('/')[0]}/{scope}"
+    # Optional inputs at the end are left out.
     while present_inputs and present_inputs[-1] is None:
         present_inputs.pop()
     node = ir.node(kind, present_inputs, dict(attributes), domain=domain, num_outputs=outputs, name=name)

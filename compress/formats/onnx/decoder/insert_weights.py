@@ -47,7 +47,7 @@ def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -
     """Return the graph of a checkpoint. Raises `ModelError` for weights that are missing or do not fit."""
     if settings.expand_on_load and any(node.op_type == Placeholder.EXPERT_INPUT for node in trace.program.graph):
         raise ModelError(
-            "Experts cannot be made float when the graph is opened.",
+            "Experts cannot be expanded when the graph is opened.",
             where="expand_on_load",
             expected="a dense model",
             hint="leave expand_on_load out",
@@ -76,6 +76,7 @@ class _Writer:
     def write(self) -> ir.Model:
         """Write the whole graph."""
         graph, groups, part = self._trace.program.graph, self._trace.groups, self._trace.part
+        # Inputs of the new graph take the place of the trace's.
         inputs = {value.name: value for value in graph.inputs}
         for name, (dtype, axes) in part.inputs.items():
             self._values[inputs[name]] = self._nodes.input(name, dtype, axes)
@@ -88,6 +89,7 @@ class _Writer:
         self._replay(groups.after)
         cached = None if part.decoder_only or not part.cached else self._nodes.input(CACHED, ir.DataType.BOOL, [1])
         answer = next(value for value in graph.outputs if value.name == part.output)
+        # With `last_token_only` the logits have a single position.
         axes = [BATCH, 1] if self._settings.last_token_only and part.cached else part.axes
         results: dict[str, tuple[ir.Value, Axes]] = {part.output: (self._values[answer], [*axes, _size(answer)])}
         for name, value in presents.items():
@@ -104,6 +106,7 @@ class _Writer:
         tidy(model, part.cached and not part.takes_positions)
         if cached is not None:
             write_cross_attention(model, cached)
+        # Shapes of the trace are replaced by the named axes that clients expect.
         for value in model.graph.inputs:
             if value.name in part.inputs:
                 value.shape = ir.Shape(part.inputs[value.name][1])
@@ -122,6 +125,7 @@ class _Writer:
         source = self._trace.model.all_tied_weights_keys.get(weight_name)
         if source is None:
             return module
+        # A checkpoint may store a tied table twice, or store different values in spite of the config.
         held = [name for name in (weight_name, source) if name in self._checkpoint.files]
         values = [self._checkpoint.stored(name) for name in held] if len(held) > 1 else []
         separate = held == [weight_name] or (values and not values[0].equal(values[1]))
@@ -146,10 +150,12 @@ class _Writer:
             kind = index if index < trace.traced else block.kind
             traced = {name: _of_layer(name, kind) for name in pasts if layer_index(name) == index}
             self._values |= {inputs[traced_name]: pasts[name] for name, traced_name in traced.items()}
+            # Names of the traced block are replaced by those of the written one.
             self._rename = partial(_moved, trace.blocks[kind].prefix, block.prefix)
             self._replay(groups.blocks[kind])
             self._stream = self._values[groups.left[kind]]
             presents |= {name: self._values[outputs["present" + o.removeprefix("past")]] for name, o in traced.items()}
+        # The nodes after the blocks read the hidden states of the last one.
         self._rename = str
         self._values[groups.left[trace.traced - 1]] = self._values[groups.left[kind]]
         return presents
@@ -198,6 +204,7 @@ class _Writer:
             **dict.fromkeys(RECURRENCES, partial(self._recurrence, node)),
             "": lambda: self._copy(node),
         }
+        # The trace has identities between modules, which are dropped.
         if node.op_type == "Identity":
             self._values[node.outputs[0]] = self._values[node.inputs[0]]
             return
@@ -217,9 +224,10 @@ class _Writer:
 
     def _recurrence(self, node: ir.Node) -> Sequence[ir.Value]:
         """Write a recurrence as a `Scan`."""
-        return RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), self._mapped(node))
+        inputs = [self._values[value] for value in node.inputs if value is not None]
+        return RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), inputs)
 
-    def _mapped(self, node: ir.Node) -> list[Any]:
+    def _mapped(self, node: ir.Node) -> list[ir.Value | None]:
         """Return the new graph's values for a traced node's inputs."""
         return [None if value is None else self._values[value] for value in node.inputs]
 
@@ -235,6 +243,7 @@ class _Writer:
         products = self._weights.project(scope, leaves, value, bool(layers[0].attributes["transposed"].as_int()))
         if len(products) == len(layers):
             return products
+        # The joined product is split into the outputs of its layers.
         inputs = [products[0], self._nodes.integers(*(_size(layer.outputs[0]) for layer in layers))]
         return self._nodes.several("Split", f"{scope}.apart", inputs, len(layers), axis=-1)
 
@@ -253,6 +262,7 @@ class _Writer:
         """Return the rows of an embedding table."""
         module, ids = self._table_of(self._rename(string_attribute(node, "module"))), self._values[node.inputs[0]]
         table: Any = self._trace.model.get_submodule(string_attribute(node, "module"))
+        # A table of positions that is read completely is a constant.
         if ids.const_value is not None and np.array_equal(ids.const_value.numpy(), np.arange(table.num_embeddings)):
             return self._weights.vector(f"{module}.weight")  # every row in its place
         return self._weights.look_up(module, ids, module == self._head_table != self._head)
@@ -265,6 +275,7 @@ class _Writer:
         for number in range(give.attributes["count"].as_int()):
             name = f"{module}.{number}"
             sent = route_to_expert(self._nodes, name, number, hidden, chosen, shares)
+            # The traced nodes of the first expert are written again with the names of this one.
             self._values[take.outputs[0]] = sent.rows
             self._rename = partial(_moved, f"{string_attribute(give, 'module')}.0", name)
             self._replay(parts)

@@ -38,6 +38,7 @@ def write_lengths(nodes: GraphBuilder, mask: ir.Value) -> Sequence[ir.Value]:
     missing = nodes.op("Sub", "lengths.missing", [nodes.constant("constants.one", np.array(1)), first])
     minus_one = nodes.op("Gather", f"lengths.{LEFT_PADDING_CHECK}", [nodes.integers(-1), missing], axis=0)
     last = nodes.op("Add", "lengths.last", [count, minus_one])
+    # The total length includes padding, as the attention operator expects.
     shape = nodes.op("Shape", "lengths.total", [mask], start=1, end=2)
     total = nodes.op("Squeeze", "lengths.total", [shape, nodes.integers(0)])
     named = (("lengths.last", last), ("lengths.total", total))
@@ -52,6 +53,7 @@ def write_rotary(nodes: GraphBuilder, node: ir.Node, tables: dict[str, Sequence[
     frequencies = np.array(node.attributes["frequencies"].as_floats(), np.float32)
     factor, positions = node.attributes["factor"].as_float(), node.attributes["positions"].as_int()
     key = f"{frequencies.tobytes().hex()} {factor} {positions}"
+    # Layers with the same rotation share their tables.
     if key not in tables:
         scope = f"rotary{len(tables) or ''}"
         bounds = {"start": 0, "stop": positions, "step": 1}
@@ -59,6 +61,7 @@ def write_rotary(nodes: GraphBuilder, node: ir.Node, tables: dict[str, Sequence[
         column = nodes.op("Unsqueeze", scope, [nodes.op("Range", scope, ends), nodes.integers(1)])
         angles = nodes.op("Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])])
         computed = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
+        # YaRN and similar scalings multiply cosines and sines.
         if factor != 1:
             scale = nodes.constant(f"constants.{scope}_factor", np.array(factor, np.float32))
             computed = [nodes.op("Mul", f"{scope}.{index}", [table, scale]) for index, table in enumerate(computed)]
@@ -89,6 +92,7 @@ def route_to_expert(
         shares: Their weights [tokens, k].
     """
     sent = nodes.op("Equal", name, [chosen, nodes.constant(f"constants.expert_{number}", np.array(number))])
+    # Pairs of token and choice at which the router chose this expert.
     places = nodes.op("Transpose", name, [nodes.op("NonZero", name, [sent])], perm=[1, 0])
     tokens = nodes.op("Slice", name, [places, *[nodes.integers(value) for value in (0, 1, 1)]])
     expert_input = nodes.op("GatherND", f"{name}.rows", [rows, tokens])
@@ -139,6 +143,7 @@ def write_delta_rule(nodes: GraphBuilder, name: str, inputs: Sequence[ir.Value])
         output = nodes.op("MatMul", f"{scope}.given", [query, after])
         return [after, nodes.op("Squeeze", f"{scope}.given", [output, row])]
 
+    # `Scan` carries the state from token to token; its body sees one token.
     graph = nodes.branch(f"{name}.body", body, [state, *token.values()])
     return nodes.several("Scan", name, inputs, 2, body=graph, num_scan_inputs=len(_SEQUENCES))
 
@@ -182,8 +187,10 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
     Nodes that only the first call needs, such as the products that compute keys and values, move into its branch.
     """
     for node in [node for node in model.graph if node.op_type == Placeholder.CROSS_ATTENTION]:
+        # One attention reads the cached keys and values, the other computes them.
         query, key, value, *others = node.inputs
         padding, bias, *past = others
+        # Products that compute keys and values run in the first call only.
         first = _taken_out(model.graph, node, {key, value})
         cached_attention, first_attention = (
             node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
@@ -210,6 +217,7 @@ def _taken_out(graph: ir.Graph, node: ir.Node, targets: set[ir.Value | None]) ->
     """Remove the nodes that only the inputs ``targets`` of ``node`` need, and return them in order."""
     removed: list[ir.Node] = []
     users = {node}
+    # Backwards, so that a node is removed if all of its readers are.
     for candidate in reversed(list(graph)):
         uses = [use for output in candidate.outputs for use in output.uses()]
         read = [use.node in users and (use.node is not node or node.inputs[use.idx] in targets) for use in uses]

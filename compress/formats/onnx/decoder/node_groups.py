@@ -37,6 +37,7 @@ def group_nodes(graph: ir.Graph, prefixes: Sequence[str], repeats: bool) -> Node
         # A node belongs to the block that its inputs or its parameters belong to.
         blocks_of_node = set[int]().union(*(blocks_of.get(value, ()) for value in node.inputs))
         mark = node.op_type if node.domain == DOMAIN else ""
+        # A placeholder names its parameter or its module, which begins with the name of its block.
         for attribute in ("name", "module") if mark else ():
             text = string_attribute(node, attribute) if attribute in node.attributes else ""
             blocks_of_node |= {index for index, prefix in enumerate(prefixes) if text.startswith(f"{prefix}.")}
@@ -59,6 +60,7 @@ def group_nodes(graph: ir.Graph, prefixes: Sequence[str], repeats: bool) -> Node
             late.update(node.outputs)
         else:
             preceding.append(node)
+    # The hidden states of each block must be those that the one before it returned.
     chained = all(entered[index] is left[index - 1] for index in range(1, len(prefixes)))
     if mixed or not chained:
         # The whole trace in its own order, as the first block's.
@@ -87,6 +89,7 @@ def find_mixtures(nodes: Sequence[ir.Node]) -> Sequence[tuple[ir.Node, Sequence[
     for take in nodes:
         if not _is(take, Placeholder.EXPERT_INPUT):
             continue
+        # The expert's nodes are those between the two placeholders.
         reached, parts = set(take.outputs), list[ir.Node]()
         for node in nodes:
             if _is(node, Placeholder.EXPERT_OUTPUT):

@@ -100,6 +100,7 @@ def reading_orders(session: TokenReader, windows: np.ndarray, expected: np.ndarr
     with the second row cut to half its length.
     """
     length = windows.shape[1]
+    # A past of the first half, then one token at a time.
     half = length // 2
     yield _last(expected, session.logits(windows))
     yield _last(expected[:, :half], session.logits(windows[:, :half]))
@@ -108,6 +109,7 @@ def reading_orders(session: TokenReader, windows: np.ndarray, expected: np.ndarr
     mask = np.ones_like(windows)
     mask[1, half:] = 0
     padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
+    # A graph that returns the last logits alone cannot be compared on padded rows.
     if padded.shape[1] == length:
         yield expected[0], padded[0]
         yield expected[1, :half], padded[1, :half]
@@ -144,6 +146,7 @@ def verify_encoder_decoder(
             likeliest = _logits(module, **batch, decoder_input_ids=tokens)[:, -1:].argmax(-1)
             tokens = np.concatenate([tokens, likeliest], axis=1)
         written.append((batch, tokens, _logits(module, **batch, decoder_input_ids=tokens)))
+    # The torch model is released before the graphs are opened, to limit memory.
     del module
 
     def answers(model: OnnxModel) -> Pairs:
@@ -253,6 +256,7 @@ def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: 
         IntegrityError: A limit is exceeded.
     """
     worst = distance(exact).worst
+    # NaN counts as an infinite difference.
     difference = worst if np.isfinite(worst) else float("inf")
     if not difference <= tolerance:
         raise IntegrityError(
@@ -263,6 +267,7 @@ def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: 
     if shipped is None:
         return DecoderParity(difference, 0.0, 1.0)
     expected, actual = next(shipped)
+    # A shift of all logits of a position changes no probability, so the spread is about their mean.
     spread = expected - expected.mean(-1, keepdims=True)
     rounding = float(np.sqrt(np.square(actual - expected).mean() / np.square(spread).mean()))
     if not rounding <= rounding_limit:
@@ -281,6 +286,7 @@ def _in_fp32(model: OnnxModel) -> OnnxModel:
     graphs = {}
     for name, graph in model.graphs.items():
         graphs[name] = onnx.ModelProto()
+        # Only the accuracy level of the products differs.
         graphs[name].CopyFrom(graph)
         for attribute in _levels(graphs[name]):
             attribute.i = _FP32

@@ -35,6 +35,7 @@ def tidy(model: ir.Model, few_rows: bool = True) -> None:
         _scaled_queries,
         *([_skip_norms] if few_rows else []),
     ):
+        # The list is a copy, since rewrites add and remove nodes.
         for node in list(model.graph):
             rewrite(model.graph, node)
         RemoveUnusedNodesPass()(model)
@@ -98,6 +99,7 @@ def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
     turned = None if norm is None else _producer(norm.inputs[0], "Transpose")
     if norm is None or turned is None or tuple(turned.attributes["perm"].as_ints()) != _SAME:
         return
+    # Another reader would still need the transposed norm.
     if len(norm.outputs[0].uses()) != 1:
         return
     inputs = [turned.inputs[0], norm.inputs[1]]
@@ -136,6 +138,7 @@ def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
         axis if isinstance(axis, int) else 0 if source_shape[index : index + 1] == [axis] else -1
         for index, axis in enumerate(target_shape)
     ]
+    # A reshape can infer one axis only.
     if target.count(-1) > 1:
         return
     name = "constants.int64." + "_".join(map(str, target))
@@ -175,6 +178,7 @@ def _plain_gather(graph: ir.Graph, node: ir.Node) -> None:
     places = _producer(node.inputs[1], "Unsqueeze") if node.op_type == "GatherND" else None
     if places is None or node.attributes.get_int("batch_dims", 0):
         return
+    # The indices have one number each if they were unsqueezed along the last axis.
     axis, shape = ir.convenience.get_const_tensor(places.inputs[1]), _shape(places.outputs[0])
     if axis is not None and shape is not None and axis.numpy().tolist() in ([-1], [len(shape) - 1]):
         node.replace_input_with(1, places.inputs[0])
@@ -201,6 +205,7 @@ def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
         return
     if any(fused.outputs[0].is_graph_output() for fused in (added, node)):
         return
+    # The operator has no broadcasting, and both terms must be computed.
     shapes = [None if value is None or value.const_value is not None else _shape(value) for value in added.inputs]
     if shapes[0] is None or shapes[0] != shapes[1] or len(shapes[0]) != 3:
         return

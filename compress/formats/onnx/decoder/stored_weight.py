@@ -88,7 +88,9 @@ def store(weight: QuantizedWeight, name: str) -> StoredWeight:
     rows, columns = weight.integers.shape
     block = _block_size(weight.group_size, columns, name)
     blocks = -(-columns // block)
+    # Several blocks share the scale of a group that is larger than a block.
     group_of_block = np.arange(blocks) * block // weight.group_size
+    # Padding has the value of zero, so that it contributes nothing.
     values = np.full((rows, blocks * block), 1 << (weight.bits - 1), np.uint8)
     values[:, :columns] = weight.integers.numpy()
     return StoredWeight(
@@ -150,6 +152,7 @@ def split_planes(values: np.ndarray, bits: int) -> list[np.ndarray]:
     """
     planes, shift = [], 0
     for width in plane_widths(bits):
+        # The bits of one plane, in as many runs as fit into a byte.
         runs = (values >> shift & (1 << width) - 1).reshape(len(values), _BYTE // width, -1)
         planes.append(pack(runs.swapaxes(1, 2).reshape(len(values), -1), width)[:, None])
         shift += width
@@ -172,6 +175,7 @@ def join_planes(
     shift = 0
     for index, (plane, width) in enumerate(zip(planes, plane_widths(bits), strict=True)):
         scope = f"{name}.plane{index}"
+        # A byte is shifted once for each value in it.
         places = np.arange(0, _BYTE, width, dtype=np.uint8)[None, :, None]
         steps = nodes.constant(f"constants.uint8.steps_{width}", places)
         moved = nodes.op("BitShift", scope, [plane, steps], direction="RIGHT")
@@ -205,6 +209,7 @@ def write_integers(nodes: GraphBuilder, name: str, stored: StoredWeight, planes:
         for index, plane in enumerate(split_planes(values, bits))
     ]
     joined = join_planes(nodes, name, parts, bits, values.shape)
+    # The kernel's zero is the middle of its own, larger range.
     if stored.offset:
         joined = nodes.op("Add", f"{name}.lifted", [joined, _byte(nodes, stored.offset)])
     if nibbles:
@@ -228,12 +233,13 @@ def typed_integers(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.Data
     if stored.bits not in (4, 8) or stored.values.shape[1] != stored.columns:
         raise ModelError(
             f"A weight of {stored.bits} bits, {stored.columns} columns in blocks of {stored.block_size}, cannot be "
-            "made float when the graph is opened.",
+            "expanded when the graph is opened.",
             where=name,
             expected="4 or 8 bits, and blocks that divide the columns",
             hint="quantize it so, or leave expand_on_load out",
         )
     kind = ir.DataType[f"{'' if symmetric else 'U'}INT{stored.bits}"]
+    # Symmetric weights are stored as signed integers, with zero in the middle.
     values = stored.values.astype(np.int16) - ((1 << (stored.bits - 1)) if symmetric else 0)
     return values.reshape(stored.rows, -1, stored.block_size).astype(kind.numpy()), kind
 
@@ -264,6 +270,7 @@ def multiply_expanded(nodes: GraphBuilder, name: str, value: ir.Value, stored: S
         ModelError: Bits or blocks are not supported.
     """
     integers, scales, zeros = _as_floats(nodes, name, stored)
+    # The input is split into blocks along the columns.
     shape = nodes.integers(0, 0, stored.scales.shape[1], stored.block_size)
     blocks = nodes.op("Reshape", f"{name}.blocks", [value, shape])
     turned = nodes.op("Transpose", f"{name}.blocks", [blocks], perm=[0, 2, 1, 3])

@@ -75,7 +75,7 @@ class Trace:
 
     @property
     def keeps_states(self) -> bool:
-        """Whether other state than keys and values is carried from token to token."""
+        """Return whether other state than keys and values is carried from token to token."""
         return any(not name.startswith(("past_key_", "past_value_")) for name in self.states)
 
 
@@ -86,6 +86,7 @@ def check_writable(folder: Path) -> None:
     """
     checkpoint = Checkpoint(folder)
     if (key := _of_model(checkpoint)) not in _WRITABLE:
+        # The dry run fails where tracing would, and takes a fraction of the time.
         with _refusing(checkpoint), torch.no_grad():
             model = _DryRun(checkpoint, _decoder).model
             if reads_images(model.config):
@@ -109,6 +110,7 @@ def trace_part(checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused:
     """
     key = json.dumps([_of_model(checkpoint), part.__name__, fused])
     if key not in _KEPT:
+        # The oldest trace is dropped.
         while len(_KEPT) >= _MOST_KEPT:
             del _KEPT[next(iter(_KEPT))]
         _KEPT[key] = _traced(checkpoint, part, fused)
@@ -126,7 +128,8 @@ def _traced(
         traced = len(dry_run.blocks) if every_block else max(block.kind for block in blocks) + 1
         while len(dry_run.blocks) > traced:
             del dry_run.blocks[-1]
-        unfused = _unfused(dry_run) if fused is not False else "it is traced as it is"
+        # Cross attention exists as an operator only, so an encoder-decoder cannot fall back.
+        unfused = _unfused(dry_run) if fused is not False else "the traced attention is used"
         if unfused and not dry_run.part.decoder_only:
             raise ValueError(f"attention cannot be one operator: {unfused}")
         dry_run.patches.fused = not unfused
@@ -213,8 +216,8 @@ def _unfused(dry_run: _DryRun) -> str:
     calls = dry_run.patches.calls.values()
     reasons = [f"{call.module}: {call.problem}" for call in calls if call.problem]
     if not calls:
-        reasons = ["it has no attention that goes through transformers' interface"]
-    reasons += [f"the attention of layer {layer} goes past transformers' interface" for layer in dry_run.missed]
+        reasons = ["it has no attention with transformers' interface"]
+    reasons += [f"the attention of layer {layer} does not use transformers' interface" for layer in dry_run.missed]
     return next(iter(reasons), "")
 
 
@@ -238,7 +241,7 @@ def _likeness(block: nn.Module) -> Iterator[Any]:
             key: value
             for key, value in vars(module).items()
             if isinstance(value, int | float | str | bool | None | tuple)
-            and key not in ("compress_name", "layer_idx", "layer_index", "layer_id", "idx", "training")
+            and key not in ("compress_module_name", "layer_idx", "layer_index", "layer_id", "idx", "training")
         }
         buffers = [(leaf, value.tolist()) for leaf, value in module.named_buffers(recurse=False)]
         yield path, type(module).__name__, plain, module.compress_shapes, buffers
@@ -262,6 +265,7 @@ class _OneGraph(nn.Module):
         cache = part.cache(self.model, len(self._dry_run.blocks))
         patches.padding = part.padding(inputs)
         mask = inputs[MASK] if part.decoder_only else None
+        # All layers share the lengths that the attention operator needs.
         if mask is not None and patches.fused:
             patches.lengths = lengths_of(mask)
         fill_cache(cache, past, patches, None if mask is None else mask.shape[1] - inputs[part.tokens].shape[1])

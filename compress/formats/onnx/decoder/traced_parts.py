@@ -67,6 +67,7 @@ class TracedPart:
     def axes_of(self, name: str, shape: Sequence[int], time: str) -> Axes:
         """Return the axes of a tensor of the cache with a sample's ``shape``; ``time`` is `past` or `present`."""
         kind = name.split("_")[1]
+        # States have a fixed size.
         if not kind.endswith(("key", "value")):
             return [BATCH, *shape[1:]]
         side = "encoder_" if kind.startswith(CROSS) else "decoder_"
@@ -94,6 +95,7 @@ class TracedPart:
             hidden: torch.Tensor = model.get_encoder()(**inputs).last_hidden_state
             return hidden
         parameters = inspect.signature(type(model).forward).parameters
+        # The name of the cache argument depends on the model.
         word = next((name for name in _CACHES if name in parameters), None)
         named: dict[str, Any] = {"use_cache": True} if word is None else {word: cache, "use_cache": True}
         if self.decoder_only:
@@ -103,6 +105,7 @@ class TracedPart:
 
             named["encoder_outputs"] = BaseModelOutput(last_hidden_state=inputs[HIDDEN])
             named["decoder_input_ids"] = inputs[IDS]
+            # Positions continue after the cached tokens.
             if "decoder_position_ids" in parameters:
                 past_length = cache.get_seq_length()
                 named["decoder_position_ids"] = torch.arange(past_length, past_length + inputs[IDS].shape[1])[None]

@@ -89,6 +89,7 @@ class TracingPatches:
 
     def parameter(self, name: str, shape: torch.Size) -> torch.Tensor:
         """Return a parameter: a placeholder with its name, or arbitrary numbers."""
+        # Random values are positive and away from zero, so that norms and divisions stay finite.
         return _node(Placeholder.PARAMETER, [], shape, name=name) if self.tracing else torch.rand(shape) * 0.5 + 0.5
 
     def product(self, layer: Any, value: torch.Tensor) -> torch.Tensor:
@@ -97,20 +98,22 @@ class TracingPatches:
         if not self.tracing:
             return torch.randn(shape) * 0.5
         transposed = int(isinstance(layer, TransposedLinear))
-        return _node(Placeholder.LINEAR, [value], shape, value.dtype, module=layer.compress_name, transposed=transposed)
+        return _node(
+            Placeholder.LINEAR, [value], shape, value.dtype, module=layer.compress_module_name, transposed=transposed
+        )
 
     def rows(self, table: Any, ids: torch.Tensor) -> torch.Tensor:
         """Return the rows of an embedding table."""
         shape = [*ids.shape, table.embedding_dim]
         return (
-            _node(Placeholder.EMBEDDING, [ids], shape, module=table.compress_name)
+            _node(Placeholder.EMBEDDING, [ids], shape, module=table.compress_module_name)
             if self.tracing
             else torch.randn(shape)
         )
 
     def norm(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Return root mean square normalisation as one operator."""
-        epsilon, offset = self.norms[module.compress_name]
+        epsilon, offset = self.norms[module.compress_module_name]
         scale = module.weight + offset if offset else module.weight
         about: dict[str, Any] = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
         kind = "SimplifiedLayerNormalization"
@@ -134,7 +137,7 @@ class TracingPatches:
         """
         if not self.tracing:
             return torch.zeros_like(hidden)
-        about = {"module": experts.compress_name, "count": experts.count}
+        about = {"module": experts.compress_module_name, "count": experts.count}
         expert_input = _node(Placeholder.EXPERT_INPUT, [hidden, chosen], hidden.shape, hidden.dtype, **about)
         beside = [experts.linear(0, role)(expert_input) for role in (GATE, UP) if role in experts.names]
         part = experts.linear(0, DOWN)(experts._activate(torch.cat(beside, dim=-1)))
@@ -158,7 +161,7 @@ class TracingPatches:
             rotation = getattr(originals[2], "compress_rotation", None)
             proven = rotation and rotation.proven(*originals[:2], rotated)
             for rotated_tensor, plain in zip(rotated, originals, strict=False):
-                rotated_tensor.compress_turned = plain if self.tracing else proven
+                rotated_tensor.compress_rotary = plain if self.tracing else proven
         return rotated
 
     def attend(
@@ -193,15 +196,16 @@ class TracingPatches:
         """
         sinks = sinks if s_aux is None else s_aux
         if self.tracing:
-            call = self.calls[module.compress_name]
+            call = self.calls[module.compress_module_name]
             if self.grouped:
                 return self._grouped(call, query, key, value, sinks), None
             return self._many_heads(call, query, key, value, others.get(BIAS)), None
+        # Recorded in the dry run: the kind of the mask, the cache's slot, and the rotation.
         window = EVERYTHING if attention_mask is None else getattr(attention_mask, "compress_window", None)
         slots = [getattr(tensor, "compress_slot", None) for tensor in (key, value)]
-        turned = [getattr(tensor, "compress_turned", None) for tensor in (query, key)]
+        turned = [getattr(tensor, "compress_rotary", None) for tensor in (query, key)]
         call = AttentionCall(
-            module.compress_name,
+            module.compress_module_name,
             slots[0].name if slots[0] else "",
             query.shape[1],
             key.shape[1],
@@ -226,6 +230,7 @@ class TracingPatches:
         flat = [tensor.transpose(1, 2).reshape(batch, tensor.shape[2], -1) for tensor in (query, key, value)]
         others = [padding, bias if call.biased else None, *past]
         about: dict[str, Any] = {"num_heads": heads, "scale": call.scale}
+        # Keys and values of an encoder's output are cached or computed, which is decided in the graph.
         if slot is not None and not call.layer.isdecimal():
             kind, inputs, presents = Placeholder.CROSS_ATTENTION, [flat[0], key, value], [key.shape, value.shape]
         else:
@@ -240,7 +245,8 @@ class TracingPatches:
         slot: CacheSlot = key.compress_slot
         tables: Sequence[Any] = [None, None]
         if call.rotation is not None:
-            query, key, tables = query.compress_turned, key.compress_turned, _tables(call.rotation)
+            # The operator rotates, so it gets queries and keys from before the rotation.
+            query, key, tables = query.compress_rotary, key.compress_rotary, _tables(call.rotation)
         batch, heads, length, size = query.shape
         # The operator requires values as wide as keys; the padding is cut off afterwards.
         if value.shape[-1] < size:
@@ -278,6 +284,7 @@ def _attention(
     kind: str, inputs: list[Any], about: dict[str, Any], shape: Any, presents: Any, slot: CacheSlot | None
 ) -> torch.Tensor:
     """Trace an attention operator; its updated cache is stored in the slot."""
+    # Optional inputs at the end are left out.
     while inputs[-1] is None:
         inputs.pop()
     attended, *updated_cache = nodes_of(kind, inputs, [shape, *presents], inputs[0].dtype, **about)

@@ -84,7 +84,7 @@ def feature_projector(model: Any) -> nn.Module:
     )
     if not isinstance(projector, nn.Module):
         raise ModelError(
-            f"{type(model).__name__} has no module of its own that makes an image's features fit its text.",
+            f"{type(model).__name__} has no module that projects image features to the text's width.",
             expected=f"a part called {' or '.join(_LAST)}, as LLaVA's",
             hint="ship the checkpoint, and judge it on the target torch",
         )
@@ -116,6 +116,7 @@ def export_vision_encoder(checkpoint: Checkpoint, examples: Examples, tolerance:
     pixel_examples = Examples(pixels, {PIXELS: None}, head=_Features())
     module = load_adapted(checkpoint)
     feature_projector(module)
+    # The graph is traced from merged features and compared with the model's own, split ones.
     traced, plain = (TorchModel(_Sees(module, merged), None) for merged in (True, False))
     exported = export_onnx(traced, pixel_examples, None, fusions=True)
     return exported, verify_parity(exported.graph, plain, pixel_examples, tolerance)

@@ -67,6 +67,7 @@ class Weights:
 
     def vector(self, name: str) -> ir.Value:
         """Store a tensor as float32, such as a norm's scale, or a matrix that a model multiplies by itself (Falcon)."""
+        # A class of its own may multiply by a weight directly; it is then dequantized.
         module = name.removesuffix(".weight")
         if module != name and not self._checkpoint.holds(name) and self._checkpoint.quantized(module) is not None:
             return self._nodes.constant(name, self._checkpoint.weight(module).numpy())
@@ -92,6 +93,7 @@ class Weights:
         stored = [weight for weight in map(self._stored, modules) if weight is not None]
         joined = f"{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
         name = f"{scope}.{joined if len(leaves) > 1 else leaves[0]}"
+        # Layers of one bit width and block size become one matrix; others are written one by one.
         if len(stored) == len(modules) and all(stored[0].can_stack(weight) for weight in stored):
             exact = self._settings.exact_attention and _EXACT.issuperset(leaves)
             rows = [weight.rows for weight in stored]
@@ -128,6 +130,7 @@ class Weights:
             block_size=stored.block_size,
             bits=stored.kernel_bits,
         )
+        # Padding of the last block is cut off.
         if width == stored.columns:
             return rows
         ends = [self._nodes.integers(end) for end in (0, stored.columns, 2)]
@@ -138,6 +141,7 @@ class Weights:
         stored = self._stored(module)
         if stored is None:
             table = self.vector(f"{module}.weight")
+            # A float table is transposed in the graph; ONNX Runtime folds that when it loads the graph.
             turned, rows = self._nodes.op("Transpose", "lm_head", [table], perm=[1, 0]), int(table.shape[0])
             product = self._nodes.op("MatMul", "lm_head", [value, turned])
         else:

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 from compress.formats.onnx.graph_edits import constant, only_consumer
 from compress.formats.onnx.int8.fuse_integer_ops import DequantizedValue, quantized_source
-from compress.formats.onnx.int8.observers import Feed, TensorStatistics, stream_activations
+from compress.formats.onnx.int8.observers import ActivationStatistics, Feed, stream_activations
 from compress.formats.onnx.int8.redundant_qdq import restored
 from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer
 
@@ -29,7 +29,7 @@ def mean_errors(
     graph: onnx.ModelProto,
     coarse: onnx.ModelProto,
     layers: Sequence[QuantizableLayer],
-    observed: Mapping[str, TensorStatistics],
+    observed: Mapping[str, ActivationStatistics],
     feeds: Iterable[Feed],
 ) -> dict[str, np.ndarray]:
     """Return the shift of each output's mean [outputs] by layer, for layers that have a bias.
@@ -49,8 +49,10 @@ def mean_errors(
     for layer in layers:
         value = exact[layer.name].inputs[0]
         stored = quantized_source(rounded[layer.name].inputs[0])
+        # Only layers with a bias can be corrected.
         if value is not None and stored is not None and bias_of(exact[layer.name]) is not None:
             scales[str(value.name)] = (stored, layer.channel_axis)
+    # The means of rounded inputs come from the float graph's activations.
     means = _rounded_means(graph, scales, feeds)
     for layer in layers:
         node = exact[layer.name]
@@ -83,6 +85,7 @@ def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Map
         if str(node.name) not in errors:
             continue
         bias, error = floats[str(node.name)], errors[str(node.name)]
+        # The bias of a product is an addition in float; others are integers in steps of input scale times weight scale.
         held = None if node.op_type == "MatMul" else quantized_source(node.inputs[2])
         if held is None:
             _take_off(stored[str(bias.name)], error)
@@ -105,6 +108,7 @@ def _take_off(tensor: onnx.TensorProto, error: np.ndarray) -> None:
 def bias_of(node: ir.Node) -> ir.Value | None:
     """Return the stored bias that only this node reads: an input of the node, or of the addition after it."""
     if node.op_type == "MatMul":
+        # A product's bias is added by the node after it.
         end = only_consumer(node.outputs[0], "Add", "BiasGelu")
         candidates = [] if end is None else [value for value in end.inputs if value is not node.outputs[0]]
     else:
@@ -123,6 +127,7 @@ def _rounded_means(
     for values in stream_activations(graph, list(scales), feeds):
         for name, array in values.items():
             stored, axis = scales[name]
+            # Channels last, so that every row is one position.
             rows = np.moveaxis(round_with(stored, array), axis, -1).reshape(-1, array.shape[axis])
             totals[name] = totals.get(name, 0.0) + rows.sum(axis=0, dtype=np.float64)
             counts[name] = counts.get(name, 0) + len(rows)
@@ -155,6 +160,7 @@ def _means_out(node: ir.Node, weight: np.ndarray, means: np.ndarray) -> np.ndarr
     if node.op_type == "Gemm":
         result = means @ (weight.T if node.attributes.get_int("transB", 0) else weight)
         return result
+    # Away from the borders a convolution sums its kernel over constant means.
     groups = node.attributes.get_int("group", 1)
     kernel = weight.reshape(*weight.shape[:2], -1).sum(axis=-1)
     grouped = kernel.reshape(groups, -1, kernel.shape[1])
@@ -209,6 +215,7 @@ def round_weights(
             continue
         groups, inputs = products[layer.name].shape[:2]
         shape = (groups, weight.shape[0] // groups, inputs)
+        # The grid of the nearest integers is unchanged: same scales, same largest magnitude.
         steps = np.broadcast_to(numpy_helper.to_array(scale).reshape(-1), weight.shape[0]).reshape(shape[:2])
         rounded = round_with_feedback(
             torch.from_numpy(weight.reshape(shape).copy()),
@@ -259,6 +266,7 @@ def round_with_feedback(
     inputs = weight.shape[-1]
     diagonal = torch.diagonal(hessian, dim1=-2, dim2=-1)
     added = (damping * diagonal.mean(dim=-1)).clamp(min=torch.finfo(torch.float32).tiny)
+    # Damping keeps the Hessian invertible where inputs are correlated.
     damped = hessian.double() + torch.diag_embed(added.double()[:, None].expand(-1, inputs))
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     left, steps = weight.double().clone(), scales.double()
@@ -267,6 +275,7 @@ def round_with_feedback(
         column = left[..., index]
         steps_of_column = (column / steps).round().clamp(-highest, highest)
         integers[..., index] = steps_of_column.to(torch.int8)
+        # The error of this input is spread over the inputs that are not rounded yet.
         error = (column - steps_of_column * steps) / upper[:, index, index, None]
         left[..., index + 1 :] -= error[..., None] * upper[:, None, index, index + 1 :]
     return integers

@@ -59,6 +59,7 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
                 for zero_value in _INTEGER_INPUTS[node.op_type]
             )
         elif node.op_type in ("MatMul", "Gemm", "Conv"):
+            # Standard operators between `DequantizeLinear` become integer kernels when the graph is loaded.
             first, second = quantized_source(node.inputs[0]), quantized_source(node.inputs[1])
             if first is None or second is None:
                 continue
@@ -80,6 +81,7 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
         if groups > 1 and array.shape[:2] == (groups, 1):
             continue
         stored = np.array(0) if zero is None else constant(zero)
+        # Signed activations are multiplied by another instruction.
         if stored is not None and stored.dtype == np.int8:
             continue
         zero_value = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
@@ -110,6 +112,7 @@ def keep_from_saturating(graph: onnx.ModelProto, source: onnx.ModelProto) -> lis
     tensors, floats = _stored_tensors(graph.graph), _stored_tensors(source.graph)
     products = [candidate for candidate in byte_products(ir.from_proto(graph)) if pairs_at_risk(candidate.weights)]
     for product in {candidate.stored: candidate for candidate in products}.values():
+        # The quantizer's names lead back to the float weights.
         name = product.stored.removesuffix(_QUANTIZED)
         scale = tensors[name + _SCALE]
         old_scale = numpy_helper.to_array(scale)
@@ -151,6 +154,7 @@ def _weights(product: ByteProduct, scales: np.ndarray, tensor: onnx.TensorProto 
     for array in () if tensor is None else (numpy_helper.to_array(tensor), numpy_helper.to_array(tensor).T):
         if array.shape == product.as_stored(rounded).shape:
             matrix = product.as_matrix(array)
+            # The tensor is only used if the integers are its rounded values.
             if np.abs(matrix - rounded).max() <= scales.max():
                 return matrix
     return rounded
@@ -184,6 +188,7 @@ def _layout(node: ir.Node, array: np.ndarray) -> tuple[Callable[..., np.ndarray]
         return np.moveaxis(matrix.reshape(*kernel, channels, outer), (-2, -1), (1, 0))
 
     def unfold(values: np.ndarray, zero: int) -> np.ndarray:
+        # Padding has the value of the zero point.
         around = ((0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True))
         padded = np.pad(values, around, constant_values=zero)
         reach = [(size - 1) * apart + 1 for size, apart in zip(kernel, dilations, strict=True)]

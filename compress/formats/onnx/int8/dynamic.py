@@ -41,6 +41,7 @@ def quantize_products(
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     source = onnx.ModelProto()
+    # The quantizer changes the model that it gets.
     source.CopyFrom(graph)
     # Recorded shapes of a fused graph contradict those that the quantizer infers.
     del source.graph.value_info[:]
@@ -104,6 +105,7 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
         weight = numpy_helper.to_array(tables[name])
         block = _block_size(weight.shape[1], largest_block or _LARGEST_BLOCK[bits])
         readers = [node for node in graph.node if name in node.input]
+        # A table with another reader would have to be stored twice.
         if block is None or any(reader not in lookups for reader in readers):
             continue
         parts = _add_quantized(graph, name, weight, bits, block)
@@ -111,6 +113,7 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
             _replace_lookup(node, parts, bits, block)
         graph.initializer.remove(tables[name])
         done.append(name)
+    # The contrib domain must be declared once.
     if done and not any(entry.domain == _CONTRIB for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
     return done
@@ -247,6 +250,7 @@ def _cut_of(
     )
     if counted is None or start is None or axis is None or (start != 0).any():
         return None
+    # The sliced constant must count 0, 1, 2, ... and be sliced from 0 with step 1 along its only long axis.
     every = counted.ndim and counted.size == counted.shape[-1] and (counted.ravel() == np.arange(counted.size)).all()
     steps = constants.get(cut.input[4]) if len(cut.input) > 4 else None
     one_by_one = len(cut.input) < 5 or (steps is not None and (numpy_helper.to_array(steps) == 1).all())
@@ -277,6 +281,7 @@ def _replace(graph: onnx.GraphProto, lookup: onnx.NodeProto, cut: onnx.NodeProto
         table: The float table.
     """
     weight, name = numpy_helper.to_array(table), table.name
+    # One scale for each column; a column of zeros gets the smallest normal float.
     scales = np.maximum(np.abs(weight).max(axis=0) / _HIGHEST, np.finfo(np.float32).tiny).astype(np.float32)
     integers = np.clip(np.round(weight / scales), -_HIGHEST, _HIGHEST).astype(np.int8)
     graph.initializer.remove(table)
@@ -313,6 +318,7 @@ def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: 
     if not _count(graph, "LSTM"):
         return graph, 0
     source = onnx.ModelProto()
+    # The quantizer only quantizes weights that are initializers of the LSTM's own graph.
     source.CopyFrom(graph if _all_stored(graph) else optimize_basic(graph))
     # ONNX Runtime opens a graph that doesn't say which set its own operators are of; onnx infers no shapes of it.
     domains = {entry.domain for entry in source.opset_import} | {"", "ai.onnx"}

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import add_initializer, constant
-from compress.formats.onnx.int8.observers import TensorStatistics
+from compress.formats.onnx.int8.observers import ActivationStatistics
 from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.smoothing import smoothing_factors
 
@@ -32,7 +32,7 @@ _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalizatio
 
 
 def smooth(
-    model: ir.Model, layers: Sequence[QuantizableLayer], observed: Mapping[str, TensorStatistics], alpha: float
+    model: ir.Model, layers: Sequence[QuantizableLayer], observed: Mapping[str, ActivationStatistics], alpha: float
 ) -> list[str]:
     """Even out the input channels of `MatMul` and `Gemm` by SmoothQuant, in place; return the layers concerned.
 
@@ -44,6 +44,7 @@ def smooth(
     """
     nodes = {str(node.name): node for node in model.graph}
     products = {layer.name: nodes[layer.name] for layer in layers if layer.operator in ("MatMul", "Gemm")}
+    # Products that read the same value get the same factors.
     by_input: dict[ir.Value, list[ir.Node]] = {}
     for node in products.values():
         if node.inputs[0] is not None:
@@ -90,6 +91,7 @@ def _divide(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> bool:
     node = value.producer()
     if node is None:
         return False
+    # The gain and bias of a normalisation absorb the division.
     if node.op_type in _NORMS and node.outputs[0] is value:
         return _scale_inputs(graph, node, range(1, len(node.inputs)), 1 / factors)
     if node.op_type == "MultiHeadAttention":
@@ -125,6 +127,7 @@ def _divide_values(graph: ir.Graph, heads: ir.Node, factors: np.ndarray) -> bool
     product = added.inputs[0].producer() if added.inputs[0] is not None else None
     if product is None or product.op_type != "MatMul" or heads.inputs[2] is not split.outputs[2]:
         return False
+    # The packed product computes queries, keys and values, in this order.
     by = np.concatenate([np.ones(2 * factors.size, np.float32), 1 / factors])
     weight = constant(product.inputs[1])
     if weight is None or weight.shape[1] != by.size:
@@ -168,7 +171,7 @@ class ChannelGroup:
         return len(_weight(self.writers[0]))
 
 
-def equalize(model: ir.Model, observed: Mapping[str, TensorStatistics], method: str) -> list[str]:
+def equalize(model: ir.Model, observed: Mapping[str, ActivationStatistics], method: str) -> list[str]:
     """Even out all groups, in place; return the names of the layers whose inputs became more uniform.
 
     Args:
@@ -182,6 +185,7 @@ def equalize(model: ir.Model, observed: Mapping[str, TensorStatistics], method: 
     groups = find_channel_groups(model)
     for _ in range(_SWEEPS if method == "weights" else 1):
         moved = 0.0
+        # The factors of one group change the ranges that the next one sees.
         for group in groups:
             factors = _activation_factors(group, observed) if method == "activations" else _weight_factors(group)
             factors = _within_bound(group, observed, factors)
@@ -198,12 +202,13 @@ def _weight_factors(group: ChannelGroup) -> np.ndarray:
     return _balanced(np.maximum.reduce(written), _read_ranges(group))
 
 
-def _activation_factors(group: ChannelGroup, observed: Mapping[str, TensorStatistics]) -> np.ndarray:
+def _activation_factors(group: ChannelGroup, observed: Mapping[str, ActivationStatistics]) -> np.ndarray:
     """Return the factor of each channel from the range of its activations."""
     sizes = magnitudes(group, observed)
     largest = group.bound if np.isfinite(group.bound) else float(sizes.max())
     # A channel that is nearly nothing stays so: what it is worth is not known from so few values.
     live = sizes > _SMALLEST * largest
+    # Depthwise readers have a scale per channel, so every channel may use the full range.
     if all(is_depthwise(node) for node in group.readers):
         return np.where(live, largest / np.where(live, sizes, 1.0), 1.0)
     factors = np.where(live, _balanced(sizes, _read_ranges(group)), 1.0)
@@ -224,7 +229,7 @@ def _balanced(written: np.ndarray, read: np.ndarray) -> np.ndarray:
     return np.where(live, np.sqrt(np.where(live, read, 1.0) / np.where(live, written, 1.0)), 1.0)
 
 
-def _within_bound(group: ChannelGroup, observed: Mapping[str, TensorStatistics], factors: np.ndarray) -> np.ndarray:
+def _within_bound(group: ChannelGroup, observed: Mapping[str, ActivationStatistics], factors: np.ndarray) -> np.ndarray:
     """Limit ``factors`` so that no value reaches a `Clip` of the group that it did not reach before."""
     if not np.isfinite(group.bound):
         return factors
@@ -254,6 +259,7 @@ def _collect(start: ir.Value) -> ChannelGroup | None:
         if value in group.values:
             continue
         group.values.append(value)
+        # A graph input or output cannot be scaled.
         maker = value.producer()
         if maker is None or value.is_graph_output():
             return None
@@ -266,6 +272,7 @@ def _collect(start: ir.Value) -> ChannelGroup | None:
             if further is None:
                 return None
             waiting += further
+    # All writers and readers must agree on the number of channels.
     sizes = {len(_weight(node)) for node in group.writers}
     fits = len(sizes) == 1 and all(_inputs_of(node) == group.channels for node in group.readers)
     return group if fits else None
@@ -273,6 +280,7 @@ def _collect(start: ir.Value) -> ChannelGroup | None:
 
 def _writes(group: ChannelGroup, maker: ir.Node) -> list[ir.Value] | None:
     """Return further values of the group of a value that ``maker`` computes; None if it cannot be scaled there."""
+    # Weights that another node reads cannot be scaled.
     if maker.op_type == "Conv":
         if not _own(maker.inputs[1]) or (
             len(maker.inputs) > 2 and maker.inputs[2] is not None and not _own(maker.inputs[2])
@@ -298,6 +306,7 @@ def _passed(group: ChannelGroup, node: ir.Node) -> list[ir.Value] | None:
     if node.op_type not in _PASSING:
         return None
     computed = [value for value in node.inputs if value is not None and constant(value) is None]
+    # A stored addend would have to be scaled too.
     if node.op_type == "Add" and len(computed) < 2:
         return None
     if node.op_type == "Clip":
@@ -305,6 +314,7 @@ def _passed(group: ChannelGroup, node: ir.Node) -> list[ir.Value] | None:
         if low is None or high is None or float(low) != 0:
             return None
         group.bound = min(group.bound, float(high))
+    # A flattened image would mix channels and positions.
     if node.op_type == "Flatten":
         producer = node.inputs[0].producer() if node.inputs[0] is not None else None
         if producer is None or producer.op_type != "GlobalAveragePool":
@@ -339,6 +349,7 @@ def _columns(node: ir.Node) -> np.ndarray:
     if node.op_type != "Conv":
         return weight.T if node.attributes.get_int("transB", 0) else weight
     groups = node.attributes.get_int("group", 1)
+    # Each group reads its own channels.
     split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return np.swapaxes(split, 1, 2).reshape(groups * weight.shape[1], -1)
 
@@ -348,7 +359,7 @@ def is_depthwise(node: ir.Node) -> bool:
     return bool(node.op_type == "Conv" and _weight(node).shape[1] == 1)
 
 
-def magnitudes(group: ChannelGroup, observed: Mapping[str, TensorStatistics]) -> np.ndarray:
+def magnitudes(group: ChannelGroup, observed: Mapping[str, ActivationStatistics]) -> np.ndarray:
     """Return the greatest value of each channel [channels] among values that are quantized.
 
     Values before an activation function are not quantized.
@@ -379,6 +390,7 @@ def apply_factors(model: ir.Model, group: ChannelGroup, factors: np.ndarray) -> 
             _replace(graph, node, 1, weight / by)
             continue
         groups = node.attributes.get_int("group", 1)
+        # Every output of a group reads the same channels.
         by = np.repeat(factors.reshape(groups, 1, -1), weight.shape[0] // groups, axis=1)
         _replace(graph, node, 1, weight / by.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)))
 

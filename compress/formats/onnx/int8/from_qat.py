@@ -122,6 +122,7 @@ class _Writer:
             raise StageError(f"{first.name} and the layers beside it in the graph read different grids.")
         node.replace_input_with(0, self._on_grid(node, node.inputs[0], first.input_grid))
         self._weights(node, layers)
+        # Products return floats, so only convolutions have an output grid.
         if node.op_type == "Conv":
             self._bias(node, first)
             assert first.output_grid is not None, "a convolution's outputs have a grid"
@@ -132,6 +133,7 @@ class _Writer:
         assert value is not None, "a layer has an input"
         if (source := quantized_source(value)) is not None and _grid(source.scale, source.zero_point) == grid:
             return value
+        # Layers that read one value with the same grid share the quantization.
         key = (id(value), float(grid.scale), grid.zero_point)
         if key not in self.made:
             pair = self._pair(value, grid)
@@ -153,6 +155,7 @@ class _Writer:
 
     def _weights(self, node: ir.Node, layers: Sequence[IntegerLayer]) -> None:
         """Replace the weights of a node."""
+        # Layers whose weights are joined, such as queries, keys and values, are joined along the outputs.
         integers = np.concatenate([layer.integers for layer in layers])
         scales = np.concatenate([layer.scales for layer in layers])
         product = node.op_type != "Conv"
@@ -160,6 +163,7 @@ class _Writer:
         name = layers[0].name if len(layers) == 1 else f"{layers[0].name}+{len(layers) - 1}"
         stored = self._initializer(f"{name}{suffix}", integers.T if product else integers)
         scale = self._initializer(f"{name}.weight_scale", scales)
+        # The integers are stored as [inputs, outputs], so the node must not transpose them.
         node.attributes.pop("transB", None)
         self._dequantized(node, 1, stored, scale, 1 if product else 0)
 
@@ -196,6 +200,7 @@ class _Writer:
         ONNX Runtime has an integer kernel only if the output of the convolution itself is quantized.
         """
         low, high = limits_of(node)
+        # A `Relu` or `Clip` changes nothing if the grid covers no value beyond its bounds.
         within = grid.zero_point == 0 == low and grid.scale * np.float32(_LEVELS) <= high
         end = end_of(node) if within else node.outputs[0]
         uses, is_output = list(end.uses()), end.is_graph_output()
@@ -203,6 +208,7 @@ class _Writer:
         self.graph.insert_after(node, [down, up])
         for use in uses:
             use.node.replace_input_with(use.idx, up.outputs[0])
+        # A graph output keeps its name.
         if is_output:
             index = list(self.graph.outputs).index(end)
             self.graph.outputs[index] = up.outputs[0]

@@ -93,6 +93,7 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> UnpackedAttention:
             output.type = kind
     heads.outputs[0].shape = node.outputs[0].shape
     old = node.outputs[0]
+    # The attention's output keeps its name.
     name = old.name
     graph.insert_before(node, [product, added, split, heads])
     old.replace_all_uses_with(heads.outputs[0])
@@ -111,6 +112,7 @@ def pack_attention(model: ir.Model, attentions: Collection[UnpackedAttention]) -
     nodes = {str(node.name): node for node in graph}
     for parts in attentions:
         product = nodes.get(parts.product)
+        # The product was removed, or stayed in float with integer weights.
         if product is None or (product.op_type == "MatMul" and quantized_source(product.inputs[1]) is not None):
             continue
         heads = nodes[parts.heads]
@@ -119,6 +121,7 @@ def pack_attention(model: ir.Model, attentions: Collection[UnpackedAttention]) -
             bias = nodes[parts.bias].inputs[1]
             packed = ir.node("Attention", [*product.inputs[:2], bias, mask], domain=MICROSOFT)
         else:
+            # The operands of `MatMulIntegerToFloat` in the order of `QAttention`.
             integers, weight, scale, weight_scale, zero, weight_zero, bias = product.inputs
             inputs = [integers, weight, bias, scale, weight_scale, mask, zero, weight_zero]
             packed = ir.node("QAttention", inputs, domain=MICROSOFT)
@@ -162,6 +165,7 @@ def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> N
         zero = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
         if zero is None or zero.dtype != np.int8:
             continue
+        # The zero point is shared by the quantization and all dequantizations of the value.
         restoring = [use.node for use in node.outputs[0].uses() if use.node.op_type == "DequantizeLinear"]
         readers = {str(use.node.name) for consumer in restoring for use in consumer.outputs[0].uses()}
         if products is not None and not readers & set(products):
@@ -199,6 +203,7 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     end, bias = _with_bias(node)
     integers = weight.integers
+    # The integer operator has no transposition.
     if node.attributes.get_int("transB", 0):
         integers = add_initializer(graph, f"{integers.name}_transposed", constant(integers).T)  # type: ignore[union-attr]
     zero = activations.zero_point
@@ -218,6 +223,7 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
         output = gelu.outputs[0]
     name = old.name
     old.replace_all_uses_with(output, replace_graph_outputs=True)
+    # The new node takes over the name of the output.
     old.name, output.name = f"{name}_float", name
     return True
 
@@ -232,6 +238,7 @@ def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
         return node, None
     bias = next((value for value in end.inputs if value is not node.outputs[0]), None)
     array = constant(bias)
+    # Only a vector with one entry per column is a bias of the product.
     columns = constant(node.inputs[1].producer().inputs[0]).shape[-1]  # type: ignore[union-attr]
     return (end, bias) if array is not None and array.shape == (columns,) else (node, None)
 

@@ -54,6 +54,7 @@ def match_layers(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Lay
         stored = stored_weights(node)
         if stored is not None and (names := layers_by_weight.names(stored)):
             matches[node] = names
+    # Ends of convolutions, to find layers that read their 8-bit outputs.
     ends = {id(end_of(node)): names[0] for node, names in matches.items() if node.op_type == "Conv"}
     return [
         LayerMatch(
@@ -112,6 +113,7 @@ def end_of(node: ir.Node) -> ir.Value:
     """Return the 8-bit output of a convolution, which is after a `Relu` or `Clip` at 0 that is its only reader."""
     value = node.outputs[0]
     readers = [use.node for use in value.uses()]
+    # Another reader would need the values before the activation.
     if len(readers) == 1 and not value.is_graph_output() and _limits(readers[0]) is not None:
         return readers[0].outputs[0]
     return value
@@ -172,6 +174,7 @@ class _Known:
         """
         names, start = [], 0
         while start < len(stored):
+            # The first row narrows the candidates; all rows are compared.
             fitting = list(self._fitting(stored, start))
             if len(fitting) != 1:
                 return ()

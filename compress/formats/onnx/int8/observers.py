@@ -19,7 +19,7 @@ _ERRORS_ONLY = 3
 
 
 @dataclass
-class TensorStatistics:
+class ActivationStatistics:
     """Statistics of one tensor over all feeds. ``largest`` (magnitude) and ``total`` (sum) are [channels]."""
 
     histogram: Histogram = field(default_factory=Histogram)
@@ -32,6 +32,7 @@ class TensorStatistics:
         self.histogram.add(values)
         if values.ndim < 2 or not values.size:
             return
+        # Channels last, so that every row is one position.
         rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
         largest, total = np.abs(rows).max(axis=0), rows.sum(axis=0, dtype=np.float64)
         self.largest = largest if self.largest is None else np.maximum(self.largest, largest)
@@ -46,12 +47,14 @@ class TensorStatistics:
         return mean
 
 
-def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable[Feed]) -> dict[str, TensorStatistics]:
+def observe(
+    graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable[Feed]
+) -> dict[str, ActivationStatistics]:
     """Return statistics of the float tensors in ``channels`` (name -> axis of the channels) over all ``feeds``.
 
     Raises `DataError` without a feed, and `StageError` for a value that is not finite, because no range covers it.
     """
-    statistics = {name: TensorStatistics() for name in channels}
+    statistics = {name: ActivationStatistics() for name in channels}
     empty = True
     for values in stream_activations(graph, list(channels), feeds):
         empty = False
@@ -65,7 +68,7 @@ def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable
             statistics[name].add(array, channels[name])
     if empty:
         raise DataError(
-            "There is nothing to calibrate with.",
+            "There is no calibration data.",
             expected="at least one example in the train split",
             hint="give the recipe's data a train split with rows",
         )
@@ -80,6 +83,7 @@ def stream_activations(
     inputs = {entry.name for entry in session.get_inputs()}
     computed = [name for name in names if name not in inputs]
     for feed in feeds:
+        # Feeds may hold inputs that the graph does not take.
         batch = {name: array for name, array in feed.items() if name in inputs}
         if len(batch) < len(inputs):
             raise DataError(
@@ -111,6 +115,7 @@ def add_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
     existing = {value.name for value in (*changed.graph.output, *changed.graph.input)}
+    # ONNX Runtime infers the type of an added output.
     changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in existing)
     return changed
 

@@ -42,10 +42,12 @@ def _lead_past(graph: ir.Graph, node: ir.Node) -> int:
         return 0
     source = node.inputs[0]
     maker = source.producer() if source is not None else None
+    # These quantizations make an integer kernel or replace an activation function, so they stay.
     if maker is not None and (_ends_convolution(maker) or _clips(maker)):
         return 0
     if maker is not None and maker.op_type == "QuantizeLinear":
         original = maker.inputs[0]
+    # Stored integers become float again.
     elif source is not None and constant(source) is not None:
         original = add_initializer(graph, f"{source.name}_float", restored(node))
     else:
@@ -83,6 +85,7 @@ def _useful(node: ir.Node) -> bool:
         )
     if node.op_type == "Conv":
         return all(quantized_source(value) is not None for value in node.inputs[:2])
+    # A bridge is an integer kernel if everything around it is integers.
     if node.op_type in BRIDGES:
         computed = [value for value in node.inputs if value is not None and constant(value) is None]
         readers = [use.node for output in node.outputs for use in output.uses()]
@@ -99,6 +102,7 @@ def restored(node: ir.Node) -> np.ndarray:
     assert integers is not None and scale is not None, "stored integers have stored scales"
     shape = [1] * integers.ndim
     if scale.ndim and scale.size > 1:
+        # Scales of channels apply along the axis of the operator.
         shape[node.attributes.get_int("axis", 1)] = scale.size
     shift = 0.0 if zero is None else zero.astype(np.float32).reshape(shape if zero.size > 1 else ())
     array: np.ndarray = (integers.astype(np.float32) - shift) * scale.reshape(shape if scale.size > 1 else ())
@@ -123,6 +127,7 @@ def protect_float_layers(model: ir.Model) -> list[str]:
         if channels is None or source is None:
             continue
         scale = constant(source.scale)
+        # Scales per channel protect the layer already.
         if scale is None or scale.size != 1:
             continue
         name = f"{node.name}_input"

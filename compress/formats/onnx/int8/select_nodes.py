@@ -47,13 +47,14 @@ def refuse_unfit(model: ir.Model) -> None:
         raise StageError(
             f"The graph is quantized already: it has the operator {done.op_type}.",
             where=f"node {done.name!r}",
-            expected="a float graph, as `export` writes it",
-            hint="start from the float model; quantizing twice loses accuracy for nothing",
+            expected="a float graph, as `onnx` writes it",
+            hint="start from the float model; quantizing twice only loses accuracy",
         )
+    # Per-channel scales need a recent operator set.
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         raise StageError(
-            f"The graph has ONNX operator set {opset}, which has no scales for channels.",
+            f"The graph has ONNX operator set {opset}, which has no per-channel scales.",
             expected=f"operator set {OLDEST_OPSET} or newer",
             hint="export the model again, or convert it with onnx.version_converter",
         )
@@ -69,7 +70,7 @@ def find_layers(model: ir.Model) -> list[QuantizableLayer]:
     layers = [layer for node in model.graph if (layer := _layer(node)) is not None]
     if not layers:
         raise StageError(
-            "The graph holds nothing to quantize.",
+            "The graph has nothing to quantize.",
             expected=f"{', '.join(WEIGHTED)} or Attention with {SMALLEST_WEIGHT} stored fp32 weights or more",
         )
     return layers
@@ -94,6 +95,7 @@ def _layer(node: ir.Node) -> QuantizableLayer | None:
     if weight is None or array is None or array.dtype.name != "float32" or array.ndim < 2:
         return None
     convolution = node.op_type.startswith("Conv")
+    # Small convolutions are quantized too, because they connect other integer kernels.
     if (array.size < SMALLEST_WEIGHT and not convolution) or (array.ndim > 2 and not convolution):
         return None
     return QuantizableLayer(str(node.name), node.op_type, str(weight.name), int(array.size), 1 if convolution else -1)
@@ -110,6 +112,7 @@ def select_bridges(model: ir.Model, layers: Iterable[str]) -> list[str]:
     chosen = set(layers)
     sources = {node for node in nodes if str(node.name) in chosen and node.op_type.startswith("Conv")}
     passing: set[ir.Node] = set()
+    # Nodes come in topological order, so producers are classified first.
     for node in nodes:
         computed = [value for value in node.inputs if value is not None and constant(value) is None]
         makers = [value.producer() for value in computed]

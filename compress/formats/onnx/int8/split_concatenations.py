@@ -71,6 +71,7 @@ def _split(graph: ir.Graph, node: ir.Node, channels: Sequence[int]) -> None:
     new_nodes: list[ir.Node] = []
     for index, (part, piece) in enumerate(zip(_parts(node), np.split(weight, ends[:-1], axis=1), strict=True)):
         stored = add_initializer(graph, f"{node.inputs[1].name}/part_{index}", piece)
+        # The bias belongs to the first part only, so that it is added once.
         bias = [] if index else list(node.inputs[2:])
         new_nodes.append(ir.node("Conv", [part, stored, *bias], attributes, name=f"{node.name}/part_{index}"))
         if index:

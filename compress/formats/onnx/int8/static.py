@@ -26,7 +26,7 @@ from compress.formats.onnx.int8.bias_correction import (
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.equalization import equalize, smooth
 from compress.formats.onnx.int8.fuse_integer_ops import fuse_products, make_unsigned, pack_attention, unpack_attention
-from compress.formats.onnx.int8.observers import Feed, TensorStatistics, observe
+from compress.formats.onnx.int8.observers import ActivationStatistics, Feed, observe
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
 from compress.formats.onnx.int8.select_nodes import (
     QuantizableLayer,
@@ -68,7 +68,9 @@ class StaticQuantizer:
         """Unpack attention, equalize and observe. Raises `StageError` and `DataError` as those steps do."""
         model = ir.from_proto(self.graph)
         refuse_unfit(model)
+        # Ranges, shifts and selections refer to nodes by name.
         name_nodes(model)
+        # Attention is unpacked first, so that its product is a layer like others.
         self._attentions = unpack_attention(model)
         if self.options.split_concatenations:
             self.split = split_concatenations(model, self.feeds)
@@ -81,6 +83,7 @@ class StaticQuantizer:
         if self.options.cross_layer_equalization != "none":
             statistics = observe(ir.to_proto(model), self._tensors(model), self.feeds)
             self.equalized = equalize(model, statistics, self.options.cross_layer_equalization)
+        # Equalization changed the activations, so the final ranges are measured again.
         self._model = model
         observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
         method, percentile = self.options.calibration_method, self.options.percentile
@@ -147,6 +150,7 @@ class StaticQuantizer:
         """Return all tensors that need a range with the axis of their channels."""
         axes = self._inputs(model)
         nodes = {str(node.name): node for node in model.graph}
+        # Convolutions and the nodes between them have 8-bit outputs, which need a range too.
         writers = [layer.name for layer in self.layers if layer.operator.startswith("Conv")] + self._passing
         for name in writers:
             for value in (*nodes[name].inputs, *nodes[name].outputs):
@@ -154,7 +158,7 @@ class StaticQuantizer:
                     axes.setdefault(str(value.name), 1)
         return axes
 
-    def _bias_errors(self, observed: Mapping[str, TensorStatistics]) -> dict[str, np.ndarray]:
+    def _bias_errors(self, observed: Mapping[str, ActivationStatistics]) -> dict[str, np.ndarray]:
         """Return the shift of each layer's mean output by rounding."""
         graph = ir.to_proto(self._model)
         nodes = [*(layer.name for layer in self.layers), *self._passing]
@@ -190,6 +194,7 @@ def insert_qdq(
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     del source.graph.value_info[:]
+    # The quantizer needs the type of every tensor with a range.
     source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
     source.metadata_props.add(key=_KNOWN[0], value=_KNOWN[1])
     integer_types = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
@@ -216,6 +221,7 @@ def insert_qdq(
             },
         )
         quantized: onnx.ModelProto = quantizer.quantize_model()
+    # The model keeps its producer and metadata.
     quantized.producer_name, quantized.producer_version = graph.producer_name, ""
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(graph.metadata_props)
@@ -244,9 +250,10 @@ class NncfQuantizer:
         refuse_unfit(model)
         name_nodes(model)
         if not self.feeds:
-            raise DataError("There is nothing to calibrate with.", expected="at least one example in the train split")
+            raise DataError("There is no calibration data.", expected="at least one example in the train split")
         self._attentions = unpack_attention(model)
         self.layers = find_layers(model)
+        # NNCF infers shapes itself; recorded ones of fused operators contradict them.
         for node in model.graph:
             for value in node.outputs:
                 value.shape = None
@@ -260,6 +267,7 @@ class NncfQuantizer:
         )
         drop_redundant_qdq(quantized)
         protect_float_layers(quantized)
+        # NNCF's activations are signed.
         make_unsigned(quantized)
         if self.format == "qoperator":
             fuse_products(quantized)
@@ -296,6 +304,7 @@ def run_nncf(
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     with silence("prints"):
+        # NNCF prints on import.
         import nncf
 
         try:

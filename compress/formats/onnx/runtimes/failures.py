@@ -24,19 +24,19 @@ class _Kind(NamedTuple):
 _KINDS = (
     _Kind(
         re.compile(r'External data path does not exist: "?(?P<found>[^"]+)'),
-        "its weights lie in another file, and that is missing: {found}",
+        "its external weights are missing: {found}",
         "that file beside the graph, under the name that the graph gives it",
         "copy the folder again with all of its files",
     ),
     _Kind(
         re.compile(r"INVALID_PROTOBUF|protobuf parsing failed|No graph was found in the protobuf"),
-        "the file holds none, or is cut off.",
+        "the file contains no graph or is truncated.",
         "a whole .onnx file",
         "copy the file again, or export the model again",
     ),
     _Kind(
         re.compile(r"support for domain ai\.onnx is till opset (?P<found>\d+)"),
-        "it is of a newer operator set than this ONNX Runtime knows.",
+        "its operator set is newer than this ONNX Runtime supports.",
         "operator set {found} or older",
         "export the model with an older `opset`, or install a newer onnxruntime",
     ),
@@ -44,7 +44,7 @@ _KINDS = (
         re.compile(
             r"No Op registered for (?P<found>\S+) with domain_version of \d+|(?P<other>\S+) is not a registered"
         ),
-        "it has an operator that is not known here: {found}",
+        "it has an unknown operator: {found}",
         "operators of ONNX and of ONNX Runtime's own domain com.microsoft",
         "export the model without custom operators, or with an operator set that has this one",
     ),

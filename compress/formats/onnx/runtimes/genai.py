@@ -64,11 +64,12 @@ class OnnxGenaiSession:
         """Return the capacity to allocate for ``length`` tokens. Raises `InputError` if the model supports fewer."""
         if wanted > self._positions:
             raise InputError(
-                f"A text of {wanted} tokens is longer than the model can place.",
+                f"A text of {wanted} tokens exceeds the model's context length.",
                 where=self.where,
                 expected=f"at most {self._positions} tokens, its context_length",
             )
         length = _FIRST_LENGTH
+        # Capacities are powers of two times the first, so that few generations are allocated.
         while length < wanted:
             length *= 2
         return min(length, self._positions)
@@ -105,7 +106,7 @@ class OnnxGenaiSession:
     def _checked(self, batch: Batch) -> np.ndarray:
         """Return the batch's token ids. Raises `InputError` for other inputs and for padding."""
         if _IDS not in batch:
-            raise InputError(f"The batch lacks the model's input {_IDS}.", where=self.where)
+            raise InputError(f"The batch lacks the input {_IDS}.", where=self.where)
         ids = np.asarray(batch[_IDS])
         if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError(
@@ -137,6 +138,7 @@ class OnnxGenaiDecoder:
     def prefill(self, ids: Sequence[int]) -> int:
         """Start a new text with ``ids``, one or more, and return the next token."""
         self._ids = []
+        # Rewinding keeps the allocated cache.
         if self._generator is not None:
             self._generator.rewind_to(0)
         return self._answer(ids)
@@ -179,7 +181,7 @@ class GenaiRuntime:
             raise ModelError(
                 f"onnxruntime-genai cannot open the model: {_reason(error)}",
                 where=str(artifact),
-                hint="write the model anew with the stage export, or copy the folder again with all of its files",
+                hint="write the model again with the stage export, or copy the folder again with all of its files",
             ) from error
         return OnnxGenaiSession(model, artifact, threads, config["vocab_size"], config["context_length"])
 
@@ -223,6 +225,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             hint="write the model with the stage export, for the task text-generation",
         )
     config = read_json(path)
+    # The config is untrusted: it may make the library load arbitrary code.
     if _names_code(config):
         raise ModelError(
             f"genai_config.json names a library to be loaded ({_CODE}), which may run anything.",
@@ -237,14 +240,15 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             "genai_config.json describes no decoder.",
             where=str(path),
             expected=f"model.decoder.filename, a text, and model.{' and model.'.join(_NUMBERS)}, whole numbers",
-            hint="write the model anew with the stage export",
+            hint="write the model again with the stage export",
         )
     graph = find_graph(folder)
+    # A config that names another graph would be measured in place of the shipped one.
     if (folder / named).resolve() != graph.resolve():
         raise ModelError(
             f"genai_config.json names the graph {named}, and the folder holds {graph.relative_to(folder)}.",
             where=str(path),
-            hint="name the graph that is there, or write the model anew with the stage export",
+            hint="name the graph that is there, or write the model again with the stage export",
         )
     return config
 

@@ -38,6 +38,7 @@ class Chromium:
         self._server = server
         for name in ("page.html", "session.mjs"):
             server.put(name, (_FOLDER / name).read_bytes())
+        # The browser is closed if the page does not load.
         with ExitStack() as stack:
             self._page = stack.enter_context(open_page(webgpu=webgpu))
             self._page.call("Page.navigate", url=f"{server.address}page.html")
@@ -69,7 +70,7 @@ class Chromium:
 
 
 class NodeProcess:
-    """The same WebAssembly without a browser. It ends when this process ends."""
+    """WebAssembly in Node, without a browser. The process ends when this process ends."""
 
     most_threads = 1
     """Upper limit of threads. The build for pages runs them in Web Workers, which Node lacks."""
@@ -97,10 +98,11 @@ class NodeProcess:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = b""
+        # An empty line means that the process has ended.
         if not line:
             self._stderr.seek(0)
             tail = self._stderr.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
-            raise StageError(f"Node has ended by itself. Its last words:\n{tail}", where=f"its call of {name}")
+            raise StageError(f"Node has ended unexpectedly. Its last output:\n{tail}", where=f"its call of {name}")
         return _found(json.loads(line))
 
     def module(self, path: Path) -> str:
@@ -179,11 +181,12 @@ def largest_renderer(browser: psutil.Process) -> psutil.Process:
     """
     resident_bytes = {}
     for child in browser.children(recursive=True):
+        # Spare renderers may end at any time.
         with suppress(psutil.NoSuchProcess):
             if "--type=renderer" in child.cmdline():
                 resident_bytes[child] = child.memory_info().rss
     if not resident_bytes:
-        raise StageError("Chromium has no process of a page.", where="its page with the model")
+        raise StageError("Chromium has no renderer process.", where="its page with the model")
     return max(resident_bytes, key=resident_bytes.__getitem__)
 
 
@@ -193,7 +196,7 @@ def peak_bytes(process: psutil.Process) -> int:
     for line in status.splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise StageError("The process with the model has ended by itself.", where=f"process {process.pid}")
+    raise StageError("The process with the model has ended unexpectedly.", where=f"process {process.pid}")
 
 
 def processor_seconds(process: psutil.Process) -> float:

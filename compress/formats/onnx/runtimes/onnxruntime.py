@@ -76,6 +76,7 @@ class OnnxSession:
         feed = {name: batch[name] for name in self.inputs}
         try:
             values = self._session.run(self._outputs, feed)
+        # An invalid argument is the caller's fault, everything else the model's.
         except _BAD_INPUT as error:
             raise InputError(
                 f"The model refuses the batch: {reason(error)}",
@@ -144,6 +145,7 @@ class _SharedCache:
 
     def _make_room(self, past_length: int, total: int) -> None:
         """Allocate larger buffers and copy the cached tokens."""
+        # Buffers grow in steps, because every growth copies the cache.
         room = -(-total // _ROOM) * _ROOM
         self._binding.clear_binding_inputs()
         self._binding.clear_binding_outputs()
@@ -153,6 +155,7 @@ class _SharedCache:
             if past_length:
                 buffer[:, :, :past_length] = self._buffers[past][:, :, :past_length]
             self._buffers[past] = buffer
+            # Input and output are bound to the same buffer.
             value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
@@ -220,6 +223,7 @@ def _why_not(provider: str) -> str | None:
         return f"the installed onnxruntime has no {provider} (it has {', '.join(available)})"
     if provider == "CPUExecutionProvider":
         return None
+    # A provider may be compiled in although its driver or device is missing.
     try:
         session = onnxruntime.InferenceSession(_identity_graph(), session_options(1), providers=_providers(provider))
     except FAILURES as error:

@@ -68,6 +68,7 @@ def write_optimized(graph: Path, folder: Path, threads: int, portable: bool = Fa
     except FAILURES as error:
         raise cannot_open(graph, error) from error
     model = ir.load(path)
+    # Profiles identify nodes by name, and ONNX Runtime does not keep names unique.
     for index, node in enumerate(model.graph):
         node.name = f"{node.name or node.op_type}{_NUMBERED}{index}"
     ir.save(model, path)
@@ -80,6 +81,7 @@ class ProfiledSession:
     def __init__(self, optimized: Path, threads: int) -> None:
         """Open a graph that `write_optimized` wrote."""
         options = session_options(threads)
+        # The graph is optimized already; another pass would rename nodes.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_profiling = True
         options.profile_file_prefix = str(optimized.with_name("profile"))
@@ -97,6 +99,7 @@ def read_profile(path: Path) -> list[CallRun]:
     current: CallRun = {}
     for event in json.loads(path.read_text()):
         name = event["name"].removesuffix(_NODE_EVENT)
+        # Events of nodes have a suffix for the kernel's time.
         if event["cat"] == "Node" and name != event["name"] and _NUMBERED in name:
             current[name] = NodeRun(int(event["dur"]), _outputs(event["args"]))
         elif name == "model_run":

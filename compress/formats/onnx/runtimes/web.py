@@ -37,7 +37,7 @@ from compress.formats.onnx.runtimes.web_package import (
     WEBGPU_WASM,
 )
 from compress.formats.target_profile import WEB_VERSION, Target
-from compress.models.diffusion_checks import is_pipeline
+from compress.models.pipeline_folder import is_pipeline
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.loopback import Loopback
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target
@@ -64,6 +64,7 @@ class WebSession:
         server.put(wasm, folder / wasm)
         order = {"address": server.address, "script": host.module(folder / script), "wasm": wasm}
         started = self._ask("start", {**order, "threads": threads, "device": provider})
+        # Memory is read before the model is loaded, to tell the runtime's share.
         self.runtime_bytes = self._peak = peak_bytes(host.process)
         opened = self._open(graph)
         self.session_load_ms = float(opened["session_create_ms"])
@@ -115,6 +116,7 @@ class WebSession:
         """See `Session.predict`."""
         from safetensors.numpy import load, save
 
+        # Batches are exchanged as safetensors files over the local server.
         self._server.put(_BATCH, save(self._fed(batch)))
         try:
             self._host.call("predict", {"path": _BATCH})
@@ -197,6 +199,7 @@ class OnnxRuntimeWeb:
             host: Host = self._host(server, webgpu=target.provider == _WEBGPU)
             stack.callback(host.close)
             session = WebSession(server, host, graph, target.provider, min(threads, self._host.most_threads))
+            # The host ends when the session is garbage collected.
             weakref.finalize(session, stack.pop_all().close)
         return session
 

@@ -77,8 +77,8 @@ def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: boo
     if padding is not None:
         mask = mask.masked_fill(padding[:, None, None, :] == 0, float("-inf"))
     expected = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
-    found = reference_attention(AttentionInputs(query, key, value, padding, bias, causal, 0.3))
-    torch.testing.assert_close(found.transpose(1, 2), expected)
+    actual = reference_attention(AttentionInputs(query, key, value, padding, bias, causal, 0.3))
+    torch.testing.assert_close(actual.transpose(1, 2), expected)
 
 
 def keeping() -> tuple[AttentionHooks, list[AttentionInputs]]:
@@ -95,15 +95,15 @@ def keeping() -> tuple[AttentionHooks, list[AttentionInputs]]:
 def test_torchs_own_function_with_a_bias_is_a_call_like_others():
     query, key, value = (heads(seed=seed) for seed in range(3))
     bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9))
-    own = nn.functional.scaled_dot_product_attention
+    torch_function = nn.functional.scaled_dot_product_attention
     hooks, calls = keeping()
     with install_hooks(nn.Linear(1, 1), hooks):
-        found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=0.3)
+        actual = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=0.3)
         nn.functional.scaled_dot_product_attention(query, key, value)
-    torch.testing.assert_close(found, own(query, key, value, bias, scale=0.3))
+    torch.testing.assert_close(actual, torch_function(query, key, value, bias, scale=0.3))
     (call,) = calls
     assert (call.query.shape[1], call.scale, call.bias is not None, call.padding) == (2, 0.3, True, None)
-    assert nn.functional.scaled_dot_product_attention is own
+    assert nn.functional.scaled_dot_product_attention is torch_function
 
 
 def calls_of(module: Any, given: Examples) -> list[AttentionInputs]:
@@ -117,10 +117,10 @@ def calls_of(module: Any, given: Examples) -> list[AttentionInputs]:
 
 
 def test_each_call_of_an_encoder_is_described():
-    model, given = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
-    found = check_attention(model.module, given)
-    assert found.refused is None and found.unfused == () and len(found.calls) == tiny.LAYERS
-    call = calls_of(model.module, given)[0]
+    model, encoded = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
+    check = check_attention(model.module, encoded)
+    assert check.refused is None and check.unfused == () and len(check.calls) == tiny.LAYERS
+    call = calls_of(model.module, encoded)[0]
     assert call.query.shape[1] == tiny.HEADS and not call.causal and call.bias is None
     assert call.padding is not None and call.padding.shape == (3, call.key.shape[2])
     assert call.scale == pytest.approx((tiny.WIDTH / tiny.HEADS) ** -0.5)
@@ -151,38 +151,38 @@ def test_windows_causes_and_groups_are_told_apart():
 
 def test_a_soft_cap_is_computed_and_named():
     config = Gemma2Config(**DECODER, attn_logit_softcapping=5.0, sliding_window=64, bos_token_id=1, eos_token_id=2)
-    found = check_attention(made(Gemma2ForSequenceClassification, config), examples())
-    assert found.refused is None and found.unfused == ("soft cap of scores",)
+    check = check_attention(made(Gemma2ForSequenceClassification, config), examples())
+    assert check.refused is None and check.unfused == ("soft cap of scores",)
 
 
 def test_attention_past_the_interface_is_named():
     config = MPNetConfig(**SHAPE, bos_token_id=1, eos_token_id=2)
-    found = check_attention(made(MPNetForSequenceClassification, config), examples())
-    assert found.refused is None and found.calls == () and "past transformers' interface" in found.unfused[0]
+    check = check_attention(made(MPNetForSequenceClassification, config), examples())
+    assert check.refused is None and check.calls == () and "without transformers' interface" in check.unfused[0]
 
 
 def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch):
     from transformers.models.bert import modeling_bert
 
     model = tiny.encoder("bert")
-    given = tiny.context().encode("train", model)
-    assert check_attention(model.module, given).refused is None
+    encoded = tiny.context().encode("train", model)
+    assert check_attention(model.module, encoded).refused is None
 
     def twice(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *more: Any, **options: Any) -> Any:
         return nn.functional.scaled_dot_product_attention(query, key, 2 * more[0]).transpose(1, 2), None
 
     mapping = modeling_bert.ALL_ATTENTION_FUNCTIONS
     monkeypatch.setitem(mapping, model.module.config._attn_implementation, twice)
-    found = check_attention(model.module, given)
-    assert found.refused is not None and "answers otherwise" in found.refused
-    assert check_attention(model.module, given).unfused == (found.refused,)
+    check = check_attention(model.module, encoded)
+    assert check.refused is not None and "its answers differ" in check.refused
+    assert check_attention(model.module, encoded).unfused == (check.refused,)
 
 
 def test_models_are_as_they_were_afterwards():
     module = tiny.encoder("bert").module
-    before = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
+    implementations = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
     hooks = AttentionHooks(reference_attention)
     with pytest.raises(ZeroDivisionError), install_hooks(module, hooks):
-        assert module.config._attn_implementation not in before
+        assert module.config._attn_implementation not in implementations
         raise ZeroDivisionError
-    assert before == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
+    assert implementations == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]

@@ -106,14 +106,14 @@ def test_bytes_do_not_hang_on_what_strings_hash_to(monkeypatch: pytest.MonkeyPat
 def test_every_attention_is_one_operator_and_equal_to_torch(name: str):
     model, (_, operator, count) = model_of(name), FAMILIES[name]
     pictures = name == "swin"
-    made = export_onnx(model, images(3) if pictures else texts([4, 9, 17]), None, fusions=True)
-    operators = Counter(node.op_type for node in made.graph.graph.node)
-    assert operators[operator] == count == made.rewrites["attention"] and operators["Softmax"] == 0
-    assert made.unfused == "" and {entry.domain for entry in made.graph.opset_import} <= {"", "com.microsoft"}
+    exported = export_onnx(model, images(3) if pictures else texts([4, 9, 17]), None, fusions=True)
+    operators = Counter(node.op_type for node in exported.graph.graph.node)
+    assert operators[operator] == count == exported.rewrites["attention"] and operators["Softmax"] == 0
+    assert exported.unfused == "" and {entry.domain for entry in exported.graph.opset_import} <= {"", "com.microsoft"}
     cases = [images(1, 1), images(5, 2)] if pictures else [texts([7], 1), texts([3, 30, 12, 5], 2), texts([50, 21], 3)]
     for examples in cases:
         batch = examples.batch(range(len(examples)))
         with torch.no_grad():
             expected = model.module(**{key: torch.from_numpy(array) for key, array in batch.items()}).logits.numpy()
-        np.testing.assert_allclose(run(made.graph, **batch), expected, atol=3e-5)
+        np.testing.assert_allclose(run(exported.graph, **batch), expected, atol=3e-5)
     assert np.ptp(expected, axis=0).max() > 0.01

@@ -135,15 +135,15 @@ def model_of(steps: list[Step], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, LENGTH, WIDTH]) for name in "qkv"]
     inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, [BATCH, LENGTH]))
     graph = helper.make_graph(
-        [helper.make_node(kind, given, made, **attributes) for kind, given, made, attributes in steps],
+        [helper.make_node(kind, sources, model, **attributes) for kind, sources, model, attributes in steps],
         "attention",
         inputs,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items() if name in used],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(made))
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
 def whole(form: str) -> list[Step]:
@@ -173,9 +173,9 @@ def test_each_form_becomes_one_operator_that_computes_the_same(form: str):
     assert count == operators["MultiHeadAttention"] == 1 and operators["Softmax"] == 0 and count_unfused(model) == 0
     # Everything that turned heads to and fro is gone.
     assert operators["Transpose"] == 0
-    found = run(model, **feed())
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(found - run(model, **feed() | {"q": -feed()["q"]})).max() > 0.1
+    actual = run(model, **feed())
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert np.abs(actual - run(model, **feed() | {"q": -feed()["q"]})).max() > 0.1
 
 
 @pytest.mark.parametrize("form", ["padding", "relative", "three axes"])
@@ -198,9 +198,9 @@ def _along_queries() -> ir.Model:
 @pytest.mark.parametrize("made", [_read_elsewhere, _along_queries])
 def test_other_softmaxes_are_left_alone(made: Callable[[], ir.Model]):
     model = made()
-    before = ir.to_proto(model).SerializeToString()
+    original = ir.to_proto(model).SerializeToString()
     assert find_attention(model) == 0
-    assert ir.to_proto(model).SerializeToString() == before
+    assert ir.to_proto(model).SerializeToString() == original
 
 
 def test_values_that_are_scaled_stay_scaled():

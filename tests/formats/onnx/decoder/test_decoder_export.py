@@ -24,8 +24,8 @@ WINDOWS = random_ids(2, 24)
 
 
 def with_generation(checkpoint: Checkpoint) -> Checkpoint:
-    said = {"eos_token_id": [2, 5], "temperature": 0.6, "do_sample": True, "top_k": None}
-    (checkpoint.folder / "generation_config.json").write_text(json.dumps(said))
+    settings = {"eos_token_id": [2, 5], "temperature": 0.6, "do_sample": True, "top_k": None}
+    (checkpoint.folder / "generation_config.json").write_text(json.dumps(settings))
     return checkpoint
 
 
@@ -41,9 +41,9 @@ def test_the_folder_opens_in_transformers_and_keeps_the_chat_template(tmp_path) 
     assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == 2
     talk = [{"role": "user", "content": "Hello"}]
-    again, before = AutoTokenizer.from_pretrained(folder), tiny_tokenizer()
-    assert again.apply_chat_template(talk, tokenize=False) == before.apply_chat_template(talk, tokenize=False)
-    assert again("Hello, you").input_ids == before("Hello, you").input_ids
+    again, original = AutoTokenizer.from_pretrained(folder), tiny_tokenizer()
+    assert again.apply_chat_template(talk, tokenize=False) == original.apply_chat_template(talk, tokenize=False)
+    assert again("Hello, you").input_ids == original("Hello, you").input_ids
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
 
 
@@ -63,16 +63,16 @@ def test_inspect_counts_every_parameter_once(bits: int, table_bits: int, dtype: 
     few = FewBitsCheckpoint(source.folder, (("_proj", bits), ("embed_tokens", table_bits)))
     budget = budget_of(save(export_decoder(few), tmp_path / "out"))
     assert budget.parameters == sum(source.stored(name).numel() for name in source.files)
-    found = {tensor.name: tensor for tensor in budget.tensors}
-    table = found["model.embed_tokens.weight"]
+    tensors = {tensor.name: tensor for tensor in budget.tensors}
+    table = tensors["model.embed_tokens.weight"]
     assert (table.parameters, table.dtype) == (160 * 64, dtype)
 
 
 def test_genai_is_told_where_the_graph_lies_and_when_to_stop(tmp_path) -> None:
     source = with_generation(save_tiny_llama(tmp_path / "source"))
-    said = json.loads(export_decoder(source).companions["genai_config.json"])
-    decoder = said["model"].pop("decoder")
-    assert said["model"] == {
+    config = json.loads(export_decoder(source).companions["genai_config.json"])
+    decoder = config["model"].pop("decoder")
+    assert config["model"] == {
         "type": "llama",
         "context_length": 256,
         "vocab_size": 160,
@@ -82,7 +82,7 @@ def test_genai_is_told_where_the_graph_lies_and_when_to_stop(tmp_path) -> None:
     }
     assert (decoder["filename"], decoder["head_size"]) == ("onnx/model.onnx", 16)
     assert (decoder["num_attention_heads"], decoder["num_key_value_heads"]) == (4, 2)
-    search = said["search"]
+    search = config["search"]
     assert (search["temperature"], search["do_sample"], search["top_k"], search["top_p"]) == (0.6, True, 50, 1.0)
 
 
@@ -101,8 +101,8 @@ def test_large_weights_lie_beside_the_graph_and_stay_in_memory(tmp_path, monkeyp
     model = export_decoder(source)
     folder = save(model, tmp_path / "out")
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]
-    said = json.loads((folder / "config.json").read_text())["transformers.js_config"]
-    assert said == {"use_external_data_format": {"model.onnx": True}}
+    config = json.loads((folder / "config.json").read_text())["transformers.js_config"]
+    assert config == {"use_external_data_format": {"model.onnx": True}}
     for graph in (model.graph, OnnxModel.load(folder, "text-generation").graph):
         for tensor, expected in zip(graph.graph.initializer, plain.graph.graph.initializer, strict=True):
             np.testing.assert_array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(expected))
@@ -111,17 +111,17 @@ def test_large_weights_lie_beside_the_graph_and_stay_in_memory(tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_a_true_graph_is_proven(name: str, tmp_path) -> None:
     checkpoint = save_decoder(tmp_path, CONFIGS[name])
-    found = verify_decoder(export_decoder(checkpoint), checkpoint, WINDOWS, 1e-3, 0.1)
-    assert 0 < found.difference < 1e-4
-    assert (found.rounding, found.agreement) == (0.0, 1.0)
+    parity = verify_decoder(export_decoder(checkpoint), checkpoint, WINDOWS, 1e-3, 0.1)
+    assert 0 < parity.difference < 1e-4
+    assert (parity.rounding, parity.agreement) == (0.0, 1.0)
 
 
 def test_rounding_is_told_apart_from_a_wrong_graph(tmp_path) -> None:
     quantized = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
     model = export_decoder(quantized)
-    found = verify_decoder(model, quantized, WINDOWS, 1e-3, 0.1)
-    assert found.difference < 1e-4 < found.rounding < 0.1
-    assert 0.8 < found.agreement <= 1
+    parity = verify_decoder(model, quantized, WINDOWS, 1e-3, 0.1)
+    assert parity.difference < 1e-4 < parity.rounding < 0.1
+    assert 0.8 < parity.agreement <= 1
     with pytest.raises(IntegrityError, match="8 bits"):
         verify_decoder(model, quantized, WINDOWS, 1e-3, 1e-5)
     levels = [a.i for node in model.graph.graph.node for a in node.attribute if a.name == "accuracy_level"]
@@ -142,7 +142,7 @@ def test_a_wrong_graph_is_found_out(operator: str, attribute: str, tmp_path) -> 
     checkpoint = save_tiny_llama(tmp_path)
     model = export_decoder(checkpoint)
     node = next(node for node in model.graph.graph.node if node.op_type == operator)
-    changed: onnx.AttributeProto = next(each for each in node.attribute if each.name == attribute)
+    changed: onnx.AttributeProto = next(candidate for candidate in node.attribute if candidate.name == attribute)
     if operator == "GroupQueryAttention":
         changed.i = 4
     else:
@@ -154,7 +154,9 @@ def test_a_wrong_graph_is_found_out(operator: str, attribute: str, tmp_path) -> 
 def test_a_weight_that_is_not_finite_is_found_out(tmp_path) -> None:
     checkpoint = save_tiny_llama(tmp_path)
     model = export_decoder(checkpoint)
-    tensor = next(each for each in model.graph.graph.initializer if each.name == "model.norm.weight")
+    tensor = next(
+        initializer for initializer in model.graph.graph.initializer if initializer.name == "model.norm.weight"
+    )
     tensor.CopyFrom(numpy_helper.from_array(np.full(64, np.nan, np.float32), tensor.name))
     with pytest.raises(IntegrityError, match="inf"):
         verify_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1)

@@ -29,9 +29,9 @@ def test_each_architecture_equals_transformers(name: str, tmp_path) -> None:
     whole, _ = graph.run(ids)
     np.testing.assert_allclose(whole, expected, **EXACT)
     logits, past = graph.run(ids[:, :5])
-    for place in range(5, 21):
-        logits, past = graph.run(ids[:, place : place + 1], past=past)
-        np.testing.assert_allclose(logits[:, 0], expected[:, place], **EXACT)
+    for position in range(5, 21):
+        logits, past = graph.run(ids[:, position : position + 1], past=past)
+        np.testing.assert_allclose(logits[:, 0], expected[:, position], **EXACT)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
@@ -66,11 +66,11 @@ def test_rows_padded_on_the_right_are_read_and_go_on_as_if_alone(tmp_path) -> No
     logits, past = graph.run(ids[:, :6], mask)
     np.testing.assert_allclose(logits[0], logits_of(module, ids[:1, :6])[0], **EXACT)
     np.testing.assert_allclose(logits[1, :4], logits_of(module, ids[1:, :4])[0], **EXACT)
-    for place in range(6, 9):
+    for position in range(6, 9):
         mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
-        logits, past = graph.run(ids[:, place : place + 1], mask, past)
-        alone = np.concatenate([ids[1:, :4], ids[1:, 6 : place + 1]], axis=1)
-        np.testing.assert_allclose(logits[0, 0], logits_of(module, ids[:1, : place + 1])[0, -1], **EXACT)
+        logits, past = graph.run(ids[:, position : position + 1], mask, past)
+        alone = np.concatenate([ids[1:, :4], ids[1:, 6 : position + 1]], axis=1)
+        np.testing.assert_allclose(logits[0, 0], logits_of(module, ids[:1, : position + 1])[0, -1], **EXACT)
         np.testing.assert_allclose(logits[1, 0], logits_of(module, alone)[0, -1], **EXACT)
 
 
@@ -88,8 +88,8 @@ def test_a_quantized_checkpoint_equals_torch_with_the_weights_it_stands_for(name
     quantized = quantize_tiny_llama(source, tmp_path / "quantized", group_size=32)
     ids = random_ids(2, 21)
     expected = logits_of(by_transformers(source, quantized), ids)
-    found, _ = Graph(export_decoder(quantized, FP32).graph).run(ids)
-    np.testing.assert_allclose(found, expected, **EXACT)
+    logits, _ = Graph(export_decoder(quantized, FP32).graph).run(ids)
+    np.testing.assert_allclose(logits, expected, **EXACT)
     rounded, _ = Graph(export_decoder(quantized).graph).run(ids)
     assert 1e-3 < np.abs(rounded - expected).max() < 0.1 * np.ptp(expected)
 
@@ -100,8 +100,8 @@ def test_bits_and_groups(bits: int, group_size: int, table_bits: int | None, tmp
     quantized = quantize_tiny_llama(source, tmp_path / "quantized", bits, group_size, table_bits)
     ids = random_ids(2, 9)
     expected = logits_of(by_transformers(source, quantized), ids)
-    found, _ = Graph(export_decoder(quantized, FP32).graph).run(ids)
-    np.testing.assert_allclose(found, expected, **EXACT)
+    logits, _ = Graph(export_decoder(quantized, FP32).graph).run(ids)
+    np.testing.assert_allclose(logits, expected, **EXACT)
 
 
 MIXED = (("q_proj", 8), ("k_proj", 3), ("v_proj", 5), ("gate_proj", 6), ("down_proj", 7), ("embed_tokens", 5))
@@ -113,8 +113,8 @@ def test_bits_mixed_within_a_layer(name: str, tmp_path) -> None:
     mixed = FewBitsCheckpoint(source.folder, MIXED)
     ids = random_ids(2, 9)
     expected = logits_of(by_transformers(source, mixed), ids)
-    found, _ = Graph(export_decoder(mixed, FP32).graph).run(ids)
-    np.testing.assert_allclose(found, expected, **EXACT)
+    logits, _ = Graph(export_decoder(mixed, FP32).graph).run(ids)
+    np.testing.assert_allclose(logits, expected, **EXACT)
 
 
 def test_exact_attention_takes_queries_keys_and_values_out_of_the_rounding(tmp_path) -> None:
@@ -142,8 +142,8 @@ def test_a_head_of_its_own_is_quantized_too(tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS["llama with biases"])
     few = FewBitsCheckpoint(source.folder, (("lm_head", 4), ("embed_tokens", 8)))
     ids = random_ids(2, 9)
-    found, _ = Graph(export_decoder(few, FP32).graph).run(ids)
-    np.testing.assert_allclose(found, logits_of(by_transformers(source, few), ids), **EXACT)
+    logits, _ = Graph(export_decoder(few, FP32).graph).run(ids)
+    np.testing.assert_allclose(logits, logits_of(by_transformers(source, few), ids), **EXACT)
 
 
 def test_the_last_token_only(tmp_path) -> None:

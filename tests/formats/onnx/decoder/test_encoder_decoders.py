@@ -74,8 +74,8 @@ def test_each_family_equals_torch_over_a_prompt_and_ten_tokens(kind: str, tmp_pa
     checkpoint = saved(kind, tmp_path, FAMILIES[kind])
     model = export_encoder_decoder(checkpoint)
     inputs, start = some_texts()
-    found = verify_encoder_decoder(model, checkpoint, [inputs], [start], 1e-4, 0.2, more=10)
-    assert found.difference < 1e-4
+    parity = verify_encoder_decoder(model, checkpoint, [inputs], [start], 1e-4, 0.2, more=10)
+    assert parity.difference < 1e-4
     layers = [
         FAMILIES[kind].get(name) or FAMILIES[kind][other]
         for name, other in (("encoder_layers", "num_layers"), ("decoder_layers", "num_decoder_layers"))

@@ -45,8 +45,8 @@ def run(model: OnnxModel, folder: Path) -> np.ndarray:
         for entry in session.get_inputs()
         if entry.name.startswith("past")
     }
-    found: np.ndarray = session.run(["logits"], {"input_ids": IDS, "attention_mask": np.ones_like(IDS), **past})[0]
-    return found
+    logits: np.ndarray = session.run(["logits"], {"input_ids": IDS, "attention_mask": np.ones_like(IDS), **past})[0]
+    return logits
 
 
 @pytest.mark.parametrize("quantized", [True, False])

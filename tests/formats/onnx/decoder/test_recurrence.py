@@ -27,8 +27,8 @@ AXES: dict[str, list[int | str]] = {
 def some(length: int) -> dict[str, np.ndarray]:
     chance = np.random.default_rng(0)
     shapes = {name: [length if axis == "length" else axis for axis in axes] for name, axes in AXES.items()}
-    found = {name: chance.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return found | {"decays": -np.abs(found["decays"]), "step": np.abs(found["step"])}
+    arrays = {name: chance.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return arrays | {"decays": -np.abs(arrays["decays"]), "step": np.abs(arrays["step"])}
 
 
 def scan() -> Any:
@@ -43,27 +43,27 @@ def scan() -> Any:
 def test_tokens_one_after_the_other() -> None:
     session = scan()
     for length in (1, 7):
-        given = some(length)
-        state, outputs = given["state"].copy(), []
+        feed = some(length)
+        state, outputs = feed["state"].copy(), []
         for token in range(length):
-            kept = np.exp(given["step"][token][:, :, None] * given["decays"])
-            state = kept * state + given["value"][token][:, :, None] * given["input"][token][:, None]
-            outputs.append((state * given["output"][token][:, None]).sum(-1))
-        found = session.predict(given)
-        np.testing.assert_allclose(found["last"], state, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found["outputs"], np.stack(outputs), rtol=1e-5, atol=1e-6)
+            decay = np.exp(feed["step"][token][:, :, None] * feed["decays"])
+            state = decay * state + feed["value"][token][:, :, None] * feed["input"][token][:, None]
+            outputs.append((state * feed["output"][token][:, None]).sum(-1))
+        actual = session.predict(feed)
+        np.testing.assert_allclose(actual["last"], state, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual["outputs"], np.stack(outputs), rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_past_it_is_transformers_own_and_a_text_may_come_in_parts() -> None:
-    session, given = scan(), some(6) | {"state": np.zeros((BATCH, CHANNELS, SIZE), np.float32)}
-    hidden = given["value"] / given["step"]
-    turned = [torch.from_numpy(one).permute(1, 2, 0) for one in (hidden, given["step"])]
-    read = [torch.from_numpy(given[name]).permute(1, 2, 0) for name in ("input", "output")]
-    wanted, last = mamba_selective_scan(*turned, torch.from_numpy(given["decays"]), *read, return_last_state=True)
-    whole = session.predict(given)
-    np.testing.assert_allclose(whole["outputs"], wanted.permute(2, 0, 1), rtol=1e-4, atol=1e-5)
+    session, feed = scan(), some(6) | {"state": np.zeros((BATCH, CHANNELS, SIZE), np.float32)}
+    hidden = feed["value"] / feed["step"]
+    turned = [torch.from_numpy(sequence).permute(1, 2, 0) for sequence in (hidden, feed["step"])]
+    read = [torch.from_numpy(feed[name]).permute(1, 2, 0) for name in ("input", "output")]
+    expected, last = mamba_selective_scan(*turned, torch.from_numpy(feed["decays"]), *read, return_last_state=True)
+    whole = session.predict(feed)
+    np.testing.assert_allclose(whole["outputs"], expected.permute(2, 0, 1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(whole["last"], last, rtol=1e-4, atol=1e-5)
-    parts = {name: np.split(array, [4]) for name, array in given.items() if "length" in AXES[name]}
-    first = session.predict(given | {name: pair[0] for name, pair in parts.items()})
-    second = session.predict(given | {name: pair[1] for name, pair in parts.items()} | {"state": first["last"]})
+    parts = {name: np.split(array, [4]) for name, array in feed.items() if "length" in AXES[name]}
+    first = session.predict(feed | {name: pair[0] for name, pair in parts.items()})
+    second = session.predict(feed | {name: pair[1] for name, pair in parts.items()} | {"state": first["last"]})
     np.testing.assert_allclose(np.concatenate([first["outputs"], second["outputs"]]), whole["outputs"], atol=1e-6)

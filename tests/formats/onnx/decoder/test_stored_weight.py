@@ -58,8 +58,8 @@ def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {"x": given})[0]
-    return found
+    outputs: np.ndarray = session.run(None, {"x": given})[0]
+    return outputs
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -72,8 +72,8 @@ def test_the_kernels_read_the_same_weights(bits: int, columns: int, group_size: 
     stored = store(quantized, "w")
     expected = quantized.dequantize().numpy()
     rows = np.eye(columns, dtype=np.float32)
-    found = kernel("MatMulNBits", stored, rows, K=columns, N=24, accuracy_level=1)
-    np.testing.assert_allclose(found.T, expected, rtol=1e-6, atol=1e-6)
+    actual = kernel("MatMulNBits", stored, rows, K=columns, N=24, accuracy_level=1)
+    np.testing.assert_allclose(actual.T, expected, rtol=1e-6, atol=1e-6)
     picked = np.array([[5, 0, 23]])
     looked_up = kernel("GatherBlockQuantized", stored, picked, gather_axis=0, quantize_axis=1)
     np.testing.assert_allclose(looked_up, expected[picked], rtol=1e-6, atol=1e-6)
@@ -84,8 +84,8 @@ def test_a_row_that_fills_no_block_is_padded(symmetric: bool) -> None:
     quantized = weight(8, 72, 4, 32, symmetric)
     stored = store(quantized, "w")
     assert stored.integers().shape == (8, 3, 16)
-    found = kernel("MatMulNBits", stored, np.eye(72, dtype=np.float32), K=72, N=8, accuracy_level=1)
-    np.testing.assert_allclose(found.T, quantized.dequantize().numpy(), rtol=1e-6, atol=1e-6)
+    actual = kernel("MatMulNBits", stored, np.eye(72, dtype=np.float32), K=72, N=8, accuracy_level=1)
+    np.testing.assert_allclose(actual.T, quantized.dequantize().numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_low_bits_come_first() -> None:
@@ -110,11 +110,11 @@ def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
     planes = split_planes(values, bits)
     assert sum(plane.nbytes for plane in planes) == 5 * 32 * bits // 8
     nodes = GraphBuilder()
-    given = [nodes.input(f"p{index}", ir.DataType.UINT8, plane.shape) for index, plane in enumerate(planes)]
-    nodes.output(join_planes(nodes, "w", given, bits, (5, 32)), "y", ir.DataType.UINT8, [5, 32])
+    graph_inputs = [nodes.input(f"p{index}", ir.DataType.UINT8, plane.shape) for index, plane in enumerate(planes)]
+    nodes.output(join_planes(nodes, "w", graph_inputs, bits, (5, 32)), "y", ir.DataType.UINT8, [5, 32])
     session = onnxruntime.InferenceSession(ir.to_proto(nodes.model("planes")).SerializeToString())
-    found = session.run(None, {f"p{index}": plane for index, plane in enumerate(planes)})[0]
-    np.testing.assert_array_equal(found, values)
+    actual = session.run(None, {f"p{index}": plane for index, plane in enumerate(planes)})[0]
+    np.testing.assert_array_equal(actual, values)
 
 
 def test_planes_by_hand() -> None:
@@ -128,9 +128,9 @@ def test_planes_by_hand() -> None:
 def test_stacked_rows_are_those_of_each() -> None:
     parts = [weight(rows, 64, 4, 32, False, seed) for seed, rows in enumerate((3, 5))]
     both = stack([store(part, "w") for part in parts])
-    found = kernel("MatMulNBits", both, np.eye(64, dtype=np.float32), K=64, N=8, accuracy_level=1)
+    actual = kernel("MatMulNBits", both, np.eye(64, dtype=np.float32), K=64, N=8, accuracy_level=1)
     expected = np.concatenate([part.dequantize().numpy() for part in parts])
-    np.testing.assert_allclose(found.T, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual.T, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_weights_of_other_bits_blocks_or_zero_points_do_not_join() -> None:

@@ -85,27 +85,40 @@ def error(graph: onnx.ModelProto, whole: onnx.ModelProto) -> float:
 def test_a_net_of_convolutions_is_integers_from_end_to_end(activation: str, tmp_path: Path):
     whole = network((activation,))
     graph = StaticQuantizer(whole, images(), PLAIN).quantize()
-    found = kernels(graph, tmp_path)
-    assert found["QLinearConv"] == 3 and found["QLinearAdd"] == 1 and found["QLinearGlobalAveragePool"] == 1
-    assert found["QLinearConcat"] == 1 and found["MatMulIntegerToFloat"] == 1
-    assert not found["Conv"] and not found["FusedConv"] and not found["Gemm"] and not found["DequantizeLinear"]
-    assert found["QuantizeLinear"] == 1
+    kernel_names = kernels(graph, tmp_path)
+    assert (
+        kernel_names["QLinearConv"] == 3
+        and kernel_names["QLinearAdd"] == 1
+        and kernel_names["QLinearGlobalAveragePool"] == 1
+    )
+    assert kernel_names["QLinearConcat"] == 1 and kernel_names["MatMulIntegerToFloat"] == 1
+    assert (
+        not kernel_names["Conv"]
+        and not kernel_names["FusedConv"]
+        and not kernel_names["Gemm"]
+        and not kernel_names["DequantizeLinear"]
+    )
+    assert kernel_names["QuantizeLinear"] == 1
     # Random pooled features hardly differ from image to image, so that little rounding is much of it.
     assert 0 < error(graph, whole) < 0.15
 
 
 def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: Path):
     quantizer = StaticQuantizer(network(), images(), PLAIN)
-    found = kernels(quantizer.quantize(float_layers=("depthwise", "pointwise", "classifier")), tmp_path)
-    assert found["QLinearConv"] == 1 and found["QLinearAdd"] == 0 and found["QLinearGlobalAveragePool"] == 0
-    assert found["Conv"] + found["FusedConv"] == 2
+    kernel_names = kernels(quantizer.quantize(float_layers=("depthwise", "pointwise", "classifier")), tmp_path)
+    assert (
+        kernel_names["QLinearConv"] == 1
+        and kernel_names["QLinearAdd"] == 0
+        and kernel_names["QLinearGlobalAveragePool"] == 0
+    )
+    assert kernel_names["Conv"] + kernel_names["FusedConv"] == 2
 
 
 @pytest.mark.full_range(own_kernels=True)
 def test_a_layer_that_is_kept_between_integers_is_not_rounded_by_the_runtime(tmp_path: Path):
     graph = StaticQuantizer(network(), images(2), PLAIN).quantize(float_layers=("depthwise",))
-    found = kernels(graph, tmp_path)
-    assert found["QLinearConv"] == 2 and found["Conv"] + found["FusedConv"] == 1
+    kernel_names = kernels(graph, tmp_path)
+    assert kernel_names["QLinearConv"] == 2 and kernel_names["Conv"] + kernel_names["FusedConv"] == 1
     # The same numbers as without any optimization, in which ONNX Runtime rounds such weights to one scale a tensor.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -130,11 +143,11 @@ def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
     quantizer = StaticQuantizer(whole, images(2), PLAIN)
     assert [layer.name for layer in quantizer.layers] == ["first", "last"]
     assert count_without_kernel(ir.from_proto(whole)) == {"ConvTranspose": 1}
-    made = quantizer.quantize()
-    found = kernels(made, tmp_path)
-    assert found["QLinearConv"] == 2 and found["ConvTranspose"] == 1
+    quantized = quantizer.quantize()
+    kernel_names = kernels(quantized, tmp_path)
+    assert kernel_names["QLinearConv"] == 2 and kernel_names["ConvTranspose"] == 1
     # Its weights are not dequantized in each call: what it is given is, and the last output. Nor are they rounded.
-    assert found["DequantizeLinear"] == 2
+    assert kernel_names["DequantizeLinear"] == 2
     with pytest.raises(DataError, match=r"refuses the calibration data \(x float32 \[2, 4, 5, 5\]\)"):
         StaticQuantizer(whole, [{"x": np.zeros((2, 4, 5, 5), np.float32)}], PLAIN)
 
@@ -146,7 +159,7 @@ def test_a_convolution_is_what_its_integers_say():
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
     graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(kernel, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    found = run(StaticQuantizer(model, [{"x": x}], PLAIN).quantize(), [{"x": x}])
+    actual = run(StaticQuantizer(model, [{"x": x}], PLAIN).quantize(), [{"x": x}])
     scale = (x.max() - x.min()) / 255
     zero = np.rint(-x.min() / scale)
     rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
@@ -156,7 +169,7 @@ def test_a_convolution_is_what_its_integers_say():
     exact = np.einsum("bchwij,ocij->bohw", windows, coarse)
     # The output is rounded to 255 steps as well.
     step = (exact.max() - exact.min()) / 255
-    assert np.abs(found - exact).max() < 0.75 * step
+    assert np.abs(actual - exact).max() < 0.75 * step
 
 
 def test_bias_correction_takes_the_mean_error_of_convolutions_away():
@@ -171,8 +184,8 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
 
 def test_the_graph_that_shifts_were_found_by_is_made_use_of_as_if_made_anew():
     # A product's bias is float there; those of convolutions and of the classifier are integers, in steps of their own.
-    made = StaticQuantizer(network(), images(32), Int8Options(reduce_range=False))
-    reused, anew = made.quantize(), made.quantize()
+    quantizer = StaticQuantizer(network(), images(32), Int8Options(reduce_range=False))
+    reused, anew = quantizer.quantize(), quantizer.quantize()
     assert reused.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
     plain = StaticQuantizer(network(), images(32), PLAIN).quantize()
     assert reused.SerializeToString(deterministic=True) != plain.SerializeToString(deterministic=True)
@@ -182,7 +195,7 @@ def test_the_graph_that_shifts_were_found_by_is_made_use_of_as_if_made_anew():
 def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
     # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
     whole = network()
-    residual = next(place for place, node in enumerate(whole.graph.node) if node.name == "residual")
+    residual = next(index for index, node in enumerate(whole.graph.node) if node.name == "residual")
     del whole.graph.node[residual:]
     whole.graph.node.extend(
         [

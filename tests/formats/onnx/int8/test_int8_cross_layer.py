@@ -30,12 +30,12 @@ def network(activation: str, uneven: float = 1.0, opset: int = 20) -> onnx.Model
         **{"w3": (CHANNELS, CHANNELS, 3, 3), "w4": (CHANNELS, CHANNELS // 2, 1, 1), "w5": (40, CHANNELS)},
     }
     arrays = {name: generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
-    arrays |= {f"b{place}": generator.normal(size=shapes[f"w{place}"][0]) / 2 for place in range(6)}
-    for place in (0, 2, 3):
-        arrays[f"w{place}"] *= sizes[:, None, None, None]
-        arrays[f"b{place}"] *= sizes
-    for place, shape in ((1, (-1, 1, 1, 1)), (3, (1, -1, 1, 1))):
-        arrays[f"w{place}"] = arrays[f"w{place}"] / sizes.reshape(shape)
+    arrays |= {f"b{index}": generator.normal(size=shapes[f"w{index}"][0]) / 2 for index in range(6)}
+    for index in (0, 2, 3):
+        arrays[f"w{index}"] *= sizes[:, None, None, None]
+        arrays[f"b{index}"] *= sizes
+    for index, shape in ((1, (-1, 1, 1, 1)), (3, (1, -1, 1, 1))):
+        arrays[f"w{index}"] = arrays[f"w{index}"] / sizes.reshape(shape)
     arrays["w4"].reshape(2, -1, CHANNELS // 2)[:] /= sizes.reshape(2, 1, -1)
     arrays |= {"slope": np.full((CHANNELS, 1, 1), 0.2), "low": np.array(0.0), "high": np.array(1.5)}
     extra = {"PRelu": ["slope"], "Clip": ["low", "high"]}.get(activation, [])
@@ -86,9 +86,11 @@ def test_any_factors_leave_the_float_function_as_it_is(activation: str):
     for group in groups:
         apply_factors(model, group, np.exp(generator.normal(size=group.channels)).astype(np.float32))
     changed = ir.to_proto(model)
-    before = {t.name: numpy_helper.to_array(t) for t in whole.graph.initializer}
+    original = {t.name: numpy_helper.to_array(t) for t in whole.graph.initializer}
     after = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
-    assert all(not np.allclose(before[name], after[name]) for name in ("w0", "w1", "w2", "w3", "w4", "w5", "b0", "b3"))
+    assert all(
+        not np.allclose(original[name], after[name]) for name in ("w0", "w1", "w2", "w3", "w4", "w5", "b0", "b3")
+    )
     np.testing.assert_allclose(run(changed, images(3)), run(whole, images(3)), rtol=1e-4, atol=1e-5)
 
 
@@ -104,11 +106,11 @@ def test_the_papers_factors_make_both_ranges_the_geometric_mean():
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
     first, second = (numpy_helper.to_array(array) for array in arrays)
     assert equalize(model, {}, "weights") == ["two"]
-    found = [constant(model.graph.initializers[name]) for name in ("w1", "w2")]
+    weights = [constant(model.graph.initializers[name]) for name in ("w1", "w2")]
     # Equations 9 and 11: row i of the first, column i of the second.
     mean = np.sqrt(np.abs(first).max(axis=(1, 2, 3)) * np.abs(second).max(axis=(0, 2, 3)))
-    np.testing.assert_allclose(np.abs(found[0]).max(axis=(1, 2, 3)), mean, rtol=1e-5)
-    np.testing.assert_allclose(np.abs(found[1]).max(axis=(0, 2, 3)), mean, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(weights[0]).max(axis=(1, 2, 3)), mean, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(weights[1]).max(axis=(0, 2, 3)), mean, rtol=1e-5)
 
 
 def test_a_clip_lets_only_through_what_it_does_not_cut_off():
@@ -119,11 +121,13 @@ def test_a_clip_lets_only_through_what_it_does_not_cut_off():
     changed = ir.to_proto(model)
     np.testing.assert_allclose(run(changed, feeds), run(whole, feeds), rtol=1e-4, atol=1e-5)
     again = observed(changed, feeds)
-    before, after = seen["a0"].largest, again["a0"].largest  # type: ignore[attr-defined]
-    reached = before > 1.499
+    original, after = seen["a0"].largest, again["a0"].largest  # type: ignore[attr-defined]
+    reached = original > 1.499
     assert reached.any() and not reached.all()
     assert after[reached] == pytest.approx(1.5)
-    assert (after[~reached] >= before[~reached] - 1e-5).all() and after[~reached] == pytest.approx(0.95 * 1.5, abs=1e-3)
+    assert (after[~reached] >= original[~reached] - 1e-5).all() and after[~reached] == pytest.approx(
+        0.95 * 1.5, abs=1e-3
+    )
 
 
 def test_small_channels_get_more_levels():

@@ -17,7 +17,7 @@ from compress.formats.onnx.int8 import dynamic as subject
 from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.numerics.block_quantization import quantize_blocks
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.utils.errors import StageError
 
 ROWS = 11
@@ -84,8 +84,8 @@ def test_two_look_ups_share_a_table():
     ids=["width 20", "width 8", "width 24", "along columns", "also a product"],
 )
 def test_tables_that_cannot_be_quantized_are_left_alone(model: onnx.ModelProto):
-    before = model.SerializeToString()
-    assert quantize_embeddings(model, 8) == [] and model.SerializeToString() == before
+    original = model.SerializeToString()
+    assert quantize_embeddings(model, 8) == [] and model.SerializeToString() == original
 
 
 def rows_of(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -95,8 +95,8 @@ def rows_of(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("reduce_range", [True, False])
 def test_products_have_int8_weights(per_channel: bool, reduce_range: bool):
-    made = exported()
-    quantized = quantize_products(made.graph(), per_channel, reduce_range)
+    encoder = exported()
+    quantized = quantize_products(encoder.graph(), per_channel, reduce_range)
     operators = Counter(node.op_type for node in quantized.graph.node)
     # Four matrices a layer: packed attention, its output, two of the feed-forward; then the pooler and the head.
     assert operators["QAttention"] == tiny.LAYERS and operators["MatMulInteger"] == 3 * tiny.LAYERS + 2
@@ -110,29 +110,29 @@ def test_products_have_int8_weights(per_channel: bool, reduce_range: bool):
         scale = arrays[name.replace("_quantized", "_scale")]
         assert scale.shape == ((array.shape[1],) if per_channel else ())
     floats = [array.size for array in arrays.values() if array.dtype == np.float32 and array.ndim == 2]
-    assert sorted(floats) == sorted([tiny.POSITIONS * tiny.WIDTH, made.model.module.config.vocab_size * tiny.WIDTH])
+    assert sorted(floats) == sorted([tiny.POSITIONS * tiny.WIDTH, encoder.model.module.config.vocab_size * tiny.WIDTH])
 
 
 def test_weights_stand_for_what_they_were():
-    made = exported()
-    before, after = rows_of(made.graph()), rows_of(quantize_products(made.graph(), True, False))
-    names = [name for name in before if f"{name}_quantized" in after and before[name].ndim == 2]
+    encoder = exported()
+    original, after = rows_of(encoder.graph()), rows_of(quantize_products(encoder.graph(), True, False))
+    names = [name for name in original if f"{name}_quantized" in after and original[name].ndim == 2]
     assert len(names) >= 4 * tiny.LAYERS
     for name in names:
         scales = after[f"{name}_scale"]
-        error = np.abs(after[f"{name}_quantized"] * scales - before[name])
+        error = np.abs(after[f"{name}_quantized"] * scales - original[name])
         assert (error <= scales / 2 * 1.001).all() and error.max() > 0
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.full_range
 def test_answers_stay_close(bits: int):
-    made = exported()
-    graph = made.graph()
+    encoder = exported()
+    graph = encoder.graph()
     quantized = quantize_products(graph, True, False)
     if bits < 32:
         assert len(quantize_embeddings(quantized, bits)) == 2
-    inputs = batch(8, 17, made.model.module.config.vocab_size, made.model.processor.pad_token_id)
+    inputs = batch(8, 17, encoder.model.module.config.vocab_size, encoder.model.processor.pad_token_id)
     difference = np.abs(run(quantized, **inputs) - run(graph, **inputs))
     spread = run(graph, **inputs).std(axis=0).min()
     assert 0 < difference.max() < {32: 0.3, 8: 0.3, 4: 1.5}[bits] * spread
@@ -141,8 +141,8 @@ def test_answers_stay_close(bits: int):
 
 def test_a_bias_before_a_gelu_goes_into_the_product(tmp_path: Path):
     """As ONNX Runtime's quantizer leaves it, it is added with the Gelu; the answers are the same to the last bit."""
-    made = exported()
-    graph = made.graph()
+    encoder = exported()
+    graph = encoder.graph()
     assert sum(node.op_type == "BiasGelu" for node in graph.graph.node) == 2
     quantized = quantize_products(graph, True, False)
     optimized = tmp_path / "optimized.onnx"
@@ -150,11 +150,11 @@ def test_a_bias_before_a_gelu_goes_into_the_product(tmp_path: Path):
     options.optimized_model_filepath = str(optimized)
     onnxruntime.InferenceSession(quantized.SerializeToString(), options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(optimized).graph.node
-    before = {output: node for node in nodes for output in node.output}
-    products = [before[node.input[0]] for node in nodes if node.op_type == "Gelu"]
+    producers = {output: node for node in nodes for output in node.output}
+    products = [producers[node.input[0]] for node in nodes if node.op_type == "Gelu"]
     assert [node.op_type for node in products] == ["DynamicQuantizeMatMul"] * 2
     assert ["dense.bias" in node.input[4] for node in products] == [True] * 2
-    inputs = batch(8, 17, made.model.module.config.vocab_size, made.model.processor.pad_token_id)
+    inputs = batch(8, 17, encoder.model.module.config.vocab_size, encoder.model.processor.pad_token_id)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subject, "_give_biases_to_products", lambda graph: None)
         left = quantize_products(graph, True, False)
@@ -164,9 +164,9 @@ def test_a_bias_before_a_gelu_goes_into_the_product(tmp_path: Path):
 
 def test_the_input_graph_is_not_changed_by_quantizing_products():
     graph = exported().graph()
-    before = graph.SerializeToString()
+    original = graph.SerializeToString()
     quantize_products(graph, True, False)
-    assert graph.SerializeToString() == before
+    assert graph.SerializeToString() == original
 
 
 def test_quantizing_gives_the_same_bytes_each_time():
@@ -180,5 +180,5 @@ def test_quantizing_gives_the_same_bytes_each_time():
 
 def test_a_graph_without_anything_to_quantize_is_refused():
     model = OnnxModel(lookup(20), FLOAT_GRAPH, {})
-    with pytest.raises(StageError, match="holds nothing to quantize"):
-        Quantize().run(model, tiny.context())
+    with pytest.raises(StageError, match="nothing to quantize"):
+        OnnxInt8().run(model, tiny.context())

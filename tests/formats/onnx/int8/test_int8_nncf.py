@@ -38,11 +38,11 @@ def test_answers_are_nncfs_own_and_every_product_is_an_integer_kernel(tmp_path: 
     operators = Counter(node.op_type for node in ours.graph.node)
     assert operators["QAttention"] == tiny.LAYERS and not operators["DequantizeLinear"]
 
-    kept = quantizer.layers[0].name
-    operators = Counter(node.op_type for node in quantizer.quantize(float_layers=[kept]).graph.node)
+    float_layer = quantizer.layers[0].name
+    operators = Counter(node.op_type for node in quantizer.quantize(float_layers=[float_layer]).graph.node)
     assert operators["Attention"] == 1 and operators["QAttention"] == tiny.LAYERS - 1
 
 
 def test_without_an_example_nncf_is_not_asked():
-    with pytest.raises(DataError, match="nothing to calibrate"):
+    with pytest.raises(DataError, match="no calibration data"):
         NncfQuantizer(exported().graph(), [])

@@ -35,12 +35,12 @@ def positions(
         nodes.append(helper.make_node("Identity", ["ids"], ["kept"]))
     arrays = {"table": TABLE, "counted": counted, "start": [start], "axis": [counted.ndim - 1], "step": [step]}
     words = helper.make_tensor_value_info("words", TensorProto.FLOAT, ["batch", "length", WIDTH])
-    given = [
+    graph_inputs = [
         numpy_helper.from_array(np.asarray(array, None if name == "table" else np.int64), name)
         for name, array in arrays.items()
     ]
-    known = [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [*[1] * (counted.ndim - 1), "rows", WIDTH])]
-    graph = helper.make_graph(nodes, "positions", [words], outputs, given, value_info=known)
+    recorded = [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [*[1] * (counted.ndim - 1), "rows", WIDTH])]
+    graph = helper.make_graph(nodes, "positions", [words], outputs, graph_inputs, value_info=recorded)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -61,7 +61,7 @@ def test_rows_come_back_within_half_a_step_of_their_column(counted: np.ndarray) 
     error = np.abs(run(model) - expected)
     step = np.abs(TABLE).max(axis=0) / 127
     assert (error <= step * 0.501 + 1e-5).all() and (error.max(axis=(0, 1))[:3] > step[:3] / 4).all()
-    stored = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     assert not model.graph.value_info, "a shape that was recorded no longer holds"
     assert stored["table_quantized"].dtype == np.int8 and "counted" not in stored and "table" not in stored
 
@@ -78,5 +78,5 @@ def test_rows_come_back_within_half_a_step_of_their_column(counted: np.ndarray) 
     ids=["not from 0", "every other", "backwards", "not added", "ids are read too"],
 )
 def test_other_look_ups_are_left_alone(model: onnx.ModelProto) -> None:
-    before = model.SerializeToString()
-    assert quantize_rows_in_order(model) == [] and model.SerializeToString() == before
+    original = model.SerializeToString()
+    assert quantize_rows_in_order(model) == [] and model.SerializeToString() == original

@@ -54,7 +54,7 @@ def run(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> np.ndarra
 @pytest.mark.full_range
 def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None:
     graph, feeds = network(), smooth_images(32, 1)
-    made = {
+    graphs = {
         rounding: StaticQuantizer(
             graph, feeds, Int8Options(weight_rounding=rounding, reduce_range=reduce_range, bias_correction=False)
         ).quantize()
@@ -62,11 +62,11 @@ def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None
     }
     others = smooth_images(16, 2)
     exact = run(graph, others)
-    error = {name: float(np.square(run(model, others) - exact).mean()) for name, model in made.items()}
+    error = {name: float(np.square(run(model, others) - exact).mean()) for name, model in graphs.items()}
     assert error["feedback"] < 0.7 * error["nearest"]
     parts = {
         name: {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        for name, model in made.items()
+        for name, model in graphs.items()
     }
     changed = [name for name, array in parts["nearest"].items() if not np.array_equal(array, parts["feedback"][name])]
     assert changed and all(name.endswith("_quantized") for name in changed)

@@ -109,14 +109,18 @@ def test_seven_bit_weights_where_the_processor_needs_them():
 @pytest.mark.full_range
 def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
     graph = encoder().quantize()
-    found = kernels(graph, tmp_path)
+    kernel_names = kernels(graph, tmp_path)
     # Per layer packed attention, its output and the two of the feed-forward; then the pooler. The head is too small.
-    assert found["QAttention"] == tiny.LAYERS
+    assert kernel_names["QAttention"] == tiny.LAYERS
     weights = sum(
         constant(node.inputs[1]) is not None for node in ir.from_proto(graph).graph if "Integer" in node.op_type
     )
-    assert found["MatMulIntegerToFloat"] == weights >= 2
-    assert not found["DequantizeLinear"] and not found["Attention"] and not found["DynamicQuantizeLinear"]
+    assert kernel_names["MatMulIntegerToFloat"] == weights >= 2
+    assert (
+        not kernel_names["DequantizeLinear"]
+        and not kernel_names["Attention"]
+        and not kernel_names["DynamicQuantizeLinear"]
+    )
     assert 0 < error(graph) < 0.2
 
 
@@ -160,9 +164,9 @@ def test_layers_that_are_kept_are_as_they_were():
     np.testing.assert_allclose(run(whole, **batch), run(exported().graph(), **batch), atol=1e-5)
     operators = Counter(node.op_type for node in whole.graph.node)
     assert operators["Attention"] == tiny.LAYERS and not operators["QuantizeLinear"]
-    one = quantizer.quantize(float_layers=names[1:])
-    assert sum("Integer" in node.op_type or node.op_type == "QAttention" for node in one.graph.node) == 1
-    assert error(one) < error(quantizer.quantize())
+    single = quantizer.quantize(float_layers=names[1:])
+    assert sum("Integer" in node.op_type or node.op_type == "QAttention" for node in single.graph.node) == 1
+    assert error(single) < error(quantizer.quantize())
 
 
 def test_attention_taken_apart_and_put_together_is_the_same():
@@ -190,8 +194,8 @@ def test_bias_correction_takes_the_mean_error_away():
 
 
 def test_an_encoder_is_rounded_once_for_its_shifts_and_for_what_ships():
-    made = encoder(Int8Options(reduce_range=False))
-    reused, anew = made.quantize(), made.quantize()
+    quantizer = encoder(Int8Options(reduce_range=False))
+    reused, anew = quantizer.quantize(), quantizer.quantize()
     assert reused.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
 
 
@@ -235,9 +239,9 @@ def test_what_cannot_be_quantized_is_refused():
     once = StaticQuantizer(product(weight), [{"x": x}], PLAIN).quantize()
     with pytest.raises(StageError, match="quantized already"):
         StaticQuantizer(once, [{"x": x}], PLAIN)
-    with pytest.raises(StageError, match="holds nothing to quantize"):
+    with pytest.raises(StageError, match="nothing to quantize"):
         StaticQuantizer(product(weight[:, :2]), [{"x": x}], PLAIN)
-    with pytest.raises(DataError, match="nothing to calibrate"):
+    with pytest.raises(DataError, match="no calibration data"):
         StaticQuantizer(product(weight), [], PLAIN)
     with pytest.raises(DataError, match="lacks the input 'x'"):
         StaticQuantizer(product(weight), [{"z": x}], PLAIN)

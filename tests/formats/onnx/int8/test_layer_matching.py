@@ -16,19 +16,19 @@ def graph(products: list[tuple[str, str, np.ndarray]]) -> ir.Model:
     """`MatMul` of a value's name with weights [inputs, outputs], giving the value named."""
     value = helper.make_tensor_value_info
     nodes = [
-        helper.make_node("MatMul", [given, f"w{i}"], [gives], gives) for i, (given, gives, _) in enumerate(products)
+        helper.make_node("MatMul", [source, f"w{i}"], [gives], gives) for i, (source, gives, _) in enumerate(products)
     ]
     stored = [numpy_helper.from_array(np.ascontiguousarray(w), f"w{i}") for i, (_, _, w) in enumerate(products)]
     inputs = [value(name, TensorProto.FLOAT, None) for name in ("x", "z")]
     outputs = [value(gives, TensorProto.FLOAT, None) for _, gives, _ in products]
-    made = helper.make_graph(nodes, "g", inputs, outputs, stored)
-    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    proto = helper.make_graph(nodes, "g", inputs, outputs, stored)
+    return ir.from_proto(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
 
 
 def test_layers_side_by_side_are_found_in_their_order() -> None:
     model = graph([("x", "packed", np.concatenate([KEY, QUERY]).T), ("x", "other", OUT.T)])
     places = match_layers(model, {"query": QUERY, "key": KEY, "out": OUT})
-    assert [(place.node, place.layers, place.reads) for place in places] == [
+    assert [(match.node, match.layers, match.reads) for match in places] == [
         ("packed", ("key", "query"), "x"),
         ("other", ("out",), "x"),
     ]
@@ -58,10 +58,10 @@ def test_a_layer_that_follows_a_convolution_in_one_place_only_has_a_grid_of_its_
         LayerMatch("b again", ("b",), False, "z"),
         LayerMatch("c", ("c",), False, "a relu", "a"),
     ]
-    found = grids(places)
-    assert found.inputs["c"] == found.outputs["a"]
-    assert found.inputs["b"] != found.outputs["a"]
-    assert found.limits == {found.outputs["a"]: (0.0, np.inf)}
+    shared = grids(places)
+    assert shared.inputs["c"] == shared.outputs["a"]
+    assert shared.inputs["b"] != shared.outputs["a"]
+    assert shared.limits == {shared.outputs["a"]: (0.0, np.inf)}
 
 
 def test_a_convolution_in_two_places_is_limited_where_both_are() -> None:

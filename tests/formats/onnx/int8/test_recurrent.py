@@ -17,12 +17,12 @@ from compress.formats.onnx.int8.observers import open_session
 @pytest.mark.full_range
 def test_an_lstm_answers_in_integers_as_torch_does_and_takes_less(in_pieces: bool) -> None:
     graph, module = recurrent(in_pieces)
-    made, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
-    assert count == 1 and made.ByteSize() < 0.45 * graph.ByteSize()
+    quantized, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
+    assert count == 1 and quantized.ByteSize() < 0.45 * graph.ByteSize()
     sound = np.random.default_rng(0).normal(size=(12, 1, WIDTH)).astype(np.float32)
-    (found,) = open_session(made).run(None, {"x": sound})
+    (actual,) = open_session(quantized).run(None, {"x": sound})
     expected = np.asarray(module(torch.from_numpy(sound))[0].detach())[:, None]
-    error = np.sqrt(np.square(found - expected).mean()) / expected.std()
+    error = np.sqrt(np.square(actual - expected).mean()) / expected.std()
     assert 0 < error < 0.02
 
 
@@ -37,7 +37,7 @@ def test_operators_of_a_set_that_the_graph_does_not_name() -> None:
     graph.graph.node.append(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft"))
     graph.graph.output[0].name = "z"
     assert all(entry.domain != "com.microsoft" for entry in graph.opset_import)
-    made, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
+    quantized, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
     sound = np.random.default_rng(0).normal(size=(12, 1, WIDTH)).astype(np.float32)
-    (expected,), (found,) = (open_session(one).run(None, {"x": sound}) for one in (graph, made))
-    assert count == 1 and np.sqrt(np.square(found - expected).mean()) < 0.02 * expected.std()
+    (expected,), (actual,) = (open_session(opened).run(None, {"x": sound}) for opened in (graph, quantized))
+    assert count == 1 and np.sqrt(np.square(actual - expected).mean()) < 0.02 * expected.std()

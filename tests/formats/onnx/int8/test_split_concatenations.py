@@ -48,17 +48,17 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
 
 def run(graph: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     session = open_session(graph)
-    names = [one.name for one in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
 def exact(feed: dict[str, np.ndarray], weight: np.ndarray = WEIGHT, **options: int) -> np.ndarray:
     """torch's own convolution of the concatenation, in 64 bits."""
     joined = torch.cat([torch.from_numpy(feed[name]).double() for name in ("below", "kept")], dim=1)
-    made = torch.nn.functional.conv2d(
+    result = torch.nn.functional.conv2d(
         joined, torch.from_numpy(weight).double(), torch.from_numpy(BIAS).double(), **options
     )
-    return np.asarray(made.numpy())
+    return np.asarray(result.numpy())
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(1, 1, 0), (3, 2, 1)])
@@ -69,10 +69,10 @@ def test_the_sum_of_the_parts_is_the_convolution(size: int, stride: int, padding
     assert split_concatenations(model, [feed]) == ["shortcut"]
     graph = ir.to_proto(model)
     assert [node.name for node in graph.graph.node if node.op_type == "Conv"] == ["shortcut/part_0", "shortcut/part_1"]
-    found = run(graph, feed)
-    wanted = exact(feed, weight, stride=stride, padding=padding)
-    np.testing.assert_allclose(found["out"], wanted, atol=2e-5 * np.abs(wanted).max())
-    np.testing.assert_allclose(found["mean"][:, : CHANNELS[0], 0, 0], feed["below"].mean(axis=(2, 3)), atol=1e-3)
+    actual = run(graph, feed)
+    expected = exact(feed, weight, stride=stride, padding=padding)
+    np.testing.assert_allclose(actual["out"], expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(actual["mean"][:, : CHANNELS[0], 0, 0], feed["below"].mean(axis=(2, 3)), atol=1e-3)
 
 
 def rounded(values: np.ndarray, step: np.ndarray | float) -> np.ndarray:
@@ -84,8 +84,8 @@ def by_hand(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     total = BIAS.astype(np.float64)
     for values, weight in parts:
         columns = np.abs(weight).max(axis=0) / 127
-        made = rounded(values, np.ptp(values) / 255) @ rounded(weight, columns)
-        total = total + rounded(made, np.ptp(made) / 255)
+        product = rounded(values, np.ptp(values) / 255) @ rounded(weight, columns)
+        total = total + rounded(product, np.ptp(product) / 255)
     return total
 
 
@@ -93,7 +93,7 @@ def by_hand(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 def test_each_part_has_the_rounding_of_its_own_range() -> None:
     """Against the same rounding done by hand: with one scale each, the parts lose what the other's range takes."""
     examples = feeds(1)
-    wanted = exact(examples[0]).transpose(0, 2, 3, 1).reshape(-1, 8)
+    exact_output = exact(examples[0]).transpose(0, 2, 3, 1).reshape(-1, 8)
     values = [array.transpose(0, 2, 3, 1).reshape(-1, array.shape[1]) for array in examples[0].values()]
     columns = np.split(WEIGHT[:, :, 0, 0].T.astype(np.float64), CHANNELS[:1])
     expected = {
@@ -103,11 +103,11 @@ def test_each_part_has_the_rounding_of_its_own_range() -> None:
     errors = {}
     for split in (False, True):
         options = {"method": "static", "reduce_range": False, "bias_correction": False, "split_concatenations": split}
-        made = StaticQuantizer(skip_graph(), examples, Int8Options.model_validate(options))
-        assert made.split == (["shortcut"] if split else [])
-        found = run(made.quantize(), examples[0])["out"].transpose(0, 2, 3, 1).reshape(-1, 8)
-        errors[split] = np.sqrt(np.square(found - wanted).mean())
-        assert errors[split] == pytest.approx(np.sqrt(np.square(expected[split] - wanted).mean()), rel=0.1)
+        quantizer = StaticQuantizer(skip_graph(), examples, Int8Options.model_validate(options))
+        assert quantizer.split == (["shortcut"] if split else [])
+        actual = run(quantizer.quantize(), examples[0])["out"].transpose(0, 2, 3, 1).reshape(-1, 8)
+        errors[split] = np.sqrt(np.square(actual - exact_output).mean())
+        assert errors[split] == pytest.approx(np.sqrt(np.square(expected[split] - exact_output).mean()), rel=0.1)
     assert errors[True] < 0.1 * errors[False]
 
 
@@ -115,6 +115,6 @@ def test_each_part_has_the_rounding_of_its_own_range() -> None:
 def test_what_reads_no_channels_of_one_part_alone_is_left(changed: dict[str, int]) -> None:
     weight = WEIGHT[:, : WEIGHT.shape[1] // changed.get("groups", 1)]
     model = ir.from_proto(skip_graph(weight, **changed))
-    before = [node.op_type for node in model.graph]
+    original = [node.op_type for node in model.graph]
     assert split_concatenations(model, feeds(1)) == []
-    assert [node.op_type for node in model.graph] == before
+    assert [node.op_type for node in model.graph] == original

@@ -47,9 +47,9 @@ def session(exact: Path) -> OnnxGenaiSession:
 
 
 def opened(folder: Path) -> OnnxGenaiSession:
-    found = get_runtime("onnxruntime-genai").open(folder, TARGET, 1)
-    assert isinstance(found, OnnxGenaiSession)
-    return found
+    session = get_runtime("onnxruntime-genai").open(folder, TARGET, 1)
+    assert isinstance(session, OnnxGenaiSession)
+    return session
 
 
 def ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
@@ -58,11 +58,11 @@ def ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
 
 def test_logits_of_every_place_are_those_of_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
     tokens = ids(3, 70)
-    found = session.predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
-    assert found.shape == (3, 70, VOCABULARY) and found.dtype == np.float32
-    np.testing.assert_allclose(found, logits_of(by_transformers(source), tokens), atol=1e-4)
+    logits = session.predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
+    assert logits.shape == (3, 70, VOCABULARY) and logits.dtype == np.float32
+    np.testing.assert_allclose(logits, logits_of(by_transformers(source), tokens), atol=1e-4)
     # A text knows nothing of the one before.
-    np.testing.assert_array_equal(session.predict({"input_ids": tokens[1:2]})["logits"][0], found[1])
+    np.testing.assert_array_equal(session.predict({"input_ids": tokens[1:2]})["logits"][0], logits[1])
 
 
 def test_few_bit_logits_are_those_of_onnx_runtime_itself(source: Checkpoint, tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyon
         expected = module.generate(
             torch.tensor([start]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=2
         )[0, len(start) :].tolist()
-        found = [decoder.prefill(start)]
-        while len(found) < 24:
-            found.append(decoder.step(found[-1]))
-        assert found == expected
+        generated = [decoder.prefill(start)]
+        while len(generated) < 24:
+            generated.append(decoder.step(generated[-1]))
+        assert generated == expected
     assert decoder.cached and decoder.vocabulary == VOCABULARY
     # The token that ends a text is read like any other.
     whole = torch.tensor([[*prompt[:7], 2, 9]])
@@ -109,7 +109,7 @@ def test_batches_that_it_cannot_take_are_refused(session: OnnxGenaiSession) -> N
         session.predict({"tokens": tokens})
     with pytest.raises(InputError, match=r"shape \[8\]"):
         session.predict({"input_ids": tokens[0]})
-    with pytest.raises(InputError, match=f"{POSITIONS + 1} tokens is longer than the model can place"):
+    with pytest.raises(InputError, match=f"{POSITIONS + 1} tokens exceeds the model's context length"):
         session.decoder().prefill([5] * (POSITIONS + 1))
     # The longest that can be placed is read.
     assert session.predict({"input_ids": ids(1, POSITIONS)})["logits"].shape[1] == POSITIONS

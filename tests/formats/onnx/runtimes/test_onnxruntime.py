@@ -115,9 +115,9 @@ def _with_other_shapes(model: onnx.ModelProto, path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said", "hint"),
     [
-        (_without_weights, "weights lie in another file, and that is missing: .*weights.data", "copy the folder"),
+        (_without_weights, "external weights are missing: .*weights.data", "copy the folder"),
         (_of_tomorrow, "newer operator set", "older `opset`"),
-        (_with_an_operator_of_its_own, "operator that is not known here: MyMatMul", "custom operators"),
+        (_with_an_operator_of_its_own, "unknown operator: MyMatMul", "custom operators"),
         (_with_other_shapes, "shapes contradict each other", "export the model again"),
     ],
 )

@@ -59,8 +59,8 @@ def test_the_shapes_are_those_of_the_run(source: Path, tmp_path: Path) -> None:
     session = ProfiledSession(path, threads=1)
     session.session.predict(batch)
     graph = ir.load(path).graph
-    found = shapes_of(graph, read_profile(session.end())[0], types(batch))
-    assert found == shapes_by_running(path, batch)
+    shapes = shapes_of(graph, read_profile(session.end())[0], types(batch))
+    assert shapes == shapes_by_running(path, batch)
 
 
 def test_a_branch_is_part_of_the_node_around_it(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
 def test_a_tensor_of_an_unknown_type_leaves_its_node_unknown(tmp_path: Path) -> None:
     kinds = {"a#0": [{"float": [2]}, {"Int4x2": [3]}], "b#1": [{"float16": [2]}], "inner": [{"float": [1]}]}
     events = [
-        {"cat": "Node", "name": f"{name}_kernel_time", "dur": 5, "args": {"output_type_shape": made}}
-        for name, made in kinds.items()
+        {"cat": "Node", "name": f"{name}_kernel_time", "dur": 5, "args": {"output_type_shape": outputs}}
+        for name, outputs in kinds.items()
     ]
     events.append({"cat": "Session", "name": "model_run", "dur": 20, "args": {}})
     (tmp_path / "notes.json").write_text(json.dumps(events))

@@ -48,8 +48,8 @@ def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
 
 
 def answers(path: Path, batch: dict[str, np.ndarray], target: str = "cpu") -> np.ndarray:
-    place = TARGETS[target]
-    return get_runtime(place.runtime).open(path, place, 1).predict(batch)["logits"]
+    resolved = TARGETS[target]
+    return get_runtime(resolved.runtime).open(path, resolved, 1).predict(batch)["logits"]
 
 
 @pytest.mark.slow
@@ -78,11 +78,11 @@ def test_calls_are_timed_by_the_clock_over_there(web: Any) -> None:
     web.hold([SHORT, LONG])
     web.time([0, 1] * 5)
     began = time.perf_counter()
-    found = web.time([0, 1] * 10)
+    latencies = web.time([0, 1] * 10)
     elapsed_ms = 1e3 * (time.perf_counter() - began)
-    assert 0 < sum(found) < elapsed_ms
+    assert 0 < sum(latencies) < elapsed_ms
     # 300 times the tokens.
-    assert 5 * np.median(found[::2]) < np.median(found[1::2])
+    assert 5 * np.median(latencies[::2]) < np.median(latencies[1::2])
     waits = web.arrivals([0] * 3, [0, 50, 50])
     assert max(waits) < 50 and min(waits) > 0
     # Two that come at once: the second waits for the first.
@@ -90,7 +90,7 @@ def test_calls_are_timed_by_the_clock_over_there(web: Any) -> None:
     assert second > 1.3 * first
     if web.settings["cross_origin_isolated"] is not None:
         # An isolated page's clock has steps of 5 microseconds, any other's of 100.
-        steps = np.array(found) / 0.005
+        steps = np.array(latencies) / 0.005
         np.testing.assert_allclose(steps, steps.round(), atol=0.01)
         assert any(round(step) % 20 for step in steps)
 
@@ -99,24 +99,24 @@ def test_calls_are_timed_by_the_clock_over_there(web: Any) -> None:
 def test_what_its_start_took_is_told(web: Any, folder: Path) -> None:
     files = fetch(PACKAGES, cache_root(), SilentProgress())
     size, runtime = model_file(folder).stat().st_size, (files / WASM).stat().st_size
-    told = web.start_up
-    assert size < told["model_transfer_bytes"] < size + 1000
+    start_up = web.start_up
+    assert size < start_up["model_transfer_bytes"] < size + 1000
     if web.settings["cross_origin_isolated"] is not None:
         runtime += (files / SCRIPT).stat().st_size
         assert web.settings["cross_origin_isolated"] is True
         assert web.settings["intra_op_threads"] == 2
     else:
         assert web.settings["intra_op_threads"] == 1
-    assert runtime < told["transfer_bytes"] - told["model_transfer_bytes"] < runtime + 30_000
-    assert min(told[name] for name in ("runtime_download_ms", "runtime_compile_ms", "model_download_ms")) > 0
+    assert runtime < start_up["transfer_bytes"] - start_up["model_transfer_bytes"] < runtime + 30_000
+    assert min(start_up[name] for name in ("runtime_download_ms", "runtime_compile_ms", "model_download_ms")) > 0
     assert web.session_load_ms > 0
     # The runtime's code alone has 14 MB; the process ran, so it took some of the processor.
     assert 14_000_000 < web.runtime_bytes <= web.peak_bytes()
-    before = web.cpu_seconds()
+    earlier = web.cpu_seconds()
     web.hold([LONG])
     took_ms = sum(web.time([0] * 5))
     # On a machine full of other work only a part of the time is the model's.
-    assert web.cpu_seconds() - before > 0.02e-3 * took_ms
+    assert web.cpu_seconds() - earlier > 0.02e-3 * took_ms
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_graphs_in_other_files_open_too(folder: Path, tmp_path: Path) -> None:
     for path in (apart, converted):
         np.testing.assert_allclose(answers(path, SHORT, "node"), answers(folder, SHORT), atol=1e-5)
     broken.write_bytes(model_file(folder).read_bytes()[:1000])
-    with pytest.raises(ModelError, match="the file holds none, or is cut off"):
+    with pytest.raises(ModelError, match="the file contains no graph or is truncated"):
         answers(broken, SHORT, "node")
 
 
@@ -213,7 +213,7 @@ def test_the_renderer_is_found_beside_a_process_that_has_just_ended() -> None:
         ended, _, larger, plain = map(int, parent.stdout.readline().split())
         assert psutil.Process(ended).status() == psutil.STATUS_ZOMBIE
         assert javascript.largest_renderer(psutil.Process(parent.pid)).pid == larger
-        with pytest.raises(StageError, match="no process of a page"):
+        with pytest.raises(StageError, match="no renderer process"):
             javascript.largest_renderer(psutil.Process(plain))
         parent.communicate()
 

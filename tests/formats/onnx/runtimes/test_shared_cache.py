@@ -22,10 +22,10 @@ def open_decoder(path: Path) -> Decoder:
 
 
 def tokens(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
-    found = [decoder.prefill(prompt)]
-    while len(found) < count:
-        found.append(decoder.step(found[-1]))
-    return found
+    generated = [decoder.prefill(prompt)]
+    while len(generated) < count:
+        generated.append(decoder.step(generated[-1]))
+    return generated
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "quantized"])
@@ -37,11 +37,11 @@ def test_the_same_tokens_as_with_a_cache_that_is_passed_on(name: str, tmp_path: 
     onnx.save_model(model.graph, shared)
     del model.graph.metadata_props[:]
     onnx.save_model(model.graph, plain)
-    one, other = open_decoder(shared), open_decoder(plain)
-    assert one._shared is not None
+    in_place, other = open_decoder(shared), open_decoder(plain)
+    assert in_place._shared is not None
     assert other._shared is None
     for prompt, count in (([7, 40, 3], 12), ([9], 3), ([(index * 37) % 150 + 3 for index in range(240)], 15)):
-        assert tokens(one, prompt, count) == tokens(other, prompt, count)
+        assert tokens(in_place, prompt, count) == tokens(other, prompt, count)
 
 
 def test_a_buffer_grows_and_keeps_what_it_held(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_a_buffer_grows_and_keeps_what_it_held(tmp_path: Path) -> None:
     assert cache is not None
     ids = random_ids(1, 270)
     expected, _ = Graph(model.graph).run(ids)
-    for seen, total in ((0, 250), *((place, place + 1) for place in range(250, 270))):
+    for seen, total in ((0, 250), *((position, position + 1) for position in range(250, 270))):
         feed = {"input_ids": ids[:, seen:total], "attention_mask": np.ones((1, total), np.int64)}
-        found = cache.predict(feed, seen, total)
-        np.testing.assert_allclose(found, expected[:, seen:total], atol=2e-4, rtol=1e-4)
+        actual = cache.predict(feed, seen, total)
+        np.testing.assert_allclose(actual, expected[:, seen:total], atol=2e-4, rtol=1e-4)
 
 
 def test_what_fails_is_said_with_the_file(tmp_path: Path) -> None:

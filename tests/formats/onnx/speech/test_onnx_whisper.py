@@ -53,13 +53,13 @@ def test_graphs_equal_torch_in_one_go_and_token_by_token(folder: Path, model: On
     logits = []
     for step, tokens in enumerate((TOKENS[:, :3], *(TOKENS[:, at : at + 1] for at in range(3, 7)))):
         feed = {"input_ids": tokens, "encoder_hidden_states": hidden, "use_cache_branch": np.array([step > 0]), **past}
-        found = dict(zip(outputs, decoder.run(None, feed), strict=True))
-        logits.append(found["logits"])
+        results = dict(zip(outputs, decoder.run(None, feed), strict=True))
+        logits.append(results["logits"])
         for name in past:
             if step == 0 or ".decoder." in name:
-                past[name] = found[name.replace("past_key_values", "present")]
+                past[name] = results[name.replace("past_key_values", "present")]
             else:
-                assert found[name.replace("past_key_values", "present")].size == 0
+                assert results[name.replace("past_key_values", "present")].size == 0
     difference = np.abs(np.concatenate(logits, axis=1) - expected.logits.numpy()).max()
     assert difference < 1e-4, difference
     assert expected.logits.std() > 0.1, "the model tells tokens apart"

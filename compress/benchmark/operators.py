@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from compress.benchmark.machine import last_level_cache_bytes, memory_buffer_bytes
 from compress.benchmark.noise import judge_noise, load_average
-from compress.benchmark.profile import MachineLimits, Profile, ProfileRow, total
+from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRow, total
 from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledProcess, run_interleaved
 from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.formats.onnx.costs import GraphCost, NodeCost, count_graph
@@ -136,7 +136,7 @@ def profile_operators(
     progress: Progress,
     seed: int,
     timeout_seconds: float = 600.0,
-) -> Profile:
+) -> OperatorProfile:
     """Profile ``artifact`` on ``calls`` for about ``seconds``, at least `FEWEST_PASSES` times each.
 
     A decoder keeps its keys and values as it does in generation.
@@ -188,7 +188,7 @@ class _Session:
     buffer: int = field(default_factory=memory_buffer_bytes)
     rates: dict[str, list[float]] = field(default_factory=dict)
 
-    def profile(self, artifact: Path, target: Target) -> Profile:
+    def profile(self, artifact: Path, target: Target) -> OperatorProfile:
         """Open the model, warm up, run passes with and without profiling alternately, and return the profile."""
         cores = spread_cores(self.threads)
         load = load_average()
@@ -202,7 +202,7 @@ class _Session:
         noise = judge_noise(
             usage, {"the artifact": np.median(unprofiled / np.median(unprofiled, axis=0), axis=1)}, load
         )
-        return Profile(
+        return OperatorProfile(
             artifact=str(artifact),
             target=target.name,
             threads=self.threads,

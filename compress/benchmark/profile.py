@@ -67,7 +67,7 @@ class ProfileRow(FrozenAliased):
         return self.fp32_operations + self.int8_operations
 
     @property
-    def moved_bytes(self) -> float:
+    def transferred_bytes(self) -> float:
         """Return the bytes that are read and written."""
         return self.weight_bytes + self.activation_bytes
 
@@ -99,12 +99,12 @@ class ProfileRow(FrozenAliased):
     @property
     def bytes_per_s(self) -> float:
         """Return the bytes/s that were reached."""
-        return 1e3 * self.moved_bytes / self.counted_ms if self.counted_ms > 0 else 0.0
+        return 1e3 * self.transferred_bytes / self.counted_ms if self.counted_ms > 0 else 0.0
 
     @property
     def intensity(self) -> float | None:
         """Return the operations for each byte moved, or None if nothing is moved."""
-        return self.operations / self.moved_bytes if self.moved_bytes else None
+        return self.operations / self.transferred_bytes if self.transferred_bytes else None
 
     @property
     def bottleneck(self) -> Bottleneck | None:
@@ -123,7 +123,7 @@ class ProfileRow(FrozenAliased):
         return {**self.model_dump(mode="json"), **derived}
 
 
-class Profile(FrozenAliased):
+class OperatorProfile(FrozenAliased):
     """Profile of one artifact. ``whole.time_ms`` is measured without profiling, ``rows`` with it."""
 
     schema_version: int = Field(SCHEMA, alias="schema")

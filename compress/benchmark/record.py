@@ -10,7 +10,7 @@ import numpy as np
 
 from compress.benchmark.noise import Usage
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import Rounds, WarmUp, is_undisturbed
+from compress.benchmark.rounds import TimedRounds, WarmUp, is_undisturbed
 from compress.formats.target_profile import Target
 
 
@@ -52,7 +52,7 @@ class TimingRecord:
     states whether a model keeps keys and values of earlier tokens, and ``vocabulary`` is its vocabulary size.
     """
 
-    timings: dict[str, Rounds] = field(default_factory=dict)
+    timings: dict[str, TimedRounds] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     vocabulary: dict[str, int] = field(default_factory=dict)
     server_ms: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class TimingRecord:
     launches: int = 0
 
     def undisturbed(self) -> TimingRecord:
-        """Return the record without rounds in which other work slowed the machine; see `Rounds.undisturbed`."""
+        """Return the record without rounds in which other work slowed the machine; see `TimedRounds.undisturbed`."""
         timings = {name: rounds.undisturbed() for name, rounds in self.timings.items()}
         slowed = any(timings[name] is not rounds for name, rounds in self.timings.items())
         return replace(

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from compress.benchmark.noise import Usage, frequency_mhz
 from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.reference_timing import SINGLE_THREADED, ReferenceTimes
-from compress.benchmark.rounds import ProductTimer, Rounds, WarmUp, round_order
+from compress.benchmark.rounds import ProductTimer, TimedRounds, WarmUp, round_order
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 from compress.numerics.statistics import geometric_interval
@@ -120,7 +120,7 @@ class TimingSession:
         self._workload, self._conditions, self._baseline = workload, conditions, conditions.baseline
         self._names = list(workload.artifacts)
         self._longest = 0.0
-        self.record = TimingRecord({name: Rounds() for name in workload.plan.timings})
+        self.record = TimingRecord({name: TimedRounds() for name in workload.plan.timings})
         self._timing = workload.plan.timer(conditions, self.record)
 
     def __iter__(self) -> Iterator[int]:
@@ -162,7 +162,7 @@ class TimingSession:
         intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
         return max(interval.high / interval.value - 1 for interval in intervals)
 
-    def _decisive(self, record: TimingRecord) -> list[Rounds]:
+    def _decisive(self, record: TimingRecord) -> list[TimedRounds]:
         return [record.timings[name] for name in self._workload.plan.deciding_timings]
 
     def _is_enough(self) -> bool:

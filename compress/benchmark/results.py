@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.benchmark.record import TimingRecord
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import Rounds
+from compress.benchmark.rounds import TimedRounds
 from compress.benchmark.scenarios import length_buckets
 from compress.benchmark.workloads.calls import BATCHED, SINGLE
 from compress.numerics.statistics import geometric_interval, median_interval, nested_quantile_intervals, t_interval
@@ -75,7 +75,7 @@ class MeasurementWriter:
             ),
         ]
 
-    def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
+    def single(self, rounds: TimedRounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
         """Return latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
         rows = self.times(
             rounds.by_launch(timed_as), {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
@@ -85,7 +85,7 @@ class MeasurementWriter:
             return rows
         return rows + [row for bucket in buckets for row in self._bucket(rounds, timed_as, lengths, *bucket)]
 
-    def real_time_factor(self, rounds: Rounds, timed_as: str, seconds: np.ndarray) -> Measurement:
+    def real_time_factor(self, rounds: TimedRounds, timed_as: str, seconds: np.ndarray) -> Measurement:
         """Return the seconds of computing for each second of recording; a sample is a launch's factor."""
         computed, recorded = (np.zeros(rounds.launches[-1] + 1) for _ in range(2))
         for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
@@ -95,7 +95,7 @@ class MeasurementWriter:
         interval = t_interval(factors) if len(factors) >= _FEWEST_LAUNCHES else None
         return self.row("real_time_factor", float(computed.sum() / recorded.sum()), "", interval, factors)
 
-    def batched(self, rounds: Rounds, timed_as: str, batch_size: int) -> list[Measurement]:
+    def batched(self, rounds: TimedRounds, timed_as: str, batch_size: int) -> list[Measurement]:
         """Return the latency of a batch, and the examples per second of each round."""
         latencies = rounds.latencies_ms(timed_as)
         throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
@@ -104,7 +104,7 @@ class MeasurementWriter:
             self.medians("throughput", "examples/s", throughput),
         ]
 
-    def speedup(self, metric: str, rounds: Rounds, timed_as: str, baseline: str) -> Measurement:
+    def speedup(self, metric: str, rounds: TimedRounds, timed_as: str, baseline: str) -> Measurement:
         """Return the ratio of the baseline's time to the model's: geometric mean over launches, with its t interval.
 
         Args:
@@ -121,7 +121,7 @@ class MeasurementWriter:
         value, low, high = geometric_interval(ratios)
         return self.row(metric, value, "x", (low, high), ratios)
 
-    def consumption(self, rounds: Rounds, timed_as: str) -> list[Measurement]:
+    def consumption(self, rounds: TimedRounds, timed_as: str) -> list[Measurement]:
         """Return the processor time of a call at batch 1, waiting threads included, and its energy if counted."""
         rounds_of_model = rounds.times[timed_as]
         rows = [
@@ -148,7 +148,9 @@ class MeasurementWriter:
             self.medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
         ]
 
-    def _bucket(self, rounds: Rounds, timed_as: str, lengths: np.ndarray, low: int, high: int) -> list[Measurement]:
+    def _bucket(
+        self, rounds: TimedRounds, timed_as: str, lengths: np.ndarray, low: int, high: int
+    ) -> list[Measurement]:
         """Return the latency of examples of these lengths, or nothing if time was over before any of them was timed.
 
         Args:

@@ -77,7 +77,7 @@ _FEWEST_LEFT, _LEAST_SHARE, _FEWEST_LAUNCHES = 12, 0.1, 3
 
 
 @dataclass
-class Rounds:
+class TimedRounds:
     """Times of all rounds. In round r, ``calls[r]`` are the batches and ``times[model][r]`` their times.
 
     ``launches[r]`` numbers the set of processes that ran the round. Each launch starts fresh processes, because the
@@ -105,7 +105,7 @@ class Rounds:
         self.launches.append(launch)
         self.product_ms.append(product_ms)
 
-    def undisturbed(self) -> Rounds:
+    def undisturbed(self) -> TimedRounds:
         """Return the rounds during which no other work slowed the machine.
 
         On a shared machine, other work can halve the speed of a core. It doesn't slow all models alike: integer
@@ -122,7 +122,7 @@ class Rounds:
         few = launches < min(_FEWEST_LAUNCHES, len(set(self.launches)))
         if len(usable) == len(product_ms) or len(usable) < max(_FEWEST_LEFT, _LEAST_SHARE * len(product_ms)) or few:
             return self
-        return Rounds(
+        return TimedRounds(
             [self.calls[r] for r in usable],
             [self.launches[r] for r in usable],
             {model: [times[r] for r in usable] for model, times in self.times.items()},
@@ -206,7 +206,7 @@ def is_undisturbed(times_ms: np.ndarray) -> np.ndarray:
     return np.asarray(times_ms <= _SLOWED * np.quantile(times_ms, _USUAL))
 
 
-def slowed_rounds_note(whole: Rounds, counted: Rounds, of: str = "") -> str | None:
+def slowed_rounds_note(whole: TimedRounds, counted: TimedRounds, of: str = "") -> str | None:
     """Return a note on the rounds that don't count, or None if all count.
 
     Args:
@@ -272,7 +272,7 @@ def interleave(
     schedule: Iterable[Sequence[int]],
     launch: int,
     seconds: float,
-    rounds: Rounds,
+    rounds: TimedRounds,
     pulse: ProductTimer,
 ) -> Iterator[None]:
     """Add rounds of one launch, at least one, and yield after each until ``seconds`` are over.

@@ -42,16 +42,16 @@ import numpy as np
 from compress.benchmark.energy import EnergyMeter, find_meter
 from compress.benchmark.reference_timing import ReferenceKernels
 from compress.benchmark.rpc import Reply, serve
-from compress.benchmark.workloads.image_sampling import (
+from compress.formats.runtimes import get_runtime
+from compress.formats.target_profile import Target
+from compress.models.remote_code import allow
+from compress.plugins.diffusion.worker_timing import (
     combined_start_up,
     external_sessions,
     load_sampling_loop,
     preemptions,
     time_image,
 )
-from compress.formats.runtimes import get_runtime
-from compress.formats.target_profile import Target
-from compress.models.remote_code import allow
 from compress.runtimes.decoder import GreedyDecoder, WritesItself, open_decoder
 from compress.runtimes.runtime import Batch, Session, TimesItself
 from compress.utils.errors import StageError

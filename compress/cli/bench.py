@@ -86,7 +86,7 @@ def bench(
 
 
 def _measure(measure: Measure, hosts: Mapping[str, BenchmarkHost], json_: bool) -> None:
-    """Measure on the given hosts, or on this machine if there are none, and print the results."""
+    """Measure on the given hosts, or on this machine without any, and print the results."""
     from compress.benchmark.host import LOCAL_HOST
     from compress.cli.bench_hosts import bench_on_hosts
     from compress.cli.console_progress import ConsoleProgress
@@ -100,36 +100,56 @@ def _measure(measure: Measure, hosts: Mapping[str, BenchmarkHost], json_: bool) 
 def _bench_on_data(
     artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: dict[str, Any]
 ) -> Measure:
-    """Time on the test split that a recipe names, with its settings but for those ``changed``."""
+    """Return a function that times on the test split of a recipe.
+
+    Args:
+        artifact: Artifact that is timed.
+        baseline: Artifact to compare with.
+        recipe: Recipe with task and data. Default: the one beside the model.
+        target: Name of the target.
+        changed: Benchmark settings that replace the recipe's.
+    """
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.targets import find_target
 
-    found = find_artifact(artifact, recipe)
-    other = find_artifact(baseline, recipe) if baseline else None
-    place = find_target(target)
-    refuse_idle(found.task.capabilities, changed)
-    for one in filter(None, (found, other)):
-        check_opens(one.folder, place)
+    subject = find_artifact(artifact, recipe)
+    reference = find_artifact(baseline, recipe) if baseline else None
+    found_target = find_target(target)
+    refuse_idle(subject.task.capabilities, changed)
+    for loaded in filter(None, (subject, reference)):
+        check_opens(loaded.folder, found_target)
     from compress.formats.silence import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 
     quiet_libraries()
     progress = ConsoleProgress()
-    settings = found.recipe.benchmark.model_copy(update=changed)
-    folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
-    examples = {label: found.examples(progress, folder) for label, folder in folders.items()}
+    settings = subject.recipe.benchmark.model_copy(update=changed)
+    folders = (
+        {"artifact": subject.folder}
+        if reference is None
+        else {"baseline": reference.folder, "artifact": subject.folder}
+    )
+    examples = {label: subject.examples(progress, folder) for label, folder in folders.items()}
 
     def measure(where: BenchmarkHost, shown: Progress) -> BenchmarkResult:
         return time_artifacts(
-            found.task, folders, examples, place, settings, next(iter(folders)), shown, found.recipe.seed, host=where
+            subject.task,
+            folders,
+            examples,
+            found_target,
+            settings,
+            next(iter(folders)),
+            shown,
+            subject.recipe.seed,
+            host=where,
         )
 
     return measure
 
 
 def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
-    """Raise `InputError` for options of pictures where none are drawn."""
+    """Raise `InputError` for options of image generation with another kind of model."""
     from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
 
@@ -143,13 +163,13 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_values(result: BenchmarkResult) -> dict[str, Any]:
-    """A result as plain values."""
+    """Return a result as plain values."""
     measured = [row.model_dump() for row in result.measurements]
     return {"measurements": measured, "notes": result.notes, "environment": result.environment}
 
 
 def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
-    """Print a result, its notes to standard error, each after ``where`` it is from."""
+    """Print a result, and its notes to standard error, each after the prefix ``where``."""
     if json_:
         typer.echo(json.dumps(as_values(result)))
         return

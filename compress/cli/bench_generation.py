@@ -1,4 +1,4 @@
-"""`compress bench ARTIFACT --context N`: text generation, for which no recipe is needed."""
+"""`compress bench ARTIFACT --context N`: text generation, which needs no recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compress.utils.progress import Progress
 
 
 def refuse_together(context: list[int] | None, **options: object) -> None:
-    """Raise `InputError` for options that were given and mean nothing beside ``--context``, or without it."""
+    """Raise `InputError` for options that have no effect with ``--context``, or without it."""
     idle = ("recipe", "batch_size", "rate", "steps", "size") if context else ("tokens", "text")
     given = [f"--{name.replace('_', '-')}" for name in idle if options[name] is not None]
     if given and context:
@@ -39,29 +39,39 @@ def refuse_together(context: list[int] | None, **options: object) -> None:
 def generation_bench(
     artifact: Path, baseline: Path | None, text: Path | None, target: str, settings: Benchmark
 ) -> Measure:
-    """What times one artifact, or two in turns, at a place. Raises what `encode_text` raises."""
-    place = find_target(target)
+    """Return a function that times one artifact, or two interleaved, on a host. Raises the errors of `encode_text`.
+
+    Args:
+        artifact: Artifact that is timed.
+        baseline: Artifact to compare with.
+        text: File whose text is the prompt, or None for random tokens.
+        target: Name of the target.
+        settings: Benchmark settings.
+    """
+    found_target = find_target(target)
     quiet_libraries()
-    named = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
-    folders = {label: generating_artifact(path) for label, path in named.items()}
-    other_targets = targets_of_other_formats(folders, place)
+    artifacts = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
+    folders = {label: generating_artifact(path) for label, path in artifacts.items()}
+    other_targets = targets_of_other_formats(folders, found_target)
     longest = max(settings.contexts)
     texts = {} if text is None else {label: encode_text(folder, text, longest) for label, folder in folders.items()}
     progress = ConsoleProgress()
     for label, other in other_targets.items():
-        progress.note(f"{label} is {other.format.upper()}, which {place.name} does not open; it runs on {other.name}")
+        progress.note(
+            f"{label} is {other.format.upper()}, which {found_target.name} does not open; it runs on {other.name}"
+        )
     reference = next(iter(folders))
 
     def measure(where: BenchmarkHost, shown: Progress) -> BenchmarkResult:
         return measure_generation(
-            folders, texts, place, settings, reference, shown, seed=0, other_targets=other_targets, host=where
+            folders, texts, found_target, settings, reference, shown, seed=0, other_targets=other_targets, host=where
         )
 
     return measure
 
 
 def targets_of_other_formats(folders: Mapping[str, Path], target: Target) -> dict[str, Target]:
-    """For each artifact that ``target`` cannot open, the first target that can."""
+    """Return the first target that can open the artifact, for each artifact that ``target`` cannot open."""
     formats = {label: format_of(folder) for label, folder in folders.items()}
     return {
         label: next(other for other in TARGETS.values() if other.format == form)

@@ -1,4 +1,4 @@
-"""`compress compare A B`: what changed, and whether it matters; `compress gate RUN`: may this replace what is there?"""
+"""`compress compare A B`: changes and whether they matter; `compress gate RUN`: pass or fail by a policy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Side:
-    """A report with where it lies; ``folder`` is None for a baseline's file, beside which nothing is."""
+class ReportFile:
+    """Report with its path. ``folder`` is None for a baseline file, beside which there are no other files."""
 
     report: Report
     path: Path
@@ -79,16 +79,16 @@ def compare(
 
         show(comparison_view(compare_now(baseline, candidate, rules, recipe, target, threads, budget), view))
         return
-    before = _find_side(baseline)
-    after = _find_side(candidate) if candidate else before
+    baseline_file = _find_side(baseline)
+    candidate_file = _find_side(candidate) if candidate else baseline_file
     comparison = compare_reports(
-        before.report,
-        after.report,
+        baseline_file.report,
+        candidate_file.report,
         rules,
-        names=(before.name, after.name),
+        names=(baseline_file.name, candidate_file.name),
         baseline_model=None if candidate else BASELINE,
         across_hosts=across_hosts,
-        folders=(before.folder, after.folder),
+        folders=(baseline_file.folder, candidate_file.folder),
     )
     show(comparison_view(comparison, view))
 
@@ -124,20 +124,20 @@ def gate(
 
     if why is not None and not update:
         raise InputError("--why says why a baseline is replaced.", hint="give --update with it, or leave it out")
-    found = _find_side(run)
-    rules, source = find_policy(policy, found.folder)
+    run_file = _find_side(run)
+    rules, source = find_policy(policy, run_file.folder)
     rules = rules if model is None else rules.model_copy(update={"model": model})
     if update:
-        _update(found, baseline, rules, why, json_)
+        _update(run_file, baseline, rules, why, json_)
         return
     typer.echo(f"policy: {source}", err=True)
-    result = _judged(found, _find_side(baseline), rules, across_hosts)
+    result = _judged(run_file, _find_side(baseline), rules, across_hosts)
     show(gate_view(result, "json" if json_ else format))
     if result.failed:
         raise typer.Exit(1)
 
 
-def _judged(run: Side, baseline: Side, rules: Policy, across_hosts: bool) -> GateResult:
+def _judged(run: ReportFile, baseline: ReportFile, rules: Policy, across_hosts: bool) -> GateResult:
     from compress.report.compare.gate import judge_comparison as judge
     from compress.report.compare.reports import compare_reports
 
@@ -152,8 +152,19 @@ def _judged(run: Side, baseline: Side, rules: Policy, across_hosts: bool) -> Gat
     return judge(comparison, rules)
 
 
-def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool) -> None:
-    """Write the run as the baseline at ``path``. Raises `InputError` where the bar would come down unexplained."""
+def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json: bool) -> None:
+    """Write the run as the baseline at ``path``.
+
+    Args:
+        run: Report of the run.
+        path: File that is written.
+        rules: Policy of the gate.
+        why: Reason that the file keeps.
+        as_json: Whether the result is printed as JSON.
+
+    Raises:
+        InputError: The baseline would demand less, and no reason is given.
+    """
     import json
 
     from compress.report.compare.baseline import current_origin, lowered_metrics, write_baseline
@@ -166,29 +177,31 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
             where=str(path),
             expected="a file such as baselines/my-recipe.json; a run's own report is never changed",
         )
-    before = _find_side(path) if path.exists() else None
-    less = lowered_metrics(_judged(run, before, rules, across_hosts=True).comparison, rules) if before else ()
-    if less and not (why or "").strip():
-        lines = "\n".join(f"  {change_sentence(change)}" for change in less)
+    previous = _find_side(path) if path.exists() else None
+    lowered = lowered_metrics(_judged(run, previous, rules, across_hosts=True).comparison, rules) if previous else ()
+    if lowered and not (why or "").strip():
+        lines = "\n".join(f"  {change_sentence(change)}" for change in lowered)
         raise InputError(
             f"The new baseline would lower the bar:\n{lines}",
             where=str(path),
             expected="a reason that is kept in the file",
             hint='if it is meant, say so: --update --why "..."',
         )
-    made = current_origin((why or "").strip() or ("raises the bar, or keeps it" if before else "the first baseline"))
-    write_baseline(run.report, path, made, rules.model)
+    origin = current_origin(
+        (why or "").strip() or ("raises the bar, or keeps it" if previous else "the first baseline")
+    )
+    write_baseline(run.report, path, origin, rules.model)
     if as_json:
-        typer.echo(json.dumps({"baseline": str(path), **made.model_dump(), "lowered": [c.metric for c in less]}))
+        typer.echo(json.dumps({"baseline": str(path), **origin.model_dump(), "lowered": [c.metric for c in lowered]}))
     else:
-        typer.echo(f"{path}: {run.name} ({rules.model}), by {made.who}: {made.why}")
+        typer.echo(f"{path}: {run.name} ({rules.model}), by {origin.who}: {origin.why}")
 
 
-def _find_side(given: Path) -> Side:
-    """The report of a run's folder, a file, or a recipe's latest run. Raises `InputError`."""
+def _find_side(given: Path) -> ReportFile:
+    """Return the report of a run's folder, a file, or a recipe's latest run. Raises `InputError`."""
     from compress.report.compare.baseline import load_baseline
     from compress.report.run_folder import find_report
 
     path = find_report(given)
     folder = path.resolve().parent
-    return Side(load_baseline(path), path, str(given), folder if (folder / RECIPE).is_file() else None)
+    return ReportFile(load_baseline(path), path, str(given), folder if (folder / RECIPE).is_file() else None)

@@ -46,9 +46,9 @@ def profile(
     from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
 
-    found = find_artifact(artifact, recipe)
-    place = find_target(target)
-    check_opens(found.folder, place)
+    subject = find_artifact(artifact, recipe)
+    found_target = find_target(target)
+    check_opens(subject.folder, found_target)
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise InputError(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
@@ -56,19 +56,19 @@ def profile(
     from compress.benchmark.operators import profile_operators, refuse_other_devices
     from compress.formats.silence import quiet_libraries
 
-    refuse_other_devices(place)
+    refuse_other_devices(found_target)
     quiet_libraries()
     progress = ConsoleProgress()
-    benchmark, seed = found.recipe.benchmark, found.recipe.seed
-    draws = GENERATES_IMAGES in found.task.capabilities
-    if part is not None and not draws:
-        raise InputError(f"--part means nothing for {found.task.name}.", expected="a model that draws pictures")
-    if draws:
+    benchmark, seed = subject.recipe.benchmark, subject.recipe.seed
+    generates_images = GENERATES_IMAGES in subject.task.capabilities
+    if part is not None and not generates_images:
+        raise InputError(f"--part means nothing for {subject.task.name}.", expected="a model that draws pictures")
+    if generates_images:
         idle: dict[str, object] = {"--batch-size": batch_size, "--phase": phase, "--context": context}
-        folder, calls = _part_calls(found, place, part, idle, progress)
+        folder, calls = _part_calls(subject, found_target, part, idle, progress)
     else:
-        folder, calls = found.folder, _calls(found, batch_size, phase, context, progress)
-    result = profile_operators(folder, calls, place, threads or benchmark.threads, seconds, progress, seed)
+        folder, calls = subject.folder, _calls(subject, batch_size, phase, context, progress)
+    result = profile_operators(folder, calls, found_target, threads or benchmark.threads, seconds, progress, seed)
     if html is not None:
         from compress.report.profile_views import profile_page
 
@@ -93,12 +93,23 @@ def profile(
 def _part_calls(
     found: Artifact, place: Target, part: str | None, idle: dict[str, object], progress: Progress
 ) -> tuple[Path, ProfiledCalls]:
-    """The folder of a part, and what it is given while the first test prompt is drawn. Raises `InputError`."""
+    """Return the folder of a component, and its inputs during the generation of an image for the first test prompt.
+
+    Args:
+        found: Artifact.
+        place: Target that runs it.
+        part: Name of the component.
+        idle: Options of other kinds of models.
+        progress: Progress display.
+
+    Raises:
+        InputError: The component doesn't exist, or an option is for another kind of model.
+    """
     from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls
     from compress.formats.runtimes import get_runtime
-    from compress.models.diffusion_checks import UNET
-    from compress.runtimes.picture_session import PictureSession
-    from compress.stages.diffusion.calibration import evenly, watch
+    from compress.models.pipeline_folder import UNET
+    from compress.plugins.diffusion.calibration import evenly, watch
+    from compress.plugins.diffusion.session import PictureSession
     from compress.utils.errors import InputError
 
     given = [name for name, value in idle.items() if value is not None]
@@ -117,13 +128,24 @@ def _part_calls(
 def _calls(
     found: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
 ) -> ProfiledCalls:
-    """What is called, from the test split; raises `InputError` for options of the other kind of task."""
+    """Return the profiled calls from the test split.
+
+    Args:
+        found: Artifact.
+        batch_size: Examples in a batch.
+        phase: Phase of text generation.
+        context: Tokens of the prompt of text generation.
+        progress: Progress display.
+
+    Raises:
+        InputError: An option is for another kind of task.
+    """
     from compress.benchmark.profiled_calls import MAX_CALLS, batch_calls, text_calls
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES
     from compress.utils.errors import InputError
 
-    asked, generates = found.recipe, GENERATES in found.task.capabilities
+    recipe, generates = found.recipe, GENERATES in found.task.capabilities
     idle = {"--batch-size": batch_size} if generates else {"--phase": phase, "--context": context}
     given = [name for name, value in idle.items() if value is not None]
     if given:
@@ -131,6 +153,6 @@ def _calls(
         raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected=expected)
     examples = found.examples(progress)
     if not generates:
-        return batch_calls(examples, batch_size or 1, asked.seed)
-    length = context or min(asked.benchmark.contexts)
+        return batch_calls(examples, batch_size or 1, recipe.seed)
+    length = context or min(recipe.benchmark.contexts)
     return text_calls(beginning(examples, MAX_CALLS * (length + 1)), phase or "token", length)

@@ -1,4 +1,4 @@
-"""Measuring two models now for a comparison."""
+"""Measurement of two models now for a comparison."""
 
 from __future__ import annotations
 
@@ -34,28 +34,43 @@ def compare_now(
     threads: int | None,
     budget_seconds: float | None,
 ) -> Comparison:
-    """Evaluate and time both in one session, and compare them.
+    """Evaluate and time two models in one session, and compare them.
 
-    Times are sampled until their ratio is known within half of what the policy calls a change, or time is up.
+    Times are sampled until their ratio is known within half of the policy's margin, or time is up.
+
+    Args:
+        baseline: Baseline's artifact.
+        candidate: Candidate's artifact.
+        policy: Margins and confidences.
+        recipe: Recipe with task and data. Default: the one beside the candidate.
+        target: Name of the target.
+        threads: Threads of the runtime.
+        budget_seconds: Time for timing.
+
+    Raises:
+        InputError: There is no candidate.
     """
     if candidate is None:
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
-    before, after = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
-    place = find_target(target)
+    baseline_artifact, candidate_artifact = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
+    found_target = find_target(target)
 
     quiet_libraries()
-    progress, artifacts = ConsoleProgress(), {BASELINE: before.folder, FINAL: after.folder}
-    writes, contexts = GENERATES in after.task.capabilities, after.recipe.benchmark.contexts
-    metric = f"time_per_output_token_ms_context_{min(contexts)}" if writes else "latency_ms"
+    progress, artifacts = ConsoleProgress(), {BASELINE: baseline_artifact.folder, FINAL: candidate_artifact.folder}
+    generates_text, contexts = (
+        GENERATES in candidate_artifact.task.capabilities,
+        candidate_artifact.recipe.benchmark.contexts,
+    )
+    metric = f"time_per_output_token_ms_context_{min(contexts)}" if generates_text else "latency_ms"
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
-        runner = after.runner(folder, progress, threads=threads, budget_seconds=budget_seconds)
-        sharp, sure = _precision(policy, metric), policy.time_confidence
-        session = TargetSession(runner, Profile(place), artifacts, precision=sharp, confidence=sure)
+        runner = candidate_artifact.runner(folder, progress, threads=threads, budget_seconds=budget_seconds)
+        precision, confidence = _precision(policy, metric), policy.time_confidence
+        session = TargetSession(runner, Profile(found_target), artifacts, precision=precision, confidence=confidence)
         report = _measured(session, folder)
-        found_at = with_absolute_paths(after.recipe, after.recipe_folder)
-        (folder / RECIPE).write_text(dump_recipe(found_at), encoding="utf-8")
-        found = compare_reports(
+        resolved_recipe = with_absolute_paths(candidate_artifact.recipe, candidate_artifact.recipe_folder)
+        (folder / RECIPE).write_text(dump_recipe(resolved_recipe), encoding="utf-8")
+        comparison = compare_reports(
             report,
             report,
             policy.model_copy(update={"model": FINAL}),
@@ -63,11 +78,11 @@ def compare_now(
             baseline_model=BASELINE,
             folders=(folder, folder),
         )
-    return found.model_copy(update={"how": "side by side", "notes": (*found.notes, *report.notes)})
+    return comparison.model_copy(update={"how": "side by side", "notes": (*comparison.notes, *report.notes)})
 
 
 def _measured(session: TargetSession, folder: Path) -> Report:
-    """One report of both models, whose answers go into ``folder``."""
+    """Return one report of both models, and write their answers into ``folder``."""
     runner, started, findings = session.runner, datetime.now(UTC).astimezone(), Findings()
     measure_answers(findings, session)
     if findings.answers:
@@ -80,7 +95,7 @@ def _measured(session: TargetSession, folder: Path) -> Report:
 
 
 def _precision(policy: Policy, metric: str) -> float:
-    """Half of what the policy calls a change of a time."""
+    """Return half of the policy's margin for a time."""
     rule = policy.rule(metric)
     margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
     return (margin or 0.0) / 2

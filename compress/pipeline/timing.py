@@ -10,9 +10,9 @@ import numpy as np
 
 from compress.benchmark.generation import measure_generation
 from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
-from compress.benchmark.image_generation import measure_image_generation
 from compress.benchmark.session import PRECISION, BenchmarkResult, measure_side_by_side
 from compress.formats.target_profile import Target
+from compress.models.image_generation import image_generation_hook
 from compress.recipe.recipe import Benchmark
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES
 from compress.tasks.task import Examples, Task
@@ -48,11 +48,13 @@ def time_artifacts(
         host: This machine, or a device.
 
     Raises:
-        CompressError: As `measure_side_by_side`, `measure_image_generation` or `measure_generation`.
+        CompressError: As `measure_side_by_side`, the hook `time_artifacts` or `measure_generation`.
     """
     shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "host": host}
     if GENERATES_IMAGES in task.capabilities:
-        return measure_image_generation(artifacts, examples, target, settings, baseline, progress, seed, **shared)
+        time_images = image_generation_hook("time_artifacts")
+        result: BenchmarkResult = time_images(artifacts, examples, target, settings, baseline, progress, seed, **shared)
+        return result
     if GENERATES not in task.capabilities:
         return measure_side_by_side(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     longest = max(settings.contexts)

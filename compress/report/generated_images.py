@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from compress.numerics.sampling_drift import PARTED
+from compress.plugins.diffusion.sampling_drift import PARTED
 from compress.report.plot import SMALL, Plot, Scale, element, line, nice_ticks, scale_around, text
 from compress.results.report import DriftRecord, PictureRecord, Report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.benchmark.profile import MachineLimits, Profile, ProfileRow
+from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRow
 from compress.results.formatting import format_bytes, format_number
 
 _BINDS = {"compute": "arithmetic", "memory": "memory", "overhead": "overhead", None: "not counted"}
@@ -22,7 +22,7 @@ def time_text(milliseconds: float) -> str:
     return f"{format_number(milliseconds)} ms" if milliseconds >= 1 else f"{format_number(milliseconds * 1e3)} µs"
 
 
-def interval_text(profile: Profile) -> str:
+def interval_text(profile: OperatorProfile) -> str:
     """Return the interval of the time of a call."""
     return f"{format_number(profile.low_ms)}\u2013{format_number(profile.high_ms)} ms"
 
@@ -56,12 +56,12 @@ def bottleneck_text(row: ProfileRow) -> str:
     return _BINDS[row.bottleneck]
 
 
-def verdict_text(profile: Profile) -> str:
+def verdict_text(profile: OperatorProfile) -> str:
     """Return the limit that binds the whole model, and its meaning."""
     return _SENTENCES[profile.whole.bottleneck]
 
 
-def call_text(profile: Profile) -> str:
+def call_text(profile: OperatorProfile) -> str:
     """Return the kind of call: `a token after 128`, `a prompt of 128 tokens`, `batches of 1`."""
     match profile.phase:
         case "token":
@@ -96,7 +96,7 @@ def limit_facts(limits: MachineLimits) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def method_notes(profile: Profile) -> list[str]:
+def method_notes(profile: OperatorProfile) -> list[str]:
     """Return notes on how the profile was measured, followed by its own notes."""
     notes = [
         f"{_calls_text(profile)}, {profile.passes} passes each without and with profiling, {profile.threads} threads.",
@@ -112,13 +112,13 @@ def method_notes(profile: Profile) -> list[str]:
     if above_limit:
         names = ", ".join(above_limit[:3]) + (", ..." if len(above_limit) > 3 else "")
         notes.append(
-            f"{len(above_limit)} operators are faster than the limit, because their bytes lie in a nearer cache or this "
-            f"machine was slower when its limits were measured: {names}."
+            f"{len(above_limit)} operators are faster than the limit, because their bytes lie in a nearer cache or "
+            f"this machine was slower when its limits were measured: {names}."
         )
     return [*notes, *profile.notes]
 
 
-def _calls_text(profile: Profile) -> str:
+def _calls_text(profile: OperatorProfile) -> str:
     """Return the kind and number of calls in a pass."""
     if profile.phase == "token":
         return f"{profile.calls} tokens, one after the other, behind a prompt of {profile.context}"

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.benchmark.profile import MachineLimits, Profile, ProfileRow
+from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRow
 from compress.report import profile_formatting as words
 from compress.report import rows
 from compress.report.pages import render
@@ -26,7 +26,7 @@ _BAR = 5
 _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not counted": "red"}
 
 
-def console_profile(profile: Profile) -> RenderableType:
+def console_profile(profile: OperatorProfile) -> RenderableType:
     """Return tables with bars, without the notes."""
     return Group(
         _whole(profile),
@@ -35,7 +35,7 @@ def console_profile(profile: Profile) -> RenderableType:
     )
 
 
-def _whole(profile: Profile) -> RenderableType:
+def _whole(profile: OperatorProfile) -> RenderableType:
     whole = profile.whole
     phase = "" if profile.phase == "batch" else f", {words.call_text(profile)}"
     title = Text(f"{profile.artifact} on {profile.target}{phase}", overflow="fold")
@@ -82,7 +82,7 @@ def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:
     return table
 
 
-def profile_page(profile: Profile) -> str:
+def profile_page(profile: OperatorProfile) -> str:
     """Return the HTML page. Every text of the profile is escaped."""
     name = artifact_name(profile)
     return render(
@@ -97,7 +97,7 @@ def profile_page(profile: Profile) -> str:
     )
 
 
-def artifact_name(profile: Profile) -> str:
+def artifact_name(profile: OperatorProfile) -> str:
     """Return `quickstart/2026-11-25T15-03-48` for the model folder of a run, else the last part of the path."""
     parts = [part for part in PurePath(profile.artifact).parts if part != "/"]
     return "/".join(parts[-3:-1]) if len(parts) > 2 and parts[-1] == "model" else (parts or ["artifact"])[-1]
@@ -118,7 +118,7 @@ class Roofline(NamedTuple):
     end: tuple[float, float]
 
 
-def roofline_chart(profile: Profile) -> str | None:
+def roofline_chart(profile: OperatorProfile) -> str | None:
     """Return an SVG chart on logarithmic axes, or None if no operator does arithmetic."""
     rows = [row for row in profile.rows if _drawn(row)]
     if not rows:
@@ -230,7 +230,7 @@ def _name(plot: Plot, roof: Roofline) -> None:
     plot.add(element("text", attributes, roof.label))
 
 
-def _longest(profile: Profile, rows: Sequence[ProfileRow]) -> list[tuple[str, ProfileRow]]:
+def _longest(profile: OperatorProfile, rows: Sequence[ProfileRow]) -> list[tuple[str, ProfileRow]]:
     """Return the operator types that take longest, each with its longest node."""
     longest = []
     for group in profile.by_operator()[:_LABELLED]:

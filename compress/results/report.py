@@ -229,7 +229,7 @@ class AnswerRecord(FrozenRecord):
 
 
 class LostToken(FrozenRecord):
-    """A token of test text behind ``before``, and how likely the baseline and the final model find it there."""
+    """Token whose probability fell from the baseline to the final model."""
 
     target: str
     before: str
@@ -239,10 +239,10 @@ class LostToken(FrozenRecord):
 
 
 class PictureRecord(FrozenRecord):
-    """What one model drew for a prompt of the test rows from the noise of a seed, as a PNG file in Base64.
+    """Image that one model generated for a prompt of the test rows and a seed, as a PNG file in Base64.
 
-    ``difference`` shows the same picture less the baseline's, red where it is lighter and blue where it is darker;
-    ``levels`` is the mean absolute difference of the levels of 8 bits. The baseline has neither.
+    ``difference`` shows the image less the baseline's, red where it is lighter and blue where it is darker. ``levels``
+    is the mean absolute difference of the 8-bit levels. The baseline has neither.
     """
 
     model: str
@@ -255,10 +255,11 @@ class PictureRecord(FrozenRecord):
 
 
 class DriftRecord(FrozenRecord):
-    """How far what a model's denoiser is given is from the baseline's at each timestep, from the same noise.
+    """Distance of a model's denoiser inputs to the baseline's at each timestep, from the same noise.
 
-    ``typical``, ``low`` and ``high`` are the median and the quartiles over pictures, of the root mean square over the
-    baseline's own. ``parted`` is the timestep from which the median stays above a tenth; -1 is the finished latents.
+    ``typical``, ``low`` and ``high`` are the median and the quartiles over images, of the root mean square relative to
+    the baseline's own. ``parted`` is the timestep from which the median stays above a tenth; -1 stands for the finished
+    latents.
     """
 
     model: str
@@ -272,7 +273,7 @@ class DriftRecord(FrozenRecord):
 
 
 class LicenceRecord(FrozenRecord):
-    """The licence of something that a run reads or that runs its files, as that says."""
+    """Licence of a source of the run or of a runtime, as its files state it."""
 
     of: str = Field(description="`model`, or `student`, `adapter`, `data`, `test data` or `runtime` and a name")
     name: str = Field(description="what the recipe calls it, a path without its folders; or the distribution's name")

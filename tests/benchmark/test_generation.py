@@ -16,7 +16,7 @@ from scipy import stats
 from compress.benchmark.generation import generation_rows, measure_generation, speedup_rows
 from compress.benchmark.record import TimingRecord
 from compress.benchmark.results import MeasurementWriter
-from compress.benchmark.rounds import GenerationTimes, Rounds
+from compress.benchmark.rounds import GenerationTimes, TimedRounds
 from compress.benchmark.session import BenchmarkResult
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.benchmark.workloads.text_generation import add_text_round, random_tokens
@@ -98,7 +98,7 @@ print(*sorted(tops - set(sys.stdlib_module_names)))
 
 def recorded() -> TimingRecord:
     """Two launches of a round each, at a context of 100 tokens and two tokens after the first."""
-    record = TimingRecord({"context_100": Rounds(), "steps_100": Rounds()})
+    record = TimingRecord({"context_100": TimedRounds(), "steps_100": TimedRounds()})
 
     def generation(first_ms: float, *steps_ms: float) -> GenerationTimes:
         return GenerationTimes(first_ms, list(steps_ms), [False] * 3, [1, 2, 3], True, 50)

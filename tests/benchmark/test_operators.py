@@ -9,7 +9,7 @@ from onnx_graphs import make_examples, write_classifier
 
 from compress.benchmark import operators, profile_worker
 from compress.benchmark.operators import profile_operators
-from compress.benchmark.profile import Profile
+from compress.benchmark.profile import OperatorProfile
 from compress.benchmark.profiled_calls import batch_calls
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
@@ -23,7 +23,7 @@ CPU = TARGETS["cpu"]
 WIDTH, LAYERS = 256, 3
 
 
-def profiled(artifact: Path, examples: Examples, batch_size: int = 1, **changes: Any) -> Profile:
+def profiled(artifact: Path, examples: Examples, batch_size: int = 1, **changes: Any) -> OperatorProfile:
     settings = {"target": CPU, "threads": 1, "seconds": 0.1, "seed": 0, **changes}
     return profile_operators(artifact, batch_calls(examples, batch_size, 0), progress=SilentProgress(), **settings)
 
@@ -34,14 +34,14 @@ def examples() -> Examples:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> Profile:
+def found(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> OperatorProfile:
     """Products that take most of the time of a call."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "_LIMITS_EVERY", 5)
         return profiled(write_classifier(tmp_path_factory.mktemp("model") / "m", WIDTH, LAYERS), examples)
 
 
-def test_the_calls_spread_over_the_lengths_of_the_data(found: Profile, examples: Examples) -> None:
+def test_the_calls_spread_over_the_lengths_of_the_data(found: OperatorProfile, examples: Examples) -> None:
     lengths = examples.lengths()
     assert len(found.lengths) == found.calls == 16
     assert found.lengths == tuple(sorted(found.lengths))
@@ -50,7 +50,7 @@ def test_the_calls_spread_over_the_lengths_of_the_data(found: Profile, examples:
     assert {len(calls) for calls in found.raw["unprofiled_ms"]} == {16}
 
 
-def test_the_work_is_that_of_the_lengths(found: Profile) -> None:
+def test_the_work_is_that_of_the_lengths(found: OperatorProfile) -> None:
     """Each token costs three square products; a call one more of 256 by 2."""
     tokens = float(np.mean(found.lengths))
     products = [row for row in found.rows if row.operators == ("MatMul",)]
@@ -62,7 +62,7 @@ def test_the_work_is_that_of_the_lengths(found: Profile) -> None:
     assert lookup.weight_bytes == pytest.approx(4 * WIDTH * tokens)
 
 
-def test_operators_take_the_better_part_of_a_call(found: Profile) -> None:
+def test_operators_take_the_better_part_of_a_call(found: OperatorProfile) -> None:
     """Bounds wide enough for a busy machine: what lies outside is a mistake of unit or of attribution."""
     assert 0.1 * found.whole.time_ms < found.operators_ms < 10 * found.whole.time_ms
     assert found.operators_ms <= found.profiled_ms
@@ -72,7 +72,7 @@ def test_operators_take_the_better_part_of_a_call(found: Profile) -> None:
     assert found.whole.time_ms == pytest.approx(np.median(found.raw["unprofiled_ms"], axis=0).mean())
 
 
-def test_the_limits_are_the_best_samples(found: Profile) -> None:
+def test_the_limits_are_the_best_samples(found: OperatorProfile) -> None:
     limits = found.limits
     for name in ("fp32_per_s", "int8_per_s", "memory_bytes_per_s", "working_set_bytes_per_s"):
         assert getattr(limits, name) == max(limits.raw[name]) > 0

@@ -11,7 +11,7 @@ from decoder_graphs import TinyDecoder
 from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.benchmark.operators import profile_operators
-from compress.benchmark.profile import Profile, ProfileRow
+from compress.benchmark.profile import OperatorProfile, ProfileRow
 from compress.benchmark.profiled_calls import ProfiledCalls, text_calls
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.onnx.model import find_graph
@@ -37,11 +37,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "made"
 
 
-def profiled(artifact: Path, calls: ProfiledCalls) -> Profile:
+def profiled(artifact: Path, calls: ProfiledCalls) -> OperatorProfile:
     return profile_operators(artifact, calls, TARGETS["cpu"], 1, 0.05, SilentProgress(), 0)
 
 
-def of_kind(found: Profile, operator: str) -> ProfileRow:
+def of_kind(found: OperatorProfile, operator: str) -> ProfileRow:
     return next(row for row in found.by_operator() if row.name == operator)
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from compress.benchmark.operators import node_rows, operator_ms, typical_time, whole_row
-from compress.benchmark.profile import Profile, combine, total
+from compress.benchmark.profile import OperatorProfile, combine, total
 from compress.formats.onnx.costs import GraphCost, NodeCost, Operations
 from compress.formats.onnx.runtimes.profile import CallRun, NodeRun
 from compress.numerics.roofline import Roof
@@ -116,7 +116,7 @@ def test_the_record_survives_its_json() -> None:
         "encoder.layer.0.attention",
     ]
     assert content["whole"]["share_of_roof"] == pytest.approx(0.86 / 4.375)
-    assert Profile.model_validate(found.model_dump(by_alias=True)) == found
+    assert OperatorProfile.model_validate(found.model_dump(by_alias=True)) == found
 
 
 @pytest.mark.parametrize(("cache", "cached"), [(2_000_000, True), (1_999_999, False), (None, None)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compress.benchmark.results import MeasurementWriter
-from compress.benchmark.rounds import Rounds, RoundTimes
+from compress.benchmark.rounds import RoundTimes, TimedRounds
 
 WRITER = MeasurementWriter("final", "cpu", seed=0)
 
@@ -23,14 +23,14 @@ def eight_rounds(scale: float) -> list[RoundTimes]:
 
 
 @pytest.fixture
-def rounds() -> Rounds:
+def rounds() -> TimedRounds:
     # In even rounds the calls go 0, 1, 2 and in odd ones 3, 4, 5; four launches of two rounds.
     calls = [[0, 1, 2] if r % 2 == 0 else [3, 4, 5] for r in range(8)]
     launches = [r // 2 for r in range(8)]
-    return Rounds(calls, launches, {"baseline": eight_rounds(3.0), "final": eight_rounds(1.0)})
+    return TimedRounds(calls, launches, {"baseline": eight_rounds(3.0), "final": eight_rounds(1.0)})
 
 
-def test_latency_is_the_median_of_all_calls(rounds: Rounds) -> None:
+def test_latency_is_the_median_of_all_calls(rounds: TimedRounds) -> None:
     latency, p90, p99 = WRITER.single(rounds, "final", np.full(6, 9))
     pooled = [1, 2, 6, 2, 3, 7, 3, 4, 8, 4, 5, 9, 5, 6, 10, 6, 7, 11, 7, 8, 12, 8, 9, 13]
     assert (latency.metric, latency.value, latency.unit, latency.n) == ("latency_ms", 6.5, "ms", 24)
@@ -41,7 +41,7 @@ def test_latency_is_the_median_of_all_calls(rounds: Rounds) -> None:
     assert p99.value == pytest.approx(12.77)
 
 
-def test_buckets_know_which_example_each_call_was(rounds: Rounds) -> None:
+def test_buckets_know_which_example_each_call_was(rounds: TimedRounds) -> None:
     lengths = np.array([2, 2, 2, 7, 7, 8])
     rows = {row.metric: row for row in WRITER.single(rounds, "final", lengths)[3:]}
     assert list(rows) == ["latency_ms_length_2_2", "latency_ms_length_7_7", "latency_ms_length_8_8"]
@@ -51,13 +51,13 @@ def test_buckets_know_which_example_each_call_was(rounds: Rounds) -> None:
     assert rows["latency_ms_length_8_8"].low == 7
 
 
-def test_a_bucket_of_which_no_example_had_its_turn_has_no_row(rounds: Rounds) -> None:
+def test_a_bucket_of_which_no_example_had_its_turn_has_no_row(rounds: TimedRounds) -> None:
     lengths = np.array([2, 2, 2, 7, 7, 7, 9, 9])
     rows = [row.metric for row in WRITER.single(rounds, "final", lengths)[3:]]
     assert rows == ["latency_ms_length_2_2", "latency_ms_length_7_7"]
 
 
-def test_throughput_counts_the_examples_of_a_round(rounds: Rounds) -> None:
+def test_throughput_counts_the_examples_of_a_round(rounds: TimedRounds) -> None:
     latency, throughput = WRITER.batched(rounds, "final", batch_size=4)
     assert (latency.metric, latency.value) == ("latency_ms_batch_4", 6.5)
     # 12 examples in 3r + 6 ms.
@@ -66,7 +66,7 @@ def test_throughput_counts_the_examples_of_a_round(rounds: Rounds) -> None:
     assert (throughput.low, throughput.high) == pytest.approx((12_000 / 30, 12_000 / 9))
 
 
-def test_speedup_pairs_the_calls(rounds: Rounds) -> None:
+def test_speedup_pairs_the_calls(rounds: TimedRounds) -> None:
     speedup = WRITER.speedup("speedup", rounds, "final", "baseline")
     assert (speedup.value, speedup.low, speedup.high, speedup.n) == pytest.approx((3.0, 3.0, 3.0, 4))
     own = WRITER.speedup("speedup", rounds, "baseline", "baseline")
@@ -74,12 +74,12 @@ def test_speedup_pairs_the_calls(rounds: Rounds) -> None:
 
 
 def test_two_launches_are_too_few_for_an_interval_of_a_quantile() -> None:
-    short = Rounds([[0], [0]], [0, 1], {"final": [RoundTimes([1.0]), RoundTimes([2.0])]})
+    short = TimedRounds([[0], [0]], [0, 1], {"final": [RoundTimes([1.0]), RoundTimes([2.0])]})
     latency, _, _ = WRITER.single(short, "final", np.full(1, 9))
     assert (latency.value, latency.low, latency.high) == (1.5, None, None)
 
 
-def test_consumption_is_counted_for_a_call(rounds: Rounds) -> None:
+def test_consumption_is_counted_for_a_call(rounds: TimedRounds) -> None:
     processor, energy = WRITER.consumption(rounds, "final")
     # 2 (3 r + 6) / 3 ms and 30 r / 3 mJ a call, r = 1..8.
     assert (processor.metric, processor.value) == ("cpu_ms", pytest.approx(2 * (3 * 4.5 + 6) / 3))
@@ -87,7 +87,7 @@ def test_consumption_is_counted_for_a_call(rounds: Rounds) -> None:
 
 
 def test_without_a_counter_there_is_no_energy() -> None:
-    rounds = Rounds([[0]], [0], {"final": [RoundTimes([1.0], cpu_ms=1.0)]})
+    rounds = TimedRounds([[0]], [0], {"final": [RoundTimes([1.0], cpu_ms=1.0)]})
     assert [row.metric for row in WRITER.consumption(rounds, "final")] == ["cpu_ms"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from compress.benchmark import rounds as subject
 from compress.benchmark.record import TimingRecord
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import Rounds, RoundTimes, interleave, warm_up
+from compress.benchmark.rounds import RoundTimes, TimedRounds, interleave, warm_up
 
 
 class Clock:
@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
-    rounds = Rounds()
+    rounds = TimedRounds()
     models = {"steady": clock.model(lambda _: 10.0), "restless": clock.model(lambda i: 10.0 * (1 + i % 5))}
     list(interleave(models, itertools.repeat([0]), 0, 3.99, rounds, still))
     # Each round takes 10 ms and on average 30 ms: 3.99 s are over in the 100th.
@@ -52,7 +52,7 @@ def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
 
 
 def test_a_launch_of_a_slow_model_has_one_round(clock: Clock) -> None:
-    rounds = Rounds()
+    rounds = TimedRounds()
     for launch in range(3):
         list(interleave({"slow": clock.model(lambda _: 60_000.0)}, itertools.repeat([0]), launch, 1.0, rounds, still))
     assert rounds.launches == [0, 1, 2]
@@ -68,7 +68,7 @@ def test_the_order_turns_round_across_launches(clock: Clock) -> None:
 
         return run
 
-    rounds = Rounds()
+    rounds = TimedRounds()
     for launch in range(4):
         list(interleave({name: spy(name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds, still))
     assert "".join(asked) == "abccba" * 2
@@ -80,7 +80,7 @@ def calm(*latencies_ms: float) -> RoundTimes:
 
 def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
     """By hand: a round's ratio is the median of its calls', a block's the median of its rounds'."""
-    rounds = Rounds(
+    rounds = TimedRounds(
         calls=[[0, 1, 2], [2, 1, 0], [0, 1, 2], [1, 2, 0], [0, 1, 2], [2, 0, 1]],
         launches=[0, 0, 0, 0, 0, 1],
         times={
@@ -96,20 +96,20 @@ def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
 def test_pairs_with_a_disturbed_call_are_left_out() -> None:
     first = RoundTimes([2.0, 8.0, 2.0, 2.0], [False, True, False, False])
     second = RoundTimes([1.0, 1.0, 9.0, 1.0], [False, False, True, False])
-    assert Rounds([[0, 1, 2, 3]], [0], {"a": [first], "b": [second]}).ratios("a", "b") == pytest.approx([2.0])
+    assert TimedRounds([[0, 1, 2, 3]], [0], {"a": [first], "b": [second]}).ratios("a", "b") == pytest.approx([2.0])
 
 
 def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:
     wild = (RoundTimes([9.0, 9.0], [True, False]), RoundTimes([1.0, 1.0], [False, True]))
     still = (calm(2.0, 2.0), calm(1.0, 1.0))
     a, b = ([wild[i], still[i], wild[i], wild[i]] for i in range(2))
-    both = Rounds([[0, 1]] * 4, [0, 0, 1, 1], {"a": a, "b": b})
+    both = TimedRounds([[0, 1]] * 4, [0, 0, 1, 1], {"a": a, "b": b})
     assert both.ratios("a", "b") == pytest.approx([2.0, 9.0])
 
 
-def shared_machine(slowed: Sequence[bool], launches: Sequence[int] | None = None) -> Rounds:
+def shared_machine(slowed: Sequence[bool], launches: Sequence[int] | None = None) -> TimedRounds:
     """While it is slowed, the float model takes 1.5 times as long and the integer one twice, and so do pulses."""
-    rounds = Rounds()
+    rounds = TimedRounds()
     for number, slow in enumerate(slowed):
         turns = {"float": calm(6.0 if slow else 4.0), "integer": calm(4.0 if slow else 2.0)}
         rounds.add(
@@ -175,7 +175,7 @@ def test_pulses_are_taken_around_every_turn() -> None:
 
 def test_relative_rounds_take_out_what_examples_differ_by() -> None:
     turns = [RoundTimes([1.0, 100.0]), RoundTimes([100.0, 1.0]), RoundTimes([1.2, 120.0])]
-    rounds = Rounds([[0, 1], [1, 0], [0, 1]], [0, 0, 0], {"a": turns})
+    rounds = TimedRounds([[0, 1], [1, 0], [0, 1]], [0, 0, 0], {"a": turns})
     assert rounds.relative_rounds("a") == pytest.approx([1.0, 1.0, 1.2])
 
 

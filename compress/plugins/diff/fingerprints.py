@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.plugins.diff.pairs import Pair
 from compress.plugins.diff.dequantize import Weight
+from compress.plugins.diff.pairs import Pair
 
 _ALIKE = 0.8
 """Correlation of two profiles from which they may be of one tensor."""

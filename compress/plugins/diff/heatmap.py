@@ -45,7 +45,11 @@ def heat_map(tensors: Sequence[TensorChange]) -> str:
             for place, kind in enumerate(kinds)
             if (layer, kind) in found
         ]
-    box = {"viewBox": f"0 0 {format_coordinate(width)} {format_coordinate(height)}", "class": "heat", "width": format_coordinate(width)}
+    box = {
+        "viewBox": f"0 0 {format_coordinate(width)} {format_coordinate(height)}",
+        "class": "heat",
+        "width": format_coordinate(width),
+    }
     return element("svg", {**box, "role": "img", "aria-label": "change of the weights by layer and kind"}, *parts)
 
 

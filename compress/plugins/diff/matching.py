@@ -11,9 +11,9 @@ from itertools import product
 import numpy as np
 
 from compress.inspection.layers import model_prefix
-from compress.plugins.diff.pairs import Pair, rows_of
-from compress.plugins.diff.fingerprints import FEWEST, Profile, likely, rows_alike
 from compress.plugins.diff.dequantize import Weight
+from compress.plugins.diff.fingerprints import FEWEST, Profile, likely, rows_alike
+from compress.plugins.diff.pairs import Pair, rows_of
 
 _ROW_ALIKE = 0.9
 """Median correlation of rows from which integers are the rounding of floats."""

@@ -173,7 +173,7 @@ def _recipe_for(side: Side, data: Path | None) -> Recipe:
     labels = artifact_labels(side.folder)
     config = DataConfig(splits={"test": str(data)}, labels=labels if labels and len(labels) > 1 else None)
     fields = {"name": "diff", "task": task_of_folder(side.folder).name, "model": str(side.folder.resolve())}
-    return Recipe.model_validate({**fields, "data": config.model_dump(), "stages": ["export"]})
+    return Recipe.model_validate({**fields, "data": config.model_dump(), "stages": ["onnx"]})
 
 
 def _identical(weights: WeightsDiff | None) -> bool:

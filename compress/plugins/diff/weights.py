@@ -13,11 +13,11 @@ import numpy as np
 from compress.inspection.layers import model_prefix
 from compress.inspection.tensors import ModelContents, read_model
 from compress.numerics.weight_difference import Chunk, DifferenceSums, ratio, reordered, repeated_within, spectrum, sums
+from compress.plugins.diff.dequantize import CHUNK, Weight, side_by_side, weights_of
 from compress.plugins.diff.diagnose import causes_of
 from compress.plugins.diff.matching import match
 from compress.plugins.diff.pairs import Pair, aligned
 from compress.plugins.diff.record import How, LayerChange, TensorChange, WeightsDiff
-from compress.plugins.diff.dequantize import CHUNK, Weight, side_by_side, weights_of
 from compress.utils.progress import Progress
 
 _TIMES_ROUNDING = 2.0

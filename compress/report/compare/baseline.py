@@ -36,7 +36,7 @@ _DIGITS = 7
 _GIT_SECONDS = 20.0
 
 
-class Origin(FrozenRecord):
+class BaselineOrigin(FrozenRecord):
     """Author, date and reason of a baseline."""
 
     who: str
@@ -73,7 +73,7 @@ class BaselineFile(FrozenRecord):
 
     kind: str = KIND
     schema_version: int = Field(SCHEMA, alias="schema")
-    origin: Origin
+    origin: BaselineOrigin
     outcomes: tuple[Outcomes, ...] = ()
     report: dict[str, Any]
 
@@ -121,7 +121,7 @@ def parse_baseline(content: dict[str, Any], path: Path) -> BaselineFile:
         raise _broken(path, "; ".join(invalid_fields(error))) from None
 
 
-def write_baseline(report: Report, path: Path, origin: Origin, model: str = "final") -> None:
+def write_baseline(report: Report, path: Path, origin: BaselineOrigin, model: str = "final") -> None:
     """Write the baseline of one model atomically: a few kilobytes, in lines that a reviewer can read.
 
     Args:
@@ -207,10 +207,10 @@ def _broken(path: Path, why: str) -> InputError:
     )
 
 
-def current_origin(why: str) -> Origin:
+def current_origin(why: str) -> BaselineOrigin:
     """Return the origin of a baseline that is written now, with the user name of git or of the system."""
     when = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
-    return Origin(who=run_git(Path(), "config", "user.name") or getpass.getuser(), when=when, why=why)
+    return BaselineOrigin(who=run_git(Path(), "config", "user.name") or getpass.getuser(), when=when, why=why)
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:

@@ -76,7 +76,8 @@ def change_tooltip(change: MetricChange) -> str:
     """Return the change as text for a tooltip and a screen reader."""
     interval = interval_text(change)
     interval_phrase = f", {confidence_text(change)} interval {interval}" if interval else ""
-    return f"{change.metric}: {effect_text(change)}{interval_phrase}; {margin_phrase(change)}: {VERDICT_TEXTS[change.verdict]}"
+    verdict = f"{margin_phrase(change)}: {VERDICT_TEXTS[change.verdict]}"
+    return f"{change.metric}: {effect_text(change)}{interval_phrase}; {verdict}"
 
 
 def margin_phrase(change: MetricChange) -> str:

@@ -33,7 +33,7 @@ class Judgement(FrozenAliased):
 
 
 class GateResult(FrozenAliased):
-    """All judgements, and the comparison behind them."""
+    """Judgements of a gate, and the comparison behind them."""
 
     comparison: Comparison
     judgements: tuple[Judgement, ...]

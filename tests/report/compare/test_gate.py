@@ -10,7 +10,7 @@ from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
 
 from compress.recipe.policy import CannotTell, Policy, Rule
 from compress.report.compare.baseline import (
-    Origin,
+    BaselineOrigin,
     current_origin,
     load_baseline,
     lowered_metrics,
@@ -24,7 +24,7 @@ from compress.results.report import Report, SliceRecord, load_report
 from compress.utils.errors import InputError
 
 BEFORE = report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time_row("latency_ms", 2.0))
-ORIGIN = Origin(who="a tester", when="2026-11-25T12:00:00+00:00", why="a test")
+ORIGIN = BaselineOrigin(who="a tester", when="2026-11-25T12:00:00+00:00", why="a test")
 
 
 def judged(after: Report, policy: Policy | None = None, before: Report = BEFORE) -> GateResult:

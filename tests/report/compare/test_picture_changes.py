@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from comparisons import report, row
 
-from compress.numerics.generated_images import frechet_distance, frechet_interval, frechet_shares
+from compress.plugins.diffusion.image_statistics import frechet_distance, frechet_interval, frechet_shares
 from compress.recipe.policy import Policy, gate_rules
 from compress.report.compare.reports import compare_reports
 from compress.results.measurement import Measurement

@@ -35,7 +35,7 @@ _NUDGE = 1 + 1e-6
 _ALIKE = 3
 _BY_ROWS = (
     "on ARM with SME, ONNX Runtime gives every row a scale of its own, and here one to the whole batch: other answers, "
-    "nearer to float; `quantize: {method: static}` gives the same everywhere"
+    "nearer to float; `onnx_int8: {method: static}` gives the same everywhere"
 )
 _CLOSE = 1e-3
 """Difference of the answers, over their root mean square, below which nobody would notice it."""

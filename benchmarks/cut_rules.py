@@ -21,7 +21,7 @@ from peers.language_setting import LanguageSetting
 
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
-from compress.stages.prune.stage import Prune
+from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.utils.environment import processor
 from compress.utils.progress import SilentProgress
 
@@ -31,14 +31,14 @@ RULES: dict[str, dict[str, Any]] = {
         f"{label} blocks, {rule}": {"layers": count, "samples": 64, **fields}
         for label, count in {"four": 4, "six": 6}.items()
         for rule, fields in {
-            "block_influence (ShortGPT)": {"layer_importance": "block_influence", "bridge": False},
-            "neighbours": {"bridge": False},
-            "block_influence, bridge": {"layer_importance": "block_influence"},
-            "neighbours, bridge (ReplaceMe)": {},
+            "block_influence (ShortGPT)": {"layer_importance": "block_influence", "compensate": False},
+            "neighbours": {"compensate": False},
+            "block_influence, compensated": {"layer_importance": "block_influence"},
+            "neighbours, compensated (ReplaceMe)": {},
         }.items()
     },
-    "four blocks, greedy": {"layers": 4, "layer_importance": "greedy", "samples": 2, "bridge": False},
-    "six blocks, neighbours, bridge, 16 windows": {"layers": 6},
+    "four blocks, greedy": {"layers": 4, "layer_importance": "greedy", "samples": 2, "compensate": False},
+    "six blocks, neighbours, compensated, 16 windows": {"layers": 6},
     "a third of the neurons, activation (Minitron)": {"feed_forward": 1 / 3, "width_importance": "activation"},
     "a third of the neurons, obs": {"feed_forward": 1 / 3, "samples": 16},
     "a third of the neurons, obs, 48 windows": {"feed_forward": 1 / 3, "samples": 48},
@@ -61,7 +61,7 @@ def main(
         whole = setting.perplexity_of_checkpoint(setting.source)
         rows.append(["all of it", _millions(setting.source), f"{whole:.2f}", ""])
         for rule, fields in RULES.items():
-            stage = Prune.model_validate({"precision": "fastest", **fields})
+            stage = PruneDecoder.model_validate({"precision": "fastest", **fields})
             with tempfile.TemporaryDirectory(dir=setting.folder) as work:
                 began = time.perf_counter()
                 pruned = stage.run(Checkpoint(setting.source), setting.context(Path(work)))
@@ -83,7 +83,7 @@ def main(
             "command": "python benchmarks/cut_rules.py --write",
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "measured": f"{date.today():%Y-%m-%d}",
-            "text": "SmolLM2-135M-Instruct by each rule of `prune`, before any training or rounding. Perplexity of "
+            "text": "SmolLM2-135M-Instruct by each rule of `prune_decoder`, before any training or rounding. Perplexity of "
             f"{windows} windows of the test split of wiki; rules read windows of 512 tokens of the train split.",
             "tables": [{"title": "", "columns": ["what goes", "parameters", "perplexity", "seconds"], "rows": rows}],
         }

@@ -222,7 +222,7 @@ def plant(name: str, folder: Path) -> Diff:
 def _recipe(seed: int) -> str:
     fields: dict[str, Any] = {"name": "planted", "task": "text-generation", "model": "model", "seed": seed}
     splits = {name: f"{name}.csv" for name in ("train", "test")}
-    return json.dumps({**fields, "data": {"splits": splits}, "stages": ["export"]})
+    return json.dumps({**fields, "data": {"splits": splits}, "stages": ["onnx"]})
 
 
 def found(name: str, diff: Diff) -> bool:
@@ -243,7 +243,7 @@ def planted_rows(names: list[str]) -> Iterator[list[str]]:
         yield [name, "found" if found(name, diff) else "NOT FOUND", diff.first]
 
 
-FORMATS = ("export", "quantize", "ort", "openvino", "litert", "executorch", "coreml")
+FORMATS = ("onnx", "onnx_int8", "ort", "openvino", "litert", "executorch", "coreml")
 
 
 def format_rows() -> Iterator[list[str]]:
@@ -275,11 +275,11 @@ def format_rows() -> Iterator[list[str]]:
         for kind in FORMATS:
             folder = root / f"encoder {kind}"
             try:
-                artifact = written(graph if kind in ("quantize", "ort") else encoder, context, folder, kind)
+                artifact = written(graph if kind in ("onnx_int8", "ort") else encoder, context, folder, kind)
             except (CompressError, ImportError) as error:
                 yield [f"encoder, {kind}", "not to be had", str(error).splitlines()[0]]
                 continue
-            graph = artifact if kind == "export" else graph
+            graph = artifact if kind == "onnx" else graph
             yield _same(f"encoder, {kind}", root / "encoder", folder)
         texts = stage_contract.language_context(root / "texts")
         decoder = stage_contract.save_mergeable_llama(root / "decoder")
@@ -289,8 +289,8 @@ def format_rows() -> Iterator[list[str]]:
         yield _same("decoder, GPTQ", root / "decoder", packed.folder)
         sources = {"": decoder, " of GPTQ": QuantizedCheckpoint(packed.folder)}
         for name, source in sources.items():
-            for kind in ("export", "gguf"):
-                given = TorchModel.load(decoder.folder, texts.task) if kind == "export" and not name else source
+            for kind in ("onnx", "gguf"):
+                given = TorchModel.load(decoder.folder, texts.task) if kind == "onnx" and not name else source
                 written(given, texts, root / f"decoder {kind}{name}", kind)
                 yield _same(f"decoder, {kind}{name}", root / "decoder", root / f"decoder {kind}{name}")
 

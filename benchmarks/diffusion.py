@@ -28,10 +28,10 @@ import typer
 from bundle_page import figures, serve, visit
 
 from compress.cli.console_progress import ConsoleProgress
-from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, open_diffusion
-from compress.formats.safetensors.pictures import torch_pictures
+from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
+from compress.plugins.diffusion.torch_session import torch_pictures
 from compress.formats.silence import quiet_libraries
-from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
 from compress.recipe.loading import read_recipe
@@ -42,9 +42,9 @@ from compress.results.formatting import format_measurement, format_number
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, Report, load_report
-from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
-from compress.runtimes.picture_session import PictureSession
-from compress.stages.base import Stage
+from compress.plugins.diffusion.sampler import IDS, NOISE, PICTURES, SEED
+from compress.plugins.diffusion.session import PictureSession
+from compress.plugins.diffusion.stage_settings import StepDistillation
 from compress.utils.progress import Progress
 
 RESULTS = Path(__file__).parent / "results" / "diffusion.json"
@@ -112,19 +112,16 @@ def main(
 
 def runs_beside(recipe: Recipe) -> dict[str, list[Mapping[str, Any]]]:
     """The stages of the three short runs, with the fields that the recipe has."""
-    distill = next(index for index, stage in enumerate(recipe.stages) if stage.kind == "distill" and _steps(stage))
-    int8 = next(stage for stage in recipe.stages if stage.kind == "quantize" and getattr(stage, "part", "") == "unet")
-    best = {"kind": "schedule", "steps": _steps(recipe.stages[distill]), "scheduler": "best"}
+    distill = next(index for index, stage in enumerate(recipe.stages) if isinstance(stage, StepDistillation))
+    int8 = next(stage for stage in recipe.stages if stage.kind == "onnx_int8" and getattr(stage, "part", "") == "unet")
+    step_stage = recipe.stages[distill]
+    assert isinstance(step_stage, StepDistillation)
+    best = {"kind": "schedule", "steps": step_stage.steps, "scheduler": "best"}
     return {
-        "int8": [{"kind": "export"}, int8.model_dump()],
+        "int8": [{"kind": "onnx"}, int8.model_dump()],
         "scheduler": [best],
         "distilled": [stage.model_dump() for stage in recipe.stages[: distill + 1]],
     }
-
-
-def _steps(stage: Stage[Any, Any]) -> int | None:
-    fewer = getattr(stage, "fewer_steps", None)
-    return None if fewer is None else int(fewer.steps)
 
 
 def aside(

@@ -9,7 +9,7 @@ Each file is kept when it is written, and each model's table when it is judged a
 `ARTIFACTS/benchmarks`: the same command again goes on where a stopped one was. What came of other stages is made anew.
 
 A recipe's stages are run, or taken from the cache. ONNX Runtime (`quantize_dynamic`, `quantize_static`) and NNCF
-(`quantize`) get its float graph by their defaults, and the exporter's own one where that differs, with the calibration
+(`onnx_int8`) get its float graph by their defaults, and the exporter's own one where that differs, with the calibration
 examples that the recipe has. What made no file is said with its error. Of Whisper they quantize encoder and decoder.
 
 `ours` is what the recipe ships. Each line has the task's first metric on the test split, the points that ours is better
@@ -112,7 +112,8 @@ def judge(runner: StageRunner) -> Table:
     examples = encode_for_model(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
     threads = runner.recipe.benchmark.threads
     answers = {
-        name: predict(file, runner.inputs.task, examples, CPU, threads, runner.progress, name) for name, file in files.items()
+        name: predict(file, runner.inputs.task, examples, CPU, threads, runner.progress, name)
+        for name, file in files.items()
     }
     first = {
         name: runner.inputs.task.measure(prediction.kept, prediction.labels, name, CPU.name)[0]

@@ -83,10 +83,10 @@ def compare(
     )
     whole = read_recipe(path)
     kinds = [stage.kind for stage in whole.stages]
-    recipe = whole.model_copy(update={"stages": whole.stages[: kinds.index("export") + 1]})
+    recipe = whole.model_copy(update={"stages": whole.stages[: kinds.index("onnx") + 1]})
     runner = StageRunner(recipe, path.parent, artifacts, progress)
     runner.run_all()
-    model, context = runner.load("export", OnnxModel), runner.context("benchmark")
+    model, context = runner.load("onnx", OnnxModel), runner.context("benchmark")
     assert isinstance(model, OnnxModel), "the recipe's last stage is its export"
     feeds = calibration_set(model, context, options.calibration_examples).feeds
     settings = Int8Options(
@@ -94,7 +94,10 @@ def compare(
     )
     quantizer = StaticQuantizer(model.graph, feeds, settings)
     rows = runner.inputs.data.split("validation")
-    merit = merit_of(runner.inputs.task, runner.inputs.task.encode(rows, processor_of(model), labels_of(model), recipe.data.max_length))
+    merit = merit_of(
+        runner.inputs.task,
+        runner.inputs.task.encode(rows, processor_of(model), labels_of(model), recipe.data.max_length),
+    )
     damage_feeds = calibration_set(model, context, DAMAGE_EXAMPLES).feeds
     ours = search(model.graph, quantizer, merit, floor, damage_feeds, float("inf"), progress)
     forwards = ours.evaluations + 1 + ours.passes * len(damage_feeds) / len(rows)

@@ -29,8 +29,8 @@ from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.recipe.loading import read_recipe
-from compress.stages.distill.stage import Distill
-from compress.stages.prune.stage import Prune
+from compress.stages.distill_language_model.stage import DistillLanguageModel
+from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.utils.environment import processor
 from compress.utils.progress import SilentProgress
 
@@ -59,16 +59,16 @@ class Lesson:
         """The checkpoint that every student starts from."""
         cut_folder = self._folder / "cut"
         if not cut_folder.is_dir():
-            stage = self._stages["prune"]
-            assert isinstance(stage, Prune)
+            stage = self._stages["prune_decoder"]
+            assert isinstance(stage, PruneDecoder)
             context = self._setting.context(self._made_in("pruning"))
             shutil.copytree(stage.run(Checkpoint(self._setting.source), context).folder, cut_folder)
         return cut_folder
 
     def teach(self, name: str, shared: Path | None = None, **fields: Any) -> None:
         """A student, in ``name``; what was said to it and how long it took in its ``lesson.json``."""
-        stage = self._stages["distill"]
-        assert isinstance(stage, Distill)
+        stage = self._stages["distill_language_model"]
+        assert isinstance(stage, DistillLanguageModel)
         given = stage.model_dump(exclude_unset=True, exclude={"budget"}) | fields
         context = replace(
             self._setting.context(self._made_in(f"{name}-work")),
@@ -78,7 +78,7 @@ class Lesson:
         if shared is not None:
             context = replace(context, shared=lambda key: shared / key)
         began = time.perf_counter()
-        student = Distill.model_validate(given).run(self._model(self.cut), context)
+        student = DistillLanguageModel.model_validate(given).run(self._model(self.cut), context)
         seconds, ((*_, (tokens, _)),) = time.perf_counter() - began, (table.rows for table in context.tables)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         took = {"seconds": seconds, "tokens": tokens, "peak_gb": peak}
@@ -119,7 +119,7 @@ def main(
     quiet_libraries()
     lesson = Lesson(folder, threads)
     for name in ("first", "second", "none") if states else ():
-        lesson.teach(name, folder / "states", tokens=states, keep_states=name != "none")
+        lesson.teach(name, folder / "states", tokens=states, memory={"cache_teacher_states": name != "none"})
         typer.echo(f"{name}: {lesson.took(name)['seconds']:.1f} s in all")
     for budget in budgets or ():
         if not (folder / budget).is_dir():

@@ -5,7 +5,7 @@
     python benchmarks/llm_peers.py --bits 3 --samples 64 --only "auto-round, 200 iterations"
     git clone https://github.com/OpenGVLab/EfficientQAT AUTHORS
     python benchmarks/llm_peers.py --efficient-qat AUTHORS --bits 2 --group-size 32 --samples 64 \\
-        --only "compress, train_blocks" --only "EfficientQAT, Block-AP"
+        --only "compress, block_qat" --only "EfficientQAT, Block-AP"
 
 The model is the sample `smollm2`; calibration is 16 windows of 512 tokens of the train split of `wiki` (those that the
 stage `gptq` draws), evaluation 20 windows of 512 tokens of its test split; 4 bits, symmetric, groups of 64 where a peer

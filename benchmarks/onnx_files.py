@@ -174,7 +174,7 @@ def _recipe(file: ForeignFile, way: str, seconds: float) -> Recipe:
             "task": "graph-agreement",
             "model": "theirs.onnx",
             "data": {"source": "calls", "splits": {"train": "train", "test": "test"}, "drop_overlap": True},
-            "stages": [{"quantize": {**_CEILING, **(static if way == "static" else {})}}],
+            "stages": [{"onnx_int8": {**_CEILING, **(static if way == "static" else {})}}],
             "benchmark": {"threads": 1, "seconds": seconds, "launches": 3, "examples": 16},
         }
     )

@@ -27,7 +27,7 @@ import yaml
 from pipeline_answers import COMPARED, Case
 
 from compress.evaluation.evaluate import encode_for_model
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
@@ -87,7 +87,7 @@ SPOKEN = {
     "task": "automatic-speech-recognition",
     "model": "made",
     "data": {"source": "sample:languages-audio", "columns": {"text": "prompt"}},
-    "stages": ["export"],
+    "stages": ["onnx"],
 }
 PICTURED = {
     "name": "pictured",
@@ -122,7 +122,7 @@ TRIED: Mapping[str, Row] = {
 def taught(recipe: Recipe) -> Recipe:
     """Its first training alone, and then ONNX in fp32."""
     first = tuple(stage for stage in recipe.stages[:1] if stage.kind == "finetune")
-    return recipe.model_copy(update={"stages": (*first, Export(kind="export")), "slices": ()})
+    return recipe.model_copy(update={"stages": (*first, Onnx(kind="onnx")), "slices": ()})
 
 
 def case_of(name: str, artifacts: Path) -> Case:

@@ -2,7 +2,7 @@
 
     python benchmarks/quantizer_memory.py 3B                                             gptq
     python benchmarks/quantizer_memory.py 3B --stage prune --set feed_forward=0.25
-    python benchmarks/quantizer_memory.py 3B --stage train_blocks --set epochs=1 held_out=2
+    python benchmarks/quantizer_memory.py 3B --stage block_qat --set epochs=1 held_out=2
 
 Each is in a process of its own, whose peak only rises.
 
@@ -39,7 +39,7 @@ def main() -> None:
     """Measure each size and write a line for it, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sizes", nargs="*", help=f"of {', '.join(SHAPES)} (default: all)")
-    parser.add_argument("--stage", default="gptq", choices=("gptq", "train_blocks", "prune"))
+    parser.add_argument("--stage", default="gptq", choices=("gptq", "block_qat", "prune_decoder", "sparsify_decoder"))
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="fields of the stage")

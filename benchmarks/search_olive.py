@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RECIPE = HERE / "searching" / "post-training.yaml"
 PINNED = ("olive-ai==0.13.0", "requests>=2", "pydantic<2.13")  # which its own metadata leave open
-SHARED = ("onnxruntime", "torch", "transformers", "onnx")
+HALF_WIDTHS_PER_DEVIATION = ("onnxruntime", "torch", "transformers", "onnx")
 _CALIBRATION = 256
 OLIVE, OURS = "Olive's", "ours"
 
@@ -38,15 +38,15 @@ def olive(
     """Seconds of both searches, ours with a part of Olive's, and what they found on rows that neither saw."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.plugins.ray.jobs import Roads
+    from compress.plugins.ray.jobs import JobContext
     from compress.plugins.search.record import SearchRecord
     from compress.plugins.search.space import SearchSpace
     from compress.recipe.document import read_document
 
     quiet_libraries()
     space = SearchSpace(read_document(RECIPE), RECIPE.parent)
-    base = space.base.model_copy(update={"stages": space.base.stages[:-1], "baseline": "export"})
-    runner = Roads(RECIPE.parent, artifacts, ConsoleProgress()).road(base)
+    base = space.base.model_copy(update={"stages": space.base.stages[:-1], "baseline": "onnx"})
+    runner = JobContext(RECIPE.parent, artifacts, ConsoleProgress()).road(base)
     runner.run_all()
     folder = artifacts / "olive"
     shutil.rmtree(folder, ignore_errors=True)
@@ -90,7 +90,9 @@ def _olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Pa
     from peers.environment import Packages, peer_python
 
     python = peer_python(
-        "olive", (Packages((*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in SHARED))),), typer.echo
+        "olive",
+        (Packages((*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in HALF_WIDTHS_PER_DEVIATION))),),
+        typer.echo,
     )
     examples = {name: _arrays(runner, name) for name in ("train", split)}
     few = np.random.default_rng(runner.recipe.seed).permutation(len(examples["train"]["labels"]))[:_CALIBRATION]
@@ -98,7 +100,7 @@ def _olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Pa
     for name, arrays in (("rows", examples[split]), ("calibration", unlabeled)):
         np.savez(folder / name, allow_pickle=False, **arrays)
     order = {
-        "model": str(next(runner.folder_of("export").rglob("*.onnx"))),
+        "model": str(next(runner.folder_of("onnx").rglob("*.onnx"))),
         "rows": str(folder / "rows.npz"),
         "calibration": str(folder / "calibration.npz"),
         "keep": keep,
@@ -121,7 +123,7 @@ def _arrays(runner: StageRunner, split: str) -> dict[str, np.ndarray]:
 
     recipe = runner.recipe
     examples = encode_for_model(
-        runner.folder_of("export"),
+        runner.folder_of("onnx"),
         runner.inputs.task,
         runner.inputs.data.split(split),
         recipe.data.max_length,
@@ -138,9 +140,9 @@ def _judged(runner: StageRunner, ours: Path, theirs: Path) -> list[list[str]]:
     from compress.results.report import BASELINE
 
     as_folder = theirs.parent.parent / "as a folder"
-    shutil.copytree(runner.folder_of("export"), as_folder, dirs_exist_ok=True)
+    shutil.copytree(runner.folder_of("onnx"), as_folder, dirs_exist_ok=True)
     shutil.copy(theirs, next(as_folder.rglob("*.onnx")))
-    labels = {BASELINE: runner.folder_of("export"), OURS: ours, OLIVE: as_folder}
+    labels = {BASELINE: runner.folder_of("onnx"), OURS: ours, OLIVE: as_folder}
     session = TargetSession(runner, runner.recipe.profiles()[0], labels, TEST)
     found = [*session.sizes(), *session.accuracies([]), *session.timings(remeasure=False)[0]]
     return by_model(found, (OLIVE, OURS), ("accuracy", "size_bytes", "latency_ms", "speedup"))

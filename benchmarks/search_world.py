@@ -34,7 +34,7 @@ KEEP = Limit(metric="accuracy", at_least=0.985, of=BASELINE)
 SHARES = (1 / 9, 1 / 3, 1.0)
 BY_HAND = {"prune.heads": 0.5, "prune.feed_forward": 0.75, "distill.learning_rate": 3e-4, "distill.epochs": 12,
            "distill.student.layers": [1, 3, 5], "trim_vocabulary.min_count": 1, "trim_vocabulary.characters": "seen",
-           "quantize.method": "dynamic", "quantize.embedding_bits": 4, "quantize.embedding_block_size": 64}  # fmt: skip
+           "onnx_int8.method": "dynamic", "onnx_int8.embedding_bits": 4, "onnx_int8.embedding_block_size": 64}  # fmt: skip
 """What people made, and how far inside the limit on accuracy it lies by its test rows."""
 _INSIDE = 0.005
 WIDTH, _INNER = 384, 1536
@@ -95,7 +95,7 @@ class World:
                 name,
                 tuple(values),
                 int(name.split(".")[1]),
-                is_after_training=short_name(name).startswith(("trim", "quantize")),
+                is_after_training=short_name(name).startswith(("trim", "onnx_int8")),
             )
             for name, values in kept["knobs"]
         )
@@ -146,7 +146,7 @@ class World:
 
     def _size_terms(self, point: Point) -> list[float]:
         chosen, (layers, *_), tokens = self.of(point), self.matrices(point), self.tokens(point)
-        stored = chosen["quantize.embedding_bits"], chosen["quantize.embedding_block_size"]
+        stored = chosen["onnx_int8.embedding_bits"], chosen["onnx_int8.embedding_block_size"]
         kinds = [(bits, block) for bits in (8, 4) for block in (None, 64)]
         return [1.0, self.weights(point), layers, tokens, *(tokens * WIDTH * (stored == kind) for kind in kinds)]
 
@@ -208,9 +208,9 @@ class World:
             ("prune", point[:2]): 1.0,
             ("distill", point[:5], epochs): epochs / 12 * (40 + 150 * kept / base),
         }
-        quantized = 3.0 + 6.0 * (chosen["quantize.method"] == "static")
-        trimmed = {(name, point[:7], epochs): 4.0 for name in ("trim_vocabulary", "export")}
-        return trained | trimmed | {("quantize", point, epochs): quantized}
+        quantized = 3.0 + 6.0 * (chosen["onnx_int8.method"] == "static")
+        trimmed = {(name, point[:7], epochs): 4.0 for name in ("trim_vocabulary", "onnx")}
+        return trained | trimmed | {("onnx_int8", point, epochs): quantized}
 
 
 def _least_squares(terms: list[list[float]], values: Sequence[float]) -> np.ndarray:

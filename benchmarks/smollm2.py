@@ -76,12 +76,12 @@ class Ours:
     @property
     def seconds(self) -> float:
         """Of all stages but the export."""
-        return sum(stage.seconds for stage in self.run.report.stages if stage.name != "export")
+        return sum(stage.seconds for stage in self.run.report.stages if stage.name != "onnx")
 
     @property
     def peak_bytes(self) -> int:
         """The largest of any stage but the export."""
-        return max(stage.peak_rss_bytes for stage in self.run.report.stages if stage.name != "export")
+        return max(stage.peak_rss_bytes for stage in self.run.report.stages if stage.name != "onnx")
 
     def value(self, metric: str, model: str = FINAL) -> float | None:
         """A row of the report, on the processor."""
@@ -92,7 +92,7 @@ class Ours:
 def take(recipe: Recipe, folder: Path, artifacts: Path, progress: Progress) -> Ours:
     """Run ``recipe`` and find the output of its last stage before the export."""
     done = run(recipe, folder, artifacts, progress, remeasure=True)
-    last = [stage for stage in done.report.stages if stage.name != "export"][-1]
+    last = [stage for stage in done.report.stages if stage.name != "onnx"][-1]
     entry = Cache(artifacts / "cache").peek(last.key)
     assert entry is not None, "a stage's output is kept"
     return Ours(done, entry.folder)

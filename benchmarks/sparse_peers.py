@@ -28,7 +28,7 @@ from peers.language_setting import LanguageSetting
 
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
-from compress.stages.prune.stage import Prune
+from compress.stages.sparsify.stages import SparsifyDecoder
 from compress.utils.environment import processor
 from compress.utils.progress import SilentProgress
 
@@ -78,10 +78,10 @@ def main(
 
 
 def _ours(setting: LanguageSetting, method: str, share: float | None, pattern: str | None) -> tuple[float, float]:
-    """Perplexity and seconds of the stage `prune`."""
+    """Perplexity and seconds of the stage `sparsify_decoder`."""
     zeros = {"pattern": pattern} if pattern else {"sparsity": share}
     fields = {"method": method, "samples": setting.samples, "sequence_length": setting.length, "precision": "fp32"}
-    stage = Prune.model_validate({"kind": "prune", **zeros, **fields})
+    stage = SparsifyDecoder.model_validate({**zeros, **fields})
     with tempfile.TemporaryDirectory(dir=setting.folder) as scratch:
         began = time.perf_counter()
         pruned = stage.run(Checkpoint(setting.source), setting.context(Path(scratch)))

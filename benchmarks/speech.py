@@ -110,14 +110,17 @@ def _artifacts(scratch: Path) -> dict[str, Path]:
 
 
 def _ways(name: str, graph: onnx.ModelProto) -> dict[str, tuple[str, onnx.ModelProto]]:
-    """A graph and the name of its file, as the stages `quantize` and `quantize_weights` write them."""
+    """A graph and the name of its file, as the stages `onnx_int8` and `onnx_weight_only` write them."""
     products = quantize_products(graph, per_channel=True, reduce_range=False)
     return {
         "fp32": (name, graph),
         "int8": (quantized_name(name), quantize_matrices(products, WeightOnlySettings(8, 32), only_tied=True)[0]),
         "8": (weight_only_name(name, 8), quantize_matrices(graph, WeightOnlySettings(8, 32))[0]),
         "4": (weight_only_name(name, 4), quantize_matrices(graph, WeightOnlySettings(4, 32))[0]),
-        "4 with zero points": (weight_only_name(name, 4), quantize_matrices(graph, WeightOnlySettings(4, 32, symmetric=False))[0]),
+        "4 with zero points": (
+            weight_only_name(name, 4),
+            quantize_matrices(graph, WeightOnlySettings(4, 32, symmetric=False))[0],
+        ),
         "4 in blocks of 16": (weight_only_name(name, 4), quantize_matrices(graph, WeightOnlySettings(4, 16))[0]),
     }
 

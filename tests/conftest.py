@@ -162,8 +162,8 @@ def tiny_ran(shared: Path) -> Path:
     with FileLock(shared / "tiny ran.lock"):
         if not folder.exists():
             # The exported model as the baseline: any other would be exported once more, to be measured.
-            stages = [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}]
-            tiny_run.write_all(folder, stages=stages, baseline="export")
+            stages = [tiny_run.STAGES[0], {"onnx": {}}, {"onnx_int8": {}}]
+            tiny_run.write_all(folder, stages=stages, baseline="onnx")
             done = tiny_run.compress("run", "tiny.yaml", "--json", folder=folder)
             assert done.returncode == 0, done.stderr
             (folder / "said.json").write_text(done.stdout)

@@ -25,7 +25,7 @@ from compress.formats.onnx.decoder import (
 )
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.utils.errors import CompressError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def judge(name: str, folder: Path) -> dict[str, str]:
     quietly = cast("Context", SimpleNamespace(note=lambda _: None))
     for column, built_graph in (
         ("4 bits", lambda: _in_four_bits(name, module, source, folder / "few")),
-        ("INT8 error", lambda: _int8_error(name, model, Quantize().run(model, quietly))),
+        ("INT8 error", lambda: _int8_error(name, model, OnnxInt8().run(model, quietly))),
     ):
         try:
             cells[column] = built_graph()

@@ -91,7 +91,7 @@ TRIAL = Trial(("ONNX", "attention", "INT8 error", "INT8 size"), judge)
 
 
 def quantized(name: str, graph: Any, examples: Any) -> Any:
-    """INT8 as the stage `quantize` makes it: dynamic for texts, static for images."""
+    """INT8 as the stage `onnx_int8` makes it: dynamic for texts, static for images."""
     from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
     from compress.formats.onnx.int8.settings import Int8Options
     from compress.formats.onnx.int8.static import StaticQuantizer

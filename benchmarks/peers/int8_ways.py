@@ -16,12 +16,12 @@ from peers.int8_speech import decoder_calls, plain_encoder
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel, quantized_name
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.models.torch_model import TorchModel
 from compress.pipeline.runner import StageRunner
 from compress.stages.base import Context
 from compress.stages.onnx_int8.quantizer import calibration_set
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.qat.stage import Qat
 
 SPEECH, PICTURES = "automatic-speech-recognition", "image-classification"
@@ -57,9 +57,9 @@ class Contest:
         return self.runner.inputs.task.name
 
     @cached_property
-    def stage(self) -> Quantize | Qat:
+    def stage(self) -> OnnxInt8 | Qat:
         """The recipe's stage that makes integers of activations."""
-        return next(stage for stage in self.runner.recipe.stages if isinstance(stage, Quantize | Qat))
+        return next(stage for stage in self.runner.recipe.stages if isinstance(stage, OnnxInt8 | Qat))
 
     @property
     def count(self) -> int:
@@ -71,7 +71,7 @@ class Contest:
     def torch_model(self) -> TorchModel:
         """What is exported."""
         labels = self.runner.recipe.labels()
-        stage_index = labels.index("export" if "export" in labels else "qat")
+        stage_index = labels.index("onnx" if "onnx" in labels else "qat")
         model = self.runner.load(labels[stage_index - 1] if stage_index else "start")
         assert isinstance(model, TorchModel), "torch models are exported"
         return model
@@ -80,8 +80,8 @@ class Contest:
     def exported(self) -> OnnxModel:
         """The float graphs that this project exports; a recipe that trains through integers leaves that to us."""
         if isinstance(self.stage, Qat):
-            return Export().run(self.torch_model, self.context)
-        return self._load("export")
+            return Onnx().run(self.torch_model, self.context)
+        return self._load("onnx")
 
     @cached_property
     def plain(self) -> OnnxModel | None:
@@ -121,7 +121,7 @@ class Contest:
         }
         return {f"{name}{suffix}": partial(self._each, model, way) for name, way in quantizers.items()}
 
-    def _each(self, model: OnnxModel, quantize: Quantizer) -> OnnxModel:
+    def _each(self, model: OnnxModel, onnx_int8: Quantizer) -> OnnxModel:
         feeds = [self.feeds, self.decoder_feeds] if model.others else [self.feeds]
         graphs = zip(model.graphs.items(), feeds, strict=True)
         return model.with_graphs({quantized_name(name): quantize(graph, given) for (name, graph), given in graphs})
@@ -140,7 +140,7 @@ class Contest:
         nncf = self.stage.model_copy(update={"method": "static", "statistics": "nncf", "calibration_method": "minmax"})
         return {f"ours, {other}": self._quantized(changed), "ours, NNCF's statistics": self._quantized(nncf)}
 
-    def _changed(self, method: Literal["dynamic", "static"], **others: object) -> Quantize:
+    def _changed(self, method: Literal["dynamic", "static"], **others: object) -> OnnxInt8:
         previous = (
             {}
             if isinstance(self.stage, Qat)
@@ -154,9 +154,9 @@ class Contest:
             "calibration_examples": self.count,
             **others,
         }
-        return Quantize.model_validate(fields)
+        return OnnxInt8.model_validate(fields)
 
-    def _quantized(self, stage: Quantize) -> Maker:
+    def _quantized(self, stage: OnnxInt8) -> Maker:
         return lambda: stage.run(self.exported, self.context)
 
     def _load(self, stage: str | int) -> OnnxModel:

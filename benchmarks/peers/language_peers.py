@@ -28,7 +28,7 @@ from compress.stages.imatrix.stage import Imatrix
 from compress.utils.digests import size_bytes
 
 OURS = "compress, quick GPTQ"
-OURS_TRAINED, OURS_TUNED = "compress, train_blocks", "compress, train_blocks and tune_scales"
+OURS_TRAINED, OURS_TUNED = "compress, block_qat", "compress, block_qat and tune_scales"
 CONTEXT, TOKENS = 128, 32
 """What tokens per second are timed on: after so many tokens of text, so many more."""
 _TIMEOUT_SECONDS = 7200.0
@@ -153,7 +153,7 @@ def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSettin
 
 IMPORTANT = ("Q2_K", "IQ3_XXS", "Q3_K_S", "IQ4_NL", "Q4_0", "Q4_K_M")
 """llama.cpp's file types that are also made with an importance matrix."""
-TRAINING = {"kind": "train_blocks", "epochs": 4, "held_out": 4}
+TRAINING = {"kind": "block_qat", "epochs": 4, "held_out": 4}
 
 PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
     OURS: ours({"kind": "gptq", "guided": False}),

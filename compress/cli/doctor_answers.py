@@ -241,7 +241,7 @@ def _advice(one: Departure, target: Target) -> str:
         return f"its weights or attributes are not the reference's: {rewrite}"
     if not FORMATS[target.format].own_bits and one.weights:
         return (
-            f"`quantize: {{keep: [{one.weights}]}}` leaves it in float; where the method is static, another "
+            f"`onnx_int8: {{keep: [{one.weights}]}}` leaves it in float; where the method is static, another "
             f"calibration_method; or its integers are not the reference's: {rewrite}"
         )
     return f"more bits for the weights (`precision`); or its numbers are not the reference's: {rewrite}"

@@ -79,7 +79,7 @@ def _kernels(kernels: Sequence[WeightedKernel]) -> Iterator[Finding]:
     """Yield findings on operators that run on integers or in float."""
     integers = sum(kernel.integer for kernel in kernels)
     if not integers:
-        yield Finding("ok", "no operator of the model runs on 8-bit integers", "a `quantize` stage makes it smaller")
+        yield Finding("ok", "no operator of the model runs on 8-bit integers", "a `onnx_int8` stage makes it smaller")
         return
     yield Finding("ok", f"{integers} of {len(kernels)} operators with weights run as 8-bit integer kernels")
     in_float = [kernel for kernel in kernels if not kernel.integer]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.model import Model
+from compress.models.pipeline_folder import is_pipeline
 from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.pipeline.keys import Keys
-from compress.pipeline.requirements import disk_error
 from compress.pipeline.run_inputs import RunInputs
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
@@ -55,7 +53,6 @@ class StageRunner:
     """Results of stages that are not part of the recipe, by label (`run_extra`)."""
     measurement_entries: list[tuple[Entry, bool]] = field(default_factory=list)
     """Cache entries of measurements, each with whether it was in the cache before."""
-    _disk_checked: bool = False
 
     def __post_init__(self) -> None:
         """Resolve values that depend on the processor once, so that keys and stages use the same ones."""
@@ -208,7 +205,6 @@ class StageRunner:
         self, label: str, stage: Stage[Any, Any], input_label: str, key: str, content: Path
     ) -> Mapping[str, Any]:
         """Run a stage, write its output into ``content``, check it, and return the record of the cache entry."""
-        self._check_disk_space(label, input_label)
         with metered() as meter:
             model = self.load(input_label, loaded_type(stage, self.inputs.task.capabilities))
             with meter.checking():
@@ -224,7 +220,7 @@ class StageRunner:
                 with meter.checking():
                     task, data = self.inputs.task, self.inputs.data
                     probe = PredictionProbe.of_task(task, data, self.recipe.data.max_length, type(output))
-                    input_size = measure_size(self.folder_of(input_label), self._model_bytes(input_label))
+                    input_size = measure_size(self.folder_of(input_label), self.model_bytes(input_label))
                     check.check(output, digests, input_size, content, probe)
             except DeviceError as error:
                 raise DeviceError(f"Stage {label!r}: {error.what}", hint=error.hint) from error
@@ -246,21 +242,6 @@ class StageRunner:
             "tables": [table.model_dump(mode="json") for table in context.tables],
         }
 
-    def _check_disk_space(self, label: str, input_label: str) -> None:
-        """Check once, before the first stage that runs, that the disk has room for the rest of the run.
-
-        Raises:
-            InputError: If the outputs of the remaining stages need more than is free.
-        """
-        if self._disk_checked or label not in self.recipe.labels():
-            return
-        self._disk_checked = True
-        stages = self.recipe.stages[self.recipe.labels().index(label) :]
-        needed = disk_bytes_needed(self._model_bytes(input_label), stages)
-        free = shutil.disk_usage(self.cache.root).free
-        if needed > free:
-            raise disk_error(needed, free, self.artifacts)
-
     def _output_spec(self, stage: Stage[Any, Any]) -> OutputSpec:
         """Return what the stage guarantees. In a graph from elsewhere, no part may be one that the stage shrinks."""
         spec = stage.output_spec()
@@ -268,25 +249,12 @@ class StageRunner:
             return spec
         return replace(spec, max_size_ratio=1.0)
 
-    def _model_bytes(self, label: str) -> int:
+    def model_bytes(self, label: str) -> int:
         """Return the bytes of an output, or of the starting model: only the top level of a snapshot belongs to it."""
         folder = self.folder_of(label)
         if label != START or self.inputs.from_graph or is_pipeline(folder):
             return size_bytes(folder)
         return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def disk_bytes_needed(input_bytes: float, stages: Sequence[Stage[Any, Any]]) -> float:
-    """Return about how many bytes the outputs of ``stages`` take, and the copy of the last one in the run's folder.
-
-    A stage without a declared size ratio is assumed to keep the size of its input.
-    """
-    total, output_bytes = 0.0, input_bytes
-    for stage in stages:
-        ratio = stage.output_spec().max_size_ratio
-        output_bytes *= 1.0 if ratio is None else min(ratio, 1.0)
-        total += output_bytes
-    return total + output_bytes
 
 
 def _result(label: str, entry: Entry, cached: bool) -> StageResult:
@@ -314,8 +282,17 @@ def library_failures() -> tuple[type[Exception], ...]:
 
     from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 
-    own = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-    return (*own, ValidationError, SafetensorError, *FAILURES)
+    builtin_errors = (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    )
+    return (*builtin_errors, ValidationError, SafetensorError, *FAILURES)
 
 
 def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError:

@@ -24,9 +24,9 @@ from compress.recipe.document import (
     read_document,
 )
 from compress.recipe.json_schema import recipe_schema
+from compress.recipe.old_names import OLD_NAMES
 from compress.recipe.overrides import apply_override, drop_stages, normalize_stages
 from compress.recipe.recipe import Recipe
-from compress.recipe.removed import REMOVED
 from compress.recipe.target_entries import read_targets
 from compress.recipe.validation import ParsedStage, check_consistency
 from compress.recipe.validation_errors import validate, validate_partly
@@ -165,7 +165,7 @@ def _stage_parts(document: Document) -> list[ParsedStage | None]:
     stages = document.values.get("stages")
     if not isinstance(stages, list) or not stages:
         description = describe(stages) if "stages" in document.values else "nothing"
-        document.problem(("stages",), description, "a list of at least one stage, e.g. `- export`")
+        document.problem(("stages",), description, "a list of at least one stage, e.g. `- onnx`")
         return []
     return [_stage_part(document, index, item) for index, item in enumerate(stages)]
 
@@ -179,7 +179,7 @@ def _stage_part(document: Document, index: int, item: Any) -> ParsedStage | None
     ((kind, fields),) = item.items()
     stage_path = (*path, kind)
     if kind not in STAGES:
-        replacement = explain_missing("stages", kind) or REMOVED.get(kind)
+        replacement = explain_missing("stages", kind) or OLD_NAMES.get(kind)
         expected = replacement or f"a stage: one of {', '.join(STAGES)}"
         suggestion = None if replacement else nearest_name(kind, list(STAGES))
         document.problem(stage_path, f"an unknown stage {kind!r}", expected, suggestion)
@@ -230,7 +230,7 @@ def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
 
 def _infer_task(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     """Return the task of a model, or None and the reason. A graph without a processor beside it takes arrays."""
-    from compress.models.diffusion_checks import model_config
+    from compress.models.pipeline_folder import model_config
     from compress.models.processor import has_preprocessor
     from compress.sources.onnx_file import companions_of, has_companions, onnx_file
     from compress.sources.resolve import find_resolved, local_model_path

@@ -140,9 +140,9 @@ def _chosen(
     )
     problem = target_problem(name, validated)
     if problem is not None:
-        field, found, expected = problem
+        field, description, expected = problem
         suggestion = nearest_name(name, PROFILES) if field is None else None
-        document.problem(path if field is None else (*path, field), found, expected, suggestion)
+        document.problem(path if field is None else (*path, field), description, expected, suggestion)
         return None
     kind = FORMATS[format_of(name, validated)].written_by
     _check_options(document, path, kind, options, stages)

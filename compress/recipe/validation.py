@@ -106,7 +106,15 @@ def _check_task(document: Document, parts: list[ParsedStage], kinds: Sequence[Ta
     for part in parts:
         if part.cls and not any(part.cls.supports(capabilities) for capabilities in capability_sets):
             other_tasks = [name for name, other in TASKS.items() if part.cls.supports(other.capabilities)]
-            document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(other_tasks)}")
+            # `prune` and `distill` have variants for other tasks, whose names begin with theirs.
+            variants = [
+                name
+                for name, stage in STAGES.items()
+                if name.startswith(f"{part.kind}_") and any(map(stage.supports, capability_sets))
+            ]
+            expected = f"{' or '.join(variants)}, or a recipe for" if variants else "a recipe for"
+            document.problem(part.path, f"{part.kind}, for {task}", f"{expected} {_and(other_tasks)}")
+            continue
         for name in _in_all(
             [fields_without_effect(part.stage, capabilities) for capabilities in capability_sets] if part.stage else []
         ):
@@ -114,7 +122,7 @@ def _check_task(document: Document, parts: list[ParsedStage], kinds: Sequence[Ta
                 (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
             )
     unused_fields = [
-        [path for needed, paths in _ONLY.items() if not needed <= one for path in paths] for one in capability_sets
+        [path for needed, paths in _ONLY.items() if not needed <= capability_set for path in paths] for capability_set in capability_sets
     ]
     for path in _in_all(unused_fields):
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
@@ -148,8 +156,8 @@ def _check_chain(
         takes_start = part is parts[0] and cls is not None and starts_from(cls, starts_as)
         if part and cls and previous_type and not takes_start and not can_follow(previous_type, cls, kinds):
             input_name = _a(input_types(cls, kinds)[0])
-            found = f"{part.kind}, which takes {input_name}, after {previous_name}, which is {_a(previous_type)}"
-            document.problem(part.path, found, _fits(previous_type, cls, kinds))
+            description = f"{part.kind}, which takes {input_name}, after {previous_name}, which is {_a(previous_type)}"
+            document.problem(part.path, description, _fits(previous_type, cls, kinds))
         previous_type = cls.output_type() if cls else None
         previous_name = f"the output of stage {part.index} ({part.kind})" if part else ""
 

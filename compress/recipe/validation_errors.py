@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from compress.plugins import explain_missing
 from compress.recipe.document import Document, FieldPath, describe
-from compress.recipe.removed import REMOVED
+from compress.recipe.old_names import OLD_NAMES
 from compress.utils.errors import nearest_name
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -99,7 +99,7 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
         name = str(location[-1])
         names = sorted(owner.model_fields.keys() - {"kind"}) if owner else []
         # A key with the stage or section in front of the field goes first: another stage may still have that field.
-        replacement = REMOVED.get(f"{where[-2]}.{name}" if len(where) > 1 else name) or REMOVED.get(name)
+        replacement = OLD_NAMES.get(f"{where[-2]}.{name}" if len(where) > 1 else name) or OLD_NAMES.get(name)
         near = None if replacement else nearest_name(name, names)
         document.problem(where, "an unknown field", replacement or expected_names(near, names, "field"), near)
     else:

@@ -98,7 +98,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.runtimes import opened
         from compress.models.processor import processor_of
-        from compress.stages.diffusion.calibration import PictureInputs
+        from compress.models.image_generation import image_generation_hook
 
         graphs = dict(model.graphs)
         for name, graph in model.graphs.items():
@@ -106,7 +106,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
                 continue
             refuse_unfit(ir.from_proto(graph))
             graphs[name] = to_float16(graph, self.keep)
-            inputs = PictureInputs(model, name, context)
+            inputs = image_generation_hook("calibration_inputs")(model, name, context)
             calls = inputs.choose(_EXAMPLES).calls()
             share = verify_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
             context.note(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")

@@ -12,18 +12,18 @@ from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.utils.errors import StageError
 
 
-class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
+class OnnxWeightOnly(Stage[OnnxModel, OnnxModel]):
     """Weight-only quantization, round to nearest in blocks with the best of several scales (`MatMulNBits`).
 
     For graphs whose time goes into reading weights, such as decoders that answer token by token; where many tokens
-    are computed at once, as in encoders, `quantize` is faster. Embeddings are quantized too, and a head tied to one is
+    are computed at once, as in encoders, `onnx_int8` is faster. Embeddings are quantized too, and a head tied to one is
     stored once; fused attention is taken apart, since its operator takes floats. Tensors that float16 holds exactly are
     stored so.
     """
 
     version = 2
     packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
-    kind: Literal["quantize_weights"] = "quantize_weights"
+    kind: Literal["onnx_weight_only"] = "onnx_weight_only"
     bits: Literal[2, 4, 8] = Field(4, description="bits of a weight", json_schema_extra={SEARCH: [4, 8]})
     block_size: Literal[16, 32, 64, 128] = Field(
         32, description="weights of a row that share a scale", json_schema_extra={SEARCH: [16, 32, 64, 128]}
@@ -40,7 +40,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
     part: GraphPart = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
     @model_validator(mode="after")
-    def _possible(self) -> QuantizeWeights:
+    def _possible(self) -> OnnxWeightOnly:
         if self.expand_on_load and self.bits == 2:
             raise ValueError("expand_on_load takes weights of 4 or 8 bits")
         return self
@@ -75,5 +75,5 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
                 f"The model holds nothing to quantize as its part {self.part!r}.",
                 expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
             )
-        context.note(f"quantize_weights: {total} matrices at {self.bits} bits")
+        context.note(f"onnx_weight_only: {total} matrices at {self.bits} bits")
         return model.with_graphs(graphs)

@@ -17,7 +17,7 @@ class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
     """Rotate embeddings so that the first dimensions hold most, and keep those (principal components, not centered).
 
     The rotation is a linear layer before the last normalisation: a module `Dense` of sentence-transformers, or, with
-    `export: {sentence_embedding: true}`, a part of the graph. What it saves is the index: bytes and time a comparison.
+    `onnx: {sentence_embedding: true}`, a part of the graph. What it saves is the index: bytes and time a comparison.
     """
 
     packages = ("torch", "numpy")
@@ -35,7 +35,7 @@ class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
         import numpy as np
 
         from compress.models.sentence_modules import Dense
-        from compress.numerics.embeddings import kept_share, principal_rotation
+        from compress.numerics.embeddings import retained_share, principal_rotation
         from compress.tasks.inference import predict
 
         modules = model.processor.modules
@@ -56,7 +56,7 @@ class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
             )
         embeddings = predict(model.module, chosen)
         rotation = principal_rotation(embeddings, self.dimensions)
-        kept = kept_share(embeddings, rotation)
+        kept = retained_share(embeddings, rotation)
         context.note(f"reduce_dimensions: {self.dimensions} of {modules.dimensions} hold {kept:.1%}")
         model.processor.modules = modules.followed_by(Dense(rotation))
         return model

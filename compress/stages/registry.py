@@ -11,17 +11,9 @@ from compress.formats.spec import load
 from compress.plugins import UnusablePluginError, load_extensions
 from compress.stages.attach_lora import AttachLora
 from compress.stages.base import Stage
-from compress.stages.block_qat.stage import TrainBlocks
+from compress.stages.block_qat.stage import BlockQat
 from compress.stages.cast import Cast
 from compress.stages.compressed_tensors.stage import CompressedTensors
-from compress.stages.diffusion.schedule import Schedule
-from compress.stages.diffusion.stages import (
-    DistillAutoencoder,
-    DistillConsistency,
-    DistillFeatures,
-    DistillSteps,
-    PruneDenoiser,
-)
 from compress.stages.distill.stage import Distill
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.equalize.stage import Equalize
@@ -30,12 +22,12 @@ from compress.stages.gptq.stage import Gptq
 from compress.stages.imatrix.stage import Imatrix
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights.stage import NncfWeights
-from compress.stages.onnx_int8.stage import Quantize
-from compress.stages.onnx_weight_only import QuantizeWeights
+from compress.stages.onnx_int8.stage import OnnxInt8
+from compress.stages.onnx_weight_only import OnnxWeightOnly
 from compress.stages.prune.stage import Prune
 from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.stages.qat.stage import Qat
-from compress.stages.recovery.lora_recovery import Lora
+from compress.stages.recovery.lora_recovery import LoraRecovery
 from compress.stages.recovery.tune_scales import TuneScales
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.sparsify.stages import Sparsify, SparsifyDecoder, SparsifyGradually
@@ -45,10 +37,9 @@ _BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, DistillLanguageModel),
     *(Prune, PruneDecoder, Sparsify, SparsifyGradually, SparsifyDecoder),
     *(TrimVocabulary, ReduceDimensions),
-    *(Qat, Quantize, QuantizeWeights, Cast),
-    *(Equalize, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
+    *(Qat, OnnxInt8, OnnxWeightOnly, Cast),
+    *(Equalize, Imatrix, Gptq, BlockQat, NncfWeights, TuneScales, MergeLora, LoraRecovery, AttachLora),
     CompressedTensors,
-    *(PruneDenoiser, DistillFeatures, DistillSteps, DistillConsistency, DistillAutoencoder, Schedule),
 )
 
 

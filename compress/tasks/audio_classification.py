@@ -31,7 +31,7 @@ _STARTER: dict[str, Any] = {
     "description": "a smaller, faster classifier of sounds from my own recordings, in a folder for each class",
     "model": "MIT/ast-finetuned-speech-commands-v2",
     "data": {"splits": {"train": "sounds/train", "validation": "sounds/validation", "test": "sounds/test"}},
-    "stages": [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {}}],
+    "stages": [{"finetune": {"epochs": 2}}, {"onnx": {}}, {"onnx_int8": {}}],
     "baseline": "finetune",
     "targets": ["cpu"],
     "benchmark": {},

@@ -30,9 +30,9 @@ _STARTER: dict[str, Any] = {
         "columns": {"audio": "file", "text": "text"},
     },
     "stages": [
-        {"export": {}},
-        {"quantize": {"part": "encoder"}},
-        {"quantize_weights": {"part": "decoder", "bits": 4}},
+        {"onnx": {}},
+        {"onnx_int8": {"part": "encoder"}},
+        {"onnx_weight_only": {"part": "decoder", "bits": 4}},
     ],
     "targets": ["cpu"],
     "benchmark": {},

@@ -34,8 +34,8 @@ _STARTER: dict[str, Any] = {
     "stages": [
         {"trim_vocabulary": {}},
         {"distill": {"teacher": "start", "student": {"layers": [1, 3, 5]}, "epochs": 3}},
-        {"export": {}},
-        {"quantize": {}},
+        {"onnx": {}},
+        {"onnx_int8": {}},
     ],
     "targets": ["cpu"],
     "benchmark": {},

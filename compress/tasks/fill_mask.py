@@ -45,8 +45,8 @@ _STARTER: dict[str, Any] = {
     "stages": [
         {"finetune": {"epochs": 1}},
         {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 2}},
-        {"export": {}},
-        {"quantize": {}},
+        {"onnx": {}},
+        {"onnx_int8": {}},
     ],
     "baseline": "finetune",
     "targets": ["cpu"],

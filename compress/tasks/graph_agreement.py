@@ -45,7 +45,7 @@ class GraphAgreement(Task):
             "name": "my-graph",
             "description": "an ONNX graph in INT8, compared with itself in float",
             "model": "model.onnx",
-            "stages": [{"quantize": {"error_ceiling": 0.05}}],
+            "stages": [{"onnx_int8": {"error_ceiling": 0.05}}],
             "targets": ["cpu"],
             "benchmark": {},
             "limits": [{"metric": "rms_error", "at_most": 0.1}],

@@ -30,7 +30,7 @@ _STARTER: dict[str, Any] = {
     "description": "a smaller, faster image classifier from my own photographs, in a folder for each class",
     "model": "google/vit-base-patch16-224",
     "data": {"splits": {"train": "photos/train", "validation": "photos/validation", "test": "photos/test"}},
-    "stages": [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {"method": "static"}}],
+    "stages": [{"finetune": {"epochs": 2}}, {"onnx": {}}, {"onnx_int8": {"method": "static"}}],
     "baseline": "finetune",
     "targets": ["cpu"],
     "benchmark": {},

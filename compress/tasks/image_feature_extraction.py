@@ -35,8 +35,8 @@ _STARTER: dict[str, Any] = {
     "stages": [
         {"finetune": {"epochs": 2}},
         {"distill": {"student": {"layers": [0, 2, 4, 6, 8, 10]}, "epochs": 3}},
-        {"export": {}},
-        {"quantize": {"method": "static"}},
+        {"onnx": {}},
+        {"onnx_int8": {"method": "static"}},
     ],
     "baseline": "finetune",
     "targets": ["cpu"],

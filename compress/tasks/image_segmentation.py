@@ -37,8 +37,8 @@ _STARTER: dict[str, Any] = {
     },
     "stages": [
         {"finetune": {"epochs": 20, "learning_rate": 6.0e-5, "batch_size": 8}},
-        {"export": {}},
-        {"quantize": {"method": "static"}},
+        {"onnx": {}},
+        {"onnx_int8": {"method": "static"}},
     ],
     "baseline": "finetune",
     "targets": ["cpu"],

@@ -60,10 +60,10 @@ _STARTER: dict[str, Any] = {
     },
     "stages": [
         {"finetune": {"epochs": 1, "batch_size": 4}},
-        {"export": {}},
-        {"quantize_weights": {"part": "decoder", "bits": 4}},
+        {"onnx": {}},
+        {"onnx_weight_only": {"part": "decoder", "bits": 4}},
     ],
-    "baseline": "export",
+    "baseline": "onnx",
     "targets": ["cpu"],
     "benchmark": {},
     "limits": [{"metric": "exact_match", "at_least": 0.97, "of": "baseline"}],

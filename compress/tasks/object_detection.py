@@ -47,8 +47,8 @@ _STARTER: dict[str, Any] = {
     },
     "stages": [
         {"finetune": {"epochs": 20, "learning_rate": 5.0e-5, "batch_size": 8}},
-        {"export": {}},
-        {"quantize": {"method": "static"}},
+        {"onnx": {}},
+        {"onnx_int8": {"method": "static"}},
     ],
     "baseline": "finetune",
     "targets": ["cpu"],

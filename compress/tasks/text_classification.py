@@ -42,8 +42,8 @@ _STARTER: dict[str, Any] = {
             }
         },
         {"trim_vocabulary": {}},
-        {"export": {}},
-        {"quantize": {}},
+        {"onnx": {}},
+        {"onnx_int8": {}},
     ],
     "baseline": "finetune",
     "targets": ["cpu"],

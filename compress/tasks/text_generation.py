@@ -44,7 +44,7 @@ _STARTER: dict[str, Any] = {
         "columns": {"text": "text"},
         "max_length": 512,
     },
-    "stages": [{"equalize": {}}, {"gptq": {"bits": 4, "group_size": 64, "embedding_bits": 4}}, {"export": {}}],
+    "stages": [{"equalize": {}}, {"gptq": {"bits": 4, "group_size": 64, "embedding_bits": 4}}, {"onnx": {}}],
     "targets": ["cpu"],
     "evaluation": {"windows": 20},
     "benchmark": {"contexts": [128], "every_stage": False},

@@ -52,8 +52,8 @@ _STARTER: dict[str, Any] = {
     },
     "stages": [
         {"distill": {"student": {"model": "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M"}, "epochs": 3}},
-        {"export": {}},
-        {"quantize": {}},
+        {"onnx": {}},
+        {"onnx_int8": {}},
     ],
     "targets": ["cpu"],
     "benchmark": {},

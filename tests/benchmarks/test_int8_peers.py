@@ -122,7 +122,7 @@ def test_again_without_tables_names_the_recipes_and_measures_nothing(bench: Any,
 
 def test_every_recipe_of_the_contest_makes_integers(bench: Any) -> None:
     kinds = {path.stem: {stage.kind for stage in read_recipe(path).stages} for path in bench.RECIPES}
-    assert len(kinds) == len(bench.RECIPES) and all(found & {"quantize", "qat"} for found in kinds.values())
+    assert len(kinds) == len(bench.RECIPES) and all(found & {"onnx_int8", "qat"} for found in kinds.values())
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_the_whole_of_it_on_a_tiny_whisper(
         "task": TASK,
         "model": "model",
         "data": data,
-        "stages": ["export", {"quantize": {"part": "encoder"}}, {"quantize_weights": {"part": "decoder", "bits": 4}}],
+        "stages": ["onnx", {"onnx_int8": {"part": "encoder"}}, {"onnx_weight_only": {"part": "decoder", "bits": 4}}],
         "benchmark": {"threads": 1, "examples": 8},
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))

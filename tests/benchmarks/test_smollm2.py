@@ -66,7 +66,7 @@ def test_the_whole_of_it_on_a_tiny_model(
         "data": {"source": str(tmp_path / "text"), "max_length": 64},
         "stages": [
             {"gptq": {"group_size": 32, "samples": 4, "sequence_length": 32, "embedding_bits": 4}},
-            {"export": {"rounding_limit": 0.5}},
+            {"onnx": {"rounding_limit": 0.5}},
         ],
         "evaluation": {"windows": 4, "prompts": 0},
         "benchmark": {"threads": 1, "budget_seconds": 0.1, "contexts": [16], "tokens": 4, "every_stage": False},

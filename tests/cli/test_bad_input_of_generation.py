@@ -69,7 +69,7 @@ def text_too_short_for_a_later_stage(place: Path) -> None:
 
 
 def too_many_steps_in_a_later_stage(place: Path) -> None:
-    with_gptq(place, {"lora": {**RECOVERY, "steps": 900_000}})
+    with_gptq(place, {"lora_recovery": {**RECOVERY, "steps": 900_000}})
 
 
 def overflowing_activations(place: Path) -> None:
@@ -83,7 +83,7 @@ def unknown_architecture(place: Path) -> None:
 
 
 def architecture_that_export_cannot_write(place: Path) -> None:
-    with_gptq(place, "export")
+    with_gptq(place, "onnx")
     change_config(place, model_type="rwkv", architectures=["RwkvForCausalLM"])
 
 
@@ -99,7 +99,7 @@ def wide_groups(place: Path) -> None:
 
 
 def fields_of_another_task(place: Path) -> None:
-    with_gptq(place, {"export": {"opset": 18}})
+    with_gptq(place, {"onnx": {"opset": 18}})
 
 
 def odd_width(place: Path) -> None:
@@ -163,7 +163,7 @@ REFUSED: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
     (architecture_that_export_cannot_write, 2, ("RwkvForCausalLM cannot be written", "torch.export")),
     (tokenizer_that_gguf_cannot_name, 2, ("Lowercase", "tokenizer.json", "byte-level BPE")),
     (wide_groups, 2, ("12 layers do not fit", "128 does not divide 64, 16, 32, 64 would", "and 5 more", "keep")),
-    (fields_of_another_task, 2, ("tiny.yaml:", "stages.1.export.opset: found 18", "nothing for text-generation")),
+    (fields_of_another_task, 2, ("tiny.yaml:", "stages.1.onnx.opset: found 18", "nothing for text-generation")),
     (odd_width, 2, ("model.layers.0.mlp.up_proj [100, 64]: both sides must be multiples of 32",)),
     (head_kept_apart_from_its_table, 2, ("lm_head has the weights of model.embed_tokens", "embedding_bits: 16")),
     (head_kept_apart_from_five_bits, 2, ("lm_head has the weights of model.embed_tokens", "embedding_bits: 16")),

@@ -29,7 +29,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_run.write_all(root / "text", stages=[{"finetune": {"epochs": 1}}], baseline="start")
     tiny_generation.write_all(root / "chat")
     (root / "speech").mkdir()
-    shared: dict[str, Any] = {"name": "tiny", "model": "model", "stages": ["export"]}
+    shared: dict[str, Any] = {"name": "tiny", "model": "model", "stages": ["onnx"]}
     splits = tiny_speech.write_speech(root / "speech")
     speech = {**shared, "task": tiny_speech.TASK, "data": {"splits": splits}}
     tiny_images.vit().save(_made(root / "images" / "model"))
@@ -167,7 +167,7 @@ def test_positions_without_an_end_bound_nothing(
 ) -> None:
     from compress.benchmark.generation import _positions
     from compress.models.config_checks import max_positions
-    from compress.pipeline.data_checks import check_running_text
+    from compress.pipeline.run_checks import check_running_text
     from compress.pipeline.runner import StageRunner
 
     shutil.copytree(pristine / "chat", tmp_path / "place")

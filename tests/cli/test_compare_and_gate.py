@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from compress.cli import app
 from compress.utils.errors import CompressError
 
-STAGES = [{"finetune": {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3}}, {"export": {}}, {"quantize": {}}]
+STAGES = [{"finetune": {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3}}, {"onnx": {}}, {"onnx_int8": {}}]
 RULES = "rules:\n- {metric: accuracy, worse_by: 5 points}\n- {metric: size_bytes, worse_by: 0%}\n"
 
 

@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     found = {}
     for name, bits in {"four": 4, "two": 2}.items():
         gptq = {"bits": bits, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
-        stages = [{"gptq": gptq}, {"export": {"rounding_limit": 1.0}}]
+        stages = [{"gptq": gptq}, {"onnx": {"rounding_limit": 1.0}}]
         path = tiny_generation.write_recipe(folder, name, stages=stages, model={4: "model", 2: "surer"}[bits])
         recipe = tiny_run.load(path, "evaluation.questions=questions.jsonl")
         found[name] = run(recipe, folder, folder / "artifacts", tiny_run.Notes()).folder

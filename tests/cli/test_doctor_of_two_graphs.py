@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`float/`, `int8/` and a recipe with recordings."""
     folder = tmp_path_factory.mktemp("place")
     recipe = {"name": "tiny", "task": TASK, "model": "model", "data": {"splits": write_speech(folder)}}
-    recipe |= {"stages": ["export"], "benchmark": {"threads": 1}}
+    recipe |= {"stages": ["onnx"], "benchmark": {"threads": 1}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     floats = export_encoder_decoder(Checkpoint(folder / "model"))
     graphs = {

@@ -76,7 +76,7 @@ def test_the_cache_is_listed_and_pruned(place: Path, tmp_path: Path) -> None:
     (left / "content").mkdir(parents=True)
     (left / "content" / "half").write_bytes(b"x" * 1000)
     rows = answer(tmp_path, "cache")
-    assert [row["name"] for row in rows][:3] == ["finetune", "export", "quantize"]
+    assert [row["name"] for row in rows][:3] == ["finetune", "onnx", "onnx_int8"]
     content = tmp_path / "artifacts" / "cache" / rows[0]["key"] / "content"
     assert rows[0]["bytes"] == sum(path.stat().st_size for path in content.rglob("*") if path.is_file())
     kept = answer(tmp_path, "cache", "prune", "--older-than-days", "1")

@@ -49,7 +49,7 @@ def test_every_task_has_a_starter() -> None:
 def test_new_writes_a_recipe_that_reads(tmp_path: Path) -> None:
     assert run("recipes", "new", "--output", "mine.yaml").strip() == "mine.yaml"
     recipe = read_recipe(tmp_path / "mine.yaml")
-    assert recipe.labels() == ("finetune", "prune", "distill", "trim_vocabulary", "export", "quantize")
+    assert recipe.labels() == ("finetune", "prune", "distill", "trim_vocabulary", "onnx", "onnx_int8")
     assert recipe.data.splits["train"] == "train.csv"
 
 
@@ -136,7 +136,7 @@ def test_check_prints_the_plan(tmp_path: Path) -> None:
     run("recipes", "new", "--output", "mine.yaml")
     text = run("check", "mine.yaml")
     assert "my-classifier" in text
-    assert "quantize" in text
+    assert "onnx_int8" in text
     assert "unknown until" in text
 
 
@@ -145,7 +145,7 @@ def test_check_as_json_with_an_override(tmp_path: Path) -> None:
     run("recipes", "new", "--output", "mine.yaml")
     plan = json.loads(run("check", "mine.yaml", "--json", "--set", "stages.4=export", "--set", "name=other"))
     assert plan["recipe"] == "other"
-    assert [stage["label"] for stage in plan["stages"]][-2:] == ["export", "quantize"]
+    assert [stage["label"] for stage in plan["stages"]][-2:] == ["onnx", "onnx_int8"]
     assert plan["artifacts"] == "artifacts"
     assert not (tmp_path / "artifacts").exists()
 

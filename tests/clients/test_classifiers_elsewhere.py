@@ -18,17 +18,17 @@ from foreign_environments import SENTENCE_TRANSFORMERS
 from compress.data.media import media, media_type
 from compress.evaluation.evaluate import artifact_labels, encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.stages.cast import Cast
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]
 PIXELS = np.stack([tiny_images.pixels(row % 2, np.random.default_rng(row)) for row in range(6)])
-STATIC = Quantize(method="static", calibration_examples=16)
+STATIC = OnnxInt8(method="static", calibration_examples=16)
 
 
 def text_model() -> OnnxModel:
@@ -38,13 +38,13 @@ def text_model() -> OnnxModel:
 
 def image_model(make: Callable[[], object]) -> OnnxModel:
     context = tiny_images.context()
-    return STATIC.run(Export().run(make(), context), context)  # type: ignore[arg-type]
+    return STATIC.run(Onnx().run(make(), context), context)  # type: ignore[arg-type]
 
 
 SHIPPED: dict[str, tuple[str, str, Callable[[], OnnxModel]]] = {
     "text": ("text", "fp32", text_model),
     "text in integers": ("text", "q8", lambda: STATIC.run(text_model(), tiny.context())),
-    "text in dynamic integers": ("text", "q8", lambda: Quantize(embedding_bits=4).run(text_model(), tiny.context())),
+    "text in dynamic integers": ("text", "q8", lambda: OnnxInt8(embedding_bits=4).run(text_model(), tiny.context())),
     "text in float16": ("text", "fp16", lambda: Cast().run(text_model(), tiny.context())),
     "vit": ("image", "q8", lambda: image_model(tiny_images.vit)),
     "mobilenet": ("image", "q8", lambda: image_model(tiny_images.mobile_net)),

@@ -17,13 +17,13 @@ from foreign_environments import SENTENCE_TRANSFORMERS
 
 from compress.evaluation.evaluate import encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.models.torch_model import TorchModel
 from compress.numerics.embeddings import ranges_of, to_int8, to_ubinary
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.tasks.inference import predict
 from compress.tasks.registry import get_task
@@ -48,7 +48,7 @@ def shipped(folder: Path, quantized: bool, inside: bool, dimensions: int | None)
     context, model = sentences.context(), normalized()
     if dimensions:
         model = ReduceDimensions(dimensions=dimensions).run(model, context)
-    return saved(Export(sentence_embedding=inside).run(model, context), folder, quantized)
+    return saved(Onnx(sentence_embedding=inside).run(model, context), folder, quantized)
 
 
 def normalized() -> TorchModel:
@@ -57,7 +57,7 @@ def normalized() -> TorchModel:
 
 def saved(made: OnnxModel, folder: Path, quantized: bool) -> Path:
     made = replace(made, graph=copy.deepcopy(made.graph))
-    made = Quantize(embedding_bits=4).run(made, sentences.context()) if quantized else made
+    made = OnnxInt8(embedding_bits=4).run(made, sentences.context()) if quantized else made
     folder.mkdir()
     made.save(folder)
     return folder
@@ -112,7 +112,7 @@ def test_the_checkpoint_opens_in_sentence_transformers_with_its_rotation(opened:
 @pytest.fixture(scope="module")
 def plain() -> OnnxModel:
     """A graph whose clients pool by themselves."""
-    return Export(sentence_embedding=False).run(normalized(), sentences.context())
+    return Onnx(sentence_embedding=False).run(normalized(), sentences.context())
 
 
 @pytest.mark.parametrize("quantized", [False, True])

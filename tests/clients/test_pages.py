@@ -19,13 +19,13 @@ from compress.data.samples.fetch import cache_root, fetch
 from compress.evaluation.evaluate import artifact_labels, encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.runtimes.chromium import Page, open_page
 from compress.runtimes.loopback import Loopback
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress
@@ -44,8 +44,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     encoder = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
     graph = OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
     shipped = {
-        "classifier": Quantize(embedding_bits=4).run(graph, tiny.context()),
-        "encoder": Quantize().run(Export().run(encoder, context), context),
+        "classifier": OnnxInt8(embedding_bits=4).run(graph, tiny.context()),
+        "encoder": OnnxInt8().run(Onnx().run(encoder, context), context),
     }
     for name, model in shipped.items():
         (home / name).mkdir()

@@ -57,7 +57,7 @@ def test_the_documented_slices_are_read(tmp_path: Path) -> None:
     assert read is not None
     assert len(read) == 7
     path = tmp_path / "judged.yaml"
-    rest = {"name": "judged", "task": "text-generation", "model": "x", "stages": ["export"]}
+    rest = {"name": "judged", "task": "text-generation", "model": "x", "stages": ["onnx"]}
     path.write_text(yaml.safe_dump(rest | judged))
     assert read_recipe(path).data.also == {"code": "python", "verses": "text"}
     path.write_text(yaml.safe_dump(rest | {"task": "text-to-image", "data": {"source": "y"}} | drawn))

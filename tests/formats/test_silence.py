@@ -91,8 +91,8 @@ OF_DRAWING = """
 import sys
 from compress.formats.silence import quiet_libraries
 quiet_libraries()
-from compress.stages.diffusion import denoiser_pruning, step_distillation, tiny_autoencoder
-from compress.models.diffusion_sampling import import_diffusers
+from compress.plugins.diffusion import denoiser_pruning, step_distillation, tiny_autoencoder
+from compress.plugins.diffusion.sampling_settings import import_diffusers
 diffusers = import_diffusers()
 diffusers.AutoencoderKL, diffusers.UNet2DConditionModel, diffusers.StableDiffusionPipeline
 print("torchao" in sys.modules)

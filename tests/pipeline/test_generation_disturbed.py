@@ -32,7 +32,7 @@ STAGES: dict[str, list[Any]] = {
     "onnx": [
         {"gptq": GPTQ},
         {"tune_scales": {**RECOVERY, "learning_rate": 0.002}},
-        {"lora": {**RECOVERY, "learning_rate": 0.002, "rank": 4}},
+        {"lora_recovery": {**RECOVERY, "learning_rate": 0.002, "rank": 4}},
         {"onnx": {"rounding_limit": 1.0}},
     ],
     "gguf": [{"gptq": {**GPTQ, "bits": 4, "method": "rtn"}}, "gguf"],

@@ -142,7 +142,7 @@ def test_pruning_every_layer_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_an_architecture_whose_parts_are_not_known_is_refused(folder: Path, tmp_path: Path) -> None:
     MPNetForSequenceClassification(MPNetConfig(**CONFIG)).save_pretrained(folder / "model")
     text = refusal(recipe([{"prune": {"heads": 0.5}}]), folder, tmp_path / "artifacts")
-    assert "Heads of a 'mpnet' model cannot go: all layers share encoder.relative_attention_bias" in text
+    assert "Heads of a 'mpnet' model cannot be pruned: all layers share encoder.relative_attention_bias" in text
     assert make_plan(recipe([{"prune": {"feed_forward": 0.5}}]), folder, artifacts=tmp_path / "artifacts").stages
 
 
@@ -295,9 +295,7 @@ def test_measuring_a_language_model_is_reading_and_writing(folder: Path, tmp_pat
         "evaluation": {"windows": 4, "prompts": 2, "tokens": 8},
         "benchmark": {"every_stage": False, "launches": 2, "contexts": [16], "tokens": 4, "seconds": 1},
     }
-    plan = make_plan(
-        recipe([{"onnx": {}}], task="text-generation", model="decoder", **changes), folder, None, tmp_path
-    )
+    plan = make_plan(recipe([{"onnx": {}}], task="text-generation", model="decoder", **changes), folder, None, tmp_path)
     shape = read_shape(folder / "decoder")
     reading = 1.2 * 2 * shape.parameters * (4 * 8 + 4 * 16) / 1e9
     writing = (2 * 2 * 8 + 4 * 4) * 4 * shape.parameters / 1e10

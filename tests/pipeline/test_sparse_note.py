@@ -31,9 +31,9 @@ def write(folder: Path, zeros: int) -> Path:
     return folder
 
 
-def recipe(**prune: object) -> Recipe:
+def recipe(**stage: object) -> Recipe:
     data = {"splits": {"train": "train.csv", "test": "test.csv"}}
-    stages = [{"finetune": {}}, {"prune": prune}, {"onnx": {}}]
+    stages = [{"finetune": {}}, stage, {"onnx": {}}]
     given = {"name": "r", "task": "text-classification", "model": "m", "data": data, "baseline": "finetune"}
     return Recipe.model_validate({**given, "stages": stages})
 
@@ -57,4 +57,4 @@ def test_zeros_are_counted_and_said_beside_the_speed(speed: tuple[float, ...], s
 
 
 def test_files_are_not_looked_at_where_no_stage_makes_zeros(tmp_path: Path) -> None:
-    assert sparse_notes(recipe(heads=0.5), {"prune": tmp_path / "gone"}, [], TARGETS["cpu"]) == []
+    assert sparse_notes(recipe(prune={"heads": 0.5}), {"prune": tmp_path / "gone"}, [], TARGETS["cpu"]) == []

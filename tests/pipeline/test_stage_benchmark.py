@@ -25,6 +25,7 @@ from compress.stages.cost_model import Shape
 from compress.stages.finetune import Finetune
 from compress.stages.protocols import data_passes
 from compress.stages.prune.stage import Prune
+from compress.stages.sparsify.stages import Sparsify, SparsifyGradually
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress
 
@@ -211,8 +212,8 @@ def test_passes_over_the_examples() -> None:
     assert data_passes(Finetune(epochs=2.5), 100) == (100, 250)
     assert data_passes(Prune(heads=0.5, importance_examples=32), 100) == (32, 0)
     assert data_passes(Prune(heads=0.5, importance_examples=512), 100) == (100, 0)
-    assert data_passes(Prune(sparsity=0.5), 100) == (0, 0)
-    assert data_passes(Prune(sparsity=0.5, schedule="cubic", epochs=2), 100) == (100, 200)
+    assert data_passes(Sparsify(sparsity=0.5), 100) == (0, 0)
+    assert data_passes(SparsifyGradually(sparsity=0.5, epochs=2), 100) == (100, 200)
 
 
 def test_what_a_trial_finds_wrong_with_the_data_is_a_problem_of_the_plan(

@@ -15,8 +15,8 @@ from compress.stages.registry import STAGES
 from compress.tasks.registry import get_task
 from compress.utils.errors import RecipeError
 
-TRAINED = "[finetune, export, quantize]"
-FEW_BITS = "[export, {quantize: {part: encoder}}]"
+TRAINED = "[finetune, onnx, onnx_int8]"
+FEW_BITS = "[onnx, {onnx_int8: {part: encoder}}]"
 CTC = {"architectures": ["HubertForCTC"], "conv_dim": [8]}
 WHISPER = {"architectures": ["WhisperForConditionalGeneration"]}
 SPECTROGRAMS = {"architectures": ["ASTForAudioClassification"]}
@@ -41,22 +41,22 @@ def recipe(folder: Path, config: object, stages: str, task: str = "automatic-spe
 @pytest.mark.parametrize(("config", "allowed"), [(CTC, True), (WHISPER, False), (None, True)])
 def test_only_what_names_each_frame_is_trained(tmp_path: Path, config: object, allowed: bool) -> None:
     if allowed:
-        assert recipe(tmp_path, config, TRAINED).labels() == ("finetune", "export", "quantize")
+        assert recipe(tmp_path, config, TRAINED).labels() == ("finetune", "onnx", "onnx_int8")
         return
     with pytest.raises(RecipeError, match="finetune, for automatic-speech-recognition"):
         recipe(tmp_path, config, TRAINED)
 
 
 def test_a_model_that_is_not_here_may_be_of_any_kind(tmp_path: Path) -> None:
-    assert recipe(tmp_path, None, FEW_BITS).labels() == ("export", "quantize")
+    assert recipe(tmp_path, None, FEW_BITS).labels() == ("onnx", "onnx_int8")
 
 
 @pytest.mark.parametrize(
     ("config", "task", "written"),
     [
-        (SPECTROGRAMS, "audio-classification", {"export", "ort", "openvino", "litert", "coreml", "executorch"}),
-        (WAVES, "audio-classification", {"export", "ort", "openvino"}),
-        (CTC, "automatic-speech-recognition", {"export", "ort", "openvino"}),
+        (SPECTROGRAMS, "audio-classification", {"onnx", "ort", "openvino", "litert", "coreml", "executorch"}),
+        (WAVES, "audio-classification", {"onnx", "ort", "openvino"}),
+        (CTC, "automatic-speech-recognition", {"onnx", "ort", "openvino"}),
     ],
 )
 def test_formats_are_those_that_hold_sound_of_any_length(
@@ -65,7 +65,7 @@ def test_formats_are_those_that_hold_sound_of_any_length(
     kind = get_task(task).specialize(config)
     writers = {spec.written_by for spec in FORMATS.values() if spec.written_by}
     assert {writer for writer in writers if STAGES[writer].supports(kind.capabilities)} == written
-    stages = "[finetune, litert]" if "litert" in written else "[finetune, export]"
+    stages = "[finetune, litert]" if "litert" in written else "[finetune, onnx]"
     assert recipe(tmp_path, config, stages, task).labels()
     if "litert" not in written:
         with pytest.raises(RecipeError, match=f"litert, for {task}"):

@@ -93,14 +93,14 @@ def test_what_of_nncf_gguf_holds(nncf: dict[str, Any], expected: tuple[str, str,
     assert found == ([] if expected is None else [(f"stages.0.nncf_weights.{expected[0]}", *expected[1:])])
 
 
-@pytest.mark.parametrize("stage", [{"lora": {"steps": 5}}, {"attach_lora": {"adapter": "mine"}}])
+@pytest.mark.parametrize("stage", [{"lora_recovery": {"steps": 5}}, {"attach_lora": {"adapter": "mine"}}])
 def test_gguf_has_no_place_for_an_adapter(stage: dict[str, Any], tmp_path: Path) -> None:
     (kind,) = stage
     expected = (f"stages.1.{kind}", f"{kind}, before gguf", "merge_lora before quantization, or a recipe without GGUF")
     stages = [{"gptq": {"group_size": 32}}, stage]
     assert problems(tmp_path, [*stages, "gguf"], ["llama-cpp"]) == [expected]
-    assert problems(tmp_path, [*stages, "export"], ["cpu", "llama-cpp"]) == [expected]
-    assert problems(tmp_path, [*stages, "export"], ["cpu"]) == []
+    assert problems(tmp_path, [*stages, "onnx"], ["cpu", "llama-cpp"]) == [expected]
+    assert problems(tmp_path, [*stages, "onnx"], ["cpu"]) == []
 
 
 @pytest.mark.parametrize("kind", ["merge_lora", "attach_lora"])
@@ -110,10 +110,10 @@ def test_an_adapter_does_not_fit_layers_that_were_equalized(kind: str, tmp_path:
         {name: stages[name]} for name in (["equalize", "gptq", kind] if kind == "attach_lora" else ["equalize", kind])
     ]
     expected = "a recipe without equalize, or merge_lora before it"
-    assert problems(tmp_path, [*after, "export"], ["cpu"]) == [
+    assert problems(tmp_path, [*after, "onnx"], ["cpu"]) == [
         ("stages.0.equalize", f"equalize, before {kind}", expected)
     ]
-    before = [{"merge_lora": {"adapter": "mine"}}, "equalize", "gptq", "export"]
+    before = [{"merge_lora": {"adapter": "mine"}}, "equalize", "gptq", "onnx"]
     assert problems(tmp_path, before, ["cpu"]) == []
 
 

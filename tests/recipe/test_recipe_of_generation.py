@@ -18,7 +18,7 @@ model: org/model
 data:
   splits: {train: train.jsonl, test: test.jsonl}
 stages:
-  - export
+  - onnx
 evaluation: {windows: 20, stride: 64}
 benchmark: {contexts: [128, 512], tokens: 16}
 """
@@ -80,13 +80,13 @@ CLASSES_AND_TEXT = ("text-classification", "image-classification", *OF_TEXT, "au
     ],
 )
 def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str, tasks: list[str]) -> None:
-    (problem,) = problems(tmp_path, GOOD.replace("  - export", f"  - {stage}\n  - export"))
+    (problem,) = problems(tmp_path, GOOD.replace("  - onnx", f"  - {stage}\n  - onnx"))
     assert "for text-generation" in problem.found
     assert problem.expected == f"a recipe for {' and '.join(tasks)}"
 
 
 def test_pruning_is_for_language_models_but_for_its_training(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, GOOD.replace("  - export", "  - prune: {layers: 1, epochs: 1}\n  - export"))
+    (problem,) = problems(tmp_path, GOOD.replace("  - onnx", "  - prune: {layers: 1, epochs: 1}\n  - onnx"))
     assert problem.field.endswith("prune.epochs") and "for text-generation" in problem.expected
 
 
@@ -101,10 +101,10 @@ def test_pruning_is_for_language_models_but_for_its_training(tmp_path: Path) -> 
 )
 def test_fields_of_the_other_export_mean_nothing(tmp_path: Path, text: str, field: str, found: str) -> None:
     task = "text-generation" if text is GOOD else "text-classification"
-    wrong = [problem for problem in problems(tmp_path, text.replace("- export", f"- export: {{{field}}}"))
+    wrong = [problem for problem in problems(tmp_path, text.replace("- onnx", f"- onnx: {{{field}}}"))
              if problem.field.startswith("stages")]  # fmt: skip
     (problem,) = wrong
-    assert problem.field == f"stages.0.export.{field.partition(':')[0]}"
+    assert problem.field == f"stages.0.onnx.{field.partition(':')[0]}"
     assert (problem.found, problem.line) == (found, 7)
     assert problem.expected == f"nothing: it means nothing for {task}"
 
@@ -126,6 +126,6 @@ def test_starter_reads(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(starter("text-generation"))
     recipe = read_recipe(path)
-    assert recipe.labels() == ("equalize", "gptq", "export")
+    assert recipe.labels() == ("equalize", "gptq", "onnx")
     assert recipe.evaluation.windows == 20
     assert set(yaml.safe_load(path.read_text())["data"]["splits"]) == {"train", "test"}

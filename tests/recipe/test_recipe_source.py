@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
+from compress.recipe.old_names import OLD_NAMES
 from compress.recipe.recipe import Recipe
-from compress.recipe.removed import REMOVED
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.utils.errors import Problem, RecipeError
 
 GOOD = """\
@@ -31,8 +31,8 @@ stages:
   - distill:
       teacher: finetune
       student: {layers: [0, 2]}
-  - export
-  - quantize:
+  - onnx
+  - onnx_int8:
 limits:
   - {metric: accuracy, at_least: 0.9, of: baseline}
 """
@@ -51,7 +51,7 @@ stages:
   - distill:
       teacher: finetun
       method: tinybrt
-  - export
+  - onnx
   - prune: {heads: 0.1}
 limits:
   - {metric: accuracy}
@@ -78,7 +78,7 @@ def only_problem(path: Path, overrides: tuple[str, ...] = ()) -> Problem:
 
 def test_reads_a_recipe(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path, GOOD))
-    assert recipe.labels() == ("finetune", "distill", "export", "quantize")
+    assert recipe.labels() == ("finetune", "distill", "onnx", "onnx_int8")
     assert recipe.stages[0].learning_rate == 0.00005
     assert recipe.stages[1].student.layers == (0, 2)
     assert recipe.limits[0].of == "baseline"
@@ -133,10 +133,10 @@ def test_every_problem_names_file_and_found_value(tmp_path: Path) -> None:
         ("model: org/model", "model: [a]", 3, "model", "text"),
         ("model: org/model", "seed: 1", 1, "model", "the field is required"),
         ("at_least: 0.9", "at_least: 0.9, at_most: 1", 14, "limits.0", "exactly one of at_least and at_most"),
-        ("quantize:", "quantize: {embedding_bits: 5}", 12, "stages.3.quantize.embedding_bits", "4, 8 or 32"),
-        ("quantize:", "quantize: 3", 12, "stages.3.quantize", "the fields of quantize as a mapping"),
-        ("quantize:", "{quantize: , export: }", 12, "stages.3", "one stage as a single name"),
-        ("quantize:", "17", 12, "stages.3", "one stage as a single name"),
+        ("onnx_int8:", "onnx_int8: {embedding_bits: 5}", 12, "stages.3.onnx_int8.embedding_bits", "4, 8 or 32"),
+        ("onnx_int8:", "onnx_int8: 3", 12, "stages.3.onnx_int8", "the fields of quantize as a mapping"),
+        ("onnx_int8:", "{onnx_int8: , onnx: }", 12, "stages.3", "one stage as a single name"),
+        ("onnx_int8:", "17", 12, "stages.3", "one stage as a single name"),
     ],
 )  # fmt: skip
 def test_one_mistake_gives_one_problem_in_plain_words(
@@ -151,7 +151,7 @@ def test_one_mistake_gives_one_problem_in_plain_words(
 @pytest.mark.parametrize(
     ("old", "new", "line", "field", "words"),
     [
-        ("teacher: finetune", "teacher: export", 9, "stages.1.distill.teacher", "a later stage"),
+        ("teacher: finetune", "teacher: onnx", 9, "stages.1.distill.teacher", "a later stage"),
         ("teacher: finetune", "teacher: distill", 9, "stages.1.distill.teacher", "its own output"),
         ("of: baseline", "of: basline", 14, "limits.0.of", "'basline'"),
         ("of: baseline", "target: gpu", 14, "limits.0.target", "'gpu'"),
@@ -173,8 +173,8 @@ def test_parts_that_do_not_fit_together(tmp_path: Path, old: str, new: str, line
 
 
 def test_stages_that_cannot_chain_name_both_and_what_fits(tmp_path: Path) -> None:
-    problem = only_problem(write(tmp_path, GOOD.replace("  - export\n", "")))
-    assert problem.field == "stages.2.quantize"
+    problem = only_problem(write(tmp_path, GOOD.replace("  - onnx\n", "")))
+    assert problem.field == "stages.2.onnx_int8"
     assert "quantize, which takes an OnnxModel" in problem.found
     assert "stage 1 (distill), which is a TorchModel" in problem.found
     assert "or export between the two" in problem.expected
@@ -204,17 +204,17 @@ def test_a_misspelt_stage_does_not_make_its_label_unknown(tmp_path: Path) -> Non
     assert (problem.field, problem.nearest) == ("stages.0.finetun", "finetune")
 
 
-@pytest.mark.parametrize("stages", ["", "stages:\n", "stages: []\n", "stages: {export: }\n"])
+@pytest.mark.parametrize("stages", ["", "stages:\n", "stages: []\n", "stages: {onnx: }\n"])
 def test_missing_stages(tmp_path: Path, stages: str) -> None:
     problem = only_problem(write(tmp_path, GOOD[: GOOD.index("stages:")] + stages))
     assert problem.field == "stages"
 
 
 def test_explicit_kind_is_the_same_stage_with_the_same_lines(tmp_path: Path) -> None:
-    text = GOOD.replace("  - export\n", "  - kind: export\n    opset: 18\n")
+    text = GOOD.replace("  - onnx\n", "  - kind: export\n    opset: 18\n")
     assert read_recipe(write(tmp_path, text)).stages[2].opset == 18
     problem = only_problem(write(tmp_path, text.replace("18", "1")))
-    assert (problem.line, problem.field) == (12, "stages.2.export.opset")
+    assert (problem.line, problem.field) == (12, "stages.2.onnx.opset")
 
 
 # overrides
@@ -230,7 +230,7 @@ def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp
         write(tmp_path, GOOD),
         [
             "stages.2.opset=18",
-            "stages.3.quantize.embedding_bits=4",
+            "stages.3.onnx_int8.embedding_bits=4",
             "benchmark.seconds=1.5",
             "limits.0.at_least=5e-1",
             "stages.0={finetune: {epochs: 7}}",
@@ -274,10 +274,10 @@ def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, o
     [("eagle3: {steps: 5}", "eagle3"), ("openvino: {draft_of: start}", "draft_of"), ("rotate", "rotate")],
 )
 def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, name: str, tmp_path: Path) -> None:
-    text = GOOD.replace("  - export\n  - quantize:\n", f"  - {stage}\n")
+    text = GOOD.replace("  - onnx\n  - onnx_int8:\n", f"  - {stage}\n")
     (problem,) = problems_of(write(tmp_path, text))
     assert problem.field.split(".")[-1] == name and problem.line == 11
-    assert problem.found.startswith("an unknown") and problem.expected == REMOVED[name] and problem.nearest is None
+    assert problem.found.startswith("an unknown") and problem.expected == OLD_NAMES[name] and problem.nearest is None
 
 
 def test_missing_file_offers_the_nearest(tmp_path: Path) -> None:
@@ -355,8 +355,8 @@ def test_yaml_1_1_surprises_stay_text(tmp_path: Path, text: str, value: str) -> 
     ("text", "value"), [("1e-5", 1e-5), ("5E-5", 5e-5), (".5", 0.5), ("1.", 1.0), ("0x10", 16), ("+3", 3)]
 )
 def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
-    recipe = read_recipe(write(tmp_path, GOOD.replace("epochs: 2", f"weight_decay: {text}")))
-    assert recipe.stages[0].weight_decay == value
+    recipe = read_recipe(write(tmp_path, GOOD.replace("epochs: 2", f"optimizer: {{weight_decay: {text}}}")))
+    assert recipe.stages[0].optimizer.weight_decay == value
 
 
 def test_anchors_and_merge_keys(tmp_path: Path) -> None:
@@ -372,9 +372,9 @@ def test_a_merge_of_no_mapping_hides_no_other_problem(tmp_path: Path) -> None:
 
 
 def test_an_override_below_a_stage_that_is_no_mapping(tmp_path: Path) -> None:
-    path = write(tmp_path, GOOD.replace("quantize:", "quantize: x"))
+    path = write(tmp_path, GOOD.replace("onnx_int8:", "onnx_int8: x"))
     problems = problems_of(path, ("stages.3.embedding_bits=4",))
-    assert {p.field for p in problems} == {"stages.3.quantize", "stages.3.embedding_bits"}
+    assert {p.field for p in problems} == {"stages.3.onnx_int8", "stages.3.embedding_bits"}
 
 
 # writing
@@ -428,7 +428,7 @@ _recipes = st.builds(
             "model": "org/model",
             "data": {"splits": {"train": "a.csv", "test": "b.csv", **splits}, "columns": columns},
             "seed": seed,
-            "stages": [*distills, {"kind": "export"}, {"kind": "quantize", "embedding_bits": 4}],
+            "stages": [*distills, {"kind": "onnx"}, {"kind": "onnx_int8", "embedding_bits": 4}],
             "limits": [{"metric": "accuracy", "at_least": 1e-9, "of": "start"}],
         }
     ),
@@ -452,10 +452,10 @@ def test_written_stages_have_a_single_key_and_all_defaults(tmp_path: Path) -> No
     assert [list(stage) for stage in values["stages"]] == [
         ["finetune"],
         ["distill"],
-        ["export"],
-        ["quantize"],
+        ["onnx"],
+        ["onnx_int8"],
     ]
-    quantize = values["stages"][3]["quantize"]
+    quantize = values["stages"][3]["onnx_int8"]
     assert {name: quantize[name] for name in ("method", "per_channel", "reduce_range", "embedding_bits")} == {
         "method": "dynamic",
         "per_channel": True,
@@ -463,7 +463,7 @@ def test_written_stages_have_a_single_key_and_all_defaults(tmp_path: Path) -> No
         "embedding_bits": 8,
     }
     # What has no value by default is left out.
-    assert {name for name, field in Quantize.model_fields.items() if field.default is not None} == {"kind", *quantize}
+    assert {name for name, field in OnnxInt8.model_fields.items() if field.default is not None} == {"kind", *quantize}
 
 
 # schema
@@ -495,8 +495,8 @@ def test_schema_refuses_what_the_reader_refuses() -> None:
         lambda v: v["stages"][0]["finetune"].update(epochz=1),
         lambda v: v["stages"].append({"exprt": {}}),
         lambda v: v["stages"].append("distill"),
-        lambda v: v["stages"].append({"export": {}, "quantize": {}}),
-        lambda v: v["stages"].append({"kind": "export"}),
+        lambda v: v["stages"].append({"onnx": {}, "onnx_int8": {}}),
+        lambda v: v["stages"].append({"kind": "onnx"}),
         lambda v: v["limits"].append({"metric": "accuracy"}),
         lambda v: v["stages"][1]["distill"].update(student={"layer": [1]}),
     ]
@@ -509,7 +509,7 @@ def test_schema_refuses_what_the_reader_refuses() -> None:
 def test_schema_describes_every_field() -> None:
     schema = recipe_schema()
     stages = schema["properties"]["stages"]["items"]["anyOf"][0]["properties"]
-    assert set(stages) >= {"finetune", "distill", "prune", "trim_vocabulary", "export", "quantize"}
+    assert set(stages) >= {"finetune", "distill", "prune", "trim_vocabulary", "onnx", "onnx_int8"}
     for kind, stage in stages.items():
         assert stage["description"], kind
         assert all("description" in field for field in stage["properties"].values()), kind

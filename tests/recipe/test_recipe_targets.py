@@ -21,7 +21,7 @@ model: somewhere
 data:
   splits: {train: train.csv, test: test.csv}
 stages:
-- export
+- onnx
 targets:
 - cpu
 """
@@ -104,7 +104,7 @@ def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
             "[{cpu: {opset: 18}}]",
             "targets.0.cpu.opset",
             "a field of export, a stage of this recipe",
-            "it at stages.0.export",
+            "it at stages.0.onnx",
         ),
         (
             "[{pi: {format: gguf, runtime: onnxruntime}}]",

@@ -30,7 +30,7 @@ from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalL
 from compress.pipeline.run import run
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Benchmark, Recipe
-from compress.tasks.capability import EMBEDS, GENERATES, DUAL_ENCODER, TAKES_IMAGES, DESCRIBES_IMAGES
+from compress.tasks.capability import DESCRIBES_IMAGES, DUAL_ENCODER, EMBEDS, GENERATES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
@@ -125,7 +125,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_text_task(recipe: Recipe, folder: Path) -> Recipe:
-    tiny = read_recipe(tiny_tasks.write_all(folder, recipe.task, ["finetune", "export"]))
+    tiny = read_recipe(tiny_tasks.write_all(folder, recipe.task, ["finetune", "onnx"]))
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     changed = recipe.model_copy(update={"model": "model", "data": tiny.data, "benchmark": QUICK}).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
@@ -185,7 +185,7 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
 def _shrunk_places(recipe: Recipe, folder: Path) -> Recipe:
     """A tiny detector or segmenter on toy pictures."""
     name = "yolos" if recipe.task == tiny_places.DETECTION else "segformer"
-    tiny = read_recipe(tiny_places.write_all(folder, name, ["finetune", "export"]))
+    tiny = read_recipe(tiny_places.write_all(folder, name, ["finetune", "onnx"]))
     changes = {"model": "model", "random_weights": False, "data": tiny.data, "slices": None, "benchmark": QUICK}
     changed = recipe.model_copy(update=changes).model_dump()
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
@@ -275,12 +275,12 @@ def save_tiny_mixture(folder: Path) -> None:
 def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
     small = {"samples": 4, "sequence_length": 16, "steps": 2, "epochs": 0.2, "embedding_group_size": 32, "layers": 1}
     fields |= {name: value for name, value in small.items() if name in fields}
-    if fields["kind"] == "train_blocks":
+    if fields["kind"] == "block_qat":
         fields["held_out"] = 1
     if fields["kind"] == "distill":
         fields |= {"budget": None, "tokens": 512}
     # Random weights have no structure that few bits could keep.
-    return fields | ({"rounding_limit": 10.0} if fields["kind"] == "export" else {})
+    return fields | ({"rounding_limit": 10.0} if fields["kind"] == "onnx" else {})
 
 
 def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:

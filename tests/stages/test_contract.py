@@ -27,13 +27,18 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"heads": 0.5, "feed_forward": 0.25},
         {"layers": 1},
         {"heads": 0.25, "importance": "magnitude"},
-        {"sparsity": 0.5},
-        {**QUICK, "sparsity": 0.5, "schedule": "cubic", "scope": "global"},
+    ],
+    "sparsify": [{"sparsity": 0.5}],
+    "sparsify_gradually": [{**QUICK, "sparsity": 0.5, "scope": "global"}],
+    "prune_decoder": [{"layers": 1, "samples": 4, "sequence_length": 24}],
+    "sparsify_decoder": [{"sparsity": 0.5, "method": "wanda", "samples": 4, "sequence_length": 24}],
+    "distill_language_model": [
+        {"student": {"layers": [0]}, "epochs": 0.5, "batch_size": 2, "learning_rate": 1e-3, "sequence_length": 24}
     ],
     "trim_vocabulary": [{}, {"characters": "seen", "use_unlabeled": True, "trim_positions": False}],
-    "export": [{}],
+    "onnx": [{}],
     "qat": [{**QUICK, "calibration_examples": 16}],
-    "quantize": [
+    "onnx_int8": [
         {},
         {"embedding_bits": 4},
         {"embedding_bits": 32, "per_channel": False, "reduce_range": True},
@@ -43,14 +48,14 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     ],
     "cast": [{}],
     "reduce_dimensions": [{"dimensions": 8}, {"dimensions": 24, "examples": 40}],
-    "quantize_weights": [{}, {"bits": 8, "block_size": 64, "symmetric": False}],
+    "onnx_weight_only": [{}, {"bits": 8, "block_size": 64, "symmetric": False}],
     "equalize": [{}, {"strength": 1.0}, {"smooth_quant": 0.5, "samples": 4, "sequence_length": 24}],
     "gptq": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},
         {"samples": 4, "sequence_length": 24, "embedding_bits": 4, "target_bits": 4.4, "group_size": 32},
         {"method": "rtn", "bits": 3, "sym": False, "embedding_bits": 8},
     ],
-    "train_blocks": [{"samples": 8, "sequence_length": 24, "group_size": 32, "epochs": 2, "batch_size": 2}],
+    "block_qat": [{"samples": 8, "sequence_length": 24, "group_size": 32, "epochs": 2, "batch_size": 2}],
     "nncf_weights": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},
         {"mode": "int4_asym", "samples": 4, "sequence_length": 24, "group_size": 32, "backup_mode": "none"},
@@ -63,13 +68,20 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "executorch": [],  # lowered once for this and its own tests, in those
     "coreml": [{"embedding_bits": 4}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
-    "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
+    "lora_recovery": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],
     "compressed_tensors": [{}],
-    "schedule": [],  # of pipelines of several parts, in its own tests
+    # Stages of text-to-image models are tested on pipelines of several parts.
+    **dict.fromkeys(
+        (
+            *("prune_denoiser", "distill_features", "distill_steps", "distill_consistency", "distill_autoencoder"),
+            "schedule",
+        ),
+        [],
+    ),
 }
-COMPARED = ("export", "openvino", "coreml")
+COMPARED = ("onnx", "openvino", "coreml")
 """Those whose bytes the formats' own tests compare."""
 CASES = [
     pytest.param(kind, parameters, id=f"{kind}-{index}")
@@ -127,7 +139,7 @@ def test_a_rehearsal_leaves_files_as_large(
     context = replace(make_context(stage, tmp_path / "beside"), scratch=tmp_path / "beside" / "scratch")
     made = stage.infer_shapes(make_input(stage, tmp_path / "beside"), context)
     if made is None:
-        assert kind not in ("finetune", "distill", "trim_vocabulary", "cast", "quantize_weights")
+        assert kind not in ("finetune", "distill", "trim_vocabulary", "cast", "onnx_weight_only")
         return
     made.save(tmp_path)
     told, found = (

@@ -10,7 +10,7 @@ import pytest
 from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.data.dataset import Dataset
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
@@ -38,7 +38,7 @@ def export(checkpoint: Checkpoint, folder: Path, texts: list[str] = TEXTS, **fie
         raise AssertionError(label)
 
     context = Context(task, data, 32, 0, notes, none, Path, folder / "scratch")
-    return Export(**fields).run(checkpoint, context), notes.said
+    return Onnx(**fields).run(checkpoint, context), notes.said
 
 
 def test_a_float_checkpoint_becomes_one_graph_and_the_note_says_how_near_it_is(tmp_path: Path) -> None:

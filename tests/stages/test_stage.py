@@ -10,7 +10,7 @@ from compress.formats.coreml.stage import CoreMl
 from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.gguf.stage import Gguf
 from compress.formats.litert.stage import LiteRt
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.formats.openvino.stage import OpenVino
 from compress.models.torch_model import TorchModel
 from compress.pipeline.keys import Keys
@@ -22,7 +22,7 @@ from compress.stages.distill.stage import Distill
 from compress.stages.gptq.stage import Gptq
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights.stage import NncfWeights
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.recovery.tune_scales import TuneScales
 from compress.stages.registry import STAGES
 
@@ -30,6 +30,13 @@ SHAPE = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4
 REQUIRED: dict[str, dict[str, Any]] = {
     "distill": {"student": {"model": "sample:minilm", "random_weights": True}},
     "prune": {"heads": 0.5},
+    "prune_decoder": {"heads": 0.5},
+    "sparsify": {"sparsity": 0.5},
+    "sparsify_gradually": {"sparsity": 0.5},
+    "sparsify_decoder": {"sparsity": 0.5},
+    "distill_language_model": {"teacher": "start"},
+    "prune_denoiser": {"pairs": 1},
+    "distill_features": {"teacher": "start"},
     "merge_lora": {"adapter": "mine"},
     "attach_lora": {"adapter": "mine"},
     "reduce_dimensions": {"dimensions": 3},
@@ -92,18 +99,18 @@ def test_a_stage_of_another_package_does_not_blind_what_follows() -> None:
     assert unknown.shape == SHAPE
     assert [unknown.seconds.value, unknown.peak_memory_bytes.value, unknown.disk_bytes.value] == [None] * 3
     # 250 parameters of matrices at 8 bits, 100 of tables at 8
-    assert Quantize().predict(unknown.shape, plan()).disk_bytes.value == 350
+    assert OnnxInt8().predict(unknown.shape, plan()).disk_bytes.value == 350
 
 
 def test_bits_stay_until_another_stage_changes_them() -> None:
     shape = SHAPE
-    for stage in (Gptq(group_size=16), TuneScales(), Export()):
+    for stage in (Gptq(group_size=16), TuneScales(), Onnx()):
         before, shape = shape, stage.predict(shape, plan()).shape
         assert shape is not None
         assert (shape.matrix_bits, shape.table_bits) == (4, 32)
-        assert (shape.packed_bytes is None) is isinstance(stage, Export)
+        assert (shape.packed_bytes is None) is isinstance(stage, Onnx)
         assert before.parameters == shape.parameters
-    only = Quantize(part="encoder").predict(shape, plan()).shape
+    only = OnnxInt8(part="encoder").predict(shape, plan()).shape
     assert only == shape
 
 
@@ -141,7 +148,12 @@ def test_a_student_of_another_model_has_that_model_s_shape() -> None:
 
 def test_what_stages_name_is_in_their_keys() -> None:
     stage = Elsewhere()
-    assert [one.name for one in all_references([stage, MergeLora(adapter="mine")])] == ["words", "first", "second", "mine"]
+    assert [one.name for one in all_references([stage, MergeLora(adapter="mine")])] == [
+        "words",
+        "first",
+        "second",
+        "mine",
+    ]
     recipe = Recipe.model_construct(task="text-classification", data=_Data(), seed=0)
     digests: dict[str, str] = {}
     keys = Keys(recipe, _Data(), lambda name: digests.get(name, name), lambda name: digests.get(name, name))  # type: ignore[arg-type]
@@ -155,14 +167,14 @@ def test_what_stages_name_is_in_their_keys() -> None:
 def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
     for name in ("small", "mine", "model"):
         (tmp_path / name).mkdir()
-    stages = [{"distill": {"student": {"model": "small"}}}, {"merge_lora": {"adapter": "mine"}}, {"export": {}}]
+    stages = [{"distill": {"student": {"model": "small"}}}, {"merge_lora": {"adapter": "mine"}}, {"onnx": {}}]
     data = {"splits": {"train": "train.csv", "test": "test.csv"}}
     recipe = Recipe.model_validate(
         {"name": "r", "task": "text-classification", "model": "model", "data": data, "stages": stages}
     )
     made = with_absolute_paths(recipe, tmp_path)
     assert {one.name for one in all_references(made.stages)} == {str(tmp_path / "small"), str(tmp_path / "mine")}
-    assert [stage.kind for stage in made.stages] == ["distill", "merge_lora", "export"]
+    assert [stage.kind for stage in made.stages] == ["distill", "merge_lora", "onnx"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the stages `trim_vocabulary`, `export` and `quantize` do with their parameters, and what they say."""
+"""What the stages `trim_vocabulary`, `onnx` and `onnx_int8` do with their parameters, and what they say."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from exports import exported, run
 from compress.data.dataset import Dataset
 from compress.formats.onnx import export as onnx_export
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
-from compress.formats.onnx.stage import Export
+from compress.formats.onnx.stage import Onnx
 from compress.models.torch_model import TorchModel
 from compress.stages.base import Context
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.tasks.registry import get_task
 from compress.utils.errors import IntegrityError
@@ -93,12 +93,10 @@ def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.Mon
     graph = exported().graph()
     made = onnx_export.ExportedGraph(graph, {"attention": 2, "first_token": 6})
     monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: made)
-    found = Export().run(model, given)
+    found = Onnx().run(model, given)
     assert isinstance(found, OnnxModel) and found.file_name == FLOAT_GRAPH and found.graph is graph
     (said,) = notes.said
-    assert said.startswith("export: logits differ by at most ") and said.endswith(
-        "rewrites: attention 2, first_token 6"
-    )
+    assert said.startswith("onnx: logits differ by at most ") and said.endswith("rewrites: attention 2, first_token 6")
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(found.companions)
 
 
@@ -107,22 +105,22 @@ def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
     made = onnx_export.ExportedGraph(exported().graph())
     monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: made)
     with pytest.raises(IntegrityError, match="logits differ from torch"):
-        Export().run(model, context()[0])
+        Onnx().run(model, context()[0])
 
 
 @pytest.mark.parametrize(("bits", "tables"), [(8, 1), (4, 1), (32, 0)])
 def test_quantized_tables_and_products(bits: int, tables: int):
     given, notes = context()
     before = OnnxModel(exported().graph(), FLOAT_GRAPH, {"config.json": b"{}"})
-    found = Quantize(embedding_bits=bits, reduce_range=False).run(before, given)
+    found = OnnxInt8(embedding_bits=bits, reduce_range=False).run(before, given)
     counts = Counter(node.op_type for node in found.graph.graph.node)
     assert counts["MatMulInteger"] == 3 * tiny.LAYERS + 2 and counts["QAttention"] == tiny.LAYERS
     # Words are looked up; positions are a piece of their table.
     assert counts["GatherBlockQuantized"] == tables
     assert found.file_name == QUANTIZED_GRAPH and found.companions == {"config.json": b"{}"}
     said = [
-        f"quantize: embedding tables at {bits} bits: 1",
-        "quantize: tables whose rows are read in order, at 8 bits: 1",
+        f"onnx_int8: embedding tables at {bits} bits: 1",
+        "onnx_int8: tables whose rows are read in order, at 8 bits: 1",
     ]
     assert notes.said == (said if bits < 32 else [])
 
@@ -133,7 +131,7 @@ def test_smaller_blocks_come_closer():
     original = OnnxModel(exported().graph(), FLOAT_GRAPH, {})
     errors = {}
     for size in (16, 32):
-        found = Quantize(embedding_bits=4, embedding_block_size=size).run(original, context()[0]).graph
+        found = OnnxInt8(embedding_bits=4, embedding_block_size=size).run(original, context()[0]).graph
         scales = [tensor for tensor in found.graph.initializer if tensor.name.endswith("embeddings.weight_scales")]
         assert [tensor.dims[1] for tensor in scales] == [tiny.WIDTH // size]
         errors[size] = np.abs(run(found, **inputs) - run(original.graph, **inputs)).mean()

@@ -99,7 +99,7 @@ def generation_report(**changes: Any) -> Report:
         "seconds": 412.0,
         "stages": (
             StageRecord(name="gptq", key="1" * 64, cached=False, seconds=40.0, peak_rss_bytes=10**9),
-            StageRecord(name="export", key="2" * 64, cached=False, seconds=9.0, peak_rss_bytes=10**9),
+            StageRecord(name="onnx", key="2" * 64, cached=False, seconds=9.0, peak_rss_bytes=10**9),
         ),
         "measurements": tuple(measured),
         "limits": tuple(check_limits(LIMITS, measured)),

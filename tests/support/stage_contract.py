@@ -26,7 +26,7 @@ from compress.stages.registry import STAGES
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 
-TRACING = ("export", "qat", "openvino", "litert", "executorch", "coreml")
+TRACING = ("onnx", "qat", "openvino", "litert", "executorch", "coreml")
 """Stages that take seconds for each layer."""
 LANGUAGE = "text-generation"
 EMBEDDINGS = "feature-extraction"

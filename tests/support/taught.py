@@ -15,8 +15,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
-from compress.stages.distill.stage import Distill
 from compress.stages.distill_language_model import trainer
+from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.distill_language_model.trainer import LanguageLesson
 from compress.stages.training import sharding
 from compress.tasks.conversations import text_or_messages
@@ -29,10 +29,9 @@ SETTINGS: dict[str, Any] = {
     "student": {"layers": [0, 2]},
     "batch_size": 4,
     "learning_rate": 3e-3,
-    "temperature": 1.0,
     "precision": "fp32",
     "tokens": 10 * 4 * LENGTH,
-    "labels_weight": 0.2,
+    "loss": {"temperature": 1.0, "labels_weight": 0.2},
 }
 
 
@@ -109,7 +108,7 @@ def losses(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
         teacher = TorchModel.load(folder / "teacher", get_task(TASK))
         made = context(Checkpoint(folder / "teacher"), folder / f"scratch {rank}", conversations(60))
         teacher.processor = tiny_tokenizer()
-        student = Distill.model_validate({**SETTINGS, **settings}).run(teacher, made)
+        student = DistillLanguageModel.model_validate({**SETTINGS, **settings}).run(teacher, made)
     finally:
         LanguageLesson._told = plain  # type: ignore[method-assign]
     return [found, student.module.model.layers[0].mlp.up_proj.weight[0].tolist()]

@@ -14,7 +14,7 @@ WORDS = ("some", "words", "of", "no", "meaning", "that", "stand", "in", "a", "ro
 SPLITS = {"train": 12, "test": 4}
 STAGES: tuple[dict[str, Any], ...] = (
     {"gptq": {"bits": 4, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}},
-    {"export": {"rounding_limit": 0.5}},
+    {"onnx": {"rounding_limit": 0.5}},
 )
 
 

@@ -35,10 +35,10 @@ STAGES: tuple[dict[str, Any], ...] = (
     {"distill": {"student": {"layers": [0]}, "epochs": 1, "batch_size": 4, "learning_rate": 2e-3}},
     {"prune": {"feed_forward": 0.5, "importance_examples": 32}},
     {"trim_vocabulary": {}},
-    {"export": {}},
-    {"quantize": {}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
 )
-LABELS_OF_STAGES = ("finetune", "distill", "prune", "trim_vocabulary", "export", "quantize")
+LABELS_OF_STAGES = ("finetune", "distill", "prune", "trim_vocabulary", "onnx", "onnx_int8")
 
 
 def write_rows(folder: Path, seed: int = 0) -> None:

@@ -22,8 +22,8 @@ RECIPE = {
     "stages": [
         {"finetune": {"epochs": 1}},
         {"trim_vocabulary": {"min_count": 3}},
-        "export",
-        {"quantize": {"method": "static", "calibration_examples": 48}},
+        "onnx",
+        {"onnx_int8": {"method": "static", "calibration_examples": 48}},
     ],
 }
 LIMIT = 1.27

@@ -136,7 +136,7 @@ def test_the_recipe_of_the_page_is_valid(installed: Path, tmp_path: Path) -> Non
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (installed, ROOT)))}
     command = [sys.executable, "-c", code, str(tmp_path / "mine.yaml")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["finetune", "clip", "export"]
+    assert done.stdout.split() == ["finetune", "clip", "onnx"]
 
 
 def test_the_page_shows_the_package_as_it_is() -> None:

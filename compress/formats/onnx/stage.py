@@ -9,7 +9,7 @@ from pydantic import Field
 
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint
-from compress.models.diffusion_pipeline import GeneratorModel
+from compress.models.image_generation import image_generation_hook
 from compress.models.torch_model import TorchModel
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, handling, predicted
@@ -44,13 +44,11 @@ _ANSWERS = 4
 _TEXTS, _MORE = 4, 10
 """Number of texts that an encoder-decoder is compared on, in one batch, and of tokens that it generates."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
-_PROMPTS = 4
-"""Number of prompts that a text encoder is compared on."""
 _REHEARSED = 8
 """Number of examples for tracing a graph that will not be run."""
 
 
-class Export(Stage[TorchModel, OnnxModel]):
+class Onnx(Stage[TorchModel, OnnxModel]):
     """ONNX with dynamic batch and length, compared with torch on real examples.
 
     Encoders are traced, and compared on padded batches. Decoders are written from the checkpoint, quantized or not,
@@ -62,7 +60,7 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     version = 6
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-    kind: Literal["export"] = "export"
+    kind: Literal["onnx"] = "onnx"
     opset: Annotated[int | None, _TRACED_ONLY] = Field(
         None, ge=17, description="ONNX operator set of an encoder; default: the exporter's newest"
     )
@@ -119,8 +117,10 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
         """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""
-        if isinstance(model, GeneratorModel):
-            return self._trace_parts(model, context)
+        if not isinstance(model, Checkpoint) and model.generates_images:
+            write_onnx = image_generation_hook("write_onnx")
+            graphs: OnnxModel = write_onnx(model, context, self.opset, self.fusions, self.tolerance)
+            return graphs
         if not isinstance(model, Checkpoint):
             return self._trace(model, context)
         if GENERATES in context.task.capabilities:
@@ -130,8 +130,10 @@ class Export(Stage[TorchModel, OnnxModel]):
         return self._write_pair(model, context)
 
     def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
-        """The traced graph, unproven; decoders, which are written from checkpoints, and pictures are not foreseen."""
-        if isinstance(model, Checkpoint | GeneratorModel) or EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
+        """Return the traced graph without a comparison; None for other models than traced ones."""
+        if isinstance(model, Checkpoint) or model.generates_images:
+            return None
+        if EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
             return None
         rows = context.data.split("train").slice(0, _REHEARSED)
         exported = self._traced(model, context.task.encode(rows, model.processor, None, context.max_length))
@@ -157,27 +159,11 @@ class Export(Stage[TorchModel, OnnxModel]):
         # The report names every rewrite, so that a rewrite that stops matching is noticed.
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
         context.note(
-            f"export: {examples.answer_label} differ by at most {difference:.1e} from torch; rewrites: {matched}"
+            f"onnx: {examples.answer_label} differ by at most {difference:.1e} from torch; rewrites: {matched}"
         )
         if exported.unfused:
-            context.note(f"export: {exported.unfused}")
+            context.note(f"onnx: {exported.unfused}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
-
-    def _trace_parts(self, model: GeneratorModel, context: Context) -> OnnxModel:
-        """Export and compare the parts of a diffusion model."""
-        from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, verify_diffusion
-
-        prompts = context.data.split("train").slice(0, _PROMPTS)["text"].to_pylist()
-        ids = model.processor.ids(prompts)
-        exported = export_diffusion(model, ids, self.opset, self.fusions)
-        graphs = {name: part_export.graph for name, part_export in exported.items()}
-        for name, part_distance in verify_diffusion(model, graphs, ids, self.tolerance).items():
-            context.note(
-                f"export: {name} differs by at most {part_distance.worst:.1e} from torch, at all sizes and batches"
-            )
-            if exported[name].unfused:
-                context.note(f"export: {name}: {exported[name].unfused}")
-        return diffusion_folder(model, graphs)
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         """Write and compare a decoder."""
@@ -186,7 +172,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
         windows = proof_windows(checkpoint, context)
         written = export_verified_decoder(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
-        context.note(f"export: {written.equality}; {written.attention}")
+        context.note(f"onnx: {written.equality}; {written.attention}")
         return written.model
 
     def _write_pair(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
@@ -198,7 +184,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         inputs, texts = (_spoken if speech else _read)(checkpoint, context)
         limits, more = (self.tolerance, self.rounding_limit), 0 if speech else _MORE
         equality = verify_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
-        context.note(f"export: encoder and decoder; {equality}")
+        context.note(f"onnx: encoder and decoder; {equality}")
         return model
 
     def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
@@ -213,8 +199,8 @@ class Export(Stage[TorchModel, OnnxModel]):
         image = read_rules(checkpoint.folder).image
         limits = (self.tolerance, self.rounding_limit)
         equality = verify_image_reader(exported.model, checkpoint, examples, image, *limits)
-        context.note(f"export: image features differ by at most {exported.difference:.1e} from torch; {equality}")
-        context.note(f"export: attention is {'not fused: ' + exported.unfused if exported.unfused else 'one operator'}")
+        context.note(f"onnx: image features differ by at most {exported.difference:.1e} from torch; {equality}")
+        context.note(f"onnx: attention is {'not fused: ' + exported.unfused if exported.unfused else 'one operator'}")
         return exported.model
 
 

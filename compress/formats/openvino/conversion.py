@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16", "int8"]
 _GROUP = 32
-"""Weights of a row that share a scale and a zero point in 4 bits; `quantize` has blocks as large."""
+"""Weights of a row that share a scale and a zero point in 4 bits; `onnx_int8` has blocks as large."""
 _MOST_INPUTS_A_SCALE, _STEP = 256, 32
 _NOT_TABLES = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 

@@ -11,7 +11,7 @@ _LEARN = (
     "label a sample of today's rows and judge it with `compress evaluate`; if it does worse there, put them into "
     "`data.splits.train`{unlabeled} and run {stages} again"
 )
-_TRAINING = ("finetune", "distill", "qat", "prune", "lora")
+_TRAINING = ("finetune", "distill", "distill_language_model", "qat", "sparsify_gradually", "lora_recovery")
 
 
 def advice_of(look: Look, recipe: Recipe) -> str:
@@ -63,13 +63,13 @@ def _lengthen(recipe: Recipe, cut: bool) -> str:
 
 
 def _recalibrate(recipe: Recipe) -> str:
-    place, stage = _stage(recipe, "quantize")
+    place, stage = _stage(recipe, "onnx_int8")
     if stage is None or getattr(stage, "method", "") != "static":
         return f"activations are beyond what the reference has: {_retrain(recipe)}"
     method = stage.calibration_method
     wider = f" or set `calibration_method: minmax` (now {method})" if method != "minmax" else ""
     return (
-        f"recalibrate: put rows like today's into `data.splits.train`, of which `stages.{place}.quantize` draws its "
+        f"recalibrate: put rows like today's into `data.splits.train`, of which `stages.{place}.onnx_int8` draws its "
         f"{stage.calibration_examples} `calibration_examples`, and run it again{wider}; "
         "`method: dynamic` needs no ranges"
     )

@@ -94,10 +94,10 @@ def _can_be(document: Document, folder: Path, field: str, value: Any) -> bool:
 
 
 _FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
-_FULL_SIZE: tuple[dict[str, Any], ...] = ({"export": {}}, {"quantize": {}})
-"""What every model that answers at once can be made into."""
+_FULL_SIZE: tuple[dict[str, Any], ...] = ({"onnx": {}}, {"onnx_int8": {}})
+"""Stages that apply to every model that answers in one forward pass."""
 _NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}, {"heads": 0.5}), ({"flops": 0.3},)
-"""Mild cuts of a model with attention, and of one without."""
+"""Mild pruning of models with attention, and of models without."""
 
 
 def initial_stages(
@@ -157,8 +157,8 @@ def _fitted(
 
 def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """A stage by itself; integers for what reads a text and few bits for what writes one, where that is two graphs."""
-    if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"quantize": {}}:
-        return [{"quantize": {"part": "encoder"}}, {"quantize_weights": {"part": "decoder", "bits": 8}}]
+    if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"onnx_int8": {}}:
+        return [{"onnx_int8": {"part": "encoder"}}, {"onnx_weight_only": {"part": "decoder", "bits": 8}}]
     return [deepcopy(dict(stage))]
 
 

@@ -14,7 +14,7 @@ from compress.stages.gptq.settings import BlockTraining
 from compress.stages.gptq.stage import Rounds
 
 
-class TrainBlocks(BlockTraining, Rounds):
+class BlockQat(BlockTraining, Rounds):
     """As `gptq`, and then each block is trained, with its rounding, to answer as the float block does.
 
     The first phase of EfficientQAT (Block-AP; Chen et al. 2024, section 3.2): weights, their integers and scales, and
@@ -23,7 +23,7 @@ class TrainBlocks(BlockTraining, Rounds):
     """
 
     version = 1
-    kind: Literal["train_blocks"] = "train_blocks"
+    kind: Literal["block_qat"] = "block_qat"
 
     @model_validator(mode="after")
     def _text_to_learn_from(self) -> Self:

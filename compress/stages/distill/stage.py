@@ -12,7 +12,7 @@ from compress.stages.distill.settings import Distillation, Student
 from compress.stages.distill.student_shape import student_layer_choices, student_shape
 from compress.stages.protocols import field_search_values
 from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.tasks.capability import GENERATES_IMAGES, GENERATES, REWRITES, TAKES_ARRAYS, DESCRIBES_IMAGES, TRANSCRIBES
+from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMAGES, REWRITES, TAKES_ARRAYS, TRANSCRIBES
 
 
 class Distill(Distillation, Stage[TorchModel, TorchModel]):

@@ -51,7 +51,7 @@ def shared_tokens(
             f"such as {missing[0]!r}, so that their predictions cannot be compared.",
             where="teacher",
             expected="a teacher whose tokenizer has all of the student's tokens; it may have others besides",
-            hint="name such a teacher, or distil hidden states alone: method: hidden, logits_weight: 0",
+            hint="name such a teacher, or compare hidden states alone, by loss: {hidden_weight: 1, logits_weight: 0}",
         )
     if missing and weights.hidden_weight:
         _require_known(found, windows, len(missing))

@@ -73,35 +73,35 @@ def quantize_int8(
     static, inputs = options.method == "static", inputs or RowInputs(model, context)
     chosen = inputs.choose(options.calibration_examples) if static else None
     for operator, count in count_without_kernel(ir.from_proto(model.graph)).items():
-        context.note(f"quantize: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
+        context.note(f"onnx_int8: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
     made = _quantizer(model, options, chosen)
     left = kept_layers(made.layers, options.keep) if options.keep else []
     if left:
-        context.note(f"quantize: {', '.join(left)} left in float, as the recipe says")
+        context.note(f"onnx_int8: {', '.join(left)} left in float, as the recipe says")
     if not options.searches:
         graph = made.quantize(left)
     else:
         found = _search(model.graph, made, left, options, inputs, context)
         graph = found.graph
-        context.note(f"quantize: {found.verdict()}")
+        context.note(f"onnx_int8: {found.verdict()}")
         for name in found.kept:
-            context.note(f"quantize: {name} stays in float")
+            context.note(f"onnx_int8: {name} stays in float")
         if found.damages:
             context.add_table("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, found.rows())
         _record(found, graph)
     graph = _with_lstms(graph, options, context)
     if chosen is not None:
         chosen.record(graph)
-        context.note(f"quantize: {len(made.layers) - len(left)} layers, calibrated on {chosen}")
+        context.note(f"onnx_int8: {len(made.layers) - len(left)} layers, calibrated on {chosen}")
     if options.narrowing() == "saturating":
         _say_narrowed(made.narrowed, context)
     if isinstance(made, StaticQuantizer):
         if made.split:
-            context.note(f"quantize: {len(made.split)} convolutions split by the parts of what they read")
+            context.note(f"onnx_int8: {len(made.split)} convolutions split by the parts of what they read")
         if made.equalized:
-            context.note(f"quantize: channels evened before {len(made.equalized)} layers")
+            context.note(f"onnx_int8: channels evened before {len(made.equalized)} layers")
         for name in made.constant:
-            context.note(f"quantize: {name} was the same in every calibration example; are they too few?")
+            context.note(f"onnx_int8: {name} was the same in every calibration example; are they too few?")
     return graph
 
 
@@ -117,14 +117,14 @@ def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Contex
 def _with_lstms(graph: onnx.ModelProto, options: Int8Options, context: Context) -> onnx.ModelProto:
     made, count = quantize_recurrent(graph, options.per_channel, options.narrowing() is not False)
     if count:
-        context.note(f"quantize: {count} LSTM at 8 bits, ranges of what they read found in each call")
+        context.note(f"onnx_int8: {count} LSTM at 8 bits, ranges of what they read found in each call")
     return made
 
 
 def _say_narrowed(layers: Sequence[str], context: Context) -> None:
     count = f"weights of {len(layers)} products" if layers else "no product's weights"
     context.note(
-        f"quantize: {count} could saturate on x86 without VNNI; columns that could have a coarser grid, so none does"
+        f"onnx_int8: {count} could saturate on x86 without VNNI; columns that could have a coarser grid, so none does"
     )
 
 

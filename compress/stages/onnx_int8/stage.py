@@ -1,4 +1,4 @@
-"""Quantize an ONNX model to 8-bit integers."""
+"""OnnxInt8 an ONNX model to 8-bit integers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OVERHEAD_BYTES = 32_768
 """Scales, and tensors that stay float since they are small: more than half of a model of some ten thousand weights."""
 
 
-class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
+class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
     """INT8 through ONNX Runtime: weights are stored as int8; activations are quantized as they come, or by calibration.
 
     Dynamic quantization finds the range of each activation anew in each call; static quantization takes it from
@@ -50,7 +50,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     version = 8
     packages = ("onnx", "onnx_ir", "onnxruntime")
-    kind: Literal["quantize"] = "quantize"
+    kind: Literal["onnx_int8"] = "onnx_int8"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
         description="bits of the embedding tables; 32 leaves them alone. Positions, which are read in order, have 8",
@@ -85,12 +85,12 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return Requirements(splits=("train", "validation"))
         return Requirements(splits=("train",)) if self.method == "static" or self.searches else Requirements()
 
-    def with_default_embeddings(self) -> Quantize:
+    def with_default_embeddings(self) -> OnnxInt8:
         """Their bits and blocks by default."""
         usual = {name: type(self).model_fields[name].default for name in ("embedding_bits", "embedding_block_size")}
         return self.model_copy(update=usual)
 
-    def resolved(self, sums_in_32_bits: bool) -> Quantize:
+    def resolved(self, sums_in_32_bits: bool) -> OnnxInt8:
         """`reduce_range: auto` narrows what may saturate on a target."""
         if self.reduce_range != "auto":
             return self
@@ -111,7 +111,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         Of one of the parts that draw pictures no more than that nothing grows: it may be a small one.
         """
         whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
-        hint = None if self.method == "static" else "`quantize: {method: static}` stores convolutions in integers too"
+        hint = None if self.method == "static" else "`onnx_int8: {method: static}` stores convolutions in integers too"
         return OutputSpec(
             max_size_ratio=1.0 if self.part in DIFFUSION_PARTS else 0.5 if whole else 0.95,
             overhead_bytes=_OVERHEAD_BYTES,
@@ -140,7 +140,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return few.run(model, context)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
-        """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
+        """OnnxInt8 the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
         return self._parts(model, context) if model.others else self._alone(model, context)
 
     def _alone(self, model: OnnxModel, context: Context, inputs: GraphInputs | None = None) -> OnnxModel:
@@ -154,7 +154,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
         if holds_float16(model.graph):
             model = replace(model, graph=to_float32(model.graph))
-            context.note("quantize: weights of float16 are rounded as what they stand for in float32")
+            context.note("onnx_int8: weights of float16 are rounded as what they stand for in float32")
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.searches or self.keep:
             graph = quantize_int8(model, self, context, inputs)
@@ -164,9 +164,9 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             in_order = quantize_rows_in_order(graph)
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
             if tables:
-                context.note(f"quantize: embedding tables at {self.embedding_bits} bits: {len(tables)}")
+                context.note(f"onnx_int8: embedding tables at {self.embedding_bits} bits: {len(tables)}")
             if in_order:
-                context.note(f"quantize: tables whose rows are read in order, at 8 bits: {len(in_order)}")
+                context.note(f"onnx_int8: tables whose rows are read in order, at 8 bits: {len(in_order)}")
         if _stored(graph) == _stored(model.graph):
             raise StageError(
                 "The graph holds nothing to quantize.",
@@ -178,21 +178,21 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
         from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
-        from compress.stages.diffusion.calibration import PictureInputs
+        from compress.models.image_generation import image_generation_hook
 
         meant = [name for name in model.graphs if model.is_part(name, self.part)]
         if self.method == "static" and any(model.is_part(name, "decoder") for name in meant):
             raise StageError(
                 "Static ranges are found for encoders alone: a decoder's inputs are what it said before.",
                 expected="part: encoder",
-                hint="give the decoder a stage of its own: `quantize` without method: static, or `quantize_weights`",
+                hint="give the decoder a stage of its own: `onnx_int8` without method: static, or `onnx_weight_only`",
             )
         graphs = {}
         for name, graph in model.graphs.items():
             if name not in meant:
                 graphs[name] = graph
                 continue
-            inputs = PictureInputs(model, name, context) if model.is_diffusion else None
+            inputs = image_generation_hook("calibration_inputs")(model, name, context) if model.is_diffusion else None
             quantized = self._alone(OnnxModel(graph, name, model.companions), context, inputs).graph
             if self.embedding_bits < 32:
                 tied = WeightOnlySettings(self.embedding_bits, self.embedding_block_size or _TIED_BLOCK)

@@ -12,7 +12,7 @@ from compress.stages.cost_model import PlanContext, Prediction, Shape, handling
 from compress.stages.protocols import field_search_values
 from compress.stages.prune.settings import Pruning
 from compress.stages.training.cost import FLOPS_TRAINING, training_prediction
-from compress.tasks.capability import HAS_LABELS, EXPORTED_FROM_CHECKPOINT
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, HAS_LABELS
 from compress.utils.errors import ModelError
 
 

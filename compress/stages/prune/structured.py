@@ -80,7 +80,7 @@ def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None,
 
 def _not_described(module: Any, what: str) -> StageError:
     return StageError(
-        f"Heads or neurons of a {module.config.model_type!r} model cannot go: {what}.",
+        f"Heads or neurons of a {module.config.model_type!r} model cannot be pruned: {what}.",
         expected="a model without what was cut that answers as the whole one does with zeros there",
         hint="leave heads and feed_forward out, and report the architecture",
     )

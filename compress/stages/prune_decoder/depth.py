@@ -22,7 +22,7 @@ from compress.stages.blockwise.build import build_skeleton
 from compress.stages.blockwise.calibration_activations import Stream
 from compress.stages.blockwise.pruned_checkpoint import cached_json, config_changes, write_cut
 from compress.stages.gptq.settings import Quantization
-from compress.stages.prune_decoder.layer_replacement import bridge
+from compress.stages.prune_decoder.layer_replacement import compensate_removed_blocks
 from compress.utils.errors import StageError
 from compress.utils.torch_device import autocast, current_device, device_memory_errors, device_uses_bf16
 
@@ -56,9 +56,9 @@ def remove_blocks(
     changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, kept))
     fitted = {}
     if ids is not None and settings.compensate:
-        folder = context.scratch / "bridge"
+        folder = context.scratch / "compensation"
         folder.mkdir(parents=True, exist_ok=True)
-        fitted = bridge(Stream(skeleton, text, ids, folder), gone, settings.damp_percent, context)
+        fitted = compensate_removed_blocks(Stream(skeleton, text, ids, folder), gone, settings.damp_percent, context)
     return write_cut(checkpoint, context.scratch / "blocks", changes, _renumbered(skeleton, kept, fitted))
 
 

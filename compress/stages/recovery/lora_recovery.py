@@ -10,7 +10,7 @@ from compress.stages.recovery.settings import AdapterTraining
 from compress.stages.recovery.tune_scales import Recovers
 
 
-class Lora(AdapterTraining, Recovers):
+class LoraRecovery(AdapterTraining, Recovers):
     """Train a low-rank adapter on the frozen quantized model (QLoRA: Dettmers et al. 2023, section 3).
 
     It learns to predict as the model before quantization does, or to predict the text. The base keeps every byte; the
@@ -19,7 +19,7 @@ class Lora(AdapterTraining, Recovers):
     """
 
     packages = ("torch", "transformers", "accelerate", "peft")
-    kind: Literal["lora"] = "lora"
+    kind: Literal["lora_recovery"] = "lora_recovery"
 
     def output_spec(self) -> OutputSpec:
         """Return that the base weights stay as they are."""

@@ -127,7 +127,7 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
     module = load_quantized_module(checkpoint)
     adapted = adapt(module, settings, context.seed)
     lesson = _lesson(module, checkpoint, settings, context)
-    recovered = lesson.teach(context, "lora")
+    recovered = lesson.teach(context, "lora_recovery")
     if not lesson.helped(recovered):
         raise StageError(f"Training did not help: {recovered}.", hint="lower learning_rate, or leave the stage out")
     if not is_first():
@@ -139,7 +139,7 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
 
 def adapt(module: PreTrainedModel, settings: AdapterTraining, seed: int) -> PeftModel:
     """Put new adapters around linear layers of ``module``, in place. Raises `StageError` where names match none."""
-    peft = import_peft("stage 'lora'")
+    peft = import_peft("stage 'lora_recovery'")
     _check_targets(module, settings)
     torch.manual_seed(seed)
     config = peft.LoraConfig(

@@ -181,7 +181,7 @@ def test_two_runs_are_compared_by_their_recipes_and_reports(encoder: Path, chang
     for seed, (source, outcomes) in enumerate(zip((encoder, changed), right, strict=True)):
         run = tmp_path / f"run-{seed}"
         shutil.copytree(source, run / "model")
-        recipe = {"name": "tiny", "task": tiny.TASK, "model": "m", "seed": seed, "stages": ["export"]}
+        recipe = {"name": "tiny", "task": tiny.TASK, "model": "m", "seed": seed, "stages": ["onnx"]}
         splits = {"train": "train.csv", "test": "test.csv"}
         (run / "recipe.yaml").write_text(json.dumps({**recipe, "data": {"splits": splits}}))
         measured = outcome_row("accuracy", outcomes, "final", "cpu")

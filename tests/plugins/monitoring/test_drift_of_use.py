@@ -21,11 +21,11 @@ from compress.data.columns import Column
 from compress.inspection.activation_clipping import ActivationRange, activation_ranges, record_activations
 from compress.plugins.monitoring.advice import advice_of
 from compress.plugins.monitoring.drift import judged
-from compress.plugins.monitoring.record import Look
 from compress.plugins.monitoring.features import image_traits, sound_traits, text_traits
+from compress.plugins.monitoring.record import Look
 from compress.plugins.nightly import entry_run
-from compress.plugins.nightly.record import Outcome
-from compress.plugins.nightly.suite import Entry
+from compress.plugins.nightly.record import EntryOutcome
+from compress.plugins.nightly.suite import SuiteEntry
 from compress.recipe.loading import read_recipe
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
@@ -156,7 +156,7 @@ def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: 
     found = looks_of(compress("drift", run_folder, "--recent", write(tmp_path / "today.csv", texts), "--json"))
     ranges = found["ranges"]
     assert ranges["verdict"] == "drift"
-    assert "`stages.3.quantize` draws its 48 `calibration_examples`" in ranges["advice"]
+    assert "`stages.3.onnx_int8` draws its 48 `calibration_examples`" in ranges["advice"]
     worst = ranges["parts"][0]
     assert worst["recent"] > worst["reference"]
     assert "8 bits stand for" in worst["note"]
@@ -198,18 +198,18 @@ def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monke
     (tmp_path / "runs" / "tiny" / "latest").symlink_to(run_folder)
     write(tmp_path / "today.csv", [f"{text} zyx wvu" for text in tiny.texts(80, seed=9)])
 
-    def here(command: list[str], output: Path, log: Path, *limits: float) -> entry_run.Ended:
+    def here(command: list[str], output: Path, log: Path, *limits: float) -> entry_run.EndedProcess:
         done = compress(*command[3:])
         output.write_text(done.stdout)
         log.write_text(done.stderr)
-        return entry_run.Ended(done.code, 0.1, False)
+        return entry_run.EndedProcess(done.code, 0.1, False)
 
     monkeypatch.setattr(entry_run, "run_process", here)
-    passed = entry_run.EntryDone(Outcome(entry="tiny", status="passed"))
+    passed = entry_run.EntryResult(EntryOutcome(entry="tiny", status="passed"))
 
-    def night(recent: str) -> entry_run.EntryDone:
-        entry = entry_run.EntryRun(Entry(recipe="tiny.yaml", recent=recent), tmp_path, tmp_path, None, Policy())
-        return entry.look_at_use(passed, read_recipe(run_folder / "recipe.yaml"), tmp_path, 60.0)
+    def night(recent: str) -> entry_run.EntryResult:
+        entry = entry_run.EntryRun(SuiteEntry(recipe="tiny.yaml", recent=recent), tmp_path, tmp_path, None, Policy())
+        return entry.check_drift(passed, read_recipe(run_folder / "recipe.yaml"), tmp_path, 60.0)
 
     found = night("today.csv")
     assert found.outcome.status == "missed"
@@ -242,8 +242,8 @@ def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
 
 
 def test_advice_names_stage_and_field() -> None:
-    untrimmed = recipe({"distill": {"student": {"layers": [0]}}}, "export", "quantize")
+    untrimmed = recipe({"distill": {"student": {"layers": [0]}}}, "onnx", "onnx_int8")
     assert "run `distill` again" in advice_of(look("words", 0.0), untrimmed)
     assert "needs no ranges" not in advice_of(look("ranges", 0.0), untrimmed)
-    assert "a `finetune` stage" in advice_of(look("confidence", 0.0), recipe("export"))
+    assert "a `finetune` stage" in advice_of(look("confidence", 0.0), recipe("onnx"))
     assert "embed the index anew" in advice_of(look("embeddings", 0.0), untrimmed)

@@ -16,8 +16,8 @@ import pytest
 import tiny_run
 from nights import ignore, night, outcome, row
 
-from compress.plugins.nightly.history import History
-from compress.plugins.nightly.run import NightDone, NightRun, commit_of, host_of, software_of
+from compress.plugins.nightly.history import NightHistory
+from compress.plugins.nightly.run import NightResult, NightRun, commit_of, host_of, software_of
 from compress.plugins.nightly.suite import read_suite
 from compress.plugins.nightly.views import write_night
 from compress.utils.environment import environment
@@ -25,7 +25,7 @@ from compress.utils.environment import environment
 HERE = host_of(environment())
 
 
-def run_night(suite: Path, artifacts: Path) -> tuple[NightDone, list[str]]:
+def run_night(suite: Path, artifacts: Path) -> tuple[NightResult, list[str]]:
     notes = tiny_run.Notes()
     done = NightRun(read_suite(suite), suite.parent, artifacts, notes).run()
     write_night(done)
@@ -58,7 +58,7 @@ def test_an_entry_that_the_budget_is_too_short_for_is_not_run_and_goes_first_nex
         (tmp_path / f"{name}.yaml").write_text("name: x\n")
     suite = write_suite(tmp_path, "recipe: a.yaml", "recipe: b.yaml", budget_minutes=20)
     artifacts = tmp_path / "artifacts"
-    history = History(artifacts / "nights" / "all" / "history.sqlite", ignore)
+    history = NightHistory(artifacts / "nights" / "all" / "history.sqlite", ignore)
     slow = [outcome("a", seconds=3.0), outcome("b", seconds=1500.0)]
     for place in range(3):
         history.append(night(place, slow, host=HERE).model_copy(update={"suite": "all"}), {})
@@ -117,9 +117,9 @@ def test_the_commit_is_that_of_the_repository_around(tmp_path: Path) -> None:
 def place(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipes beside a suite, and the baseline of an undisturbed run for two entries."""
     folder = shutil.copytree(tiny_ran, tmp_path_factory.mktemp("night") / "place", symlinks=True)
-    stages = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"export": {}}]
+    stages = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"onnx": {}}]
     tiny_run.write_recipe(folder, "endless", stages=stages, baseline="finetune")
-    tiny_run.write_recipe(folder, "broken", model="nowhere", stages=stages, baseline="export")
+    tiny_run.write_recipe(folder, "broken", model="nowhere", stages=stages, baseline="onnx")
     (folder / "unread.yaml").write_text("name: unread\n")
     for entry in ("tiny", "degraded"):
         arguments = ("gate", "tiny", "--baseline", f"baselines/{entry}.json", "--update", "--why", "the first")
@@ -162,7 +162,7 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
     assert again.returncode == 1, again.stderr
     assert "degraded: accuracy on cpu" in again.stdout
     assert "since night 1" in again.stdout
-    series = History(place / "artifacts" / "nights" / "all" / "history.sqlite", ignore).series("all")
+    series = NightHistory(place / "artifacts" / "nights" / "all" / "history.sqlite", ignore).series("all")
     (line,) = [one for one in series if (one.entry, one.model, one.metric) == ("degraded", "final", "accuracy")]
     assert [point.value for point in line.points] == [final["accuracy"]] * 2
 
@@ -171,7 +171,7 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
 def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
     measured = tiny_run.read_report(place / "artifacts")["measurements"]
     (size,) = [one["value"] for one in measured if (one["model"], one["metric"]) == ("final", "size_bytes")]
-    history = History(place / "drifting.sqlite", ignore)
+    history = NightHistory(place / "drifting.sqlite", ignore)
     for number, value in enumerate([size * 0.99] * 9 + [size] * 2):
         told = night(number, [outcome()], host=HERE).model_copy(update={"suite": "drifting"})
         history.append(told, {"tiny": (row("size_bytes", value, "bytes"),)})
@@ -181,7 +181,7 @@ def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "tiny: size_bytes on cpu: the level changed by +1.0%" in done.stdout
     assert "since night 10 (2026-08-10)" in done.stdout
-    read = history.nights("drifting")[-1]
+    read = history.read_nights("drifting")[-1]
     assert ([one.status for one in read.outcomes], [one.kind for one in read.findings]) == (["missed"], ["drift"])
 
 
@@ -211,7 +211,7 @@ def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(
     assert "Traceback" not in stderr
     assert psutil.wait_procs(family, timeout=20)[1] == []
     assert "the night was interrupted" in stdout
-    (read,) = History(logs / "history.sqlite", ignore).nights(f"cut-{int(number)}")
+    (read,) = NightHistory(logs / "history.sqlite", ignore).read_nights(f"cut-{int(number)}")
     assert [one.status for one in read.outcomes] == [status, "not run"]
 
 

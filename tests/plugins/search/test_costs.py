@@ -16,13 +16,13 @@ STAGES = (
     {"finetune": {"epochs": 1}},
     {"prune": {"feed_forward": 0.5}},
     {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 1}},
-    {"export": {}},
-    {"quantize": {}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
 )
 CHOICES = {
     "stages.1.prune.feed_forward": [0.25, 0.5, 0.75],
     "stages.2.distill.student.layers": [[0], [0, 1]],
-    "stages.4.quantize.embedding_bits": [8, 4],
+    "stages.4.onnx_int8.embedding_bits": [8, 4],
 }
 
 

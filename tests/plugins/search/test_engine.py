@@ -39,8 +39,8 @@ class Made:
     parameters = (
         SearchParameter("stages.1.distill.student.layers", (6, 4, 3, 2, 1), 1),
         SearchParameter("stages.1.distill.width", (1.0, 0.75, 0.5, 0.25), 1),
-        SearchParameter("stages.2.quantize.bits", (8, 4), 2),
-        SearchParameter("stages.2.quantize.kind", ("a", "b"), 2),
+        SearchParameter("stages.2.onnx_int8.bits", (8, 4), 2),
+        SearchParameter("stages.2.onnx_int8.kind", ("a", "b"), 2),
     )
 
     @property
@@ -308,10 +308,10 @@ def test_a_recipe_that_comes_to_nothing_says_no_more_than_one_that_plainly_misse
         for point in ((0, 0, 0, 0), (4, 3, 1, 1), (1, 1, 0, 0), (2, 2, 1, 0)):
             job = PlannedTrial(point, len(SHARES) - 1)
             engine.record(job, made.outcome(job))
-        prospects = Acquisition(engine.observations, made, made.parameters, SHARES)
+        acquisition = Acquisition(engine.observations, made, made.parameters, SHARES)
         points = list(made.points(0))
-        prospects.rank(points)
-        told.append([prospects.expected[point].chance for point in points])
+        acquisition.rank(points)
+        told.append([acquisition.expected[point].chance for point in points])
     # Not to the digit: the intervals of what misses by more are wider.
     assert told[0] == pytest.approx(told[1], abs=0.002)
     assert len({round(chance, 6) for chance in told[0]}) > 20
@@ -346,7 +346,7 @@ class Siblings(Made):
     parameters = (
         SearchParameter("stages.1.distill.student.layers", (12, 1, 2, 4), 1),
         *(
-            SearchParameter(f"stages.2.quantize.choice{place}", (0, 1, 2), 2, is_after_training=True)
+            SearchParameter(f"stages.2.onnx_int8.choice{place}", (0, 1, 2), 2, is_after_training=True)
             for place in range(4)
         ),
     )
@@ -392,9 +392,9 @@ def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_seco
     made, begun = Siblings(), 0
     engine = Engine(made, made, GOAL, (1.0,), 0)
     for _ in range(8):
-        made_before = {point[0] for point, _ in made.trained}
+        inputs = {point[0] for point, _ in made.trained}
         jobs = engine.next_round()
-        new = [job.point[0] for job in jobs if job.point[0] not in made_before]
+        new = [job.point[0] for job in jobs if job.point[0] not in inputs]
         assert len(new) == len(set(new))
         begun += len(new)
         for job in jobs:

@@ -32,15 +32,15 @@ STAGES = (
     {"prune": {"heads": 0.25, "feed_forward": 0.25, "importance_examples": 8}},
     {"trim_vocabulary": {"characters": "seen"}},
     {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "keep_best": False, **TRAINED}},
-    {"export": {}},
-    {"quantize": {}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
 )
 CHOICES = {
     "stages.1.prune.heads": [0.25, 0.5],
     "stages.1.prune.feed_forward": [0.25, 0.75],
     "stages.2.trim_vocabulary.min_count": [1, 40],
     "stages.3.distill.student.layers": [[0, 1], [0]],
-    "stages.5.quantize.embedding_bits": [8, 4],
+    "stages.5.onnx_int8.embedding_bits": [8, 4],
 }
 
 
@@ -60,12 +60,14 @@ class Watched:
         self.space = SearchSpace(read_document(path), folder)
         goal = Goal.from_recipe(self.space.base, self.space.search)
         self.trials = TrialRunner.in_process(goal, folder, folder / "artifacts", SilentProgress())
-        self.foresight = SizeEstimator(self.space, lambda: self.trials.roads.runner(self.space.base))
-        self.latencies = LatencyEstimator(self.foresight, KernelTable(1, folder / "kernels", noisy_too=True))
+        self.size_estimator = SizeEstimator(self.space, lambda: self.trials.context.runner(self.space.base))
+        self.latency_estimator = LatencyEstimator(
+            self.size_estimator, KernelTable(1, folder / "kernels", noisy_too=True)
+        )
         self.costs = CostEstimator(self.space)
-        self.costs.use_estimators(self.foresight, self.latencies)
+        self.costs.use_estimators(self.size_estimator, self.latency_estimator)
         runner = self.trials.run_recipe(self.space.recipe(SMALLEST))
-        self.made = size_bytes(runner.folder_of("quantize"))
+        self.made = size_bytes(runner.folder_of("onnx_int8"))
         self.stages = tuple(
             StageCost(label=label, key=one.record.key, seconds=1.0, cached=False)
             for label, one in runner.results.items()
@@ -96,8 +98,8 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
     for point in ((1, 1, 1, 1, 0), (1, 1, 1, 0, 1), SMALLEST):
         assert few.size_bytes(point) is not None, point
     assert few.size_bytes(SMALLEST) == watched.made and not few.unavailable_reason
-    latencies = LatencyEstimator(few, watched.latencies.table)
-    whole, summed = watched.latencies.kernel_sum(SMALLEST), latencies.kernel_sum(SMALLEST)
+    latency_estimator = LatencyEstimator(few, watched.latency_estimator.table)
+    whole, summed = watched.latency_estimator.kernel_sum(SMALLEST), latency_estimator.kernel_sum(SMALLEST)
     assert whole is not None and summed is not None
     assert summed.megabytes == pytest.approx(whole.megabytes) and summed.milliseconds == pytest.approx(
         whole.milliseconds, rel=0.02
@@ -106,12 +108,12 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
 
 def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
     """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
-    watched.foresight.start(TrialOutcome(stages=watched.stages))
+    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
     recipe = watched.space.recipe(SMALLEST, refit=True)
-    told = watched.foresight.with_data_of(watched.trials.roads.runner(recipe)).size_bytes(SMALLEST)
-    made = size_bytes(watched.trials.run_recipe(recipe).folder_of("quantize"))
+    told = watched.size_estimator.with_data_of(watched.trials.context.runner(recipe)).size_bytes(SMALLEST)
+    made = size_bytes(watched.trials.run_recipe(recipe).folder_of("onnx_int8"))
     assert told == made != watched.made
-    refit = Refit(watched.space, watched.trials, watched.foresight)
+    refit = Refit(watched.space, watched.trials, watched.size_estimator)
     for most, may_ship in ((made, True), (made - 1, False)):
         goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
         known = Observations(goal, 2, SMALLEST, finished={SMALLEST: TrialOutcome(baseline={SIZE: 1e6})})
@@ -120,7 +122,7 @@ def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> Non
 
 def foreseen(watched: Watched, space: SearchSpace, most: int) -> SizeEstimator:
     """Of a space on the same start, in which so many structures are traced at most."""
-    found = SizeEstimator(space, lambda: watched.trials.roads.runner(watched.space.base))
+    found = SizeEstimator(space, lambda: watched.trials.context.runner(watched.space.base))
     found.max_structures = most
     found.start(TrialOutcome(stages=watched.stages))
     return found
@@ -137,12 +139,12 @@ LAYERS = {"stages.3.distill.student.layers": [[0, 1], [0]]}
 
 def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Watched, tmp_path: Path) -> None:
     """After the first trial, which says how many bytes a model has beside its weights in so many bits."""
-    choices = {**LAYERS, "stages.5.quantize.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
+    choices = {**LAYERS, "stages.5.onnx_int8.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
     space = other_space(watched, tmp_path, choices=choices)
     few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
     first = all_.size_bytes(space.origin)
     costs = CostEstimator(space)
-    costs.use_estimators(few, watched.latencies)
+    costs.use_estimators(few, watched.latency_estimator)
     costs.update(space.origin, 1.0, TrialOutcome(stages=watched.stages, final={SIZE: float(first or 0)}))
     for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
         assert few.size_bytes(point) is not None
@@ -154,28 +156,28 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
 
 
 def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
-    watched.foresight.start(TrialOutcome(stages=watched.stages))
+    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
     wide, exclude_failing_values = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
-    batch = watched.foresight.typical_batch(wide)
+    batch = watched.size_estimator.typical_batch(wide)
     assert batch is not None and batch["input_ids"].shape[0] == 1
-    rows = watched.trials.roads.runner(watched.space.base).data.split("select")
+    rows = watched.trials.context.runner(watched.space.base).data.split("select")
     words = np.median([len(text.split()) for text in rows["text"].to_pylist()])
     assert words + 2 <= batch["input_ids"].shape[1] <= 16
-    sums = [watched.latencies.kernel_sum(point) for point in (wide, exclude_failing_values)]
+    sums = [watched.latency_estimator.kernel_sum(point) for point in (wide, exclude_failing_values)]
     assert None not in sums and sums[0] != sums[1]
     assert sums[0] is not None
     told = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
-    assert watched.latencies.predict(wide) == pytest.approx(told, rel=1e-6)
-    watched.latencies.update(wide, 1.2 * told)
-    assert watched.latencies.predict(wide) == pytest.approx(1.2 * told, rel=0.03)
+    assert watched.latency_estimator.predict(wide) == pytest.approx(told, rel=1e-6)
+    watched.latency_estimator.update(wide, 1.2 * told)
+    assert watched.latency_estimator.predict(wide) == pytest.approx(1.2 * told, rel=0.03)
 
 
 def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_path: Path) -> None:
     """So that a search that goes on decides as before, whatever the user's table has by then."""
-    watched.foresight.start(TrialOutcome(stages=watched.stages))
-    watched.latencies.use_snapshot(tmp_path)
-    told = watched.latencies.kernel_sum((0, 1, 0, 1, 0))
-    later = LatencyEstimator(watched.foresight, KernelTable(1, tmp_path / "none"))
+    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
+    watched.latency_estimator.use_snapshot(tmp_path)
+    told = watched.latency_estimator.kernel_sum((0, 1, 0, 1, 0))
+    later = LatencyEstimator(watched.size_estimator, KernelTable(1, tmp_path / "none"))
     later.use_snapshot(tmp_path)
     assert told is not None and later.kernel_sum((0, 1, 0, 1, 0)) == told
     assert later.table is not None and not later.table.measured

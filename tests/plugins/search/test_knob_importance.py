@@ -8,13 +8,13 @@ import random
 import numpy as np
 import pytest
 
-from compress.plugins.search.parameter_importance import importance
+from compress.plugins.search.parameter_importance import analyze_importance
 from compress.plugins.search.parameters import SearchParameter
 
 KNOBS = (
     SearchParameter("stages.1.distill.width", (4, 3, 2, 1), 1),
-    SearchParameter("stages.2.quantize.bits", (8, 4), 2),
-    SearchParameter("stages.2.quantize.kind", ("a", "b"), 2),
+    SearchParameter("stages.2.onnx_int8.bits", (8, 4), 2),
+    SearchParameter("stages.2.onnx_int8.kind", ("a", "b"), 2),
 )
 EVERY = list(itertools.product(range(4), range(2), range(2)))
 
@@ -23,7 +23,7 @@ def test_shares_are_those_of_a_sum_whose_variances_add_up() -> None:
     """f = 3 rank + 2 bit + 0 kind on all of the space: the variance of ranks 0, 1/3, 2/3, 1 is 5/36, of a bit 1/4."""
     points = random.Random(0).sample(EVERY, 14)
     values = np.array([3 * point[0] / 3 + 2 * point[1] for point in points], dtype=float)
-    found = importance(KNOBS, points, values)
+    found = analyze_importance(KNOBS, points, values)
     parts = [9 * 5 / 36, 4 * 1 / 4, 0.0]
     assert found.shares is not None
     assert [share or 0.0 for share in found.shares] == pytest.approx([part / sum(parts) for part in parts], abs=0.02)
@@ -35,7 +35,7 @@ def test_what_choices_do_together_is_no_one_s_alone() -> None:
     parameters = KNOBS[1:]
     points = [(0, 0), (0, 1), (1, 0), (1, 1)] * 3
     values = np.array([float(a != b) for a, b in points])
-    found = importance(parameters, points, values)
+    found = analyze_importance(parameters, points, values)
     assert found.shares is not None
     assert max(share or 0.0 for share in found.shares) < 0.05
     assert "100% is in what choices do together" in found.note
@@ -50,14 +50,14 @@ def test_what_choices_do_together_is_no_one_s_alone() -> None:
     ],
 )
 def test_nothing_is_said_by_too_little(points: list[tuple[int, ...]], values: list[float], says: str) -> None:
-    found = importance(KNOBS, points, np.array(values))
+    found = analyze_importance(KNOBS, points, np.array(values))
     assert found.shares is None
     assert says in found.note
 
 
 def test_a_choice_that_was_tried_with_one_value_has_no_share() -> None:
     points = [point for point in EVERY if point[2] == 0]
-    found = importance(KNOBS, points, np.array([float(point[0]) for point in points]))
+    found = analyze_importance(KNOBS, points, np.array([float(point[0]) for point in points]))
     assert found.shares is not None
     assert found.shares[2] is None
     assert found.shares[0] == pytest.approx(1.0, abs=0.01)

@@ -84,7 +84,7 @@ STAGES = (
     {"prune": {"feed_forward": 0.5}},
     {"trim_vocabulary": {}},
     {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}}},
-    {"export": {}},
+    {"onnx": {}},
 )
 CHOICES = {"stages.1.prune.feed_forward": [0.25, 0.75], "stages.3.distill.student.layers": [[0]]}
 
@@ -102,7 +102,7 @@ def ledger(folder: Path, task: str = "text-classification", cut: int = 0) -> Pat
     rows = {"final": {"accuracy": pack_rows([1, 1, 0, 1])}, "baseline": {"accuracy": pack_rows([1, 1, 1, 1])}}
     outcome = TrialOutcome(final={"accuracy": 0.75}, baseline={"accuracy": 1.0}, rows=rows)
     stages = [{"kind": "finetune"}, {"kind": "distill", "student": {"layers": [0, 1, 2]}},
-              {"kind": "prune", "feed_forward": 0.5}, {"kind": "trim_vocabulary"}, {"kind": "export"}]  # fmt: skip
+              {"kind": "prune", "feed_forward": 0.5}, {"kind": "trim_vocabulary"}, {"kind": "onnx"}]  # fmt: skip
     parameters = (("trim_vocabulary", ("kept", "left out")), ("stages.2.prune.feed_forward", (0.5, 0.3, 0.9)),
              ("stages.1.distill.student.layers", ([0, 1, 2], [2])))  # fmt: skip
     folder.mkdir(parents=True)
@@ -131,9 +131,9 @@ def test_trials_of_another_space_lie_where_this_one_is_most_like_them(space: Sea
 
 
 def test_recipes_at_hand_are_points_and_no_outcomes(space: SearchSpace, tmp_path: Path) -> None:
-    stages = [{"finetune": {}}, {"prune": {"feed_forward": 0.7}}, {"distill": {"student": {"layers": [5]}}}, "export"]
+    stages = [{"finetune": {}}, {"prune": {"feed_forward": 0.7}}, {"distill": {"student": {"layers": [5]}}}, "onnx"]
     tiny_run.write_recipe(tmp_path, "shipped", stages=stages)
-    tiny_run.write_recipe(tmp_path, "plain", stages=["export"])
+    tiny_run.write_recipe(tmp_path, "plain", stages=["onnx"])
     tiny_run.write_recipe(tmp_path, "images", stages=stages, task="image-classification")
     (tmp_path / "broken.yaml").write_text("stages: [")
     found = find_past_trials(space, GOAL, tmp_path / "none", tmp_path)

@@ -16,7 +16,7 @@ import tiny_sounds
 from mergeable import save_mergeable_llama
 
 from compress.plugins.search.cli_options import SearchOptions, build_document
-from compress.plugins.search.dry_run import SpaceSummary, dry_run
+from compress.plugins.search.dry_run import SpaceSummary, prepare_dry_run
 from compress.recipe.document import read_document
 from compress.utils.errors import CompressError
 
@@ -27,11 +27,11 @@ PRUNE = {"prune": {"feed_forward": 0.5, "importance_examples": 8}}
 
 def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **block: Any) -> SpaceSummary:
     """The opening of a recipe that trains for long, over a model of two layers with two heads each."""
-    every = [{"finetune": {"epochs": 20}}, *stages, {"export": {}}, {"quantize": {}}]
+    every = [{"finetune": {"epochs": 20}}, *stages, {"onnx": {}}, {"onnx_int8": {}}]
     choices = {**choices, f"stages.{len(every) - 1}.quantize.embedding_bits": [8, 4]}
     search = {"choices": choices, "select": {"rows": 20}, **block}
     path = tiny_run.write_all(folder, stages=every, search=search)
-    with dry_run(read_document(path), folder, folder / "artifacts") as prepared:
+    with prepare_dry_run(read_document(path), folder, folder / "artifacts") as prepared:
         return prepared.summary("here")
 
 
@@ -39,7 +39,7 @@ def of_limits(folder: Path, task: str, *sets: str) -> SpaceSummary:
     """The opening of a search from a model and data alone."""
     asked = SearchOptions(model=str(folder / "model"), data=str(folder), task=task, keep=0.3)
     document, home, origin = build_document(None, asked, sets)
-    with dry_run(document, home, folder / "artifacts") as prepared:
+    with prepare_dry_run(document, home, folder / "artifacts") as prepared:
         return prepared.summary(origin)
 
 
@@ -58,9 +58,9 @@ def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
-        ([{"distill": {"student": {"layers": [0, 2, 4]}}}], r"Layers \[0, 2, 4\] can't be kept of a model that has 2"),
-        ([{"prune": {"heads": 0.2}}], "heads 0.2 would cut nothing"),
-        ([{"prune": {"layers": 1}}, {"distill": {"student": {"layers": [0, 1]}}}], r"Layers \[0, 1\] can't be kept"),
+        ([{"distill": {"student": {"layers": [0, 2, 4]}}}], r"Layers \[0, 2, 4\] cannot be kept in a model with 2"),
+        ([{"prune": {"heads": 0.2}}], "heads 0.2 would remove nothing"),
+        ([{"prune": {"layers": 1}}, {"distill": {"student": {"layers": [0, 1]}}}], r"Layers \[0, 1\] cannot be kept"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_before_any_work(tmp_path: Path, stages: list[Any], says: str) -> None:
@@ -114,7 +114,7 @@ def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None
     )
     opening = of_limits(tmp_path, "automatic-speech-recognition")
     assert "prune" in opening.stages, "by a half of two heads, since a quarter is none"
-    assert "would cut nothing" in opening.refused["stages.1.prune.heads=0.25"]
+    assert "would remove nothing" in opening.refused["stages.1.prune.heads=0.25"]
 
 
 def test_masks_without_names_are_told_how_to_name_their_classes(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_pat
     document, home, origin = build_document(None, asked)
     assert document.values["stages"] == [{"imatrix": {}}, {"gguf": {"type": "Q4_K_M"}}]
     assert document.values["data"]["max_length"] == 512, "as the task's starter has it"
-    with dry_run(document, home, tmp_path / "artifacts") as prepared:
+    with prepare_dry_run(document, home, tmp_path / "artifacts") as prepared:
         (choice,) = prepared.summary(origin).choices
     assert (choice.name, len(choice.others)) == ("stages.1.gguf.type", 23)
     document, _, _ = build_document(None, replace(asked, target="cpu"))
-    assert [next(iter(stage)) for stage in document.values["stages"]] == ["equalize", "gptq", "export"]
+    assert [next(iter(stage)) for stage in document.values["stages"]] == ["equalize", "gptq", "onnx"]

@@ -20,8 +20,8 @@ from compress.utils.progress import SilentProgress
 STAGES = (
     {"finetune": {"epochs": 1}},
     {"distill": {"teacher": "finetune", "epochs": 1}},
-    {"export": {}},
-    {"quantize": {}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
 )
 CHOICES = {"stages.1.distill.epochs": [1, 2]}
 
@@ -50,14 +50,14 @@ def trials(made: SearchSpace) -> TrialRunner:
 
 def is_refit(made: SearchSpace) -> bool:
     own = trials(made)
-    return Refit(made, own, SizeEstimator(made, lambda: own.roads.runner(made.base))).enabled
+    return Refit(made, own, SizeEstimator(made, lambda: own.context.runner(made.base))).enabled
 
 
 def test_all_rows_are_those_that_train_had_before_any_were_held_out(folder: Path) -> None:
     spare = {"rows": 10, "split": "spare"}
     made = space(folder, hold_out=[spare, {"rows": 20}])
-    roads = trials(made).roads
-    searched, whole = (roads.runner(made.recipe(made.origin, refit=refit)).data for refit in (False, True))
+    context = trials(made).context
+    searched, whole = (context.runner(made.recipe(made.origin, refit=refit)).data for refit in (False, True))
     assert len(whole.split("train")) == len(searched.split("train")) + len(searched.split("select"))
     for split in ("test", "validation", "spare"):
         assert whole.split(split).equals(searched.split(split))
@@ -74,7 +74,7 @@ def test_few_rows_are_not_worth_another_training(folder: Path) -> None:
 
 
 def test_nothing_is_learned_where_nothing_is_trained(folder: Path) -> None:
-    made = space(folder, stages=[STAGES[0], *STAGES[2:]], choices={"stages.2.quantize.embedding_bits": [8, 4]})
+    made = space(folder, stages=[STAGES[0], *STAGES[2:]], choices={"stages.2.onnx_int8.embedding_bits": [8, 4]})
     assert not is_refit(made)
 
 

@@ -37,8 +37,8 @@ STAGES = (
     {"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}},
     {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 1, "batch_size": 8,
                  "learning_rate": 2e-3, "keep_best": False}},
-    {"export": {}},
-    {"quantize": {}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
 )  # fmt: skip
 SEARCH = {
     "minimize": "size_bytes",
@@ -46,7 +46,7 @@ SEARCH = {
     "select": {"rows": 60},
     "rungs": [0.5],
     "seeds": 1,
-    "choices": {"stages.1.distill.student.layers": [[0, 1], [0]], "stages.3.quantize.embedding_bits": [8, 4]},
+    "choices": {"stages.1.distill.student.layers": [[0, 1], [0]], "stages.3.onnx_int8.embedding_bits": [8, 4]},
 }
 LIMITS = [
     {"metric": "accuracy", "at_least": 0.6, "of": "baseline"},
@@ -290,7 +290,7 @@ def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert {parameter["name"] for parameter in record["knobs"]} >= {
-        "stages.1.prune.feed_forward", "stages.2.distill.student.layers", "stages.5.quantize.embedding_bits",
+        "stages.1.prune.feed_forward", "stages.2.distill.student.layers", "stages.5.onnx_int8.embedding_bits",
         "trim_vocabulary",
     }  # fmt: skip
     found = yaml.safe_load((tmp_path / "artifacts" / "searches" / record["name"] / "latest" / "best.yaml").read_text())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from compress.plugins.search.space import SearchSpace, shortened
+from compress.plugins.search.space import SearchSpace, shorten_training
 from compress.recipe.document import read_document
 from compress.utils.errors import InputError, RecipeError
 
@@ -18,8 +18,8 @@ STAGES = (
     {"prune": {"heads": 0.5, "feed_forward": 0.5}},
     {"trim_vocabulary": {}},
     {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 3}},
-    {"export": {}},
-    {"quantize": {}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
 )
 CHOICES = {
     "stages.1.prune.feed_forward": [0.25, 0.5],
@@ -61,7 +61,7 @@ def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
         assert made.recipe(point).stages == made.stages(point)
     point = (1, 1, 0, 1)
     assert made.describe(point) == "no trim_vocabulary, prune.feed_forward 0.25, distill.student.layers [0]"
-    assert made.recipe(point).labels() == ("finetune", "prune", "distill", "export", "quantize")
+    assert made.recipe(point).labels() == ("finetune", "prune", "distill", "onnx", "onnx_int8")
 
 
 def test_fields_of_a_stage_that_is_left_out_do_not_count(folder: Path) -> None:
@@ -79,7 +79,7 @@ def test_only_what_lies_behind_the_baseline_is_trained_for_a_share_of_its_time(f
     recipe = made.recipe(made.origin, share=1 / 3)
     assert [stage.epochs for stage in recipe.stages if stage.kind in ("finetune", "distill")] == [2, pytest.approx(1)]
     assert recipe.stages[1] == made.base.stages[1], "pruning at once trains nothing, so that rungs share it"
-    assert shortened(recipe, 1.0) == recipe.stages
+    assert shorten_training(recipe, 1.0) == recipe.stages
 
 
 def test_rows_that_choose_are_held_out_of_every_recipe(folder: Path) -> None:

@@ -44,7 +44,7 @@ def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(na
 def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has() -> None:
     task = TASKS["image-classification"]
     found = [written(each) for each in initial_stages(task, task.starter["stages"], TRANSFORMER, anything)]
-    assert [kind for kind, _ in found] == ["finetune", "prune", "distill", "export", "quantize"]
+    assert [kind for kind, _ in found] == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
     assert found[1][1] == {"feed_forward": 0.25}
     assert found[2][1]["teacher"] == "finetune"
     convolutions = [written(each) for each in initial_stages(task, task.starter["stages"], CONVOLUTIONS, anything)]
@@ -88,18 +88,18 @@ def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> 
         [kind for kind, _ in map(written, initial_stages(each, task.starter["stages"], TRANSFORMER, anything))]
         for each in task.variants()
     )
-    assert writes == ["export", "quantize", "quantize_weights"]
-    assert names == ["finetune", "prune", "distill", "export", "quantize"]
+    assert writes == ["onnx", "onnx_int8", "onnx_weight_only"]
+    assert names == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
 
 
 def test_tables_are_asked_about_where_they_weigh_something() -> None:
-    quantize = STAGES["quantize"].model_validate({"kind": "quantize"})
+    quantize = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8"})
     assert set(quantize.search_values(TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
     assert set(quantize.search_values(CONVOLUTIONS)) == set()
 
 
 def test_how_ranges_are_found_is_asked_for_the_sake_of_time_alone_and_of_one_graph() -> None:
-    quantize = STAGES["quantize"].model_validate({"kind": "quantize"})
+    quantize = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8"})
     assert quantize.search_values(CONVOLUTIONS, timed=True) == {"method": ("dynamic", "static")}
-    encoder = STAGES["quantize"].model_validate({"kind": "quantize", "part": "encoder"})
+    encoder = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8", "part": "encoder"})
     assert "method" not in encoder.search_values(TRANSFORMER, timed=True)

@@ -21,7 +21,7 @@ from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.stages.block_qat.stage import TrainBlocks
+from compress.stages.block_qat.stage import BlockQat
 from compress.stages.block_qat.trainer import BlockLesson, LearnedIntegers
 from compress.stages.blockwise.build import build_skeleton, last_hidden
 from compress.stages.blockwise.calibration import calibration_windows
@@ -48,7 +48,7 @@ def notes() -> Notes:
 
 @pytest.fixture(scope="module")
 def trained(source: Checkpoint, notes: Notes, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    return TrainBlocks(**QUICK).run(source, context(tmp_path_factory.mktemp("trained"), progress=notes))
+    return BlockQat(**QUICK).run(source, context(tmp_path_factory.mktemp("trained"), progress=notes))
 
 
 def grid(symmetric: bool = True) -> QuantizedWeight:
@@ -144,9 +144,9 @@ def test_a_run_that_ends_after_a_block_goes_on_with_the_next(
             raise Stop
 
     with pytest.raises(Stop):
-        TrainBlocks(**QUICK).run(source, context(tmp_path, progress=Notes(stop)))
+        BlockQat(**QUICK).run(source, context(tmp_path, progress=Notes(stop)))
     again = Notes()
-    result = TrainBlocks(**QUICK).run(source, context(tmp_path, progress=again))
+    result = BlockQat(**QUICK).run(source, context(tmp_path, progress=again))
     assert digest_directory(result.folder) == digest_directory(trained.folder)
     assert not any(line.startswith("model.layers.0:") for line in again.said)
     assert len(list(tmp_path.rglob("states-*"))) == 2
@@ -163,7 +163,7 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
 
     monkeypatch.setattr(BlockLesson, "_error", error)
     made = context(tmp_path / "stopped")
-    result = TrainBlocks(**QUICK).run(source, made)
+    result = BlockQat(**QUICK).run(source, made)
     assert [remark.split(":")[0] for remark in made.notes if "stopped, since it became nan" in remark] == [
         "model.layers.0",
         "model.layers.1",
@@ -179,7 +179,7 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
 
 def test_more_is_asked_of_the_machine_than_for_gptq(plan_of: Any) -> None:
     shape, plan = plan_of
-    told, less = TrainBlocks(**QUICK).predict(shape, plan), Gptq(**SMALL).predict(shape, plan)
+    told, less = BlockQat(**QUICK).predict(shape, plan), Gptq(**SMALL).predict(shape, plan)
     # Two more passes forwards, and three for each epoch: 14 of 2 FLOPs a weight and token.
     added = 14 * 2 * (shape.attention + shape.feed_forward) * 40 * 32
     assert told.seconds.flops - less.seconds.flops == pytest.approx(added)
@@ -200,13 +200,13 @@ def plan_of() -> Any:
 )
 def test_fields_that_leave_nothing_to_learn_from_are_refused(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        TrainBlocks(**fields)
+        BlockQat(**fields)
 
 
 @pytest.mark.parametrize(("config", "layers"), [("MixtralConfig", 4 + 4 * 3), ("Qwen2Config", 7)])
 def test_experts_and_biases_learn_too(config: str, layers: int, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", config, sliding_window=None, num_hidden_layers=1)
-    result = TrainBlocks(**QUICK).run(source, context(tmp_path / "scratch"))
+    result = BlockQat(**QUICK).run(source, context(tmp_path / "scratch"))
     errors = [layer["block_error"] for layer in layers_of(result.folder).values() if layer.get("bits")]
     assert len(errors) == layers and 0 < errors[0] < 0.5
     if config == "Qwen2Config":

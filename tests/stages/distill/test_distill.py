@@ -30,7 +30,7 @@ from compress.utils.progress import SilentProgress
 METHODS = ("logits", "distilbert", "tinybert", "minilm")
 SIZES = {"batch_size": 16, "precision": "fp32", "dropout": 0.0, "keep_best": False}
 LEARN = {**SIZES, "epochs": 8, "learning_rate": 3e-3}
-STILL = {**SIZES, "epochs": 1, "learning_rate": 1e-12, "weight_decay": 0}
+STILL = {**SIZES, "epochs": 1, "learning_rate": 1e-12, "optimizer": {"weight_decay": 0}}
 
 
 class Losses(SilentProgress):
@@ -303,7 +303,7 @@ def test_a_config_that_makes_no_model_is_refused(change: dict[str, Any]):
 
 
 def test_layers_that_the_model_lacks_are_refused():
-    with pytest.raises(StageError, match=re.escape("Layers [0, 5] can't be kept")):
+    with pytest.raises(StageError, match=re.escape("Layers [0, 5] cannot be kept")):
         Distill(**STILL, student={"layers": [0, 5]}).run(teacher(), context()[0])
 
 

@@ -45,7 +45,12 @@ def test_each_of_two_processes_writes_half_of_what_both_read(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"method": "hidden"}, {"lora": 4}, {"gradient_checkpointing": True, "epochs": 2.0, "tokens": None}],
+    [
+        {},
+        {"loss": {"temperature": 1.0, "labels_weight": 0.2, "hidden_weight": 1.0}},
+        {"lora": 4},
+        {"memory": {"gradient_checkpointing": True}, "epochs": 2.0, "tokens": None},
+    ],
     ids=["plain", "hidden", "lora", "epochs"],
 )
 def test_two_processes_that_share_the_weights_have_the_loss_curve_of_one(
@@ -63,7 +68,7 @@ def test_two_processes_that_share_the_weights_have_the_loss_curve_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"fsdp": True}], ids=["plain", "shared"])
+@pytest.mark.parametrize("settings", [{}, {"memory": {"fsdp": True}}], ids=["plain", "shared"])
 def test_what_breaks_in_one_process_is_said_by_both(settings: dict[str, Any], tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
     said = train_together(partial(taught.refusal, **settings), tmp_path)

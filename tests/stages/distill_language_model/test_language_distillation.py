@@ -22,8 +22,8 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import keep_layers
 from compress.stages.base import Context
-from compress.stages.distill.stage import Distill
 from compress.stages.distill_language_model import trainer
+from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.distill_language_model.student_mapping import block_pairs
 from compress.stages.distill_language_model.trainer import LanguageLesson
 from compress.stages.training.checkpoint import KeptTraining
@@ -36,7 +36,7 @@ QUICK: dict[str, Any] = {
     "teacher": "start",
     "batch_size": 4,
     "learning_rate": 3e-3,
-    "temperature": 1.0,
+    "loss": {"temperature": 1.0},
     "precision": "fp32",
     "tokens": 40 * 4 * LENGTH,
 }
@@ -65,7 +65,7 @@ def loaded(source: Checkpoint) -> TorchModel:
 
 
 def run(source: Checkpoint, made: Context, **fields: Any) -> TorchModel:
-    stage = Distill.model_validate({**QUICK, "student": STUDENT, **fields})
+    stage = DistillLanguageModel.model_validate({**QUICK, "student": STUDENT, **fields})
     return stage.run(loaded(source), made)
 
 
@@ -97,8 +97,12 @@ def cut(source: Checkpoint) -> TorchModel:
     "fields",
     [
         {},
-        {"direction": "reverse", "top_k": 64, "decay": "cosine", "gradient_checkpointing": True},
-        {"method": "hidden", "labels_weight": 0.1},
+        {
+            "loss": {"temperature": 1.0, "direction": "reverse", "top_k": 64},
+            "optimizer": {"decay": "cosine"},
+            "memory": {"gradient_checkpointing": True},
+        },
+        {"loss": {"temperature": 1.0, "hidden_weight": 1.0, "labels_weight": 0.1}},
     ],
     ids=["forward", "reverse", "hidden"],
 )
@@ -112,7 +116,7 @@ def test_a_cut_student_comes_nearer_to_its_teacher(fields: dict[str, Any], sourc
 
 
 def lesson(source: Checkpoint, made: Context, **fields: Any) -> LanguageLesson:
-    stage = Distill.model_validate({**SHORT, "student": STUDENT, **fields})
+    stage = DistillLanguageModel.model_validate({**SHORT, "student": STUDENT, **fields})
     student = cut(source)
     windows = lesson_windows(student.processor, stage, made)
     return LanguageLesson.between(stage, loaded(source), student, windows, made)
@@ -128,7 +132,7 @@ def test_the_loss_of_a_step_is_what_torch_makes_of_whole_logits(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "_AT_ONCE", 3 * LENGTH)
-    taught = lesson(source, context(source, tmp_path), temperature=2.0, labels_weight=0.3)
+    taught = lesson(source, context(source, tmp_path), loss={"temperature": 2.0, "labels_weight": 0.3})
     batch = batch_of(taught)
     pieces = taught.pieces(dict(batch))
     assert [len(piece["input_ids"]) for piece in pieces] == [3, 1]
@@ -146,7 +150,7 @@ def test_the_loss_of_a_step_is_what_torch_makes_of_whole_logits(
 
 
 def test_hidden_states_are_compared_relative_to_the_teachers(source: Checkpoint, tmp_path: Path) -> None:
-    taught = lesson(source, context(source, tmp_path), method="hidden", logits_weight=0, representation_weight=2.0)
+    taught = lesson(source, context(source, tmp_path), loss={"hidden_weight": 2.0, "logits_weight": 0})
     assert taught.pupil.pairs == [(1, 1), (2, 3)]
     batch = batch_of(taught)
     (piece,) = taught.pieces(dict(batch))
@@ -212,7 +216,7 @@ def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_pa
     first = run(source, shared, **SHORT)
     other = run(source, replace(shared, scratch=tmp_path / "other"), **SHORT | {"learning_rate": 1e-3})
     again = run(source, replace(shared, scratch=tmp_path / "two"), **SHORT)
-    without = run(source, context(source, tmp_path / "three"), **SHORT, keep_states=False)
+    without = run(source, context(source, tmp_path / "three"), **SHORT, memory={"cache_teacher_states": False})
     assert alike(states(first), states(again)) and alike(states(first), states(without))
     assert not alike(states(first), states(other))
     said = [line.rpartition("; ")[2] for line in shared.notes]
@@ -239,7 +243,12 @@ def test_adapters_are_merged_and_the_rest_stays(source: Checkpoint, tmp_path: Pa
 
 def test_a_student_of_another_width_learns_by_a_projection(source: Checkpoint, tmp_path: Path) -> None:
     made = context(source, tmp_path)
-    student = run(source, made, student={"config": {"hidden_size": 16, "num_hidden_layers": 1}}, method="hidden")
+    student = run(
+        source,
+        made,
+        student={"config": {"hidden_size": 16, "num_hidden_layers": 1}},
+        loss={"temperature": 1.0, "hidden_weight": 1.0},
+    )
     assert student.module.config.hidden_size == 16 and "projections" not in " ".join(states(student))
     (curve,) = (table.rows for table in made.tables)
     assert curve[-1][1] < 0.8 * curve[0][1]
@@ -251,7 +260,7 @@ def test_pruned_weights_stay_zero_with_adapters_too(source: Checkpoint, tmp_path
     with torch.no_grad():
         weight[::2] = 0
     for lora in (None, 2):
-        stage = Distill.model_validate({**SHORT, "lora": lora})
+        stage = DistillLanguageModel.model_validate({**SHORT, "lora": lora})
         made = stage.run(copy.deepcopy(model), context(source, tmp_path / str(lora)))
         after = made.module.model.layers[0].mlp.up_proj.weight
         assert (after[::2] == 0).all() and not torch.equal(after, weight)
@@ -298,7 +307,7 @@ def test_a_model_that_is_broken_from_the_start_is_refused(source: Checkpoint, tm
     with torch.no_grad():
         model.module.model.layers[2].self_attn.v_proj.weight[3, 3] = float("nan")
     with pytest.raises(StageError, match="not finite"):
-        Distill.model_validate({**SHORT, "student": STUDENT}).run(model, context(source, tmp_path))
+        DistillLanguageModel.model_validate({**SHORT, "student": STUDENT}).run(model, context(source, tmp_path))
 
 
 def with_tokenizer(model: TorchModel, words: dict[str, int]) -> TorchModel:
@@ -327,7 +336,11 @@ def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoin
     with torch.no_grad():
         other.module.get_input_embeddings().weight.copy_(table)
     other = with_tokenizer(other, {**words, **{f"more{place}": count + place for place in range(7)}})
-    stage, student, made = Distill.model_validate({**SHORT, "student": STUDENT}), cut(source), context(source, tmp_path)
+    stage, student, made = (
+        DistillLanguageModel.model_validate({**SHORT, "student": STUDENT}),
+        cut(source),
+        context(source, tmp_path),
+    )
     windows = lesson_windows(student.processor, stage, made)
     mixed = LanguageLesson.between(stage, other, student, windows, made)
     assert mixed.teacher.tokens is not None and mixed.pupil.body.tokens is None
@@ -345,14 +358,14 @@ def test_a_teacher_without_some_tokens_teaches_hidden_states_alone(source: Check
 
     def between(missing: str, **fields: Any) -> LanguageLesson:
         names = {token if token != missing else "other": place for token, place in words.items()}
-        stage, student = Distill.model_validate({**SHORT, "student": STUDENT, **fields}), cut(source)
+        stage, student = DistillLanguageModel.model_validate({**SHORT, "student": STUDENT, **fields}), cut(source)
         windows = lesson_windows(student.processor, stage, made)
         return LanguageLesson.between(stage, with_tokenizer(loaded(source), names), student, windows, made)
 
     with pytest.raises(StageError, match="lacks 1 of the student's 160 tokens, such as '~'") as caught:
         between(rare)
-    assert "method: hidden, logits_weight: 0" in str(caught.value)
-    hidden = {"method": "hidden", "logits_weight": 0}
+    assert "loss: {hidden_weight: 1, logits_weight: 0}" in str(caught.value)
+    hidden = {"loss": {"hidden_weight": 1.0, "logits_weight": 0}}
     taught = between(rare, **hidden)
     (piece,) = taught.pieces(batch_of(taught))
     assert torch.isfinite(taught.loss(taught.pupil, piece)) and taught.judge is None
@@ -371,24 +384,20 @@ def test_too_few_tokens_for_a_step_and_too_long_windows_are_refused(source: Chec
 
 
 @pytest.mark.parametrize(
-    ("task", "fields", "idle"),
+    ("weights", "needed"),
     [
-        ("text-generation", {"use_unlabeled": True, "method": "minilm"}, ("use_unlabeled", "method")),
-        ("text-generation", {"logits_weight": 0, "top_k": 4}, ("top_k",)),
-        ("text-generation", {"tokens": 9000, "lora": 4, "direction": "reverse", "method": "hidden"}, ()),
-        ("text-classification", {"tokens": 9000, "lora": 4, "method": "hidden"}, ("tokens", "lora", "method")),
-        ("text-classification", {"method": "minilm", "decay": "cosine"}, ()),
-        ("image-classification", {"budget": "3m"}, ("budget",)),
+        ({"logits_weight": 0, "hidden_weight": 1, "top_k": 4}, "logits_weight above 0"),
+        ({"logits_weight": 0}, "above 0"),
     ],
 )
-def test_fields_that_mean_nothing_for_a_task_are_idle(task: str, fields: dict[str, Any], idle: tuple[str, ...]) -> None:
-    stage = Distill.model_validate({"teacher": "start", **fields})
-    assert Distill.supports(get_task(task).capabilities) and stage.idle_fields(get_task(task).capabilities) == idle
+def test_losses_without_an_effect_are_refused(weights: dict[str, Any], needed: str) -> None:
+    with pytest.raises(ValidationError, match=needed):
+        DistillLanguageModel.model_validate({"teacher": "start", "loss": weights})
 
 
 @pytest.mark.parametrize("fields", [{"budget": "30"}, {"budget": "0m"}, {"budget": "5m", "tokens": 10}])
 def test_a_length_is_one_number_with_a_unit(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="budget"):
-        Distill.model_validate({"teacher": "start", **fields})
-    assert Distill(teacher="start", budget="1.5h").seconds == 5400
-    assert Distill(teacher="start", budget="10m").shortened(0.5).seconds == 300
+        DistillLanguageModel.model_validate({"teacher": "start", **fields})
+    assert DistillLanguageModel(teacher="start", budget="1.5h").seconds == 5400
+    assert DistillLanguageModel(teacher="start", budget="10m").shortened(0.5).seconds == 300

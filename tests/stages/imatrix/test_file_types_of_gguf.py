@@ -37,7 +37,7 @@ from compress.stages.cost_model import PlanContext
 from compress.stages.gptq.stage import Gptq
 from compress.stages.imatrix.stage import Imatrix
 from compress.stages.model_checks import check_stages
-from compress.stages.prune.stage import Prune
+from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.utils.errors import ModelError
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 16}
@@ -226,7 +226,7 @@ def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> N
     stage.check_widths(source.folder, [Imatrix()])
     check_stages([Imatrix(), stage], source.folder)
     with pytest.raises(ModelError, match="no importance matrix"):
-        check_stages([Imatrix(), Prune(feed_forward=0.5), stage], source.folder)
+        check_stages([Imatrix(), PruneDecoder(feed_forward=0.5), stage], source.folder)
     assert stage.conflicts_with(Gptq()) is not None and Gguf().conflicts_with(Gptq()) is None
     with_imatrix(source)
     stage.check_widths(source.folder, [])

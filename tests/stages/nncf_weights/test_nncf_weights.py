@@ -206,7 +206,10 @@ def test_nncfs_logger_is_left_as_it_was(source: Checkpoint, tmp_path: Path) -> N
     ("fields", "said"),
     [
         ({"gptq": True}, "false: NNCF has it for OpenVINO only; the stage `gptq` has it"),
-        ({"lora_correction": True}, "false: NNCF has it for OpenVINO only; the stage `lora` trains an adapter"),
+        (
+            {"lora_correction": True},
+            "false: NNCF has it for OpenVINO only; the stage `lora_recovery` trains an adapter",
+        ),
         ({"mode": "nf4"}, "'int4_sym' or 'int4_asym'"),
         ({"ratio": 0}, "greater than 0"),
     ],

@@ -15,7 +15,7 @@ from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.stages.onnx_int8.accuracy_aware import agreement_with, rank, search
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
@@ -132,9 +132,9 @@ def test_an_output_that_is_one_number_has_an_error_too():
 
 def test_a_floor_and_a_ceiling_are_one_too_many():
     with pytest.raises(ValidationError, match="accuracy_floor or error_ceiling, not both"):
-        Quantize(accuracy_floor=0.9, error_ceiling=0.1)
-    assert Quantize(error_ceiling=0.1).needs().splits == ("train",)
-    assert Quantize(error_ceiling=0.1, damage_examples=8).idle() == () and Quantize(damage_examples=8).idle()
+        OnnxInt8(accuracy_floor=0.9, error_ceiling=0.1)
+    assert OnnxInt8(error_ceiling=0.1).needs().splits == ("train",)
+    assert OnnxInt8(error_ceiling=0.1, damage_examples=8).damage_examples == 8
 
 
 class Spoiling:

@@ -1,4 +1,4 @@
-"""The stage `quantize` with calibration and a floor: what it records, says and refuses."""
+"""The stage `onnx_int8` with calibration and a floor: what it records, says and refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.numerics.sampling import spread_sample
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA, OneByOne
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.utils.errors import DataError, StageError
 
 
@@ -33,7 +33,7 @@ def metadata(found: OnnxModel) -> dict[str, dict[str, object]]:
 
 def test_what_it_was_calibrated_on_is_recorded_in_the_file():
     context = tiny.context(tiny.dataset(train=64))
-    found = Quantize(method="static", calibration_examples=10).run(model(), context)
+    found = OnnxInt8(method="static", calibration_examples=10).run(model(), context)
     assert found.file_name == QUANTIZED_GRAPH
     record = metadata(found)[METADATA]
     examples = context.encode("train", exported().model)
@@ -49,7 +49,7 @@ def test_what_it_was_calibrated_on_is_recorded_in_the_file():
 def test_another_seed_calibrates_on_others():
     data = tiny.dataset(train=64)
     first, second = (
-        metadata(Quantize(method="static", calibration_examples=4).run(model(), tiny.context(data, seed=seed)))[
+        metadata(OnnxInt8(method="static", calibration_examples=4).run(model(), tiny.context(data, seed=seed)))[
             METADATA
         ]
         for seed in (0, 1)
@@ -69,7 +69,7 @@ def test_feeds_are_the_examples_unpadded():
 @pytest.mark.parametrize("method", ["static", "dynamic"])
 def test_a_floor_is_held_and_each_layers_damage_is_recorded(method: str):
     context = tiny.context(tiny.dataset(train=64, validation=200))
-    stage = Quantize(method=method, accuracy_floor=0.98, damage_examples=8, calibration_examples=8)  # type: ignore[arg-type]
+    stage = OnnxInt8(method=method, accuracy_floor=0.98, damage_examples=8, calibration_examples=8)  # type: ignore[arg-type]
     found = metadata(stage.run(model(), context))[LAYERS]
     assert found["metric"] >= found["floor"] == pytest.approx(0.98 * found["float_metric"])  # type: ignore[operator]
     assert found["evaluations"] <= 6  # type: ignore[operator]
@@ -82,35 +82,42 @@ def test_a_floor_is_held_and_each_layers_damage_is_recorded(method: str):
 def test_layers_that_the_recipe_names_stay_in_float():
     context = tiny.context(tiny.dataset(train=16))
     layers = DynamicQuantizer(model().graph).layers
-    found = Quantize(keep=(f"*{layers[2].weight[1:]}",)).run(model(), context)
+    found = OnnxInt8(keep=(f"*{layers[2].weight[1:]}",)).run(model(), context)
     left = {tensor.name for tensor in found.graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert [layer.name for layer in layers if layer.weight in left] == [layers[2].name]
     with pytest.raises(StageError, match=r"fits '\*layer\.9\*'"):
-        Quantize(keep=("*layer.9*",)).run(model(), context)
+        OnnxInt8(keep=("*layer.9*",)).run(model(), context)
     with pytest.raises(StageError, match="Every layer"):
-        Quantize(keep=("*",)).run(model(), context)
+        OnnxInt8(keep=("*",)).run(model(), context)
 
 
-def test_fields_that_mean_nothing_are_named():
-    assert Quantize().idle_fields("x") == () and Quantize(method="static").idle_fields("x") == ()
-    assert Quantize(smooth_quant=0.5, search_seconds=1).idle_fields("x") == ("smooth_quant", "search_seconds")
-    assert Quantize(method="static", percentile=99).idle_fields("x") == ("percentile",)
-    assert Quantize(method="static", statistics="nncf", types="s8s8").idle_fields("x") == ("types",)
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"smooth_quant": 0.5}, "method: static"),
+        ({"search_seconds": 1}, "accuracy_floor or error_ceiling"),
+        ({"method": "static", "percentile": 99}, "calibration_method: percentile"),
+        ({"method": "static", "statistics": "nncf", "types": "s8s8"}, "statistics: own"),
+    ],
+)
+def test_fields_without_an_effect_are_refused(fields, needed):
+    with pytest.raises(ValueError, match=needed):
+        OnnxInt8(**fields)
 
 
 def test_nncf_is_called_only_where_it_finds_the_ranges():
-    assert "nncf" in Quantize(method="static", statistics="nncf").called_packages()
-    assert "nncf" not in Quantize(method="static").called_packages()
-    assert Quantize().called_packages() == ("onnx", "onnx_ir", "onnxruntime")
-    assert Quantize().needs().splits == () and Quantize(method="static").needs().splits == ("train",)
-    assert Quantize(accuracy_floor=0.9).needs().splits == ("train", "validation")
+    assert "nncf" in OnnxInt8(method="static", statistics="nncf").called_packages()
+    assert "nncf" not in OnnxInt8(method="static").called_packages()
+    assert OnnxInt8().called_packages() == ("onnx", "onnx_ir", "onnxruntime")
+    assert OnnxInt8().needs().splits == () and OnnxInt8(method="static").needs().splits == ("train",)
+    assert OnnxInt8(accuracy_floor=0.9).needs().splits == ("train", "validation")
 
 
 def test_an_empty_split_and_a_quantized_model_are_refused():
     data = tiny.dataset(train=64)
     empty = Dataset(data.columns, {**data.tables, "train": data.split("train").slice(0, 0)}, data.labels)
     with pytest.raises(DataError, match="train split is empty"):
-        Quantize(method="static").run(model(), replace(tiny.context(), data=empty))
-    once = Quantize().run(model(), tiny.context())
+        OnnxInt8(method="static").run(model(), replace(tiny.context(), data=empty))
+    once = OnnxInt8().run(model(), tiny.context())
     with pytest.raises(StageError, match="quantized already"):
-        Quantize().run(once, tiny.context())
+        OnnxInt8().run(once, tiny.context())

@@ -20,8 +20,8 @@ from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import processor_of
-from compress.stages.onnx_int8.stage import Quantize
-from compress.stages.onnx_weight_only import QuantizeWeights
+from compress.stages.onnx_int8.stage import OnnxInt8
+from compress.stages.onnx_weight_only import OnnxWeightOnly
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
@@ -50,7 +50,7 @@ def error(model: OnnxModel, other: OnnxModel) -> float:
 
 
 def test_dynamic_int8_reaches_every_product_and_stores_the_tied_table_once(model: OnnxModel):
-    done = Quantize().run(model, tiny.context())
+    done = OnnxInt8().run(model, tiny.context())
     assert list(done.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"]
     for graph in done.graphs.values():
         found = operators(graph)
@@ -62,19 +62,19 @@ def test_dynamic_int8_reaches_every_product_and_stores_the_tied_table_once(model
 
 
 def test_one_part_is_quantized_and_the_other_left_as_it_is(model: OnnxModel):
-    encoder = Quantize(part="encoder").run(model, tiny.context())
+    encoder = OnnxInt8(part="encoder").run(model, tiny.context())
     assert list(encoder.graphs) == ["encoder_model_quantized.onnx", DECODER]
     assert encoder.graphs[DECODER] == model.graphs[DECODER]
-    both = QuantizeWeights(part="decoder", bits=4).run(encoder, tiny.context())
+    both = OnnxWeightOnly(part="decoder", bits=4).run(encoder, tiny.context())
     assert list(both.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_q4.onnx"]
     assert operators(both.others["decoder_model_merged_q4.onnx"])["MatMulNBits"] == 2 * 10 + 1
     assert error(model, both) < 0.5
 
 
 def test_a_part_that_is_quantized_already_is_refused(model: OnnxModel):
-    once = QuantizeWeights(part="decoder").run(model, tiny.context())
+    once = OnnxWeightOnly(part="decoder").run(model, tiny.context())
     with pytest.raises(StageError, match="decoder"):
-        QuantizeWeights(part="decoder").run(once, tiny.context())
+        OnnxWeightOnly(part="decoder").run(once, tiny.context())
 
 
 def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recording(model: OnnxModel, tmp_path: Path):
@@ -84,7 +84,7 @@ def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recordi
     config = DataConfig(source=str(tmp_path), splits={"train": "long.jsonl", "test": files["test"]})
     data = load_dataset(config, task.columns, tmp_path, SilentProgress())
     context = dataclasses.replace(tiny.context(), task=task, data=data)
-    done = Quantize(part="encoder", method="static", embedding_bits=32).run(model, context)
+    done = OnnxInt8(part="encoder", method="static", embedding_bits=32).run(model, context)
     assert list(done.graphs) == ["encoder_model_quantized.onnx", DECODER]
     assert operators(done.graphs["encoder_model_quantized.onnx"])["MatMulIntegerToFloat"] > 0
     (heard, *_) = task.encode(data.split("train"), processor_of(model), None, 24).inputs
@@ -97,4 +97,4 @@ def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recordi
 
 def test_static_ranges_of_a_decoder_are_refused_with_what_to_do(model: OnnxModel):
     with pytest.raises(StageError, match="encoders alone"):
-        Quantize(method="static").run(model, tiny.context())
+        OnnxInt8(method="static").run(model, tiny.context())

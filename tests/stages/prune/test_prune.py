@@ -20,6 +20,7 @@ from compress.models.transformer_pruning import HEADS_KEY, layer_list
 from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune
 from compress.stages.sparsify.magnitude import sparse_layers
+from compress.stages.sparsify.stages import Sparsify, SparsifyGradually
 from compress.utils.errors import StageError
 
 SIZE = tiny.WIDTH // tiny.HEADS
@@ -28,6 +29,11 @@ QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp3
 
 def prune(model: TorchModel, **parameters: Any) -> TorchModel:
     return Prune(**parameters).run(model, tiny.context(tiny.dataset(48)))
+
+
+def sparsify(model: TorchModel, gradually: bool = False, **parameters: Any) -> TorchModel:
+    stage = SparsifyGradually(**parameters) if gradually else Sparsify(**parameters)
+    return stage.run(model, tiny.context(tiny.dataset(48)))
 
 
 def silence_heads(model: TorchModel, silent: list[int]) -> None:
@@ -177,7 +183,7 @@ def sizes(model: TorchModel) -> list[int]:
 def test_the_smallest_weights_of_each_layer_become_zero():
     model = tiny.encoder()
     before = copy.deepcopy(model)
-    prune(model, sparsity=0.37)
+    sparsify(model, sparsity=0.37)
     assert zeros(model) == [int(0.37 * size) for size in sizes(model)]
     for layer, old in zip(
         list(sparse_layers(model.module).values()), list(sparse_layers(before.module).values()), strict=True
@@ -194,7 +200,7 @@ def test_the_smallest_weights_of_all_layers_become_zero():
     model = tiny.encoder()
     with torch.no_grad():
         next(iter(sparse_layers(model.module).values())).weight *= 1e-6
-    prune(model, sparsity=0.4, scope="global")
+    sparsify(model, sparsity=0.4, scope="global")
     assert sum(zeros(model)) == int(0.4 * sum(sizes(model)))
     assert zeros(model)[0] == sizes(model)[0]
 
@@ -203,7 +209,7 @@ def test_the_smallest_weights_of_all_layers_become_zero():
 @pytest.mark.parametrize("epochs", [0.3, 3])
 def test_the_cubic_schedule_ends_at_the_sparsity_asked_for(scope: str, epochs: float):
     model = tiny.encoder()
-    prune(model, sparsity=0.6, schedule="cubic", scope=scope, **{**QUICK, "epochs": epochs})
+    sparsify(model, gradually=True, sparsity=0.6, scope=scope, **{**QUICK, "epochs": epochs})
     if scope == "layer":
         assert zeros(model) == [int(0.6 * size) for size in sizes(model)]
     assert sum(zeros(model)) == pytest.approx(0.6 * sum(sizes(model)), abs=len(sizes(model)))
@@ -220,7 +226,7 @@ def test_sparsity_rises_step_by_step(monkeypatch: pytest.MonkeyPatch):
         seen.append(sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights))
 
     monkeypatch.setattr(magnitude, "_zero", watch)
-    prune(tiny.encoder(), sparsity=0.5, schedule="cubic", **{**QUICK, "epochs": 10, "batch_size": 24})
+    sparsify(tiny.encoder(), gradually=True, sparsity=0.5, **{**QUICK, "epochs": 10, "batch_size": 24})
     # 20 steps; sparsity rises over the first 14 as 0.5 (1 - (1 - t / 14)^3).
     expected = [0.5 * (1 - (1 - min(step, 14) / 14) ** 3) for step in range(1, 21)]
     assert seen == pytest.approx(expected, abs=2e-3)
@@ -229,14 +235,14 @@ def test_sparsity_rises_step_by_step(monkeypatch: pytest.MonkeyPatch):
 def test_the_cubic_schedule_trains_what_is_left():
     model = tiny.encoder()
     before = [layer.weight.detach().clone() for layer in list(sparse_layers(model.module).values())]
-    prune(model, sparsity=0.3, schedule="cubic", **QUICK)
+    sparsify(model, gradually=True, sparsity=0.3, **QUICK)
     for layer, old in zip(list(sparse_layers(model.module).values()), before, strict=True):
         kept = layer.weight != 0
         assert (layer.weight[kept] != old[kept]).float().mean() > 0.9
 
 
 def test_finetuning_a_sparse_model_keeps_it_sparse():
-    model = prune(tiny.encoder(), sparsity=0.5)
+    model = sparsify(tiny.encoder(), sparsity=0.5)
     before = zeros(model)
     Finetune(**QUICK).run(model, tiny.context())
     assert zeros(model) == before
@@ -256,9 +262,7 @@ def test_a_cut_that_leaves_nothing_is_refused(parameters: dict[str, Any], messag
         prune(tiny.encoder(), **parameters)
 
 
-@pytest.mark.parametrize(
-    "parameters", [{}, {"sparsity": 0.5, "heads": 0.5}, {"sparsity": 1.0}, {"heads": 1.0}, {"layers": -1}]
-)
+@pytest.mark.parametrize("parameters", [{}, {"heads": 1.0}, {"layers": -1}, {"heads": 0.5, "channel_multiple": 4}])
 def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str, Any]):
     with pytest.raises(ValidationError):
         Prune(**parameters)
@@ -272,10 +276,11 @@ def patterned(model: TorchModel, pattern: str) -> bool:
     return all(bool(((matrix != 0).sum(1) == kept).all()) for matrix in matrices)
 
 
-@pytest.mark.parametrize("schedule", ["one-shot", "cubic"])
-def test_a_pattern_is_exact_and_stays_while_training_goes_on(schedule: str):
+@pytest.mark.parametrize("gradually", [False, True])
+def test_a_pattern_is_exact_and_stays_while_training_goes_on(gradually: bool):
     model, context = tiny.encoder(), tiny.context(tiny.dataset(48))
-    Prune(pattern="1:4", schedule=schedule, **QUICK).run(model, context)
+    stage = SparsifyGradually(pattern="1:4", **QUICK) if gradually else Sparsify(pattern="1:4")
+    stage.run(model, context)
     assert patterned(model, "1:4")
     before = [layer.weight.detach().clone() for layer in sparse_layers(model.module).values()]
     Finetune(**QUICK).run(model, context)
@@ -288,7 +293,7 @@ def test_a_pattern_is_exact_and_stays_while_training_goes_on(schedule: str):
 def test_the_stage_says_how_sparse_a_model_is_and_what_zip_makes_of_it():
     model, context = tiny.encoder(), tiny.context()
     names = list(sparse_layers(model.module))
-    Prune(pattern="2:4").run(model, context)
+    Sparsify(pattern="2:4").run(model, context)
     zeros = sum(int((model.module.bert.get_parameter(f"{name}.weight") == 0).sum()) for name in names)
     assert f"50.00% of the weights of {len(names)} layers are zero in the pattern 2:4" in context.notes[0]
     assert f"{zeros / model.parameters():.1%} of all parameters" in context.notes[0]
@@ -306,17 +311,17 @@ def test_the_stage_says_how_sparse_a_model_is_and_what_zip_makes_of_it():
 def test_a_pattern_that_layers_do_not_hold_is_refused(pattern: str, said: str):
     sparsity = {"sparsity": 0.5} if "x" in pattern else {}
     with pytest.raises(StageError, match=f"query, and 12 layers more, cannot hold the pattern {pattern}: {said}"):
-        prune(tiny.encoder(), pattern=pattern, **sparsity)
+        sparsify(tiny.encoder(), pattern=pattern, **sparsity)
 
 
 def test_convolutions_become_sparse_but_for_the_first_and_depthwise_ones():
     model = channel_nets.plain()
     names = list(sparse_layers(model.module))
     assert names == ["grouped", "expand", "squeeze", "excite", "project", "hidden"]
-    prune_images = Prune(pattern="4x1", sparsity=0.5)
+    blocks_of_outputs = Sparsify(pattern="4x1", sparsity=0.5)
     with pytest.raises(StageError, match="cannot hold"):
-        Prune(pattern="2:16").run(model, tiny.context())
-    prune_images.run(model, tiny.context())
+        Sparsify(pattern="2:16").run(model, tiny.context())
+    blocks_of_outputs.run(model, tiny.context())
     for layer in sparse_layers(model.module).values():
         blocks_of_four = layer.weight.movedim(1, -1).reshape(len(layer.weight) // 4, 4, -1)
         empty = (blocks_of_four == 0).all(1)
@@ -332,9 +337,10 @@ def test_convolutions_become_sparse_but_for_the_first_and_depthwise_ones():
         {"pattern": "4x1"},
         {"pattern": "two of four"},
         {"pattern": "2:4", "scope": "global"},
-        {"pattern": "2:4", "heads": 0.5},
+        {},
+        {"sparsity": 1.0},
     ],
 )
 def test_patterns_that_make_no_sense_are_refused(parameters: dict[str, Any]):
     with pytest.raises(ValidationError):
-        Prune(**parameters)
+        Sparsify(**parameters)

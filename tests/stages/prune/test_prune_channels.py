@@ -28,6 +28,7 @@ from compress.stages.base import Context
 from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune
+from compress.stages.sparsify.stages import SparsifyGradually
 from compress.tasks.registry import get_task
 from compress.utils.errors import RecipeError, StageError
 
@@ -206,7 +207,7 @@ def test_channels_of_a_vit_are_its_neurons() -> None:
         f"vit.layers.{i}.mlp.fc{j}" for i in (0, 1) for j in (1, 2)
     }
     assert "a trial cut changed what the others mean" in context.notes[1]
-    with pytest.raises(StageError, match="Layers cannot go once channels have been cut"):
+    with pytest.raises(StageError, match="Layers cannot be removed after channels have been pruned"):
         prune(model, layers=1)
 
 
@@ -257,7 +258,7 @@ def test_a_net_without_channels_to_cut_is_refused() -> None:
     [
         {"channels": 0.5, "flops": 0.5},
         {"flops": 0.5, "parameters": 0.5},
-        {"channels": 0.5, "sparsity": 0.5},
+        {"channels": 0.5, "importance_examples": 0},
         {"flops": 1.0},
     ],
 )
@@ -269,15 +270,15 @@ def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str,
 @pytest.mark.slow
 def test_a_pruned_net_is_exported_and_quantized() -> None:
     from compress.formats.onnx.model import OnnxModel
-    from compress.formats.onnx.stage import Export
-    from compress.stages.onnx_int8.stage import Quantize
+    from compress.formats.onnx.stage import Onnx
+    from compress.stages.onnx_int8.stage import OnnxInt8
 
     context = tiny_images.context(DATA)
     model = prune(channel_nets.plain(), context, flops=0.4)
-    exported: OnnxModel = Export().run(model, context)
+    exported: OnnxModel = Onnx().run(model, context)
     shapes = {tuple(tensor.dims) for tensor in exported.graph.graph.initializer}
     assert (model.module.network.project.out_channels, model.module.network.expand.out_channels, 1, 1) in shapes
-    quantized = Quantize(method="static", embedding_bits=32).run(exported, context)
+    quantized = OnnxInt8(method="static", embedding_bits=32).run(exported, context)
     integers = [
         tensor for tensor in quantized.graph.graph.initializer if tensor.data_type in (2, 3) and len(tensor.dims) == 4
     ]
@@ -288,7 +289,7 @@ def test_a_pruned_net_is_exported_and_quantized() -> None:
     ("stage", "without"),
     [
         (Prune(flops=0.5), True),
-        (Prune(sparsity=0.5, schedule="cubic"), False),
+        (SparsifyGradually(sparsity=0.5), False),
         (Distill(teacher="start"), True),
         (Distill(teacher="start", labels_weight=0.5), False),
         (Finetune(), False),

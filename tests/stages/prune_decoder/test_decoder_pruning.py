@@ -21,19 +21,29 @@ from compress.stages.blockwise.build import build_skeleton
 from compress.stages.blockwise.calibration import calibration_windows
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
-from compress.stages.prune.stage import Prune
 from compress.stages.prune_decoder.depth import distances, losses_without
+from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.stages.prune_decoder.width_sizes import Sizes
+from compress.stages.sparsify.stages import SparsifyDecoder
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 
-SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32", "multiple": 32}
+SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32"}
 TEXT = Quantization(guided=False, samples=6, sequence_length=24, precision="fp32")
 
 
 def pruned(source: Checkpoint, scratch: Path, notes: Notes | None = None, **fields: Any) -> Checkpoint:
-    found: Checkpoint = Prune(**{**SMALL, **fields}).run(source, context(scratch, progress=notes))
-    return found
+    return stage_of(**fields).run(source, context(scratch, progress=notes))
+
+
+def stage_of(**fields: Any) -> PruneDecoder:
+    narrow = {"multiple": 32} if fields.keys() & {"heads", "feed_forward"} else {}
+    return PruneDecoder(**{**SMALL, **narrow, **fields})
+
+
+def sparse(source: Checkpoint, scratch: Path, **fields: Any) -> Checkpoint:
+    few = {} if fields.get("method", "magnitude") == "magnitude" else SMALL
+    return SparsifyDecoder(**{**few, **fields}).run(source, context(scratch))
 
 
 def ids_of(source: Checkpoint, scratch: Path) -> torch.Tensor:
@@ -97,9 +107,9 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pruned(source, tmp_path / "scratch", Notes(stop), layers=2, layer_importance="greedy", bridge=False)
+        pruned(source, tmp_path / "scratch", Notes(stop), layers=2, layer_importance="greedy", compensate=False)
     notes = Notes()
-    result = pruned(source, tmp_path / "scratch", notes, layers=2, layer_importance="greedy", bridge=False)
+    result = pruned(source, tmp_path / "scratch", notes, layers=2, layer_importance="greedy", compensate=False)
     assert len([line for line in notes.said if line.startswith("prune: without block")]) == 1
     told = ", ".join(map(str, gone)) + (", in the order in which they were chosen," if gone != sorted(gone) else "")
     assert f"prune: blocks {told} of 4 removed" in notes.said[-1]
@@ -111,7 +121,7 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
 def test_a_model_without_blocks_is_the_model_of_those_that_are_left(config: str, rule: str, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4, dtype=torch.bfloat16)
     ids = some_ids(2, 20)
-    result = pruned(source, tmp_path / "scratch", layers=2, bridge=False, layer_importance=rule)
+    result = pruned(source, tmp_path / "scratch", layers=2, compensate=False, layer_importance=rule)
     span = 1 if rule == "block_influence" else 2
     found = distances(build_skeleton(source), TEXT, ids_of(source, tmp_path), span, tmp_path, Notes())
     nearest = sorted(range(len(found)), key=found.__getitem__)
@@ -186,7 +196,7 @@ def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_pat
 def test_a_killed_cut_goes_on_at_the_next_block_and_ends_with_the_same(importance: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     source = save_decoder(tmp_path / "source", "MixtralConfig", num_hidden_layers=4, **sizes)
-    cut = Prune(**SMALL, heads=0.5, experts=0.25, width_importance=importance)
+    cut = stage_of(heads=0.5, experts=0.25, width_importance=importance)
     whole = cut.run(source, context(tmp_path / "whole"))
     counted: list[int] = []
 
@@ -224,8 +234,8 @@ def test_weights_that_files_have_transposed_are_cut_as_others(tmp_path: Path, gp
         assert int(stays.sum()) == 128
         block.mlp.c_proj.weight.data *= stays[:, None]
     torch.testing.assert_close(answers(narrow, seen), answers(module, seen), atol=2e-4, rtol=1e-3)
-    sparse = pruned(source, tmp_path / "sparse", sparsity=0.5, method="wanda")
-    weight = sparse.stored("transformer.h.0.mlp.c_fc.weight")
+    zeroed = sparse(source, tmp_path / "sparse", sparsity=0.5, method="wanda")
+    weight = zeroed.stored("transformer.h.0.mlp.c_fc.weight")
     assert bool(((weight == 0).sum(0) == 32).all())
 
 
@@ -234,7 +244,7 @@ def test_so_many_heads_stay_as_the_config_takes(tmp_path: Path) -> None:
     source = save_decoder(
         tmp_path / "source", hidden_size=192, num_attention_heads=12, num_key_value_heads=6, head_dim=32
     )
-    sizes = Sizes.of(build_skeleton(source).model, Prune(heads=0.2))
+    sizes = Sizes.of(build_skeleton(source).model, PruneDecoder(heads=0.2))
     assert (sizes.places, sizes.found[0]) == (4, 6)
 
 
@@ -276,7 +286,7 @@ def test_single_weights_go_as_the_layers_inputs_say(tmp_path: Path) -> None:
     inputs = inputs_of_layers(module_of(source), ids_of(source, tmp_path))
     for method, pattern in (("wanda", "2:4"), ("sparsegpt", None)):
         share = {"pattern": pattern} if pattern else {"sparsity": 0.5}
-        result = pruned(source, tmp_path / method, method=method, **share)
+        result = sparse(source, tmp_path / method, method=method, **share)
         for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"):
             weight, hessian = source.weight(name), gram(inputs[name])
             if pattern:
@@ -292,14 +302,15 @@ def test_single_weights_go_as_the_layers_inputs_say(tmp_path: Path) -> None:
 
 def test_sizes_alone_need_no_text_and_a_killed_walk_ends_with_the_same(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
-    plain = pruned(source, tmp_path / "plain", sparsity=0.5)
+    plain = sparse(source, tmp_path / "plain", sparsity=0.5)
     weight = source.weight("model.layers.1.mlp.up_proj")
     threshold = weight.abs().flatten().sort()[0][weight.numel() // 2]
     assert torch.equal(plain.weight("model.layers.1.mlp.up_proj"), weight * (weight.abs() >= threshold))
-    assert Prune(sparsity=0.5).needs().splits == () and Prune(sparsity=0.5, method="wanda").needs().splits == ("train",)
+    assert SparsifyDecoder(sparsity=0.5).needs().splits == ()
+    assert SparsifyDecoder(sparsity=0.5, method="wanda").needs().splits == ("train",)
 
-    whole = pruned(source, tmp_path / "whole", sparsity=0.5, method="sparsegpt")
-    half = Prune(**SMALL, sparsity=0.5, method="sparsegpt")
+    whole = sparse(source, tmp_path / "whole", sparsity=0.5, method="sparsegpt")
+    half = SparsifyDecoder(**SMALL, sparsity=0.5, method="sparsegpt")
     scratch = tmp_path / "killed"
 
     class Killed(Notes):
@@ -315,7 +326,7 @@ def test_sizes_alone_need_no_text_and_a_killed_walk_ends_with_the_same(tmp_path:
 
 def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=3, head_dim=32)
-    stage = Prune(**SMALL, layers=1, heads=0.5, feed_forward=0.4)
+    stage = stage_of(layers=1, heads=0.5, feed_forward=0.4)
     made = context(tmp_path / "scratch")
     result = stage.run(source, made)
     saved = tmp_path / "saved"
@@ -325,7 +336,7 @@ def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> Non
     probe = PredictionProbe(
         lambda folder: Checkpoint.load(folder, task), lambda tokenizer: task.encode(rows, tokenizer, None, 16)
     )
-    integrity = IntegrityCheck("prune", stage.output_spec())
+    integrity = IntegrityCheck("prune_decoder", stage.output_spec())
     integrity.check(result, inspector_of(source).digests(), measure_size(source.folder), saved, probe)
     assert "predictions" in dict(integrity.findings)
     blind = stage.infer_shapes(source, context(tmp_path / "blind"))
@@ -356,4 +367,5 @@ def test_cuts_that_cannot_be_are_refused_before_any_work(
 ) -> None:
     source = save_decoder(tmp_path, config, **changes)
     with pytest.raises(StageError, match=said):
-        Prune(**SMALL, **fields).check_data(source.folder, context(tmp_path / "scratch"))
+        stage = SparsifyDecoder(**fields) if "pattern" in fields else stage_of(**fields)
+        stage.check_model(source.folder)

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context
 from compress.stages.blockwise.calibration import calibration_windows
-from compress.stages.prune.stage import Prune
 from compress.stages.prune_decoder.layer_replacement import gaps
+from compress.stages.prune_decoder.stage import PruneDecoder
 
 SAMPLES, LENGTH, DAMPING = 16, 48, 0.01
 pytestmark = pytest.mark.usefixtures("gpt2")
@@ -31,7 +31,7 @@ def cut_of(source: Checkpoint, scratch: Path, gone: list[int], monkeypatch: Any,
     given = context(scratch, text(8000))
     asked = {"samples": SAMPLES, "sequence_length": LENGTH, "precision": "fp32", "layers": len(gone)}
     asked |= {"layer_importance": "block_influence", **fields}
-    return Prune(**asked).run(source, given), given
+    return PruneDecoder(**asked).run(source, given), given
 
 
 def stack_of(module: Any, config: str) -> tuple[Any, list[nn.Module]]:
@@ -156,7 +156,7 @@ def test_a_gap_that_nothing_can_fill_is_left_with_the_reason(
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4)
     result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch, **fields)
     assert any(reason in remark for remark in given.notes), given.notes
-    plain, _ = cut_of(source, tmp_path / "plain", gone, monkeypatch, bridge=False, **fields)
+    plain, _ = cut_of(source, tmp_path / "plain", gone, monkeypatch, compensate=False, **fields)
     assert all(torch.equal(result.stored(name), plain.stored(name)) for name in plain.files)
 
 
@@ -170,7 +170,7 @@ def test_what_nothing_is_before_stays_a_gap_and_the_next_one_is_filled_behind_it
     with torch.no_grad():
         assert not torch.equal(after.model.layers[1].mlp.down_proj.weight, before.model.layers[2].mlp.down_proj.weight)
         assert torch.equal(after.model.layers[0].mlp.down_proj.weight, before.model.layers[1].mlp.down_proj.weight)
-    assert not list((tmp_path / "scratch" / "bridge").rglob("states*"))
+    assert not list((tmp_path / "scratch" / "compensation").rglob("states*"))
 
 
 def test_a_block_that_does_nothing_leaves_nothing_to_make_up_for(

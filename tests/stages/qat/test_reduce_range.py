@@ -20,14 +20,14 @@ from compress.formats.onnx.int8.static import NncfQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.numerics.saturation import pairs_at_risk
 from compress.recipe.recipe import Recipe
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.qat.layers import put_in, start, take_out
 from compress.stages.qat.stage import Qat
 
-QUANTIZE: dict[str, Any] = {"kind": "quantize", "embedding_bits": 32}
+QUANTIZE: dict[str, Any] = {"kind": "onnx_int8", "embedding_bits": 32}
 
 
-def recipe(*on: Any, stages: tuple[Any, ...] = ("quantize", "qat")) -> Recipe:
+def recipe(*on: Any, stages: tuple[Any, ...] = ("onnx_int8", "qat")) -> Recipe:
     data = {"splits": {"train": "train.csv", "test": "test.csv"}}
     given = {"name": "r", "task": "text-classification", "model": "m", "data": data, "targets": list(on)}
     return Recipe.model_validate(
@@ -52,7 +52,7 @@ def test_auto_is_settled_by_this_machine_and_the_targets(
 ):
     monkeypatch.setattr(target_profile, "processor_class", lambda: here)
     quantize, qat = recipe(*on).resolved().stages
-    assert isinstance(quantize, Quantize) and isinstance(qat, Qat)
+    assert isinstance(quantize, OnnxInt8) and isinstance(qat, Qat)
     assert quantize.reduce_range == ("saturating" if narrowed else False)
     assert qat.reduce_range is narrowed
     assert quantize.narrowing() == quantize.reduce_range and qat.narrow is narrowed
@@ -61,13 +61,13 @@ def test_auto_is_settled_by_this_machine_and_the_targets(
 @pytest.mark.parametrize("chosen", [True, False])
 def test_what_a_recipe_chooses_stays(chosen: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(target_profile, "processor_class", lambda: "x86-avx2")
-    written = recipe("cpu", stages=({"quantize": {"reduce_range": chosen}}, {"qat": {"reduce_range": chosen}}))
+    written = recipe("cpu", stages=({"onnx_int8": {"reduce_range": chosen}}, {"qat": {"reduce_range": chosen}}))
     assert written.resolved() == written
 
 
 def test_the_range_is_settled_by_whether_products_are_summed_in_32_bits():
-    quantize, qat = Quantize.model_validate(QUANTIZE), Qat(kind="qat")
-    assert quantize.resolved(True) == Quantize(**QUANTIZE, reduce_range=False)
+    quantize, qat = OnnxInt8.model_validate(QUANTIZE), Qat(kind="qat")
+    assert quantize.resolved(True) == OnnxInt8(**QUANTIZE, reduce_range=False)
     assert (qat.resolved(True).reduce_range, qat.resolved(False).reduce_range) == (False, True)
     assert quantize.resolved(False).reduce_range == "saturating"
 
@@ -84,7 +84,7 @@ def test_no_product_of_a_narrowed_model_can_saturate(method: str):
     for narrowing in (False, "saturating"):
         model = OnnxModel(exported().graph(), FLOAT_GRAPH, exported().model.companions())
         context = tiny.context()
-        stage = Quantize.model_validate({**QUANTIZE, "method": method, "reduce_range": narrowing})
+        stage = OnnxInt8.model_validate({**QUANTIZE, "method": method, "reduce_range": narrowing})
         made[narrowing] = stage.run(model, context).graph
         said = [remark for remark in context.notes if "without VNNI" in remark]
         assert len(said) == (narrowing == "saturating")

@@ -18,7 +18,7 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.stages.attach_lora import AttachLora
 from compress.stages.base import Context, Reference
-from compress.stages.recovery.lora_recovery import Lora
+from compress.stages.recovery.lora_recovery import LoraRecovery
 from compress.stages.recovery.trainer import make_windows
 from compress.utils.digests import digest_directory
 from compress.utils.errors import InputError, ModelError, StageError
@@ -56,7 +56,7 @@ def plain(checkpoint: Checkpoint, source: Checkpoint) -> LlamaForCausalLM:
     return module
 
 
-def held_out(start: QuantizedCheckpoint, stage: Lora, made: Context) -> torch.Tensor:
+def held_out(start: QuantizedCheckpoint, stage: LoraRecovery, made: Context) -> torch.Tensor:
     """Token ids that no stage learns from."""
     windows = make_windows(start, stage, made).held_out
     return torch.from_numpy(windows.batch(range(len(windows)))["input_ids"])
@@ -72,7 +72,7 @@ def divergence(module: torch.nn.Module, source: Checkpoint, ids: torch.Tensor) -
 def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
-    stage, made = Lora(**QUICK), context(source, tmp_path / "scratch")
+    stage, made = LoraRecovery(**QUICK), context(source, tmp_path / "scratch")
     adapted = stage.run(start, made)
     base, ids = plain(adapted, source), held_out(start, stage, made)
     before = divergence(base, source, ids)
@@ -81,7 +81,7 @@ def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
 
 
 def test_the_adapter_is_the_one_that_was_judged(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    adapted = Lora(**QUICK).run(start, context(source, tmp_path / "scratch"))
+    adapted = LoraRecovery(**QUICK).run(start, context(source, tmp_path / "scratch"))
     over_integers = PeftModel.from_pretrained(load_quantized_module(adapted), str(adapted.folder / "adapter"))
     over_floats = PeftModel.from_pretrained(plain(adapted, source), str(adapted.folder / "adapter"))
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_adapter_is_the_one_that_was_judged(start: QuantizedCheckpoint, sour
 
 def test_the_base_keeps_every_byte(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     digest = digest_directory(start.folder)
-    adapted = Lora(**QUICK).run(start, context(source, tmp_path / "scratch"))
+    adapted = LoraRecovery(**QUICK).run(start, context(source, tmp_path / "scratch"))
     files = {path.relative_to(adapted.folder).as_posix() for path in adapted.folder.rglob("*") if path.is_file()}
     new = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     assert files - {path.name for path in start.folder.iterdir()} == new
@@ -104,7 +104,7 @@ def test_its_config_names_no_machine_and_is_the_same_each_time(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     folders = [
-        Lora(**{**QUICK, "steps": 2, "learning_rate": 1e-3}).run(start, context(source, tmp_path / name)).folder
+        LoraRecovery(**{**QUICK, "steps": 2, "learning_rate": 1e-3}).run(start, context(source, tmp_path / name)).folder
         for name in ("once", "twice")
     ]
     assert digest_directory(folders[0] / "adapter") == digest_directory(folders[1] / "adapter")
@@ -115,7 +115,7 @@ def test_its_config_names_no_machine_and_is_the_same_each_time(
 
 
 def test_only_the_named_layers_are_adapted(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    stage = Lora(**{**QUICK, "target_modules": ("v_proj", "up_proj")})
+    stage = LoraRecovery(**{**QUICK, "target_modules": ("v_proj", "up_proj")})
     adapted = stage.run(start, context(source, tmp_path / "scratch"))
     opened = PeftModel.from_pretrained(load_quantized_module(adapted), str(adapted.folder / "adapter"))
     layers = {name.split(".lora_A")[0] for name, _ in opened.named_modules() if name.endswith("lora_A.default")}
@@ -126,12 +126,15 @@ def test_a_layer_name_that_is_not_there_is_an_error(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(StageError, match="No linear layer's name ends in 'query'") as caught:
-        Lora(**{**QUICK, "target_modules": ("query",)}).run(start, context(source, tmp_path / "scratch"))
+        LoraRecovery(**{**QUICK, "target_modules": ("query",)}).run(start, context(source, tmp_path / "scratch"))
     assert "q_proj" in str(caught.value)
 
 
 def test_it_can_learn_the_text_instead(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    stage, made = Lora(**{**QUICK, "logits_weight": 0, "labels_weight": 1}), context(source, tmp_path / "scratch")
+    stage, made = (
+        LoraRecovery(**{**QUICK, "logits_weight": 0, "labels_weight": 1}),
+        context(source, tmp_path / "scratch"),
+    )
     adapted = stage.run(start, made)
     base, ids = plain(adapted, source).requires_grad_(False), held_out(start, stage, made)
     with torch.no_grad():
@@ -170,4 +173,4 @@ def test_a_second_adapter_is_refused(
 ) -> None:
     attached = AttachLora(adapter=str(brought)).run(start, context(source, tmp_path / "one"))
     with pytest.raises(InputError, match="has an adapter already"):
-        Lora(**QUICK).run(attached, context(source, tmp_path / "two"))
+        LoraRecovery(**QUICK).run(attached, context(source, tmp_path / "two"))

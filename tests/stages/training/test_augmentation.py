@@ -16,8 +16,9 @@ from torch import nn
 from compress.models.torch_model import TorchModel
 from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
-from compress.stages.prune.stage import Prune
+from compress.stages.protocols import fields_without_effect
 from compress.stages.qat.stage import Qat
+from compress.stages.sparsify.stages import SparsifyGradually
 from compress.stages.training.augmentation import Augmentation
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.settings import Augment, Training
@@ -154,14 +155,11 @@ def test_fields_that_ask_for_nothing_or_too_much_are_refused():
     for wrong in ({}, {"crop_padding": 0, "horizontal_flip": 0}, {"horizontal_flip": 1.0}, {"crop_padding": -1}):
         with pytest.raises(ValidationError):
             Augment.model_validate(wrong)
-    with pytest.raises(ValidationError, match="schedule: cubic"):
-        Prune.model_validate({"sparsity": 0.5, "augment": BOTH})
-    assert Prune.model_validate({"sparsity": 0.5, "schedule": "cubic", "augment": BOTH}).augment is not None
 
 
-@pytest.mark.parametrize("kind", [Finetune, Distill, Qat, Prune])
+@pytest.mark.parametrize("kind", [Finetune, Distill, Qat, SparsifyGradually])
 def test_a_recipe_of_texts_has_no_use_for_it(kind: type[Any]):
-    more = {"teacher": "start"} if kind is Distill else {"sparsity": 0.5, "schedule": "cubic"} if kind is Prune else {}
+    more = {"teacher": "start"} if kind is Distill else {"sparsity": 0.5} if kind is SparsifyGradually else {}
     stage = kind.model_validate({**more, "augment": BOTH})
-    assert "augment" in stage.idle_fields(get_task("text-classification").capabilities)
-    assert "augment" not in stage.idle_fields(get_task("image-classification").capabilities)
+    assert "augment" in fields_without_effect(stage, get_task("text-classification").capabilities)
+    assert "augment" not in fields_without_effect(stage, get_task("image-classification").capabilities)

@@ -16,7 +16,7 @@ from torch import nn
 from compress.models.torch_model import TorchModel
 from compress.stages.sparsify.magnitude import keep_zeros, sparse_layers
 from compress.stages.training.loop import LengthGroupedBatches, Trainee, train
-from compress.stages.training.settings import Training
+from compress.stages.training.settings import Optimizer, Training
 from compress.tasks.inference import forward, predict, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
@@ -98,7 +98,9 @@ def test_the_rate_rises_and_falls_in_a_line():
         loss=lambda module, batch: module.weight.sum() * 3,
         after_step=lambda step, steps: places.append(layer.weight.item()),
     )
-    config = Training(epochs=1, learning_rate=0.01, batch_size=2, warmup_ratio=0.4, weight_decay=0, precision="fp32")
+    config = Training(
+        epochs=1, learning_rate=0.01, batch_size=2, optimizer={"warmup_ratio": 0.4, "weight_decay": 0}, precision="fp32"
+    )
     train(trainee, config, 0, SilentProgress(), "test")
     steps = -np.diff(places)
     # Ten steps: four rise by quarters of the peak, then the peak and five equal steps down.
@@ -118,7 +120,9 @@ def test_weights_decay_and_biases_do_not():
         loss=lambda module, batch: (module.weight.sum() + module.bias.sum() + extra.sum()) * 0,
         extra=[extra],
     )
-    config = Training(epochs=1, learning_rate=0.1, batch_size=1, warmup_ratio=0, weight_decay=0.5, precision="fp32")
+    config = Training(
+        epochs=1, learning_rate=0.1, batch_size=1, optimizer={"warmup_ratio": 0, "weight_decay": 0.5}, precision="fp32"
+    )
     train(trainee, config, 0, SilentProgress(), "test")
     torch.testing.assert_close(layer.weight.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
     assert bool((layer.bias == 1).all()) and bool((extra == 1).all())
@@ -141,7 +145,7 @@ def test_gradients_are_clipped_to_their_global_norm():
         seen.append(float(layer.weight.grad.norm()))
         return original(optimizer, *arguments, **options)
 
-    config = FAST.model_copy(update={"max_gradient_norm": 0.25})
+    config = FAST.model_copy(update={"optimizer": Optimizer(max_gradient_norm=0.25)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", watch)
         train(

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import UnicodeScripts
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
-from compress.stages.distill.stage import Distill
+from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.training import synthetic_data
 from compress.stages.training.sequences import Windows, lesson_windows
 from compress.stages.training.synthetic_data import with_written
@@ -26,7 +26,7 @@ from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
 
 TASK = get_task("text-generation")
-STAGE = Distill(teacher="start", batch_size=4, precision="fp32")
+STAGE = DistillLanguageModel(teacher="start", batch_size=4, precision="fp32")
 
 
 def lesson_text(windows: Windows, settings: TeacherWrites, teacher: TorchModel, made: Any) -> Windows:
@@ -187,12 +187,12 @@ def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
     lesson = {
         **fields,
         "precision": "fp32",
-        "temperature": 1.0,
+        "loss": {"temperature": 1.0},
         "teacher_writes": {"beginnings": 16},
         "tokens": 20 * 4 * LENGTH,
     }
     made = context(source, tmp_path)
-    Distill.model_validate(lesson).run(TorchModel.load(source.folder, TASK), made)
+    DistillLanguageModel.model_validate(lesson).run(TorchModel.load(source.folder, TASK), made)
     assert any("16 beginnings" in said for said in made.notes)
     (curve,) = (table.rows for table in made.tables)
     assert curve[-1][1] < 0.7 * curve[0][1]

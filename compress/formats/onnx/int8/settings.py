@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from compress.formats.target_profile import find_processor
-from compress.stages.base import SEARCH_TIMES
+from compress.stages.base import SEARCH_TIMES, AppliesTo
+from compress.tasks.capability import TAKES_ARRAYS
 from compress.utils.pydantic_models import Frozen, changed_fields
 
 Format = Literal["qoperator", "qdq"]
@@ -18,7 +19,7 @@ _STATIC_ONLY = (
     *("cross_layer_equalization", "split_concatenations", "format", "statistics", "calibration_examples"),
 )
 _NNCF_TOO = ("percentile", "format", "statistics", "calibration_examples")
-_FLOOR_ONLY = ("damage_examples", "search_seconds")
+_SEARCH_ONLY = ("damage_examples", "search_seconds")
 
 
 class Int8Options(Frozen):
@@ -82,7 +83,7 @@ class Int8Options(Frozen):
     keep: tuple[str, ...] = Field(
         (), description="layers to leave in float32, as patterns of the names of nodes or weights: `*conv_stem*`"
     )
-    accuracy_floor: float | None = Field(
+    accuracy_floor: Annotated[float | None, AppliesTo(excludes=frozenset({TAKES_ARRAYS}))] = Field(
         None,
         gt=0,
         le=1,
@@ -112,9 +113,21 @@ class Int8Options(Frozen):
             raise ValueError("accuracy_floor or error_ceiling, not both")
         return self
 
+    @model_validator(mode="after")
+    def _fields_have_an_effect(self) -> Int8Options:
+        if self.method == "dynamic" and (unused := changed_fields(self, _STATIC_ONLY)):
+            raise ValueError(f"method: static, which {unused[0]} concerns")
+        if not self.searches and (unused := changed_fields(self, _SEARCH_ONLY)):
+            raise ValueError(f"accuracy_floor or error_ceiling, which {unused[0]} concerns")
+        if self.statistics == "nncf" and (unused := changed_fields(self, set(_STATIC_ONLY) - set(_NNCF_TOO))):
+            raise ValueError(f"statistics: own, which {min(unused)} concerns")
+        if self.calibration_method != "percentile" and changed_fields(self, ["percentile"]):
+            raise ValueError("calibration_method: percentile, which percentile concerns")
+        return self
+
     @property
     def searches(self) -> bool:
-        """Whether the stage searches for layers that stay float."""
+        """Return whether the stage searches for layers that stay float."""
         return self.accuracy_floor is not None or self.error_ceiling is not None
 
     def narrowing(self) -> ReduceRange:
@@ -122,14 +135,3 @@ class Int8Options(Frozen):
         if self.reduce_range == "auto":
             return False if find_processor("cpu").sums_in_32_bits else "saturating"
         return self.reduce_range
-
-    def idle(self) -> tuple[str, ...]:
-        """Fields that are set and mean nothing beside the others; one with its default is no mistake."""
-        static = self.method == "static"
-        unused: tuple[str, ...] = () if static else _STATIC_ONLY
-        unused += () if self.searches else _FLOOR_ONLY
-        if static and self.statistics == "nncf":
-            unused += tuple(name for name in _STATIC_ONLY if name not in _NNCF_TOO)
-        if static and self.calibration_method != "percentile":
-            unused += ("percentile",)
-        return changed_fields(self, unused)

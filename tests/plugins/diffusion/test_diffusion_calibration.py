@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, HeunDiscreteScheduler
 
-from compress.models.diffusion_sampling import Sampling
-from compress.runtimes.picture_sampler import (
+from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.plugins.diffusion.sampler import (
     DENOISED,
     HIDDEN,
     IDS,
@@ -24,9 +24,9 @@ from compress.runtimes.picture_sampler import (
     Latents,
     PictureSampler,
 )
-from compress.runtimes.picture_session import PictureSession
+from compress.plugins.diffusion.session import PictureSession
 from compress.runtimes.runtime import Batch, TensorType
-from compress.stages.diffusion.calibration import TIMESTEPS, evenly, prompts_needed, watch
+from compress.plugins.diffusion.calibration import TIMESTEPS, evenly, prompts_needed, watch
 
 PROMPTS, TOKENS, SCALING = 3, 5, 0.5
 EMPTY = 9

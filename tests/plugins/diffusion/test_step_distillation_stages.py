@@ -13,12 +13,11 @@ import tiny_pipelines
 import torch
 
 from compress.data.dataset import Dataset
-from compress.formats.safetensors.pictures import torch_sampler
-from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.stages.base import Context
-from compress.stages.diffusion.schedule import Schedule
-from compress.stages.distill.stage import Distill
-from compress.tasks.capability import EMBEDS, GENERATES
+from compress.plugins.diffusion.schedule_stage import Schedule
+from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps
 from compress.tasks.registry import get_task
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress
@@ -99,7 +98,9 @@ def test_fewer_steps_are_learned_and_written(
     model: GeneratorModel, context: Context, tmp_path: Path, few: dict[str, Any], scheduler: str, guidance: float
 ) -> None:
     before = {name: weight.clone() for name, weight in model.parts["unet"].state_dict().items()}
-    stage = Distill.model_validate({"fewer_steps": few, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3})
+    fields = {name: value for name, value in few.items() if name != "method"}
+    kind = DistillConsistency if few["method"] == "consistency" else DistillSteps
+    stage = kind.model_validate({**fields, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3})
     made = stage.run(model, context)
     assert isinstance(made, GeneratorModel) and type(made.scheduler).__name__ == scheduler
     assert (made.sampling.steps, made.sampling.guidance) == (2, guidance)
@@ -109,15 +110,3 @@ def test_fewer_steps_are_learned_and_written(
     assert ("time_embedding.cond_proj.weight" in after) == (few["method"] == "consistency")
     same_when_read_again(made, tmp_path / "made")
     assert any("trained" in str(row[0]) for row in context.tables[0].rows)
-
-
-def test_fields_of_others_are_idle() -> None:
-    stage = Distill.model_validate({"fewer_steps": {}, "temperature": 3.0, "top_k": 4, "epochs": 2, "budget": None})
-    assert set(stage.idle_fields(TASK.capabilities)) == {"temperature", "top_k"}
-    for capability in (EMBEDS, GENERATES):
-        assert "fewer_steps" in stage.idle_fields(frozenset({capability}))
-
-
-def test_a_recipe_must_say_what_a_denoiser_learns(context: Context, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not say what a student"):
-        Distill(teacher="start").check_data(tmp_path, context)

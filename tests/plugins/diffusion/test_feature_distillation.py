@@ -12,18 +12,18 @@ import tiny_unets
 import torch
 from diffusers import DDPMScheduler
 
-from compress.models.unet_blocks import bk_sdm_blocks, keep_blocks
-from compress.stages.diffusion import feature_distillation
-from compress.stages.diffusion.feature_distillation import FeatureLesson, teach_features
-from compress.stages.diffusion.noised_latents import NoisedLatents, Noising, denoise
-from compress.stages.diffusion.settings import FeatureLosses
-from compress.stages.distill.settings import Distillation
+from compress.plugins.diffusion.unet_blocks import bk_sdm_blocks, keep_blocks
+from compress.plugins.diffusion import feature_distillation
+from compress.plugins.diffusion.feature_distillation import FeatureLesson, teach_features
+from compress.plugins.diffusion.noised_latents import NoisedLatents, Noising, denoise
+from compress.plugins.diffusion.stage_settings import FeatureDistillation
 from compress.stages.training.checkpoint import KeptTraining
 from compress.utils.errors import StageError
 
 NOISING = Noising.of(DDPMScheduler())
-LOSSES = FeatureLosses(judged_timesteps=2)
-FAST = Distillation(teacher="start", features=LOSSES, epochs=2, batch_size=4, learning_rate=2e-3, precision="fp32")
+FAST = FeatureDistillation(
+    teacher="start", judged_timesteps=2, epochs=2, batch_size=4, learning_rate=2e-3, precision="fp32"
+)
 EXAMPLES = tiny_unets.latents(8)
 
 
@@ -33,7 +33,7 @@ def noised(rows: int = 3) -> NoisedLatents:
 
 
 def lesson(teacher, student, **weights) -> FeatureLesson:
-    return FeatureLesson.between(teacher, student, EXAMPLES, NOISING, LOSSES.model_copy(update=weights), 0)
+    return FeatureLesson.between(teacher, student, EXAMPLES, NOISING, FAST.model_copy(update=weights), 0)
 
 
 def test_an_identical_student_has_no_loss_against_its_teacher():
@@ -114,7 +114,7 @@ def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     context = tiny.context(scratch=tmp_path)
     apart = (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean()
     settings = FAST.model_copy(update={"epochs": 12})
-    teach_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, settings, LOSSES, context)
+    teach_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, settings, context)
     assert (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean() < 0.7 * apart
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert "denoising loss on held-out pictures" in context.notes[-1]
@@ -145,7 +145,7 @@ def test_a_killed_teaching_ends_with_the_same_bytes(tmp_path, monkeypatch):
     def taught(folder, dies_after):
         student = copy.deepcopy(small)
         noising = Mortal(NOISING.scheduler, {}, 0.0, [dies_after])
-        teach_features(student, teacher, EXAMPLES, EXAMPLES, noising, FAST, LOSSES, tiny.context(scratch=folder))
+        teach_features(student, teacher, EXAMPLES, EXAMPLES, noising, FAST, tiny.context(scratch=folder))
         return student.state_dict()
 
     whole = taught(tmp_path / "whole", -1)

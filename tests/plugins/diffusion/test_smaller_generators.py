@@ -13,17 +13,16 @@ import tiny_pipelines
 from diffusers import AutoencoderTiny, DiffusionPipeline
 
 from compress.data.dataset import Dataset
-from compress.formats.onnx.diffusion_export import export_diffusion, verify_diffusion
-from compress.formats.safetensors.pictures import torch_sampler
-from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.onnx_export import export_diffusion, verify_diffusion
+from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.stages.base import Context
-from compress.stages.diffusion.settings import SmallDecoder
-from compress.stages.diffusion.tiny_autoencoder import make_small_autoencoder
-from compress.stages.distill.stage import Distill
-from compress.stages.prune.stage import Prune
-from compress.tasks.capability import EMBEDS, GENERATES
+from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
+from compress.plugins.diffusion.stages import DistillAutoencoder, DistillFeatures, PruneDenoiser
+from compress.plugins.diffusion.tiny_autoencoder import make_small_autoencoder
+from compress.stages.protocols import fields_without_effect
 from compress.tasks.registry import get_task
-from compress.utils.errors import InputError, StageError
+from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
 TASK = get_task("text-to-image")
@@ -62,7 +61,7 @@ def reopened(model: GeneratorModel, folder: Path) -> Any:
 
 
 def pruned(start: Path, context: Context, **fields: Any) -> GeneratorModel:
-    stage = Prune.model_validate({"denoiser": {"timesteps": 3, "importance_examples": 4, **fields}})
+    stage = PruneDenoiser.model_validate({"timesteps": 3, "importance_examples": 4, **fields})
     stage.check_model(start)
     made = stage.run(load_pipeline(start), context)
     assert isinstance(made, GeneratorModel)
@@ -78,10 +77,7 @@ def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
     assert opened.unet.config.layers_per_block == 1 and opened.unet.mid_block is None
     assert any("parameters; denoising loss" in one for one in context.notes)
     before = drawn(made)
-    stage = Distill.model_validate(
-        {"teacher": "start", "features": {}, "epochs": 4, "batch_size": 4, "learning_rate": 2e-3}
-    )
-    stage.check_data(start, context)
+    stage = DistillFeatures.model_validate({"teacher": "start", "epochs": 4, "batch_size": 4, "learning_rate": 2e-3})
     taught = stage.run(made, context)
     assert isinstance(taught, GeneratorModel)
     assert np.abs(drawn(taught) - before).max() > 1e-3
@@ -96,9 +92,9 @@ def test_pairs_are_chosen_by_the_loss(start: Path, context: Context) -> None:
 
 
 def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Context, tmp_path: Path) -> None:
-    fields = {"small_decoder": {"width": 8, "layers": 1}, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
-    stage = Distill.model_validate(fields)
-    assert "diffusers" in stage.called_packages() and stage.idle_fields(TASK.capabilities) == ()
+    fields = {"width": 8, "layers": 1, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
+    stage = DistillAutoencoder.model_validate(fields)
+    assert "diffusers" in stage.called_packages() and not fields_without_effect(stage, TASK.capabilities)
     made = stage.run(load_pipeline(start), context)
     assert isinstance(made, GeneratorModel)
     opened = reopened(made, tmp_path / "made")
@@ -109,7 +105,7 @@ def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Contex
 @pytest.mark.slow
 def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
     made = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
-    small = make_small_autoencoder(made.parts["vae"], SmallDecoder(width=8, layers=1), seed=0)
+    small = make_small_autoencoder(made.parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
     made.replace_part("vae", small.eval())
     ids = made.processor.ids(["a bag", "the small dark boot of a photo"])
     graphs = {name: one.graph for name, one in export_diffusion(made, ids, None, True).items()}
@@ -119,26 +115,22 @@ def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context)
 
 
 def test_what_the_config_cannot_say_is_refused_before_anything_runs(start: Path) -> None:
-    stage = Prune.model_validate({"denoiser": {"block_out_channels": [8, 10]}})
+    stage = PruneDenoiser(block_out_channels=(8, 10))
     with pytest.raises(StageError, match=r"cannot be cut to \[8, 10\]"):
         stage.check_model(start)
-    Prune.model_validate({"denoiser": {"block_out_channels": [8, 12]}}).check_model(start)
+    PruneDenoiser(block_out_channels=(8, 12)).check_model(start)
 
 
-def test_a_recipe_must_say_what_goes(start: Path, context: Context) -> None:
-    with pytest.raises(InputError, match="does not say what goes"):
-        Prune(layers=1).check_data(start, context)
-    with pytest.raises(ValueError, match="denoiser alone"):
-        Prune.model_validate({"denoiser": {"channels": 0.5}, "layers": 1})
-    with pytest.raises(ValueError, match="one of fewer_steps, features"):
-        Distill.model_validate({"teacher": "start", "features": {}, "fewer_steps": {}})
-    with pytest.raises(ValueError, match="whose features are learned"):
-        Distill.model_validate({"features": {}})
+def test_a_stage_without_a_purpose_is_refused() -> None:
+    with pytest.raises(ValueError, match="blocks or pairs"):
+        PruneDenoiser.model_validate({})
+    with pytest.raises(ValueError, match="teacher"):
+        DistillFeatures.model_validate({})
+    with pytest.raises(ValueError, match="one of epochs and budget"):
+        DistillAutoencoder.model_validate({"epochs": 2, "budget": "3m"})
 
 
-def test_fields_of_others_are_idle() -> None:
-    stage = Prune.model_validate({"denoiser": {"pairs": 1}, "importance": "magnitude"})
-    assert Prune.supports(TASK.capabilities)
-    assert stage.idle_fields(TASK.capabilities) == ("importance",)
-    assert "denoiser" in stage.idle_fields(frozenset({GENERATES}))
-    assert "features" in Distill.model_validate({"teacher": "start", "features": {}}).idle_fields(frozenset({EMBEDS}))
+def test_stages_are_for_image_generation_alone() -> None:
+    for stage in (PruneDenoiser, DistillFeatures, DistillAutoencoder):
+        assert stage.supports(TASK.capabilities)
+        assert not stage.supports(get_task("text-generation").capabilities)

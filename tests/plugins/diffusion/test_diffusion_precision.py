@@ -13,18 +13,18 @@ from onnx import numpy_helper
 from tiny_pipelines import WORDS, pipeline_folder
 
 from compress.data.dataset import Dataset
-from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, open_diffusion
+from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.runtimes import opened
-from compress.models.diffusion_pipeline import load_pipeline
-from compress.numerics.image_similarity import ssim
-from compress.runtimes.picture_sampler import PICTURES
+from compress.plugins.diffusion.pipeline_model import load_pipeline
+from compress.plugins.diffusion.image_similarity import ssim
+from compress.plugins.diffusion.sampler import PICTURES
 from compress.stages.base import Context
 from compress.stages.cast import Cast
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA
-from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.utils.errors import IntegrityError
 from compress.utils.progress import SilentProgress
@@ -73,7 +73,7 @@ def metadata(graph: onnx.ModelProto, key: str) -> dict[str, object]:
 
 
 def test_a_denoiser_in_integers_is_calibrated_on_all_of_the_way(model: OnnxModel, context: Context) -> None:
-    stage = Quantize(part="unet", method="static", split_concatenations=True, calibration_examples=24)  # type: ignore[arg-type]
+    stage = OnnxInt8(part="unet", method="static", split_concatenations=True, calibration_examples=24)  # type: ignore[arg-type]
     found = stage.run(model, context)
     # 24 examples are three prompts' four steps, each with guidance; Stable Diffusion's steps are offset by one.
     record = metadata(found.graphs[UNET], METADATA)
@@ -92,7 +92,7 @@ def test_a_denoiser_in_integers_is_calibrated_on_all_of_the_way(model: OnnxModel
 
 
 def test_a_decoder_is_calibrated_on_what_sampling_ends_in(model: OnnxModel, context: Context) -> None:
-    found = Quantize(part="vae_decoder", method="static", calibration_examples=5).run(model, context)  # type: ignore[arg-type]
+    found = OnnxInt8(part="vae_decoder", method="static", calibration_examples=5).run(model, context)  # type: ignore[arg-type]
     assert metadata(found.graphs[DECODER], METADATA)["prompts"] == 5
     assert found.graphs[UNET] == model.graphs[UNET]
     assert ssim(drawn(found, context), drawn(model, context)).mean() > 0.9
@@ -100,7 +100,7 @@ def test_a_decoder_is_calibrated_on_what_sampling_ends_in(model: OnnxModel, cont
 
 def test_a_floor_is_held_on_pictures_of_validation_prompts(model: OnnxModel, context: Context) -> None:
     fields = {"method": "static", "accuracy_floor": 0.9, "damage_examples": 4, "calibration_examples": 4}
-    found = Quantize(part="vae_decoder", **fields).run(model, context)  # type: ignore[arg-type]
+    found = OnnxInt8(part="vae_decoder", **fields).run(model, context)  # type: ignore[arg-type]
     record = metadata(found.graphs[DECODER], LAYERS)
     # The float graph's pictures are its own: a similarity of 1.
     assert record["float_metric"] == pytest.approx(1.0)
@@ -125,7 +125,7 @@ def test_what_float16_cannot_hold_is_named_by_part_and_timestep(model: OnnxModel
             array = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(60_000 * array / np.abs(array).max(), tensor.name))
     large = model.with_graphs({**model.graphs, UNET: changed})
-    with pytest.raises(IntegrityError, match=r"NaN or infinity in what comes of unet, at timestep 751"):
+    with pytest.raises(IntegrityError, match=r"the output of unet holds NaN or infinity, at timestep 751"):
         Cast(part="unet").run(large, context)  # type: ignore[arg-type]
 
 

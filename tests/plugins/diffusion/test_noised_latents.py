@@ -8,7 +8,7 @@ import tiny_unets
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from compress.stages.diffusion.noised_latents import (
+from compress.plugins.diffusion.noised_latents import (
     TEXT,
     Noising,
     caption_states,

@@ -10,19 +10,17 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 
 from compress.numerics.distillation import feature_distance
-from compress.stages.diffusion.settings import SmallDecoder
-from compress.stages.diffusion.tiny_autoencoder import (
+from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
+from compress.plugins.diffusion.tiny_autoencoder import (
     decoded_distance,
     encoder_features,
     make_small_autoencoder,
     picture_examples,
     teach_small_decoder,
 )
-from compress.stages.distill.settings import Distillation
 from compress.utils.errors import StageError
 
-SMALL = SmallDecoder(width=8, layers=1)
-SETTINGS = Distillation(small_decoder=SMALL, epochs=30, batch_size=8, learning_rate=5e-3, precision="fp32")
+SETTINGS = AutoencoderDistillation(width=8, layers=1, epochs=30, batch_size=8, learning_rate=5e-3, precision="fp32")
 
 
 def pictures(rows: int = 8) -> np.ndarray:
@@ -33,7 +31,7 @@ def pictures(rows: int = 8) -> np.ndarray:
 
 def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
     parts = tiny_pipelines.parts()
-    parts["vae"] = make_small_autoencoder(parts["vae"], SMALL, seed=0).eval()
+    parts["vae"] = make_small_autoencoder(parts["vae"], SETTINGS, seed=0).eval()
     made = StableDiffusionPipeline(
         **parts,
         tokenizer=tiny_pipelines.tokenizer(),
@@ -61,9 +59,9 @@ def test_it_learns_what_the_vae_decodes(tmp_path):
     vae = tiny_pipelines.parts()["vae"]
     examples = picture_examples(vae, pictures())
     assert examples.inputs[0]["latents"].shape == (4, 8, 8)
-    untaught = decoded_distance(vae, make_small_autoencoder(vae, SMALL, 0), examples)
+    untaught = decoded_distance(vae, make_small_autoencoder(vae, SETTINGS, 0), examples)
     context = tiny.context(scratch=tmp_path)
-    small = teach_small_decoder(vae, examples, examples, SETTINGS, SMALL, context)
+    small = teach_small_decoder(vae, examples, examples, SETTINGS, context)
     assert decoded_distance(vae, small, examples) < 0.6 * untaught
     assert "parameters of the decoder; pictures are off by" in context.notes[-1]
     latents = torch.from_numpy(np.stack([row["latents"] for row in examples.inputs]))
@@ -93,6 +91,6 @@ def test_the_distance_of_features_forgets_their_length():
 
 
 def test_a_vae_of_another_kind_is_refused():
-    small = make_small_autoencoder(tiny_pipelines.parts()["vae"], SMALL, 0)
+    small = make_small_autoencoder(tiny_pipelines.parts()["vae"], SETTINGS, 0)
     with pytest.raises(StageError, match="AutoencoderTiny teaches no small decoder"):
-        make_small_autoencoder(small, SMALL, 0)
+        make_small_autoencoder(small, SETTINGS, 0)

@@ -15,31 +15,31 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from compress.models.schedulers import best_untrained
-from compress.numerics.diffusion import NoiseTable
-from compress.stages.diffusion.noised_latents import latent_examples
-from compress.stages.diffusion.step_distillation import StepsLesson, told_of_guidance
-from compress.stages.diffusion.step_distillation_settings import FewerSteps
-from compress.stages.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join
-from compress.stages.distill.settings import Distillation
+from compress.plugins.diffusion.scheduler import best_untrained
+from compress.plugins.diffusion.noise_prediction import NoiseTable
+from compress.plugins.diffusion.noised_latents import latent_examples
+from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
+from compress.plugins.diffusion.step_distillation import StepsLesson, told_of_guidance
+from compress.plugins.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join
 from compress.stages.training.checkpoint import KeptTraining
 from compress.utils.errors import StageError
 
 diffusers = pytest.importorskip("diffusers")
 
 
+def made_settings(fields: dict[str, Any]) -> ProgressiveDistillation | ConsistencyDistillation:
+    kind = ConsistencyDistillation if fields.get("method") == "consistency" else ProgressiveDistillation
+    return kind.model_validate({name: value for name, value in fields.items() if name != "method"})
+
+
 def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepsLesson:
     """Of points in the plane, for a student with random weights."""
-    told = Distillation.model_validate(
-        {"fewer_steps": few, "batch_size": 256, "precision": "fp32", "weight_decay": 0.0, **settings}
-    )
-    assert told.fewer_steps is not None
+    fields = {"batch_size": 256, "precision": "fp32", "optimizer": {"weight_decay": 0.0}, **settings}
+    chosen = made_settings({**few, **fields})
     torch.manual_seed(0)
     student, examples = mixture.SmallDenoiser(), latent_examples(mixture.points(rows), {})
     about = replace(tiny.context(), scratch=folder)
-    return StepsLesson(
-        told, told.fewer_steps, mixture.ExactDenoiser(), student, mixture.scheduler(), examples, None, about
-    )
+    return StepsLesson(chosen, mixture.ExactDenoiser(), student, mixture.scheduler(), examples, None, about)
 
 
 def energy(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -224,16 +224,15 @@ def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
 )
 def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        FewerSteps.model_validate(fields)
+        made_settings(fields)
 
 
 def test_rounds_halve_the_steps() -> None:
-    assert FewerSteps(steps=4, teacher_steps=64).rounds == [32, 16, 8, 4]
-    assert FewerSteps(steps=4).first_steps == 32 and FewerSteps(steps=32).first_steps == 64
-    assert FewerSteps(steps=3).rounds == [24, 12, 6, 3]
-    assert FewerSteps(steps=4, teacher_steps=64, at_once=4).rounds == [16, 4]
-    assert FewerSteps(steps=4, teacher_steps=32, at_once=4).rounds == [8, 4]
-    assert FewerSteps(method="consistency").rounds == [4]
+    assert ProgressiveDistillation(steps=4, teacher_steps=64).rounds == [32, 16, 8, 4]
+    assert ProgressiveDistillation(steps=4).first_steps == 32 and ProgressiveDistillation(steps=32).first_steps == 64
+    assert ProgressiveDistillation(steps=3).rounds == [24, 12, 6, 3]
+    assert ProgressiveDistillation(steps=4, teacher_steps=64, at_once=4).rounds == [16, 4]
+    assert ProgressiveDistillation(steps=4, teacher_steps=32, at_once=4).rounds == [8, 4]
 
 
 def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(

@@ -1,0 +1,173 @@
+"""Checks of a recipe against its model, data and disk, made before the first stage runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compress.data.membership import character_lengths, find_parts
+from compress.data.slices import Unit
+from compress.evaluation.evaluate import encode_for_model
+from compress.evaluation.instruction_following import encode_chats
+from compress.models import PRUNING_TESTED_TYPES
+from compress.models.config_checks import max_positions
+from compress.models.image_generation import image_generation_hook
+from compress.models.json_file import read_json
+from compress.models.lora_adapter import check_adapter
+from compress.models.processor import load_processor
+from compress.pipeline.format_support import check_formats
+from compress.pipeline.keys import cached_digests
+from compress.pipeline.requirements import combined_error, disk_error, free_bytes, missing_packages
+from compress.pipeline.runner import StageRunner
+from compress.pipeline.target_session import SPLIT
+from compress.recipe.recipe import START
+from compress.stages.base import all_references
+from compress.stages.model_checks import model_checks
+from compress.stages.protocols import ChecksData
+from compress.tasks.capability import READS_ROWS
+from compress.utils.errors import DataError
+
+
+def check_run(runner: StageRunner) -> None:
+    """Check everything that can be checked before the first stage, so that no error comes after hours of training.
+
+    Raises:
+        CompressError: With what is wrong and where.
+    """
+    problems = missing_packages(runner.recipe)
+    if problems:
+        raise combined_error(problems)
+    inputs = runner.inputs
+    check_slices(runner)
+    check_judge(runner)
+    for reference in dict.fromkeys(all_references(runner.recipe.stages)):
+        if reference.kind == "model":
+            inputs.resolve(reference.name)
+        else:
+            folder = inputs.locate(reference.name)
+            if reference.kind == "adapter":
+                check_adapter(folder)
+    check_running_text(runner)
+    check_formats(runner.recipe, inputs.start)
+    _check_disk_space(runner)
+    # Models of types that all stages are tested with need no dry run of the first stage: it starts right away.
+    config = inputs.start / "config.json"
+    tested = config.is_file() and read_json(config).get("model_type") in PRUNING_TESTED_TYPES
+    for check in model_checks(runner.recipe.stages):
+        if not tested or check.stages != runner.recipe.stages[:1]:
+            check.ask(inputs.start)
+    # Evaluation files are read now, so that a damaged one ends the run here.
+    notes = (
+        (len(inputs.questions), "multiple-choice questions are asked"),
+        (len(inputs.instructions), "instructions are given, whose answers are checked"),
+        (sum(len(part.scores) for part in inputs.rated_pairs), "pairs with human similarities are read"),
+    )
+    for count, text in notes:
+        if count:
+            runner.progress.note(f"{count:,} {text}")
+
+
+def _check_disk_space(runner: StageRunner) -> None:
+    """Raise `InputError` if the outputs of stages that are not cached, and the final copy, do not fit on the disk.
+
+    A stage without a declared size ratio is assumed to keep the size of its input.
+    """
+    cached = cached_digests(runner.recipe, runner.keys, runner.cache)
+    needed, output_bytes = 0.0, float(runner.model_bytes(START))
+    for label, stage in zip(runner.recipe.labels(), runner.recipe.stages, strict=True):
+        ratio = stage.output_spec().max_size_ratio
+        output_bytes *= 1.0 if ratio is None else min(ratio, 1.0)
+        needed += output_bytes if label not in cached else 0.0
+    needed += output_bytes
+    free = free_bytes(runner.artifacts)
+    if needed > free:
+        raise disk_error(needed, free, runner.artifacts)
+
+
+def check_judge(runner: StageRunner) -> None:
+    """Check that the judge of images knows the classes of the rows. Raises `DataError` or `ModelError`."""
+    rows = runner.inputs.data.split(SPLIT)
+    if runner.inputs.judge is not None:
+        check_classes = image_generation_hook("check_judge")
+        check_classes(runner.inputs.judge, rows["label"].to_pylist() if "label" in rows.column_names else ())
+
+
+def check_slices(runner: StageRunner) -> None:
+    """Check that the recipe's slices can be formed from the test split. Raises `DataError`."""
+    if runner.recipe.slices is None:
+        return  # the task's own slices fit its columns
+    if READS_ROWS not in runner.inputs.task.capabilities and any(
+        part.length is not None for part in runner.inputs.slices
+    ):
+        raise DataError(
+            f"There are no slices by length of running text, which {runner.inputs.task.name} is judged on.",
+            where="slices",
+            expected="slices by a column of its rows, such as their domain",
+        )
+
+    def lengths(unit: Unit) -> np.ndarray:
+        """Count characters; before there is a tokenizer every row counts one token."""
+        return (
+            character_lengths(runner.inputs.data, SPLIT)
+            if unit == "characters"
+            else np.ones(len(runner.inputs.data.split(SPLIT)))
+        )
+
+    find_parts(runner.inputs.slices, runner.inputs.data, SPLIT, lengths)
+
+
+def check_running_text(runner: StageRunner) -> None:
+    """Split all text with the starting model's tokenizer, to check lengths before any stage runs.
+
+    Tasks whose examples are rows are not checked. Raises `DataError`.
+    """
+    if READS_ROWS in runner.inputs.task.capabilities:
+        return
+    recipe = runner.recipe
+    for number, stage in enumerate(recipe.stages):
+        if not isinstance(stage, ChecksData):
+            continue
+        try:
+            stage.check_data(runner.inputs.start, runner.context(runner.digest_of(START)))
+        except DataError as error:
+            error.where = f"stages.{number}.{stage.kind}, {error.where}"
+            raise
+    processor = load_processor(runner.inputs.start)
+    for split, language in recipe.data.also.items():
+        rows = runner.inputs.data.split(split)
+        split_examples = encode_for_model(
+            runner.inputs.start, runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation
+        )
+        runner.inputs.task.token_categories(rows, processor, split_examples, language)
+    turns = (
+        encode_chats(runner.inputs.start, [instruction.prompt for instruction in runner.inputs.instructions])
+        if runner.inputs.instructions
+        else []
+    )
+    examples = encode_for_model(
+        runner.inputs.start,
+        runner.inputs.task,
+        runner.inputs.data.split(SPLIT),
+        recipe.data.max_length,
+        recipe.evaluation,
+    )
+    num_tokens, prompt_length = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
+    if prompt_length > num_tokens:
+        raise DataError(
+            f"A prompt of {prompt_length} tokens is to be timed, and the text that is judged by has {num_tokens}.",
+            where="benchmark.contexts",
+            hint="give more text, raise evaluation.windows, or lower benchmark.contexts",
+        )
+    positions = max_positions(read_json(runner.inputs.start / "config.json"))
+    lengths = {
+        "data.max_length": recipe.data.max_length,
+        "benchmark.contexts": prompt_length + recipe.benchmark.tokens,
+        "evaluation.answer_tokens": max(map(len, turns), default=0) + recipe.evaluation.answer_tokens * bool(turns),
+        "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
+    }
+    for field, length in lengths.items():
+        if positions is not None and length > positions:
+            raise DataError(
+                f"The model would read {length} tokens, more than it can place.",
+                where=field,
+                expected=f"at most {positions}, its max_position_embeddings, with what is generated after a prompt",
+            )

@@ -1,0 +1,93 @@
+"""Settings of the stage `distill_language_model`. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from compress.stages.base import SEARCH
+from compress.stages.distill.settings import Student
+from compress.stages.training.settings import KEEP_BEST, BudgetedTraining
+from compress.stages.training.synthetic_data_settings import TEACHER_WRITES, TeacherWrites
+from compress.utils.pydantic_models import Frozen, changed_fields
+
+
+class LanguageLoss(Frozen):
+    """Weights and kinds of the losses on a language model's predictions and hidden states."""
+
+    logits_weight: float = Field(1.0, ge=0, description="weight of the KL divergence between predictions")
+    direction: Literal["forward", "reverse"] = Field(
+        "forward",
+        description="forward KL makes the student cover every token that the teacher considers possible; reverse KL "
+        "makes it avoid tokens that the teacher does not",
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="compare the teacher's k most likely tokens, and all others as one"
+    )
+    temperature: float = Field(2.0, gt=0, description="softens both predictions")
+    labels_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy of the text")
+    hidden_weight: float = Field(
+        0.0, ge=0, description="weight of the loss on hidden states after matched blocks, relative to the teacher's"
+    )
+
+    @model_validator(mode="after")
+    def _fields_have_an_effect(self) -> Self:
+        if not (self.logits_weight or self.labels_weight or self.hidden_weight):
+            raise ValueError("logits_weight, labels_weight or hidden_weight above 0")
+        if not self.logits_weight and (unused := changed_fields(self, ["direction", "top_k", "temperature"])):
+            raise ValueError(f"logits_weight above 0, since {unused[0]} concerns that loss")
+        return self
+
+
+class MemorySaving(Frozen):
+    """Ways to save memory at the price of time or disk space."""
+
+    gradient_checkpointing: bool = Field(
+        False, description="compute blocks again in the backward pass, for less memory and more time"
+    )
+    fsdp: bool = Field(
+        False,
+        description="of several processes, each holds a part of the weights, gradients and optimizer states, and of "
+        "the teacher (fully sharded data parallelism)",
+    )
+    cache_teacher_states: bool = Field(
+        True,
+        description="store the teacher's last hidden states, as bfloat16, for sequences that come again and for other "
+        "students of the same teacher",
+    )
+
+
+class LanguageDistillation(BudgetedTraining):
+    """Settings of a training in which a language model learns the next-token predictions of another."""
+
+    teacher: str | None = Field(None, description="label of the stage whose output is the teacher; default: the input")
+    student: Student | None = Field(None, description="the model to train; default: the input")
+    loss: LanguageLoss = Field(LanguageLoss(), description="losses and their weights")
+    learning_rate: float = Field(
+        5e-5, gt=0, le=1, description="peak learning rate", json_schema_extra={SEARCH: [1e-4, 3e-4]}
+    )
+    keep_best: bool = KEEP_BEST
+    freeze_embeddings: bool = Field(False, description="leave the embedding tables as they are")
+    tokens: int | None = Field(None, ge=1, description="number of tokens to train on, in place of epochs")
+    sequence_length: int | None = Field(None, ge=8, description="tokens of a sequence; default: data.max_length")
+    documents: Literal["end_token", "blank_line"] = Field(
+        "end_token", description="separator between two rows of running text in a sequence"
+    )
+    teacher_writes: TeacherWrites | None = TEACHER_WRITES
+    lora: int | None = Field(
+        None, ge=1, le=4096, description="train adapters of this rank, which are merged at the end"
+    )
+    memory: MemorySaving = Field(MemorySaving(), description="ways to save memory")
+
+    def shortened(self, share: float) -> Self:
+        """Return the settings with a share of the epochs, tokens or budget."""
+        shorter = super().shortened(share)
+        tokens = None if self.tokens is None else max(1, round(self.tokens * share))
+        return shorter.model_copy(update={"tokens": tokens})
+
+    @model_validator(mode="after")
+    def _two_models(self) -> Self:
+        if self.teacher is None and self.student is None:
+            raise ValueError("a teacher (label of an earlier stage), a student, or both")
+        return self

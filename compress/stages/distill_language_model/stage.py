@@ -1,0 +1,113 @@
+"""Train a language model to predict the next tokens that another predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context, Reference, Requirements, Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stages.distill.stage import check_student_layers, student_reference
+from compress.stages.distill.student_shape import student_layer_choices, student_shape
+from compress.stages.distill_language_model.settings import LanguageDistillation
+from compress.stages.protocols import field_search_values
+from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
+from compress.stages.training.synthetic_data_settings import writing_packages
+from compress.tasks.capability import GENERATES
+
+
+class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
+    """Knowledge distillation of a language model, token by token.
+
+    Models are compared on sequences of running text or on the answers of conversations: by the divergence of their
+    next-token distributions (Hinton et al. 2015; reverse: Gu et al. 2024; ``top_k``: Anshumann et al. 2025), the
+    cross-entropy of the text, and the squared error of the hidden states after matched blocks, relative to the
+    teacher's (Jiao et al. 2020, equation 8).
+    """
+
+    packages = ("torch", "transformers", "accelerate")
+    requires = frozenset({GENERATES})
+    kind: Literal["distill_language_model"] = "distill_language_model"
+
+    def called_packages(self) -> tuple[str, ...]:
+        """Return the distributions that the stage calls, with peft for adapters and those that generate text."""
+        adapters = () if self.lora is None else ("peft",)
+        return (*self.packages, *adapters, *writing_packages(self.teacher_writes))
+
+    def needs(self) -> Requirements:
+        """Return the training split."""
+        return Requirements(splits=("train",), labels=bool(self.loss.labels_weight))
+
+    def earlier_outputs(self) -> tuple[str, ...]:
+        """Return the teacher's label."""
+        return (self.teacher,) if self.teacher else ()
+
+    def references(self) -> dict[str, Reference]:
+        """Return the student, if it is a model of its own."""
+        return student_reference(self.student)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Return the cost: the student trains in every epoch; the teacher predicts once if its states can be stored."""
+        after = student_shape(self.student, before, plan)
+        teacher = plan.shapes.get(self.teacher) if self.teacher else before
+        if self.seconds is not None:
+            return predicted(before, after, Estimate(value=self.seconds, note="the budget"))
+        synthetic = self.teacher_writes
+        generated = 0 if synthetic is None else synthetic.tokens(self.sequence_length or plan.max_length)
+
+        def flops(before: Shape, after: Shape, tokens: float) -> float | None:
+            if synthetic is not None:
+                tokens = generated if synthetic.share == 1 else tokens / (1 - synthetic.share)
+            tokens = tokens if self.tokens is None else self.tokens / self.epochs
+            if teacher is None:
+                return None
+            passes = self.epochs if self.loss.hidden_weight else 1
+            training = (
+                FLOPS_TRAINING * after.working * self.epochs + FLOPS_FORWARD * teacher.working * passes
+            ) * tokens
+            return training + FLOPS_FORWARD * teacher.working * generated
+
+        return training_prediction(
+            self.batch_size, before, after, plan, flops, trained=after, teacher=teacher or before
+        )
+
+    def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
+        """Return values of the fields, numbers of the student's layers, and two and four times as many epochs."""
+        longer = self.seconds is None and self.tokens is None
+        epochs = {"epochs": (2 * self.epochs, 4 * self.epochs)} if longer else {}
+        return field_search_values(self, timed) | epochs | student_layer_choices(self.student, before)
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Split the text into sequences, if the student has the starting model's tokenizer. Raises `DataError`."""
+        if self.student is not None and self.student.model is not None:
+            return
+        from compress.models.processor import load_tokenizer
+        from compress.stages.training.sequences import lesson_windows
+
+        tokenizer = load_tokenizer(start)
+        lesson_windows(tokenizer, self, context)
+        if self.teacher_writes is not None:
+            self.teacher_writes.check(tokenizer)
+
+    def check_model(self, start: Path) -> None:
+        """Raise `StageError` for an architecture whose config cannot say which layers are kept."""
+        check_student_layers(self.student, start)
+
+    def prune_widths(self, model: Any) -> bool:
+        """Return False if the student has another config, since its sizes are unknown then."""
+        return self.student is None or self.student.config is None
+
+    def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
+        """Return the student, untrained."""
+        from compress.stages.distill.trainer import make_student
+
+        return make_student(self.student, model, model, context)
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Train the student on the ``train`` split."""
+        from compress.stages.distill.trainer import make_student
+        from compress.stages.distill_language_model.trainer import teach
+
+        teacher = context.earlier(self.teacher) if self.teacher else model
+        return teach(self, teacher, make_student(self.student, model, teacher, context), context)

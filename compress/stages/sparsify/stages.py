@@ -1,0 +1,130 @@
+"""Set single weights, or blocks of weights, to zero."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape
+from compress.stages.protocols import KeepsShape
+from compress.stages.prune_decoder.cost import decoder_sparsity_prediction
+from compress.stages.sparsify.settings import DecoderSparsity, GradualSparsity, MagnitudeSparsity
+from compress.stages.training.cost import FLOPS_TRAINING, training_prediction
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, HAS_LABELS
+
+
+class Sparsify(MagnitudeSparsity, KeepsShape, Stage[TorchModel, TorchModel]):
+    """Unstructured pruning by magnitude: the smallest weights of convolutions and linear layers become zero.
+
+    Zeros may keep to a pattern: N of every M (Mishra et al. 2021, section 3) or whole blocks. The first convolution,
+    depthwise ones and the head stay dense.
+    """
+
+    packages = ("torch", "transformers", "accelerate")
+    requires = frozenset({HAS_LABELS})
+    excludes = frozenset({EXPORTED_FROM_CHECKPOINT})
+    kind: Literal["sparsify"] = "sparsify"
+
+    def output_spec(self) -> OutputSpec:
+        """Return that a share of the weights is zero."""
+        return OutputSpec(sparse=True)
+
+    def data_passes(self, examples: float) -> tuple[float, float]:
+        """Return that no example is read."""
+        return 0.0, 0.0
+
+    def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
+        """Return the model itself."""
+        return model
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Set weights of ``model`` to zero in place. Raises `StageError` for layers that the pattern does not fit."""
+        from compress.stages.sparsify.magnitude import sparsify
+
+        sparsify(model, self, context)
+        return model
+
+
+class SparsifyGradually(GradualSparsity, Stage[TorchModel, TorchModel]):
+    """Unstructured pruning by magnitude while training, along a cubic schedule (Zhu and Gupta 2017, section 3).
+
+    The smallest weights of convolutions and linear layers become zero, more of them from step to step. Zeros may keep
+    to a pattern, as in `sparsify`. The last epoch is kept, since earlier ones are less sparse.
+    """
+
+    packages = ("torch", "transformers", "accelerate")
+    requires = frozenset({HAS_LABELS})
+    excludes = frozenset({EXPORTED_FROM_CHECKPOINT})
+    kind: Literal["sparsify_gradually"] = "sparsify_gradually"
+
+    def needs(self) -> Requirements:
+        """Return labeled training examples."""
+        return Requirements(splits=("train",), labels=True)
+
+    def output_spec(self) -> OutputSpec:
+        """Return that a share of the weights is zero."""
+        return OutputSpec(sparse=True)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Return the cost of the training."""
+
+        def flops(before: Shape, after: Shape, tokens: float) -> float:
+            return FLOPS_TRAINING * after.working * tokens * self.epochs
+
+        return training_prediction(self.batch_size, before, before, plan, flops, trained=before)
+
+    def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
+        """Return the model itself."""
+        return model
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Train and prune ``model`` in place. Raises `StageError` for layers that the pattern does not fit."""
+        from compress.stages.sparsify.magnitude import sparsify_gradually
+
+        sparsify_gradually(model, self, context)
+        return model
+
+
+class SparsifyDecoder(DecoderSparsity, Stage[Checkpoint, Checkpoint]):
+    """Unstructured pruning of a language model, one block in memory at a time.
+
+    Weights of the blocks' linear layers become zero by magnitude, by Wanda (Sun et al. 2023, section 3) or by SparseGPT
+    (Frantar and Alistarh 2023, section 3). Zeros may keep to a pattern, N of every M.
+    """
+
+    packages = ("torch", "transformers", "accelerate")
+    requires = frozenset({GENERATES})
+    uses_device = True
+    kind: Literal["sparsify_decoder"] = "sparsify_decoder"
+
+    def needs(self) -> Requirements:
+        """Return the training split, unless magnitudes alone decide."""
+        return Requirements(splits=() if self.method == "magnitude" else ("train",))
+
+    def output_spec(self) -> OutputSpec:
+        """Return that a share of the weights is zero."""
+        return OutputSpec(sparse=True)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Return the cost of one pass over the calibration text."""
+        return decoder_sparsity_prediction(self, before, plan)
+
+    def check_model(self, start: Path) -> None:
+        """Raise `StageError` for layers that the pattern does not fit."""
+        from compress.stages.sparsify.decoder import check_sparsifiable
+
+        check_sparsifiable(Checkpoint(start), self)
+
+    def infer_shapes(self, model: Checkpoint, context: Context) -> Checkpoint:
+        """Return the model itself."""
+        return model
+
+    def run(self, model: Checkpoint, context: Context) -> Checkpoint:
+        """Write the sparse model into other files, which one process does for all."""
+        from compress.stages.sparsify.decoder import sparsify_checkpoint
+        from compress.stages.training.processes import is_first
+
+        return sparsify_checkpoint(model, self, context) if is_first() else model

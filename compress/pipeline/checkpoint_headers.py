@@ -15,9 +15,9 @@ from compress.data.arrays import INPUTS, array_files
 from compress.data.files import LABEL, read_class_folder
 from compress.formats.gguf.read import read_gguf
 from compress.formats.onnx.stored_tensors import read_tensors
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import check_model_folder, weight_files
 from compress.models.json_file import read_json
+from compress.models.pipeline_folder import is_pipeline
 from compress.models.safetensors_file import read_header
 from compress.sources.onnx_file import onnx_file
 from compress.stages.cost_model import Shape, Text

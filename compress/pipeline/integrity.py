@@ -14,8 +14,8 @@ from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probed, 
 from compress.formats.registry import part_of
 from compress.inspection.tensors import read_model
 from compress.models.checkpoint import TABLES, Checkpoint
-from compress.models.diffusion_pipeline import GeneratorModel
 from compress.models.folder_checks import weight_files
+from compress.models.image_generation import image_generation_hook
 from compress.models.model import Model
 from compress.models.safetensors_file import read_header
 from compress.models.torch_model import TorchModel
@@ -196,10 +196,9 @@ def _torch_logits(model: TorchModel, encode: Encode) -> np.ndarray:
     """Return the logits of a module. An image generator generates a few images in very few steps instead."""
     from compress.tasks.inference import predict
 
-    if isinstance(model, GeneratorModel):
-        from compress.formats.safetensors.pictures import torch_pictures
-
-        return torch_pictures(model, {}).probe(encode(model.processor))
+    if model.generates_images:
+        images: np.ndarray = image_generation_hook("open_torch")(model, {}).probe(encode(model.processor))
+        return images
     return predict(model.module, encode(model.processor))
 
 

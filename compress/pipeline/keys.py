@@ -126,10 +126,12 @@ class CachedStages:
         digests = {reference: digest_directory(path) for reference, path in models.items() if path}
         folder_digests = {name: digest_directory(path) for name, path in folders.items() if path}
         device = resolve_device(recipe.device)
-        return _walk(recipe, Keys(recipe, data, digests.__getitem__, folder_digests.__getitem__, device), cache)
+        return cached_digests(
+            recipe, Keys(recipe, data, digests.__getitem__, folder_digests.__getitem__, device), cache
+        )
 
 
-def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
+def cached_digests(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
     """Return the digests of cached outputs by label, up to the first stage that is not cached."""
     digests = {START: keys.start()}
     input_label = START

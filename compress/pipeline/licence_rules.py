@@ -67,26 +67,30 @@ def _holds(expression: str, asks: Callable[[str], object]) -> bool:
 
 
 def _parts(expression: str) -> list[str]:
+    """Split an expression into identifiers, operators and parentheses."""
     return re.findall(r"[()]|[^\s()]+", expression)
 
 
 def _alternatives(left: list[str], asks: Callable[[str], object]) -> bool:
-    found = [_together(left, asks)]
+    """Consume alternatives joined by `OR`; return True if ``asks`` holds for all of them."""
+    results = [_together(left, asks)]
     while left[:1] == ["OR"]:
         del left[0]
-        found.append(_together(left, asks))
-    return all(found)
+        results.append(_together(left, asks))
+    return all(results)
 
 
 def _together(left: list[str], asks: Callable[[str], object]) -> bool:
-    found = [_one(left, asks)]
+    """Consume parts joined by `AND`; return True if ``asks`` holds for any of them."""
+    results = [_one(left, asks)]
     while left[:1] == ["AND"]:
         del left[0]
-        found.append(_one(left, asks))
-    return any(found)
+        results.append(_one(left, asks))
+    return any(results)
 
 
 def _one(left: list[str], asks: Callable[[str], object]) -> bool:
+    """Consume one licence or a parenthesized expression; return True if ``asks`` holds for it."""
     part = left.pop(0)
     if part == "(":
         inner = _alternatives(left, asks)
@@ -98,11 +102,13 @@ def _one(left: list[str], asks: Callable[[str], object]) -> bool:
 
 
 def joined(expressions: Iterable[str]) -> str:
-    """All of them at once; `NOT_STATED` where one of them is."""
+    """Return the expression for all of them together, or `NOT_STATED` if one of them is not stated."""
     distinct = sorted(set(expressions))
     if not distinct or NOT_STATED in distinct:
         return NOT_STATED
-    return " AND ".join(f"({one})" if " OR " in one and len(distinct) > 1 else one for one in distinct)
+    return " AND ".join(
+        f"({expression})" if " OR " in expression and len(distinct) > 1 else expression for expression in distinct
+    )
 
 
 def hub_name(expression: str) -> str | None:

@@ -206,14 +206,13 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         + generation_evals.choices(session)
         + generation_evals.similarities(session)
     )
-    findings.measurements += image_generation_evals.judgements(session, findings.parts) + image_generation_evals.steps(
-        session
-    )
-    findings.pictures += image_generation_evals.grid(session)
-    findings.drift += image_generation_evals.drifts(session)
+    findings.measurements += image_generation_evals.judgements(session, findings.parts)
+    findings.measurements += image_generation_evals.sampling_steps(session)
+    findings.pictures += image_generation_evals.image_grid(session)
+    findings.drift += image_generation_evals.sampling_drifts(session)
     findings.calibration += session.calibration()
     answers_by_model = {(label, name): session.answers(label) for label in session.artifacts}
-    findings.answers |= {place: answers for place, answers in answers_by_model.items() if answers is not None}
+    findings.answers |= {key: answers for key, answers in answers_by_model.items() if answers is not None}
     instruction_rows, records = generation_evals.instructed(session)
     findings.measurements += instruction_rows
     findings.given += records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -20,7 +19,7 @@ from compress.pipeline.format_support import check_formats, unsupported_reason
 from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan, render_plan
 from compress.pipeline.recipe_sources import Sources
-from compress.pipeline.requirements import combined_error, disk_error, missing_packages
+from compress.pipeline.requirements import check_artifacts, combined_error, disk_error, free_bytes, missing_packages
 from compress.pipeline.stage_benchmark import StageBenchmarks, benchmark_stages
 from compress.pipeline.stage_costs import predict_measuring
 from compress.pipeline.stage_plans import stage_plans
@@ -74,13 +73,12 @@ def make_plan(
     start_shape = sources.find_all()
     problems = sources.problems
     problems += missing_packages(recipe)
-    try:
-        resolve_device(recipe.device)
-    except InputError as error:
-        problems.append(error)
+    for check in (lambda: resolve_device(recipe.device), lambda: check_artifacts(artifacts)):
+        try:
+            check()
+        except InputError as error:
+            problems.append(error)
     problems += _inapplicable_stages(recipe, sources) if not problems else []
-    if artifacts.exists() and not artifacts.is_dir():
-        problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     benchmarks = None
     if not problems and all(row.status == "here" for row in sources.rows):
         run_now = looks_into_model and _trains_for_long(recipe, sources, is_cached)
@@ -102,7 +100,7 @@ def make_plan(
                 check_stages(recipe.stages, folder)
     except (ModelError, StageError, InputError) as error:
         problems.append(error)
-    needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
+    needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         problems.append(disk_error(needed.value, free, artifacts))
     licences, remarks = _licences(recipe, recipe_folder, problems)
@@ -244,14 +242,6 @@ def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
         for end in ("low", "high")
     ]
     return Estimate(value=sum(known), note=note, low=ends[0], high=ends[1])
-
-
-def _free_bytes(artifacts: Path) -> int:
-    """Return the free bytes of the disk on which the artifacts folder is, or will be."""
-    folder = artifacts.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _target_plan(profile: Profile, recipe: Recipe, start: Path | None, from_graph: bool) -> TargetPlan:

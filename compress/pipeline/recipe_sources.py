@@ -21,13 +21,13 @@ from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.formats.onnx.graph_reader import first_integer_operator, read_graph
 from compress.models.config_checks import check_config
-from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import refuse_quantized
+from compress.models.image_generation import image_generation_hook
 from compress.models.lora_adapter import check_adapter
+from compress.models.pipeline_folder import is_pipeline
 from compress.pipeline.checkpoint_headers import folder_bytes, read_shape, read_size
 from compress.pipeline.plan import SourcePlan
 from compress.recipe.recipe import Recipe
-from compress.sources.diffusers_folder import check_checker
 from compress.sources.onnx_file import companions_of, onnx_file
 from compress.sources.resolve import find_model, local_task_variants
 from compress.stages.base import Reference, all_references
@@ -123,7 +123,7 @@ class Sources:
                 elif (path / "config.json").is_file():
                     check_config(path, self.recipe.trust_remote_code)
                 if is_pipeline(path):
-                    check_checker(path, self.recipe.safety_checker)
+                    image_generation_hook("check_safety_checker")(path, self.recipe.safety_checker)
                 elif graph is None and EXPORTED_FROM_CHECKPOINT not in self.task.capabilities and path.is_dir():
                     refuse_quantized(path)
             except OSError as error:

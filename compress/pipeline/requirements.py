@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from compress.recipe.recipe import Recipe
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError, InputError, MissingExtraError
 from compress.utils.installation import extra_containing, has_package
+
+_RUN_FILES_BYTES = 1_000_000
+"""Bytes of a run's log and report."""
 
 
 def missing_packages(recipe: Recipe) -> list[CompressError]:
@@ -27,6 +31,23 @@ def missing_packages(recipe: Recipe) -> list[CompressError]:
             what = f"{user} needs the package {package!r}, which is not installed."
             errors.append(InputError(what, hint=f"pip install {package}"))
     return errors
+
+
+def check_artifacts(artifacts: Path) -> None:
+    """Raise `InputError` if the artifacts folder is a file, or its disk has no room for a run's own files."""
+    if artifacts.exists() and not artifacts.is_dir():
+        raise InputError("The artifacts folder is a file.", where=str(artifacts), expected="a folder")
+    free = free_bytes(artifacts)
+    if free < _RUN_FILES_BYTES:
+        raise disk_error(_RUN_FILES_BYTES, free, artifacts)
+
+
+def free_bytes(artifacts: Path) -> int:
+    """Return the free bytes of the disk on which the artifacts folder is, or will be."""
+    folder = artifacts.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def disk_error(needed_bytes: float, free_bytes: int, artifacts: Path) -> InputError:

@@ -14,7 +14,7 @@ from compress.formats.target_profile import Profile, Target
 from compress.inspection.budget import budget_of
 from compress.inspection.size_advice import size_advice
 from compress.inspection.tensors import read_model
-from compress.models.diffusion_checks import part_folders
+from compress.models.pipeline_folder import part_folders
 from compress.recipe.recipe import Limit
 from compress.results.measurement import Measurement
 from compress.results.report import FINAL, LimitResult
@@ -86,7 +86,7 @@ def explained(
         finals: Folder of the final model by target.
         sizes: Shipped bytes by target.
     """
-    profile = next((one for one in profiles if one.name == result.target), None)
+    profile = next((candidate for candidate in profiles if candidate.name == result.target), None)
     if result.metric != SHIPPED or profile is None or result.target not in sizes:
         return result
     counted, max_bytes = sizes[result.target], profile.max_bytes or 0
@@ -94,7 +94,10 @@ def explained(
     if counted.runtime is None:
         words.append("without the runtime, which is not here to be counted")
     if not result.passed:
-        stored = {one.name: (one.dtype, one.shape, one.bytes) for one in read_model(finals[result.target]).tensors}
+        stored = {
+            candidate.name: (candidate.dtype, candidate.shape, candidate.bytes)
+            for candidate in read_model(finals[result.target]).tensors
+        }
         words += [
             _biggest(counted, stored),
             *size_advice(stored, sum(counted.model.values()), counted.runtime or 0, max_bytes),
@@ -131,8 +134,8 @@ def _runtime_files(profile: Profile) -> list[Path] | None:
         listed = files(package) if package else None
     except PackageNotFoundError:
         return None
-    places = [Path(str(file.locate())) for file in listed or ()]
-    return [place for place in places if place.is_file()] or None
+    paths = [Path(str(file.locate())) for file in listed or ()]
+    return [path for path in paths if path.is_file()] or None
 
 
 def _deflated(path: Path) -> int:

@@ -306,7 +306,7 @@ class TargetSession:
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
         """Return measurements, notes and the machine of one interleaved timing session over all artifacts."""
-        runner, recipe, place = self.runner, self.runner.recipe, self._place()
+        runner, recipe, host = self.runner, self.runner.recipe, self._place()
         machine = environment()
         key = cache_key(
             {
@@ -331,7 +331,7 @@ class TargetSession:
             baseline = BASELINE if BASELINE in self.artifacts else next(iter(self.artifacts))
             result = time_artifacts(
                 *(runner.inputs.task, self.artifacts, examples, self.target, self.benchmark, baseline),
-                *(runner.progress, recipe.seed, self.precision, self.confidence, place),
+                *(runner.progress, recipe.seed, self.precision, self.confidence, host),
             )
             stored = {
                 "rows": [{**row.model_dump(), "target": self.target.name} for row in result.measurements],

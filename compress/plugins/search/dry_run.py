@@ -13,11 +13,11 @@ from pathlib import Path
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.models.torch_model import TorchModel
-from compress.pipeline.data_checks import check_run
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
+from compress.pipeline.run_checks import check_run
 from compress.pipeline.runner import StageRunner
-from compress.plugins.ray.jobs import Roads
+from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.parameters import value_text
 from compress.plugins.search.refit import check_refit
@@ -41,7 +41,7 @@ from compress.utils.progress import SilentProgress
 from compress.utils.pydantic_models import Frozen
 
 RECIPES = Path("recipes")
-"""Where recipes lie that may be like this one, as `compress recipes` lists them."""
+"""Folder with recipes that may resemble this one, as `compress recipes` lists them."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class PreparedSearch:
     document: Document
     folder: Path
     artifacts: Path
-    roads: Roads
+    context: JobContext
     fetches: bool = True
 
     def __post_init__(self) -> None:
@@ -76,9 +76,9 @@ class PreparedSearch:
         plan = make_plan(base, self.folder, CachedStages(base, self.folder, self.artifacts), self.artifacts)
         told = [stage.seconds.value for stage in plan.stages]
         self.first_seconds = sum(seconds for seconds in told if seconds is not None)
-        """What the stages of the first trial will take, as far as the plan foretells it; judging them comes on top."""
+        """Predicted time of the stages of the first trial, without its evaluation."""
         if self.fetches or all(source.status == "here" for source in plan.sources):
-            self._prove()
+            self._check_runnable()
         self.past = find_past_trials(self.space, self.goal, self.artifacts, RECIPES) if search.past else ()
 
     def summary(self, origin: str) -> SpaceSummary:
@@ -88,8 +88,8 @@ class PreparedSearch:
             self.space, self.goal, target_profile(self.space.base).name, origin, past, self.first_seconds
         )
 
-    def _prove(self) -> None:
-        check_run(self._road)
+    def _check_runnable(self) -> None:
+        check_run(self._runner)
         stages = self.space.base.stages
         if (error := self._failure(stages)) is not None:
             raise InputError(
@@ -101,17 +101,17 @@ class PreparedSearch:
         self.space.exclude_failing_values(lambda point: self._failure(self.space.stages(point)))
 
     @cached_property
-    def _fit(self) -> set[tuple[bool, str]]:
+    def _passed_checks(self) -> set[tuple[bool, str]]:
         """What the starting model has been asked and has passed: whether of widths, and the stages that it is about."""
         return set()
 
     @cached_property
-    def _road(self) -> StageRunner:
-        return self.roads.runner(self.space.base.model_copy(update={"baseline": START}))
+    def _runner(self) -> StageRunner:
+        return self.context.runner(self.space.base.model_copy(update={"baseline": START}))
 
     @cached_property
-    def _rehearsal(self) -> ShapeInference:
-        return ShapeInference(self._road, self._road.inputs.start)
+    def _inference(self) -> ShapeInference:
+        return ShapeInference(self._runner, self._runner.inputs.start)
 
     def _failure(self, stages: Stages) -> CompressError | None:
         """What stages fail by that are asked about the starting model, and tried on it without its weights."""
@@ -119,13 +119,13 @@ class PreparedSearch:
 
         try:
             for check in model_checks(stages):
-                if (asked := (check.of_widths, stages_key(check.stages))) not in self._fit:
-                    check.ask(self._road.inputs.start)
-                    self._fit.add(asked)
+                if (asked := (check.of_widths, stages_key(check.stages))) not in self._passed_checks:
+                    check.ask(self._runner.inputs.start)
+                    self._passed_checks.add(asked)
             trained = tuple(takewhile(lambda stage: stage.input_type() is stage.output_type() is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:
                 with torch.random.fork_rng(devices=[]):
-                    self._rehearsal.infer_model(trained)
+                    self._inference.infer_model(trained)
         except UnpredictableStageError:
             return None
         except expected_failures() as error:
@@ -134,10 +134,12 @@ class PreparedSearch:
 
 
 @contextmanager
-def dry_run(document: Document, folder: Path, artifacts: Path) -> Iterator[PreparedSearch]:
+def prepare_dry_run(document: Document, folder: Path, artifacts: Path) -> Iterator[PreparedSearch]:
     """The same for who only wants to know: nothing is fetched, and nothing written but into a folder for a while."""
     with tempfile.TemporaryDirectory(prefix="compress-search-") as scratch:
-        yield PreparedSearch(document, folder, artifacts, Roads(folder, Path(scratch), SilentProgress()), fetches=False)
+        yield PreparedSearch(
+            document, folder, artifacts, JobContext(folder, Path(scratch), SilentProgress()), fetches=False
+        )
 
 
 class ParameterSummary(Frozen):
@@ -167,7 +169,7 @@ class SpaceSummary(Frozen):
     refused: dict[str, str] = {}
     past: tuple[str, ...] = ()
     first_seconds: float = 0.0
-    """What the stages of the first trial will take, as far as that is foretold."""
+    """Predicted time of the stages of the first trial."""
     budget_seconds: float = 0.0
 
     def lines(self) -> Iterator[str]:

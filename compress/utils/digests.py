@@ -6,6 +6,17 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from pydantic import Field
+
+from compress.utils.pydantic_models import FrozenAliased
+
+
+class FileRecord(FrozenAliased):
+    """Size and SHA-256 of a file."""
+
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
 
 def digest_directory(directory: Path) -> str:
     """Return the SHA-256 over the sorted relative names and contents of all files below ``directory``, as hex."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.models.diffusion_checks import model_config
+from compress.models.pipeline_folder import model_config
+from compress.plugins.apps.app_type import Kind
 from compress.plugins.apps.audio import RECORDINGS
+from compress.plugins.apps.audio_classification import SOUNDS
+from compress.plugins.apps.boxes import FOUND_BOXES, MASKS, WHOLE_IMAGES
+from compress.plugins.apps.chat import REPLIES
 from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
 from compress.plugins.apps.drawn import DRAWN_PICTURES, DRAWN_PROMPTS
 from compress.plugins.apps.image import IMAGES
-from compress.plugins.apps.app_type import Kind
 from compress.plugins.apps.pairs import ASKED, RANKED
-from compress.plugins.apps.boxes import FOUND_BOXES, MASKS, WHOLE_IMAGES
 from compress.plugins.apps.prompt import PROMPTS
-from compress.plugins.apps.chat import REPLIES
 from compress.plugins.apps.scores import MASKED, RELEVANCE, SPANS, TAGS
-from compress.plugins.apps.audio_classification import SOUNDS
 from compress.plugins.apps.text import MASKED_TEXTS, SENTENCES, SOURCES, TEXTS, WORDS
 from compress.plugins.apps.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
 from compress.plugins.apps.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS

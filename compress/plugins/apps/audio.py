@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.plugins.apps.image import FOLDER, other_values, sampled
 from compress.plugins.apps.app_type import Case, Inputs
+from compress.plugins.apps.image import FOLDER, other_values, sampled
 from compress.plugins.apps.preprocess import LogMel
 from compress.runtimes.runtime import Batch
 from compress.runtimes.transcriber import FEATURES

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from compress.models.json_file import read_json
-from compress.plugins.apps.postprocess import FindBoxes, Segment
-from compress.plugins.apps.image import IMAGES, find_rule, sampled
 from compress.plugins.apps.app_type import Answers, Numbers
+from compress.plugins.apps.image import IMAGES, find_rule, sampled
 from compress.plugins.apps.manifest import TensorRecord
+from compress.plugins.apps.postprocess import FindBoxes, Segment
 from compress.plugins.apps.preprocess import PrepareImage
 from compress.plugins.apps.vectors import LABELS
 from compress.runtimes.runtime import Batch, Session

@@ -14,20 +14,20 @@ from compress.formats.target_profile import AppProfile
 from compress.formats.targets import TARGETS, in_format
 from compress.models.processor import load_processor
 from compress.pipeline.licence_rules import NOT_STATED
+from compress.plugins.apps.app_type import Kind
+from compress.plugins.apps.app_types import KINDS, kind_of
 from compress.plugins.apps.archive import write_zip
 from compress.plugins.apps.bundled_format import Contents
 from compress.plugins.apps.client import FOLDER as RUNTIME_FOLDER
+from compress.plugins.apps.download_size import check_budget, transferred, zipped
 from compress.plugins.apps.format import bundled, minimum_version, open_model, shape_of, unread_reason
 from compress.plugins.apps.format import contents as contents_of
-from compress.plugins.apps.app_type import Kind
-from compress.plugins.apps.app_types import KINDS, kind_of
 from compress.plugins.apps.manifest import (
     CARD,
     MANIFEST,
     MODEL_FOLDER,
     SELFTEST,
     SIGNED,
-    FileRecord,
     Manifest,
     Runtime,
     TensorRecord,
@@ -35,7 +35,6 @@ from compress.plugins.apps.manifest import (
 from compress.plugins.apps.provenance import Figures, find_figures, find_licences, find_provenance
 from compress.plugins.apps.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
 from compress.plugins.apps.templates import examples, model_card, page
-from compress.plugins.apps.download_size import check_budget, transferred, zipped
 from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.run_view import SBOM
 from compress.plugins.provenance.signature import sign
@@ -43,7 +42,7 @@ from compress.recipe.recipe import Recipe
 from compress.runtimes.runtime import Batch
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
-from compress.utils.digests import digest_file
+from compress.utils.digests import FileRecord, digest_file
 from compress.utils.errors import InputError, ModelError, StorageError
 from compress.utils.progress import Progress
 

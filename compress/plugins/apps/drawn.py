@@ -1,4 +1,4 @@
-"""Prompts -> pictures as an app draws them: by the tables of the manifest, without diffusers."""
+"""Image generation in an app: prompts to images by the tables of the manifest, without diffusers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from compress.models.diffusion_checks import UNET, part_config, vae_config
-from compress.models.diffusion_sampling import TOKENIZER, Sampling, load_prompt_processor, load_scheduler
-from compress.plugins.apps.postprocess import Draw
+from compress.models.image_generation import image_generation_hook
 from compress.plugins.apps.app_type import Answers, Inputs, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
+from compress.plugins.apps.postprocess import Draw
 from compress.plugins.apps.preprocess import TokenizePrompt
 from compress.plugins.apps.text import FOREIGN, TextCase, find_tokenize, more_for_page, open_tokenizer, other_ids
-from compress.runtimes.picture_sampler import CONDITION, DENOISED, HIDDEN, IDS, SAMPLE, SEED, TEXT, TIMESTEP, Latents
-from compress.runtimes.picture_session import PictureSession
-from compress.runtimes.runtime import Batch, Session
-from compress.runtimes.step_table import StepTable, step_table
+from compress.runtimes.runtime import Batch
 from compress.utils.errors import ModelError
 
+IDS, SEED, HIDDEN = "input_ids", "seed", "last_hidden_state"
+SAMPLE, TIMESTEP, TEXT, CONDITION, DENOISED = (
+    "sample",
+    "timestep",
+    "encoder_hidden_states",
+    "timestep_cond",
+    "out_sample",
+)
+"""Names of the components' inputs and outputs in optimum's files."""
+_TABLE = ("initial", "timesteps", "scales", "noise", "outputs", "added")
+"""Columns of a scheduler's table."""
 _PROMPTS = ("a photo of a bag", "a coat")
 """Few, since drawing takes a while."""
 _MOST = 1024
@@ -63,9 +70,9 @@ def _find_rule(folder: Path, processor: Any, max_length: int) -> TokenizePrompt:
     if getattr(tokenizer, "padding_side", "right") != "right" or tokenizer.pad_token_id is None:
         raise ModelError(
             "The tokenizer cannot be described to an app: it pads at the beginning, or not at all.",
-            where=str(folder / MODEL_FOLDER / TOKENIZER),
+            where=str(folder / MODEL_FOLDER / "tokenizer"),
         )
-    found = find_tokenize(folder, f"{MODEL_FOLDER}/{TOKENIZER}/tokenizer.json", tokenizer, processor.length)
+    found = find_tokenize(folder, f"{MODEL_FOLDER}/tokenizer/tokenizer.json", tokenizer, processor.length)
     return TokenizePrompt.model_validate({**found.model_dump(exclude={"kind"}), "pad_id": tokenizer.pad_token_id})
 
 
@@ -100,69 +107,46 @@ def noise_of(end: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Draw:
-    """As the scheduler says. Raises `ModelError` for one that no table holds."""
+    """Return the step with the numbers of the model's scheduler. Raises `ModelError` if no table can hold them."""
     from compress.formats.onnx.model import find_graphs
 
-    sampling, processor = Sampling.read(model), load_prompt_processor(model)
     _, denoiser, decoder = (f"{MODEL_FOLDER}/{graph.relative_to(model).as_posix()}" for graph in find_graphs(model))
-    channels, height, width = processor.noise_shape
-    latents = Latents.of(part_config(model, UNET), vae_config(model))
-    table = step_table(load_scheduler(model), sampling.steps)
+    sampling: dict[str, Any] = image_generation_hook("app_sampling")(model)
+    condition = sampling.pop("condition")
+    # Seven figures are the precision of float32.
+    rows = {name: tuple(seven_figures(np.array(row)) for row in sampling.pop(name)) for name in ("outputs", "added")}
+    columns = {name: seven_figures(np.array(sampling.pop(name))) for name in ("timesteps", "scales", "noise")}
     return Draw(
         output=HIDDEN,
         denoiser=denoiser,
         decoder=decoder,
-        channels=channels,
-        height=height,
-        width=width,
-        factor=latents.factor,
-        scaling=latents.scaling,
-        shift=latents.shift,
-        guidance=1.0 if latents.condition else max(sampling.guidance, 1.0),
-        empty_ids=tuple(processor.ids([""])[0].tolist()),
-        condition=_condition(sampling.guidance, latents.condition),
-        **_numbers(table),
+        condition=() if condition is None else seven_figures(condition),
+        **sampling,
+        **columns,
+        **rows,
     )
 
 
-def _condition(guidance: float, width: int) -> Numbers:
-    """What the denoiser is told of guidance, where it is told."""
-    if not width:
-        return ()
-    import torch
-
-    from compress.numerics.diffusion import guidance_embedding
-
-    return seven_figures(guidance_embedding(torch.tensor([guidance]), width)[0].numpy())
-
-
-def _numbers(table: StepTable) -> dict[str, Any]:
-    """The table to seven figures, as float32 has them."""
-    rows = {name: tuple(seven_figures(np.array(row)) for row in getattr(table, name)) for name in ("outputs", "added")}
-    flat = {name: seven_figures(np.array(getattr(table, name))) for name in ("timesteps", "scales", "noise")}
-    return {"initial": table.initial, **flat, **rows}
-
-
-def _ask(session: Session, end: Draw, feed: Batch, known: Numbers) -> Numbers:
-    """Levels of the picture, drawn as an app does it."""
-    assert isinstance(session, PictureSession)
+def _ask(session: Any, end: Draw, feed: Batch, known: Numbers) -> Numbers:
+    """Return levels of the image that the session of a plug-in generates in the way of an app."""
     sampler = session.sampler
     noise, added = noise_of(end, int(feed[SEED][0]))
-    table = StepTable(end.initial, end.timesteps, end.scales, end.noise, end.outputs, end.added)
     guided = end.guidance > 1
     ids = [feed[IDS], np.array([end.empty_ids])] if guided else [feed[IDS]]
-    text = np.concatenate([sampler.encode({IDS: one})[HIDDEN] for one in ids])
-    told = {CONDITION: np.array([end.condition] * len(ids), np.float32)} if end.condition else {}
+    text = np.concatenate([sampler.encode({IDS: row})[HIDDEN] for row in ids])
+    condition = {CONDITION: np.array([end.condition] * len(ids), np.float32)} if end.condition else {}
 
     def denoise(latents: np.ndarray, time: float) -> np.ndarray:
-        given: Mapping[str, np.ndarray] = {
-            SAMPLE: np.repeat(latents, len(ids), axis=0), TIMESTEP: np.array(time, np.float32), TEXT: text, **told
+        inputs: Mapping[str, np.ndarray] = {
+            SAMPLE: np.repeat(latents, len(ids), axis=0), TIMESTEP: np.array(time, np.float32), TEXT: text, **condition
         }  # fmt: skip
-        found = sampler.denoise(given)[DENOISED]
-        return found[1:] + end.guidance * (found[:1] - found[1:]) if guided else found
+        output = sampler.denoise(inputs)[DENOISED]
+        return output[1:] + end.guidance * (output[:1] - output[1:]) if guided else output
 
-    picture = sampler.decoded(table.draw(denoise, noise, added))
-    return seven_figures(tested(picture.reshape(-1)))
+    sample_by_table = image_generation_hook("sample_by_table")
+    table = {name: getattr(end, name) for name in _TABLE}
+    image = sampler.decoded(sample_by_table(table, denoise, noise, added))
+    return seven_figures(tested(image.reshape(-1)))
 
 
 def tested(levels: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.tensors import read_model
 from compress.plugins import UnusablePluginError, find_extensions, load_extension
-from compress.plugins.apps.bundled_format import Axis, BundledFormat, Contents, Interface, Signature
 from compress.plugins.apps.app_type import Kind
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Contents, Interface, Signature
 from compress.plugins.apps.manifest import TensorRecord
 from compress.runtimes.runtime import Session, TensorType
 from compress.utils.errors import InputError, ModelError

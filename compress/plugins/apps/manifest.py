@@ -15,6 +15,7 @@ from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.preprocess import Preprocessing
 from compress.plugins.provenance.signature import SignedFile
 from compress.tasks.registry import TASKS
+from compress.utils.digests import FileRecord
 from compress.utils.errors import BundleError
 from compress.utils.pydantic_models import FrozenAliased
 
@@ -52,13 +53,6 @@ class Licence(FrozenAliased):
 
     of: str
     licence: str
-
-
-class FileRecord(FrozenAliased):
-    """A file's size and the SHA-256 of its contents."""
-
-    size_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Provenance(FrozenAliased):

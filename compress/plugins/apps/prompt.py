@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from compress.plugins.apps.app_type import Inputs
-from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.chat import longest_text
-from compress.plugins.apps.tokenizer_fallbacks import for_page
+from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.preprocess import Prompt
 from compress.plugins.apps.text import TEXTS, TextCase, open_tokenizer, other_ids, short_texts
+from compress.plugins.apps.tokenizer_fallbacks import for_page
 from compress.runtimes.runtime import Batch
 from compress.utils.errors import InputError, ModelError
 

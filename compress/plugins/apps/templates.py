@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile
-from compress.plugins.apps.format import bundled
 from compress.plugins.apps.app_type import Case, Kind
+from compress.plugins.apps.format import bundled
 from compress.plugins.apps.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
 from compress.plugins.apps.provenance import Figures
 from compress.plugins.provenance.card import card_data, render_card

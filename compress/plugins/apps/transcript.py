@@ -8,9 +8,9 @@ from pathlib import Path
 
 from compress.formats.onnx.model import find_graphs
 from compress.numerics.word_errors import word_errors
-from compress.plugins.apps.postprocess import Rewrite, Transcribe
 from compress.plugins.apps.app_type import Answers, Rounding
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
+from compress.plugins.apps.postprocess import Rewrite, Transcribe
 from compress.runtimes import text_writer
 from compress.runtimes.runtime import Batch, Session
 from compress.runtimes.transcriber import HIDDEN, TRANSCRIPTS, read_rules

@@ -12,10 +12,10 @@ from typing import Any
 from compress.formats.model_file import format_of
 from compress.formats.runtimes import why_unavailable
 from compress.formats.targets import TARGETS
+from compress.plugins.apps.app_types import KINDS
 from compress.plugins.apps.archive import unpack
 from compress.plugins.apps.bundled_format import BundledFormat
 from compress.plugins.apps.format import bundled, contents, open_model, shape_of, unread_reason
-from compress.plugins.apps.app_types import KINDS
 from compress.plugins.apps.manifest import (
     MANIFEST,
     MODEL_FOLDER,

@@ -7,7 +7,6 @@ from compress.plugins import Command, PluginSpec
 SPEC = PluginSpec(
     name="registry",
     summary="Register versions of models, promote them behind a gate, roll back, verify and pull.",
-    requires=("apps",),
     commands={
         "registry": Command(
             "compress.plugins.registry.cli:app",

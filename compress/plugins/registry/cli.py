@@ -76,10 +76,10 @@ def list_(
         _say(True, rows)
         return
     from compress.cli.output import show as show_view
-    from compress.utils.responsive_table import Column, ResponsiveTable
+    from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
-    columns = [Column("version"), Column("is"), Column("figures", right=True), Column("registered", rank=1)]
-    table = ResponsiveTable("", [*columns, Column("by", rank=2), Column("note", rank=3)])
+    columns = [TableColumn("version"), TableColumn("is"), TableColumn("figures", right=True), TableColumn("registered", rank=1)]
+    table = ResponsiveTable("", [*columns, TableColumn("by", rank=2), TableColumn("note", rank=3)])
     for row in rows:
         status = ", ".join(row["aliases"]) or ("retired" if row["retired"] else "")
         reference = f"{row['name']}@{row['version']}"

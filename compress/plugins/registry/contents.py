@@ -9,7 +9,6 @@ from typing import Protocol
 
 from pydantic import Field, ValidationError, field_validator
 
-from compress.plugins.apps.manifest import MANIFEST, FileRecord
 from compress.plugins.registry.objects import Incoming, Objects
 from compress.plugins.registry.state import Version
 from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped_files
@@ -17,12 +16,14 @@ from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric, quality_metric
 from compress.results.report import FINAL, Report, load_report
 from compress.utils.archive_members import unsafe_member_reason
-from compress.utils.digests import digest_file, digest_of_files
+from compress.utils.digests import FileRecord, digest_file, digest_of_files
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
 BUNDLE = "bundle"
+_MANIFEST = "manifest.json"
+"""File by which a bundle of the plug-in apps is recognized."""
 
 
 class Contents(FrozenAliased):
@@ -101,13 +102,13 @@ def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:
     if bundle is None:
         return
     try:
-        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((bundle / _MANIFEST).read_text(encoding="utf-8"))
         made_of = manifest["provenance"]["report_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             "This is no bundle.",
             where=str(bundle),
-            expected=f"a folder with {MANIFEST}, as `compress bundle` writes it",
+            expected=f"a folder with {_MANIFEST}, as `compress bundle` writes it",
         ) from None
     if made_of != digest_file(report):
         raise InputError(

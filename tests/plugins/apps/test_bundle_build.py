@@ -27,8 +27,8 @@ from compress.cli import app
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.write import to_ort
 from compress.formats.targets import find_app_profile
-from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.app_types import KINDS, kind_of
+from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.templates import TEMPLATES
 from compress.plugins.apps.text import TEXTS, TextRule
 from compress.plugins.apps.verify import verify

@@ -19,10 +19,10 @@ from written_decoders import CONFIGS, FewBitsCheckpoint, save_decoder
 
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.plugins.apps.build import Bundle, build
-from compress.plugins.apps.postprocess import Generate
 from compress.plugins.apps.format import bundled, contents
-from compress.plugins.apps.prompt import PROMPTS, check_rule
+from compress.plugins.apps.postprocess import Generate
 from compress.plugins.apps.preprocess import Prompt
+from compress.plugins.apps.prompt import PROMPTS, check_rule
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import BundleError, InputError, ModelError
 from compress.utils.progress import SilentProgress

@@ -20,9 +20,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import compress.plugins.apps
 from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.download_size import transferred
 from compress.plugins.apps.image import IMAGES, ImageRule, find_rule
 from compress.plugins.apps.pictures import noise
-from compress.plugins.apps.download_size import transferred
 from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
 

@@ -23,9 +23,9 @@ from toy_bundles import wanted_of
 from toy_places import LABELS, TASK_OF, TASKS, outputs, write_places_run
 
 from compress.data.media import decode, media
+from compress.plugins.apps.boxes import WHOLE_IMAGES
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.image import IMAGES
-from compress.plugins.apps.boxes import WHOLE_IMAGES
 from compress.plugins.apps.verify import verify
 from compress.runtimes.chromium import open_page
 from compress.utils.errors import ModelError

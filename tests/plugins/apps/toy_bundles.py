@@ -18,9 +18,9 @@ from compress.formats.targets import find_app_profile
 from compress.models.processor import SentenceProcessor
 from compress.models.sentence_modules import SentenceModules
 from compress.plugins.apps.build import Wanted
-from compress.plugins.apps.manifest import MANIFEST, FileRecord, Manifest
+from compress.plugins.apps.manifest import MANIFEST, Manifest
 from compress.recipe.loading import read_recipe
-from compress.utils.digests import digest_file
+from compress.utils.digests import FileRecord, digest_file
 
 RECIPE = """name: toy
 task: text-classification

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
 from compress.plugins.apps.bundled_format import BundledFormat, Contents, Interface
-from compress.runtimes.picture_session import TEXT_ENCODER, PictureSession
-from compress.runtimes.runtime import Session
+from compress.runtimes.runtime import ComponentSession, Session
 from compress.runtimes.text_writer import TextWriter
 from compress.runtimes.transcriber import Transcriber
 
@@ -20,8 +19,8 @@ def _interface(file: Path, session: Session | None) -> Interface:
     """Return the inputs and outputs that ONNX Runtime reports; of several graphs, those of the first."""
     assert session is not None
     first = session.encoder if isinstance(session, Transcriber | TextWriter) else session
-    if isinstance(session, PictureSession):
-        first = session.parts[TEXT_ENCODER]
+    if isinstance(session, ComponentSession):
+        first = next(iter(session.parts.values()))
     return Interface(first.input_types, first.output_types)
 
 

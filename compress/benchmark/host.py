@@ -25,7 +25,7 @@ PROGRESS_LABEL = "Timing, launches of all models"
 class TimingResult:
     """Record of a timing session, and the machine that made it.
 
-    ``precision`` is that of `TimingSession.interval_half_width`. ``cores`` are the cores that processes were bound to. ``load``
+    ``precision`` is `TimingSession.interval_half_width`. ``cores`` are the cores that processes were bound to. ``load``
     is the load average before the start.
     """
 

@@ -152,13 +152,13 @@ def _file(noted: NodeProfile, layers: Mapping[str, str]) -> _File:
 
 
 def _differences(
-    before: _File, after: _File, shape: tuple[int, ...], seed: int
+    float_file: _File, int8_file: _File, shape: tuple[int, ...], seed: int
 ) -> tuple[tuple[LayerDifference, ...], tuple[CauseDifference, ...]]:
     """Return the difference of each layer and of each cause.
 
     Args:
-        before: Float file.
-        after: 8-bit file.
+        float_file: Float file.
+        int8_file: 8-bit file.
         shape: [passes, calls].
         seed: Seed of the bootstrap.
     """
@@ -166,11 +166,11 @@ def _differences(
     totals: dict[SlowdownCause, float] = defaultdict(float)
     layers_by_cause: dict[SlowdownCause, dict[str, None]] = defaultdict(dict)
     operators: dict[SlowdownCause, dict[str, None]] = defaultdict(dict)
-    for layer in dict.fromkeys((*before.nodes, *after.nodes)):
-        old, new = before.nodes.get(layer, []), after.nodes.get(layer, [])
-        paired = after.sum(new, shape) - before.sum(old, shape)
+    for layer in dict.fromkeys((*float_file.nodes, *int8_file.nodes)):
+        old, new = float_file.nodes.get(layer, []), int8_file.nodes.get(layer, [])
+        paired = int8_file.sum(new, shape) - float_file.sum(old, shape)
         low, high = bootstrap_interval(paired, typical_time, seed, resamples=_RESAMPLES)
-        shares = _shares(before, after, old, new, shape)
+        shares = _shares(float_file, int8_file, old, new, shape)
         for cause, (more, names) in shares.items():
             totals[cause] += more
             layers_by_cause[cause][layer] = None
@@ -181,12 +181,12 @@ def _differences(
         layers.append(
             LayerDifference(
                 layer=layer,
-                float_ms=typical_time(before.sum(old, shape)),
-                int8_ms=typical_time(after.sum(new, shape)),
+                float_ms=typical_time(float_file.sum(old, shape)),
+                int8_ms=typical_time(int8_file.sum(new, shape)),
                 more_ms=typical_time(paired),
                 low_ms=low,
                 high_ms=high,
-                operators=_costliest(after, new),
+                operators=_costliest(int8_file, new),
                 why=main_cause.why,
                 help=main_cause.help,
             )
@@ -208,13 +208,13 @@ def _differences(
 
 
 def _shares(
-    before: _File, after: _File, old: list[ir.Node], new: list[ir.Node], shape: tuple[int, ...]
+    float_file: _File, int8_file: _File, old: list[ir.Node], new: list[ir.Node], shape: tuple[int, ...]
 ) -> dict[SlowdownCause, tuple[float, list[str]]]:
     """Return cause -> the ms that it adds to a layer, and its operators. Conversions have no counterpart in float.
 
     Args:
-        before: Float file.
-        after: 8-bit file.
+        float_file: Float file.
+        int8_file: 8-bit file.
         old: Nodes of the layer in the float file.
         new: Nodes of the layer in the 8-bit file.
         shape: [passes, calls].
@@ -226,15 +226,15 @@ def _shares(
         shares[cause] = (added + more, [*operators, *names])
 
     for node in _of(new, "conversions"):
-        add(conversion_cause(node), after.typical(node), [node.op_type])
+        add(conversion_cause(node), int8_file.typical(node), [node.op_type])
     for part in ("products", "rest"):
         int8_nodes, float_nodes = _of(new, part), _of(old, part)
         if not int8_nodes and not float_nodes:
             continue
-        more = typical_time(after.sum(int8_nodes, shape) - before.sum(float_nodes, shape))
-        names = list(_costliest(after, int8_nodes))
+        more = typical_time(int8_file.sum(int8_nodes, shape) - float_file.sum(float_nodes, shape))
+        names = list(_costliest(int8_file, int8_nodes))
         if part == "products":
-            costly = max(int8_nodes, key=after.typical, default=None)
+            costly = max(int8_nodes, key=int8_file.typical, default=None)
             if more <= 0 or costly is None:
                 add(FASTER, more, names)
             else:

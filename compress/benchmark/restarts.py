@@ -310,11 +310,11 @@ def repeat_rounds(run: Callable[[int], None], left: Callable[[], float], deadlin
         count += 1
 
 
-def record_peak_memory(children: Mapping[str, WorkerProcess], kept: dict[str, list[float]]) -> None:
-    """Append the peak memory of each process to ``kept`` in bytes. Raises `ProcessLostError`."""
+def record_peak_memory(children: Mapping[str, WorkerProcess], peak_bytes: dict[str, list[float]]) -> None:
+    """Append the peak memory of each process to ``peak_bytes``. Raises `ProcessLostError`."""
     for name, child in children.items():
         with naming_lost_model(name):
-            kept.setdefault(name, []).append(float(child.memory()["peak_bytes"]))
+            peak_bytes.setdefault(name, []).append(float(child.memory()["peak_bytes"]))
 
 
 def _processor_seconds(children: Mapping[str, WorkerProcess], machine: WorkerProcess) -> float:

@@ -42,16 +42,12 @@ import numpy as np
 from compress.benchmark.energy import EnergyMeter, find_meter
 from compress.benchmark.reference_timing import ReferenceKernels
 from compress.benchmark.rpc import Reply, serve
+from compress.benchmark.worker_sessions import combined_start_up, external_sessions, preemptions
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
+from compress.models.image_generation import image_generation_hook
+from compress.models.pipeline_folder import is_pipeline
 from compress.models.remote_code import allow
-from compress.plugins.diffusion.worker_timing import (
-    combined_start_up,
-    external_sessions,
-    load_sampling_loop,
-    preemptions,
-    time_image,
-)
 from compress.runtimes.decoder import GreedyDecoder, WritesItself, open_decoder
 from compress.runtimes.runtime import Batch, Session, TimesItself
 from compress.utils.errors import StageError
@@ -187,7 +183,8 @@ class Worker:
         # Batches and libraries are loaded first, so that the memory and time below are the model's.
         self._batches = read_batches(Path(message["batches"]))
         self._artifact = message["artifact"]
-        load_sampling_loop(Path(self._artifact))
+        if is_pipeline(Path(self._artifact)):
+            image_generation_hook("load_libraries")(Path(self._artifact))
         runtime_bytes = peak_bytes()
         start = time.perf_counter_ns()
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
@@ -196,8 +193,8 @@ class Worker:
         external = external_sessions(self._session)
         if external:
             reply = {
-                "session_load_ms": sum(one.session_load_ms for one in external),
-                "before_bytes": sum(one.runtime_bytes for one in external),
+                "session_load_ms": sum(session.session_load_ms for session in external),
+                "before_bytes": sum(session.runtime_bytes for session in external),
                 "start_up": combined_start_up(external),
             }
         if isinstance(self._session, TimesItself):
@@ -255,9 +252,11 @@ class Worker:
         return {**reply, "cached": self._decoder.cached, "vocabulary": self._decoder.vocabulary}
 
     def generate_image(self, message: Reply) -> Reply:
-        """Time one image; see `time_image`."""
+        """Time one image by the hook `time_image`."""
         options = (message[name] for name in ("steps", "size", "untimed"))
-        return time_image(self._open_session(), self._batches[message["call"]], *options)
+        time_image = image_generation_hook("time_image")
+        reply: Reply = time_image(self._open_session(), self._batches[message["call"]], *options)
+        return reply
 
     def reference(self, message: Reply) -> Reply:
         """Time the reference kernels."""
@@ -280,14 +279,14 @@ class Worker:
     def memory(self, message: Reply) -> Reply:
         """Return the peak memory of the model's process, and all processor time so far."""
         external = external_sessions(self._session)
-        peak = sum(one.peak_bytes() for one in external) if external else peak_bytes()
+        peak = sum(session.peak_bytes() for session in external) if external else peak_bytes()
         client_seconds = time.process_time() if external else 0.0
         return {"peak_bytes": peak, "cpu_seconds": client_seconds + self._processor_seconds()}
 
     def _processor_seconds(self) -> float:
         """Return the processor time of the process that the model runs in."""
         external = external_sessions(self._session)
-        return sum(one.cpu_seconds() for one in external) if external else time.process_time()
+        return sum(session.cpu_seconds() for session in external) if external else time.process_time()
 
     def _open_session(self) -> Session:
         assert self._session is not None, "open comes first"

@@ -35,9 +35,8 @@ def evaluate(
     profile = Profile(find_target(target))
     check_opens(found.folder, profile.target)
     from compress.formats.silence import quiet_libraries
-    from compress.pipeline import generation_evals
+    from compress.pipeline import generation_evals, image_generation_evals
     from compress.pipeline.target_session import TargetSession
-    from compress.plugins.diffusion import evals
 
     quiet_libraries()
     progress, name = ConsoleProgress(), found.folder.name
@@ -55,7 +54,7 @@ def evaluate(
         rows += [
             *generation_evals.instructed(session)[0],
             *generation_evals.similarities(session),
-            *evals.judgements(session, parts),
+            *image_generation_evals.judgements(session, parts),
         ]
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))

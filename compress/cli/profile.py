@@ -107,22 +107,23 @@ def _part_calls(
     """
     from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls
     from compress.formats.runtimes import get_runtime
+    from compress.models.image_generation import image_generation_hook
     from compress.models.pipeline_folder import UNET
-    from compress.plugins.diffusion.calibration import evenly, watch
-    from compress.plugins.diffusion.session import PictureSession
+    from compress.runtimes.runtime import ComponentSession
     from compress.utils.errors import InputError
 
     given = [name for name, value in idle.items() if value is not None]
     if given:
         raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected="--part")
     session = get_runtime(place.runtime).open(found.folder, place, 1)
-    assert isinstance(session, PictureSession), "it draws"
+    assert isinstance(session, ComponentSession), "it draws"
     chosen = part or UNET
     if chosen not in session.parts:
         raise InputError(f"The model has no part {chosen!r}.", where="--part", expected=", ".join(session.parts))
     examples = found.examples(progress)
-    feeds = watch(session, chosen, examples.batch([0]), range(1), 0).feeds
-    return found.folder / chosen, ProfiledCalls(tuple(feeds[place] for place in evenly(len(feeds), MAX_CALLS)))
+    component_inputs = image_generation_hook("component_inputs")
+    feeds = component_inputs(session, chosen, examples.batch([0]), MAX_CALLS)
+    return found.folder / chosen, ProfiledCalls(tuple(feeds))
 
 
 def _calls(

@@ -145,18 +145,18 @@ def pair_cosines(
 
 
 def similarity_rows(
-    rated: Sequence[RatedPairs], found: Sequence[Sequence[float]], model: str, target: str
+    rated: Sequence[RatedPairs], cosines: Sequence[Sequence[float]], model: str, target: str
 ) -> list[Measurement]:
     """Return `spearman_NAME` and `pearson_NAME` of each set, with 95% intervals as for independent pairs.
 
     Args:
         rated: Sets of pairs with ratings.
-        found: Cosine of each pair.
+        cosines: Cosine of each pair.
         model: Label of the model.
         target: Name of the target.
     """
     rows = []
-    for pairs, values in zip(rated, found, strict=True):
+    for pairs, values in zip(rated, cosines, strict=True):
         for name, correlation in (("spearman", spearman), ("pearson", pearson)):
             estimate = correlation(values, pairs.scores)
             rows.append(

@@ -12,7 +12,7 @@ from compress.report.rows import limit_bound, limit_result, limit_state, run_lin
 from compress.results.formatting import format_improvement, format_value
 from compress.results.metrics import Metric, context_of, describe_metric, main_metrics, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _FIRST = ("size_bytes", "speedup", "latency_ms", "agreement", "parameters")
 """Metrics that follow those with limits and the task's own, the most important first."""
@@ -62,8 +62,8 @@ def _measured(report: Report, target: str) -> ResponsiveTable:
     metrics = [metric for metric in columns_by_name.values() if {metric.name, _bare(metric)} & set(order)]
     ranks = [1 + min(order.index(name) for name in (metric.name, _bare(metric)) if name in order) for metric in metrics]
     headings = [_WRITING.get(_bare(metric), metric.title) if generates_text else metric.title for metric in metrics]
-    columns = [Column(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
-    table = ResponsiveTable(f"{report.recipe} on {target}", [Column("Model"), *columns], "in the report")
+    columns = [TableColumn(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
+    table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], "in the report")
     for model in report.models:
         cells = [_cell(report, model, metric, target) for metric in metrics]
         if any(cells):

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from compress.benchmark.profile import CauseDifference, OperatorDifference
 from compress.report.profile_formatting import time_text
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _MOST = 12
 _NAMED = 3
@@ -44,7 +44,8 @@ def console_difference(difference: OperatorDifference) -> RenderableType:
 
 
 def _causes(difference: OperatorDifference) -> ResponsiveTable:
-    columns = [Column("Time", right=True), Column("Layers", right=True, rank=1), Column("Why"), Column("What helps")]
+    columns = [TableColumn("Time", right=True), TableColumn("Layers", right=True, rank=1)]
+    columns += [TableColumn("Why"), TableColumn("What helps")]
     table = ResponsiveTable("What it spends and saves", columns)
     for cause in difference.causes:
         if abs(cause.more_ms) >= _LEAST * difference.float_ms:
@@ -56,10 +57,11 @@ def _causes(difference: OperatorDifference) -> ResponsiveTable:
 def _layers(difference: OperatorDifference) -> ResponsiveTable:
     layers = difference.layers
     shown = layers if len(layers) <= _MOST else (*layers[: _MOST - 3], *layers[-3:])
-    columns = [Column("Layer"), *(Column(name, right=True) for name in ("Float", "INT8")), Column("Difference")]
+    time_columns = (TableColumn(name, right=True) for name in ("Float", "INT8"))
+    columns = [TableColumn("Layer"), *time_columns, TableColumn("Difference")]
     table = ResponsiveTable(
         "By layer, the slowest against float first" + ("" if shown is layers else "; the last three gain most"),
-        [*columns, Column("Operators", rank=2), Column("Mostly", rank=1)],
+        [*columns, TableColumn("Operators", rank=2), TableColumn("Mostly", rank=1)],
     )
     for layer in shown:
         difference_text = f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"

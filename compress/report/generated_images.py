@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from compress.plugins.diffusion.sampling_drift import PARTED
 from compress.report.plot import SMALL, Plot, Scale, element, line, nice_ticks, scale_around, text
-from compress.results.report import DriftRecord, PictureRecord, Report
+from compress.results.report import PARTED, DriftRecord, PictureRecord, Report
 
 _NAMED = 6
 """Number of models, from the last, that the chart of drift labels."""

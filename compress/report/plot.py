@@ -265,7 +265,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(nice * power for nice in _STEPS if nice * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{place * step:.12g}") for place in range(first, last + 1)]
+    return [float(f"{multiple * step:.12g}") for multiple in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
@@ -391,6 +391,6 @@ def _candidates(x: float, y: float, width: float) -> list[tuple[Box, float]]:
     return boxes
 
 
-def _cost(option: tuple[Box, float], bounds: Box, taken: Sequence[Box]) -> float:
+def _cost(option: tuple[Box, float], bounds: Box, occupied: Sequence[Box]) -> float:
     box, gap = option
-    return sum(box.overlap(other) for other in taken) * 4 + box.outside(bounds) * 200 + gap
+    return sum(box.overlap(other) for other in occupied) * 4 + box.outside(bounds) * 200 + gap

@@ -20,7 +20,7 @@ from compress.report.pages import render
 from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, with_tooltip
 from compress.report.profile_formatting import bottleneck_text, rate_text, share_text, time_text
 from compress.results.formatting import format_number
-from compress.utils.responsive_table import Column, ResponsiveTable, bar
+from compress.utils.responsive_table import ResponsiveTable, TableColumn, bar
 
 _BAR = 5
 _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not counted": "red"}
@@ -61,10 +61,10 @@ def _whole(profile: OperatorProfile) -> RenderableType:
 
 
 def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:
-    columns = [Column(head), Column("Time", right=True), Column("Share", right=True)]
-    columns += [Column(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
+    columns = [TableColumn(head), TableColumn("Time", right=True), TableColumn("Share", right=True)]
+    columns += [TableColumn(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
     table = ResponsiveTable(
-        title, [*columns, Column("Binds")], "hidden at this width; --json has all columns and --format html"
+        title, [*columns, TableColumn("Binds")], "hidden at this width; --json has all columns and --format html"
     )
     total_ms = sum(row.time_ms for row in rows) or 1.0
     for row in rows:

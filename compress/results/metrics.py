@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from typing import Any, Literal
+
+from compress.plugins import find_extensions, load_extension
 
 Style = Literal["percent", "bytes", "count", "milliseconds", "rate", "times", "plain"]
 Direction = Literal["higher", "lower", "unknown"]
@@ -354,20 +355,8 @@ METRICS = (
     milliseconds("reference_matmul_ms", "Reference product"),
     milliseconds("reference_copy_ms", "Reference copy"),
 )
-"""Metrics of the core. Plug-ins add rows by `register_metrics`."""
+"""Metrics of the core. Plug-ins add rows at the extension point `metrics`."""
 _CONTEXT = "_context_{context}"
-_sources = ["compress.results.metrics:METRICS", "compress.results.image_generation_metrics:METRICS"]
-
-
-def register_metrics(source: str) -> None:
-    """Add rows to the metrics table. They are imported when the table is next read.
-
-    Args:
-        source: `module:attribute` of a sequence of `Metric`.
-    """
-    if source not in _sources:
-        _sources.append(source)
-        metrics_table.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -381,11 +370,10 @@ class MetricsTable:
 
 @cache
 def metrics_table() -> MetricsTable:
-    """Return the metrics table with the rows of every registered source."""
-    rows: list[Metric] = []
-    for source in _sources:
-        module, _, attribute = source.partition(":")
-        rows += getattr(import_module(module), attribute)
+    """Return the metrics table with the rows of the core and of all plug-ins."""
+    rows = list(METRICS)
+    for extension in find_extensions("metrics").values():
+        rows += load_extension(extension, lambda metrics: metrics) or ()
     patterns = tuple((_name_pattern(row.name), row) for row in rows if "{" in row.name)
     return MetricsTable(tuple(rows), {row.name: row for row in rows if "{" not in row.name}, patterns)
 

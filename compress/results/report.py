@@ -254,6 +254,10 @@ class PictureRecord(FrozenRecord):
     levels: float | None = Field(None, ge=0)
 
 
+PARTED = 0.1
+"""Distance of latents, relative to the baseline's own size, from which a sampling path counts as different."""
+
+
 class DriftRecord(FrozenRecord):
     """Distance of a model's denoiser inputs to the baseline's at each timestep, from the same noise.
 

@@ -35,10 +35,10 @@ def gone(child: WorkerProcess) -> bool:
 
 def test_batches_come_back_from_the_file_as_they_were(batches: Path) -> None:
     examples = make_examples(3)
-    for found, expected in zip(read_batches(batches), [examples.batch([0]), examples.batch([1, 2])], strict=True):
-        assert list(found) == ["input_ids", "attention_mask"]
-        for name in found:
-            np.testing.assert_array_equal(found[name], expected[name])
+    for batch, expected in zip(read_batches(batches), [examples.batch([0]), examples.batch([1, 2])], strict=True):
+        assert list(batch) == ["input_ids", "attention_mask"]
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], expected[name])
 
 
 def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
@@ -76,8 +76,8 @@ worker.round(dict(calls=[0], untimed=1))
 tops = {{name.split(".")[0] for name, module in sys.modules.items() if module and not name.startswith("_")}}
 print(*sorted(tops - set(sys.stdlib_module_names)))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.split() == ["compress", "numpy", "onnxruntime"]
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert imported.split() == ["compress", "numpy", "onnxruntime"]
 
 
 def test_the_worker_runs_as_a_module() -> None:

@@ -23,20 +23,20 @@ def test_packages_are_summed_and_their_parts_are_not(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0:0", 77)
     meter = find_meter(tmp_path)
     assert isinstance(meter, EnergyMeter)
-    before = meter.read()
+    first_reading = meter.read()
     zone(tmp_path, "intel-rapl:0", 8_000)
     zone(tmp_path, "intel-rapl:1", 600)
     zone(tmp_path, "intel-rapl:0:0", 999)
-    assert meter.between_mj(before, meter.read()) == 3.5
+    assert meter.between_mj(first_reading, meter.read()) == 3.5
 
 
 def test_a_counter_that_starts_again_has_gone_on(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", 999_000)
     meter = find_meter(tmp_path)
     assert isinstance(meter, EnergyMeter)
-    before = meter.read()
+    first_reading = meter.read()
     zone(tmp_path, "intel-rapl:0", 2_000)
-    assert meter.between_mj(before, meter.read()) == 3.0
+    assert meter.between_mj(first_reading, meter.read()) == 3.0
 
 
 def test_without_counters_it_says_so(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
 
 
 def row(result: BenchmarkResult, model: str, metric: str) -> Measurement:
-    (found,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
-    return found
+    (measurement,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
+    return measurement
 
 
 def open_decoder(child: WorkerProcess, folder: Path, scratch: Path) -> None:
@@ -68,14 +68,14 @@ def test_a_process_generates_what_the_mathematics_says(tmp_path: Path) -> None:
     with WorkerProcess("final") as child:
         open_decoder(child, LIGHT.write(tmp_path / "m"), tmp_path)
         began = time.perf_counter()
-        found = child.generate([4, 8, 15], 5, timeout=60, untimed=2)
+        generated = child.generate([4, 8, 15], 5, timeout=60, untimed=2)
         elapsed_ms = 1e3 * (time.perf_counter() - began)
         alone = child.generate([16], 0, timeout=60)
-    assert found.tokens == LIGHT.continuation([4, 8, 15], 6)
-    assert (len(found.steps_ms), len(found.disturbed)) == (5, 6)
-    assert 0 < found.first_ms + sum(found.steps_ms) < elapsed_ms
-    assert min(found.steps_ms) > 0
-    assert (found.cached, found.vocabulary) == (True, LIGHT.vocabulary)
+    assert generated.tokens == LIGHT.continuation([4, 8, 15], 6)
+    assert (len(generated.steps_ms), len(generated.disturbed)) == (5, 6)
+    assert 0 < generated.first_ms + sum(generated.steps_ms) < elapsed_ms
+    assert min(generated.steps_ms) > 0
+    assert (generated.cached, generated.vocabulary) == (True, LIGHT.vocabulary)
     assert (alone.tokens, alone.steps_ms) == (LIGHT.continuation([16], 1), [])
 
 
@@ -92,8 +92,8 @@ worker.generate(dict(ids=[1, 2], tokens=2, untimed=1))
 tops = {{name.split(".")[0] for name, module in sys.modules.items() if module and not name.startswith("_")}}
 print(*sorted(tops - set(sys.stdlib_module_names)))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.split() == ["compress", "numpy", "onnxruntime"]
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert imported.split() == ["compress", "numpy", "onnxruntime"]
 
 
 def recorded() -> TimingRecord:
@@ -136,9 +136,9 @@ def test_ratios_pair_the_same_place_of_the_same_round() -> None:
 
 
 def test_drawn_tokens_are_of_the_middle_and_of_the_seed() -> None:
-    drawn = random_tokens(5000, 100, seed=1)
-    assert set(drawn) == set(range(25, 75))
-    assert drawn == random_tokens(5000, 100, seed=1) != random_tokens(5000, 100, seed=2)
+    tokens = random_tokens(5000, 100, seed=1)
+    assert set(tokens) == set(range(25, 75))
+    assert tokens == random_tokens(5000, 100, seed=1) != random_tokens(5000, 100, seed=2)
     assert set(random_tokens(10, 1, seed=0)) == {0}
 
 
@@ -171,11 +171,13 @@ def test_raw_samples_give_values_and_intervals(result: BenchmarkResult) -> None:
             ("tokens_per_second", count),
             ("prefill_tokens_per_second", count),
         ):
-            found = row(result, "baseline", f"{metric}_context_{context}")
-            assert found.raw is not None and found.low is not None and found.high is not None
-            assert found.n == len(found.raw) == samples
-            assert found.value == np.median(found.raw)
-            assert min(found.raw) <= found.low <= found.value <= found.high <= max(found.raw)
+            measurement = row(result, "baseline", f"{metric}_context_{context}")
+            assert measurement.raw is not None and measurement.low is not None and measurement.high is not None
+            assert measurement.n == len(measurement.raw) == samples
+            assert measurement.value == np.median(measurement.raw)
+            assert (
+                min(measurement.raw) <= measurement.low <= measurement.value <= measurement.high <= max(measurement.raw)
+            )
         speedup = row(result, "artifact", f"speedup_time_to_first_token_context_{context}")
         assert speedup.raw is not None
         assert 3 <= len(speedup.raw) <= launches
@@ -218,31 +220,31 @@ def test_notes_and_environment_say_how_it_was_measured(result: BenchmarkResult) 
 
 
 def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, ...]] = []
+    prompts: list[tuple[int, ...]] = []
     genuine = WorkerProcess.generate
 
     def spy(self: WorkerProcess, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> GenerationTimes:
-        asked.append(tuple(ids))
+        prompts.append(tuple(ids))
         return genuine(self, ids, tokens, timeout, untimed)
 
     monkeypatch.setattr(WorkerProcess, "generate", spy)
     settings = Benchmark(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01, launches=2)
     text = [11, 12, 13, 14]
-    found = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
+    result = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
     # The first answer of each process is to a prompt of two tokens.
-    assert set(asked) == {(0, 0), (11, 12), (11, 12, 13)}
-    assert not [r for r in found.measurements if r.metric.startswith("speedup")]
-    assert not [note for note in found.notes if "drawn" in note]
-    assert list(found.environment["rounds"]) == ["context_2", "context_3"]
+    assert set(prompts) == {(0, 0), (11, 12), (11, 12, 13)}
+    assert not [r for r in result.measurements if r.metric.startswith("speedup")]
+    assert not [note for note in result.notes if "drawn" in note]
+    assert list(result.environment["rounds"]) == ["context_2", "context_3"]
 
 
 def test_a_budget_is_kept(tmp_path: Path) -> None:
     settings = Benchmark(contexts=(16, 64), tokens=8, threads=1, budget_seconds=3.0)
     began = time.perf_counter()
-    found = measure({"baseline": HEAVY.write(tmp_path / "m")}, settings, precision=0.0)
+    result = measure({"baseline": HEAVY.write(tmp_path / "m")}, settings, precision=0.0)
     assert time.perf_counter() - began < 3.5
-    assert found.environment["launches"] >= 2
-    assert any("not within the 0.0% aimed at" in note for note in found.notes)
+    assert result.environment["launches"] >= 2
+    assert any("not within the 0.0% aimed at" in note for note in result.notes)
 
 
 def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +259,15 @@ def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(WorkerProcess, "generate", dying)
     folders = {name: LIGHT.write(tmp_path / name) for name in ("baseline", "artifact")}
     settings = Benchmark(contexts=(8,), tokens=2, threads=1, seconds=0.01, launches=2)
-    found = measure(folders, settings)
-    assert {r.model for r in found.measurements} == {"baseline", "machine"}
+    result = measure(folders, settings)
+    assert {r.model for r in result.measurements} == {"baseline", "machine"}
     # The other model may have died before this one was started in that launch.
-    assert row(found, "baseline", "startup_ms").n in (found.environment["launches"] - 1, found.environment["launches"])
-    assert set(found.environment["runtime_settings"]) == set(found.environment["warm_up_rounds"]) == {"baseline"}
-    (note,) = [note for note in found.notes if note.startswith("artifact was not timed to the end")]
+    assert row(result, "baseline", "startup_ms").n in (
+        result.environment["launches"] - 1,
+        result.environment["launches"],
+    )
+    assert set(result.environment["runtime_settings"]) == set(result.environment["warm_up_rounds"]) == {"baseline"}
+    (note,) = [note for note in result.notes if note.startswith("artifact was not timed to the end")]
     assert "was ended by SIGKILL" in note
     with pytest.raises(StageError, match="was ended by SIGKILL"):
         answers = iter(range(1_000_000))

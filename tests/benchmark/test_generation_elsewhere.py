@@ -44,7 +44,9 @@ def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) ->
     assert (speedup.target, rows["onnx", "startup_ms"].target) == ("llama-cpp", "cpu")
     times = [rows[name, "time_per_output_token_ms_context_16"].raw or () for name in artifacts]
     assert len(times[0]) == len(times[1]) >= 3
-    runtimes = {name: given["runtime"] for name, given in result.environment["runtime_settings"].items()}
+    runtimes = {
+        name: runtime_settings["runtime"] for name, runtime_settings in result.environment["runtime_settings"].items()
+    }
     assert runtimes["onnx"].startswith("onnxruntime") and runtimes["gguf"].startswith("llama.cpp")
     assert result.environment["cached"] == {"onnx": True, "gguf": True}
     assert result.environment["elsewhere"] == {"gguf": "llama-cpp"}
@@ -60,7 +62,7 @@ def test_a_target_that_is_not_here_is_refused_before_anything_starts(gguf: Path)
 
 def test_the_file_that_a_runtime_opens_is_found_by_its_format(gguf: Path, tmp_path: Path) -> None:
     graph = TinyDecoder(positions=64).write(tmp_path / "onnx")
-    assert [format_of(place) for place in (gguf, gguf / "model.gguf", graph, tmp_path / "x.onnx")] == [
+    assert [format_of(path) for path in (gguf, gguf / "model.gguf", graph, tmp_path / "x.onnx")] == [
         *("gguf", "gguf", "onnx", "onnx")
     ]
     assert model_file(gguf) == gguf / "model.gguf"

@@ -60,16 +60,16 @@ def test_products_are_timed_often_enough() -> None:
 def test_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PRODUCTS", ((32, 32, 32), (16, 32, 8)))
     monkeypatch.setattr(machine, "_PRODUCT_SECONDS", 0.001)
-    found = machine.measure_rates(1, [1 << 16, 1 << 18])
-    assert set(found.bytes_per_s) == {1 << 16, 1 << 18}
-    assert len(found.fp32_per_s) >= 10 and len(found.int8_per_s) >= 10
+    rates = machine.measure_rates(1, [1 << 16, 1 << 18])
+    assert set(rates.bytes_per_s) == {1 << 16, 1 << 18}
+    assert len(rates.fp32_per_s) >= 10 and len(rates.int8_per_s) >= 10
 
 
 def test_the_cache_is_the_largest_one(tmp_path: Path) -> None:
     folder = tmp_path / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache"
-    for place, size in enumerate(("32K", "1024K", "32M")):
-        (folder / f"index{place}").mkdir(parents=True)
-        (folder / f"index{place}" / "size").write_text(f"{size}\n")
+    for index, size in enumerate(("32K", "1024K", "32M")):
+        (folder / f"index{index}").mkdir(parents=True)
+        (folder / f"index{index}" / "size").write_text(f"{size}\n")
     assert machine.last_level_cache_bytes(tmp_path) == 32 << 20
     assert machine.last_level_cache_bytes(tmp_path / "none") is None
 

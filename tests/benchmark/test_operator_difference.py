@@ -41,20 +41,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     arrays = [numpy_helper.from_array(generator.normal(size=(WIDTH, WIDTH)).astype(np.float32), name) for name in names]
     nodes = [helper.make_node("Tanh", ["x"], ["tanh"], "node_tanh")]
     nodes += [
-        helper.make_node("MatMul", ["tanh", name], [f"val_{place}"], f"node_MatMul_{place}")
-        for place, name in enumerate(names)
+        helper.make_node("MatMul", ["tanh", name], [f"val_{index}"], f"node_MatMul_{index}")
+        for index, name in enumerate(names)
     ]
     nodes.append(helper.make_node("Max", ["val_0", "val_1"], ["y"], "node_max"))
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", WIDTH]) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], arrays)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    found = {name: folder / name / FLOAT_GRAPH for name in ("float", "signed", "unsigned")}
-    for path in found.values():
+    graphs = {name: folder / name / FLOAT_GRAPH for name in ("float", "signed", "unsigned")}
+    for path in graphs.values():
         path.parent.mkdir(parents=True)
-    onnx.save(model, found["float"])
+    onnx.save(model, graphs["float"])
     for name, kind in (("signed", QuantType.QInt8), ("unsigned", QuantType.QUInt8)):
-        quantize_static(found["float"], found[name], Reader(), activation_type=kind, op_types_to_quantize=["MatMul"])
-    return found
+        quantize_static(graphs["float"], graphs[name], Reader(), activation_type=kind, op_types_to_quantize=["MatMul"])
+    return graphs
 
 
 def test_signed_activations_that_several_read_stay_in_float(files: dict[str, Path]) -> None:
@@ -65,27 +65,27 @@ def test_signed_activations_that_several_read_stay_in_float(files: dict[str, Pat
 
 
 @pytest.fixture(scope="module")
-def found(files: dict[str, Path]) -> OperatorDifference:
+def difference(files: dict[str, Path]) -> OperatorDifference:
     batch = {"x": np.random.default_rng(2).normal(size=(ROWS, WIDTH)).astype(np.float32)}
     settings = {"threads": 1, "seconds": 0.1, "progress": SilentProgress(), "seed": 0}
     return compare_operators(files["float"], files["signed"], ProfiledCalls((batch,) * 4), TARGETS["cpu"], **settings)  # type: ignore[arg-type]
 
 
-def test_what_makes_a_file_slow_is_named_with_its_layers(found: OperatorDifference) -> None:
+def test_what_makes_a_file_slow_is_named_with_its_layers(difference: OperatorDifference) -> None:
     """Both weights are dequantized in each call, which takes many times what two rows times them take."""
-    assert found.verdict == "slower" and found.low <= found.faster <= found.high < 1
-    first = found.responsible[0]
+    assert difference.verdict == "slower" and difference.low <= difference.faster <= difference.high < 1
+    first = difference.responsible[0]
     assert "signed bytes" in first.why and "DequantizeLinear" in first.operators
     assert first.layers == ("encoder.layer.0.attention",)
-    layer = found.layers[0]
+    layer = difference.layers[0]
     assert layer.layer == "encoder.layer.0.attention" and layer.why == first.why
     assert 0 < layer.low_ms <= layer.more_ms <= layer.high_ms
 
 
-def test_causes_sum_up_to_the_whole(found: OperatorDifference) -> None:
+def test_causes_sum_up_to_the_whole(difference: OperatorDifference) -> None:
     """Within what medians of sums and sums of medians differ by."""
-    assert sum(cause.more_ms for cause in found.causes) == pytest.approx(
-        sum(layer.more_ms for layer in found.layers), rel=0.2
+    assert sum(cause.more_ms for cause in difference.causes) == pytest.approx(
+        sum(layer.more_ms for layer in difference.layers), rel=0.2
     )
 
 

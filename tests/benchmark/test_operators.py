@@ -34,56 +34,56 @@ def examples() -> Examples:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> OperatorProfile:
+def profile(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> OperatorProfile:
     """Products that take most of the time of a call."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "_LIMITS_EVERY", 5)
         return profiled(write_classifier(tmp_path_factory.mktemp("model") / "m", WIDTH, LAYERS), examples)
 
 
-def test_the_calls_spread_over_the_lengths_of_the_data(found: OperatorProfile, examples: Examples) -> None:
+def test_the_calls_spread_over_the_lengths_of_the_data(profile: OperatorProfile, examples: Examples) -> None:
     lengths = examples.lengths()
-    assert len(found.lengths) == found.calls == 16
-    assert found.lengths == tuple(sorted(found.lengths))
-    assert abs(np.median(found.lengths) - np.median(lengths)) <= 2
-    assert found.passes == len(found.raw["unprofiled_ms"]) == len(found.raw["profiled_ms"]) >= 7
-    assert {len(calls) for calls in found.raw["unprofiled_ms"]} == {16}
+    assert len(profile.lengths) == profile.calls == 16
+    assert profile.lengths == tuple(sorted(profile.lengths))
+    assert abs(np.median(profile.lengths) - np.median(lengths)) <= 2
+    assert profile.passes == len(profile.raw["unprofiled_ms"]) == len(profile.raw["profiled_ms"]) >= 7
+    assert {len(calls) for calls in profile.raw["unprofiled_ms"]} == {16}
 
 
-def test_the_work_is_that_of_the_lengths(found: OperatorProfile) -> None:
+def test_the_work_is_that_of_the_lengths(profile: OperatorProfile) -> None:
     """Each token costs three square products; a call one more of 256 by 2."""
-    tokens = float(np.mean(found.lengths))
-    products = [row for row in found.rows if row.operators == ("MatMul",)]
+    tokens = float(np.mean(profile.lengths))
+    products = [row for row in profile.rows if row.operators == ("MatMul",)]
     assert len(products) == LAYERS + 1
     assert sum(row.fp32_operations for row in products) == pytest.approx(
         2 * WIDTH * WIDTH * tokens * LAYERS + 2 * WIDTH * 2
     )
-    (lookup,) = (row for row in found.rows if row.operators == ("Gather",))
+    (lookup,) = (row for row in profile.rows if row.operators == ("Gather",))
     assert lookup.weight_bytes == pytest.approx(4 * WIDTH * tokens)
 
 
-def test_operators_take_the_better_part_of_a_call(found: OperatorProfile) -> None:
+def test_operators_take_the_better_part_of_a_call(profile: OperatorProfile) -> None:
     """Bounds wide enough for a busy machine: what lies outside is a mistake of unit or of attribution."""
-    assert 0.1 * found.whole.time_ms < found.operators_ms < 10 * found.whole.time_ms
-    assert found.operators_ms <= found.profiled_ms
-    assert 0.3 * found.operators_ms < sum(row.time_ms for row in found.rows) <= 1.5 * found.operators_ms
-    assert found.by_operator()[0].name in ("MatMul", "Tanh")
-    assert found.low_ms <= found.whole.time_ms <= found.high_ms
-    assert found.whole.time_ms == pytest.approx(np.median(found.raw["unprofiled_ms"], axis=0).mean())
+    assert 0.1 * profile.whole.time_ms < profile.operators_ms < 10 * profile.whole.time_ms
+    assert profile.operators_ms <= profile.profiled_ms
+    assert 0.3 * profile.operators_ms < sum(row.time_ms for row in profile.rows) <= 1.5 * profile.operators_ms
+    assert profile.by_operator()[0].name in ("MatMul", "Tanh")
+    assert profile.low_ms <= profile.whole.time_ms <= profile.high_ms
+    assert profile.whole.time_ms == pytest.approx(np.median(profile.raw["unprofiled_ms"], axis=0).mean())
 
 
-def test_the_limits_are_the_best_samples(found: OperatorProfile) -> None:
-    limits = found.limits
+def test_the_limits_are_the_best_samples(profile: OperatorProfile) -> None:
+    limits = profile.limits
     for name in ("fp32_per_s", "int8_per_s", "memory_bytes_per_s", "working_set_bytes_per_s"):
         assert getattr(limits, name) == max(limits.raw[name]) > 0
     # Five of a copy and five of reading, at the first pass, at the sixth, and so on.
-    assert len(limits.raw["memory_bytes_per_s"]) == 10 * -(-found.passes // 5)
+    assert len(limits.raw["memory_bytes_per_s"]) == 10 * -(-profile.passes // 5)
     # One square matrix that all layers share, the head, the rows of the longest text and its activations.
-    longest = max(found.lengths)
+    longest = max(profile.lengths)
     rows = min(longest, 100) * WIDTH * 4
     activations = 2 * longest * WIDTH * 4
     assert limits.working_set_bytes == WIDTH * WIDTH * 4 + WIDTH * 2 * 4 + rows + activations
-    assert 0 < (found.whole.share_of_roof or 0) < 3
+    assert 0 < (profile.whole.share_of_roof or 0) < 3
 
 
 def test_batches_are_padded_to_one_length_and_threads_are_counted(tmp_path: Path, examples: Examples) -> None:
@@ -91,8 +91,8 @@ def test_batches_are_padded_to_one_length_and_threads_are_counted(tmp_path: Path
     profile = profiled(write_classifier(tmp_path / "m", 8, 1), examples, batch_size=8, threads=threads)
     assert any(f"{threads} threads share" in note for note in profile.notes)
     assert profile.calls == 5
-    (product,) = (row for row in found.rows if row.operators == ("MatMul",) and row.fp32_operations > 8 * 8 * 2 * 8)
-    assert product.fp32_operations == pytest.approx(2 * 8 * 8 * 8 * np.mean(found.lengths))
+    (product,) = (row for row in profile.rows if row.operators == ("MatMul",) and row.fp32_operations > 8 * 8 * 2 * 8)
+    assert product.fp32_operations == pytest.approx(2 * 8 * 8 * 8 * np.mean(profile.lengths))
 
 
 def test_another_device_is_refused_before_anything_is_read(tmp_path: Path, examples: Examples) -> None:

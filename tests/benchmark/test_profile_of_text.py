@@ -41,42 +41,42 @@ def profiled(artifact: Path, calls: ProfiledCalls) -> OperatorProfile:
     return profile_operators(artifact, calls, TARGETS["cpu"], 1, 0.05, SilentProgress(), 0)
 
 
-def of_kind(found: OperatorProfile, operator: str) -> ProfileRow:
-    return next(row for row in found.by_operator() if row.name == operator)
+def of_kind(profile: OperatorProfile, operator: str) -> ProfileRow:
+    return next(row for row in profile.by_operator() if row.name == operator)
 
 
 def test_a_token_does_the_work_of_one_token_over_all_that_came_before(artifact: Path) -> None:
-    found = profiled(artifact, text_calls(TEXT, "token", CONTEXT))
-    assert (found.phase, found.context, found.calls) == ("token", CONTEXT, 16)
-    assert found.lengths == tuple(range(17, 33))
-    product = of_kind(found, "MatMulNBits")
+    profile = profiled(artifact, text_calls(TEXT, "token", CONTEXT))
+    assert (profile.phase, profile.context, profile.calls) == ("token", CONTEXT, 16)
+    assert profile.lengths == tuple(range(17, 33))
+    product = of_kind(profile, "MatMulNBits")
     assert product.int8_operations == 2 * MATRICES
     # Half a byte a weight, and a scale of four bytes for each 32.
     assert product.weight_bytes == MATRICES / 2 + MATRICES / 32 * 4
-    attention, keys = of_kind(found, "GroupQueryAttention"), float(np.mean(found.lengths))
+    attention, keys = of_kind(profile, "GroupQueryAttention"), float(np.mean(profile.lengths))
     # For both products 2 * 64 a key, 6 for each of four heads' scores, 3 for each number of query and key rotated.
     assert attention.fp32_operations == pytest.approx(2 * (2 * keys * 128 + 6 * 4 * keys + 3 * 6 * 16))
     # Query, key and value; the keys and values before; two counters; the answer; the new key and value.
     bytes_ = 4 * 128 + 2 * 4 * 32 * (keys - 1) + 2 * 4 + 4 * 64 + 2 * 4 * 32
     assert attention.activation_bytes == pytest.approx(2 * bytes_)
-    assert found.by_operator()[-1].counted and found.whole.uncounted_ms == 0
-    assert 0 < found.operators_ms <= found.profiled_ms
+    assert profile.by_operator()[-1].counted and profile.whole.uncounted_ms == 0
+    assert 0 < profile.operators_ms <= profile.profiled_ms
 
 
 def test_a_prompt_does_the_work_of_its_tokens(artifact: Path) -> None:
-    found = profiled(artifact, text_calls(TEXT, "prompt", CONTEXT))
-    assert (found.phase, found.calls, found.lengths) == ("prompt", 6, (CONTEXT,) * 6)
-    assert of_kind(found, "MatMulNBits").int8_operations == 2 * MATRICES * CONTEXT
+    profile = profiled(artifact, text_calls(TEXT, "prompt", CONTEXT))
+    assert (profile.phase, profile.calls, profile.lengths) == ("prompt", 6, (CONTEXT,) * 6)
+    assert of_kind(profile, "MatMulNBits").int8_operations == 2 * MATRICES * CONTEXT
     seen = CONTEXT * (CONTEXT + 1) / 2
     rotated = 3 * CONTEXT * 6 * 16
-    assert of_kind(found, "GroupQueryAttention").fp32_operations == 2 * (2 * seen * 128 + 6 * 4 * seen + rotated)
+    assert of_kind(profile, "GroupQueryAttention").fp32_operations == 2 * (2 * seen * 128 + 6 * 4 * seen + rotated)
 
 
 def test_a_graph_without_a_cache_reads_the_whole_text_for_a_token(tmp_path: Path) -> None:
     tiny = TinyDecoder()
-    found = profiled(tiny.write(tmp_path, cache=False), text_calls([1, 2, 3, 4, 5], "token", 3))
-    assert found.lengths == (4, 5)
-    (head,) = (row for row in found.rows if "MatMul" in row.name and row.weight_bytes == 4 * 16 * 50)
+    profile = profiled(tiny.write(tmp_path, cache=False), text_calls([1, 2, 3, 4, 5], "token", 3))
+    assert profile.lengths == (4, 5)
+    (head,) = (row for row in profile.rows if "MatMul" in row.name and row.weight_bytes == 4 * 16 * 50)
     assert head.fp32_operations == 2 * 16 * 50 * 4.5
 
 

@@ -25,7 +25,7 @@ def graph(names: Sequence[str]) -> ir.Graph:
 
 
 def call(**microseconds: int) -> CallRun:
-    return {f"{name}#{place}": NodeRun(value, ()) for place, (name, value) in enumerate(microseconds.items())}
+    return {f"{name}#{index}": NodeRun(value, ()) for index, (name, value) in enumerate(microseconds.items())}
 
 
 def cost(fp32: int, moved: int) -> NodeCost:
@@ -105,8 +105,8 @@ def test_the_whole_is_held_against_the_time_without_profiling() -> None:
 
 
 def test_the_record_survives_its_json() -> None:
-    found = profiles.profile()
-    content = json.loads(json.dumps(found.to_json()))
+    profile = profiles.profile()
+    content = json.loads(json.dumps(profile.to_json()))
     assert content["schema"] == 1
     assert content["profiler_overhead"] == pytest.approx(0.2)
     assert [row["name"] for row in content["by_operator"]] == ["MatMul", "DynamicQuantizeMatMul", "Gather", "Einsum"]
@@ -116,7 +116,7 @@ def test_the_record_survives_its_json() -> None:
         "encoder.layer.0.attention",
     ]
     assert content["whole"]["share_of_roof"] == pytest.approx(0.86 / 4.375)
-    assert OperatorProfile.model_validate(found.model_dump(by_alias=True)) == found
+    assert OperatorProfile.model_validate(profile.model_dump(by_alias=True)) == profile
 
 
 @pytest.mark.parametrize(("cache", "cached"), [(2_000_000, True), (1_999_999, False), (None, None)])

@@ -18,15 +18,15 @@ WORDS = {"[UNK]": 0, "the": 1, "road": 2, "goes": 3, "on": 4, "and": 5}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A decoder with a tokenizer of six words."""
-    place = TinyDecoder().write(tmp_path / "model")
-    (place / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 50}))
+    path = TinyDecoder().write(tmp_path / "model")
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 50}))
     tokenizer = Tokenizer(WordLevel(WORDS, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(place / "tokenizer.json"))
-    (place / "tokenizer_config.json").write_text(
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"})
     )
-    return place
+    return path
 
 
 def test_a_text_becomes_the_ids_of_its_words(folder: Path, tmp_path: Path) -> None:

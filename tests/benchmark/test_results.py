@@ -69,8 +69,13 @@ def test_throughput_counts_the_examples_of_a_round(rounds: TimedRounds) -> None:
 def test_speedup_pairs_the_calls(rounds: TimedRounds) -> None:
     speedup = WRITER.speedup("speedup", rounds, "final", "baseline")
     assert (speedup.value, speedup.low, speedup.high, speedup.n) == pytest.approx((3.0, 3.0, 3.0, 4))
-    own = WRITER.speedup("speedup", rounds, "baseline", "baseline")
-    assert (own.value, own.low, own.raw, own.n) == (1.0, None, None, 4)
+    baseline_speedup = WRITER.speedup("speedup", rounds, "baseline", "baseline")
+    assert (baseline_speedup.value, baseline_speedup.low, baseline_speedup.raw, baseline_speedup.n) == (
+        1.0,
+        None,
+        None,
+        4,
+    )
 
 
 def test_two_launches_are_too_few_for_an_interval_of_a_quantile() -> None:

@@ -59,11 +59,11 @@ def test_a_launch_of_a_slow_model_has_one_round(clock: Clock) -> None:
 
 
 def test_the_order_turns_round_across_launches(clock: Clock) -> None:
-    asked = []
+    requested = []
 
     def spy(name: str) -> subject.Run:
         def run(calls: Sequence[int]) -> RoundTimes:
-            asked.append(name)
+            requested.append(name)
             return RoundTimes([1.0] * len(calls))
 
         return run
@@ -71,7 +71,7 @@ def test_the_order_turns_round_across_launches(clock: Clock) -> None:
     rounds = TimedRounds()
     for launch in range(4):
         list(interleave({name: spy(name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds, still))
-    assert "".join(asked) == "abccba" * 2
+    assert "".join(requested) == "abccba" * 2
 
 
 def calm(*latencies_ms: float) -> RoundTimes:
@@ -161,15 +161,17 @@ def test_all_rounds_count_where_few_would_be_left(slowed: list[bool], launches: 
 
 
 def test_pulses_are_taken_around_every_turn() -> None:
-    told = iter([1.0, 5.0, 2.0])
+    product_times = iter([1.0, 5.0, 2.0])
     order: list[str] = []
 
     def pulse() -> float:
         order.append("pulse")
-        return next(told)
+        return next(product_times)
 
-    taken, slowest_ms = subject.run_round({name: lambda name=name: order.append(name) or name for name in "ab"}, pulse)
-    assert (taken, slowest_ms) == ({"a": "a", "b": "b"}, 5.0)
+    results, slowest_ms = subject.run_round(
+        {name: lambda name=name: order.append(name) or name for name in "ab"}, pulse
+    )
+    assert (results, slowest_ms) == ({"a": "a", "b": "b"}, 5.0)
     assert order == ["pulse", "a", "pulse", "b", "pulse"]
 
 

@@ -19,11 +19,11 @@ from compress.benchmark.scenarios import (
 
 def test_examples_are_drawn_once_each_in_order_of_length() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 500)
-    drawn = sample_by_length(lengths, 100, seed=1)
-    assert len(set(drawn)) == 100
-    assert list(lengths[drawn]) == sorted(lengths[drawn])
-    assert drawn == sample_by_length(lengths, 100, seed=1)
-    assert drawn != sample_by_length(lengths, 100, seed=2)
+    sampled = sample_by_length(lengths, 100, seed=1)
+    assert len(set(sampled)) == 100
+    assert list(lengths[sampled]) == sorted(lengths[sampled])
+    assert sampled == sample_by_length(lengths, 100, seed=1)
+    assert sampled != sample_by_length(lengths, 100, seed=2)
 
 
 def test_fewer_examples_than_wanted_are_all_taken() -> None:

@@ -68,8 +68,8 @@ def result(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, tupl
 
 
 def row(result: BenchmarkResult, model: str, metric: str) -> Measurement:
-    (found,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
-    return found
+    (measurement,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
+    return measurement
 
 
 def test_every_model_has_every_metric(result: BenchmarkResult) -> None:
@@ -93,13 +93,15 @@ def test_raw_samples_give_the_reported_medians_and_tails(result: BenchmarkResult
             *("latency_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
             *("startup_ms", "session_load_ms", "peak_memory_bytes"),
         ):
-            found = row(result, model, metric)
-            assert found.raw is not None
-            assert found.value == np.median(found.raw)
-            assert found.n == len(found.raw)
-            assert found.low is not None
-            assert found.high is not None
-            assert min(found.raw) <= found.low <= found.value <= found.high <= max(found.raw)
+            measurement = row(result, model, metric)
+            assert measurement.raw is not None
+            assert measurement.value == np.median(measurement.raw)
+            assert measurement.n == len(measurement.raw)
+            assert measurement.low is not None
+            assert measurement.high is not None
+            assert (
+                min(measurement.raw) <= measurement.low <= measurement.value <= measurement.high <= max(measurement.raw)
+            )
         raw = row(result, model, "latency_ms").raw
         assert raw is not None
         assert row(result, model, "latency_p90_ms").value == pytest.approx(np.quantile(raw, 0.9))
@@ -108,15 +110,17 @@ def test_raw_samples_give_the_reported_medians_and_tails(result: BenchmarkResult
 
 def test_speedup_is_the_geometric_mean_over_launches(result: BenchmarkResult) -> None:
     for metric in ("speedup", "speedup_batch_8"):
-        found = row(result, "final", metric)
-        assert found.raw is not None
-        assert found.low is not None
-        assert found.high is not None
+        measurement = row(result, "final", metric)
+        assert measurement.raw is not None
+        assert measurement.low is not None
+        assert measurement.high is not None
         # Launches of which no round counts, the machine being slowed, bring no ratio.
-        assert 3 <= len(found.raw) <= result.environment["launches"]
-        assert found.value == pytest.approx(stats.gmean(found.raw))
-        low, high = stats.t.interval(0.95, len(found.raw) - 1, np.log(found.raw).mean(), stats.sem(np.log(found.raw)))
-        assert (found.low, found.high) == pytest.approx((np.exp(low), np.exp(high)))
+        assert 3 <= len(measurement.raw) <= result.environment["launches"]
+        assert measurement.value == pytest.approx(stats.gmean(measurement.raw))
+        low, high = stats.t.interval(
+            0.95, len(measurement.raw) - 1, np.log(measurement.raw).mean(), stats.sem(np.log(measurement.raw))
+        )
+        assert (measurement.low, measurement.high) == pytest.approx((np.exp(low), np.exp(high)))
 
 
 def test_the_reference_kernels_were_timed_alongside(result: BenchmarkResult) -> None:
@@ -180,8 +184,8 @@ def test_memory_holds_the_model(result: BenchmarkResult) -> None:
     """100 MB of embedding must be found in the process that opened it, and not in its neighbour."""
     large, small = (row(result, name, "peak_memory_bytes").value for name in ("baseline", "onnx_int8"))
     assert large - small >= 100_000_000
-    own = small - row(result, "onnx_int8", "runtime_memory_bytes").value
-    assert 0 < own < 50_000_000
+    model_bytes = small - row(result, "onnx_int8", "runtime_memory_bytes").value
+    assert 0 < model_bytes < 50_000_000
 
 
 def test_models_take_turns_in_alternating_order(
@@ -200,7 +204,7 @@ def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=64, layers=2)
     settings = QUICK.model_copy(update={"budget_seconds": 3.0})
     began = time.perf_counter()
-    found = measure_side_by_side(
+    measured = measure_side_by_side(
         {"baseline": folder},
         {"baseline": make_examples(60)},
         TARGETS["cpu"],
@@ -212,7 +216,7 @@ def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
     )
     # Twice the budget: a machine that other work holds up stops later, one that ignores its budget never does.
     assert time.perf_counter() - began < 6
-    assert found.environment["launches"] >= 2
+    assert measured.environment["launches"] >= 2
 
 
 def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
     notes = {}
     for rate in (20.0, 5_000.0):
         settings = QUICK.model_copy(update={"rate": rate, "launches": 2})
-        found = measure_side_by_side(
+        measured = measure_side_by_side(
             {"baseline": folder},
             {"baseline": make_examples(60)},
             TARGETS["cpu"],
@@ -231,8 +235,8 @@ def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
             seed=1,
             precision=1.0,
         )
-        rows[rate] = row(found, "baseline", f"latency_ms_rate_{rate:g}")
-        notes[rate] = [note for note in found.notes if "more than it can answer" in note]
+        rows[rate] = row(measured, "baseline", f"latency_ms_rate_{rate:g}")
+        notes[rate] = [note for note in measured.notes if "more than it can answer" in note]
     assert rows[5_000.0].value > 5 * rows[20.0].value
     assert (len(notes[20.0]), len(notes[5_000.0])) == (0, 1)
 

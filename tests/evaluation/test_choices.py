@@ -39,17 +39,17 @@ def scores(artifact: Path, questions: list[Question]) -> list[list[float]]:
 def by_hand(prompt: str, choice: str) -> float:
     """log p of the choice's tokens, each given all before it."""
     tokenizer = tiny_tokenizer()
-    before, after = (tokenizer(text)["input_ids"] for text in (prompt, choice))
-    chances = torch.from_numpy(TinyDecoder(vocabulary=160).logits([*before, *after])).log_softmax(-1)
-    return float(sum(chances[len(before) + place - 1, token] for place, token in enumerate(after)))
+    prompt_ids, choice_ids = (tokenizer(text)["input_ids"] for text in (prompt, choice))
+    chances = torch.from_numpy(TinyDecoder(vocabulary=160).logits([*prompt_ids, *choice_ids])).log_softmax(-1)
+    return float(sum(chances[len(prompt_ids) + index - 1, token] for index, token in enumerate(choice_ids)))
 
 
 def test_a_choice_is_scored_by_its_tokens_after_the_prompt(artifact: Path) -> None:
-    found = scores(artifact, QUESTIONS)
+    choice_scores = scores(artifact, QUESTIONS)
     # A space is put between the two, or moved from the prompt's end to the choice.
-    assert found[0] == pytest.approx([by_hand("abc", " def"), by_hand("abc", " gh")], rel=1e-4)
+    assert choice_scores[0] == pytest.approx([by_hand("abc", " def"), by_hand("abc", " gh")], rel=1e-4)
     expected = [by_hand("The end", " xyz"), by_hand("The end", " w"), by_hand("The end", " !!")]
-    assert found[1] == pytest.approx(expected, rel=1e-4)
+    assert choice_scores[1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_likeliest_choice_is_the_answer_as_it_is_or_by_its_length() -> None:

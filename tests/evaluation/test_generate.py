@@ -94,9 +94,14 @@ def test_tokens_that_became_less_likely_are_found_with_what_stood_before() -> No
     windows = [{"input_ids": np.arange(start, start + 4)} for start in (10, 20)]
     old = -np.log([[0.9, 0.5, 0.2], [0.8, 0.4, 0.5]])
     new = -np.log([[0.1, 0.5, 0.9], [0.2, 0.3, 0.4]])
-    found = find_fallen_tokens(Examples(windows, {}), old, new)
-    assert [(one.before, one.token) for one in found] == [([10], 11), ([20], 21), ([20, 21], 22), ([20, 21, 22], 23)]
-    assert found[1] == FallenToken([20], 21, pytest.approx(0.8), pytest.approx(0.2))
+    tokens = find_fallen_tokens(Examples(windows, {}), old, new)
+    assert [(token.before, token.token) for token in tokens] == [
+        ([10], 11),
+        ([20], 21),
+        ([20, 21], 22),
+        ([20, 21, 22], 23),
+    ]
+    assert tokens[1] == FallenToken([20], 21, pytest.approx(0.8), pytest.approx(0.2))
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -104,16 +109,16 @@ def test_each_written_token_has_its_probability_and_that_of_the_likeliest_other(
     decoder = TinyDecoder()
     folder = decoder.write(tmp_path, cache=cache)
     texts = [decoder.continuation(PROMPTS[0], 5), [3, 1, 2]]  # the latter is not what it would write
-    found = token_probabilities(folder, PROMPTS, texts, TARGETS["cpu"], 1, SilentProgress(), "")
-    for prompt, text, steps in zip(PROMPTS, texts, found, strict=True):
+    probabilities = token_probabilities(folder, PROMPTS, texts, TARGETS["cpu"], 1, SilentProgress(), "")
+    for prompt, text, steps in zip(PROMPTS, texts, probabilities, strict=True):
         assert [step.token for step in steps] == text
-        for place, step in enumerate(steps):
-            logits = decoder.logits([*prompt, *text[:place]])[-1].astype(np.float64)
+        for position, step in enumerate(steps):
+            logits = decoder.logits([*prompt, *text[:position]])[-1].astype(np.float64)
             chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            others = [token for token in np.argsort(-chances) if token != text[place]]
+            others = [token for token in np.argsort(-chances) if token != text[position]]
             assert step.other == others[0]
-            wanted = chances[text[place]], chances[others[0]]
-            assert (step.probability, step.other_probability) == pytest.approx(wanted, rel=1e-4)
+            expected = chances[text[position]], chances[others[0]]
+            assert (step.probability, step.other_probability) == pytest.approx(expected, rel=1e-4)
 
 
 def test_texts_that_end_in_a_loop_are_counted() -> None:

@@ -39,30 +39,32 @@ QUESTIONS = [("some", ["words", "meaning"], 0), ("no", ["row", "other", "in"], 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("llama")
-    save_tiny_llama(found)
-    return found
+    path = tmp_path_factory.mktemp("llama")
+    save_tiny_llama(path)
+    return path
 
 
 def asked(*arguments: Any) -> list[Instance]:
-    return [Instance("loglikelihood", {}, each, place) for place, each in enumerate(arguments)]
+    return [
+        Instance("loglikelihood", {}, request_arguments, index) for index, request_arguments in enumerate(arguments)
+    ]
 
 
-def log_likelihood(folder: Path, before: list[int], ids: list[int]) -> tuple[float, bool]:
+def log_likelihood(folder: Path, context: list[int], ids: list[int]) -> tuple[float, bool]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
-        logits = model(torch.tensor([[*before, *ids]])).logits[0, len(before) - 1 : -1].double().log_softmax(-1)
-    own = logits[torch.arange(len(ids)), torch.tensor(ids)]
-    return float(own.sum()), bool((logits.argmax(-1) == torch.tensor(ids)).all())
+        logits = model(torch.tensor([[*context, *ids]])).logits[0, len(context) - 1 : -1].double().log_softmax(-1)
+    scored = logits[torch.arange(len(ids)), torch.tensor(ids)]
+    return float(scored.sum()), bool((logits.argmax(-1) == torch.tensor(ids)).all())
 
 
 def test_log_likelihoods_are_transformers(folder: Path) -> None:
     model, tokenizer = CompressLM(str(folder), target="torch", max_length=12), tiny_tokenizer()
-    found = model.loglikelihood(asked(("abc", "def"), ("abc ", "d"), ("", "ab")))
+    results = model.loglikelihood(asked(("abc", "def"), ("abc ", "d"), ("", "ab")))
     ids = [tokenizer(text)["input_ids"] for text in ("abc", "def", " d", "ab")]
     begin = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-    wanted = [log_likelihood(folder, *pair) for pair in ((ids[0], ids[1]), (ids[0], ids[2]), (begin, ids[3]))]
-    assert found == [(pytest.approx(value, rel=1e-5), likely) for value, likely in wanted]
+    expected = [log_likelihood(folder, *pair) for pair in ((ids[0], ids[1]), (ids[0], ids[2]), (begin, ids[3]))]
+    assert results == [(pytest.approx(value, rel=1e-5), likely) for value, likely in expected]
     text = tokenizer("abcdefgh" * 4)["input_ids"]
     # Windows of 12 tokens to be told, each behind the one before it.
     parts = [log_likelihood(folder, begin, text[:12]), log_likelihood(folder, text[11:12], text[12:24])]
@@ -84,25 +86,25 @@ def test_the_harness_asks_an_onnx_file(tmp_path: Path, monkeypatch: pytest.Monke
     artifact = decoder.write(tmp_path / "artifact")
     tokenizer.save_pretrained(artifact)
     (artifact / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    rows = [dict(zip(("question", "choices", "answer"), each, strict=True)) for each in QUESTIONS]
+    rows = [dict(zip(("question", "choices", "answer"), question_row, strict=True)) for question_row in QUESTIONS]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "words.yaml").write_text(TASK.replace("DATA", str(tmp_path / "data.jsonl")))
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
-    found = simple_evaluate(
+    evaluated = simple_evaluate(
         model="compress", model_args=f"path={artifact}", tasks=["words"], task_manager=manager, bootstrap_iters=0
     )
     right = {"acc,none": 0, "acc_norm,none": 0}
     for question, choices, answer in QUESTIONS:
         scores = []
         for choice in choices:
-            before, after = (tokenizer(text)["input_ids"] for text in (question, f" {choice}"))
-            logits = torch.from_numpy(decoder.logits([*before, *after])).log_softmax(-1).numpy()
-            scores.append(sum(logits[len(before) + place - 1, token] for place, token in enumerate(after)))
+            context, choice_ids = (tokenizer(text)["input_ids"] for text in (question, f" {choice}"))
+            logits = torch.from_numpy(decoder.logits([*context, *choice_ids])).log_softmax(-1).numpy()
+            scores.append(sum(logits[len(context) + index - 1, token] for index, token in enumerate(choice_ids)))
         right["acc,none"] += int(np.argmax(scores) == answer)
-        right["acc_norm,none"] += int(np.argmax(np.divide(scores, [len(one) for one in choices])) == answer)
+        right["acc_norm,none"] += int(np.argmax(np.divide(scores, [len(option) for option in choices])) == answer)
     for metric, count in right.items():
-        assert found["results"]["words"][metric] == pytest.approx(count / len(QUESTIONS))
+        assert evaluated["results"]["words"][metric] == pytest.approx(count / len(QUESTIONS))
 
 
 def test_texts_go_on_with_the_likeliest_tokens_up_to_a_stop(tmp_path: Path) -> None:

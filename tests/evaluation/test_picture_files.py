@@ -31,8 +31,8 @@ def test_a_large_picture_is_scaled_down_by_means() -> None:
 
 
 def test_lighter_is_red_and_darker_is_blue() -> None:
-    before = np.full((1, 4, 1), 100, dtype=np.uint8)
+    reference = np.full((1, 4, 1), 100, dtype=np.uint8)
     after = np.array([[[100], [132], [36], [255]]], dtype=np.uint8)  # 0, half, whole and more than whole of 64 levels
     half = round(255 / 2)
     expected = [[255, 255, 255], [255, half, half], [0, 0, 255], [255, 0, 0]]
-    assert _read(encode_difference_png(after, before)).tolist() == [expected]
+    assert _read(encode_difference_png(after, reference)).tolist() == [expected]

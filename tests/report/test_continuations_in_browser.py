@@ -40,25 +40,25 @@ def visited(browser: Browser, page: str, width: int) -> Any:
 
 @pytest.mark.parametrize("width", [1280, 420])
 def test_each_prompt_has_both_texts_beside_or_below_each_other(browser: Browser, width: int) -> None:
-    found = visited(browser, html_page(generation_report()), width)
-    assert found["wide"] <= width
-    assert [card["prompt"] for card in found["cards"]] == list(PROMPTS)
-    for place, card in enumerate(found["cards"]):
-        assert card["texts"] == [TEXTS["baseline"][place], TEXTS["final"][place]]
+    layout = visited(browser, html_page(generation_report()), width)
+    assert layout["wide"] <= width
+    assert [card["prompt"] for card in layout["cards"]] == list(PROMPTS)
+    for index, card in enumerate(layout["cards"]):
+        assert card["texts"] == [TEXTS["baseline"][index], TEXTS["final"][index]]
         left, top, right, bottom = card["box"]
-        one, other = card["sides"]
-        for x1, y1, x2, y2 in (one, other):
+        first, other = card["sides"]
+        for x1, y1, x2, y2 in (first, other):
             assert left <= x1 < x2 <= right and top <= y1 < y2 <= bottom
-        beside = one[2] <= other[0] and one[1] == other[1]
-        below = one[3] <= other[1] and one[0] == other[0]
-        assert (beside, below) == ((True, False) if width == 1280 else (False, True))
-    above = [card["box"][3] for card in found["cards"][:-1]]
-    assert all(end <= card["box"][1] for end, card in zip(above, found["cards"][1:], strict=True))
+        is_beside = first[2] <= other[0] and first[1] == other[1]
+        below = first[3] <= other[1] and first[0] == other[0]
+        assert (is_beside, below) == ((True, False) if width == 1280 else (False, True))
+    above = [card["box"][3] for card in layout["cards"][:-1]]
+    assert all(end <= card["box"][1] for end, card in zip(above, layout["cards"][1:], strict=True))
     # Where the two part, the rest has another colour than the text, and each model its own.
-    plain, baseline, same, final = found["cards"][0]["colours"]
+    plain, baseline, same, final = layout["cards"][0]["colours"]
     assert plain == same and len({plain, baseline, final}) == 3
-    assert found["cards"][1]["colours"] == [plain, plain]
-    assert [card["chips"] for card in found["cards"]] == [[], [], ["repeats itself: 71%"]]
+    assert layout["cards"][1]["colours"] == [plain, plain]
+    assert [card["chips"] for card in layout["cards"]] == [[], [], ["repeats itself: 71%"]]
 
 
 @pytest.mark.parametrize("width", [1280, 420])
@@ -68,11 +68,11 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, width: int) ->
         for model in ("baseline", "final")
         for prompt, text in zip(HOSTILE, HOSTILE[::-1] if model == "final" else HOSTILE, strict=True)
     ]
-    found = visited(browser, html_page(generation_report(continuations=tuple(written))), width)
-    assert "owned" not in found["title"]
-    assert found["wide"] <= width
-    assert [card["prompt"] for card in found["cards"]] == list(HOSTILE)
-    assert [card["texts"] for card in found["cards"]] == [
-        [text, HOSTILE[-1 - place]] for place, text in enumerate(HOSTILE)
+    layout = visited(browser, html_page(generation_report(continuations=tuple(written))), width)
+    assert "owned" not in layout["title"]
+    assert layout["wide"] <= width
+    assert [card["prompt"] for card in layout["cards"]] == list(HOSTILE)
+    assert [card["texts"] for card in layout["cards"]] == [
+        [text, HOSTILE[-1 - index]] for index, text in enumerate(HOSTILE)
     ]
-    assert [card["strangers"] for card in found["cards"]] == [0, 0, 0]
+    assert [card["strangers"] for card in layout["cards"]] == [0, 0, 0]

@@ -22,7 +22,7 @@ REPORT = generation_report()
 
 
 def test_ratio_of_perplexities_has_students_interval_of_the_paired_losses() -> None:
-    differences = [after - before for after, before in zip(LOSSES["final"], LOSSES["baseline"], strict=True)]
+    differences = [final - baseline for final, baseline in zip(LOSSES["final"], LOSSES["baseline"], strict=True)]
     middle, error = sum(differences) / 8, stats.sem(differences)
     expected = [math.exp(value) for value in stats.t.interval(0.95, 7, middle, error)]
     assert paired_ratio_interval(perplexity("final"), perplexity("baseline")) == pytest.approx(expected)
@@ -65,7 +65,7 @@ def test_texts_stand_side_by_side_and_part_where_they_differ() -> None:
     assert second.same == len(TEXTS["final"][1])
     assert third.same == 1
     assert equal_texts([first, second, third]) == "1 of 3 continuations are the same to the end"
-    assert [one.parting for one in (first, second, third)] == [
+    assert [pair.parting for pair in (first, second, third)] == [
         "They part at token 4: \u201c with\u201d 60% over \u201c else\u201d 15% before, "
         "\u201c and\u201d 40% over \u201c else\u201d 10% now",
         "",

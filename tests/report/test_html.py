@@ -92,10 +92,12 @@ def test_hostile_names_stay_text(report: Report) -> None:
 
 
 def test_the_embedded_report_is_the_report(report: Report) -> None:
-    for given in (report, hostile(report)):
-        embedded = re.search(r'<script type="application/json" id="report-json">(.*?)</script>', html_page(given), re.S)
+    for original in (report, hostile(report)):
+        embedded = re.search(
+            r'<script type="application/json" id="report-json">(.*?)</script>', html_page(original), re.S
+        )
         assert embedded is not None
-        assert parse_report(embedded[1], "page") == given
+        assert parse_report(embedded[1], "page") == original
 
 
 def test_the_policy_admits_this_style_and_script_alone(report: Report) -> None:

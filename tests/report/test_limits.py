@@ -117,8 +117,8 @@ def test_paired_interval_agrees_with_the_bootstrap() -> None:
     assert interval is not None
     ratios = []
     for _ in range(1500):
-        drawn = draw.choices(range(600), k=600)
-        ratios.append(sum(y[i] for i in drawn) / sum(x[i] for i in drawn))
+        resampled = draw.choices(range(600), k=600)
+        ratios.append(sum(y[i] for i in resampled) / sum(x[i] for i in resampled))
     ratios.sort()
     assert interval[0] == pytest.approx(ratios[37], abs=0.004)
     assert interval[1] == pytest.approx(ratios[1462], abs=0.004)
@@ -183,10 +183,10 @@ def test_a_time_is_missed_only_beyond_its_interval_on_a_fit_machine(
         row("baseline", "latency_ms", 10.0, low=9.0, high=11.0),
         row("final", "size_bytes", 2.0),
     ]
-    (found,) = check_limits([Limit.model_validate(limit)], rows, machines={"cpu": machine}, verdicts=WARN)
-    assert (found.verdict, found.reason) == (verdict, reason)
-    assert found.passed is (verdict == "kept") and found.missed is (verdict == "missed")
-    assert found.unknown is (verdict == "cannot tell")
+    (result,) = check_limits([Limit.model_validate(limit)], rows, machines={"cpu": machine}, verdicts=WARN)
+    assert (result.verdict, result.reason) == (verdict, reason)
+    assert result.passed is (verdict == "kept") and result.missed is (verdict == "missed")
+    assert result.unknown is (verdict == "cannot tell")
     (strict,) = check_limits(
         [Limit.model_validate(limit)], rows, machines={"cpu": machine}, verdicts=Verdicts(cannot_tell="fail")
     )
@@ -199,10 +199,10 @@ def test_a_limit_for_another_processor_is_skipped() -> None:
         Limit(metric="speedup", at_least=1, processor="x86-avx2"),
     ]
     rows = [row("final", "speedup", 2.7, low=2.4, high=3.0)]
-    here, other = check_limits(limits, rows, machines={"cpu": VNNI}, verdicts=WARN)
-    assert here.missed and not here.skipped and here.processor == "x86-vnni"
-    assert (other.skipped, other.missed, other.verdict) == (True, False, "skipped")
-    assert other.reason == "for x86-avx2; this was measured on x86-vnni"
+    same_processor, other_processor = check_limits(limits, rows, machines={"cpu": VNNI}, verdicts=WARN)
+    assert same_processor.missed and not same_processor.skipped and same_processor.processor == "x86-vnni"
+    assert (other_processor.skipped, other_processor.missed, other_processor.verdict) == (True, False, "skipped")
+    assert other_processor.reason == "for x86-avx2; this was measured on x86-vnni"
 
 
 def outcomes(model: str, right: int, of: int = 2000) -> Measurement:
@@ -215,30 +215,30 @@ def test_a_missed_limit_on_quality_says_whether_chance_may_have_done_it(right: i
     # Rows that are lost and none won: the interval of the ratio is lost/1740 give or take 1.96 roots of lost/1740^2.
     limit = Limit(metric="accuracy", at_least=0.9997, of="baseline")
     rows = [outcomes("baseline", 1740), outcomes("final", right)]
-    (found,) = check_limits([limit], rows, verdicts=WARN)
-    assert (found.verdict, found.missed, found.within_chance) == ("missed", True, chance)
-    assert (found.rows, found.rows_lost) == (2000, lost)
-    assert (1 - (found.ratio_high or 0)) == pytest.approx((lost - 1.96 * lost**0.5) / 1740, abs=1e-5)
+    (result,) = check_limits([limit], rows, verdicts=WARN)
+    assert (result.verdict, result.missed, result.within_chance) == ("missed", True, chance)
+    assert (result.rows, result.rows_lost) == (2000, lost)
+    assert (1 - (result.ratio_high or 0)) == pytest.approx((lost - 1.96 * lost**0.5) / 1740, abs=1e-5)
     (mild,) = check_limits([limit], rows, verdicts=Verdicts(within_chance="warn"))
     assert mild.missed is not chance and not mild.passed
 
 
 def test_a_bound_on_accuracy_itself_counts_the_rows_that_it_takes() -> None:
-    (found,) = check_limits([Limit(metric="accuracy", at_least=0.87)], [outcomes("final", 1733)], verdicts=WARN)
-    assert (found.rows_lost, found.within_chance, found.missed) == (7, True, True)
-    (kept,) = check_limits([Limit(metric="accuracy", at_least=0.8665)], [outcomes("final", 1733)], verdicts=WARN)
-    assert kept.verdict == "kept" and kept.rows_lost is None
+    (missed,) = check_limits([Limit(metric="accuracy", at_least=0.87)], [outcomes("final", 1733)], verdicts=WARN)
+    assert (missed.rows_lost, missed.within_chance, missed.missed) == (7, True, True)
+    (met,) = check_limits([Limit(metric="accuracy", at_least=0.8665)], [outcomes("final", 1733)], verdicts=WARN)
+    assert met.verdict == "kept" and met.rows_lost is None
 
 
 def test_errors_of_words_are_paired_by_utterance() -> None:
     counts = {"baseline": (3.0, 0.0, 1.0, 2.0), "final": (3.0, 1.0, 1.0, 3.0)}
     rows = [row(model, "word_errors", sum(raw), raw=raw) for model, raw in counts.items()]
     rows += [row(model, "word_error_rate", sum(raw) / 40, raw=(0.1,) * 4, n=4) for model, raw in counts.items()]
-    (found,) = check_limits([Limit(metric="word_error_rate", at_most=1.2, of="baseline")], rows, verdicts=WARN)
+    (result,) = check_limits([Limit(metric="word_error_rate", at_most=1.2, of="baseline")], rows, verdicts=WARN)
     # R = 8/6; residuals y - R x: -1, 1, -1/3, 1/3; their squares sum to 20/9; mean(x) is 3/2.
     half = 1.959963985 * math.sqrt(20 / 9 / (4 * 3)) / 1.5
-    assert (found.ratio_low, found.ratio_high) == pytest.approx((8 / 6 - half, 8 / 6 + half))
-    assert found.within_chance and found.rows == 4 and found.rows_lost is None
+    assert (result.ratio_low, result.ratio_high) == pytest.approx((8 / 6 - half, 8 / 6 + half))
+    assert result.within_chance and result.rows == 4 and result.rows_lost is None
 
 
 def test_reports_of_before_have_no_verdicts() -> None:

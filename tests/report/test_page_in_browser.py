@@ -65,26 +65,26 @@ def test_everything_is_drawn_and_sorts(browser: Browser, report: Report) -> None
 
 @pytest.mark.parametrize("width", [1280, 500, 390])
 def test_no_label_covers_another(browser: Browser, report: Report, width: int) -> None:
-    found = browser.look(html_page(report), DRAWN, width).found
-    assert (found["width"], found["overflow"]) == (width, 0)
-    assert min(found["letters"]) > 8.5, "letters in pixels of the screen"
-    assert [words for chart in found["labels"] for words in covered(chart)] == []
+    boxes = browser.look(html_page(report), DRAWN, width).found
+    assert (boxes["width"], boxes["overflow"]) == (width, 0)
+    assert min(boxes["letters"]) > 8.5, "letters in pixels of the screen"
+    assert [words for chart in boxes["labels"] for words in covered(chart)] == []
 
 
 def test_a_chart_says_its_figures_to_a_pointer_and_a_keyboard(browser: Browser, report: Report) -> None:
-    told = browser.look(
+    tooltips = browser.look(
         html_page(report),
         """const mark = document.querySelector(".chart g.point.final"), tip = document.getElementById("tip");
         const before = tip.hidden; mark.focus(); const focused = [tip.hidden, tip.textContent]; mark.blur();
         return {before, focused, after: tip.hidden, spoken: mark.getAttribute("aria-label")};""",
     ).found
-    assert (told["before"], told["after"], told["focused"][0]) == (True, True, False)
-    assert told["spoken"] == told["focused"][1]
-    assert "86.85%" in told["spoken"]
-    assert "5.12 MB" in told["spoken"]
+    assert (tooltips["before"], tooltips["after"], tooltips["focused"][0]) == (True, True, False)
+    assert tooltips["spoken"] == tooltips["focused"][1]
+    assert "86.85%" in tooltips["spoken"]
+    assert "5.12 MB" in tooltips["spoken"]
 
 
 def test_dark_mode_is_dark(browser: Browser, report: Report) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
-    found = [browser.look(html_page(report), colour, dark=dark).found for dark in (False, True)]
-    assert found == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]
+    colours = [browser.look(html_page(report), colour, dark=dark).found for dark in (False, True)]
+    assert colours == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]

@@ -29,13 +29,13 @@ class Images(HTMLParser):
         self.inside = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
+        attributes = dict(attrs)
         if tag == "table":
-            self.inside = told.get("class") == "grid"
+            self.inside = attributes.get("class") == "grid"
         if tag == "tr" and self.inside:
             self.rows.append([])
         if tag == "img" and self.inside:
-            self.rows[-1].append((told["src"] or "", told["alt"] or ""))
+            self.rows[-1].append((attributes["src"] or "", attributes["alt"] or ""))
 
 
 def test_a_row_for_each_prompt_and_a_column_for_each_model(report: Report) -> None:
@@ -46,18 +46,18 @@ def test_a_row_for_each_prompt_and_a_column_for_each_model(report: Report) -> No
         ("quantize", "final"),
     ]
     rows = generated_images.prompt_rows(report, "cpu")
-    assert [(row.prompt, row.seed) for row in rows] == [(prompt, place) for place, prompt in enumerate(PROMPTS)]
-    assert [one and one.model for one in rows[0].pictures] == ["baseline", "faster", "distill", "quantize"]
+    assert [(row.prompt, row.seed) for row in rows] == [(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+    assert [image and image.model for image in rows[0].pictures] == ["baseline", "faster", "distill", "quantize"]
 
 
 def test_the_page_holds_every_picture_and_its_difference(report: Report) -> None:
     page = html_page(report)
-    found = Images()
-    found.feed(page)
-    rows = [row for row in found.rows if row]
+    images = Images()
+    images.feed(page)
+    rows = [row for row in images.rows if row]
     assert [len(row) for row in rows] == [1 + 3 * 2] * 3
-    sources = {f"data:image/png;base64,{one.png}" for one in report.pictures}
-    assert {source for row in rows for source, told in row if told != "less the baseline's"} == sources
+    sources = {f"data:image/png;base64,{record.png}" for record in report.pictures}
+    assert {source for row in rows for source, caption in row if caption != "less the baseline's"} == sources
     assert rows[2][0][1] == f"baseline: {PROMPTS[2]}"
     assert "quantize = final" in page and "10.0 levels" in page
     assert "<b>boots</b>" not in page
@@ -78,24 +78,24 @@ def test_where_paths_part_in_words(report: Report) -> None:
 
 
 def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
-    drawn = generated_images.drift_curves(report, "cpu")
-    assert drawn is not None
-    lines = re.findall(r'<polyline points="([^"]+)" class="curve"', drawn)
+    chart = generated_images.drift_curves(report, "cpu")
+    assert chart is not None
+    lines = re.findall(r'<polyline points="([^"]+)" class="curve"', chart)
     assert len(lines) == len(MODELS) - 2  # the baseline leaves itself nowhere, and the last two are one
     for points in lines:
         across = [float(point.split(",")[0]) for point in points.split()]
         assert across == sorted(across) and len(across) == len(TIMES)
-    assert "distill, timestep 249\n18.0% (quartiles 14.4% to 21.6%)" in drawn
+    assert "distill, timestep 249\n18.0% (quartiles 14.4% to 21.6%)" in chart
     assert generated_images.drift_curves(report, "gpu") is None
 
 
 def test_distance_is_drawn_against_time_with_the_steps(report: Report) -> None:
     names = [metric.name for metric in quality_metrics(report, "cpu")]
     assert names == ["prompt_accuracy", "frechet_distance"]
-    drawn = trade_off(report, "cpu", describe_metric("frechet_distance"), describe_metric("latency_ms"))
-    assert drawn is not None
+    chart = trade_off(report, "cpu", describe_metric("frechet_distance"), describe_metric("latency_ms"))
+    assert chart is not None
     for label in ("baseline, 50 steps", "faster, 25 steps", "distill, 4 steps", "quantize = final, 4 steps"):
-        assert f">{label}<" in drawn
+        assert f">{label}<" in chart
     assert html_page(report).count("Fr\u00e9chet distance against latency") == 2  # heading and label
 
 

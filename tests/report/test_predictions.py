@@ -36,11 +36,11 @@ def test_columns_by_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("several", [False, True])
 def test_what_is_written_reads_back(tmp_path: Path, several: bool) -> None:
     write_predictions(LABELS, {("final", "cpu"): FIRST, ("prune", "cpu"): SECOND}, tmp_path, several)
-    found = read_predictions(tmp_path, "prune", "cpu")
-    assert found.labels == list(LABELS)
-    assert found.answers.answers == list(SECOND.answers)
-    assert found.answers.probability.tolist() == SECOND.probability.tolist()
-    assert found.answers.correct.tolist() == SECOND.correct.tolist()
+    stored = read_predictions(tmp_path, "prune", "cpu")
+    assert stored.labels == list(LABELS)
+    assert stored.answers.answers == list(SECOND.answers)
+    assert stored.answers.probability.tolist() == SECOND.probability.tolist()
+    assert stored.answers.correct.tolist() == SECOND.correct.tolist()
 
 
 def test_targets_are_told_apart(tmp_path: Path) -> None:

@@ -41,17 +41,17 @@ def test_as_shipped_it_runs_under_its_own_policy(browser: Browser) -> None:
 
 @pytest.mark.parametrize("width", [1200, 400])
 def test_everything_is_drawn_within_the_page(browser: Browser, width: int) -> None:
-    found = outcome(browser, width)
-    assert found["overflow"] <= 0
-    left, top, right, bottom = found["chart"]
+    layout = outcome(browser, width)
+    assert layout["overflow"] <= 0
+    left, top, right, bottom = layout["chart"]
     assert right - left > 300 and bottom - top > 200
-    assert len(found["dots"]) == 2
-    for x1, y1, x2, y2 in found["dots"]:
+    assert len(layout["dots"]) == 2
+    for x1, y1, x2, y2 in layout["dots"]:
         assert left <= x1 < x2 <= right and top <= y1 < y2 <= bottom
-    assert {label[0] for label in found["labels"]} == {"whole model", "MatMul", "DynamicQuantizeMatMul"}
-    assert covered(found["labels"], 0.0) == []
-    assert len(set(found["fills"])) == 2, "8-bit and float products have colours of their own"
-    assert len(found["roofs"]) == 4 and len(set(found["roofs"])) >= 3
+    assert {label[0] for label in layout["labels"]} == {"whole model", "MatMul", "DynamicQuantizeMatMul"}
+    assert covered(layout["labels"], 0.0) == []
+    assert len(set(layout["fills"])) == 2, "8-bit and float products have colours of their own"
+    assert len(layout["roofs"]) == 4 and len(set(layout["roofs"])) >= 3
 
 
 def test_a_table_sorts_by_time(browser: Browser) -> None:

@@ -50,12 +50,12 @@ def test_words() -> None:
     ],
 )
 def test_every_view_says_what_a_call_is(changes: dict[str, object], what: str, called: str) -> None:
-    found = profiles.profile(**changes)
-    page, console = profile_page(found), Console(file=io.StringIO(), width=120)
+    profile = profiles.profile(**changes)
+    page, console = profile_page(profile), Console(file=io.StringIO(), width=120)
     assert f"2 threads, {what}, a processor" in page
-    assert f"{called}, 7 passes each" in page and f"{called}, 7 passes each" in "\n".join(method_notes(found))
+    assert f"{called}, 7 passes each" in page and f"{called}, 7 passes each" in "\n".join(method_notes(profile))
     with console.capture() as capture:
-        console.print(console_profile(found))
+        console.print(console_profile(profile))
     assert (f"on cpu, {what}" in capture.get()) is bool(changes)
 
 
@@ -124,14 +124,14 @@ def test_a_roof_starts_where_the_chart_does() -> None:
 def test_operators_are_drawn_where_they_belong() -> None:
     """An operator on the ridge at full rate is drawn at the corner of the roof."""
     corner = profiles.row("corner", "MatMul", time_ms=0.2, weight_bytes=8e6, compute_bound_ms=0.2)
-    drawn = roofline_chart(profiles.profile(rows=(corner, profiles.row("other", "MatMul"))))
-    assert drawn is not None
-    circle = re.search(r'<circle cx="([\d.]+)" cy="([\d.]+)"[^>]*></circle><title>MatMul \(corner\)', drawn)
-    roof = re.search(r'<line x1="([\d.]+)" y1="([\d.]+)"[^>]*class="roof fp32"', drawn)
+    chart = roofline_chart(profiles.profile(rows=(corner, profiles.row("other", "MatMul"))))
+    assert chart is not None
+    circle = re.search(r'<circle cx="([\d.]+)" cy="([\d.]+)"[^>]*></circle><title>MatMul \(corner\)', chart)
+    roof = re.search(r'<line x1="([\d.]+)" y1="([\d.]+)"[^>]*class="roof fp32"', chart)
     assert circle is not None and roof is not None
     assert [float(value) for value in circle.groups()] == pytest.approx([float(v) for v in roof.groups()], abs=0.02)
-    assert drawn.count("<circle") == 2
-    assert "whole model" in drawn
+    assert chart.count("<circle") == 2
+    assert "whole model" in chart
 
 
 def test_without_arithmetic_there_is_no_chart() -> None:
@@ -141,9 +141,9 @@ def test_without_arithmetic_there_is_no_chart() -> None:
 
 
 def test_the_page_has_every_table_and_its_own_json() -> None:
-    found = profiles.profile()
-    page = profile_page(found)
-    assert json.loads(re.search(r'id="report-json">(.*?)</script>', page, re.S)[1]) == found.to_json()  # type: ignore[index]
+    profile = profiles.profile()
+    page = profile_page(profile)
+    assert json.loads(re.search(r'id="report-json">(.*?)</script>', page, re.S)[1]) == profile.to_json()  # type: ignore[index]
     for words in ("By operator type", "By layer", "All 4 operators", "19.7%", "100 GFLOP/s", "noise: quiet"):
         assert words in page
     assert page.count('scope="row">') == 4 + 3 + 4

@@ -66,9 +66,9 @@ def test_a_logarithmic_scale_maps_the_geometric_mean_to_the_middle() -> None:
 
 def test_scales_hold_their_values_with_a_margin() -> None:
     assert scale_around([2, 12], 0, 1, margin=0.1) == Scale(1, 13, 0, 1)
-    one = scale_around([5.0], 0, 100)
-    assert one.low < 5 < one.high
-    assert one(5) == pytest.approx(50)
+    around_five = scale_around([5.0], 0, 100)
+    assert around_five.low < 5 < around_five.high
+    assert around_five(5) == pytest.approx(50)
     single = scale_around([5.0], 0, 100, logarithmic=True)
     assert single(5) == pytest.approx(50)
 
@@ -98,16 +98,16 @@ def test_labels_keep_clear_of_marks_lines_names_and_each_other() -> None:
     plot.add(plot.line([(20, 50), (80, 50)], "front"))
     plot.name(*plot.at((50, 56)), "a name", "roof-name")
     places = [(48.0, 50.0), (50.0, 51.0), (52.0, 50.0)]
-    for place in places:
-        plot.add(plot.dot(place, 3, "point", "words"))
-    plot.labels([(place, f"label {index}", "label") for index, place in enumerate(places)])
+    for values in places:
+        plot.add(plot.dot(values, 3, "point", "words"))
+    plot.labels([(values, f"label {index}", "label") for index, values in enumerate(places)])
     root = ElementTree.fromstring(plot.svg("made up"))
     boxes = []
     for label in root.iter("text"):
         x, y, half = float(label.get("x", "")), float(label.get("y", "")), len(label.text or "") * CHARACTER / 2
         boxes.append(Box(x - half, y + 4 - LINE, x + half, y + 4))
     assert len(boxes) == 4
-    assert not any(one.overlap(other) for one, other in combinations(boxes, 2))
+    assert not any(label_box.overlap(other) for label_box, other in combinations(boxes, 2))
     for circle in root.iter("circle"):
         x, y = float(circle.get("cx", "")), float(circle.get("cy", ""))
         assert not any(box.left < x < box.right and box.top < y < box.bottom for box in boxes)

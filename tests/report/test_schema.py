@@ -112,8 +112,8 @@ def test_a_run_is_found_by_folder_file_and_recipe_name(tmp_path: Path) -> None:
     write_report(Report(recipe="quickstart"), run)
     (runs / "quickstart" / "latest").symlink_to(run.name)
     report = run / "report.json"
-    for given in (run, report, runs / "quickstart", Path("quickstart"), Path("recipes/quickstart.yaml")):
-        assert find_report(given, runs).resolve() == report
+    for reference in (run, report, runs / "quickstart", Path("quickstart"), Path("recipes/quickstart.yaml")):
+        assert find_report(reference, runs).resolve() == report
     with pytest.raises(InputError, match="no report of 'quickstrat'") as caught:
         find_report(Path("quickstrat"), runs)
     assert "name one of: quickstart" in (caught.value.hint or "")

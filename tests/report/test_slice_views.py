@@ -83,9 +83,9 @@ def test_less_is_better_of_calibration(name: str) -> None:
 
 
 def test_figures_by_slice(report: Report) -> None:
-    found = slice_results(report, "cpu")
-    assert found is not None
-    figures = {each.name: each for each in found[1]}
+    results = slice_results(report, "cpu")
+    assert results is not None
+    figures = {slice_result.name: slice_result for slice_result in results[1]}
     assert list(figures) == ["all rows", *report.slices]
     # In the fixture the first 1746 and 1737 rows are right; the predicate holds rows 1700 to 1759.
     special = figures["a predicate with a name that is long"]
@@ -105,9 +105,9 @@ def test_outcomes_that_do_not_pair_leave_the_change_out(report: Report) -> None:
         row.model_copy(update={"raw": None}) if (row.model, row.metric) == ("baseline", "accuracy") else row
         for row in report.measurements
     )
-    found = slice_results(report.model_copy(update={"measurements": rows}), "cpu")
-    assert found is not None
-    assert {each.change for each in found[1]} == {None}
+    results = slice_results(report.model_copy(update={"measurements": rows}), "cpu")
+    assert results is not None
+    assert {slice_result.change for slice_result in results[1]} == {None}
 
 
 def test_the_plot_has_both_models_in_every_line(report: Report) -> None:

@@ -20,19 +20,19 @@ from compress.results.report import LimitResult, Report
 
 def tables(markdown: str) -> dict[str, list[list[str]]]:
     """Heading -> the rows of the table below it."""
-    found: dict[str, list[list[str]]] = {}
+    rows_by_heading: dict[str, list[list[str]]] = {}
     heading = ""
     for line in markdown.splitlines():
         if line.startswith(("## ", "### ")):
             heading = line.split(" ", 1)[1]
         elif line.startswith("| "):
-            found.setdefault(heading, []).append([cell.strip() for cell in line[1:-1].split(" | ")])
-    return found
+            rows_by_heading.setdefault(heading, []).append([cell.strip() for cell in line[1:-1].split(" | ")])
+    return rows_by_heading
 
 
 def test_headlines_are_ratios_to_the_baseline(report: Report) -> None:
-    kept, smaller, faster, agreement = headlines(report, "cpu")
-    assert (kept.label, kept.figure, kept.status) == ("Accuracy kept", "99.5%", "passed")  # 1737 / 1746
+    quality, smaller, faster, agreement = headlines(report, "cpu")
+    assert (quality.label, quality.figure, quality.status) == ("Accuracy kept", "99.5%", "passed")  # 1737 / 1746
     assert (smaller.label, smaller.figure) == ("Smaller on disk", "17.8x")  # 91.3 / 5.12
     assert (faster.figure, faster.status, faster.limit) == ("11.7x", "missed", "<= 0.2 ms")
     assert agreement.figure == "96.15%"
@@ -96,8 +96,8 @@ def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
     assert verdict(other) == ("passed", "The limit is kept (1 not judged: for another processor)")
     text = shown(console_table(both))
     assert "? speedup on cpu \u2265 12x (x86-vnni): 11.7x (11.4\u201312.1x); noise could explain the miss" in text
-    found = "99.60% of baseline (86.60%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
-    assert f"\u2717 accuracy on cpu \u2265 99.7% of baseline: {found}" in " ".join(text.split())
+    missed_text = "99.60% of baseline (86.60%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
+    assert f"\u2717 accuracy on cpu \u2265 99.7% of baseline: {missed_text}" in " ".join(text.split())
     suite = ElementTree.fromstring(junit_report(both))
     assert (suite.get("failures"), suite.get("skipped")) == ("1", "1")
     skipped, failure = suite.find(".//skipped"), suite.find(".//failure")
@@ -111,44 +111,44 @@ def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:
     gpu = LimitResult(metric="speedup", target="gpu", limit=">= 2x", passed=False, skipped=True, verdict="skipped")
     alone = report.model_copy(update={"measurements": weighed, "limits": (gpu,)})
     assert alone.unmeasured and not report.unmeasured
-    said = "Nothing could be run: only sizes are known, and no limit was judged (1 not judged: target skipped)"
-    assert verdict(alone) == ("none", said)
+    sentence = "Nothing could be run: only sizes are known, and no limit was judged (1 not judged: target skipped)"
+    assert verdict(alone) == ("none", sentence)
     assert "5.12 MB" in shown(console_table(alone))
-    kept = alone.model_copy(update={"limits": (gpu, KEPT)})
-    assert verdict(kept)[1] == "Nothing could be run: only sizes are known; of what files weigh, the limit is kept"
+    judged = alone.model_copy(update={"limits": (gpu, KEPT)})
+    assert verdict(judged)[1] == "Nothing could be run: only sizes are known; of what files weigh, the limit is kept"
 
 
 def test_the_kind_of_processor_stands_with_the_run(report: Report) -> None:
-    known = report.model_copy(update={"environment": {**report.environment, "processor_class": "x86-avx2"}})
-    assert "took 5 min 12 s, on x86-avx2." in shown(console_table(known))
-    assert "on x86-avx2" in markdown_report(known).split("**")[0]
+    with_class = report.model_copy(update={"environment": {**report.environment, "processor_class": "x86-avx2"}})
+    assert "took 5 min 12 s, on x86-avx2." in shown(console_table(with_class))
+    assert "on x86-avx2" in markdown_report(with_class).split("**")[0]
 
 
 def test_markdown_holds_every_model_with_its_figures(report: Report) -> None:
-    found = tables(markdown_report(report))
-    heads, _, *rows = found["Measured on cpu"]
+    parsed = tables(markdown_report(report))
+    heads, _, *rows = parsed["Measured on cpu"]
     assert [row[0] for row in rows] == list(report.models)
     final = dict(zip(heads, rows[-1], strict=True))
     assert final["Accuracy"] == "86.85% (85.37\u201388.33%)"  # 1737 / 2000, 1.7% of it either way
     assert final["Size on disk"] == "5.12 MB"
     assert final["Speed-up"] == "11.7x (11.4\u201312.1x)"
-    ratios = dict(zip(found["Against the baseline on cpu"][0], found["Against the baseline on cpu"][-1], strict=True))
+    ratios = dict(zip(parsed["Against the baseline on cpu"][0], parsed["Against the baseline on cpu"][-1], strict=True))
     assert ratios["Size on disk"] == "17.8x smaller"
     assert ratios["Latency"] == "11.7x faster"
 
 
 def test_markdown_holds_limits_stages_environment_and_skipped_targets(report: Report) -> None:
     text = markdown_report(report)
-    found = tables(text)
-    assert [row[-1] for row in found["Limits"][2:]] == ["passed", "passed", "passed", "missed", "skipped"]
-    assert found["Limits"][2][2:4] == ["\u2265 98.5% of baseline", "99.48% of baseline (86.85%)"]
-    assert found["Stages"][3][:3] == ["prune", "12.5 s", ""]
-    assert found["Stages"][3][3] == "cached"
+    parsed = tables(text)
+    assert [row[-1] for row in parsed["Limits"][2:]] == ["passed", "passed", "passed", "missed", "skipped"]
+    assert parsed["Limits"][2][2:4] == ["\u2265 98.5% of baseline", "99.48% of baseline (86.85%)"]
+    assert parsed["Stages"][3][:3] == ["prune", "12.5 s", ""]
+    assert parsed["Stages"][3][3] == "cached"
     # Numbers flush right, words flush left.
-    assert found["quantize: damage"][1] == ["---", "---:", "---:", "---"]
-    assert found["quantize: damage"][2] == ["layer.1", "0.0123", "49,152", "kept in float"]
+    assert parsed["quantize: damage"][1] == ["---", "---:", "---:", "---"]
+    assert parsed["quantize: damage"][2] == ["layer.1", "0.0123", "49,152", "kept in float"]
     assert "- prune: layers \\[0, 5\\] of 6 kept" in text
-    assert ["packages.torch", "2.13.0"] in found["Environment"]
+    assert ["packages.torch", "2.13.0"] in parsed["Environment"]
     assert "- gpu: ONNX Runtime has no CUDAExecutionProvider here" in text
 
 
@@ -202,8 +202,8 @@ def test_an_empty_report_has_every_view() -> None:
 
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_no_word_is_broken_at_any_width(report: Report, width: int) -> None:
-    for each in (report, generation_report()):
-        assert broken_words(console_table(each), width) == []
+    for shown_report in (report, generation_report()):
+        assert broken_words(console_table(shown_report), width) == []
 
 
 def test_a_narrow_terminal_has_the_columns_that_limits_name(build: Callable[..., Report]) -> None:
@@ -212,16 +212,16 @@ def test_a_narrow_terminal_has_the_columns_that_limits_name(build: Callable[...,
     heading = next(line for line in text.splitlines() if line.startswith("Model"))
     assert heading.split() == ["Model", "Accuracy", "F1", "Agreement", "Size", "on", "disk", "Latency", "Speed-up"]
     assert "Parameters: in the report" in text
-    asked = build(limits=[Limit(metric="startup_ms", at_most=900), Limit(metric="parameters", at_most=5e6)])
-    heading = next(line for line in shown(console_table(asked), 50).splitlines() if line.startswith("Model"))
+    limited = build(limits=[Limit(metric="startup_ms", at_most=900), Limit(metric="parameters", at_most=5e6)])
+    heading = next(line for line in shown(console_table(limited), 50).splitlines() if line.startswith("Model"))
     assert heading.split() == ["Model", "Accuracy", "Parameters", "Start-up"]
 
 
 def test_the_last_line_says_where_things_are_and_what_comes_next(build: Callable[..., Report]) -> None:
     folder = Path("artifacts/runs/quickstart/2026-11-25T12-00-00")
-    kept, missed = build(limits=()), build()
+    passed, missed = build(limits=()), build()
     sizes = tuple(row for row in missed.measurements if row.metric == "size_bytes")
-    assert closing_line(kept, folder, "quickstart") == (
+    assert closing_line(passed, folder, "quickstart") == (
         "artifacts/runs/quickstart/2026-11-25T12-00-00 has report.html and model/. Next: compress bundle quickstart "
         "--target desktop --output app, or compress compare OTHER-RUN quickstart"
     )

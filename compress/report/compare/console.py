@@ -12,7 +12,7 @@ from compress.report.compare import formatting
 from compress.report.compare.change import Comparison, SliceChange
 from compress.report.compare.gate import GateResult
 from compress.report.compare.slices import largest_change
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _STYLES = {
     "worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow",
@@ -20,10 +20,10 @@ _STYLES = {
 }  # fmt: skip
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 _FIGURES = (
-    Column("before", right=True, rank=1),
-    Column("now", right=True, rank=1),
-    Column("change", right=True),
-    Column("interval", rank=3),
+    TableColumn("before", right=True, rank=1),
+    TableColumn("now", right=True, rank=1),
+    TableColumn("change", right=True),
+    TableColumn("interval", rank=3),
 )
 _LEFT_OUT = "hidden at this width; --json has all columns and --format html"
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
@@ -65,8 +65,9 @@ def _sides(comparison: Comparison) -> Iterator[Text]:
 
 
 def _table(title: str, margin: str) -> ResponsiveTable:
-    last = (Column(margin, right=True, rank=2), Column("verdict"))
-    return ResponsiveTable(title, [Column(""), Column("metric"), Column("on", rank=4), *_FIGURES, *last], _LEFT_OUT)
+    first = (TableColumn(""), TableColumn("metric"), TableColumn("on", rank=4))
+    last = (TableColumn(margin, right=True, rank=2), TableColumn("verdict"))
+    return ResponsiveTable(title, [*first, *_FIGURES, *last], _LEFT_OUT)
 
 
 def _changes(comparison: Comparison) -> ResponsiveTable:

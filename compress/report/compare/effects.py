@@ -187,21 +187,21 @@ def launch_change(pair: MeasurementPair, ratios: tuple[float, ...], confidence: 
 
 
 def make_change(
-    pair: MeasurementPair, found: Estimate, confidence: float | None, n: int, method: str, note: str | None = None
+    pair: MeasurementPair, effect: Estimate, confidence: float | None, n: int, method: str, note: str | None = None
 ) -> MetricChange:
     """Return the change with the verdict of its interval and margin.
 
     Args:
         pair: Measurements of the metric.
-        found: Effect with its interval.
+        effect: Effect with its interval.
         confidence: Confidence of the interval, or None for exact values.
         n: Number of pairs of samples.
         method: Description of the method.
         note: Note on the change.
     """
     better, margin = pair.metric.better, pair.margin_value
-    value, low, high = found
-    loss = Estimate(-value, -high, -low) if better == "higher" else found
+    value, low, high = effect
+    loss = Estimate(-value, -high, -low) if better == "higher" else effect
     verdict, more = decide(loss, margin), samples_to_settle(loss, margin, n)
     if better == "unknown" and verdict in ("worse", "better"):
         verdict, more = "can't tell", None

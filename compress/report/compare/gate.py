@@ -165,10 +165,10 @@ def read_policy(path: Path) -> Policy:
     return policy
 
 
-def find_policy(given: Path | None, run: Path | None) -> tuple[Policy, str]:
+def find_policy(file: Path | None, run: Path | None) -> tuple[Policy, str]:
     """Return the policy of a gate and its source: the given file, the recipe in the run's folder, or the defaults."""
-    if given is not None:
-        return read_policy(given), str(given)
+    if file is not None:
+        return read_policy(file), str(file)
     recipe = run / RECIPE if run else None
     return recipe_policy(recipe) if recipe else (Policy(), DEFAULTS)
 

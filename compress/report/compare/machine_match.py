@@ -91,12 +91,12 @@ def _provider(environment: dict[str, Any]) -> str | None:
     return None if requested is None else str(requested)
 
 
-def _differ(key: str, before: Any, after: Any) -> bool:
-    if key == "memory_bytes" and before and after:
-        return abs(float(after) / float(before) - 1) > _SAME_MEMORY
+def _differ(key: str, baseline: Any, candidate: Any) -> bool:
+    if key == "memory_bytes" and baseline and candidate:
+        return abs(float(candidate) / float(baseline) - 1) > _SAME_MEMORY
     if key == "features":
-        return set(before) != set(after)
-    return bool(before != after)
+        return set(baseline) != set(candidate)
+    return bool(baseline != candidate)
 
 
 def _written(key: str, value: Any) -> str:
@@ -109,12 +109,12 @@ def _written(key: str, value: Any) -> str:
     return format_number(value) if isinstance(value, float) else str(value)
 
 
-def _software(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+def _software(baseline: dict[str, Any], candidate: dict[str, Any]) -> Iterator[str]:
     for key, name in SOFTWARE.items():
-        if key == "packages" or key not in before or key not in after or before[key] == after[key]:
+        if key == "packages" or key not in baseline or key not in candidate or baseline[key] == candidate[key]:
             continue
-        yield f"{name}: {before[key]} and {after[key]}"
-    baseline_packages, candidate_packages = before.get("packages") or {}, after.get("packages") or {}
+        yield f"{name}: {baseline[key]} and {candidate[key]}"
+    baseline_packages, candidate_packages = baseline.get("packages") or {}, candidate.get("packages") or {}
     for package in (
         sorted(baseline_packages.keys() | candidate_packages.keys()) if baseline_packages and candidate_packages else ()
     ):

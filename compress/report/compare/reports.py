@@ -172,12 +172,12 @@ class _Ways:
         by_kind = self.policy.time_confidence if _varies(described) else self.policy.quality_confidence
         return self._change(pair, described, (rule and rule.confidence) or by_kind)
 
-    def _change(self, pair: MeasurementPair, known: Metric, confidence: float) -> MetricChange:
-        if known.from_file:
+    def _change(self, pair: MeasurementPair, metric: Metric, confidence: float) -> MetricChange:
+        if metric.from_file:
             return effects.exact_change(pair)
-        if _varies(known):
-            return self._time(pair, known, confidence)
-        if known.style in ("bytes", "count"):
+        if _varies(metric):
+            return self._time(pair, metric, confidence)
+        if metric.style in ("bytes", "count"):
             exact = pair.before.low is None or pair.after.low is None or pair.before.value * pair.after.value <= 0
             # Memory hardly varies between sessions, but does with the machine.
             change = effects.exact_change(pair) if exact else effects.time_change(pair, confidence, 0.0, (), None)
@@ -190,7 +190,7 @@ class _Ways:
         reason = "kept without the outcomes of single examples" if same else "of different test data"
         return effects.unpaired_change(pair, confidence, f"not paired: {reason}")
 
-    def _time(self, pair: MeasurementPair, known: Metric, confidence: float) -> MetricChange:
+    def _time(self, pair: MeasurementPair, metric: Metric, confidence: float) -> MetricChange:
         baseline, candidate = pair.before, pair.after
         if baseline.value <= 0 or candidate.value <= 0:
             return effects.unjudged_change(pair, "a time or rate that is not positive has no ratio")
@@ -203,7 +203,7 @@ class _Ways:
         ) and baseline.low is not None:
             self.reused = True
             return effects.exact_change(pair, _REUSED)
-        references = self._references(pair, known)
+        references = self._references(pair, metric)
         note = None if references else "no reference kernel on both sides: how fast the machine was is not known"
         change = effects.time_change(pair, confidence, self.policy.session_spread, references, note)
         return self._bound_to_host(self._bound_to_noise(change))
@@ -231,12 +231,12 @@ class _Ways:
             return tuple(a / b for a, b in zip(baseline, candidate, strict=True))
         return ()
 
-    def _references(self, pair: MeasurementPair, known: Metric) -> tuple[KernelRatio, ...]:
+    def _references(self, pair: MeasurementPair, metric: Metric) -> tuple[KernelRatio, ...]:
         """Return the ratios of the kernels that both sessions timed.
 
         Start-up resembles neither kernel, and a speed-up needs none.
         """
-        if not (pair.after.metric.startswith(("latency", "time_")) or known.style == "rate"):
+        if not (pair.after.metric.startswith(("latency", "time_")) or metric.style == "rate"):
             return ()
         ratios = []
         for name in REFERENCES:

@@ -35,7 +35,7 @@ def page() -> str:
     members = [i < 1000 for i in range(2000)]
     slices = {"first half": SliceRecord.of(members), "second half": SliceRecord.of([not m for m in members])}
     memory = row("peak_memory_bytes", 9e7, "bytes")
-    before = report(
+    baseline = report(
         accuracy(outcomes(1740)), row("size_bytes", 5_000_000, "bytes"), time_row("latency_ms", 2.0),
         time_row("startup_ms", 150.0, 0.3), memory, slices=slices,
     )  # fmt: skip
@@ -45,7 +45,7 @@ def page() -> str:
     )  # fmt: skip
     policy = Policy()
     return html_gate(
-        judge_comparison(compare_reports(before, after, policy, names=("baseline.json", "tonight")), policy)
+        judge_comparison(compare_reports(baseline, after, policy, names=("baseline.json", "tonight")), policy)
     )
 
 
@@ -64,23 +64,23 @@ def test_the_page_as_shipped_is_silent(browser: Browser, page: str) -> None:
 
 @pytest.mark.parametrize("width", [1280, 500, 390])
 def test_every_row_is_drawn_inside_its_card(browser: Browser, page: str, width: int) -> None:
-    found = drawn(browser, page, width)
-    assert found["overflow"] == 0
-    assert len(found["rows"]) == 7
-    for one in found["rows"]:
-        left, _, right, _ = one["plot"]
+    layout = drawn(browser, page, width)
+    assert layout["overflow"] == 0
+    assert len(layout["rows"]) == 7
+    for drawn_row in layout["rows"]:
+        left, _, right, _ = drawn_row["plot"]
         assert right - left > 150
-        assert left - 6 <= one["dot"][0] <= one["dot"][2] <= right + 6
-        assert one["card"][0] < one["chip"][0] < one["chip"][2] <= one["card"][2]
-    accuracy_row = found["rows"][0]
+        assert left - 6 <= drawn_row["dot"][0] <= drawn_row["dot"][2] <= right + 6
+        assert drawn_row["card"][0] < drawn_row["chip"][0] < drawn_row["chip"][2] <= drawn_row["card"][2]
+    accuracy_row = layout["rows"][0]
     assert accuracy_row["name"].startswith("accuracy")
     assert accuracy_row["dot"][0] > accuracy_row["band"][2]  # worse than the margin: right of the band
 
 
 def test_tick_labels_keep_apart(browser: Browser, page: str) -> None:
-    found = drawn(browser, page)
-    assert sum(map(len, found["labels"])) >= 12
-    assert [words for head in found["labels"] for words in covered(head)] == []
+    layout = drawn(browser, page)
+    assert sum(map(len, layout["labels"])) >= 12
+    assert [words for head in layout["labels"] for words in covered(head)] == []
 
 
 def test_dark_mode_is_dark(browser: Browser, page: str) -> None:

@@ -27,13 +27,15 @@ FLIP = Flip(row=7, now="wrong", label="a|b", baseline_answer="good", candidate_a
 @pytest.fixture(scope="module")
 def result() -> GateResult:
     """One failure, one unknown, one pass; with a flip and names that bite."""
-    before = report(accuracy(outcomes(1740)), row("size_bytes", 91_300_000, "bytes"), time_row("latency_ms", 2.0, 0.2))
+    baseline = report(
+        accuracy(outcomes(1740)), row("size_bytes", 91_300_000, "bytes"), time_row("latency_ms", 2.0, 0.2)
+    )
     after = report(
         accuracy(outcomes(1740, lost=60, gained=30)), row("size_bytes", 91_300_000, "bytes"),
         time_row("latency_ms", 2.1, 0.2), recipe=EVIL,
     )  # fmt: skip
     policy = Policy()
-    comparison = compare_reports(before, after, policy, names=("baseline.json", EVIL))
+    comparison = compare_reports(baseline, after, policy, names=("baseline.json", EVIL))
     return judge_comparison(comparison.model_copy(update={"flips": (FLIP,)}), policy)
 
 
@@ -159,8 +161,8 @@ def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
     rise = drop.model_copy(update={"effect": 0.02, "low": 0.01, "high": 0.03, "verdict": "better"})
     axis = effect_axis([drop, rise])
 
-    def middle(found: MetricChange) -> float:
-        return interval_bar(found, axis).value
+    def middle(change: MetricChange) -> float:
+        return interval_bar(change, axis).value
 
     assert middle(rise) == pytest.approx(100 - middle(drop), abs=0.02)
     assert middle(drop) > 60

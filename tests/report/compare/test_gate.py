@@ -27,9 +27,9 @@ BEFORE = report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time
 ORIGIN = BaselineOrigin(who="a tester", when="2026-11-25T12:00:00+00:00", why="a test")
 
 
-def judged(after: Report, policy: Policy | None = None, before: Report = BEFORE) -> GateResult:
+def judged(after: Report, policy: Policy | None = None, baseline: Report = BEFORE) -> GateResult:
     rules = policy or Policy(session_spread=0.0)
-    return judge_comparison(compare_reports(before, after, rules), rules)
+    return judge_comparison(compare_reports(baseline, after, rules), rules)
 
 
 def statuses(result: GateResult) -> dict[str, Status]:
@@ -49,7 +49,7 @@ def test_each_regression_fails_alone() -> None:
         "latency_ms": time_row("latency_ms", 2.2),
     }
     for metric, measurement in bad.items():
-        rows = [measurement if kept.metric == metric else kept for kept in BEFORE.measurements]
+        rows = [measurement if original.metric == metric else original for original in BEFORE.measurements]
         result = judged(report(*rows, seconds=1.0))
         assert result.failed
         assert [judgement.metric for judgement in result.having("failed")] == [metric]
@@ -58,25 +58,25 @@ def test_each_regression_fails_alone() -> None:
 
 def test_a_regression_below_the_margin_passes_or_is_unknown() -> None:
     after = report(time_row("latency_ms", 2.06, 0.001), *BEFORE.measurements[:2])
-    before = report(time_row("latency_ms", 2.0, 0.001), *BEFORE.measurements[:2])
-    assert statuses(judged(after, before=before))["latency_ms"] == "passed"
+    baseline = report(time_row("latency_ms", 2.0, 0.001), *BEFORE.measurements[:2])
+    assert statuses(judged(after, baseline=baseline))["latency_ms"] == "passed"
 
 
 @pytest.mark.parametrize(("cannot_tell", "status"), [("pass", "passed"), ("warn", "warned"), ("fail", "failed")])
 def test_what_is_unknown_follows_the_policy(cannot_tell: CannotTell, status: Status) -> None:
     after = report(time_row("latency_ms", 2.1, 0.2))
-    before = report(time_row("latency_ms", 2.0, 0.2))
+    baseline = report(time_row("latency_ms", 2.0, 0.2))
     policy = Policy(rules=(Rule(metric="latency_ms", worse_by="5%"),), cannot_tell=cannot_tell)
-    result = judged(after, policy, before)
+    result = judged(after, policy, baseline)
     assert (statuses(result), result.failed) == ({"latency_ms": status}, cannot_tell == "fail")
     strict = Rule(metric="latency_ms", worse_by="5%", cannot_tell="fail")
-    assert judged(after, Policy(rules=(strict,), cannot_tell=cannot_tell), before).failed
+    assert judged(after, Policy(rules=(strict,), cannot_tell=cannot_tell), baseline).failed
 
 
 def test_only_metrics_with_a_rule_are_judged() -> None:
     after = report(*BEFORE.measurements, row("parameters", 9, "parameters"), seconds=1.0)
-    before = report(*BEFORE.measurements, row("parameters", 8, "parameters"))
-    assert "parameters" not in statuses(judged(after, before=before))
+    baseline = report(*BEFORE.measurements, row("parameters", 8, "parameters"))
+    assert "parameters" not in statuses(judged(after, baseline=baseline))
 
 
 def test_what_the_candidate_lacks_fails_and_what_the_baseline_lacks_warns() -> None:
@@ -85,7 +85,7 @@ def test_what_the_candidate_lacks_fails_and_what_the_baseline_lacks_warns() -> N
     assert [(j.metric, j.reason) for j in result.having("failed")] == [
         ("accuracy", "the candidate was not measured for it")
     ]
-    assert statuses(judged(BEFORE, before=without))["accuracy"] == "warned"
+    assert statuses(judged(BEFORE, baseline=without))["accuracy"] == "warned"
 
 
 def test_not_a_number_fails() -> None:
@@ -127,10 +127,10 @@ def test_the_worst_slice_is_held() -> None:
 def test_a_slice_that_is_surely_worse_goes_before_one_that_only_looks_so() -> None:
     few = SliceRecord.of([i < 20 for i in range(2000)])
     many = SliceRecord.of([i >= 20 for i in range(2000)])
-    before = report(accuracy([1.0] * 2000), slices={"few": few, "many": many})
+    baseline = report(accuracy([1.0] * 2000), slices={"few": few, "many": many})
     lost = {0, 1, *range(100, 180)}  # 10 points of 20 rows, 4 of 1,980
     after = report(accuracy([float(i not in lost) for i in range(2000)]), slices={"few": few, "many": many})
-    result = judged(after, Policy(rules=(Rule(metric="accuracy", worse_by="3 points", slices="worst"),)), before)
+    result = judged(after, Policy(rules=(Rule(metric="accuracy", worse_by="3 points", slices="worst"),)), baseline)
     assert {part.name: part.change.verdict for part in result.comparison.slices} == {
         "few": "can't tell", "many": "worse",
     }  # fmt: skip
@@ -162,16 +162,16 @@ def test_a_baseline_keeps_what_a_gate_needs_in_few_bytes(tmp_path: Path) -> None
     write_baseline(whole, path, ORIGIN)
     assert path.stat().st_size < 6_000
     assert parse_baseline(json.loads(path.read_text()), path).origin == ORIGIN
-    kept = load_baseline(path)
-    assert kept.find("final", "accuracy", "cpu") == whole.find("final", "accuracy", "cpu")
-    assert kept.slices == whole.slices
-    assert kept.data == whole.data
-    latency = kept.find("final", "latency_ms", "cpu")
+    loaded = load_baseline(path)
+    assert loaded.find("final", "accuracy", "cpu") == whole.find("final", "accuracy", "cpu")
+    assert loaded.slices == whole.slices
+    assert loaded.data == whole.data
+    latency = loaded.find("final", "latency_ms", "cpu")
     assert latency is not None
     assert (latency.raw, latency.n, latency.value) == (None, 500, 2.0)
-    assert {measurement.model for measurement in kept.measurements} == {"machine", "final"}
-    assert kept.environment["noise"] == {"verdict": "quiet", "reasons": []}
-    assert "rounds" not in kept.environment
+    assert {measurement.model for measurement in loaded.measurements} == {"machine", "final"}
+    assert loaded.environment["noise"] == {"verdict": "quiet", "reasons": []}
+    assert "rounds" not in loaded.environment
 
 
 def test_a_gate_judges_a_baselines_file_as_the_run_itself(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_gate_judges_a_baselines_file_as_the_run_itself(tmp_path: Path) -> Non
     write_baseline(whole, path, ORIGIN)
     after = report(accuracy(outcomes(1741, lost=60, gained=5)), time_row("latency_ms", 2.3))
     policy = Policy()
-    compared: list[Comparison] = [compare_reports(before, after, policy) for before in (whole, load_baseline(path))]
+    compared: list[Comparison] = [compare_reports(baseline, after, policy) for baseline in (whole, load_baseline(path))]
     assert compared[0].changes == compared[1].changes
     assert [flip.row for flip in compared[0].flips] == [flip.row for flip in compared[1].flips]
 
@@ -187,9 +187,9 @@ def test_a_gate_judges_a_baselines_file_as_the_run_itself(tmp_path: Path) -> Non
 def test_packed_outcomes_are_readable_as_documented(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     write_baseline(report(accuracy([1, 0, 0, 0, 0, 0, 0, 1, 1])), path, ORIGIN)
-    (kept,) = json.loads(path.read_text())["outcomes"]
-    assert kept["count"] == 9
-    assert kept["bits"] == "gYA="  # 10000001 10000000 in Base64
+    (packed,) = json.loads(path.read_text())["outcomes"]
+    assert packed["count"] == 9
+    assert packed["bits"] == "gYA="  # 10000001 10000000 in Base64
 
 
 def test_runs_and_reports_are_baselines_too(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_what_lowers_the_bar() -> None:
 
 
 def test_the_origin_names_a_person_and_a_time() -> None:
-    made = current_origin("because")
-    assert made.who
-    assert made.why == "because"
-    assert made.when[10] == "T"
-    assert made.when[-6] in "+-"
+    origin = current_origin("because")
+    assert origin.who
+    assert origin.why == "because"
+    assert origin.when[10] == "T"
+    assert origin.when[-6] in "+-"

@@ -31,11 +31,11 @@ def losses(rise: float = 0.0, noise: float = 0.002) -> list[float]:
 
 @pytest.mark.parametrize(("rise", "verdict"), [(0.05, "worse"), (-0.05, "better"), (0.002, "same")])
 def test_windows_are_paired(rise: float, verdict: str) -> None:
-    before, after = losses(), losses(rise)
-    found = compare_reports(report(perplexity(before)), report(perplexity(after)), Policy())
-    (change,) = found.changes
+    baseline_losses, candidate_losses = losses(), losses(rise)
+    comparison = compare_reports(report(perplexity(baseline_losses)), report(perplexity(candidate_losses)), Policy())
+    (change,) = comparison.changes
     assert change.verdict == verdict
-    assert change.effect == pytest.approx(math.exp(np.mean(after) - np.mean(before)) - 1)
+    assert change.effect == pytest.approx(math.exp(np.mean(candidate_losses) - np.mean(baseline_losses)) - 1)
     assert change.low is not None and change.high is not None and change.high - change.low < 0.01
     assert change.method == "paired bootstrap over 24 windows"
 
@@ -55,8 +55,8 @@ def test_times_of_one_session_are_paired_launch_by_launch() -> None:
         time_row(step, 10.0),
         row("speedup_time_per_output_token_context_128", 4.0, "x", raw=ratios, n=4),
     )
-    found = compare_reports(mine, mine, baseline_model="baseline")
-    (change,) = (one for one in found.changes if one.metric == step)
+    comparison = compare_reports(mine, mine, baseline_model="baseline")
+    (change,) = (metric_change for metric_change in comparison.changes if metric_change.metric == step)
     assert change.method == "calls paired side by side, t interval over 4 launches of both"
     assert change.effect == pytest.approx(1 / np.prod(ratios) ** 0.25 - 1)
 
@@ -79,31 +79,34 @@ def test_a_gate_watches_perplexity_and_both_times() -> None:
 def test_what_both_wrote_stands_side_by_side() -> None:
     """Of one run, or of two that share some prompts."""
     mine = generation_report()
-    found = compare_reports(mine, mine, baseline_model="baseline")
-    assert [(one.prompt, one.baseline, one.candidate) for one in found.continuations] == list(
+    comparison = compare_reports(mine, mine, baseline_model="baseline")
+    assert [(pair.prompt, pair.baseline, pair.candidate) for pair in comparison.continuations] == list(
         zip(PROMPTS, TEXTS["baseline"], TEXTS["final"], strict=True)
     )
-    assert found.continuations[0].parting.startswith("They part at token 4: ")
-    page, text = html_comparison(found), markdown_comparison(found)
+    assert comparison.continuations[0].parting.startswith("They part at token 4: ")
+    page, text = html_comparison(comparison), markdown_comparison(comparison)
     assert '<span class="apart final">and covers about' in page and "They part at token 4" in page
     assert "1 of 3 continuations are the same to the end" in page and "They part at token 4" in text
     fewer = mine.model_copy(update={"continuations": mine.continuations[1:]})
     both = compare_reports(fewer, mine)
-    assert [one.baseline == one.candidate for one in both.continuations] == [True] * 3
+    assert [pair.baseline == pair.candidate for pair in both.continuations] == [True] * 3
     assert compare_reports(mine, mine.model_copy(update={"continuations": ()})).continuations == ()
 
 
 def test_instructions_that_one_of_the_two_follows_are_flips() -> None:
     def answers(model: str, *missed: tuple[str, ...]) -> tuple[AnswerRecord, ...]:
         return tuple(
-            AnswerRecord(model=model, target="cpu", prompt=f"do {place}", text=f"{model} {place}", missed=each)
-            for place, each in enumerate(missed)
+            AnswerRecord(model=model, target="cpu", prompt=f"do {index}", text=f"{model} {index}", missed=failed_checks)
+            for index, failed_checks in enumerate(missed)
         )
 
-    own = answers("baseline", (), ("words 1",), ()) + answers("final", ("json",), (), ())
-    mine = generation_report(answers=own)
-    found = compare_reports(mine, mine, baseline_model="baseline").flips
-    assert [(one.row, one.now, one.label) for one in found] == [(0, "wrong", "not json"), (1, "right", "not words 1")]
-    assert (found[0].example, found[0].baseline_answer, found[0].candidate_answer) == ("do 0", "baseline 0", "final 0")
+    records = answers("baseline", (), ("words 1",), ()) + answers("final", ("json",), (), ())
+    mine = generation_report(answers=records)
+    flips = compare_reports(mine, mine, baseline_model="baseline").flips
+    assert [(flip.row, flip.now, flip.label) for flip in flips] == [
+        (0, "wrong", "not json"),
+        (1, "right", "not words 1"),
+    ]
+    assert (flips[0].example, flips[0].baseline_answer, flips[0].candidate_answer) == ("do 0", "baseline 0", "final 0")
     page = html_page(mine).partition("<main")[2].partition("</main>")[0]
     assert "Instructions that one of the two followed" in page and "not json" in page and "do 2" not in page

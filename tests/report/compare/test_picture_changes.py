@@ -23,30 +23,34 @@ def features(seed: int, shift: float = 0.0) -> np.ndarray:
 REAL = np.random.default_rng(9).normal(0.5, 1.0, size=(PICTURES, 4))
 
 
-def distance(drawn: np.ndarray) -> Measurement:
-    value, low, high = frechet_interval(drawn, REAL, 0, 50)
-    raw = tuple(frechet_shares(drawn, REAL).tolist())
+def distance(generated: np.ndarray) -> Measurement:
+    value, low, high = frechet_interval(generated, REAL, 0, 50)
+    raw = tuple(frechet_shares(generated, REAL).tolist())
     return row("frechet_distance", value, "", raw=raw, n=len(raw), low=low, high=high)
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(-0.1, "worse"), (0.1, "better"), (0.002, "same")])
 def test_distances_are_paired_by_what_each_picture_adds(shift: float, verdict: str) -> None:
-    before, after = features(1), features(2, shift)
-    (change,) = compare_reports(report(distance(before)), report(distance(after)), Policy()).changes
+    baseline_features, candidate_features = features(1), features(2, shift)
+    (change,) = compare_reports(
+        report(distance(baseline_features)), report(distance(candidate_features)), Policy()
+    ).changes
     assert change.verdict == verdict
-    assert change.effect == pytest.approx(frechet_distance(after, REAL) / frechet_distance(before, REAL) - 1)
+    assert change.effect == pytest.approx(
+        frechet_distance(candidate_features, REAL) / frechet_distance(baseline_features, REAL) - 1
+    )
     assert change.method == "paired bootstrap over 400 examples"
     assert change.low is not None and change.high is not None
     # Apart, the two would not be told from each other: each alone is known to a fifth or so.
-    own = distance(before)
-    assert own.low is not None and own.high is not None
-    assert change.high - change.low < 0.5 * (own.high - own.low) / own.value
+    baseline_distance = distance(baseline_features)
+    assert baseline_distance.low is not None and baseline_distance.high is not None
+    assert change.high - change.low < 0.5 * (baseline_distance.high - baseline_distance.low) / baseline_distance.value
 
 
 def test_a_gate_watches_prompts_distance_and_diversity() -> None:
     watched = {rule.metric: rule.worse_by for rule in gate_rules()}
-    wanted = {"prompt_accuracy": "1 points", "frechet_distance": "5%", "prompt_diversity": "2%"}
-    assert wanted.items() <= watched.items()
+    expected = {"prompt_accuracy": "1 points", "frechet_distance": "5%", "prompt_diversity": "2%"}
+    assert expected.items() <= watched.items()
     fewer = row("prompt_accuracy", 0.95, "ratio", raw=(1.0,) * 380 + (0.0,) * 20, n=400, low=0.92, high=0.97)
     less = row("prompt_accuracy", 0.85, "ratio", raw=(1.0,) * 340 + (0.0,) * 60, n=400, low=0.81, high=0.88)
     (change,) = compare_reports(report(fewer), report(less), Policy()).changes

@@ -38,8 +38,8 @@ def test_margins_on_either_scale() -> None:
 def test_an_exact_name_goes_before_patterns_and_the_first_pattern_wins() -> None:
     rules = [("latency_*", "1%"), ("latency_ms*", "2%"), ("latency_ms", "3%")]
     policy = Policy(rules=tuple(Rule(metric=metric, worse_by=worse_by) for metric, worse_by in rules))
-    found = {name: policy.rule(name) for name in ("latency_ms", "latency_ms_batch_32", "accuracy")}
-    assert {name: rule and rule.worse_by for name, rule in found.items()} == {
+    rules_by_metric = {name: policy.rule(name) for name in ("latency_ms", "latency_ms_batch_32", "accuracy")}
+    assert {name: rule and rule.worse_by for name, rule in rules_by_metric.items()} == {
         "latency_ms": "3%", "latency_ms_batch_32": "1%", "accuracy": None,
     }  # fmt: skip
 
@@ -51,9 +51,9 @@ def test_a_rule_on_slices_does_not_stand_for_the_whole() -> None:
 
 
 def test_the_defaults_are_those_that_are_promised() -> None:
-    wanted = {"accuracy": 0.005, "latency_ms": 0.05, "size_bytes": 0.0, "peak_memory_bytes": 0.05, "startup_ms": 0.1}
-    rules = {metric: Policy().rule(metric) for metric in wanted}
-    assert {metric: rule and rule.margin.value for metric, rule in rules.items()} == wanted
+    expected = {"accuracy": 0.005, "latency_ms": 0.05, "size_bytes": 0.0, "peak_memory_bytes": 0.05, "startup_ms": 0.1}
+    rules = {metric: Policy().rule(metric) for metric in expected}
+    assert {metric: rule and rule.margin.value for metric, rule in rules.items()} == expected
     assert Policy().cannot_tell == "warn"
     finer = comparison_policy().rule("peak_memory_bytes")
     assert finer is not None

@@ -54,8 +54,8 @@ def test_few_rows_cannot_tell_and_say_how_many_more() -> None:
 
 def test_other_test_data_is_said_and_not_paired() -> None:
     other = DataRecord(digest="cd" * 32, rows=2000)
-    before, after = report(accuracy(outcomes(1740))), report(accuracy(outcomes(1700)), data=other)
-    comparison = compare_reports(before, after, NO_SPREAD)
+    baseline, candidate = report(accuracy(outcomes(1740))), report(accuracy(outcomes(1700)), data=other)
+    comparison = compare_reports(baseline, candidate, NO_SPREAD)
     change = comparison.changes[0]
     # Newcombe's interval of two independent shares is far wider than the paired one of 40 rows of 2,000.
     assert change.high - change.low == pytest.approx(2 * 1.645 * math.sqrt(0.87 * 0.13 / 1000), rel=0.05)
@@ -64,11 +64,11 @@ def test_other_test_data_is_said_and_not_paired() -> None:
 
 
 def test_a_report_without_a_digest_is_assumed_to_be_of_the_same_rows_aloud() -> None:
-    before = report(accuracy(outcomes(1740)), data=None)
-    comparison = compare_reports(before, report(accuracy(outcomes(1739))), NO_SPREAD)
+    baseline = report(accuracy(outcomes(1740)), data=None)
+    comparison = compare_reports(baseline, report(accuracy(outcomes(1739))), NO_SPREAD)
     assert comparison.changes[0].method.startswith("paired on 2,000")
     assert any("does not name its test data" in note for note in comparison.notes)
-    shorter = compare_reports(before, report(accuracy(outcomes(1739, 1999))), NO_SPREAD)
+    shorter = compare_reports(baseline, report(accuracy(outcomes(1739, 1999))), NO_SPREAD)
     assert "paired on" not in shorter.changes[0].method
 
 
@@ -85,12 +85,12 @@ def test_values_of_single_examples_are_bootstrapped_in_pairs() -> None:
 
 
 def test_bytes_are_exact() -> None:
-    before, after = report(row("size_bytes", 1_000_000, "bytes")), report(row("size_bytes", 1_000_001, "bytes"))
-    worse = only(before, after)
+    baseline, candidate = report(row("size_bytes", 1_000_000, "bytes")), report(row("size_bytes", 1_000_001, "bytes"))
+    worse = only(baseline, candidate)
     assert worse.effect == worse.low == worse.high == pytest.approx(1e-6)
     assert (worse.verdict, worse.confidence, worse.more) == ("worse", None, 0)
-    assert only(after, before).verdict == "better"
-    assert only(before, before.model_copy(update={"seconds": 1.0})).verdict == "same"
+    assert only(candidate, baseline).verdict == "better"
+    assert only(baseline, baseline.model_copy(update={"seconds": 1.0})).verdict == "same"
 
 
 def test_times_of_two_sessions_by_hand() -> None:
@@ -119,18 +119,18 @@ def machine(matmul_ms: float, copy_ms: float, copy_spread: float = 0.001) -> lis
 
 
 def test_a_slower_machine_is_divided_out() -> None:
-    before = report(time_row("latency_ms", 2.0), *machine(1.0, 1.0))
+    baseline = report(time_row("latency_ms", 2.0), *machine(1.0, 1.0))
     slower = report(time_row("latency_ms", 2.6), *machine(1.3, 1.3))
-    change = only(before, slower)
+    change = only(baseline, slower)
     assert change.effect == pytest.approx(0.0, abs=1e-9)
     assert change.verdict == "same" or change.high < 0.05
     assert "reference_matmul_ms and reference_copy_ms" in change.method
-    assert only(before, report(time_row("latency_ms", 2.6), *machine(1.0, 1.0))).effect == pytest.approx(0.3)
+    assert only(baseline, report(time_row("latency_ms", 2.6), *machine(1.0, 1.0))).effect == pytest.approx(0.3)
 
 
 def test_kernels_that_disagree_leave_it_open() -> None:
-    before = report(time_row("latency_ms", 2.0, 0.001), *machine(1.0, 1.0))
-    change = only(before, report(time_row("latency_ms", 2.4, 0.001), *machine(1.0, 1.3, 0.05)))
+    baseline = report(time_row("latency_ms", 2.0, 0.001), *machine(1.0, 1.0))
+    change = only(baseline, report(time_row("latency_ms", 2.4, 0.001), *machine(1.0, 1.3, 0.05)))
     # By the product 20% slower, by the copy 8% faster, which is known within 5% at 95%, so within 6.6% at 99%.
     scale = norm.ppf(0.995) / norm.ppf(0.975)
     narrow, wide = 2 * math.log(1.001) * scale, math.hypot(math.log(1.05), math.sqrt(3) * math.log(1.001)) * scale
@@ -151,16 +151,16 @@ def test_other_hosts_get_no_verdict_unless_asked(metric: str) -> None:
     other = {**MACHINE, "processor": "another processor", "threads": 8}
     memory = metric == "peak_memory_bytes"
     rows = [row(metric, value, "bytes") if memory else time_row(metric, value, 0.001) for value in (2.0, 4.0)]
-    before, after = report(rows[0]), report(rows[1], environment=other)
-    comparison = compare_reports(before, after, NO_SPREAD)
+    baseline, candidate = report(rows[0]), report(rows[1], environment=other)
+    comparison = compare_reports(baseline, candidate, NO_SPREAD)
     assert comparison.changes[0].verdict == "can't tell"
     assert "an invented processor and another processor" in (comparison.changes[0].note or "")
     assert comparison.host_differences == (
         "processor: an invented processor and another processor", "threads of the runtime: 2 and 8",
     )  # fmt: skip
-    asked = compare_reports(before, after, NO_SPREAD, across_hosts=True)
-    assert asked.changes[0].verdict == "worse"
-    assert any("across machines, as asked" in note for note in asked.notes)
+    across_hosts = compare_reports(baseline, candidate, NO_SPREAD, across_hosts=True)
+    assert across_hosts.changes[0].verdict == "worse"
+    assert any("across machines, as asked" in note for note in across_hosts.notes)
 
 
 def test_accuracy_and_size_compare_across_hosts() -> None:
@@ -187,16 +187,16 @@ def test_memory_with_an_interval_is_bound_to_the_machine_and_has_no_session_spre
 
 
 def test_a_run_against_itself_is_said_to_be() -> None:
-    one = report(time_row("latency_ms", 2.0))
-    comparison = compare_reports(one, one)
+    run = report(time_row("latency_ms", 2.0))
+    comparison = compare_reports(run, run)
     assert comparison.notes == ("both sides are one and the same run",)
     assert comparison.changes[0].effect == 0.0
 
 
 def test_new_software_is_said_and_compared() -> None:
     newer = {**MACHINE, "packages": {"onnxruntime": "1.33.0"}, "kernel": "6.2.0"}
-    before, after = report(time_row("latency_ms", 2.0)), report(time_row("latency_ms", 3.0), environment=newer)
-    comparison = compare_reports(before, after, NO_SPREAD)
+    baseline, candidate = report(time_row("latency_ms", 2.0)), report(time_row("latency_ms", 3.0), environment=newer)
+    comparison = compare_reports(baseline, candidate, NO_SPREAD)
     assert comparison.changes[0].verdict == "worse"
     assert "software differs: kernel: 6.1.0 and 6.2.0" in comparison.notes
     assert "software differs: onnxruntime: 1.32.0 and 1.33.0" in comparison.notes
@@ -264,8 +264,8 @@ def test_two_models_of_one_run_are_rows_of_one_session() -> None:
         accuracy(outcomes(1740)).model_copy(update={"model": "baseline"}),
         accuracy(outcomes(1740, lost=300)),
     ]
-    one = report(*rows)
-    comparison = compare_reports(one, one, baseline_model="baseline")
+    run = report(*rows)
+    comparison = compare_reports(run, run, baseline_model="baseline")
     assert [change.metric for change in comparison.changes] == ["latency_ms", "accuracy"]
     latency, quality = comparison.changes
     logs = np.log(1 / np.array(ratios))
@@ -285,10 +285,10 @@ def test_margins_are_converted_to_the_scale_of_the_effect() -> None:
 def test_slices_are_compared_at_their_own_margin() -> None:
     half = [i < 1000 for i in range(2000)]
     slices = {"first": SliceRecord.of(half), "second": SliceRecord.of([not member for member in half])}
-    before = report(accuracy([1.0] * 2000), slices=slices)
+    baseline = report(accuracy([1.0] * 2000), slices=slices)
     after = report(accuracy([0.0] * 50 + [1.0] * 1950), slices=slices)
     rules = (Rule(metric="accuracy", worse_by="3 points", slices="worst"),)
-    comparison = compare_reports(before, after, Policy(rules=rules))
+    comparison = compare_reports(baseline, after, Policy(rules=rules))
     worst = comparison.worst_slice
     assert worst is not None
     assert (worst.name, worst.change.effect, worst.change.margin) == ("first", -0.05, pytest.approx(0.03))

@@ -27,12 +27,12 @@ def records(slices: Mapping[str, range], count: int) -> dict[str, SliceRecord]:
 
 
 def report(outcomes: Sequence[float], slices: Mapping[str, range] | None = None, digest: str = "d") -> Report:
-    kept = records(slices or {}, len(outcomes))
+    slice_records = records(slices or {}, len(outcomes))
     return Report(
         recipe="r",
         measurements=(row(outcomes),),
         data=DataRecord(digest=digest, rows=len(outcomes)),
-        slices=kept,
+        slices=slice_records,
     )
 
 
@@ -42,33 +42,33 @@ SLICES = {"head": range(80, 160), "tail": range(140, 200), "kept": range(0, 90)}
 
 
 def test_shares_and_intervals_of_overlapping_slices() -> None:
-    found = {
+    changes = {
         part.name: part
         for part in slice_changes(ComparedModels(report(BEFORE), report(AFTER, SLICES)), "cpu", 0.01, 0.9)
     }
-    head, tail, kept = found["head"].change, found["tail"].change, found["kept"].change
+    head, tail, overlapping = changes["head"].change, changes["tail"].change, changes["kept"].change
     # head: rows 80-159 are right 70 times before; after, 80-89 and 150-159. 60 were lost and 10 won, of 80.
     assert (head.baseline, head.candidate, head.n) == (70 / 80, 20 / 80, 80)
-    each = 1 - 0.1 / 3
-    assert head.confidence == pytest.approx(each)
-    assert (head.effect, head.low, head.high) == pytest.approx(difference_of_shares(60, 10, 80, each))
+    slice_confidence = 1 - 0.1 / 3
+    assert head.confidence == pytest.approx(slice_confidence)
+    assert (head.effect, head.low, head.high) == pytest.approx(difference_of_shares(60, 10, 80, slice_confidence))
     # tail: rows 140-199 are right 10 times before and, others, 10 times after.
     assert (tail.baseline, tail.candidate, tail.effect) == (10 / 60, 10 / 60, 0)
-    assert (tail.low, tail.high) == pytest.approx(difference_of_shares(10, 10, 60, each)[1:])
-    assert (kept.baseline, kept.candidate) == (1, 1)
-    assert [found[name].change.verdict for name in SLICES] == ["worse", "can't tell", "can't tell"]
-    assert found["head"].change.more == 0
-    assert (found["tail"].change.more or 0) > 60
+    assert (tail.low, tail.high) == pytest.approx(difference_of_shares(10, 10, 60, slice_confidence)[1:])
+    assert (overlapping.baseline, overlapping.candidate) == (1, 1)
+    assert [changes[name].change.verdict for name in SLICES] == ["worse", "can't tell", "can't tell"]
+    assert changes["head"].change.more == 0
+    assert (changes["tail"].change.more or 0) > 60
 
 
 def test_the_largest_fall_comes_first_and_the_largest_change_either_way() -> None:
-    found = slice_changes(
+    changes = slice_changes(
         ComparedModels(report(BEFORE), report(AFTER, {**SLICES, "won": range(150, 160)})), "cpu", 0.01, 0.9
     )
-    assert found[0].name == "head"
-    assert [part.change.effect for part in found] == sorted(part.change.effect for part in found)
-    assert found[-1].name == "won"
-    largest = largest_change(found)
+    assert changes[0].name == "head"
+    assert [part.change.effect for part in changes] == sorted(part.change.effect for part in changes)
+    assert changes[-1].name == "won"
+    largest = largest_change(changes)
     assert largest is not None
     assert (largest.name, largest.change.effect, largest.rows) == ("won", 1.0, 10)
     assert largest_change(()) is None
@@ -83,13 +83,13 @@ def test_one_slice_alone_pays_nothing_for_others() -> None:
 def test_models_of_one_run_compare() -> None:
     both = report(AFTER, SLICES)
     both = both.model_copy(update={"measurements": (*both.measurements, row(BEFORE, "baseline"))})
-    found = slice_changes(ComparedModels(both, both, "baseline"), "cpu", 0.01, 0.9)
-    assert found == slice_changes(ComparedModels(report(BEFORE), both), "cpu", 0.01, 0.9)
+    changes = slice_changes(ComparedModels(both, both, "baseline"), "cpu", 0.01, 0.9)
+    assert changes == slice_changes(ComparedModels(report(BEFORE), both), "cpu", 0.01, 0.9)
 
 
 def test_slices_of_the_baseline_do_where_the_candidate_has_none() -> None:
-    found = slice_changes(ComparedModels(report(BEFORE, SLICES), report(AFTER)), "cpu", 0.01, 0.9)
-    assert {part.name for part in found} == set(SLICES)
+    changes = slice_changes(ComparedModels(report(BEFORE, SLICES), report(AFTER)), "cpu", 0.01, 0.9)
+    assert {part.name for part in changes} == set(SLICES)
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,18 @@ def test_a_row_without_outcomes_gives_nothing() -> None:
 def test_equally_good_models_seldom_have_a_worse_slice() -> None:
     """Ten slices of 200 rows, both models right 8 times in 10: alone, each would cry wolf in 1 of 20 comparisons."""
     generator = np.random.default_rng(5)
-    parts = {str(place): range(place * 200, place * 200 + 200) for place in range(10)}
+    parts = {str(index): range(index * 200, index * 200 + 200) for index in range(10)}
     slices = records(parts, 2000)
     alarms, alone = 0, 0
     for _ in range(100):
         shared = generator.random(2000) < 0.6
-        before, after = (np.where(shared, 1, generator.random(2000) < 0.5).astype(float) for _ in range(2))
-        candidate = report(after.tolist()).model_copy(update={"slices": slices})
-        found = slice_changes(ComparedModels(report(before.tolist()), candidate), "cpu", 0.0, 0.9)
-        alarms += any(part.change.verdict == "worse" for part in found)
-        deltas = [(after - before)[list(rows)] for rows in parts.values()]
+        baseline, candidate_outcomes = (
+            np.where(shared, 1, generator.random(2000) < 0.5).astype(float) for _ in range(2)
+        )
+        candidate = report(candidate_outcomes.tolist()).model_copy(update={"slices": slices})
+        changes = slice_changes(ComparedModels(report(baseline.tolist()), candidate), "cpu", 0.0, 0.9)
+        alarms += any(part.change.verdict == "worse" for part in changes)
+        deltas = [(candidate_outcomes - baseline)[list(rows)] for rows in parts.values()]
         alone += any(difference_of_shares(int((d < 0).sum()), int((d > 0).sum()), 200, 0.9).high < 0 for d in deltas)
     # At most 5 in 100 are promised; 13 or more would happen once in 1000 times then. Unadjusted it is 40 in 100.
     assert alarms <= 12

@@ -195,6 +195,7 @@ def input_types(cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> list[type[
     if not issubclass(cls, PrefersInput) or not supported:
         return [cls.input_type()]
     stage = cls.model_construct(kind=cls.model_fields["kind"].default)
+    assert isinstance(stage, PrefersInput)
     return [stage.preferred_input(capabilities) for capabilities in supported]
 
 

@@ -488,16 +488,16 @@ def test_a_student_of_random_weights_is_drawn_by_its_config(tmp_path: Path) -> N
     assert runner.inputs.resolve("model") == tmp_path / "model", "the starting model is read as it is"
     read = tiny_run.load(recipe, "stages.0.distill.student.random_weights=false")
     with pytest.raises(ModelError, match="safetensors"):
-        StageRunner(read, tmp_path, tmp_path / "artifacts", tiny_run.Notes()).resolve("small")
+        StageRunner(read, tmp_path, tmp_path / "artifacts", tiny_run.Notes()).inputs.resolve("small")
 
 
 def test_one_name_is_not_read_and_drawn(tmp_path: Path) -> None:
     recipe = tiny_run.write_all(tmp_path, stages=[{"distill": {"student": {"model": "small", "random_weights": True}}}])
     overrides = ("model=small", "baseline=start")
-    with pytest.raises(InputError, match=r"'small'[\s\S]*another student of random weights"):
+    with pytest.raises(InputError, match=r"'small'[\s\S]*a student with random weights"):
         tiny_run.load(recipe, *overrides)
     given = tiny_run.load(recipe, "baseline=start").model_dump()
-    with pytest.raises(ValidationError, match="for 'small', another student of random weights"):
+    with pytest.raises(ValidationError, match="for 'small', a student with random weights"):
         Recipe.model_validate({**given, "model": "small"})
 
 

@@ -122,11 +122,12 @@ def _check_task(document: Document, parts: list[ParsedStage], kinds: Sequence[Ta
                 (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
             )
     unused_fields = [
-        [path for needed, paths in _ONLY.items() if not needed <= capability_set for path in paths] for capability_set in capability_sets
+        [path for needed, paths in _ONLY.items() if not needed <= capability_set for path in paths]
+        for capability_set in capability_sets
     ]
     for path in _in_all(unused_fields):
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
-        if path == _SLICES and isinstance(value, list):  # by a column of the rows, running text has slices too
+        if path == _SLICES and isinstance(value, list):
             # Running text may have slices by a column of its rows, but not by length.
             value = [part for part in value if isinstance(part, dict) and "length" in part]
         if value not in (None, [], default):

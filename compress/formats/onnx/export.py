@@ -89,7 +89,7 @@ def export_onnx(
     attention_check = check_attention(model.module, examples) if attention else AttentionCheck(refused="left out")
     program = _trace(model, examples, opset, hooks=attention and attention_check.refused is None)
     _drop_inner_outputs(program)
-    _tell_shapes(program)
+    _record_shapes(program)
     _keep_answers(program, examples)
     # The batch axis of an input may have another name than `batch_size`, for several images of a text.
     axes = {name: dict(enumerate((axis, *_AXES[1:]))) for name, axis in examples.batches.items()}
@@ -134,7 +134,7 @@ def export_part(
             program, _ = OnnxExporter().export_program(part.eval(), dict(inputs), config)
     except (RuntimeError, ValueError, TypeError) as error:
         raise _failed(error) from error
-    _tell_shapes(program)
+    _record_shapes(program)
     return _finished(program, axes, fusions, attention=fusions, attention_check=AttentionCheck(), leave_out=())
 
 
@@ -154,7 +154,7 @@ def _finished(
         rewrites |= optimize_graph(program, leave_out)
     # Names are written last, because fusions create values with the symbols of the trace.
     _name_axes(program, axes)
-    _tell_shapes(program)
+    _record_shapes(program)
     _strip(program)
     return ExportedGraph(ir.to_proto(program), rewrites, unfused)
 
@@ -167,7 +167,9 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool
     """
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    sample = _two_lengths(examples)
+    # The shortest and the longest example, or one example twice.
+    lengths = examples.lengths()
+    sample = [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
     inputs = {name: value for name, value in tensors(examples, sample).items() if name in examples.padding}
     failure: Exception | None = None
     # First with guards that torch proves; if it cannot, with longer inputs and deferred runtime assertions.
@@ -275,12 +277,6 @@ def _fuse(program: ir.Model, attention: bool, attention_check: AttentionCheck) -
     return count, f"attention unfused in {left} places: {reasons}" if left else ""
 
 
-def _two_lengths(examples: Examples) -> list[int]:
-    """Return the indices of the shortest and the longest example."""
-    lengths = examples.lengths()
-    return [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
-
-
 def _drop_inner_outputs(model: ir.Model) -> None:
     """Drop outputs of a model's parts, such as `text_model_output.last_hidden_state`, in place.
 
@@ -322,7 +318,7 @@ def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | st
     return re.sub(r"\w+", lambda match: symbols.get(match[0], match[0]), axis.value)
 
 
-def _tell_shapes(model: ir.Model) -> None:
+def _record_shapes(model: ir.Model) -> None:
     """Record stored tensors with the shapes that they have, in place.
 
     transformers records a scale of one element as a scalar, and shape inference refuses such a graph.

@@ -14,6 +14,11 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
+def rank(value: ir.Value | None) -> int | None:
+    """Return the number of axes of a value, or ``None`` if it is unknown."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
 def only_consumer(value: ir.Value, *operators: str) -> ir.Node | None:
     """Return the one node that reads ``value`` if it is one of ``operators`` and ``value`` is no graph output."""
     nodes = [usage.node for usage in value.uses()]

@@ -53,10 +53,10 @@ class ImportedGraph:
 def import_graph(file: Path) -> ImportedGraph:
     """Read and normalize the graph of ``file``. Raises `ModelError` if it is broken, too new, or has no outputs."""
     original = read_graph_file(file)
-    session = _opened(original, file)
+    session = _open(original, file)
     # An unknown graph does not state sizes and values of its inputs, so they are found by trial.
     inputs = synthesize_inputs(original, session)
-    return _ready(original, session, inputs)
+    return _normalize(original, session, inputs)
 
 
 def read_graph_file(file: Path) -> onnx.ModelProto:
@@ -76,7 +76,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
             expected="a whole .onnx file, and beside it the files that its weights lie in",
             hint="fetch or export it again",
         ) from error
-    _refuse_no_numbers(graph, file)
+    _refuse_nan(graph, file)
     if not graph.graph.output:
         raise ModelError(
             "The graph has no outputs.",
@@ -87,7 +87,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
     return graph
 
 
-def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
+def _refuse_nan(graph: onnx.ModelProto, file: Path) -> None:
     """Raise `ModelError` for NaN in weights, which a diverged training leaves; infinity may be a mask."""
     for tensor in (tensor for subgraph in all_graphs(graph.graph) for tensor in subgraph.initializer):
         array = onnx.numpy_helper.to_array(tensor)
@@ -100,7 +100,7 @@ def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
             )
 
 
-def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
+def _open(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
     """Open the graph. Raises `ModelError` if its operator set is too new or ONNX Runtime refuses it."""
     opset = next((entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), 0)
     newest = onnx.defs.onnx_opset_version()
@@ -132,7 +132,7 @@ Step = Callable[[ir.Model], tuple[ir.Model, str | None]]
 """Changes the graph in place or returns a new one, with a description of the change; None if nothing was changed."""
 
 
-def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inputs: GraphInputs) -> ImportedGraph:
+def _normalize(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inputs: GraphInputs) -> ImportedGraph:
     """Apply the normalization steps; a step counts if the graph still opens, gives the same answers and is no larger.
 
     Without inputs to compare on, and for a graph that is quantized already, only steps that compute nothing apply.
@@ -156,7 +156,7 @@ def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inp
                 failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
                 continue
             if change is not None and changed_graph.ByteSize() <= original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
-                if _answers_alike(changed_graph, feeds, expected):
+                if _same_answers(changed_graph, feeds, expected):
                     graph, changes = changed_graph, [*changes, change]
                 else:
                     failures.append(f"{change}, but the answers changed")
@@ -164,7 +164,7 @@ def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inp
     return ImportedGraph(graph, inputs, tuple(changes), tuple(failures))
 
 
-def _answers_alike(
+def _same_answers(
     graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Sequence[np.ndarray]]
 ) -> bool:
     """Return whether the graph gives the expected answers."""

@@ -87,7 +87,7 @@ class OnnxParts(Parts):
         changed.CopyFrom(self.graph)
         graph = changed.graph
         # Every reader of a given value reads a new input instead.
-        _lead(graph, {name: _GIVEN.format(name) for name in given})
+        _redirect_inputs(graph, {name: _GIVEN.format(name) for name in given})
         del graph.output[:], graph.value_info[:]
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
         graph.input.extend(
@@ -112,13 +112,13 @@ def _steps(graph: onnx.ModelProto) -> Iterator[Step]:
             yield Step(out, node.op_type, name, list(node.input), bits, node.op_type not in _MOVED)
 
 
-def _lead(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+def _redirect_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Rename the inputs of every node, in place, those of branches and loops too."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _lead(attribute.g, names)
+                _redirect_inputs(attribute.g, names)
 
 
 def _bits(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:

@@ -177,14 +177,18 @@ def _differences(left_message: Any, right_message: Any, path: FieldPath) -> Iter
             raise ModelError(f"The graphs differ in how many there are of {field.name}.")
         pairs = zip(range(len(value)), value, other_value, strict=True) if repeated else [(None, value, other_value)]
         for index, left, right in pairs:
-            step = (*path, (field.name, index))
-            if hasattr(left, "ListFields"):
-                yield from _differences(left, right, step)
-            elif isinstance(left, int):
-                if left != right:
-                    yield step, left, right
-            elif not isinstance(left, float) and left != right:
-                raise ModelError(f"The graphs differ in {field.name}.")
+            yield from _value_differences(left, right, (*path, (field.name, index)))
+
+
+def _value_differences(left: Any, right: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
+    """Yield integers in two values of a field that differ. Raises `ModelError` for other differences but floats."""
+    if hasattr(left, "ListFields"):
+        yield from _differences(left, right, path)
+    elif isinstance(left, int):
+        if left != right:
+            yield path, left, right
+    elif not isinstance(left, float) and left != right:
+        raise ModelError(f"The graphs differ in {path[-1][0]}.")
 
 
 def _fields(message: Any) -> list[tuple[Any, Any]]:

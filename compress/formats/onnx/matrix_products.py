@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.graph_edits import NodeWriter, clean, constant
+from compress.formats.onnx.graph_edits import NodeWriter, clean, constant, rank
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _replace_einsum(graph: ir.Graph, node: ir.Node, index: int) -> bool:
         return False
     # One operand: a transpose.
     if len(parts) == 1 and sorted(parts[0]) == sorted(out):
-        replacement = _turned(writer, first, parts[0], out)
+        replacement = _transposed(writer, first, parts[0], out)
     elif len(parts) == 2 and second is not None and (letters := _Letters(parts[0], parts[1], out)).plain:
         weight = constant(second)
         # Stored weights become a matrix; two computed operands a batched product.
@@ -81,7 +81,7 @@ def _replace_einsum(graph: ir.Graph, node: ir.Node, index: int) -> bool:
     return True
 
 
-def _turned(writer: NodeWriter, value: ir.Value, order: str, target: str) -> ir.Value:
+def _transposed(writer: NodeWriter, value: ir.Value, order: str, target: str) -> ir.Value:
     """Transpose ``value`` from the axis order ``order`` to ``target``."""
     if order == target:
         return value
@@ -115,11 +115,11 @@ def _projected(writer: NodeWriter, value: ir.Value, weight: np.ndarray, letters:
 def _multiplied(writer: NodeWriter, first: ir.Value, second: ir.Value, letters: _Letters) -> ir.Value:
     """Multiply two computed operands as a batched matrix product."""
     batch, rows, columns, summed = letters.batch, letters.rows, letters.columns, letters.summed
-    left = _turned(writer, first, letters.left, batch + rows + summed)
-    right = _turned(writer, second, letters.right, batch + summed + columns)
+    left = _transposed(writer, first, letters.left, batch + rows + summed)
+    right = _transposed(writer, second, letters.right, batch + summed + columns)
     shape = None if left.shape is None or right.shape is None else [*left.shape[:-1], right.shape[-1]]
     product = writer.node("MatMul", [left, right], shape)
-    return _turned(writer, product, batch + rows + columns, letters.out)
+    return _transposed(writer, product, batch + rows + columns, letters.out)
 
 
 _FUSED, _DOMAIN = "FusedMatMul", "com.microsoft"
@@ -143,13 +143,9 @@ def unfold_batch_transposes(model: ir.Model) -> int:
 
 def _refused(node: ir.Node) -> bool:
     """Return whether ONNX Runtime refuses a product, which it does for operands of different or low rank."""
-    ranks = [_rank(value) for value in node.inputs]
+    ranks = [rank(value) for value in node.inputs]
     transposes = any(node.attributes.get_int(batch, 0) for batch, _ in _FLAGS)
     return transposes and None not in ranks and not (ranks[0] == ranks[1] and (ranks[0] or 0) > 2)
-
-
-def _rank(value: ir.Value | None) -> int | None:
-    return None if value is None or value.shape is None else len(value.shape)
 
 
 def _unfold(graph: ir.Graph, node: ir.Node) -> None:

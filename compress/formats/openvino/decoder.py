@@ -13,7 +13,7 @@ import numpy as np
 from compress.formats.onnx.decoder.attention_calls import CAUSAL
 from compress.formats.onnx.decoder.export import companions_of
 from compress.formats.onnx.decoder.insert_weights import write_graph
-from compress.formats.onnx.decoder.parity import DecoderParity, Pairs, held, reading_orders, torch_logits
+from compress.formats.onnx.decoder.parity import DecoderParity, Pairs, check_limits, reading_orders, torch_logits
 from compress.formats.onnx.decoder.trace import Trace, trace_part
 from compress.formats.onnx.decoder.traced_parts import decoder_with_positions
 from compress.formats.onnx.decoder.weights import GraphSettings
@@ -70,7 +70,7 @@ def write_decoder(
         plain, made = _converted(graph, precision, table_bits, cache)
         exact = _answers(plain, windows, expected, exact=True)
         shipped = _answers(made, windows, expected, exact=False)
-        found = held(exact, shipped, tolerance, _ROUNDING_LIMIT, _MEND)
+        found = check_limits(exact, shipped, tolerance, _ROUNDING_LIMIT, _MEND)
         return ProvenDecoder(OpenVinoModel(made, companions), found, unfused)
 
     graph, unfused = _placed(checkpoint, None)

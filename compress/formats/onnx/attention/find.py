@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.attention.tracing import DOMAIN, OPERATOR
-from compress.formats.onnx.graph_edits import NodeWriter, clean, constant, only_consumer
+from compress.formats.onnx.graph_edits import NodeWriter, clean, constant, only_consumer, rank
 
 MASK_INPUT = "attention_mask"
 _TURN = (0, 2, 1, 3)
@@ -54,7 +54,7 @@ def count_unfused(model: ir.Model) -> int:
 
 def _along_keys(softmax: ir.Node) -> bool:
     """Return whether a softmax normalizes over the last axis."""
-    return softmax.attributes.get_int("axis", -1) in (-1, (_rank(softmax.outputs[0]) or 0) - 1)
+    return softmax.attributes.get_int("axis", -1) in (-1, (rank(softmax.outputs[0]) or 0) - 1)
 
 
 def _product_after(softmax: ir.Node) -> ir.Node | None:
@@ -70,7 +70,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     weighted, score_value = _product_after(softmax), softmax.inputs[0]
     if weighted is None or weighted.op_type != "MatMul" or score_value is None:
         return False
-    end = weighted if _rank(weighted.outputs[0]) == 4 else only_consumer(weighted.outputs[0], "Reshape")
+    end = weighted if rank(weighted.outputs[0]) == 4 else only_consumer(weighted.outputs[0], "Reshape")
     # Walk up from the softmax to the product of queries and keys.
     scores = _walk(score_value)
     if scores is None or end is None or not _along_keys(softmax):
@@ -86,7 +86,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     if not isinstance(heads, int) or not isinstance(size, int) or not heads == key.axes[1] == value.axes[1]:
         return False
     shape = [query.axes[0], heads, query.axes[2], size]
-    if _rank(end.outputs[0]) != 4 or list(end.outputs[0].shape or ())[1::2] != [heads, size]:
+    if rank(end.outputs[0]) != 4 or list(end.outputs[0].shape or ())[1::2] != [heads, size]:
         return False
     writer = NodeWriter(graph, end, f"attention_{index}")
     # Padding becomes a mask input, all other terms one bias.
@@ -119,11 +119,6 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     return True
 
 
-def _rank(value: ir.Value | None) -> int | None:
-    """Return the number of axes, or None if it is unknown."""
-    return None if value is None or value.shape is None else len(value.shape)
-
-
 @dataclass(frozen=True)
 class _Heads:
     """A tensor of four axes in another order, times a number: ``perm`` of ``source``, times ``factor``."""
@@ -144,7 +139,7 @@ class _Heads:
 
 def _heads(value: ir.Value | None) -> _Heads | None:
     """Return the operand of a product before transposes, factors and the merge of batch and heads into one axis."""
-    perm, factor = tuple(range(_rank(value) or 0)), 1.0
+    perm, factor = tuple(range(rank(value) or 0)), 1.0
     while value is not None and (node := value.producer()) is not None:
         number = _number(node)
         if number is not None:
@@ -153,12 +148,12 @@ def _heads(value: ir.Value | None) -> _Heads | None:
             node_perm = node.attributes.get_ints("perm", ())
             perm = tuple(node_perm[axis] for axis in perm)
         # [batch * heads, ...] is read as [batch, heads, ...].
-        elif node.op_type == "Reshape" and len(perm) == 3 and perm[0] == 0 and _rank(node.inputs[0]) == 4:
+        elif node.op_type == "Reshape" and len(perm) == 3 and perm[0] == 0 and rank(node.inputs[0]) == 4:
             perm = (0, 1, perm[1] + 1, perm[2] + 1)
         else:
             break
         value = node.inputs[0]
-    return _Heads(value, perm, factor) if value is not None and len(perm) == 4 and _rank(value) == 4 else None
+    return _Heads(value, perm, factor) if value is not None and len(perm) == 4 and rank(value) == 4 else None
 
 
 def _number(node: ir.Node) -> float | None:
@@ -182,7 +177,7 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
     # The product itself ends the walk; its operands must be computed.
     if node.op_type == "MatMul":
         computed = all(
-            operand is not None and operand.const_value is None and _rank(operand) in (3, 4) for operand in node.inputs
+            operand is not None and operand.const_value is None and rank(operand) in (3, 4) for operand in node.inputs
         )
         return _Scores(node, share) if computed else None
     if (by := _number(node)) is not None:
@@ -203,19 +198,22 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
                 return scores
     if node.op_type == "Where":
         return _filled(node, share)
-    ranks = _rank(first), _rank(value)
-    if node.op_type != "Reshape" or ranks not in ((3, 4), (4, 5), (5, 4)):
-        return None
+    return _reshaped(node, share) if node.op_type == "Reshape" else None
+
+
+def _reshaped(node: ir.Node, share: float) -> _Scores | None:
+    """Return scores before a reshape that splits or merges batch, heads or windows, or None for another reshape."""
+    source, value = node.inputs[0], node.outputs[0]
+    ranks = rank(source), rank(value)
     if ranks == (5, 4):
-        return _of_windows(node, first, share)
-    scores = _walk(first, share)
-    # The reshape is applied to the terms, so that they can be added after it.
+        return _of_windows(node, source, share)
+    if ranks not in ((3, 4), (4, 5)):
+        return None
+    scores = _walk(source, share)
     if scores is not None and ranks == (3, 4):
-        # Scores [batch * heads, ...] as [batch, heads, ...], and all that was added to them.
+        # The terms, which are added after it, are reshaped from [batch * heads, ...] to [batch, heads, ...] too.
         writer = NodeWriter(node.graph, node, f"{value.name}_split")
-        scores.terms = [
-            (writer.node("Reshape", [added, node.inputs[1]], value.shape), by) for added, by in scores.terms
-        ]
+        scores.terms = [(writer.node("Reshape", [term, node.inputs[1]], value.shape), by) for term, by in scores.terms]
     return scores
 
 
@@ -231,12 +229,12 @@ def _of_windows(node: ir.Node, window_scores: ir.Value | None, share: float) -> 
     query = None if scores is None else _heads(scores.node.inputs[0])
     if scores is None or query is None:
         return None
-    if any(_rank(term) == 5 and not _for_each_window(term) for term, _ in scores.terms):
+    if any(rank(term) == 5 and not _for_each_window(term) for term, _ in scores.terms):
         return None
     writer = NodeWriter(node.graph, node, f"{node.outputs[0].name}_windows")
     terms = []
     for term, factor in scores.terms:
-        if _rank(term) == 5 and term.shape is not None:
+        if rank(term) == 5 and term.shape is not None:
             # A term for each window is repeated for every image and merged into the batch axis.
             windows, *_, rows, columns = term.shape[1:]
             all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
@@ -319,7 +317,7 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
 
 def _one_row(term: ir.Value) -> bool:
     """Return whether a term is equal for every head and query."""
-    return _rank(term) == 4 and term.shape is not None and term.shape[1] == 1 and term.shape[2] == 1
+    return rank(term) == 4 and term.shape is not None and term.shape[1] == 1 and term.shape[2] == 1
 
 
 def _has_rows(term: ir.Value) -> bool:

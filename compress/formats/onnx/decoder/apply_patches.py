@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -62,15 +63,8 @@ def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
             stack.enter_context(patch.object(kind, "forward", _method(forward)))
         if patches.tracing:
             stack.enter_context(patch.object(torch, "erfinv", inverse_error_function))
-        for module in {sys.modules[type(part).__module__] for part in model.modules()}:
-            for name, function in list(vars(module).items()):
-                # Every module of transformers has its own copy of the rotation.
-                if name.startswith("apply_rotary") and callable(function):
-                    stack.enter_context(patch.object(module, name, partial(patches.rotate, function)))
-                elif name == _DELTA_RULES and patches.tracing:
-                    stack.enter_context(patch.object(module, name, delta_rule))
-                elif name == _SELECTIVE_SCANS and patches.tracing:
-                    stack.enter_context(patch.object(module, name, partial(selective_scan, patches)))
+        for module, name, replacement in _function_patches(model, patches):
+            stack.enter_context(patch.object(module, name, replacement))
         for part in model.modules():
             if patches.tracing and part.compress_module_name in patches.norms:
                 stack.enter_context(patch.object(part, "forward", partial(patches.norm, part)))
@@ -80,6 +74,19 @@ def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
             ):
                 stack.enter_context(patch.object(part, "forward", partial(_tables, part, part.forward)))
         yield
+
+
+def _function_patches(model: nn.Module, patches: TracingPatches) -> Iterator[tuple[ModuleType, str, Any]]:
+    """Yield module, name and replacement of each function that transformers' model files define for themselves."""
+    for module in {sys.modules[type(part).__module__] for part in model.modules()}:
+        for name, function in list(vars(module).items()):
+            # Every module of transformers has its own copy of the rotation.
+            if name.startswith("apply_rotary") and callable(function):
+                yield module, name, partial(patches.rotate, function)
+            elif name == _DELTA_RULES and patches.tracing:
+                yield module, name, delta_rule
+            elif name == _SELECTIVE_SCANS and patches.tracing:
+                yield module, name, partial(selective_scan, patches)
 
 
 def _method(function: Any) -> Any:

@@ -5,7 +5,7 @@ Masks and rotary positions are recognized by their numbers, not by a model's nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ def describe_call(
     return replace(call, rotation=turned, biased=bias is not None and bool(bias.any()), problem=problem)
 
 
-def classify_mask(mask_function: Callable[..., torch.Tensor]) -> int | None:
+def classify_mask(mask_function: Any) -> int | None:
     """Return the kind of a mask from its function, evaluated far from the beginning."""
     counts = []
     for query in _FAR:
@@ -156,7 +156,7 @@ def read_rotation(module: Any, cosine: torch.Tensor, layer_type: str | None) -> 
     return Rotation(tuple(frequencies.float().tolist()), factor, int(positions))
 
 
-def _rotate(value: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def _rotate(value: Any, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Rotate the pairs of ``value``."""
     width, axis = 2 * cosines.shape[-1], -1 if interleaved else -2
     first, second = value[..., :width].unflatten(-1, (-1, 2) if interleaved else (2, -1)).unbind(axis)

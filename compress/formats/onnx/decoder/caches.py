@@ -74,14 +74,14 @@ def record_updates(cache: Any) -> list[CacheSlot]:
     for side, index, layer in iterate_layers(cache):
         if holds_keys(layer):
             slots.append(CacheSlot(f"{side}{index}"))
-            layer.update = _noting(slots[-1], layer.update)
+            layer.update = _recording(slots[-1], layer.update)
     return slots
 
 
-def _noting(slot: CacheSlot, update: Any) -> Any:
+def _recording(slot: CacheSlot, update: Any) -> Any:
     """Return ``update`` with recording: returned tensors carry the slot, so that attention recognizes them."""
 
-    def noted(key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+    def recorded(key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         slot.new = key, value
         updated = update(key, value, *rest, **named)
         # Attributes of tensors are lost by the update, so they are copied.
@@ -90,17 +90,17 @@ def _noting(slot: CacheSlot, update: Any) -> Any:
             tensor.compress_slot = slot
         return updated
 
-    return noted
+    return recorded
 
 
-def _noting_state(patches: TracingPatches, get: Any) -> Any:
+def _recording_state(patches: TracingPatches, get: Any) -> Any:
     """Return ``get`` with recording of the state."""
 
-    def noted(*of: Any, **named: Any) -> Any:
+    def recorded(*of: Any, **named: Any) -> Any:
         patches.state = get(*of, **named)
         return patches.state
 
-    return noted
+    return recorded
 
 
 def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], patches: TracingPatches, length: Any) -> None:
@@ -113,7 +113,7 @@ def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], patches: TracingPat
         length: Length of the past if the mask defines it, else None.
     """
     if cache is not None:
-        cache.get_recurrent_state = _noting_state(patches, cache.get_recurrent_state)
+        cache.get_recurrent_state = _recording_state(patches, cache.get_recurrent_state)
     for side, index, layer in iterate_layers(cache):
         _put_states(layer, index, past)
         if f"past_{side}key_{index}" in past:
@@ -160,7 +160,7 @@ def _put_keys(layer: Any, slot: CacheSlot, fused: bool, length: Any) -> None:
         return new[:2] if unchanged else tuple(torch.cat(both, dim=-2) for both in zip(pair, new, strict=False))
 
     past_length = pair[0].shape[-2] if length is None else length
-    layer.slot, layer.update = slot, _noting(slot, update)
+    layer.slot, layer.update = slot, _recording(slot, update)
     layer.get_seq_length = lambda: past_length
     # Positions and masks follow from the length of the past.
     layer.get_mask_sizes = lambda queries: (past_length + queries, 0)

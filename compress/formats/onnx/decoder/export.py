@@ -53,8 +53,8 @@ from compress.models.torch_model import minified_content
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError
 
-_KEPT = ("*.json", "*.txt", "*.jinja", "*.model", "*.spm")
-_LEFT_OUT = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)
+_COMPANION_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model", "*.spm")
+_EXCLUDED_COMPANIONS = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)
 _GENERATION = "generation_config.json"
 
 
@@ -75,7 +75,12 @@ def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> Onnx
 
 def companions_of(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the small files beside a checkpoint's weights, by name, and the config of a graph made from it."""
-    names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
+    names = sorted(
+        path
+        for pattern in _COMPANION_PATTERNS
+        for path in checkpoint.folder.glob(pattern)
+        if path.name not in _EXCLUDED_COMPANIONS
+    )
     # The graph holds its own quantization; the config would make transformers look for another.
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config["dtype"] = "float32"
@@ -145,7 +150,7 @@ class VerifiedDecoder:
 
 
 def export_verified_decoder(
-    checkpoint: Checkpoint, settings: GraphSettings, windows: np.ndarray, tolerance: float, rounding_limit: float
+    checkpoint: Checkpoint, settings: GraphSettings, sequences: np.ndarray, tolerance: float, rounding_limit: float
 ) -> VerifiedDecoder:
     """Export the decoder of a checkpoint and compare it with torch by `verify_decoder`.
 
@@ -154,7 +159,7 @@ def export_verified_decoder(
     Args:
         checkpoint: The checkpoint.
         settings: Settings of the graph.
-        windows: Token ids [2 or more, length].
+        sequences: Token ids [2 or more, length].
         tolerance: Largest accepted difference of a logit, computed in fp32.
         rounding_limit: Largest accepted effect of 8-bit activations.
 
@@ -164,13 +169,13 @@ def export_verified_decoder(
     """
     model, unfused = _export(checkpoint, settings)
     try:
-        return VerifiedDecoder(model, verify_decoder(model, checkpoint, windows, tolerance, rounding_limit), unfused)
+        return VerifiedDecoder(model, verify_decoder(model, checkpoint, sequences, tolerance, rounding_limit), unfused)
     # The operator may differ from the model in a way that the dry run cannot detect.
     except IntegrityError as error:
         if unfused:
             raise
         model, _ = _export(checkpoint, settings, fused=False)
-        equality = verify_decoder(model, checkpoint, windows, tolerance, rounding_limit)
+        equality = verify_decoder(model, checkpoint, sequences, tolerance, rounding_limit)
         return VerifiedDecoder(model, equality, error.what)
 
 

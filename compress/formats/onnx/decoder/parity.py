@@ -60,22 +60,22 @@ class DecoderParity:
 
 
 def verify_decoder(
-    model: OnnxModel, checkpoint: Checkpoint, windows: np.ndarray, tolerance: float, rounding_limit: float
+    model: OnnxModel, checkpoint: Checkpoint, sequences: np.ndarray, tolerance: float, rounding_limit: float
 ) -> DecoderParity:
     """Compare graph and torch on token ids, read as in `reading_orders`.
 
     Args:
         model: The exported decoder.
         checkpoint: Its checkpoint.
-        windows: Token ids [2 or more, length].
+        sequences: Token ids [2 or more, length].
         tolerance: Largest accepted difference of a logit in fp32.
         rounding_limit: Largest accepted effect of 8-bit activations as shipped.
 
     Raises:
         IntegrityError: A limit is exceeded.
     """
-    expected = torch_logits(checkpoint, windows)
-    return _held_to(model, lambda one: reading_orders(_Session(one), windows, expected), tolerance, rounding_limit)
+    expected = torch_logits(checkpoint, sequences)
+    return _verify(model, lambda one: reading_orders(_Session(one), sequences, expected), tolerance, rounding_limit)
 
 
 class TokenReader(Protocol):
@@ -88,27 +88,27 @@ class TokenReader(Protocol):
         """Return the logits [rows, length, vocabulary] of tokens that continue the texts."""
 
 
-def torch_logits(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
+def torch_logits(checkpoint: Checkpoint, sequences: np.ndarray) -> np.ndarray:
     """Return the logits [rows, length, vocabulary] of transformers with the weights of ``checkpoint``."""
-    return _logits(load_adapted(checkpoint), input_ids=windows)
+    return _logits(load_adapted(checkpoint), input_ids=sequences)
 
 
-def reading_orders(session: TokenReader, windows: np.ndarray, expected: np.ndarray) -> Pairs:
+def reading_orders(session: TokenReader, sequences: np.ndarray, expected: np.ndarray) -> Pairs:
     """Yield expected and actual logits of texts read in three ways.
 
-    All windows are read at once; then the first half at once and every later token singly; then padded on the right,
+    All sequences are read at once; then the first half at once and every later token singly; then padded on the right,
     with the second row cut to half its length.
     """
-    length = windows.shape[1]
+    length = sequences.shape[1]
     # A past of the first half, then one token at a time.
     half = length // 2
-    yield _last(expected, session.logits(windows))
-    yield _last(expected[:, :half], session.logits(windows[:, :half]))
+    yield _last(expected, session.logits(sequences))
+    yield _last(expected[:, :half], session.logits(sequences[:, :half]))
     for position in range(half, length):
-        yield _last(expected[:, position : position + 1], session.more(windows[:, position : position + 1]))
-    mask = np.ones_like(windows)
+        yield _last(expected[:, position : position + 1], session.more(sequences[:, position : position + 1]))
+    mask = np.ones_like(sequences)
     mask[1, half:] = 0
-    padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
+    padded = session.logits(np.where(mask == 1, sequences, sequences[0, 0]), mask)
     # A graph that returns the last logits alone cannot be compared on padded rows.
     if padded.shape[1] == length:
         yield expected[0], padded[0]
@@ -155,7 +155,7 @@ def verify_encoder_decoder(
             for parts in ([tokens], np.split(tokens, range(_PROMPT, tokens.shape[1]), axis=1)):
                 yield _last(expected, _read(*graphs, batch, parts))
 
-    return _held_to(model, answers, tolerance, rounding_limit)
+    return _verify(model, answers, tolerance, rounding_limit)
 
 
 def verify_image_reader(
@@ -195,7 +195,7 @@ def verify_image_reader(
                 np.concatenate([graphs.begin(start, batch[PIXELS]), *map(graphs.read, tokens)], axis=1),
             )
 
-    return _held_to(model, answers, tolerance, rounding_limit)
+    return _verify(model, answers, tolerance, rounding_limit)
 
 
 def _pair_in_torch(checkpoint: Checkpoint) -> Any:
@@ -233,16 +233,18 @@ def _last(expected: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndar
     return expected[:, -actual.shape[1] :], actual
 
 
-def _held_to(
+def _verify(
     model: OnnxModel, answers: Callable[[OnnxModel], Pairs], tolerance: float, rounding_limit: float
 ) -> DecoderParity:
     """Compare the model, in fp32 and as it is, with the expected logits."""
     exact = _in_fp32(model)
     hint = "set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit"
-    return held(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, hint)
+    return check_limits(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, hint)
 
 
-def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, hint: str) -> DecoderParity:
+def check_limits(
+    exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, hint: str
+) -> DecoderParity:
     """Check fp32 logits and those of the shipped file against their limits.
 
     Args:

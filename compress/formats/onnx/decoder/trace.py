@@ -87,7 +87,7 @@ def check_writable(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     if (key := _of_model(checkpoint)) not in _WRITABLE:
         # The dry run fails where tracing would, and takes a fraction of the time.
-        with _refusing(checkpoint), torch.no_grad():
+        with _model_errors(checkpoint), torch.no_grad():
             model = _DryRun(checkpoint, _decoder).model
             if reads_images(model.config):
                 from compress.formats.onnx.decoder.vision_encoder import check_vision_encoder
@@ -109,19 +109,19 @@ def trace_part(checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused:
     A trace depends only on the config, so the last ones are cached. Raises `ModelError` if tracing fails.
     """
     key = json.dumps([_of_model(checkpoint), part.__name__, fused])
-    if key not in _KEPT:
+    if key not in _TRACES_BY_KEY:
         # The oldest trace is dropped.
-        while len(_KEPT) >= _MOST_KEPT:
-            del _KEPT[next(iter(_KEPT))]
-        _KEPT[key] = _traced(checkpoint, part, fused)
-    return _KEPT[key]
+        while len(_TRACES_BY_KEY) >= _MOST_KEPT:
+            del _TRACES_BY_KEY[next(iter(_TRACES_BY_KEY))]
+        _TRACES_BY_KEY[key] = _traced(checkpoint, part, fused)
+    return _TRACES_BY_KEY[key]
 
 
 def _traced(
     checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None, every_block: bool = False
 ) -> Trace:
     """Trace a part; ``every_block`` traces all blocks, including equal ones."""
-    with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
+    with _model_errors(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
         dry_run = _DryRun(checkpoint, part)
         blocks = _describe(dry_run)
         # Blocks after the last one that differs from earlier ones are removed before tracing.
@@ -148,7 +148,7 @@ def _traced(
     )
 
 
-_KEPT: dict[str, Trace] = {}
+_TRACES_BY_KEY: dict[str, Trace] = {}
 _WRITABLE: dict[str, bool] = {}
 """Whether each model that can be written reads images."""
 
@@ -159,7 +159,7 @@ def _of_model(checkpoint: Checkpoint) -> str:
 
 
 @contextmanager
-def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
+def _model_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn any failure inside transformers or torch into a `ModelError`."""
     try:
         yield
@@ -283,13 +283,13 @@ def _trace(dry_run: _DryRun, states: Mapping[str, torch.Tensor]) -> ir.Model:
     inputs = {**dry_run.part.sample(new, PAST), **states}
     patches.tracing = True
     for index, block in enumerate(dry_run.blocks):
-        block.forward = _marked(patches, block.forward, index)
+        block.forward = _with_markers(patches, block.forward, index)
     with apply_patches.patched(dry_run.model, patches):
         program, _ = OnnxExporter().export_program(_OneGraph(dry_run).eval(), inputs, OnnxConfig(dynamic=True))
     return program
 
 
-def _marked(patches: TracingPatches, forward: Any, index: int) -> Any:
+def _with_markers(patches: TracingPatches, forward: Any, index: int) -> Any:
     """Return a block's forward function with placeholders at its input and outputs."""
 
     def marked(*arguments: Any, **named: Any) -> Any:

@@ -161,7 +161,7 @@ def decoder_of_embeddings(model: Any) -> TracedPart:
 
 def encoder_of_pair(model: Any) -> TracedPart:
     """Return the encoder of a model of text or speech."""
-    if _hears(model):
+    if _reads_audio(model):
         config = model.config
         frames = 2 * config.max_source_positions  # its second convolution goes by steps of two
         audio = {AUDIO: (_FLOATS, [BATCH, config.num_mel_bins, frames])}
@@ -172,7 +172,9 @@ def encoder_of_pair(model: Any) -> TracedPart:
 
 def decoder_of_pair(model: Any) -> TracedPart:
     """Return the decoder behind a model's encoder, with its head."""
-    masks: dict[str, tuple[ir.DataType, Axes]] = {} if _hears(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
+    masks: dict[str, tuple[ir.DataType, Axes]] = (
+        {} if _reads_audio(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
+    )
     hidden: Axes = [BATCH, _READ, _width(model.config)]
     inputs: dict[str, tuple[ir.DataType, Axes]] = {
         IDS: (_INTEGERS, [BATCH, _WRITTEN]),
@@ -181,7 +183,7 @@ def decoder_of_pair(model: Any) -> TracedPart:
     return TracedPart({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
 
 
-def _hears(model: Any) -> bool:
+def _reads_audio(model: Any) -> bool:
     """Return whether the encoder reads audio features. Raises `ModelError` if it reads neither these nor text."""
     main_input = getattr(model, "main_input_name", IDS)
     if main_input == AUDIO and hasattr(model.config, "max_source_positions") and hasattr(model.config, "num_mel_bins"):

@@ -230,11 +230,12 @@ class TracingPatches:
         flat = [tensor.transpose(1, 2).reshape(batch, tensor.shape[2], -1) for tensor in (query, key, value)]
         others = [padding, bias if call.biased else None, *past]
         about: dict[str, Any] = {"num_heads": heads, "scale": call.scale}
+        kind: str = _MANY
         # Keys and values of an encoder's output are cached or computed, which is decided in the graph.
         if slot is not None and not call.layer.isdecimal():
             kind, inputs, presents = Placeholder.CROSS_ATTENTION, [flat[0], key, value], [key.shape, value.shape]
         else:
-            kind, inputs = _MANY, [*flat, None]
+            inputs = [*flat, None]
             presents = [[*old.shape[:2], old.shape[2] + length, old.shape[3]] for old in past]
             about["unidirectional"] = int(call.window == CAUSAL)
         shape = [batch, length, heads * call.value_size]

@@ -49,7 +49,7 @@ class _Features:
         return outputs[FEATURES]
 
 
-class _Sees(nn.Module):
+class _VisionEncoder(nn.Module):
     """Module that computes image features, as one tensor if ``merged``.
 
     transformers splits the features image by image, which would freeze the number of images in a trace.
@@ -117,6 +117,6 @@ def export_vision_encoder(checkpoint: Checkpoint, examples: Examples, tolerance:
     module = load_adapted(checkpoint)
     feature_projector(module)
     # The graph is traced from merged features and compared with the model's own, split ones.
-    traced, plain = (TorchModel(_Sees(module, merged), None) for merged in (True, False))
+    traced, plain = (TorchModel(_VisionEncoder(module, merged), None) for merged in (True, False))
     exported = export_onnx(traced, pixel_examples, None, fusions=True)
     return exported, verify_parity(exported.graph, plain, pixel_examples, tolerance)

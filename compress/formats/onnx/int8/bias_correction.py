@@ -71,7 +71,7 @@ def correct_biases(graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> 
         if str(node.name) in errors:
             bias = bias_of(node)
             assert bias is not None, "only layers with a bias have a shift"
-            _take_off(stored[str(bias.name)], errors[str(node.name)])
+            _subtract(stored[str(bias.name)], errors[str(node.name)])
 
 
 def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> None:
@@ -88,7 +88,7 @@ def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Map
         # The bias of a product is an addition in float; others are integers in steps of input scale times weight scale.
         held = None if node.op_type == "MatMul" else quantized_source(node.inputs[2])
         if held is None:
-            _take_off(stored[str(bias.name)], error)
+            _subtract(stored[str(bias.name)], error)
             continue
         array, scale = constant(bias), constant(held.scale)
         assert array is not None and scale is not None, "biases and their scales are stored"
@@ -99,7 +99,7 @@ def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Map
         tensor.CopyFrom(numpy_helper.from_array(integers, tensor.name))
 
 
-def _take_off(tensor: onnx.TensorProto, error: np.ndarray) -> None:
+def _subtract(tensor: onnx.TensorProto, error: np.ndarray) -> None:
     """Subtract a shift from a stored bias, in place."""
     array = numpy_helper.to_array(tensor) - error.astype(np.float32)
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))

@@ -48,7 +48,7 @@ def match_layers(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Lay
 
     Layers are identified by the values of their weights. A layer that is missing or equal to another has no match.
     """
-    layers_by_weight = _Known(weights)
+    layers_by_weight = _LayersByWeights(weights)
     matches: dict[ir.Node, tuple[str, ...]] = {}
     for node in model.graph:
         stored = stored_weights(node)
@@ -77,16 +77,16 @@ def grids(places: Sequence[LayerMatch]) -> Grids:
     keys: dict[str, set[str]] = {}
     for match in places:
         for layer in match.layers:
-            keys.setdefault(layer, set()).add(_given(match))
+            keys.setdefault(layer, set()).add(_input_grid(match))
     # A layer with several input grids cannot follow the output grid of one convolution.
     several_grids = {layer for layer, layer_keys in keys.items() if len(layer_keys) > 1}
-    alike = _Alike()
+    alike = _EquivalentNames()
     input_grids: dict[str, str] = {}
     for match in places:
-        key = match.reads if several_grids & set(match.layers) else _given(match)
+        key = match.reads if several_grids & set(match.layers) else _input_grid(match)
         for layer in match.layers:
             alike.join(key, input_grids.setdefault(layer, key))
-    output_grids = {match.layers[0]: _made(match.layers[0]) for match in places if match.convolution}
+    output_grids = {match.layers[0]: _output_grid(match.layers[0]) for match in places if match.convolution}
     limits: dict[str, tuple[float, float]] = {}
     for match in places:
         if match.convolution:
@@ -149,17 +149,17 @@ def _followed(value: ir.Value | None, ends: Mapping[int, str]) -> str | None:
     return None
 
 
-def _given(match: LayerMatch) -> str:
+def _input_grid(match: LayerMatch) -> str:
     """Return the name of the grid of a node's input."""
-    return match.reads if match.follows is None else _made(match.follows)
+    return match.reads if match.follows is None else _output_grid(match.follows)
 
 
-def _made(layer: str) -> str:
+def _output_grid(layer: str) -> str:
     """Return the name of the grid of a layer's output."""
     return f"{layer}, outputs"
 
 
-class _Known:
+class _LayersByWeights:
     """Layers by their weights."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -195,7 +195,7 @@ def _row(weight: np.ndarray, index: int) -> bytes:
     return np.ascontiguousarray(weight[index]).tobytes()
 
 
-class _Alike:
+class _EquivalentNames:
     """Sets of equivalent names, each represented by its first name (union-find)."""
 
     def __init__(self) -> None:

@@ -24,15 +24,12 @@ def drop_redundant_qdq(model: ir.Model) -> int:
     """
     count = 0
     # A removed pair may make the pair before it redundant.
-    while changed := sum(_lead_past(model.graph, node) for node in list(model.graph) if _is_restored(node)):
+    while changed := sum(
+        _lead_past(model.graph, node) for node in list(model.graph) if node.op_type == "DequantizeLinear"
+    ):
         count += changed
     clean(model)
     return count
-
-
-def _is_restored(node: ir.Node) -> bool:
-    """Return whether a node dequantizes."""
-    return bool(node.op_type == "DequantizeLinear")
 
 
 def _lead_past(graph: ir.Graph, node: ir.Node) -> int:

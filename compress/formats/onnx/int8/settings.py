@@ -9,17 +9,20 @@ from pydantic import Field, model_validator
 from compress.formats.target_profile import find_processor
 from compress.stages.base import SEARCH_TIMES, AppliesTo
 from compress.tasks.capability import TAKES_ARRAYS
-from compress.utils.pydantic_models import Frozen, changed_fields
+from compress.utils.pydantic_models import Frozen
 
 Format = Literal["qoperator", "qdq"]
 ReduceRange = bool | Literal["saturating"]
 """7-bit weights everywhere or nowhere, or a coarser grid only for columns of weights that may saturate."""
-_STATIC_ONLY = (
+STATIC_FIELDS = (
     *("calibration_method", "percentile", "types", "smooth_quant", "bias_correction", "weight_rounding"),
     *("cross_layer_equalization", "split_concatenations", "format", "statistics", "calibration_examples"),
 )
-_NNCF_TOO = ("percentile", "format", "statistics", "calibration_examples")
-_SEARCH_ONLY = ("damage_examples", "search_seconds")
+"""Fields that concern static quantization alone."""
+NNCF_FIELDS = ("percentile", "format", "statistics", "calibration_examples")
+"""Fields of static quantization that also apply if NNCF finds the ranges."""
+SEARCH_FIELDS = ("damage_examples", "search_seconds")
+"""Fields that concern the search for layers that stay in float."""
 
 
 class Int8Options(Frozen):
@@ -111,18 +114,6 @@ class Int8Options(Frozen):
     def _one_bound(self) -> Int8Options:
         if self.accuracy_floor is not None and self.error_ceiling is not None:
             raise ValueError("accuracy_floor or error_ceiling, not both")
-        return self
-
-    @model_validator(mode="after")
-    def _fields_have_an_effect(self) -> Int8Options:
-        if self.method == "dynamic" and (unused := changed_fields(self, _STATIC_ONLY)):
-            raise ValueError(f"method: static, which {unused[0]} concerns")
-        if not self.searches and (unused := changed_fields(self, _SEARCH_ONLY)):
-            raise ValueError(f"accuracy_floor or error_ceiling, which {unused[0]} concerns")
-        if self.statistics == "nncf" and (unused := changed_fields(self, set(_STATIC_ONLY) - set(_NNCF_TOO))):
-            raise ValueError(f"statistics: own, which {min(unused)} concerns")
-        if self.calibration_method != "percentile" and changed_fields(self, ["percentile"]):
-            raise ValueError("calibration_method: percentile, which percentile concerns")
         return self
 
     @property

@@ -60,17 +60,17 @@ class OnnxGenaiSession:
         """Return a greedy decoder with onnxruntime-genai's own cache."""
         return OnnxGenaiDecoder(self)
 
-    def room(self, wanted: int) -> int:
-        """Return the capacity to allocate for ``length`` tokens. Raises `InputError` if the model supports fewer."""
-        if wanted > self._positions:
+    def room(self, tokens: int) -> int:
+        """Return the capacity to allocate for ``tokens``. Raises `InputError` if the model supports fewer."""
+        if tokens > self._positions:
             raise InputError(
-                f"A text of {wanted} tokens exceeds the model's context length.",
+                f"A text of {tokens} tokens exceeds the model's context length.",
                 where=self.where,
                 expected=f"at most {self._positions} tokens, its context_length",
             )
         length = _FIRST_LENGTH
         # Capacities are powers of two times the first, so that few generations are allocated.
-        while length < wanted:
+        while length < tokens:
             length *= 2
         return min(length, self._positions)
 
@@ -106,7 +106,7 @@ class OnnxGenaiSession:
     def _checked(self, batch: Batch) -> np.ndarray:
         """Return the batch's token ids. Raises `InputError` for other inputs and for padding."""
         if _IDS not in batch:
-            raise InputError(f"The batch lacks the input {_IDS}.", where=self.where)
+            raise InputError(f"The batch lacks the model's input {_IDS}.", where=self.where)
         ids = np.asarray(batch[_IDS])
         if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError(

@@ -19,7 +19,7 @@ from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.utils.errors import DataError
 
-PLAIN = Int8Options(reduce_range=False, bias_correction=False)
+PLAIN = Int8Options(method="static", reduce_range=False, bias_correction=False)
 CHANNELS, SIZE, CLASSES = 16, 12, 40
 
 
@@ -176,7 +176,7 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
     whole = network()
     shifts = {}
     for corrected in (False, True):
-        settings = Int8Options(reduce_range=False, per_channel=False, bias_correction=corrected)
+        settings = Int8Options(method="static", reduce_range=False, per_channel=False, bias_correction=corrected)
         graph = StaticQuantizer(whole, images(32), settings).quantize(float_layers=("first", "pointwise", "classifier"))
         shifts[corrected] = np.abs((run(graph, images(32)) - run(whole, images(32))).mean(axis=0)).mean()
     assert shifts[True] < 0.7 * shifts[False]
@@ -184,7 +184,7 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
 
 def test_the_graph_that_shifts_were_found_by_is_made_use_of_as_if_made_anew():
     # A product's bias is float there; those of convolutions and of the classifier are integers, in steps of their own.
-    quantizer = StaticQuantizer(network(), images(32), Int8Options(reduce_range=False))
+    quantizer = StaticQuantizer(network(), images(32), Int8Options(method="static", reduce_range=False))
     reused, anew = quantizer.quantize(), quantizer.quantize()
     assert reused.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
     plain = StaticQuantizer(network(), images(32), PLAIN).quantize()

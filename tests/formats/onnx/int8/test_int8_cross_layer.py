@@ -135,7 +135,9 @@ def test_small_channels_get_more_levels():
     exact = run(whole, fresh)
     errors = {}
     for method in ("none", "activations"):
-        settings = Int8Options(reduce_range=False, bias_correction=False, cross_layer_equalization=method)  # type: ignore[arg-type]
+        settings = Int8Options(
+            method="static", reduce_range=False, bias_correction=False, cross_layer_equalization=method
+        )  # type: ignore[arg-type]
         graph = StaticQuantizer(whole, images(16), settings).quantize()
         errors[method] = float(np.square(run(graph, fresh) - exact).mean() / np.square(exact - exact.mean(0)).mean())
     assert errors["activations"] < 0.3 * errors["none"]

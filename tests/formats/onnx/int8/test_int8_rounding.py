@@ -56,7 +56,9 @@ def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None
     graph, feeds = network(), smooth_images(32, 1)
     graphs = {
         rounding: StaticQuantizer(
-            graph, feeds, Int8Options(weight_rounding=rounding, reduce_range=reduce_range, bias_correction=False)
+            graph,
+            feeds,
+            Int8Options(method="static", weight_rounding=rounding, reduce_range=reduce_range, bias_correction=False),
         ).quantize()
         for rounding in ("nearest", "feedback")
     }
@@ -76,6 +78,6 @@ def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None
 
 def test_the_same_data_gives_the_same_file() -> None:
     graph, feeds = network(), smooth_images(8, 1)
-    settings = Int8Options(reduce_range=False, weight_rounding="feedback")
+    settings = Int8Options(method="static", reduce_range=False, weight_rounding="feedback")
     once, twice = (StaticQuantizer(graph, feeds, settings).quantize().SerializeToString() for _ in range(2))
     assert once == twice

@@ -21,7 +21,7 @@ from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.utils.errors import DataError, StageError
 
-PLAIN = Int8Options(reduce_range=False, bias_correction=False)
+PLAIN = Int8Options(method="static", reduce_range=False, bias_correction=False)
 
 
 def feeds(count: int = 24) -> list[dict[str, np.ndarray]]:
@@ -187,14 +187,14 @@ def test_bias_correction_takes_the_mean_error_away():
     model = product(weight, bias=bias)
     means = {}
     for corrected in (False, True):
-        settings = Int8Options(reduce_range=False, per_channel=False, bias_correction=corrected)
+        settings = Int8Options(method="static", reduce_range=False, per_channel=False, bias_correction=corrected)
         graph = StaticQuantizer(model, [{"x": part} for part in np.split(x, 4)], settings).quantize()
         means[corrected] = np.abs((run(graph, x=x) - run(model, x=x)).mean(axis=0)).max()
     assert means[True] < 0.02 * means[False]
 
 
 def test_an_encoder_is_rounded_once_for_its_shifts_and_for_what_ships():
-    quantizer = encoder(Int8Options(reduce_range=False))
+    quantizer = encoder(Int8Options(method="static", reduce_range=False))
     reused, anew = quantizer.quantize(), quantizer.quantize()
     assert reused.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
 

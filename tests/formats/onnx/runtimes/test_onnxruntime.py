@@ -116,7 +116,7 @@ def _with_other_shapes(model: onnx.ModelProto, path: Path) -> None:
     ("spoil", "said", "hint"),
     [
         (_without_weights, "external weights are missing: .*weights.data", "copy the folder"),
-        (_of_tomorrow, "newer operator set", "older `opset`"),
+        (_of_tomorrow, "operator set is newer", "older `opset`"),
         (_with_an_operator_of_its_own, "unknown operator: MyMatMul", "custom operators"),
         (_with_other_shapes, "shapes contradict each other", "export the model again"),
     ],

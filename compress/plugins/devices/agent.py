@@ -1,12 +1,12 @@
-"""What answers on a device, by its own Python, before there is anything else of ours: the standard library only.
+"""Program that answers on a device, run by the device's own Python; it imports the standard library only.
 
-The near end sends this file with every request (`connection.Connection.ask`), and runs `answer`. Below the cache lie
+This machine sends this file with every request (`connection.Connection.request`) and runs `answer`. Below the cache lie
 
-    blobs/SHA256        files, each under the digest of its bytes; blobs/SHA256.part is one that is still arriving
+    blobs/SHA256        files, each named by the digest of its bytes; blobs/SHA256.part is still arriving
     code/SHA256/        this package as it was sent
-    venvs/KEY/          an environment that is whole: it gets this name when the harness was imported in it
+    venvs/KEY/          a complete environment; it gets this name once the harness was imported in it
     sessions/ID/        a session's files, its order, its progress and its result; removed at the end
-    lock                held by the process of the one session that may run; its text says whose
+    lock                held by the process of the one session that may run; its text names the session
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any
 LOCK, BLOBS, CODE, VENVS, SESSIONS = "lock", "blobs", "code", "venvs", "sessions"
 ORDER, PROGRESS, RESULT, ALIVE, LOG = "order.json", "progress.jsonl", "result.json", "alive", "log"
 KEEP_SECONDS = 30 * 86400
-"""What nobody has used for so long is removed when a session begins."""
+"""Age of unused files that are removed when a session begins."""
 WAIT_SECONDS = 300.0
-"""A session whose near end hasn't been heard of for so long ends by itself."""
+"""Silence of the requesting machine after which a session ends itself."""
 POLL_SECONDS = 0.5
 TAIL_CHARACTERS = 2000
 _TRIES = 20
@@ -48,7 +48,7 @@ Message = dict[str, Any]
 
 
 class RefusedError(Exception):
-    """What the near end shall say: `what` happened, what was `expected`."""
+    """Refusal that the requesting machine reports: ``what`` happened, and what was ``expected``."""
 
     def __init__(self, what: str, expected: str | None = None) -> None:
         super().__init__(what)
@@ -56,18 +56,18 @@ class RefusedError(Exception):
 
 
 def probe(message: Message) -> Message:
-    """What this machine is, what it has room for, who measures on it, and which of `blobs` it has (sizes in bytes)."""
+    """Return what this machine is, its free space, who measures on it, and which of `blobs` it has (sizes in bytes)."""
     cache = _cache(message)
     blobs = [checked_digest(blob) for blob in message["blobs"]]
     present = [blob for blob in blobs if (cache / BLOBS / blob).is_file()]
     for blob in present:
         os.utime(cache / BLOBS / blob)
-    around = next(place for place in (cache, *cache.parents) if place.exists())
+    existing = next(place for place in (cache, *cache.parents) if place.exists())
     return {
         "cache": str(cache),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "free_bytes": shutil.disk_usage(around).free,
+        "free_bytes": shutil.disk_usage(existing).free,
         "present": present,
         "parts": {blob: _part(cache, blob).stat().st_size for blob in blobs if _part(cache, blob).is_file()},
         "has_environment": (cache / VENVS / environment_key(message["requirements"])).is_dir(),
@@ -76,12 +76,15 @@ def probe(message: Message) -> Message:
 
 
 def begin(message: Message) -> Message:
-    """Start the session `session` for `who`, or find that it was started; `holder` is whoever has the lock instead."""
+    """Start the session `session` for `who` unless it was started before.
+
+    If `holder` in the reply is not null, another session has the lock.
+    """
     cache, folder = _cache(message), _session(message)
-    for place in (BLOBS, CODE, VENVS, SESSIONS):
-        (cache / place).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in (BLOBS, CODE, VENVS, SESSIONS):
+        (cache / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(cache / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    for left in reversed(range(_TRIES)):
+    for tries_left in reversed(range(_TRIES)):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
@@ -89,7 +92,7 @@ def begin(message: Message) -> Message:
             holder = _holder(cache)
             if holder and holder["session"] == message["session"]:
                 return {"holder": None}
-            if not left:
+            if not tries_left:
                 return {"holder": holder or {"who": "somebody", "since": "just now", "session": ""}}
             # Whoever only asked who has the lock lets go of it at once.
             time.sleep(0.05)
@@ -103,16 +106,16 @@ def begin(message: Message) -> Message:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,)
         )
-    told = {**{key: message[key] for key in ("who", "since", "session")}, "pid": process.pid}
+    holder_text = {**{key: message[key] for key in ("who", "since", "session")}, "pid": process.pid}
     os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(told).encode(), 0)
+    os.pwrite(lock, json.dumps(holder_text).encode(), 0)
     return {"holder": None}
 
 
 def receive(message: Message) -> Message:
-    """Write what follows on standard input into the part of `blob`, from byte `offset` to `size`, saying how far it is.
+    """Write standard input into the part of `blob`, from byte `offset` to `size`, and report each step.
 
-    The blob that is whole gets its name; one whose bytes have another digest is removed, and is not `kept`.
+    A complete blob gets its name. If its bytes have another digest, it is removed, and `kept` is false.
     """
     cache, blob, offset = _cache(message), checked_digest(message["blob"]), message["offset"]
     part = _part(cache, blob)
@@ -137,26 +140,26 @@ def receive(message: Message) -> Message:
 
 
 def order(message: Message) -> Message:
-    """Tell a session what to do."""
+    """Give a session its order."""
     folder = _running(message)
     (folder / ALIVE).touch()
-    write(folder / ORDER, message["order"])
+    write_json(folder / ORDER, message["order"])
     return {}
 
 
 def touch(message: Message) -> Message:
-    """Say that the near end is there."""
+    """Record that the requesting machine is still there."""
     (_running(message) / ALIVE).touch()
     return {}
 
 
 def follow(message: Message) -> Message:
-    """Print the session's lines from byte `offset` on as they come, and an empty one where none comes for 2 s.
+    """Print the session's lines from byte `offset` on as they appear, and an empty one after 2 s without any.
 
-    The answer, once the session's process is gone, is `{"ended": true, "result": ..., "log": ...}`.
+    The answer, once the session's process has ended, is `{"ended": true, "result": ..., "log": ...}`.
     """
     cache, folder = _cache(message), _running(message)
-    offset, said = message["offset"], time.monotonic()
+    offset, last_output = message["offset"], time.monotonic()
     running = True
     while running:
         running = (_holder(cache) or {}).get("session") == message["session"]
@@ -164,14 +167,14 @@ def follow(message: Message) -> Message:
         for end_of_line, line in _lines(folder / PROGRESS, offset):
             offset = end_of_line
             _say({"offset": offset, **line})
-            said = time.monotonic()
-        if running and time.monotonic() - said > _HEARTBEAT_SECONDS:
+            last_output = time.monotonic()
+        if running and time.monotonic() - last_output > _HEARTBEAT_SECONDS:
             _say({"offset": offset})
-            said = time.monotonic()
+            last_output = time.monotonic()
         time.sleep(POLL_SECONDS if running else 0)
     result, log = folder / RESULT, (folder / LOG).read_text(encoding="utf-8", errors="replace")
-    found = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
-    return {"ended": True, "result": found, "log": log[-TAIL_CHARACTERS:].strip()}
+    content = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
+    return {"ended": True, "result": content, "log": log[-TAIL_CHARACTERS:].strip()}
 
 
 def end(message: Message) -> Message:
@@ -190,7 +193,7 @@ def end(message: Message) -> Message:
 
 
 def clear(message: Message) -> Message:
-    """Remove the cache, unless somebody measures; `bytes` were freed."""
+    """Remove the cache unless a session runs; `bytes` in the reply were freed."""
     cache = _cache(message)
     holder = _holder(cache)
     if holder or not cache.is_dir():
@@ -202,40 +205,41 @@ def clear(message: Message) -> Message:
     return {"holder": None, "bytes": size}
 
 
-def write(path: Path, content: Any) -> None:
-    """Put a JSON file in its place whole."""
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(content), encoding="utf-8")
     beside.replace(path)
 
 
 def environment_key(requirements: list[str]) -> str:
-    """Name of the environment with these requirements, made by this interpreter."""
-    told = json.dumps([sorted(requirements), sys.version, platform.machine(), sys.executable])
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    """Return the name of the environment with these requirements for this interpreter."""
+    text = json.dumps([sorted(requirements), sys.version, platform.machine(), sys.executable])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def checked_digest(text: str) -> str:
-    """A SHA-256 digest in hexadecimal, and nothing else."""
+    """Return a SHA-256 digest in hexadecimal. Raises `RefusedError` for any other text."""
     if not _DIGEST.match(text):
         raise RefusedError(f"{text!r} is no SHA-256 digest.")
     return text
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what is left of sessions that ended badly, and what nobody has used for a month. The lock is held."""
+    """Remove files of sessions that ended badly, and everything unused for a month. The caller holds the lock."""
     now = time.time()
-    for place in (cache / SESSIONS).iterdir():
-        alive = place / ALIVE
+    for entry in (cache / SESSIONS).iterdir():
+        alive = entry / ALIVE
         if not alive.exists() or now - alive.stat().st_mtime > WAIT_SECONDS:
-            shutil.rmtree(place, ignore_errors=True)
-    for place in [*(cache / BLOBS).iterdir(), *(cache / CODE).iterdir(), *(cache / VENVS).iterdir()]:
-        if place.name.startswith("new-") or now - place.stat().st_mtime > KEEP_SECONDS:
-            shutil.rmtree(place) if place.is_dir() else place.unlink()
+            shutil.rmtree(entry, ignore_errors=True)
+    for entry in [*(cache / BLOBS).iterdir(), *(cache / CODE).iterdir(), *(cache / VENVS).iterdir()]:
+        # An environment or code that was being made when its session died is never completed.
+        if entry.name.startswith("new-") or now - entry.stat().st_mtime > KEEP_SECONDS:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _holder(cache: Path) -> Message | None:
-    """Who holds the lock; `None` where nobody does, or who does hasn't said yet."""
+    """Return who holds the lock, or None if nobody does or its holder has not written its name yet."""
     try:
         lock = os.open(cache / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -244,43 +248,46 @@ def _holder(cache: Path) -> Message | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         with contextlib.suppress(ValueError):
-            told: Message = json.loads(os.pread(lock, 1 << 16, 0))
-            return told
+            holder: Message = json.loads(os.pread(lock, 1 << 16, 0))
+            return holder
     finally:
         os.close(lock)
     return None
 
 
 def _lines(path: Path, offset: int) -> list[tuple[int, Message]]:
-    """The whole lines from byte ``offset`` on, each with the offset behind it."""
+    """Return the complete lines from byte ``offset`` on, each with the offset of its end."""
     if not path.is_file():
         return []
     with path.open("rb") as file:
         file.seek(offset)
         text = file.read()
-    found = []
+    lines = []
     for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
         offset += len(line)
-        found.append((offset, json.loads(line)))
-    return found
+        lines.append((offset, json.loads(line)))
+    return lines
 
 
 def _cache(message: Message) -> Path:
+    """Return the cache's folder, which counts from the home folder."""
     return Path.home() / str(message["cache"])
 
 
 def _part(cache: Path, blob: str) -> Path:
+    """Return the file of a blob that is still arriving."""
     return cache / BLOBS / f"{blob}.part"
 
 
 def _session(message: Message) -> Path:
+    """Return the folder of a session. Raises `RefusedError` for a malformed name."""
     if not _SESSION.match(message["session"]):
         raise RefusedError(f"{message['session']!r} is no session.")
     return _cache(message) / SESSIONS / str(message["session"])
 
 
 def _running(message: Message) -> Path:
-    """The folder of a session that was begun and not ended."""
+    """Return the folder of a session that was begun and has not ended."""
     folder = _session(message)
     if not folder.is_dir():
         raise RefusedError(f"the session is gone; nothing had been heard from here for {WAIT_SECONDS:.0f} s")
@@ -288,13 +295,14 @@ def _running(message: Message) -> Path:
 
 
 def _say(reply: Message) -> None:
+    """Print a reply as one line of JSON."""
     sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
 
 
 def answer(message: Message) -> None:
-    """Do what is asked; the last line is the answer."""
-    actions = {each.__name__: each for each in (probe, begin, receive, order, touch, follow, end, clear)}
+    """Perform the action that a message names; the last line on standard output is the answer."""
+    actions = {action.__name__: action for action in (probe, begin, receive, order, touch, follow, end, clear)}
     try:
         reply = actions[message["do"]](message)
     except RefusedError as refusal:

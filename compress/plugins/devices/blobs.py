@@ -1,4 +1,4 @@
-"""Files brought to a device: only those that it lacks, from where an earlier copy stopped, and checked on arrival."""
+"""Transfer of files to a device: only missing ones, continued where an earlier transfer stopped, and verified."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.plugins.devices.agent import BYTES_AT_ONCE
-from compress.plugins.devices.connection import Connection, LostError
+from compress.plugins.devices.connection import Connection, ConnectionLostError
 from compress.utils.digests import digest_file
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
 
 ENVIRONMENT_BYTES = 600_000_000
-"""Room for an environment while pip makes it: three times what numpy, SciPy and ONNX Runtime take."""
+"""Space for an environment while pip creates it: three times the size of numpy, SciPy and ONNX Runtime."""
 _SPARE_BYTES = 20_000_000
 _TRIES = 3
 _TOUCH_SECONDS = 30.0
@@ -24,29 +24,39 @@ _TOUCH_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Blob:
-    """A file here and its bytes' name there."""
+    """File on this machine, with the digest that names its bytes on the device."""
 
     file: Path
     digest: str
     size: int
 
     @classmethod
-    def of(cls, file: Path) -> Blob:
-        """The blob of a file."""
+    def from_file(cls, file: Path) -> Blob:
+        """Return the blob of a file."""
         return cls(file, digest_file(file), file.stat().st_size)
 
 
 def send_blobs(
     connection: Connection, session: str, blobs: Sequence[Blob], requirements: list[str], progress: Progress
 ) -> int:
-    """Bring what isn't there yet while ``session`` waits, and return how many bytes that was.
+    """Send the blobs that the device lacks, while ``session`` waits.
 
-    Raises `DeviceError` where there is no room for it and for an environment with ``requirements``, where the device
-    goes away for good, or where what arrives is not what was sent.
+    Args:
+        connection: Connection to the device.
+        session: Name of the session that holds the device.
+        blobs: Files that the session needs.
+        requirements: Requirements of the environment, for which there must be space too.
+        progress: Shows the transfer.
+
+    Returns:
+        Number of bytes sent.
+
+    Raises:
+        DeviceError: The device has too little space, disappears, or receives other bytes than were sent.
     """
-    wanted = {blob.digest: blob for blob in blobs}
-    probe = connection.ask("probe", blobs=list(wanted), requirements=requirements)
-    missing = [blob for digest, blob in wanted.items() if digest not in probe["present"]]
+    by_digest = {blob.digest: blob for blob in blobs}
+    probe = connection.request("probe", blobs=list(by_digest), requirements=requirements)
+    missing = [blob for digest, blob in by_digest.items() if digest not in probe["present"]]
     _check_room(connection, missing, probe)
     if not missing:
         return 0
@@ -56,27 +66,34 @@ def send_blobs(
     for step in progress.track(copying, f"Copying to {connection.name}, MB", steps):
         sent += step
         if time.monotonic() - touched > _TOUCH_SECONDS:
-            connection.ask("touch", session=session)
+            connection.request("touch", session=session)
             touched = time.monotonic()
     return sent
 
 
 def _copied(connection: Connection, blob: Blob, parts: dict[str, int], requirements: list[str]) -> Iterator[int]:
-    """Write a blob, yielding the bytes of each chunk; a lost connection is taken up where it stopped."""
+    """Send a blob and yield the bytes of each chunk; a lost connection is resumed where it stopped.
+
+    Args:
+        connection: Connection to the device.
+        blob: File to send.
+        parts: Bytes that the device already has of each blob.
+        requirements: Requirements of the environment, for the probe.
+    """
     tries = 0
     while tries < _TRIES:
         # What was sent last may have arrived in part.
         offset = min(parts.get(blob.digest, 0), blob.size) // BYTES_AT_ONCE * BYTES_AT_ONCE
         try:
-            for reply in connection.put(blob.file, blob.digest, offset):
+            for reply in connection.upload(blob.file, blob.digest, offset):
                 if reply.get("kept"):
                     return
                 if "offset" in reply:
                     yield reply["offset"] - offset
                     offset = reply["offset"]
             parts, tries = {}, tries + 1
-        except LostError:
-            parts = connection.ask("probe", blobs=[blob.digest], requirements=requirements)["parts"]
+        except ConnectionLostError:
+            parts = connection.request("probe", blobs=[blob.digest], requirements=requirements)["parts"]
     raise DeviceError(
         f"What arrives on {connection.name!r} is not what was sent, {_TRIES} times over.",
         expected="files that have the SHA-256 digests that they have here",
@@ -85,6 +102,7 @@ def _copied(connection: Connection, blob: Blob, parts: dict[str, int], requireme
 
 
 def _check_room(connection: Connection, missing: Sequence[Blob], probe: dict[str, Any]) -> None:
+    """Raise `DeviceError` if the device has too little space."""
     needed = sum(blob.size - min(blob.size, probe["parts"].get(blob.digest, 0)) for blob in missing) + _SPARE_BYTES
     if not probe["has_environment"]:
         needed += ENVIRONMENT_BYTES

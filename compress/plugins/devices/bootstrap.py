@@ -1,7 +1,7 @@
-"""The process of a session on a device, by its own Python: waits for its order, makes ready, becomes the harness.
+"""Process of a session on a device, run by the device's own Python: waits for its order, prepares, runs the harness.
 
-It lives apart from the connection that began it, so that a dropped one does no harm. The lock that it was given stays
-with it to the end, also when it has become the harness.
+It is detached from the connection that began it, so that a dropped connection does no harm. It keeps the lock that it
+inherited until it ends, also after it has replaced itself with the harness.
 """
 
 from __future__ import annotations
@@ -29,99 +29,113 @@ _TRIAL = (
 
 
 def main(cache: str, name: str) -> None:
-    """The session ``name`` of the cache; see `agent` for its files."""
-    place = Path(cache)
-    folder = place / agent.SESSIONS / name
+    """Run the session ``name`` of the cache; `agent` documents its files."""
+    cache_folder = Path(cache)
+    folder = cache_folder / agent.SESSIONS / name
     while not (folder / agent.ORDER).is_file():
-        if is_alone(folder):
+        if is_abandoned(folder):
             shutil.rmtree(folder)
             return
         time.sleep(agent.POLL_SECONDS)
     order = loads((folder / agent.ORDER).read_text(encoding="utf-8"))
     try:
-        code = unpack(place, agent.checked_digest(order["code"]))
+        code = unpack(cache_folder, agent.checked_digest(order["code"]))
         for path, blob in order["files"].items():
-            _arrange(inside(folder / FILES, path), place / agent.BLOBS / agent.checked_digest(blob))
-        python = _environment(place, folder, order["requirements"], order["imports"], code)
+            _arrange(path_inside(folder / FILES, path), cache_folder / agent.BLOBS / agent.checked_digest(blob))
+        python = _environment(cache_folder, folder, order["requirements"], order["imports"], code)
     except agent.RefusedError as refusal:
-        agent.write(folder / agent.RESULT, {"refusal": refusal.told})
+        agent.write_json(folder / agent.RESULT, {"refusal": refusal.told})
         return
     except (OSError, zipfile.BadZipFile) as error:
-        agent.write(
+        agent.write_json(
             folder / agent.RESULT, {"refusal": {"what": f"the session cannot be made ready: {error}", "expected": None}}
         )
         return
     os.execv(python, [python, "-P", "-c", _HARNESS, str(code), str(folder)])
 
 
-def is_alone(folder: Path) -> bool:
-    """Whether the near end hasn't been heard of for too long."""
+def is_abandoned(folder: Path) -> bool:
+    """Return True if the requesting machine has been silent for too long."""
     return time.time() - (folder / agent.ALIVE).stat().st_mtime > agent.WAIT_SECONDS
 
 
-def tell(folder: Path, line: dict[str, Any]) -> None:
-    """Add a line to the progress that the near end follows."""
+def append_progress(folder: Path, line: dict[str, Any]) -> None:
+    """Append a line to the progress that the requesting machine follows."""
     with (folder / agent.PROGRESS).open("a", encoding="utf-8") as file:
         file.write(dumps(line) + "\n")
 
 
 def unpack(cache: Path, digest: str) -> Path:
-    """The folder of the package's modules, from the archive that was sent."""
-    place = cache / agent.CODE / digest
-    if place.is_dir():
-        os.utime(place)
-        return place
-    made = cache / agent.CODE / f"new-{os.getpid()}"
-    shutil.rmtree(made, ignore_errors=True)
+    """Return the folder of the package's modules, unpacked from the archive that was sent."""
+    folder = cache / agent.CODE / digest
+    if folder.is_dir():
+        os.utime(folder)
+        return folder
+    unfinished = cache / agent.CODE / f"new-{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
     with zipfile.ZipFile(cache / agent.BLOBS / digest) as archive:
         for entry in archive.namelist():
-            inside(made, entry)
-        archive.extractall(made)
-    made.rename(place)
-    return place
+            path_inside(unfinished, entry)
+        archive.extractall(unfinished)
+    unfinished.rename(folder)
+    return folder
 
 
-def inside(folder: Path, path: str) -> Path:
-    """The path below a folder. Raises `RefusedError` for one that leads out of it."""
+def path_inside(folder: Path, path: str) -> Path:
+    """Return the path below a folder. Raises `RefusedError` for a path that leads out of it."""
     parts = Path(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts:
         raise agent.RefusedError(f"the path {path!r} leads out of the session's folder")
     return folder.joinpath(*parts)
 
 
-def _arrange(place: Path, blob: Path) -> None:
-    """Give a blob its name in the session's folder, without writing its bytes again where that can be."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+def _arrange(path: Path, blob: Path) -> None:
+    """Give a blob its path in the session's folder, as a hard link where possible."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(blob, place)
+        os.link(blob, path)
     except OSError:
-        shutil.copyfile(blob, place)
+        shutil.copyfile(blob, path)
 
 
 def _environment(cache: Path, folder: Path, requirements: list[str], imports: list[str], code: Path) -> str:
-    """The interpreter of the environment with these requirements, which is made if it isn't there."""
-    place = cache / agent.VENVS / agent.environment_key(requirements)
-    if place.is_dir():
-        os.utime(place)
-        return str(place / "bin" / "python")
-    tell(folder, {"note": f"making an environment there with {', '.join(requirements)}"})
-    made = cache / agent.VENVS / f"new-{folder.name}"
-    python = str(made / "bin" / "python")
-    listed = folder / "requirements.txt"
-    listed.write_text("".join(f"{each}\n" for each in requirements), encoding="utf-8")
+    """Return the interpreter of the environment with these requirements, and create the environment if necessary.
+
+    Args:
+        cache: Cache on the device.
+        folder: Folder of the session.
+        requirements: Requirements for pip.
+        imports: Modules that the harness imports; they are imported once as a trial.
+        code: Folder of the package's modules.
+
+    Returns:
+        Path of the interpreter.
+
+    Raises:
+        RefusedError: The environment cannot be created, or a module cannot be imported in it.
+    """
+    environment = cache / agent.VENVS / agent.environment_key(requirements)
+    if environment.is_dir():
+        os.utime(environment)
+        return str(environment / "bin" / "python")
+    append_progress(folder, {"note": f"making an environment there with {', '.join(requirements)}"})
+    unfinished = cache / agent.VENVS / f"new-{folder.name}"
+    python = str(unfinished / "bin" / "python")
+    requirements_file = folder / "requirements.txt"
+    requirements_file.write_text("".join(f"{requirement}\n" for requirement in requirements), encoding="utf-8")
     pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--quiet"]
     # Most of SciPy is never imported; what is, the trial compiles.
     pip.append("--no-compile")
     try:
         _command(
             folder,
-            [sys.executable, "-m", "venv", str(made)],
+            [sys.executable, "-m", "venv", str(unfinished)],
             "no virtual environment can be made",
             "Python's venv module, which Debian has in the package python3-venv",
         )
         _command(
             folder,
-            [*pip, "--only-binary", ":all:", "-r", str(listed)],
+            [*pip, "--only-binary", ":all:", "-r", str(requirements_file)],
             "the packages of the harness cannot be installed",
             "a package index that the device's own pip reaches, with wheels for its processor and its Python",
         )
@@ -132,13 +146,24 @@ def _environment(cache: Path, folder: Path, requirements: list[str], imports: li
             "a processor and a system that the packages were built for",
         )
         # Only its interpreter is used, never its scripts, so that it may move.
-        made.rename(place)
+        unfinished.rename(environment)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return str(place / "bin" / "python")
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return str(environment / "bin" / "python")
 
 
 def _command(folder: Path, command: Sequence[str], failure: str, expected: str) -> None:
+    """Run a command with its output in the session's log.
+
+    Args:
+        folder: Folder of the session.
+        command: Program and arguments.
+        failure: Message if it fails.
+        expected: Expectation in that message.
+
+    Raises:
+        RefusedError: The command fails.
+    """
     with (folder / agent.LOG).open("ab") as log:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
     if done.returncode:

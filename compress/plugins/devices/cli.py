@@ -1,4 +1,4 @@
-"""`compress devices`: which machines an inventory names, and whether each can be measured on now."""
+"""Command `compress devices`: lists the machines of an inventory and whether each can be measured on now."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def devices(
     json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:
     """List the devices of an inventory, and whether each answers, is free and has a Python for the harness."""
-    from compress.plugins.devices.inventory import EVERY, choose_devices, find_inventory, read_inventory
+    from compress.plugins.devices.inventory import ALL_DEVICES, choose_devices, find_inventory, read_inventory
 
     file = find_inventory(inventory, [Path()])
-    chosen = choose_devices(read_inventory(file), names or [EVERY], file)
-    rows = _looked_at(chosen, file.absolute().parent, clear)
+    selected = choose_devices(read_inventory(file), names or [ALL_DEVICES], file)
+    rows = _looked_at(selected, file.absolute().parent, clear)
     if json_:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        width = max(map(len, chosen))
+        width = max(map(len, selected))
         for row in rows:
             typer.echo(f"{row['name']:<{width}}  {row['address']}")
             for line in str(row["state"]).splitlines():
@@ -57,15 +57,15 @@ def _looked_at(chosen: Mapping[str, Device], folder: Path, clear: bool) -> list[
 
 def _asked(name: str, device: Device, folder: Path, clear: bool) -> dict[str, Any]:
     from compress.plugins.devices.connection import Connection
-    from compress.plugins.devices.session import PACKAGES, busy, requirements
+    from compress.plugins.devices.session import PACKAGES, busy_error, requirements
 
     with Connection(name, device, folder) as connection:
         if clear:
-            freed = connection.ask("clear")
+            freed = connection.request("clear")
             if freed["holder"]:
-                raise busy(name, freed["holder"])
+                raise busy_error(name, freed["holder"])
             return {"freed_bytes": freed["bytes"], "state": f"{freed['bytes'] / 1e6:.0f} MB of cache were removed"}
-        found = connection.ask("probe", blobs=[], requirements=requirements(PACKAGES))
+        found = connection.request("probe", blobs=[], requirements=requirements(PACKAGES))
     holder = found["holder"]
     state = f"taken by {holder['who']} since {holder['since']}" if holder else "free"
     ready = "has its environment" if found["has_environment"] else "makes its environment at the first bench"

@@ -1,4 +1,4 @@
-"""The way to one device: requests to the agent there, and files; what was lost on the way is asked again."""
+"""Connection to one device: requests to its agent, and transfer of files. Lost requests are sent again."""
 
 from __future__ import annotations
 
@@ -62,15 +62,16 @@ _ANSWER_SECONDS = 120.0
 _DIGEST_SECONDS = 600.0
 
 
-class LostError(Exception):
-    """The connection is gone, or as good as gone."""
+class ConnectionLostError(Exception):
+    """Lost connection, or one that has been silent for too long."""
 
 
 class Connection:
-    """A context manager. ``folder`` is that of the inventory, which a relative key path counts from.
+    """Context manager that sends requests to a device.
 
-    Each request is an SSH connection of its own. One that is lost is made again, until the device has not been heard of
-    for ``patience_seconds``; everything that the agent does may be asked twice.
+    A relative path of the key counts from ``folder``, the inventory's folder. Each request is an SSH connection of its
+    own. A lost request is repeated until the device has been silent for ``patience_seconds``. All actions of the agent
+    can be repeated safely.
     """
 
     def __init__(self, name: str, device: Device, folder: Path, patience_seconds: float = 120.0) -> None:
@@ -80,15 +81,15 @@ class Connection:
         self._scratch = tempfile.TemporaryDirectory(prefix="compress-ssh-")
 
     def __enter__(self) -> Self:
-        """See whether it lets us in. Raises `DeviceError` or `InputError` at once where it doesn't."""
+        """Connect once. Raises `DeviceError` or `InputError` at once if the device does not allow it."""
         try:
             self._check_key()
-            with self._command("echo {}") as talk:
-                self._reply(talk, _ANSWER_SECONDS)
-        except LostError as lost:
+            with self._command("echo {}") as process:
+                self._reply(process, _ANSWER_SECONDS)
+        except ConnectionLostError as error:
             self._scratch.cleanup()
             raise DeviceError(
-                f"The device {self.name!r} cannot be reached: {lost}.",
+                f"The device {self.name!r} cannot be reached: {error}.",
                 where=self._address,
                 expected="a running SSH server at that address and port",
             ) from None
@@ -100,16 +101,17 @@ class Connection:
     def __exit__(self, *raised: object) -> None:
         self._scratch.cleanup()
 
-    def ask(self, do: str, timeout: float = _ANSWER_SECONDS, **fields: Any) -> Reply:
-        """The agent's answer; see `agent` for what it can do. Raises `DeviceError` for what it refuses.
+    def request(self, do: str, timeout: float = _ANSWER_SECONDS, **fields: Any) -> Reply:
+        """Return the agent's answer; `agent` documents the actions. A lost request is sent again.
 
-        Where the connection is lost, ask again. Raises `DeviceError` in the end.
+        Raises:
+            DeviceError: The agent refuses, or the device has been silent for too long.
         """
         self._heard, pause = time.monotonic(), 0.5
         while True:
             try:
                 return self._answer({"do": do, **fields}, timeout)
-            except LostError as lost:
+            except ConnectionLostError as lost:
                 if time.monotonic() + pause - self._heard > self._patience:
                     raise DeviceError(
                         f"The device {self.name!r} went away: {lost}.",
@@ -120,16 +122,24 @@ class Connection:
                 pause = min(2 * pause, 15.0)
 
     def follow(self, silence_seconds: float = 60.0, **fields: Any) -> Iterator[Reply]:
-        """What `agent.follow` prints, the answer last; raises `LostError` after so long without a word."""
-        with self._agent({"do": "follow", **fields}) as talk:
-            while (reply := self._next(talk, silence_seconds)) is not None:
+        """Yield the lines that `agent.follow` prints; the last one is its answer.
+
+        Raises `ConnectionLostError` if nothing arrives for ``silence_seconds``.
+        """
+        with self._agent({"do": "follow", **fields}) as process:
+            while (reply := self._next(process, silence_seconds)) is not None:
                 yield reply
                 if reply.get("ended"):
                     return
-            raise LostError(f"the agent stopped talking: {plain(talk.stderr_tail()) or 'it said nothing'}")
+            raise ConnectionLostError(
+                f"the agent stopped talking: {printable(process.stderr_tail()) or 'it said nothing'}"
+            )
 
-    def put(self, file: Path, blob: str, offset: int) -> Iterator[Reply]:
-        """Write ``file`` from byte ``offset`` on to that blob there; what `agent.receive` says. Can be lost."""
+    def upload(self, file: Path, blob: str, offset: int) -> Iterator[Reply]:
+        """Send ``file`` from byte ``offset`` on to a blob, and yield the replies of `agent.receive`.
+
+        Raises `ConnectionLostError`; the caller resumes.
+        """
         with self._agent({"do": "receive", "blob": blob, "offset": offset, "size": file.stat().st_size}) as talk:
             with file.open("rb") as source:
                 source.seek(offset)
@@ -138,57 +148,70 @@ class Connection:
                     yield self._reply(talk, _ANSWER_SECONDS)
             yield self._reply(talk, _DIGEST_SECONDS)
 
-    def farewell(self, do: str, **fields: Any) -> None:
-        """Ask once, and be content if no answer comes."""
-        with contextlib.suppress(DeviceError, InputError, LostError):
+    def try_request(self, do: str, **fields: Any) -> None:
+        """Send a request once, and ignore a missing answer."""
+        with contextlib.suppress(DeviceError, InputError, ConnectionLostError):
             self._answer({"do": do, **fields}, _FAREWELL_SECONDS)
 
-    def refused(self, told: Reply) -> DeviceError:
-        """The error that the agent tells of."""
+    def refusal_error(self, told: Reply) -> DeviceError:
+        """Return the error for a refusal of the agent."""
         return DeviceError(
-            f"The device {self.name!r}: {plain(told['what'])}", where=self._address, expected=told["expected"]
+            f"The device {self.name!r}: {printable(told['what'])}", where=self._address, expected=told["expected"]
         )
 
     @property
     def _address(self) -> str:
+        """Return user, host and port for messages."""
         return f"{self.device.user}@{self.device.host}, port {self.device.port}"
 
     @contextmanager
     def _command(self, command: str) -> Iterator[PipedProcess]:
-        """A command there, over a connection of its own."""
+        """Run a command on the device over a connection of its own."""
         known_hosts = Path(self._scratch.name) / "known_hosts"
         known_hosts.write_text(f"{_ALIAS} {self.device.host_key}\n", encoding="utf-8")
         seconds = math.ceil(_CONNECT_SECONDS)
         options = {**_OPTIONS, "ConnectTimeout": str(seconds), "UserKnownHostsFile": f'"{known_hosts}"'}
-        given = [f"-o{name}={value}" for name, value in options.items()]
-        way = ["-i", str(self._key), "-p", str(self.device.port), "-l", self.device.user, self.device.host]
-        talk = PipedProcess(["ssh", "-F", "none", "-T", "-e", "none", *given, *way, command], apart=True)
+        option_arguments = [f"-o{name}={value}" for name, value in options.items()]
+        address_arguments = [
+            "-i",
+            str(self._key),
+            "-p",
+            str(self.device.port),
+            "-l",
+            self.device.user,
+            self.device.host,
+        ]
+        process = PipedProcess(
+            ["ssh", "-F", "none", "-T", "-e", "none", *option_arguments, *address_arguments, command], apart=True
+        )
         try:
-            yield talk
+            yield process
         finally:
-            talk.kill()
+            process.kill()
 
     @contextmanager
     def _agent(self, message: Reply) -> Iterator[PipedProcess]:
-        """The agent on its way to an answer."""
-        with self._command(shlex.join([self.device.python, "-I", "-c", _BOOT])) as talk:
+        """Start the agent with a message."""
+        with self._command(shlex.join([self.device.python, "-I", "-c", _BOOT])) as process:
             agent = _AGENT.read_bytes()
-            order = json.dumps({"cache": self.device.cache, "agent_bytes": len(agent), **message})
-            self._write(talk, order.encode() + b"\n" + agent)
-            yield talk
+            header = json.dumps({"cache": self.device.cache, "agent_bytes": len(agent), **message})
+            self._write(process, header.encode() + b"\n" + agent)
+            yield process
 
     def _answer(self, message: Reply, timeout: float) -> Reply:
-        with self._agent(message) as talk:
-            return self._reply(talk, timeout)
+        """Return the agent's answer to a message, without a second attempt."""
+        with self._agent(message) as process:
+            return self._reply(process, timeout)
 
     def _write(self, talk: PipedProcess, content: bytes) -> None:
+        """Write bytes to a process. Raises `ConnectionLostError` if it does not take them."""
         try:
             talk.write(content, _ANSWER_SECONDS)
         except TimeoutError:
-            raise LostError(f"nothing was taken within {_ANSWER_SECONDS:.3g} s") from None
+            raise ConnectionLostError(f"nothing was taken within {_ANSWER_SECONDS:.3g} s") from None
 
     def _next(self, talk: PipedProcess, seconds: float) -> Reply | None:
-        """The agent's next line, or None where it has ended; a login script may have written others."""
+        """Return the agent's next line, or None if it has ended. Lines that a login script wrote are skipped."""
         try:
             while (line := talk.line(seconds)) is not None:
                 with contextlib.suppress(ValueError):
@@ -196,59 +219,60 @@ class Connection:
                     if isinstance(reply, dict):
                         self._heard = time.monotonic()
                         if "refusal" in reply:
-                            raise self.refused(reply["refusal"])
+                            raise self.refusal_error(reply["refusal"])
                         return reply
         except TimeoutError:
-            raise LostError(f"no answer within {seconds:.3g} s") from None
+            raise ConnectionLostError(f"no answer within {seconds:.3g} s") from None
         return None
 
     def _reply(self, talk: PipedProcess, seconds: float) -> Reply:
-        """The same, where it must not have ended."""
+        """Return the agent's next line. Raises an error with the reason if it has ended."""
         reply = self._next(talk, seconds)
         if reply is not None:
             return reply
-        code, said = talk.process.wait(), plain(talk.stderr_tail())
+        code, message = talk.process.wait(), printable(talk.stderr_tail())
         if code == _SSH_FAILED:
-            raise self._unreached(said)
-        if code in _NOT_FOUND or _PYTHON_TOO_OLD in said:
+            raise self._unreached(message)
+        if code in _NOT_FOUND or _PYTHON_TOO_OLD in message:
             raise DeviceError(
-                f"The device {self.name!r} has no Python that can be used: {said}",
+                f"The device {self.name!r} has no Python that can be used: {message}",
                 where=f"{self._address}, {self.device.python}",
                 expected="Python 3.11 or newer",
                 hint="install one there, and name it in the inventory: `python: python3.11`",
             )
         raise DeviceError(
-            f"The agent on {self.name!r} failed with exit code {code}: {said or 'it said nothing'}",
+            f"The agent on {self.name!r} failed with exit code {code}: {message or 'it said nothing'}",
             where=self._address,
         )
 
-    def _unreached(self, said: str) -> LostError | CompressError:
-        """Why ssh itself failed, of which it ``said`` so much."""
+    def _unreached(self, message: str) -> ConnectionLostError | CompressError:
+        """Return the error for a failure of ssh itself, by what it wrote."""
         port, host, key = self.device.port, self.device.host, self.device.key
-        if "Permission denied" in said:
+        if "Permission denied" in message:
             return DeviceError(
-                f"The device {self.name!r} does not let {self.device.user!r} in: {_last_line(said)}",
+                f"The device {self.name!r} does not let {self.device.user!r} in: {_last_line(message)}",
                 where=self._address,
                 expected=f"the public half of {key} in ~/.ssh/authorized_keys there",
                 hint=f"ssh-copy-id -i {shlex.quote(key)} -p {port} {shlex.quote(f'{self.device.user}@{host}')}",
             )
-        if any(words in said for words in _STRANGER):
+        if any(phrase in message for phrase in _STRANGER):
             kind, pinned = self.device.host_key.split()[:2]
             digest = base64.b64encode(hashlib.sha256(base64.b64decode(pinned)).digest()).decode().rstrip("=")
-            seen = _FINGERPRINT.search(said)
+            fingerprint = _FINGERPRINT.search(message)
+            shown = f"{kind} {fingerprint[0]}" if fingerprint else "none of that kind"
             return InputError(
                 f"The device {self.name!r} answers with another host key than the inventory has; nothing was sent to "
                 "it.",
                 where=self._address,
-                expected=f"{kind} SHA256:{digest}; it showed {f'{kind} {seen[0]}' if seen else 'none of that kind'}",
+                expected=f"{kind} SHA256:{digest}; it showed {shown}",
                 hint=f"if it is the right machine, `ssh-keyscan -p {port} {host}` shows its keys; compare with "
                 "`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at the machine itself, then put the key under "
                 "host_key",
             )
-        return LostError(_last_line(said) or "the connection was closed before an answer came")
+        return ConnectionLostError(_last_line(message) or "the connection was closed before an answer came")
 
     def _check_key(self) -> None:
-        """Raises `InputError` for a private key that can't be used."""
+        """Raise `InputError` for a private key that cannot be used."""
         key = self._key
         if shutil.which("ssh") is None:
             raise InputError(
@@ -261,21 +285,22 @@ class Connection:
         except OSError as error:
             raise InputError(f"The private key cannot be read: {error.strerror}", where=str(key)) from None
         command = ["ssh-keygen", "-y", "-P", "", "-f", str(key)]
-        read = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if read.returncode:
+        public_key = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if public_key.returncode:
             raise InputError(
-                f"The private key cannot be used: {_last_line(read.stderr)}",
+                f"The private key cannot be used: {_last_line(public_key.stderr)}",
                 where=str(key),
                 expected="a private key without a passphrase, made for this",
                 hint=f"ssh-keygen -t ed25519 -N '' -f {key}-device",
             )
 
 
-def _last_line(said: str) -> str:
-    lines = said.strip().splitlines()
+def _last_line(text: str) -> str:
+    """Return the last line of a text."""
+    lines = text.strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
-def plain(text: str) -> str:
-    """What a device said, without what would do something to a terminal."""
+def printable(text: str) -> str:
+    """Return text from a device without characters that control a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)

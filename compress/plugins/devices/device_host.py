@@ -21,7 +21,14 @@ from compress.plugins.devices.blobs import Blob, send_blobs
 from compress.plugins.devices.connection import Connection
 from compress.plugins.devices.harness import IMPORTS
 from compress.plugins.devices.inventory import Device, choose_devices, find_inventory, read_inventory
-from compress.plugins.devices.session import PACKAGES, TRANSCRIBING, begun, followed, requirements, write_archive
+from compress.plugins.devices.session import (
+    PACKAGES,
+    TRANSCRIPTION_PACKAGES,
+    follow_session,
+    open_session,
+    requirements,
+    write_archive,
+)
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
 
@@ -38,22 +45,22 @@ class DeviceHost:
     patience_seconds: float = 120.0
 
     def target(self, target: Target) -> Target:
-        """See `LaunchHost.target`: `cpu@pi`."""
+        """See `BenchmarkHost.target`; the target is called for example `cpu@pi`."""
         return replace(target, name=f"{target.name}@{self.name}")
 
     def why_unavailable(self, target: Target) -> str | None:
-        """See `LaunchHost.why_unavailable`; whether the device answers shows when it is asked."""
+        """See `BenchmarkHost.why_unavailable`. Nothing is connected for it."""
         if (target.runtime, target.provider) != _CPU:
             return f"devices are measured with ONNX Runtime on their processor, {self.name!r} too: `--target cpu`"
         return None
 
     def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
-        """See `LaunchHost.time`. Raises `DeviceError` too."""
-        places = {name: f"artifacts/{at}" for at, name in enumerate(workload.artifacts)}
+        """See `BenchmarkHost.time`. Raises `DeviceError` too."""
+        places = {name: f"artifacts/{index}" for index, name in enumerate(workload.artifacts)}
         files, entries = dict(_files(workload.artifacts, places)), _entries(workload.artifacts, places)
         batches: dict[str, dict[str, str]] = {}
         for kind, named in (("first_batches", workload.first_batches), ("all_batches", workload.all_batches)):
-            batches[kind] = {name: f"{kind}/{at}.npz" for at, name in enumerate(named)}
+            batches[kind] = {name: f"{kind}/{index}.npz" for index, name in enumerate(named)}
             files |= {batches[kind][name]: file for name, file in named.items()}
         bench = {
             "work": {"artifacts": entries, **batches},
@@ -61,44 +68,48 @@ class DeviceHost:
             "conditions": asdict(conditions),
         }
         transcribes = any(len(find_graphs(path)) > 1 for path in workload.artifacts.values())
-        packages = PACKAGES + TRANSCRIBING if transcribes else PACKAGES
+        packages = PACKAGES + TRANSCRIPTION_PACKAGES if transcribes else PACKAGES
         return self._timed(self._measured(bench, files, packages, progress))
 
     def _measured(
         self, bench: dict[str, Any], files: Mapping[str, Path], packages: tuple[str, ...], progress: Progress
     ) -> dict[str, Any]:
-        """The harness's result. The device is taken before anything is sent, since that would disturb a bench."""
+        """Return the harness's result.
+
+        The session takes the device before any file is sent, since a transfer would disturb a running benchmark.
+        """
         with (
             tempfile.TemporaryDirectory(prefix="compress-device-") as scratch,
             Connection(self.name, self.device, self.folder, self.patience_seconds) as connection,
-            begun(connection) as session,
+            open_session(connection) as session,
         ):
             write_archive(Path(scratch) / "code.zip")
-            archive = Blob.of(Path(scratch) / "code.zip")
-            blobs = {path: Blob.of(file) for path, file in files.items()}
-            wanted = requirements(packages)
+            archive = Blob.from_file(Path(scratch) / "code.zip")
+            blobs = {path: Blob.from_file(file) for path, file in files.items()}
+            pinned = requirements(packages)
             order = {
                 "code": archive.digest,
                 "files": {path: blob.digest for path, blob in blobs.items()},
-                "requirements": wanted,
+                "requirements": pinned,
                 "imports": list(IMPORTS),
                 "bench": bench,
             }
-            send_blobs(connection, session, [archive, *blobs.values()], wanted, progress)
-            connection.ask("order", session=session, order=order)
-            return followed(connection, session, 2 * bench["conditions"]["launches"], progress)
+            send_blobs(connection, session, [archive, *blobs.values()], pinned, progress)
+            connection.request("order", session=session, order=order)
+            return follow_session(connection, session, 2 * bench["conditions"]["launches"], progress)
 
     def _timed(self, result: dict[str, Any]) -> TimingResult:
+        """Return the harness's result as timings. Raises the error that it reports."""
         if "error" in result:
             raise error_from_reply(result["error"])
-        told = result["timed"]
+        timings = result["timed"]
         try:
-            record = TypeAdapter(TimingRecord).validate_python(told["record"])
+            record = TypeAdapter(TimingRecord).validate_python(timings["record"])
         except ValidationError as error:
             raise DeviceError(f"What {self.name!r} measured cannot be read: {error.errors()[0]}") from None
-        packages = {"compress": __version__, **told["environment"]["packages"]}
-        environment = {**told["environment"], "packages": packages, "device": self.name}
-        return TimingResult(record, told["precision"], tuple(told["cores"]), told["load"], environment)
+        packages = {"compress": __version__, **timings["environment"]["packages"]}
+        environment = {**timings["environment"], "packages": packages, "device": self.name}
+        return TimingResult(record, timings["precision"], tuple(timings["cores"]), timings["load"], environment)
 
 
 def find_devices(names: Sequence[str], inventory: Path | None, folders: Sequence[Path]) -> dict[str, DeviceHost]:
@@ -109,7 +120,7 @@ def find_devices(names: Sequence[str], inventory: Path | None, folders: Sequence
 
 
 def _files(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
-    """The files of each artifact by the path that each gets; of a graph file, itself and its weights beside it."""
+    """Yield the files of each artifact with the paths that they get; a graph file comes with its external weights."""
     for name, path in artifacts.items():
         folder = path if path.is_dir() else path.parent
         for file in sorted(folder.rglob("*") if path.is_dir() else folder.glob(f"{path.name}*")):
@@ -118,5 +129,5 @@ def _files(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> Iterator
 
 
 def _entries(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> dict[str, str]:
-    """Where each artifact itself lies: a folder, or a file in one."""
+    """Return the path of each artifact on the device: a folder, or a file in one."""
     return {name: places[name] if path.is_dir() else f"{places[name]}/{path.name}" for name, path in artifacts.items()}

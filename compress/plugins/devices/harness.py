@@ -1,4 +1,4 @@
-"""The harness on a device: the same launches as here, in the environment that was made for them."""
+"""Harness on a device: the same launches as on this machine, in the environment that was made for them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from compress.benchmark.rpc import error_reply
 from compress.benchmark.workloads.calls import CallPlan
 from compress.benchmark.workloads.text_generation import TextGenerationPlan
 from compress.formats.target_profile import Target
-from compress.plugins.devices.agent import ORDER, RESULT, write
-from compress.plugins.devices.bootstrap import FILES, is_alone, tell
+from compress.plugins.devices.agent import ORDER, RESULT, write_json
+from compress.plugins.devices.bootstrap import FILES, append_progress, is_abandoned
 from compress.utils.errors import CompressError
 from compress.utils.progress import Total, expected_steps
 
@@ -26,45 +26,47 @@ IMPORTS = (
     "compress.benchmark.worker",
     "compress.formats.onnx.runtimes.onnxruntime",
 )
-"""What an environment must be able to import before it is used."""
+"""Modules that an environment must be able to import before it is used."""
 
 
 class LineProgress:
-    """Progress as lines of a file that the near end follows; ends the session when nobody does any more."""
+    """Progress as lines of a file that the requesting machine follows. The session ends when nobody follows it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
-        """Yield ``items``, a line after each."""
+        """Yield ``items``, and write a line after each."""
         for done, item in enumerate(items, 1):
             yield item
-            tell(self._folder, {"done": done, "total": expected_steps(total)})
-            if is_alone(self._folder):
+            append_progress(self._folder, {"done": done, "total": expected_steps(total)})
+            if is_abandoned(self._folder):
                 raise SystemExit(1)
 
     def note(self, message: str) -> None:
-        """Pass one line on."""
-        tell(self._folder, {"note": message})
+        """Write one line."""
+        append_progress(self._folder, {"note": message})
 
 
-def main(place: str) -> None:
-    """Do what the order of the session's folder asks, and leave the result beside it."""
-    folder = Path(place)
-    asked = json.loads((folder / ORDER).read_text(encoding="utf-8"))["bench"]
+def main(session_folder: str) -> None:
+    """Carry out the order in the session's folder, and write the result beside it."""
+    folder = Path(session_folder)
+    order = json.loads((folder / ORDER).read_text(encoding="utf-8"))["bench"]
     try:
-        reply: dict[str, Any] = {"timed": asdict(_timed(asked, folder))}
+        reply: dict[str, Any] = {"timed": asdict(_timed(order, folder))}
     except CompressError as error:
         reply = error_reply(error)
-    write(folder / RESULT, reply)
+    write_json(folder / RESULT, reply)
 
 
-def _timed(asked: dict[str, Any], folder: Path) -> TimingResult:
-    conditions = TimingConditions(**{**asked["conditions"], "target": Target(**asked["conditions"]["target"])})
-    plan = (TextGenerationPlan if "contexts" in asked["plan"] else CallPlan)(**asked["plan"])
-    workload = Workload(**{kind: _paths(places, folder) for kind, places in asked["work"].items()}, plan=plan)
+def _timed(order: dict[str, Any], folder: Path) -> TimingResult:
+    """Run the timings that an order describes."""
+    conditions = TimingConditions(**{**order["conditions"], "target": Target(**order["conditions"]["target"])})
+    plan = (TextGenerationPlan if "contexts" in order["plan"] else CallPlan)(**order["plan"])
+    workload = Workload(**{kind: _paths(paths, folder) for kind, paths in order["work"].items()}, plan=plan)
     return LOCAL_HOST.time(workload, conditions, LineProgress(folder))
 
 
-def _paths(places: dict[str, str], folder: Path) -> dict[str, Path]:
-    return {name: folder / FILES / place for name, place in places.items()}
+def _paths(paths: dict[str, str], folder: Path) -> dict[str, Path]:
+    """Return paths within the session's folder."""
+    return {name: folder / FILES / path for name, path in paths.items()}

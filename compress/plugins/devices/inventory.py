@@ -1,4 +1,4 @@
-"""The devices that a user has, as a YAML file that is read as strictly as a recipe and holds no secret."""
+"""Inventory of devices: a YAML file that is validated as strictly as a recipe and contains no secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compress.utils.errors import InputError, nearest_name
 from compress.utils.pydantic_models import Frozen
 
 FILE_NAME = "devices.yaml"
-EVERY = "all"
+ALL_DEVICES = "all"
 _SECTION = "devices"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}\Z")
 _EXAMPLE = (
@@ -35,7 +35,7 @@ _INVENTORY = FileKind(
 
 
 class Device(Frozen):
-    """How one machine is reached. ``host_key`` is the only key that it may answer with."""
+    """Address and access of one machine. ``host_key`` is the only key that it may answer with."""
 
     host: str = Field(pattern=r"^[A-Za-z0-9_:][A-Za-z0-9._:%-]*$", description="Name or address.")
     port: int = Field(22, ge=1, le=65535, description="Port of its SSH server.")
@@ -79,20 +79,17 @@ class Device(Frozen):
 
 
 def find_inventory(given: Path | None, folders: Sequence[Path]) -> Path:
-    """The file that was ``given``, or `devices.yaml` in the first of ``folders`` that has one.
-
-    Raises `InputError` where there is none.
-    """
-    places = [given] if given is not None else [folder / FILE_NAME for folder in folders]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        where = ", ".join(dict.fromkeys(str(place) for place in places))
+    """Return ``path``, or the first `devices.yaml` in ``folders``. Raises `InputError` if there is no such file."""
+    candidates = [given] if given is not None else [folder / FILE_NAME for folder in folders]
+    inventory = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if inventory is None:
+        where = ", ".join(dict.fromkeys(str(candidate) for candidate in candidates))
         raise InputError("There is no inventory of devices.", where=where, expected=f"a file such as {_EXAMPLE}")
-    return found
+    return inventory
 
 
 def read_inventory(path: Path) -> dict[str, Device]:
-    """The devices of an inventory by name. Raises `InputError` with every problem: file, line, field, and so on."""
+    """Return the devices of an inventory by name. Raises `InputError` with file, line and field of every problem."""
     document = read_document(path, _INVENTORY)
     for key in document.values:
         if key != _SECTION:
@@ -102,17 +99,17 @@ def read_inventory(path: Path) -> dict[str, Device]:
         document.problem((_SECTION,), describe(section), f"devices by their names, such as {_EXAMPLE}")
         section = {}
     _check_names(section, document)
-    read = {name: validate(Device, fields, document, (_SECTION, name)) for name, fields in section.items()}
+    validated = {name: validate(Device, fields, document, (_SECTION, name)) for name, fields in section.items()}
     if document.problems:
         raise document.error()
-    return {name: device for name, device in read.items() if device is not None}
+    return {name: device for name, device in validated.items() if device is not None}
 
 
 def choose_devices(known: Mapping[str, Device], names: Sequence[str], file: Path) -> dict[str, Device]:
-    """Those named, in that order; `all` stands for each. Raises `InputError` for a name that is not there."""
+    """Return the named devices in that order, and every device for `all`. Raises `InputError` for an unknown name."""
     chosen: dict[str, Device] = {}
     for name in names:
-        if name == EVERY:
+        if name == ALL_DEVICES:
             chosen.update(known)
         elif name in known:
             chosen[name] = known[name]
@@ -120,13 +117,16 @@ def choose_devices(known: Mapping[str, Device], names: Sequence[str], file: Path
             near = nearest_name(name, known)
             hint = f"; did you mean {near!r}?" if near else ""
             raise InputError(
-                f"There is no device {name!r}.", where=str(file), expected=f"one of {', '.join([*known, EVERY])}{hint}"
+                f"There is no device {name!r}.",
+                where=str(file),
+                expected=f"one of {', '.join([*known, ALL_DEVICES])}{hint}",
             )
     return chosen
 
 
 def _check_names(section: Mapping[Any, Any], document: Document) -> None:
+    """Note a problem for every name that is not allowed."""
     for name in section:
-        if not isinstance(name, str) or not _NAME.match(name) or name == EVERY:
-            expected = f"a name of up to 40 small letters, digits, - and _, other than `{EVERY}`"
+        if not isinstance(name, str) or not _NAME.match(name) or name == ALL_DEVICES:
+            expected = f"a name of up to 40 small letters, digits, - and _, other than `{ALL_DEVICES}`"
             document.problem((_SECTION, name), repr(name), expected)

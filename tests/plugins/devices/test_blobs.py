@@ -12,7 +12,7 @@ from loopback_sshd import Server
 
 from compress.plugins.devices.blobs import ENVIRONMENT_BYTES, Blob, send_blobs
 from compress.plugins.devices.connection import Connection
-from compress.plugins.devices.session import begun
+from compress.plugins.devices.session import open_session
 from compress.utils.errors import DeviceError
 from compress.utils.progress import SilentProgress
 
@@ -37,11 +37,11 @@ class Cutting(SilentProgress):
 
 def made(folder: Path, name: str, size: int) -> Blob:
     (folder / name).write_bytes(os.urandom(size))
-    return Blob.of(folder / name)
+    return Blob.from_file(folder / name)
 
 
 def sent(connection: Connection, blobs: list[Blob], progress: SilentProgress) -> int:
-    with begun(connection) as session:
+    with open_session(connection) as session:
         return send_blobs(connection, session, blobs, [], progress)
 
 
@@ -54,7 +54,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_there_is_not_sent_again(server: Server, tmp_path: Path) -> None:
     cache, progress = tmp_path / "cache", Cutting(server)
     first, second = made(tmp_path, "a", 3 * MEGABYTE + 5), made(tmp_path, "b", 7)
-    twin = Blob.of(tmp_path / "b")
+    twin = Blob.from_file(tmp_path / "b")
     empty = made(tmp_path, "c", 0)
     with server.connect(server.device(cache)) as connection:
         assert sent(connection, [first, second, twin], progress) == first.size + second.size

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loopback_sshd import Server
 
-from compress.plugins.devices.connection import plain
+from compress.plugins.devices.connection import printable
 from compress.utils.errors import DeviceError, InputError
 
 
@@ -25,7 +25,7 @@ def fingerprint(public: Path) -> str:
 def test_the_agent_answers_from_a_cache_that_is_not_there_yet(server: Server, tmp_path: Path) -> None:
     strange = tmp_path / "a cache; touch '$(injected)'"
     with server.connect(server.device(strange)) as connection:
-        found = connection.ask("probe", blobs=[], requirements=[])
+        found = connection.request("probe", blobs=[], requirements=[])
     assert found["cache"] == str(strange)
     assert found["python"].startswith("3.")
     assert abs(found["free_bytes"] / shutil.disk_usage(tmp_path).free - 1) < 0.1
@@ -108,7 +108,7 @@ def test_no_python_or_an_old_one_is_told(server: Server, tmp_path: Path, is_old:
         python.chmod(0o755)
     device, told = server.device(tmp_path, python=str(python)), "no Python that can be used"
     with server.connect(device) as connection, pytest.raises(DeviceError, match=told) as caught:
-        connection.ask("probe", blobs=[], requirements=[])
+        connection.request("probe", blobs=[], requirements=[])
     assert ("this is 3.9.2" if is_old else "No such file") in str(caught.value)
 
 
@@ -119,7 +119,7 @@ def test_a_request_whose_connection_is_cut_is_made_again(server: Server, tmp_pat
     python.chmod(0o755)
     with server.connect(server.device(tmp_path, python=str(python))) as connection:
         threading.Thread(target=cut_when, args=(server, asked)).start()
-        assert connection.ask("probe", blobs=[], requirements=[])["holder"] is None
+        assert connection.request("probe", blobs=[], requirements=[])["holder"] is None
 
 
 def cut_when(server: Server, asked: Path) -> None:
@@ -133,10 +133,10 @@ def test_a_device_that_stays_away_is_given_up(server: Server, tmp_path: Path) ->
     try:
         device = server.device(tmp_path, port=relay.port)
         with server.connect(device, patience_seconds=1.0) as connection:
-            connection.ask("probe", blobs=[], requirements=[])
+            connection.request("probe", blobs=[], requirements=[])
             relay.close()
             with pytest.raises(DeviceError, match="went away"):
-                connection.ask("probe", blobs=[], requirements=[])
+                connection.request("probe", blobs=[], requirements=[])
     finally:
         relay.close()
 
@@ -146,16 +146,16 @@ def test_a_device_that_hangs_is_given_up(server: Server, tmp_path: Path) -> None
     try:
         device = server.device(tmp_path, port=relay.port)
         with server.connect(device, patience_seconds=1.0) as connection:
-            connection.ask("probe", blobs=[], requirements=[])
+            connection.request("probe", blobs=[], requirements=[])
             relay.hangs = True
             with pytest.raises(DeviceError, match="went away: no answer within"):
-                connection.ask("probe", timeout=0.5, blobs=[], requirements=[])
+                connection.request("probe", timeout=0.5, blobs=[], requirements=[])
     finally:
         relay.close()
 
 
 def test_what_a_device_says_does_nothing_to_the_terminal() -> None:
-    assert plain("Ünable\x1b[2J\rto\nwrite\x07") == "Ünable?[2J?to\nwrite?"
+    assert printable("Ünable\x1b[2J\rto\nwrite\x07") == "Ünable?[2J?to\nwrite?"
 
 
 class Relay:

@@ -10,7 +10,7 @@ from loopback_sshd import Server
 
 from compress.plugins.devices.blobs import Blob, send_blobs
 from compress.plugins.devices.connection import Connection
-from compress.plugins.devices.session import begun, followed, program
+from compress.plugins.devices.session import open_session, follow_session, bootstrap_program
 from compress.utils.errors import DeviceError
 from compress.utils.progress import SilentProgress
 
@@ -52,9 +52,9 @@ def archive(tmp_path: Path) -> Blob:
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "code.zip", "w") as made:
-        for path, text in {**program(), "compress/plugins/devices/harness.py": SCRIPT}.items():
+        for path, text in {**bootstrap_program(), "compress/plugins/devices/harness.py": SCRIPT}.items():
             made.writestr(path, text)
-    return Blob.of(tmp_path / "code.zip")
+    return Blob.from_file(tmp_path / "code.zip")
 
 
 def order(archive: Blob, files: dict[str, str], **changed: Any) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def order(archive: Blob, files: dict[str, str], **changed: Any) -> dict[str, Any
 
 
 def result(connection: Connection, archive: Blob, files: dict[str, Path], progress: Any, **changed: Any) -> Any:
-    blobs = {path: Blob.of(file) for path, file in files.items()}
-    with begun(connection) as session:
+    blobs = {path: Blob.from_file(file) for path, file in files.items()}
+    with open_session(connection) as session:
         send_blobs(connection, session, [archive, *blobs.values()], [], SilentProgress())
         asked = order(archive, {path: blob.digest for path, blob in blobs.items()}, **changed)
-        connection.ask("order", session=session, order=asked)
-        return followed(connection, session, 4, progress)
+        connection.request("order", session=session, order=asked)
+        return follow_session(connection, session, 4, progress)
 
 
 @pytest.fixture
@@ -92,43 +92,43 @@ def test_a_session_goes_on_while_its_connection_is_cut(
 def test_a_second_bench_is_told_who_holds_the_device_and_since_when(
     server: Server, connection: Connection, tmp_path: Path
 ) -> None:
-    with begun(connection) as session, server.connect(server.device(tmp_path / "cache"), "again") as second:
-        holder = second.ask("probe", blobs=[], requirements=[])["holder"]
+    with open_session(connection) as session, server.connect(server.device(tmp_path / "cache"), "again") as second:
+        holder = second.request("probe", blobs=[], requirements=[])["holder"]
         assert holder["session"] == session
-        with pytest.raises(DeviceError, match="is taken") as caught, begun(second):
+        with pytest.raises(DeviceError, match="is taken") as caught, open_session(second):
             pass
         assert holder["who"] in str(caught.value)
         assert f"since {holder['since']}" in str(caught.value)
-        assert second.ask("clear")["holder"] == holder, "nor may its cache be removed"
+        assert second.request("clear")["holder"] == holder, "nor may its cache be removed"
         # Asking twice, as after a lost connection, starts no second session.
-        assert connection.ask("begin", session=session, who="x", since="y", program={})["holder"] is None
-    with begun(connection):
+        assert connection.request("begin", session=session, who="x", since="y", program={})["holder"] is None
+    with open_session(connection):
         pass
-    assert connection.ask("clear")["bytes"] > 0
+    assert connection.request("clear")["bytes"] > 0
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_session_that_is_killed_frees_the_device_and_is_told(
     connection: Connection, archive: Blob, tmp_path: Path
 ) -> None:
-    with pytest.raises(DeviceError, match="ended without a result"), begun(connection) as session:
-        psutil.Process(connection.ask("probe", blobs=[], requirements=[])["holder"]["pid"]).kill()
-        followed(connection, session, 4, SilentProgress())
-    with begun(connection):
+    with pytest.raises(DeviceError, match="ended without a result"), open_session(connection) as session:
+        psutil.Process(connection.request("probe", blobs=[], requirements=[])["holder"]["pid"]).kill()
+        follow_session(connection, session, 4, SilentProgress())
+    with open_session(connection):
         pass
 
 
 def test_a_session_that_nobody_follows_ends_and_removes_itself(
     server: Server, connection: Connection, tmp_path: Path
 ) -> None:
-    text = {path: each.replace("WAIT_SECONDS = 300.0", "WAIT_SECONDS = 0.2") for path, each in program().items()}
-    connection.ask("begin", session="a" * 32, who="x", since="y", program=text)
+    text = {path: each.replace("WAIT_SECONDS = 300.0", "WAIT_SECONDS = 0.2") for path, each in bootstrap_program().items()}
+    connection.request("begin", session="a" * 32, who="x", since="y", program=text)
     deadline = time.monotonic() + 20
-    while connection.ask("probe", blobs=[], requirements=[])["holder"] and time.monotonic() < deadline:
+    while connection.request("probe", blobs=[], requirements=[])["holder"] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not (tmp_path / "cache" / "sessions" / ("a" * 32)).exists()
     with pytest.raises(DeviceError, match="the session is gone"):
-        connection.ask("touch", session="a" * 32)
+        connection.request("touch", session="a" * 32)
 
 
 @pytest.mark.parametrize("path", ["/tmp/a", "sub/../../a"])
@@ -153,6 +153,6 @@ def test_packages_that_cannot_be_had_are_told_and_leave_no_half_environment(
 @pytest.mark.parametrize("field", [{"session": "../x"}, {"session": "a" * 31}])
 def test_names_from_outside_are_checked_there_too(connection: Connection, field: dict[str, str]) -> None:
     with pytest.raises(DeviceError, match="is no session"):
-        connection.ask("end", **field)
+        connection.request("end", **field)
     with pytest.raises(DeviceError, match="is no SHA-256 digest"):
-        connection.ask("receive", blob="../../x", offset=0, size=0)
+        connection.request("receive", blob="../../x", offset=0, size=0)

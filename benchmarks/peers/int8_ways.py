@@ -121,7 +121,7 @@ class Contest:
         }
         return {f"{name}{suffix}": partial(self._each, model, way) for name, way in quantizers.items()}
 
-    def _each(self, model: OnnxModel, onnx_int8: Quantizer) -> OnnxModel:
+    def _each(self, model: OnnxModel, quantize: Quantizer) -> OnnxModel:
         feeds = [self.feeds, self.decoder_feeds] if model.others else [self.feeds]
         graphs = zip(model.graphs.items(), feeds, strict=True)
         return model.with_graphs({quantized_name(name): quantize(graph, given) for (name, graph), given in graphs})

@@ -97,8 +97,8 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         from compress.formats.onnx.float16 import to_float16, verify_float16_calls
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.runtimes import opened
-        from compress.models.processor import processor_of
         from compress.models.image_generation import image_generation_hook
+        from compress.models.processor import processor_of
 
         graphs = dict(model.graphs)
         for name, graph in model.graphs.items():

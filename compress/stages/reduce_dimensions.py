@@ -35,7 +35,7 @@ class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
         import numpy as np
 
         from compress.models.sentence_modules import Dense
-        from compress.numerics.embeddings import retained_share, principal_rotation
+        from compress.numerics.embeddings import principal_rotation, retained_share
         from compress.tasks.inference import predict
 
         modules = model.processor.modules

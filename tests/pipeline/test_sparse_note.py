@@ -47,12 +47,12 @@ def recipe(**stage: object) -> Recipe:
     ],
 )
 def test_zeros_are_counted_and_said_beside_the_speed(speed: tuple[float, ...], said: str, tmp_path: Path) -> None:
-    artifacts = {"baseline": write(tmp_path / "dense", 0), "prune": write(tmp_path / "sparse", 20)}
+    artifacts = {"baseline": write(tmp_path / "dense", 0), "sparsify": write(tmp_path / "sparse", 20)}
     artifacts["onnx"] = write(tmp_path / "hardly", 3)
     value, low, high = speed
-    rows = [Measurement(model="prune", metric="speedup", target="cpu", value=value, unit="", low=low, high=high)]
-    (line,) = sparse_notes(recipe(pattern="2:4"), artifacts, rows, TARGETS["cpu"])
-    assert line.startswith("cpu: 25% of the weights of prune are zeros, which no kernel of onnxruntime skips")
+    rows = [Measurement(model="sparsify", metric="speedup", target="cpu", value=value, unit="", low=low, high=high)]
+    (line,) = sparse_notes(recipe(sparsify={"pattern": "2:4"}), artifacts, rows, TARGETS["cpu"])
+    assert line.startswith("cpu: 25% of the weights of sparsify are zeros, which no kernel of onnxruntime skips")
     assert line.endswith(said)
 
 

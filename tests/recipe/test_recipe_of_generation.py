@@ -85,9 +85,9 @@ def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str, tasks: l
     assert problem.expected == f"a recipe for {' and '.join(tasks)}"
 
 
-def test_pruning_is_for_language_models_but_for_its_training(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, GOOD.replace("  - onnx", "  - prune: {layers: 1, epochs: 1}\n  - onnx"))
-    assert problem.field.endswith("prune.epochs") and "for text-generation" in problem.expected
+def test_language_models_have_stages_of_their_own_for_pruning(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace("  - onnx", "  - prune: {layers: 1}\n  - onnx"))
+    assert problem.found == "prune, for text-generation" and problem.expected.startswith("prune_decoder, or a recipe")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_every_problem_names_file_and_found_value(tmp_path: Path) -> None:
     assert {p.file for p in by_line.values()} == {str(path)}
     assert by_line[8].found == "'many'"
     assert by_line[8].expected == "a number"
-    assert "finetune, distill, prune" in by_line[10].expected
+    assert "finetune, distill, distill_language_model, prune" in by_line[10].expected
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_every_problem_names_file_and_found_value(tmp_path: Path) -> None:
         ("model: org/model", "seed: 1", 1, "model", "the field is required"),
         ("at_least: 0.9", "at_least: 0.9, at_most: 1", 14, "limits.0", "exactly one of at_least and at_most"),
         ("onnx_int8:", "onnx_int8: {embedding_bits: 5}", 12, "stages.3.onnx_int8.embedding_bits", "4, 8 or 32"),
-        ("onnx_int8:", "onnx_int8: 3", 12, "stages.3.onnx_int8", "the fields of quantize as a mapping"),
+        ("onnx_int8:", "onnx_int8: 3", 12, "stages.3.onnx_int8", "the fields of onnx_int8 as a mapping"),
         ("onnx_int8:", "{onnx_int8: , onnx: }", 12, "stages.3", "one stage as a single name"),
         ("onnx_int8:", "17", 12, "stages.3", "one stage as a single name"),
     ],
@@ -175,13 +175,13 @@ def test_parts_that_do_not_fit_together(tmp_path: Path, old: str, new: str, line
 def test_stages_that_cannot_chain_name_both_and_what_fits(tmp_path: Path) -> None:
     problem = only_problem(write(tmp_path, GOOD.replace("  - onnx\n", "")))
     assert problem.field == "stages.2.onnx_int8"
-    assert "quantize, which takes an OnnxModel" in problem.found
+    assert "onnx_int8, which takes an OnnxModel" in problem.found
     assert "stage 1 (distill), which is a TorchModel" in problem.found
-    assert "or export between the two" in problem.expected
+    assert "or onnx between the two" in problem.expected
 
 
 def test_first_stage_takes_the_starting_model(tmp_path: Path) -> None:
-    text = GOOD[: GOOD.index("stages:")] + "stages: [quantize]\n"
+    text = GOOD[: GOOD.index("stages:")] + "stages: [onnx_int8]\n"
     problem = only_problem(write(tmp_path, text))
     assert "the starting model, which is a TorchModel" in problem.found
 
@@ -211,7 +211,7 @@ def test_missing_stages(tmp_path: Path, stages: str) -> None:
 
 
 def test_explicit_kind_is_the_same_stage_with_the_same_lines(tmp_path: Path) -> None:
-    text = GOOD.replace("  - onnx\n", "  - kind: export\n    opset: 18\n")
+    text = GOOD.replace("  - onnx\n", "  - kind: onnx\n    opset: 18\n")
     assert read_recipe(write(tmp_path, text)).stages[2].opset == 18
     problem = only_problem(write(tmp_path, text.replace("18", "1")))
     assert (problem.line, problem.field) == (12, "stages.2.onnx.opset")
@@ -271,13 +271,40 @@ def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, o
 
 @pytest.mark.parametrize(
     ("stage", "name"),
-    [("eagle3: {steps: 5}", "eagle3"), ("openvino: {draft_of: start}", "draft_of"), ("rotate", "rotate")],
+    [
+        ("eagle3: {steps: 5}", "eagle3"),
+        ("openvino: {draft_of: start}", "draft_of"),
+        ("rotate", "rotate"),
+        ("export", "export"),
+        ("quantize: {embedding_bits: 4}", "quantize"),
+        ("train_blocks", "train_blocks"),
+        ("lora: {rank: 8}", "lora"),
+        ("finetune: {weight_decay: 0.1}", "weight_decay"),
+    ],
 )
 def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, name: str, tmp_path: Path) -> None:
     text = GOOD.replace("  - onnx\n  - onnx_int8:\n", f"  - {stage}\n")
     (problem,) = problems_of(write(tmp_path, text))
     assert problem.field.split(".")[-1] == name and problem.line == 11
     assert problem.found.startswith("an unknown") and problem.expected == OLD_NAMES[name] and problem.nearest is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "new_name"),
+    [
+        ("prune: {sparsity: 0.5, heads: 0.5}", "prune.sparsity", "the stage sparsify"),
+        ("prune: {experts: 0.25, heads: 0.5}", "prune.experts", "the stage prune_decoder"),
+        ("prune: {bridge: false, heads: 0.5}", "prune.bridge", "compensate"),
+        ("distill: {teacher: finetune, top_k: 8}", "distill.top_k", "the stage distill_language_model"),
+    ],
+)
+def test_a_field_that_moved_has_an_error_with_its_new_place(
+    stage: str, name: str, new_name: str, tmp_path: Path
+) -> None:
+    text = GOOD.replace("  - onnx\n  - onnx_int8:\n", f"  - {stage}\n")
+    (problem,) = problems_of(write(tmp_path, text))
+    assert problem.field.endswith(name) and problem.line == 11
+    assert problem.found == "an unknown field" and problem.expected.startswith(new_name)
 
 
 def test_missing_file_offers_the_nearest(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
         (
             "[{cpu: {opset: 18}}]",
             "targets.0.cpu.opset",
-            "a field of export, a stage of this recipe",
+            "a field of onnx, a stage of this recipe",
             "it at stages.0.onnx",
         ),
         (

@@ -23,6 +23,7 @@ from compress.stages.gptq.stage import Gptq
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights.stage import NncfWeights
 from compress.stages.onnx_int8.stage import OnnxInt8
+from compress.stages.protocols import predict_cost
 from compress.stages.recovery.tune_scales import TuneScales
 from compress.stages.registry import STAGES
 
@@ -77,7 +78,7 @@ def test_every_stage_predicts_whatever_is_known(kind: str) -> None:
     stage = example(kind)
     for context in (plan(), plan(splits={}, shapes={}), plan(reads_text=False)):
         for before in (SHAPE, None):
-            found = stage.predict(before, context)
+            found = predict_cost(stage, before, context)
             for estimate in (found.seconds, found.peak_memory_bytes, found.disk_bytes):
                 assert estimate.note
                 assert estimate.value is None or estimate.value > 0
@@ -95,7 +96,7 @@ def test_paths_are_the_values_of_fields(kind: str) -> None:
 
 
 def test_a_stage_of_another_package_does_not_blind_what_follows() -> None:
-    unknown = Elsewhere().predict(SHAPE, plan())
+    unknown = predict_cost(Elsewhere(), SHAPE, plan())
     assert unknown.shape == SHAPE
     assert [unknown.seconds.value, unknown.peak_memory_bytes.value, unknown.disk_bytes.value] == [None] * 3
     # 250 parameters of matrices at 8 bits, 100 of tables at 8
@@ -105,7 +106,7 @@ def test_a_stage_of_another_package_does_not_blind_what_follows() -> None:
 def test_bits_stay_until_another_stage_changes_them() -> None:
     shape = SHAPE
     for stage in (Gptq(group_size=16), TuneScales(), Onnx()):
-        before, shape = shape, stage.predict(shape, plan()).shape
+        before, shape = shape, predict_cost(stage, shape, plan()).shape
         assert shape is not None
         assert (shape.matrix_bits, shape.table_bits) == (4, 32)
         assert (shape.packed_bytes is None) is isinstance(stage, Onnx)

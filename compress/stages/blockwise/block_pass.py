@@ -67,7 +67,7 @@ class BlockPass:
     counts: Mapping[str, torch.Tensor] = field(default_factory=dict)
     bf16: bool = False
 
-    def solve(self, onnx_int8: Quantize) -> Iterator[torch.Tensor]:
+    def solve(self, quantize: Quantize) -> Iterator[torch.Tensor]:
         """Quantize every layer; then, or meanwhile, yield the outputs of each batch.
 
         Raises `StageError` for inputs that are not finite and for layers that the block never calls.
@@ -93,7 +93,7 @@ class BlockPass:
         calibration = self.experts[owner].calibration if owner else None
         return None if calibration is None or calibration.sent is None else int(calibration.sent[number])
 
-    def _solve_at_once(self, hidden: torch.Tensor, groups: Sequence[_Group], onnx_int8: Quantize) -> torch.Tensor:
+    def _solve_at_once(self, hidden: torch.Tensor, groups: Sequence[_Group], quantize: Quantize) -> torch.Tensor:
         firsts = {group.names[0]: group for group in groups}
 
         def before(name: str, inputs: torch.Tensor) -> None:

@@ -153,7 +153,10 @@ class NncfOptions(Frozen):
     @classmethod
     def _of_other_backends(cls, value: bool, info: ValidationInfo) -> bool:
         if value:
-            instead = {"gptq": "the stage `gptq` has it", "lora_correction": "the stage `lora_recovery` trains an adapter"}
+            instead = {
+                "gptq": "the stage `gptq` has it",
+                "lora_correction": "the stage `lora_recovery` trains an adapter",
+            }
             raise ValueError(f"false: NNCF has it for OpenVINO only; {instead[info.field_name or '']}")
         return value
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.settings import NNCF_FIELDS, SEARCH_FIELDS, STATIC_FIELDS, Int8Options
 from compress.formats.onnx.model import (
     DIFFUSION_PARTS,
     QUANTIZED_GRAPH,
@@ -20,6 +20,7 @@ from compress.stages.base import SEARCH, Context, OutputSpec, Requirements, Stag
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.stages.protocols import field_search_values
 from compress.utils.errors import StageError
+from compress.utils.pydantic_models import changed_fields
 
 if TYPE_CHECKING:
     import onnx
@@ -62,6 +63,18 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         json_schema_extra={SEARCH: [64]},
     )
     part: GraphPart = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+
+    @model_validator(mode="after")
+    def _fields_have_an_effect(self) -> Self:
+        if self.method == "dynamic" and (unused := changed_fields(self, STATIC_FIELDS)):
+            raise ValueError(f"method: static, which {unused[0]} concerns")
+        if not self.searches and (unused := changed_fields(self, SEARCH_FIELDS)):
+            raise ValueError(f"accuracy_floor or error_ceiling, which {unused[0]} concerns")
+        if self.statistics == "nncf" and (unused := changed_fields(self, set(STATIC_FIELDS) - set(NNCF_FIELDS))):
+            raise ValueError(f"statistics: own, which {min(unused)} concerns")
+        if self.calibration_method != "percentile" and changed_fields(self, ["percentile"]):
+            raise ValueError("calibration_method: percentile, which percentile concerns")
+        return self
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Tables only where they weigh something; ranges by calibration only where one graph is all there is.

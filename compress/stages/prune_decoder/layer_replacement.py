@@ -50,7 +50,9 @@ def gaps(gone: Collection[int]) -> list[range]:
 
 
 @torch.no_grad()
-def compensate_removed_blocks(stream: Stream, gone: Collection[int], damping: float, context: Context) -> dict[str, torch.Tensor]:
+def compensate_removed_blocks(
+    stream: Stream, gone: Collection[int], damping: float, context: Context
+) -> dict[str, torch.Tensor]:
     """The layers that make up for the blocks that are ``gone``: tensors by their names in the files, as they lie there.
 
     A gap is left as it is, with a remark, where nothing is before it, where the block there has no feed-forward layers

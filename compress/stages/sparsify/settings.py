@@ -41,7 +41,9 @@ class Sparsity(Frozen):
     @property
     def zeros(self) -> float:
         """Share of the weights that become zero."""
-        share = self.sparsity if self.pattern is None or self.sparsity is not None else Pattern.read(self.pattern).sparsity
+        share = (
+            self.sparsity if self.pattern is None or self.sparsity is not None else Pattern.read(self.pattern).sparsity
+        )
         assert share is not None, "validated"
         return share
 

@@ -20,7 +20,7 @@ from compress.formats.registry import RUNTIMES
 from compress.formats.spec import load
 from compress.models.config_checks import max_positions
 from compress.models.shards import write_whole
-from compress.runtimes.decoder import ManyTexts
+from compress.formats.generation.decoder import ManyTexts
 from compress.stages.training import processes
 from compress.stages.training.synthetic_data_settings import TORCH
 from compress.tasks.conversations import asked, before_question
@@ -241,7 +241,7 @@ class _RuntimesWriter(_Writer):
 
     @cached_property
     def _texts(self) -> ManyTexts:
-        from compress.formats.onnx.stage import proof_windows
+        from compress.formats.onnx.stage import comparison_sequences
         from compress.models.checkpoint import Checkpoint
         from compress.utils.environment import working_threads
 
@@ -250,7 +250,7 @@ class _RuntimesWriter(_Writer):
         with tempfile.TemporaryDirectory(dir=self._context.scratch) as folder:
             self.teacher.save(saved := Path(folder) / "teacher")
             checkpoint = Checkpoint(saved)
-            windows = proof_windows(checkpoint, self._context)
+            windows = comparison_sequences(checkpoint, self._context)
             try:
                 return self._open(
                     checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends

@@ -207,7 +207,9 @@ def test_what_has_no_place_is_refused_by_name(made: dict[str, Made], tmp_path: P
         "sym",
         "true: transformers opens no such layout with zero points",
     )
-    assert rows.conflicts_with(Gptq(bits=8, group_size=-1)) is None and CompressedTensors().conflicts_with(Gptq()) is None
+    assert (
+        rows.conflicts_with(Gptq(bits=8, group_size=-1)) is None and CompressedTensors().conflicts_with(Gptq()) is None
+    )
 
     mixture = save_decoder(tmp_path / "mixture", "MixtralConfig")
     few = Gptq(method="rtn", group_size=32).run(mixture, context(tmp_path / "experts"))

@@ -316,6 +316,6 @@ def test_parameters_that_leave_no_two_models_are_refused(parameters: dict[str, A
 
 
 def test_random_weights_need_an_architecture() -> None:
-    with pytest.raises(ValidationError, match=r"model, whose config\.json says"):
+    with pytest.raises(ValidationError, match=r"model, whose config\.json describes"):
         Student(layers=(0,), random_weights=True)
     assert Student(model="a/b", random_weights=True).random_weights

@@ -158,7 +158,9 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
         plain = module_of(checkpoint).model(input_ids=ids, output_hidden_states=True).hidden_states
     # The last of transformers' states has passed the last norm.
     torch.testing.assert_close(skeleton.normed(hidden), plain[-1], atol=1e-4, rtol=1e-4)
-    assert all(part.calibration is None for block in skeleton.blocks for part in find_separate_experts(block, "").values())
+    assert all(
+        part.calibration is None for block in skeleton.blocks for part in find_separate_experts(block, "").values()
+    )
 
 
 def test_weights_of_rows_count_as_often() -> None:

@@ -69,7 +69,7 @@ class Counted:
 
 
 def quantizer() -> StaticQuantizer:
-    return StaticQuantizer(network(), feeds(), Int8Options(reduce_range=False, bias_correction=False))
+    return StaticQuantizer(network(), feeds(), Int8Options(method="static", reduce_range=False, bias_correction=False))
 
 
 @pytest.mark.full_range

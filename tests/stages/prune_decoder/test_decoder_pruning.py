@@ -103,16 +103,16 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
         losses.append(trials[gone[-1]])
 
     def stop(message: str) -> None:
-        if message.startswith("prune: without block"):
+        if message.startswith("prune_decoder: without block"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         pruned(source, tmp_path / "scratch", Notes(stop), layers=2, layer_importance="greedy", compensate=False)
     notes = Notes()
     result = pruned(source, tmp_path / "scratch", notes, layers=2, layer_importance="greedy", compensate=False)
-    assert len([line for line in notes.said if line.startswith("prune: without block")]) == 1
+    assert len([line for line in notes.said if line.startswith("prune_decoder: without block")]) == 1
     told = ", ".join(map(str, gone)) + (", in the order in which they were chosen," if gone != sorted(gone) else "")
-    assert f"prune: blocks {told} of 4 removed" in notes.said[-1]
+    assert f"prune_decoder: blocks {told} of 4 removed" in notes.said[-1]
     assert loss_of(module_of(result), ids) == pytest.approx(losses[-1], abs=1e-4)
 
 

@@ -165,7 +165,7 @@ def test_what_nothing_is_before_stays_a_gap_and_the_next_one_is_filled_behind_it
 ) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=5)
     result, given = cut_of(source, tmp_path / "scratch", [0, 3], monkeypatch)
-    assert [remark for remark in given.notes if "layers.2.mlp.down_proj makes up for blocks 3 to 3" in remark]
+    assert [remark for remark in given.notes if "layers.2.mlp.down_proj compensates for blocks 3 to 3" in remark]
     before, after = module_of(source), module_of(result)
     with torch.no_grad():
         assert not torch.equal(after.model.layers[1].mlp.down_proj.weight, before.model.layers[2].mlp.down_proj.weight)

@@ -62,7 +62,9 @@ def divergence(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> float:
     """Mean KL to the float model on other ids than any text holds, by torch's own formula."""
     teacher = LlamaForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        mine, theirs = (model(input_ids=IDS).logits.log_softmax(-1) for model in (load_quantized_module(checkpoint), teacher))
+        mine, theirs = (
+            model(input_ids=IDS).logits.log_softmax(-1) for model in (load_quantized_module(checkpoint), teacher)
+        )
         found = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
     return float(found)
 

@@ -42,8 +42,9 @@ def shown(augment: dict[str, Any] | None, seed: int = 0) -> tuple[list[np.ndarra
         pixels.append(batch["pixel_values"].clone())
         return sum(parameter.sum() for parameter in module.parameters()) * 0  # type: ignore[return-value]
 
-    config = Training.model_validate({**QUICK, "augment": augment})
-    train(Trainee(model.module, examples, loss), config, seed, SilentProgress(), "test")
+    varied = None if augment is None else Augment.model_validate(augment)
+    trainee = Trainee(model.module, examples, loss, augment=varied)
+    train(trainee, Training.model_validate(QUICK), seed, SilentProgress(), "test")
     return places, pixels
 
 

@@ -240,17 +240,18 @@ def test_the_best_epoch_is_kept(merits: list[float], best: int):
 def test_the_last_epoch_is_kept_when_the_best_is_not_asked_for():
     model, examples = classifier()
     states: list[dict[str, torch.Tensor]] = []
-    trainee = Trainee(model.module, examples, task_loss, validate=figures([0.9, 0.1], states, model.module))
+    validate = figures([0.9, 0.1], states, model.module)
+    trainee = Trainee(model.module, examples, task_loss, validate=validate, keep_best=False)
     notes = Notes()
-    train(trainee, FAST.model_copy(update={"epochs": 2.0, "keep_best": False}), 0, notes, "test")
+    train(trainee, FAST.model_copy(update={"epochs": 2.0}), 0, notes, "test")
     assert same(model.module.state_dict(), states[1])
     assert "validation 0.9000" in notes.said[0] and "validation 0.1000" in notes.said[1]
 
 
 def test_validation_does_not_change_what_is_learnt():
     model, examples = classifier()
-    trainee = Trainee(model.module, examples, task_loss, validate=lambda: 0.0)
-    train(trainee, FAST.model_copy(update={"keep_best": False}), 0, SilentProgress(), "test")
+    trainee = Trainee(model.module, examples, task_loss, validate=lambda: 0.0, keep_best=False)
+    train(trainee, FAST, 0, SilentProgress(), "test")
     assert same(model.module.state_dict(), trained()[0])
 
 
@@ -349,8 +350,8 @@ def test_embeddings_are_left_alone_when_frozen(freeze: bool):
     model, examples = classifier()
     table = model.module.get_input_embeddings().weight
     before = table.detach().clone()
-    config = FAST.model_copy(update={"freeze_embeddings": freeze})
-    train(Trainee(model.module, examples, task_loss), config, 0, SilentProgress(), "test")
+    trainee = Trainee(model.module, examples, task_loss, freeze_embeddings=freeze)
+    train(trainee, FAST, 0, SilentProgress(), "test")
     assert torch.equal(table, before) is freeze and table.requires_grad
     assert not same(model.module.state_dict(), tiny.encoder().module.state_dict())
 

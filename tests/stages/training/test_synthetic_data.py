@@ -158,11 +158,11 @@ def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
     given = windows, TeacherWrites(beginnings=8), teacher, teacher.processor, context(source, tmp_path)
     (_, seconds), (_, again) = with_written(*given), with_written(*given)
     assert 0 < seconds == again
-    assert STAGE.less(seconds) is STAGE
+    assert STAGE.after(seconds) is STAGE
     timed = STAGE.model_copy(update={"budget": "90s"})
-    assert timed.less(30.5).seconds == 59.5
-    with pytest.raises(StageError, match="wrote for 90 s, and nothing is left of a budget of 90 s") as refused:
-        timed.less(90)
+    assert timed.after(30.5).seconds == 59.5
+    with pytest.raises(StageError, match="took 90 s, which leaves nothing of a budget of 90 s") as refused:
+        timed.after(90)
     assert refused.value.where == "budget"
 
 

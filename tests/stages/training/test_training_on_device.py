@@ -61,10 +61,9 @@ def test_it_learns_there_what_it_learns_here(kind: str, request: pytest.FixtureR
 
 def taught(source: Checkpoint, folder: Path) -> TorchModel:
     """A student of one layer, whose hidden state is compared with its teacher's too."""
-    fields: dict[str, Any] = {"batch_size": 4, "tokens": 3 * 4 * causal.LENGTH, "precision": "fp32", "method": "hidden"}
-    stage = STAGES["distill"].model_validate(
-        {"kind": "distill", "teacher": "start", "student": {"layers": [1]}, **fields}
-    )
+    fields: dict[str, Any] = {"batch_size": 4, "tokens": 3 * 4 * causal.LENGTH, "precision": "fp32"}
+    fields |= {"teacher": "start", "student": {"layers": [1]}, "loss": {"hidden_weight": 1.0}}
+    stage = STAGES["distill_language_model"].model_validate({"kind": "distill_language_model", **fields})
     made: TorchModel = stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
     return made
 

@@ -32,6 +32,7 @@ from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
 from compress.recipe.recipe import Recipe
 from compress.stages.cost_model import PlanContext, Shape, Text
 from compress.stages.distill.stage import Distill
+from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune
 from compress.stages.training.cost import activation_bytes
@@ -136,7 +137,7 @@ def test_pruning_takes_its_share() -> None:
 
 def test_pruning_every_layer_is_refused(folder: Path, tmp_path: Path) -> None:
     text = refusal(recipe([{"prune": {"layers": 4}}]), folder, tmp_path)
-    assert "prune removes 4 layers of a model that has 4" in text
+    assert "Pruning removes 4 layers of a model that has 4" in text
 
 
 def test_an_architecture_whose_parts_are_not_known_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_what_a_step_leaves_out_is_not_predicted() -> None:
     plan = replace(PLAN, splits={"train": Text(rows=10, size_bytes=400)}, rate=lambda: 1.0)
     tokens, learned = 10 * 8, 2 * 60 + 10 + 10
 
-    def seconds(stage: Finetune | Distill, plan: PlanContext = plan) -> float | None:
+    def seconds(stage: Finetune | Distill | DistillLanguageModel, plan: PlanContext = plan) -> float | None:
         return stage.predict(shape, plan).seconds.value
 
     finetune = Finetune(epochs=3, frozen_layers=1, first_token_only=True)
@@ -187,7 +188,7 @@ def test_what_a_step_leaves_out_is_not_predicted() -> None:
     compared = Distill(student={"layers": [0, 3]}, epochs=3, method="distilbert")  # type: ignore[arg-type]
     assert seconds(compared) == pytest.approx(3 * (6 * (2 * 60 + 10) + 2 * (4 * 60 + 10)) * tokens)
     # What the teacher writes is all that is learned, and it reads each token of that once more.
-    writes = Distill(teacher="start", epochs=3, teacher_writes={"beginnings": 5})  # type: ignore[arg-type]
+    writes = DistillLanguageModel(teacher="start", epochs=3, teacher_writes={"beginnings": 5})  # type: ignore[arg-type]
     assert seconds(writes, replace(plan, shapes={"start": shape})) == pytest.approx(
         (6 * 3 * 250 + 2 * 250 + 2 * 250) * 5 * 8
     )
@@ -374,7 +375,7 @@ def _truncated(folder: Path) -> None:
         (lambda folder: (folder / "train.csv").unlink(), "train.csv does not exist"),
         (lambda folder: (folder / "train.csv").write_text(""), "train.csv is empty"),
         (lambda folder: (folder / "train.csv").write_text("text,label\n"), "columns and no rows"),
-        (lambda folder: (folder / "artifacts").write_text(""), "artifacts is a file"),
+        (lambda folder: (folder / "artifacts").write_text(""), "artifacts folder is a file"),
     ],
     ids=[
         "pickle",
@@ -412,7 +413,7 @@ def test_all_problems_come_at_once(folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(compress.utils.installation, "version", _without("onnxscript"))
     text = refusal(recipe(), folder, tmp_path)
     assert "3 reasons" in text
-    for words in ("is a pickle", "test.csv does not exist", "export needs the package 'onnxscript'"):
+    for words in ("is a pickle", "test.csv does not exist", "onnx needs the package 'onnxscript'"):
         assert words in text
 
 
@@ -496,10 +497,10 @@ def test_rendered_plan_shows_every_stage_and_every_reason(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("x86-vnni", "x86-vnni: 8-bit products are summed in 32 bits; quantize: reduce_range: auto is false"),
+        ("x86-vnni", "x86-vnni: 8-bit products are summed in 32 bits; onnx_int8: reduce_range: auto is false"),
         (
             "x86-avx2",
-            "x86-avx2: 8-bit products may saturate in 16 bits, and gain less speed than with VNNI; quantize: "
+            "x86-avx2: 8-bit products may saturate in 16 bits, and gain less speed than with VNNI; onnx_int8: "
             "reduce_range: auto is saturating",
         ),
     ],

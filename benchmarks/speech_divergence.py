@@ -33,8 +33,8 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import load_processor
-from compress.runtimes.runtime import Session
-from compress.runtimes.transcriber import Transcriber, read_rules
+from compress.formats.runtime import Session
+from compress.formats.generation.speech_recognition import Transcriber, read_rules
 
 RATIO_DB = 5.0
 Windows = Sequence[np.ndarray]

@@ -22,8 +22,8 @@ from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes.profile import CallRun, ProfiledSession, read_profile, write_optimized
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
-from compress.runtimes.decoder import open_decoder
-from compress.runtimes.runtime import Batch, Session
+from compress.formats.generation.decoder import open_decoder
+from compress.formats.runtime import Batch, Session
 from compress.utils.errors import StageError
 
 FEWEST_PASSES = 7

@@ -48,8 +48,8 @@ from compress.formats.target_profile import Target
 from compress.models.image_generation import image_generation_hook
 from compress.models.pipeline_folder import is_pipeline
 from compress.models.remote_code import allow
-from compress.runtimes.decoder import GreedyDecoder, WritesItself, open_decoder
-from compress.runtimes.runtime import Batch, Session, TimesItself
+from compress.formats.generation.decoder import GreedyDecoder, WritesItself, open_decoder
+from compress.formats.runtime import Batch, Session, TimesItself
 from compress.utils.errors import StageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 
-from compress.runtimes.runtime import ComponentSession, TimesItself
+from compress.formats.runtime import ComponentSession, TimesItself
 
 _MODEL, _TRANSFER = "model_", "transfer_bytes"
 

@@ -109,7 +109,7 @@ def _part_calls(
     from compress.formats.runtimes import get_runtime
     from compress.models.image_generation import image_generation_hook
     from compress.models.pipeline_folder import UNET
-    from compress.runtimes.runtime import ComponentSession
+    from compress.formats.runtime import ComponentSession
     from compress.utils.errors import InputError
 
     given = [name for name, value in idle.items() if value is not None]

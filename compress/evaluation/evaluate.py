@@ -20,7 +20,7 @@ from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
 from compress.results.measurement import Measurement
 from compress.results.metrics import metric_on_slice
-from compress.runtimes.decoder import feeder
+from compress.formats.generation.decoder import feeder
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import CollectedOutputs, Examples, Task
@@ -30,7 +30,7 @@ from compress.utils.progress import Progress
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from compress.runtimes.runtime import Session
+    from compress.formats.runtime import Session
 
 _SEED = 0
 _FEWEST = 20

@@ -16,7 +16,7 @@ from compress.models.processor import load_tokenizer
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import log_probabilities, loop_length, repeated_share
 from compress.results.measurement import Measurement
-from compress.runtimes.decoder import feeder, open_decoder, written_tokens
+from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.sequences import spread
 from compress.tasks.task import Examples

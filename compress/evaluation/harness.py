@@ -18,7 +18,7 @@ from compress.formats.targets import find_target
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.numerics.next_token import negative_log_likelihood
-from compress.runtimes.decoder import feeder, open_decoder, written_tokens
+from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.utils.errors import InputError, MissingExtraError, ModelError
 from compress.utils.progress import Progress, SilentProgress
 

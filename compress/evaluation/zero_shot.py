@@ -17,7 +17,7 @@ from compress.numerics.correlation import pearson, spearman
 from compress.numerics.embeddings import normalized
 from compress.numerics.next_token import negative_log_likelihood
 from compress.results.measurement import Measurement
-from compress.runtimes.decoder import feeder
+from compress.formats.generation.decoder import feeder
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
 from compress.utils.errors import DataError, ModelError

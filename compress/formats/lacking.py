@@ -7,7 +7,7 @@ from typing import Any
 from compress.formats.probed import Probing
 from compress.formats.registry import FORMATS
 from compress.formats.spec import load
-from compress.runtimes.runtime import Runtime
+from compress.formats.runtime import Runtime
 
 
 def lacking(form: str) -> list[str]:

@@ -18,11 +18,11 @@ from compress.models.folder_checks import CHUNK_ELEMENTS
 from compress.models.model import files_in
 from compress.models.processor import processor_of
 from compress.models.stored_tensor import StoredTensor, stored
-from compress.runtimes.decoder import feeder
+from compress.formats.generation.decoder import feeder
 
 if TYPE_CHECKING:
     from compress.formats.model_file import FileModel
-    from compress.runtimes.runtime import Session
+    from compress.formats.runtime import Session
     from compress.tasks.task import Examples
 
 Encode = Callable[[Any], "Examples"]

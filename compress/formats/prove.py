@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.runtimes.runtime import Session
+from compress.formats.runtime import Session
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError
 

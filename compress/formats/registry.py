@@ -69,7 +69,7 @@ def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
         return found
     for what, taken, own in (
         ("suffix", {one.suffix for one in known}, [found.suffix]),
-        ("stage", {*_STAGES, *(one.written_by for one in known if one.written_by)}, [found.written_by]),
+        ("stage", {*CORE_STAGES, *(one.written_by for one in known if one.written_by)}, [found.written_by]),
         ("target", {one.name for one in (*PLATFORMS, *_targets(known))}, [one.name for one in found.targets]),
     ):
         if twice := taken.intersection(own):
@@ -97,7 +97,9 @@ def _check_stage(found: FormatSpec, reference: Reference) -> None:
 
     stage = load(reference)
     if not (isinstance(stage, type) and issubclass(stage, Stage)):
-        raise UnusablePluginError(f"its stage {reference} is no Stage; expected a subclass of compress.stages.base.Stage")
+        raise UnusablePluginError(
+            f"its stage {reference} is no Stage; expected a subclass of compress.stages.base.Stage"
+        )
     if lacking := sorted(stage.__abstractmethods__):
         raise UnusablePluginError(f"its stage {reference} lacks {', '.join(lacking)}")
     if (kind := stage.model_fields["kind"].default) != found.written_by:
@@ -108,8 +110,24 @@ def _check_stage(found: FormatSpec, reference: Reference) -> None:
         raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {found.name!r}")
 
 
-_STAGES = {one.name for one in iter_modules([str(Path(__file__).parents[1] / "stages")])}
-"""Kinds of the stages that are no format's: their modules have the same names."""
+CORE_STAGES = frozenset(
+    {
+        *("attach_lora", "block_qat", "cast", "compressed_tensors", "distill", "distill_language_model", "equalize"),
+        *(
+            "finetune",
+            "gptq",
+            "imatrix",
+            "lora_recovery",
+            "merge_lora",
+            "nncf_weights",
+            "onnx_int8",
+            "onnx_weight_only",
+        ),
+        *("prune", "prune_decoder", "qat", "reduce_dimensions", "sparsify", "sparsify_decoder", "sparsify_gradually"),
+        *("trim_vocabulary", "tune_scales"),
+    }
+)
+"""Kinds of stages that belong to no format, which a format's stage must not have. Stages cannot be imported here."""
 BUILT_IN: Mapping[str, FormatSpec] = _built_in()
 PLUGGED: Mapping[str, FormatSpec] = _plugged()
 FORMATS: Mapping[str, FormatSpec] = {

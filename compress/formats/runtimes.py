@@ -14,7 +14,7 @@ from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     from compress.models.model import Model
-    from compress.runtimes.runtime import Runtime, Session
+    from compress.formats.runtime import Runtime, Session
 
 
 def get_runtime(name: str) -> Runtime:
@@ -47,7 +47,7 @@ def make_ready(target: Target, progress: Progress) -> str | None:
     reason = why_unavailable(target)
     if reason is not None:
         return reason
-    from compress.runtimes.runtime import Fetches
+    from compress.formats.runtime import Fetches
 
     runtime = get_runtime(target.runtime)
     try:

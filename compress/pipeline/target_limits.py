@@ -18,7 +18,7 @@ from compress.models.pipeline_folder import part_folders
 from compress.recipe.recipe import Limit
 from compress.results.measurement import Measurement
 from compress.results.report import FINAL, LimitResult
-from compress.runtimes.runtime import Ships
+from compress.formats.runtime import Ships
 from compress.utils.digests import size_bytes
 
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"

@@ -14,7 +14,7 @@ from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
-from compress.runtimes.runtime import Remarks
+from compress.formats.runtime import Remarks
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.utils.environment import processor_class
 

@@ -23,8 +23,8 @@ from compress.formats.onnx.stage import Onnx
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.sentence_modules import Normalize, SentenceModules
-from compress.runtimes.chromium import Page, open_page
-from compress.runtimes.loopback import Loopback
+from compress.formats.onnx.runtimes.chromium import Page, open_page
+from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples

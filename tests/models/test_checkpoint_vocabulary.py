@@ -29,7 +29,7 @@ from compress.formats.gguf.llama_cpp_library import LlamaModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.checkpoint_vocabulary import template_tokens, trim_checkpoint
 from compress.pipeline.integrity import probed
-from compress.runtimes.transcriber import read_rules
+from compress.formats.generation.speech_recognition import read_rules
 from compress.stages.base import Context
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.tasks.registry import get_task

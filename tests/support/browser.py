@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.runtimes.chromium import Page, open_page
+from compress.formats.onnx.runtimes.chromium import Page, open_page
 
 BOX = "const box = (node) => { const b = node.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };"
 """JavaScript for probes: [left, top, right, bottom] of an element on the screen."""

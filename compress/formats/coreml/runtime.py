@@ -16,7 +16,7 @@ from compress.formats.coreml.read import ARRAY_TYPES
 from compress.formats.model_file import file_of
 from compress.formats.silence import silence
 from compress.formats.target_profile import Target
-from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.utils.errors import StageError, unreadable_file_error
 
 _UNITS = "CPU_ONLY"

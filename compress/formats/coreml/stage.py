@@ -10,7 +10,7 @@ from compress.formats.coreml.model import CoreMlModel
 from compress.models.torch_model import TorchModel
 from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
-from compress.tasks.capability import SINGLE_CALL, ANSWERS_PER_TOKEN, DUAL_ENCODER, VARIABLE_LENGTH
+from compress.tasks.capability import ANSWERS_PER_TOKEN, DUAL_ENCODER, SINGLE_CALL, VARIABLE_LENGTH
 
 
 class CoreMl(Stage[TorchModel, CoreMlModel]):

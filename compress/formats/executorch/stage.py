@@ -10,7 +10,7 @@ from compress.formats.executorch.model import ExecuTorchModel
 from compress.models.torch_model import TorchModel
 from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
-from compress.tasks.capability import SINGLE_CALL, DUAL_ENCODER, VARIABLE_LENGTH, TAKES_PAIRS
+from compress.tasks.capability import DUAL_ENCODER, SINGLE_CALL, TAKES_PAIRS, VARIABLE_LENGTH
 
 
 class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.formats.gguf.llama_cpp_library import LlamaContext, LlamaModel
-from compress.runtimes.decoder import likeliest
+from compress.formats.generation.decoder import likeliest
 from compress.utils.errors import InputError
 
 _FIRST_LENGTH = 512

@@ -12,7 +12,7 @@ import numpy as np
 from compress.formats.litert.model import LiteRtModel
 from compress.formats.model_file import file_of
 from compress.formats.target_profile import Target
-from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.utils.errors import InputError, ModelError, StageError
 
 _MASK = "attention_mask"

@@ -12,12 +12,12 @@ from compress.models.torch_model import TorchModel
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import (
-    SINGLE_CALL,
     ANSWERS_PER_TOKEN,
     DUAL_ENCODER,
-    VARIABLE_LENGTH,
+    SINGLE_CALL,
     TAKES_AUDIO,
     TAKES_IMAGES,
+    VARIABLE_LENGTH,
 )
 from compress.utils.errors import StageError
 

@@ -12,7 +12,7 @@ from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_of
 from compress.formats.prove import measure, of_session
 from compress.formats.silence import silence
-from compress.runtimes.runtime import Batch
+from compress.formats.runtime import Batch
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
 

@@ -10,6 +10,7 @@ import numpy as np
 from compress.formats.onnx.model import VISION, OnnxModel, all_graphs
 from compress.formats.probed import Encode, Probing, Stored, answers_of, of_arrays
 from compress.formats.runtimes import opened
+from compress.models.image_generation import image_generation_hook
 from compress.models.model import write_companions
 from compress.models.processor import processor_of
 
@@ -32,27 +33,26 @@ def stored(model: OnnxModel) -> Stored:
 def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     """Return the answers of ONNX Runtime."""
     if model.is_diffusion:
-        from compress.formats.onnx.diffusion_export import open_diffusion
-
-        return open_diffusion(model).probe(encode(processor_of(model)))
+        images: np.ndarray = image_generation_hook("open_onnx")(model).probe(encode(processor_of(model)))
+        return images
     if model.others:
-        return _of_first_word(model, encode)
+        return _first_token_logits(model, encode)
     return answers_of(opened(model), encode(processor_of(model)))
 
 
-def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
+def _first_token_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     """Return logits [examples, vocabulary] of the first token of a few outputs.
 
     For speech it follows the prompt in a recording's first window.
     """
     from compress.formats.onnx.decoder import teacher_forced_logits
     from compress.models.processor import load_processor
-    from compress.runtimes.transcriber import read_rules
+    from compress.formats.generation.speech_recognition import read_rules
 
     with tempfile.TemporaryDirectory() as name:
         write_companions(Path(name), model.companions)
         if next(iter(model.graphs)).startswith(VISION):
-            return _of_last_word(model, Path(name), encode)
+            return _next_token_logits(model, Path(name), encode)
         processor, rules = load_processor(Path(name)), read_rules(Path(name))
     if not hasattr(processor, "feature_extractor"):
         start = np.array([rules.prompt[0]])
@@ -66,11 +66,11 @@ def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
     return np.stack([teacher_forced_logits(model, window, prompt)[-1] for window in windows])
 
 
-def _of_last_word(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
+def _next_token_logits(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
     """Return logits [examples, vocabulary] of the token after a few images with their texts."""
     from compress.formats.onnx.decoder import open_image_reader
     from compress.models.processor import load_processor
-    from compress.runtimes.image_answers import IDS, PIXELS, read_rules
+    from compress.formats.generation.image_text import IDS, PIXELS, read_rules
 
     examples, graphs = encode(load_processor(folder)), open_image_reader(model, read_rules(folder).image)
     batches = (examples.batch([index]) for index in range(min(len(examples), _RECORDINGS)))

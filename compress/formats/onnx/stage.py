@@ -44,7 +44,7 @@ _ANSWERS = 4
 _TEXTS, _MORE = 4, 10
 """Number of texts that an encoder-decoder is compared on, in one batch, and of tokens that it generates."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
-_REHEARSED = 8
+_SHAPE_EXAMPLES = 8
 """Number of examples for tracing a graph that will not be run."""
 
 
@@ -135,7 +135,7 @@ class Onnx(Stage[TorchModel, OnnxModel]):
             return None
         if EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
             return None
-        rows = context.data.split("train").slice(0, _REHEARSED)
+        rows = context.data.split("train").slice(0, _SHAPE_EXAMPLES)
         exported = self._traced(model, context.task.encode(rows, model.processor, None, context.max_length))
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
@@ -170,8 +170,8 @@ class Onnx(Stage[TorchModel, OnnxModel]):
         from compress.formats.onnx.decoder import GraphSettings, export_verified_decoder
 
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
-        windows = proof_windows(checkpoint, context)
-        written = export_verified_decoder(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
+        sequences = comparison_sequences(checkpoint, context)
+        written = export_verified_decoder(checkpoint, settings, sequences, self.tolerance, self.rounding_limit)
         context.note(f"onnx: {written.equality}; {written.attention}")
         return written.model
 
@@ -181,7 +181,7 @@ class Onnx(Stage[TorchModel, OnnxModel]):
 
         model = export_encoder_decoder(checkpoint)
         speech = TRANSCRIBES in context.task.capabilities
-        inputs, texts = (_spoken if speech else _read)(checkpoint, context)
+        inputs, texts = (_speech_samples if speech else _text_samples)(checkpoint, context)
         limits, more = (self.tolerance, self.rounding_limit), 0 if speech else _MORE
         equality = verify_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
         context.note(f"onnx: encoder and decoder; {equality}")
@@ -191,7 +191,7 @@ class Onnx(Stage[TorchModel, OnnxModel]):
         """Write and compare the three graphs of a vision-language model."""
         from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
         from compress.models.processor import load_processor
-        from compress.runtimes.image_answers import read_rules
+        from compress.formats.generation.image_text import read_rules
 
         rows = context.data.split("train").slice(0, _ANSWERS)
         examples = context.task.encode(rows, load_processor(checkpoint.folder), None, context.max_length)
@@ -204,30 +204,30 @@ class Onnx(Stage[TorchModel, OnnxModel]):
         return exported.model
 
 
-def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
+def _speech_samples(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
     """Return the first windows of some recordings [1, features, frames] and the beginnings of their transcripts."""
     import numpy as np
 
     from compress.models.processor import load_processor
-    from compress.runtimes.transcriber import read_rules
+    from compress.formats.generation.speech_recognition import read_rules
 
     rows = context.data.split("train").slice(0, _SPEECH)
     processor, prompt = load_processor(checkpoint.folder), read_rules(checkpoint.folder).prompt
     examples = context.task.encode(rows, processor, None, context.max_length)
     frames = processor.feature_extractor.nb_max_frames
-    windows = [np.ascontiguousarray(example["input_features"][np.newaxis, :, :frames]) for example in examples.inputs]
+    sequences = [np.ascontiguousarray(example["input_features"][np.newaxis, :, :frames]) for example in examples.inputs]
     texts = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rows["text"].to_pylist()]
     spoken = [np.array([[*prompt, *ids[:_SPOKEN_TOKENS]]], dtype=np.int64) for ids in texts]
-    return [{"input_features": window} for window in windows], spoken
+    return [{"input_features": window} for window in sequences], spoken
 
 
-def _read(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
+def _text_samples(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
     """Return some texts in one padded batch, and the first decoder token of each [rows, 1]."""
     import numpy as np
 
     from compress.models.processor import load_tokenizer
-    from compress.runtimes.pair_decoder import IDS
-    from compress.runtimes.text_writer import MASK, read_rules
+    from compress.formats.generation.cross_attention_decoder import IDS
+    from compress.formats.generation.seq2seq import MASK, read_rules
 
     rows = context.data.split("train").slice(0, _TEXTS)
     examples = context.task.encode(rows, load_tokenizer(checkpoint.folder), None, context.max_length)
@@ -236,7 +236,7 @@ def _read(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.n
     return [{name: batch[name] for name in (IDS, MASK)}], [start]
 
 
-def proof_windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
+def comparison_sequences(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     """Return the first tokens of the two longest of the first examples [2, length]. Raises `DataError` if too short."""
     import numpy as np
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.formats.openvino.model import TOKENIZER
-from compress.runtimes.decoder import Generating, GreedyDecoder, Written
-from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.formats.generation.decoder import Generating, GreedyDecoder, Written
+from compress.formats.runtime import Batch, Session, TensorType
 from compress.utils.errors import StageError
 
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"

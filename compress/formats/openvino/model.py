@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.formats.model_file import FileModel, file_of
-from compress.models.diffusion_checks import is_pipeline, part_folders
+from compress.models.pipeline_folder import is_pipeline, part_folders
 from compress.utils.errors import incomplete_artifact_error
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"

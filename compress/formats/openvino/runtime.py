@@ -23,9 +23,9 @@ from compress.formats.openvino.genai import (
 )
 from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
 from compress.formats.target_profile import Target
-from compress.runtimes.decoder import likeliest
-from compress.runtimes.image_answers import open_together
-from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
+from compress.formats.generation.decoder import likeliest
+from compress.formats.generation.image_text import open_together
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
 from compress.utils.errors import InputError, ModelError, StageError, unreadable_file_error
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from pydantic import Field
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.models.checkpoint import Checkpoint
-from compress.models.diffusion_pipeline import GeneratorModel
+from compress.models.image_generation import image_generation_hook
 from compress.models.torch_model import TorchModel
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
-from compress.tasks.capability import SINGLE_CALL, GENERATES_IMAGES, GENERATES, Capabilities
+from compress.tasks.capability import GENERATES, GENERATES_IMAGES, SINGLE_CALL, Capabilities
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
@@ -88,8 +88,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
         if isinstance(model, Checkpoint):
             return self._write(model, context)
-        if isinstance(model, GeneratorModel) or (isinstance(model, OnnxModel) and model.is_diffusion):
-            return self._drawing(model, context)
+        if model.is_diffusion if isinstance(model, OnnxModel) else model.generates_images:
+            return self._convert_components(model, context)
         if isinstance(model, OnnxModel):
             rows = context.data.split("train")
             examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
@@ -109,24 +109,15 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         context.note(f"openvino: {found}")
         return made
 
-    def _drawing(self, model: GeneratorModel | OnnxModel, context: Context) -> OpenVinoModel:
+    def _convert_components(self, model: TorchModel | OnnxModel, context: Context) -> OpenVinoModel:
         """Each part in its folder, as optimum-intel opens them, proven on pictures in next to no steps."""
-        from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, open_diffusion
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.prove import of_session, prove_shipped
         from compress.formats.runtimes import opened
-        from compress.formats.safetensors.pictures import torch_pictures
         from compress.models.processor import processor_of
-        from compress.runtimes.picture_session import PictureSession
 
         rows = context.data.split("train").slice(0, _PROMPTS)
-        if isinstance(model, GeneratorModel):
-            ids = model.processor.ids(rows["text"].to_pylist())
-            exported = export_diffusion(model, ids, None, fusions=False)
-            graphs = diffusion_folder(model, {name: one.graph for name, one in exported.items()})
-            original, reference = "torch", torch_pictures(model, {})
-        else:
-            graphs, original, reference = model, "the graphs", open_diffusion(model)
+        graphs, reference, original = image_generation_hook("graphs_to_convert")(model, context)
 
         def written(precision: Precision) -> OpenVinoModel:
             files = {
@@ -139,19 +130,19 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         made = written(self.precision)
         plain = made if self.precision == "fp32" else written("fp32")
         shipped = opened(made)
-        sessions = [shipped if plain is made else opened(plain), shipped]
+        sessions: list[Any] = [shipped if plain is made else opened(plain), shipped]
         examples = context.task.encode(rows, processor_of(graphs), None, context.max_length)
-        first, last = (session.shortened() for session in sessions if isinstance(session, PictureSession))
+        first, last = (session.shortened() for session in sessions)
         whole = of_session(reference.shortened(), examples)
         found = prove_shipped("OpenVINO", first, last, whole, examples, self.tolerance, original)
         context.note(f"openvino: {found}, in few steps")
         return made
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OpenVinoModel:
-        from compress.formats.onnx.stage import proof_windows
+        from compress.formats.onnx.stage import comparison_sequences
         from compress.formats.openvino.decoder import write_decoder
 
-        windows = proof_windows(checkpoint, context)
+        windows = comparison_sequences(checkpoint, context)
         proven = write_decoder(
             checkpoint, self.precision, self.embedding_bits, windows, self.tolerance, self.kv_cache_precision
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from compress.formats.silence import silence
 from compress.models.checkpoint import Checkpoint
-from compress.models.diffusion_checks import model_config
+from compress.models.pipeline_folder import model_config
 from compress.models.folder_checks import check_model_folder, weight_files
 from compress.models.json_file import read_json
 from compress.models.lora_adapter import ADAPTER, merge

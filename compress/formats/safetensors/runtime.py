@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.formats.target_profile import Target
-from compress.runtimes.runtime import Session, check_target
+from compress.formats.runtime import Session, check_target
 from compress.tasks.capability import SINGLE_CALL, REWRITES, DESCRIBES_IMAGES, TRANSCRIBES
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ class TorchRuntime:
 
 def _opened(model: TorchModel, folder: Path, settings: Mapping[str, Any]) -> Session:
     """The module, or what draws pictures with its parts."""
-    from compress.formats.safetensors.pictures import torch_pictures
     from compress.formats.safetensors.session import TorchSession
-    from compress.models.diffusion_pipeline import GeneratorModel
+    from compress.models.image_generation import image_generation_hook
 
-    if isinstance(model, GeneratorModel):
-        return torch_pictures(model, settings, str(folder))
+    if model.generates_images:
+        session: Session = image_generation_hook("open_torch")(model, settings, str(folder))
+        return session
     return TorchSession(model.module, str(folder), settings)
 
 

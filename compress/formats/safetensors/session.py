@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.runtimes.decoder import likeliest
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.formats.generation.decoder import likeliest
+from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.utils.errors import InputError, StageError, first_line
 
 if TYPE_CHECKING:

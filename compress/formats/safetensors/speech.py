@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from compress.formats.safetensors.session import TorchSession, as_array, as_tensor, cache_of
-from compress.runtimes.decoder import PAST, PRESENT
-from compress.runtimes.runtime import Batch, TensorType
-from compress.runtimes.transcriber import FEATURES, HIDDEN, Transcriber
+from compress.formats.generation.decoder import PAST, PRESENT
+from compress.formats.runtime import Batch, TensorType
+from compress.formats.generation.speech_recognition import FEATURES, HIDDEN, Transcriber
 from compress.utils.errors import ModelError
 
 _IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"

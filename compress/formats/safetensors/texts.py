@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from compress.formats.safetensors.session import FAILURES, TorchSession, as_array, as_tensor
-from compress.runtimes.image_answers import ImageAnswers, read_rules, until_ended
-from compress.runtimes.pair_decoder import IDS
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
-from compress.runtimes.text_writer import MASK, SEQUENCES, TEXTS
+from compress.formats.generation.image_text import ImageAnswers, read_rules, until_ended
+from compress.formats.generation.cross_attention_decoder import IDS
+from compress.formats.runtime import Batch, TensorType, check_inputs
+from compress.formats.generation.seq2seq import MASK, SEQUENCES, TEXTS
 from compress.utils.errors import StageError, first_line
 
 

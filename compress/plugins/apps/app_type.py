@@ -15,7 +15,7 @@ from compress.formats.target_profile import Language
 from compress.plugins.apps.client import ONNXRUNTIME_WEB, Client
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.preprocess import Preprocessing
-from compress.runtimes.runtime import Batch, Session
+from compress.formats.runtime import Batch, Session
 from compress.utils.pydantic_models import FrozenAliased
 
 Numbers = tuple[float, ...]

@@ -14,8 +14,8 @@ import numpy as np
 from compress.plugins.apps.app_type import Case, Inputs
 from compress.plugins.apps.image import FOLDER, other_values, sampled
 from compress.plugins.apps.preprocess import LogMel
-from compress.runtimes.runtime import Batch
-from compress.runtimes.transcriber import FEATURES
+from compress.formats.runtime import Batch
+from compress.formats.generation.speech_recognition import FEATURES
 from compress.tasks.audio import Remarks, read_recording
 from compress.utils.errors import BundleError, InputError, ModelError
 

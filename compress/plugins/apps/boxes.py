@@ -16,7 +16,7 @@ from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.postprocess import FindBoxes, Segment
 from compress.plugins.apps.preprocess import PrepareImage
 from compress.plugins.apps.vectors import LABELS
-from compress.runtimes.runtime import Batch, Session
+from compress.formats.runtime import Batch, Session
 from compress.tasks.object_detection import BOXES as PRED_BOXES
 from compress.tasks.object_detection import is_separate
 from compress.tasks.task import LOGITS

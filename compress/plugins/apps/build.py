@@ -39,7 +39,7 @@ from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.run_view import SBOM
 from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
-from compress.runtimes.runtime import Batch
+from compress.formats.runtime import Batch
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
 from compress.utils.digests import FileRecord, digest_file

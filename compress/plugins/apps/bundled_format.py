@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from compress.runtimes.runtime import Session, TensorType
+from compress.formats.runtime import Session, TensorType
 from compress.utils.pydantic_models import FrozenAliased
 
 

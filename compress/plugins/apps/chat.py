@@ -18,8 +18,8 @@ from compress.models.json_file import read_json
 from compress.plugins.apps.app_type import Answers, Numbers, Reply, Rounding, apart, seven_figures, shown, span
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.postprocess import Generate
-from compress.runtimes.decoder import PAST, PRESENT, Decoder, likeliest
-from compress.runtimes.runtime import Batch, Session
+from compress.formats.generation.decoder import PAST, PRESENT, Decoder, likeliest
+from compress.formats.runtime import Batch, Session
 from compress.tasks.task import LOGITS
 from compress.utils.errors import ModelError
 

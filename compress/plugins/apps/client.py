@@ -15,8 +15,8 @@ from compress.data.samples.sample import Sample
 from compress.formats.onnx.runtimes.web_package import CLIENT, PACKAGES
 from compress.formats.target_profile import WEB_VERSION, AppProfile
 from compress.plugins.apps.manifest import Licence
-from compress.runtimes.chromium import NAMES, open_page
-from compress.runtimes.loopback import Loopback
+from compress.formats.onnx.runtimes.chromium import NAMES, open_page
+from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.utils.errors import BundleError, StageError
 from compress.utils.progress import Progress
 

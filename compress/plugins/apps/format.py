@@ -13,7 +13,7 @@ from compress.plugins import UnusablePluginError, find_extensions, load_extensio
 from compress.plugins.apps.app_type import Kind
 from compress.plugins.apps.bundled_format import Axis, BundledFormat, Contents, Interface, Signature
 from compress.plugins.apps.manifest import TensorRecord
-from compress.runtimes.runtime import Session, TensorType
+from compress.formats.runtime import Session, TensorType
 from compress.utils.errors import InputError, ModelError
 
 _INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")

@@ -14,7 +14,7 @@ from compress.data.media import Mode, decode, media
 from compress.plugins.apps.app_type import Case, Inputs
 from compress.plugins.apps.pictures import noise, pictures
 from compress.plugins.apps.preprocess import Channels, Crop, PrepareImage, Resize
-from compress.runtimes.runtime import Batch
+from compress.formats.runtime import Batch
 from compress.utils.errors import BundleError, DataError, InputError, ModelError
 
 if TYPE_CHECKING:

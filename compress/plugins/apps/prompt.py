@@ -16,7 +16,7 @@ from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.preprocess import Prompt
 from compress.plugins.apps.text import TEXTS, TextCase, open_tokenizer, other_ids, short_texts
 from compress.plugins.apps.tokenizer_fallbacks import for_page
-from compress.runtimes.runtime import Batch
+from compress.formats.runtime import Batch
 from compress.utils.errors import InputError, ModelError
 
 _PROBE = "zq8message8qz"

@@ -13,13 +13,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from compress.plugins.apps.app_type import Answer, Answers, Case, Kind, Preparation
 from compress.plugins.apps.audio import AudioCase
-from compress.plugins.apps.drawn import DrawnCase
 from compress.plugins.apps.image import ImageCase
+from compress.plugins.apps.image_generation import DrawnCase
 from compress.plugins.apps.manifest import SELFTEST
 from compress.plugins.apps.pairs import PairCase
 from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.text import TextCase
-from compress.runtimes.runtime import Session
+from compress.formats.runtime import Session
 from compress.utils.errors import BundleError, InputError, ModelError, StageError
 from compress.utils.pydantic_models import FrozenAliased
 

@@ -11,9 +11,9 @@ from compress.numerics.word_errors import word_errors
 from compress.plugins.apps.app_type import Answers, Rounding
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
 from compress.plugins.apps.postprocess import Rewrite, Transcribe
-from compress.runtimes import text_writer
-from compress.runtimes.runtime import Batch, Session
-from compress.runtimes.transcriber import HIDDEN, TRANSCRIPTS, read_rules
+from compress.formats.generation import seq2seq
+from compress.formats.runtime import Batch, Session
+from compress.formats.generation.speech_recognition import HIDDEN, TRANSCRIPTS, read_rules
 from compress.utils.errors import ModelError
 
 
@@ -64,7 +64,7 @@ TRANSCRIPTS_OF_SPEECH = Answers(
 
 def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
     """As the generation config says. Raises `ModelError` for what is not the likeliest token each time."""
-    rules, (_, decoder) = text_writer.read_rules(model), find_graphs(model)
+    rules, (_, decoder) = seq2seq.read_rules(model), find_graphs(model)
     if rules.beams > 1 or rules.no_repeat or rules.shortest > 1:
         raise ModelError(
             "The model writes by beam search, or with penalties, which an app does not.",
@@ -73,7 +73,7 @@ def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
             hint="set them so in generation_config.json, and evaluate the model anew: it writes otherwise then",
         )
     return Rewrite(
-        output=text_writer.HIDDEN,
+        output=seq2seq.HIDDEN,
         decoder=f"{MODEL_FOLDER}/{decoder.relative_to(model).as_posix()}",
         tokenizer=f"{MODEL_FOLDER}/tokenizer.json",
         prompt_ids=(rules.start,) if rules.first is None else (rules.start, rules.first),
@@ -85,14 +85,14 @@ def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
 
 
 def _ask_rewrite(session: Session, end: Rewrite, feed: Batch, known: str) -> str:
-    return str(session.predict(feed)[text_writer.TEXTS][0])
+    return str(session.predict(feed)[seq2seq.TEXTS][0])
 
 
 WRITTEN_TEXTS = replace(
     TRANSCRIPTS_OF_SPEECH,
     plural="texts",
     field="written",
-    meanings={text_writer.HIDDEN: "what the decoder reads of the text"},
+    meanings={seq2seq.HIDDEN: "what the decoder reads of the text"},
     find_end=_find_rewrite,
     ask=_ask_rewrite,
 )

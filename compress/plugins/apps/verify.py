@@ -27,7 +27,7 @@ from compress.plugins.apps.manifest import (
 )
 from compress.plugins.apps.selftest import Asked, check_prepared, read_selftest, run_selftest
 from compress.plugins.provenance.signature import check_signature
-from compress.runtimes.runtime import Session
+from compress.formats.runtime import Session
 from compress.utils.digests import digest_file
 from compress.utils.errors import BundleError, InputError
 

@@ -18,7 +18,7 @@ from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import match
 from compress.plugins.diff.answers import target_of
 from compress.plugins.diff.record import Activations, Parting
-from compress.runtimes.runtime import Session
+from compress.formats.runtime import Session
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:

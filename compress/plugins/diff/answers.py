@@ -32,7 +32,7 @@ from compress.results.formatting import format_bytes
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, DataRecord, Report, SliceRecord
-from compress.runtimes.runtime import Session
+from compress.formats.runtime import Session
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.classes import mean_row
 from compress.tasks.task import Task

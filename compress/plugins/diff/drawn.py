@@ -17,8 +17,8 @@ from compress.plugins.diff.record import AnswersDiff
 from compress.results.measurement import Measurement
 from compress.results.metrics import metric_on_slice
 from compress.results.report import FINAL
-from compress.runtimes.decoder import feeder
-from compress.runtimes.runtime import Session
+from compress.formats.generation.decoder import feeder
+from compress.formats.runtime import Session
 from compress.tasks.classes import agreement_row
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress

@@ -22,7 +22,7 @@ from compress.recipe.recipe import Recipe
 from compress.report import run_folder
 from compress.results.formatting import format_measurement, format_number
 from compress.results.report import Report, load_report
-from compress.runtimes.runtime import Session
+from compress.formats.runtime import Session
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress

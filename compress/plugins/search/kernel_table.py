@@ -31,7 +31,7 @@ from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_options
 from compress.formats.onnx.runtimes.profile import write_optimized
-from compress.runtimes.runtime import Batch
+from compress.formats.runtime import Batch
 from compress.utils.environment import cores_quota, features, granted_cores, processor, user_cache
 from compress.utils.storage import storage_errors
 

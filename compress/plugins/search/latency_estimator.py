@@ -1,4 +1,4 @@
-"""How long a candidate will take, as a sum over its kernels, corrected by the models that trials have timed."""
+"""Latency predicted as a sum over kernels, corrected by the models that trials have timed."""
 
 from __future__ import annotations
 
@@ -24,143 +24,148 @@ from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:
     from compress.plugins.search.kernel_table import KernelTable
-    from compress.runtimes.runtime import Batch
+    from compress.formats.runtime import Batch
 
 SNAPSHOT = "foreseen.json"
-"""In a search's folder: the sums that decisions were made by, so that a search that goes on makes the same."""
+"""File in the folder of a search with the kernel sums that decisions depend on, so that a resumed search repeats them."""
 _MOST_SECONDS, _SHARE, _EACH_SECONDS = 90.0, 0.05, 10.0
-"""For kernels of all candidates, as a share of the search's time too, and of one."""
+"""Largest time for the kernels of all candidates, the same as a share of the search, and that for one candidate."""
 _NOISE = 0.05
-"""Relative, of a model's time about its kernels'."""
+"""Relative deviation of a model's latency from the corrected sum of its kernels."""
 _PRIOR = ((0.005, 0.02), (1.1, 0.2), (0.01, 0.015))
-"""Milliseconds of a call besides, what a model takes of its kernels' sum, and milliseconds for each megabyte of weights
-that have to come by: before any model was timed, and how far each may be off."""
+"""Mean and standard deviation of each weight of `KernelSum.terms` before a model was timed: milliseconds per call,
+factor of the kernels' sum, and milliseconds per megabyte of weights.
+"""
 
 
 class KernelSum(NamedTuple):
-    """Milliseconds of all kernels of a model, each alone, and megabytes of the weights that each call reads."""
+    """Milliseconds of a model's kernels, each measured alone, and megabytes of the weights that each call reads."""
 
     milliseconds: float
     megabytes: float
 
     def add(self, other: KernelSum, sign: int = 1) -> KernelSum:
-        """Of both, or what there is more of."""
+        """Return the sum, or with ``sign`` -1 the difference."""
         return KernelSum(self.milliseconds + sign * other.milliseconds, self.megabytes + sign * other.megabytes)
 
     @property
     def terms(self) -> NDArray[np.float64]:
-        """What `correction` weighs."""
+        """Terms of the linear model that `fit_correction` fits."""
         return np.array([1.0, *self])
 
 
 def fit_correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float64]:
-    """The weight of each of `KernelSum.terms`: least squares of whole models' milliseconds, relative to each.
+    """Fit the weight of each of `KernelSum.terms` to the latencies of whole models by relative least squares.
 
-    What was known before counts as a ridge (Gelman et al. 2013, section 14.8).
+    The prior counts as a ridge (Gelman et al. 2013, section 14.8).
     """
     means, spreads = np.array(_PRIOR).T
     rows, values = [np.diag(1 / spreads)], [means / spreads]
-    for told, ms in timed:
-        rows.append(told.terms[None] / ms / _NOISE)
+    for kernel_sum, ms in timed:
+        rows.append(kernel_sum.terms[None] / ms / _NOISE)
         values.append(np.array([1 / _NOISE]))
-    found: NDArray[np.float64] = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
-    return found
+    weights: NDArray[np.float64] = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
+    return weights
 
 
 @dataclass
 class LatencyEstimator:
-    """Of one search. Sums are kept in its folder (`keep_in`), where a later process finds them again."""
+    """Estimator of latencies. Kernel sums are stored in the folder of the search (`use_snapshot`) for later
+    processes.
+    """
 
-    foresight: SizeEstimator
+    size_estimator: SizeEstimator
     table: KernelTable | None = None
-    """Default: the user's own."""
+    """Measured kernels; default: those of the user's cache."""
     unavailable_reason: str = ""
-    """Why nothing, or not everything, is foretold."""
+    """Reason why some latencies are not predicted."""
     _sums: dict[str, KernelSum | None] = field(default_factory=dict, init=False)
     _timed: dict[Point, tuple[KernelSum, float]] = field(default_factory=dict, init=False)
     _file: Path | None = field(default=None, init=False)
     _differences: dict[tuple[int, int], KernelSum | None] = field(default_factory=dict, init=False)
-    """What one of two graphs, known by their places in memory, takes more."""
+    """Difference of the kernel sums of two graphs, by their identities."""
     _spent: float = field(default=0.0, init=False)
 
     def use_snapshot(self, folder: Path) -> None:
-        """Go by the sums, and by how much is traced, that a search's folder says; keep there what is to come."""
+        """Use the kernel sums in the folder of a search, and store new ones there."""
         self._file = folder / SNAPSHOT
         if self._file.is_file():
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
-            self.foresight.max_structures = kept["structures"]
-            self._sums = {key: None if told is None else KernelSum(*told) for key, told in kept["sums"].items()}
+            snapshot = json.loads(self._file.read_text(encoding="utf-8"))
+            self.size_estimator.max_structures = snapshot["structures"]
+            self._sums = {
+                key: None if values is None else KernelSum(*values) for key, values in snapshot["sums"].items()
+            }
         else:
-            self._keep()
+            self._write_snapshot()
 
-    def _keep(self) -> None:
+    def _write_snapshot(self) -> None:
         if self._file is not None:
-            kept = {"structures": self.foresight.max_structures, "sums": self._sums}
+            snapshot = {"structures": self.size_estimator.max_structures, "sums": self._sums}
             with storage_errors(self._file):
-                write_atomically(self._file, json.dumps(kept))
+                write_atomically(self._file, json.dumps(snapshot))
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether a whole model was timed that sums are corrected by."""
+        """Return whether a whole model was timed."""
         return bool(self._timed)
 
     def predict(self, point: Point) -> float | None:
-        """Milliseconds of a call with one example of usual length; None where they cannot be foretold."""
-        told = self.kernel_sum(point)
-        if told is None:
+        """Return the milliseconds of a call with one example of usual length; None where they cannot be predicted."""
+        kernel_sum = self.kernel_sum(point)
+        if kernel_sum is None:
             return None
-        return float(told.terms @ fit_correction(list(self._timed.values())))
+        return float(kernel_sum.terms @ fit_correction(list(self._timed.values())))
 
     def update(self, point: Point, timed: float) -> None:
-        """Take note of what a whole model took."""
-        told = self.kernel_sum(point)
-        if told is not None:
-            self._timed[point] = told, timed
+        """Record the latency of a whole model."""
+        kernel_sum = self.kernel_sum(point)
+        if kernel_sum is not None:
+            self._timed[point] = kernel_sum, timed
 
     def kernel_sum(self, point: Point) -> KernelSum | None:
-        """What its kernels take, measured at most once."""
-        key = None if self._elsewhere() else self.foresight.timing_key(point)
+        """Return the sum of the model's kernels, measured at most once."""
+        key = None if self._why_not_this_machine() else self.size_estimator.timing_key(point)
         if key is None:
-            self.unavailable_reason = self._elsewhere() or self.foresight.unavailable_reason
+            self.unavailable_reason = self._why_not_this_machine() or self.size_estimator.unavailable_reason
             return None
         if key not in self._sums:
             self._sums[key] = self._measured(point)
-            self._keep()
+            self._write_snapshot()
         return self._sums[key]
 
     def _measured(self, point: Point) -> KernelSum | None:
-        if self._spent > min(_MOST_SECONDS, _SHARE * self.foresight.space.search.seconds):
+        if self._spent > min(_MOST_SECONDS, _SHARE * self.size_estimator.space.search.seconds):
             self.unavailable_reason = "there was no more time to time kernels"
             return None
-        began = perf_counter()
+        start_time = perf_counter()
         try:
-            found = self._added(point)
+            kernel_sum = self._sum_kernels(point)
         except expected_failures() as error:
             self.unavailable_reason = first_line(error)
             return None
-        self._spent += perf_counter() - began
+        self._spent += perf_counter() - start_time
         if self.table is not None and self.table.noise is not None and self.table.noise.verdict != "quiet":
             self.unavailable_reason = f"kernels were timed while others were at work: {self.table.noise}"
-        if found is None:
+        if kernel_sum is None:
             self.unavailable_reason = "kernels were not timed: the time was over"
             return None
-        return found
+        return kernel_sum
 
-    def _added(self, point: Point) -> KernelSum | None:
-        """Of a graph's own kernels and those that two others differ by, which are the same at any width."""
-        foreseen, batch = self.foresight.traced_model(point), self.foresight.typical_batch(point)
+    def _sum_kernels(self, point: Point) -> KernelSum | None:
+        """Sum a graph's own kernels and those by which two other graphs differ, which do not depend on widths."""
+        foreseen, batch = self.size_estimator.traced_model(point), self.size_estimator.typical_batch(point)
         assert foreseen is not None and batch is not None, "what has a key is foreseen"
         outline, graph = foreseen
-        found = self._kernels_of(graph.own, outline.widths, batch)
-        if found is None or graph.difference is None:
-            return found
-        one, other = graph.difference
-        if (id(one), id(other)) not in self._differences:
-            sums = self._kernels_of(one, outline.widths, batch), self._kernels_of(other, outline.widths, batch)
-            more = None if sums[0] is None or sums[1] is None else sums[0].add(sums[1], -1)
-            self._differences[id(one), id(other)] = more
-        more = self._differences[id(one), id(other)]
-        return None if more is None else found.add(more)
+        total = self._kernels_of(graph.own, outline.widths, batch)
+        if total is None or graph.difference is None:
+            return total
+        first, second = graph.difference
+        if (id(first), id(second)) not in self._differences:
+            sums = self._kernels_of(first, outline.widths, batch), self._kernels_of(second, outline.widths, batch)
+            difference = None if sums[0] is None or sums[1] is None else sums[0].add(sums[1], -1)
+            self._differences[id(first), id(second)] = difference
+        difference = self._differences[id(first), id(second)]
+        return None if difference is None else total.add(difference)
 
     def _kernels_of(self, structure: GraphStructure, widths: Mapping[str, int], batch: Batch) -> KernelSum | None:
         from compress.plugins.search.kernel_table import KernelTable, list_kernels
@@ -168,20 +173,24 @@ class LatencyEstimator:
         if self.table is None:
             self.table = KernelTable(self._threads)
         kernels = list_kernels(structure.graph.at(widths), batch, self._threads)
-        found = self.table.milliseconds(kernels, _EACH_SECONDS)
-        return None if found is None else KernelSum(found, sum(kernel.weight_bytes for kernel in kernels) / 1e6)
+        milliseconds = self.table.milliseconds(kernels, _EACH_SECONDS)
+        return (
+            None
+            if milliseconds is None
+            else KernelSum(milliseconds, sum(kernel.weight_bytes for kernel in kernels) / 1e6)
+        )
 
     @property
     def _profile(self) -> Profile:
-        return target_profile(self.foresight.space.base)
+        return target_profile(self.size_estimator.space.base)
 
     @property
     def _threads(self) -> int:
-        own = self._profile.threads
-        return self.foresight.space.base.benchmark.threads if own is None else own
+        threads = self._profile.threads
+        return self.size_estimator.space.base.benchmark.threads if threads is None else threads
 
-    def _elsewhere(self) -> str:
-        """Why nobody's kernels here say how long it takes there, or nothing."""
+    def _why_not_this_machine(self) -> str:
+        """Return why kernels of this machine do not predict the target's latency; an empty string if they do."""
         target, device = self._profile.target, self._profile.device
-        here = target.provider == CPU and target.runtime == "onnxruntime" and device is None
-        return "" if here else f"times on {device or target.name} are not foretold"
+        is_this_machine = target.provider == CPU and target.runtime == "onnxruntime" and device is None
+        return "" if is_this_machine else f"times on {device or target.name} are not foretold"

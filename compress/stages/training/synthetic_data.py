@@ -48,7 +48,7 @@ _MANY = 256
 """Texts that another runtime is given together; some of them it writes at once."""
 
 
-def with_written(
+def with_synthetic_text(
     windows: Windows,
     settings: TeacherWrites,
     teacher: TorchModel,

@@ -31,7 +31,7 @@ from compress.inspection.layer_comparison import FormatComparison, compare_parts
 from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import match
 from compress.models.torch_model import TorchModel
-from compress.runtimes.runtime import TensorType
+from compress.formats.runtime import TensorType
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError

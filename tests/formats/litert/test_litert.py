@@ -22,7 +22,7 @@ from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import probed
-from compress.runtimes.runtime import TensorType
+from compress.formats.runtime import TensorType
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.installation import has_package
 

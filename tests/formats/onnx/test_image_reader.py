@@ -24,7 +24,7 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.transcription_calls import transcription_calls
 from compress.models.checkpoint import Checkpoint
-from compress.runtimes.image_answers import read_rules
+from compress.formats.generation.image_text import read_rules
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_text_to_text import TASK, prompt_of, unfit_processor

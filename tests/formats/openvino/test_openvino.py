@@ -21,7 +21,7 @@ from compress.formats.openvino.runtime import core
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
-from compress.runtimes.runtime import TensorType
+from compress.formats.runtime import TensorType
 from compress.utils.errors import InputError, ModelError, StageError
 
 pytest.importorskip("openvino")

@@ -33,7 +33,7 @@ from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.torch_model import TorchModel
-from compress.runtimes.decoder import WritesItself, open_decoder
+from compress.formats.generation.decoder import WritesItself, open_decoder
 from compress.tasks.registry import get_task
 from compress.utils.errors import InputError, IntegrityError, StageError
 

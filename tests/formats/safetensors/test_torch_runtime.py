@@ -26,8 +26,8 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.safetensors.folder import task_of_folder
 from compress.formats.targets import REFERENCE
 from compress.models.checkpoint import Checkpoint
-from compress.runtimes.decoder import open_decoder
-from compress.runtimes.runtime import Session
+from compress.formats.generation.decoder import open_decoder
+from compress.formats.runtime import Session
 from compress.tasks import ctc
 from compress.utils.errors import InputError, ModelError, StageError
 

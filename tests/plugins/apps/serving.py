@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from compress.runtimes.chromium import Page
+from compress.formats.onnx.runtimes.chromium import Page
 
 OUTSIDE = "http://outside.invalid/x"
 SHOWN = """Object.fromEntries([...document.querySelectorAll(".bar")].map((row) =>

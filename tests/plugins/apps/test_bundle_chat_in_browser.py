@@ -13,7 +13,7 @@ from toy_chat import LONGEST, Right, write_chat_run
 
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.client import TRANSFORMERS_JS
-from compress.runtimes.chromium import Page, open_page
+from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.utils.errors import BundleError
 from compress.utils.progress import SilentProgress
 

@@ -18,7 +18,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.pictures import noise, pictures
-from compress.runtimes.chromium import Page, open_page
+from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.utils.progress import SilentProgress
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -27,7 +27,7 @@ from compress.plugins.apps.boxes import WHOLE_IMAGES
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.image import IMAGES
 from compress.plugins.apps.verify import verify
-from compress.runtimes.chromium import open_page
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 

@@ -19,7 +19,7 @@ from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.models.checkpoint import Checkpoint
 from compress.plugins.apps.build import build
 from compress.plugins.apps.postprocess import Rewrite
-from compress.runtimes.chromium import open_page
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 

@@ -23,7 +23,7 @@ from transformers import ASTFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2V
 from compress.formats.onnx.model import OnnxModel
 from compress.plugins.apps.audio_classification import SOUNDS, SoundRule
 from compress.plugins.apps.build import build
-from compress.runtimes.chromium import open_page
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
 

@@ -13,7 +13,7 @@ from toy_bundles import RECIPE, wanted_of
 
 from compress.data.samples.fetch import sample_directory
 from compress.plugins.apps.build import Bundle, build
-from compress.runtimes.chromium import open_page
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.progress import SilentProgress
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, HeunDiscreteScheduler
 
-from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.plugins.diffusion.calibration import TIMESTEPS, evenly, prompts_needed, watch
 from compress.plugins.diffusion.sampler import (
     DENOISED,
     HIDDEN,
@@ -24,9 +24,9 @@ from compress.plugins.diffusion.sampler import (
     Latents,
     PictureSampler,
 )
+from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.session import PictureSession
-from compress.runtimes.runtime import Batch, TensorType
-from compress.plugins.diffusion.calibration import TIMESTEPS, evenly, prompts_needed, watch
+from compress.formats.runtime import Batch, TensorType
 
 PROMPTS, TOKENS, SCALING = 3, 5, 0.5
 EMPTY = 9

@@ -37,7 +37,7 @@ from compress.formats.onnx.decoder.tracing_patches import DOMAIN, Placeholder
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.models.checkpoint import Checkpoint
-from compress.runtimes.decoder import present_of
+from compress.formats.generation.decoder import present_of
 from compress.utils.errors import ModelError
 
 _SCOPES = "pkg.torch.onnx.name_scopes"

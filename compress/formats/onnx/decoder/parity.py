@@ -20,9 +20,9 @@ from compress.formats.prove import distance
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import ADAPTER, load_adapted
 from compress.models.meta_model import auto_class
-from compress.runtimes.decoder import Decoder, present_of
-from compress.runtimes.image_answers import PIXELS, EmbeddedDecoder
-from compress.runtimes.pair_decoder import PairDecoder
+from compress.formats.generation.decoder import Decoder, present_of
+from compress.formats.generation.image_text import PIXELS, EmbeddedDecoder
+from compress.formats.generation.cross_attention_decoder import PairDecoder
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, StageError, first_line
 

@@ -29,7 +29,7 @@ from compress.formats.tracing import as_written, lean_tracing
 from compress.models.checkpoint import Checkpoint
 from compress.models.meta_model import build_on_meta, reads_images
 from compress.models.quantized_module import build_empty_module
-from compress.runtimes.image_answers import refuse_unfollowed
+from compress.formats.generation.image_text import refuse_unfollowed
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:

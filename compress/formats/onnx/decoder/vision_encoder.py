@@ -17,7 +17,7 @@ from compress.models.hooks import removed_on_exit
 from compress.models.lora_adapter import load_adapted
 from compress.models.processor import load_processor
 from compress.models.torch_model import TorchModel
-from compress.runtimes.image_answers import FEATURES, PIXELS
+from compress.formats.generation.image_text import FEATURES, PIXELS
 from compress.tasks.image_text_to_text import unfit_processor
 from compress.tasks.task import Examples
 from compress.utils.errors import ModelError, first_line

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import psutil
 
-from compress.runtimes.chromium import NAMES, open_page
-from compress.runtimes.loopback import Loopback
+from compress.formats.onnx.runtimes.chromium import NAMES, open_page
+from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.utils.errors import InputError, StageError
 
 _FOLDER = files("compress.formats.onnx.runtimes") / "page"

@@ -38,9 +38,9 @@ from compress.formats.onnx.runtimes.web_package import (
 )
 from compress.formats.target_profile import WEB_VERSION, Target
 from compress.models.pipeline_folder import is_pipeline
-from compress.runtimes.image_answers import open_together
-from compress.runtimes.loopback import Loopback
-from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target
+from compress.formats.generation.image_text import open_together
+from compress.formats.onnx.runtimes.loopback import Loopback
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 

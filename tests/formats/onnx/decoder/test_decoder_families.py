@@ -19,7 +19,7 @@ from compress.formats.onnx.decoder.traced_parts import decoder_only
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.models.checkpoint import Checkpoint
 from compress.models.quantized_module import load_quantized_module
-from compress.runtimes.decoder import Decoder
+from compress.formats.generation.decoder import Decoder
 from compress.utils.errors import IntegrityError
 
 SIZES = {

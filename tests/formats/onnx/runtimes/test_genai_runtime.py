@@ -20,7 +20,7 @@ from compress.formats.onnx.runtimes.genai import OnnxGenaiSession
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
-from compress.runtimes.decoder import feeder, open_decoder
+from compress.formats.generation.decoder import feeder, open_decoder
 from compress.utils.errors import InputError, MissingExtraError, ModelError
 
 pytest.importorskip("onnxruntime_genai")

@@ -24,7 +24,7 @@ from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.ort.write import convert
 from compress.formats.runtimes import get_runtime, make_ready, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.runtimes.runtime import TensorType, TimesItself
+from compress.formats.runtime import TensorType, TimesItself
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import SilentProgress
 
@@ -166,7 +166,7 @@ def failing(program: Path) -> None:
 
 
 OPEN = """
-from compress.runtimes.chromium import open_page
+from compress.formats.onnx.runtimes.chromium import open_page
 import time
 with open_page() as page:
     print(page.browser, flush=True)

@@ -13,7 +13,7 @@ from written_decoders import CONFIGS, Graph, random_ids, save_decoder
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.formats.targets import TARGETS
-from compress.runtimes.decoder import Decoder
+from compress.formats.generation.decoder import Decoder
 from compress.utils.errors import StageError
 
 

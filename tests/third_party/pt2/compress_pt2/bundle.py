@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.plugins.apps.bundled_format import BundledFormat, Interface
-from compress.runtimes.runtime import Session
+from compress.formats.runtime import Session
 from compress_pt2.runtime import Pt2Session
 
 

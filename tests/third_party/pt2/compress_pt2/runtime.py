@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.formats.target_profile import Target
 from compress.models.model import only_file
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.tasks.task import LOGITS, Examples
 
 _PREFIX = "inputs_"

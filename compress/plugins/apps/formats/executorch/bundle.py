@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
-from compress.runtimes.runtime import Session, TensorType
+from compress.formats.runtime import Session, TensorType
 
 
 def _interface(file: Path, session: Session | None) -> Interface:

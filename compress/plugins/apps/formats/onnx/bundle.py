@@ -7,9 +7,9 @@ from pathlib import Path
 
 from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
 from compress.plugins.apps.bundled_format import BundledFormat, Contents, Interface
-from compress.runtimes.runtime import ComponentSession, Session
-from compress.runtimes.text_writer import TextWriter
-from compress.runtimes.transcriber import Transcriber
+from compress.formats.runtime import ComponentSession, Session
+from compress.formats.generation.seq2seq import TextWriter
+from compress.formats.generation.speech_recognition import Transcriber
 
 _FEW_BITS = "MatMulNBits"
 _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from compress.runtimes.runtime import Batch, Session, SharesCache, TensorType
+from compress.formats.runtime import Batch, Session, SharesCache, TensorType
 from compress.utils.errors import ModelError, StageError
 
 _IDS, _LOGITS = "input_ids", "logits"

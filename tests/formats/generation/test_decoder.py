@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.formats.targets import TARGETS
-from compress.runtimes.decoder import Decoder
-from compress.runtimes.runtime import TensorType
+from compress.formats.generation.decoder import Decoder
+from compress.formats.runtime import TensorType
 from compress.utils.errors import InputError, ModelError, StageError
 
 TINY = TinyDecoder()

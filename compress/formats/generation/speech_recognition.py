@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.models.json_file import read_json
-from compress.runtimes.pair_decoder import PairDecoder
-from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.formats.generation.cross_attention_decoder import PairDecoder
+from compress.formats.runtime import Batch, Session, TensorType
 from compress.utils.errors import InputError, ModelError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
-from compress.runtimes.runtime import Session
-from compress.runtimes.transcriber import read_rules
+from compress.formats.runtime import Session
+from compress.formats.generation.speech_recognition import read_rules
 from compress.utils.errors import InputError, ModelError
 
 CPU = TARGETS["cpu"]

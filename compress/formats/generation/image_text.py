@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.models.diffusion_checks import is_pipeline
+from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
-from compress.runtimes.decoder import PAST, present_of
-from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
-from compress.runtimes.text_writer import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
+from compress.models.pipeline_folder import is_pipeline
+from compress.formats.generation.decoder import PAST, present_of
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs
+from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
 from compress.utils.errors import InputError, ModelError, StageError
 
 IDS, PIXELS = "input_ids", "pixel_values"
@@ -232,9 +233,8 @@ def open_together(sessions: Sequence[Session], folder: Path) -> Session:
     if len(sessions) == len(("encoder", "decoder")):
         return open_pair(sessions[0], sessions[1], folder)
     if is_pipeline(folder):
-        from compress.runtimes.picture_session import open_pictures
-
-        return open_pictures(sessions, folder)
+        session: Session = image_generation_hook("open_components")(sessions, folder)
+        return session
     return _open_three(sessions[0], sessions[1], sessions[2], folder)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from compress.models.json_file import read_json
-from compress.runtimes.pair_decoder import IDS, PairDecoder
-from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.formats.generation.cross_attention_decoder import IDS, PairDecoder
+from compress.formats.runtime import Batch, Session, TensorType
 from compress.utils.errors import InputError, ModelError
 
 MASK, HIDDEN = "attention_mask", "last_hidden_state"
@@ -238,7 +238,7 @@ def _repeats(text: np.ndarray, size: int) -> set[int]:
 
 def open_pair(encoder: Session, decoder: Session, folder: Path) -> Session:
     """What runs an encoder and its decoder: a transcriber of recordings, or a writer of text."""
-    from compress.runtimes.transcriber import FEATURES, Transcriber
+    from compress.formats.generation.speech_recognition import FEATURES, Transcriber
 
     if FEATURES in encoder.input_types:
         return Transcriber(encoder, decoder, folder)

@@ -98,6 +98,15 @@ class SharesCache(Protocol):
 
 
 @runtime_checkable
+class ComponentSession(Protocol):
+    """Session of several components that answer together, each with its own session."""
+
+    @property
+    def parts(self) -> Mapping[str, Session]:
+        """Return the components by the names of their folders, in the order in which they run."""
+
+
+@runtime_checkable
 class TimesItself(Protocol):
     """A session whose model runs in another process, so that a clock on this side would time the way there too."""
 

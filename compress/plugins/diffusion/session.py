@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.models.diffusion_checks import UNET, part_config, vae_config
-from compress.models.diffusion_sampling import Sampling, empty_ids, load_scheduler
-from compress.runtimes.picture_sampler import (
+from compress.models.pipeline_folder import UNET, part_config
+from compress.plugins.diffusion.pipeline_checks import vae_config
+from compress.plugins.diffusion.sampler import (
     CONDITION,
     DENOISED,
     HIDDEN,
@@ -28,7 +28,8 @@ from compress.runtimes.picture_sampler import (
     Latents,
     PictureSampler,
 )
-from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
+from compress.plugins.diffusion.sampling_settings import Sampling, empty_ids, load_scheduler
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.tasks.task import Examples
 from compress.utils.errors import ModelError
 

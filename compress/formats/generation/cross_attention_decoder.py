@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.runtimes.decoder import PAST, present_of
-from compress.runtimes.runtime import Session, TensorType
+from compress.formats.generation.decoder import PAST, present_of
+from compress.formats.runtime import Session, TensorType
 from compress.utils.errors import ModelError, StageError
 
 IDS, LOGITS = "input_ids", "logits"

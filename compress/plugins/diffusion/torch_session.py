@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from compress.formats.safetensors.session import FAILURES
-from compress.models.diffusion_checks import UNET
-from compress.models.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
-from compress.runtimes.picture_sampler import (
+from compress.models.pipeline_folder import UNET
+from compress.plugins.diffusion.pipeline_model import TEXT_ENCODER, VAE, GeneratorModel
+from compress.plugins.diffusion.sampler import (
     CONDITION,
     DENOISED,
     HIDDEN,
@@ -23,8 +23,8 @@ from compress.runtimes.picture_sampler import (
     Latents,
     PictureSampler,
 )
-from compress.runtimes.picture_session import DECODER, PictureSession, sampler_of
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.plugins.diffusion.session import DECODER, PictureSession, sampler_of
+from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.utils.errors import StageError, first_line
 
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.formats.targets import TARGETS
-from compress.runtimes.decoder import Decoder
+from compress.formats.generation.decoder import Decoder
 
 LAYERS = 2
 

@@ -1,0 +1,1 @@
+"""Text generation through opened graphs: greedy decoding, beam search, speech recognition and image captions."""

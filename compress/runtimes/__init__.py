@@ -1,1 +1,0 @@
-"""What a runtime and its sessions are."""

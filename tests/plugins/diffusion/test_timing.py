@@ -1,0 +1,192 @@
+"""Times of pictures: which calls are counted where, and what rows come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler
+
+from compress.benchmark.record import TimingRecord
+from compress.benchmark.results import MeasurementWriter
+from compress.benchmark.rounds import ImageTimes, TimedRounds
+from compress.plugins.diffusion.sampler import (
+    DENOISED,
+    HIDDEN,
+    IDS,
+    LATENT,
+    NOISE,
+    PICTURE,
+    SAMPLE,
+    SEED,
+    Latents,
+    PictureSampler,
+)
+from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.plugins.diffusion.timing import image_rows, speedup_rows
+from compress.plugins.diffusion.worker_timing import combined_start_up, time_image
+from compress.plugins.diffusion.workload import ImageGenerationPlan, ImageSetting, add_image_round
+from compress.results.metrics import describe_metric
+from compress.formats.runtime import Batch
+from compress.utils.errors import InputError, StageError
+
+TOKENS = 5
+BATCH = {IDS: np.ones((1, TOKENS), np.int64), NOISE: np.zeros((1, 4, 8, 8), np.float32), SEED: np.array([0])}
+
+
+class Part:
+    """A session that counts its calls, and says by its clock how long each takes."""
+
+    def __init__(self, name: str, shapes: list[tuple[int, ...]]) -> None:
+        self.name, self.shapes = name, shapes
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        given = next(iter(batch.values()))
+        self.shapes.append(given.shape)
+        if self.name == "text":
+            return {HIDDEN: np.zeros((len(given), TOKENS, 3), np.float32)}
+        if self.name == "denoiser":
+            return {DENOISED: np.zeros_like(batch[SAMPLE])}
+        return {PICTURE: np.zeros((len(given), 1, *(2 * side for side in batch[LATENT].shape[2:])), np.float32)}
+
+
+class FarPart(Part):
+    """One that runs elsewhere: its call number i takes 10 ms and 1 ms for each call before."""
+
+    session_load_ms, runtime_bytes, start_up = 0.0, 0.0, {}
+
+    def hold(self, batches: Sequence[Batch]) -> None:
+        self.held = [next(iter(batch.values())).shape for batch in batches]
+
+    def time(self, calls: Sequence[int]) -> list[float]:
+        return [10.0 + call for call in calls]
+
+    def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+        raise AssertionError("nothing arrives")
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def peak_bytes(self) -> int:
+        return 0
+
+
+class Drawer:
+    """Three parts and the loop over them."""
+
+    def __init__(self, kind: type[Part] = Part, sampling: Sampling = Sampling(10, 2.0)) -> None:  # noqa: B008
+        self.shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in ("text", "denoiser", "decoder")}
+        self.parts: Mapping[str, Any] = {name: kind(name, found) for name, found in self.shapes.items()}
+        encode, denoise, decode = (part.predict for part in self.parts.values())
+        latents = Latents(channels=4, factor=2, multiple=2, scaling=1.0)
+        scheduler, empty = DDIMScheduler(clip_sample=False), np.zeros((1, TOKENS), np.int64)
+        self.sampler = PictureSampler(encode, denoise, decode, scheduler, latents, sampling, empty)
+
+
+def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
+    drawer = Drawer()
+    found = ImageTimes(**time_image(drawer, BATCH, None, None, untimed=0))
+    # Guidance takes the empty prompt along: a text of its own, and two rows in each step.
+    assert drawer.shapes["text"] == [(1, TOKENS)] * 2
+    assert drawer.shapes["denoiser"] == [(2, 4, 8, 8)] * 10
+    assert drawer.shapes["decoder"] == [(1, 4, 8, 8)]
+    assert len(found.steps_ms) == 10 and len(found.disturbed) == 12
+    assert 0 < found.text_ms + sum(found.steps_ms) + found.decoder_ms < found.image_ms
+    assert found.loop_ms == pytest.approx(found.image_ms - found.text_ms - sum(found.steps_ms) - found.decoder_ms)
+
+
+def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
+    drawer = Drawer(sampling=Sampling(10, 1.0))
+    found = ImageTimes(**time_image(drawer, BATCH, 4, 24, untimed=2))
+    # Two steps that don't count come first; pixels are two a latent.
+    assert drawer.shapes["denoiser"] == [(1, 4, 12, 12)] * (2 + 4)
+    assert len(found.steps_ms) == 4
+    with pytest.raises(InputError, match="No picture of 25 pixels"):
+        time_image(drawer, BATCH, None, 25, untimed=0)
+    with pytest.raises(InputError, match="makes no picture"):
+        time_image(drawer, BATCH, None, 26, untimed=0)
+    with pytest.raises(StageError, match="draws no pictures"):
+        time_image(object(), BATCH, None, None, untimed=0)
+
+
+def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
+    drawer = Drawer(FarPart)
+    found = ImageTimes(**time_image(drawer, BATCH, 3, None, untimed=2))
+    assert drawer.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
+    assert (found.text_ms, found.steps_ms, found.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
+    # All of it, and what the scheduler takes here.
+    assert found.image_ms > 21.0 + 33.0 + 10.0
+
+
+def test_the_runtime_of_several_pages_is_counted_once() -> None:
+    starts = [
+        {"runtime_compile_ms": 5.0, "model_download_ms": float(part), "transfer_bytes": 100.0 + 10 * part,
+         "model_transfer_bytes": 10.0 * part}
+        for part in (1, 2, 3)
+    ]  # fmt: skip
+    parts = list(Drawer(FarPart).parts.values())
+    for part, start in zip(parts, starts, strict=True):
+        part.start_up = start
+    found = combined_start_up(parts)
+    assert found == {
+        **{"runtime_compile_ms": 5.0, "model_download_ms": 6.0},
+        **{"transfer_bytes": 160.0, "model_transfer_bytes": 60.0},
+    }
+
+
+def recorded() -> TimingRecord:
+    """Two launches of a picture each, of a model that makes four steps and one that makes two."""
+    plan = ImageGenerationPlan(1)
+    record = TimingRecord({name: TimedRounds() for name in plan.timings})
+    marks = [False] * 4
+
+    def drawing(text_ms: float, steps_ms: list[float], decoder_ms: float, more_ms: float) -> ImageTimes:
+        whole = text_ms + sum(steps_ms) + decoder_ms + more_ms
+        return ImageTimes(whole, text_ms, steps_ms, decoder_ms, marks[: len(steps_ms)] + [False] * 2)
+
+    slow, fast = drawing(4, [10, 20, 30, 40], 6, 10), drawing(2, [5, 5], 2, 1)
+    slower, faster = drawing(8, [40, 40, 40, 40], 12, 20), drawing(2, [10, 20], 2, 1)
+    add_image_round(record, ImageSetting(), 0, {"fp32": slow, "int8": fast}, 1.0)
+    add_image_round(record, ImageSetting(), 1, {"fp32": slower, "int8": faster}, 1.0)
+    return record
+
+
+def test_rows_tell_the_whole_and_each_part() -> None:
+    rows = {
+        row.metric: row for row in image_rows(MeasurementWriter("fp32", "cpu", 0), recorded(), "fp32", ImageSetting())
+    }
+    assert rows["latency_ms"].raw == (120.0, 200.0)
+    assert rows["text_encoder_ms"].raw == (4.0, 8.0)
+    # As many steps as the other model makes, the first and the last of them.
+    assert rows["denoiser_step_ms"].raw == (10.0, 40.0, 40.0, 40.0)
+    assert rows["decoder_ms"].raw == (6.0, 12.0)
+    assert rows["scheduler_ms"].raw == (10.0, 20.0)
+    assert {row.unit for row in rows.values()} == {"ms"}
+
+
+def test_ratios_are_of_the_same_launch() -> None:
+    rows = {
+        row.metric: row
+        for row in speedup_rows(MeasurementWriter("int8", "cpu", 0), recorded(), "int8", "fp32", ImageSetting())
+    }
+    assert rows["speedup"].raw == (120 / 15, 200 / 35)
+    assert rows["speedup_text_encoder"].raw == (2.0, 4.0)
+    # Step by step: 10 / 5 and 40 / 5, then 40 / 10 and 40 / 20; the median of each launch.
+    assert rows["speedup_denoiser_step"].raw == (5.0, 3.0)
+    assert rows["speedup_decoder"].raw == (3.0, 6.0)
+
+
+def test_settings_name_what_they_change() -> None:
+    plan = ImageGenerationPlan(2, steps=(4, 50), sizes=(64,))
+    assert [setting.suffix for setting in plan.settings] == ["", "_steps_4", "_steps_50", "_size_64"]
+    assert set(plan.deciding_timings) < set(plan.timings)
+    assert dict(plan.reported)["picture_size_64"] == " of 64 pixels a side"
+    assert describe_metric("latency_ms_steps_4").title == "Latency, 4 steps"
+    assert (
+        describe_metric("speedup_denoiser_step_size_64").title
+        == "Speed-up of the step of the denoiser, 64 pixels a side"
+    )
+    assert describe_metric("speedup_denoiser_step_size_64").relative
+    assert describe_metric("denoiser_step_ms").timed

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import typer
 
 from compress.plugins.registry.entry import Promoted, Registered
-from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.upkeep import collect, verify
 from compress.results.measurement import Measurement
@@ -127,7 +127,7 @@ def _work(root: Path, runs: list[Path], notes: Path) -> None:
             run = runs[number // 2]
             version, _ = registry.register(run, "reviews")
             if number % 2:
-                promoted = promote(registry, Wish(version.reference))
+                promoted = promote(registry, PromotionRequest(version.reference))
                 assert not promoted.refused, promoted.judged
             what = "promoted" if number % 2 else "registered"
             file.write(f"{what} {version.number} {version.record}\n".encode())
@@ -180,7 +180,7 @@ def flip_bytes(folder: Path, tries: int, seed: int = 0) -> tuple[int, int]:
     for number in range(3):
         run = made_run(folder / f"run-{number}", chance.randbytes(2000 + number), accuracy=0.9)
         version, _ = registry.register(run, "reviews")
-        promote(registry, Wish(version.reference))
+        promote(registry, PromotionRequest(version.reference))
     registry.rollback("reviews", "champion")
     files = [path for path in sorted(registry.root.rglob("*")) if path.is_file() and path.stat().st_size]
     assert not verify(registry)
@@ -208,7 +208,7 @@ def time_rollback(folder: Path, versions: int, megabytes: int) -> tuple[float, b
     for number in range(versions):
         content = chance.randbytes(100 if number < versions - 2 else megabytes * 1_000_000)
         version, _ = registry.register(made_run(folder / f"run-{number}", content), "reviews")
-        promote(registry, Wish(version.reference))
+        promote(registry, PromotionRequest(version.reference))
     previous_version = registry.state().versions["reviews"][versions - 1]
     command = [sys.executable, "-m", "compress", "registry", "rollback", "reviews", "--registry", str(registry.root)]
     began = time.perf_counter()

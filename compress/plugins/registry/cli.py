@@ -1,4 +1,4 @@
-"""`compress registry`: which version of a model is in use, who decided it and why, and the way back."""
+"""Command `compress registry`: registers versions of models, promotes them behind a gate, and rolls back."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ _Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
 
 
 def _open(root: Path) -> Registry:
+    """Return the registry in a folder, which prints its messages to standard error."""
     from compress.plugins.registry.registry import Registry
 
     return Registry(root, lambda message: typer.echo(message, err=True))
 
 
 def _say(as_json: bool, fields: Any, *lines: str) -> None:
+    """Print fields as JSON, or lines."""
     if as_json:
         typer.echo(json.dumps(fields, indent=2, ensure_ascii=False))
     for line in () if as_json else lines:
@@ -37,7 +39,7 @@ def _say(as_json: bool, fields: Any, *lines: str) -> None:
 
 
 def _fields(state: State, version: Version) -> dict[str, Any]:
-    """A version as JSON has it."""
+    """Return a version as it appears in JSON."""
     from dataclasses import asdict
 
     fields = asdict(version)
@@ -69,7 +71,7 @@ def list_(
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
-    """List the versions, with what they are called and their main figures."""
+    """List the versions with their aliases and main metrics."""
     state = _open(registry).state()
     rows = [_fields(state, version) for version in (state.of(name) if name else state.all())]
     if json_:
@@ -78,7 +80,12 @@ def list_(
     from compress.cli.output import show as show_view
     from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
-    columns = [TableColumn("version"), TableColumn("is"), TableColumn("figures", right=True), TableColumn("registered", rank=1)]
+    columns = [
+        TableColumn("version"),
+        TableColumn("is"),
+        TableColumn("figures", right=True),
+        TableColumn("registered", rank=1),
+    ]
     table = ResponsiveTable("", [*columns, TableColumn("by", rank=2), TableColumn("note", rank=3)])
     for row in rows:
         status = ", ".join(row["aliases"]) or ("retired" if row["retired"] else "")
@@ -89,7 +96,7 @@ def list_(
 
 @app.command()
 def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> None:
-    """Show what a version holds, what was measured of it, and what was done with it."""
+    """Show the contents of a version, its measurements, and its history."""
     from compress.cli.output import render_rows
     from compress.cli.output import show as show_view
     from compress.plugins.registry.promotion import report_of
@@ -97,20 +104,20 @@ def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> No
 
     opened = _open(registry)
     state = opened.state()
-    found = state.find(version)
-    contents = opened.contents(found)
+    selected = state.find(version)
+    contents = opened.contents(selected)
     report = report_of(opened, contents)
     rows = [row.model_copy(update={"raw": None}) for row in report.measurements if row.model == FINAL]
-    done = [entry.model_dump(mode="json") for entry in state.entries_of(found.name, found.number)]
+    actions = [entry.model_dump(mode="json") for entry in state.entries_of(selected.name, selected.number)]
     if json_:
         held = {**contents.model_dump(mode="json"), "size_bytes": contents.size_bytes, "model": contents.model_digest}
         measured = [row.model_dump(mode="json") for row in rows]
-        _say(True, {**_fields(state, found), "contents": held, "measurements": measured, "history": done})
+        _say(True, {**_fields(state, selected), "contents": held, "measurements": measured, "history": actions})
         return
-    _say(False, None, f"{found.reference}: {found.summary}", f"recipe {contents.recipe}, run {found.run}")
+    _say(False, None, f"{selected.reference}: {selected.summary}", f"recipe {contents.recipe}, run {selected.run}")
     _say(False, None, f"{len(contents.files)} files, {contents.size_bytes / 1e6:.2f} MB, model {contents.model_digest}")
     show_view(render_rows(rows))
-    _say(False, None, *(_line(entry) for entry in done))
+    _say(False, None, *(_line(entry) for entry in actions))
 
 
 @app.command()
@@ -119,11 +126,11 @@ def history(
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
-    """List everything that was done, by whom, when and why, in the order of the log."""
+    """List all actions with author, time and reason, in the order of the log."""
     state = _open(registry).state()
     entries = state.entries if name is None else state.entries_of(state.of(name)[0].name)
-    done = [entry.model_dump(mode="json") for entry in entries]
-    _say(json_, done, *(_line(entry) for entry in done))
+    actions = [entry.model_dump(mode="json") for entry in entries]
+    _say(json_, actions, *(_line(entry) for entry in actions))
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -154,25 +161,34 @@ def promote(
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
-    """Let an alias stand for a version. Refused (exit code 1) where that is worse than the present one."""
-    from compress.plugins.registry.promotion import Wish
+    """Let an alias refer to a version. Refused (exit code 1) if it is worse than the present one."""
+    from compress.plugins.registry.promotion import PromotionRequest
     from compress.plugins.registry.promotion import promote as decide
     from compress.report.compare.formatting import judged_name
 
-    done = decide(_open(registry), Wish(version, alias, policy, across_hosts, force, why))
-    was = "" if done.judged.against is None else f", compared with {done.version.name}@{done.judged.against}"
-    said = "is already" if done.already else "is not made" if done.refused else "is now"
-    fields = {"version": done.version.number, "name": done.version.name, "alias": alias, "refused": done.refused}
-    fields |= {"already": done.already, "gate": done.judged.model_dump(mode="json")}
-    fields |= {"judgements": json.loads(done.result.to_json())["judgements"]} if done.result else {}
+    promotion = decide(_open(registry), PromotionRequest(version, alias, policy, across_hosts, force, why))
+    comparison = (
+        ""
+        if promotion.judged.against is None
+        else f", compared with {promotion.version.name}@{promotion.judged.against}"
+    )
+    verb = "is already" if promotion.already else "is not made" if promotion.refused else "is now"
+    fields = {
+        "version": promotion.version.number,
+        "name": promotion.version.name,
+        "alias": alias,
+        "refused": promotion.refused,
+    }
+    fields |= {"already": promotion.already, "gate": promotion.judged.model_dump(mode="json")}
+    fields |= {"judgements": json.loads(promotion.result.to_json())["judgements"]} if promotion.result else {}
     unknown = (
-        [f"inconclusive: {judged_name(row)} on {row.target}" for row in done.result.having("warned")]
-        if done.result
+        [f"inconclusive: {judged_name(row)} on {row.target}" for row in promotion.result.having("warned")]
+        if promotion.result
         else []
     )
-    what = f"{done.version.reference} {said} the {alias}{was}: {done.judged.status}"
-    _say(json_, fields, what, *done.judged.failed, *unknown)
-    if done.refused:
+    what = f"{promotion.version.reference} {verb} the {alias}{comparison}: {promotion.judged.status}"
+    _say(json_, fields, what, *promotion.judged.failed, *unknown)
+    if promotion.refused:
         typer.echo(f'to promote it all the same: --force --why "..."; {alias} is what it was', err=True)
         raise typer.Exit(1)
 
@@ -185,17 +201,21 @@ def rollback(
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
-    """Let an alias stand for the version again that it stood for before."""
-    done = _open(registry).rollback(name, alias, why)
-    _say(json_, done.model_dump(mode="json"), f"{name}@{done.version} is the {alias} again, in place of @{done.before}")
+    """Let an alias refer again to the version that it referred to before."""
+    entry = _open(registry).rollback(name, alias, why)
+    _say(
+        json_,
+        entry.model_dump(mode="json"),
+        f"{name}@{entry.version} is the {alias} again, in place of @{entry.before}",
+    )
 
 
 @app.command()
 def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _Json = False) -> None:
-    """Say that a version is no longer wanted, so that `gc` may remove its files."""
+    """Retire a version, so that `gc` may remove its files."""
     opened = _open(registry)
-    done = opened.retire(version, why)
-    _say(json_, _fields(opened.state(), done), f"{done.reference} is retired")
+    retired = opened.retire(version, why)
+    _say(json_, _fields(opened.state(), retired), f"{retired.reference} is retired")
 
 
 @app.command()
@@ -204,12 +224,16 @@ def aliases(
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
-    """List what each alias stands for."""
+    """List the version that each alias refers to."""
     state = _open(registry).state()
     names = [state.of(name)[0].name] if name else sorted(state.versions)
-    found = {each: state.aliases(each) for each in names}
-    lines = [f"{each}@{alias} = {each}@{number}" for each, known in found.items() for alias, number in known.items()]
-    _say(json_, found, *lines)
+    by_model = {model: state.aliases(model) for model in names}
+    lines = [
+        f"{model}@{alias} = {model}@{number}"
+        for model, aliases_of_model in by_model.items()
+        for alias, number in aliases_of_model.items()
+    ]
+    _say(json_, by_model, *lines)
 
 
 _Url = Annotated[str, typer.Argument(help="s3://bucket/folder, sftp://user@host/folder, or what else fsspec opens.")]
@@ -223,21 +247,21 @@ def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     from compress.plugins.registry.remote import Remote
     from compress.plugins.registry.transfer import push as send
 
-    done = send(_open(registry), Remote(url), ConsoleProgress())
-    words = f"{done.entries} new entries, {done.files} files, {done.bytes / 1e6:.2f} MB sent"
-    _say(json_, done.model_dump(), f"{url}: {words}")
+    transfer = send(_open(registry), Remote(url), ConsoleProgress())
+    words = f"{transfer.entries} new entries, {transfer.files} files, {transfer.bytes / 1e6:.2f} MB sent"
+    _say(json_, transfer.model_dump(), f"{url}: {words}")
 
 
 @app.command()
 def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
-    """Bring what a registry lacks from its copy at an address, or all into a new folder; every byte is verified."""
+    """Download what a registry lacks from its copy at an address, or all into a new folder; every byte is verified."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.plugins.registry.remote import Remote
     from compress.plugins.registry.transfer import fetch as bring
 
-    done = bring(_open(registry), Remote(url), ConsoleProgress())
-    words = f"{done.entries} new entries, {done.files} new files, {done.bytes / 1e6:.2f} MB brought"
-    _say(json_, done.model_dump(), f"{registry}: {words}")
+    transfer = bring(_open(registry), Remote(url), ConsoleProgress())
+    words = f"{transfer.entries} new entries, {transfer.files} new files, {transfer.bytes / 1e6:.2f} MB brought"
+    _say(json_, transfer.model_dump(), f"{registry}: {words}")
 
 
 @app.command()
@@ -254,8 +278,8 @@ def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False
         f"{fault.fault}: {fault.path}{f': {fault.why}' if fault.why else ''}" + "".join(f"\n  {of}" for of in fault.of)
         for fault in faults
     ]
-    found = [fault.model_dump(mode="json") for fault in faults]
-    _say(json_, {"sound": not faults, "faults": found}, *(lines or ["every file is as it was written"]))
+    records = [fault.model_dump(mode="json") for fault in faults]
+    _say(json_, {"sound": not faults, "faults": records}, *(lines or ["every file is as it was written"]))
     if faults:
         raise typer.Exit(1)
 
@@ -274,9 +298,9 @@ def pull(
     from compress.plugins.registry.transfer import pull_remote
 
     opened = _open(registry)
-    done = pull_remote(Remote(remote), version, output, replace) if remote else opened.pull(version, output, replace)
-    fields = {"name": done.name, "version": done.number, "record": done.record, "folder": str(output)}
-    _say(json_, fields, f"{output}: {done.reference}, verified")
+    pulled = pull_remote(Remote(remote), version, output, replace) if remote else opened.pull(version, output, replace)
+    fields = {"name": pulled.name, "version": pulled.number, "record": pulled.record, "folder": str(output)}
+    _say(json_, fields, f"{output}: {pulled.reference}, verified")
 
 
 @app.command()
@@ -290,8 +314,8 @@ def mirror(
     from compress.plugins.registry.tracked import tracked
     from compress.report.tracking import mirror as write
 
-    known = write(*tracked(_open(registry), name), uri, name)
-    _say(json_, known, *(f"{reference} is version {number} there" for reference, number in known.items()))
+    numbers = write(*tracked(_open(registry), name), uri, name)
+    _say(json_, numbers, *(f"{reference} is version {number} there" for reference, number in numbers.items()))
 
 
 @app.command()
@@ -313,7 +337,11 @@ def gc(
     plan += [f"objects/{digest}" for digest in planned.objects]
     for line in plan:
         typer.echo(line, err=json_)
-    done = planned if dry_run else collect(opened, artifacts / "runs", dry_run=False)
+    collection = planned if dry_run else collect(opened, artifacts / "runs", dry_run=False)
     verb = "would be removed" if dry_run else "removed"
-    size = f"{done.freed_bytes / 1e6:.2f} MB {'to be ' if dry_run else ''}freed"
-    _say(json_, {"dry_run": dry_run, **done.model_dump(mode="json")}, f"{len(done.objects)} files {verb}, {size}")
+    size = f"{collection.freed_bytes / 1e6:.2f} MB {'to be ' if dry_run else ''}freed"
+    _say(
+        json_,
+        {"dry_run": dry_run, **collection.model_dump(mode="json")},
+        f"{len(collection.objects)} files {verb}, {size}",
+    )

@@ -1,4 +1,4 @@
-"""What a version holds: files of a run by their digests, and a bundle that was made of it."""
+"""Contents of a version: files of a run by their digests, and a bundle that was made from the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MANIFEST = "manifest.json"
 
 
 class Contents(FrozenAliased):
-    """The record of a version, itself a file of the registry. Paths are those within the run's folder."""
+    """Record of a version, which is itself a file of the registry. Paths are relative to the run's folder."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     recipe: str
@@ -44,24 +44,30 @@ class Contents(FrozenAliased):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files."""
+        """Return the size of all files."""
         return sum(file.size_bytes for file in self.files.values())
 
     @property
     def model_digest(self) -> str:
-        """SHA-256 of the model's folder, as a run's lock names what it started from."""
-        within = f"{MODEL}/"
-        own = {path.removeprefix(within): one.sha256 for path, one in self.files.items() if path.startswith(within)}
-        return digest_of_files(own)
+        """Return the SHA-256 of the model's folder, which is also the name of a starting model in a run's lock."""
+        prefix = f"{MODEL}/"
+        digests = {
+            path.removeprefix(prefix): record.sha256 for path, record in self.files.items() if path.startswith(prefix)
+        }
+        return digest_of_files(digests)
 
 
 def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Report]:
-    """Bring in what a finished run holds, and a bundle made of it; the digest of the record, and the run's report.
+    """Add the files of a finished run, and of a bundle made from it, to the registry.
 
-    Raises `InputError` for a run without a report or without a model, and for a bundle of another run.
+    Returns:
+        The digest of the record, and the run's report.
+
+    Raises:
+        InputError: The run has no report or no model, or the bundle was made from another run.
     """
-    place = find_report(run)
-    report, folder = load_report(place), place.resolve().parent
+    report_file = find_report(run)
+    report, folder = load_report(report_file), report_file.resolve().parent
     if not (folder / MODEL).is_dir():
         raise InputError(
             "The run ships no model.",
@@ -69,7 +75,7 @@ def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, R
             expected=f"a folder that `compress run` wrote, with {MODEL}/ beside {REPORT}",
         )
     files = {}
-    for path, source in (*_files(folder), *_bundle(bundle, place)):
+    for path, source in (*_files(folder), *_bundle(bundle, report_file)):
         size = source.stat().st_size
         files[path] = FileRecord(size_bytes=size, sha256=incoming.take(source))
     contents = Contents(recipe=report.recipe, started=report.started, files=dict(sorted(files.items())))
@@ -77,7 +83,10 @@ def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, R
 
 
 def summary(report: Report) -> str:
-    """`accuracy 93.50%, 4.65 MB, 0.31 ms on cpu`: the final model's figures on the first target that has any."""
+    """Return the final model's main metrics, such as `accuracy 93.50%, 4.65 MB, 0.31 ms on cpu`.
+
+    They are those of the first target that has any.
+    """
     for target in report.headed:
         rows = {row.metric: row for row in report.measurements if (row.model, row.target) == (FINAL, target)}
         quality = quality_metric({name: row.unit for name, row in rows.items()})
@@ -91,7 +100,7 @@ def summary(report: Report) -> str:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Path within the run -> the file."""
+    """Yield the files of a run by their paths within it."""
     for name in (REPORT, RECIPE, LOCK):
         if (folder / name).is_file():
             yield name, folder / name
@@ -99,6 +108,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files of a bundle. Raises `InputError` for a folder without a manifest, or a bundle of another run."""
     if bundle is None:
         return
     try:
@@ -123,20 +133,20 @@ def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:
 
 
 class Store(Protocol):
-    """Where files lie by their digests: here, or at an address."""
+    """Storage of files by their digests, on this machine or at an address."""
 
     def names(self) -> set[str]:
-        """The digests."""
+        """Return the digests of all files."""
 
     def fault(self, digest: str, size_bytes: int | None = None) -> str | None:
-        """`missing` or `damaged`, or ``None``."""
+        """Return `missing`, `damaged` or None."""
 
     def read(self, digest: str) -> bytes:
-        """The bytes of a small file."""
+        """Return the bytes of a small file."""
 
 
 def contents_of(version: Version, objects: Store) -> Contents:
-    """The record of a version. Raises `InputError` where it is missing or damaged, or of a newer schema."""
+    """Return the contents of a version. Raises `InputError` if its record is missing, damaged or of a newer schema."""
     fault = objects.fault(version.record)
     if fault is not None:
         raise faulty(version, {"the list of its files": fault})
@@ -144,12 +154,13 @@ def contents_of(version: Version, objects: Store) -> Contents:
 
 
 def needed_by(version: Version, objects: Store, record: bytes | None = None) -> list[str]:
-    """Digests of everything that a version holds, its ``record`` among them, which may lie elsewhere."""
+    """Return the digests of a version's files and of its ``record``, which may be given if it lies elsewhere."""
     contents = contents_of(version, objects) if record is None else _parsed(version, record)
     return [version.record, *(file.sha256 for file in contents.files.values())]
 
 
 def _parsed(version: Version, record: bytes) -> Contents:
+    """Return the contents that a record states. Raises `InputError`."""
     try:
         return Contents.model_validate_json(record)
     except ValidationError as error:
@@ -162,15 +173,22 @@ def _parsed(version: Version, record: bytes) -> Contents:
 
 
 def check_files(version: Version, contents: Contents, objects: Objects, thorough: bool = True) -> None:
-    """Raise `InputError` that names every missing or damaged file of a version."""
-    found = {path: objects.fault(file.sha256, file.size_bytes, thorough) for path, file in contents.files.items()}
-    faults = {path: fault for path, fault in found.items() if fault is not None}
+    """Raise `InputError` with every missing or damaged file of a version.
+
+    Args:
+        version: The version.
+        contents: Its contents.
+        objects: Files of the registry.
+        thorough: Read every byte, and not only the sizes.
+    """
+    by_path = {path: objects.fault(file.sha256, file.size_bytes, thorough) for path, file in contents.files.items()}
+    faults = {path: fault for path, fault in by_path.items() if fault is not None}
     if faults:
         raise faulty(version, faults)
 
 
 def faulty(version: Version, faults: dict[str, str]) -> InputError:
-    """The error of a version some of whose files are not as they were."""
+    """Return the error for a version with damaged or missing files."""
     return InputError(
         f"{version.reference} is not whole: {', '.join(f'{path} is {fault}' for path, fault in faults.items())}.",
         where="the registry's objects",

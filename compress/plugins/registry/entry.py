@@ -1,4 +1,4 @@
-"""What a registry's log says: one record for each thing that was done, with who did it and when."""
+"""Entries of a registry's log: one record for each action, with its author and time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from compress.utils.pydantic_models import Frozen
 VERSION = 1
 CHAMPION = "champion"
 LATEST = "latest"
-"""In place of an alias: the newest version that isn't retired."""
+"""Reserved alias of the newest version that is not retired."""
 WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""What a model and an alias may be called; an alias is no number besides."""
+"""Pattern of the names of models and aliases. An alias, in addition, is not a number."""
 DIGEST = r"^[0-9a-f]{64}$"
 
 
@@ -23,14 +23,14 @@ class _Done(Frozen):
 
 
 class Began(_Done):
-    """The first line."""
+    """First line of a log."""
 
     kind: Literal["began"] = "began"
     version: int = VERSION
 
 
 class Registered(_Done):
-    """A new version of a model; ``record`` is the digest of the file that lists what it holds."""
+    """New version of a model. ``record`` is the digest of the file that lists its contents."""
 
     kind: Literal["registered"] = "registered"
     name: str = Field(pattern=WORD)
@@ -41,8 +41,8 @@ class Registered(_Done):
     note: str = ""
 
 
-class Judged(Frozen):
-    """What the gate made of a version beside the one that the alias stood for."""
+class GateOutcome(Frozen):
+    """Result of the gate for a version, compared with the version that the alias referred to."""
 
     against: int | None = Field(description="None for the first version of an alias, with which nothing compares")
     status: Literal["passed", "warned", "failed", "not compared"]
@@ -50,20 +50,20 @@ class Judged(Frozen):
 
 
 class Promoted(_Done):
-    """An alias stands for another version."""
+    """Change of an alias to another version."""
 
     kind: Literal["promoted"] = "promoted"
     name: str
     version: int
     alias: str
     before: int | None
-    gate: Judged
+    gate: GateOutcome
     forced: bool = Field(False, description="whether it was promoted although it was refused")
     why: str = ""
 
 
 class RolledBack(_Done):
-    """An alias stands for the version again that it stood for before."""
+    """Return of an alias to the version that it referred to before."""
 
     kind: Literal["rolled back"] = "rolled back"
     name: str
@@ -74,7 +74,7 @@ class RolledBack(_Done):
 
 
 class Retired(_Done):
-    """A version is no longer wanted: `gc` may remove its files."""
+    """Retirement of a version, whose files `gc` may remove."""
 
     kind: Literal["retired"] = "retired"
     name: str
@@ -83,7 +83,7 @@ class Retired(_Done):
 
 
 class Collected(_Done):
-    """The files of retired versions were removed."""
+    """Removal of the files of retired versions."""
 
     kind: Literal["collected"] = "collected"
     versions: tuple[tuple[str, int], ...]

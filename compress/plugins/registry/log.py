@@ -1,6 +1,7 @@
-"""The log of a registry: lines `CHECK JSON`, where CHECK is the SHA-256 of the check before and of the JSON.
+"""Log of a registry: lines `CHECK JSON`, where CHECK is the SHA-256 of the previous check and of the JSON.
 
-So a changed byte is known from a line that was cut short, and a log is another's beginning where one check agrees.
+A changed byte can thus be distinguished from a truncated line, and one equal check shows that a log is the beginning
+of another.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ LOCK = "log.lock"
 
 
 def check_of(before: bytes, body: bytes) -> bytes:
-    """The check of a line whose entry is ``body``, behind the check ``before``; that is empty for the first."""
+    """Return the check of a line with the entry ``body`` after the check ``before``, which is empty at first."""
     return hashlib.sha256(before + body).hexdigest().encode()
 
 
 def is_line(before: bytes, line: bytes) -> bool:
-    """Whether a line is whole and follows the one with the check ``before``."""
+    """Return True if a line is complete and follows the line with the check ``before``."""
     check, space, body = line[:64], line[64:65], line[65:]
     return space == b" " and check == check_of(before, body)
 
 
-class Reading:
-    """Lines that are read one after another, each checked; ``where`` they come from is for messages.
+class LogReader:
+    """State while lines are read and checked; ``where`` is their origin for messages.
 
     Raises `InputError` for a damaged line, or a log that a newer compress began.
     """
@@ -49,7 +50,7 @@ class Reading:
         self.number = 0
 
     def take(self, lines: Iterable[bytes]) -> Self:
-        """Let lines have their effect."""
+        """Apply lines."""
         for line in lines:
             self.state.apply(self._entry(line))
             self.check = line[:64]
@@ -57,6 +58,7 @@ class Reading:
         return self
 
     def _entry(self, line: bytes) -> Entry:
+        """Return the entry of the next line after checking it."""
         if not is_line(self.check, line):
             raise self.damaged("it is not what was written")
         body = line[65:]
@@ -71,17 +73,18 @@ class Reading:
         return entry
 
     def _check_version(self, body: bytes) -> None:
-        found = json.loads(body).get("version")
-        if isinstance(found, int) and found > VERSION:
+        """Raise `InputError` for a log that a newer compress began."""
+        version = json.loads(body).get("version")
+        if isinstance(version, int) and version > VERSION:
             raise InputError(
-                f"The registry is of version {found}, which is newer than this compress reads.",
+                f"The registry is of version {version}, which is newer than this compress reads.",
                 where=self.where,
                 expected=f"a registry of version {VERSION}",
                 hint="pip install --upgrade compress",
             )
 
     def damaged(self, what: str) -> InputError:
-        """The error of the next line."""
+        """Return the error for the next line."""
         return InputError(
             f"Line {self.number + 1} of the registry's log is damaged: {what}.",
             where=self.where,
@@ -92,7 +95,7 @@ class Reading:
 
 
 class Log:
-    """The file in a registry's folder, read on from where it was read to.
+    """Log file in a registry's folder, which is read from where the last reading ended.
 
     Raises `InputError` for a damaged log, or one that a newer compress began, and `StorageError`.
     """
@@ -104,33 +107,33 @@ class Log:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the path of the file."""
         return self._lines.path
 
     @property
     def state_so_far(self) -> State:
-        """What the entries come to that were read."""
+        """Return the state after the entries that were read."""
         return self._reading.state
 
     def state(self) -> State:
-        """What all entries up to now come to."""
+        """Return the state after all present entries."""
         if self.path.stat().st_size < self._read:
             self._forget()
-        lines, rest = self._lines.read(self._read)
+        lines, unfinished = self._lines.read(self._read)
         for line in lines:
             self._reading.take([line])
             self._read += len(line) + 1
-        if rest and is_line(self._reading.check, rest[:-1]):
+        if unfinished and is_line(self._reading.check, unfinished[:-1]):
             raise self._reading.damaged("its line break has changed")
         return self.state_so_far
 
     def unfinished(self) -> int:
-        """Bytes of a line that was cut short; the next writer takes them off."""
+        """Return the bytes of a truncated last line, which the next writer removes."""
         return len(self._lines.read()[1])
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Entry], None]]:
-        """Hold the registry, its state up to date; gives what adds an entry, which counts once that returns."""
+        """Hold the registry, update its state, and yield a function that adds an entry durably."""
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         with storage_errors(self.root), FileLock(self.root / LOCK):
@@ -140,22 +143,24 @@ class Log:
             yield self._add
 
     def take(self, lines: list[bytes]) -> None:
-        """Add lines that were checked, and that another registry wrote behind the same ones; within `writing`."""
+        """Add checked lines that another registry wrote after the same lines; only within `writing`."""
         if lines:
             self._lines.add(b"\n".join(lines))
         self.state()
 
     def lines(self) -> list[bytes]:
-        """Every line, each checked; none where there is no file yet."""
+        """Return every line after checking it, or nothing if there is no file."""
         if not self.path.is_file():
             return []
         self.state()
         return self._lines.read()[0]
 
     def _add(self, entry: Entry) -> None:
+        """Write an entry with its check."""
         body = entry.model_dump_json().encode()
         self._lines.add(check_of(self._reading.check, body) + b" " + body)
         self.state()
 
     def _forget(self) -> None:
-        self._read, self._reading = 0, Reading(str(self.path))
+        """Start reading from the beginning."""
+        self._read, self._reading = 0, LogReader(str(self.path))

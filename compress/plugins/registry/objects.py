@@ -1,4 +1,4 @@
-"""The files of a registry, each once, by the SHA-256 of its contents; and what is on its way in."""
+"""Files of a registry, each stored once under the SHA-256 of its contents, and files that are being added."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Incoming:
-    """A folder of files that are on their way in. It is its process's own as long as that lives."""
+    """Folder of files that are being added. It belongs to its process while that lives."""
 
     def __init__(self, folder: Path, objects: Objects) -> None:
         self.folder = folder
@@ -32,24 +32,24 @@ class Incoming:
         self._objects = objects
 
     def take(self, source: Path) -> str:
-        """Link a file, or copy it where that cannot be done; its digest."""
-        beside = self.folder / uuid.uuid4().hex
+        """Link a file into the folder, or copy it if a link is impossible. Return its digest."""
+        target = self.folder / uuid.uuid4().hex
         try:
-            os.link(source.resolve(), beside)
+            os.link(source.resolve(), target)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise
-            shutil.copyfile(source, beside)
-        return self.seal(beside)
+            shutil.copyfile(source, target)
+        return self.seal(target)
 
     def put(self, content: bytes) -> str:
-        """Write a file; its digest."""
-        beside = self.folder / uuid.uuid4().hex
-        beside.write_bytes(content)
-        return self.seal(beside)
+        """Write a file and return its digest."""
+        target = self.folder / uuid.uuid4().hex
+        target.write_bytes(content)
+        return self.seal(target)
 
     def seal(self, beside: Path) -> str:
-        """Give a file within the folder the name of its digest, its contents on the disk; the digest."""
+        """Rename a file of the folder to its digest once its contents are on the disk. Return the digest."""
         flush(beside)
         digest = digest_file(beside)
         beside.replace(self.folder / digest)
@@ -57,7 +57,7 @@ class Incoming:
         return digest
 
     def admit(self, digests: Iterable[str]) -> None:
-        """Put files among the objects, also in the place of damaged ones; the registry is held meanwhile."""
+        """Move files to the objects, also in place of damaged ones. The caller holds the registry."""
         if not self._objects.folder.exists():
             self._objects.folder.mkdir()
             flush(self._objects.root)
@@ -67,21 +67,21 @@ class Incoming:
 
 
 class Objects:
-    """The folder `objects` of a registry."""
+    """Folder `objects` of a registry."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.folder = root / OBJECTS
 
     def path(self, digest: str) -> Path:
-        """Where the file of a digest lies."""
+        """Return the path of the file with a digest."""
         return self.folder / digest
 
     @contextlib.contextmanager
     def incoming(self, kept: str | None = None) -> Iterator[Incoming]:
-        """A folder for files on their way in, which is removed at the end.
+        """Open a folder for files that are being added; it is removed at the end.
 
-        One with a name is kept where something goes wrong, and gone on with; one process at a time has it.
+        A folder with the name ``kept`` remains after an error and can be resumed. One process at a time holds it.
         """
         token = kept or uuid.uuid4().hex
         folder = self.root / INCOMING / token
@@ -99,6 +99,7 @@ class Objects:
 
     @contextlib.contextmanager
     def _own(self, token: str, wait_seconds: float = -1) -> Iterator[None]:
+        """Hold the lock of a folder of incoming files."""
         path = self.root / INCOMING / f"{token}.lock"
         with FileLock(path, wait_seconds):
             try:
@@ -107,20 +108,20 @@ class Objects:
                 path.unlink(missing_ok=True)
 
     def left_behind(self) -> list[str]:
-        """What writers that were killed left: names within `incoming`."""
-        found = []
+        """Return the names within `incoming` that killed writers left."""
+        tokens = []
         for token in sorted({path.stem for path in self._within(INCOMING)}):
             lock = self.root / INCOMING / f"{token}.lock"
             # A writer that lives has its lock before its folder.
             if not lock.exists():
-                found.append(token)
+                tokens.append(token)
                 continue
             with contextlib.suppress(TimeoutError), FileLock(lock, 0):
-                found.append(token)
-        return found
+                tokens.append(token)
+        return tokens
 
     def remove_left_behind(self) -> int:
-        """Remove that; how many bytes it took that nothing else holds."""
+        """Remove what killed writers left, and return the number of bytes that this frees."""
         freed = 0
         for token in self.left_behind():
             with contextlib.suppress(TimeoutError), self._own(token, 0):
@@ -130,11 +131,11 @@ class Objects:
         return freed
 
     def names(self) -> set[str]:
-        """What lies in the folder."""
+        """Return the names of all files."""
         return {path.name for path in self._within(OBJECTS)}
 
     def sound(self, digest: str) -> Path:
-        """Where the file of a digest lies. Raises `InputError` where it is missing or damaged."""
+        """Return the path of the file with a digest. Raises `InputError` if it is missing or damaged."""
         fault = self.fault(digest)
         if fault is not None:
             raise InputError(
@@ -145,11 +146,11 @@ class Objects:
         return self.path(digest)
 
     def read(self, digest: str) -> bytes:
-        """The bytes of a small file."""
+        """Return the bytes of a small file."""
         return self.path(digest).read_bytes()
 
     def fault(self, digest: str, size_bytes: int | None = None, thorough: bool = True) -> str | None:
-        """`missing` or `damaged`, or ``None``; without ``thorough`` a file of the right size is taken for sound."""
+        """Return `missing`, `damaged` or None. Without ``thorough`` a file of the right size counts as undamaged."""
         path = self.path(digest)
         if not path.is_file():
             return "missing"
@@ -158,11 +159,12 @@ class Objects:
         return "damaged" if thorough and digest_file(path) != digest else None
 
     def _within(self, name: str) -> list[Path]:
+        """Return the entries of a folder of the registry."""
         folder = self.root / name
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def freed_by(path: Path) -> int:
-    """Bytes that removing a file frees: none where it has another name, such as that in its run's folder."""
-    found = path.stat()
-    return found.st_size if found.st_nlink == 1 else 0
+    """Return the bytes that removing a file frees: none if it has another hard link, as in its run's folder."""
+    status = path.stat()
+    return status.st_size if status.st_nlink == 1 else 0

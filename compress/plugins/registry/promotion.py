@@ -1,4 +1,4 @@
-"""Promoting a version: its files are verified and the gate compares it with the version that is there now."""
+"""Promotion of a version: its files are verified, and the gate compares it with the present version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.plugins.registry.contents import Contents
-from compress.plugins.registry.entry import CHAMPION, Entry, Judged, Promoted
+from compress.plugins.registry.entry import CHAMPION, Entry, GateOutcome, Promoted
 from compress.plugins.registry.registry import Registry, Stamp, check_word
 from compress.plugins.registry.state import State, Version
 from compress.recipe.policy import Policy
@@ -22,24 +22,24 @@ from compress.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Promotion:
-    """What became of it: ``entry`` is None where it was refused, or the alias stood for the version already."""
+    """Result of a promotion. ``entry`` is None if it was refused or the alias already referred to the version."""
 
     version: Version
     alias: str
     entry: Promoted | None
-    judged: Judged
+    judged: GateOutcome
     result: GateResult | None = None
     already: bool = False
 
     @property
     def refused(self) -> bool:
-        """Whether the alias stands for what it stood for before because of the gate or a limit."""
+        """Return True if the gate or a limit prevented the promotion."""
         return self.entry is None and not self.already
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked of a promotion; ``force`` lets the alias have a version that is refused, for the reason ``why``."""
+class PromotionRequest:
+    """Request for a promotion. ``force`` promotes a version that is refused, for the reason ``why``."""
 
     reference: str
     alias: str = CHAMPION
@@ -49,10 +49,10 @@ class Wish:
     why: str = ""
 
 
-def promote(registry: Registry, wish: Wish) -> Promotion:
-    """Let an alias stand for a version, unless it is worse than the present one or missed its own limits.
+def promote(registry: Registry, wish: PromotionRequest) -> Promotion:
+    """Let an alias refer to a version, unless it is worse than the present one or missed its own limits.
 
-    Raises `InputError` for a version that is damaged, and ``force`` without a reason.
+    Raises `InputError` for a damaged version, and for ``force`` without a reason.
     """
     check_word(wish.alias, "an alias")
     if wish.force and not wish.why.strip():
@@ -60,22 +60,36 @@ def promote(registry: Registry, wish: Wish) -> Promotion:
     while True:
         state = registry.state()
         version = state.wanted(state.find(wish.reference))
-        now = state.champion(version.name, wish.alias)
+        current = state.champion(version.name, wish.alias)
         contents = registry.verified(version)
-        if now == version:
-            judged = Judged(against=now.number, status="passed")
+        if current == version:
+            judged = GateOutcome(against=current.number, status="passed")
             return Promotion(version, wish.alias, None, judged, already=True)
-        judged, result = _judge(registry, version, contents, now, wish)
+        judged, result = _judge(registry, version, contents, current, wish)
         if judged.status == "failed" and not wish.force:
             return Promotion(version, wish.alias, None, judged, result)
-        entry = _write(registry, version, now, judged, wish)
+        entry = _write(registry, version, current, judged, wish)
         if entry is not None:
             return Promotion(version, wish.alias, entry, judged, result)
+        # Another process changed the alias after the comparison, so the loop compares with the new version.
         registry.note(f"The {wish.alias} has changed meanwhile: it is compared again.")
 
 
-def _write(registry: Registry, version: Version, now: Version | None, judged: Judged, wish: Wish) -> Promoted | None:
-    """Add the entry, or nothing where another process has promoted or retired something meanwhile."""
+def _write(
+    registry: Registry, version: Version, now: Version | None, judged: GateOutcome, wish: PromotionRequest
+) -> Promoted | None:
+    """Add the entry, unless another process has promoted or retired something in the meantime.
+
+    Args:
+        registry: The registry.
+        version: The version to promote.
+        now: The version that the alias refers to.
+        judged: Result of the gate.
+        wish: The request.
+
+    Returns:
+        The entry, or None if the state has changed.
+    """
 
     def decide(state: State, stamp: Stamp) -> Entry | None:
         if state.champion(version.name, wish.alias) != now or state.versions[version.name][version.number] != version:
@@ -96,36 +110,49 @@ def _write(registry: Registry, version: Version, now: Version | None, judged: Ju
 
 
 def _judge(
-    registry: Registry, version: Version, contents: Contents, now: Version | None, wish: Wish
-) -> tuple[Judged, GateResult | None]:
-    """The limits of the version's own recipe, and the gate against the version that is there."""
+    registry: Registry, version: Version, contents: Contents, now: Version | None, wish: PromotionRequest
+) -> tuple[GateOutcome, GateResult | None]:
+    """Check the limits of the version's own recipe, and compare it with the present version.
+
+    Args:
+        registry: The registry.
+        version: The version to promote.
+        contents: Its contents.
+        now: The version that the alias refers to.
+        wish: The request.
+
+    Returns:
+        The judgement for the log, and the gate's full result if there was a comparison.
+    """
     report = report_of(registry, contents)
     missed = tuple(f"its own limit was missed: {limit.metric} {limit_bound(limit)}" for limit in report.missed)
     if now is None:
-        return Judged(against=None, status="failed" if missed else "not compared", failed=missed), None
+        return GateOutcome(against=None, status="failed" if missed else "not compared", failed=missed), None
     policy = _policy(registry, contents, wish)
     try:
-        before = report_of(registry, registry.contents(now))
+        current_report = report_of(registry, registry.contents(now))
         comparison = compare_reports(
-            before, report, policy, names=(now.reference, version.reference), across_hosts=wish.across_hosts
+            current_report, report, policy, names=(now.reference, version.reference), across_hosts=wish.across_hosts
         )
     except InputError as error:
         if not wish.force:
             raise
-        return Judged(against=now.number, status="failed", failed=(*missed, f"not compared: {error.what}")), None
+        return GateOutcome(against=now.number, status="failed", failed=(*missed, f"not compared: {error.what}")), None
     result = judge_comparison(comparison, policy)
     failed = (*missed, *_worse(result))
-    return Judged(against=now.number, status="failed" if failed else result.status, failed=failed), result
+    return GateOutcome(against=now.number, status="failed" if failed else result.status, failed=failed), result
 
 
 def _worse(result: GateResult) -> Iterator[str]:
+    """Yield a sentence for every metric that the gate failed."""
     for judgement in result.having("failed"):
         part = f" on the slice {judgement.slice}" if judgement.slice else ""
         what = change_sentence(judgement.change) if judgement.change else f"{judgement.metric}: {judgement.reason}"
         yield f"{what}{part}, where {judgement.margin} is allowed"
 
 
-def _policy(registry: Registry, contents: Contents, wish: Wish) -> Policy:
+def _policy(registry: Registry, contents: Contents, wish: PromotionRequest) -> Policy:
+    """Return the policy of the request, or the one of the version's recipe."""
     recipe = contents.files.get(RECIPE)
     if wish.policy is not None or recipe is None:
         return find_policy(wish.policy, None)[0]
@@ -133,5 +160,5 @@ def _policy(registry: Registry, contents: Contents, wish: Wish) -> Policy:
 
 
 def report_of(registry: Registry, contents: Contents) -> Report:
-    """The report of a version."""
+    """Return the report of a version."""
     return load_report(registry.objects.path(contents.files[REPORT].sha256))

@@ -1,4 +1,4 @@
-"""A registry in a folder, which several processes, also of several machines, may use at once."""
+"""Registry in a folder that several processes, also of several machines, may use at once."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ PULLED = "version.json"
 
 
 class Stamp(TypedDict):
-    """Who writes an entry, and when."""
+    """Author and time of an entry."""
 
     at: str
     who: str
 
 
 class Registry:
-    """The folder ``root``; the first `register` makes it. ``note`` is told what a user should know.
+    """Registry in the folder ``root``, which the first `register` creates. ``note`` receives messages for the user.
 
-    Raises `InputError` for names that aren't there, damage and newer versions, `StorageError` where nothing can be
-    written.
+    Raises `InputError` for unknown names, damage and newer versions, `StorageError` if nothing can be written.
     """
 
     def __init__(self, root: Path, note: Callable[[str], None] = lambda _: None) -> None:
@@ -49,7 +48,7 @@ class Registry:
         self.note = note
 
     def state(self) -> State:
-        """What is known now."""
+        """Return the present state."""
         if not self.log.path.is_file():
             raise InputError(
                 "There is no registry here.",
@@ -60,13 +59,13 @@ class Registry:
         return self.log.state()
 
     def write(self, decide: Callable[[State, Stamp], Entry | None]) -> Entry | None:
-        """Hold the registry and add the entry that ``decide`` finds right then, if any; it counts once this returns."""
+        """Hold the registry and add the entry that ``decide`` returns, if any; it is durable once this returns."""
         with self.holding(decide) as entry:
             return entry
 
     @contextlib.contextmanager
     def holding(self, decide: Callable[[State, Stamp], Entry | None]) -> Iterator[Entry | None]:
-        """The same; what is done within is done before anybody else writes."""
+        """Hold the registry, add the entry that ``decide`` returns, and yield it before another process can write."""
         with self.log.writing() as add:
             state = self.log.state_so_far
             stamp = Stamp(at=datetime.now(UTC).astimezone().isoformat(timespec="seconds"), who=_who())
@@ -75,27 +74,38 @@ class Registry:
             last = state.entries[-1].at
             entry = decide(state, stamp)
             if entry is not None:
+                # The order of entries is that of the log, since clocks of several machines differ.
                 if datetime.fromisoformat(last) > datetime.fromisoformat(entry.at):
                     self.note(f"This machine's clock stands before {last}, the last entry's: the order is the log's.")
                 add(entry)
             yield entry
 
     def register(self, run: Path, name: str, bundle: Path | None = None, note: str = "") -> tuple[Version, bool]:
-        """Make a run's files a version of a model, and whether it is new: the same files are the same version.
+        """Make a run's files a version of a model.
 
-        Raises `InputError` for a run without a report or a model, and a bundle of another run.
+        Args:
+            run: Folder of the run.
+            name: Name of the model.
+            bundle: Bundle that was made from the run.
+            note: Note for the list of versions.
+
+        Returns:
+            The version, and whether it is new: equal files are the same version.
+
+        Raises:
+            InputError: The run has no report or no model, or the bundle was made from another run.
         """
         check_word(name, "a model")
         with self.objects.incoming() as incoming:
             record, report = take_run(run, bundle, incoming)
-            known: list[Version] = []
+            equal_versions: list[Version] = []
 
             def decide(state: State, stamp: Stamp) -> Entry | None:
                 versions = state.versions.get(name, {})
                 incoming.admit(incoming.sealed)
-                same = (one for one in versions.values() if one.record == record and not one.retired)
-                known.extend(same)
-                if known:
+                matches = (version for version in versions.values() if version.record == record and not version.retired)
+                equal_versions.extend(matches)
+                if equal_versions:
                     return None
                 return Registered(
                     **stamp,
@@ -110,42 +120,42 @@ class Registry:
             entry = self.write(decide)
         if isinstance(entry, Registered):
             return self.log.state_so_far.versions[name][entry.version], True
-        return known[0], False
+        return equal_versions[0], False
 
     def contents(self, version: Version) -> Contents:
-        """What a version holds."""
+        """Return the contents of a version."""
         return contents_of(version, self.objects)
 
     def verified(self, version: Version) -> Contents:
-        """The same, every byte of its files read and found as it was registered."""
+        """Return the contents of a version after comparing every byte of its files with their digests."""
         contents = self.contents(version)
         check_files(version, contents, self.objects)
         return contents
 
     def rollback(self, name: str, alias: str, why: str = "") -> RolledBack:
-        """Let an alias stand for what it stood for before. Only sizes of files are looked at, so that it is quick."""
+        """Let an alias refer to its previous version. Only the sizes of files are checked, so that this is fast."""
         self.state()
 
         def decide(state: State, stamp: Stamp) -> Entry:
-            now, before = state.find(f"{name}@{alias}"), state.before(name, alias)
-            check_files(before, self.contents(before), self.objects, thorough=False)
-            return RolledBack(**stamp, name=name, version=before.number, alias=alias, before=now.number, why=why)
+            current, previous = state.find(f"{name}@{alias}"), state.before(name, alias)
+            check_files(previous, self.contents(previous), self.objects, thorough=False)
+            return RolledBack(**stamp, name=name, version=previous.number, alias=alias, before=current.number, why=why)
 
-        done = self.write(decide)
-        assert isinstance(done, RolledBack)
-        return done
+        entry = self.write(decide)
+        assert isinstance(entry, RolledBack)
+        return entry
 
     def retire(self, reference: str, why: str = "") -> Version:
-        """Say that a version is no longer wanted. Raises `InputError` for one that an alias stands for."""
+        """Retire a version. Raises `InputError` if an alias refers to it."""
         self.state()
 
         def decide(state: State, stamp: Stamp) -> Entry | None:
             version = state.find(reference)
-            held = [alias for alias, number in state.aliases(version.name).items() if number == version.number]
-            if held:
+            aliases = [alias for alias, number in state.aliases(version.name).items() if number == version.number]
+            if aliases:
                 raise InputError(
-                    f"{version.reference} is the {held[0]} and cannot be retired.",
-                    hint=f"promote another first: compress registry promote {version.name}@VERSION --as {held[0]}",
+                    f"{version.reference} is the {aliases[0]} and cannot be retired.",
+                    hint=f"promote another first: compress registry promote {version.name}@VERSION --as {aliases[0]}",
                 )
             if version.retired:
                 return None
@@ -155,9 +165,9 @@ class Registry:
         return self.log.state_so_far.find(reference)
 
     def pull(self, reference: str, output: Path, replace: bool = False) -> Version:
-        """Copy a version into the folder ``output``, which then is as its run's folder was; every byte is checked.
+        """Copy a version into the folder ``output``, which then equals its run's folder; every byte is checked.
 
-        Raises as `put_pulled` does.
+        Raises whatever `put_pulled` raises.
         """
         state = self.state()
         version = state.wanted(state.find(reference))
@@ -173,10 +183,18 @@ class Registry:
 def put_pulled(
     version: Version, contents: Contents, output: Path, replace: bool, copy: Callable[[str, Path], None]
 ) -> None:
-    """Let ``copy`` write each file of a version by its digest, check it, and give their folder its name at the end.
+    """Write the files of a version, check them, and rename their folder at the end.
 
-    With ``replace`` it takes the place of what was pulled there before. Raises `InputError` where something else is
-    there, `StorageError` for a file that is missing or another.
+    Args:
+        version: The version.
+        contents: Its contents.
+        output: Folder to create.
+        replace: Replace a folder that was pulled before.
+        copy: Writes the file of a digest to a path.
+
+    Raises:
+        InputError: The folder contains something else.
+        StorageError: A file is missing or has other contents.
     """
     if output.exists() and not (replace and (output / PULLED).is_file()):
         raise InputError(
@@ -187,33 +205,33 @@ def put_pulled(
         )
     with storage_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        beside = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
+        unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
         try:
             for path, file in contents.files.items():
-                place = beside / path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                copy(file.sha256, place)
-                if not place.is_file() or digest_file(place) != file.sha256:
+                target = unfinished / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy(file.sha256, target)
+                if not target.is_file() or digest_file(target) != file.sha256:
                     raise StorageError(
-                        f"{path} of {version.reference} is {'damaged' if place.is_file() else 'missing'}.",
+                        f"{path} of {version.reference} is {'damaged' if target.is_file() else 'missing'}.",
                         where=file.sha256,
                         hint="`compress registry verify` names whatever else is wrong; registering its run again puts "
                         "sound files there",
                     )
-            (beside / PULLED).write_text(_about(version, contents))
-            _put(beside, output)
+            (unfinished / PULLED).write_text(_about(version, contents))
+            _put(unfinished, output)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _about(version: Version, contents: Contents) -> str:
-    """What a folder that was pulled says of itself."""
+    """Return the description of a pulled folder as JSON."""
     fields = {"name": version.name, "version": version.number, "registered": version.at, "record": version.record}
     return json.dumps({**fields, "model_digest": contents.model_digest}, indent=1) + "\n"
 
 
 def _put(beside: Path, output: Path) -> None:
-    """Give a folder its name; what had it before goes."""
+    """Rename a folder, and remove the folder that had the name before."""
     if output.exists():
         old = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
         output.replace(old)
@@ -224,7 +242,7 @@ def _put(beside: Path, output: Path) -> None:
 
 
 def check_word(word: str, what: str) -> None:
-    """Raise `InputError` for what ``what`` cannot be called."""
+    """Raise `InputError` if ``word`` is no valid name for ``what``, such as "an alias"."""
     alias = what == "an alias"
     if not re.match(WORD, word) or (alias and (word.isdigit() or word == LATEST)):
         also = f", neither digits alone nor {LATEST}" if alias else ""
@@ -233,5 +251,5 @@ def check_word(word: str, what: str) -> None:
 
 @functools.cache
 def _who() -> str:
-    """Whom git knows, else the user."""
+    """Return the name that git is configured with, or that of the user."""
     return run_git(Path(), "config", "user.name") or os.environ.get("USER") or getpass.getuser()

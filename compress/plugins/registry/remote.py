@@ -1,8 +1,8 @@
-"""A registry's copy at any address that fsspec knows, `s3://bucket/models` or `sftp://user@host/models`.
+"""Copy of a registry at any address that fsspec opens, such as `s3://bucket/models` or `sftp://user@host/models`.
 
-Files lie there in pieces, `objects/DIGEST/00000`, so that what was half sent is gone on with on any kind of storage.
-The log lies in parts, `log/FIRST-CHECK`, which are only ever added: nothing is renamed or changed, and what an entry
-names is there before the entry is. A part that was cut short ends where its lines' checks end.
+Files are stored in pieces, `objects/DIGEST/00000`, so that an interrupted transfer can be resumed on any storage. The
+log is stored in parts, `log/FIRST-CHECK`, which are only added. Nothing is renamed or changed, and the files that an
+entry names are stored before the entry. A truncated part ends where the checks of its lines end.
 """
 
 from __future__ import annotations
@@ -29,14 +29,18 @@ if TYPE_CHECKING:
 PIECE_BYTES = 16 * 2**20
 _CLIENTS = (("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("asyncssh", "Error"),
             ("aiohttp", "ClientError"), ("paramiko", "SSHException"))  # fmt: skip
-"""What packages of storages raise besides `OSError`, where they are imported."""
+"""Errors other than `OSError` that storage packages raise, for packages that are imported."""
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "ssh": "sshfs", "sftp": "sshfs"}
 
 
 class Remote:
-    """The copy at ``url``. Raises `StorageError` where it cannot be reached or goes away, `InputError` for an address
-    that is none, `MissingExtraError` without fsspec.
+    """Copy of a registry at ``url``.
+
+    Raises:
+        StorageError: The address cannot be reached.
+        InputError: The address is invalid.
+        MissingExtraError: fsspec is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,41 +50,41 @@ class Remote:
         self._base = base.rstrip("/")
 
     def lines(self) -> list[bytes]:
-        """The lines of its log; none where nothing was sent there yet.
+        """Return the lines of its log, or nothing if it is empty.
 
-        Raises `StorageError` where some are missing, or two are sending at this moment.
+        Raises `StorageError` if lines are missing, or if two machines send at this moment.
         """
-        found: list[bytes] = []
+        log_lines: list[bytes] = []
         check = b""
         with self._errors():
             parts = self._parts()
             while True:
-                rivals = [part for part in parts if _first(part) == len(found) + 1]
+                rivals = [part for part in parts if _first(part) == len(log_lines) + 1]
                 contents = {part: lines for part in rivals if (lines := self._lines_of(part, check))}
                 if len(contents) > 1:
                     raise self._incomplete(f"{' and '.join(contents)} in its log are by two who send at once")
                 if not contents:
                     break
-                found += next(iter(contents.values()))
-                check = found[-1][:64]
-        if any(_first(part) > len(found) + 1 for part in parts):
-            raise self._incomplete(f"line {len(found) + 1} of its log is missing")
-        return found
+                log_lines += next(iter(contents.values()))
+                check = log_lines[-1][:64]
+        if any(_first(part) > len(log_lines) + 1 for part in parts):
+            raise self._incomplete(f"line {len(log_lines) + 1} of its log is missing")
+        return log_lines
 
     def _lines_of(self, part: str, check: bytes) -> list[bytes]:
-        """The lines of a part of the log that follow ``check``, as far as they are whole."""
-        found: list[bytes] = []
+        """Return the complete lines of a part of the log that follow ``check``."""
+        lines: list[bytes] = []
         for line in self._system.cat_file(self._path(LOG, part)).split(b"\n")[:-1]:
             if not is_line(check, line):
                 break
-            found.append(line)
+            lines.append(line)
             check = line[:64]
-        return found
+        return lines
 
     def add_lines(self, known: list[bytes], lines: list[bytes]) -> None:
-        """Add lines behind those that are ``known``. Raises `InputError` where somebody else does so at this moment.
+        """Add lines after those that are ``known``. Raises `InputError` if another machine adds some at this moment.
 
-        Who finds another's part beside its own takes its own away: of two at least one does.
+        A sender that finds another's part beside its own removes its own, so at least one of two senders does.
         """
         name = f"{len(known) + 1:010d}-{lines[-1][:16].decode()}"
         check = known[-1][:64] if known else b""
@@ -97,22 +101,22 @@ class Remote:
         )
 
     def pieces(self) -> dict[str, dict[str, int]]:
-        """Digest -> the pieces that are there of it, and the bytes of each."""
-        found: dict[str, dict[str, int]] = defaultdict(dict)
+        """Return the sizes of the pieces of every file, by digest and name of the piece."""
+        sizes: dict[str, dict[str, int]] = defaultdict(dict)
         with self._errors():
             for path, about in self._find(OBJECTS).items():
                 digest, _, piece = path.rpartition("/")
-                found[posixpath.basename(digest)][piece] = about["size"]
-        return found
+                sizes[posixpath.basename(digest)][piece] = about["size"]
+        return sizes
 
     def names(self) -> set[str]:
-        """Digests of what lies there."""
+        """Return the digests of all files."""
         return set(self.pieces())
 
     def send(self, source: Path, digest: str, there: dict[str, int]) -> int:
-        """Send the pieces of a file that aren't ``there``, and read each again; how many bytes were sent.
+        """Send the pieces of a file that are not ``there``, and read each again.
 
-        Raises `StorageError` where a piece is another than was sent.
+        Returns the number of bytes sent. Raises `StorageError` if a piece arrives with other contents.
         """
         sent = 0
         for name, content in _cut(source):
@@ -130,20 +134,20 @@ class Remote:
         return sent
 
     def receive(self, digest: str, place: Path, there: dict[str, int]) -> int:
-        """Bring a file to ``place``, going on behind the pieces that lie there already; how many bytes were brought.
+        """Download a file to ``place`` after the pieces that it already contains.
 
-        Raises `StorageError` where it is not what its digest says; nothing lies at ``place`` then.
+        Returns the number of bytes received. Raises `StorageError` and removes the file if its digest is wrong.
         """
         place.parent.mkdir(parents=True, exist_ok=True)
         size = place.stat().st_size if place.exists() else 0
-        brought = 0
+        received = 0
         if not there or size != sum(there.values()) or digest_file(place) != digest:
             whole = size // PIECE_BYTES
             with self._errors(), place.open("r+b" if size else "wb") as file:
                 file.truncate(whole * PIECE_BYTES)
                 file.seek(0, os.SEEK_END)
                 for name in sorted(there)[whole:]:
-                    brought += file.write(self._system.cat_file(self._path(OBJECTS, digest, name)))
+                    received += file.write(self._system.cat_file(self._path(OBJECTS, digest, name)))
         flush(place)
         if digest_file(place) != digest:
             place.unlink()
@@ -152,15 +156,15 @@ class Remote:
                 where=self._path(OBJECTS, digest),
                 hint="send it there again from a registry that has it: `compress registry verify --remote` names it",
             )
-        return brought
+        return received
 
     def read(self, digest: str) -> bytes:
-        """The bytes of a small file."""
+        """Return the bytes of a small file."""
         with self._errors():
             return b"".join(self._contents(digest))
 
     def fault(self, digest: str, size_bytes: int | None = None) -> str | None:
-        """`missing` or `damaged`, or ``None``, after reading every byte."""
+        """Return `missing`, `damaged` or None after reading every byte."""
         total, size = hashlib.sha256(), 0
         with self._errors():
             for content in self._contents(digest):
@@ -171,29 +175,35 @@ class Remote:
         return "damaged" if size else "missing"
 
     def _contents(self, digest: str) -> Iterator[bytes]:
+        """Yield the pieces of a file."""
         for path in sorted(self._find(f"{OBJECTS}/{digest}")):
             yield self._system.cat_file(path)
 
     def _parts(self) -> list[str]:
+        """Return the names of the parts of the log."""
         return sorted(posixpath.basename(path) for path in self._find(LOG))
 
     def _find(self, below: str) -> dict[str, Any]:
+        """Return the files below a path with their details."""
         self._system.invalidate_cache()
-        place = self._path(below)
+        path = self._path(below)
         try:
-            found: dict[str, Any] = self._system.find(place, detail=True)
+            files: dict[str, Any] = self._system.find(path, detail=True)
         except FileNotFoundError:
             return {}
-        return found
+        return files
 
     def _put(self, path: str, content: bytes) -> None:
+        """Write a file."""
         self._system.makedirs(posixpath.dirname(path), exist_ok=True)
         self._system.pipe_file(path, content)
 
     def _path(self, *parts: str) -> str:
+        """Return a path below the address."""
         return posixpath.join(self._base, *parts)
 
     def _incomplete(self, what: str) -> StorageError:
+        """Return the error for a log with missing lines."""
         return StorageError(
             f"The registry at this address is not whole: {what}.",
             where=self.url,
@@ -202,6 +212,7 @@ class Remote:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
+        """Convert errors of the storage's client to `StorageError`."""
         try:
             yield
         except _client_errors() as error:
@@ -214,7 +225,7 @@ class Remote:
 
 
 def _opened(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address, and the path in it."""
+    """Return the file system of an address, and the path in it."""
     try:
         import fsspec
         from fsspec.config import conf
@@ -222,9 +233,9 @@ def _opened(url: str) -> tuple[AbstractFileSystem, str]:
         raise MissingExtraError("fsspec", "remote", "a remote registry") from error
     protocol = url.partition("://")[0] if "://" in url else "file"
     # sshfs asks no server for its key unless it is told where keys are known from: () is ~/.ssh/known_hosts.
-    checked = protocol in ("ssh", "sftp") and "known_hosts" not in conf.get(protocol, {})
+    needs_known_hosts = protocol in ("ssh", "sftp") and "known_hosts" not in conf.get(protocol, {})
     try:
-        system, path = fsspec.core.url_to_fs(url, **({"known_hosts": ()} if checked else {}))
+        system, path = fsspec.core.url_to_fs(url, **({"known_hosts": ()} if needs_known_hosts else {}))
     except ImportError as error:
         if protocol in _PACKAGES:
             raise MissingExtraError(_PACKAGES[protocol], "remote", f"{protocol}://") from error
@@ -239,18 +250,19 @@ def _opened(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    known = (getattr(sys.modules.get(module), name, None) for module, name in _CLIENTS)
-    return (OSError, *(error for error in known if error is not None))
+    """Return the errors that the imported storage packages raise."""
+    classes = (getattr(sys.modules.get(module), name, None) for module, name in _CLIENTS)
+    return (OSError, *(error for error in classes if error is not None))
 
 
 def _first(part: str) -> int:
-    """The number of the first line of a part of the log; 0 for what is none."""
+    """Return the number of the first line of a part of the log, or 0 for another file."""
     number = part.partition("-")[0]
     return int(number) if number.isdigit() else 0
 
 
 def _cut(source: Path) -> Iterable[tuple[str, bytes]]:
-    """The pieces of a file, at least one."""
+    """Yield the pieces of a file, at least one."""
     with source.open("rb") as file:
         number = 0
         while (content := file.read(PIECE_BYTES)) or not number:

@@ -1,4 +1,4 @@
-"""What the entries of a registry's log come to: versions, and what each alias stands for and stood for."""
+"""State of a registry after all entries of its log: versions, and the history of every alias."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from compress.utils.errors import InputError, did_you_mean
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a model. Its files may be gone once it is ``retired``, and are once it is ``collected``."""
+    """Version of a model. Its files may be removed once it is ``retired``, and are removed once it is ``collected``."""
 
     name: str
     number: int
@@ -37,36 +37,36 @@ class Version:
 
     @property
     def reference(self) -> str:
-        """`reviews@12`."""
+        """Return the reference, such as `reviews@12`."""
         return f"{self.name}@{self.number}"
 
 
 @dataclass
 class State:
-    """Grows by one entry after the other."""
+    """State that grows with every entry."""
 
     entries: list[Entry] = field(default_factory=list)
     versions: dict[str, dict[int, Version]] = field(default_factory=dict)
     stacks: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    """(model, alias) -> the versions it stood for, the present one last; what was rolled back is off."""
+    """Versions that an alias referred to by (model, alias), the present one last, without those rolled back."""
 
     def apply(self, entry: Entry) -> None:
-        """Let an entry, which is the next of the log, have its effect."""
+        """Apply the next entry of the log."""
         self.entries.append(entry)
         match entry:
             case Began():
                 pass
             case Registered():
-                made = Version(
+                version = Version(
                     *(entry.name, entry.version, entry.record, entry.at, entry.who),
                     *(entry.run, entry.summary, entry.note),
                 )
-                self.versions.setdefault(entry.name, {})[entry.version] = made
+                self.versions.setdefault(entry.name, {})[entry.version] = version
             case Promoted():
                 self.stacks.setdefault((entry.name, entry.alias), []).append(entry.version)
             case RolledBack():
                 stack = self.stacks[entry.name, entry.alias]
-                del stack[max(place for place, number in enumerate(stack) if number == entry.version) + 1 :]
+                del stack[max(index for index, number in enumerate(stack) if number == entry.version) + 1 :]
             case Retired():
                 versions = self.versions[entry.name]
                 versions[entry.version] = replace(versions[entry.version], retired=True)
@@ -77,12 +77,12 @@ class State:
                 assert_never(entry)
 
     def all(self) -> Iterator[Version]:
-        """Every version, in the order of names and numbers."""
+        """Yield every version in the order of names and numbers."""
         for name in sorted(self.versions):
             yield from self.of(name)
 
     def of(self, name: str) -> tuple[Version, ...]:
-        """The versions of a model, the oldest first. Raises `InputError` for a model that isn't there."""
+        """Return the versions of a model, oldest first. Raises `InputError` for an unknown model."""
         if name not in self.versions:
             near = did_you_mean(name, self.versions)
             raise InputError(
@@ -93,34 +93,37 @@ class State:
         return tuple(self.versions[name].values())
 
     def entries_of(self, name: str, number: int | None = None) -> list[Entry]:
-        """What was done with a model, or with one version of it."""
-        own = [entry for entry in self.entries if not isinstance(entry, Began | Collected) and entry.name == name]
-        return [entry for entry in own if number in (None, entry.version)]
+        """Return the entries about a model, or about one version of it."""
+        entries = [entry for entry in self.entries if not isinstance(entry, Began | Collected) and entry.name == name]
+        return [entry for entry in entries if number in (None, entry.version)]
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Alias -> the version of the model that it stands for."""
+        """Return the version that each alias of a model refers to."""
         return {alias: stack[-1] for (model, alias), stack in sorted(self.stacks.items()) if model == name and stack}
 
     def champion(self, name: str, alias: str) -> Version | None:
-        """The version that an alias stands for, if it stands for one."""
+        """Return the version that an alias refers to, or None."""
         stack = self.stacks.get((name, alias))
         return self.versions[name][stack[-1]] if stack else None
 
     def before(self, name: str, alias: str) -> Version:
-        """The version to which an alias goes back, past those that were retired. Raises `InputError`."""
-        now = self.find(f"{name}@{alias}")
+        """Return the version that a rollback of an alias leads to, skipping retired ones. Raises `InputError`."""
+        current = self.find(f"{name}@{alias}")
         earlier = (self.versions[name][number] for number in reversed(self.stacks[name, alias][:-1]))
-        found = next((version for version in earlier if not version.retired and version != now), None)
-        if found is None:
+        previous = next((version for version in earlier if not version.retired and version != current), None)
+        if previous is None:
             raise InputError(
-                f"There is nothing to go back to: {now.reference} is the first that was {alias}.",
+                f"There is nothing to go back to: {current.reference} is the first that was {alias}.",
                 expected=f"a version that was {alias} before, and is not retired",
                 hint=f"promote another: compress registry promote {name}@VERSION --as {alias}",
             )
-        return found
+        return previous
 
     def find(self, reference: str) -> Version:
-        """`reviews@12`, `reviews@champion` or `reviews@latest`. Raises `InputError` that names what comes nearest."""
+        """Return the version of a reference: `reviews@12`, `reviews@champion` or `reviews@latest`.
+
+        Raises `InputError`, which names the closest match.
+        """
         name, at, which = reference.partition("@")
         if not at or not which:
             raise InputError(
@@ -146,11 +149,11 @@ class State:
         return versions[aliases[which]]
 
     def wanted(self, version: Version) -> Version:
-        """The same, unless it is retired. Raises `InputError`."""
+        """Return the version if it is not retired. Raises `InputError` otherwise."""
         if version.retired:
-            gone = " and its files are gone" if version.collected else ""
+            removed = " and its files are gone" if version.collected else ""
             raise InputError(
-                f"{version.reference} was retired{gone}.",
+                f"{version.reference} was retired{removed}.",
                 expected="a version that is not retired",
                 hint=f"register its run again: compress registry register {version.run} --name {version.name}",
             )
@@ -158,5 +161,6 @@ class State:
 
 
 def _one_of(names: Iterable[str]) -> str:
-    known = ", ".join(names)
-    return f"one of: {known}" if known else "none is there yet"
+    """Return names as the expectation of a message."""
+    listed = ", ".join(names)
+    return f"one of: {listed}" if listed else "none is there yet"

@@ -1,4 +1,4 @@
-"""A model of a registry as MLflow's registry has it."""
+"""Versions of a model for MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.report.tracking import TrackedVersion, tracked_run
 
 
 def tracked(registry: Registry, name: str) -> tuple[list[TrackedVersion], dict[str, str]]:
-    """The versions of a model whose files are there, and alias -> reference."""
+    """Return the versions of a model whose files exist, and the reference of every alias."""
     state = registry.state()
     versions = [_version(registry, version) for version in state.of(name) if not version.collected]
     return versions, {alias: f"{name}@{number}" for alias, number in state.aliases(name).items()}

@@ -1,4 +1,4 @@
-"""Looking every byte of a registry over, and removing what nothing needs."""
+"""Verification of every byte of a registry, and removal of files that nothing needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNNEEDED = "no version needs it; `gc` removes it"
 
 
 class Fault(Frozen):
-    """A file of the registry that is not as it should be, and the files of versions that it is."""
+    """File of a registry with a fault, and the files of versions that it stands for."""
 
     path: str
     fault: Literal["damaged", "missing", "surplus"]
@@ -37,7 +37,7 @@ SILENT = SilentProgress()
 
 
 def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]:
-    """Every file of the registry that is damaged, missing, or no part of it, after reading all of them."""
+    """Return every file of the registry that is damaged, missing or surplus after reading all files."""
     faults = list(_log_faults(registry))
     known = not any(fault.fault == "damaged" for fault in faults)
     of_files = object_faults(registry.log.state_so_far, registry.objects, progress, known)
@@ -45,9 +45,13 @@ def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]
 
 
 def object_faults(state: State, objects: Store, progress: Progress, known: bool = True) -> Iterator[Fault]:
-    """The same of files that lie by their digests, here or elsewhere.
+    """Yield the faults of files that are stored by their digests, on this machine or elsewhere.
 
-    What is surplus is ``known`` where the whole log can be read, and every version's list of files.
+    Args:
+        state: State of the registry.
+        objects: The files.
+        progress: Shows the reading.
+        known: The whole log could be read. Only then, and if every list of files can be read, surplus files are known.
     """
     needed: dict[str, list[str]] = defaultdict(list)
     for version in state.all():
@@ -72,7 +76,7 @@ def object_faults(state: State, objects: Store, progress: Progress, known: bool 
 
 
 def _log_faults(registry: Registry) -> Iterator[Fault]:
-    """The log from its first line on, whatever was read of it before."""
+    """Yield the faults of the log, which is read again from its first line."""
     registry.log = Log(registry.root)
     try:
         registry.state()
@@ -81,17 +85,17 @@ def _log_faults(registry: Registry) -> Iterator[Fault]:
             raise
         yield Fault(path=LOG, fault="damaged", why=error.what)
     else:
-        rest = registry.log.unfinished()
-        if rest:
+        unfinished = registry.log.unfinished()
+        if unfinished:
             yield Fault(
                 path=LOG,
                 fault="surplus",
-                why=f"{rest} bytes of a line that was cut short; the next writer removes them",
+                why=f"{unfinished} bytes of a line that was cut short; the next writer removes them",
             )
 
 
 def _surplus(registry: Registry) -> Iterator[Fault]:
-    """What lies beside the log and the objects, and what killed writers left."""
+    """Yield files beside the log and the objects, and files that killed writers left."""
     left = {name for token in registry.objects.left_behind() for name in (token, f"{token}.lock")}
     for path in sorted(registry.root.iterdir()):
         if path.name == INCOMING:
@@ -102,7 +106,7 @@ def _surplus(registry: Registry) -> Iterator[Fault]:
 
 
 class Collection(Frozen):
-    """What `gc` removes, and what it keeps although it was retired, with the reason."""
+    """Files that `gc` removes, and retired versions that it keeps, with the reasons."""
 
     versions: tuple[str, ...]
     objects: tuple[str, ...]
@@ -111,58 +115,59 @@ class Collection(Frozen):
 
 
 def collect(registry: Registry, runs: Path, dry_run: bool) -> Collection:
-    """Remove files that no alias, no version in use and no run below ``runs`` needs; with ``dry_run`` only say which.
+    """Remove files that no alias, no version in use and no run below ``runs`` needs; ``dry_run`` only lists them.
 
-    Raises `InputError` where the log or a list of files is damaged: what is needed is not known then.
+    Raises `InputError` if the log or a list of files is damaged, since it is unknown then which files are needed.
     """
     state = registry.state()
     if dry_run:
         return _garbage(registry, state, runs)[0]
-    found: list[Collection] = []
+    collections: list[Collection] = []
 
     def decide(state: State, stamp: Stamp) -> Entry | None:
-        collection, gone = _garbage(registry, state, runs)
-        found.append(collection)
-        if not gone:
+        collection, removed = _garbage(registry, state, runs)
+        collections.append(collection)
+        if not removed:
             return None
-        return Collected(**stamp, versions=tuple((version.name, version.number) for version in gone))
+        return Collected(**stamp, versions=tuple((version.name, version.number) for version in removed))
 
     with storage_errors(registry.root):
         with registry.holding(decide):
-            for digest in found[0].objects:
+            for digest in collections[0].objects:
                 registry.objects.path(digest).unlink(missing_ok=True)
         freed = registry.objects.remove_left_behind()
-    return found[0].model_copy(update={"freed_bytes": found[0].freed_bytes + freed})
+    return collections[0].model_copy(update={"freed_bytes": collections[0].freed_bytes + freed})
 
 
 def _garbage(registry: Registry, state: State, runs: Path) -> tuple[Collection, list[Version]]:
-    """What to remove, and the versions whose files that takes."""
+    """Return the files to remove, and the versions whose files these are."""
     starts = _starts(runs)
-    gone, kept, needed = [], {}, set[str]()
+    removed, retained, needed = [], {}, set[str]()
     for version in state.all():
         if version.collected:
             continue
         contents = contents_of(version, registry.objects)
         run = starts.get(contents.model_digest)
         if version.retired and run is None:
-            gone.append(version)
+            removed.append(version)
             continue
         if version.retired:
-            kept[version.reference] = f"{run} started from it"
+            retained[version.reference] = f"{run} started from it"
         needed |= _digests(version, contents)
     surplus = sorted(registry.objects.names() - needed)
     freed = sum(freed_by(registry.objects.path(digest)) for digest in surplus)
-    names = tuple(version.reference for version in gone)
-    return Collection(versions=names, objects=tuple(surplus), freed_bytes=freed, kept=kept), gone
+    names = tuple(version.reference for version in removed)
+    return Collection(versions=names, objects=tuple(surplus), freed_bytes=freed, kept=retained), removed
 
 
 def _digests(version: Version, contents: Contents) -> set[str]:
+    """Return the digests of a version's files and of its record."""
     return {version.record, *(file.sha256 for file in contents.files.values())}
 
 
 def _starts(runs: Path) -> dict[str, str]:
-    """Digest of a model that a run below ``runs`` started from -> that run's folder."""
-    found = {}
+    """Return the folder of a run below ``runs`` by the digest of the model that it started from."""
+    folders = {}
     for lock in sorted(runs.glob(f"*/*/{RUN_LOCK}")) if runs.is_dir() else []:
         try:
             start = json.loads(lock.read_text(encoding="utf-8"))[START]
@@ -172,5 +177,5 @@ def _starts(runs: Path) -> dict[str, str]:
                 where=str(lock),
                 hint="remove that run's folder, or name other runs with --artifacts",
             ) from None
-        found[str(start)] = str(lock.parent)
-    return found
+        folders[str(start)] = str(lock.parent)
+    return folders

@@ -15,7 +15,7 @@ from registry import made_run
 from rotation import is_todays
 
 from compress.plugins.registry import remote as remote_module
-from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.remote import Remote
 from compress.plugins.registry.transfer import fetch, pull_remote, push, verify_remote
@@ -38,7 +38,7 @@ def made_registry(folder: Path) -> Registry:
     registry = Registry(folder / "registry")
     for number in range(2):
         run = made_run(folder / f"run-{number}", WEIGHTS + bytes([number]))
-        promote(registry, Wish(registry.register(run, "reviews")[0].reference))
+        promote(registry, PromotionRequest(registry.register(run, "reviews")[0].reference))
     return registry
 
 

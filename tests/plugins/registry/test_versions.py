@@ -14,9 +14,9 @@ from disks import mounted
 from registry import flip_bytes, kill_writers, made_run, time_rollback
 
 from compress.plugins.registry import registry as registry_module
-from compress.plugins.registry.entry import Judged, Promoted
+from compress.plugins.registry.entry import GateOutcome, Promoted
 from compress.plugins.registry.log import check_of
-from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.upkeep import Fault, collect, verify
 from compress.results.report import LimitResult, load_report
@@ -40,7 +40,7 @@ def register(registry: Registry, content: bytes, **made: Any) -> int:
 def champions(registry: Registry, *contents: bytes) -> None:
     """Versions that are registered and promoted one after another."""
     for content in contents:
-        promote(registry, Wish(f"reviews@{register(registry, content)}"))
+        promote(registry, PromotionRequest(f"reviews@{register(registry, content)}"))
 
 
 def test_files_are_linked_once_and_the_same_run_is_the_same_version(registry: Registry, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_names_that_are_not_there_are_answered_with_the_nearest(registry: Regist
             registry.register(Path("anywhere"), name)
     for alias in ("12", "latest"):
         with pytest.raises(InputError, match="cannot be the name of an alias"):
-            promote(registry, Wish("reviews@1", alias=alias))
+            promote(registry, PromotionRequest("reviews@1", alias=alias))
 
 
 def test_the_latest_is_the_newest_that_is_wanted(registry: Registry) -> None:
@@ -129,31 +129,31 @@ def test_the_latest_is_the_newest_that_is_wanted(registry: Registry) -> None:
 def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry) -> None:
     champions(registry, b"good")
     register(registry, b"bad", accuracy=0.5)
-    refused = promote(registry, Wish("reviews@2"))
+    refused = promote(registry, PromotionRequest("reviews@2"))
     assert refused.refused and refused.judged.against == 1
     assert "accuracy on cpu" in refused.judged.failed[0]
     assert registry.state().aliases("reviews") == {"champion": 1}
     with pytest.raises(InputError, match="needs a reason"):
-        promote(registry, Wish("reviews@2", force=True))
-    done = promote(registry, Wish("reviews@2", force=True, why="the other is not licensed"))
+        promote(registry, PromotionRequest("reviews@2", force=True))
+    done = promote(registry, PromotionRequest("reviews@2", force=True, why="the other is not licensed"))
     kept = registry.state().entries[-1]
     assert kept == done.entry and isinstance(kept, Promoted)
     assert (kept.forced, kept.why, kept.gate.status, kept.before) == (True, "the other is not licensed", "failed", 1)
-    assert promote(registry, Wish("reviews@2")).already
+    assert promote(registry, PromotionRequest("reviews@2")).already
     assert registry.state().entries[-1] == kept
     # Better than what is there now.
-    assert promote(registry, Wish("reviews@1")).judged == Judged(against=2, status="passed")
+    assert promote(registry, PromotionRequest("reviews@1")).judged == GateOutcome(against=2, status="passed")
 
 
 def test_the_gate_is_that_of_the_version_s_recipe(registry: Registry, tmp_path: Path) -> None:
     champions(registry, b"small")
     run = made_run(tmp_path / "larger", b"larger", size=1001)
     version, _ = registry.register(run, "reviews")
-    assert "size_bytes" in promote(registry, Wish(version.reference)).judged.failed[0]
+    assert "size_bytes" in promote(registry, PromotionRequest(version.reference)).judged.failed[0]
     (run / "recipe.yaml").unlink()
     (run / "recipe.yaml").write_text("name: made\ngate:\n  rules:\n  - {metric: size_bytes, worse_by: 1%}\n")
     version, _ = registry.register(run, "reviews")
-    assert not promote(registry, Wish(version.reference)).refused
+    assert not promote(registry, PromotionRequest(version.reference)).refused
 
 
 def test_a_version_that_missed_its_own_limits_is_refused(registry: Registry, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_version_that_missed_its_own_limits_is_refused(registry: Registry, tmp
     report = load_report(run / "report.json").model_copy(update={"limits": (limit,)})
     (run / "report.json").write_text(report.to_json())
     registry.register(run, "reviews")
-    refused = promote(registry, Wish("reviews@1"))
+    refused = promote(registry, PromotionRequest("reviews@1"))
     assert refused.refused and refused.judged.failed == ("its own limit was missed: accuracy \u2265 95%",)
 
 
@@ -176,11 +176,11 @@ def test_a_promotion_is_judged_anew_where_the_champion_has_changed_meanwhile(
 
     def meanwhile(version: Any) -> Any:
         if not others:
-            others.append(promote(Registry(registry.root), Wish("reviews@2")))
+            others.append(promote(Registry(registry.root), PromotionRequest("reviews@2")))
         return verified(version)
 
     monkeypatch.setattr(registry, "verified", meanwhile)
-    done = promote(registry, Wish("reviews@3"))
+    done = promote(registry, PromotionRequest("reviews@3"))
     assert done.refused and done.judged.against == 2
     assert registry.state().aliases("reviews") == {"champion": 2}
 
@@ -206,7 +206,7 @@ def test_a_way_back_leads_past_what_was_retired_and_not_to_what_is_gone(registry
     with pytest.raises(InputError, match="is the champion"):
         registry.retire("reviews@3")
     with pytest.raises(InputError, match="was retired"):
-        promote(registry, Wish("reviews@2"))
+        promote(registry, PromotionRequest("reviews@2"))
     state = registry.state()
     registry.objects.path(registry.contents(state.find("reviews@1")).files[MODEL].sha256).unlink()
     with pytest.raises(InputError, match=f"{MODEL} is missing"):
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_a_sound_registry(tmp_path: Path) -> None:
             registry.register(large, "reviews")
         assert verify(registry) == ()
         assert [version.number for version in registry.state().all()] == [1]
-        promote(registry, Wish("reviews@1"))
+        promote(registry, PromotionRequest("reviews@1"))
 
 
 def test_what_does_not_belong_there_is_named(registry: Registry) -> None:

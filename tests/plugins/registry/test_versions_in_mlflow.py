@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from registry import made_run
 
-from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.tracked import tracked as tracked_versions
 from compress.report.tracking import mirror
@@ -27,11 +27,11 @@ def test_a_registry_has_the_same_versions_aliases_and_figures_there(uri: str, tm
     registry = Registry(tmp_path / "registry")
     for number, accuracy in enumerate((0.9, 0.5)):
         registry.register(made_run(tmp_path / f"run-{number}", bytes([number]), accuracy), "reviews")
-    promote(registry, Wish("reviews@1"))
+    promote(registry, PromotionRequest("reviews@1"))
     both = {"reviews@1": "1", "reviews@2": "2"}
     assert mirror(*tracked_versions(registry, "reviews"), uri, "reviews") == both
     registry.retire("reviews@2")
-    promote(registry, Wish("reviews@1", alias="canary"))
+    promote(registry, PromotionRequest("reviews@1", alias="canary"))
     assert mirror(*tracked_versions(registry, "reviews"), uri, "reviews") == both
     client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     assert len(client.search_model_versions("name='reviews'")) == 2

@@ -31,8 +31,8 @@ from compress.models.processor import load_processor
 from compress.numerics.anytime import log_wealth
 from compress.numerics.differences import difference_of_shares
 from compress.plugins.monitoring.ab import judge_times
-from compress.plugins.monitoring.drift import LEVEL, judged, look_at
-from compress.plugins.monitoring.outputs import Model, Observed, observe
+from compress.plugins.monitoring.drift import LEVEL, judged, run_drift_tests
+from compress.plugins.monitoring.outputs import Model, ModelOutputs, observe
 from compress.plugins.monitoring.replay import replay
 from compress.plugins.monitoring.rows import Sample
 from compress.tasks.task import Examples
@@ -138,18 +138,18 @@ def texts_of(artifact: Artifact) -> list[str]:
     return texts
 
 
-def seen(model: Model, texts: Sequence[str]) -> Observed:
+def seen(model: Model, texts: Sequence[str]) -> ModelOutputs:
     """Everything of every row."""
     return observe(model, Sample("", pa.table({"text": list(texts)}), len(texts)), SilentProgress(), "", len(texts))
 
 
-def drifts(model: Model, before: Observed, now: Observed) -> list[str]:
+def drifts(model: Model, before: ModelOutputs, now: ModelOutputs) -> list[str]:
     """Names of the looks that drifted."""
-    looks = judged(look_at(model, before, now), LEVEL, model.recipe)
+    looks = judged(run_drift_tests(model, before, now), LEVEL, model.recipe)
     return [look.name for look in looks if look.verdict == "drift"]
 
 
-def find_shifts(model: Model, before: Observed, texts: Sequence[str], shifts: Sequence[str]) -> dict[str, list[str]]:
+def find_shifts(model: Model, before: ModelOutputs, texts: Sequence[str], shifts: Sequence[str]) -> dict[str, list[str]]:
     """What is found of each planted shift of fresh rows."""
     detections = {}
     for name in shifts:
@@ -160,7 +160,7 @@ def find_shifts(model: Model, before: Observed, texts: Sequence[str], shifts: Se
     return detections
 
 
-def windows(model: Model, whole: Observed, count: int, rows: int) -> list[list[str]]:
+def windows(model: Model, whole: ModelOutputs, count: int, rows: int) -> list[list[str]]:
     """What is imagined in windows of the same source, each with a reference of its own, of ``rows`` rows."""
     chosen_rows = []
     for number in range(count):

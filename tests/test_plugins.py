@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -22,11 +21,13 @@ import tiny_run
 from compress import plugins
 from compress.plugins import (
     API_VERSION,
+    EXTENSION_POINTS,
     UnusablePluginError,
     find_extensions,
     load_extension,
     load_extensions,
     plugin_problems,
+    read_specs,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +204,7 @@ def test_unusable_plugins_are_named_with_their_package_and_reason(site: Path) ->
 
 def test_commands_of_other_plugins_work_beside_unusable_ones(site: Path) -> None:
     help_page = call(site, "--help").stdout
-    assert " greet " in help_page and " fail " in help_page and " diff " in help_page
+    assert " greet " in help_page and " fail " in help_page and " run " in help_page
     done = call(site, "greet")
     assert (done.returncode, done.stdout) == (0, "hello\n")
 
@@ -260,9 +261,14 @@ def test_a_command_of_a_missing_plugin_names_it(without_diff: Path, tmp_path: Pa
         "No such command 'diff'. It needs the plug-in diff, which provides 'diff' and is not installed" in done.stderr
     )
     help_page = call(tmp_path, "--help", folder=without_diff).stdout
-    assert " bundle " in help_page and " diff " not in help_page
+    assert " run " in help_page and " diff " not in help_page
 
 
 def test_the_catalogue_lists_everything_that_the_plugins_register() -> None:
-    generated = runpy.run_path(str(ROOT / "docs" / "generate.py"))
-    assert json.loads(plugins.CATALOGUE.read_text()) == generated["catalogue"](), "run `make docs`"
+    catalogue, specs = json.loads(plugins.CATALOGUE.read_text()), read_specs()
+    for name, spec in specs.items():
+        assert catalogue["plugins"][name] == {"summary": spec.summary, "install": spec.install}, "run `make docs`"
+    for point in ("commands", *EXTENSION_POINTS):
+        registered = {entry: name for name, spec in specs.items() for entry in getattr(spec, point)}
+        # The catalogue also has the entries of plug-ins that are not installed.
+        assert {entry: name for entry, name in catalogue[point].items() if name in specs} == registered, point

@@ -16,7 +16,7 @@ from compress.numerics.anytime import mean_sequence, median_sequence
 from compress.numerics.differences import Verdict, decide
 from compress.numerics.statistics import Estimate
 from compress.plugins.monitoring.outputs import Model, gives_classes
-from compress.plugins.monitoring.replay import Served, replay
+from compress.plugins.monitoring.replay import ServedRequests, replay
 from compress.plugins.monitoring.traffic import Traffic
 from compress.tasks.capability import SINGLE_CALL
 from compress.tasks.task import Examples
@@ -30,7 +30,7 @@ _TAIL = 0.99
 Look = Callable[[int], Estimate | None]
 
 
-class Judged(Frozen):
+class JudgedQuantity(Frozen):
     """One quantity of both, and what may be said of it. ``change``, ``low`` and ``high`` are of B against A.
 
     They are differences of shares for answers, and else parts of A's value; None while too little is known.
@@ -60,7 +60,7 @@ class AbReport(Frozen):
     speed: float
     level: float = Field(description="how often a verdict of equally good models is wrong, however often one looks")
     agreement: float | None = Field(None, description="share of requests that both give the same answer")
-    judged: tuple[Judged, ...]
+    judged: tuple[JudgedQuantity, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,7 +95,7 @@ def compare_in_use(
         )
     sides = dict(zip((A, B), models, strict=True))
     examples = {name: _alone(model, traffic) for name, model in sides.items()}
-    notes, judged, agreement = list[str](), list[Judged](), None
+    notes, judged, agreement = list[str](), list[JudgedQuantity](), None
     if gives_classes(models[0].task):
         answers = {name: _answers(model, examples[name], progress, name) for name, model in sides.items()}
         agreement = float(np.mean([one == other for one, other in zip(answers[A], answers[B], strict=True)]))
@@ -125,7 +125,7 @@ def compare_in_use(
 
 def judge_answers(
     a: Sequence[str], b: Sequence[str], labels: Sequence[tuple[int, str]], level: float, margin: float
-) -> Judged:
+) -> JudgedQuantity:
     """The share of right answers, looked at after every label, in the order in which they arrived."""
     right = np.array([(a[number] == label, b[number] == label) for number, label in labels], dtype=bool)
     wins, losses = (np.cumsum(first & ~second).tolist() for first, second in (right.T[::-1], right.T))
@@ -138,9 +138,9 @@ def judge_answers(
     return _judge("accuracy", "ratio", (values[0], values[1]), look, len(right), margin, higher_is_better=True)
 
 
-def judge_times(served: Sequence[Mapping[str, Served]], level: float, margin: float) -> list[Judged]:
+def judge_times(served: Sequence[Mapping[str, ServedRequests]], level: float, margin: float) -> list[JudgedQuantity]:
     """Latency and processor time, looked at after every stretch, by the median of the stretches' ratios of B to A."""
-    quantities: list[tuple[str, float, Callable[[Served], float]]] = [
+    quantities: list[tuple[str, float, Callable[[ServedRequests], float]]] = [
         ("latency at p50", 0.5, lambda one: _quantile(one.latencies_ms, 0.5)),
         ("latency at p99", _TAIL, lambda one: _quantile(one.latencies_ms, _TAIL)),
         ("processor time a request", 0.0, lambda one: one.cpu_ms / len(one.latencies_ms)),
@@ -157,7 +157,7 @@ def judge_times(served: Sequence[Mapping[str, Served]], level: float, margin: fl
     return found
 
 
-def _whole(served: Sequence[Mapping[str, Served]], side: str, share: float) -> float:
+def _whole(served: Sequence[Mapping[str, ServedRequests]], side: str, share: float) -> float:
     """A quantile of all latencies, or the mean processor time for a share of 0."""
     latencies = [value for each in served for value in each[side].latencies_ms]
     return _quantile(latencies, share) if share else sum(each[side].cpu_ms for each in served) / len(latencies)
@@ -175,7 +175,7 @@ def _judge(
     looks: int,
     margin: float,
     higher_is_better: bool,
-) -> Judged:
+) -> JudgedQuantity:
     """Look after each; what was told first stays told, since one might have stopped there. The interval is the last."""
     for seen in range(1, looks + 1):
         change = look(seen)
@@ -186,7 +186,7 @@ def _judge(
     final = look(looks)
     low, high = (value if np.isfinite(value) else None for value in (final.low, final.high))
     told = seen if verdict != "can't tell" else None
-    return Judged(
+    return JudgedQuantity(
         name=name,
         unit=unit,
         a=values[0],
@@ -201,12 +201,12 @@ def _judge(
     )
 
 
-def _sizes(models: tuple[Model, Model], margin: float) -> Judged:
+def _sizes(models: tuple[Model, Model], margin: float) -> JudgedQuantity:
     a, b = (size_bytes(model.folder) for model in models)
     change = b / a - 1
     values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
     verdict = decide(Estimate(change, change, change), margin)
-    return Judged(**values, margin=margin, verdict=verdict, looks=1, told_after=1)
+    return JudgedQuantity(**values, margin=margin, verdict=verdict, looks=1, told_after=1)
 
 
 def _alone(model: Model, traffic: Traffic) -> Examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.plugins.monitoring.record import Look
+from compress.plugins.monitoring.record import DriftTest
 from compress.recipe.recipe import Recipe
 
 _LEARN = (
@@ -14,7 +14,7 @@ _LEARN = (
 _TRAINING = ("finetune", "distill", "distill_language_model", "qat", "sparsify_gradually", "lora_recovery")
 
 
-def advice_of(look: Look, recipe: Recipe) -> str:
+def advice_of(look: DriftTest, recipe: Recipe) -> str:
     """One sentence, or two."""
     match look.name:
         case "unknown" | "words":

@@ -25,10 +25,10 @@ from compress.numerics.two_samples import (
     mean_discrepancy,
 )
 from compress.plugins.monitoring.advice import advice_of
-from compress.plugins.monitoring.outputs import Model, Observed, observe
-from compress.plugins.monitoring.record import Look, Part, Side, UseReport, Verdict
+from compress.plugins.monitoring.outputs import Model, ModelOutputs, observe
+from compress.plugins.monitoring.record import DriftTest, ChangedPart, RowSource, DriftReport, Verdict
 from compress.plugins.monitoring.rows import Sample
-from compress.plugins.monitoring.features import TextTraits
+from compress.plugins.monitoring.features import TextFeatures
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import InputError
@@ -80,16 +80,16 @@ _UNITS = {"loudness": "dB", "seconds": "s", "rate": "Hz", "size": "pixels"}
 
 
 @dataclass
-class Looks:
+class DriftTests:
     """The looks at a model's use, as they are made."""
 
     model: Model
-    found: list[Look] = field(default_factory=list)
+    found: list[DriftTest] = field(default_factory=list)
 
     def add(self, name: str, kind: Kind, tested: Tested, **more: Any) -> None:
         """Add a look that was tested."""
         values = {"name": name, "title": _TITLES[name], "verdict": "none", **kind._asdict(), **tested._asdict(), **more}
-        self.found.append(Look(**values))
+        self.found.append(DriftTest(**values))
 
     def spread(self, name: str, kind: Kind, tested: Tested, before: np.ndarray, now: np.ndarray, **more: Any) -> None:
         """Add one at numbers of rows [n] and [m], of which the means are told and the distribution is drawn."""
@@ -116,11 +116,11 @@ class Looks:
 
 def find_drift(
     model: Model, reference: Sample, recent: Sample, progress: Progress, level: float = LEVEL, name: str = ""
-) -> UseReport:
+) -> DriftReport:
     """Make every look that the task and the format allow, and judge them together. Raises what those raise."""
     before = observe(model, reference, progress, "reference")
     now = observe(model, recent, progress, "recent")
-    looks = look_at(model, before, now)
+    looks = run_drift_tests(model, before, now)
     if not any(look.test for look in looks):
         raise InputError(
             f"There is nothing to look at in inputs of {model.task.name}.",
@@ -132,7 +132,7 @@ def find_drift(
             f"{reference.name} are rows that the model was trained on: it knows their words and is surer of them than "
             "of any others, so these looks are left out; name rows that no stage has seen, such as the test split"
         )
-    return UseReport(
+    return DriftReport(
         artifact=name or str(model.folder),
         task=model.task.name,
         reference=_side(reference),
@@ -143,9 +143,9 @@ def find_drift(
     )
 
 
-def look_at(model: Model, before: Observed, now: Observed) -> list[Look]:
+def run_drift_tests(model: Model, before: ModelOutputs, now: ModelOutputs) -> list[DriftTest]:
     """Every look that both sides allow, tested but not yet judged."""
-    looks = Looks(model)
+    looks = DriftTests(model)
     if before.text is not None and now.text is not None:
         _look_at_text(looks, before.text, now.text)
     for name in before.media:
@@ -161,11 +161,11 @@ def look_at(model: Model, before: Observed, now: Observed) -> list[Look]:
     if before.activations is not None and now.activations is not None:
         _look_at_ranges(looks, before.activations, now.activations)
     return looks.found + [
-        Look(name=name, title=_TITLES[name], verdict="not judged", why=why) for name, why in before.lacking.items()
+        DriftTest(name=name, title=_TITLES[name], verdict="not judged", why=why) for name, why in before.lacking.items()
     ]
 
 
-def judged(looks: Sequence[Look], level: float, recipe: Recipe, taught: bool = False) -> tuple[Look, ...]:
+def judged(looks: Sequence[DriftTest], level: float, recipe: Recipe, taught: bool = False) -> tuple[DriftTest, ...]:
     """The looks with their verdicts: a p-value below ``level`` when all are corrected, and an effect that matters."""
     left_out = {"verdict": "not judged", "why": "the reference is rows of training"}
     looks = [look.model_copy(update=left_out) if taught and look.name in _FAMILIAR else look for look in looks]
@@ -176,7 +176,7 @@ def judged(looks: Sequence[Look], level: float, recipe: Recipe, taught: bool = F
     )
 
 
-def _judged(look: Look, adjusted: float, level: float, recipe: Recipe) -> Look:
+def _judged(look: DriftTest, adjusted: float, level: float, recipe: Recipe) -> DriftTest:
     verdict: Verdict = "none"
     if adjusted <= level:
         verdict = "drift" if (look.effect or 0.0) >= (look.matters_from or 0.0) else "small"
@@ -184,16 +184,16 @@ def _judged(look: Look, adjusted: float, level: float, recipe: Recipe) -> Look:
     return look.model_copy(update={"adjusted": adjusted, "verdict": verdict, "advice": advice})
 
 
-def _side(sample: Sample) -> Side:
-    return Side(name=sample.name, rows=len(sample), total=sample.total)
+def _side(sample: Sample) -> RowSource:
+    return RowSource(name=sample.name, rows=len(sample), total=sample.total)
 
 
-def _look_at_text(looks: Looks, before: TextTraits, now: TextTraits) -> None:
+def _look_at_text(looks: DriftTests, before: TextFeatures, now: TextFeatures) -> None:
     if before.unknown is not None and now.unknown is not None:
         looks.shares("unknown", before.unknown, now.unknown)
     shares = [_word_shares(side) for side in (before, now)]
     new = sorted(shares[1], key=lambda word: (shares[0].get(word, 0.0) - shares[1][word], word))[:_MOST_PARTS]
-    parts = tuple(Part(name=word, reference=shares[0].get(word, 0.0), recent=shares[1][word]) for word in new)
+    parts = tuple(ChangedPart(name=word, reference=shares[0].get(word, 0.0), recent=shares[1][word]) for word in new)
     looks.shares("words", before.broken, now.broken, parts=parts)
     if READS_ROWS in looks.model.task.capabilities:
         looks.numbers("length", before.lengths, now.lengths, "tokens")
@@ -201,7 +201,7 @@ def _look_at_text(looks: Looks, before: TextTraits, now: TextTraits) -> None:
     _look_at_tokens(looks, before.tokens, now.tokens)
 
 
-def _word_shares(side: TextTraits) -> dict[str, float]:
+def _word_shares(side: TextFeatures) -> dict[str, float]:
     """In which share of rows each word is that is no entry of the table."""
     found: dict[str, float] = {}
     for words in side.words:
@@ -210,7 +210,7 @@ def _word_shares(side: TextTraits) -> dict[str, float]:
     return found
 
 
-def _look_at_tokens(looks: Looks, before: Any, now: Any) -> None:
+def _look_at_tokens(looks: DriftTests, before: Any, now: Any) -> None:
     """By the square roots of the tokens' shares of each row, whose products are Bhattacharyya's coefficient."""
     from scipy.sparse import vstack
 
@@ -225,14 +225,14 @@ def _look_at_tokens(looks: Looks, before: Any, now: Any) -> None:
     looks.add("tokens", MMD, tested, parts=_parts(words, most, shares))
 
 
-def _parts(names: Sequence[str], places: np.ndarray, shares: Sequence[np.ndarray]) -> tuple[Part, ...]:
+def _parts(names: Sequence[str], places: np.ndarray, shares: Sequence[np.ndarray]) -> tuple[ChangedPart, ...]:
     return tuple(
-        Part(name=str(name), reference=float(shares[0][place]), recent=float(shares[1][place]))
+        ChangedPart(name=str(name), reference=float(shares[0][place]), recent=float(shares[1][place]))
         for name, place in zip(names, places, strict=True)
     )
 
 
-def _look_at_classes(looks: Looks, before: np.ndarray, now: np.ndarray) -> None:
+def _look_at_classes(looks: DriftTests, before: np.ndarray, now: np.ndarray) -> None:
     looks.numbers("confidence", before.max(axis=1), now.max(axis=1), "ratio")
     width = before.shape[1]
     if width < 2:
@@ -245,7 +245,7 @@ def _look_at_classes(looks: Looks, before: np.ndarray, now: np.ndarray) -> None:
     looks.add("classes", CHI, tested, parts=_parts([names[place] for place in order], order, shares))
 
 
-def _look_at_ranges(looks: Looks, before: RowActivations, now: RowActivations) -> None:
+def _look_at_ranges(looks: DriftTests, before: RowActivations, now: RowActivations) -> None:
     """What static INT8 cuts off, or of other graphs whether activations grew beyond the reference's."""
     stored = before.ranges[0].stored
     values = [each.cut if stored else np.log(np.maximum(each.peaks, _LEAST)) for each in (before, now)]
@@ -254,7 +254,7 @@ def _look_at_ranges(looks: Looks, before: RowActivations, now: RowActivations) -
     order = np.lexsort([-tested.effects, tested.p_values])
     shown = [each.mean(axis=0) if stored else np.exp(each.mean(axis=0)) for each in values]
     parts = tuple(
-        Part(
+        ChangedPart(
             name=before.ranges[place].layer,
             reference=float(shown[0][place]),
             recent=float(shown[1][place]),

@@ -22,7 +22,7 @@ _QUIET_DB = -120.0
 
 
 @dataclass(frozen=True)
-class TextTraits:
+class TextFeatures:
     """Of rows [n]: shares ``unknown``, ``broken`` and ``cut``, and ``lengths`` in tokens before anything is cut off.
 
     ``tokens`` are counts, a sparse [n, vocabulary]. ``words`` are those of each row that are no entry of the table.
@@ -36,16 +36,16 @@ class TextTraits:
     tokens: Any
     words: Sequence[frozenset[str]]
 
-    def take(self, places: np.ndarray) -> TextTraits:
+    def take(self, places: np.ndarray) -> TextFeatures:
         """Those of the rows at ``places``."""
         unknown = None if self.unknown is None else self.unknown[places]
         words = [self.words[place] for place in places]
-        return TextTraits(
+        return TextFeatures(
             self.broken[places], self.cut[places], self.lengths[places], unknown, self.tokens[places], words
         )
 
 
-def text_traits(table: pa.Table, columns: Sequence[Column], tokenizer: Any, max_length: int) -> TextTraits:
+def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, max_length: int) -> TextFeatures:
     """Read the texts by the tokenizer that ships, with nothing cut off."""
     from scipy.sparse import csr_matrix
     from tokenizers import Tokenizer
@@ -70,7 +70,7 @@ def text_traits(table: pa.Table, columns: Sequence[Column], tokenizer: Any, max_
     rows, ids, values = np.array(entries, dtype=np.int64).reshape(-1, 3).T
     tokens = csr_matrix((values, (rows, ids)), shape=(len(texts), len(tokenizer)), dtype=np.float32)
     known = unknown if tokenizer.unk_token_id is not None else None
-    return TextTraits(broken_share, cut, np.array(lengths, dtype=np.float64), known, tokens, words)
+    return TextFeatures(broken_share, cut, np.array(lengths, dtype=np.float64), known, tokens, words)
 
 
 def _broken_words(text: str, encoded: Any) -> tuple[Counter[str], int]:
@@ -83,7 +83,7 @@ def _broken_words(text: str, encoded: Any) -> tuple[Counter[str], int]:
     return found, len(pieces)
 
 
-def image_traits(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
+def image_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
     """Brightness and contrast from 0 to 1, and the larger side in pixels, each [n]. Raises as `decode`."""
     found = []
     for value in table[column.name].to_pylist():
@@ -93,7 +93,7 @@ def image_traits(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
     return dict(zip(("brightness", "contrast", "size"), np.array(found).T, strict=True))
 
 
-def sound_traits(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
+def sound_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
     """Loudness in dB of full scale, seconds, sampling rate, and the share of samples at full scale, each [n]."""
     import soundfile
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from compress.plugins.monitoring.ab import Judged
-from compress.plugins.monitoring.record import Look, Part, UseReport
+from compress.plugins.monitoring.ab import JudgedQuantity
+from compress.plugins.monitoring.record import DriftTest, ChangedPart, DriftReport
 from compress.results.formatting import format_bytes, format_number
 
 SIGNS = {"drift": "\u2717", "small": "\u00b7", "none": "\u2713", "not judged": "?"}
 
 
-def value_text(look: Look, value: float | None) -> str:
+def value_text(look: DriftTest, value: float | None) -> str:
     """`3.2%`, `41 tokens`; nothing where no number is told."""
     if value is None:
         return ""
@@ -25,12 +25,12 @@ def p_text(value: float | None) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def effect_text(look: Look) -> str:
+def effect_text(look: DriftTest) -> str:
     """`0.31`."""
     return "" if look.effect is None else format_number(look.effect, 2)
 
 
-def part_texts(look: Look, part: Part) -> tuple[str, str]:
+def part_texts(look: DriftTest, part: ChangedPart) -> tuple[str, str]:
     """What a part was and is."""
     share = look.name != "ranges" or look.unit == "ratio"
     both = part.reference, part.recent
@@ -38,7 +38,7 @@ def part_texts(look: Look, part: Part) -> tuple[str, str]:
     return before, now
 
 
-def method_text(report: UseReport) -> str:
+def method_text(report: DriftReport) -> str:
     """How the verdicts were made."""
     return (
         f"p-values of all looks are corrected together (Holm 1979); below {report.level:g} it is a drift where the "
@@ -62,7 +62,7 @@ def change_text(value: float | None, unit: str) -> str:
     return f"{100 * value:+.2g}" + (" points" if unit == "ratio" else "%")
 
 
-def span_text(one: Judged) -> str:
+def span_text(one: JudgedQuantity) -> str:
     """From the least to the greatest change that may be so; nothing while it may be any."""
     if one.low is None or one.high is None:
         return ""

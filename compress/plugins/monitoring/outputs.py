@@ -15,7 +15,7 @@ from compress.formats.target_profile import Target
 from compress.inspection.activation_clipping import RowActivations, activation_ranges, record_activations
 from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
-from compress.plugins.monitoring.features import TextTraits, image_traits, sound_traits, text_traits
+from compress.plugins.monitoring.features import TextFeatures, image_features, sound_features, text_features
 from compress.plugins.monitoring.rows import Sample, input_columns
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import (
@@ -35,7 +35,7 @@ from compress.utils.progress import Progress
 _RANGE_ROWS = 300
 """Rows of either side whose activations are looked at; each is run by itself."""
 _CLASSES, _OTHERWISE = frozenset({HAS_CLASSES, READS_ROWS}), frozenset({ANSWERS_PER_TOKEN, LOCALIZES, TAKES_PAIRS})
-_MEDIA = {"image": image_traits, "audio": sound_traits}
+_MEDIA = {"image": image_features, "audio": sound_features}
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,31 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ModelOutputs:
     """Of rows [n]: traits of their inputs, class ``probabilities`` or ``embeddings``, and ``activations`` of some.
 
     ``lacking`` says why a look can't be had.
     """
 
-    text: TextTraits | None = None
+    text: TextFeatures | None = None
     media: Mapping[str, np.ndarray] = field(default_factory=dict)
     probabilities: np.ndarray | None = None
     embeddings: np.ndarray | None = None
     activations: RowActivations | None = None
     lacking: Mapping[str, str] = field(default_factory=dict)
 
-    def take(self, places: np.ndarray) -> Observed:
+    def take(self, places: np.ndarray) -> ModelOutputs:
         """Those of the rows at ``places``, where the activations of all rows are known."""
         text = None if self.text is None else self.text.take(places)
         media = {name: values[places] for name, values in self.media.items()}
         answers = [None if each is None else each[places] for each in (self.probabilities, self.embeddings)]
         activations = None if self.activations is None else self.activations.take(places)
-        return Observed(text, media, answers[0], answers[1], activations, self.lacking)
+        return ModelOutputs(text, media, answers[0], answers[1], activations, self.lacking)
 
 
-def observe(model: Model, sample: Sample, progress: Progress, name: str, range_rows: int = _RANGE_ROWS) -> Observed:
+def observe(model: Model, sample: Sample, progress: Progress, name: str, range_rows: int = _RANGE_ROWS) -> ModelOutputs:
     """Look at the rows, and run the model on them. ``name`` is that of the side. Raises what those raise."""
-    task, lacking, found = model.task, dict[str, str](), Observed()
+    task, lacking, found = model.task, dict[str, str](), ModelOutputs()
     columns = input_columns(task.columns)
     texts = [column for column in columns if column.kind == "text"]
     if TAKES_TEXT in task.capabilities and texts:
@@ -82,7 +82,7 @@ def observe(model: Model, sample: Sample, progress: Progress, name: str, range_r
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             lacking["words"] = "the tokenizer beside the model is none of the tokenizers library"
         else:
-            found = replace(found, text=text_traits(sample.table, texts, tokenizer, model.recipe.data.max_length))
+            found = replace(found, text=text_features(sample.table, texts, tokenizer, model.recipe.data.max_length))
     for column in (column for column in columns if column.kind in _MEDIA):
         found = replace(found, media=_MEDIA[column.kind](sample.table, column))
     if GENERATES in task.capabilities or READS_ROWS not in task.capabilities:
@@ -106,8 +106,8 @@ def _encoded(model: Model, sample: Sample) -> Examples:
 
 
 def _with_answers(
-    found: Observed, model: Model, examples: Examples, progress: Progress, words: str, lacking: dict[str, str]
-) -> Observed:
+    found: ModelOutputs, model: Model, examples: Examples, progress: Progress, words: str, lacking: dict[str, str]
+) -> ModelOutputs:
     capabilities = model.task.capabilities
     if EMBEDS not in capabilities and not gives_classes(model.task):
         lacking["confidence"] = "answers of this task are neither classes nor embeddings, one a row"

@@ -11,7 +11,7 @@ from compress.utils.pydantic_models import Frozen
 Verdict = Literal["drift", "small", "none", "not judged"]
 
 
-class Part(Frozen):
+class ChangedPart(Frozen):
     """A layer, a class or a word, and what it was and is."""
 
     name: str
@@ -21,7 +21,7 @@ class Part(Frozen):
     p_value: float | None = Field(None, description="corrected for the number of parts of this kind")
 
 
-class Look(Frozen):
+class DriftTest(Frozen):
     """One question that was asked of both sides."""
 
     name: str
@@ -36,7 +36,7 @@ class Look(Frozen):
     matters_from: float | None = Field(None, description="the least effect that is called a drift")
     p_value: float | None = None
     adjusted: float | None = Field(None, description="the p-value, corrected for all looks by Holm's method")
-    parts: tuple[Part, ...] = Field((), description="what changed most: layers, classes, words")
+    parts: tuple[ChangedPart, ...] = Field((), description="what changed most: layers, classes, words")
     quantiles: tuple[tuple[float, ...], tuple[float, ...]] | None = Field(
         None, description="of both sides' rows, evenly spaced from the least to the greatest"
     )
@@ -44,7 +44,7 @@ class Look(Frozen):
     why: str = Field("", description="why it was not judged")
 
 
-class Side(Frozen):
+class RowSource(Frozen):
     """Whose rows: ``rows`` of ``total`` were looked at."""
 
     name: str
@@ -52,18 +52,18 @@ class Side(Frozen):
     total: int
 
 
-class UseReport(Frozen):
+class DriftReport(Frozen):
     """Whether a model's inputs are still what it was compressed for."""
 
     artifact: str
     task: str
-    reference: Side
-    recent: Side
+    reference: RowSource
+    recent: RowSource
     level: float = Field(description="how often one drift or more is found among all looks where there is none")
-    looks: tuple[Look, ...]
+    looks: tuple[DriftTest, ...]
     notes: tuple[str, ...] = ()
 
-    def having(self, verdict: Verdict) -> tuple[Look, ...]:
+    def having(self, verdict: Verdict) -> tuple[DriftTest, ...]:
         """The looks with a verdict."""
         return tuple(look for look in self.looks if look.verdict == verdict)
 

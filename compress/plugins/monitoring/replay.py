@@ -23,7 +23,7 @@ _WARM_UP = 8
 _OPEN_SECONDS = 600.0
 
 
-class Served(NamedTuple):
+class ServedRequests(NamedTuple):
     """What a stretch of requests took a model: milliseconds from arrival to answer [n], and of the processor."""
 
     latencies_ms: list[float]
@@ -45,7 +45,7 @@ def replay(
     seed: int,
     progress: Progress,
     parts: Sequence[range] = (),
-) -> Iterator[tuple[range, dict[str, Served]]]:
+) -> Iterator[tuple[range, dict[str, ServedRequests]]]:
     """Each stretch of the requests that came ``at`` seconds, with what it took each model; `stretches`, or ``parts``.
 
     Models are alive together, in processes of their own, and serve each stretch one after the other. A coin says which
@@ -80,7 +80,7 @@ def _opened(name: str, model: Model, examples: Examples, folder: Path) -> Worker
     return child
 
 
-def _serve(child: WorkerProcess, part: range, gaps_ms: list[float]) -> Served:
+def _serve(child: WorkerProcess, part: range, gaps_ms: list[float]) -> ServedRequests:
     before = float(child.memory()["cpu_seconds"])
     latencies = child.serve_requests(list(part), gaps_ms, _OPEN_SECONDS + sum(gaps_ms) / 1000)
-    return Served(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - before))
+    return ServedRequests(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - before))

@@ -9,22 +9,22 @@ from rich.text import Text
 
 from compress.plugins.monitoring import formatting
 from compress.plugins.monitoring.ab import AbReport
-from compress.plugins.monitoring.record import Look, UseReport
+from compress.plugins.monitoring.record import DriftTest, DriftReport
 from compress.report.pages import render
 from compress.report.plot import SMALL, Plot, Scale, with_tooltip
 from compress.results.formatting import format_number
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import TableColumn, ResponsiveTable
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
 _CHIPS = {"drift": "missed", "small": "unknown", "none": "passed", "not judged": ""}
 _SHOWN, _MAYBE = 5, 0.05
 
 
-def console_drift(report: UseReport) -> RenderableType:
+def console_drift(report: DriftReport) -> RenderableType:
     """A line for each look, then what changed most in those that drifted and what to do."""
-    columns = [Column(""), Column("look"), Column("reference", right=True), Column("recent", right=True)]
-    columns += [Column("effect", right=True, rank=2), Column("p", right=True, rank=1), Column("verdict")]
-    table = ResponsiveTable("", columns, "hidden at this width; --json has all columns")
+    columns = [TableColumn(""), TableColumn("look"), TableColumn("reference", right=True), TableColumn("recent", right=True)]
+    columns += [TableColumn("effect", right=True, rank=2), TableColumn("p", right=True, rank=1), TableColumn("verdict")]
+    table = ResponsiveTable("", columns, "hidden at this width; see --json")
     for look in report.looks:
         values = formatting.value_text(look, look.reference), formatting.value_text(look, look.recent)
         figures = formatting.effect_text(look), formatting.p_text(look.adjusted)
@@ -40,7 +40,7 @@ def console_drift(report: UseReport) -> RenderableType:
     return Group(*parts, Text(f"{report.sentence}."))
 
 
-def _told(look: Look) -> Iterator[str]:
+def _told(look: DriftTest) -> Iterator[str]:
     shown = [part for part in look.parts if part.p_value is None or part.p_value <= _MAYBE][:_SHOWN]
     if shown:
         yield f"{look.title}:"
@@ -49,7 +49,7 @@ def _told(look: Look) -> Iterator[str]:
         yield f"  {part.name}: {before} \u2192 {now}" + (f" ({part.note})" if part.note else "")
 
 
-def html_drift(report: UseReport) -> str:
+def html_drift(report: DriftReport) -> str:
     """The page, which asks for nothing from elsewhere."""
     return render(
         "plugins/monitoring/templates/drift.html",
@@ -62,7 +62,7 @@ def html_drift(report: UseReport) -> str:
     )
 
 
-def curves(look: Look) -> str | None:
+def curves(look: DriftTest) -> str | None:
     """Both distribution functions: the share of rows with at most that much."""
     if look.quantiles is None:
         return None
@@ -88,9 +88,9 @@ _VERDICTS = {"worse": "bold red", "better": "green", "same": "", "can't tell": "
 
 def console_ab(report: AbReport) -> RenderableType:
     """A line for each quantity, and after which look it was known."""
-    columns = [Column("of B against A"), Column("A", right=True), Column("B", right=True), Column("change", right=True)]
-    columns += [Column("interval", right=True, rank=1), Column("verdict"), Column("told after", right=True, rank=2)]
-    table = ResponsiveTable("", columns, "hidden at this width; --json has all columns")
+    columns = [TableColumn("of B against A"), TableColumn("A", right=True), TableColumn("B", right=True), TableColumn("change", right=True)]
+    columns += [TableColumn("interval", right=True, rank=1), TableColumn("verdict"), TableColumn("told after", right=True, rank=2)]
+    table = ResponsiveTable("", columns, "hidden at this width; see --json")
     for one in report.judged:
         settled = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
         figures = formatting.change_text(one.change, one.unit), formatting.span_text(one)

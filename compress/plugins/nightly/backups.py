@@ -12,17 +12,17 @@ from pathlib import Path
 
 from compress.utils.errors import InputError
 
-KEPT = 3
+BACKUP_COUNT = 3
 _MAGIC = b"SQLite format 3\0"
 
 
 def backups_of(path: Path) -> list[Path]:
     """The backups of the history at ``path`` that are there, the newest first."""
-    places = [path.with_name(f"{path.name}.backup-{age}") for age in range(1, KEPT + 1)]
+    places = [path.with_name(f"{path.name}.backup-{age}") for age in range(1, BACKUP_COUNT + 1)]
     return [place for place in places if place.exists()]
 
 
-def back_up(connection: sqlite3.Connection, path: Path) -> None:
+def write_backup(connection: sqlite3.Connection, path: Path) -> None:
     """Keep what is in the history now as its newest backup, written beside and renamed; the oldest goes.
 
     Raises `OSError` or `sqlite3.OperationalError`, with every earlier backup in place, where there is no room for it.
@@ -39,14 +39,14 @@ def back_up(connection: sqlite3.Connection, path: Path) -> None:
     except (OSError, sqlite3.OperationalError):
         beside.unlink(missing_ok=True)
         raise
-    for age in range(KEPT, 0, -1):
+    for age in range(BACKUP_COUNT, 0, -1):
         place = path.with_name(f"{path.name}.backup-{age}")
-        if place.exists() and age < KEPT:
+        if place.exists() and age < BACKUP_COUNT:
             place.replace(path.with_name(f"{path.name}.backup-{age + 1}"))
     beside.replace(path.with_name(f"{path.name}.backup-1"))
 
 
-def is_sound(path: Path) -> bool:
+def is_undamaged(path: Path) -> bool:
     """Whether SQLite finds no damage in the file, and every row keeps to what its table asks of it.
 
     A night that a process was killed over is taken back first, for which SQLite has to write.
@@ -72,12 +72,12 @@ def restore(path: Path, note: Callable[[str], None]) -> None:
     Raises `InputError`, and leaves the file as it is, if there is none.
     """
     known = backups_of(path)
-    backup = next((place for place in known if is_sound(place)), None)
+    backup = next((place for place in known if is_undamaged(place)), None)
     if backup is None:
         raise InputError(
             "This file is no history, or it is damaged and no backup of it can be read.",
             where=str(path),
-            expected=f"a file that `compress nightly` made, or none; its backups are {path.name}.backup-1 to -{KEPT}",
+            expected=f"a file that `compress nightly` made, or none; its backups are {path.name}.backup-1 to -{BACKUP_COUNT}",
             hint="move it away to begin a new history, or name another file under `history:` in the suite",
         )
     damaged, fresh = _free_name(path), path.with_name(f"{path.name}.backup-new")

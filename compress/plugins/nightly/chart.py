@@ -7,16 +7,16 @@ from collections.abc import Set as AbstractSet
 from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
-from compress.plugins.nightly.drift import suspects
+from compress.plugins.nightly.drift import changes_on_night
 from compress.plugins.nightly.record import Night
-from compress.plugins.nightly.trend import Level, Point, Series
+from compress.plugins.nightly.trend import Series, TrendLevel, TrendPoint
 from compress.report.plot import Frame, Plot, Scale, element, line, polyline_points, scale_around, text, with_tooltip
 from compress.results.formatting import format_interval, format_number, format_value
 from compress.results.metrics import Metric
 
 _FRAME = Frame(480.0, 214.0, 68.0, 464.0, 42.0, 188.0)
 _LEAST_SPAN = 0.06
-"""Of a cost, as a part of it: a calm line is drawn calm, whatever its last digit does."""
+"""Least height of the y-axis as a share of the value, so that noise in the last digit does not look large."""
 _LEAST_SPAN_OF_SHARE = 0.01
 _LABEL_WIDTH = 58.0
 _MANY = 60
@@ -39,7 +39,7 @@ def level_changes(series: Series, nights: Mapping[int, Night]) -> list[LevelChan
     return [_change(series, before, after, nights) for before, after in pairwise(series.levels)]
 
 
-def _change(series: Series, before: Level, after: Level, nights: Mapping[int, Night]) -> LevelChange:
+def _change(series: Series, before: TrendLevel, after: TrendLevel, nights: Mapping[int, Night]) -> LevelChange:
     first, effect = series.usable[after.first].night, series.effect(before.value, after.value)
     loss, metric = series.loss(effect), series.described
     return LevelChange(
@@ -47,7 +47,7 @@ def _change(series: Series, before: Level, after: Level, nights: Mapping[int, Ni
         first,
         _label(nights, first),
         f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}",
-        "; ".join(suspects(nights, series.entry, first)),
+        "; ".join(changes_on_night(nights, series.entry, first)),
         "worse" if loss > 0 else "better" if loss < 0 else "other",
         series.written(effect),
     )
@@ -93,7 +93,7 @@ def _tick(metric: Metric, value: float) -> str:
     return format_number(value) if metric.style in ("rate", "plain") else format_value(metric, value)
 
 
-def _days(plot: Plot, points: Sequence[Point]) -> None:
+def _days(plot: Plot, points: Sequence[TrendPoint]) -> None:
     """Dates of up to four nights below the axis."""
     count, end = min(4, len(points)), len(points) - 1
     for place in sorted({round(place * end / max(1, count - 1)) for place in range(count)}):
@@ -117,7 +117,7 @@ def _changes(plot: Plot, changes: Sequence[LevelChange]) -> None:
         plot.add(with_tooltip(f"change {change.state}", "\n".join(filter(None, words)), mark, size))
 
 
-def _point(plot: Plot, series: Series, point: Point, label: str, failed: bool) -> str:
+def _point(plot: Plot, series: Series, point: TrendPoint, label: str, failed: bool) -> str:
     metric = series.described
     interval = format_interval(metric, point.low, point.high)
     words = f"{label}\n{format_value(metric, point.value)}" + (f" ({interval})" if interval else "")

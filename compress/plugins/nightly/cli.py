@@ -26,9 +26,9 @@ def nightly(
 ) -> None:
     """Run every recipe of a suite, gate it against its baseline, and look for drift in the history."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.plugins.nightly.suite import choose, read_suite
+    from compress.plugins.nightly.suite import read_suite, select_entries
 
-    loaded = choose(read_suite(suite), only or ())
+    loaded = select_entries(read_suite(suite), only or ())
     from compress.plugins.nightly.run import NightRun
     from compress.plugins.nightly.views import night_json, write_night
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from compress.plugins.nightly.record import Finding, Night
-from compress.plugins.nightly.trend import TIMES, Level, Series
+from compress.plugins.nightly.record import Night, NightFinding
+from compress.plugins.nightly.trend import TIMES, Series, TrendLevel
 from compress.recipe.policy import Policy
 
 MACHINE = "machine"
@@ -18,15 +18,15 @@ BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
-class Drift:
+class MetricDrift:
     """A series whose level got worse by ``effect`` from ``best`` to ``now``, by ``net`` after what the machine did.
 
     ``machine`` is how much longer the reference kernel takes now, None where it was not timed on both sides.
     """
 
     series: Series
-    best: Level
-    now: Level
+    best: TrendLevel
+    now: TrendLevel
     steps: int
     effect: float
     net: float
@@ -44,7 +44,7 @@ class Drift:
         return self.series.usable[self.best.last + 1].night
 
 
-def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, night: Night) -> list[Drift]:
+def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, night: Night) -> list[MetricDrift]:
     """The drifts of one entry's ``series`` at ``night``, by the rules of ``policy``.
 
     A change that is older than ``accepted``, the time at which the entry's baseline was measured, was accepted with
@@ -73,11 +73,11 @@ def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, 
         if machine is not None and one.described.better == "higher":
             net = (1 + effect) * (1 + machine) - 1
         steps = levels.index(now) - levels.index(best)
-        found.append(Drift(one, best, now, steps, effect, net, machine, margin))
+        found.append(MetricDrift(one, best, now, steps, effect, net, machine, margin))
     return found
 
 
-def finding(drift: Drift, series: Sequence[Series], nights: Mapping[int, Night]) -> Finding:
+def drift_finding(drift: MetricDrift, series: Sequence[Series], nights: Mapping[int, Night]) -> NightFinding:
     """The drift as a finding that names what changed with it."""
     one = drift.series
     how = "changed" if drift.steps == 1 else f"drifted in {drift.steps} steps"
@@ -85,8 +85,8 @@ def finding(drift: Drift, series: Sequence[Series], nights: Mapping[int, Night])
     if drift.machine is not None:
         words.append(f"{one.written(drift.net)} after what the machine's own speed changed")
     words += _companions(series, drift)
-    words += suspects(nights, one.entry, drift.first)
-    return Finding(
+    words += changes_on_night(nights, one.entry, drift.first)
+    return NightFinding(
         entry=one.entry,
         kind="drift",
         metric=one.metric,
@@ -97,7 +97,7 @@ def finding(drift: Drift, series: Sequence[Series], nights: Mapping[int, Night])
     )
 
 
-def _machine(series: Sequence[Series], one: Series, best: Level, now: Level) -> float | None:
+def _machine(series: Sequence[Series], one: Series, best: TrendLevel, now: TrendLevel) -> float | None:
     """How much longer the reference kernels take, of a time or a rate; the largest where there are several."""
     if one.described.style not in TIMES:
         return None
@@ -111,7 +111,7 @@ def _machine(series: Sequence[Series], one: Series, best: Level, now: Level) -> 
     return max(changes, key=abs, default=None)
 
 
-def _alongside(other: Series, one: Series, best: Level, now: Level) -> float | None:
+def _alongside(other: Series, one: Series, best: TrendLevel, now: TrendLevel) -> float | None:
     """The change of another series between the nights of the two levels; None without a night in either."""
     sides = []
     for level in (best, now):
@@ -123,7 +123,7 @@ def _alongside(other: Series, one: Series, best: Level, now: Level) -> float | N
     return other.effect(*sides)
 
 
-def _companions(series: Sequence[Series], drift: Drift) -> Iterator[str]:
+def _companions(series: Sequence[Series], drift: MetricDrift) -> Iterator[str]:
     """Whether the starting model, which nobody compresses, went the same way."""
     one = drift.series
     for other in series:
@@ -133,7 +133,7 @@ def _companions(series: Sequence[Series], drift: Drift) -> Iterator[str]:
                 yield f"the baseline model moved by {one.written(change)} too, so look at the runtime or the machine"
 
 
-def suspects(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[str]:
+def changes_on_night(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[str]:
     """What else was new that night: recipe, packages, kernel."""
     after = nights.get(first)
     earlier = [

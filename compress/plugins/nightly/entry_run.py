@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import psutil
 
-from compress.plugins.monitoring.record import UseReport
-from compress.plugins.nightly.evaluate import Judged, judge_entry
-from compress.plugins.nightly.record import Finding, Outcome, Status
-from compress.plugins.nightly.suite import Entry
+from compress.plugins.monitoring.record import DriftReport
+from compress.plugins.nightly.evaluate import EntryEvaluation, evaluate_entry
+from compress.plugins.nightly.record import EntryOutcome, NightFinding, Status
+from compress.plugins.nightly.suite import SuiteEntry
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
@@ -34,26 +34,26 @@ _TAIL_LINES = 12
 
 
 @dataclass(frozen=True)
-class EntryDone:
+class EntryResult:
     """What became of an entry: its outcome, what is wrong, and the rows for the history."""
 
-    outcome: Outcome
-    findings: tuple[Finding, ...] = ()
+    outcome: EntryOutcome
+    findings: tuple[NightFinding, ...] = ()
     rows: tuple[Measurement, ...] = ()
-    judged: Judged | None = None
+    evaluation: EntryEvaluation | None = None
 
 
 @dataclass(frozen=True)
 class EntryRun:
     """How to run an entry. Paths in ``entry`` count from ``home``; ``policy`` is the suite's."""
 
-    entry: Entry
+    entry: SuiteEntry
     home: Path
     artifacts: Path
     baseline: Path | None
     policy: Policy
 
-    def run(self, folder: Path, left_seconds: float) -> EntryDone:
+    def run(self, folder: Path, left_seconds: float) -> EntryResult:
         """Run within its own limit and ``left_seconds`` of the night; its files go into ``folder``.
 
         Whatever happens to the process is an outcome. Raises `StorageError` if nothing can be written.
@@ -74,10 +74,10 @@ class EntryRun:
         if wrong:
             return self._failed(outcome, wrong)
         done = self._judge(recipe, outcome, output)
-        return done if self.entry.recent is None else self.look_at_use(done, recipe, folder, limit - ended.seconds)
+        return done if self.entry.recent is None else self.check_drift(done, recipe, folder, limit - ended.seconds)
 
-    def _outcome(self, digest: str, exit_code: int, seconds: float, log: Path | None) -> Outcome:
-        return Outcome(
+    def _outcome(self, digest: str, exit_code: int, seconds: float, log: Path | None) -> EntryOutcome:
+        return EntryOutcome(
             entry=self.entry.label,
             status="failed",
             exit_code=exit_code,
@@ -86,11 +86,11 @@ class EntryRun:
             log=log and relative(log),
         )
 
-    def _failed(self, outcome: Outcome, reason: str) -> EntryDone:
-        found = Finding(entry=self.entry.label, kind="stage", what=f"failed: {reason}")
-        return EntryDone(outcome.model_copy(update={"reason": reason}), (found,))
+    def _failed(self, outcome: EntryOutcome, reason: str) -> EntryResult:
+        found = NightFinding(entry=self.entry.label, kind="stage", what=f"failed: {reason}")
+        return EntryResult(outcome.model_copy(update={"reason": reason}), (found,))
 
-    def _judge(self, recipe: Recipe, outcome: Outcome, output: Path) -> EntryDone:
+    def _judge(self, recipe: Recipe, outcome: EntryOutcome, output: Path) -> EntryResult:
         try:
             report = load_report(output)
         except InputError as error:
@@ -104,16 +104,22 @@ class EntryRun:
             first = f"{unusable[0].metric} of {unusable[0].model} is {unusable[0].value}"
             return self._failed(outcome, f"not every measurement is a finite number: {first}")
         policy = self.entry.policy or recipe.gate or self.policy
-        judged = judge_entry(self.entry.label, report, self.baseline, policy)
-        status: Status = "missed" if judged.findings else "passed"
-        reason = judged.findings[0].short if judged.findings else judged.summary
+        evaluation = evaluate_entry(self.entry.label, report, self.baseline, policy)
+        status: Status = "missed" if evaluation.findings else "passed"
+        reason = evaluation.findings[0].short if evaluation.findings else evaluation.summary
         noise = str((report.environment.get("noise") or {}).get("verdict", ""))
-        kept = {"status": status, "reason": reason, "report": relative(output), "notes": judged.notes, "noise": noise}
+        kept = {
+            "status": status,
+            "reason": reason,
+            "report": relative(output),
+            "notes": evaluation.notes,
+            "noise": noise,
+        }
         # The samples stay in the report.
         rows = tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
-        return EntryDone(outcome.model_copy(update=kept), judged.findings, rows, judged)
+        return EntryResult(outcome.model_copy(update=kept), evaluation.findings, rows, evaluation)
 
-    def look_at_use(self, done: EntryDone, recipe: Recipe, folder: Path, left_seconds: float) -> EntryDone:
+    def check_drift(self, done: EntryResult, recipe: Recipe, folder: Path, left_seconds: float) -> EntryResult:
         """With a finding for each drift of use of today's inputs, which a process of its own looks for."""
         output, log, recent = folder / "use.json", folder / "use.log", self.home / str(self.entry.recent)
         run = self.artifacts / "runs" / recipe.name / "latest"
@@ -127,7 +133,7 @@ class EntryRun:
                 done.outcome.model_copy(update={"status": "failed"}), f"drift of use cannot be looked for: {wrong}"
             )
             return replace(done, outcome=lost.outcome, findings=(*done.findings, *lost.findings))
-        return with_use(done, UseReport.model_validate_json(output.read_text(encoding="utf-8")))
+        return with_drift_findings(done, DriftReport.model_validate_json(output.read_text(encoding="utf-8")))
 
     def _command(self) -> list[str]:
         options = [part for override in self.entry.overrides for part in ("--set", override)]
@@ -136,12 +142,12 @@ class EntryRun:
         return [sys.executable, "-m", "compress", *whole]
 
 
-def with_use(done: EntryDone, report: UseReport) -> EntryDone:
+def with_drift_findings(done: EntryResult, report: DriftReport) -> EntryResult:
     """An entry with a finding for each drift of use: a limit that today's inputs miss."""
     name, found = done.outcome.entry, []
     for look in report.having("drift"):
         what = f"drift of use, {look.title}: {look.advice}"
-        found.append(Finding(entry=name, kind="limit", metric=f"use_{look.name}", effect=look.effect, what=what))
+        found.append(NightFinding(entry=name, kind="limit", metric=f"use_{look.name}", effect=look.effect, what=what))
     if not found:
         return done
     reason = done.outcome.reason if done.findings else found[0].short
@@ -149,7 +155,7 @@ def with_use(done: EntryDone, report: UseReport) -> EntryDone:
     return replace(done, outcome=changed, findings=(*done.findings, *found))
 
 
-def _what_failed(ended: Ended, log: Path, limit_seconds: float, by_budget: bool) -> str:
+def _what_failed(ended: EndedProcess, log: Path, limit_seconds: float, by_budget: bool) -> str:
     """Why a process counts as failed, with its last words; nothing for exit codes 0 and 1."""
     if ended.timed_out:
         of = "what was left of the night's budget" if by_budget else "its time limit"
@@ -174,10 +180,10 @@ def relative(path: Path) -> str:
 
 
 GRACE_SECONDS = 20.0
-"""From the request to end (SIGTERM) to the end without asking (SIGKILL)."""
+"""Time between SIGTERM and SIGKILL."""
 
 
-class Ended(NamedTuple):
+class EndedProcess(NamedTuple):
     """How a process ended: its exit code (negative: the signal), how long it took, whether its time was up."""
 
     exit_code: int
@@ -187,7 +193,7 @@ class Ended(NamedTuple):
 
 def run_process(
     command: Sequence[str], output: Path, log: Path, limit_seconds: float, grace_seconds: float = GRACE_SECONDS
-) -> Ended:
+) -> EndedProcess:
     """Run ``command`` with its standard output and error in files, and no input, for at most ``limit_seconds``.
 
     It and everything it started are ended when its time is up, and when this process is interrupted.
@@ -202,7 +208,7 @@ def run_process(
             timed_out = not _ends_within(process, limit_seconds)
         finally:
             _end(process, grace_seconds)
-    return Ended(process.returncode, time.monotonic() - began, timed_out)
+    return EndedProcess(process.returncode, time.monotonic() - began, timed_out)
 
 
 def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.plugins.nightly.record import Finding
+from compress.plugins.nightly.record import NightFinding
 from compress.recipe.policy import Policy
 from compress.report.compare.baseline import load_baseline
 from compress.report.compare.change import MetricChange
@@ -19,13 +19,13 @@ from compress.utils.errors import CompressError
 
 
 @dataclass(frozen=True)
-class Judged:
+class EntryEvaluation:
     """What is wrong with an entry that ran, and what it was judged by.
 
     ``accepted`` is when the baseline was measured: drift that is older was accepted with it.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[NightFinding, ...]
     notes: tuple[str, ...]
     policy: Policy
     accepted: str | None = None
@@ -41,7 +41,7 @@ class Judged:
         return f"{len(self.result.judgements)} metrics against the baseline{known}"
 
 
-def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Policy) -> Judged:
+def evaluate_entry(entry: str, report: Report, baseline: Path | None, policy: Policy) -> EntryEvaluation:
     """Judge by the limits and against the ``baseline`` file; a missing one is a note, a bad one a finding."""
     findings = [_missed(entry, report, limit) for limit in report.missed]
     notes = [f"{skip.target} was skipped: {skip.reason}" for skip in report.skipped]
@@ -50,31 +50,31 @@ def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Polic
             f"at {baseline.name} in the suite's baselines" if baseline else ": the suite names no folder of baselines"
         )
         notes.append(f"no baseline {place}; `compress gate RUN --baseline FILE --update` writes one")
-        return Judged(tuple(findings), tuple(notes), policy)
+        return EntryEvaluation(tuple(findings), tuple(notes), policy)
     try:
         before = load_baseline(baseline)
         comparison = compare_reports(before, report, policy, names=(baseline.name, f"{entry} tonight"))
     except CompressError as error:
-        findings.append(Finding(entry=entry, kind="gate", what=f"cannot be compared with its baseline: {error}"))
-        return Judged(tuple(findings), tuple(notes), policy)
+        findings.append(NightFinding(entry=entry, kind="gate", what=f"cannot be compared with its baseline: {error}"))
+        return EntryEvaluation(tuple(findings), tuple(notes), policy)
     result = judge_comparison(comparison, policy)
     findings += [_regressed(entry, judgement) for judgement in result.having("failed")]
     notes += _unknown(result.having("warned"))
-    return Judged(tuple(findings), (*notes, *comparison.notes), policy, before.started, result)
+    return EntryEvaluation(tuple(findings), (*notes, *comparison.notes), policy, before.started, result)
 
 
-def _missed(entry: str, report: Report, limit: LimitResult) -> Finding:
+def _missed(entry: str, report: Report, limit: LimitResult) -> NightFinding:
     effect = None if limit.ratio is None else limit.ratio - 1
     what = f"missed its limit of {limit_bound(limit)}: found {limit_result(report, limit)}"
-    return Finding(entry=entry, kind="limit", metric=limit.metric, target=limit.target, effect=effect, what=what)
+    return NightFinding(entry=entry, kind="limit", metric=limit.metric, target=limit.target, effect=effect, what=what)
 
 
-def _regressed(entry: str, judgement: Judgement) -> Finding:
+def _regressed(entry: str, judgement: Judgement) -> NightFinding:
     change = judgement.change
     part = f"on the slice {judgement.slice}: " if judgement.slice else ""
     what = part + (_words(change, judgement) if change else judgement.reason)
     effect = change.effect if change else None
-    return Finding(
+    return NightFinding(
         entry=entry, kind="gate", metric=judgement.metric, target=judgement.target, effect=effect, what=what
     )  # fmt: skip
 

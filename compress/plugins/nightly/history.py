@@ -17,15 +17,15 @@ from typing import Any, get_args
 
 from filelock import FileLock
 
-from compress.plugins.nightly.backups import back_up, backups_of, is_sound, restore
-from compress.plugins.nightly.record import Finding, Host, Kind, Night, Outcome, Rows, Status
-from compress.plugins.nightly.trend import Point, Series
+from compress.plugins.nightly.backups import backups_of, is_undamaged, restore, write_backup
+from compress.plugins.nightly.record import EntryOutcome, Host, Kind, Night, NightFinding, Rows, Status
+from compress.plugins.nightly.trend import Series, TrendPoint
 from compress.results.measurement import Measurement
 from compress.utils.errors import InputError, StorageError
 
 VERSION = 1
 APPLICATION = 0x434D5052
-"""Marks an SQLite file as ours: `CMPR`."""
+"""Application id that marks an SQLite file as a history: `CMPR`."""
 
 # What outcomes repeat of a night is of schema 1, which was read row by row where the file was damaged.
 CREATE = f"""
@@ -82,14 +82,17 @@ CREATE TABLE measurements (
     n INTEGER NOT NULL CHECK (n >= 1)
 ) STRICT
 """
-"""What each column may hold is checked by SQLite, also when it looks a whole file over, so that a row which damage has
-changed is not taken for data. Columns are named as the fields of the records that they keep."""
+"""Schema.
+
+SQLite checks the constraints of every row, also in its integrity check, so that a damaged row is detected. Columns have
+the names of the records' fields.
+"""
 
 
 _PATIENCE_SECONDS = 60.0
 
 
-class History:
+class NightHistory:
     """The file at ``path``, made by the first `append`.
 
     Its last backups lie beside it. Where the file is damaged, the newest sound one takes its place, the damaged file is
@@ -132,13 +135,13 @@ class History:
             self._back_up(connection)
         return night
 
-    def nights(self, suite: str) -> tuple[Night, ...]:
+    def read_nights(self, suite: str) -> tuple[Night, ...]:
         """The nights of that suite in their order, with outcomes and findings; none of a file that is not there."""
         with self._open() as connection:
             if connection is None:
                 return ()
-            outcomes = _grouped(connection, "outcomes", Outcome.model_fields)
-            findings = _grouped(connection, "findings", Finding.model_fields)
+            outcomes = _grouped(connection, "outcomes", EntryOutcome.model_fields)
+            findings = _grouped(connection, "findings", NightFinding.model_fields)
             query = "SELECT * FROM nights WHERE suite = ? ORDER BY night"
             return tuple(_night(dict(row), outcomes, findings) for row in connection.execute(query, (suite,)))
 
@@ -151,11 +154,11 @@ class History:
             LEFT JOIN outcomes ON outcomes.night = nights.night AND outcomes.entry = measurements.entry
             WHERE nights.suite = ? ORDER BY measurements.night, measurements.rowid
         """
-        found: dict[tuple[Any, ...], list[Point]] = {}
+        found: dict[tuple[Any, ...], list[TrendPoint]] = {}
         units: dict[tuple[Any, ...], str] = {}
         with self._open() as connection:
             for row in connection.execute(query, (suite,)) if connection else ():
-                point = Point(row[6], row[7], row[8], row[9], row[10], bool(row[11]))
+                point = TrendPoint(row[6], row[7], row[8], row[9], row[10], bool(row[11]))
                 found.setdefault(row[:6], []).append(point)
                 units[row[:6]] = row[12]
         return tuple(
@@ -173,7 +176,7 @@ class History:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # SQLite's own lock guards the transaction; this one guards files beside it.
             with FileLock(f"{self.path}.lock", timeout=_PATIENCE_SECONDS):
-                self._mend()
+                self._repair()
                 with closing(connect(self.path)) as connection:
                     connection.execute("BEGIN IMMEDIATE")
                     self._prepare(connection)
@@ -188,18 +191,18 @@ class History:
                 hint="free some space or name another file under `history:` in the suite",
             ) from error
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         if self.path.is_dir():
             raise InputError("A folder lies where the history should be.", where=str(self.path), expected="a file")
         # An empty file is a history to be, unless it once was one.
         whole = not self.path.exists() or (self.path.stat().st_size == 0 and not backups_of(self.path))
-        if not whole and not is_sound(self.path):
+        if not whole and not is_undamaged(self.path):
             restore(self.path, self._note)
 
     def _back_up(self, connection: sqlite3.Connection) -> None:
         """Raises nothing: the night is in the history, whether there is room for its backup or not."""
         try:
-            back_up(connection, self.path)
+            write_backup(connection, self.path)
         except (OSError, sqlite3.OperationalError) as error:
             self._note(f"No backup of the history {self.path} could be written: {error}. The night itself is in it.")
 
@@ -286,9 +289,9 @@ def _night(
         commit=row["commit_id"],
         number=number,
         outcomes=tuple(
-            Outcome.model_validate({**fields, "notes": tuple(map(str, json.loads(fields["notes"])))})
+            EntryOutcome.model_validate({**fields, "notes": tuple(map(str, json.loads(fields["notes"])))})
             for fields in outcomes.get(number, ())
         ),
-        findings=tuple(Finding.model_validate(fields) for fields in findings.get(number, ())),
+        findings=tuple(NightFinding.model_validate(fields) for fields in findings.get(number, ())),
         notes=tuple(map(str, json.loads(row["notes"]))),
     )

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from compress.plugins.diff.models import Side, Wanted, compare_models
-from compress.plugins.nightly.record import Finding, Night, Outcome
+from compress.plugins.nightly.record import EntryOutcome, Night, NightFinding
 from compress.report.run_folder import MODEL, REPORT, folder_name
 from compress.results.report import load_report
 from compress.utils.errors import CompressError, InputError
@@ -17,23 +17,23 @@ NIGHTS, RUNS = "nights", "runs"
 _KINDS = ("gate", "limit", "drift")
 
 
-def outcome_of(night: Night, entry: str) -> Outcome | None:
+def outcome_of(night: Night, entry: str) -> EntryOutcome | None:
     """What became of an entry in a night."""
     return next((one for one in night.outcomes if one.entry == entry), None)
 
 
-def last_good(nights: Iterable[Night], entry: str) -> Night | None:
+def last_passed(nights: Iterable[Night], entry: str) -> Night | None:
     """The last of ``nights`` in which the entry passed."""
     passed = [one for one in nights if (found := outcome_of(one, entry)) is not None and found.status == "passed"]
     return max(passed, key=lambda one: one.number, default=None)
 
 
-def told_with(found: Finding, words: str | None) -> Finding:
+def with_weight_changes(found: NightFinding, words: str | None) -> NightFinding:
     """A finding of a number with what `moved` says of the weights."""
     return found.model_copy(update={"what": f"{found.what}; {words}"}) if words and found.kind in _KINDS else found
 
 
-def moved(before: Night | None, after: Night, entry: str, artifacts: Path) -> str | None:
+def describe_weight_changes(before: Night | None, after: Night, entry: str, artifacts: Path) -> str | None:
     """What a diff of both nights' models names first; None where one is gone. ``artifacts`` is where runs lie."""
     if before is None:
         return None
@@ -78,7 +78,7 @@ def _begun(path: Path) -> str | None:
         return None
 
 
-def night_before(nights: Mapping[int, Night], entry: str, first: int) -> Night | None:
+def previous_night(nights: Mapping[int, Night], entry: str, first: int) -> Night | None:
     """The last night before number ``first`` that has a run of the entry."""
     earlier = [one for number, one in nights.items() if number < first]
     known = [one for one in earlier if (found := outcome_of(one, entry)) is not None and found.report is not None]

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.pipeline.run import with_absolute_paths
-from compress.plugins.nightly.suite import Entry
-from compress.plugins.ray.jobs import Journey, Roads
+from compress.plugins.nightly.suite import SuiteEntry
+from compress.plugins.ray.jobs import Job, JobContext
 from compress.plugins.ray.ray_workers import open_workers
 from compress.recipe.loading import read_recipe
 from compress.utils.errors import CompressError, first_line
 from compress.utils.progress import Progress, SilentProgress
 
 
-def make_ahead(
-    entries: Sequence[Entry], home: Path, artifacts: Path, workers: str, seconds: float, progress: Progress
+def prefetch_stages(
+    entries: Sequence[SuiteEntry], home: Path, artifacts: Path, workers: str, seconds: float, progress: Progress
 ) -> None:
     """Have the workers make what entries will need, for so many seconds at most; each runs as ever afterwards.
 
     What fails here fails again, and is told, when the entry runs. Raises `InputError` where the workers can't be had.
     """
-    journeys, labels, packages = list[Journey](), list[str](), set[str]()
+    journeys, labels, packages = list[Job](), list[str](), set[str]()
     for entry in entries:
         place = home / entry.recipe
         try:
@@ -30,13 +30,13 @@ def make_ahead(
         except CompressError:
             continue  # told by the entry's own run
         if recipe.module is None:
-            journeys.append(Journey(recipe))
+            journeys.append(Job(recipe))
             labels.append(entry.label)
             packages |= {name for stage in recipe.stages for name in stage.called_packages()}
     began, names = time.monotonic(), sorted(packages)
-    at_work = open_workers(workers, Roads(home, artifacts, SilentProgress()), "cpu", names, progress)
+    at_work = open_workers(workers, JobContext(home, artifacts, SilentProgress()), "cpu", names, progress)
     try:
-        for label, arrival in zip(labels, at_work.together(journeys), strict=True):
+        for label, arrival in zip(labels, at_work.run_all(journeys), strict=True):
             made = sum(not stage.cached for stage in arrival.stages)
             said = f"{made} stages made" if arrival.error is None else first_line(arrival.error)
             progress.note(f"{label}: {said} by the workers")

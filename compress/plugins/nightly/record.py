@@ -12,20 +12,20 @@ Status = Literal["passed", "missed", "failed", "not run"]
 Kind = Literal["stage", "gate", "limit", "drift", "budget"]
 
 
-class NightRecord(BaseModel):
+class NightlyModel(BaseModel):
     """Frozen, with unknown keys forbidden."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Host(NightRecord):
+class Host(NightlyModel):
     """The machine, as far as it bears on a measurement. Nights on different hosts are never one series."""
 
     digest: str
     words: str = Field(description="for people: processor, cores, memory")
 
 
-class Finding(NightRecord):
+class NightFinding(NightlyModel):
     """One thing that is wrong, and who did it."""
 
     entry: str
@@ -53,7 +53,7 @@ class Finding(NightRecord):
         return f"{self.culprit}: {self.what}" + (f", since {self.since}" if self.since else "")
 
 
-class Outcome(NightRecord):
+class EntryOutcome(NightlyModel):
     """What became of one entry of the suite."""
 
     entry: str
@@ -70,7 +70,7 @@ class Outcome(NightRecord):
     notes: tuple[str, ...] = ()
 
 
-class Night(NightRecord):
+class Night(NightlyModel):
     """One night of a suite, without its measurements."""
 
     suite: str
@@ -80,8 +80,8 @@ class Night(NightRecord):
     software: dict[str, Any] = Field({}, description="what of the machine may change without making it another")
     commit: str | None = Field(None, description="of the repository that the suite lies in")
     number: int = Field(0, description="counts the nights of a history; 0 before the night is in it")
-    outcomes: tuple[Outcome, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    outcomes: tuple[EntryOutcome, ...] = ()
+    findings: tuple[NightFinding, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -122,4 +122,4 @@ def first_line(text: str) -> str:
 
 
 Rows = dict[str, tuple[Measurement, ...]]
-"""Entry -> what was measured of it."""
+"""Measurements by entry."""

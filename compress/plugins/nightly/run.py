@@ -16,13 +16,19 @@ from statistics import median
 from types import FrameType
 from typing import Any
 
-from compress.plugins.nightly.drift import find_drifts, finding
-from compress.plugins.nightly.entry_run import EntryDone, EntryRun
-from compress.plugins.nightly.history import History
-from compress.plugins.nightly.night_diff import NIGHTS, last_good, moved, night_before, told_with
-from compress.plugins.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
-from compress.plugins.nightly.suite import Entry, Suite
-from compress.plugins.nightly.trend import Series, extended
+from compress.plugins.nightly.drift import drift_finding, find_drifts
+from compress.plugins.nightly.entry_run import EntryResult, EntryRun
+from compress.plugins.nightly.history import NightHistory
+from compress.plugins.nightly.night_diff import (
+    NIGHTS,
+    describe_weight_changes,
+    last_passed,
+    previous_night,
+    with_weight_changes,
+)
+from compress.plugins.nightly.record import EntryOutcome, Host, Night, NightFinding, Rows, first_line
+from compress.plugins.nightly.suite import NightlySuite, SuiteEntry
+from compress.plugins.nightly.trend import Series, extend_series
 from compress.report.compare.baseline import run_git
 from compress.report.compare.machine_match import machine_summary
 from compress.report.run_folder import create_run_folder
@@ -32,7 +38,7 @@ from compress.utils.storage import storage_errors
 
 
 @dataclass(frozen=True)
-class NightDone:
+class NightResult:
     """A finished night, its folder, and the history it is part of."""
 
     night: Night
@@ -50,7 +56,7 @@ class NightRun:
     """
 
     def __init__(
-        self, suite: Suite, home: Path, artifacts: Path, progress: Progress, workers: str | None = None
+        self, suite: NightlySuite, home: Path, artifacts: Path, progress: Progress, workers: str | None = None
     ) -> None:
         self.suite = suite
         self.home = home
@@ -62,27 +68,27 @@ class NightRun:
         self.host: Host = host_of(machine)
         self.software = software_of(machine)
         place = home / suite.history if suite.history else artifacts / NIGHTS / suite.name / "history.sqlite"
-        self.history = History(place, self._note)
+        self.history = NightHistory(place, self._note)
         self.began = time.monotonic()
 
-    def run(self) -> NightDone:
+    def run(self) -> NightResult:
         """Run, judge and remember. An interrupt ends the entry that runs; what was finished is kept all the same.
 
         Raises `StorageError` where nothing can be written, `InputError` where the history is none.
         """
         started = datetime.now(UTC).astimezone()
-        earlier = self.history.nights(self.suite.name)
+        earlier = self.history.read_nights(self.suite.name)
         with storage_errors(self.artifacts):
             folder = create_run_folder(self.artifacts / NIGHTS / self.suite.name, started)
-        done: dict[str, EntryDone] = {}
+        done: dict[str, EntryResult] = {}
         interrupted = False
         try:
             with _termination_interrupts():
                 if self.workers is not None:
-                    from compress.plugins.nightly.prefetch import make_ahead
+                    from compress.plugins.nightly.prefetch import prefetch_stages
 
                     seconds = self.suite.budget_minutes * 60
-                    make_ahead(self.suite.entries, self.home, self.artifacts, self.workers, seconds, self.progress)
+                    prefetch_stages(self.suite.entries, self.home, self.artifacts, self.workers, seconds, self.progress)
                 for entry in _starved_first(self.suite.entries, earlier):
                     done[entry.label] = self._entry(entry, folder / entry.label, earlier)
         except KeyboardInterrupt:
@@ -101,16 +107,16 @@ class NightRun:
         rows = {one.outcome.entry: one.rows for one in inorder}
         night = self.history.append(self._watched(night, rows, earlier, inorder), rows)
         told = night.model_copy(update={"notes": tuple(dict.fromkeys((*night.notes, *self.notes)))})
-        nights = tuple(told if one.number == night.number else one for one in self.history.nights(night.suite))
-        return NightDone(told, folder, nights, self.history.series(night.suite), self.history.path, interrupted)
+        nights = tuple(told if one.number == night.number else one for one in self.history.read_nights(night.suite))
+        return NightResult(told, folder, nights, self.history.series(night.suite), self.history.path, interrupted)
 
-    def _entry(self, entry: Entry, folder: Path, earlier: Sequence[Night]) -> EntryDone:
+    def _entry(self, entry: SuiteEntry, folder: Path, earlier: Sequence[Night]) -> EntryResult:
         left = self.suite.budget_minutes * 60 - (time.monotonic() - self.began)
         reason = _no_time(left, _usual_seconds(entry.label, earlier, self.host))
         if reason:
             self.progress.note(f"{entry.label}: not run, {reason}")
-            found = Finding(entry=entry.label, kind="budget", what=f"not run: {reason}")
-            return EntryDone(Outcome(entry=entry.label, status="not run", reason=reason), (found,))
+            found = NightFinding(entry=entry.label, kind="budget", what=f"not run: {reason}")
+            return EntryResult(EntryOutcome(entry=entry.label, status="not run", reason=reason), (found,))
         self.progress.note(f"{entry.label}: running, {left / 60:.1f} min of the budget are left")
         baseline = self.home / self.suite.baselines / f"{entry.label}.json" if self.suite.baselines else None
         done = EntryRun(entry, self.home, self.artifacts, baseline, self.suite.policy).run(folder, left)
@@ -120,30 +126,32 @@ class NightRun:
         )
         return done
 
-    def _watched(self, night: Night, rows: Rows, earlier: Sequence[Night], done: Iterable[EntryDone]) -> Night:
+    def _watched(self, night: Night, rows: Rows, earlier: Sequence[Night], done: Iterable[EntryResult]) -> Night:
         """The night with the drifts that the history shows once this night is in it."""
         # Another night may get in before this one; it would be of another host or disturb this one anyway.
         numbered = night.model_copy(update={"number": max((one.number for one in earlier), default=0) + 1})
-        series = extended(self.history.series(night.suite), numbered, rows)
+        series = extend_series(self.history.series(night.suite), numbered, rows)
         by_number = {one.number: one for one in (*earlier, numbered)}
-        found: list[Finding] = []
+        found: list[NightFinding] = []
         for entry in done:
-            if entry.judged is None:
+            if entry.evaluation is None:
                 continue
             own = [one for one in series if one.entry == entry.outcome.entry]
-            for drift in find_drifts(own, entry.judged.policy, entry.judged.accepted, numbered):
-                told = finding(drift, own, by_number)
+            for drift in find_drifts(own, entry.evaluation.policy, entry.evaluation.accepted, numbered):
+                told = drift_finding(drift, own, by_number)
                 if drift.fails:
                     began = by_number.get(drift.first, numbered)
-                    last = night_before(by_number, told.entry, drift.first)
-                    told = told_with(told, moved(last, began, told.entry, self.artifacts))
+                    last = previous_night(by_number, told.entry, drift.first)
+                    told = with_weight_changes(told, describe_weight_changes(last, began, told.entry, self.artifacts))
                     self.progress.note(told.sentence)
                     found.append(told)
                 else:
                     self._note(f"{told.sentence}: not counted, since the machine explains it")
         fallen = dict.fromkeys(one.entry for one in night.findings)
-        words = {name: moved(last_good(earlier, name), numbered, name, self.artifacts) for name in fallen}
-        known = [told_with(one, words[one.entry]) for one in night.findings]
+        words = {
+            name: describe_weight_changes(last_passed(earlier, name), numbered, name, self.artifacts) for name in fallen
+        }
+        known = [with_weight_changes(one, words[one.entry]) for one in night.findings]
         changes = {
             "findings": tuple(_merged(known, found)),
             "outcomes": tuple(_with_drift(outcome, found) for outcome in night.outcomes),
@@ -155,11 +163,11 @@ class NightRun:
         self.progress.note(message)
 
 
-def _interrupted(entry: Entry) -> EntryDone:
-    return EntryDone(Outcome(entry=entry.label, status="not run", reason="the night was interrupted"))
+def _interrupted(entry: SuiteEntry) -> EntryResult:
+    return EntryResult(EntryOutcome(entry=entry.label, status="not run", reason="the night was interrupted"))
 
 
-def _starved_first(entries: Sequence[Entry], earlier: Sequence[Night]) -> list[Entry]:
+def _starved_first(entries: Sequence[SuiteEntry], earlier: Sequence[Night]) -> list[SuiteEntry]:
     """The entries that the last night had no time for, then the others, each in the order of the suite."""
     last = earlier[-1].outcomes if earlier else ()
     starved = {outcome.entry for outcome in last if outcome.status == "not run"}
@@ -186,7 +194,7 @@ def _no_time(left_seconds: float, usual_seconds: float | None) -> str:
     return ""
 
 
-def _with_since(found: Finding, earlier: Sequence[Night], host: Host) -> Finding:
+def _with_since(found: NightFinding, earlier: Sequence[Night], host: Host) -> NightFinding:
     """The finding with the first of the nights in a row that had it."""
     about = attrgetter("entry", "kind", "metric", "target")
     first = None
@@ -200,7 +208,7 @@ def _with_since(found: Finding, earlier: Sequence[Night], host: Host) -> Finding
     return found.model_copy(update={"since": first.label}) if first else found
 
 
-def _merged(findings: Sequence[Finding], drifts: Sequence[Finding]) -> Iterator[Finding]:
+def _merged(findings: Sequence[NightFinding], drifts: Sequence[NightFinding]) -> Iterator[NightFinding]:
     """Findings first, those of a drifting metric since that drift began; then the drifts."""
     began = {(drift.entry, drift.metric, drift.target): drift.since for drift in drifts}
     for found in findings:
@@ -209,7 +217,7 @@ def _merged(findings: Sequence[Finding], drifts: Sequence[Finding]) -> Iterator[
     yield from drifts
 
 
-def _with_drift(outcome: Outcome, drifts: Sequence[Finding]) -> Outcome:
+def _with_drift(outcome: EntryOutcome, drifts: Sequence[NightFinding]) -> EntryOutcome:
     """An outcome that passed its gate, but drifts, has missed."""
     mine = [drift for drift in drifts if drift.entry == outcome.entry]
     if outcome.status != "passed" or not mine:

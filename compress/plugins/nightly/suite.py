@@ -28,7 +28,7 @@ _SUITE = FileKind(
 )
 
 
-class Entry(Frozen):
+class SuiteEntry(Frozen):
     """One recipe of the suite. Paths count from the suite's folder."""
 
     recipe: str = Field(min_length=1, description="path of the recipe")
@@ -52,12 +52,12 @@ class Entry(Frozen):
         return (*self.set, f"targets=[{', '.join(self.targets)}]") if self.targets else self.set
 
 
-class Suite(Frozen):
+class NightlySuite(Frozen):
     """What a night runs, in this order; an entry that a night had no time for goes first the next night."""
 
     name: str = Field(pattern=_NAME, description="names the folder of the nights, and the nights in the history")
     description: str = Field("", description="one line on what the suite is for")
-    entries: tuple[Entry, ...] = Field(min_length=1, description="the recipes")
+    entries: tuple[SuiteEntry, ...] = Field(min_length=1, description="the recipes")
     budget_minutes: float = Field(480.0, gt=0, description="of the whole night")
     history: str | None = Field(
         None, description="SQLite file that nights are added to; default: beside the nights among the artifacts"
@@ -68,17 +68,17 @@ class Suite(Frozen):
     policy: Policy = Field(Policy(), description="what counts as a regression, for the gate and for drift")
 
 
-def read_suite(path: Path) -> Suite:
+def read_suite(path: Path) -> NightlySuite:
     """Read a suite. Raises `InputError` with every problem: fields, recipes that are not there, names used twice."""
     document = read_document(path, _SUITE)
-    suite = validate(Suite, document.values, document, ())
+    suite = validate(NightlySuite, document.values, document, ())
     _check_entries(document, path.parent)
     if suite is None or document.problems:
         raise document.error()
     return suite
 
 
-def choose(suite: Suite, only: Sequence[str]) -> Suite:
+def select_entries(suite: NightlySuite, only: Sequence[str]) -> NightlySuite:
     """The suite with the entries named in ``only``, or all. Raises `InputError` for a name that no entry has."""
     known = [entry.label for entry in suite.entries]
     for name in only:
@@ -91,8 +91,8 @@ def choose(suite: Suite, only: Sequence[str]) -> Suite:
 
 def suite_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a suite file, for editors."""
-    schema = Suite.model_json_schema()
-    schema["$defs"]["Entry"]["properties"]["targets"]["items"] = {"type": "string", "enum": list(TARGETS)}
+    schema = NightlySuite.model_json_schema()
+    schema["$defs"]["SuiteEntry"]["properties"]["targets"]["items"] = {"type": "string", "enum": list(TARGETS)}
     return {"$schema": DIALECT, **schema}
 
 

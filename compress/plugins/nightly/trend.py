@@ -15,10 +15,10 @@ from compress.results.formatting import format_number
 from compress.results.metrics import Metric, describe_metric
 
 TIMES = ("milliseconds", "rate", "times")
-"""Styles of metrics that a disturbed machine falsifies."""
+"""Styles of metrics that depend on the load of the machine."""
 
 
-class Point(NamedTuple):
+class TrendPoint(NamedTuple):
     """One night's value with its 95% interval, where that is known."""
 
     night: int
@@ -27,10 +27,10 @@ class Point(NamedTuple):
     low: float | None
     high: float | None
     quiet: bool = True
-    """False where the benchmark found the machine too disturbed for its times to mean anything."""
+    """False where the benchmark found the machine too noisy for its times to be usable."""
 
 
-class Level(NamedTuple):
+class TrendLevel(NamedTuple):
     """Nights between two changes: places ``first`` to ``last`` of the series' `usable` points, and their median."""
 
     first: int
@@ -51,7 +51,7 @@ class Series:
     target: str
     unit: str
     host: Host
-    points: tuple[Point, ...]
+    points: tuple[TrendPoint, ...]
 
     @property
     def described(self) -> Metric:
@@ -64,13 +64,13 @@ class Series:
         return self.described.style == "percent"
 
     @cached_property
-    def usable(self) -> tuple[Point, ...]:
+    def usable(self) -> tuple[TrendPoint, ...]:
         """The points, without times that were taken on a machine too disturbed."""
         timed = self.described.style in TIMES
         return tuple(point for point in self.points if point.quiet or not timed)
 
     @cached_property
-    def levels(self) -> tuple[Level, ...]:
+    def levels(self) -> tuple[TrendLevel, ...]:
         """The levels that the series kept to: one where it never changed, none without a usable point.
 
         Costs change by their logarithm, shares as they are.
@@ -82,8 +82,8 @@ class Series:
             return ()
         logarithmic = not self.is_share and min(values) > 0
         found = change_points([math.log(value) for value in values] if logarithmic else values)
-        bounds = [0, *(change.index for change in found), len(values)]
-        return tuple(Level(first, last - 1, median(values[first:last])) for first, last in pairwise(bounds))
+        bounds = [0, *(change.position for change in found), len(values)]
+        return tuple(TrendLevel(first, last - 1, median(values[first:last])) for first, last in pairwise(bounds))
 
     def effect(self, before: float, after: float) -> float:
         """The difference of two shares, else how much larger ``after`` is as a part of ``before``."""
@@ -101,7 +101,7 @@ class Series:
         return f"{sign}{format_number(abs(effect) * 100, 2)}{' points' if self.is_share else '%'}"
 
 
-def extended(series: Sequence[Series], night: Night, rows: Rows) -> list[Series]:
+def extend_series(series: Sequence[Series], night: Night, rows: Rows) -> list[Series]:
     """The series as they will be when ``night`` and its ``rows`` are in the history."""
     known = {(one.entry, one.model, one.metric, one.target, one.host.digest): one for one in series}
     quiet = {outcome.entry: outcome.noise != "unusable" for outcome in night.outcomes}
@@ -109,6 +109,6 @@ def extended(series: Sequence[Series], night: Night, rows: Rows) -> list[Series]
         for row in measured:
             key = (entry, row.model, row.metric, row.target, night.host.digest)
             one = known.get(key) or Series(entry, row.model, row.metric, row.target, row.unit, night.host, ())
-            point = Point(night.number, night.started, row.value, row.low, row.high, quiet.get(entry, True))
+            point = TrendPoint(night.number, night.started, row.value, row.low, row.high, quiet.get(entry, True))
             known[key] = replace(one, points=(*one.points, point))
     return list(known.values())

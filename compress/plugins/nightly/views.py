@@ -14,8 +14,8 @@ from rich.text import Text
 from compress.plugins.nightly.chart import level_changes, trend_chart
 from compress.plugins.nightly.drift import MACHINE, REFERENCE
 from compress.plugins.nightly.entry_run import relative
-from compress.plugins.nightly.record import Night, Outcome, Status, first_line
-from compress.plugins.nightly.run import NightDone
+from compress.plugins.nightly.record import EntryOutcome, Night, Status, first_line
+from compress.plugins.nightly.run import NightResult
 from compress.plugins.nightly.trend import Series
 from compress.report.junit import JunitCase, JunitSuite, junit_xml
 from compress.report.pages import render, render_markdown
@@ -23,7 +23,7 @@ from compress.report.run_folder import update_latest_link, write_atomically
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import main_metrics
 from compress.results.report import FINAL
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import TableColumn, ResponsiveTable
 from compress.utils.storage import storage_errors
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
@@ -31,7 +31,7 @@ _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not r
 
 def night_table(night: Night) -> RenderableType:
     """The outcomes as a table, then every finding with its culprit, then the notes."""
-    columns = [Column("Entry"), Column("Verdict"), Column("Time", right=True, rank=1), Column("Outcome")]
+    columns = [TableColumn("Entry"), TableColumn("Verdict"), TableColumn("Time", right=True, rank=1), TableColumn("Outcome")]
     table = ResponsiveTable(f"{night.suite}, {night.label}", columns)
     for outcome in night.outcomes:
         table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _took(outcome), first_line(outcome.reason))
@@ -61,7 +61,7 @@ def night_junit(night: Night) -> str:
     return junit_xml(night.suite, [_suite(night, outcome) for outcome in night.outcomes], night.seconds)
 
 
-def _suite(night: Night, outcome: Outcome) -> JunitSuite:
+def _suite(night: Night, outcome: EntryOutcome) -> JunitSuite:
     classname = f"{night.suite}.{outcome.entry}"
     state: Literal["error", "skipped", "passed"] = "passed"
     if outcome.status in ("failed", "not run"):
@@ -75,11 +75,11 @@ def _suite(night: Night, outcome: Outcome) -> JunitSuite:
     return JunitSuite(outcome.entry, cases, outcome.seconds, night.started)
 
 
-def _took(outcome: Outcome) -> str:
+def _took(outcome: EntryOutcome) -> str:
     return format_seconds(outcome.seconds) if outcome.seconds else ""
 
 
-def write_night(done: NightDone, description: str = "") -> None:
+def write_night(done: NightResult, description: str = "") -> None:
     """Write night.json, night.md, junit.xml and night.html, then turn `latest` to them. Raises `StorageError`."""
     contents = {
         "night.json": night_json(done),
@@ -93,7 +93,7 @@ def write_night(done: NightDone, description: str = "") -> None:
         update_latest_link(done.folder)
 
 
-def night_json(done: NightDone) -> str:
+def night_json(done: NightResult) -> str:
     """The night as JSON, with its exit code and where its files lie."""
     content = done.night.model_dump(mode="json")
     whole = {**content, "exit_code": done.night.exit_code, "folder": relative(done.folder)}
@@ -101,7 +101,7 @@ def night_json(done: NightDone) -> str:
 
 
 MOST_NIGHTS = 180
-"""Older nights stay in the history; a page with all of them would be too large to open."""
+"""Number of nights on the page. Older ones stay in the history only, since the page would be too large to open."""
 _CALENDAR_NIGHTS = 60
 _STATES: tuple[Status, ...] = get_args(Status)
 
@@ -163,7 +163,7 @@ def _recent(series: Series, recent: set[int]) -> Series | None:
     return series if len(points) == len(series.points) else replace(series, points=points)
 
 
-def _entry(outcome: Outcome, nights: Sequence[Night]) -> dict[str, Any]:
+def _entry(outcome: EntryOutcome, nights: Sequence[Night]) -> dict[str, Any]:
     """What became of an entry tonight, and in each of the ``nights``."""
     found = [{one.entry: one.status for one in night.outcomes}.get(outcome.entry, "not run") for night in nights]
     counts = Counter(found)

@@ -21,8 +21,8 @@ from compress.data.columns import Column
 from compress.inspection.activation_clipping import ActivationRange, activation_ranges, record_activations
 from compress.plugins.monitoring.advice import advice_of
 from compress.plugins.monitoring.drift import judged
-from compress.plugins.monitoring.features import image_traits, sound_traits, text_traits
-from compress.plugins.monitoring.record import Look
+from compress.plugins.monitoring.features import image_features, sound_features, text_features
+from compress.plugins.monitoring.record import DriftTest
 from compress.plugins.nightly import entry_run
 from compress.plugins.nightly.record import EntryOutcome
 from compress.plugins.nightly.suite import SuiteEntry
@@ -92,7 +92,7 @@ def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
 def test_traits_of_texts_by_hand() -> None:
     tokenizer = tiny.word_piece()
     table = pa.table({"text": ["the film was great", "xq the", "\u2603 the film was a great plot"]})
-    found = text_traits(table, [Column("text")], tokenizer, max_length=6)
+    found = text_features(table, [Column("text")], tokenizer, max_length=6)
 
     assert found.lengths.tolist() == [6, 2 + len(tokenizer.tokenize("xq the")), 9]
     # Six places, of which two are the frame's: three of the seven tokens of the last text don't fit.
@@ -109,7 +109,7 @@ def test_traits_of_images_by_hand() -> None:
     content = io.BytesIO()
     image.fromarray(np.repeat(np.uint8([[0, 255]]), 3, axis=0)).save(content, "png")
     value = {"bytes": content.getvalue(), "path": None, "sha256": ""}
-    found = image_traits(pa.table({"image": [value]}), Column("image", kind="image"))
+    found = image_features(pa.table({"image": [value]}), Column("image", kind="image"))
     assert {name: values.tolist() for name, values in found.items()} == {
         "brightness": [0.5],
         "contrast": [0.5],
@@ -122,7 +122,7 @@ def test_traits_of_recordings_by_hand() -> None:
     content = io.BytesIO()
     soundfile.write(content, np.tile([0.5, -0.5, 0.5, -1.0], 100), 8000, format="WAV", subtype="FLOAT")
     value = {"bytes": content.getvalue(), "path": None, "sha256": ""}
-    found = sound_traits(pa.table({"audio": [value]}), Column("audio", kind="audio"))
+    found = sound_features(pa.table({"audio": [value]}), Column("audio", kind="audio"))
     # A quarter of the samples have a power of 1, the others of 1/4.
     expected = {"loudness": 10 * np.log10(0.25 + 0.75 / 4), "seconds": 0.05, "rate": 8000.0, "clipped": 0.25}
     assert {name: values.tolist() for name, values in found.items()} == {
@@ -226,9 +226,9 @@ def recipe(*stages: Any, **data: Any) -> Recipe:
     return Recipe.model_validate(values | {"data": {"splits": {"train": "a.csv", "test": "b.csv"}, **data}})
 
 
-def look(name: str, p_value: float, effect: float = 1.0, matters_from: float = 0.1) -> Look:
+def look(name: str, p_value: float, effect: float = 1.0, matters_from: float = 0.1) -> DriftTest:
     """A tested one."""
-    return Look(name=name, title=name, verdict="none", effect=effect, matters_from=matters_from, p_value=p_value)
+    return DriftTest(name=name, title=name, verdict="none", effect=effect, matters_from=matters_from, p_value=p_value)
 
 
 def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:

@@ -28,12 +28,15 @@ import typer
 from bundle_page import figures, serve, visit
 
 from compress.cli.console_progress import ConsoleProgress
-from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
-from compress.plugins.diffusion.torch_session import torch_pictures
 from compress.formats.silence import quiet_libraries
-from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
+from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.sampler import IDS, NOISE, PICTURES, SEED
+from compress.plugins.diffusion.session import PictureSession
+from compress.plugins.diffusion.stage_settings import StepDistillation
+from compress.plugins.diffusion.torch_session import torch_pictures
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.compare.machine_match import machine_summary
@@ -42,9 +45,6 @@ from compress.results.formatting import format_measurement, format_number
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, Report, load_report
-from compress.plugins.diffusion.sampler import IDS, NOISE, PICTURES, SEED
-from compress.plugins.diffusion.session import PictureSession
-from compress.plugins.diffusion.stage_settings import StepDistillation
 from compress.utils.progress import Progress
 
 RESULTS = Path(__file__).parent / "results" / "diffusion.json"

@@ -41,9 +41,9 @@ from restartable import Lesson, forget, kept_plan, learn, seconds_a_step
 
 from compress.cli.console_progress import ConsoleProgress
 from compress.formats.silence import quiet_libraries
-from compress.models.diffusion_sampling import SAMPLING, Sampling, import_diffusers
-from compress.numerics.generated_images import frechet_distance
-from compress.numerics.image_similarity import psnr
+from compress.plugins.diffusion.image_similarity import psnr
+from compress.plugins.diffusion.image_statistics import frechet_distance
+from compress.plugins.diffusion.sampling_settings import SAMPLING, Sampling, import_diffusers
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress
 

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from compress.inspection.layers import group_layers
 from compress.inspection.tensors import READERS, ModelContents, read_model
-from compress.inspection.weight_statistics import TensorStatistics, measure_weights
+from compress.inspection.weight_statistics import WeightStatistics, measure_weights
 from compress.models.folder_checks import PICKLE_SUFFIXES, PROCESSOR_FILES
+from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
 from compress.models.stored_tensor import StoredTensor
-from compress.plugins.diffusion.part_calls import PartCall, part_calls
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.pydantic_models import Frozen
 
@@ -58,6 +58,17 @@ class TypeShare(Frozen):
     parameters: int
 
 
+class PartCall(Frozen):
+    """One step of the denoiser for one picture without guidance, or decoding one picture, of the model's own size."""
+
+    part: str
+    parameters: int
+    multiplications: int = Field(description="of convolutions, linear layers and attention")
+    fp32_bytes: int = Field(description="weights, and what is alive at once where attention is computed in pieces")
+    fp16_bytes: int
+    fp32_stored_attention_bytes: int = Field(description="the same where attention's matrices are stored")
+
+
 class Budget(Frozen):
     """Distribution of a model's bytes. ``total_bytes`` = ``tensor_bytes`` + the sum of ``overhead``."""
 
@@ -72,7 +83,7 @@ class Budget(Frozen):
     layers: tuple[LayerBudget, ...]
     modules: Module
     tensors: tuple[StoredTensor, ...]
-    statistics: dict[str, TensorStatistics] | None = None
+    statistics: dict[str, WeightStatistics] | None = None
     calls: tuple[PartCall, ...] | None = None
 
 
@@ -104,7 +115,7 @@ def budget_of(
         modules=module_tree(contents.tensors),
         tensors=contents.tensors,
         statistics=measure_weights(contents, progress or SilentProgress()) if weights else None,
-        calls=part_calls(path) if calls else None,
+        calls=image_generation_hook("component_calls")(path) if calls else None,
     )
 
 

@@ -8,16 +8,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.inspection.budget import Budget, Module
-from compress.inspection.weight_statistics import TensorStatistics
-from compress.plugins.diffusion.part_calls import PartCall
+from compress.inspection.budget import Budget, Module, PartCall
+from compress.inspection.weight_statistics import WeightStatistics
 from compress.results.formatting import format_bytes, format_count
-from compress.utils.responsive_table import Column, ResponsiveTable, bar
+from compress.utils.responsive_table import ResponsiveTable, TableColumn, bar
 
 BAR_CELLS = 16
 SMALL_SHARE = 0.001
 """Modules with a smaller share of the bytes are shown without their children."""
-_LEFT_OUT = "hidden at this width; --json has all columns"
+_LEFT_OUT = "hidden at this width; see --json"
 
 
 def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
@@ -64,8 +63,15 @@ def _overall_sparsity(budget: Budget) -> float:
 
 
 def _tree(budget: Budget, depth: int) -> ResponsiveTable:
-    columns = [Column("module"), Column("", rank=2), Column("share", right=True), Column("bytes", right=True)]
-    table = ResponsiveTable("", [*columns, Column("weights", right=True, rank=1), Column("types", rank=3)], _LEFT_OUT)
+    columns = [
+        TableColumn("module"),
+        TableColumn("", rank=2),
+        TableColumn("share", right=True),
+        TableColumn("bytes", right=True),
+    ]
+    table = ResponsiveTable(
+        "", [*columns, TableColumn("weights", right=True, rank=1), TableColumn("types", rank=3)], _LEFT_OUT
+    )
     _branch(table, budget.modules, "all tensors", 0, depth)
     return table
 
@@ -97,13 +103,13 @@ def _types(module: Module) -> str:
 
 
 def _largest(budget: Budget, top: int) -> ResponsiveTable:
-    columns = [Column("tensor"), Column("shape", rank=1), Column("type", rank=2)]
-    columns += [Column("bytes", right=True), Column("share", right=True)]
+    columns = [TableColumn("tensor"), TableColumn("shape", rank=1), TableColumn("type", rank=2)]
+    columns += [TableColumn("bytes", right=True), TableColumn("share", right=True)]
     statistics = budget.statistics
     # Statistics are optional columns.
     if statistics is not None:
         names = ("zeros", "min", "max", "mean", "std", "> 6 std")
-        columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(names, start=3)]
+        columns += [TableColumn(name, right=True, rank=rank) for rank, name in enumerate(names, start=3)]
     table = ResponsiveTable(f"largest {min(top, len(budget.tensors))} tensors", columns, _LEFT_OUT)
     for tensor in sorted(budget.tensors, key=lambda tensor: -tensor.bytes)[:top]:
         shape = "x".join(str(size) for size in tensor.shape) or "scalar"
@@ -114,9 +120,13 @@ def _largest(budget: Budget, top: int) -> ResponsiveTable:
 
 
 def _calls(calls: Sequence[PartCall]) -> ResponsiveTable:
-    columns = [Column("one call of"), Column("weights", right=True), Column("multiplications", right=True)]
-    columns += [Column("memory, fp32", right=True), Column("fp16", right=True)]
-    columns.append(Column("fp32, attention stored", right=True, rank=1))
+    columns = [
+        TableColumn("one call of"),
+        TableColumn("weights", right=True),
+        TableColumn("multiplications", right=True),
+    ]
+    columns += [TableColumn("memory, fp32", right=True), TableColumn("fp16", right=True)]
+    columns.append(TableColumn("fp32, attention stored", right=True, rank=1))
     table = ResponsiveTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
     for call in calls:
         sizes = (call.fp32_bytes, call.fp16_bytes, call.fp32_stored_attention_bytes)
@@ -125,7 +135,7 @@ def _calls(calls: Sequence[PartCall]) -> ResponsiveTable:
     return table
 
 
-def _statistics(statistics: TensorStatistics | None) -> tuple[str, ...]:
+def _statistics(statistics: WeightStatistics | None) -> tuple[str, ...]:
     if statistics is None:
         return ("-",) * 6
     numbers = tuple(

@@ -7,8 +7,9 @@ from typing import Any
 
 from compress.models.config_checks import is_timm
 from compress.models.graph_inputs import GRAPH_INPUTS
+from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
-from compress.models.pipeline_folder import check_pipeline_folder, is_pipeline, part_config, pipeline_weights
+from compress.models.pipeline_folder import is_pipeline, part_config, pipeline_weights
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
@@ -50,7 +51,7 @@ def check_model_folder(folder: Path) -> None:
         )
     try:
         if is_pipeline(folder):
-            check_pipeline_folder(folder)
+            image_generation_hook("check_folder")(folder)
             check_processor(folder, dict(part_config(folder, "text_encoder")))
             return
         config = read_json(folder / "config.json")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from compress.models.config_checks import explain_load_failure, load_error_types
 from compress.models.folder_checks import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
+from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
 from compress.models.model import write_companions
 from compress.models.pipeline_folder import is_pipeline
@@ -38,9 +39,7 @@ def load_processor(folder: Path) -> Any:
     if (folder / GRAPH_INPUTS).is_file():
         return read_graph_inputs(folder)
     if is_pipeline(folder):
-        from compress.plugins.diffusion.sampling_settings import load_prompt_processor
-
-        return load_prompt_processor(folder)
+        return image_generation_hook("load_processor")(folder)
     # Without image or audio preprocessing, the model reads text.
     preparation = _preparation(folder)
     if preparation is None:

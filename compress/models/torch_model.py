@@ -28,6 +28,8 @@ class TorchModel:
     """transformers model and the processor that prepares its inputs."""
 
     kind: ClassVar[str] = "torch"
+    generates_images: ClassVar[bool] = False
+    """True for a diffusion model of several components; see `compress.models.image_generation`."""
     module: PreTrainedModel
     processor: Any
 

@@ -215,16 +215,16 @@ def _blockwise_logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     import torch
 
     from compress.models.processor import load_processor, load_tokenizer
-    from compress.stages.blockwise.build import build_skeleton, last_hidden
+    from compress.stages.blockwise.build import build_blockwise_model, last_hidden
 
     if model.config.get("is_encoder_decoder"):
         return _first_token_logits(model, encode(load_processor(model.folder)))
-    skeleton = build_skeleton(model)
+    decoder = build_blockwise_model(model)
     sequences = [example["input_ids"] for example in encode(load_tokenizer(model.folder)).inputs[:WINDOWS]]
     length = min(TOKENS, *(len(sequence) for sequence in sequences))
     ids = torch.from_numpy(np.stack([sequence[:length] for sequence in sequences]))
     with torch.no_grad():
-        logits = skeleton.logits(last_hidden(skeleton, ids)[:, -POSITIONS:])
+        logits = decoder.logits(last_hidden(decoder, ids)[:, -POSITIONS:])
     return np.asarray(logits.flatten(0, 1))
 
 

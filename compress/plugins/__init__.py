@@ -84,6 +84,9 @@ class PluginSpec:
         hosts: Functions with the signature of `compress.benchmark.host.HostFinder`, which open other machines.
         run_finished: Functions that receive a `compress.pipeline.run.FinishedRun` after its report is written.
         doctor_checks: Functions without parameters that return findings for `compress doctor`.
+        metrics: Sequences of `compress.results.metrics.Metric`, rows of the metrics table.
+        image_generation: Functions for models that generate images, by the names of
+            `compress.models.image_generation.HOOKS`.
         bundled_formats: Objects of `BundledFormat` of the plug-in apps, by the name of the format.
     """
 
@@ -100,6 +103,8 @@ class PluginSpec:
     hosts: Mapping[str, str] = _extension_point()
     run_finished: Mapping[str, str] = _extension_point()
     doctor_checks: Mapping[str, str] = _extension_point()
+    metrics: Mapping[str, str] = _extension_point()
+    image_generation: Mapping[str, str] = _extension_point()
     bundled_formats: Mapping[str, str] = _extension_point()
 
 

@@ -9,10 +9,9 @@ from typing import Literal
 from compress.data.source import find
 from compress.models.config_checks import check_config
 from compress.models.folder_checks import PICKLE_SUFFIXES, check_model_folder, pickle_error
+from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
-from compress.models.pipeline_folder import is_pipeline
-from compress.plugins.diffusion.source_folder import Checker, convert_pipeline
-from compress.plugins.diffusion.source_folder import made_folder as made_pipeline
+from compress.models.pipeline_folder import SafetyChecker, is_pipeline
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
 from compress.sources.timm_folder import convert_timm, is_timm_folder
 from compress.sources.timm_folder import made_folder as made_timm
@@ -35,7 +34,7 @@ def resolve_model(
     cache: Path = DEFAULT_CACHE,
     progress: Progress | None = None,
     arrays: bool = False,
-    checker: Checker | None = None,
+    checker: SafetyChecker | None = None,
 ) -> Path:
     """Return a checked local folder in Hugging Face layout for a model reference.
 
@@ -75,7 +74,7 @@ def resolve_model(
     elif not (path / "config.json").is_file() and (only := _only_gguf(path)):
         path = _converted(only, cache, progress or SilentProgress())
     if is_pipeline(path):
-        return convert_pipeline(path, cache, checker, progress)
+        return image_generation_hook("convert_folder")(path, cache, checker, progress)
     if is_timm_folder(path):
         path = convert_timm(path, cache, progress)
     # Fail early with a clear message instead of an exception from transformers.
@@ -109,7 +108,7 @@ def local_model_path(reference: str, folder: Path) -> Path | None:
 
 
 def find_resolved(
-    reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = False, checker: Checker | None = None
+    reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = False, checker: SafetyChecker | None = None
 ) -> Path | None:
     """Return the folder that `resolve_model` would return if nothing has to be fetched or converted first, else None.
 
@@ -137,7 +136,7 @@ def find_resolved(
         return ready if ready.is_dir() else None
     if path is not None and (is_pipeline(path) or is_timm_folder(path)):
         try:
-            converted_path = made_pipeline(path, cache, checker) if is_pipeline(path) else made_timm(path, cache)
+            converted_path = image_generation_hook("converted_folder")(path, cache, checker) if is_pipeline(path) else made_timm(path, cache)
         except ModelError:  # told by whoever needs more of it than its config
             return path
         return converted_path if converted_path.is_dir() else path

@@ -25,7 +25,6 @@ from compress.tasks import (
     text_classification,
     text_generation,
     text_ranking,
-    text_to_image,
     token_classification,
     zero_shot_image_classification,
 )
@@ -50,7 +49,6 @@ BUILT_IN: tuple[Task, ...] = (
     object_detection.TASK,
     image_segmentation.TASK,
     image_text_to_text.TASK,
-    text_to_image.TASK,
     graph_agreement.TASK,
 )
 """Tasks in the order in which messages list them."""

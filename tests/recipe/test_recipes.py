@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import tiny_images
-import tiny_pictures
 import tiny_places
 import tiny_questions
 import tiny_sounds
@@ -23,7 +22,6 @@ from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from rotation import todays
 from tiny_generation import write_texts
 from tiny_pairs import write_pairs
-from tiny_pipelines import pipeline_folder
 from tiny_run import LABELS, tokenizer, write_rows
 from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
@@ -226,6 +224,9 @@ def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
 
 def _shrunk_pictures(recipe: Recipe, folder: Path) -> Recipe:
     """A tiny pipeline, pictures of random levels, and a judge of random weights."""
+    tiny_pictures = pytest.importorskip("tiny_pictures", reason="the plug-in for diffusion is deleted")
+    from tiny_pipelines import pipeline_folder
+
     splits = tiny_pictures.write_rows(folder)
     pipeline_folder(folder / "model")
     (folder / "model" / "sampling_config.json").write_text('{"num_inference_steps": 4, "guidance_scale": 2.0}')

@@ -11,8 +11,8 @@ from compress.plugins.apps.audio_classification import SOUNDS
 from compress.plugins.apps.boxes import FOUND_BOXES, MASKS, WHOLE_IMAGES
 from compress.plugins.apps.chat import REPLIES
 from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
-from compress.plugins.apps.drawn import DRAWN_PICTURES, DRAWN_PROMPTS
 from compress.plugins.apps.image import IMAGES
+from compress.plugins.apps.image_generation import DRAWN_PICTURES, DRAWN_PROMPTS
 from compress.plugins.apps.pairs import ASKED, RANKED
 from compress.plugins.apps.prompt import PROMPTS
 from compress.plugins.apps.scores import MASKED, RELEVANCE, SPANS, TAGS

@@ -20,13 +20,13 @@ import onnx
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.formats.runtime import Batch, Session
 from compress.models.processor import processor_of
 from compress.numerics.sampling import spread_sample
 from compress.plugins.diffusion.image_similarity import ssim
 from compress.plugins.diffusion.onnx_export import open_diffusion
 from compress.plugins.diffusion.sampler import IDS, LATENT, PICTURES, TIMESTEP, PictureSampler
 from compress.plugins.diffusion.session import DECODER, TEXT_ENCODER, PictureSession
-from compress.formats.runtime import Batch, Session
 from compress.stages.onnx_int8.accuracy_aware import Merit
 from compress.stages.onnx_int8.quantizer import METADATA, SPLIT, validation_examples
 from compress.tasks.batches import by_length

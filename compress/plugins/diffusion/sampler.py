@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch
 from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.scheduler_table import OnStep, StepTable, set_steps, step_table
-from compress.formats.runtime import Batch
 from compress.utils.errors import InputError, ModelError, StageError
 
 Call = Callable[[Batch], Mapping[str, np.ndarray]]

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from compress.formats.runtime import Batch
 from compress.plugins.diffusion.sampler import SAMPLE, TIMESTEP, PictureSampler
 from compress.plugins.diffusion.sampling_drift import SamplingPath
-from compress.formats.runtime import Batch
 
 FINISHED = -1.0
 """Time of the finished latents, after the last timestep, which may be 0."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.models.pipeline_folder import UNET, part_config
 from compress.plugins.diffusion.pipeline_checks import vae_config
 from compress.plugins.diffusion.sampler import (
@@ -29,7 +30,6 @@ from compress.plugins.diffusion.sampler import (
     PictureSampler,
 )
 from compress.plugins.diffusion.sampling_settings import Sampling, empty_ids, load_scheduler
-from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.tasks.task import Examples
 from compress.utils.errors import ModelError
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.formats.safetensors.session import FAILURES
 from compress.models.pipeline_folder import UNET
 from compress.plugins.diffusion.pipeline_model import TEXT_ENCODER, VAE, GeneratorModel
@@ -24,7 +25,6 @@ from compress.plugins.diffusion.sampler import (
     PictureSampler,
 )
 from compress.plugins.diffusion.session import DECODER, PictureSession, sampler_of
-from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.utils.errors import StageError, first_line
 
 

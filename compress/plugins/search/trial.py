@@ -1,4 +1,4 @@
-"""One trial: a recipe goes down the road, and is judged by the rows that choose."""
+"""A trial: a recipe is run and evaluated on the selection rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from compress.pipeline.formats import measurable, written
 from compress.pipeline.image_generation_evals import judgements
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
-from compress.plugins.ray.jobs import Arrival, InProcess, Journey, Roads, Workers
+from compress.plugins.ray.jobs import InProcessWorkers, Job, JobContext, JobResult, Workers
 from compress.plugins.search.goal import Goal, target_name
-from compress.plugins.search.outcome import StageCost, TrialOutcome, figures
+from compress.plugins.search.outcome import StageCost, TrialOutcome, outcome_fields
 from compress.plugins.search.proxy_metric import PROXY_METRICS, measure_divergence
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.results.measurement import Measurement
@@ -26,7 +26,13 @@ _LAUNCHES, _SECONDS, _PRECISION = 3, 0.7, 0.02
 
 @dataclass(frozen=True)
 class RecipeTrial:
-    """A recipe to try; ``timed`` too, where the goal has a time in it. ``seconds`` is about what it takes."""
+    """Recipe to try.
+
+    Attributes:
+        recipe: The recipe.
+        timed: Whether latency is measured too, where the goal needs it.
+        seconds: Predicted time.
+    """
 
     recipe: Recipe
     timed: bool = False
@@ -34,17 +40,17 @@ class RecipeTrial:
 
 
 Speculation = Callable[[Mapping[int, TrialOutcome]], Iterable[RecipeTrial]]
-"""What may be tried next, by what came of a round's trials so far, each by its place."""
+"""Function that returns the trials that may be tried next, given the outcomes of the round by their index."""
 
 
 @dataclass(frozen=True)
 class EvaluateModels:
-    """What a recipe's final model and its baseline weigh and answer on the rows of ``split``."""
+    """Evaluation of a recipe's final model and baseline on a split: sizes, quality and divergence."""
 
     split: str
 
     def __call__(self, runner: StageRunner) -> tuple[str, list[Measurement]]:
-        """The digest of the final model, and what was measured of both."""
+        """Return the digest of the final model, and the measurements of both models."""
         session = _session_of(runner, self.split, (BASELINE, FINAL))
         rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *measure_divergence(session)]
         return session.digests[FINAL], rows
@@ -52,12 +58,12 @@ class EvaluateModels:
 
 @dataclass(frozen=True)
 class EvaluateBaseline:
-    """What `EvaluateModels` would find of the baseline alone, which stays in the cache."""
+    """Evaluation of the baseline alone, whose result stays in the cache for `EvaluateModels`."""
 
     split: str
 
     def __call__(self, runner: StageRunner) -> None:
-        """Judge it."""
+        """Evaluate the baseline."""
         profile = target_profile(runner.recipe)
         folder = written(runner, runner.recipe.baseline, profile.target.format, profile.options)
         TargetSession(runner, profile, {BASELINE: folder}, self.split).accuracies([])
@@ -65,64 +71,71 @@ class EvaluateBaseline:
 
 @dataclass(frozen=True)
 class MeasureLatency:
-    """How fast the final model is on the rows of ``split``; its baseline too, where times are ``compared``."""
+    """Latency of the final model on a split; of the baseline too where times are compared."""
 
     split: str
     compared: bool
 
     def __call__(self, runner: StageRunner) -> list[Measurement]:
-        """What was measured."""
+        """Return the measurements."""
         labels = (BASELINE, FINAL) if self.compared else (FINAL,)
         return _session_of(runner, self.split, labels).timings(remeasure=False)[0]
 
 
 @dataclass
 class TrialRunner:
-    """Trials of recipes, all trained and judged on the same data, by whoever the workers are."""
+    """Trials of recipes that share their data, run by workers."""
 
     goal: Goal
-    roads: Roads
+    context: JobContext
     workers: Workers
 
     @classmethod
     def in_process(cls, goal: Goal, folder: Path, artifacts: Path, progress: Progress) -> TrialRunner:
-        """Those of this process, one after another."""
-        roads = Roads(folder, artifacts, BarsOnly(progress))
-        return cls(goal, roads, InProcess(roads))
+        """Return a runner that runs trials one after another in this process."""
+        context = JobContext(folder, artifacts, BarsOnly(progress))
+        return cls(goal, context, InProcessWorkers(context))
 
     def run_recipe(self, recipe: Recipe) -> StageRunner:
-        """A runner at whose end a recipe has come, measured there by its baseline and its final model alone."""
-        runner = self.roads.runner(_at_its_ends(recipe))
+        """Run a recipe, measuring only its baseline and its final model, and return its stage runner."""
+        runner = self.context.runner(_at_its_ends(recipe))
         runner.run_all()
         return runner
 
     def run(self, recipe: Recipe, timed: bool) -> TrialOutcome:
-        """Make and judge one."""
+        """Run and evaluate one recipe."""
         return next(self.run_all([RecipeTrial(recipe, timed)]))
 
     def run_all(self, trials: Iterable[RecipeTrial], guess: Speculation | None = None) -> Iterator[TrialOutcome]:
-        """Make and judge them; outcomes come in the order of the trials. ``guess`` says what workers may begin with.
+        """Run and evaluate trials; outcomes come in the order of the trials.
 
-        What a recipe fails by is its outcome; a disk that is full or cannot be written ends the search.
+        A recipe that fails has an outcome with an error. A full disk ends the search.
+
+        Args:
+            trials: Trials to run.
+            guess: Function that returns the next trials that idle workers may start.
+
+        Returns:
+            Outcome of each trial.
         """
 
-        def next_journeys(arrived: Mapping[int, Arrival]) -> list[Journey]:
+        def next_journeys(arrived: Mapping[int, JobResult]) -> list[Job]:
             assert guess is not None
-            return list(map(self._journey, guess({place: self._outcome(one) for place, one in arrived.items()})))
+            return list(map(self._journey, guess({index: self._outcome(result) for index, result in arrived.items()})))
 
         journeys = map(self._journey, trials)
         return map(self._outcome, self.workers.run_all(journeys, guess and next_journeys))
 
     def evaluate_all(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
-        """What recipes come to on the rows of a split, or what they fail by."""
+        """Return the measurements of recipes on a split, or the error of each that fails."""
         journeys = (
-            Journey(_at_its_ends(recipe), then=EvaluateModels(split), early=EvaluateBaseline(split))
+            Job(_at_its_ends(recipe), evaluate=EvaluateModels(split), evaluate_baseline=EvaluateBaseline(split))
             for recipe in recipes
         )
         for arrival in self.workers.run_all(journeys):
-            yield arrival.found[1] if arrival.error is None else arrival.error
+            yield arrival.evaluation[1] if arrival.error is None else arrival.error
 
-    def _journey(self, trial: RecipeTrial) -> Journey:
+    def _journey(self, trial: RecipeTrial) -> Job:
         recipe, search = trial.recipe, trial.recipe.search
         assert search is not None
         recipe = recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)})
@@ -132,18 +145,21 @@ class TrialRunner:
             else None
         )
         split = search.select.split
-        return Journey(_at_its_ends(recipe), EvaluateModels(split), timed, trial.seconds, early=EvaluateBaseline(split))
+        return Job(
+            _at_its_ends(recipe), EvaluateModels(split), timed, trial.seconds, evaluate_baseline=EvaluateBaseline(split)
+        )
 
-    def _outcome(self, arrival: Arrival) -> TrialOutcome:
+    def _outcome(self, arrival: JobResult) -> TrialOutcome:
         if arrival.error is not None:
             return TrialOutcome(error=first_line(arrival.error), seconds=arrival.seconds)
-        model, rows = arrival.found
+        model, rows = arrival.evaluation
         stages = tuple(
-            StageCost(label=one.name, key=one.key, seconds=one.seconds, cached=one.cached) for one in arrival.stages
+            StageCost(label=record.name, key=record.key, seconds=record.seconds, cached=record.cached)
+            for record in arrival.stages
         )
         return TrialOutcome.model_validate(
             {
-                **figures([*rows, *(arrival.timed or ())], (*self.goal.quality_metrics, *PROXY_METRICS)),
+                **outcome_fields([*rows, *(arrival.timings or ())], (*self.goal.quality_metrics, *PROXY_METRICS)),
                 "model": model,
                 "stages": stages,
                 "seconds": arrival.seconds,
@@ -152,26 +168,26 @@ class TrialRunner:
 
 
 def target_profile(recipe: Recipe) -> Profile:
-    """The target that trials are measured on."""
+    """Return the target that trials are measured on."""
     assert recipe.search is not None
     name = target_name(recipe, recipe.search)
     return next(profile for profile in recipe.profiles() if profile.name == name)
 
 
 def _session_of(runner: StageRunner, split: str, labels: Sequence[str]) -> TargetSession:
-    """Models of a recipe that has been run, in the format of its target."""
+    """Return a measuring session for models of a recipe that was run, in the format of its target."""
     profile = target_profile(runner.recipe)
     artifacts = measurable(runner, profile.target.format, profile.options)
     return TargetSession(runner, profile, {label: artifacts[label] for label in labels}, split, precision=_PRECISION)
 
 
 def _at_its_ends(recipe: Recipe) -> Recipe:
-    """The recipe, measured by its baseline and its final model alone."""
+    """Return the recipe with measurements of its baseline and its final model only."""
     return recipe.model_copy(update={"benchmark": recipe.benchmark.model_copy(update={"every_stage": False})})
 
 
 def _brief(benchmark: Benchmark) -> Benchmark:
-    """Times good enough to choose by; the session at the end takes the recipe's own."""
+    """Return benchmark settings that are precise enough to choose by; the final evaluation uses the recipe's own."""
     return benchmark.model_copy(
         update={
             "batched": False,
@@ -182,7 +198,7 @@ def _brief(benchmark: Benchmark) -> Benchmark:
 
 
 class BarsOnly(SilentProgress):
-    """Bars of what is long; what stages say of themselves would drown what the search says."""
+    """Progress that shows bars only, since notes of the stages would hide those of the search."""
 
     def __init__(self, inner: Progress) -> None:
         self.track = inner.track  # type: ignore[method-assign]

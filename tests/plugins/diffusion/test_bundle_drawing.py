@@ -17,13 +17,13 @@ from serving import assert_asks_nobody, serve
 from tiny_pipelines import pipeline
 from toy_bundles import wanted_of
 
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.plugins.apps.build import build
 from compress.plugins.apps.image_generation import noise_of
 from compress.plugins.apps.postprocess import Draw
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion
 from compress.plugins.diffusion.pipeline_model import load_pipeline
 from compress.plugins.diffusion.sampling_settings import SAMPLING, Sampling
-from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 

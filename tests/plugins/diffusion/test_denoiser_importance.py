@@ -11,12 +11,12 @@ import torch
 from diffusers import DDIMScheduler
 
 from compress.plugins.diffusion.component_costs import parameters
-from compress.plugins.diffusion.unet_blocks import all_blocks, shared_blocks
-from compress.plugins.diffusion.unet_channels import channel_sets
 from compress.plugins.diffusion.denoiser_importance import Probes, gates_over_timesteps
 from compress.plugins.diffusion.denoiser_pruning import least_missed, prune_unet
 from compress.plugins.diffusion.noised_latents import Noising
 from compress.plugins.diffusion.stage_settings import DenoiserPruning
+from compress.plugins.diffusion.unet_blocks import all_blocks, shared_blocks
+from compress.plugins.diffusion.unet_channels import channel_sets
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, HeunDiscreteScheduler
 
+from compress.formats.runtime import Batch, TensorType
 from compress.plugins.diffusion.calibration import TIMESTEPS, evenly, prompts_needed, watch
 from compress.plugins.diffusion.sampler import (
     DENOISED,
@@ -26,7 +27,6 @@ from compress.plugins.diffusion.sampler import (
 )
 from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.session import PictureSession
-from compress.formats.runtime import Batch, TensorType
 
 PROMPTS, TOKENS, SCALING = 3, 5, 0.5
 EMPTY = 9

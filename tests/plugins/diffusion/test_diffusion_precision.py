@@ -13,13 +13,13 @@ from onnx import numpy_helper
 from tiny_pipelines import WORDS, pipeline_folder
 
 from compress.data.dataset import Dataset
-from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.runtimes import opened
-from compress.plugins.diffusion.pipeline_model import load_pipeline
 from compress.plugins.diffusion.image_similarity import ssim
+from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
+from compress.plugins.diffusion.pipeline_model import load_pipeline
 from compress.plugins.diffusion.sampler import PICTURES
 from compress.stages.base import Context
 from compress.stages.cast import Cast

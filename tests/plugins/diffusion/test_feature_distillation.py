@@ -12,12 +12,12 @@ import tiny_unets
 import torch
 from diffusers import DDPMScheduler
 
-from compress.plugins.diffusion.unet_blocks import bk_sdm_blocks, keep_blocks
 from compress.plugins.diffusion import feature_distillation
-from compress.plugins.diffusion.feature_distillation import FeatureLesson, teach_features
+from compress.plugins.diffusion.feature_distillation import FeatureTrainer, train_on_features
 from compress.plugins.diffusion.noised_latents import NoisedLatents, Noising, denoise
 from compress.plugins.diffusion.stage_settings import FeatureDistillation
-from compress.stages.training.checkpoint import KeptTraining
+from compress.plugins.diffusion.unet_blocks import bk_sdm_blocks, keep_blocks
+from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.utils.errors import StageError
 
 NOISING = Noising.of(DDPMScheduler())
@@ -32,8 +32,8 @@ def noised(rows: int = 3) -> NoisedLatents:
     return NOISING.draw(batch, generator=torch.Generator().manual_seed(2))
 
 
-def lesson(teacher, student, **weights) -> FeatureLesson:
-    return FeatureLesson.between(teacher, student, EXAMPLES, NOISING, FAST.model_copy(update=weights), 0)
+def lesson(teacher, student, **weights) -> FeatureTrainer:
+    return FeatureTrainer.between(teacher, student, EXAMPLES, NOISING, FAST.model_copy(update=weights), 0)
 
 
 def test_an_identical_student_has_no_loss_against_its_teacher():
@@ -114,7 +114,7 @@ def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     context = tiny.context(scratch=tmp_path)
     apart = (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean()
     settings = FAST.model_copy(update={"epochs": 12})
-    teach_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, settings, context)
+    train_on_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, settings, context)
     assert (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean() < 0.7 * apart
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert "denoising loss on held-out pictures" in context.notes[-1]
@@ -139,13 +139,13 @@ class Mortal(Noising):
 
 
 def test_a_killed_teaching_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_distillation, "KeptTraining", partial(KeptTraining, every_seconds=0.0))
+    monkeypatch.setattr(feature_distillation, "KeptTraining", partial(TrainingCheckpoint, every_seconds=0.0))
     small, teacher = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
 
     def taught(folder, dies_after):
         student = copy.deepcopy(small)
         noising = Mortal(NOISING.scheduler, {}, 0.0, [dies_after])
-        teach_features(student, teacher, EXAMPLES, EXAMPLES, noising, FAST, tiny.context(scratch=folder))
+        train_on_features(student, teacher, EXAMPLES, EXAMPLES, noising, FAST, tiny.context(scratch=folder))
         return student.state_dict()
 
     whole = taught(tmp_path / "whole", -1)

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from compress.inspection.budget import budget_of
 from compress.inspection.budget_rendering import write_budget
-from compress.plugins.diffusion.part_calls import part_calls
 from compress.plugins.diffusion.component_costs import costs_of
+from compress.plugins.diffusion.part_calls import part_calls
 from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
 from compress.plugins.diffusion.tiny_autoencoder import make_small_autoencoder
 from compress.utils.errors import ModelError

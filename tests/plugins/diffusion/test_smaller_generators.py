@@ -14,12 +14,12 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 
 from compress.data.dataset import Dataset
 from compress.plugins.diffusion.onnx_export import export_diffusion, verify_diffusion
-from compress.plugins.diffusion.torch_session import torch_sampler
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
-from compress.stages.base import Context
 from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
 from compress.plugins.diffusion.stages import DistillAutoencoder, DistillFeatures, PruneDenoiser
 from compress.plugins.diffusion.tiny_autoencoder import make_small_autoencoder
+from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.stages.base import Context
 from compress.stages.protocols import fields_without_effect
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError

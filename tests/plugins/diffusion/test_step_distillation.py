@@ -15,13 +15,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from compress.plugins.diffusion.scheduler import best_untrained
 from compress.plugins.diffusion.noise_prediction import NoiseTable
 from compress.plugins.diffusion.noised_latents import latent_examples
+from compress.plugins.diffusion.scheduler import best_untrained
 from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
-from compress.plugins.diffusion.step_distillation import StepsLesson, told_of_guidance
+from compress.plugins.diffusion.step_distillation import StepTrainer, told_of_guidance
 from compress.plugins.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join
-from compress.stages.training.checkpoint import KeptTraining
+from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.utils.errors import StageError
 
 diffusers = pytest.importorskip("diffusers")
@@ -32,14 +32,14 @@ def made_settings(fields: dict[str, Any]) -> ProgressiveDistillation | Consisten
     return kind.model_validate({name: value for name, value in fields.items() if name != "method"})
 
 
-def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepsLesson:
+def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepTrainer:
     """Of points in the plane, for a student with random weights."""
     fields = {"batch_size": 256, "precision": "fp32", "optimizer": {"weight_decay": 0.0}, **settings}
     chosen = made_settings({**few, **fields})
     torch.manual_seed(0)
     student, examples = mixture.SmallDenoiser(), latent_examples(mixture.points(rows), {})
     about = replace(tiny.context(), scratch=folder)
-    return StepsLesson(chosen, mixture.ExactDenoiser(), student, mixture.scheduler(), examples, None, about)
+    return StepTrainer(chosen, mixture.ExactDenoiser(), student, mixture.scheduler(), examples, None, about)
 
 
 def energy(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -169,22 +169,22 @@ def test_a_network_that_is_told_of_guidance_begins_as_it_was() -> None:
 def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
     few: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(folder: Path) -> StepsLesson:
+    def made(folder: Path) -> StepTrainer:
         return lesson(folder, {"steps": 4, **few}, rows=512, epochs=8)
 
     whole = made(tmp_path / "whole")
     whole.teach()
-    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
-    own, calls = StepsLesson.batch, 0
+    monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
+    own, calls = StepTrainer.batch, 0
 
-    def failing(self: StepsLesson, given: dict[str, torch.Tensor]) -> Batch:
+    def failing(self: StepTrainer, given: dict[str, torch.Tensor]) -> Batch:
         nonlocal calls
         calls += 1
         if calls == 12:  # in the second round, where there are two
             raise KeyboardInterrupt
         return own(self, given)
 
-    monkeypatch.setattr(StepsLesson, "batch", failing)
+    monkeypatch.setattr(StepTrainer, "batch", failing)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "killed").teach()
     again = made(tmp_path / "killed")
@@ -197,16 +197,16 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
 def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
-    own, calls = StepsLesson.batch, 0
+    monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
+    own, calls = StepTrainer.batch, 0
 
-    def spoiled(self: StepsLesson, given: dict[str, torch.Tensor]) -> Batch:
+    def spoiled(self: StepTrainer, given: dict[str, torch.Tensor]) -> Batch:
         nonlocal calls
         calls += 1
         batch = own(self, given)
         return replace(batch, clean=batch.clean * float("nan")) if calls >= 5 else batch
 
-    monkeypatch.setattr(StepsLesson, "batch", spoiled)
+    monkeypatch.setattr(StepTrainer, "batch", spoiled)
     taught = lesson(tmp_path, {"steps": 4, "method": "consistency"}, rows=512, epochs=8)
     taught.teach()
     assert all(torch.isfinite(weight).all() for weight in taught.student.parameters())
@@ -239,7 +239,7 @@ def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named: list[str] = []
-    monkeypatch.setattr(StepsLesson, "_train", lambda self, name, make, place, rounds: named.append(name))
+    monkeypatch.setattr(StepTrainer, "_train", lambda self, name, make, place, rounds: named.append(name))
     few = {"steps": 4, "teacher_steps": 16, "prediction_type": "sample"}
     lesson(tmp_path, few).teach()
     lesson(tmp_path, {**few, "guidance_first": False, "at_once": 4}).teach()

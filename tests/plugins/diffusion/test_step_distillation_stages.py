@@ -13,11 +13,11 @@ import tiny_pipelines
 import torch
 
 from compress.data.dataset import Dataset
-from compress.plugins.diffusion.torch_session import torch_sampler
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
-from compress.stages.base import Context
 from compress.plugins.diffusion.schedule_stage import Schedule
 from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps
+from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.stages.base import Context
 from compress.tasks.registry import get_task
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress

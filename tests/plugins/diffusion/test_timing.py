@@ -12,6 +12,8 @@ from diffusers import DDIMScheduler
 from compress.benchmark.record import TimingRecord
 from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.rounds import ImageTimes, TimedRounds
+from compress.benchmark.worker_sessions import combined_start_up
+from compress.formats.runtime import Batch
 from compress.plugins.diffusion.sampler import (
     DENOISED,
     HIDDEN,
@@ -26,10 +28,9 @@ from compress.plugins.diffusion.sampler import (
 )
 from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.timing import image_rows, speedup_rows
-from compress.plugins.diffusion.worker_timing import combined_start_up, time_image
+from compress.plugins.diffusion.worker_timing import time_image
 from compress.plugins.diffusion.workload import ImageGenerationPlan, ImageSetting, add_image_round
 from compress.results.metrics import describe_metric
-from compress.formats.runtime import Batch
 from compress.utils.errors import InputError, StageError
 
 TOKENS = 5

@@ -16,7 +16,7 @@ from compress.plugins.diffusion.tiny_autoencoder import (
     encoder_features,
     make_small_autoencoder,
     picture_examples,
-    teach_small_decoder,
+    train_small_autoencoder,
 )
 from compress.utils.errors import StageError
 
@@ -61,7 +61,7 @@ def test_it_learns_what_the_vae_decodes(tmp_path):
     assert examples.inputs[0]["latents"].shape == (4, 8, 8)
     untaught = decoded_distance(vae, make_small_autoencoder(vae, SETTINGS, 0), examples)
     context = tiny.context(scratch=tmp_path)
-    small = teach_small_decoder(vae, examples, examples, SETTINGS, context)
+    small = train_small_autoencoder(vae, examples, examples, SETTINGS, context)
     assert decoded_distance(vae, small, examples) < 0.6 * untaught
     assert "parameters of the decoder; pictures are off by" in context.notes[-1]
     latents = torch.from_numpy(np.stack([row["latents"] for row in examples.inputs]))

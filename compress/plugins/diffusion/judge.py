@@ -1,0 +1,227 @@
+"""Quality of generated images by an image classifier: their classes, and their distance to real images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from compress.data.media import Media, media
+from compress.evaluation.evaluate import artifact_labels
+from compress.numerics.calibration import mean_interval
+from compress.plugins.diffusion.image_similarity import perceptual_distance
+from compress.plugins.diffusion.image_statistics import (
+    diversity,
+    frechet_distance,
+    frechet_interval,
+    frechet_shares,
+    in_manifold,
+)
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric
+from compress.tasks.classes import outcome_row
+from compress.tasks.registry import get_task
+from compress.utils.errors import DataError, ModelError
+
+_TASK = "image-classification"
+_BATCH = 32
+_SEED = 0
+_NEIGHBOURS = 3
+"""Number of neighbours of Kynkäänniemi et al. (2019)."""
+
+
+class ClassifierOutputs(NamedTuple):
+    """Outputs of a classifier for n images.
+
+    ``features`` [n, d] are the inputs of its last layer, ``classes`` the likeliest class names, ``layers`` the outputs
+    of its stages, [n, channels, ...]. Networks of other libraries have their features as the only layer.
+    """
+
+    features: np.ndarray
+    classes: Sequence[str]
+    layers: Sequence[np.ndarray]
+
+
+class ImageClassifier:
+    """Image classifier in Hugging Face layout."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it. Raises `ModelError`."""
+        from torch import nn
+
+        self._task = get_task(_TASK)
+        self._model = self._task.load(folder, None, trust_remote_code=False)
+        linear = [module for module in self._model.module.modules() if isinstance(module, nn.Linear)]
+        self.classes = judge_classes(folder)
+        if not linear or linear[-1].out_features != len(self.classes):
+            raise ModelError(
+                "The judge does not end in a linear layer of its classes, whose input would be its features.",
+                where=str(folder),
+                expected="an image classifier such as ResNet, RegNet, ConvNeXT or ViT",
+            )
+        self._last = linear[-1]
+
+    def features_and_classes(self, levels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """Return features [n, d] and classes of images [n, height, width, channels] uint8.
+
+        The classifier's own processor prepares the images.
+        """
+        batches = list(self.outputs(levels))
+        return np.concatenate([batch.features for batch in batches]), [
+            name for batch in batches for name in batch.classes
+        ]
+
+    def distances(self, levels: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Return the distance of each image to its reference over all stages of the classifier, [n]."""
+        pairs = zip(self.outputs(levels), self.outputs(reference), strict=True)
+        return np.concatenate([perceptual_distance(outputs.layers, other.layers) for outputs, other in pairs])
+
+    def outputs(self, levels: np.ndarray) -> Iterator[ClassifierOutputs]:
+        """Yield the outputs for a few images at a time, because the outputs of all stages are large."""
+        import torch
+
+        examples = self._task.encode(_rows(levels), self._model.processor, None, 0)
+        for start in range(0, len(levels), _BATCH):
+            batch = examples.batch(range(start, min(start + _BATCH, len(levels))))
+            features: list[torch.Tensor] = []
+            hook = self._last.register_forward_pre_hook(
+                lambda _, inputs, kept=features: kept.append(inputs[0].flatten(1))
+            )
+            try:
+                outputs = self._answer({name: torch.from_numpy(array) for name, array in batch.items()})
+            finally:
+                hook.remove()
+            states = getattr(outputs, "hidden_states", None) or (features[0],)
+            chosen = outputs.logits.argmax(dim=-1).tolist()
+            layers = [_channels_first(state).numpy() for state in states]
+            yield ClassifierOutputs(features[0].numpy(), [self.classes[class_index] for class_index in chosen], layers)
+
+    def _answer(self, batch: dict[str, Any]) -> Any:
+        import torch
+        from transformers import PreTrainedModel
+
+        module = self._model.module
+        more = {"output_hidden_states": True} if isinstance(module, PreTrainedModel) else {}
+        with torch.no_grad():
+            return module(**batch, **more)
+
+
+def judge_classes(folder: Path) -> tuple[str, ...]:
+    """Return the classes of a classifier in the order of their ids. Raises `ModelError` if its config names none."""
+    names = artifact_labels(folder)
+    if names is None:
+        raise ModelError("The judge's config names no classes.", where=str(folder), expected="an image classifier")
+    return names
+
+
+def check_classes(folder: Path, classes: Iterable[str]) -> None:
+    """Raise `DataError` for a class of the rows that the classifier in ``folder`` doesn't have."""
+    classes_of_judge = judge_classes(folder)
+    unknown = sorted(set(classes) - set(classes_of_judge))
+    if unknown:
+        raise DataError(
+            f"The judge knows no class {unknown[0]!r}.",
+            where="evaluation.judge",
+            expected=f"a classifier of the rows' labels; it knows {', '.join(classes_of_judge)}",
+            hint="train it on rows with the same labels, or leave the column `label` out",
+        )
+
+
+def _channels_first(state: Any) -> Any:
+    """Return tokens [n, tokens, width] as [n, width, tokens], and other states unchanged."""
+    return state.transpose(1, 2) if state.ndim == 3 else state
+
+
+def _rows(levels: np.ndarray) -> Any:
+    """Return a table of images, stored without compression."""
+    import pyarrow as pa
+
+    from compress.data.media import media_type
+
+    return pa.table({"image": pa.array([_stored(picture) for picture in levels], media_type())})
+
+
+def _stored(levels: np.ndarray) -> Media:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, "PPM")
+    image = media(file.getvalue(), None)
+    assert image is not None, "a file that was just written"
+    return image
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEvaluation:
+    """Evaluation of n generated images by the classifier in ``folder``.
+
+    ``classes`` are the labels of the rows, and ``real`` their own images [n, height, width, channels] uint8, if they
+    have any. ``baseline_images`` are the baseline's images for the same prompts and noise.
+    """
+
+    folder: Path
+    prompts: Sequence[str]
+    classes: Sequence[str] | None
+    real: np.ndarray | None
+    baseline_images: np.ndarray | None
+
+    @cached_property
+    def judge(self) -> ImageClassifier:
+        """Return the classifier, opened once."""
+        return ImageClassifier(self.folder)
+
+    @cached_property
+    def real_features(self) -> np.ndarray | None:
+        """Return the features of the rows' own images, computed once."""
+        return None if self.real is None else self.judge.features_and_classes(self.real)[0]
+
+    def measurements(self, pictures: np.ndarray) -> list[Measurement]:
+        """Return measurements of images [n, height, width, channels] uint8, without a model and a target."""
+        features, classes = self.judge.features_and_classes(pictures)
+        results = []
+        if self.classes is not None:
+            is_right = np.array(
+                [predicted == expected for predicted, expected in zip(classes, self.classes, strict=True)]
+            )
+            results.append(outcome_row("prompt_accuracy", is_right, "", ""))
+        if self.real_features is not None:
+            results += _distances(features, self.real_features)
+        diversities = diversity(features, self.prompts)
+        if np.isfinite(diversities).any():
+            results.append(_mean_row("prompt_diversity", diversities[np.isfinite(diversities)]))
+        if self.baseline_images is not None:
+            results.append(
+                _mean_row("perceptual_distance_to_baseline", self.judge.distances(pictures, self.baseline_images))
+            )
+        return results
+
+
+def _distances(features: np.ndarray, real: np.ndarray) -> list[Measurement]:
+    """Return the Fréchet distance, precision and recall of generated and real images."""
+    rows = []
+    count, width = features.shape
+    if count > width:
+        estimate = frechet_interval(features, real, _SEED)
+        raw = tuple(frechet_shares(features, real).tolist())
+        rows.append(_row("frechet_distance", count, **estimate._asdict(), raw=raw))
+    elif count > 1:
+        rows.append(_row("frechet_distance", count, value=frechet_distance(features, real)))
+    if count > _NEIGHBOURS:
+        rows.append(outcome_row("picture_precision", in_manifold(features, real, _NEIGHBOURS), "", ""))
+        rows.append(outcome_row("picture_recall", in_manifold(real, features, _NEIGHBOURS), "", ""))
+    return rows
+
+
+def _mean_row(metric: str, values: np.ndarray) -> Measurement:
+    value, low, high = mean_interval(values, _SEED)
+    bounds = {"low": low, "high": high} if len(values) > 1 else {}
+    return _row(metric, len(values), value=value, raw=tuple(values.tolist()), **bounds)
+
+
+def _row(metric: str, count: int, **values: Any) -> Measurement:
+    return Measurement(model="", metric=metric, target="", unit=describe_metric(metric).unit, n=count, **values)

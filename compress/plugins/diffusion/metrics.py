@@ -1,0 +1,48 @@
+"""Rows of the metrics table for models that generate images."""
+
+from __future__ import annotations
+
+from compress.results.metrics import Metric, milliseconds, share, speedup
+
+_COMPONENTS = {
+    "text_encoder": "Text encoder",
+    "denoiser_step": "Step of the denoiser",
+    "decoder": "Decoder of pictures",
+    "scheduler": "Scheduler and guidance",
+}
+METRICS = (
+    Metric("psnr_to_baseline", "PSNR to the baseline's picture", better="higher", unit="dB", relative=True),
+    Metric("ssim_to_baseline", "SSIM to the baseline's picture", better="higher", relative=True),
+    Metric(
+        "perceptual_distance_to_baseline",
+        "Distance to the baseline's picture as the judge sees them",
+        better="lower",
+        relative=True,
+    ),
+    Metric("sampling_steps", "Steps of a picture", "count", "lower", aggregation="exact"),
+    share("prompt_accuracy", "Prompt accuracy", aggregation="mean", margin="1 points", gate_margin="1 points"),
+    Metric(
+        "frechet_distance",
+        "Fr\u00e9chet distance",
+        better="lower",
+        quality=True,
+        aggregation="all examples",
+        margin="5%",
+        gate_margin="5%",
+    ),
+    share("picture_precision", "Precision of pictures", aggregation="mean"),
+    share("picture_recall", "Recall of pictures", aggregation="mean"),
+    Metric(
+        "prompt_diversity",
+        "Diversity for one prompt",
+        better="higher",
+        quality=True,
+        aggregation="mean",
+        margin="2%",
+        gate_margin="2%",
+    ),
+    Metric("picture_contrast", "Spread of a picture's levels", unit="levels", aggregation="mean"),
+    milliseconds("first_picture_ms", "First picture"),
+    *(milliseconds(f"{component}_ms", title) for component, title in _COMPONENTS.items()),
+    *(speedup(f"speedup_{component}", f"Speed-up of the {title.lower()}") for component, title in _COMPONENTS.items()),
+)

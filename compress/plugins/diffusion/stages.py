@@ -1,0 +1,167 @@
+"""Stages that prune and distill text-to-image models. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from compress.models.torch_model import TorchModel
+from compress.plugins.diffusion.stage_settings import (
+    AutoencoderDistillation,
+    ConsistencyDistillation,
+    DenoiserDistillation,
+    DenoiserPruning,
+    FeatureDistillation,
+    ProgressiveDistillation,
+)
+from compress.stages.base import Context, Requirements, Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
+from compress.tasks.capability import GENERATES_IMAGES
+
+if TYPE_CHECKING:
+    from compress.plugins.diffusion.pipeline_model import GeneratorModel
+
+
+class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
+    """Structured pruning of a text-to-image model's UNet.
+
+    Blocks are removed by BK-SDM (Kim et al. 2023, section 3.1), or those without which the denoising loss rises least,
+    and channels by importance accumulated over timesteps (Fang et al. 2023, Diff-Pruning). The result is a UNet that
+    diffusers' own config describes.
+    """
+
+    packages = ("torch", "transformers", "accelerate", "diffusers")
+    requires = frozenset({GENERATES_IMAGES})
+    kind: Literal["prune_denoiser"] = "prune_denoiser"
+
+    def needs(self) -> Requirements:
+        """Return the training split, whose images importance is measured on."""
+        return Requirements(splits=("train",))
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Return an unknown cost."""
+        unknown = "not predicted: it depends on the size of latents, and on how many blocks are tried"
+        return predicted(before, None, Estimate.unknown(unknown))
+
+    def data_passes(self, examples: float) -> tuple[float, float]:
+        """Return the images that importance is measured on."""
+        return min(examples, self.importance_examples), 0.0
+
+    def check_model(self, start: Path) -> None:
+        """Raise `StageError` for a UNet that does not have these blocks or channels."""
+        from compress.models.pipeline_folder import UNET, part_config
+        from compress.plugins.diffusion.component_costs import hollow_part
+        from compress.plugins.diffusion.denoiser_pruning import check_cut
+
+        if (start / UNET).is_dir():
+            check_cut(hollow_part(part_config(start, UNET)), self)
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Prune the UNet of ``model`` in place."""
+        from compress.plugins.diffusion.denoiser_pruning import prune_denoiser
+
+        prune_denoiser(_generator(model), self, context)
+        return model
+
+
+class _DistillsDenoiser(DenoiserDistillation, Stage[TorchModel, TorchModel]):
+    """Stage that trains a part of a text-to-image model."""
+
+    packages = ("torch", "transformers", "accelerate", "diffusers")
+    requires = frozenset({GENERATES_IMAGES})
+
+    def needs(self) -> Requirements:
+        """Return the training split."""
+        return Requirements(splits=("train",))
+
+    def earlier_outputs(self) -> tuple[str, ...]:
+        """Return the teacher's label."""
+        return (self.teacher,) if self.teacher else ()
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Return the budget, or an unknown time."""
+        seconds = Estimate.unknown("what an example costs is not known before it is tried")
+        if self.seconds is not None:
+            seconds = Estimate(value=self.seconds, note="the budget")
+        return predicted(before, before, seconds)
+
+    def _teacher(self, model: TorchModel, context: Context) -> TorchModel:
+        return context.earlier(self.teacher) if self.teacher else model
+
+
+class _KeepsDenoiserShape:
+    """Mixin of stages that train the denoiser and keep the shapes of its weights."""
+
+    def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
+        """Return the model itself."""
+        return model
+
+
+class DistillFeatures(FeatureDistillation, _KeepsDenoiserShape, _DistillsDenoiser):
+    """Distillation of a pruned UNet by its teacher's outputs and features (Kim et al. 2023, BK-SDM, section 3.2).
+
+    The losses compare the noise prediction with the noise, with the teacher's prediction, and the features after each
+    block with the teacher's.
+    """
+
+    kind: Literal["distill_features"] = "distill_features"
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Train the UNet of ``model``. Raises `StageError` if one of the models has none."""
+        from compress.plugins.diffusion.feature_distillation import distill_features
+
+        return distill_features(self, self._teacher(model, context), model, context)
+
+
+class DistillSteps(ProgressiveDistillation, _KeepsDenoiserShape, _DistillsDenoiser):
+    """Progressive distillation of a denoiser: one step learns to do what two did, round by round.
+
+    After each round the student is the teacher of the next (Salimans and Ho 2022, algorithm 2). The output has the
+    DDIM scheduler that samples from the student.
+    """
+
+    kind: Literal["distill_steps"] = "distill_steps"
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Train the denoiser of ``model``. Raises `StageError` for a scheduler that it cannot be trained for."""
+        from compress.plugins.diffusion.step_distillation import distill_steps
+
+        return distill_steps(self, self._teacher(model, context), model, context)
+
+
+class DistillConsistency(ConsistencyDistillation, _KeepsDenoiserShape, _DistillsDenoiser):
+    """Latent consistency distillation of a denoiser (Luo et al. 2023, algorithm 1).
+
+    The denoiser learns to predict the end of a trajectory from each of its points. The output has the LCM scheduler
+    that samples from the student.
+    """
+
+    kind: Literal["distill_consistency"] = "distill_consistency"
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Train the denoiser of ``model``. Raises `StageError` for a scheduler that it cannot be trained for."""
+        from compress.plugins.diffusion.step_distillation import distill_steps
+
+        return distill_steps(self, self._teacher(model, context), model, context)
+
+
+class DistillAutoencoder(AutoencoderDistillation, _DistillsDenoiser):
+    """Distillation of the VAE into a small convolutional autoencoder, after the idea of TAESD.
+
+    The small decoder learns to decode latents as the VAE does, by absolute differences and by features.
+    """
+
+    kind: Literal["distill_autoencoder"] = "distill_autoencoder"
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Train a small autoencoder and put it in the VAE's place."""
+        from compress.plugins.diffusion.tiny_autoencoder import distill_decoder
+
+        return distill_decoder(self, self._teacher(model, context), model, context)
+
+
+def _generator(model: TorchModel) -> GeneratorModel:
+    from compress.plugins.diffusion.pipeline_model import GeneratorModel
+
+    assert isinstance(model, GeneratorModel)
+    return model

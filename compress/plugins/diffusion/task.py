@@ -1,0 +1,143 @@
+"""Text to image: a prompt, and the picture that a model draws for it. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.data.columns import Column
+from compress.plugins.diffusion.sampling_settings import PromptProcessor
+from compress.tasks.capability import GENERATES_IMAGES, READS_ROWS
+from compress.tasks.image_feature_extraction import class_name
+from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
+
+_IDS, _NOISE, _SEED, _PICTURES, _CLASS = "input_ids", "noise", "seed", "pictures", "class"
+_STARTER: dict[str, Any] = {
+    "name": "my-pictures",
+    "description": "a smaller, faster model that draws pictures, judged on my own prompts",
+    "model": "my-pipeline",
+    "data": {
+        "splits": {"train": "train.jsonl", "test": "test.jsonl"},
+        "columns": {"image": "image", "text": "caption"},
+    },
+    "stages": [{"onnx": {}}, {"onnx_weight_only": {"part": "text_encoder", "bits": 8}}],
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "psnr_to_baseline", "at_least": 20}],
+}
+
+
+class Drawn:
+    """The pictures as they are: a `Head`."""
+
+    outputs: ClassVar[tuple[str, ...]] = (_PICTURES,)
+    answer: ClassVar[str] = _PICTURES
+    answer_label: ClassVar[str] = "pictures"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[batch, height, width, channels] from 0 to 1."""
+        return outputs[_PICTURES]
+
+
+class TextToImage(Task):
+    """Hugging Face `text-to-image`: of each row, `text` is a prompt and `image`, where there is one, what it shows.
+
+    Row i is drawn from the noise of seed i, so that models and stages are compared picture by picture.
+    """
+
+    name = "text-to-image"
+    columns = (
+        Column("image", kind="image", optional=True),
+        Column("text"),
+        Column("label", given=False, read=class_name, expected="a name or a number", optional=True),
+    )
+    capabilities = frozenset({READS_ROWS, GENERATES_IMAGES})
+    app_steps = ("tokenize-prompt", "draw")
+    architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+    starter = _STARTER
+    packages = ("diffusers",)
+    batch_size = 16
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load a folder in diffusers' layout, every part in fp32. Raises `ModelError`."""
+        from compress.plugins.diffusion.pipeline_model import load_pipeline
+
+        return load_pipeline(directory)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Token ids, noise and its seed of every prompt; pictures [n, height, width, channels] in levels as labels.
+
+        ``max_length`` has no say: the model's own length of a prompt has. The note says how many are cut. Beside its
+        inputs an example has the name of its `class`, where the rows have one. Raises `DataError` for a broken image.
+        """
+        import numpy as np
+
+        if not isinstance(processor, PromptProcessor):
+            raise ModelError(
+                f"A {type(processor).__name__} does not prepare prompts for pictures.",
+                expected="a folder in diffusers' layout, with model_index.json",
+            )
+        prompts: list[str] = rows["text"].to_pylist()
+        ids, cut = processor.ids(prompts), processor.cut(prompts)
+        names = rows["label"].to_pylist() if "label" in rows.column_names else None
+        inputs = [
+            {_IDS: row, _NOISE: processor.noise(seed), _SEED: np.array(seed, np.int64)}
+            | ({} if names is None else {_CLASS: np.array(names[seed])})
+            for seed, row in enumerate(ids)
+        ]
+        pictures = None
+        if "image" in rows.column_names and len(rows):
+            from compress.plugins.diffusion.image_levels import levels_of
+
+            pictures = levels_of(rows["image"].to_pylist(), processor.picture_shape)
+        note = f"{len(cut)} of {len(prompts)} prompts are cut at {processor.length} tokens" if cut else ""
+        padding = dict.fromkeys((_IDS, _NOISE, _SEED))
+        return Examples(inputs, padding, pictures, note=note, sizes=processor.sizes(prompts), head=Drawn())
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Not of pictures: who trains a denoiser looks at noise. Raises `ModelError`."""
+        raise ModelError(f"Models for {self.name} have no loss of a whole picture.", expected="a stage for its parts")
+
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
+        """The pictures in levels, [batch, height, width, channels] uint8, and the names of their classes."""
+        from compress.plugins.diffusion.image_levels import as_levels
+
+        kept = {_PICTURES: as_levels(outputs[_PICTURES])}
+        if indices and _CLASS in examples.inputs[indices[0]]:
+            import numpy as np
+
+            kept[_CLASS] = np.array([str(examples.inputs[place][_CLASS]) for place in indices])
+        return kept
+
+    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """How much the pictures differ within themselves: that of one gray is 0."""
+        from compress.plugins.diffusion.image_levels import contrast_row
+
+        return [contrast_row(kept[_PICTURES], model, target)]
+
+    def compare(
+        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
+        """How near each picture is to the baseline's of the same prompt and noise."""
+        from compress.plugins.diffusion.image_levels import nearness_rows
+
+        return nearness_rows(kept[_PICTURES], reference[_PICTURES], model, target)
+
+    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
+        """None: pictures are no classes."""
+        return None
+
+
+TASK = TextToImage()

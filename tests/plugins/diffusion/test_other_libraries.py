@@ -1,0 +1,83 @@
+"""What is written of a model that draws pictures opens unmodified in optimum's pipelines, and draws the same there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from foreign_environments import OPTIMUM_INTEL_DRAWS, SENTENCE_TRANSFORMERS, ForeignEnvironment
+from rotation import is_todays
+from tiny_pipelines import pipeline_folder
+
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
+from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.plugins.diffusion.torch_session import torch_pictures
+
+pytestmark = pytest.mark.slow
+PROMPTS = ["a picture of a bag", "the dark boot"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[GeneratorModel, dict[str, onnx.ModelProto]]:
+    made = load_pipeline(pipeline_folder(tmp_path_factory.mktemp("torch")))
+    model = replace(made, sampling=Sampling(4, 3.0))
+    found = export_diffusion(model, model.processor.ids(PROMPTS), None, True)
+    return model, {name: one.graph for name, one in found.items()}
+
+
+def drawn_elsewhere(place: ForeignEnvironment, runtime: str, folder: Path, noise: np.ndarray) -> tuple[str, np.ndarray]:
+    """The class of the pipeline that optimum opens there, and its pictures."""
+    given, out = folder.with_name("noise.npy"), folder.with_name("out.npy")
+    np.save(given, noise)
+    script = Path(__file__).parent / "optimum_pictures.py"
+    printed = place.run(script, runtime, str(folder), json.dumps(PROMPTS), str(given), "4", "3.0", str(out))
+    return printed.splitlines()[-1].strip(), np.load(out)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_optimum_draws_the_same_pictures(
+    exported: tuple[GeneratorModel, dict[str, onnx.ModelProto]], tmp_path: Path, bits: int | None
+) -> None:
+    model, graphs = exported[0], dict(exported[1])
+    ids = model.processor.ids(PROMPTS)
+    if bits is not None:
+        graphs["unet"], _ = quantize_matrices(graphs["unet"], WeightOnlySettings(bits, 32))
+    noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    diffusion_folder(model, graphs).save(folder)
+    expected = open_diffusion(OnnxModel.load(folder, None)).sampler.draw(ids, noise)
+    pipeline, found = drawn_elsewhere(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
+    assert pipeline == "ORTStableDiffusionPipeline"
+    np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+
+
+@pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every fourth day")
+def test_optimum_intel_draws_the_same_pictures(
+    exported: tuple[GeneratorModel, dict[str, onnx.ModelProto]], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    from compress.formats.openvino.conversion import to_openvino
+    from compress.formats.openvino.model import OpenVinoModel
+
+    model, ids, folder = exported[0], exported[0].processor.ids(PROMPTS), tmp_path / "openvino"
+    made = export_diffusion(model, ids, None, fusions=False)
+    graphs = diffusion_folder(model, {name: one.graph for name, one in made.items()})
+    files = {
+        f"{name.partition('/')[0]}/{file}": content
+        for name, graph in graphs.graphs.items()
+        for file, content in to_openvino(graph, {}, "fp32").own.items()
+    }
+    folder.mkdir()
+    OpenVinoModel(files, graphs.companions).save(folder)
+    noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
+    pipeline, found = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
+    assert pipeline == "OVStableDiffusionPipeline"
+    np.testing.assert_allclose(found * 255, torch_pictures(model, {}).sampler.draw(ids, noise) * 255, atol=1)

@@ -1,7 +1,7 @@
-"""Speech recognition by models that name each frame of a recording: wav2vec2, HuBERT. Importing this imports no torch.
+"""Speech recognition with one answer per frame: wav2vec2, HuBERT. Importing this imports no torch.
 
-Connectionist temporal classification (Graves et al. 2006): an answer is a letter or a blank for each frame; what
-repeats is one letter, and blanks go (section 3.1).
+Connectionist temporal classification (Graves et al. 2006): each frame is a character or a blank; repeated characters
+are merged and blanks removed (section 3.1).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 _TRANSCRIPTS, _TEXTS = "transcripts", "texts"
 _NONE = -100
 _LENGTH, _BLANK, _FIRST = 0, 1, 2
-"""Columns of labels: samples of the recording, the blank's id, and the ids of the text from there on."""
+"""Columns of the labels: samples of the recording, id of the blank, and the ids of the text from there on."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The logits of each frame, and what makes texts of them and back: a `Head`.
+    """Logits of each frame with decoding to text and encoding of text: a `Head`.
 
-    ``texts`` [n] are those of the examples, where they have any.
+    ``texts`` [n] are the reference texts of the examples, if there are any.
     """
 
     tokenizer: Any
@@ -51,7 +51,7 @@ class Frames:
     answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits [B, frames, letters], 0 for the frames of padding, where a mask says it."""
+        """Return logits [B, frames, characters], 0 for padding frames if there is a mask."""
         import torch
 
         logits = outputs[LOGITS]
@@ -63,29 +63,29 @@ class Frames:
         return torch.where(real[..., None], logits, torch.zeros((), dtype=logits.dtype, device=logits.device))
 
     def transcript(self, logits: np.ndarray) -> str:
-        """What the likeliest letters of frames [frames, letters] say, as transformers' pipeline has it."""
+        """Return the greedy transcript of logits [frames, characters], as in transformers' pipeline."""
         real = logits.any(axis=-1)
         text: str = self.tokenizer.decode(logits[real].argmax(axis=-1).tolist(), skip_special_tokens=False)
         return text
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text's letters, in the case that the model writes; those that it lacks are left out."""
-        known = self.tokenizer.get_vocab()
-        fitting = max((text.upper(), text.lower(), text), key=lambda one: sum(letter in known for letter in one))
-        letters = [letter for letter in fitting if letter in known or letter.isspace()]
-        found: list[int] = self.tokenizer("".join(letters).strip(), add_special_tokens=False)["input_ids"]
-        return found
+        """Return the ids of a text's characters in the case that the model writes, without unknown characters."""
+        vocabulary = self.tokenizer.get_vocab()
+        fitting = max((text.upper(), text.lower(), text), key=lambda one: sum(letter in vocabulary for letter in one))
+        letters = [letter for letter in fitting if letter in vocabulary or letter.isspace()]
+        ids: list[int] = self.tokenizer("".join(letters).strip(), add_special_tokens=False)["input_ids"]
+        return ids
 
 
 class FrameRecognition(Task):
-    """Hugging Face `automatic-speech-recognition` by a class `ForCTC`."""
+    """Hugging Face `automatic-speech-recognition` with a `ForCTC` class."""
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
     capabilities = frozenset({READS_ROWS, TAKES_AUDIO, VARIABLE_LENGTH, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and processor. Without a trained head, one for the tokenizer's letters is drawn.
+        """Load weights and processor. A missing head is initialized for the tokenizer's characters.
 
         Raises `ModelError` for files that do not load.
         """
@@ -99,9 +99,9 @@ class FrameRecognition(Task):
         return load_with_head(origin, ("CTC",), None, trust_remote_code, **letters)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """What the model's own extractor makes of each recording, and the letters of its text.
+        """Return the extracted features of each recording and the characters of its text. See `Task.encode`.
 
-        ``max_length`` has no say: a recording is heard to its end. Raises `DataError` for one that can't be heard.
+        ``max_length`` has no effect: recordings are not truncated. Raises `DataError` for an unusable recording.
         """
         from compress.tasks.audio import encode_recordings
 
@@ -109,7 +109,7 @@ class FrameRecognition(Task):
         if tokenizer is None or tokenizer.pad_token_id is None:
             raise ModelError("The model has no tokenizer with a pad token, which is the blank.", expected="vocab.json")
         # Where padding begins in a graph's frames is known to within one of them.
-        examples = replace(encode_recordings(rows["audio"].to_pylist(), processor), alone=True)
+        examples = replace(encode_recordings(rows["audio"].to_pylist(), processor), unbatchable=True)
         if "text" not in rows.column_names:
             return replace(examples, head=Frames(tokenizer))
         texts = rows["text"].to_pylist()
@@ -118,9 +118,9 @@ class FrameRecognition(Task):
         return replace(examples, head=head, labels=_labels(examples.lengths(), tokenizer.pad_token_id, spelled))
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The negative logarithm of a text's likelihood over all its alignments (section 4.1), a letter.
+        """Return the negative log-likelihood of a text over all alignments (section 4.1), per character.
 
-        A recording too short for its text teaches nothing.
+        A recording that is too short for its text contributes nothing.
         """
         from torch.nn import functional
 
@@ -142,11 +142,11 @@ class FrameRecognition(Task):
         return loss
 
     def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """None: every row has its text. Raises `DataError`."""
+        """Raise `DataError`: every row has a text."""
         raise DataError("The rows have no texts to learn from.", expected="a column text")
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Softened KL of logits [B, frames, letters], averaged over the frames that there are."""
+        """Return the softened KL divergence of logits [B, frames, characters], averaged over frames without padding."""
         from compress.tasks.tokens import token_distance
 
         return token_distance(mine, taught[:, : mine.shape[1]], temperature)
@@ -154,7 +154,7 @@ class FrameRecognition(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """What is heard and what was said, [batch] strings each. Raises `DataError` for rows without text."""
+        """Return transcripts and references, [batch] strings each. Raises `DataError` for rows without text."""
         import numpy as np
 
         head = examples.head
@@ -163,37 +163,39 @@ class FrameRecognition(Task):
         logits = outputs[LOGITS]
         if not np.isfinite(logits).all():
             raise ModelError("The model's logits are not finite.", hint="export or quantize it anew")
-        heard = [head.transcript(one) for one in logits]
+        heard = [head.transcript(frame_logits) for frame_logits in logits]
         return {_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([head.texts[index] for index in indices])}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Words right, since training keeps what is highest; error rates of words, with counts, and of letters."""
+    def measure(self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Return word accuracy (early stopping maximizes a metric), word error rates with counts, and character error
+        rate.
+        """
         from compress.tasks.transcripts import character_row, word_rows
 
-        heard, texts = kept[_TRANSCRIPTS], kept[_TEXTS]
+        heard, texts = collected[_TRANSCRIPTS], collected[_TEXTS]
         rate, *others = word_rows(heard, texts, model, target)
-        turned = {"value": 1 - rate.value, "raw": tuple(1 - one for one in rate.raw or ())}
+        turned = {"value": 1 - rate.value, "raw": tuple(1 - error_rate for error_rate in rate.raw or ())}
         ends = {"low": None if rate.high is None else 1 - rate.high, "high": None if rate.low is None else 1 - rate.low}
         right = rate.model_copy(update={"metric": "word_accuracy", **turned, **ends})
         return [right, rate, character_row(heard, texts, model, target), *others]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """How many transcripts are the baseline's to the letter, and the word error rate against them."""
+        """Return the share of transcripts that equal the baseline's, and the word error rate against them."""
         from compress.tasks.transcripts import rows_to_baseline
 
-        return rows_to_baseline(kept[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
+        return rows_to_baseline(collected[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: transcripts are no classes."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: transcripts are no classes."""
         return None
 
 
 def frames(samples: torch.Tensor, longest: int, count: int) -> torch.Tensor:
-    """How many of ``count`` frames of a batch are of each recording, [B], where the longest has all.
+    """Return how many of ``count`` frames belong to each recording of a batch, [B].
 
-    Convolutions lose some samples at each end, so that it may be one frame of padding too many.
+    Convolutions drop some samples at each end, so up to one padding frame may be included.
     """
     return (samples * count // longest).clamp(1, count)
 
@@ -201,12 +203,12 @@ def frames(samples: torch.Tensor, longest: int, count: int) -> torch.Tensor:
 def _labels(lengths: np.ndarray, blank: int, spelled: Sequence[Sequence[int]]) -> np.ndarray:
     import numpy as np
 
-    found = np.full((len(spelled), _FIRST + max(map(len, spelled), default=0)), _NONE, np.int64)
-    for row, length, ids in zip(found, lengths, spelled, strict=True):
+    labels = np.full((len(spelled), _FIRST + max(map(len, spelled), default=0)), _NONE, np.int64)
+    for row, length, ids in zip(labels, lengths, spelled, strict=True):
         row[:_FIRST] = length, blank
         row[_FIRST : _FIRST + len(ids)] = ids
-    return found
+    return labels
 
 
 TASK = FrameRecognition()
-"""A kind of `compress.tasks.automatic_speech_recognition`, which says for which models."""
+"""Variant of `compress.tasks.automatic_speech_recognition`, which selects it."""

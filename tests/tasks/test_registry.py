@@ -181,7 +181,7 @@ def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monke
     ("value", "reason"),
     [
         ("plugged_tasks:HALF", "it has no capabilities, "),
-        ("plugged_tasks:HALF", "keep, loss, measure, probabilities"),
+        ("plugged_tasks:HALF", "encode, loss, measure, probabilities"),
         ("plugged_tasks:Sentiment", "Sentiment is a class; expected an object, such as Sentiment()"),
         ("plugged_tasks:TASK", "compress has one of this name built in"),
         ("not_there_at_all:TASK", "ModuleNotFoundError"),

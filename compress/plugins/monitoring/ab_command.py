@@ -1,4 +1,4 @@
-"""`compress ab A B --traffic FILE`: which of two models is better on recorded requests."""
+"""Command `compress ab A B --traffic FILE`: compares two models on recorded requests."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def ab(
     from compress.utils.errors import InputError
     from compress.utils.progress import SilentProgress
 
-    sides, place = (find_artifact(a, recipe), find_artifact(b, recipe)), find_target(target)
+    sides, runtime_target = (find_artifact(a, recipe), find_artifact(b, recipe)), find_target(target)
     for side in sides:
-        check_opens(side.folder, place)
+        check_opens(side.folder, runtime_target)
     first, second = (side.task.name for side in sides)
     if first != second:
         raise InputError(f"A is for {first} and B for {second}.", expected="two models for one task")
-    asked = read_traffic(traffic, input_columns(sides[0].task.columns), labels)
+    requests = read_traffic(traffic, input_columns(sides[0].task.columns), labels)
     from compress.formats.silence import quiet_libraries
     from compress.plugins.monitoring.ab import compare_in_use, named_labels
     from compress.plugins.monitoring.views import console_ab
 
     quiet_libraries()
-    models = [Model(side.folder, side.recipe, side.task, place, threads) for side in sides]
+    models = [Model(side.folder, side.recipe, side.task, runtime_target, threads) for side in sides]
     result = compare_in_use(
         (models[0], models[1]),
-        named_labels(asked, sides[0].folder),
+        named_labels(requests, sides[0].folder),
         (str(a), str(b)),
         SilentProgress() if json_ else ConsoleProgress(),
         speed=speed,

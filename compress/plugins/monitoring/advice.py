@@ -1,4 +1,4 @@
-"""What to do about a drift, by the stages and fields of the recipe that the model was made by."""
+"""Advice for each kind of drift, in terms of the stages and fields of the recipe that made the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRAINING = ("finetune", "distill", "distill_language_model", "qat", "sparsify_g
 
 
 def advice_of(look: DriftTest, recipe: Recipe) -> str:
-    """One sentence, or two."""
+    """Return what to do about a drift, in one or two sentences."""
     match look.name:
         case "unknown" | "words":
             return _widen(recipe)
@@ -37,6 +37,7 @@ def advice_of(look: DriftTest, recipe: Recipe) -> str:
 
 
 def _retrain(recipe: Recipe) -> str:
+    """Return the advice to train again on recent rows."""
     kinds = [stage.kind for stage in recipe.stages]
     stages = " and ".join(f"`{kind}`" for kind in dict.fromkeys(kinds) if kind in _TRAINING)
     unlabeled = " (unlabeled ones into `data.unlabeled`, which `distill` reads)" if "distill" in kinds else ""
@@ -44,18 +45,20 @@ def _retrain(recipe: Recipe) -> str:
 
 
 def _widen(recipe: Recipe) -> str:
-    place, stage = _stage(recipe, "trim_vocabulary")
+    """Return the advice to extend the vocabulary."""
+    index, stage = _stage(recipe, "trim_vocabulary")
     if stage is None:
         return f"the tokenizer never had these words: {_retrain(recipe)}"
     fewer = f" and `min_count` to 1 (now {stage.min_count})" if stage.min_count > 1 else ""
     letters = ", `characters: all`" if stage.characters == "seen" else ""
     return (
         f"widen the table: put today's text into `data.unlabeled`, set `use_unlabeled: true`{letters}{fewer} of "
-        f"`stages.{place}.trim_vocabulary`, and run the recipe again"
+        f"`stages.{index}.trim_vocabulary`, and run the recipe again"
     )
 
 
 def _lengthen(recipe: Recipe, cut: bool) -> str:
+    """Return the advice to raise the maximum length."""
     _, stage = _stage(recipe, "trim_vocabulary")
     positions = " (`trim_vocabulary` has cut the positions to it)" if stage is not None and stage.trim_positions else ""
     longer = f"raise `data.max_length` (now {recipe.data.max_length}){positions} and run the recipe again"
@@ -63,17 +66,19 @@ def _lengthen(recipe: Recipe, cut: bool) -> str:
 
 
 def _recalibrate(recipe: Recipe) -> str:
-    place, stage = _stage(recipe, "onnx_int8")
+    """Return the advice to calibrate activation ranges again."""
+    index, stage = _stage(recipe, "onnx_int8")
     if stage is None or getattr(stage, "method", "") != "static":
         return f"activations are beyond what the reference has: {_retrain(recipe)}"
     method = stage.calibration_method
     wider = f" or set `calibration_method: minmax` (now {method})" if method != "minmax" else ""
     return (
-        f"recalibrate: put rows like today's into `data.splits.train`, of which `stages.{place}.onnx_int8` draws its "
+        f"recalibrate: put rows like today's into `data.splits.train`, of which `stages.{index}.onnx_int8` draws its "
         f"{stage.calibration_examples} `calibration_examples`, and run it again{wider}; "
         "`method: dynamic` needs no ranges"
     )
 
 
 def _stage(recipe: Recipe, kind: str) -> tuple[int, Any]:
-    return next(((place, stage) for place, stage in enumerate(recipe.stages) if stage.kind == kind), (0, None))
+    """Return the index of the first stage of a kind, and the stage, or (0, None)."""
+    return next(((index, stage) for index, stage in enumerate(recipe.stages) if stage.kind == kind), (0, None))

@@ -1,7 +1,6 @@
-"""Whether today's inputs are still what a model was compressed for: a few looks, each a test, corrected together.
+"""Drift of a model's inputs: several two-sample tests whose p-values are corrected together.
 
-Which tests find such shifts, and that the model's own answers are a good place to look: Rabanser, Günnemann and Lipton
-2019, section 4.
+Rabanser, Günnemann and Lipton 2019, section 4, compare such tests and recommend the model's own outputs.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ from compress.numerics.two_samples import (
     mean_discrepancy,
 )
 from compress.plugins.monitoring.advice import advice_of
-from compress.plugins.monitoring.outputs import Model, ModelOutputs, observe
-from compress.plugins.monitoring.record import DriftTest, ChangedPart, RowSource, DriftReport, Verdict
-from compress.plugins.monitoring.rows import Sample
 from compress.plugins.monitoring.features import TextFeatures
+from compress.plugins.monitoring.outputs import Model, ModelOutputs, observe
+from compress.plugins.monitoring.record import ChangedPart, DriftReport, DriftTest, RowSource, Verdict
+from compress.plugins.monitoring.rows import Sample
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
 
 LEVEL = 0.005
-"""Of one comparison a day, one in seven months finds a drift where there is none."""
+"""Probability that one comparison reports a drift where there is none: one in seven months of daily comparisons."""
 _QUANTILES = 41
 _MOST_PARTS = 12
 _LEAST = 1e-9
 _FAMILIAR = frozenset({"unknown", "words", "confidence"})
-"""Looks that tell nothing beside rows of training: the model knows their words and is sure of them."""
+"""Tests that are meaningless against training rows, whose words the model knows and of which it is sure."""
 
 
 class Kind(NamedTuple):
-    """A test: its name for people, what its effect is, and from which effect on a drift matters."""
+    """Statistical test: its name, the meaning of its effect, and the effect from which a drift matters."""
 
     test: str
     effect_is: str
@@ -81,43 +80,88 @@ _UNITS = {"loudness": "dB", "seconds": "s", "rate": "Hz", "size": "pixels"}
 
 @dataclass
 class DriftTests:
-    """The looks at a model's use, as they are made."""
+    """Tests of one comparison, collected as they are computed."""
 
     model: Model
     found: list[DriftTest] = field(default_factory=list)
 
     def add(self, name: str, kind: Kind, tested: Tested, **more: Any) -> None:
-        """Add a look that was tested."""
+        """Add a computed test.
+
+        Args:
+            name: Name of the tested feature.
+            kind: The statistical test.
+            tested: Effect and p-value.
+            **more: Further fields of `DriftTest`.
+        """
         values = {"name": name, "title": _TITLES[name], "verdict": "none", **kind._asdict(), **tested._asdict(), **more}
         self.found.append(DriftTest(**values))
 
     def spread(self, name: str, kind: Kind, tested: Tested, before: np.ndarray, now: np.ndarray, **more: Any) -> None:
-        """Add one at numbers of rows [n] and [m], of which the means are told and the distribution is drawn."""
+        """Add a test of numbers [n] and [m], with their means and quantiles.
+
+        Args:
+            name: Name of the tested feature.
+            kind: The statistical test.
+            tested: Effect and p-value.
+            before: Numbers of the reference rows.
+            now: Numbers of the recent rows.
+            **more: Further fields of `DriftTest`.
+        """
         steps = np.linspace(0, 1, _QUANTILES)
         quantiles = tuple(np.quantile(before, steps).tolist()), tuple(np.quantile(now, steps).tolist())
         values = {"reference": float(np.mean(before)), "recent": float(np.mean(now)), "quantiles": quantiles}
         self.add(name, kind, tested, **(values | more))
 
     def shares(self, name: str, before: np.ndarray, now: np.ndarray, **more: Any) -> None:
-        """Whether shares of rows grew."""
+        """Test whether shares per row have grown.
+
+        Args:
+            name: Name of the tested feature.
+            before: Shares of the reference rows.
+            now: Shares of the recent rows.
+            **more: Further fields of `DriftTest`.
+        """
         tested = grown_means(before, now, self.seed)
         whole = Tested(float(tested.effects[0]), float(tested.p_values[0]))
         self.spread(name, MEAN, whole, before, now, unit="ratio", **more)
 
     def numbers(self, name: str, before: np.ndarray, now: np.ndarray, unit: str) -> None:
-        """Whether numbers of rows have another distribution."""
+        """Test whether numbers per row have another distribution.
+
+        Args:
+            name: Name of the tested feature.
+            before: Numbers of the reference rows.
+            now: Numbers of the recent rows.
+            unit: Unit of the numbers.
+        """
         self.spread(name, KS, kolmogorov_smirnov(before, now), before, now, unit=unit)
 
     @property
     def seed(self) -> int:
-        """Of permutations."""
+        """Return the seed of permutations."""
         return self.model.recipe.seed
 
 
 def find_drift(
     model: Model, reference: Sample, recent: Sample, progress: Progress, level: float = LEVEL, name: str = ""
 ) -> DriftReport:
-    """Make every look that the task and the format allow, and judge them together. Raises what those raise."""
+    """Run every test that the task and the format allow, and judge them together.
+
+    Args:
+        model: Model in use.
+        reference: Rows that the model was compressed for.
+        recent: Recent rows.
+        progress: Shows the evaluation of the model.
+        level: Probability that any test reports a drift where there is none.
+        name: Name of the model in the report.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: Nothing can be tested for the task.
+    """
     before = observe(model, reference, progress, "reference")
     now = observe(model, recent, progress, "recent")
     looks = run_drift_tests(model, before, now)
@@ -144,7 +188,7 @@ def find_drift(
 
 
 def run_drift_tests(model: Model, before: ModelOutputs, now: ModelOutputs) -> list[DriftTest]:
-    """Every look that both sides allow, tested but not yet judged."""
+    """Run every test that both sides allow, without a verdict."""
     looks = DriftTests(model)
     if before.text is not None and now.text is not None:
         _look_at_text(looks, before.text, now.text)
@@ -166,7 +210,14 @@ def run_drift_tests(model: Model, before: ModelOutputs, now: ModelOutputs) -> li
 
 
 def judged(looks: Sequence[DriftTest], level: float, recipe: Recipe, taught: bool = False) -> tuple[DriftTest, ...]:
-    """The looks with their verdicts: a p-value below ``level`` when all are corrected, and an effect that matters."""
+    """Return the tests with verdicts: a drift has a corrected p-value below ``level`` and an effect that matters.
+
+    Args:
+        looks: Tests without verdicts.
+        level: Probability of a false drift among all tests.
+        recipe: Recipe of the model, for the advice.
+        taught: The reference consists of training rows.
+    """
     left_out = {"verdict": "not judged", "why": "the reference is rows of training"}
     looks = [look.model_copy(update=left_out) if taught and look.name in _FAMILIAR else look for look in looks]
     tested = [look for look in looks if look.verdict != "not judged"]
@@ -177,6 +228,14 @@ def judged(looks: Sequence[DriftTest], level: float, recipe: Recipe, taught: boo
 
 
 def _judged(look: DriftTest, adjusted: float, level: float, recipe: Recipe) -> DriftTest:
+    """Return a test with its verdict.
+
+    Args:
+        look: The test.
+        adjusted: Its corrected p-value.
+        level: Level of all tests.
+        recipe: Recipe of the model, for the advice.
+    """
     verdict: Verdict = "none"
     if adjusted <= level:
         verdict = "drift" if (look.effect or 0.0) >= (look.matters_from or 0.0) else "small"
@@ -185,10 +244,12 @@ def _judged(look: DriftTest, adjusted: float, level: float, recipe: Recipe) -> D
 
 
 def _side(sample: Sample) -> RowSource:
+    """Return the description of one side's rows."""
     return RowSource(name=sample.name, rows=len(sample), total=sample.total)
 
 
 def _look_at_text(looks: DriftTests, before: TextFeatures, now: TextFeatures) -> None:
+    """Test unknown tokens, words, lengths, truncation and tokens."""
     if before.unknown is not None and now.unknown is not None:
         looks.shares("unknown", before.unknown, now.unknown)
     shares = [_word_shares(side) for side in (before, now)]
@@ -202,16 +263,19 @@ def _look_at_text(looks: DriftTests, before: TextFeatures, now: TextFeatures) ->
 
 
 def _word_shares(side: TextFeatures) -> dict[str, float]:
-    """In which share of rows each word is that is no entry of the table."""
-    found: dict[str, float] = {}
+    """Return the share of rows that contain each word outside the vocabulary."""
+    shares: dict[str, float] = {}
     for words in side.words:
         for word in words:
-            found[word] = found.get(word, 0.0) + 1 / len(side.words)
-    return found
+            shares[word] = shares.get(word, 0.0) + 1 / len(side.words)
+    return shares
 
 
 def _look_at_tokens(looks: DriftTests, before: Any, now: Any) -> None:
-    """By the square roots of the tokens' shares of each row, whose products are Bhattacharyya's coefficient."""
+    """Test which tokens occur.
+
+    The kernel multiplies square roots of the tokens' shares in each row, which gives Bhattacharyya's coefficient.
+    """
     from scipy.sparse import vstack
 
     counts = vstack([before, now]).tocsr()
@@ -226,6 +290,7 @@ def _look_at_tokens(looks: DriftTests, before: Any, now: Any) -> None:
 
 
 def _parts(names: Sequence[str], places: np.ndarray, shares: Sequence[np.ndarray]) -> tuple[ChangedPart, ...]:
+    """Return the parts that changed most."""
     return tuple(
         ChangedPart(name=str(name), reference=float(shares[0][place]), recent=float(shares[1][place]))
         for name, place in zip(names, places, strict=True)
@@ -233,45 +298,51 @@ def _parts(names: Sequence[str], places: np.ndarray, shares: Sequence[np.ndarray
 
 
 def _look_at_classes(looks: DriftTests, before: np.ndarray, now: np.ndarray) -> None:
+    """Test confidence and the shares of predicted classes."""
     looks.numbers("confidence", before.max(axis=1), now.max(axis=1), "ratio")
     width = before.shape[1]
     if width < 2:
         return
     chosen = before.argmax(axis=1), now.argmax(axis=1)
     names = artifact_labels(looks.model.folder) or tuple(map(str, range(width)))
-    shares = [np.bincount(each, minlength=width) / len(each) for each in chosen]
+    shares = [np.bincount(classes, minlength=width) / len(classes) for classes in chosen]
     order = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:_MOST_PARTS]
     tested = class_shares(*chosen, width, looks.seed)
-    looks.add("classes", CHI, tested, parts=_parts([names[place] for place in order], order, shares))
+    looks.add("classes", CHI, tested, parts=_parts([names[index] for index in order], order, shares))
 
 
 def _look_at_ranges(looks: DriftTests, before: RowActivations, now: RowActivations) -> None:
-    """What static INT8 cuts off, or of other graphs whether activations grew beyond the reference's."""
+    """Test activation ranges: the share that static INT8 clips, or for other graphs whether activations have grown."""
     stored = before.ranges[0].stored
-    values = [each.cut if stored else np.log(np.maximum(each.peaks, _LEAST)) for each in (before, now)]
+    values = [
+        activations.cut if stored else np.log(np.maximum(activations.peaks, _LEAST)) for activations in (before, now)
+    ]
     tested = grown_means(values[0], values[1], looks.seed)
     # Of equal p-values the larger effect first.
     order = np.lexsort([-tested.effects, tested.p_values])
-    shown = [each.mean(axis=0) if stored else np.exp(each.mean(axis=0)) for each in values]
+    shown = [activations.mean(axis=0) if stored else np.exp(activations.mean(axis=0)) for activations in values]
     parts = tuple(
         ChangedPart(
-            name=before.ranges[place].layer,
-            reference=float(shown[0][place]),
-            recent=float(shown[1][place]),
-            note=_range_note(before, now, place),
-            p_value=float(tested.p_values[place]),
+            name=before.ranges[layer_index].layer,
+            reference=float(shown[0][layer_index]),
+            recent=float(shown[1][layer_index]),
+            note=_range_note(before, now, layer_index),
+            p_value=float(tested.p_values[layer_index]),
         )
-        for place in order[:_MOST_PARTS]
+        for layer_index in order[:_MOST_PARTS]
     )
     worst = int(order[0])
-    whole = Tested(float(tested.effects[worst]), float(tested.p_values[worst]))
-    rows = [each[:, worst] if stored else np.exp(each[:, worst]) for each in values]
-    looks.spread("ranges", MOST, whole, rows[0], rows[1], unit="ratio" if stored else "", parts=parts)
+    largest = Tested(float(tested.effects[worst]), float(tested.p_values[worst]))
+    rows = [activations[:, worst] if stored else np.exp(activations[:, worst]) for activations in values]
+    looks.spread("ranges", MOST, largest, rows[0], rows[1], unit="ratio" if stored else "", parts=parts)
 
 
-def _range_note(before: RowActivations, now: RowActivations, place: int) -> str:
-    """By how much values are cut off: what the integers stand for, and how far out values were."""
-    own = before.ranges[place]
-    outer = [f"{each.least[:, place].min():.3g} to {each.greatest[:, place].max():.3g}" for each in (before, now)]
+def _range_note(before: RowActivations, now: RowActivations, layer_index: int) -> str:
+    """Return the clipping range of a layer, and the range of its activations on both sides."""
+    range_ = before.ranges[layer_index]
+    outer = [
+        f"{activations.least[:, layer_index].min():.3g} to {activations.greatest[:, layer_index].max():.3g}"
+        for activations in (before, now)
+    ]
     seen = f"seen {outer[0]} before, {outer[1]} now"
-    return f"8 bits stand for {own.low:.3g} to {own.high:.3g}; {seen}" if own.stored else seen
+    return f"8 bits stand for {range_.low:.3g} to {range_.high:.3g}; {seen}" if range_.stored else seen

@@ -1,4 +1,4 @@
-"""`compress drift ARTIFACT --recent FILE`: whether today's inputs are still what the model was compressed for."""
+"""Command `compress drift ARTIFACT --recent FILE`: tests whether inputs have drifted since the model was compressed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def drift(
     html: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
-    """Look for drift of use in words, lengths, activations and answers. Exit code 1: there is some; what to do."""
+    """Test words, lengths, activations and answers for drift, and advise what to do. Exit code 1: there is drift."""
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import show
@@ -43,8 +43,8 @@ def drift(
         raise InputError(
             "The page cannot be written there.", where=str(html), expected="a file in a folder that exists"
         )
-    found, place = find_artifact(artifact, recipe), find_target(target)
-    check_opens(found.folder, place)
+    loaded, runtime_target = find_artifact(artifact, recipe), find_target(target)
+    check_opens(loaded.folder, runtime_target)
     from compress.formats.silence import quiet_libraries
     from compress.plugins.monitoring.drift import find_drift
     from compress.plugins.monitoring.outputs import Model
@@ -52,12 +52,12 @@ def drift(
     from compress.plugins.monitoring.views import console_drift, html_drift
 
     quiet_libraries()
-    progress, columns = SilentProgress() if json_ else ConsoleProgress(), found.task.columns
-    given = found.recipe, columns, found.recipe_folder, rows, progress
-    now = read_sample(recent, *given)
-    before = recorded_sample(*given) if reference is None else read_sample(reference, *given)
-    model = Model(found.folder, found.recipe, found.task, place, threads)
-    result = find_drift(model, before, now, progress, level, str(artifact))
+    progress, columns = SilentProgress() if json_ else ConsoleProgress(), loaded.task.columns
+    arguments = loaded.recipe, columns, loaded.recipe_folder, rows, progress
+    recent_rows = read_sample(recent, *arguments)
+    reference_rows = recorded_sample(*arguments) if reference is None else read_sample(reference, *arguments)
+    model = Model(loaded.folder, loaded.recipe, loaded.task, runtime_target, threads)
+    result = find_drift(model, reference_rows, recent_rows, progress, level, str(artifact))
     if html is not None:
         from compress.report.run_folder import write_atomically
 

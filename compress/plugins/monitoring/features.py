@@ -1,4 +1,4 @@
-"""What rows are like before any model sees them: a number or a few of each, by what kind of input they have."""
+"""Features of input rows that need no model: a few numbers per row, depending on the kind of input."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _FULL_SCALE = 0.999
-"""Amplitude from which a recording counts as clipped."""
+"""Amplitude from which a sample counts as clipped."""
 _QUIET_DB = -120.0
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Of rows [n]: shares ``unknown``, ``broken`` and ``cut``, and ``lengths`` in tokens before anything is cut off.
+    """Features of text rows [n].
 
-    ``tokens`` are counts, a sparse [n, vocabulary]. ``words`` are those of each row that are no entry of the table.
-    ``unknown`` is None of a tokenizer that can write everything.
+    Attributes:
+        broken: Share of words that are split into several tokens.
+        cut: Share of tokens beyond the maximum length.
+        lengths: Number of tokens before truncation.
+        unknown: Share of unknown tokens; None for a tokenizer that can represent everything.
+        tokens: Counts as a sparse matrix [n, vocabulary].
+        words: Words of each row that are not an entry of the vocabulary.
     """
 
     broken: np.ndarray
@@ -37,16 +42,23 @@ class TextFeatures:
     words: Sequence[frozenset[str]]
 
     def take(self, places: np.ndarray) -> TextFeatures:
-        """Those of the rows at ``places``."""
+        """Return the features of the rows at ``places``."""
         unknown = None if self.unknown is None else self.unknown[places]
-        words = [self.words[place] for place in places]
+        words = [self.words[index] for index in places]
         return TextFeatures(
             self.broken[places], self.cut[places], self.lengths[places], unknown, self.tokens[places], words
         )
 
 
 def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, max_length: int) -> TextFeatures:
-    """Read the texts by the tokenizer that ships, with nothing cut off."""
+    """Tokenize texts with the shipped tokenizer, without truncation.
+
+    Args:
+        table: Rows.
+        columns: Text columns.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum length that the model is given.
+    """
     from scipy.sparse import csr_matrix
     from tokenizers import Tokenizer
 
@@ -66,42 +78,45 @@ def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, ma
         lengths.append(len(ids) + framed)
         counts.append(Counter(ids[:room].tolist()))
     unknown, broken_share, cut = np.array(shares, dtype=np.float64).T
-    entries = [(row, token, count) for row, found in enumerate(counts) for token, count in found.items()]
+    entries = [(row, token, count) for row, counter in enumerate(counts) for token, count in counter.items()]
     rows, ids, values = np.array(entries, dtype=np.int64).reshape(-1, 3).T
     tokens = csr_matrix((values, (rows, ids)), shape=(len(texts), len(tokenizer)), dtype=np.float32)
-    known = unknown if tokenizer.unk_token_id is not None else None
-    return TextFeatures(broken_share, cut, np.array(lengths, dtype=np.float64), known, tokens, words)
+    unknown_shares = unknown if tokenizer.unk_token_id is not None else None
+    return TextFeatures(broken_share, cut, np.array(lengths, dtype=np.float64), unknown_shares, tokens, words)
 
 
 def _broken_words(text: str, encoded: Any) -> tuple[Counter[str], int]:
-    """The words that the tokenizer has in pieces, and how many words there are."""
+    """Return the words that are split into several tokens with their counts, and the number of words."""
     pieces: dict[int, list[tuple[int, int]]] = {}
     for word, span in zip(encoded.word_ids, encoded.offsets, strict=True):
         if word is not None:
             pieces.setdefault(word, []).append(span)
-    found = Counter(text[spans[0][0] : spans[-1][1]].strip().casefold() for spans in pieces.values() if len(spans) > 1)
-    return found, len(pieces)
+    words = Counter(text[spans[0][0] : spans[-1][1]].strip().casefold() for spans in pieces.values() if len(spans) > 1)
+    return words, len(pieces)
 
 
 def image_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
-    """Brightness and contrast from 0 to 1, and the larger side in pixels, each [n]. Raises as `decode`."""
-    found = []
+    """Return brightness and contrast from 0 to 1, and the larger side in pixels, each [n].
+
+    Raises what `decode` raises.
+    """
+    rows = []
     for value in table[column.name].to_pylist():
         image = decode(value, "L", Counter())
         pixels = np.asarray(image, dtype=np.float32) / 255
-        found.append((float(pixels.mean()), float(pixels.std()), float(max(image.size))))
-    return dict(zip(("brightness", "contrast", "size"), np.array(found).T, strict=True))
+        rows.append((float(pixels.mean()), float(pixels.std()), float(max(image.size))))
+    return dict(zip(("brightness", "contrast", "size"), np.array(rows).T, strict=True))
 
 
 def sound_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
-    """Loudness in dB of full scale, seconds, sampling rate, and the share of samples at full scale, each [n]."""
+    """Return loudness in dB of full scale, seconds, sampling rate, and the share of clipped samples, each [n]."""
     import soundfile
 
-    found = []
+    rows = []
     for value in table[column.name].to_pylist():
         samples, rate = soundfile.read(io.BytesIO(content(value)), dtype="float32", always_2d=True)
         power = float(np.square(samples, dtype=np.float64).mean()) if samples.size else 0.0
         loudness = max(_QUIET_DB, 10 * np.log10(power)) if power > 0 else _QUIET_DB
         clipped = float((np.abs(samples) >= _FULL_SCALE).mean()) if samples.size else 0.0
-        found.append((loudness, len(samples) / rate, float(rate), clipped))
-    return dict(zip(("loudness", "seconds", "rate", "clipped"), np.array(found).T, strict=True))
+        rows.append((loudness, len(samples) / rate, float(rate), clipped))
+    return dict(zip(("loudness", "seconds", "rate", "clipped"), np.array(rows).T, strict=True))

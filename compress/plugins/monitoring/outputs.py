@@ -1,4 +1,4 @@
-"""What is seen of a model on some rows: the rows themselves, its activations and its answers."""
+"""Features, activations and outputs of a model on some rows."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from compress.tasks.task import Examples, Task
 from compress.utils.progress import Progress
 
 _RANGE_ROWS = 300
-"""Rows of either side whose activations are looked at; each is run by itself."""
+"""Number of rows of each side whose activations are recorded, one at a time."""
 _CLASSES, _OTHERWISE = frozenset({HAS_CLASSES, READS_ROWS}), frozenset({ANSWERS_PER_TOKEN, LOCALIZES, TAKES_PAIRS})
 _MEDIA = {"image": image_features, "audio": sound_features}
 
 
 @dataclass(frozen=True)
 class Model:
-    """An artifact, and the recipe that it was made by."""
+    """Artifact and the recipe that made it."""
 
     folder: Path
     recipe: Recipe
@@ -51,9 +51,9 @@ class Model:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Of rows [n]: traits of their inputs, class ``probabilities`` or ``embeddings``, and ``activations`` of some.
+    """Features of rows [n], class ``probabilities`` or ``embeddings``, and ``activations`` of some rows.
 
-    ``lacking`` says why a look can't be had.
+    ``lacking`` states why a test is impossible.
     """
 
     text: TextFeatures | None = None
@@ -64,7 +64,7 @@ class ModelOutputs:
     lacking: Mapping[str, str] = field(default_factory=dict)
 
     def take(self, places: np.ndarray) -> ModelOutputs:
-        """Those of the rows at ``places``, where the activations of all rows are known."""
+        """Return the outputs of the rows at ``places``, if the activations of all rows were recorded."""
         text = None if self.text is None else self.text.take(places)
         media = {name: values[places] for name, values in self.media.items()}
         answers = [None if each is None else each[places] for each in (self.probabilities, self.embeddings)]
@@ -73,8 +73,16 @@ class ModelOutputs:
 
 
 def observe(model: Model, sample: Sample, progress: Progress, name: str, range_rows: int = _RANGE_ROWS) -> ModelOutputs:
-    """Look at the rows, and run the model on them. ``name`` is that of the side. Raises what those raise."""
-    task, lacking, found = model.task, dict[str, str](), ModelOutputs()
+    """Compute features of rows and run the model on them.
+
+    Args:
+        model: The model.
+        sample: Rows.
+        progress: Shows the runs.
+        name: Name of the side, for the progress.
+        range_rows: Number of rows whose activations are recorded.
+    """
+    task, lacking, outputs = model.task, dict[str, str](), ModelOutputs()
     columns = input_columns(task.columns)
     texts = [column for column in columns if column.kind == "text"]
     if TAKES_TEXT in task.capabilities and texts:
@@ -82,49 +90,69 @@ def observe(model: Model, sample: Sample, progress: Progress, name: str, range_r
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             lacking["words"] = "the tokenizer beside the model is none of the tokenizers library"
         else:
-            found = replace(found, text=text_features(sample.table, texts, tokenizer, model.recipe.data.max_length))
+            outputs = replace(outputs, text=text_features(sample.table, texts, tokenizer, model.recipe.data.max_length))
     for column in (column for column in columns if column.kind in _MEDIA):
-        found = replace(found, media=_MEDIA[column.kind](sample.table, column))
+        outputs = replace(outputs, media=_MEDIA[column.kind](sample.table, column))
     if GENERATES in task.capabilities or READS_ROWS not in task.capabilities:
         lacking |= dict.fromkeys(("confidence", "ranges"), "answers of this task are not one a row")
-        return replace(found, lacking=lacking)
+        return replace(outputs, lacking=lacking)
     examples = _encoded(model, sample)
-    found = _with_answers(found, model, examples, progress, f"Answers, {name}", lacking)
+    outputs = _with_answers(outputs, model, examples, progress, f"Answers, {name}", lacking)
     activations = _activations(model, examples, progress, f"Activations, {name}", range_rows, lacking)
-    return replace(found, activations=activations, lacking=lacking)
+    return replace(outputs, activations=activations, lacking=lacking)
 
 
 def gives_classes(task: Task) -> bool:
-    """Whether each row is given one of the model's classes."""
+    """Return True for a task that predicts one class of the model for each row."""
     return task.capabilities >= _CLASSES and not task.capabilities & _OTHERWISE
 
 
 def _encoded(model: Model, sample: Sample) -> Examples:
-    """As the processor that ships encodes them, with a label of no meaning where a task asks for one."""
+    """Encode rows with the shipped processor, with a dummy label if the task requires one."""
     examples = model.task.encode(sample.table, load_processor(model.folder), None, model.recipe.data.max_length)
     return replace(examples, labels=np.zeros(len(examples), dtype=np.int64)) if examples.labels is None else examples
 
 
 def _with_answers(
-    found: ModelOutputs, model: Model, examples: Examples, progress: Progress, words: str, lacking: dict[str, str]
+    outputs: ModelOutputs, model: Model, examples: Examples, progress: Progress, words: str, lacking: dict[str, str]
 ) -> ModelOutputs:
+    """Add class probabilities or embeddings of all rows.
+
+    Args:
+        outputs: Features so far.
+        model: The model.
+        examples: Encoded rows.
+        progress: Shows the run.
+        words: Description for the progress.
+        lacking: Receives the reason if there are none.
+    """
     capabilities = model.task.capabilities
     if EMBEDS not in capabilities and not gives_classes(model.task):
         lacking["confidence"] = "answers of this task are neither classes nor embeddings, one a row"
-        return found
-    kept = predict(model.folder, model.task, examples, model.target, model.threads, progress, words).kept
+        return outputs
+    predictions = predict(model.folder, model.task, examples, model.target, model.threads, progress, words).kept
     if EMBEDS in capabilities:
-        return replace(found, embeddings=normalized(kept[EMBEDDING].astype(np.float32)))
-    probabilities = model.task.probabilities(kept)
+        return replace(outputs, embeddings=normalized(predictions[EMBEDDING].astype(np.float32)))
+    probabilities = model.task.probabilities(predictions)
     if probabilities is None or probabilities.ndim != 2 or len(probabilities) != len(examples):
         lacking["confidence"] = "answers of this task are not one a row"
-        return found
-    return replace(found, probabilities=probabilities)
+        return outputs
+    return replace(outputs, probabilities=probabilities)
 
 
 def _activations(
     model: Model, examples: Examples, progress: Progress, words: str, most: int, lacking: dict[str, str]
 ) -> RowActivations | None:
+    """Record activations of some rows, or note why that is impossible.
+
+    Args:
+        model: The model.
+        examples: Encoded rows.
+        progress: Shows the run.
+        words: Description for the progress.
+        most: Maximum number of rows.
+        lacking: Receives the reason if there are none.
+    """
     form, files = format_of(model.folder), model_files(model.folder)
     if form != "onnx" or len(files) != 1:
         lacking["ranges"] = f"activations are seen in a model of one ONNX graph; this is {form} in {len(files)}"
@@ -142,5 +170,6 @@ def _activations(
 
 
 def _singly(examples: Examples, places: Sequence[int]) -> Iterator[Any]:
-    for place in places:
-        yield examples.batch([place])
+    """Yield rows as batches of one."""
+    for index in places:
+        yield examples.batch([index])

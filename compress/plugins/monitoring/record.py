@@ -1,4 +1,4 @@
-"""What a look for drift of use leaves behind: one record that the console, the page and the exit code read."""
+"""Report on drift that console, HTML page and exit code share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Verdict = Literal["drift", "small", "none", "not judged"]
 
 
 class ChangedPart(Frozen):
-    """A layer, a class or a word, and what it was and is."""
+    """Layer, class or word with its value on both sides."""
 
     name: str
     reference: float
@@ -22,7 +22,7 @@ class ChangedPart(Frozen):
 
 
 class DriftTest(Frozen):
-    """One question that was asked of both sides."""
+    """One two-sample test between reference rows and recent rows."""
 
     name: str
     title: str
@@ -45,7 +45,7 @@ class DriftTest(Frozen):
 
 
 class RowSource(Frozen):
-    """Whose rows: ``rows`` of ``total`` were looked at."""
+    """Rows of one side, ``rows`` of ``total`` of which were tested."""
 
     name: str
     rows: int
@@ -53,7 +53,7 @@ class RowSource(Frozen):
 
 
 class DriftReport(Frozen):
-    """Whether a model's inputs are still what it was compressed for."""
+    """Result of all tests for drift of a model's inputs."""
 
     artifact: str
     task: str
@@ -64,26 +64,26 @@ class DriftReport(Frozen):
     notes: tuple[str, ...] = ()
 
     def having(self, verdict: Verdict) -> tuple[DriftTest, ...]:
-        """The looks with a verdict."""
+        """Return the tests with a verdict."""
         return tuple(look for look in self.looks if look.verdict == verdict)
 
     @property
     def drifted(self) -> bool:
-        """Whether there is any drift."""
+        """Return True if any test found a drift."""
         return bool(self.having("drift"))
 
     @property
     def advice(self) -> list[tuple[str, str]]:
-        """What to do, each said once, behind the looks that it is about."""
-        found: dict[str, list[str]] = {}
+        """Return each piece of advice once, after the titles of the tests that it is about."""
+        titles_by_advice: dict[str, list[str]] = {}
         for look in self.having("drift"):
-            found.setdefault(look.advice, []).append(look.title)
-        return [(", ".join(titles), advice) for advice, titles in found.items()]
+            titles_by_advice.setdefault(look.advice, []).append(look.title)
+        return [(", ".join(titles), advice) for advice, titles in titles_by_advice.items()]
 
     @property
     def sentence(self) -> str:
-        """The whole in one line."""
-        found, judged = self.having("drift"), [look for look in self.looks if look.verdict != "not judged"]
-        if not found:
+        """Return the result in one line."""
+        drifts, judged = self.having("drift"), [look for look in self.looks if look.verdict != "not judged"]
+        if not drifts:
             return f"no drift of use in {len(judged)} looks"
-        return f"drift of use: {', '.join(look.title for look in found)}"
+        return f"drift of use: {', '.join(look.title for look in drifts)}"

@@ -1,4 +1,4 @@
-"""Replaying requests at their recorded times through models that take turns, stretch by stretch."""
+"""Replay of requests at their recorded times through several models that alternate, stretch by stretch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from compress.utils.environment import spread_cores
 from compress.utils.progress import Progress
 
 _STRETCHES, _FEWEST = 40, 5
-"""So many stretches at most, of so many requests at least: the more there are, the surer a median of their ratios."""
+"""Maximum number of stretches, and minimum number of requests in each. More stretches give a more certain median."""
 _WARM_UP = 8
 _OPEN_SECONDS = 600.0
 
 
 class ServedRequests(NamedTuple):
-    """What a stretch of requests took a model: milliseconds from arrival to answer [n], and of the processor."""
+    """Costs of a stretch of requests: milliseconds from arrival to answer [n], and milliseconds of processor time."""
 
     latencies_ms: list[float]
     cpu_ms: float
 
 
 def stretches(at: np.ndarray) -> list[range]:
-    """Requests by number, in stretches of as many each, or one more."""
+    """Split requests into stretches whose sizes differ by at most one."""
     count = max(1, min(_STRETCHES, len(at) // _FEWEST))
     edges = np.linspace(0, len(at), count + 1).astype(int)
     return [range(start, stop) for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
@@ -46,11 +46,22 @@ def replay(
     progress: Progress,
     parts: Sequence[range] = (),
 ) -> Iterator[tuple[range, dict[str, ServedRequests]]]:
-    """Each stretch of the requests that came ``at`` seconds, with what it took each model; `stretches`, or ``parts``.
+    """Replay requests through all models, and yield each stretch with its costs for every model.
 
-    Models are alive together, in processes of their own, and serve each stretch one after the other. A coin says which
-    is first, so that of two equal ones either is as likely to be the faster, whatever else the machine does. Raises
-    what opening a model raises, and `StageError` where a process ends.
+    The models run in processes of their own and serve each stretch one after the other. A coin decides which is first,
+    so that of two equal models either may be the faster one, whatever else the machine does.
+
+    Args:
+        models: Models by name.
+        examples: Encoded requests for each model.
+        at: Arrival times in seconds [n].
+        speed: Factor by which requests arrive faster than recorded.
+        seed: Seed of the coin.
+        progress: Shows the stretches.
+        parts: Stretches; by default those of `stretches`.
+
+    Raises:
+        StageError: A process ends.
     """
     chance = np.random.default_rng(seed)
     with ExitStack() as stack:
@@ -62,13 +73,14 @@ def replay(
         for part in progress.track(parts, "Replay", len(parts)):
             gaps = np.diff(at[part.start : part.stop], prepend=at[part.start]) * 1000 / speed
             names = list(children) if chance.random() < 0.5 else list(children)[::-1]
-            found = {name: _serve(children[name], part, gaps.tolist()) for name in names}
-            yield part, {name: found[name] for name in children}
+            costs = {name: _serve(children[name], part, gaps.tolist()) for name in names}
+            yield part, {name: costs[name] for name in children}
 
 
 def _opened(name: str, model: Model, examples: Examples, folder: Path) -> WorkerProcess:
+    """Start a process that serves a model, and warm it up."""
     batches = folder / f"{name}.npz"
-    write_batches(batches, [examples.batch([place]) for place in range(len(examples))])
+    write_batches(batches, [examples.batch([index]) for index in range(len(examples))])
     child = WorkerProcess(name)
     try:
         child.open(model.folder, model.target, model.threads, spread_cores(model.threads), batches, _OPEN_SECONDS)
@@ -81,6 +93,7 @@ def _opened(name: str, model: Model, examples: Examples, folder: Path) -> Worker
 
 
 def _serve(child: WorkerProcess, part: range, gaps_ms: list[float]) -> ServedRequests:
-    before = float(child.memory()["cpu_seconds"])
+    """Let a process serve a stretch of requests."""
+    cpu_seconds = float(child.memory()["cpu_seconds"])
     latencies = child.serve_requests(list(part), gaps_ms, _OPEN_SECONDS + sum(gaps_ms) / 1000)
-    return ServedRequests(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - before))
+    return ServedRequests(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - cpu_seconds))

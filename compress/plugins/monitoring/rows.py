@@ -1,4 +1,4 @@
-"""The rows of a model's use: those of today, and those that they are compared with."""
+"""Recent rows of a model's use, and the rows that they are compared with."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 _MOSTLY = 0.5
 _FEWEST = 20
-"""Rows of either side below which no test tells anything."""
+"""Minimum number of rows of each side; no test is meaningful below it."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some of the ``total`` rows of one side, of the columns that a model is given. ``name`` is for people.
+    """Some of the ``total`` rows of one side, with the columns of the model's input.
 
-    ``taught`` says that most of them are rows that the model was trained on.
+    ``taught`` states that most of them are training rows.
     """
 
     name: str
@@ -44,24 +44,44 @@ class Sample:
 
 
 def input_columns(columns: tuple[Column, ...]) -> tuple[Column, ...]:
-    """Those that a model is given."""
+    """Return the columns that a model receives."""
     return tuple(column for column in columns if column.is_input)
 
 
 def read_sample(
     reference: str, recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress
 ) -> Sample:
-    """Up to ``most`` rows of a file, or of `sample:NAME/SPLIT`, drawn at random where there are more.
+    """Read up to ``most`` rows of a file or of `sample:NAME/SPLIT`, at random if there are more.
 
-    The recipe says what the columns are called. Raises `DataError`, also for too few rows.
+    Args:
+        reference: File or sample.
+        recipe: Recipe, which names the columns.
+        columns: Columns of the task.
+        folder: Folder that relative paths count from.
+        most: Maximum number of rows.
+        progress: Shows the reading.
+
+    Raises:
+        DataError: The rows cannot be read, or there are too few.
     """
-    here = Path(reference).expanduser()
-    named = str(here.resolve()) if here.exists() else reference
-    return _sample(reference, {"use": named}, recipe, columns, folder, most, progress)
+    path = Path(reference).expanduser()
+    resolved = str(path.resolve()) if path.exists() else reference
+    return _sample(reference, {"use": resolved}, recipe, columns, folder, most, progress)
 
 
 def recorded_sample(recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress) -> Sample:
-    """Rows of the recipe's own data that no stage has seen: its test split. Raises `DataError` where it is gone."""
+    """Read the recipe's test rows, which no stage has used.
+
+    Args:
+        recipe: The recipe.
+        columns: Columns of the task.
+        folder: Folder that relative paths count from.
+        most: Maximum number of rows.
+        progress: Shows the reading.
+
+    Raises:
+        DataError: The rows no longer exist.
+    """
     if TEST not in recipe.data.splits:
         raise DataError(
             "The recipe's data has no test split to compare with.",
@@ -81,14 +101,25 @@ def _sample(
     most: int,
     progress: Progress,
 ) -> Sample:
-    wanted = input_columns(columns)
-    known = {column.name for column in wanted}
+    """Read rows of one split.
+
+    Args:
+        name: Name of the sample, for people.
+        splits: The split and its reference.
+        recipe: The recipe.
+        columns: Columns of the task.
+        folder: Folder that relative paths count from.
+        most: Maximum number of rows.
+        progress: Shows the reading.
+    """
+    inputs = input_columns(columns)
+    names = {column.name for column in inputs}
     config = DataConfig(
         source=recipe.data.source,
         splits=dict(splits),
-        columns={key: value for key, value in recipe.data.columns.items() if key in known},
+        columns={key: value for key, value in recipe.data.columns.items() if key in names},
     )
-    table = load_dataset(config, wanted, folder, progress).split(next(iter(splits)))
+    table = load_dataset(config, inputs, folder, progress).split(next(iter(splits)))
     if len(table) < _FEWEST:
         raise DataError(
             f"There are {len(table)} rows to look at.", where=name, expected=f"{_FEWEST} at least, hundreds to be sure"
@@ -96,19 +127,27 @@ def _sample(
     chosen = table
     if len(table) > most:
         chosen = table.take(np.sort(np.random.default_rng(recipe.seed).permutation(len(table))[:most]))
-    return Sample(name, chosen, len(table), _is_taught(chosen, recipe, config, wanted, folder))
+    return Sample(name, chosen, len(table), _is_taught(chosen, recipe, config, inputs, folder))
 
 
 def _is_taught(table: pa.Table, recipe: Recipe, config: DataConfig, columns: tuple[Column, ...], folder: Path) -> bool:
-    """Whether most of the rows stand in the recipe's train split, where that is at hand."""
+    """Return True if most rows occur in the recipe's training split, as far as that is available.
+
+    Args:
+        table: Rows.
+        recipe: The recipe.
+        config: Configuration of the rows' data.
+        columns: Columns of the model's input.
+        folder: Folder that relative paths count from.
+    """
     if "train" not in recipe.data.splits or TEST in config.splits:
         return False
     names = [column.name for column in columns]
     try:
-        place = locate_split(recipe.data, "train", folder, cached_directory)
-        if place is None or not isinstance(place, Path):
+        split_path = locate_split(recipe.data, "train", folder, cached_directory)
+        if split_path is None or not isinstance(split_path, Path):
             return False
-        rows = read(place, {config.columns.get(name, name) for name in names})
+        rows = read(split_path, {config.columns.get(name, name) for name in names})
         taught = set(keys(choose(rows, columns, config.columns), names))
     except CompressError:
         # The data of a model in use needn't be where it was made; nothing is known then.

@@ -1,4 +1,4 @@
-"""Recorded requests: what was asked when, and labels that arrived then or later."""
+"""Recorded requests: inputs with their times of arrival, and labels that arrived then or later."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ID, AT, LABEL = "id", "at", "label"
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests in the order of their times: inputs, and ``at`` in seconds from the first, [n].
+    """Requests in the order of their times: inputs, and ``at`` in seconds from the first one [n].
 
-    ``labels`` are the numbers of requests with what was right, in the order in which that was known.
+    ``labels`` are numbers of requests with their labels, in the order in which these became known.
     """
 
     name: str
@@ -38,10 +38,12 @@ class Traffic:
 
 
 def read_traffic(path: Path, columns: Sequence[Column], late: Path | None = None) -> Traffic:
-    """A file with a line for each request: the task's inputs, `at` (seconds, or ISO 8601), perhaps `id` and `label`.
+    """Read a file with a line per request: the task's inputs, `at` (seconds or ISO 8601), perhaps `id` and `label`.
 
-    Lines with `id` and `label` alone are labels that came later, in that file or in ``late``. Raises `DataError` for
-    what can't be replayed, an id that nobody asked under or that stands twice, and labels that contradict each other.
+    Lines with only `id` and `label`, in this file or in ``late``, are labels that arrived later.
+
+    Raises:
+        DataError: A request cannot be replayed, an id is unknown or occurs twice, or labels contradict each other.
     """
     wanted = [column.name for column in columns]
     rows = _read(path, [ID, AT, LABEL, *wanted])
@@ -70,8 +72,9 @@ def read_traffic(path: Path, columns: Sequence[Column], late: Path | None = None
 
 
 def _read(path: Path, names: Sequence[str]) -> Rows:
+    """Read some columns of a file. Raises `InputError` if it does not exist."""
     if not path.is_file():
-        near = nearest_name(path.name, [each.name for each in path.absolute().parent.glob("*")])
+        near = nearest_name(path.name, [file.name for file in path.absolute().parent.glob("*")])
         raise InputError(
             f"{path} does not exist.", expected="a file of requests", hint=f"did you mean {near!r}?" if near else None
         )
@@ -79,16 +82,18 @@ def _read(path: Path, names: Sequence[str]) -> Rows:
 
 
 def _count(rows: Rows) -> int:
+    """Return the number of lines."""
     return max((len(values) for values in rows.columns.values()), default=0)
 
 
 def _lines(rows: Rows, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    given = [rows.columns.get(name, [None] * _count(rows)) for name in names]
-    return list(zip(*given, strict=True))
+    """Return the values of some columns, line by line."""
+    columns = [rows.columns.get(name, [None] * _count(rows)) for name in names]
+    return list(zip(*columns, strict=True))
 
 
 def _seconds(rows: Rows, place: int) -> float:
-    """When a request came, from 1970 or any other moment on."""
+    """Return the time of a request in seconds from any moment on. Raises `DataError`."""
     value = rows.columns.get(AT, [None] * _count(rows))[place]
     try:
         seconds = float(value)
@@ -108,19 +113,27 @@ def _seconds(rows: Rows, place: int) -> float:
 
 
 def _numbers(requests: Rows) -> dict[str, int]:
-    """Id -> number of the request. Raises `DataError` for an id that stands twice."""
-    found: dict[str, int] = {}
+    """Return the number of the request of each id. Raises `DataError` for an id that occurs twice."""
+    by_id: dict[str, int] = {}
     for number, value in enumerate(requests.columns.get(ID, [])):
         if value is None:
             continue
-        if value_text(value) in found:
+        if value_text(value) in by_id:
             raise DataError(f"Two requests have the {ID} {value!r}.", where=requests.place(number))
-        found[value_text(value)] = number
-    return found
+        by_id[value_text(value)] = number
+    return by_id
 
 
 def _learn(known: dict[int, str], rows: Rows, place: int, numbers: dict[str, int], number: int | None) -> None:
-    """Add the label of a line to what is ``known``, if it has one."""
+    """Add the label of a line to those that are ``known``, if it has one. Raises `DataError` for a contradiction.
+
+    Args:
+        known: Labels by the number of the request.
+        rows: Lines.
+        place: Index of the line.
+        numbers: Numbers of requests by id.
+        number: Number of the request, if the line is one.
+    """
     label, key = (rows.columns.get(name, [None] * _count(rows))[place] for name in (LABEL, ID))
     if label is None or not value_text(label).strip():
         return

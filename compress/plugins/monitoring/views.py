@@ -9,11 +9,11 @@ from rich.text import Text
 
 from compress.plugins.monitoring import formatting
 from compress.plugins.monitoring.ab import AbReport
-from compress.plugins.monitoring.record import DriftTest, DriftReport
+from compress.plugins.monitoring.record import DriftReport, DriftTest
 from compress.report.pages import render
 from compress.report.plot import SMALL, Plot, Scale, with_tooltip
 from compress.results.formatting import format_number
-from compress.utils.responsive_table import TableColumn, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
 _CHIPS = {"drift": "missed", "small": "unknown", "none": "passed", "not judged": ""}
@@ -21,8 +21,13 @@ _SHOWN, _MAYBE = 5, 0.05
 
 
 def console_drift(report: DriftReport) -> RenderableType:
-    """A line for each look, then what changed most in those that drifted and what to do."""
-    columns = [TableColumn(""), TableColumn("look"), TableColumn("reference", right=True), TableColumn("recent", right=True)]
+    """Return a table with a line for each test, then what changed most and the advice."""
+    columns = [
+        TableColumn(""),
+        TableColumn("look"),
+        TableColumn("reference", right=True),
+        TableColumn("recent", right=True),
+    ]
     columns += [TableColumn("effect", right=True, rank=2), TableColumn("p", right=True, rank=1), TableColumn("verdict")]
     table = ResponsiveTable("", columns, "hidden at this width; see --json")
     for look in report.looks:
@@ -41,16 +46,17 @@ def console_drift(report: DriftReport) -> RenderableType:
 
 
 def _told(look: DriftTest) -> Iterator[str]:
+    """Return the lines about the parts of a test that changed most."""
     shown = [part for part in look.parts if part.p_value is None or part.p_value <= _MAYBE][:_SHOWN]
     if shown:
         yield f"{look.title}:"
     for part in shown:
-        before, now = formatting.part_texts(look, part)
-        yield f"  {part.name}: {before} \u2192 {now}" + (f" ({part.note})" if part.note else "")
+        reference, recent = formatting.part_texts(look, part)
+        yield f"  {part.name}: {reference} \u2192 {recent}" + (f" ({part.note})" if part.note else "")
 
 
 def html_drift(report: DriftReport) -> str:
-    """The page, which asks for nothing from elsewhere."""
+    """Return the HTML page, which loads nothing from elsewhere."""
     return render(
         "plugins/monitoring/templates/drift.html",
         "Drift of use",
@@ -63,7 +69,7 @@ def html_drift(report: DriftReport) -> str:
 
 
 def curves(look: DriftTest) -> str | None:
-    """Both distribution functions: the share of rows with at most that much."""
+    """Return a chart of both distribution functions: the share of rows with at most a value."""
     if look.quantiles is None:
         return None
     before, now = look.quantiles
@@ -74,12 +80,12 @@ def curves(look: DriftTest) -> str | None:
     plot = Plot(SMALL, Scale(low * scale, high * scale, SMALL.left, SMALL.right), Scale(0, 1, SMALL.bottom, SMALL.top))
     plot.y_axis("share of rows with at most that much", lambda value: f"{value:.0%}")
     plot.x_axis("%" if look.unit == "ratio" else look.unit, lambda value: format_number(value))
-    named = []
+    labels = []
     for css, name, values in (("baseline", "reference", before), ("final", "recent", now)):
-        points = [(value * scale, place / (len(values) - 1)) for place, value in enumerate(values)]
+        points = [(value * scale, index / (len(values) - 1)) for index, value in enumerate(values)]
         plot.add(with_tooltip(f"series {css}", name, plot.line(points, "curve")))
-        named.append((points[len(points) // 3 if css == "baseline" else 2 * len(points) // 3], name, f"label {css}"))
-    plot.labels(named)
+        labels.append((points[len(points) // 3 if css == "baseline" else 2 * len(points) // 3], name, f"label {css}"))
+    plot.labels(labels)
     return plot.svg(f"{look.title}: distribution of the reference and of the recent rows")
 
 
@@ -87,15 +93,26 @@ _VERDICTS = {"worse": "bold red", "better": "green", "same": "", "can't tell": "
 
 
 def console_ab(report: AbReport) -> RenderableType:
-    """A line for each quantity, and after which look it was known."""
-    columns = [TableColumn("of B against A"), TableColumn("A", right=True), TableColumn("B", right=True), TableColumn("change", right=True)]
-    columns += [TableColumn("interval", right=True, rank=1), TableColumn("verdict"), TableColumn("told after", right=True, rank=2)]
+    """Return a table with a line for each quantity, and the observation after which its verdict was known."""
+    columns = [
+        TableColumn("of B against A"),
+        TableColumn("A", right=True),
+        TableColumn("B", right=True),
+        TableColumn("change", right=True),
+    ]
+    columns += [
+        TableColumn("interval", right=True, rank=1),
+        TableColumn("verdict"),
+        TableColumn("told after", right=True, rank=2),
+    ]
     table = ResponsiveTable("", columns, "hidden at this width; see --json")
-    for one in report.judged:
-        settled = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
-        figures = formatting.change_text(one.change, one.unit), formatting.span_text(one)
-        values = formatting.amount_text(one.a, one.unit), formatting.amount_text(one.b, one.unit)
-        table.add(one.name, *values, *figures, one.verdict, settled, style=_VERDICTS[one.verdict])
+    for quantity in report.judged:
+        settled = (
+            f"{quantity.told_after:,} of {quantity.looks:,}" if quantity.told_after else f"{quantity.looks:,} looks"
+        )
+        figures = formatting.change_text(quantity.change, quantity.unit), formatting.span_text(quantity)
+        values = formatting.amount_text(quantity.a, quantity.unit), formatting.amount_text(quantity.b, quantity.unit)
+        table.add(quantity.name, *values, *figures, quantity.verdict, settled, style=_VERDICTS[quantity.verdict])
     lines = [
         f"A: {report.a}",
         f"B: {report.b}",

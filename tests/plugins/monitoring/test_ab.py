@@ -87,7 +87,7 @@ def test_answers_are_told_after_the_look_that_a_bettor_needs() -> None:
 def test_answers_that_are_the_same_are_so_once_there_are_enough() -> None:
     labels = [(number, "x") for number in range(900)]
     few = judge_answers(["x"] * 900, ["x"] * 900, labels[:100], 0.05, 0.01)
-    answer_label = judge_answers(["x"] * 900, ["x"] * 900, labels, 0.05, 0.02)
+    many = judge_answers(["x"] * 900, ["x"] * 900, labels, 0.05, 0.02)
     assert (few.verdict, few.told_after, many.verdict) == ("can't tell", None, "same")
 
 

@@ -1,4 +1,4 @@
-"""Audio classification: one recording, one label. Importing this imports no torch."""
+"""Audio classification: one label per recording. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.tasks.capability import SINGLE_CALL, HAS_CLASSES, VARIABLE_LENGTH, READS_ROWS, TAKES_AUDIO
+from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_AUDIO, VARIABLE_LENGTH
 from compress.tasks.classification import Classification
 from compress.tasks.task import Examples, Task
 
@@ -22,7 +22,7 @@ _FAMILIES = (
     *("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "SEW", "SEWD"),
     "Data2VecAudio",
 )
-"""Of models of recordings whose classifier transformers names after sequences, as it does those of text."""
+"""Audio model families whose classifier class is named like those of text models."""
 
 _SEQUENCES = "SequenceClassification"
 
@@ -40,9 +40,9 @@ _STARTER: dict[str, Any] = {
 
 
 class AudioClassification(Classification):
-    """Hugging Face `audio-classification`: spectrograms of one length (AST, Whisper's encoder), or sound of any length.
+    """Hugging Face `audio-classification` on spectrograms of fixed length (AST, Whisper's encoder) or on raw audio.
 
-    The latter is what wav2vec2, HuBERT and their like hear; not every format takes it.
+    Raw audio of variable length is the input of wav2vec2, HuBERT and similar models; not every format supports it.
     """
 
     name = "audio-classification"
@@ -53,20 +53,23 @@ class AudioClassification(Classification):
     slices = (Slice(column="label"),)
 
     def __init__(self, *more: str) -> None:
-        """With ``more`` capabilities than all models for it have."""
+        """Add capabilities to those of all variants."""
         self.capabilities = frozenset({READS_ROWS, TAKES_AUDIO, HAS_CLASSES, SINGLE_CALL, *more})
 
     def variants(self) -> tuple[Task, ...]:
-        """For spectrograms, and for sound of any length."""
+        """Return the variants for spectrograms and for raw audio."""
         return (TASK, _OF_ANY_LENGTH)
 
     def specialize(self, config: Mapping[str, Any]) -> Task:
-        """The second for a class named after sequences, or an encoder by convolutions that has no head yet."""
+        """Return the variant of a model's config.
+
+        Raw audio is for `SequenceClassification` classes and for convolutional encoders without a head.
+        """
         classes = [str(name) for name in config.get("architectures") or ()]
         return _OF_ANY_LENGTH if "conv_dim" in config or any(_SEQUENCES in name for name in classes) else TASK
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and feature extractor. Without a trained head, a new one is drawn from torch's generator.
+        """Load weights and feature extractor. A missing head is initialized randomly.
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
@@ -78,9 +81,9 @@ class AudioClassification(Classification):
         return load_with_head(origin, ("AudioClassification", _SEQUENCES), labels, trust_remote_code)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """What the model's own extractor makes of each recording. ``max_length`` means nothing here.
+        """Return the extracted features of each recording. ``max_length`` has no effect.
 
-        Raises `DataError` for a recording that can't be heard.
+        Raises `DataError` for an unusable recording.
         """
         from compress.tasks.audio import encode_recordings
         from compress.tasks.classes import label_ids

@@ -1,4 +1,4 @@
-"""Automatic speech recognition: a recording, and what is said in it. Importing this imports no torch."""
+"""Automatic speech recognition: transcripts of recordings. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _STARTER: dict[str, Any] = {
 
 
 class SpeechRecognition(Task):
-    """Hugging Face `automatic-speech-recognition`: Whisper and its like, judged by the words that they get wrong.
+    """Hugging Face `automatic-speech-recognition` with encoder-decoders such as Whisper, evaluated by word error rate.
 
-    Models that answer for each frame are another kind, `compress.tasks.ctc`.
+    Models with one answer per frame are another variant, `compress.tasks.ctc`.
     """
 
     name = "automatic-speech-recognition"
@@ -55,13 +55,13 @@ class SpeechRecognition(Task):
     batch_size = 1
 
     def variants(self) -> tuple[Task, ...]:
-        """Those that write a text token by token, and those that name each frame."""
+        """Return the variant that generates text and the variant with one answer per frame."""
         from compress.tasks import ctc
 
         return (self, ctc.TASK)
 
     def specialize(self, config: Mapping[str, Any]) -> Task:
-        """The second kind for a class `ForCTC`, or an encoder of sound that has no head yet."""
+        """Return the frame variant for a `ForCTC` class and for a convolutional encoder without a head."""
         from compress.tasks import ctc
 
         classes = [str(name) for name in config.get("architectures") or ()]
@@ -89,9 +89,9 @@ class SpeechRecognition(Task):
         return TorchModel(module.eval(), load_processor(directory))
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Features of every recording, in windows of the encoder's length, and the texts as ``labels``.
+        """Return features of every recording, in windows of the encoder's length, and the texts as ``labels``.
 
-        ``max_length`` has no say: a recording is heard to its end. Raises `DataError` for one that can't be heard.
+        ``max_length`` has no effect: recordings are not truncated. Raises `DataError` for an unusable recording.
         """
         import numpy as np
 
@@ -115,34 +115,36 @@ class SpeechRecognition(Task):
         return Examples(inputs, {_FEATURES: None}, texts, note=note, seconds=np.array(seconds))
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Not to be had: no stage trains speech models. Raises `ModelError`."""
+        """Raise `ModelError`: no stage trains these models."""
         raise ModelError(f"Models for {self.name} are not trained here.", expected="a stage that does not train")
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """The transcripts, [batch] strings. Raises `DataError` for rows without text."""
+        """Return the transcripts, [batch] strings. Raises `DataError` for rows without text."""
         if examples.labels is None:
             raise DataError("The split has no texts, so nothing can be evaluated on it.", expected="a column text")
         return {_TRANSCRIPTS: outputs[_TRANSCRIPTS]}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Word error rate of normalised texts and as written, with intervals over utterances, and the counts."""
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return word error rates of normalized texts and of texts as written, with intervals, and the counts."""
         from compress.tasks.transcripts import word_rows
 
         assert labels is not None, "keep asks for texts"
-        return word_rows(kept[_TRANSCRIPTS], labels, model, target)
+        return word_rows(collected[_TRANSCRIPTS], labels, model, target)
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """How many transcripts are the baseline's to the letter, and the word error rate against them."""
+        """Return the share of transcripts that equal the baseline's, and the word error rate against them."""
         from compress.tasks.transcripts import rows_to_baseline
 
-        return rows_to_baseline(kept[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
+        return rows_to_baseline(collected[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: transcripts are no classes."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: transcripts are no classes."""
         return None
 
 

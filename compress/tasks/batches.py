@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from compress.tasks.task import Examples, CollectedOutputs, Task
+from compress.tasks.task import CollectedOutputs, Examples, Task
 
 
 def by_length(examples: Examples, size: int) -> list[list[int]]:

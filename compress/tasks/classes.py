@@ -69,22 +69,22 @@ def keep_logits(outputs: Mapping[str, np.ndarray], examples: Examples) -> Collec
     return {_LOGITS: outputs[_LOGITS]}
 
 
-def class_rows(kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+def class_rows(collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
     """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score.
 
     Args:
-        kept: Collected logits [n, classes].
+        collected: Collected logits [n, classes].
         labels: Class ids [n].
         model: Name of the model in the report.
         target: Name of the target in the report.
     """
     assert labels is not None, "keep asks for labels"
-    predicted = kept[_LOGITS].argmax(axis=-1)
+    predicted = collected[_LOGITS].argmax(axis=-1)
     f1 = macro_f1(predicted, labels)
     return [
         outcome_row("accuracy", predicted == labels, model, target),
         Measurement(model=model, metric="f1", target=target, value=f1, unit="ratio", n=len(labels)),
-        *_calibration(kept, labels, model, target),
+        *_calibration(collected, labels, model, target),
     ]
 
 
@@ -163,8 +163,8 @@ def ratio_row(
     )
 
 
-def _calibration(kept: CollectedOutputs, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
-    probabilities = class_probabilities(kept)
+def _calibration(collected: CollectedOutputs, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
+    probabilities = class_probabilities(collected)
     right = probabilities.argmax(axis=-1) == labels
     rows = {
         "calibration_error": (calibration_error_interval(probabilities.max(axis=-1), right, _SEED), "ratio"),
@@ -176,9 +176,9 @@ def _calibration(kept: CollectedOutputs, labels: np.ndarray, model: str, target:
     ]
 
 
-def class_probabilities(kept: CollectedOutputs) -> np.ndarray:
+def class_probabilities(collected: CollectedOutputs) -> np.ndarray:
     """Return the softmax of logits [n, classes]. Raises `ModelError` if they are not finite."""
-    outputs = kept[_LOGITS]
+    outputs = collected[_LOGITS]
     try:
         return softmax(outputs)
     except ValueError as error:
@@ -190,16 +190,16 @@ def class_probabilities(kept: CollectedOutputs) -> np.ndarray:
         ) from error
 
 
-def same_class(kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
+def same_class(collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
     """Return the share of examples for which both models choose the same class.
 
     Args:
-        kept: Collected outputs of the model.
+        collected: Collected outputs of the model.
         reference: Collected outputs of the baseline.
         model: Name of the model in the report.
         target: Name of the target in the report.
     """
-    same = kept[_LOGITS].argmax(axis=-1) == reference[_LOGITS].argmax(axis=-1)
+    same = collected[_LOGITS].argmax(axis=-1) == reference[_LOGITS].argmax(axis=-1)
     return [agreement_row(same, model, target)]
 
 

@@ -31,22 +31,24 @@ class Classification(Task):
 
         return keep_logits(outputs, examples)
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
         """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score. See `Task.measure`."""
         from compress.tasks.classes import class_rows
 
-        return class_rows(kept, labels, model, target)
+        return class_rows(collected, labels, model, target)
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray:
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray:
         """Return the softmax of logits [n, classes]. Raises `ModelError` if they are not finite."""
         from compress.tasks.classes import class_probabilities
 
-        return class_probabilities(kept)
+        return class_probabilities(collected)
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
         """Return the share of examples for which both models choose the same class. See `Task.compare`."""
         from compress.tasks.classes import same_class
 
-        return same_class(kept, reference, model, target)
+        return same_class(collected, reference, model, target)

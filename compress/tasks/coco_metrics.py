@@ -1,4 +1,4 @@
-"""Detections against what is there: COCO's figures by its own library, with intervals over pictures. No torch."""
+"""COCO detection metrics by pycocotools, with intervals over images. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from compress.results.measurement import Measurement
 from compress.utils.errors import DataError, MissingExtraError
 
 SCORE, CLASS, BOX = 0, 1, slice(2, 6)
-"""Columns of a detection: its score, the id of its class, and [x, y, width, height] in pixels."""
+"""Columns of a detection: score, class id, and [x, y, width, height] in pixels."""
 _SEED = 0
 _ALL, _MOST = 0, 2
-"""COCO's places of objects of every size and of 100 detections a picture."""
+"""COCO's indices of objects of every size and of at most 100 detections per image."""
 _SIZES = {"small": 1, "medium": 2, "large": 3}
-"""Below 32 x 32 pixels, up to 96 x 96, and above."""
+"""Objects below 32 x 32 pixels, up to 96 x 96, and above."""
 _SHOWN_FROM, _SAME_PLACE = 0.5, 0.5
 
 
 class Gold(NamedTuple):
-    """What is there in a picture: ids and names of classes, and boxes as [x, y, width, height] in pixels."""
+    """Reference objects of an image: ids and names of classes, and boxes as [x, y, width, height] in pixels."""
 
     ids: list[int]
     names: list[str]
@@ -35,47 +35,47 @@ class Gold(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """COCO's figures by name, and what each picture adds to those that have influences, [n]."""
+    """COCO metrics by name, and the influence of each image on some of them, [n]."""
 
     values: dict[str, float]
     influences: dict[str, np.ndarray]
 
 
-def figures(found: np.ndarray, gold: Sequence[Gold]) -> Figures:
-    """Of detections [n, d, 6] and what is there. Raises `DataError` without objects, `MissingExtraError`.
+def figures(detections: np.ndarray, gold: Sequence[Gold]) -> Figures:
+    """Return the metrics of detections [n, d, 6]. Raises `DataError` without objects, `MissingExtraError`.
 
-    AP is the mean precision at 101 recalls, mAP its mean over classes and IoU of 0.5, 0.55 to 0.95 (Lin et al. 2014, as
-    pycocotools computes it).
+    AP is the mean precision at 101 recalls; mAP is its mean over classes and IoU thresholds 0.5, 0.55, ... 0.95 (Lin et
+    al. 2014, as computed by pycocotools).
     """
-    names = dict(sorted({pair for one in gold for pair in zip(one.ids, one.names, strict=True)}))
+    names = dict(sorted({pair for reference in gold for pair in zip(reference.ids, reference.names, strict=True)}))
     if not names:
         raise DataError("The split has no objects, so nothing can be found in it.", expected="boxes in some pictures")
-    judged = _evaluated(found, gold, names)
+    judged = _evaluated(detections, gold, names)
     precision = judged.eval["precision"][..., _MOST]
     values = {
         "map": _mean(precision[..., _ALL]),
         "map_50": _mean(precision[0, ..., _ALL]),
         "map_75": _mean(precision[5, ..., _ALL]),
-        **{f"map_{size}": _mean(precision[..., place]) for size, place in _SIZES.items()},
+        **{f"map_{size}": _mean(precision[..., index]) for size, index in _SIZES.items()},
         "mar_100": _mean(judged.eval["recall"][..., _ALL, _MOST]),
     }
-    each = np.stack([_influences(judged, place, gold, key) for place, key in enumerate(names)])
-    influences = {"map": each.mean(axis=(0, 1)), "map_50": each[:, 0].mean(axis=0)}
-    for place, name in enumerate(names.values()) if len(names) > 1 else ():
-        values[f"ap_{name}"] = _mean(precision[:, :, place, _ALL])
-        influences[f"ap_{name}"] = each[place].mean(axis=0)
+    stacked = np.stack([_influences(judged, index, gold, key) for index, key in enumerate(names)])
+    influences = {"map": stacked.mean(axis=(0, 1)), "map_50": stacked[:, 0].mean(axis=0)}
+    for index, name in enumerate(names.values()) if len(names) > 1 else ():
+        values[f"ap_{name}"] = _mean(precision[:, :, index, _ALL])
+        influences[f"ap_{name}"] = stacked[index].mean(axis=0)
     return Figures({name: value for name, value in values.items() if value >= 0}, influences)
 
 
-def rows(kept: Mapping[str, np.ndarray], model: str, target: str) -> list[Measurement]:
-    """A row for each figure, with an interval where it is known what each picture adds."""
-    found = figures(kept["found"], [read_gold(one) for one in kept["gold"].tolist()])
-    count = len(kept["gold"])
+def rows(collected: Mapping[str, np.ndarray], model: str, target: str) -> list[Measurement]:
+    """Return a row for each metric, with an interval if the influence of each image is known."""
+    metrics = figures(collected["found"], [read_gold(text) for text in collected["gold"].tolist()])
+    count = len(collected["gold"])
     measured = []
-    for name, value in found.values.items():
+    for name, value in metrics.values.items():
         row = Measurement(model=model, metric=name, target=target, value=value, unit="ratio", n=count)
-        if name in found.influences:
-            raw = value + found.influences[name]
+        if name in metrics.influences:
+            raw = value + metrics.influences[name]
             _, low, high = mean_interval(raw, _SEED)
             bounds = {"low": max(0.0, min(value, low)), "high": min(1.0, max(value, high))}
             row = row.model_copy(update={**bounds, "raw": None if name.startswith("ap_") else tuple(raw.tolist())})
@@ -83,32 +83,33 @@ def rows(kept: Mapping[str, np.ndarray], model: str, target: str) -> list[Measur
     return measured
 
 
-def same_objects(kept: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> np.ndarray:
-    """In which pictures both find the same, [n] bool: of each class as many, in pairs that overlap by half.
+def same_objects(collected: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return for each image whether both models detect the same objects, [n] bool.
 
-    What is found scores above 0.5, as transformers' pipeline shows it.
+    Both must have as many detections of each class, in pairs with IoU of at least 0.5. Detections count from a score of
+    0.5, as in transformers' pipeline.
     """
-    pairs = zip(kept["found"], reference["found"], strict=True)
-    return np.array([_same(*(one[one[:, SCORE] > _SHOWN_FROM] for one in pair)) for pair in pairs])
+    pairs = zip(collected["found"], reference["found"], strict=True)
+    return np.array([_same(*(boxes[boxes[:, SCORE] > _SHOWN_FROM] for boxes in pair)) for pair in pairs])
 
 
 def write_gold(gold: Gold) -> str:
-    """As one string."""
+    """Return the reference objects as a string."""
     return json.dumps(gold)
 
 
 def read_gold(text: str) -> Gold:
-    """Of that string."""
+    """Return the reference objects of such a string."""
     return Gold(*json.loads(text))
 
 
 def overlaps(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of boxes [a, 4] and [b, 4] of x, y, width and height, [a, b]."""
+    """Return the IoU of boxes [a, 4] and [b, 4] (x, y, width, height), [a, b]."""
     first = np.maximum(some[:, None, :2], others[None, :, :2])
     last = np.minimum(some[:, None, :2] + some[:, None, 2:], others[None, :, :2] + others[None, :, 2:])
     shared = np.clip(last - first, 0, None).prod(axis=-1)
-    found: np.ndarray = shared / np.maximum(_areas(some)[:, None] + _areas(others) - shared, np.finfo(float).tiny)
-    return found
+    iou: np.ndarray = shared / np.maximum(_areas(some)[:, None] + _areas(others) - shared, np.finfo(float).tiny)
+    return iou
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:
@@ -127,55 +128,62 @@ def _same(some: np.ndarray, others: np.ndarray) -> bool:
     return bool(allowed[places].all())
 
 
-def _evaluated(found: np.ndarray, gold: Sequence[Gold], names: Mapping[int, str]) -> Any:
+def _evaluated(detections: np.ndarray, gold: Sequence[Gold], names: Mapping[int, str]) -> Any:
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ModuleNotFoundError as error:
         raise MissingExtraError("pycocotools", "metrics", "COCO's average precision") from error
-    there = [
+    annotations = [
         {"category_id": kind, "image_id": picture, "bbox": box}
-        for picture, one in enumerate(gold)
-        for kind, box in zip(one.ids, one.boxes, strict=True)
+        for picture, detection in enumerate(gold)
+        for kind, box in zip(detection.ids, detection.boxes, strict=True)
     ]
     given = [
-        {"category_id": int(one[CLASS]), "image_id": picture, "bbox": one[BOX].tolist(), "score": float(one[SCORE])}
-        for picture, own in enumerate(found)
-        for one in own
+        {
+            "category_id": int(detection[CLASS]),
+            "image_id": picture,
+            "bbox": detection[BOX].tolist(),
+            "score": float(detection[SCORE]),
+        }
+        for picture, rows in enumerate(detections)
+        for detection in rows
     ]
     # Its progress goes to stdout, where results are.
     with contextlib.redirect_stdout(io.StringIO()):
-        judged = COCOeval(*(_data_set(COCO(), part, len(gold), names) for part in (there, given)), "bbox")
+        judged = COCOeval(*(_data_set(COCO(), part, len(gold), names) for part in (annotations, given)), "bbox")
         judged.evaluate()
         judged.accumulate()
     return judged
 
 
-def _data_set(made: Any, boxes: Sequence[dict[str, Any]], pictures: int, names: Mapping[int, str]) -> Any:
-    for place, one in enumerate(boxes, start=1):  # 0 would be no match
-        one |= {"id": place, "iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]}
-    made.dataset = {
+def _data_set(coco: Any, boxes: Sequence[dict[str, Any]], pictures: int, names: Mapping[int, str]) -> Any:
+    for box_id, box in enumerate(boxes, start=1):  # 0 would be no match
+        box |= {"id": box_id, "iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3]}
+    coco.dataset = {
         "images": [{"id": picture} for picture in range(pictures)],
         "annotations": list(boxes),
         "categories": [{"id": key, "name": name} for key, name in names.items()],
     }
-    made.createIndex()
-    return made
+    coco.createIndex()
+    return coco
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of those that there are; -1 where there are none, as COCO has it."""
+    """Return the mean of the valid values, or -1 if there are none, as in COCO."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
 
-def _influences(judged: Any, place: int, gold: Sequence[Gold], key: int) -> np.ndarray:
-    """What each picture adds to the AP of a class at each IoU, [thresholds, n]."""
+def _influences(judged: Any, class_index: int, gold: Sequence[Gold], key: int) -> np.ndarray:
+    """Return what each image adds to the AP of a class at each IoU threshold, [thresholds, n]."""
     sizes = len(judged.params.areaRng)
-    own = judged.evalImgs[place * sizes * len(gold) :][: len(gold)]
-    seen = [(picture, one) for picture, one in enumerate(own) if one is not None]
-    owners = np.concatenate([np.full(len(one["dtScores"]), picture) for picture, one in seen]).astype(np.int64)
-    scores = np.concatenate([one["dtScores"] for _, one in seen]).astype(np.float64)
-    matches = np.concatenate([one["dtMatches"] for _, one in seen], axis=1) > 0
-    objects = np.array([one.ids.count(key) for one in gold])
+    class_images = judged.evalImgs[class_index * sizes * len(gold) :][: len(gold)]
+    seen = [(picture, image_result) for picture, image_result in enumerate(class_images) if image_result is not None]
+    owners = np.concatenate([np.full(len(image_result["dtScores"]), picture) for picture, image_result in seen]).astype(
+        np.int64
+    )
+    scores = np.concatenate([image_result["dtScores"] for _, image_result in seen]).astype(np.float64)
+    matches = np.concatenate([image_result["dtMatches"] for _, image_result in seen], axis=1) > 0
+    objects = np.array([image_result.ids.count(key) for image_result in gold])
     return np.stack([precision_influence(scores, right, owners, objects)[1] for right in matches])

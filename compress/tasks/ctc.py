@@ -166,10 +166,10 @@ class FrameRecognition(Task):
         heard = [head.transcript(frame_logits) for frame_logits in logits]
         return {_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([head.texts[index] for index in indices])}
 
-    def measure(self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Return word accuracy (early stopping maximizes a metric), word error rates with counts, and character error
-        rate.
-        """
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return word accuracy first, because early stopping maximizes it, then word and character error rates."""
         from compress.tasks.transcripts import character_row, word_rows
 
         heard, texts = collected[_TRANSCRIPTS], collected[_TEXTS]

@@ -1,4 +1,4 @@
-"""What tasks share whose answers are places in a picture: pictures of one size, models, and more of each example."""
+"""Shared functions of tasks whose answers are positions in an image: loading, fixed size, additional inputs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,19 @@ def load_model(
     trust_remote_code: bool,
     answers: Callable[[Any, Any, Any], Any],
 ) -> TorchModel:
-    """Weights and image processor for `AutoModelFor` the first of ``heads``, endings of the classes that have one.
+    """Load weights and image processor by `AutoModelFor` plus the first of ``heads``. A missing head is initialized.
 
-    ``answers`` is what those of a plain module are made (`plain_module`). A missing head is drawn for ``labels`` from
-    torch's generator. Raises `ModelError` for files that do not load and `DataError` for labels that a trained head
-    lacks.
+    Args:
+        task: Name of the task, for messages.
+        directory: Folder of the model.
+        heads: Suffixes of class names that have the head.
+        labels: Class names for a new head.
+        trust_remote_code: Allow code of the repository.
+        answers: Adapts the outputs of a plain torch module (see `compress.models.custom_module`).
+
+    Raises:
+        ModelError: If files do not load.
+        DataError: If a trained head lacks a label.
     """
     from compress.models.processor import load_processor
     from compress.tasks.loading import Origin, load_with_head
@@ -42,9 +50,9 @@ def load_model(
 def encode_places(
     values: Sequence[Mapping[str, Any]], processor: Any, more: Sequence[Mapping[str, np.ndarray]]
 ) -> Examples:
-    """Pictures brought to one size, and ``more`` of each beside its pixels. Raises `DataError`.
+    """Return images of equal size with additional inputs ``more`` for each. Raises `DataError`.
 
-    Where in a picture something is changes with the picture, so that nothing here may vary it: ``black`` is None.
+    Augmentation would move the answers, so ``black_pixel`` is None.
     """
     check_size(processor)
     examples = encode_images(values, processor)
@@ -52,13 +60,13 @@ def encode_places(
 
 
 def check_size(processor: Any) -> None:
-    """Raises `DataError` for a processor that leaves pictures in sizes of their own."""
+    """Raise `DataError` for a processor that keeps the sizes of images."""
     size = getattr(processor, "size", None) or {}
     if getattr(processor, "do_resize", False) and size.get("height") and size.get("width"):
         return
-    told = ", ".join(f"{name} {value}" for name, value in dict(size).items() if value) or "as they are"
+    description = ", ".join(f"{name} {value}" for name, value in dict(size).items() if value) or "as they are"
     raise DataError(
-        f"The model's processor leaves each picture in a size of its own: {told}.",
+        f"The model's processor leaves each picture in a size of its own: {description}.",
         where="preprocessor_config.json",
         expected="one size for all, which the graph that ships is made for",
         hint='write "do_resize": true, "do_pad": false and "size": {"height": 512, "width": 512} into it, in pixels '

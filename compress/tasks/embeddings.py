@@ -1,4 +1,4 @@
-"""What tasks share whose answers are embeddings: what is kept, and how well a search among them finds."""
+"""Shared functions of embedding tasks: collection, and retrieval metrics."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ EMBEDDING = "embedding"
 NEIGHBOURS = 10
 
 
-def finite(found: np.ndarray) -> np.ndarray:
-    """Embeddings [batch, dimensions] as they are. Raises `ModelError` where they are not finite."""
-    if not np.isfinite(found).all():
+def finite(embeddings: np.ndarray) -> np.ndarray:
+    """Return embeddings [batch, dimensions] unchanged. Raises `ModelError` if they are not finite."""
+    if not np.isfinite(embeddings).all():
         raise ModelError(
             "The model's embeddings are not finite.",
             expected="finite embeddings",
             hint="export or quantize it anew; float16 overflows where float32 does not",
         )
-    return found
+    return embeddings
 
 
 def numbers(values: Iterable[str]) -> np.ndarray:
-    """A number for each text, the same for texts that differ in case and spacing alone, [n] int64."""
+    """Return an id for each text, [n] int64, equal for texts that differ only in case and spacing."""
     known: dict[str, int] = {}
     return np.array([known.setdefault(normalised(text), len(known)) for text in values], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A search for each of ``queries`` [n, d] in ``corpus`` [m, d], of any length, by cosine.
+    """Nearest-neighbor search of ``queries`` [n, d] in ``corpus`` [m, d] by cosine similarity.
 
-    With ``itself`` the corpus is the queries, and none of them finds itself.
+    With ``itself`` the corpus is the queries, and no query retrieves itself.
     """
 
     queries: np.ndarray
@@ -56,26 +56,33 @@ class Retrieval:
     itself: bool = False
 
     @classmethod
-    def of(cls, kept: CollectedOutputs, itself: bool) -> Retrieval:
-        """Among what a task has kept: all of it, or its second half by its first."""
-        found = normalized(kept[EMBEDDING])
-        return cls(found, found, itself) if itself else cls(*halves(found))
+    def of(cls, collected: CollectedOutputs, itself: bool) -> Retrieval:
+        """Return the search in the collected embeddings: in all of them, or of the first half in the second."""
+        embeddings = normalized(collected[EMBEDDING])
+        return cls(embeddings, embeddings, itself) if itself else cls(*halves(embeddings))
 
     def near(self) -> np.ndarray:
-        """The places of the ten nearest of each query, [n, 10], or fewer where there are fewer."""
+        """Return the indices of the ten nearest neighbors of each query, [n, 10], or fewer if the corpus is smaller."""
         return nearest(self.queries, self.corpus, NEIGHBOURS, self.itself)
 
-    def rows(self, wanted: np.ndarray, given: np.ndarray, model: str, target: str) -> list[Measurement]:
-        """Recall and mean reciprocal rank, then recall and bytes with embeddings in fewer bits.
+    def rows(self, query_ids: np.ndarray, corpus_ids: np.ndarray, model: str, target: str) -> list[Measurement]:
+        """Return recall, mean reciprocal rank, and recall and bytes with quantized embeddings.
 
-        Text j of the corpus belongs to query i where ``given[j] == wanted[i]``. At `int8` the queries stay exact;
-        `binary` is the Hamming distance, its best candidates scored again with the exact query.
+        Text j of the corpus is relevant to query i if ``corpus_ids[j] == query_ids[i]``. With `int8` the queries stay
+        exact;
+        `binary` ranks by Hamming distance and rescores the best candidates with the exact query.
+
+        Args:
+            query_ids: Id of the relevant texts of each query, [n].
+            corpus_ids: Id of each text of the corpus, [m].
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         queries, corpus, itself = self.queries, self.corpus, self.itself
-        exact = ranks(queries, corpus, wanted, given, itself)
+        exact = ranks(queries, corpus, query_ids, corpus_ids, itself)
         span = ranges_of(corpus)
-        coarse = ranks(queries, from_int8(to_int8(corpus, span), span), wanted, given, itself)
-        bits = binary_ranks(queries, corpus, wanted, given, NEIGHBOURS, itself)
+        coarse = ranks(queries, from_int8(to_int8(corpus, span), span), query_ids, corpus_ids, itself)
+        bits = binary_ranks(queries, corpus, query_ids, corpus_ids, NEIGHBOURS, itself)
         size = corpus.shape[1]
         return [
             outcome_row("recall_at_10", exact <= NEIGHBOURS, model, target),
@@ -95,35 +102,44 @@ class Retrieval:
 
 
 def distinct(ids: np.ndarray) -> np.ndarray:
-    """Places of the first row of each number, [distinct]."""
+    """Return the index of the first row of each id, [distinct]."""
     return np.unique(ids, return_index=True)[1]
 
 
 def likeness_rows(
-    kept: CollectedOutputs, reference: CollectedOutputs, itself: bool, model: str, target: str
+    collected: CollectedOutputs, reference: CollectedOutputs, itself: bool, model: str, target: str
 ) -> list[Measurement]:
-    """The share of the ten nearest that both models find, and the cosine of their embeddings.
+    """Return the overlap of the ten nearest neighbors of both models, and the cosine of their embeddings.
 
     Embeddings of different dimensions have no cosine.
+
+    Args:
+        collected: Collected outputs of the model.
+        reference: Collected outputs of the baseline.
+        itself: True if the corpus is the queries.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
     """
-    found, expected = (Retrieval.of(one, itself).near() for one in (kept, reference))
-    rows = [mean_row("agreement", overlap(found, expected), model, target)]
-    own, others = kept[EMBEDDING], reference[EMBEDDING]
-    if own.shape == others.shape:
-        rows.append(mean_row("embedding_cosine", (normalized(own) * normalized(others)).sum(axis=1), model, target))
+    neighbours, expected = (Retrieval.of(outputs, itself).near() for outputs in (collected, reference))
+    rows = [mean_row("agreement", overlap(neighbours, expected), model, target)]
+    embeddings, others = collected[EMBEDDING], reference[EMBEDDING]
+    if embeddings.shape == others.shape:
+        rows.append(
+            mean_row("embedding_cosine", (normalized(embeddings) * normalized(others)).sum(axis=1), model, target)
+        )
     return rows
 
 
 def halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the queries and those of the corpus."""
+    """Return the rows of the queries and those of the corpus."""
     half = len(both) // 2
     return both[:half], both[half:]
 
 
 def together(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """A number for each row [n], the same for rows that share a number of ``first`` or of ``second``, directly or not.
+    """Return a group id for each row [n], equal for rows connected by shared ids of ``first`` or ``second``.
 
-    The rows' numbers are those of connected parts of a graph whose edges are rows.
+    Groups are the connected components of the graph whose edges are the rows.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -131,5 +147,5 @@ def together(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     size = int(first.max(initial=-1)) + 1
     whole = size + int(second.max(initial=-1)) + 1
     edges = coo_array((np.ones(len(first)), (first, size + second)), shape=(whole, whole))
-    found: np.ndarray = connected_components(edges, directed=False)[1][first].astype(np.int64)
-    return found
+    groups: np.ndarray = connected_components(edges, directed=False)[1][first].astype(np.int64)
+    return groups

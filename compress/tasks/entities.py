@@ -1,4 +1,4 @@
-"""Entities in the labels of words: the schemes in which they are written, and how many of them are found."""
+"""Named entities in word labels: labeling schemes and extraction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from compress.utils.errors import DataError, MissingExtraError
 
 OUTSIDE = "O"
 _SCHEMES = {"BIO": frozenset("BI"), "IO": frozenset("I"), "BILOU": frozenset("BILU"), "BIOES": frozenset("BIES")}
-"""The prefixes of each; O is in all of them."""
+"""Prefixes of each scheme. All of them have O."""
 _AS_BIOES = {"L": "E", "U": "S"}
 
 
 class Entity(NamedTuple):
-    """Words ``start`` to ``end``, the last among them, are a ``kind``."""
+    """Entity of a ``kind`` that spans the words ``start`` to ``end``, inclusive."""
 
     kind: str
     start: int
@@ -22,9 +22,9 @@ class Entity(NamedTuple):
 
 
 def scheme_of(labels: Collection[str]) -> str | None:
-    """The scheme in which ``labels`` mark entities; `None` for labels of single words, such as parts of speech.
+    """Return the scheme in which ``labels`` mark entities, or None for labels of single words (parts of speech).
 
-    Raises `DataError` for labels of which some mark entities and others don't, or for prefixes of two schemes.
+    Raises `DataError` if only some labels mark entities, or prefixes belong to two schemes.
     """
     parts = {label: label.partition("-") for label in labels if label != OUTSIDE}
     marking = {label for label, (prefix, dash, _) in parts.items() if dash and prefix in "BILUES" and len(prefix) == 1}
@@ -49,14 +49,14 @@ def scheme_of(labels: Collection[str]) -> str | None:
 
 
 def check_schemes(known: Sequence[str], labels: Sequence[str]) -> None:
-    """Raises `DataError` where the data's ``labels`` mark entities in another scheme than a model's ``known`` ones."""
+    """Raise `DataError` if the data's ``labels`` have another scheme than a model's ``known`` ones."""
     if all(label in known for label in labels):
         return
-    theirs, own = scheme_of(known), scheme_of(labels)
-    if theirs != own:
+    theirs, data_scheme = scheme_of(known), scheme_of(labels)
+    if theirs != data_scheme:
         odd = next(label for label in labels if label not in known)
         raise DataError(
-            f"The data's labels are {own or 'of single words'}, as {odd!r} shows; the model's are "
+            f"The data's labels are {data_scheme or 'of single words'}, as {odd!r} shows; the model's are "
             f"{theirs or 'of single words'}: {', '.join(known[:5])}.",
             where="data.labels",
             expected=f"labels among {', '.join(known)}",
@@ -65,7 +65,7 @@ def check_schemes(known: Sequence[str], labels: Sequence[str]) -> None:
 
 
 def entities(labels: Sequence[str]) -> set[Entity]:
-    """Those of one text, as conlleval and seqeval find them: what begins with I after another kind begins anew.
+    """Return the entities of one text, by the rules of conlleval and seqeval.
 
     Raises `MissingExtraError` without seqeval.
     """
@@ -74,4 +74,4 @@ def entities(labels: Sequence[str]) -> set[Entity]:
     except ModuleNotFoundError as error:
         raise MissingExtraError("seqeval", "metrics", "Counting entities") from error
     written = [_AS_BIOES.get(label[0], label[0]) + label[1:] if "-" in label else label for label in labels]
-    return {Entity(*found) for found in get_entities(written)}
+    return {Entity(*item) for item in get_entities(written)}

@@ -1,4 +1,4 @@
-"""Feature extraction: one embedding a text, judged by what it finds. Importing this imports no torch."""
+"""Feature extraction: one embedding per text, evaluated by retrieval. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pooled:
-    """A text's embedding from those of its tokens: a `Head`."""
+    """Pooling of token embeddings to a text embedding: a `Head`."""
 
     modules: SentenceModules
     outputs: ClassVar[tuple[str, ...]] = (LAST_HIDDEN_STATE,)
@@ -53,15 +53,16 @@ class Pooled:
     answer_label: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Embeddings [B, dimensions]."""
+        """Return embeddings [B, dimensions]."""
         return self.modules.embed(outputs[LAST_HIDDEN_STATE], batch["attention_mask"])
 
 
 class FeatureExtraction(Task):
-    """Hugging Face `feature-extraction`: of each row, `text` asks and `pair` is what it should find among all pairs.
+    """Hugging Face `feature-extraction`. `text` is the query; its `pair` is to be retrieved among all pairs.
 
-    Of n rows there are 2n examples: the texts, then the pairs. The label of each is a number of the pair's text, so
-    that of two rows with the same pair either is right.
+    n rows give 2n examples: the texts, then the pairs. The label is an id of the pair's text, so rows with the same
+    pair
+    are all correct.
     """
 
     name = "feature-extraction"
@@ -73,7 +74,7 @@ class FeatureExtraction(Task):
     slices = (Slice(length="quartiles"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights, tokenizer and the modules that follow. Raises `ModelError` for what does not load."""
+        """Load weights, tokenizer and pooling modules. Raises `ModelError` for files that do not load."""
         import torch
 
         from compress.models.processor import sentence_processor
@@ -88,7 +89,7 @@ class FeatureExtraction(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """The texts, then, where the rows have them, the pairs."""
+        """Return the texts, followed by the pairs if the rows have them."""
         import numpy as np
 
         from compress.tasks.embeddings import numbers
@@ -105,7 +106,7 @@ class FeatureExtraction(Task):
     def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """Every row; the corpus is the pairs of the split. Raises `DataError` for fewer than two of them."""
+        """Return all rows; the corpus is the pairs of the split. Raises `DataError` for fewer than two pairs."""
         examples = self.encode(rows, processor, labels, max_length)
         if examples.labels is None or len(set(examples.labels.tolist())) < 2:
             raise DataError(
@@ -116,13 +117,13 @@ class FeatureExtraction(Task):
         return examples
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """There is none: a batch of texts of like length holds no pairs. Raises `StageError`."""
+        """Raise `StageError`: a batch of texts of similar length holds no pairs."""
         raise StageError(
             "Embeddings are not trained on labels here.", hint="distill from a teacher, with labels_weight: 0"
         )
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Squared distance of embeddings (Reimers and Gurevych 2020)."""
+        """Return the squared distance of embeddings (Reimers and Gurevych 2020)."""
         from compress.numerics.distillation import embedding_distance
 
         return embedding_distance(mine, taught)
@@ -130,28 +131,30 @@ class FeatureExtraction(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
+        """Return the embeddings, [batch, dimensions]. Raises `ModelError` if they are not finite."""
         from compress.tasks.embeddings import EMBEDDING, finite
 
         return {EMBEDDING: finite(examples.answers(outputs, examples.batch(indices)))}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Recall and mean reciprocal rank over the queries, then recall and bytes with embeddings in fewer bits."""
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return recall and mean reciprocal rank over the queries, and recall and bytes with quantized embeddings."""
         from compress.tasks.embeddings import Retrieval, halves
 
         assert labels is not None, "held_out asks for pairs"
-        return Retrieval.of(kept, itself=False).rows(*halves(labels), model, target)
+        return Retrieval.of(collected, itself=False).rows(*halves(labels), model, target)
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """The share of the ten nearest pairs that both models find, and the cosine of their embeddings."""
+        """Return the overlap of the ten nearest pairs of both models, and the cosine of their embeddings."""
         from compress.tasks.embeddings import likeness_rows
 
-        return likeness_rows(kept, reference, False, model, target)
+        return likeness_rows(collected, reference, False, model, target)
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: an embedding is no class."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: an embedding is no class."""
         return None
 
 

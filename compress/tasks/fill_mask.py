@@ -1,4 +1,4 @@
-"""Fill-mask: the tokens that are masked in a text, told from those around them. Importing this imports no torch."""
+"""Fill-mask: prediction of masked tokens from their context. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _LOSS, _RANK, _FIRST = "loss", "rank", "first"
 _SHARE = 0.15
-"""Of a text's tokens that are masked (Devlin et al. 2019, section 3.1), one at least."""
+"""Share of a text's tokens that are masked, at least one (Devlin et al. 2019, section 3.1)."""
 _NONE = -1
 
 _STARTER: dict[str, Any] = {
@@ -57,7 +57,7 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MaskedLogits:
-    """The logits of the masked tokens of each text, in their order, zeros after the last: a `Head`."""
+    """Logits of the masked tokens of each text in order, padded with zeros: a `Head`."""
 
     mask_id: int
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
@@ -65,7 +65,7 @@ class MaskedLogits:
     answer_label: ClassVar[str] = "logits of masked tokens"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, most masked tokens of a text, vocabulary]."""
+        """Return logits [B, most masked tokens of a text, vocabulary]."""
         import torch
 
         logits = outputs[LOGITS]
@@ -73,15 +73,16 @@ class MaskedLogits:
         most = max(int(masked.sum(dim=1).max()), 1)
         order = torch.argsort((~masked).to(torch.uint8), dim=1, stable=True)[:, :most]
         real = torch.gather(masked, 1, order)[..., None]
-        found = torch.gather(logits, 1, order[..., None].expand(-1, -1, logits.shape[-1]))
-        return torch.where(real, found, torch.zeros((), dtype=found.dtype, device=found.device))
+        masked_logits = torch.gather(logits, 1, order[..., None].expand(-1, -1, logits.shape[-1]))
+        return torch.where(real, masked_logits, torch.zeros((), dtype=masked_logits.dtype, device=masked_logits.device))
 
 
 class FillMask(Task):
-    """Hugging Face `fill-mask`: of each text some tokens are masked, the same ones whenever it is read.
+    """Hugging Face `fill-mask`. The masked tokens of a text are the same each time it is read.
 
-    What is masked is always replaced by the mask: evaluation asks nothing else, and learning does not need the random
-    and the kept tokens of BERT's recipe (Wettig et al. 2023, section 5).
+    A masked token is always replaced by the mask token: training does not need the random and unchanged tokens of
+    BERT's
+    recipe (Wettig et al. 2023, section 5).
     """
 
     name = "fill-mask"
@@ -95,7 +96,10 @@ class FillMask(Task):
     batch_size = 8
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and tokenizer. Raises `ModelError` for what does not load, or a tokenizer without a mask."""
+        """Load weights and tokenizer.
+
+        Raises `ModelError` if they do not load, or if the tokenizer has no mask token.
+        """
         from compress.tasks.tokens import load_encoder
 
         model = load_encoder(self.name, directory, "MaskedLM", None, trust_remote_code)
@@ -103,9 +107,9 @@ class FillMask(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize and mask; ``labels`` [n, places] are the tokens that stood where a mask is now, else -100.
+        """Tokenize and mask; ``labels`` [n, positions] hold the masked tokens, else -100.
 
-        Raises `DataError` for a text that has a mask already.
+        Raises `DataError` for a text that already contains a mask token.
         """
         import numpy as np
 
@@ -114,7 +118,7 @@ class FillMask(Task):
         mask, texts = _mask_id(processor), rows["text"].to_pylist()
         encoded = processor(texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
         inputs, padding = text_inputs(encoded, processor)
-        wanted = []
+        label_rows = []
         for index, (example, text, special) in enumerate(
             zip(inputs, texts, encoded["special_tokens_mask"], strict=True)
         ):
@@ -131,22 +135,22 @@ class FillMask(Task):
             row = np.full(len(ids), IGNORED)
             row[chosen] = ids[chosen]
             ids[chosen] = mask
-            wanted.append(row.tolist())
-        note = f"{sum(1 for row in wanted for token in row if token != IGNORED):,} tokens are masked"
-        return Examples(inputs, padding, ragged(wanted, IGNORED), note=note, head=MaskedLogits(mask))
+            label_rows.append(row.tolist())
+        note = f"{sum(1 for row in label_rows for token in row if token != IGNORED):,} tokens are masked"
+        return Examples(inputs, padding, ragged(label_rows, IGNORED), note=note, head=MaskedLogits(mask))
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the masked tokens."""
+        """Return the cross-entropy of the masked tokens."""
         from compress.tasks.classes import cross_entropy
         from compress.tasks.tokens import IGNORED
 
         logits = outputs.logits
-        wanted = labels[:, : logits.shape[1]]
-        real = wanted != IGNORED
-        return cross_entropy(logits[:, : wanted.shape[1]][real].float(), wanted[real].long())
+        targets = labels[:, : logits.shape[1]]
+        real = targets != IGNORED
+        return cross_entropy(logits[:, : targets.shape[1]][real].float(), targets[real].long())
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Softened KL, averaged over masked tokens."""
+        """Return the softened KL divergence averaged over masked tokens."""
         from compress.tasks.tokens import token_distance
 
         return token_distance(mine, taught, temperature)
@@ -154,9 +158,9 @@ class FillMask(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Of each masked token its loss in nats, its rank and the likeliest one, [batch, most]; NaN and -1 at the end.
+        """Return loss in nats, rank and most likely token of each masked token, [batch, most], padded with NaN and -1.
 
-        Raises `ModelError` where logits are not finite.
+        Raises `ModelError` if logits are not finite.
         """
         import numpy as np
 
@@ -164,34 +168,33 @@ class FillMask(Task):
         from compress.tasks.tokens import IGNORED
 
         assert examples.labels is not None, "encode masks every text"
-        found = examples.answers(outputs, examples.batch(indices))
-        if not np.isfinite(found).all():
+        answers = examples.answers(outputs, examples.batch(indices))
+        if not np.isfinite(answers).all():
             raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         most = int((examples.labels != IGNORED).sum(axis=1).max(initial=0))
         loss = np.full((len(indices), most), np.nan)
         rank, first = (np.full((len(indices), most), _NONE) for _ in range(2))
         for row, index in enumerate(indices):
-            wanted = examples.labels[index]
-            wanted = wanted[wanted != IGNORED]
-            logits = found[row, : len(wanted)]
-            own = np.take_along_axis(logits, wanted[:, None].astype(np.int64), 1)
-            loss[row, : len(wanted)] = -np.take_along_axis(log_probabilities(logits), wanted[:, None], 1)[:, 0]
-            rank[row, : len(wanted)] = 1 + (logits > own).sum(axis=1)
-            first[row, : len(wanted)] = logits.argmax(axis=1)
+            targets = examples.labels[index]
+            targets = targets[targets != IGNORED]
+            logits = answers[row, : len(targets)]
+            target_logits = np.take_along_axis(logits, targets[:, None].astype(np.int64), 1)
+            loss[row, : len(targets)] = -np.take_along_axis(log_probabilities(logits), targets[:, None], 1)[:, 0]
+            rank[row, : len(targets)] = 1 + (logits > target_logits).sum(axis=1)
+            first[row, : len(targets)] = logits.argmax(axis=1)
         return {_LOSS: loss, _RANK: rank, _FIRST: first}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Of all masked tokens: how often the right one is the likeliest, or among five, and the loss in nats.
-
-        Intervals are over texts.
-        """
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return top-1 and top-5 accuracy and the loss in nats of all masked tokens, with intervals over texts."""
         import numpy as np
 
         from compress.tasks.classes import ratio_row
 
-        rank, real = kept[_RANK], kept[_RANK] != _NONE
+        rank, real = collected[_RANK], collected[_RANK] != _NONE
         tokens = real.sum(axis=1)
-        loss = ratio_row(_LOSS, np.nansum(kept[_LOSS], axis=1), tokens, model, target, unit="nats")
+        loss = ratio_row(_LOSS, np.nansum(collected[_LOSS], axis=1), tokens, model, target, unit="nats")
         return [
             ratio_row("top_1_accuracy", ((rank <= 1) & real).sum(axis=1), tokens, model, target),
             ratio_row("top_5_accuracy", ((rank <= 5) & real).sum(axis=1), tokens, model, target),
@@ -199,24 +202,24 @@ class FillMask(Task):
         ]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """For how many masked tokens both have the same likeliest one."""
+        """Return the share of masked tokens for which both models have the same most likely token."""
         from compress.tasks.classes import agreement_row
 
-        real = kept[_RANK] != _NONE
-        return [agreement_row(kept[_FIRST][real] == reference[_FIRST][real], model, target)]
+        real = collected[_RANK] != _NONE
+        return [agreement_row(collected[_FIRST][real] == reference[_FIRST][real], model, target)]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: a text has many masked tokens."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: a text has many masked tokens."""
         return None
 
 
 def _mask_id(processor: Any) -> int:
-    found: int | None = processor.mask_token_id
-    if found is None:
+    mask_id: int | None = processor.mask_token_id
+    if mask_id is None:
         raise ModelError("The tokenizer has no mask.", expected="a mask_token in tokenizer_config.json")
-    return found
+    return mask_id
 
 
 TASK = FillMask()

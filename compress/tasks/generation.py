@@ -45,11 +45,11 @@ def _judged(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(loss.mean()), float((target_logits.argmax(axis=-1) == target_ids).mean())
 
 
-def next_token_row(kept: CollectedOutputs, model: str, target: str) -> Measurement:
+def next_token_row(collected: CollectedOutputs, model: str, target: str) -> Measurement:
     """Return the share of correct tokens, if logits were collected."""
     from compress.tasks.classes import mean_row
 
-    return mean_row("next_token_accuracy", kept[_RIGHT], model, target)
+    return mean_row("next_token_accuracy", collected[_RIGHT], model, target)
 
 
 def stripped(texts: np.ndarray) -> list[str]:
@@ -57,13 +57,13 @@ def stripped(texts: np.ndarray) -> list[str]:
     return [str(text).strip() for text in texts]
 
 
-def same_texts(kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
+def same_texts(collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
     """Return the share of texts that equal the baseline's.
 
     Args:
-        kept: Collected outputs of the model.
+        collected: Collected outputs of the model.
         reference: Collected outputs of the baseline.
         model: Name of the model in the report.
         target: Name of the target in the report.
     """
-    return [agreement_row(kept[TEXTS] == reference[TEXTS], model, target)]
+    return [agreement_row(collected[TEXTS] == reference[TEXTS], model, target)]

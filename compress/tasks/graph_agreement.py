@@ -1,4 +1,4 @@
-"""Graph agreement: a graph of any kind, judged by how near its outputs stay to the original's. Imports no torch."""
+"""Graph agreement: similarity of a graph's outputs to those of the original graph. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compress.results.measurement import Measurement
 
 _MOST = 65_536
-"""Numbers of an output that are kept of a call; of more, evenly spread ones."""
+"""Largest number of values collected per output and call; larger outputs are subsampled evenly."""
 _CHOICE, _SIZE = "choice of ", "size of "
 _NOTE = (
     "only agreement with the original graph was measured, not accuracy: no task says what its outputs should be; "
@@ -34,7 +34,7 @@ _DRAWN = "; inputs were drawn at random in the types and shapes that the graph s
 
 
 class GraphAgreement(Task):
-    """A task of none: arrays go in, batch axis and all, and whatever outputs there are are compared."""
+    """Task of graphs without a known task: inputs are arrays with a batch axis, and all outputs are compared."""
 
     name = "graph-agreement"
     columns = (Column(INPUTS, kind="arrays"),)
@@ -54,7 +54,7 @@ class GraphAgreement(Task):
     data = MappingProxyType({"splits": {"train": "random:64", "test": "random:128"}})
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """There is none. Raises `ModelError`."""
+        """Raise `ModelError`: there is no torch model."""
         raise ModelError(
             "This task is for ONNX graphs.",
             where=str(directory),
@@ -63,59 +63,61 @@ class GraphAgreement(Task):
         )
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """One call of the graph for each row. Raises `DataError` for arrays that it doesn't take."""
+        """Return one call of the graph per row. Raises `DataError` for arrays that the graph does not accept."""
         import numpy as np
 
         if not isinstance(processor, GraphInputs):
             raise DataError("The model takes no plain arrays.", expected="an ONNX graph", where="task")
-        found, drawn = [], 0
+        calls, num_random = [], 0
         for value in rows[INPUTS].to_pylist():
             encoded = content(value)
             seed = seed_of(encoded)
-            drawn += seed is not None
-            found.append(processor.read(encoded, describe(value)) if seed is None else processor.draw(seed))
-        sizes = np.array([sum(array.size for array in call.values()) for call in found], dtype=np.int64)
-        padding = {one.name: None for one in processor.inputs}
-        return Examples(found, padding, sizes=sizes, note=_NOTE + (_DRAWN if drawn else ""), full_call=True)
+            num_random += seed is not None
+            calls.append(processor.read(encoded, describe(value)) if seed is None else processor.draw(seed))
+        sizes = np.array([sum(array.size for array in call.values()) for call in calls], dtype=np.int64)
+        padding = {graph_input.name: None for graph_input in processor.inputs}
+        return Examples(calls, padding, sizes=sizes, note=_NOTE + (_DRAWN if num_random else ""), full_call=True)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """There is none. Raises `StageError`."""
+        """Raise `StageError`: the task cannot be trained."""
         raise StageError("A graph of no task is not trained.")
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Of each output its numbers, its largest along the last axis, and how many there are, [1, ...].
+        """Return for each output its values, its argmax along the last axis, and the number of values, [1, ...].
 
-        Raises `ModelError` where an output is not a number, which no input of the original was proven to lead to.
+        Raises `ModelError` if an output is not finite.
         """
         import numpy as np
 
-        kept: dict[str, np.ndarray] = {}
+        collected: dict[str, np.ndarray] = {}
         for name, array in outputs.items():
             if array.dtype.kind not in "fiub":
                 continue
             floats = array.astype(np.float32)
             if np.isnan(floats).any():
                 raise ModelError(f"The output {name!r} is not a number for an input.", expected="finite outputs")
-            kept[name] = _spread(floats)
-            kept[_SIZE + name] = np.array([[array.size]], dtype=np.int64)
+            collected[name] = _spread(floats)
+            collected[_SIZE + name] = np.array([[array.size]], dtype=np.int64)
             if array.dtype.kind != "f":
-                kept[_CHOICE + name] = _spread(array).astype(np.int64)
+                collected[_CHOICE + name] = _spread(array).astype(np.int64)
             elif array.ndim > 1 and array.shape[-1] > 1 and array.size:
-                kept[_CHOICE + name] = _spread(array.argmax(axis=-1))
-        return kept
+                collected[_CHOICE + name] = _spread(array.argmax(axis=-1))
+        return collected
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Nothing: no row says what the answer should be."""
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return nothing: rows have no reference answer."""
         return []
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """How far outputs are from the reference's: see `compress.numerics.output_agreement`; the worst output counts.
+        """Return the distance of the worst output from the reference's (see `compress.numerics.output_agreement`).
 
-        Beside them `agreement`, on how many calls all outputs choose alike.
+        `agreement` is the share of calls for which the argmax of all outputs is equal.
         """
         import numpy as np
 
@@ -124,43 +126,43 @@ class GraphAgreement(Task):
         from compress.tasks.classes import agreement_row
 
         names = [name for name in reference if not name.startswith((_CHOICE, _SIZE))]
-        found = [output_agreement(reference[name], kept[name]) for name in names]
-        if not found:
+        agreements = [output_agreement(reference[name], collected[name]) for name in names]
+        if not agreements:
             raise ModelError("The graph has no output of numbers.", expected="at least one to compare")
         calls = len(reference[names[0]])
         rows = [
             Measurement(model=model, metric=metric, target=target, value=float(value), unit=unit, n=calls)
             for metric, value, unit in (
-                ("rms_error", max(one.rms for one in found), "ratio"),
-                ("largest_error", max(one.largest for one in found), "ratio"),
-                ("output_cosine", min(one.cosine for one in found), "ratio"),
+                ("rms_error", max(agreement.rms for agreement in agreements), "ratio"),
+                ("largest_error", max(agreement.largest for agreement in agreements), "ratio"),
+                ("output_cosine", min(agreement.cosine for agreement in agreements), "ratio"),
             )
         ]
         same = np.ones(calls, dtype=bool)
         for name in reference:
             if name.startswith((_CHOICE, _SIZE)):
-                same &= _alike(reference[name], kept[name])
+                same &= _alike(reference[name], collected[name])
         return [*rows, agreement_row(same, model, target)]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: nobody knows which output is one."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: no output is known to be a probability."""
         return None
 
 
 def _spread(array: np.ndarray) -> np.ndarray:
-    """All numbers of an output, or evenly spread ones, [1, n]."""
+    """Return all values of an output, or an evenly spaced subset, [1, n]."""
     flat = array.reshape(1, -1)
     step = -(-flat.shape[1] // _MOST)
     return flat[:, ::step]
 
 
-def _alike(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Whether all choices of each call [calls, n] are the same, [calls]."""
+def _alike(expected: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Return for each call [calls, n] whether all values are equal, [calls]."""
     import numpy as np
 
-    if expected.shape != found.shape:
+    if expected.shape != candidate.shape:
         return np.zeros(len(expected), dtype=bool)
-    same: np.ndarray = (expected == found).all(axis=1)
+    same: np.ndarray = (expected == candidate).all(axis=1)
     return same
 
 

@@ -1,4 +1,4 @@
-"""Image classification: one image, one label. Importing this imports no torch."""
+"""Image classification: one label per image. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class ImageClassification(Classification):
     slices = (Slice(column="label"),)
 
     def matches_config(self, config: Mapping[str, Any]) -> bool:
-        """Where a recipe's `module` makes the model, or timm."""
+        """Return whether the model is a plain torch module or a timm network."""
         return MODULE_KEY in config or is_timm(config)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
+        """Load weights and image processor. A missing head is initialized randomly.
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
@@ -64,9 +64,9 @@ class ImageClassification(Classification):
         return load_model(self.name, directory, ("ImageClassification",), labels, trust_remote_code, logits)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Decode, and prepare as the model's own processor does. Raises `DataError` for a broken image.
+        """Decode and preprocess the images with the model's processor. Raises `DataError` for a broken image.
 
-        ``max_length`` means nothing here. The note says which images had to be converted.
+        ``max_length`` has no effect. The note tells which images were converted.
         """
         from compress.tasks.classes import label_ids
         from compress.tasks.image_inputs import encode_images
@@ -76,14 +76,16 @@ class ImageClassification(Classification):
             return examples
         return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Accuracy, macro F1, calibration error, Brier score and, of more than five classes, top-5 accuracy."""
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return accuracy, macro F1, calibration error, Brier score and, for more than five classes, top-5 accuracy."""
         import numpy as np
 
         from compress.tasks.classes import outcome_row
 
-        rows = super().measure(kept, labels, model, target)
-        logits = kept[_LOGITS]
+        rows = super().measure(collected, labels, model, target)
+        logits = collected[_LOGITS]
         if labels is not None and logits.shape[-1] > _TOP:
             # Of equal logits the first counts, as argmax has it.
             first = np.argsort(-logits, axis=-1, kind="stable")[:, :_TOP]

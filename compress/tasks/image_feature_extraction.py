@@ -1,4 +1,4 @@
-"""Image feature extraction: one embedding an image, judged by what it finds. Importing this imports no torch."""
+"""Image feature extraction: one embedding per image, evaluated by retrieval. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 POOLED = "pooler_output"
 _TEMPERATURE = 0.1
-"""Of the contrastive loss, as Khosla et al. (2020) have it."""
+"""Temperature of the contrastive loss (Khosla et al. 2020)."""
 _IGNORED = -100
 
 _STARTER: dict[str, Any] = {
@@ -46,7 +46,7 @@ _STARTER: dict[str, Any] = {
 
 
 def class_name(value: Any) -> str | None:
-    """A class as text: its name, or a number."""
+    """Return a class, given by name or number, as text."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     return value.strip() if isinstance(value, str) else value_text(value)
@@ -54,19 +54,19 @@ def class_name(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class PoolerOutput:
-    """An image's embedding as the model pools it, flat: a `Head`."""
+    """Pooled image embedding, flattened: a `Head`."""
 
     outputs: ClassVar[tuple[str, ...]] = (POOLED,)
     answer: ClassVar[str] = "image_embedding"
     answer_label: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Embeddings [B, dimensions]. Raises `ModelError` for a model that pools nothing."""
+        """Return embeddings [B, dimensions]. Raises `ModelError` for a model without pooling."""
         return self.flat(outputs[POOLED])
 
     @staticmethod
     def flat(pooled: torch.Tensor | None) -> torch.Tensor:
-        """What a model pools [B, dimensions, ...] as [B, dimensions]. Raises `ModelError` where it is nothing."""
+        """Return pooled features [B, dimensions, ...] as [B, dimensions]. Raises `ModelError` for None."""
         if pooled is None:
             raise ModelError(
                 f"The model gives no {POOLED}, so that there is no embedding of an image.",
@@ -76,10 +76,11 @@ class PoolerOutput:
 
 
 class ImageFeatureExtraction(Task):
-    """Hugging Face `image-feature-extraction`: of each row, `image` is to find others of its `label` among all.
+    """Hugging Face `image-feature-extraction`. Each `image` is to retrieve others with the same `label`.
 
-    The embedding is the model's `pooler_output`: the mean of what a convolutional net sees, or what ViTs make of their
-    first token. Of a ViT whose checkpoint has no weights for that, it is the first token as it is.
+    The embedding is the model's `pooler_output`: the mean over positions of a convolutional network, or the pooled
+    first
+    token of a ViT. A ViT without pooling weights uses the first token itself.
     """
 
     name = "image-feature-extraction"
@@ -94,7 +95,7 @@ class ImageFeatureExtraction(Task):
     slices = (Slice(column="label"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and image processor, without any head. Raises `ModelError` for what does not load."""
+        """Load weights and image processor without a head. Raises `ModelError` for files that do not load."""
         import torch
 
         from compress.models.processor import load_processor
@@ -112,7 +113,7 @@ class ImageFeatureExtraction(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Prepare as the model's own processor does; labels are a number for each class [n]."""
+        """Preprocess the images with the model's processor; labels are class ids [n]."""
         from compress.tasks.embeddings import numbers
         from compress.tasks.image_inputs import encode_images
 
@@ -124,7 +125,7 @@ class ImageFeatureExtraction(Task):
     def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """Every row. Raises `DataError` where no image has another of its class, or all are of one."""
+        """Return all rows. Raises `DataError` if no image shares its class with another, or all have one class."""
         import numpy as np
 
         examples = self.encode(rows, processor, labels, max_length)
@@ -138,7 +139,7 @@ class ImageFeatureExtraction(Task):
         return examples
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Supervised contrastive loss of the rows that have a label: a batch needs several of a class."""
+        """Return the supervised contrastive loss of the labeled rows. A batch needs several images of a class."""
         from compress.numerics.contrastive import supervised_contrastive
 
         known = labels != _IGNORED
@@ -146,7 +147,7 @@ class ImageFeatureExtraction(Task):
         return supervised_contrastive(embeddings, labels[known], _TEMPERATURE)
 
     def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Each image and the one that is nearest to it, of the batch, are of one class."""
+        """Return labels that put each image and its nearest neighbor in the batch into one class."""
         import torch
         from torch.nn.functional import normalize
 
@@ -155,7 +156,7 @@ class ImageFeatureExtraction(Task):
         return torch.minimum(near, torch.arange(len(near), device=near.device))
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Squared distance of embeddings (Reimers and Gurevych 2020)."""
+        """Return the squared distance of embeddings (Reimers and Gurevych 2020)."""
         from compress.numerics.distillation import embedding_distance
 
         return embedding_distance(mine, taught)
@@ -163,62 +164,64 @@ class ImageFeatureExtraction(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
+        """Return the embeddings, [batch, dimensions]. Raises `ModelError` if they are not finite."""
         from compress.tasks.embeddings import EMBEDDING, finite
 
         return {EMBEDDING: finite(examples.answers(outputs, {}))}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """How often the nearest image is of the same class, how many of the ten nearest are, and how soon one is.
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return recall@1, precision@10 and mean reciprocal rank by class.
 
-        A class with a single image counts as not found.
+        An image that is the only one of its class counts as not found.
         """
         from compress.tasks.classes import mean_row
         from compress.tasks.embeddings import Retrieval
 
         assert labels is not None, "held_out asks for labels"
-        search = Retrieval.of(kept, itself=True)
+        search = Retrieval.of(collected, itself=True)
         first, second, *others = search.rows(labels, labels, model, target)
         same = (labels[search.near()] == labels[:, None]).mean(axis=1)
         return [second, mean_row("precision_at_10", same, model, target), first, *others]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """The share of the ten nearest images that both models find, and the cosine of their embeddings."""
+        """Return the overlap of the ten nearest images of both models, and the cosine of their embeddings."""
         from compress.tasks.embeddings import likeness_rows
 
-        return likeness_rows(kept, reference, True, model, target)
+        return likeness_rows(collected, reference, True, model, target)
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: an embedding is no class."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: an embedding is no class."""
         return None
 
 
 def _without_head(module: Any) -> None:
-    """A network of timm gives what it sees, not classes; any other gives what its code says."""
+    """Remove the classifier of a timm network. Other networks return whatever their code returns."""
     from compress.models.remote_code import MODULE_KEY, TIMM_NETWORK
     from compress.models.timm_models import change_head
 
-    made = getattr(module.config, MODULE_KEY)
-    if made["module"] == TIMM_NETWORK and made["arguments"]["num_classes"]:
+    module_entry = getattr(module.config, MODULE_KEY)
+    if module_entry["module"] == TIMM_NETWORK and module_entry["arguments"]["num_classes"]:
         change_head(module, 0)
 
 
-def _plain_answers(found: Any, targets: Any, config: Any) -> Any:
-    """A plain network's embeddings [B, dimensions], the mean of its places where it gives a map [B, dimensions, h, w].
+def _plain_answers(outputs: Any, targets: Any, config: Any) -> Any:
+    """Return a plain network's embeddings [B, dimensions]; a feature map is averaged over its positions.
 
     Raises `ModelError` for anything else.
     """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    if getattr(found, "ndim", 0) not in (2, 4):
+    if getattr(outputs, "ndim", 0) not in (2, 4):
         raise ModelError(
-            f"The module gives a {type(found).__name__} that is no embedding.",
+            f"The module gives a {type(outputs).__name__} that is no embedding.",
             where="module",
             expected="embeddings [batch, dimensions], or a map [batch, dimensions, height, width]",
         )
-    return BaseModelOutputWithPooling(pooler_output=found if found.ndim == 2 else found.mean(dim=(2, 3)))
+    return BaseModelOutputWithPooling(pooler_output=outputs if outputs.ndim == 2 else outputs.mean(dim=(2, 3)))
 
 
 TASK = ImageFeatureExtraction()

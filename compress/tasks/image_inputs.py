@@ -1,4 +1,4 @@
-"""Images as a model's own processor prepares them, made once or whenever they are asked for. Imports no torch."""
+"""Image preprocessing by the model's processor, eager or lazy. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 PIXELS = "pixel_values"
 _AT_ONCE = 256
-"""Images that the processor is given at once."""
+"""Number of images per call of the processor."""
 _IN_MEMORY_BYTES = 1 << 30
-"""Up to so many bytes of pixels are made once and kept; beyond, an image is decoded whenever it is asked for."""
+"""Pixels up to this size are computed once and cached. Beyond it, images are decoded on each access."""
 _BLACK = (64, 64)
-"""Width and height of the image that shows what black becomes; its middle is no padding of the processor's."""
+"""Width and height of the image that shows the value of black; its middle is no padding of the processor."""
 
 
 def encode_images(values: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
-    """Examples of ``values`` of an image column, without labels. Raises `DataError` for a broken image.
+    """Return examples of the values of an image column, without labels. Raises `DataError` for a broken image.
 
-    The note says which images had to be converted.
+    The note tells which images were converted.
     """
     import numpy as np
 
@@ -40,9 +40,10 @@ def encode_images(values: Sequence[Mapping[str, Any]], processor: Any) -> Exampl
 
 
 class Images(OnDemand):
-    """Images that are decoded and prepared when they are asked for; ``conversions`` counts what was done to them."""
+    """Images that are decoded and preprocessed on access; ``conversions`` counts conversions."""
 
     def __init__(self, values: Sequence[Mapping[str, Any]], processor: Any) -> None:
+        """Set the values and the processor."""
         self._values = values
         self._processor = processor
         self._mode = mode_of(processor)
@@ -52,27 +53,27 @@ class Images(OnDemand):
         return len(self._values)
 
     def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
-        """Prepared at once."""
+        """Return the preprocessed images of a slice."""
         return self._prepared(self._values[which], Counter())
 
     @property
     def size_bytes(self) -> int:
-        """Of all of them, once prepared."""
+        """Return the size of all preprocessed images."""
         return len(self) * int(self[0][PIXELS].nbytes) if len(self) else 0
 
     def all(self) -> list[Mapping[str, np.ndarray]]:
-        """Every image, prepared."""
-        found: list[Mapping[str, np.ndarray]] = []
+        """Return all preprocessed images."""
+        images: list[Mapping[str, np.ndarray]] = []
         for start in range(0, len(self), _AT_ONCE):
-            found += self._prepared(self._values[start : start + _AT_ONCE], self.conversions)
-        return found
+            images += self._prepared(self._values[start : start + _AT_ONCE], self.conversions)
+        return images
 
     def black(self) -> np.ndarray:
-        """What a black pixel becomes, [channels]."""
+        """Return the value of a black pixel after preprocessing, [channels]."""
         from PIL import Image
 
-        (found,) = self._through_processor([Image.new(self._mode, _BLACK)])
-        return found[PIXELS][:, found[PIXELS].shape[1] // 2, found[PIXELS].shape[2] // 2]
+        (example,) = self._through_processor([Image.new(self._mode, _BLACK)])
+        return example[PIXELS][:, example[PIXELS].shape[1] // 2, example[PIXELS].shape[2] // 2]
 
     def _prepared(self, values: Sequence[Mapping[str, Any]], conversions: Counter[str]) -> list[dict[str, np.ndarray]]:
         return self._through_processor([decode(value, self._mode, conversions) for value in values])
@@ -81,25 +82,25 @@ class Images(OnDemand):
         import numpy as np
 
         try:
-            found = self._processor(images)[PIXELS]
+            arrays = self._processor(images)[PIXELS]
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
                 f"The model's processor refuses an image: {error}",
                 expected="a preprocessor_config.json that fits the model",
             ) from error
-        return [{PIXELS: np.ascontiguousarray(pixels, dtype=np.float32)} for pixels in found]
+        return [{PIXELS: np.ascontiguousarray(pixels, dtype=np.float32)} for pixels in arrays]
 
 
 def mode_of(processor: Any) -> Mode:
-    """Grayscale for a processor that normalises one channel, else RGB."""
+    """Return grayscale for a processor that normalizes one channel, else RGB."""
     mean = getattr(processor, "image_mean", None)
     return "L" if isinstance(mean, Sequence) and len(mean) == 1 else "RGB"
 
 
 def one_by_one(processor: Any) -> Any:
-    """An image processor that takes images apart; one of several images to a text is given each as the only one.
+    """Return an image processor that processes images separately, for processors that expect several images per text.
 
-    Idefics3's and SmolVLM's: its pixels are [images, 1, channels, height, width].
+    This applies to Idefics3 and SmolVLM, whose pixels are [images, 1, channels, height, width].
     """
     return processor if getattr(processor, "do_image_splitting", None) is None else _OnlyImage(processor)
 
@@ -110,9 +111,9 @@ class _OnlyImage:
 
     @property
     def image_mean(self) -> Any:
-        """Of each channel."""
+        """Return the mean of each channel."""
         return self.processor.image_mean
 
     def __call__(self, images: Sequence[Any]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.processor([[image] for image in images])
-        return found
+        batch: Mapping[str, Any] = self.processor([[image] for image in images])
+        return batch

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for each pixel of a picture. Importing this imports no torch."""
+"""Semantic segmentation: a class for each pixel of an image. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class PixelLogits:
-    """The logits of each class [B, classes, h, w], on a grid coarser than the picture: a `Head`.
+    """Logits of each class [B, classes, h, w] on a grid coarser than the image: a `Head`.
 
-    ``processor`` makes masks of them, ``labels`` are the names of the classes.
+    ``processor`` converts them to masks, ``labels`` are the class names.
     """
 
     processor: Any = None
@@ -61,14 +61,14 @@ class PixelLogits:
     answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The logits as they are."""
+        """Return the logits unchanged."""
         return outputs[LOGITS]
 
 
 class ImageSegmentation(Task):
-    """Hugging Face `image-segmentation`, semantic: SegFormer and its like, which give logits for each class and place.
+    """Hugging Face `image-segmentation`, semantic: models with logits per class and position, such as SegFormer.
 
-    Masks are pictures of one channel whose pixels are the places of their classes in `data.labels`; 255 doesn't count.
+    Masks are single-channel images whose pixels are class ids (indices in `data.labels`); 255 is ignored.
     """
 
     name = "image-segmentation"
@@ -84,7 +84,7 @@ class ImageSegmentation(Task):
     batch_size = 16
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
+        """Load weights and image processor. A missing head is initialized randomly.
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
@@ -100,10 +100,11 @@ class ImageSegmentation(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Pictures as the model's own processor prepares them; ``labels`` [n, height, width] are ids.
+        """Preprocess the images with the model's processor; ``labels`` [n, height, width] are class ids.
 
-        ``max_length`` means nothing here. Raises `DataError` for a broken picture or mask, and for a processor that
-        leaves pictures in sizes of their own or counts classes from 1.
+        ``max_length`` has no effect. Raises `DataError` for a broken image or mask, and for a processor that keeps the
+        sizes
+        of images or counts classes from 1.
         """
         import numpy as np
         from PIL import Image
@@ -126,40 +127,40 @@ class ImageSegmentation(Task):
         examples = encode_places(values, processor, more)
         size = (processor.size["width"], processor.size["height"])
         known = np.full((len(values), *size[::-1]), IGNORED, np.uint8)
-        for place, value in enumerate(rows["mask"].to_pylist()):
+        for row, value in enumerate(rows["mask"].to_pylist()):
             encoded = content(value)
             ids = read_mask(encoded, describe(value))
-            more[place][_MASK] = np.frombuffer(encoded, np.uint8)
-            known[place] = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
+            more[row][_MASK] = np.frombuffer(encoded, np.uint8)
+            known[row] = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
         return replace(examples, labels=known, head=head)
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
-        """The ids of each pixel, to which transformers' models bring their logits."""
+        """Return the class id of each pixel, for the loss that the model computes."""
         return {"labels": labels.long()}
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The model's own: cross-entropy of the pixels that count, of SegFormer after bilinear enlargement."""
+        """Return the model's own loss: cross-entropy of valid pixels, for SegFormer after bilinear upsampling."""
         loss: torch.Tensor = outputs.loss
         return loss
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Softened KL, averaged over places."""
+        """Return the softened KL divergence averaged over positions."""
         from compress.numerics.distillation import softened_kl
 
-        own, theirs = (logits.movedim(1, -1).flatten(0, -2) for logits in (mine, taught))
-        return softened_kl(own, theirs, temperature)
+        student_logits, theirs = (logits.movedim(1, -1).flatten(0, -2) for logits in (mine, taught))
+        return softened_kl(student_logits, theirs, temperature)
 
     def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The likeliest class of each place."""
+        """Return the most likely class of each position."""
         chosen: torch.Tensor = outputs.logits.detach().argmax(dim=1)
         return chosen
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Of each picture the pixels of each class that are right, found and wanted, [batch, classes], and the answers.
+        """Return for each image the correct, predicted and reference pixels per class [batch, classes], and the answers.
 
-        Pixels are those of the picture as it came. Raises `DataError` for rows without masks, `ModelError` for answers
+        Pixels are those of the original image. Raises `DataError` for rows without masks, and `ModelError` for answers
         that are not finite.
         """
         import numpy as np
@@ -172,61 +173,65 @@ class ImageSegmentation(Task):
             raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
         rows = [inputs(index) for index in indices]
-        found = masks(logits, [tuple(row[_SIZE].tolist()) for row in rows], head.processor)
-        wanted = [
+        predicted_masks = masks(logits, [tuple(row[_SIZE].tolist()) for row in rows], head.processor)
+        reference_masks = [
             read_mask(row[_MASK].tobytes(), f"the mask of row {index + 1}")
             for row, index in zip(rows, indices, strict=True)
         ]
-        counts = np.array([pixel_counts(*pair, len(head.labels)) for pair in zip(found, wanted, strict=True)])
-        kept = dict(zip((_SHARED, _FOUND, _WANTED), counts.transpose(1, 0, 2), strict=True))
+        counts = np.array(
+            [pixel_counts(*pair, len(head.labels)) for pair in zip(predicted_masks, reference_masks, strict=True)]
+        )
+        collected = dict(zip((_SHARED, _FOUND, _WANTED), counts.transpose(1, 0, 2), strict=True))
         names = np.array([json.dumps(head.labels)] * len(rows))
-        return {**kept, _NAMES: names, _ANSWERS: logits.argmax(axis=1).astype(np.uint8)}
+        return {**collected, _NAMES: names, _ANSWERS: logits.argmax(axis=1).astype(np.uint8)}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Mean IoU over classes, each over the pixels of all pictures, and pixels right (Everingham et al. 2015).
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return mean IoU over classes, over the pixels of all images, and pixel accuracy (Everingham et al. 2015).
 
-        Of classes neither found nor wanted nothing counts. Intervals are over pictures.
+        Classes that are neither predicted nor in the reference do not count. Intervals are over images.
         """
         import numpy as np
 
         from compress.tasks.classes import mean_row, ratio_row
 
-        shared, found, wanted = (kept[name] for name in (_SHARED, _FOUND, _WANTED))
-        union = found + wanted - shared
-        there = np.flatnonzero(union.sum(axis=0))
-        if not len(there):
+        shared, predicted, reference = (collected[name] for name in (_SHARED, _FOUND, _WANTED))
+        union = predicted + reference - shared
+        present = np.flatnonzero(union.sum(axis=0))
+        if not len(present):
             raise DataError("The masks have no pixel that counts.", expected=f"ids other than {IGNORED}")
-        names = json.loads(kept[_NAMES][0])
-        each = [ratio_row(f"iou_{names[key]}", shared[:, key], union[:, key], model, target) for key in there]
+        names = json.loads(collected[_NAMES][0])
+        class_rows = [ratio_row(f"iou_{names[key]}", shared[:, key], union[:, key], model, target) for key in present]
         return [
-            mean_row("mean_iou", np.mean([row.raw or () for row in each], axis=0), model, target),
-            ratio_row("pixel_accuracy", shared.sum(axis=1), wanted.sum(axis=1), model, target),
-            *(row.model_copy(update={"raw": None}) for row in each),
+            mean_row("mean_iou", np.mean([row.raw or () for row in class_rows], axis=0), model, target),
+            ratio_row("pixel_accuracy", shared.sum(axis=1), reference.sum(axis=1), model, target),
+            *(row.model_copy(update={"raw": None}) for row in class_rows),
         ]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """At what share of the places that are answered both give the same class."""
+        """Return the share of positions for which both models predict the same class."""
         from compress.tasks.classes import mean_row
 
-        same = kept[_ANSWERS] == reference[_ANSWERS]
+        same = collected[_ANSWERS] == reference[_ANSWERS]
         return [mean_row("agreement", same.reshape(len(same), -1).mean(axis=1), model, target)]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: a picture has many answers."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: an image has many answers."""
         return None
 
 
-def _plain_answers(found: Any, targets: torch.Tensor | None, config: Any) -> Any:
-    """A plain network's logits [B, classes, h, w], under `out` where they are named, with the loss of SegFormer."""
+def _plain_answers(outputs: Any, targets: torch.Tensor | None, config: Any) -> Any:
+    """Return a plain network's logits [B, classes, h, w] (key `out` if named) with SegFormer's loss."""
     from torch.nn.functional import cross_entropy, interpolate
     from transformers.modeling_outputs import SemanticSegmenterOutput
 
-    logits = found["out"] if isinstance(found, Mapping) and "out" in found else found
+    logits = outputs["out"] if isinstance(outputs, Mapping) and "out" in outputs else outputs
     if getattr(logits, "ndim", 0) != 4:
         raise ModelError(
-            f"The module gives a {type(found).__name__} that is no map of classes.",
+            f"The module gives a {type(outputs).__name__} that is no map of classes.",
             where="module",
             expected="logits [batch, classes, height, width], alone or under `out`",
         )
@@ -238,21 +243,26 @@ def _plain_answers(found: Any, targets: torch.Tensor | None, config: Any) -> Any
 
 
 def masks(logits: np.ndarray, sizes: Sequence[tuple[int, ...]], processor: Any) -> list[np.ndarray]:
-    """The class of each pixel, [height, width] for each of ``sizes``, as the model's processor makes it of logits."""
+    """Return the class of each pixel, [height, width] for each of ``sizes``, by the model's processor."""
     import torch
 
     outputs = SimpleNamespace(logits=torch.from_numpy(logits))
-    found = processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
-    return [one.numpy() for one in found]
+    predicted = processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
+    return [mask.numpy() for mask in predicted]
 
 
-def pixel_counts(found: np.ndarray, wanted: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels of each class that are right, found and wanted, [3, classes], where ``wanted`` counts."""
+def pixel_counts(predicted: np.ndarray, reference: np.ndarray, classes: int) -> np.ndarray:
+    """Return correct, predicted and reference pixels per class, [3, classes], where ``wanted`` is valid."""
     import numpy as np
 
-    counts = wanted != IGNORED
-    own, theirs = found[counts], wanted[counts]
-    return np.stack([np.bincount(part, minlength=classes) for part in (own[own == theirs], own, theirs)])
+    counts = reference != IGNORED
+    valid_predicted, theirs = predicted[counts], reference[counts]
+    return np.stack(
+        [
+            np.bincount(part, minlength=classes)
+            for part in (valid_predicted[valid_predicted == theirs], valid_predicted, theirs)
+        ]
+    )
 
 
 TASK = ImageSegmentation()

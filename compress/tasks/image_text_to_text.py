@@ -1,4 +1,4 @@
-"""Text from an image and a text: small vision-language models, judged by what they answer. Imports no torch."""
+"""Image-text-to-text: small vision-language models, evaluated by their answers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 _IDS, _MASK = "input_ids", "attention_mask"
 _IGNORED = -100
 _READ = frozenset({_IDS, _MASK, "pixel_values"})
-"""What models of this task are given; others have a batch axis of their own, or none."""
+"""Inputs of the supported models; other inputs have a different batch axis or none."""
 _WHOLE = frozenset({"pixel_attention_mask"})
-"""What says nothing where each image is brought to one square: it has no padding."""
+"""Inputs that can be dropped if each image is resized to one square without padding."""
 
 _FAMILIES = """
     Apertus1p5 Aria AyaVision Blip Blip2 Chameleon Cohere2Vision CohereCompass Cosmos3Edge Cosmos3Omni DeepseekOcr2
@@ -47,7 +47,7 @@ _FAMILIES = """
     QianfanOCR Qwen2VL Qwen2_5OmniThinker Qwen2_5_VL Qwen3OmniMoeThinker Qwen3VL Qwen3VLMoe SmolVLM Step3p7 Udop
     UnlimitedOcr VideoLlama3 VideoLlava VipLlava
 """
-"""Whose classes transformers has for this task and for no other; which of them can be taken, their processors say."""
+"""Families whose classes transformers has only for this task. The processor decides which of them are supported."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-picture-reader",
@@ -72,33 +72,34 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class AnswerLogits:
-    """The logits that foretell each token of an answer, 0 behind the last: a `Head`."""
+    """Logits that predict each token of an answer, padded with 0: a `Head`."""
 
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "answer_logits"
     answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, longest answer, vocabulary]."""
+        """Return logits [B, longest answer, vocabulary]."""
         from torch.nn.utils.rnn import pad_sequence
 
         logits = outputs[LOGITS]
         pairs = zip(logits[:, :-1], _foretold(logits, batch["labels"]), strict=True)
-        found: torch.Tensor = pad_sequence([row[labels != _IGNORED] for row, labels in pairs], batch_first=True)
-        return found
+        padded: torch.Tensor = pad_sequence([row[labels != _IGNORED] for row, labels in pairs], batch_first=True)
+        return padded
 
 
 def _foretold(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The label of each place but the first, [B, length - 1]; those of longer examples are cut."""
+    """Return the label of each position but the first, [B, length - 1], truncated to the length of the logits."""
     return labels[:, 1 : logits.shape[1]].long()
 
 
 class ImageTextToText(Task):
-    """Hugging Face `image-text-to-text`: LLaVA and its like, which read an image as tokens of a text.
+    """Hugging Face `image-text-to-text`: models such as LLaVA, which read an image as tokens of a text.
 
-    `text` is what is asked of `image`, `target` the answer. Where the processor has a chat template, `text` is a user's
-    message behind the image; else it is the whole prompt, with the image's token in it. A model learns the answer
-    alone, and writes greedily.
+    `text` is the question about `image`, `target` the answer. With a chat template, `text` is a user's message after
+    the
+    image; otherwise it is the whole prompt with the image token. The model is trained on the answer only, and generates
+    greedily.
     """
 
     name = "image-text-to-text"
@@ -142,9 +143,10 @@ class ImageTextToText(Task):
         )
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Prompt and answer; ``labels`` [n, longest] are the answer's tokens in their places, -100 elsewhere.
+        """Return prompt and answer; ``labels`` [n, longest] are the answer's tokens at their positions, -100 elsewhere.
 
-        Raises `DataError` for a broken image, a prompt without the image, or one that leaves no room for an answer.
+        Raises `DataError` for a broken image, a prompt without the image, or a prompt that leaves no room for an
+        answer.
         """
         from compress.tasks.tokens import ragged
 
@@ -155,38 +157,40 @@ class ImageTextToText(Task):
         answers = processor.tokenizer(rows["target"].to_pylist(), add_special_tokens=False)[_IDS]
         pairs = [(asked, [*ids, end][: max_length - len(asked)]) for asked, ids in zip(prompts, answers, strict=True)]
         whole = [[*asked, *ids] for asked, ids in pairs]
-        wanted = [[_IGNORED] * len(asked) + ids for asked, ids in pairs]
-        return replace(_joined(images, whole, processor), labels=ragged(wanted, _IGNORED), head=AnswerLogits())
+        label_rows = [[_IGNORED] * len(asked) + ids for asked, ids in pairs]
+        return replace(_joined(images, whole, processor), labels=ragged(label_rows, _IGNORED), head=AnswerLogits())
 
     def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """Every row's prompt, with its answer as text."""
+        """Return the prompt of every row, with its answer as text."""
         import numpy as np
 
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
         return replace(_joined(*_prompts(rows, processor, max_length), processor), labels=targets)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the answer's tokens, each foretold by what stands before it."""
+        """Return the mean cross-entropy of the answer's tokens."""
         from compress.tasks.classes import cross_entropy
 
-        wanted = _foretold(outputs.logits, labels)
-        chosen = wanted != _IGNORED
-        return cross_entropy(outputs.logits[:, :-1][chosen].float(), wanted[chosen])
+        targets = _foretold(outputs.logits, labels)
+        chosen = targets != _IGNORED
+        return cross_entropy(outputs.logits[:, :-1][chosen].float(), targets[chosen])
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """See `keep_texts`."""
+        """Return the generated texts, or losses of the answers. See `keep_texts`."""
         from compress.tasks.generation import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """How many answers are the right ones, and the F1 of their words; intervals are over rows.
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return exact match and word F1 with intervals over rows.
 
-        Both without case, punctuation and articles, as SQuAD's are (Rajpurkar et al. 2016, section 6.1).
+        Both ignore case, punctuation and articles, as in SQuAD (Rajpurkar et al. 2016, section 6.1).
         """
         import numpy as np
 
@@ -194,30 +198,30 @@ class ImageTextToText(Task):
         from compress.tasks.generation import TEXTS, next_token_row
         from compress.tasks.spans import exact, word_f1
 
-        if TEXTS not in kept:
-            return [next_token_row(kept, model, target)]
+        if TEXTS not in collected:
+            return [next_token_row(collected, model, target)]
         assert labels is not None, "keep asks for targets"
-        pairs = list(zip(map(str, kept[TEXTS]), map(str, labels), strict=True))
+        pairs = list(zip(map(str, collected[TEXTS]), map(str, labels), strict=True))
         return [
             outcome_row("exact_match", np.array([exact(*pair) for pair in pairs]), model, target),
             mean_row("f1", np.array([word_f1(*pair) for pair in pairs]), model, target),
         ]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """How many answers are the baseline's to the letter."""
+        """Return the share of answers that equal the baseline's."""
         from compress.tasks.generation import same_texts
 
-        return same_texts(kept, reference, model, target)
+        return same_texts(collected, reference, model, target)
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: texts are no classes."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: texts are no classes."""
         return None
 
 
 def unfit_processor(processor: Any) -> str:
-    """Why it prepares no images that are tokens of a text, or nothing."""
+    """Return why a processor is not supported, or an empty string."""
     if not hasattr(processor, "image_token"):
         return f"its {type(processor).__name__} has no token that stands for an image"
     if processor.tokenizer.eos_token_id is None:
@@ -230,7 +234,7 @@ def unfit_processor(processor: Any) -> str:
 
 
 def _unfit_tokens(module: Any, processor: Any) -> str:
-    """Why an image's tokens are not as many as its features, or nothing."""
+    """Return why the number of image tokens differs from the number of image features, or an empty string."""
     import numpy as np
     import torch
     from PIL import Image
@@ -257,15 +261,15 @@ def _unfit_tokens(module: Any, processor: Any) -> str:
 
 
 def _image_tokens(processor: Any, pixels: Any) -> str:
-    """What stands for an image in a text, by its ``pixels`` [1, ...]; it is cut into no rows and columns."""
+    """Return the text that stands for an image with ``pixels`` [1, ...], which is not split into tiles."""
     tokens: str = processor.replace_image_token({"pixel_values": pixels, "rows": [[0]], "cols": [[0]]}, 0)
     return tokens
 
 
 def prompt_of(processor: Any, text: str, row: int) -> str:
-    """What a model is asked: ``text`` in the processor's chat template, or as it stands.
+    """Return the prompt: ``text`` in the processor's chat template, or unchanged without one.
 
-    Raises `DataError` where the image does not stand in it once; ``row`` counts from 0.
+    Raises `DataError` if the image token does not occur exactly once; ``row`` counts from 0.
     """
     token, prompt = processor.image_token, text
     if processor.chat_template is not None and token not in text:
@@ -288,7 +292,7 @@ def prompt_of(processor: Any, text: str, row: int) -> str:
 
 
 def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, list[list[int]]]:
-    """The images, and each row's prompt as tokens, the image's as many as it has features. Raises `DataError`."""
+    """Return the images and each row's prompt as tokens, with one image token per image feature. Raises `DataError`."""
     from compress.tasks.image_inputs import PIXELS, encode_images, one_by_one
 
     images = encode_images(rows["image"].to_pylist(), one_by_one(processor.image_processor))
@@ -299,20 +303,20 @@ def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, li
     tokens = _image_tokens(processor, images.inputs[0][PIXELS][None])
     texts = [prompt.replace(processor.image_token, tokens) for prompt in prompts]
     begun = processor.tokenizer.bos_token is not None and texts[0].startswith(processor.tokenizer.bos_token)
-    found: list[list[int]] = processor.tokenizer(texts, add_special_tokens=not begun)[_IDS]
-    row = max(range(len(found)), key=lambda place: len(found[place]))
-    if len(found[row]) > longest:
+    token_rows: list[list[int]] = processor.tokenizer(texts, add_special_tokens=not begun)[_IDS]
+    row = max(range(len(token_rows)), key=lambda place: len(token_rows[place]))
+    if len(token_rows[row]) > longest:
         raise DataError(
-            f"The prompt of row {row + 1} has {len(found[row])} tokens, those of its image included.",
+            f"The prompt of row {row + 1} has {len(token_rows[row])} tokens, those of its image included.",
             where="data.max_length",
             expected=f"at most {longest}: one that is cut has lost its image or its question",
             hint="raise data.max_length",
         )
-    return images, found
+    return images, token_rows
 
 
 def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Any) -> Examples:
-    """Images with the tokens that stand beside them."""
+    """Return the images merged with the tokens of their prompts."""
     import numpy as np
 
     from compress.tasks.image_inputs import PIXELS

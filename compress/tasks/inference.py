@@ -78,8 +78,8 @@ def merit(task: Task, module: nn.Module, examples: Examples) -> float:
     def answered(places: list[int]) -> dict[str, np.ndarray]:
         return {examples.answer: predict(module, examples.subset(places))}
 
-    kept = keep_all(task, examples, by_length(examples, _JUDGED_AT_ONCE), answered)
-    return task.measure(kept, examples.labels, "validation", "torch")[0].value
+    collected = keep_all(task, examples, by_length(examples, _JUDGED_AT_ONCE), answered)
+    return task.measure(collected, examples.labels, "validation", "torch")[0].value
 
 
 def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:

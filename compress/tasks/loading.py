@@ -41,7 +41,9 @@ def tokenizer_by(trust_remote_code: bool) -> Callable[[Path], Any]:
 def load_with_head(
     origin: Origin, heads: Sequence[str], labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
 ) -> TorchModel:
-    """Return a model in fp32, loaded by `AutoModelFor` plus the first of ``heads``. A missing head is initialized randomly.
+    """Return a model in fp32, loaded by `AutoModelFor` plus the first of ``heads``.
+
+    A missing head is initialized randomly.
 
     Args:
         origin: Folder and task of the model.

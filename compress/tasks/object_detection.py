@@ -1,4 +1,4 @@
-"""Object detection: boxes around what is in a picture, with a class each. Importing this imports no torch."""
+"""Object detection: boxes with classes. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _PLAIN_LOGITS, BOXES = "pred_logits", "pred_boxes"
 _LOSS = "ForObjectDetection"
-"""transformers' name of the loss of models whose last class is none."""
+"""transformers' name of the loss of models whose last class means no object."""
 _SEPARATE = frozenset({"rt_detr", "rt_detr_v2", "d_fine"})
-"""Models whose queries are the places of a picture that score highest, and say yes or no to each class by itself."""
+"""Models whose queries are the highest-scoring positions, with an independent sigmoid per class."""
 _DENOISING = "denoising_meta_values"
-"""What RT-DETR says of the queries that it was given beside its own, before them, with labels to learn from."""
+"""Output of RT-DETR that counts the denoising queries added during training."""
 _SIZE, _GOLD = "size", "gold"
 _COORDINATES = 4
 _NOTHING, _UNKNOWN = -1.0, -100.0
-"""In place of a class: no object, and a picture whose objects are not known."""
+"""Pseudo classes: no object, and an image without annotations."""
 _BOX_COST, _OVERLAP_COST = 5.0, 2.0
-"""Of a box's distance and of its overlap beside that of classes (Carion et al. 2020, section A.4)."""
+"""Matching costs of a box's distance and overlap relative to that of classes (Carion et al. 2020, section A.4)."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-detector",
@@ -59,10 +59,10 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Detections:
-    """Of each query the logits of its classes and its box: a `Head`.
+    """Class logits and box of each query: a `Head`.
 
-    The last class is none, unless classes are ``separate``. Boxes are centre, width and height in shares of the
-    picture. ``processor`` makes them detections, ``labels`` are the names of the classes.
+    The last class means no object, unless classes are ``separate``. Boxes are center, width and height relative to the
+    image. ``processor`` converts them to detections, ``labels`` are the class names.
     """
 
     processor: Any = None
@@ -74,29 +74,31 @@ class Detections:
     while_training: ClassVar[tuple[str, ...]] = (_DENOISING,)
 
     def read(self, outputs: Mapping[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, queries, classes + 4], or one more of none; without queries that are there for training alone."""
+        """Return [B, queries, classes + 4 (+ 1)], without the queries that exist only during training."""
         import torch
 
-        found = torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
+        answers = torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
         more = outputs.get(_DENOISING)
-        return found if more is None else found[:, more["dn_num_split"][0] :]
+        return answers if more is None else answers[:, more["dn_num_split"][0] :]
 
-    def aligned(self, found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-        """Answers with their queries in the order of those ``expected``, where they have none of their own.
+    def aligned(self, candidates: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """Return the answers with their queries in the order of ``expected``, for models that sort queries by score.
 
-        They come by their scores, so that rounding changes places of two that are nearly alike.
+        Rounding changes the order of two queries with similar scores.
         """
         import numpy as np
         from scipy.optimize import linear_sum_assignment
 
-        if not self.separate or not (np.isfinite(found).all() and np.isfinite(expected).all()):
-            return found
-        apart = np.abs(expected[:, :, None] - found[:, None]).max(axis=-1)
-        return np.stack([own[linear_sum_assignment(cost)[1]] for own, cost in zip(found, apart, strict=True)])
+        if not self.separate or not (np.isfinite(candidates).all() and np.isfinite(expected).all()):
+            return candidates
+        apart = np.abs(expected[:, :, None] - candidates[:, None]).max(axis=-1)
+        return np.stack(
+            [queries[linear_sum_assignment(cost)[1]] for queries, cost in zip(candidates, apart, strict=True)]
+        )
 
 
 class ObjectDetection(Task):
-    """Hugging Face `object-detection`: DETR, YOLOS, RT-DETR, D-FINE, which learn by a matching of their own."""
+    """Hugging Face `object-detection`: DETR, YOLOS, RT-DETR and D-FINE, which compute their own matching loss."""
 
     name = "object-detection"
     columns = (
@@ -117,20 +119,20 @@ class ObjectDetection(Task):
     ratios = ("map", "map_50")
 
     def __init__(self, separate: bool = False) -> None:
-        """``separate``: classes are yes or no each, and there is none of nothing."""
+        """Set whether classes are ``separate``, so that there is no class for no object."""
         self._separate = separate
         self.app_steps = ("prepare-image", "boxes")
 
     def variants(self) -> tuple[Task, ...]:
-        """Those whose last class is none, and those whose classes are separate."""
+        """Return the variant whose last class means no object, and the one with separate classes."""
         return (self, SEPARATE)
 
     def specialize(self, config: Mapping[str, Any]) -> Task:
-        """By the model's type."""
+        """Return the variant for the model type."""
         return SEPARATE if is_separate(config) else self
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
+        """Load weights and image processor. A missing head is initialized randomly.
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
@@ -155,10 +157,11 @@ class ObjectDetection(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Pictures as the model's own processor prepares them; ``labels`` [n, objects, 5] are class and box.
+        """Preprocess the images with the model's processor; ``labels`` [n, objects, 5] are class and box.
 
-        Boxes are centre, width and height in shares of the picture; -1 is the class of no object. ``max_length`` means
-        nothing here. Raises `DataError` for a broken picture, or a processor that leaves them in sizes of their own.
+        Boxes are center, width and height relative to the image; class -1 is no object. ``max_length`` has no effect.
+        Raises
+        `DataError` for a broken image, or a processor that keeps the sizes of images.
         """
         import numpy as np
 
@@ -173,37 +176,44 @@ class ObjectDetection(Task):
         head = Detections(processor, None if labels is None else tuple(labels), self._separate)
         if labels is None or "objects" not in rows.column_names:
             return replace(encode_places(values, processor, more), head=head)
-        found = [objects_in(value) for value in rows["objects"].to_pylist()]
-        known = np.full((len(found), max([1, *(len(one.boxes) for one in found)]), 1 + _COORDINATES), _NOTHING, "f4")
-        for place, (one, size) in enumerate(zip(found, sizes, strict=True)):
-            ids = label_ids(one.categories, labels)
-            more[place][_GOLD] = np.array(write_gold(Gold(ids.tolist(), one.categories, one.boxes)))
-            known[place, : len(ids), 0] = ids
-            known[place, : len(ids), 1:] = shares(np.array(one.boxes).reshape(-1, _COORDINATES), size)
-        return replace(encode_places(values, processor, more), labels=known, head=head)
+        annotations = [objects_in(value) for value in rows["objects"].to_pylist()]
+        label_array = np.full(
+            (len(annotations), max([1, *(len(objects.boxes) for objects in annotations)]), 1 + _COORDINATES),
+            _NOTHING,
+            "f4",
+        )
+        for row, (objects, size) in enumerate(zip(annotations, sizes, strict=True)):
+            ids = label_ids(objects.categories, labels)
+            more[row][_GOLD] = np.array(write_gold(Gold(ids.tolist(), objects.categories, objects.boxes)))
+            label_array[row, : len(ids), 0] = ids
+            label_array[row, : len(ids), 1:] = shares(np.array(objects.boxes).reshape(-1, _COORDINATES), size)
+        return replace(encode_places(values, processor, more), labels=label_array, head=head)
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
-        """Classes and boxes of each picture, as transformers' models match them with what they found."""
+        """Return classes and boxes of each image in the form that transformers' models match with their predictions."""
         return {
             "labels": [
-                {"class_labels": own[own[:, 0] >= 0, 0].long(), "boxes": own[own[:, 0] >= 0, 1:].float()}
-                for own in labels
+                {
+                    "class_labels": image_labels[image_labels[:, 0] >= 0, 0].long(),
+                    "boxes": image_labels[image_labels[:, 0] >= 0, 1:].float(),
+                }
+                for image_labels in labels
             ]
         }
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The model's own: classes, boxes and overlaps after a matching (Carion et al. 2020, section 3.1)."""
+        """Return the model's own loss: classes, boxes and overlaps after matching (Carion et al. 2020, section 3.1)."""
         loss: torch.Tensor = outputs.loss
         return loss
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """After a matching of queries: softened KL of classes, and how far boxes are from those of what is there."""
+        """Return the softened KL of classes and the distance of boxes, after matching the queries."""
         from compress.numerics.detection import matched_distance
 
         return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
 
     def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the model finds in each picture, none where a query finds nothing."""
+        """Return the objects that the model detects, as labels."""
         import torch
 
         best, chosen = outputs.logits.detach().max(dim=-1, keepdim=True)
@@ -214,9 +224,9 @@ class ObjectDetection(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """What is found [batch, queries, 6], as `boxes` has it, and what is there, as JSON.
+        """Return detections [batch, queries, 6], as in `coco_metrics`, and references as JSON.
 
-        Raises `DataError` for rows without objects, `ModelError` for answers that are not finite.
+        Raises `DataError` for rows without objects, and `ModelError` for answers that are not finite.
         """
         import numpy as np
 
@@ -227,44 +237,48 @@ class ObjectDetection(Task):
             raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
         rows = [inputs(index) for index in indices]
-        found = detections(answers, np.stack([row[_SIZE] for row in rows]), getattr(examples.head, "processor", None))
-        return {"found": found, _GOLD: np.array([str(row[_GOLD]) for row in rows])}
+        detected = detections(
+            answers, np.stack([row[_SIZE] for row in rows]), getattr(examples.head, "processor", None)
+        )
+        return {"found": detected, _GOLD: np.array([str(row[_GOLD]) for row in rows])}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """COCO's mAP and its parts, with intervals over pictures."""
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return COCO's mAP and its parts, with intervals over images."""
         from compress.tasks.coco_metrics import rows
 
-        return rows(kept, model, target)
+        return rows(collected, model, target)
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """In how many pictures both find the same objects."""
+        """Return the share of images in which both models detect the same objects."""
         from compress.tasks.classes import agreement_row
         from compress.tasks.coco_metrics import same_objects
 
-        return [agreement_row(same_objects(kept, reference), model, target)]
+        return [agreement_row(same_objects(collected, reference), model, target)]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: a picture has many answers."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: an image has many answers."""
         return None
 
 
 def is_separate(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a config says yes or no to each class by itself, so that there is none of nothing."""
+    """Return whether the model of a config has an independent sigmoid per class."""
     return config.get("model_type") in _SEPARATE
 
 
-def _plain_answers(found: Any, targets: Any, config: Any) -> Any:
-    """A plain network's classes and boxes of each query, in this order or by DETR's own names, with DETR's loss."""
+def _plain_answers(outputs: Any, targets: Any, config: Any) -> Any:
+    """Return a plain network's class logits and boxes, in this order or by DETR's names, with DETR's loss."""
     from transformers import DetrConfig
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
     from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 
-    pair = tuple(found.get(name) for name in (_PLAIN_LOGITS, BOXES)) if isinstance(found, Mapping) else found
-    if not isinstance(pair, tuple) or len(pair) != 2 or any(getattr(one, "ndim", 0) != 3 for one in pair):
+    pair = tuple(outputs.get(name) for name in (_PLAIN_LOGITS, BOXES)) if isinstance(outputs, Mapping) else outputs
+    if not isinstance(pair, tuple) or len(pair) != 2 or any(getattr(tensor, "ndim", 0) != 3 for tensor in pair):
         raise ModelError(
-            f"The module gives a {type(found).__name__} that has no classes and boxes of queries.",
+            f"The module gives a {type(outputs).__name__} that has no classes and boxes of queries.",
             where="module",
             expected=f"logits [batch, queries, classes + 1] and boxes [batch, queries, 4], as a pair or under "
             f"{_PLAIN_LOGITS} and {BOXES}",
@@ -278,9 +292,9 @@ def _plain_answers(found: Any, targets: Any, config: Any) -> Any:
 
 
 def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Boxes [k, 4] of x, y, width and height in pixels as centre, width and height in shares of a picture's ``size``.
+    """Return boxes [k, 4] (x, y, width, height in pixels) as center, width and height relative to the image.
 
-    ``size`` is width and height; what reaches out of the picture is cut off.
+    ``size`` is width and height. Parts outside the image are cut off.
     """
     import numpy as np
 
@@ -291,18 +305,18 @@ def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def detections(answers: np.ndarray, sizes: np.ndarray, processor: Any) -> np.ndarray:
-    """What the model's processor makes of answers [B, queries, ...], [B, queries, 6], as `boxes` has it.
+    """Return answers [B, queries, ...] as detections [B, queries, 6] in the format of `coco_metrics`.
 
-    ``sizes`` [B, 2] are heights and widths. Every query counts, however low its score.
+    ``sizes`` [B, 2] are heights and widths. Every query counts, whatever its score.
     """
     import numpy as np
     import torch
 
     logits, boxes = (torch.from_numpy(part) for part in np.split(answers, [answers.shape[-1] - _COORDINATES], axis=-1))
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
-    found = processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=torch.from_numpy(sizes))
-    parts = [[one["scores"][:, None], one["labels"][:, None], one["boxes"]] for one in found]
-    corners = np.stack([torch.cat([part.float() for part in own], dim=-1).numpy() for own in parts])
+    results = processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=torch.from_numpy(sizes))
+    parts = [[result["scores"][:, None], result["labels"][:, None], result["boxes"]] for result in results]
+    corners = np.stack([torch.cat([part.float() for part in fields], dim=-1).numpy() for fields in parts])
     corners[..., 4:] -= corners[..., 2:4]
     return corners
 

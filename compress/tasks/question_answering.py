@@ -1,4 +1,4 @@
-"""Question answering: the words of a context that answer a question. Importing this imports no torch."""
+"""Extractive question answering: the span of a context that answers a question. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 START, END = "start_logits", "end_logits"
 _ANSWER, _SCORE, _NOTHING, _ROW, _GOLD = "answer", "score", "nothing", "row", "gold"
 _OVERLAP = 3
-"""A long context is read in windows, each of which has the last third of a window of the one before (SQuAD's 128 of
-384)."""
+"""Inverse of the overlap of two windows of a long context: a third, as in SQuAD (128 of 384 tokens)."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-answerer",
@@ -54,14 +53,14 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SpanLogits:
-    """The logits of being an answer's first and its last token, 0 for padding: a `Head`."""
+    """Logits of being an answer's first and last token, 0 for padding: a `Head`."""
 
     outputs: ClassVar[tuple[str, ...]] = (START, END)
     answer: ClassVar[str] = "span_logits"
     answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, 2, L]."""
+        """Return logits [B, 2, L]."""
         import torch
 
         both = torch.stack([outputs[START], outputs[END]], dim=1)
@@ -69,9 +68,9 @@ class SpanLogits:
 
 
 class QuestionAnswering(Task):
-    """Hugging Face `question-answering`, extractive, as SQuAD has it; questions may have no answer in their context.
+    """Hugging Face `question-answering`, extractive as in SQuAD. A context may contain no answer.
 
-    A row is one example for each window of its context; first come all rows' first windows.
+    A row gives one example per window of its context. The first windows of all rows come first.
     """
 
     name = "question-answering"
@@ -92,7 +91,7 @@ class QuestionAnswering(Task):
     slices = (Slice(length="quartiles"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and tokenizer. Without a trained head, a new one is drawn. Raises `ModelError`."""
+        """Load weights and tokenizer. A missing head is initialized randomly. Raises `ModelError`."""
         from compress.tasks.tokens import load_encoder
 
         return load_encoder(self.name, directory, "QuestionAnswering", None, trust_remote_code)
@@ -100,7 +99,7 @@ class QuestionAnswering(Task):
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize in windows; ``labels`` [n, 2] are an answer's first and last token, or those of no answer.
 
-        Raises `DataError` for an answer that is not in its context, or a question that leaves no room for one.
+        Raises `DataError` for an answer that is not in its context, or a question that leaves no room for the context.
         """
         import numpy as np
 
@@ -150,7 +149,7 @@ class QuestionAnswering(Task):
         return Examples([inputs[window] for window in order], padding, known, note=note, head=SpanLogits())
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the first and the last token."""
+        """Return the mean cross-entropy of the first and the last token."""
         from compress.tasks.classes import cross_entropy
 
         ends = (outputs.start_logits, outputs.end_logits)
@@ -158,18 +157,18 @@ class QuestionAnswering(Task):
         return (first + last) / 2
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Softened KL of both distributions over the tokens that are there."""
+        """Return the softened KL divergence of both distributions over tokens without padding."""
         import torch
 
         from compress.numerics.distillation import softened_kl
 
         padding = taught.eq(0)
         least = torch.finfo(mine.dtype).min / 4
-        own, theirs = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
-        return softened_kl(own, theirs, temperature)
+        student_logits, theirs = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
+        return softened_kl(student_logits, theirs, temperature)
 
     def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The likeliest first and last token."""
+        """Return the most likely first and last token."""
         import torch
 
         ends = (outputs.start_logits, outputs.end_logits)
@@ -178,67 +177,75 @@ class QuestionAnswering(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Of each window the best answer and its score, that of no answer, the row, and the right answers as JSON.
+        """Return for each window the best answer, its score, the score of no answer, the row and the references.
 
-        Raises `DataError` for rows without answers, `ModelError` for logits that are not finite.
+        Raises `DataError` for rows without answers, and `ModelError` for logits that are not finite.
         """
         import numpy as np
 
         if examples.labels is None:
             raise DataError("The split has no answers, so nothing can be evaluated on it.", expected="a column answers")
-        found = examples.answers(outputs, examples.batch(indices))
-        if not np.isfinite(found).all():
+        window_answers = examples.answers(outputs, examples.batch(indices))
+        if not np.isfinite(window_answers).all():
             raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         answers, scores = [], []
-        for (first, last), index in zip(found, indices, strict=True):
+        for (first, last), index in zip(window_answers, indices, strict=True):
             example = examples.inputs[index]
             starts, ends = example["offsets"]
-            own = len(starts)
-            at, to, score = best_span(first[:own], last[:own], starts >= 0)
+            length = len(starts)
+            at, to, score = best_span(first[:length], last[:length], starts >= 0)
             answers.append(str(example["context"])[starts[at] : ends[to]])
             scores.append(score)
         return {
             _ANSWER: np.array(answers),
             _SCORE: np.array(scores),
-            _NOTHING: found[:, 0, 0] + found[:, 1, 0],
+            _NOTHING: window_answers[:, 0, 0] + window_answers[:, 1, 0],
             _ROW: np.array([int(examples.inputs[index]["row"]) for index in indices]),
             _GOLD: np.array([str(examples.inputs[index]["gold"]) for index in indices]),
         }
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Exact match and F1 of words (Rajpurkar et al. 2016, section 6.1), the best over the right answers."""
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return exact match and word F1 (Rajpurkar et al. 2016, section 6.1), the best over the references."""
         import numpy as np
 
         from compress.tasks.classes import mean_row, outcome_row
 
-        given = _answers(kept)
-        gold = dict(zip(kept[_ROW].tolist(), (json.loads(one) for one in kept[_GOLD].tolist()), strict=True))
-        f1 = np.array([max(word_f1(given[row], one) for one in gold[row] or [""]) for row in sorted(gold)])
-        right = np.array([any(exact(given[row], one) for one in gold[row] or [""]) for row in sorted(gold)])
+        given = _answers(collected)
+        gold = dict(
+            zip(
+                collected[_ROW].tolist(),
+                (json.loads(reference) for reference in collected[_GOLD].tolist()),
+                strict=True,
+            )
+        )
+        f1 = np.array([max(word_f1(given[row], reference) for reference in gold[row] or [""]) for row in sorted(gold)])
+        right = np.array([any(exact(given[row], reference) for reference in gold[row] or [""]) for row in sorted(gold)])
         return [mean_row("f1", f1, model, target), outcome_row("exact_match", right, model, target)]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """How many answers are the same to the letter."""
+        """Return the share of answers that equal the baseline's."""
         import numpy as np
 
         from compress.tasks.classes import agreement_row
 
-        own, theirs = _answers(kept), _answers(reference)
-        return [agreement_row(np.array([own[row] == theirs[row] for row in sorted(own)]), model, target)]
+        answers, theirs = _answers(collected), _answers(reference)
+        return [agreement_row(np.array([answers[row] == theirs[row] for row in sorted(answers)]), model, target)]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: answers are no classes."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: answers are no classes."""
         return None
 
 
-def _answers(kept: CollectedOutputs) -> dict[int, str]:
-    """Row -> the best answer of all its windows; none where some questions have none and nothing scores higher."""
-    allowed = "[]" in kept[_GOLD].tolist()
+def _answers(collected: CollectedOutputs) -> dict[int, str]:
+    """Return the best answer over all windows of each row. It is empty if no answer is allowed and scores higher."""
+    allowed = "[]" in collected[_GOLD].tolist()
     best: dict[int, tuple[float, str]] = {}
     nothing: dict[int, float] = {}
-    columns = (kept[name].tolist() for name in (_ROW, _SCORE, _ANSWER, _NOTHING))
+    columns = (collected[name].tolist() for name in (_ROW, _SCORE, _ANSWER, _NOTHING))
     for row, score, answer, none in zip(*columns, strict=True):
         best[row] = max(best.get(row, (score, answer)), (score, answer))
         nothing[row] = min(nothing.get(row, none), none)
@@ -246,15 +253,15 @@ def _answers(kept: CollectedOutputs) -> dict[int, str]:
 
 
 def _tokens_of(gold: Mapping[str, Any], context: str, offsets: np.ndarray, row: int) -> list[int]:
-    """The first and the last token of the first answer that stands whole in a window, else those of no answer."""
+    """Return first and last token of the first answer that lies within a window, else those of no answer."""
     import numpy as np
 
     for text, start in zip(gold["text"], gold["answer_start"], strict=True):
         start = context.find(text) if start is None else start
         if start < 0 or context[start : start + len(text)] != text:
-            found = f"; there stands {context[start : start + len(text)]!r}" if start >= 0 else ""
+            actual_text = f"; there stands {context[start : start + len(text)]!r}" if start >= 0 else ""
             raise DataError(
-                f"The answer {text!r} is not in its context{found}.",
+                f"The answer {text!r} is not in its context{actual_text}.",
                 where=f"row {row + 1}",
                 expected="the answer's words as they stand in the context, and where they begin",
                 hint="correct the row; this task finds answers and does not write them",

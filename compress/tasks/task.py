@@ -354,11 +354,13 @@ class Task(Protocol):
         """Return what the metrics need of a batch's outputs; ``indices`` are its examples. Raises `ModelError`."""
 
     @abstractmethod
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
         """Return the task's metrics with 95% intervals and raw outcomes per example.
 
         Args:
-            kept: Collected outputs of all examples.
+            collected: Collected outputs of all examples.
             labels: Labels of all examples.
             model: Name of the model in the report.
             target: Name of the target in the report.
@@ -369,17 +371,17 @@ class Task(Protocol):
 
     @abstractmethod
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
         """Return how similar a model's answers are to the baseline's on the same examples.
 
         Args:
-            kept: Collected outputs of the model.
+            collected: Collected outputs of the model.
             reference: Collected outputs of the baseline.
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
 
     @abstractmethod
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
         """Return class probabilities, [n, classes], or None if answers are no classes. Raises `ModelError`."""

@@ -1,4 +1,4 @@
-"""Text from text: translation, summaries, rewriting, by an encoder and a decoder. Importing this imports no torch."""
+"""Text-to-text generation by encoder-decoders: translation, summarization. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DECODER_IDS = "decoder_input_ids"
 START = -1
-"""Stands in ``decoder_input_ids`` for the token that a model begins its texts with; its tokenizer doesn't know it."""
+"""Placeholder in ``decoder_input_ids`` for the model's decoder start token, which the tokenizer does not know."""
 _RESAMPLES = 1000
 
 _STARTER: dict[str, Any] = {
@@ -50,9 +50,9 @@ _STARTER: dict[str, Any] = {
 
 
 class TextToText(Task):
-    """Hugging Face `text2text-generation`: T5, BART, Marian and their like, judged by what they write.
+    """Hugging Face `text2text-generation`: T5, BART, Marian and similar models, evaluated by their generated texts.
 
-    A model writes as its generation_config.json says, greedily or by beam search.
+    Generation follows the model's generation_config.json, greedy or by beam search.
     """
 
     name = "text2text-generation"
@@ -83,9 +83,9 @@ class TextToText(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize; ``labels`` [n, longest] are the target's tokens, -100 at their ends, if there are targets.
+        """Tokenize; ``labels`` [n, longest] are the target's tokens padded with -100, if there are targets.
 
-        ``decoder_input_ids`` are what stands before each of them, `START` before the first.
+        ``decoder_input_ids`` are the preceding tokens, with `START` before the first.
         """
         import numpy as np
 
@@ -94,15 +94,15 @@ class TextToText(Task):
         inputs, padding = text_inputs(_tokens(processor, max_length, text=rows["text"].to_pylist()), processor)
         if "target" not in rows.column_names:
             return Examples(inputs, padding)
-        wanted = _tokens(processor, max_length, text_target=rows["target"].to_pylist())["input_ids"]
-        for example, ids in zip(inputs, wanted, strict=True):
+        target_ids = _tokens(processor, max_length, text_target=rows["target"].to_pylist())["input_ids"]
+        for example, ids in zip(inputs, target_ids, strict=True):
             example[DECODER_IDS] = np.array([START, *ids[:-1]], dtype=np.int64)
-        return Examples(inputs, padding | {DECODER_IDS: padding["input_ids"]}, ragged(wanted, IGNORED))
+        return Examples(inputs, padding | {DECODER_IDS: padding["input_ids"]}, ragged(target_ids, IGNORED))
 
     def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """Every row, with its target as text."""
+        """Return every row, with its target as text."""
         import numpy as np
 
         from compress.tasks.tokens import text_inputs
@@ -112,59 +112,61 @@ class TextToText(Task):
         return Examples(inputs, padding, targets)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the target's tokens."""
+        """Return the mean cross-entropy of the target's tokens."""
         from compress.tasks.classes import cross_entropy
 
         logits = outputs.logits.float()
-        wanted = labels[:, : logits.shape[1]].long()
-        return cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        targets = labels[:, : logits.shape[1]].long()
+        return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """See `keep_texts`."""
+        """Return the generated texts, or losses of the targets. See `keep_texts`."""
         from compress.tasks.generation import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """chrF and BLEU of all texts, ROUGE-L's F of each, and how many are the target to the letter.
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return chrF and BLEU of all texts, ROUGE-L F1 per text, and exact match.
 
         Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
         """
         from compress.tasks.classes import mean_row, outcome_row
         from compress.tasks.generation import TEXTS, next_token_row, stripped
 
-        if TEXTS not in kept:
-            return [next_token_row(kept, model, target)]
+        if TEXTS not in collected:
+            return [next_token_row(collected, model, target)]
         import numpy as np
 
         assert labels is not None, "keep asks for targets"
-        written, wanted = stripped(kept[TEXTS]), stripped(labels)
+        written, references = stripped(collected[TEXTS]), stripped(labels)
         scorer = _rouge()
-        overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(wanted, written, strict=True)]
-        same = np.array([text == other for text, other in zip(written, wanted, strict=True)])
+        overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(references, written, strict=True)]
+        same = np.array([text == other for text, other in zip(written, references, strict=True)])
         return [
-            *_corpus_rows(written, wanted, model, target),
+            *_corpus_rows(written, references, model, target),
             mean_row("rouge_l", np.array(overlap), model, target),
             outcome_row("exact_match", same, model, target),
         ]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """How many texts are the baseline's to the letter."""
+        """Return the share of texts that equal the baseline's."""
         from compress.tasks.generation import same_texts
 
-        return same_texts(kept, reference, model, target)
+        return same_texts(collected, reference, model, target)
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: texts are no classes."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: texts are no classes."""
         return None
 
 
 def _begin(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model's own first token in the place of `START`."""
+    """Replace `START` by the model's decoder start token."""
     ids = named.get(DECODER_IDS)
     start = module.config.decoder_start_token_id
     return given, named if ids is None else named | {DECODER_IDS: ids.masked_fill(ids == START, start)}
@@ -183,7 +185,7 @@ def _rouge() -> Any:
     return RougeScorer(["rougeL"], use_stemmer=False)
 
 
-def _corpus_rows(written: list[str], wanted: list[str], model: str, target: str) -> list[Measurement]:
+def _corpus_rows(written: list[str], references: list[str], model: str, target: str) -> list[Measurement]:
     from compress.results.measurement import Measurement
 
     try:
@@ -192,14 +194,14 @@ def _corpus_rows(written: list[str], wanted: list[str], model: str, target: str)
         raise MissingExtraError("sacrebleu", "metrics", "BLEU") from error
     rows = []
     for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
-        found = metric.corpus_score(written, [wanted], n_bootstrap=_RESAMPLES if len(written) > 1 else 1)
+        score = metric.corpus_score(written, [references], n_bootstrap=_RESAMPLES if len(written) > 1 else 1)
         known = {}
         if len(written) > 1:
             known = {
-                "low": min(found.score, found._mean - found._ci) / 100,
-                "high": max(found.score, found._mean + found._ci) / 100,
+                "low": min(score.score, score._mean - score._ci) / 100,
+                "high": max(score.score, score._mean + score._ci) / 100,
             }
-        value = found.score / 100
+        value = score.score / 100
         rows.append(
             Measurement(model=model, metric=name, target=target, value=value, unit="ratio", n=len(written), **known)
         )

@@ -1,4 +1,4 @@
-"""Text classification: one text, one label. Importing this imports no torch."""
+"""Text classification: one label per text. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.models.torch_model import TorchModel
-from compress.tasks.capability import SINGLE_CALL, HAS_CLASSES, READS_ROWS, TAKES_TEXT
+from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_TEXT
 from compress.tasks.classification import Classification
 from compress.tasks.task import Examples
 
@@ -64,7 +64,7 @@ class TextClassification(Classification):
     slices = (Slice(column="label"), Slice(length="quartiles"))
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and tokenizer. Without a trained head, a new one is drawn from torch's generator.
+        """Load weights and tokenizer. A missing head is initialized randomly.
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
@@ -73,7 +73,7 @@ class TextClassification(Classification):
         return load_encoder(self.name, directory, "SequenceClassification", labels, trust_remote_code)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize; token type ids are left out because a single text has only zeros. Raises `DataError`."""
+        """Tokenize the texts. Token type ids are omitted because they are zero for single texts. Raises `DataError`."""
         from compress.tasks.classes import label_ids
         from compress.tasks.tokens import text_inputs
 

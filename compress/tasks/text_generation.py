@@ -1,4 +1,4 @@
-"""Text generation: running text, every token to be told from those before it. Importing this imports no torch."""
+"""Text generation: prediction of each token of running text. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _IGNORED = -100
 _SEED = 0
-"""Of the bootstrap and of the places drawn, so that the same answers give the same figures."""
+"""Seed of the bootstrap and of the sampled positions, so that equal answers give equal metrics."""
 _DISTRIBUTIONS = 640
-"""Places over all windows whose whole distribution is kept: a vocabulary of 50,000 takes 100 kB each."""
+"""Positions over all sequences whose whole distribution is collected; a vocabulary of 50,000 takes 100 kB each."""
 _IDS, _LOGITS = "input_ids", "logits"
 _SCORED, _TOKENS, _BEGIN, _FIRST, _END = range(5)
 """Columns of the windows' labels [n, 5]: how many tokens at a window's end count, how many the baseline's tokenizer
@@ -53,7 +53,7 @@ _STARTER: dict[str, Any] = {
 
 
 class TextGeneration(Task):
-    """Hugging Face `text-generation`, judged on how well the test text is foretold, token by token."""
+    """Hugging Face `text-generation`, evaluated by how well the test text is predicted token by token."""
 
     name = "text-generation"
     columns = (Column("text", read=text_or_messages, expected=EXPECTED),)
@@ -85,13 +85,13 @@ class TextGeneration(Task):
         return TorchModel(module.eval(), tokenizer)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Every whole window of ``max_length`` tokens of the rows' running text; none where the text is shorter."""
+        """Return all full sequences of ``max_length`` tokens of the running text, or none if the text is shorter."""
         return _examples(cut(token_ids(rows, processor), opening(processor), max_length))
 
     def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """The windows that ``evaluation`` asks for. Raises `DataError` for text that is shorter than a window."""
+        """Return the sequences that ``evaluation`` selects. Raises `DataError` for text shorter than one sequence."""
         import numpy as np
 
         reading, first, stride = read(rows, processor), opening(processor), evaluation.stride
@@ -116,7 +116,7 @@ class TextGeneration(Task):
         note = _note(len(ids), len(windows), len(chosen), body, stride or body)
         begins = np.array(chosen) * (stride or body)
         counts = None if reading is None else _counts(reading, begins, body, scored or max_length - 1)
-        return _examples([windows[place] for place in chosen], scored, note, counts)
+        return _examples([windows[index] for index in chosen], scored, note, counts)
 
     def eval_examples_like(
         self,
@@ -127,9 +127,9 @@ class TextGeneration(Task):
         evaluation: Evaluation,
         baseline: Callable[[], Any],
     ) -> Examples:
-        """The baseline's windows of text, as ``processor`` reads them if it has another vocabulary.
+        """Return the baseline's sequences of text, tokenized by ``processor`` if it has another vocabulary.
 
-        A token belongs to the window that it begins in. Raises `DataError` for windows without a token to judge by.
+        A token belongs to the sequence in which it begins. Raises `DataError` for a sequence without a scored token.
         """
         import numpy as np
 
@@ -159,7 +159,10 @@ class TextGeneration(Task):
         return _examples(windows, None, note, np.column_stack([counted, whole.labels[:, _TOKENS:]]))
 
     def members(self, rows: pa.Table, chosen: np.ndarray, examples: Examples) -> np.ndarray:
-        """The windows all of whose text that counts is of ``chosen`` rows; the blank line behind a row is its own."""
+        """Return the sequences whose scored text lies in ``chosen`` rows.
+
+        The blank line after a row belongs to the row.
+        """
         import numpy as np
 
         if examples.labels is None:
@@ -174,14 +177,14 @@ class TextGeneration(Task):
     def token_categories(
         self, rows: pa.Table, processor: Any, examples: Examples, language: str
     ) -> Mapping[str, np.ndarray]:
-        """Of Python: which scored tokens are identifiers, keywords and so on, [n, scored] each."""
+        """Return for Python code which scored tokens are identifiers, keywords and so on, [n, scored] each."""
         import numpy as np
 
         reading = None if language == "text" else read(rows, processor)
         if reading is None or examples.labels is None:
             return {}
         spaces = np.frombuffer(reading.text.encode(), np.uint8) == ord(" ")
-        found = kinds_of_tokens(python_kinds(rows["text"].to_pylist()), spaces, reading.starts)
+        categories = kinds_of_tokens(python_kinds(rows["text"].to_pylist()), spaces, reading.starts)
         counted = examples.labels[:, _SCORED]
         columns = np.full((len(examples), counted.max()), -1)
         ends = np.searchsorted(reading.starts[:-1], examples.labels[:, _END])
@@ -189,11 +192,11 @@ class TextGeneration(Task):
             scored = examples.inputs[row][_IDS][-count:]
             # A window may end within a character, whose tokens all begin at one byte.
             last = next((n for n in range(end, end + 4) if np.array_equal(reading.ids[n - count : n], scored)), end)
-            columns[row, :count] = found[last - count : last]
-        return {kind: columns == place for place, kind in enumerate(KINDS)}
+            columns[row, :count] = categories[last - count : last]
+        return {kind: columns == index for index, kind in enumerate(KINDS)}
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of every token of ``labels`` [batch, length] but the first; -100 is left out."""
+        """Return the mean cross-entropy of ``labels`` [batch, length] without the first token and those of -100."""
         import torch
 
         logits: torch.Tensor = outputs.logits[:, :-1].float()
@@ -202,57 +205,66 @@ class TextGeneration(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Of logits [batch, length, vocabulary]: each scored token's loss, the likeliest token, and some distributions.
+        """Return each scored token's loss, the most likely token, and some distributions.
 
-        `loss`, `right` and `top` are [batch, scored]; `log_probabilities` is [batch, places, vocabulary] in float16,
-        of places drawn anew for each window. Raises `ModelError` for logits that are not finite or not of every place.
+        From logits [batch, length, vocabulary]: `loss`, `right` and `top` are [batch, scored]; `log_probabilities` is
+        [batch, positions, vocabulary] in float16, at positions sampled for each sequence. Raises `ModelError` for
+        logits
+        that are not finite or incomplete.
         """
         import numpy as np
 
         parts = [_kept(outputs[_LOGITS][row], examples, index) for row, index in enumerate(indices)]
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Perplexity, bits a byte of text, and how often the likeliest token follows; intervals are over windows.
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return perplexity, bits per byte and next-token accuracy, with intervals over sequences.
 
-        The raw outcomes of perplexity are each window's loss by token, so that e to their mean is the perplexity. Its
-        tokens are the baseline's, whatever a model's own are; whose are others has no likeliest token to compare.
+        The raw outcomes of perplexity are the losses per token of each sequence. Tokens are counted by the baseline's
+        tokenizer. Next-token accuracy is omitted for another vocabulary.
         """
         import numpy as np
 
-        nats, own = np.nansum(kept[_LOSS], axis=1, dtype=np.float64), np.isfinite(kept[_LOSS]).sum(axis=1)
-        tokens = own if labels is None else labels[:, _TOKENS]
-        found = [perplexity_row("perplexity", nats / tokens, model, target)]
-        if (own == tokens).all():
-            right = kept[_RIGHT].sum(axis=1, dtype=np.float64) / own
-            found.append(_row("next_token_accuracy", right, model, target, "ratio"))
+        nats, token_counts = (
+            np.nansum(collected[_LOSS], axis=1, dtype=np.float64),
+            np.isfinite(collected[_LOSS]).sum(axis=1),
+        )
+        tokens = token_counts if labels is None else labels[:, _TOKENS]
+        measurements = [perplexity_row("perplexity", nats / tokens, model, target)]
+        if (token_counts == tokens).all():
+            right = collected[_RIGHT].sum(axis=1, dtype=np.float64) / token_counts
+            measurements.append(_row("next_token_accuracy", right, model, target, "ratio"))
         if labels is not None:
-            found.append(_bits_row(np.asarray(nats) / math.log(2), labels[:, _END] - labels[:, _FIRST], model, target))
-        return found
+            measurements.append(
+                _bits_row(np.asarray(nats) / math.log(2), labels[:, _END] - labels[:, _FIRST], model, target)
+            )
+        return measurements
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Agreement of the likeliest tokens, and the divergence of the kept distributions from the baseline's.
+        """Return the agreement of the most likely tokens and the KL divergence from the baseline's distributions.
 
-        Nothing of a model that has another vocabulary.
+        Returns nothing for a model with another vocabulary.
         """
         import numpy as np
 
         from compress.numerics.next_token import divergence
 
-        if any(kept[name].shape != reference[name].shape for name in (_TOP, _DISTRIBUTION)):
+        if any(collected[name].shape != reference[name].shape for name in (_TOP, _DISTRIBUTION)):
             return []
-        same = (kept[_TOP] == reference[_TOP]).mean(axis=1, dtype=np.float64)
-        pairs = zip(reference[_DISTRIBUTION], kept[_DISTRIBUTION], strict=True)
-        apart = np.array([divergence(wanted, found).mean() for wanted, found in pairs])
+        same = (collected[_TOP] == reference[_TOP]).mean(axis=1, dtype=np.float64)
+        pairs = zip(reference[_DISTRIBUTION], collected[_DISTRIBUTION], strict=True)
+        divergences = np.array([divergence(baseline, student).mean() for baseline, student in pairs])
         return [
             _row("agreement", same, model, target, "ratio"),
-            _row("kl_divergence", apart, model, target, "nats"),
+            _row("kl_divergence", divergences, model, target, "nats"),
         ]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: a vocabulary is no set of classes, and most of it was not kept."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: a vocabulary is no set of classes."""
         return None
 
 
@@ -266,21 +278,29 @@ def _examples(
 
 
 def _counts(reading: Reading, begins: np.ndarray, body: int, scored: int) -> np.ndarray:
-    """The labels of windows of ``body`` tokens that begin at those; the last ``scored`` of them count."""
+    """Return the labels of sequences of ``body`` tokens at the given starts; their last ``scored`` tokens count."""
     import numpy as np
 
     places = [begins, begins + body - min(scored, body), begins + body]
     counted = np.full(len(begins), scored)
-    return np.column_stack([counted, counted, *(reading.starts[place] for place in places)])
+    return np.column_stack([counted, counted, *(reading.starts[position] for position in places)])
 
 
 def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str:
-    """What was judged of the text, and what was left out."""
+    """Return a note on which part of the text is evaluated.
+
+    Args:
+        tokens: Number of tokens of the text.
+        windows: Number of full sequences.
+        chosen: Number of evaluated sequences.
+        body: Tokens per sequence without special tokens.
+        stride: Distance between the starts of two sequences.
+    """
     judged = f"{chosen} of {windows} windows" if chosen < windows else f"{windows} windows"
     shared = f", one every {stride}" if stride < body else ""
     left = tokens - (windows - 1) * stride - body
-    rest = f"; the last {left:,} make no whole window and are left out" if left else ""
-    return f"judged on {judged} of {body} tokens{shared}, of {tokens:,} tokens of test text{rest}"
+    remainder = f"; the last {left:,} make no whole window and are left out" if left else ""
+    return f"judged on {judged} of {body} tokens{shared}, of {tokens:,} tokens of test text{remainder}"
 
 
 def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.ndarray]:
@@ -310,7 +330,7 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
             expected="finite logits",
             hint="export or quantize it anew; float16 overflows where float32 does not",
         )
-    # Windows of one text in other tokens differ in length; what is kept of them doesn't.
+    # Windows of one text in other tokens differ in length; what is collected of them doesn't.
     fewest, more = (scored, 0) if counts is None else (int(counts.min()), int(counts.max()) - scored)
     places = _places(fewest, len(examples), index)
     return {
@@ -322,7 +342,7 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
 
 
 def _places(scored: int, windows: int, index: int) -> np.ndarray:
-    """Which of a window's places keep their distribution: the same for every model."""
+    """Return the positions of a sequence whose distribution is collected; they are the same for every model."""
     import numpy as np
 
     count = min(scored, max(1, _DISTRIBUTIONS // windows))
@@ -330,14 +350,21 @@ def _places(scored: int, windows: int, index: int) -> np.ndarray:
 
 
 def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Measurement:
-    """e to the mean of losses by token, in ``nats`` [n], with its interval; the raw outcomes are the losses."""
+    """Return exp of the mean of losses per token, in ``nats`` [n], with its interval. The outcomes are the losses.
+
+    Args:
+        metric: Name of the metric.
+        nats: Loss per token of each sequence.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     loss = _row(metric, nats, model, target, "")
     bounds = {"value": loss.value, "low": loss.low, "high": loss.high}
     return loss.model_copy(update={name: None if value is None else math.exp(value) for name, value in bounds.items()})
 
 
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
-    """The mean over windows; of a single window nobody knows how far chance moves it."""
+    """Return the mean over sequences. A single sequence has no interval."""
     from compress.numerics.calibration import mean_interval
     from compress.results.measurement import Measurement
 
@@ -350,13 +377,13 @@ def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -
 
 
 def _bits_row(bits: np.ndarray, size: np.ndarray, model: str, target: str) -> Measurement:
-    """All bits over all bytes of text, the same for every vocabulary; a window's outcome is by the mean of bytes."""
+    """Return bits per byte of text, which is comparable between vocabularies. Outcomes use the mean number of bytes."""
     from compress.numerics.ratio import ratio_interval
     from compress.results.measurement import Measurement
 
-    found = ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
+    interval = ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
     raw = tuple((bits / size.mean()).tolist())
-    return Measurement(model=model, metric="bits_per_byte", target=target, unit="bits", n=len(raw), raw=raw, **found)
+    return Measurement(model=model, metric="bits_per_byte", target=target, unit="bits", n=len(raw), raw=raw, **interval)
 
 
 TASK = TextGeneration()

@@ -1,4 +1,4 @@
-"""Text ranking: how relevant a text is to a query, both read at once. Importing this imports no torch."""
+"""Text ranking: relevance of a text to a query, both in one input. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -49,32 +49,32 @@ _STARTER: dict[str, Any] = {
 
 
 def _number(value: Any) -> str | None:
-    """A relevance from 0 to 1, as a string."""
+    """Return a relevance from 0 to 1 as a string."""
     if isinstance(value, str) and not value.strip():
         return None
     try:
-        found = float(value)
+        number = float(value)
     except ValueError:
         raise DataError(f"The relevance {value!r} is no number.", expected="a number from 0 to 1") from None
-    if not 0 <= found <= 1:
+    if not 0 <= number <= 1:
         raise DataError(
             f"The relevance {value!r} is not from 0 to 1.",
             expected="0 for what is not relevant, 1 for what is, or something between",
             hint="divide grades by the largest",
         )
-    return str(found)
+    return str(number)
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """The logit of being relevant beside 0, that of not being so: a `Head` of models with one output."""
+    """Logit of relevance beside a 0 for irrelevance: a `Head` of models with one output."""
 
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "relevance"
     answer_label: ClassVar[str] = "scores"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, 2]: 0, and the logit; or both logits as they are."""
+        """Return [B, 2]: 0 and the logit, or both logits of the model."""
         import torch
 
         logits = outputs[LOGITS]
@@ -82,9 +82,9 @@ class Relevance:
 
 
 class TextRanking(Task):
-    """Hugging Face `text-ranking`: cross-encoders. Of each row, `text` asks and `pair` is more or less relevant to it.
+    """Hugging Face `text-ranking` with cross-encoders. `text` is the query, `pair` the candidate.
 
-    Rows with the same `text` are one query's candidates, which the model is to put in order.
+    Rows with the same `text` are the candidates of one query, which the model ranks.
     """
 
     name = "text-ranking"
@@ -99,13 +99,13 @@ class TextRanking(Task):
     slices = (Slice(length="quartiles"),)
 
     def matches_config(self, config: Mapping[str, Any]) -> bool:
-        """Where sentence-transformers has written it, as a CrossEncoder."""
+        """Return whether sentence-transformers wrote the config as a CrossEncoder."""
         written = config.get("sentence_transformers")
         named = "sbert_ce_default_activation_function" in config
         return named or (isinstance(written, dict) and "activation_fn" in written)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and tokenizer. Without a trained head, one of a single output is drawn.
+        """Load weights and tokenizer. A missing head is initialized with a single output.
 
         Raises `ModelError` for files that do not load, or a head with more than two outputs.
         """
@@ -121,7 +121,10 @@ class TextRanking(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize both as one input, the longer one cut first; ``labels`` [n, 2] are relevance and query."""
+        """Tokenize both texts as one input and truncate the longer one first.
+
+        ``labels`` [n, 2] are relevance and query.
+        """
         import numpy as np
 
         from compress.data.rows import normalised
@@ -138,18 +141,18 @@ class TextRanking(Task):
         return Examples(inputs, padding, np.array([relevance, queries], np.float32).T, head=Relevance())
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Binary cross-entropy of the rows that have a relevance."""
+        """Return the binary cross-entropy over the rows that have a relevance."""
         from torch.nn import functional
 
         known = labels[:, 0] >= 0
         scores = Relevance().read({LOGITS: outputs.logits.float()}, {})[known]
         if not len(scores):
             return scores.sum()
-        wanted = labels[known, 0]
-        return functional.binary_cross_entropy_with_logits(scores[:, 1] - scores[:, 0], wanted)
+        relevance = labels[known, 0]
+        return functional.binary_cross_entropy_with_logits(scores[:, 1] - scores[:, 0], relevance)
 
     def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the model finds relevant."""
+        """Return the model's own relevance decisions as labels."""
         import torch
 
         scores = Relevance().read({LOGITS: outputs.logits.detach()}, {})
@@ -159,61 +162,65 @@ class TextRanking(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Scores, relevance and queries, [batch] each. Raises `DataError` for rows without a relevance."""
+        """Return scores, relevance and queries, [batch] each. Raises `DataError` for rows without a relevance."""
         import numpy as np
 
         if examples.labels is None:
             raise DataError("The split has no relevance, so nothing can be evaluated on it.", expected="a column label")
-        found = examples.answers(outputs, {})
-        scores = found[:, 1] - found[:, 0]
+        answers = examples.answers(outputs, {})
+        scores = answers[:, 1] - answers[:, 0]
         if not np.isfinite(scores).all():
             raise ModelError("The model's scores are not finite.", hint="export or quantize it anew")
-        own = examples.labels[np.asarray(indices)]
-        return {_SCORES: scores, _RELEVANCE: own[:, 0], _QUERIES: own[:, 1].astype(np.int64)}
+        batch_labels = examples.labels[np.asarray(indices)]
+        return {_SCORES: scores, _RELEVANCE: batch_labels[:, 0], _QUERIES: batch_labels[:, 1].astype(np.int64)}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """NDCG of the first ten (Järvelin and Kekäläinen 2002), mean reciprocal rank, and how often each side is told.
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return NDCG@10 (Järvelin and Kekäläinen 2002), mean reciprocal rank, and accuracy of the relevance decision.
 
-        The first two are over queries with something relevant among several candidates, where there are any.
+        The first two are means over queries with a relevant text among several candidates.
         """
         import numpy as np
 
         from compress.tasks.classes import mean_row, outcome_row
 
-        scores, relevance = kept[_SCORES], kept[_RELEVANCE]
-        told = outcome_row("accuracy", (scores > 0) == (relevance >= _RELEVANT), model, target)
-        places = [rows for rows in by_query(kept[_QUERIES]) if len(rows) > 1 and relevance[rows].max() >= _RELEVANT]
+        scores, relevance = collected[_SCORES], collected[_RELEVANCE]
+        accuracy = outcome_row("accuracy", (scores > 0) == (relevance >= _RELEVANT), model, target)
+        places = [
+            rows for rows in by_query(collected[_QUERIES]) if len(rows) > 1 and relevance[rows].max() >= _RELEVANT
+        ]
         if not places:
-            return [told]
+            return [accuracy]
         gains = np.array([ndcg(relevance[rows], scores[rows]) for rows in places])
         ranks = np.array([first_rank(relevance[rows], scores[rows]) for rows in places])
         return [
             mean_row("ndcg_at_10", gains, model, target),
             mean_row("mean_reciprocal_rank", 1 / ranks, model, target),
-            told,
+            accuracy,
         ]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """For how many queries both put the same candidate first."""
+        """Return the share of queries for which both models rank the same candidate first."""
         import numpy as np
 
         from compress.tasks.classes import agreement_row
 
-        own, theirs = (
+        first_choices, theirs = (
             np.array([rows[np.argmax(side[_SCORES][rows])] for rows in by_query(side[_QUERIES])])
-            for side in (kept, reference)
+            for side in (collected, reference)
         )
-        return [agreement_row(own == theirs, model, target)]
+        return [agreement_row(first_choices == theirs, model, target)]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: candidates are put in order, not into classes."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: candidates are ranked, not classified."""
         return None
 
 
 def by_query(queries: np.ndarray) -> list[np.ndarray]:
-    """The rows of each query, [candidates] places."""
+    """Return the row indices of each query."""
     import numpy as np
 
     order = np.argsort(queries, kind="stable")
@@ -221,7 +228,7 @@ def by_query(queries: np.ndarray) -> list[np.ndarray]:
 
 
 def ndcg(relevance: np.ndarray, scores: np.ndarray) -> float:
-    """Of one query's candidates, as scikit-learn has it. Raises `MissingExtraError` without it."""
+    """Return the NDCG of one query's candidates by scikit-learn. Raises `MissingExtraError` without it."""
     try:
         from sklearn.metrics import ndcg_score
     except ModuleNotFoundError as error:
@@ -230,7 +237,7 @@ def ndcg(relevance: np.ndarray, scores: np.ndarray) -> float:
 
 
 def first_rank(relevance: np.ndarray, scores: np.ndarray) -> float:
-    """The place of the first relevant candidate, from 1; of equal scores the irrelevant one comes first."""
+    """Return the rank of the first relevant candidate, from 1. At equal scores, irrelevant candidates come first."""
     import numpy as np
 
     best = scores[relevance >= _RELEVANT].max(initial=-math.inf)

@@ -1,4 +1,4 @@
-"""Token classification: a label for each word of a text, such as entities. Importing this imports no torch."""
+"""Token classification: a label per word, such as named entities. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _STARTER: dict[str, Any] = {
 
 
 def _words(value: Any) -> str | None:
-    """A list of words, or one string of them, as a string with single spaces between."""
+    """Return a list of words, or a string of them, as a string with single spaces."""
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list | tuple):
         raise TypeError
@@ -61,7 +61,7 @@ def _words(value: Any) -> str | None:
 
 
 def _tags(value: Any) -> str | None:
-    """A list of labels, names or ids, as a string with single spaces between."""
+    """Return a list of labels, names or ids, as a string with single spaces."""
     tags = value.split() if isinstance(value, str) else value
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str | int) for tag in tags):
         raise TypeError
@@ -69,10 +69,11 @@ def _tags(value: Any) -> str | None:
 
 
 class TokenClassification(Task):
-    """Hugging Face `token-classification`: words with a label each; the first token of a word answers for it.
+    """Hugging Face `token-classification`. The first token of a word predicts its label.
 
-    Texts are tokenized as they are, words with a space between, as an app would; so a word has the label of the first
-    token that stands in it. Labels that mark entities are judged by entities, others word by word.
+    Texts are tokenized as strings of words separated by spaces, as in an app. Labels that mark entities are evaluated
+    by
+    entities, others by word.
     """
 
     name = "token-classification"
@@ -88,9 +89,9 @@ class TokenClassification(Task):
     ratios = ("f1", "precision", "recall", "token_accuracy")
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights and tokenizer. Without a trained head, a new one is drawn from torch's generator.
+        """Load weights and tokenizer. A missing head is initialized randomly.
 
-        Raises `ModelError` for files that do not load and `DataError` for labels in another scheme or unknown ones.
+        Raises `ModelError` for files that do not load and `DataError` for unknown labels or another scheme.
         """
         from compress.models.json_file import read_json
         from compress.tasks.entities import check_schemes
@@ -103,10 +104,11 @@ class TokenClassification(Task):
         return load_encoder(self.name, directory, "TokenClassification", labels, trust_remote_code)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize; ``labels`` [n, places] are those of the words whose first token stands there, else -100.
+        """Tokenize; ``labels`` [n, positions] are the labels of words at their first token, else -100.
 
-        The labels of words that have no token, since the text is cut or the tokenizer drops them, follow behind the
-        last token. Raises `DataError` for rows with other than a label a word.
+        Labels of words without a token, because the text is truncated or the tokenizer drops them, follow after the
+        last
+        token. Raises `DataError` for rows whose words and labels differ in number.
         """
         from compress.tasks.tokens import IGNORED, TokenLogits, ragged, text_inputs
 
@@ -132,24 +134,24 @@ class TokenClassification(Task):
                     expected="one label for each word",
                 )
             row = [IGNORED] * max_length
-            behind = [tag for tag, place in zip(named, places, strict=True) if place is None]
-            for tag, place in zip(named, places, strict=True):
-                if place is not None:
-                    row[place] = tag
+            behind = [tag for tag, position in zip(named, places, strict=True) if position is None]
+            for tag, position in zip(named, places, strict=True):
+                if position is not None:
+                    row[position] = tag
             placed.append(row + behind)
             lost += len(behind)
         note = f"{lost:,} words have no token, as in texts cut at {max_length}: nothing is found there" if lost else ""
         return Examples(inputs, padding, ragged(placed, IGNORED), note=note, head=head)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the tokens that have a label."""
+        """Return the cross-entropy over the tokens that have a label."""
         from compress.tasks.classes import cross_entropy
 
         logits = outputs.logits.float()
         return cross_entropy(logits.flatten(0, 1), labels[:, : logits.shape[1]].flatten().long())
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Softened KL, averaged over tokens."""
+        """Return the softened KL divergence averaged over tokens."""
         from compress.tasks.tokens import token_distance
 
         return token_distance(mine, taught, temperature)
@@ -157,7 +159,10 @@ class TokenClassification(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """The labels of each row's words, found and wanted, [batch] strings. Raises `DataError` without labels."""
+        """Return predicted and reference labels of each row's words, [batch] strings.
+
+        Raises `DataError` without labels.
+        """
         import numpy as np
 
         from compress.tasks.entities import OUTSIDE
@@ -170,18 +175,22 @@ class TokenClassification(Task):
         if not np.isfinite(logits).all():
             raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         chosen = logits.argmax(axis=-1)
-        found, wanted = [], []
+        predicted, reference = [], []
         for row, index in enumerate(indices):
             real = np.flatnonzero(examples.labels[index] != IGNORED)
-            own = len(examples.inputs[index]["input_ids"])
-            wanted.append(" ".join(names[examples.labels[index, place]] for place in real))
-            found.append(" ".join(names[chosen[row, place]] if place < own else OUTSIDE for place in real))
-        return {_FOUND: np.array(found), _WANTED: np.array(wanted)}
+            length = len(examples.inputs[index]["input_ids"])
+            reference.append(" ".join(names[examples.labels[index, position]] for position in real))
+            predicted.append(
+                " ".join(names[chosen[row, position]] if position < length else OUTSIDE for position in real)
+            )
+        return {_FOUND: np.array(predicted), _WANTED: np.array(reference)}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """F1, precision and recall of entities (Tjong Kim Sang and De Meulder 2003), rows right, words right.
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return entity F1, precision and recall (Tjong Kim Sang and De Meulder 2003), and accuracy of rows and words.
 
-        Intervals are over rows. Where labels mark no entities, accuracy is over words alone.
+        Intervals are over rows. If labels mark no entities, only accuracy is returned.
         """
         import numpy as np
 
@@ -189,19 +198,19 @@ class TokenClassification(Task):
         from compress.tasks.entities import entities, scheme_of
 
         pairs = [
-            (found.split(" "), wanted.split(" "))
-            for found, wanted in zip(kept[_FOUND].tolist(), kept[_WANTED].tolist(), strict=True)
+            (predicted.split(" "), reference.split(" "))
+            for predicted, reference in zip(collected[_FOUND].tolist(), collected[_WANTED].tolist(), strict=True)
         ]
         right = np.array([sum(map(str.__eq__, *pair)) for pair in pairs])
-        words = np.array([len(wanted) for _, wanted in pairs])
+        words = np.array([len(reference) for _, reference in pairs])
         by_word = ratio_row("token_accuracy", right, words, model, target)
         whole = outcome_row("exact_match", right == words, model, target)
         if scheme_of({label for pair in pairs for part in pair for label in part}) is None:
             return [by_word, whole]
-        sets = [(entities(found), entities(wanted)) for found, wanted in pairs]
-        hits = np.array([len(found & wanted) for found, wanted in sets])
+        sets = [(entities(predicted), entities(reference)) for predicted, reference in pairs]
+        hits = np.array([len(predicted & reference) for predicted, reference in sets])
         given, real = (np.array([len(pair[side]) for pair in sets]) for side in (0, 1))
-        kinds = sorted({entity.kind for _, wanted in sets for entity in wanted})
+        kinds = sorted({entity.kind for _, reference in sets for entity in reference})
         return [
             ratio_row("f1", 2 * hits, given + real, model, target),
             ratio_row("precision", hits, given, model, target),
@@ -212,37 +221,37 @@ class TokenClassification(Task):
         ]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """In how many rows both give every word the same label."""
+        """Return the share of rows for which both models predict the same labels."""
         from compress.tasks.classes import agreement_row
 
-        return [agreement_row(kept[_FOUND] == reference[_FOUND], model, target)]
+        return [agreement_row(collected[_FOUND] == reference[_FOUND], model, target)]
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: a row has many labels."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: a row has many labels."""
         return None
 
 
 def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """The first token of each word of ``text``, words having one space between; `None` for a word without any.
+    """Return the first token of each word of ``text`` (words separated by one space), or None for a word without token.
 
-    The space before a word is part of it, since byte-level and sentence-piece tokenizers have it so.
+    The space before a word counts as part of it, as in byte-level and SentencePiece tokenizers.
     """
     ends, at = [], 0
     for part in text.split(" "):
         at += len(part) + 1
         ends.append(at - 1)
-    found: list[int | None] = [None] * len(ends)
+    tokens: list[int | None] = [None] * len(ends)
     word = 0
     for token, (start, end) in enumerate(offsets):
         if end == 0:  # a special token, which stands nowhere
             continue
         while word < len(ends) and ends[word] <= start:
             word += 1
-        if word < len(ends) and found[word] is None:
-            found[word] = token
-    return found
+        if word < len(ends) and tokens[word] is None:
+            tokens[word] = token
+    return tokens
 
 
 def _of_kind(kind: str, sets: Sequence[tuple[Any, Any]], model: str, target: str) -> Measurement:
@@ -250,9 +259,9 @@ def _of_kind(kind: str, sets: Sequence[tuple[Any, Any]], model: str, target: str
 
     from compress.tasks.classes import ratio_row
 
-    own = [tuple({one for one in side if one.kind == kind} for side in pair) for pair in sets]
-    hits = np.array([len(found & wanted) for found, wanted in own])
-    row = ratio_row(f"f1_{kind}", 2 * hits, np.array([len(a) + len(b) for a, b in own]), model, target)
+    entities_of_kind = [tuple({entity for entity in side if entity.kind == kind} for side in pair) for pair in sets]
+    hits = np.array([len(predicted & reference) for predicted, reference in entities_of_kind])
+    row = ratio_row(f"f1_{kind}", 2 * hits, np.array([len(a) + len(b) for a, b in entities_of_kind]), model, target)
     return row.model_copy(update={"raw": None})
 
 

@@ -26,10 +26,10 @@ def python_kinds(texts: Sequence[str]) -> np.ndarray:
     """
     import numpy as np
 
-    found = []
+    byte_kinds = []
     for row, text in enumerate(texts):
         try:
-            found += [_bytes(text), np.zeros(len(SEPARATOR), np.int8)]
+            byte_kinds += [_bytes(text), np.zeros(len(SEPARATOR), np.int8)]
         except (tokenize.TokenError, SyntaxError) as error:
             raise DataError(
                 f"A text is no Python: {error}.",
@@ -37,25 +37,27 @@ def python_kinds(texts: Sequence[str]) -> np.ndarray:
                 expected="whole files of Python",
                 hint="take it out, or call the split `text` in data.also",
             ) from error
-    return np.concatenate(found[:-1])
+    return np.concatenate(byte_kinds[:-1])
 
 
 def kinds_of_tokens(kinds: np.ndarray, spaces: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The kind of each token of text whose bytes have ``kinds``, by its first byte that is none of ``spaces``.
+    """Return the category of each token by its first byte that is not white space.
 
-    ``starts`` [n + 1] are the bytes at which tokens begin, and the end.
+    ``kinds`` and ``spaces`` describe the bytes of the text; ``starts`` [n + 1] are the first bytes of the tokens, and
+    the
+    end.
     """
     import numpy as np
 
-    places = np.where(spaces, len(spaces), np.arange(len(spaces)))
-    following = np.append(np.minimum.accumulate(places[::-1])[::-1], len(spaces))
+    positions = np.where(spaces, len(spaces), np.arange(len(spaces)))
+    following = np.append(np.minimum.accumulate(positions[::-1])[::-1], len(spaces))
     first = following[starts[:-1]]
     within = first < np.maximum(starts[1:], starts[:-1] + 1)
     return np.where(within, np.append(kinds, 0)[first], 0)
 
 
 def _bytes(text: str) -> np.ndarray:
-    """Kinds of the bytes of one text in UTF-8."""
+    """Return the categories of the bytes of one text in UTF-8."""
     import numpy as np
 
     lines = list(io.StringIO(text, newline=""))
@@ -64,7 +66,7 @@ def _bytes(text: str) -> np.ndarray:
     for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline):
         kind = _kind(token)
         if kind is not None:
-            first, last = (begins[line - 1] + place for line, place in (token.start, token.end))
+            first, last = (begins[line - 1] + column for line, column in (token.start, token.end))
             name = tokenize.tok_name[token.type]
             if name == "FSTRING_START":
                 opened.append(first)

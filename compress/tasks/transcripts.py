@@ -1,4 +1,4 @@
-"""What is heard beside what was said: errors of words and letters, as every task counts them that transcribes."""
+"""Word and character error rates of transcripts, shared by all tasks that transcribe."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from compress.tasks.classes import agreement_row
 from compress.utils.errors import DataError
 
 _SEED = 0
-"""Of the bootstrap, so that the same answers give the same intervals."""
+"""Seed of the bootstrap, so that equal answers give equal intervals."""
 
 
 def word_rows(heard: np.ndarray, texts: np.ndarray, model: str, target: str) -> list[Measurement]:
-    """Word error rate of normalised texts and as written, with intervals over utterances, and the counts.
+    """Return word error rates of normalized texts and of texts as written, with intervals over utterances, and counts.
 
-    An outcome of the rate is an utterance's errors over the mean number of words, so that their mean is the rate.
+    The outcome of an utterance is its errors divided by the mean number of words, so that the mean of the outcomes is
+    the rate.
+
+    Args:
+        heard: Transcripts, [n] strings.
+        texts: References, [n] strings.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
     """
     rate = _rate_row("word_error_rate", texts, heard, model, target)
     written = _rate_row("word_error_rate_as_written", texts, heard, model, target, str.split)
@@ -31,23 +38,37 @@ def word_rows(heard: np.ndarray, texts: np.ndarray, model: str, target: str) -> 
             model=model,
             metric=name,
             target=target,
-            value=float(found.sum()),
+            value=float(count.sum()),
             unit="words",
-            n=len(found),
-            raw=tuple(map(float, found)),
+            n=len(count),
+            raw=tuple(map(float, count)),
         )
-        for name, found in counted.items()
+        for name, count in counted.items()
     ]
     return [rate, written, *counts]
 
 
 def character_row(heard: np.ndarray, texts: np.ndarray, model: str, target: str) -> Measurement:
-    """Character error rate of normalised texts, spaces between words counted."""
+    """Return the character error rate of normalized texts, counting spaces between words.
+
+    Args:
+        heard: Transcripts, [n] strings.
+        texts: References, [n] strings.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     return _rate_row("character_error_rate", texts, heard, model, target, _normalised_letters)
 
 
 def rows_to_baseline(heard: np.ndarray, expected: np.ndarray, model: str, target: str) -> list[Measurement]:
-    """How many transcripts are the baseline's to the letter, and the word error rate against them."""
+    """Return the share of transcripts that equal the baseline's, and the word error rate against them.
+
+    Args:
+        heard: Transcripts, [n] strings.
+        expected: Transcripts of the baseline, [n] strings.
+        model: Name of the model in the report.
+        target: Name of the target in the report.
+    """
     rows = [agreement_row(heard == expected, model, target)]
     if _counts(expected, expected, _normalised_words)[1].sum():
         rows.append(_rate_row("word_error_rate_to_baseline", expected, heard, model, target))
@@ -63,7 +84,10 @@ def _normalizer() -> Any:
 
 
 def _normalised_words(text: str) -> list[str]:
-    """The words after Whisper's normalisation (Radford et al. 2022, appendix C): case, punctuation, numbers."""
+    """Return the words after Whisper's normalization of case, punctuation and numbers (Radford et al.
+
+    2022, appendix C).
+    """
     words: list[str] = _normalizer()(text).split()
     return words
 
@@ -73,9 +97,9 @@ def _normalised_letters(text: str) -> list[str]:
 
 
 def _counts(texts: np.ndarray, heard: np.ndarray, words_of: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and words of each utterance."""
+    """Return the errors and words of each utterance."""
     pairs = [(words_of(str(text)), words_of(str(other))) for text, other in zip(texts, heard, strict=True)]
-    return np.array([word_errors(*pair) for pair in pairs]), np.array([len(said) for said, _ in pairs])
+    return np.array([word_errors(*pair) for pair in pairs]), np.array([len(reference) for reference, _ in pairs])
 
 
 def _rate_row(
@@ -83,7 +107,7 @@ def _rate_row(
 ) -> Measurement:
     errors, words = _counts(texts, heard, words_of)
     try:
-        found = ratio_interval(errors, words, _SEED)
+        interval = ratio_interval(errors, words, _SEED)
     except ValueError as error:
         raise DataError("The texts hold no word.", expected="what is said in each recording") from error
     outcomes = errors / words.mean()
@@ -94,5 +118,5 @@ def _rate_row(
         unit="ratio",
         n=len(words),
         raw=tuple(map(float, outcomes)),
-        **found._asdict(),
+        **interval._asdict(),
     )

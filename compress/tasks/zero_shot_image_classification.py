@@ -1,4 +1,4 @@
-"""Zero-shot image classification: images and texts in one space, as CLIP has them. Importing this imports no torch."""
+"""Zero-shot image classification by dual encoders such as CLIP. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 _IMAGES, _TEXTS = "image_embeds", "text_embeds"
 _SIMILARITIES = ("logits_per_image", "logits_per_text")
-"""What the pipelines of this task read of a graph."""
+"""Graph outputs that pipelines of this task read."""
 _IMAGE, _TEXT = "images", "texts"
 _KIND, _CAPTION, _PICTURE = "kind", "caption", "picture"
 _NONE = -1
-"""The caption and the picture of a class's prompt, which is no row."""
+"""Id of the caption and image of a class prompt, which is no row."""
 _AT = (1, 5, 10)
 _SCALE = 0.01
-"""Cosines are divided by it, as CLIP's are that has learned for long."""
+"""Divisor of cosines, like the temperature of a fully trained CLIP."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-clip",
@@ -63,14 +63,14 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Towers:
-    """The embeddings of an image and of its text, one behind the other: a `Head`."""
+    """Concatenated embeddings of an image and its text: a `Head`."""
 
     outputs: ClassVar[tuple[str, ...]] = (_IMAGES, _TEXTS)
     answer: ClassVar[str] = "embeddings"
     answer_label: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, 2 x dimensions], those of images first, each half of length 1."""
+        """Return [B, 2 x dimensions], image embeddings first, each half normalized."""
         import torch
         from torch.nn.functional import normalize
 
@@ -78,10 +78,10 @@ class Towers:
 
 
 class ZeroShotImageClassification(Task):
-    """Hugging Face `zero-shot-image-classification`: of each row, `text` is a caption of `image`.
+    """Hugging Face `zero-shot-image-classification`. `text` is a caption of `image`.
 
-    Captions and images that stand in several rows belong to all of them; with a column `label`, whatever is of one
-    class belongs together. Then there is a prompt for each class and template too, behind the rows.
+    Captions and images that occur in several rows match all of them. With a column `label`, all rows of a class match,
+    and a prompt for each class and template follows the rows.
     """
 
     name = "zero-shot-image-classification"
@@ -96,7 +96,7 @@ class ZeroShotImageClassification(Task):
     slices = (Slice(length="quartiles"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
-        """Load weights, tokenizer and image processor. Raises `ModelError` for what does not load."""
+        """Load weights, tokenizer and image processor. Raises `ModelError` for files that do not load."""
         import torch
 
         from compress.models.processor import ImageTextProcessor, load_processor
@@ -114,7 +114,7 @@ class ZeroShotImageClassification(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Pairs; labels [n, 3] are the numbers of what a row belongs to, of its caption and of its image."""
+        """Return pairs; labels [n, 3] are the ids of a row's group, caption and image."""
         import numpy as np
 
         from compress.data.media import identities
@@ -129,7 +129,7 @@ class ZeroShotImageClassification(Task):
     def eval_examples(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """Every row, then the prompts of each class. Raises `DataError` for rows that have but one thing to find."""
+        """Return all rows, then the prompts of each class. Raises `DataError` if there is only one candidate."""
         import numpy as np
 
         examples = self.encode(rows, processor, labels, max_length)
@@ -159,7 +159,7 @@ class ZeroShotImageClassification(Task):
         )
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The contrastive loss of the model's kind: sigmoids for SigLIP, which has a bias, else softmaxes both ways."""
+        """Return the model's contrastive loss: sigmoid for SigLIP, else softmax in both directions."""
         import torch
 
         from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
@@ -171,23 +171,23 @@ class ZeroShotImageClassification(Task):
         return (sigmoid_contrastive if sigmoids else paired_contrastive)(outputs.logits_per_image.float(), belongs)
 
     def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Each row is by itself."""
+        """Return labels that put each row into its own group."""
         import torch
 
         count = len(outputs.image_embeds)
         return torch.arange(count)[:, None].expand(count, 3)
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """How far the affinities of a batch's images and texts are from the teacher's (Wu et al. 2023, section 3.1)."""
+        """Return the distance of the batch's image-text affinities from the teacher's (Wu et al. 2023, section 3.1)."""
         from compress.numerics.distillation import affinity_kl
 
-        student, teacher = (one.chunk(2, dim=-1) for one in (mine, taught))
+        student, teacher = (embeddings.chunk(2, dim=-1) for embeddings in (mine, taught))
         return affinity_kl((student[0], student[1]), (teacher[0], teacher[1]), _SCALE * temperature)
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Both embeddings [batch, dimensions], and the labels. Raises `ModelError` where they are not finite."""
+        """Return both embeddings [batch, dimensions] and the labels. Raises `ModelError` if they are not finite."""
         import numpy as np
 
         from compress.tasks.embeddings import finite
@@ -197,80 +197,92 @@ class ZeroShotImageClassification(Task):
         kinds, captions, pictures = examples.labels[np.asarray(indices)].T
         return {_IMAGE: images, _TEXT: texts, _KIND: kinds, _CAPTION: captions, _PICTURE: pictures}
 
-    def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """How often an image's caption, and a caption's image, are among the first; and zero-shot accuracy.
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return recall from image to caption and from caption to image, and zero-shot accuracy.
 
-        An image looks among the different captions, a caption among the different images. A class is the mean of its
-        prompts' embeddings (Radford et al. 2021, section 3.1.4).
+        Candidates are the distinct captions or images. A class embedding is the mean of its prompts' embeddings
+        (Radford et
+        al. 2021, section 3.1.4).
         """
         from compress.numerics.embeddings import ranks
         from compress.tasks.classes import outcome_row
         from compress.tasks.embeddings import distinct
 
-        rows = kept[_CAPTION] != _NONE
-        images, texts, kinds = kept[_IMAGE][rows], kept[_TEXT][rows], kept[_KIND][rows]
-        captions, pictures = distinct(kept[_CAPTION][rows]), distinct(kept[_PICTURE][rows])
-        found = {
+        rows = collected[_CAPTION] != _NONE
+        images, texts, kinds = collected[_IMAGE][rows], collected[_TEXT][rows], collected[_KIND][rows]
+        captions, pictures = distinct(collected[_CAPTION][rows]), distinct(collected[_PICTURE][rows])
+        recall_pairs = {
             "image_to_text": ranks(images, texts[captions], kinds, kinds[captions]),
             "text_to_image": ranks(texts, images[pictures], kinds, kinds[pictures]),
         }
         recalls = [
             outcome_row(f"recall_at_{count}_{way}", places <= count, model, target)
-            for way, places in found.items()
+            for way, places in recall_pairs.items()
             for count in _AT
         ]
-        chosen = _chosen(kept)
+        chosen = _chosen(collected)
         return recalls if chosen is None else [*recalls, outcome_row(_ACCURACY, chosen == kinds, model, target)]
 
     def compare(
-        self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """For how many images both choose the same class, or find the same caption, and the cosine of embeddings."""
+        """Return the share of images with the same class or nearest caption, and the cosine of embeddings."""
         from compress.tasks.classes import agreement_row, mean_row
 
-        own, theirs = (_chosen(one) for one in (kept, reference))
-        if own is None or theirs is None:
-            own, theirs = _first_captions(kept), _first_captions(reference)
-        rows = [agreement_row(own == theirs, model, target)]
-        if kept[_IMAGE].shape == reference[_IMAGE].shape:
-            rows.append(mean_row("embedding_cosine", (kept[_IMAGE] * reference[_IMAGE]).sum(axis=1), model, target))
+        choices, theirs = (_chosen(outputs) for outputs in (collected, reference))
+        if choices is None or theirs is None:
+            choices, theirs = _first_captions(collected), _first_captions(reference)
+        rows = [agreement_row(choices == theirs, model, target)]
+        if collected[_IMAGE].shape == reference[_IMAGE].shape:
+            rows.append(
+                mean_row("embedding_cosine", (collected[_IMAGE] * reference[_IMAGE]).sum(axis=1), model, target)
+            )
         return rows
 
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: which classes there are is asked with each image."""
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: the classes are chosen with each image."""
         return None
 
 
 _ACCURACY = "zero_shot_accuracy"
 
 
-def _chosen(kept: CollectedOutputs) -> np.ndarray | None:
-    """The class whose prompts are nearest to each row's image, [n], or None where there are no prompts."""
+def _chosen(collected: CollectedOutputs) -> np.ndarray | None:
+    """Return the class whose prompts are nearest to each row's image, [n], or None without prompts."""
     import numpy as np
 
     from compress.numerics.embeddings import normalized
 
-    asked = kept[_CAPTION] == _NONE
+    asked = collected[_CAPTION] == _NONE
     if not asked.any():
         return None
-    classes = np.unique(kept[_KIND][asked])
-    means = [kept[_TEXT][asked & (kept[_KIND] == one)].mean(axis=0) for one in classes]
-    found: np.ndarray = classes[(kept[_IMAGE][~asked] @ normalized(np.stack(means)).T).argmax(axis=1)]
-    return found
+    classes = np.unique(collected[_KIND][asked])
+    means = [collected[_TEXT][asked & (collected[_KIND] == class_id)].mean(axis=0) for class_id in classes]
+    chosen_classes: np.ndarray = classes[(collected[_IMAGE][~asked] @ normalized(np.stack(means)).T).argmax(axis=1)]
+    return chosen_classes
 
 
-def _first_captions(kept: CollectedOutputs) -> np.ndarray:
-    """The number of the caption that is nearest to each row's image, [n]."""
+def _first_captions(collected: CollectedOutputs) -> np.ndarray:
+    """Return the id of the caption nearest to each row's image, [n]."""
     from compress.numerics.embeddings import nearest
     from compress.tasks.embeddings import distinct
 
-    places = distinct(kept[_CAPTION])
-    found: np.ndarray = nearest(kept[_IMAGE], kept[_TEXT][places], 1)[:, 0]
-    return found
+    places = distinct(collected[_CAPTION])
+    caption_ids: np.ndarray = nearest(collected[_IMAGE], collected[_TEXT][places], 1)[:, 0]
+    return caption_ids
 
 
 def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Any, max_length: int) -> Examples:
-    """An image and a text each, without labels; how many of both a model is given need not be the same."""
+    """Return images and texts without labels. The numbers of both in a call may differ.
+
+    Args:
+        images: Values of the image column.
+        texts: Captions.
+        processor: Processor of the model.
+        max_length: Number of tokens after which texts are truncated.
+    """
     import numpy as np
 
     from compress.tasks.image_inputs import PIXELS, encode_images
@@ -285,8 +297,8 @@ def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor:
         inputs = [{name: np.array(encoded[name][row], np.int64) for name in padding} for row in range(len(texts))]
     axes = {**dict.fromkeys(padding, "text_batch_size"), PIXELS: "image_batch_size"}
     # Sizes are the images': batches of captions of like length would hold nothing to tell apart.
-    found = replace(pixels, inputs=Joined(inputs, pixels.inputs), padding={**padding, PIXELS: None})
-    return replace(found, batches=axes, head=Towers(), beside=_SIMILARITIES)
+    examples = replace(pixels, inputs=Joined(inputs, pixels.inputs), padding={**padding, PIXELS: None})
+    return replace(examples, batches=axes, head=Towers(), beside=_SIMILARITIES)
 
 
 TASK = ZeroShotImageClassification()

@@ -51,7 +51,7 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
 
     def run(self, model: TorchModel, context: Context) -> OnnxModel:
         """Train and export. Raises `StageError`, or `IntegrityError` where the graph computes otherwise."""
-        from compress.stages.qat.trainer import QatLesson
+        from compress.stages.qat.trainer import QatTrainer
 
-        graph = QatLesson(self, model, context).teach()
+        graph = QatTrainer(self, model, context).teach()
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions())

@@ -25,9 +25,9 @@ from compress.stages.base import Context
 from compress.stages.distill_language_model import trainer
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.distill_language_model.student_mapping import block_pairs
-from compress.stages.distill_language_model.trainer import LanguageLesson
-from compress.stages.training.checkpoint import KeptTraining
-from compress.stages.training.sequences import lesson_windows
+from compress.stages.distill_language_model.trainer import LanguageDistillationTrainer
+from compress.stages.training.checkpoint import TrainingCheckpoint
+from compress.stages.training.sequences import training_sequences
 from compress.tasks.registry import get_task
 from compress.utils.errors import DataError, StageError
 
@@ -115,14 +115,14 @@ def test_a_cut_student_comes_nearer_to_its_teacher(fields: dict[str, Any], sourc
     assert curve[-1][0] == QUICK["tokens"] and curve[-1][1] < curve[0][1]
 
 
-def lesson(source: Checkpoint, made: Context, **fields: Any) -> LanguageLesson:
+def lesson(source: Checkpoint, made: Context, **fields: Any) -> LanguageDistillationTrainer:
     stage = DistillLanguageModel.model_validate({**SHORT, "student": STUDENT, **fields})
     student = cut(source)
-    windows = lesson_windows(student.processor, stage, made)
-    return LanguageLesson.between(stage, loaded(source), student, windows, made)
+    windows = training_sequences(student.processor, stage, made)
+    return LanguageDistillationTrainer.between(stage, loaded(source), student, windows, made)
 
 
-def batch_of(taught: LanguageLesson, count: int = 4) -> dict[str, torch.Tensor]:
+def batch_of(taught: LanguageDistillationTrainer, count: int = 4) -> dict[str, torch.Tensor]:
     from compress.tasks.inference import tensors
 
     return tensors(taught.windows.train, list(range(count)))
@@ -178,16 +178,16 @@ class Killed(BaseException):
 
 def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Ends a training behind a step, as a signal would; every step is kept. Returns what lets the next one live."""
-    plain = LanguageLesson._told
+    plain = LanguageDistillationTrainer._told
 
-    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         plain(self, done, share, loss)
         if done == steps + 1:
             raise Killed
 
-    monkeypatch.setattr(LanguageLesson, "_told", told)
-    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
-    return lambda: monkeypatch.setattr(LanguageLesson, "_told", plain)
+    monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
+    monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
+    return lambda: monkeypatch.setattr(LanguageDistillationTrainer, "_told", plain)
 
 
 def test_a_killed_training_ends_with_the_same_bytes(
@@ -269,11 +269,11 @@ def test_pruned_weights_stay_zero_with_adapters_too(source: Checkpoint, tmp_path
 def test_nan_ends_at_the_last_good_state_and_names_the_layer(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     good: list[dict[str, torch.Tensor]] = []
-    plain = LanguageLesson._told
+    plain = LanguageDistillationTrainer._told
 
-    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         plain(self, done, share, loss)
         causal = self.pupil.body.causal
         if done == 4:
@@ -281,8 +281,8 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
         good.append({name: tensor.clone() for name, tensor in causal.state_dict().items()})
 
     handles: list[Any] = []
-    monkeypatch.setattr(LanguageLesson, "_told", told)
-    monkeypatch.setattr(LanguageLesson, "_error", lambda self, quality: -1.0)
+    monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
+    monkeypatch.setattr(LanguageDistillationTrainer, "_error", lambda self, quality: -1.0)
     made = context(source, tmp_path)
     student = run(source, made, **SHORT)
     assert len(good) == 4 and alike(states(student), good[-1])
@@ -293,11 +293,11 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
 def test_nan_before_anything_was_kept_is_an_error_with_the_layer(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         norm = self.pupil.body.causal.model.layers[1].input_layernorm
         norm.weight.register_hook(lambda slope: slope * torch.inf)
 
-    monkeypatch.setattr(LanguageLesson, "_told", told)
+    monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
     with pytest.raises(StageError, match=r"length became \w+ at step 2 of 6; .* model.layers.1.input_layernorm\."):
         run(source, context(source, tmp_path), **SHORT)
 
@@ -341,8 +341,8 @@ def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoin
         cut(source),
         context(source, tmp_path),
     )
-    windows = lesson_windows(student.processor, stage, made)
-    mixed = LanguageLesson.between(stage, other, student, windows, made)
+    windows = training_sequences(student.processor, stage, made)
+    mixed = LanguageDistillationTrainer.between(stage, other, student, windows, made)
     assert mixed.teacher.tokens is not None and mixed.pupil.body.tokens is None
     losses = []
     for taught in (plain, mixed):
@@ -356,11 +356,11 @@ def test_a_teacher_without_some_tokens_teaches_hidden_states_alone(source: Check
     rare, common = (next(token for token in words if token == wanted) for wanted in ("~", "e"))
     made = context(source, tmp_path)
 
-    def between(missing: str, **fields: Any) -> LanguageLesson:
+    def between(missing: str, **fields: Any) -> LanguageDistillationTrainer:
         names = {token if token != missing else "other": place for token, place in words.items()}
         stage, student = DistillLanguageModel.model_validate({**SHORT, "student": STUDENT, **fields}), cut(source)
-        windows = lesson_windows(student.processor, stage, made)
-        return LanguageLesson.between(stage, with_tokenizer(loaded(source), names), student, windows, made)
+        windows = training_sequences(student.processor, stage, made)
+        return LanguageDistillationTrainer.between(stage, with_tokenizer(loaded(source), names), student, windows, made)
 
     with pytest.raises(StageError, match="lacks 1 of the student's 160 tokens, such as '~'") as caught:
         between(rare)

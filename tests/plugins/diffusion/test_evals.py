@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_runs_of_pictures import ROWS, write_recipe
+from test_diffusion_runs import ROWS, write_recipe
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import load
 from transformers import RegNetConfig, RegNetForImageClassification

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -304,13 +304,17 @@ def _discover() -> Mapping[str, _Discovered]:
     return candidates
 
 
+def _import_spec(name: str) -> Any:
+    return import_module(f"{__name__}.{name}").SPEC
+
+
 def _own_specs() -> Iterator[tuple[str, str, Any]]:
     for module in iter_modules([str(Path(__file__).parent)]):
         if module.ispkg:
             yield (
                 module.name,
                 f"the plug-in {module.name}",
-                _spec_of(lambda name=module.name: import_module(f"{__name__}.{name}").SPEC),
+                _spec_of(partial(_import_spec, module.name)),
             )
 
 

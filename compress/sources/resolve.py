@@ -74,7 +74,8 @@ def resolve_model(
     elif not (path / "config.json").is_file() and (only := _only_gguf(path)):
         path = _converted(only, cache, progress or SilentProgress())
     if is_pipeline(path):
-        return image_generation_hook("convert_folder")(path, cache, checker, progress)
+        converted: Path = image_generation_hook("convert_folder")(path, cache, checker, progress)
+        return converted
     if is_timm_folder(path):
         path = convert_timm(path, cache, progress)
     # Fail early with a clear message instead of an exception from transformers.

@@ -56,7 +56,7 @@ def encode_places(
     """
     check_size(processor)
     examples = encode_images(values, processor)
-    return replace(examples, inputs=Joined(examples.inputs, more), black=None)
+    return replace(examples, inputs=Joined(examples.inputs, more), black_pixel=None)
 
 
 def check_size(processor: Any) -> None:

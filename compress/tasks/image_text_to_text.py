@@ -326,7 +326,7 @@ def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Any) ->
     inputs, padding = text_inputs({_IDS: texts}, processor.tokenizer)
     sizes = np.array([len(ids) for ids in texts], dtype=np.int64)
     joined = Joined(inputs, images.inputs)
-    return replace(images, inputs=joined, padding={**padding, PIXELS: None}, sizes=sizes, black=None)
+    return replace(images, inputs=joined, padding={**padding, PIXELS: None}, sizes=sizes, black_pixel=None)
 
 
 TASK = ImageTextToText()

@@ -298,7 +298,7 @@ def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor:
     axes = {**dict.fromkeys(padding, "text_batch_size"), PIXELS: "image_batch_size"}
     # Sizes are the images': batches of captions of like length would hold nothing to tell apart.
     examples = replace(pixels, inputs=Joined(inputs, pixels.inputs), padding={**padding, PIXELS: None})
-    return replace(examples, batches=axes, head=Towers(), beside=_SIMILARITIES)
+    return replace(examples, batches=axes, head=Towers(), extra_outputs=_SIMILARITIES)
 
 
 TASK = ZeroShotImageClassification()

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch
 from compress.models.image_generation import image_generation_hook
 from compress.plugins.apps.app_type import Answers, Inputs, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
 from compress.plugins.apps.postprocess import Draw
 from compress.plugins.apps.preprocess import TokenizePrompt
 from compress.plugins.apps.text import FOREIGN, TextCase, find_tokenize, more_for_page, open_tokenizer, other_ids
-from compress.formats.runtime import Batch
 from compress.utils.errors import ModelError
 
 IDS, SEED, HIDDEN = "input_ids", "seed", "last_hidden_state"
@@ -140,8 +140,9 @@ def _ask(session: Any, end: Draw, feed: Batch, known: Numbers) -> Numbers:
         inputs: Mapping[str, np.ndarray] = {
             SAMPLE: np.repeat(latents, len(ids), axis=0), TIMESTEP: np.array(time, np.float32), TEXT: text, **condition
         }  # fmt: skip
-        output = sampler.denoise(inputs)[DENOISED]
-        return output[1:] + end.guidance * (output[:1] - output[1:]) if guided else output
+        output: np.ndarray = sampler.denoise(inputs)[DENOISED]
+        guided_output: np.ndarray = output[1:] + end.guidance * (output[:1] - output[1:]) if guided else output
+        return guided_output
 
     sample_by_table = image_generation_hook("sample_by_table")
     table = {name: getattr(end, name) for name in _TABLE}

@@ -178,14 +178,11 @@ def _is_outcomes(row: Measurement) -> bool:
     return bool(row.raw) and len(row.raw or ()) == row.n and not set(row.raw or ()) - {0.0, 1.0}
 
 
-def _is_by_example(row: Measurement) -> bool:
-    """Return whether a quality keeps other values for each example, such as losses. They pair too."""
-    return bool(row.raw) and len(row.raw or ()) == row.n and describe_metric(row.metric, row.unit).quality
-
-
 def _cut(row: Measurement) -> Measurement:
     """Return the measurement without samples, except values by example, which are rounded."""
-    if _is_outcomes(row) or not _is_by_example(row):
+    # Other values for each example of a quality, such as losses, are kept because they pair too.
+    is_by_example = bool(row.raw) and len(row.raw or ()) == row.n and describe_metric(row.metric, row.unit).quality
+    if _is_outcomes(row) or not is_by_example:
         return row.model_copy(update={"raw": None})
     raw = tuple(float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else value for value in row.raw or ())
     return row.model_copy(update={"raw": raw})

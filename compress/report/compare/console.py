@@ -25,7 +25,7 @@ _FIGURES = (
     TableColumn("change", right=True),
     TableColumn("interval", rank=3),
 )
-_LEFT_OUT = "hidden at this width; --json has all columns and --format html"
+_LEFT_OUT = "hidden at this width; see --json and --format html"
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
@@ -40,7 +40,11 @@ def _text(text: str, style: str = "") -> Text:
 
 def console_comparison(comparison: Comparison) -> RenderableType:
     """Return a line for each metric, the worst slice, notes, and the verdict."""
-    parts: list[RenderableType] = [*_sides(comparison), _changes(comparison), *_below(comparison)]
+    table = _table("Comparison", "matters from")
+    for change in formatting.by_importance(comparison):
+        cells = [formatting.SIGNS[change.verdict], *formatting.change_cells(change)]
+        table.add(*map(_plain, cells), style=_STYLES[change.verdict])
+    parts: list[RenderableType] = [*_sides(comparison), table, *_below(comparison)]
     return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
 
 
@@ -70,14 +74,6 @@ def _table(title: str, margin: str) -> ResponsiveTable:
     return ResponsiveTable(title, [*first, *_FIGURES, *last], _LEFT_OUT)
 
 
-def _changes(comparison: Comparison) -> ResponsiveTable:
-    table = _table("Comparison", "matters from")
-    for change in formatting.by_importance(comparison):
-        cells = [formatting.SIGNS[change.verdict], *formatting.change_cells(change)]
-        table.add(*map(_plain, cells), style=_STYLES[change.verdict])
-    return table
-
-
 def _below(comparison: Comparison) -> Iterator[Text]:
     worst = comparison.worst_slice
     if worst:
@@ -91,7 +87,7 @@ def _below(comparison: Comparison) -> Iterator[Text]:
             f"flips: {now_wrong} now wrong, {len(comparison.flips) - now_wrong} now right (--json, --format html)"
         )
     if comparison.continuations:
-        yield _text(f"{formatting.alike(comparison)} (--json, --format html)")
+        yield _text(f"{formatting.equal_texts(comparison)} (--json, --format html)")
     yield from (_text(line, style="yellow") for line in formatting.evidence_lines(comparison))
 
 

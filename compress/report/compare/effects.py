@@ -65,7 +65,9 @@ class KernelRatio(NamedTuple):
 
 def exact_change(pair: MeasurementPair, note: str | None = None) -> MetricChange:
     """Return the change of values without an interval, such as bytes. The baseline must not be 0."""
-    effect = _effect(pair)
+    baseline, candidate = pair.before.value, pair.after.value
+    relative_effect = candidate / baseline - 1 if not pair.is_share and candidate != baseline else 0.0
+    effect = candidate - baseline if pair.is_share else relative_effect
     return make_change(pair, Estimate(effect, effect, effect), None, 1, "figures compared as they are", note)
 
 
@@ -155,7 +157,13 @@ def time_change(
     ratio = difference_of_estimates(baseline, candidate)
     sign = -1.0 if pair.metric.style == "rate" else 1.0
     estimate = ratio
-    if by_kernel := [_divided(ratio, kernel, sign, confidence) for kernel in references]:
+    by_kernel = []
+    for kernel in references:
+        # A rate falls where a time rises, so the kernel's ratio is inverted for rates.
+        slower = widen(kernel.log_ratio, _MEASURED_CONFIDENCE, confidence)
+        divisor = slower if sign > 0 else Estimate(-slower.value, -slower.high, -slower.low)
+        by_kernel.append(difference_of_estimates(divisor, ratio))
+    if by_kernel:
         values, lows, highs = zip(*by_kernel, strict=True)
         estimate = Estimate(fmean(values), min(lows), max(highs))
     allowance = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2) * session_spread
@@ -237,11 +245,6 @@ def kernel_ratio(name: str, before: Measurement, after: Measurement) -> KernelRa
     return KernelRatio(name, difference_of_estimates(*intervals))
 
 
-def _effect(pair: MeasurementPair) -> float:
-    baseline, candidate = pair.before.value, pair.after.value
-    return candidate - baseline if pair.is_share else candidate / baseline - 1 if candidate != baseline else 0.0
-
-
 def _outcomes(row: Measurement) -> tuple[float, ...]:
     assert row.raw is not None
     return row.raw
@@ -264,9 +267,3 @@ def _own_interval(row: Measurement, confidence: float) -> Estimate:
     if estimate.low <= 0:
         return widen(estimate, _MEASURED_CONFIDENCE, confidence)
     return Estimate(*map(math.exp, widen(logarithm(estimate), _MEASURED_CONFIDENCE, confidence)))
-
-
-def _divided(ratio: Estimate, known: KernelRatio, sign: float, confidence: float) -> Estimate:
-    slower = widen(known.log_ratio, _MEASURED_CONFIDENCE, confidence)
-    kernel = slower if sign > 0 else Estimate(-slower.value, -slower.high, -slower.low)
-    return difference_of_estimates(kernel, ratio)

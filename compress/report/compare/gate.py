@@ -12,7 +12,7 @@ from pydantic import Field
 from compress.recipe.document import FileKind, read_document
 from compress.recipe.policy import Policy, Rule
 from compress.recipe.validation_errors import validate
-from compress.report.compare.change import Comparison, MetricChange, SliceChange, UncomparedMetric
+from compress.report.compare.change import Comparison, MetricChange, SliceChange
 from compress.report.run_folder import RECIPE
 from compress.utils.pydantic_models import FrozenAliased
 
@@ -70,7 +70,13 @@ def judge_comparison(comparison: Comparison, policy: Policy) -> GateResult:
         if (rule := policy.rule(change.metric)) is not None
     ]
     judged += [
-        _lacking(rule, missing, policy)
+        Judgement(
+            metric=missing.metric,
+            target=missing.target,
+            status="failed" if missing.candidate_lacks else _UNKNOWN[policy.if_inconclusive(rule)],
+            margin=margin_text(rule),
+            reason=missing.reason,
+        )
         for missing in comparison.uncompared
         if (rule := policy.rule(missing.metric)) is not None
     ]
@@ -93,16 +99,6 @@ def _judge(rule: Rule, change: MetricChange, policy: Policy, part: SliceChange |
         slice=part.name if part else None,
         change=change,
         reason=(change.note or "") if change.verdict == "can't tell" else "",
-    )
-
-
-def _lacking(rule: Rule, missing: UncomparedMetric, policy: Policy) -> Judgement:
-    return Judgement(
-        metric=missing.metric,
-        target=missing.target,
-        status="failed" if missing.candidate_lacks else _UNKNOWN[policy.if_inconclusive(rule)],
-        margin=margin_text(rule),
-        reason=missing.reason,
     )
 
 

@@ -72,7 +72,9 @@ def compare_reports(
     policy = policy or comparison_policy()
     baseline_model_name = baseline_model or policy.model
     for report, model, name in ((baseline, baseline_model_name, names[0]), (candidate, policy.model, names[1])):
-        _require(report, model, name)
+        if model not in report.models:
+            models = ", ".join(other for other in report.models if other != MACHINE) or "none: it is empty"
+            raise InputError(f"There is no model {model!r} in this report.", where=name, expected=f"one of {models}")
     ways = _Ways(ComparedModels(baseline, candidate, baseline_model_name, policy.model, *folders), policy, across_hosts)
     compared = [ways.compare(metric, target) for target, metric in ways.metrics()]
     changes = tuple(result for result in compared if isinstance(result, MetricChange))
@@ -94,15 +96,6 @@ def compare_reports(
         continuations=ways.continuations(),
         host_differences=ways.hosts.machine,
         notes=tuple(ways.notes(changes)),
-    )
-
-
-def _require(report: Report, model: str, name: str) -> None:
-    if model in report.models:
-        return
-    models = ", ".join(name_of_model for name_of_model in report.models if name_of_model != MACHINE)
-    raise InputError(
-        f"There is no model {model!r} in this report.", where=name, expected=f"one of {models or 'none: it is empty'}"
     )
 
 
@@ -195,7 +188,10 @@ class _Ways:
         if baseline.value <= 0 or candidate.value <= 0:
             return effects.unjudged_change(pair, "a time or rate that is not positive has no ratio")
         if self.one_session:
-            return self._time_of_one_session(pair, confidence)
+            if len(ratios := self._launch_ratios(pair)) > 1:
+                return effects.launch_change(pair, ratios, confidence)
+            note = "interleaved in one session, compared by their medians"
+            return effects.time_change(pair, confidence, 0.0, (), note)
         if (baseline.value, baseline.low, baseline.high) == (
             candidate.value,
             candidate.low,
@@ -204,17 +200,9 @@ class _Ways:
             self.reused = True
             return effects.exact_change(pair, _REUSED)
         references = self._references(pair, metric)
-        note = None if references else "no reference kernel on both sides: how fast the machine was is not known"
-        change = effects.time_change(pair, confidence, self.policy.session_spread, references, note)
+        missing_reference = None if references else "no reference kernel on both sides: how fast the machine was is not known"
+        change = effects.time_change(pair, confidence, self.policy.session_spread, references, missing_reference)
         return self._bound_to_host(self._bound_to_noise(change))
-
-    def _time_of_one_session(self, pair: MeasurementPair, confidence: float) -> MetricChange:
-        ratios = self._launch_ratios(pair)
-        if len(ratios) > 1:
-            return effects.launch_change(pair, ratios, confidence)
-        return effects.time_change(
-            pair, confidence, 0.0, (), "taken in turns in one session, compared by their medians"
-        )
 
     def _launch_ratios(self, pair: MeasurementPair) -> tuple[float, ...]:
         """Return baseline over candidate, one ratio for each launch, if the session kept them."""

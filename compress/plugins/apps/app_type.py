@@ -11,11 +11,11 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 from pydantic import Field
 
+from compress.formats.runtime import Batch, Session
 from compress.formats.target_profile import Language
 from compress.plugins.apps.client import ONNXRUNTIME_WEB, Client
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.preprocess import Preprocessing
-from compress.formats.runtime import Batch, Session
 from compress.utils.pydantic_models import FrozenAliased
 
 Numbers = tuple[float, ...]
@@ -47,23 +47,23 @@ class Case(FrozenAliased):
 
     @property
     def shown(self) -> str:
-        """Which one it is, for a message."""
+        """Return the case's input for a message."""
         raise NotImplementedError
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs."""
+        """Return the files of the bundle that the case needs."""
         return ()
 
 
 class Preparation(Protocol):
-    """How an app makes a model's input by the rule of a manifest, without transformers."""
+    """Preparation of a model's input by the rule of a manifest, without transformers."""
 
     def feed(self, case: Any) -> Batch:
-        """What the graph is given for a case, as it was prepared here. Raises `BundleError`."""
+        """Return the inputs of the graph for a case, as prepared on this machine. Raises `BundleError`."""
 
     def difference(self, case: Any) -> tuple[str, str] | None:
-        """What is found and what the case expects, where it is prepared otherwise here. Raises `BundleError`."""
+        """Return the prepared and the expected value of a case if they differ, or None. Raises `BundleError`."""
 
 
 class Rounding(NamedTuple):
@@ -78,22 +78,22 @@ class Rounding(NamedTuple):
 
 
 def seven_figures(values: np.ndarray) -> Numbers:
-    """[values] -> what a float32 holds of each."""
+    """Round values [n] to the seven digits that a float32 holds."""
     return tuple(float(f"{value:.7g}") for value in values.tolist())
 
 
 def span(found: Sequence[Numbers]) -> float:
-    """From the smallest to the largest number of all."""
+    """Return the distance from the smallest to the largest number of all answers."""
     return max(float(np.ptp(np.concatenate(found))), _LEAST_SPAN)
 
 
 def apart(found: Numbers, known: Numbers) -> float:
-    """The largest difference of a number; infinite where there are more of them, or fewer."""
+    """Return the largest difference between two answers, or infinity if their lengths differ."""
     return float(np.max(np.abs(np.array(found) - np.array(known)))) if len(found) == len(known) else float("inf")
 
 
 def shown(numbers: Numbers) -> str:
-    """The first of them."""
+    """Return the first numbers for a message."""
     more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
     return f"{list(numbers[:_SHOWN])}{more}"
 
@@ -186,18 +186,18 @@ class Kind:
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """Inputs and outputs that its graphs may have, in words; N stands for the number of a layer."""
+        """Return the meanings of all inputs and outputs of its graphs; N stands for the number of a layer."""
         return {**self.inputs.meanings, **self.answers.meanings}
 
     def meaning(self, name: str) -> str | None:
-        """Of an input or output, in words; None for one that no graph of it has."""
+        """Return the meaning of an input or output in words, or None if no graph of this app type has it."""
         return self.meanings.get(_LAYER.sub(".N.", name))
 
     @property
     def required(self) -> frozenset[str]:
-        """Those that they must have."""
+        """Return the inputs and outputs that its graphs must have."""
         return self.inputs.required | self.answers.required
 
     def example(self, language: Language) -> str:
-        """The file's name of its example in a language."""
+        """Return the file name of its example in a language."""
         return SCRIPTS[language]

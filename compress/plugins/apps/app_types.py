@@ -53,7 +53,10 @@ KINDS: dict[tuple[str, str], Kind] = {
 
 
 def kind_of(task: str, model: Path | None = None) -> Kind:
-    """That of a task's `app_steps`, as ``model`` has it. Raises `InputError` for a task without an app."""
+    """Return the app type of a task, by the `app_steps` that ``model`` has.
+
+    Raises `InputError` for a task without one.
+    """
     found = get_task(task)
     config = {} if model is None else model_config(model)
     steps = (found if model is None else found.specialize(config)).app_steps

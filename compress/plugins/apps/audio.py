@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.generation.speech_recognition import FEATURES
+from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Case, Inputs
 from compress.plugins.apps.image import FOLDER, other_values, sampled
 from compress.plugins.apps.preprocess import LogMel
-from compress.formats.runtime import Batch
-from compress.formats.generation.speech_recognition import FEATURES
 from compress.tasks.audio import Remarks, read_recording
 from compress.utils.errors import BundleError, InputError, ModelError
 
@@ -49,7 +49,7 @@ class AudioRule:
         self.folder, self.rule = folder, rule
 
     def features(self, samples: np.ndarray) -> np.ndarray:
-        """Of samples between -1 and 1, [1, mel_bins, frames]."""
+        """Return log-mel features [1, mel_bins, frames] of samples between -1 and 1."""
         rule, edge = self.rule, self.rule.n_fft // 2
         whole = np.zeros(rule.chunk_seconds * rule.sampling_rate)
         whole[: len(samples)] = samples[: len(whole)]

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Inputs
 from compress.plugins.apps.audio import AudioCase, keep_recordings, read_wav
 from compress.plugins.apps.image import other_values, sampled
 from compress.plugins.apps.preprocess import Hear, Spectrogram
-from compress.formats.runtime import Batch
 from compress.utils.errors import ModelError
 
 _VALUES, _MASK = "input_values", "attention_mask"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch, Session
 from compress.models.json_file import read_json
 from compress.plugins.apps.app_type import Answers, Numbers
 from compress.plugins.apps.image import IMAGES, find_rule, sampled
@@ -16,7 +17,6 @@ from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.postprocess import FindBoxes, Segment
 from compress.plugins.apps.preprocess import PrepareImage
 from compress.plugins.apps.vectors import LABELS
-from compress.formats.runtime import Batch, Session
 from compress.tasks.object_detection import BOXES as PRED_BOXES
 from compress.tasks.object_detection import is_separate
 from compress.tasks.task import LOGITS

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.formats.model_file import format_of, model_file, model_files
+from compress.formats.runtime import Batch
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
 from compress.formats.targets import TARGETS, in_format
@@ -39,7 +40,6 @@ from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.run_view import SBOM
 from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
-from compress.formats.runtime import Batch
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
 from compress.utils.digests import FileRecord, digest_file
@@ -54,7 +54,7 @@ _SLOW_IN_PAGES = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is bundled: a model's folder, the recipe that it is for, and the user's own wishes."""
+    """Request for a bundle: a model's folder, its recipe, and the user's options."""
 
     model: Path
     recipe: Recipe

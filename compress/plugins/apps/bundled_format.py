@@ -15,7 +15,7 @@ from compress.utils.pydantic_models import FrozenAliased
 
 
 class Axis(FrozenAliased):
-    """What a named axis may be; ``least`` is None where the file doesn't say it."""
+    """Range of a named axis. ``least`` is None if the file does not state it."""
 
     least: int | None = Field(ge=0)
     most: int = Field(ge=1)
@@ -32,7 +32,7 @@ class Signature(FrozenAliased):
 
 
 class Interface(NamedTuple):
-    """What a model takes and gives, in its own order; ``axes`` and ``signatures`` as a manifest has them."""
+    """Inputs and outputs of a model in its own order, with ``axes`` and ``signatures`` as in a manifest."""
 
     inputs: Mapping[str, TensorType]
     outputs: Mapping[str, TensorType]
@@ -54,10 +54,10 @@ class Contents(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BundledFormat:
-    """How a bundle looks into a model of one format, and runs it.
+    """Support for one format in bundles: how its files are read and run.
 
-    ``target`` is where it answers on this machine. In the folder
-    `examples` of the package ``examples`` lies a `Model` in each language of its apps.
+    ``target`` is the target that runs it on this machine. The folder `examples` of the package ``examples`` contains a
+    `Model` in each language of its apps.
     """
 
     target: str

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from compress.evaluation.generate import end_tokens
+from compress.formats.generation.decoder import PAST, PRESENT, Decoder, likeliest
+from compress.formats.runtime import Batch, Session
 from compress.models.json_file import read_json
 from compress.plugins.apps.app_type import Answers, Numbers, Reply, Rounding, apart, seven_figures, shown, span
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.postprocess import Generate
-from compress.formats.generation.decoder import PAST, PRESENT, Decoder, likeliest
-from compress.formats.runtime import Batch, Session
 from compress.tasks.task import LOGITS
 from compress.utils.errors import ModelError
 
@@ -30,8 +30,13 @@ _WHERE = "the bundle's model"
 
 
 class Followed(NamedTuple):
-    """Of an expected reply: the likeliest token at each place, by how much the logit of the expected one exceeds the
-    mean, and how far that is behind the largest."""
+    """Comparison with an expected reply.
+
+    Attributes:
+        ids: Most likely token at each position.
+        logits: Distance of the expected token's logit from the mean of all.
+        behind: Distance of the expected token's logit from the largest one.
+    """
 
     ids: tuple[int, ...]
     logits: Numbers

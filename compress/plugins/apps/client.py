@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from compress.data.samples.fetch import cache_root, fetch
 from compress.data.samples.sample import Sample
+from compress.formats.onnx.runtimes.chromium import NAMES, open_page
+from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.formats.onnx.runtimes.web_package import CLIENT, PACKAGES
 from compress.formats.target_profile import WEB_VERSION, AppProfile
 from compress.plugins.apps.manifest import Licence
-from compress.formats.onnx.runtimes.chromium import NAMES, open_page
-from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.utils.errors import BundleError, StageError
 from compress.utils.progress import Progress
 
@@ -36,10 +36,10 @@ class Runs(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What goes for one of a library's packages, in their order.
+    """Licence of one of a library's packages, in their order.
 
-    ``licence_file`` is None for onnxruntime-web, whose package has none. ``tokenizes``: whether only pages with
-    tokenizers need it.
+    ``licence_file`` is None for onnxruntime-web, whose package contains none. ``tokenizes`` states that only pages with
+    tokenizers need the package.
     """
 
     licence: str

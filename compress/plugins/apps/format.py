@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.formats.runtime import Session, TensorType
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.tensors import read_model
@@ -13,7 +14,6 @@ from compress.plugins import UnusablePluginError, find_extensions, load_extensio
 from compress.plugins.apps.app_type import Kind
 from compress.plugins.apps.bundled_format import Axis, BundledFormat, Contents, Interface, Signature
 from compress.plugins.apps.manifest import TensorRecord
-from compress.formats.runtime import Session, TensorType
 from compress.utils.errors import InputError, ModelError
 
 _INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")
@@ -74,7 +74,7 @@ def minimum_version(form: BundledFormat, file: Path) -> str:
 
 
 def contents(form: BundledFormat, file: Path) -> Contents:
-    """What a file holds. Raises `ModelError` for a broken one."""
+    """Return the contents of a file. Raises `ModelError` for a broken file."""
     if form.contents is not None:
         return form.contents(file)
     tensors = read_model(file).tensors
@@ -83,7 +83,7 @@ def contents(form: BundledFormat, file: Path) -> Contents:
 
 
 def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
-    """Its inputs and outputs. Raises `ModelError` for those that no model of that kind has."""
+    """Return inputs and outputs as in a manifest. Raises `ModelError` for those that no model of this app type has."""
     inputs, outputs = interface.inputs, interface.outputs
     names = inputs.keys() | outputs.keys()
     if any(kind.meaning(name) is None for name in names) or kind.required - names:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.data.media import Mode, decode, media
+from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Case, Inputs
 from compress.plugins.apps.pictures import noise, pictures
 from compress.plugins.apps.preprocess import Channels, Crop, PrepareImage, Resize
-from compress.formats.runtime import Batch
 from compress.utils.errors import BundleError, DataError, InputError, ModelError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ImageRule:
 
     @property
     def mode(self) -> Mode:
-        """What Pillow calls the channels, but for their order."""
+        """Return Pillow's name for the channels, apart from their order."""
         return "L" if self.rule.channels == "L" else "RGB"
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -111,13 +111,23 @@ class ImageRule:
 
 
 def sampled(pixels: np.ndarray) -> tuple[float, ...]:
-    """What a case keeps of prepared values, to seven figures."""
+    """Return the prepared values that a case stores, rounded to seven digits."""
     flat = pixels.ravel()
     return tuple(float(f"{flat[place * _STEP % flat.size]:.7g}") for place in range(_PLACES))
 
 
 def other_values(values: np.ndarray, known: Sequence[float], what: str, tolerance: float) -> tuple[str, str] | None:
-    """What `sampled` keeps of ``values``, called ``what``, and what is known of them, where that differs."""
+    """Compare prepared values with those that a case stores.
+
+    Args:
+        values: Prepared values.
+        known: Stored values.
+        what: Name of a value, for the message.
+        tolerance: Largest difference that is ignored.
+
+    Returns:
+        The prepared and the expected value with the largest difference, or None.
+    """
     found, expected = np.array(sampled(values)), np.array(known)
     if found.shape != expected.shape:
         return f"{found.size} {what}s", f"{expected.size}"

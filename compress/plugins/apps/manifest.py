@@ -31,7 +31,7 @@ MAX_BYTES = 16_000_000
 
 
 class Runtime(FrozenAliased):
-    """What runs the model. ``minimum_version`` is the one that the self-test passed with; older ones were not tried."""
+    """Runtime of the model. The self-test passed with ``minimum_version``; older versions were not tried."""
 
     name: str
     package: str = Field(description="as the platform's package manager names it")
@@ -56,7 +56,7 @@ class Licence(FrozenAliased):
 
 
 class Provenance(FrozenAliased):
-    """Where the model came from, as the run's own files say; what is left empty needs a run."""
+    """Origin of the model as the run's own files state it; fields that need a run are empty without one."""
 
     compress: str = Field(description="version that made the bundle")
     recipe: str
@@ -107,7 +107,7 @@ class Manifest(FrozenAliased):
 
     @property
     def steps(self) -> tuple[str, str]:
-        """What an app does before the model and behind it."""
+        """Return the kinds of the step before the model and of the step after it."""
         return self.preprocessing.kind, self.postprocessing.kind
 
     def sealed(self) -> bytes:

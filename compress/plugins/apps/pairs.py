@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Inputs
 from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.preprocess import TokenizePair
 from compress.plugins.apps.text import TextCase, more_for_page, no_rule, open_tokenizer, other_ids
-from compress.formats.runtime import Batch
 from compress.utils.errors import InputError, ModelError
 
 _PROBES = ("a", "b")

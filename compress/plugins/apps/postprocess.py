@@ -42,7 +42,7 @@ class Generate(Step):
 
 
 class Transcribe(Step):
-    """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
+    """Greedy decoding of an encoder's output into text, from ``prompt_ids`` to one of ``end_ids``.
 
     ``decoder`` is a graph of input_ids, encoder_hidden_states and use_cache_branch, false for the prompt. Its outputs
     present.N.decoder.key (and value) are the inputs past_key_values.N.decoder.key of the next token; the
@@ -63,9 +63,9 @@ class Transcribe(Step):
 
 
 class Rewrite(Step):
-    """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
+    """Greedy decoding of an encoder's output into text, from ``prompt_ids`` to one of ``end_ids``.
 
-    ``decoder`` is a graph as that of `Transcribe`, which takes the encoder's mask as encoder_attention_mask too.
+    ``decoder`` is a graph like that of `Transcribe`, which also takes the encoder's mask as encoder_attention_mask.
     """
 
     kind: Literal["rewrite"] = "rewrite"

@@ -11,23 +11,23 @@ from compress.utils.pydantic_models import FrozenAliased
 
 
 class Step(FrozenAliased):
-    """What all steps tell."""
+    """Step before or after a model, as an object of `manifest.json`."""
 
     words: ClassVar[tuple[str, str]] = ("", "")
     """For the card, to be filled with the fields; see `in_words`."""
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs."""
+        """Return the files of the bundle that the step needs."""
         return tuple(
             getattr(self, name) for name in ("denoiser", "decoder", "tokenizer") if name in type(self).model_fields
         )
 
     def in_words(self) -> tuple[str, str]:
-        """For the card.
+        """Return two sentences for the model card.
 
-        Before a model: one input with its article, and what becomes of inputs that are too large. Behind it: what an
-        input gets, from the verb on, and how far an answer may be trusted.
+        Of a step before the model: one input with its article, and what happens to inputs that are too large. Of a step
+        after it: what an input gets, from the verb on, and how far an answer may be trusted.
         """
         first, second = (text.format(**dict(self)) for text in self.words)
         return first, second

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Inputs
 from compress.plugins.apps.chat import longest_text
 from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.preprocess import Prompt
 from compress.plugins.apps.text import TEXTS, TextCase, open_tokenizer, other_ids, short_texts
 from compress.plugins.apps.tokenizer_fallbacks import for_page
-from compress.formats.runtime import Batch
 from compress.utils.errors import InputError, ModelError
 
 _PROBE = "zq8message8qz"
@@ -49,7 +49,7 @@ class PromptRule:
         return ids
 
     def fits(self, ids: Sequence[int]) -> bool:
-        """Whether there is something to continue, and not too much."""
+        """Return True if a prompt is neither empty nor too long."""
         return 0 < len(ids) <= self.rule.max_length
 
     def feed(self, case: TextCase) -> Batch:

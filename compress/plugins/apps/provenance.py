@@ -30,16 +30,23 @@ _SAMPLE = "sample:"
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run measured of its final model, and the same for a card's front matter."""
+    """Measurements of a run's final model, also as entries of a model card's front matter."""
 
     rows: tuple[Measurement, ...]
     results: list[EvalResult]
 
 
 def find_figures(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> Figures | None:
-    """Those measured on ``target``, or on whatever there was where it wasn't; None for a model of no run.
+    """Return the measurements on ``target``, or all if there are none on it; None for a model without a run.
 
-    Raises `InputError` for a report that can't be read.
+    Args:
+        recipe: Recipe of the model.
+        recipe_file: Its file.
+        run: Folder of the run.
+        target: Target of the bundle.
+
+    Raises:
+        InputError: The report cannot be read.
     """
     if not _is_run(recipe_file, run):
         return None
@@ -56,11 +63,16 @@ def _is_run(recipe_file: Path, run: Path) -> bool:
 
 
 def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> Provenance:
-    """Of a model in the folder ``run``, if that is a run of this recipe; else the recipe is all that is known.
+    """Return the origin of a model in the folder ``run``, or only the recipe's part if that is no run of this recipe.
 
-    What the run measured is that of ``target``, where it measured there.
+    Args:
+        recipe: Recipe of the model.
+        recipe_file: Its file.
+        run: Folder of the run.
+        target: Target whose measurements are included.
 
-    Raises `InputError` for a report or lock that can't be read.
+    Raises:
+        InputError: The report or the lock cannot be read.
     """
     named = (recipe.model, *data_names(recipe.data))
     samples = {name: sample for name in named if (sample := _sample(name)) is not None}
@@ -90,9 +102,9 @@ def _checked(known: Provenance, more: dict[str, Any], lock: Path) -> Provenance:
 
 
 def find_licences(recipe: Recipe, folder: Path, stated: str | None) -> tuple[Licence, ...]:
-    """Of the model, as its user states it or as its sources do; and of every source that says its own.
+    """Return the licences of the model and of every source that states one.
 
-    Paths in the recipe count from ``folder``.
+    Paths in the recipe count from ``folder``. ``stated`` is the user's own statement about the model.
     """
     found = [one for one in licences_of(recipe, folder) if not one.of.startswith(RUNTIME)]
     others = (one for one in found if one.of != "model" and one.licence != NOT_STATED)

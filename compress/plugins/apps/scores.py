@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch, Session
 from compress.models.processor import load_tokenizer
 from compress.plugins.apps.app_type import Answers, Numbers, seven_figures
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.postprocess import FindSpan, Relevance, Tag, Unmask
 from compress.plugins.apps.vectors import LABELS
-from compress.formats.runtime import Batch, Session
 from compress.tasks.question_answering import END, START
 from compress.tasks.spans import MOST_TOKENS
 from compress.tasks.task import LOGITS

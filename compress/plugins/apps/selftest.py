@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from compress.formats.runtime import Session
 from compress.plugins.apps.app_type import Answer, Answers, Case, Kind, Preparation
 from compress.plugins.apps.audio import AudioCase
 from compress.plugins.apps.image import ImageCase
@@ -19,7 +20,6 @@ from compress.plugins.apps.manifest import SELFTEST
 from compress.plugins.apps.pairs import PairCase
 from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.text import TextCase
-from compress.formats.runtime import Session
 from compress.utils.errors import BundleError, InputError, ModelError, StageError
 from compress.utils.pydantic_models import FrozenAliased
 
@@ -107,14 +107,19 @@ def unmeasured_selftest(inputs: Sequence[Case], reason: str) -> SelfTest:
 
 
 def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest:
-    """Of that kind of input, with files that are ``listed``. Raises `BundleError` for a file that is none."""
+    """Read the self-test for an app type.
+
+    Raises `BundleError` if it is broken or needs a file that is not ``listed``.
+    """
     path = folder / SELFTEST
     try:
         test = SelfTest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, ValidationError) as error:
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):
-        raise BundleError(f"The {SELFTEST} does not have {kind.inputs.plural}, which {kind.name} takes.", where=str(path))
+        raise BundleError(
+            f"The {SELFTEST} does not have {kind.inputs.plural}, which {kind.name} takes.", where=str(path)
+        )
     nothing = kind.inputs.case.model_fields[kind.answers.field].default
     if test.unmeasured is None and any(getattr(case, kind.answers.field) == nothing for case in test.cases):
         raise BundleError(f"The {SELFTEST} expects no {kind.answers.plural}, which {kind.name} gives.", where=str(path))

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Case, Inputs
 from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.preprocess import Tokenize, TokenizePair, TokenizePrompt
 from compress.plugins.apps.tokenizer_fallbacks import STAND_INS, stand_ins
-from compress.formats.runtime import Batch
 from compress.utils.errors import BundleError, ModelError
 
 _PROBE = "a"

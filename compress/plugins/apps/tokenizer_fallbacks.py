@@ -22,9 +22,11 @@ _LETTERS, _POINTS = range(0x10300, 0x1031F), range(0x2E00, 0x2E18)
 
 
 def stand_ins(tokenizer: Any) -> list[dict[str, Any]]:
-    """For a tokenizer that splits as BERT's does, `{"ranges": [[first, last], ...], "by": text}` of each class.
+    """Return replacements for code points that a page's tokenizer treats differently from BERT's.
 
-    Others split by rules that are in their tokenizer.json, and need none.
+    Each entry is `{"ranges": [[first, last], ...], "by": text}`. Tokenizers that do not split as BERT's does follow
+    rules
+    in their tokenizer.json and need none.
     """
     if type(tokenizer.pre_tokenizer).__name__ != "BertPreTokenizer":
         return []
@@ -38,7 +40,7 @@ def stand_ins(tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def classes(tokenizer: Any, points: Iterable[int]) -> Iterator[tuple[int, Class]]:
-    """What the tokenizer makes of each code point between two letters: a part of their word, a word of its own, ..."""
+    """Yield how the tokenizer treats each code point between two letters, such as part of a word."""
     waiting: list[int] = []
     for point in points:
         waiting.append(point)
@@ -121,7 +123,7 @@ _BYTE_LEVEL = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+
 
 
 def for_page(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tokenizer for a page; ``definition`` is a tokenizer.json, parsed."""
+    """Return a tokenizer definition that a page's library reads; ``definition`` is a parsed tokenizer.json."""
     before = definition.get("pre_tokenizer")
     if before is None:
         return dict(definition)

@@ -11,11 +11,11 @@ from typing import cast
 import numpy as np
 
 from compress.evaluation.evaluate import artifact_labels
+from compress.formats.runtime import Batch, Session
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.plugins.apps.app_type import Answers, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.postprocess import POOLED, Embed, Softmax
-from compress.formats.runtime import Batch, Session
 from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
 from compress.utils.errors import ModelError

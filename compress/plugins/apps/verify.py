@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compress.formats.model_file import format_of
+from compress.formats.runtime import Session
 from compress.formats.runtimes import why_unavailable
 from compress.formats.targets import TARGETS
 from compress.plugins.apps.app_types import KINDS
@@ -27,7 +28,6 @@ from compress.plugins.apps.manifest import (
 )
 from compress.plugins.apps.selftest import Asked, check_prepared, read_selftest, run_selftest
 from compress.plugins.provenance.signature import check_signature
-from compress.formats.runtime import Session
 from compress.utils.digests import digest_file
 from compress.utils.errors import BundleError, InputError
 
@@ -73,7 +73,7 @@ def verify(path: Path, signer: Path | None = None) -> Verified:
 
 
 def verify_folder(folder: Path, signer: Path | None) -> Verified:
-    """The same of a folder."""
+    """Verify an unpacked bundle; see `verify`."""
     manifest = read_manifest(folder / MANIFEST)
     _check_files(folder, manifest)
     fingerprint = check_signature(folder, signer, SIGNED)

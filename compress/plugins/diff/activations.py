@@ -13,12 +13,12 @@ from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.parts import longest
 from compress.formats.registry import FORMATS
+from compress.formats.runtime import Session
 from compress.inspection.layer_comparison import NOISE, Gap, compare_parts, gives_values, open_parts
 from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import match
 from compress.plugins.diff.answers import target_of
 from compress.plugins.diff.record import Activations, Parting
-from compress.formats.runtime import Session
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _MOST = 200
 
 
 def modules_of(sessions: Sequence[Session]) -> list[nn.Module] | None:
-    """Those of both, where both were loaded whole in this process; else None."""
+    """Return the modules of both models if both were loaded whole in this process, or None."""
     found = [getattr(session, "module", None) for session in sessions]
     return found if all(hasattr(one, "named_modules") for one in found) else None  # type: ignore[return-value]
 

@@ -15,6 +15,7 @@ from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Slice
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for_model, predict, task_slice_rows
 from compress.formats.model_file import format_of
+from compress.formats.runtime import Session
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import Target
 from compress.formats.targets import PROFILES
@@ -32,7 +33,6 @@ from compress.results.formatting import format_bytes
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, DataRecord, Report, SliceRecord
-from compress.formats.runtime import Session
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.classes import mean_row
 from compress.tasks.task import Task

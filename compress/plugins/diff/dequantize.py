@@ -68,7 +68,7 @@ class Weight:
         return replace(self, shape=self.shape[::-1], read=read, plain=None)
 
     def halves_exchanged(self) -> Weight:
-        """The same where the upper half of each byte comes first."""
+        """Return the weight as read with the upper half of each byte first."""
 
         def read() -> Whole:
             values, steps = self.read()
@@ -77,12 +77,12 @@ class Weight:
         return replace(self, read=read)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Its rows as float32, stretch by stretch."""
+        """Yield its rows as float32, in chunks."""
         for part in self.stored_chunks():
             yield np.asarray(part, np.float32)
 
     def stored_chunks(self) -> Iterator[np.ndarray]:
-        """The same in the type that they are stored in, where the file's bytes are the values."""
+        """Yield its rows in chunks, in the stored type if the file's bytes are the values."""
         rows, columns = self.flat
         step = max(1, CHUNK // max(columns, 1))
         whole = (self.read()[0] if self.plain is None else self.plain()).reshape(rows, columns)

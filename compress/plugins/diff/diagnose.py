@@ -29,7 +29,14 @@ _TELLING = 4
 
 
 def causes_of(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, shape: tuple[int, int]) -> tuple[str, ...]:
-    """In words, the plainest first; nothing where the numbers tell nothing but that they are others."""
+    """Return likely causes of a change in words, the most obvious first, or nothing if the numbers show none.
+
+    Args:
+        read: Sums of the differences.
+        head: Spectrum of the difference, if it was computed.
+        chunks: Rows of both tensors.
+        shape: Shape of the matrices.
+    """
     if read.not_finite[1] > read.not_finite[0]:
         return (f"{read.not_finite[1]} values are no finite numbers",)
     found = list(_plain(read, chunks, shape))
@@ -139,7 +146,7 @@ def _order_words(found: Reordered, name: str) -> str:
     if found.swapped is not None:
         one, other = found.swapped
         return f"{unit} {one} and {other} have changed places"
-    return f"{len(found.moved):,} of {len(found.order) // found.block:,} {unit} stand in another order"
+    return f"{len(found.displaced):,} of {len(found.order) // found.block:,} {unit} stand in another order"
 
 
 def _lowered(chunks: Chunks) -> int | None:

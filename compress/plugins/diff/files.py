@@ -130,7 +130,7 @@ def compare_recipes(before: Path, after: Path) -> Iterator[FieldChange]:
 
 
 def try_recipes(before: Path | None, after: Path | None) -> tuple[list[FieldChange], list[str]]:
-    """The same where both sides have a recipe, and why not, where they don't."""
+    """Compare the recipes of both sides, and return reasons if that is impossible."""
     if before is None or after is None:
         lacking = [name for name, path in (("A", before), ("B", after)) if path is None]
         return [], [] if len(lacking) == 2 else [f"recipes: none lies beside {lacking[0]}"]

@@ -25,7 +25,7 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Profile:
-    """What a tensor is known by: norms of its ``rows`` and of what runs along its last axis, or a vector's values."""
+    """Fingerprint of a tensor: norms of its ``rows`` and along its last axis, or the values of a vector."""
 
     rows: np.ndarray
     columns: np.ndarray | None
@@ -33,7 +33,7 @@ class Profile:
 
     @classmethod
     def of(cls, weight: Weight) -> Profile:
-        """Reads all of it, in stretches of rows."""
+        """Compute the fingerprint by reading the whole tensor in chunks of rows."""
         shape = weight.shape
         if sum(size > 1 for size in shape) < 2:
             values = np.concatenate([part.ravel() for part in weight.chunks()])

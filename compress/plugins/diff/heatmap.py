@@ -76,6 +76,6 @@ def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: f
 
 
 def depth(relative: float) -> float:
-    """How dark a change is, from 0 to 1: by its logarithm."""
+    """Return the darkness of a change from 0 to 1, by its logarithm."""
     inside = min(max(relative, _FAINTEST), _DEEPEST)
     return math.log(inside / _FAINTEST) / math.log(_DEEPEST / _FAINTEST)

@@ -86,7 +86,7 @@ def read_limits(written: Iterable[str]) -> dict[str, float]:
 
 
 def judged(diff: Diff, limits: dict[str, float]) -> tuple[LimitFound, ...]:
-    """What the diff makes of each."""
+    """Return the verdict of the diff on each limit."""
     return tuple(_judged(diff, name, bound) for name, bound in limits.items())
 
 

@@ -1,4 +1,4 @@
-"""Two models put side by side at every depth that both have, and what to look at first."""
+"""Comparison of two models at every depth that both have, and the first thing to examine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from compress.data.config import DataConfig
+from compress.formats.runtime import Session
 from compress.plugins.diff.activations import compare_files, compare_modules, modules_of
 from compress.plugins.diff.answers import Batches, beside, check_config_there, check_memory, on_rows, opened
 from compress.plugins.diff.drawn import draw, on_drawn
@@ -22,7 +23,6 @@ from compress.recipe.recipe import Recipe
 from compress.report import run_folder
 from compress.results.formatting import format_measurement, format_number
 from compress.results.report import Report, load_report
-from compress.formats.runtime import Session
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress
@@ -36,7 +36,7 @@ _CAUSES = ("seed", "data.", "task", "model")
 
 @dataclass(frozen=True)
 class Side:
-    """A model as it was named: its folder or file, and the run that it lies in, if any."""
+    """One of the two models: its name, its folder or file, and its run, if any."""
 
     name: str
     model: Path
@@ -44,24 +44,24 @@ class Side:
 
     @property
     def folder(self) -> Path:
-        """Where its config is."""
+        """Return the folder of its config."""
         return self.model if self.model.is_dir() else self.model.parent
 
     @property
     def recipe(self) -> Path | None:
-        """The recipe beside it."""
+        """Return the recipe beside it, or None."""
         path = None if self.run is None else self.run / run_folder.RECIPE
         return path if path is not None and path.is_file() else None
 
     def report(self) -> Report | None:
-        """The report beside it. Raises `InputError` for one that can't be read."""
+        """Return the report beside it, or None. Raises `InputError` if it cannot be read."""
         path = None if self.run is None else self.run / run_folder.REPORT
         return load_report(path) if path is not None and path.is_file() else None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How deep to look, `files`, `weights` or `answers`; and on which ``data``, read as which ``recipe`` says."""
+    """Request for a comparison: its depth (`files`, `weights` or `answers`), ``data``, and their ``recipe``."""
 
     depth: str = "answers"
     data: Path | None = None
@@ -70,7 +70,20 @@ class Wanted:
 
 
 def compare_models(before: Side, after: Side, wanted: Wanted, progress: Progress) -> Diff:
-    """What differs. Raises `ModelError` for weights that can't be read; what can't be compared else is named."""
+    """Compare two models.
+
+    Args:
+        before: First model.
+        after: Second model.
+        wanted: Depth, data and limits of the comparison.
+        progress: Shows the comparison.
+
+    Returns:
+        The differences, and what could not be compared.
+
+    Raises:
+        ModelError: Weights cannot be read.
+    """
     lacking: list[str] = []
     fields = list(_fields(before, after, lacking))
     weights = None if wanted.depth == "files" else compare_weights(before.model, after.model, progress)
@@ -273,7 +286,7 @@ def _summary(
 
 
 def weights_words(weights: WeightsDiff) -> str:
-    """How many tensors are what, and for rounded ones by how much."""
+    """Return the number of tensors of each kind, and the size of rounding errors."""
     counts = Counter(one.how for one in weights.tensors)
     parts = [f"{counts[how]} {how}" for how in get_args(How) if counts[how]]
     for how in ("added", "removed", "resized"):

@@ -26,7 +26,7 @@ class Pair:
 
     @property
     def whole(self) -> bool:
-        """Whether both are of one layout, so that they are read side by side."""
+        """Return True if both have the same layout, so that they are read in parallel."""
         alike = self.before.shape == self.after.shape
         return alike and not self.turned and self.count is None and self.plus is None
 

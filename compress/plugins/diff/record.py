@@ -94,7 +94,7 @@ class WeightsDiff(Frozen):
         return next((how for how in ("changed", "rounded") if any(one.how == how for one in self.tensors)), "identical")
 
     def having(self, how: How) -> tuple[TensorChange, ...]:
-        """Those of one kind."""
+        """Return the tensors with one kind of change."""
         return tuple(one for one in self.tensors if one.how == how)
 
 
@@ -106,7 +106,7 @@ class Parting(Frozen):
 
 
 class Activations(Frozen):
-    """How far the values within both models are apart, in the order in which they are computed."""
+    """Differences of intermediate values in both models, in the order of computation."""
 
     first: str | None = Field(description="the first whose values part; None where none do")
     error: float = Field(0.0, description="there")
@@ -115,7 +115,7 @@ class Activations(Frozen):
 
 
 class AnswersDiff(Frozen):
-    """What both answer to the same inputs. ``rows``: of the second beside the first, with intervals."""
+    """Answers of both models to the same inputs. ``rows`` compare the second with the first, with intervals."""
 
     inputs: str = Field(description="which: `64 drawn texts`, or the rows of a file or of a recipe's test split")
     rows: tuple[Measurement, ...] = ()

@@ -17,7 +17,7 @@ from compress.report.compare.pages import change_rows
 from compress.report.pages import render
 from compress.results.formatting import format_measurement, format_number
 from compress.results.metrics import describe_metric
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _STYLES = {"identical": "green", "same": "green", "changed": "yellow"}
 _CHIPS = {"kept": "passed", "missed": "missed", "cannot tell": "unknown", "not measured": "unknown"}
@@ -49,13 +49,15 @@ def console_diff(diff: Diff) -> RenderableType:
         *(Text(line) for line in diff.summary),
     ]
     if diff.fields:
-        table = ResponsiveTable("Files and recipe", [Column("file"), Column("what"), Column("A"), Column("B")])
+        table = ResponsiveTable(
+            "Files and recipe", [TableColumn("file"), TableColumn("what"), TableColumn("A"), TableColumn("B")]
+        )
         for one in diff.fields[:_MOST_FIELDS]:
             table.add(one.file, one.field, one.before or "none", one.after or "none")
         parts += [table, *_more(len(diff.fields), _MOST_FIELDS)]
     if diff.weights is not None and diff.weights.layers:
-        columns = [Column("layer"), Column("change", right=True), Column("beyond rounding", right=True, rank=1),
-                   Column("tensors", right=True, rank=2), Column("what", rank=3)]  # fmt: skip
+        columns = [TableColumn("layer"), TableColumn("change", right=True), TableColumn("beyond rounding", right=True, rank=1),
+                   TableColumn("tensors", right=True, rank=2), TableColumn("what", rank=3)]  # fmt: skip
         table = ResponsiveTable("Layers, the one that changed most first", columns)
         for layer in diff.weights.layers[:_MOST_LAYERS]:
             counted = f"{layer.changed} of {layer.tensors}"

@@ -11,9 +11,9 @@ from serving import assert_asks_nobody, go_offline, serve
 from toy_bundles import wanted_of
 from toy_chat import LONGEST, Right, write_chat_run
 
+from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.client import TRANSFORMERS_JS
-from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.utils.errors import BundleError
 from compress.utils.progress import SilentProgress
 

@@ -15,9 +15,9 @@ from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
 from compress.data.samples.fetch import sample_directory
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.formats.onnx.stage import Onnx
 from compress.plugins.apps.build import Bundle, build
-from compress.formats.onnx.runtimes.chromium import open_page
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress

@@ -17,9 +17,9 @@ from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import LABELS, graph, wanted_of, write_run
 
 from compress.data.samples.fetch import sample_directory
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.client import ONNXRUNTIME_WEB
-from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import BundleError
 from compress.utils.progress import SilentProgress
 

@@ -16,9 +16,9 @@ from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import IMAGE_MATRIX, LABELS, wanted_of, write_image_run
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.pictures import noise, pictures
-from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.utils.progress import SilentProgress
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -23,11 +23,11 @@ from toy_bundles import wanted_of
 from toy_places import LABELS, TASK_OF, TASKS, outputs, write_places_run
 
 from compress.data.media import decode, media
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.plugins.apps.boxes import WHOLE_IMAGES
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.image import IMAGES
 from compress.plugins.apps.verify import verify
-from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 

@@ -16,10 +16,10 @@ from tiny_text_to_text import save_tiny_bart
 from toy_bundles import wanted_of
 
 from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.models.checkpoint import Checkpoint
 from compress.plugins.apps.build import build
 from compress.plugins.apps.postprocess import Rewrite
-from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 

@@ -21,9 +21,9 @@ from toy_bundles import wanted_of
 from transformers import ASTFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.runtimes.chromium import open_page
 from compress.plugins.apps.audio_classification import SOUNDS, SoundRule
 from compress.plugins.apps.build import build
-from compress.formats.onnx.runtimes.chromium import open_page
 from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
 

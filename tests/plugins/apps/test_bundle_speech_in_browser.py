@@ -12,8 +12,8 @@ from serving import assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
 from compress.data.samples.fetch import sample_directory
-from compress.plugins.apps.build import Bundle, build
 from compress.formats.onnx.runtimes.chromium import open_page
+from compress.plugins.apps.build import Bundle, build
 from compress.utils.progress import SilentProgress
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from compress.formats.coreml.model import specification_of, weights_of
 from compress.formats.coreml.read import MilProgram, read_coreml
-from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 from compress.formats.runtime import Session, TensorType, why_missing
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 
 _FREE = "sequence_length"
 _IOS = {5: "15.0", 6: "15.0", 7: "16.0", 8: "17.0", 9: "18.0"}

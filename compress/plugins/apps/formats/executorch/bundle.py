@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 from compress.formats.runtime import Session, TensorType
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 
 
 def _interface(file: Path, session: Session | None) -> Interface:

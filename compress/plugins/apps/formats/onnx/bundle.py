@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
-from compress.plugins.apps.bundled_format import BundledFormat, Contents, Interface
-from compress.formats.runtime import ComponentSession, Session
 from compress.formats.generation.seq2seq import TextWriter
 from compress.formats.generation.speech_recognition import Transcriber
+from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
+from compress.formats.runtime import ComponentSession, Session
+from compress.plugins.apps.bundled_format import BundledFormat, Contents, Interface
 
 _FEW_BITS = "MatMulNBits"
 _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")

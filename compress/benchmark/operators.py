@@ -202,6 +202,9 @@ class _Session:
         noise = judge_noise(
             usage, {"the artifact": np.median(unprofiled / np.median(unprofiled, axis=0), axis=1)}, load
         )
+        notes = [str(noise)]
+        if self.threads > (granted := len(granted_cores())):
+            notes.append(f"{self.threads} threads share the {granted} cores that are granted")
         return OperatorProfile(
             artifact=str(artifact),
             target=target.name,
@@ -219,7 +222,7 @@ class _Session:
             operators_ms=typical_time([[operator_ms(call) for call in calls] for calls in node_profile.runs]),
             rows=rows,
             limits=limits,
-            notes=(str(noise), *self._notes()),
+            notes=tuple(notes),
             environment={
                 **environment(),
                 "target": asdict(target),
@@ -267,7 +270,3 @@ class _Session:
             last_level_cache_bytes=last_level_cache_bytes(),
             raw={name: tuple(samples) for name, samples in rates.items()},
         )
-
-    def _notes(self) -> list[str]:
-        granted = len(granted_cores())
-        return [f"{self.threads} threads share the {granted} cores that are granted"] if self.threads > granted else []

@@ -18,12 +18,12 @@ from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.benchmark.rpc import Reply, serve
 from compress.benchmark.subprocess_client import WorkerProcess, module_command
 from compress.benchmark.worker import Predictor, read_batches, time_calls, write_batches
+from compress.formats.generation.decoder import open_decoder
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes.profile import CallRun, ProfiledSession, read_profile, write_optimized
+from compress.formats.runtime import Batch, Session
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
-from compress.formats.generation.decoder import open_decoder
-from compress.formats.runtime import Batch, Session
 from compress.utils.errors import StageError
 
 FEWEST_PASSES = 7

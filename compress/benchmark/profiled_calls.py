@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from compress.benchmark.profile import Phase
 from compress.benchmark.scenarios import batches_by_length, evenly_spaced, sample_by_length
-from compress.formats.onnx.costs import Tensor
 from compress.formats.generation.decoder import PAST, PRESENT
+from compress.formats.onnx.costs import Tensor
 from compress.formats.runtime import Batch
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError

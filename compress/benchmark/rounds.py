@@ -156,9 +156,12 @@ class TimedRounds:
             usable = pairs[undisturbed] if undisturbed.any() else pairs
             round_ratios.append((float(np.median(usable)), bool(undisturbed.any())))
         # A block uses its undisturbed rounds, or all of its rounds if every one was disturbed.
-        # A block uses its undisturbed rounds, or all of its rounds if every one was disturbed.
         blocks = np.array_split(np.arange(len(round_ratios)), len(set(self.launches)))
-        return np.array([np.median(_best([round_ratios[i] for i in block])) for block in blocks])
+        values = []
+        for block in blocks:
+            undisturbed_ratios = [round_ratios[i][0] for i in block if round_ratios[i][1]]
+            values.append(np.median(undisturbed_ratios or [round_ratios[i][0] for i in block]))
+        return np.array(values)
 
     def relative_rounds(self, model: str) -> np.ndarray:
         """Return the time of each round relative to the whole, [rounds].
@@ -181,11 +184,6 @@ class TimedRounds:
         """Return the time of each launch relative to the whole, [launches]: the median of its `relative_rounds`."""
         relative, launches = self.relative_rounds(model), np.array(self.launches)
         return np.array([np.median(relative[launches == launch]) for launch in np.unique(launches)])
-
-
-def _best(round_ratios: Sequence[tuple[float, bool]]) -> list[float]:
-    """Return the ratios of rounds with undisturbed calls, or all ratios if there is none."""
-    return [ratio for ratio, undisturbed in round_ratios if undisturbed] or [ratio for ratio, _ in round_ratios]
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,10 @@ def _part_calls(
         InputError: The component doesn't exist, or an option is for another kind of model.
     """
     from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls
+    from compress.formats.runtime import ComponentSession
     from compress.formats.runtimes import get_runtime
     from compress.models.image_generation import image_generation_hook
     from compress.models.pipeline_folder import UNET
-    from compress.formats.runtime import ComponentSession
     from compress.utils.errors import InputError
 
     given = [name for name, value in idle.items() if value is not None]

@@ -65,7 +65,10 @@ def compare_now(
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
         runner = candidate_artifact.runner(folder, progress, threads=threads, budget_seconds=budget_seconds)
-        precision, confidence = _precision(policy, metric), policy.time_confidence
+        rule = policy.rule(metric)
+        margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
+        # Half of the smallest change that matters is precise enough.
+        precision, confidence = (margin or 0.0) / 2, policy.time_confidence
         session = TargetSession(runner, Profile(found_target), artifacts, precision=precision, confidence=confidence)
         report = _measured(session, folder)
         resolved_recipe = with_absolute_paths(candidate_artifact.recipe, candidate_artifact.recipe_folder)
@@ -92,10 +95,3 @@ def _measured(session: TargetSession, folder: Path) -> Report:
     findings.notes += notes
     moment = started.isoformat(timespec="seconds")
     return Report(recipe=runner.recipe.name, started=moment, data=data_record(runner), **findings.report_fields())
-
-
-def _precision(policy: Policy, metric: str) -> float:
-    """Return half of the policy's margin for a time."""
-    rule = policy.rule(metric)
-    margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
-    return (margin or 0.0) / 2

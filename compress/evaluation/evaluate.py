@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.data.membership import Part
+from compress.formats.generation.decoder import feeder
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.folder_checks import check_processor
@@ -20,7 +21,6 @@ from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
 from compress.results.measurement import Measurement
 from compress.results.metrics import metric_on_slice
-from compress.formats.generation.decoder import feeder
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import CollectedOutputs, Examples, Task

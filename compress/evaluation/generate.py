@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compress.evaluation.evaluate import share_row
+from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.json_file import read_json
@@ -16,7 +17,6 @@ from compress.models.processor import load_tokenizer
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import log_probabilities, loop_length, repeated_share
 from compress.results.measurement import Measurement
-from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.sequences import spread
 from compress.tasks.task import Examples

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from compress.evaluation.generate import end_tokens
+from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import find_target
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.numerics.next_token import negative_log_likelihood
-from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.utils.errors import InputError, MissingExtraError, ModelError
 from compress.utils.progress import Progress, SilentProgress
 

@@ -270,12 +270,14 @@ def slice_plot(report: Report, target: str) -> str | None:
     plot = Plot(frame, x, Scale(-0.5, len(slices) - 0.5, frame.top, bottom))
     share = metric.style == "percent"
     plot.x_axis(metric.title, lambda value: f"{value * 100:.4g}%" if share else f"{value:.4g}")
+    max_characters = int((_SLICES.left - 10) / CHARACTER)
     for index, slice_result in enumerate(slices):
+        name = slice_result.name
         plot.add(
             text(
                 frame.left - 10,
                 plot.y(index) + 4,
-                _fitting(slice_result.name),
+                name if len(name) <= max_characters else f"{name[: max_characters - 1]}\u2026",
                 "label" if slice_result.name == ALL else "tick",
                 "end",
             )
@@ -292,8 +294,3 @@ def _slice(plot: Plot, index: int, slice_result: SliceResult) -> list[str]:
         )
         marks.append(plot.mark(model, (row.value, index), tip, 4.5, across=_interval(row), shift=shift))
     return marks
-
-
-def _fitting(name: str) -> str:
-    max_characters = int((_SLICES.left - 10) / CHARACTER)
-    return name if len(name) <= max_characters else f"{name[: max_characters - 1]}\u2026"

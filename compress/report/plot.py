@@ -373,7 +373,12 @@ def place_labels(
     occupied = [*obstacles, *(Box(x - 6, y - 6, x + 6, y + 6) for x, y in points)]
     placed = []
     for (x, y), content in zip(points, texts, strict=True):
-        best = min(_candidates(x, y, len(content) * CHARACTER), key=lambda option: _cost(option, bounds, occupied))
+        options = _candidates(x, y, len(content) * CHARACTER)
+        # Leaving the plotting area is worst, then covering something, then the distance from the point.
+        costs = [
+            sum(box.overlap(other) for other in occupied) * 4 + box.outside(bounds) * 200 + gap for box, gap in options
+        ]
+        best = options[costs.index(min(costs))]
         placed.append(PlacedLabel(best[0], best[1] > 9))
         occupied.append(best[0])
     return placed
@@ -389,8 +394,3 @@ def _candidates(x: float, y: float, width: float) -> list[tuple[Box, float]]:
         box = Box(middle_x - width / 2, middle_y - LINE / 2, middle_x + width / 2, middle_y + LINE / 2)
         boxes.append((box, gap))
     return boxes
-
-
-def _cost(option: tuple[Box, float], bounds: Box, occupied: Sequence[Box]) -> float:
-    box, gap = option
-    return sum(box.overlap(other) for other in occupied) * 4 + box.outside(bounds) * 200 + gap

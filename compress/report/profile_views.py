@@ -64,7 +64,7 @@ def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:
     columns = [TableColumn(head), TableColumn("Time", right=True), TableColumn("Share", right=True)]
     columns += [TableColumn(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
     table = ResponsiveTable(
-        title, [*columns, TableColumn("Binds")], "hidden at this width; --json has all columns and --format html"
+        title, [*columns, TableColumn("Binds")], "hidden at this width; see --json and --format html"
     )
     total_ms = sum(row.time_ms for row in rows) or 1.0
     for row in rows:

@@ -20,13 +20,8 @@ def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(str, value))
         else:
-            yield name, _written(name, value)
-
-
-def _written(name: str, value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and name.endswith("_bytes"):
-        return format_bytes(value)
-    return "" if value is None else str(value)
+            is_size = isinstance(value, int) and not isinstance(value, bool) and name.endswith("_bytes")
+            yield name, format_bytes(value) if is_size else "" if value is None else str(value)
 
 
 def limit_state(limit: LimitResult) -> str:

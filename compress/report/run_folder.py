@@ -64,17 +64,14 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    names = sorted(path.parent.name for path in runs.glob("*/latest")) if runs.is_dir() else []
+    alternatives = f", or name one of: {', '.join(names)}" if names else ""
     raise InputError(
         f"There is no report of {str(run)!r}.",
         where=", ".join(map(str, candidates)),
         expected="a run's folder, its report.json, or the name of a recipe that was run",
-        hint=f"run it first (compress run RECIPE){_known(runs)}",
+        hint=f"run it first (compress run RECIPE){alternatives}",
     )
-
-
-def _known(runs: Path) -> str:
-    names = sorted(path.parent.name for path in runs.glob("*/latest")) if runs.is_dir() else []
-    return f", or name one of: {', '.join(names)}" if names else ""
 
 
 def write_atomically(path: Path, content: str | bytes, what: str = "report") -> None:

@@ -200,7 +200,9 @@ class _Ways:
             self.reused = True
             return effects.exact_change(pair, _REUSED)
         references = self._references(pair, metric)
-        missing_reference = None if references else "no reference kernel on both sides: how fast the machine was is not known"
+        missing_reference = (
+            None if references else "no reference kernel on both sides: how fast the machine was is not known"
+        )
         change = effects.time_change(pair, confidence, self.policy.session_spread, references, missing_reference)
         return self._bound_to_host(self._bound_to_noise(change))
 

@@ -126,7 +126,7 @@ def check(plugin: str) -> bool:
             "recipes": [*python, "-c", RECIPES, plugin],
             "import contracts": [str(Path(sys.executable).with_name("lint-imports"))],
             "quick tests": [
-                *(*python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--durations=0", *tests),
+                *(*python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--durations=5", *tests),
                 *("-m", "not slow and not browser and not alone"),
             ],
         }

@@ -191,7 +191,8 @@ def problems(site: Path) -> list[str]:
 
 def test_unusable_plugins_are_named_with_their_package_and_reason(site: Path) -> None:
     of = "of the package more-plugins 1.2 is left out: "
-    assert problems(site) == [
+    # A plug-in of the project may be disabled too, if this copy lacks one that it requires.
+    assert [line for line in problems(site) if "more-plugins" in line] == [
         f"The plug-in 'broken' {of}it cannot be imported: RuntimeError: no such luck",
         f"The plug-in 'dependent' {of}it requires the plug-in lonely, which is missing or cannot be used",
         f"The plug-in 'lonely' {of}it requires the plug-in absent, which is missing or cannot be used",

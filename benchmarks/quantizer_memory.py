@@ -93,7 +93,7 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     from compress.data.dataset import Dataset
     from compress.models.checkpoint import Checkpoint
     from compress.stages.base import Context
-    from compress.stages.blockwise.build import build_skeleton
+    from compress.stages.blockwise.build import build_blockwise_model
     from compress.stages.registry import STAGES
     from compress.tasks.registry import get_task
     from compress.utils.progress import SilentProgress
@@ -111,9 +111,9 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     def none(label: str) -> Any:
         raise LookupError(label)
 
-    skeleton = build_skeleton(Checkpoint(folder))
-    block = sum(parameter.numel() for parameter in skeleton.blocks[0].parameters())
-    del skeleton
+    decoder = build_blockwise_model(Checkpoint(folder))
+    block = sum(parameter.numel() for parameter in decoder.blocks[0].parameters())
+    del decoder
     context = Context(task, data, fields["sequence_length"], 0, Talking(), none, Path, folder / "scratch")
     imports, begun, cpu_begun = peak_bytes(), time.perf_counter(), time.process_time()
     STAGES[stage].model_validate({"kind": stage, **fields}).run(Checkpoint(folder), context)

@@ -28,7 +28,7 @@ from compress.sources.resolve import resolve_model
 from compress.stages.base import Context
 from compress.stages.gptq.stage import Gptq
 from compress.stages.recovery.quantized_recovery import learn
-from compress.stages.recovery.trainer import Lesson, Windows, make_windows
+from compress.stages.recovery.trainer import RecoveryTrainer, TokenSequences, recovery_sequences
 from compress.stages.recovery.tune_scales import TuneScales
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         context, source = _context(Path(scratch))
         start = QuantizedCheckpoint(options.start) if options.start else _quantize(source, context)
-        held_out = make_windows(start, TuneScales(sequence_length=LENGTH), context).held_out
+        held_out = recovery_sequences(start, TuneScales(sequence_length=LENGTH), context).held_out
         for name in options.only:
             tokens = options.steps * BATCH * LENGTH
             fields = {"batch_size": BATCH, "sequence_length": LENGTH, **VARIANTS[name]}
@@ -85,12 +85,12 @@ def _quantize(source: Checkpoint, context: Context) -> QuantizedCheckpoint:
 
 def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, held_out: Any) -> str:
     torch.manual_seed(0)
-    windows = Windows(make_windows(start, stage, context).train, held_out)
+    windows = TokenSequences(recovery_sequences(start, stage, context).train, held_out)
     module = load_quantized_module(start)
     learn(module, start, stage)
-    lesson = Lesson.between(module, context.earlier("start"), windows, stage)
+    lesson = RecoveryTrainer.between(module, context.earlier("start"), windows, stage)
     began = time.perf_counter()
-    loss_before, after = lesson.teach(context, "tune_scales")
+    loss_before, after = lesson.train(context, "tune_scales")
     seconds = time.perf_counter() - began
     return (
         f"{stage.steps:>6}{seconds:>9.0f}{loss_before.divergence:>9.4f} -> {after.divergence:.4f}"

@@ -24,8 +24,8 @@ from peers.language_setting import LanguageSetting
 
 from compress.formats.silence import quiet_libraries
 from compress.models.torch_model import TorchModel
-from compress.stages.training.sequences import Windows
-from compress.stages.training.synthetic_data import with_written
+from compress.stages.training.sequences import TokenSequences
+from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.stages.training.synthetic_data_settings import TeacherWrites
 from compress.tasks.task import Examples
 from compress.utils.environment import environment
@@ -39,12 +39,12 @@ def written(setting: LanguageSetting, runtime: Any, conversations: int, seed: in
     """The tokens that one runtime wrote, and its seconds."""
     teacher: TorchModel = setting.task.load(setting.source, None, False)
     window = {"input_ids": np.zeros(setting.length, np.int64)}
-    windows = Windows(Examples([window], {"input_ids": 0}), Examples([window], {"input_ids": 0}))
+    windows = TokenSequences(Examples([window], {"input_ids": 0}), Examples([window], {"input_ids": 0}))
     with tempfile.TemporaryDirectory() as scratch:
         context = replace(setting.context(Path(scratch)), seed=seed)
         began = time.perf_counter()
         settings = TeacherWrites(conversations=conversations, runtime=runtime)
-        with_written(windows, settings, teacher, teacher.processor, context, uses_bf16("fastest"))
+        with_synthetic_text(windows, settings, teacher, teacher.processor, context, uses_bf16("fastest"))
         seconds = time.perf_counter() - began
     counts = [re.search(r"wrote ([\d,]+) tokens", line) for line in context.notes]
     return {"tokens": sum(int(count[1].replace(",", "")) for count in counts if count), "seconds": seconds}

@@ -20,7 +20,7 @@ from compress.formats.target_profile import Target
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.sources.resolve import resolve_model
 from compress.stages.base import Context
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
@@ -83,7 +83,7 @@ class LanguageSetting:
     def calibration(self) -> Path:
         """A .npy of token ids [samples, length]: the windows that the stage `gptq` draws with the seed 0."""
         path, context = self.folder / "calibration.npy", self.context(self.folder)
-        np.save(path, calibration_windows(context, Checkpoint(self.source), self.samples, self.length).numpy())
+        np.save(path, calibration_sequences(context, Checkpoint(self.source), self.samples, self.length).numpy())
         return path
 
     @cached_property

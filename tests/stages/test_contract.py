@@ -73,13 +73,8 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "attach_lora": [{"adapter": "adapter"}],
     "compressed_tensors": [{}],
     # Stages of text-to-image models are tested on pipelines of several parts.
-    **dict.fromkeys(
-        (
-            *("prune_denoiser", "distill_features", "distill_steps", "distill_consistency", "distill_autoencoder"),
-            "schedule",
-        ),
-        [],
-    ),
+    **{kind: [] for kind in ("prune_denoiser", "distill_features", "distill_steps", "distill_consistency", "schedule")},
+    "distill_autoencoder": [],
 }
 COMPARED = ("onnx", "openvino", "coreml")
 """Those whose bytes the formats' own tests compare."""

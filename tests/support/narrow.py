@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console, RenderableType
 
-_LEFT_OUT = "for lack of room only in --json and --format html in the report left out"
+_LEFT_OUT = "hidden at this width; see --json and --format html in the report left out"
 
 
 def shown(what: RenderableType, width: int = 120) -> str:

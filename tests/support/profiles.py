@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.benchmark.profile import MachineLimits, Profile, ProfileRow, total
+from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRow, total
 
 
 def row(name: str, operator: str, **changes: Any) -> ProfileRow:
@@ -26,7 +26,7 @@ def limits(**changes: Any) -> MachineLimits:
     return MachineLimits(**{**values, **changes})
 
 
-def profile(**changes: Any) -> Profile:
+def profile(**changes: Any) -> OperatorProfile:
     """Four nodes in three layers: an int8 product that arithmetic binds, a float one, a lookup, and one not counted."""
     rows = (
         row("look_up", "Gather", layer="embeddings.word_embeddings", time_ms=0.5, fp32_operations=0.0,
@@ -44,4 +44,4 @@ def profile(**changes: Any) -> Profile:
         "operators_ms": 4.1, "rows": rows, "limits": limits(), "notes": ("noise: quiet (rounds vary by 1.0% at most)",),
         "environment": {"processor": "a processor"},
     }  # fmt: skip
-    return Profile(**{**values, **changes})
+    return OperatorProfile(**{**values, **changes})

@@ -20,7 +20,7 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.model import Model
 from compress.models.torch_model import TorchModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
+from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.base import Context, Stage
 from compress.stages.registry import STAGES
 from compress.tasks.registry import get_task
@@ -62,7 +62,7 @@ def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
     if task_of(stage) == LANGUAGE:
         return replace(language_context(folder), locate=lambda name: make_adapter(stage, folder / name))
     if task_of(stage) == EMBEDDINGS:
-        return sentences.context(sentences.dataset(train=48, validation=16, test=PROBES))
+        return sentences.context(sentences.dataset(train=48, validation=16, test=PROBE_ROWS))
     data = tiny.dataset(train=64, validation=16, unlabeled=24)
     made = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
     return replace(made, locate=lambda name: make_adapter(stage, folder / name))
@@ -83,7 +83,7 @@ def language_context(folder: Path) -> Context:
         return TorchModel.load(save_tiny_llama(folder / "earlier").folder, get_task(LANGUAGE))
 
     task = get_task(LANGUAGE)
-    counts = {"train": 64, "validation": 16, "test": PROBES}
+    counts = {"train": 64, "validation": 16, "test": PROBE_ROWS}
     tables = {name: tiny.table(count, seed).select(["text"]) for seed, (name, count) in enumerate(counts.items())}
     data = Dataset(task.columns, tables, ())
     return Context(task, data, 24, 0, SilentProgress(), earlier, Path, folder / "scratch")
@@ -137,12 +137,12 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
 
     context = make_context(stage, folder)
     rows = context.data.split("test")
-    assert len(rows) == PROBES
-    probe = Probe(
+    assert len(rows) == PROBE_ROWS
+    probe = PredictionProbe(
         load=lambda place: stage.output_type().load(place, get_task(task_of(stage))),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
-    if probed(output).unavailable_reason() is None:
+    if inspector_of(output).unavailable_reason() is None:
         outputs, reloaded = probe.in_memory(output), probe.from_disk(after)
         assert task_of(stage) != tiny.TASK or outputs.shape == (len(rows), 2)
         assert np.ptp(outputs, axis=0).min() > 0
@@ -151,9 +151,9 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
         # Core ML answers on a Mac only, and nothing else may be silent here.
         assert stage.kind == "coreml" and stage.output_type().load(after, get_task(task_of(stage))) == output
 
-    contract = Contract(stage.kind, stage.output_spec())
-    contract.check(output, probed(before).digests(), weigh(folder / "before"), after, probe)
-    assert ("tensors changed" in dict(contract.found)) is stage.output_spec().changes_weights
+    integrity = IntegrityCheck(stage.kind, stage.output_spec())
+    integrity.check(output, inspector_of(before).digests(), measure_size(folder / "before"), after, probe)
+    assert ("tensors changed" in dict(integrity.findings)) is stage.output_spec().changes_weights
 
 
 def check_reads(stage: Stage[Any, Any], ran: Ran) -> None:

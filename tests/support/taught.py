@@ -17,7 +17,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.stages.distill_language_model import trainer
 from compress.stages.distill_language_model.stage import DistillLanguageModel
-from compress.stages.distill_language_model.trainer import LanguageLesson
+from compress.stages.distill_language_model.trainer import LanguageDistillationTrainer
 from compress.stages.training import sharding
 from compress.tasks.conversations import text_or_messages
 from compress.tasks.registry import get_task
@@ -71,9 +71,9 @@ def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
     By the last layer of its feed-forward parts, of which no other has as many inputs.
     """
     steps = 0
-    plain = LanguageLesson._told
+    plain = LanguageDistillationTrainer._told
 
-    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         nonlocal steps
         plain(self, done, share, loss)
         steps = done
@@ -82,7 +82,7 @@ def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
         breaks = rank == 1 and steps == 3 and torch.is_grad_enabled() and getattr(part, "in_features", 0) == 48
         return output * torch.inf if breaks else output
 
-    LanguageLesson._told = told  # type: ignore[method-assign]
+    LanguageDistillationTrainer._told = told  # type: ignore[method-assign]
     hook = register_module_forward_hook(broken)
     try:
         losses(folder, rank, **settings)
@@ -90,25 +90,25 @@ def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
         return error.what
     finally:
         hook.remove()
-        LanguageLesson._told = plain  # type: ignore[method-assign]
+        LanguageDistillationTrainer._told = plain  # type: ignore[method-assign]
     return ""
 
 
 def losses(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
     """The loss of each step, and some weights of the student at the end; the teacher lies in ``folder``."""
     found: list[float] = []
-    plain = LanguageLesson._told
+    plain = LanguageDistillationTrainer._told
 
-    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         plain(self, done, share, loss)
         found.append(loss)
 
-    LanguageLesson._told = told  # type: ignore[method-assign]
+    LanguageDistillationTrainer._told = told  # type: ignore[method-assign]
     try:
         teacher = TorchModel.load(folder / "teacher", get_task(TASK))
         made = context(Checkpoint(folder / "teacher"), folder / f"scratch {rank}", conversations(60))
         teacher.processor = tiny_tokenizer()
         student = DistillLanguageModel.model_validate({**SETTINGS, **settings}).run(teacher, made)
     finally:
-        LanguageLesson._told = plain  # type: ignore[method-assign]
+        LanguageDistillationTrainer._told = plain  # type: ignore[method-assign]
     return [found, student.module.model.layers[0].mlp.up_proj.weight[0].tolist()]

@@ -58,7 +58,7 @@ def distill_steps(
     student: Any = model.parts[UNET]
     student = told_of_guidance(student) if settings.conditions_on_guidance else copy.deepcopy(student)
     lesson = StepTrainer(settings, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
-    made = replace(model, scheduler=lesson.teach(), sampling=Sampling(settings.steps, lesson.sampled_guidance))
+    made = replace(model, scheduler=lesson.train(), sampling=Sampling(settings.steps, lesson.sampled_guidance))
     made.replace_part(UNET, student)
     rows = [*rows_of(tried), (f"{_method(settings)}, trained", round(path.distance(torch_sampler(made)), 5))]
     context.add_table(f"Distance in {settings.steps} steps from {_REFERENCE_STEPS}", COLUMNS, rows)
@@ -142,7 +142,7 @@ class StepTrainer:
         """The width of the embedding that tells the student of its guidance, or 0."""
         return int(getattr(self.student, "config", {}).get(_TOLD) or 0) if self.settings.conditions_on_guidance else 0
 
-    def teach(self) -> Any:
+    def train(self) -> Any:
         """Train the student in place; returns the scheduler that draws with it. Raises `StageError`."""
         self.teacher.eval().requires_grad_(False)
         settings = self.settings
@@ -227,7 +227,7 @@ class StepTrainer:
         if isinstance(module, Averaged):
             module.settle()
         self.context.note(
-            f"distill_steps, {name}: {taken[-1]:,} steps of training; loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+            f"distill_steps, {name}: {taken[-1]:,} training steps; loss {losses[0]:.4g} first, {losses[-1]:.4g} last"
         )
         if not processes.several():
             done.parent.mkdir(parents=True, exist_ok=True)

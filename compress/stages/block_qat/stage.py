@@ -11,10 +11,10 @@ from compress.stages.base import Context
 from compress.stages.blockwise.cost import block_training_prediction
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.gptq.settings import BlockTraining
-from compress.stages.gptq.stage import Rounds
+from compress.stages.gptq.stage import DecoderQuantization
 
 
-class BlockQat(BlockTraining, Rounds):
+class BlockQat(BlockTraining, DecoderQuantization):
     """As `gptq`, and then each block is trained, with its rounding, to answer as the float block does.
 
     The first phase of EfficientQAT (Block-AP; Chen et al. 2024, section 3.2): weights, their integers and scales, and

@@ -91,7 +91,7 @@ class LearnedIntegers(nn.Module):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedBlock:
     """What a block learned: the weights of its layers, and its vectors, by full name.
 
     ``before`` and ``after`` are the errors of its outputs on held-out windows, relative to their size; ``stopped`` says
@@ -109,7 +109,7 @@ class Trained:
 
 
 @dataclass
-class BlockLesson:
+class BlockTrainer:
     """A loaded block ``name`` and what its ``layers`` are to learn.
 
     ``floats`` are the layers' weights before, and are used up. In windows of text the block is given ``given``, and is
@@ -128,7 +128,7 @@ class BlockLesson:
     vectors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
 
     @torch.enable_grad()
-    def teach(self, solved: Mapping[str, QuantizedWeight]) -> Trained:
+    def train(self, solved: Mapping[str, QuantizedWeight]) -> TrainedBlock:
         """Train from what the layers' solver found, and leave the block with what was best on the held-out windows."""
         with self._learning(solved):
             best = self._train()
@@ -139,7 +139,7 @@ class BlockLesson:
             setattr(module, leaf, nn.Parameter(vector, requires_grad=False))
         return best
 
-    def _train(self) -> Trained:
+    def _train(self) -> TrainedBlock:
         taught, judged = self._windows()
         optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0, eps=_EPSILON, fused=True)
         epoch = math.ceil(len(taught) / self.settings.batch_size)
@@ -194,10 +194,10 @@ class BlockLesson:
         ]
 
     @torch.no_grad()
-    def _state(self, before: float, after: float) -> Trained:
+    def _state(self, before: float, after: float) -> TrainedBlock:
         weights = {name: _integers(layer).learned(_steps(layer)) for name, layer in self.layers.items()}
         vectors = {name: getattr(module, leaf).detach().clone() for name, (module, leaf) in self.vectors.items()}
-        return Trained(weights, vectors, before, after)
+        return TrainedBlock(weights, vectors, before, after)
 
     @contextmanager
     def _learning(self, solved: Mapping[str, QuantizedWeight]) -> Iterator[None]:

@@ -34,7 +34,7 @@ class Call:
 
 
 @dataclass
-class Skeleton:
+class BlockwiseModel:
     """``model`` has its parameters on the meta device; ``prefix`` is the name of the list of ``blocks``.
 
     Every tensor but the weights of the modules in ``exact`` is rounded to ``shipped`` as it is read, since that is

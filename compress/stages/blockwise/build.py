@@ -10,12 +10,12 @@ from torch import nn
 from compress.models.checkpoint import Checkpoint
 from compress.models.quantized_module import build_empty_module
 from compress.models.transposed_linear import TransposedLinear
-from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
 from compress.utils.errors import ModelError, StageError
 from compress.utils.torch_device import CPU
 
 
-def build_skeleton(checkpoint: Checkpoint, device: str = CPU) -> Skeleton:
+def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> BlockwiseModel:
     """The model of a folder without its weights, which ``device`` gets block by block.
 
     Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
@@ -26,11 +26,11 @@ def build_skeleton(checkpoint: Checkpoint, device: str = CPU) -> Skeleton:
     model.config.output_router_logits = False
     transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))
     prefix, blocks = find_blocks(model)
-    skeleton = Skeleton(checkpoint, model, prefix, blocks, transposed=transposed, device=device)
-    _read_rows_as_needed(skeleton)
-    _check_tables(skeleton)
-    skeleton.fill_surroundings()
-    return skeleton
+    decoder = BlockwiseModel(checkpoint, model, prefix, blocks, transposed=transposed, device=device)
+    _read_rows_as_needed(decoder)
+    _check_tables(decoder)
+    decoder.fill_surroundings()
+    return decoder
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -55,9 +55,9 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return next(iter(useful.items()))
 
 
-def _read_rows_as_needed(skeleton: Skeleton) -> None:
+def _read_rows_as_needed(decoder: BlockwiseModel) -> None:
     """Let the embedding read the rows of the tokens that it is asked for, rather than a whole table."""
-    embedding, name = skeleton.embedding, skeleton.name(skeleton.embedding)
+    embedding, name = decoder.embedding, decoder.name(decoder.embedding)
     rows = embedding.weight.shape[0]
     # Else torch would look for the padding row, which matters to gradients only.
     embedding.padding_idx = None
@@ -67,43 +67,43 @@ def _read_rows_as_needed(skeleton: Skeleton) -> None:
         if int(ids.max()) >= rows:
             raise ModelError(
                 f"The token id {int(ids.max())} is outside the model's vocabulary of {rows}.",
-                where=str(skeleton.checkpoint.folder),
+                where=str(decoder.checkpoint.folder),
                 expected="the tokenizer that the model was trained with",
             )
         wanted, places = torch.unique(ids, return_inverse=True)
-        table = skeleton.checkpoint.stored(f"{name}.weight") if skeleton.table is None else skeleton.table
-        weight = table[wanted.cpu()].to(ids.device).to(skeleton.shipped).float()
+        table = decoder.checkpoint.stored(f"{name}.weight") if decoder.table is None else decoder.table
+        weight = table[wanted.cpu()].to(ids.device).to(decoder.shipped).float()
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         return (places, *arguments[1:])
 
     embedding.register_forward_pre_hook(gather)
 
 
-def _check_tables(skeleton: Skeleton) -> None:
+def _check_tables(decoder: BlockwiseModel) -> None:
     """The embedding and the head are as the config says: of its size, and one tensor or two."""
-    head, embedding = skeleton.model.get_output_embeddings(), skeleton.embedding
+    head, embedding = decoder.model.get_output_embeddings(), decoder.embedding
     if head is None:
-        raise StageError(f"{type(skeleton.model).__name__} has no head over the vocabulary.", expected="an lm_head")
-    names = [f"{skeleton.name(module)}.weight" for module in (head, embedding)]
-    stored = [name for name in names if name in skeleton.checkpoint.files]
+        raise StageError(f"{type(decoder.model).__name__} has no head over the vocabulary.", expected="an lm_head")
+    names = [f"{decoder.name(module)}.weight" for module in (head, embedding)]
+    stored = [name for name in names if name in decoder.checkpoint.files]
     for name in stored:
-        found, wanted = skeleton.checkpoint.stored(name).shape, embedding.weight.shape
+        found, wanted = decoder.checkpoint.stored(name).shape, embedding.weight.shape
         if found != wanted:
             raise ModelError(
                 f"The tensor {name!r} is {list(found)}; the config makes it {list(wanted)}.",
-                where=str(skeleton.checkpoint.folder),
+                where=str(decoder.checkpoint.folder),
                 expected="weights and config.json of the same model",
             )
-    if not skeleton.tied and names[0] not in stored:
+    if not decoder.tied and names[0] not in stored:
         raise ModelError(
             f"The checkpoint has no {names[0]!r}, and its config says that it is not tied to the embedding.",
-            where=str(skeleton.checkpoint.folder),
+            where=str(decoder.checkpoint.folder),
             expected=f"{names[0]!r}, or tie_word_embeddings: true in config.json",
         )
-    if skeleton.tied and len(stored) == 2 and not torch.equal(*(skeleton.checkpoint.stored(name) for name in stored)):
+    if decoder.tied and len(stored) == 2 and not torch.equal(*(decoder.checkpoint.stored(name) for name in stored)):
         raise ModelError(
             f"The config ties {names[0]!r} to {names[1]!r}, but the checkpoint holds two different tensors.",
-            where=str(skeleton.checkpoint.folder),
+            where=str(decoder.checkpoint.folder),
             expected="one tensor for both, or tie_word_embeddings: false in config.json",
         )
 
@@ -115,17 +115,17 @@ def logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
     Quantized layers count with the weights that their integers stand for. Raises `ModelError` for ids outside the
     vocabulary and `StageError` for an architecture whose blocks cannot be run by themselves.
     """
-    skeleton = build_skeleton(checkpoint)
-    return skeleton.logits(last_hidden(skeleton, ids))
+    decoder = build_blockwise_model(checkpoint)
+    return decoder.logits(last_hidden(decoder, ids))
 
 
 @torch.no_grad()
-def last_hidden(skeleton: Skeleton, ids: torch.Tensor) -> torch.Tensor:
+def last_hidden(decoder: BlockwiseModel, ids: torch.Tensor) -> torch.Tensor:
     """The output of the last block, [n, length, hidden], before the last norm."""
-    calls = skeleton.calls(ids)
-    hidden = skeleton.embedded(ids)
+    calls = decoder.calls(ids)
+    hidden = decoder.embedded(ids)
     for index, call in enumerate(calls):
-        skeleton.load(index)
-        hidden = skeleton.run(index, hidden, call)
-        skeleton.unload(index)
+        decoder.load(index)
+        hidden = decoder.run(index, hidden, call)
+        decoder.unload(index)
     return hidden

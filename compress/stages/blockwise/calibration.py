@@ -19,7 +19,7 @@ _MONOTONOUS = 0.9
 """A share of one token beyond which text is no text."""
 
 
-def calibration_windows(context: Context, checkpoint: Checkpoint, samples: int, length: int) -> torch.Tensor:
+def calibration_sequences(context: Context, checkpoint: Checkpoint, samples: int, length: int) -> torch.Tensor:
     """Token ids [samples, length], drawn with the recipe's seed, in the order of the text.
 
     Raises `DataError` for text that is too short or repeats one token, `ModelError` for ids that the model lacks.

@@ -13,7 +13,7 @@ from torch import nn
 from compress.models.experts import find_separate_experts
 from compress.models.hooks import TensorCallback, capture_inputs
 from compress.stages.blockwise.block_pass import BlockPass, gram
-from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
 from compress.stages.blockwise.states import BlockRun, States
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.token_weighting import Importance
@@ -24,13 +24,13 @@ mean of the Hessian's diagonal."""
 
 
 @dataclass
-class Stream:
-    """Token ids [windows, length] through the blocks of ``skeleton``; states lie in ``folder``, one file a block.
+class CalibrationActivations:
+    """Token ids [windows, length] through the blocks of ``decoder``; states lie in ``folder``, one file a block.
 
     ``importance`` says how much each token counts for a layer; without it all count alike.
     """
 
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     config: Quantization
     ids: torch.Tensor
     folder: Path
@@ -38,19 +38,19 @@ class Stream:
 
     def entering(self, index: int) -> States:
         """Those that enter a block, whether they are here or not."""
-        shape = (*self.ids.shape, self.skeleton.hidden_size)
-        return States(self.folder / f"states-{index:05}.bin", shape, self.skeleton.device)
+        shape = (*self.ids.shape, self.decoder.hidden_size)
+        return States(self.folder / f"states-{index:05}.bin", shape, self.decoder.device)
 
     def pass_through(self, index: int, modules: dict[str, nn.Linear]) -> BlockPass:
         """A loaded block over all windows, with ``modules`` to be watched; what enters the first one is made."""
         states = self.entering(index)
         if index == 0:
-            states.write(self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
+            states.write(self.decoder.embedded(rows) for rows in torch.split(self.ids, 1))
         # Made before any layer is watched, since finding what a block is called with may run it.
-        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        run = BlockRun.of(self.decoder, self.config, index, self.ids)
         batches = [partial(states.__getitem__, some) for some in run.slices()]
-        name = f"{self.skeleton.prefix}.{index}"
-        experts = find_separate_experts(self.skeleton.blocks[index], name)
+        name = f"{self.decoder.prefix}.{index}"
+        experts = find_separate_experts(self.decoder.blocks[index], name)
         counts = {} if self.importance is None else self.importance.layers
         return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts, run.bf16)
 
@@ -77,7 +77,7 @@ class Stream:
         self.pass_as_it_is(index)
         self.forget(index)
 
-    def as_float(self, folder: str) -> Stream:
+    def as_float(self, folder: str) -> CalibrationActivations:
         """The same text, to pass the blocks before they are quantized; its states lie in a ``folder`` of this one's."""
         (self.folder / folder).mkdir(exist_ok=True)
         return replace(self, folder=self.folder / folder, importance=None)
@@ -88,15 +88,15 @@ class Stream:
 
         That of the head's inputs, and for a tied table what its rows are to the model as embeddings.
         """
-        states = self.entering(len(self.skeleton.blocks))
+        states = self.entering(len(self.decoder.blocks))
         windows, length, width = states.shape
         total = torch.zeros(width, width, device=states.device)
         for at in range(windows):
-            inputs, counts = self.skeleton.normed(states[at : at + 1]), None
+            inputs, counts = self.decoder.normed(states[at : at + 1]), None
             if self.importance is not None:
                 counts = self.importance.head[at * length : (at + 1) * length].to(inputs.device)
             total.add_(gram(inputs, counts), alpha=(1.0 if counts is None else float(counts.mean())) / windows)
-        if self.skeleton.tied:
+        if self.decoder.tied:
             share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width, device=total.device)
             total.add_(share if self.importance is None else self.importance.embedding.to(total.device))
         return total

@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.models.experts import inseparable_reason, is_fused, router_layers
 from compress.models.gptq_layout import fits
-from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import ModelError, StageError
 
@@ -57,21 +57,21 @@ class Layer:
         return {name: value for name, value in asdict(self).items() if value not in (None, "")}
 
 
-def plan_layers(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, ...], ...]:
+def plan_layers(decoder: BlockwiseModel, config: Quantization) -> tuple[tuple[Layer, ...], ...]:
     """The layers of every block. Raises `ModelError` that lists all layers which the format cannot hold."""
-    plan = tuple(_block_layers(skeleton, index, config) for index in range(len(skeleton.blocks)))
+    plan = tuple(_block_layers(decoder, index, config) for index in range(len(decoder.blocks)))
     layers = [layer for block in plan for layer in block]
-    _check_experts(skeleton, config)
-    tables = [skeleton.name(skeleton.embedding), skeleton.name(skeleton.model.get_output_embeddings())]
+    _check_experts(decoder, config)
+    tables = [decoder.name(decoder.embedding), decoder.name(decoder.model.get_output_embeddings())]
     _check_keep(config.keep, [*(layer.name for layer in layers), *tables])
-    if skeleton.tied and (config.integer_tables or config.chooses_tables):
+    if decoder.tied and (config.integer_tables or config.chooses_tables):
         _check_tied(config.keep, *tables)
     problems = [problem for layer in layers if layer.bits for problem in _problems(layer)]
     if problems:
         shown = _some(problems)
         raise ModelError(
             f"{len(problems)} layers do not fit the GPTQ format with group_size {config.group_size}:\n  {shown}",
-            where=str(skeleton.checkpoint.folder),
+            where=str(decoder.checkpoint.folder),
             expected="sides that are multiples of 32, and inputs that the group size divides",
             hint="choose a group_size that divides all widths, or leave the layers alone: keep: ['NAME', ...]",
         )
@@ -109,8 +109,8 @@ def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
     return {name: part for name, part in block.named_modules(prefix=prefix) if isinstance(part, nn.Linear)}
 
 
-def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple[Layer, ...]:
-    block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
+def _block_layers(decoder: BlockwiseModel, index: int, config: Quantization) -> tuple[Layer, ...]:
+    block, prefix = decoder.blocks[index], f"{decoder.prefix}.{index}"
     found, routing = [], router_layers(block, prefix)
     for name, part in linears(block, prefix).items():
         kept = kept_by(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
@@ -142,18 +142,18 @@ def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:
     return found
 
 
-def _check_experts(skeleton: Skeleton, config: Quantization) -> None:
+def _check_experts(decoder: BlockwiseModel, config: Quantization) -> None:
     """Refuse experts that cannot be told apart, unless they are to stay as they are."""
     found = []
-    for index, block in enumerate(skeleton.blocks):
-        for name, part in block.named_modules(prefix=f"{skeleton.prefix}.{index}"):
+    for index, block in enumerate(decoder.blocks):
+        for name, part in block.named_modules(prefix=f"{decoder.prefix}.{index}"):
             leaves = [f"{name}.{leaf}" for leaf, _ in part.named_parameters(recurse=False)]
             if is_fused(part) and not all(kept_by(config.keep, leaf) for leaf in leaves):
                 found.append(f"{name}: {inseparable_reason(part) or _FUSED_ON_DISK}")
     if found:
         raise ModelError(
             f"The experts of {len(found)} blocks cannot be quantized one by one:\n  {_some(found)}",
-            where=str(skeleton.checkpoint.folder),
+            where=str(decoder.checkpoint.folder),
             expected="experts such as those of Mixtral, Qwen-MoE, OLMoE or DeepSeek, a matrix each in the files",
             hint=f"leave them in float16: keep: ['*.{found[0].partition(':')[0].rpartition('.')[2]}.*']",
         )

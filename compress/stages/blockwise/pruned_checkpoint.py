@@ -45,7 +45,7 @@ def config_changes(folder: Path, cut: Cut) -> dict[str, Any]:
     return changed
 
 
-def write_cut(
+def write_pruned(
     source: Checkpoint, folder: Path, changes: Mapping[str, Any], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> Checkpoint:
     """``tensors`` and what lies beside those of ``source``, with ``changes`` of its config, in a new ``folder``.

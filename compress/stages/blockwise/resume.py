@@ -18,8 +18,8 @@ from compress.models.gptq_layout import PARTS, pack_layer
 from compress.models.safetensors_file import read_header, read_metadata, read_tensor
 from compress.models.shards import write_whole
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.layers import Layer, kept_by
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.solver import solve_layers
@@ -27,7 +27,7 @@ from compress.utils.errors import ModelError
 
 
 @dataclass(frozen=True)
-class Finished:
+class BlockCache:
     """The blocks that are done, in ``folder``; a file has its name only once it is whole and on the disk."""
 
     folder: Path
@@ -40,7 +40,7 @@ class Finished:
         """How many blocks are done, from the first on."""
         return next((index for index in range(blocks) if self.layers(index) is None), blocks)
 
-    def first(self, blocks: int, stream: Stream | None) -> int:
+    def first(self, blocks: int, stream: CalibrationActivations | None) -> int:
         """The block to go on with: those that are done count only if what enters the next one is here."""
         done = self.count(blocks)
         return done if stream is None or done in (0, blocks) or stream.entering(done).are_whole else 0
@@ -86,7 +86,7 @@ _FLOATS = "tables-float16.safetensors"
 
 
 @dataclass(frozen=True)
-class Tables:
+class EmbeddingTables:
     """The quantized tables in a folder of work in progress."""
 
     folder: Path
@@ -101,14 +101,14 @@ class Tables:
         return read_tensor(self.folder / _FLOATS, f"{name}.weight")
 
 
-def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
+def plan_tables(decoder: BlockwiseModel, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
     """The embedding and, where it has weights of its own, the head. Raises `ModelError` where the width doesn't fit."""
-    modules = [skeleton.embedding, *([] if skeleton.tied else [skeleton.model.get_output_embeddings()])]
+    modules = [decoder.embedding, *([] if decoder.tied else [decoder.model.get_output_embeddings()])]
     # Not the embedding's weight: at work it has the rows of some tokens only.
-    rows, columns = skeleton.vocabulary, skeleton.embedding.embedding_dim
+    rows, columns = decoder.vocabulary, decoder.embedding.embedding_dim
     found = []
     for module in modules:
-        name = skeleton.name(module)
+        name = decoder.name(module)
         kept = kept_by(config.keep, name)
         if bits in (None, 16) or kept:
             found.append(Layer(name, rows, columns, None, why=kept or "left as float16"))
@@ -124,7 +124,7 @@ def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> t
 
 
 def quantize_tables(
-    skeleton: Skeleton,
+    decoder: BlockwiseModel,
     config: Quantization,
     plan: Sequence[Layer],
     hessian: Callable[[], torch.Tensor] | None,
@@ -146,8 +146,8 @@ def quantize_tables(
         if table.bits is None or table.group_size is None:
             found.append(table)
             continue
-        weight = skeleton.checkpoint.stored(f"{table.name}.weight")
-        is_head = skeleton.head_weight == f"{table.name}.weight"
+        weight = decoder.checkpoint.stored(f"{table.name}.weight")
+        is_head = decoder.head_weight == f"{table.name}.weight"
         pieces, halves, solved = _by_rows(config, table, weight, inputs if is_head else None)
         packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
         floats[f"{table.name}.weight"] = halves

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.stages.blockwise.blockwise_model import Call, Skeleton
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, Call
 from compress.stages.blockwise.layers import linears
 from compress.stages.gptq.settings import Quantization
 from compress.utils.torch_device import CPU, autocast, device_uses_bf16
@@ -30,7 +30,7 @@ _WIDE_TENSORS = 4
 class BlockRun:
     """The forward pass of a loaded block over ``windows`` windows, in batches that keep to `ACTIVATION_BYTES`."""
 
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     index: int
     windows: int
     size: int
@@ -39,15 +39,15 @@ class BlockRun:
 
     @classmethod
     def of(
-        cls, skeleton: Skeleton, config: Quantization, index: int, ids: torch.Tensor, size: int | None = None
+        cls, decoder: BlockwiseModel, config: Quantization, index: int, ids: torch.Tensor, size: int | None = None
     ) -> BlockRun:
         """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them.
 
         Batches have ``size`` windows where that is given.
         """
-        size = size or batch_size(skeleton.blocks[index], ids)
-        calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
-        return cls(skeleton, index, len(ids), size, calls, device_uses_bf16(config.precision, skeleton.device))
+        size = size or batch_size(decoder.blocks[index], ids)
+        calls = {count: decoder.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
+        return cls(decoder, index, len(ids), size, calls, device_uses_bf16(config.precision, decoder.device))
 
     def slices(self) -> list[slice]:
         """The windows of each batch."""
@@ -55,8 +55,8 @@ class BlockRun:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """The block's output for the hidden states of one window or of a batch, [n, length, hidden]."""
-        with autocast(self.bf16, self.skeleton.device):
-            return self.skeleton.run(self.index, hidden, self.calls[len(hidden)])
+        with autocast(self.bf16, self.decoder.device):
+            return self.decoder.run(self.index, hidden, self.calls[len(hidden)])
 
 
 def batch_size(block: nn.Module, ids: torch.Tensor) -> int:

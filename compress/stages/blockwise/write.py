@@ -19,7 +19,7 @@ from compress.models.gptq_layout import PARTS
 from compress.models.model import link_or_copy
 from compress.models.shards import write_shards
 from compress.stages.blockwise.layers import Layer
-from compress.stages.blockwise.resume import Finished, Tables
+from compress.stages.blockwise.resume import BlockCache, EmbeddingTables
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
 from compress.utils.storage import storage_errors
@@ -40,8 +40,8 @@ class Result:
     plan: Sequence[Sequence[Layer]]
     tables: Sequence[Layer]
     average_bits: float
-    finished: Finished
-    work: Tables
+    finished: BlockCache
+    work: EmbeddingTables
     skipped: frozenset[str] = frozenset()
     """Tensors of the source that say again what another says: a tied head."""
     made_by: Mapping[str, Any] | None = None

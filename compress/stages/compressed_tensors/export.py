@@ -27,7 +27,7 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that vLLM and SGLang make one of, by their names in most models."""
 
 
-def write_served(
+def write_compressed_tensors(
     checkpoint: QuantizedCheckpoint, activation_bits: int, context: Context
 ) -> CompressedTensorsCheckpoint:
     """The checkpoint in that layout, in the context's scratch folder, read back with the package compressed-tensors.

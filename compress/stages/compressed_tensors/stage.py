@@ -48,6 +48,6 @@ class CompressedTensors(KeepsShape, Stage[QuantizedCheckpoint, CompressedTensors
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> CompressedTensorsCheckpoint:
         """Write and read back. Raises `ModelError` for what has no place there, `StageError` if a weight differs."""
-        from compress.stages.compressed_tensors.export import write_served
+        from compress.stages.compressed_tensors.export import write_compressed_tensors
 
-        return write_served(model, self.activation_bits, context)
+        return write_compressed_tensors(model, self.activation_bits, context)

@@ -83,10 +83,10 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         if self.student is not None and self.student.model is not None:
             return
         from compress.models.processor import load_tokenizer
-        from compress.stages.training.sequences import lesson_windows
+        from compress.stages.training.sequences import training_sequences
 
         tokenizer = load_tokenizer(start)
-        lesson_windows(tokenizer, self, context)
+        training_sequences(tokenizer, self, context)
         if self.teacher_writes is not None:
             self.teacher_writes.check(tokenizer)
 
@@ -107,7 +107,7 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train the student on the ``train`` split."""
         from compress.stages.distill.trainer import make_student
-        from compress.stages.distill_language_model.trainer import teach
+        from compress.stages.distill_language_model.trainer import distill_language_model
 
         teacher = context.earlier(self.teacher) if self.teacher else model
-        return teach(self, teacher, make_student(self.student, model, teacher, context), context)
+        return distill_language_model(self, teacher, make_student(self.student, model, teacher, context), context)

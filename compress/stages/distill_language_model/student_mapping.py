@@ -11,7 +11,7 @@ from compress.models.structure import blocks
 from compress.models.torch_model import TorchModel
 from compress.numerics.distillation import uniform_layer_map
 from compress.stages.distill_language_model.settings import LanguageLoss
-from compress.stages.training.sequences import Windows
+from compress.stages.training.sequences import TokenSequences
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Tokens = torch.Tensor | None
 
 
 def shared_tokens(
-    weights: LanguageLoss, teacher: TorchModel, student: TorchModel, windows: Windows
+    weights: LanguageLoss, teacher: TorchModel, student: TorchModel, windows: TokenSequences
 ) -> tuple[Tokens, Tokens, bool]:
     """By which ids student and teacher know each of the student's tokens, and whether the teacher knows all of them.
 
@@ -59,7 +59,7 @@ def shared_tokens(
     return torch.arange(count) if count < rows[0] else None, found, not missing
 
 
-def _require_known(found: torch.Tensor, windows: Windows, missing: int) -> None:
+def _require_known(found: torch.Tensor, windows: TokenSequences, missing: int) -> None:
     """Raises `StageError` where the text has a token that the teacher doesn't know."""
     ids = torch.cat([torch.from_numpy(window["input_ids"]) for window in windows.train.inputs])
     unknown = ids[found[ids] < 0]

@@ -15,7 +15,7 @@ from compress.stages.distill_language_model.settings import LanguageLoss
 from compress.stages.recovery.trainer import Body, head_of
 
 
-class Pupil(nn.Module):
+class StudentWithLoss(nn.Module):
     """A causal model that gives its loss, so that what is put around it for several processes sees all of its weights.
 
     ``pairs`` are blocks of the student and of the teacher whose states are compared, by their places among the hidden

@@ -16,18 +16,18 @@ from compress.models.structure import stacks
 from compress.models.torch_model import TorchModel
 from compress.stages.distill_language_model.settings import LanguageDistillation
 from compress.stages.distill_language_model.student_mapping import block_pairs, shared_tokens
-from compress.stages.distill_language_model.student_module import Pupil
+from compress.stages.distill_language_model.student_module import StudentWithLoss
 from compress.stages.recovery.quantized_recovery import adapt
 from compress.stages.recovery.settings import AdapterTraining
 from compress.stages.recovery.trainer import Body, Judge, Quality, Recovered, head_of, states_of, token_shares
 from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training import processes
-from compress.stages.training.checkpoint import KeptTraining
+from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.length import Length
 from compress.stages.training.loop import Trainee, train
-from compress.stages.training.sequences import Windows, check_enough, lesson_windows
+from compress.stages.training.sequences import TokenSequences, check_enough, training_sequences
 from compress.stages.training.sharding import Sharded
-from compress.stages.training.synthetic_data import with_written
+from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.stages.training.teacher_states import TeacherStates, states_key, with_room
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import uses_bf16
@@ -44,21 +44,25 @@ _NOTES = 20
 _STATES = "states"
 
 
-def teach(settings: LanguageDistillation, teacher: TorchModel, student: TorchModel, context: Context) -> TorchModel:
+def distill_language_model(
+    settings: LanguageDistillation, teacher: TorchModel, student: TorchModel, context: Context
+) -> TorchModel:
     """Train ``student`` in place, and return it.
 
     Raises `StageError` for models that cannot be compared, and `DataError` for text that is too short.
     """
-    windows = lesson_windows(student.processor, settings, context)
+    windows = training_sequences(student.processor, settings, context)
     _check_length(windows, teacher, student)
     if settings.teacher_writes is not None:
         bf16 = uses_bf16(settings.precision)
-        windows, seconds = with_written(windows, settings.teacher_writes, teacher, student.processor, context, bf16)
+        windows, seconds = with_synthetic_text(
+            windows, settings.teacher_writes, teacher, student.processor, context, bf16
+        )
         settings = settings.after(seconds)
         length = settings.sequence_length or context.max_length
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
     restore_zeros = keep_zeros(student.module)
-    lesson = LanguageLesson.between(settings, teacher, student, windows, context)
+    trainer = LanguageDistillationTrainer.between(settings, teacher, student, windows, context)
     adapted = None
     if settings.lora is not None:
         adapted = adapt(
@@ -66,7 +70,7 @@ def teach(settings: LanguageDistillation, teacher: TorchModel, student: TorchMod
         )
     if settings.memory.gradient_checkpointing:
         _checkpoint(student)
-    lesson.teach(None if adapted is not None else restore_zeros)
+    trainer.train(None if adapted is not None else restore_zeros)
     if settings.memory.gradient_checkpointing:
         student.module.activation_checkpointing_disable()
     if adapted is not None:
@@ -88,7 +92,7 @@ def _checkpoint(model: TorchModel) -> None:
         ) from error
 
 
-def _check_length(windows: Windows, *models: TorchModel) -> None:
+def _check_length(windows: TokenSequences, *models: TorchModel) -> None:
     length = len(windows.train.inputs[0]["input_ids"])
     for model in models:
         positions = max_positions(model.module.config.to_dict())
@@ -101,13 +105,13 @@ def _check_length(windows: Windows, *models: TorchModel) -> None:
 
 
 @dataclass
-class LanguageLesson:
+class LanguageDistillationTrainer:
     """One distillation: the pupil, its teacher, the windows, and who judges."""
 
     settings: LanguageDistillation
-    pupil: Pupil
+    student: StudentWithLoss
     teacher: Body
-    windows: Windows
+    windows: TokenSequences
     context: Context
     dtype: torch.dtype
     states: TeacherStates
@@ -127,9 +131,9 @@ class LanguageLesson:
         settings: LanguageDistillation,
         teacher: TorchModel,
         student: TorchModel,
-        windows: Windows,
+        windows: TokenSequences,
         context: Context,
-    ) -> LanguageLesson:
+    ) -> LanguageDistillationTrainer:
         """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
         module = teacher.module.eval().requires_grad_(False)
         mine, theirs, complete = shared_tokens(settings.loss, teacher, student, windows)
@@ -141,7 +145,7 @@ class LanguageLesson:
         pairs = block_pairs(student.module, module) if settings.loss.hidden_weight else []
         widths = student.module.config.hidden_size, module.config.hidden_size
         torch.manual_seed(context.seed)
-        pupil = Pupil(bodies[0], settings.loss, dtype, pairs, widths)
+        student_with_loss = StudentWithLoss(bodies[0], settings.loss, dtype, pairs, widths)
         if dtype == torch.bfloat16:
             bodies[1].lower()
         judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
@@ -152,7 +156,7 @@ class LanguageLesson:
 
         states = TeacherStates(bodies[1], last_states, _folder(settings, bodies[1], windows, dtype, context), shares)
         blocks = (_blocks(student.module), _blocks(module)) if shares else ([], [])
-        return cls(settings, pupil, bodies[1], windows, context, dtype, states, judge, blocks)
+        return cls(settings, student_with_loss, bodies[1], windows, context, dtype, states, judge, blocks)
 
     @property
     def step_tokens(self) -> int:
@@ -167,21 +171,21 @@ class LanguageLesson:
             return Length(max(1, settings.tokens // self.step_tokens))
         return Length(max(1, round(settings.epochs * batches)), settings.seconds)
 
-    def teach(self, after_step: Callable[[int, int], None] | None) -> None:
+    def train(self, after_step: Callable[[int, int], None] | None) -> None:
         """Train the pupil in place, and say what that has changed."""
         context, judge = self.context, self.judge
         before = None if judge is None else judge.quality()
         shared = self._shared() if self.blocks[0] else None
-        pupil = self.pupil if shared is None else shared.module
+        student = self.student if shared is None else shared.module
         if shared is not None and after_step is not None:
-            after_step = keep_zeros(pupil.body.causal)
+            after_step = keep_zeros(student.body.causal)
 
         def quality(judge: Judge) -> Quality:
             with contextlib.nullcontext() if shared is None else shared.whole():
                 return judge.quality()
 
         trainee = Trainee(
-            pupil,
+            student,
             self.windows.train,
             self.loss,
             after_step=after_step,
@@ -190,9 +194,9 @@ class LanguageLesson:
             pieces=self.pieces,
             together=True,
             told=self._told,
-            kept=None if processes.several() else KeptTraining(context.scratch),
+            kept=None if processes.several() else TrainingCheckpoint(context.scratch),
             stopped=context.note,
-            known=pupil.body.causal,
+            known=student.body.causal,
             freeze_embeddings=self.settings.freeze_embeddings,
             keep_best=self.settings.keep_best,
         )
@@ -210,12 +214,12 @@ class LanguageLesson:
             done = f"{Recovered(before, after)}; {done}"
         context.note(f"distill_language_model: {done}")
 
-    def _shared(self) -> Sharded[Pupil]:
+    def _shared(self) -> Sharded[StudentWithLoss]:
         """The pupil and its teacher in parts, each with one process, for whoever reads them while it learns."""
-        shared = Sharded(self.pupil, self.blocks[0])
+        shared = Sharded(self.student, self.blocks[0])
         self.teacher = self.states.teacher = Sharded(self.teacher, self.blocks[1], apart=False).module
         if self.judge is not None:
-            self.judge.pupil, self.judge.teacher = shared.module.body, self.teacher
+            self.judge.student, self.judge.teacher = shared.module.body, self.teacher
         return shared
 
     def _error(self, quality: Quality) -> float:
@@ -247,7 +251,7 @@ class LanguageLesson:
         taught: Any = None
         states: torch.Tensor | None = None
         with torch.no_grad():
-            if self.pupil.pairs:
+            if self.student.pairs:
                 taught = self.teacher.outputs(ids, output_hidden_states=True)
                 states = taught.last_hidden_state
             elif self.settings.loss.logits_weight:
@@ -284,7 +288,7 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _folder(
-    settings: LanguageDistillation, teacher: Body, windows: Windows, dtype: torch.dtype, context: Context
+    settings: LanguageDistillation, teacher: Body, windows: TokenSequences, dtype: torch.dtype, context: Context
 ) -> Path | None:
     """Where the teacher's states are kept, if they are."""
     if not (settings.memory.cache_teacher_states and settings.loss.logits_weight and not settings.loss.hidden_weight):

@@ -19,10 +19,10 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.models.hooks import capture_inputs, capture_outputs
 from compress.numerics.smoothing import smoothing_factors
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.write import write_floats
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
@@ -40,41 +40,41 @@ def equalize_checkpoint(
     """The equalized checkpoint, in the context's scratch folder; what was changed is stored in float32.
 
     With ``text``, whose windows are read then, ``strength`` is SmoothQuant's alpha. Raises `StageError` where nothing
-    could be equalized, `DataError` for too little text, and `ModelError` as `build_skeleton` does.
+    could be equalized, `DataError` for too little text, and `ModelError` as `build_blockwise_model` does.
     """
     refuse_quantized(checkpoint.folder)
-    skeleton, stream = build_skeleton(checkpoint), None
+    decoder, stream = build_blockwise_model(checkpoint), None
     if text is not None:
-        ids = calibration_windows(context, checkpoint, text.samples, text.sequence_length)
+        ids = calibration_sequences(context, checkpoint, text.samples, text.sequence_length)
         context.scratch.mkdir(parents=True, exist_ok=True)
-        stream = Stream(skeleton, text, ids, context.scratch)
-    work = _Work(skeleton, strength, context, stream)
+        stream = CalibrationActivations(decoder, text, ids, context.scratch)
+    work = _Work(decoder, strength, context, stream)
     made = write_floats(checkpoint, context.scratch / "equalized", work.tensors())
     context.note(work.summary())
     return made
 
 
-def probe(skeleton: Skeleton, index: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+def probe(decoder: BlockwiseModel, index: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """Hidden states [1, TOKENS, hidden] to try a loaded block on, and its forward pass."""
-    call = skeleton.calls(torch.arange(TOKENS)[None] % skeleton.vocabulary)[index]
+    call = decoder.calls(torch.arange(TOKENS)[None] % decoder.vocabulary)[index]
     generator = torch.Generator().manual_seed(index)
-    hidden = torch.randn(1, TOKENS, skeleton.hidden_size, generator=generator)
-    return hidden, lambda states: skeleton.run(index, states, call)
+    hidden = torch.randn(1, TOKENS, decoder.hidden_size, generator=generator)
+    return hidden, lambda states: decoder.run(index, states, call)
 
 
 @dataclass
 class _Work:
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     strength: float
     context: Context
-    stream: Stream | None = None
+    stream: CalibrationActivations | None = None
     folds: int = 0
     alone: list[str] = field(default_factory=list)
 
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Those of changed layers."""
-        blocks = range(len(self.skeleton.blocks))
+        blocks = range(len(self.decoder.blocks))
         for index in self.context.progress.track(blocks, "equalizing blocks", len(blocks)):
             yield from self._block(index)
         if self.stream is not None:
@@ -87,11 +87,11 @@ class _Work:
             )
 
     def _block(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
-        block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
+        block, prefix = self.decoder.load(index), f"{self.decoder.prefix}.{index}"
         modules = {name: part for name, part in block.named_modules() if name}
         largest = {} if self.stream is None else _largest_inputs(self.stream, index, modules)
-        hidden, run = probe(self.skeleton, index)
-        config, width = self.skeleton.model.config.get_text_config(), self.skeleton.hidden_size
+        hidden, run = probe(self.decoder, index)
+        config, width = self.decoder.model.config.get_text_config(), self.decoder.hidden_size
         head_size = getattr(config, "head_dim", None) or width // config.num_attention_heads
         folds, alone = find_folds(modules, lambda: run(hidden), head_size)
         self.folds += len(folds)
@@ -101,8 +101,8 @@ class _Work:
             fold.take_back(modules, factors)
         changed = {name for fold in folds for name in (*fold.consumers, fold.source)}
         for name in sorted(changed):
-            yield from self.skeleton.as_stored(f"{prefix}.{name}", modules[name])
-        self.skeleton.unload(index)
+            yield from self.decoder.as_stored(f"{prefix}.{name}", modules[name])
+        self.decoder.unload(index)
 
     def _factors(
         self, fold: Fold, modules: dict[str, torch.nn.Module], largest: Mapping[str, torch.Tensor]
@@ -121,7 +121,7 @@ class _Work:
         return f"equalize: {self.folds} groups of layers with {done}{left}"
 
 
-def _largest_inputs(stream: Stream, index: int, modules: Modules) -> dict[str, torch.Tensor]:
+def _largest_inputs(stream: CalibrationActivations, index: int, modules: Modules) -> dict[str, torch.Tensor]:
     """The largest magnitude of each input of a loaded block's linear layers, [columns], as all windows pass it."""
     found: dict[str, torch.Tensor] = {}
 

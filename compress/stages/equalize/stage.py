@@ -55,10 +55,10 @@ class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""
-        from compress.stages.blockwise.calibration import calibration_windows
+        from compress.stages.blockwise.calibration import calibration_sequences
 
         if self.smooth_quant is not None:
-            calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+            calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def run(self, model: Checkpoint, context: Context) -> Checkpoint:
         """Equalize every block. Raises `StageError`, `DataError` or `ModelError`."""

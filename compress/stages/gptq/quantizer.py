@@ -16,13 +16,13 @@ from torch import nn
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.folder_checks import refuse_quantized
-from compress.stages.block_qat.trainer import BlockLesson
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.block_qat.trainer import BlockTrainer
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.layers import Layer, about_starved, linears, plan_layers, with_bits
-from compress.stages.blockwise.resume import TABLE_BITS, Finished, Tables, plan_tables, quantize_tables
+from compress.stages.blockwise.resume import TABLE_BITS, BlockCache, EmbeddingTables, plan_tables, quantize_tables
 from compress.stages.blockwise.states import BlockRun
 from compress.stages.blockwise.write import Result
 from compress.stages.gptq.bit_allocation import FLOAT_BITS, Allocation, allocate, average_bits
@@ -53,16 +53,16 @@ def quantize(
     """
     keep_freed_memory(_KEPT_BYTES)
     refuse_quantized(checkpoint.folder)
-    skeleton = build_skeleton(checkpoint, current_device())
-    plan = plan_layers(skeleton, config)
-    _plan_tables(skeleton, config)
+    decoder = build_blockwise_model(checkpoint, current_device())
+    plan = plan_layers(decoder, config)
+    _plan_tables(decoder, config)
     ids = None
     if config.method != "rtn":
-        ids = calibration_windows(context, checkpoint, config.samples, config.sequence_length)
+        ids = calibration_sequences(context, checkpoint, config.samples, config.sequence_length)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
         try:
-            return _Work(skeleton, config, context, plan, ids, training).run()
+            return _Work(decoder, config, context, plan, ids, training).run()
         except SafetensorError as error:
             if "No space left on device" in str(error):
                 raise disk_full(context.scratch) from error
@@ -77,20 +77,20 @@ def check_fits(
     ``cuts`` cut a model without weights, in place. Where one says that it cannot tell how far, nothing is asked; of
     tables nothing where those of any width will do.
     """
-    skeleton = build_skeleton(Checkpoint(folder))
-    if all(cut(skeleton.model) for cut in cuts):
-        plan_layers(skeleton, config)
+    decoder = build_blockwise_model(Checkpoint(folder))
+    if all(cut(decoder.model) for cut in cuts):
+        plan_layers(decoder, config)
         if not any_tables:
-            _plan_tables(skeleton, config)
+            _plan_tables(decoder, config)
 
 
-def _plan_tables(skeleton: Skeleton, config: Quantization) -> None:
-    plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
+def _plan_tables(decoder: BlockwiseModel, config: Quantization) -> None:
+    plan_tables(decoder, config, config.embedding_bits or _TABLE_CHOICES[0])
 
 
 @dataclass
 class _Work:
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     config: Quantization
     context: Context
     plan: tuple[tuple[Layer, ...], ...]
@@ -104,17 +104,21 @@ class _Work:
             chosen = self._allocation(importance)
             self.plan, table_bits = with_bits(self.plan, chosen.bits), chosen.tables
             self.context.note(_choice(chosen))
-        self.skeleton.shipped = torch.float16
-        self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
-        scratch, finished = self.context.scratch, Finished(self.context.scratch)
-        text = None if self.ids is None else Stream(self.skeleton, self.config, self.ids, scratch, importance)
+        self.decoder.shipped = torch.float16
+        self.decoder.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
+        scratch, finished = self.context.scratch, BlockCache(self.context.scratch)
+        text = (
+            None
+            if self.ids is None
+            else CalibrationActivations(self.decoder, self.config, self.ids, scratch, importance)
+        )
         self._walk(text, finished)
         give_back_freed_memory()
         work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
-        average = average_bits(found, tables, self.skeleton.count_parameters(), self.config.sym)
+        average = average_bits(found, tables, self.decoder.count_parameters(), self.config.sym)
         result = Result(
-            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self.skeleton.tied_tensors
+            self.decoder.checkpoint, self.config, found, tables, average, finished, work, self.decoder.tied_tensors
         )
         self.context.note(_summary(result.layers, average))
         if starved := about_starved(result.layers, self.config.expert_tokens):
@@ -122,7 +126,7 @@ class _Work:
         return result.write(scratch / "checkpoint")
 
     @torch.no_grad()
-    def _walk(self, text: Stream | None, finished: Finished) -> None:
+    def _walk(self, text: CalibrationActivations | None, finished: BlockCache) -> None:
         """Quantize every block that is not done yet: solved on ``text``, or all layers rounded to nearest without it.
 
         Blocks that are done count only if the states that enter the next one are here.
@@ -134,23 +138,23 @@ class _Work:
             self.context.progress.note(f"onnx_int8: {first} of {len(self.plan)} blocks were done before")
         rest = range(first, len(self.plan))
         for index in self.context.progress.track(rest, "quantizing blocks", len(rest)):
-            with device_memory_errors(f"{self.skeleton.prefix}.{index}", _LOWER):
+            with device_memory_errors(f"{self.decoder.prefix}.{index}", _LOWER):
                 self._block(index, streams, finished)
 
-    def _block(self, index: int, streams: Sequence[Stream], finished: Finished) -> None:
+    def _block(self, index: int, streams: Sequence[CalibrationActivations], finished: BlockCache) -> None:
         """Quantize block ``index`` on the first of ``streams``, and train it to answer as it does on the second."""
-        block = self.skeleton.load(index)
-        name = f"{self.skeleton.prefix}.{index}"
+        block = self.decoder.load(index)
+        name = f"{self.decoder.prefix}.{index}"
         plan = {layer.name: layer for layer in self.plan[index]}
         modules = {name: part for name, part in linears(block, name).items() if plan[name].bits}
-        lesson = self._lesson(index, modules, *streams) if len(streams) > 1 else None
+        trainer = self._trainer(index, modules, *streams) if len(streams) > 1 else None
         work = streams[0].pass_through(index, modules) if streams else None
         found: dict[str, Solved] = {}
         vectors: Mapping[str, torch.Tensor] = {}
 
         def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
             given, weights = [plan[name] for name in names], [modules[name].weight for name in names]
-            with autocast(False, self.skeleton.device):
+            with autocast(False, self.decoder.device):
                 solutions = solve_layers(self.config, given, weights, hessian)
             for name, solved in zip(names, solutions, strict=True):
                 sent = None if work is None else work.sent(name)
@@ -163,12 +167,12 @@ class _Work:
                 quantize([layer], None)
         else:
             outputs = work.solve(quantize)
-            if lesson is not None:
+            if trainer is not None:
                 deque(outputs, maxlen=0)
-                vectors = self._taught(lesson, found)
+                vectors = self._taught(trainer, found)
                 outputs = (work.run(batch()) for batch in work.batches)
             streams[0].leave(index, outputs)
-        self.skeleton.unload(index)
+        self.decoder.unload(index)
         packed = [solved.packed(stored_less_one=self.config.sym) for solved in found.values()]
         layers = [found[name].layer if name in found else layer for name, layer in plan.items()]
         finished.store(index, dict(ChainMap(*packed, dict(vectors))), layers)
@@ -176,33 +180,35 @@ class _Work:
             stream.forget(index)
         self.context.progress.note(_line(name, layers))
 
-    def _taught(self, lesson: BlockLesson, found: dict[str, Solved]) -> Mapping[str, torch.Tensor]:
+    def _taught(self, trainer: BlockTrainer, found: dict[str, Solved]) -> Mapping[str, torch.Tensor]:
         """Train a block whose layers were ``found`` and are found anew, in place; returns its vectors."""
-        trained = lesson.teach({name: solved.weight for name, solved in found.items()})
+        trained = trainer.train({name: solved.weight for name, solved in found.items()})
         for name, weight in trained.weights.items():
             found[name] = Solved(weight, replace(found[name].layer, block_error=trained.after))
-        (self.context.note if trained.stopped else self.context.progress.note)(f"{lesson.name}: {trained}")
+        (self.context.note if trained.stopped else self.context.progress.note)(f"{trainer.name}: {trained}")
         return trained.vectors
 
-    def _lesson(self, index: int, modules: Mapping[str, nn.Linear], text: Stream, floats: Stream) -> BlockLesson:
+    def _trainer(
+        self, index: int, modules: Mapping[str, nn.Linear], text: CalibrationActivations, floats: CalibrationActivations
+    ) -> BlockTrainer:
         """What the loaded block is to learn, while it still has its own weights."""
         training, precision = self.training, self.config.precision
         assert training is not None
         floats.pass_as_it_is(index)
-        run = BlockRun.of(self.skeleton, self.config, index, text.ids, training.batch_size)
+        run = BlockRun.of(self.decoder, self.config, index, text.ids, training.batch_size)
         run = replace(run, bf16=device_uses_bf16("fastest" if precision == "auto" else precision))
-        name, block = f"{self.skeleton.prefix}.{index}", self.skeleton.blocks[index]
+        name, block = f"{self.decoder.prefix}.{index}", self.decoder.blocks[index]
         own = {layer: module.weight.data for layer, module in modules.items()}
         given, wanted = text.entering(index), floats.entering(index + 1)
-        return BlockLesson(name, block, modules, own, run, given, wanted, training, self.context.seed)
+        return BlockTrainer(name, block, modules, own, run, given, wanted, training, self.context.seed)
 
     def _tables(
         self, use: str, bits: int, hessian: Callable[[], torch.Tensor] | None
-    ) -> tuple[Tables, tuple[Layer, ...]]:
+    ) -> tuple[EmbeddingTables, tuple[Layer, ...]]:
         """The tables at so many bits, made now or before; to nearest without a ``hessian`` of the head's inputs."""
-        work = Tables(self.context.scratch / f"tables-{bits}-{use}")
-        plan = plan_tables(self.skeleton, self.config, bits)
-        return work, quantize_tables(self.skeleton, self.config, plan, hessian, work.folder)
+        work = EmbeddingTables(self.context.scratch / f"tables-{bits}-{use}")
+        plan = plan_tables(self.decoder, self.config, bits)
+        return work, quantize_tables(self.decoder, self.config, plan, hessian, work.folder)
 
     def _importance(self) -> Importance | None:
         """How much each token counts, measured once and kept; None where all are to count alike."""
@@ -210,7 +216,7 @@ class _Work:
             return None
         path, scratch = self.context.scratch / "importance.safetensors", self.context.scratch / "gradients"
         if not path.is_file():
-            work = Gradients(self.skeleton, self.config, self.ids, scratch, self.context.progress, self.context.seed)
+            work = Gradients(self.decoder, self.config, self.ids, scratch, self.context.progress, self.context.seed)
             with device_memory_errors("measuring which tokens matter", f"{_LOWER}, or guided: false"):
                 work.importance().write(path)
         return Importance.read(path)
@@ -221,14 +227,14 @@ class _Work:
         if path.is_file():
             return Allocation(**json.loads(path.read_text()))
         assert self.ids is not None
-        tables = plan_tables(self.skeleton, self.config, _TABLE_CHOICES[0])
+        tables = plan_tables(self.decoder, self.config, _TABLE_CHOICES[0])
         choices: tuple[int, ...] = (self.config.embedding_bits,) if self.config.embedding_bits else _TABLE_CHOICES
         choices = choices if all(table.bits for table in tables) else (FLOAT_BITS,)
         coarse = [bits for bits in choices if bits != FLOAT_BITS]
         folder = self.context.scratch / "survey"
         folder.mkdir(exist_ok=True)
         survey = Survey(
-            self.skeleton, self.config, self.plan, self.config.choices, self.context.progress, folder, importance
+            self.decoder, self.config, self.plan, self.config.choices, self.context.progress, folder, importance
         )
         embeddings = {bits: self._table(bits, 0, None) for bits in coarse}
         with device_memory_errors("measuring sensitivity", _LOWER):
@@ -236,7 +242,7 @@ class _Work:
                 self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
             )
         shutil.rmtree(folder)
-        parameters, together = self.skeleton.count_parameters(), survey.together if self.config.fused else ()
+        parameters, together = self.decoder.count_parameters(), survey.together if self.config.fused else ()
         chosen = allocate(self.config, self.plan, tables, parameters, sensitivity, choices, together)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(chosen)))

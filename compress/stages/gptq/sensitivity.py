@@ -25,8 +25,8 @@ from torch import nn
 from compress.models.experts import SeparateExperts, find_separate_experts, owning_experts
 from compress.numerics.gptq import output_energy, round_to_nearest
 from compress.stages.blockwise.block_pass import BlockPass
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.layers import Layer, linears
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.solver import settings_for
@@ -62,7 +62,7 @@ class Survey:
     ``folder`` is for states at work.
     """
 
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     config: Quantization
     plan: Sequence[Sequence[Layer]]
     choices: Sequence[int]
@@ -81,18 +81,20 @@ class Survey:
         variants = [variant for index in range(len(self.plan)) for variant in self._variants(index)]
         probe = self._probe(ids, len(variants) + len(embeddings) + 1)
         # Found before any layer is watched, since finding them may run a block.
-        self.skeleton.calls(probe)
+        self.decoder.calls(probe)
         states = torch.cat([self._embedded(probe, table) for table in (None, *embeddings.values())])
         errors: dict[str, dict[int, float]] = {}
         shares: dict[str, float] = {}
-        text = Stream(self.skeleton, self.config, ids, self.folder, self.importance) if embeddings else None
+        text = (
+            CalibrationActivations(self.decoder, self.config, ids, self.folder, self.importance) if embeddings else None
+        )
         rest = range(len(self.plan))
         for index in self.progress.track(rest, "measuring sensitivity", len(rest)):
-            self.skeleton.load(index)
+            self.decoder.load(index)
             states = self._block(index, probe, states, errors, shares)
             if text is not None:
                 text.advance(index)
-            self.skeleton.unload(index)
+            self.decoder.unload(index)
         divergences = self._divergences(states, list(heads(text.table_hessian()).values()) if text else [])
         losses: dict[str, Mapping[int, float]] = {}
         for variant, divergence in zip(variants, divergences[len(embeddings) :], strict=True):
@@ -106,11 +108,11 @@ class Survey:
     def _probe(self, ids: torch.Tensor, variants: int) -> torch.Tensor:
         """The first tokens of one window, [1, length]."""
         longest = _LONGEST_ROUTED if any(map(self._experts, range(len(self.plan)))) else _LONGEST
-        length = min(ids.shape[1], longest, max(STATES_BYTES // (4 * self.skeleton.hidden_size * variants), 8))
+        length = min(ids.shape[1], longest, max(STATES_BYTES // (4 * self.decoder.hidden_size * variants), 8))
         return ids[:1, :length]
 
     def _experts(self, index: int) -> dict[str, SeparateExperts]:
-        return find_separate_experts(self.skeleton.blocks[index], f"{self.skeleton.prefix}.{index}")
+        return find_separate_experts(self.decoder.blocks[index], f"{self.decoder.prefix}.{index}")
 
     def _variants(self, index: int) -> list[tuple[str, ...]]:
         """The layers of a block that are coarse together: each alone, but the same matrix of all experts."""
@@ -123,12 +125,12 @@ class Survey:
         return list(variants.values())
 
     def _embedded(self, probe: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        before = self.skeleton.table
-        self.skeleton.table = table
+        before = self.decoder.table
+        self.decoder.table = table
         try:
-            return self.skeleton.embedded(probe)
+            return self.decoder.embedded(probe)
         finally:
-            self.skeleton.table = before
+            self.decoder.table = before
 
     def _block(
         self,
@@ -139,14 +141,14 @@ class Survey:
         shares: dict[str, float],
     ) -> torch.Tensor:
         """All variants' states [variants, length, hidden] after a block, those of its own layers at the end."""
-        prefix = f"{self.skeleton.prefix}.{index}"
-        found = linears(self.skeleton.blocks[index], prefix)
+        prefix = f"{self.decoder.prefix}.{index}"
+        found = linears(self.decoder.blocks[index], prefix)
         groups = {layer.name: layer.group_size for layer in self.plan[index] if layer.bits}
         modules = {name: part for name, part in found.items() if name in groups}
         coarse: dict[str, torch.Tensor] = {}
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            return self.skeleton.run(index, hidden, self.skeleton.calls(probe.expand(len(hidden), -1))[index])
+            return self.decoder.run(index, hidden, self.decoder.calls(probe.expand(len(hidden), -1))[index])
 
         def measure(names: Sequence[str], hessian: torch.Tensor) -> None:
             self.together.append(tuple(names))
@@ -189,7 +191,7 @@ class Survey:
 
     def _answers(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities [1, positions, vocabulary]."""
-        return torch.log_softmax(self.skeleton.logits(hidden, head), dim=-1)
+        return torch.log_softmax(self.decoder.logits(hidden, head), dim=-1)
 
 
 @contextmanager

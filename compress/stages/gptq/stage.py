@@ -15,7 +15,7 @@ from compress.stages.protocols import width_changes
 from compress.tasks.capability import GENERATES
 
 
-class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
+class DecoderQuantization(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     """A stage that rounds the weights of a decoder on calibration text."""
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
@@ -28,10 +28,10 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""
-        from compress.stages.blockwise.calibration import calibration_windows
+        from compress.stages.blockwise.calibration import calibration_sequences
 
         if self.method == "gptq":
-            calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+            calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
         """Raises `ModelError` for matrices that groups don't divide."""
@@ -55,7 +55,7 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         return layers, IntegerWeights(bits, size, not self.sym, "embedding_group_size", "embedding_bits", fewer)
 
 
-class Gptq(Rounds):
+class Gptq(DecoderQuantization):
     """Weight-only quantization with GPTQ (Frantar et al. 2022, section 3), block by block.
 
     Each linear layer of the decoder's blocks is rounded so that its outputs on calibration text change least, given

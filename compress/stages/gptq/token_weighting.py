@@ -21,7 +21,7 @@ from compress.models.experts import find_separate_experts, owning_experts
 from compress.models.hooks import capture_outputs
 from compress.models.shards import write_whole
 from compress.stages.blockwise.block_pass import gram
-from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
 from compress.stages.blockwise.layers import linears
 from compress.stages.blockwise.states import BlockRun, States
 from compress.stages.gptq.settings import Quantization
@@ -59,13 +59,13 @@ class Importance:
 
 @dataclass
 class Gradients:
-    """A pass of token ``ids`` [windows, length] forwards and backwards through the blocks of ``skeleton``.
+    """A pass of token ``ids`` [windows, length] forwards and backwards through the blocks of ``decoder``.
 
     ``folder`` takes the hidden states of every block: 4 bytes * tokens * hidden size for each. In memory are one block
     at a time, and on the way back one window.
     """
 
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     config: Quantization
     ids: torch.Tensor
     folder: Path
@@ -75,7 +75,7 @@ class Gradients:
     def importance(self) -> Importance:
         """Measured now. Raises `StageError` for gradients that are not finite."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        count = len(self.skeleton.blocks)
+        count = len(self.decoder.blocks)
         steps = iter(self.progress.track(range(2 * count), "measuring which tokens matter", 2 * count))
         states = [self._embedded()]
         for index in range(count):
@@ -94,7 +94,7 @@ class Gradients:
     def _by_rows(self, gradient: States) -> torch.Tensor:
         """The mean outer product of the gradient by the table's rows, given that by what enters the first block."""
         count, share = len(self.ids), self._multiplier() ** 2 / len(self.ids)
-        total = torch.zeros(self.skeleton.hidden_size, self.skeleton.hidden_size, device=self.skeleton.device)
+        total = torch.zeros(self.decoder.hidden_size, self.decoder.hidden_size, device=self.decoder.device)
         for window in range(count):
             total.add_(gram(gradient[window : window + 1]), alpha=share)
         return total
@@ -102,38 +102,38 @@ class Gradients:
     @torch.no_grad()
     def _multiplier(self) -> float:
         """What a model multiplies the rows of its table by, judged by their size."""
-        rows = self.skeleton.checkpoint.stored(f"{self.skeleton.name(self.skeleton.embedding)}.weight")[self.ids[0]]
-        return float(self.skeleton.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
+        rows = self.decoder.checkpoint.stored(f"{self.decoder.name(self.decoder.embedding)}.weight")[self.ids[0]]
+        return float(self.decoder.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
 
     @torch.no_grad()
     def _embedded(self) -> States:
-        batches = (self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
+        batches = (self.decoder.embedded(rows) for rows in torch.split(self.ids, 1))
         return self._kept("enter-00000.bin", "what enters the first block", batches)
 
     def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
         """In a file. Raises `StageError` if one is not finite."""
-        states = States(self.folder / name, (*self.ids.shape, self.skeleton.hidden_size), self.skeleton.device)
+        states = States(self.folder / name, (*self.ids.shape, self.decoder.hidden_size), self.decoder.device)
         return states.write(_finite(batch, what) for batch in batches)
 
     @torch.no_grad()
     def _forwards(self, index: int, states: States) -> States:
-        self.skeleton.load(index)
-        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
-        what = f"what comes after {self.skeleton.prefix}.{index}"
+        self.decoder.load(index)
+        run = BlockRun.of(self.decoder, self.config, index, self.ids)
+        what = f"what comes after {self.decoder.prefix}.{index}"
         left = self._kept(f"enter-{index + 1:05}.bin", what, (run(states[some]) for some in run.slices()))
-        self.skeleton.unload(index)
+        self.decoder.unload(index)
         return left
 
     def _answers(self, states: States) -> tuple[States, torch.Tensor]:
         """The loss's gradient by the last block's outputs, and the importance of each token to the head."""
-        generator = torch.Generator(self.skeleton.device).manual_seed(self.seed)
+        generator = torch.Generator(self.decoder.device).manual_seed(self.seed)
         head: list[torch.Tensor] = []
 
         def gradient(window: int) -> torch.Tensor:
             # A function of its own, so that one window's logits are gone before the next one's are there.
             hidden = states[window : window + 1].clone().requires_grad_()
-            with autocast(device_uses_bf16(self.config.precision, self.skeleton.device), self.skeleton.device):
-                logits = self.skeleton.logits(hidden)[0]
+            with autocast(device_uses_bf16(self.config.precision, self.decoder.device), self.decoder.device):
+                logits = self.decoder.logits(hidden)[0]
             slope = _finite(torch.softmax(logits.detach(), dim=-1, dtype=torch.float32), "the answer")
             head.append(1 - torch.linalg.vector_norm(slope, dim=-1).square())
             answers = torch.multinomial(slope, 1, generator=generator)
@@ -146,10 +146,10 @@ class Gradients:
 
     def _backwards(self, index: int, states: States, gradient: States, layers: dict[str, torch.Tensor]) -> States:
         """The gradient by what entered a block, given that by what left it; adds its layers' weights to ``layers``."""
-        block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
+        block, prefix = self.decoder.load(index), f"{self.decoder.prefix}.{index}"
         experts = find_separate_experts(block, prefix)
         plain = {name: part for name, part in linears(block, prefix).items() if not owning_experts(name, experts)}
-        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        run = BlockRun.of(self.decoder, self.config, index, self.ids)
         seen: dict[str, list[torch.Tensor]] = {name: [] for name in plain}
 
         def look(name: str, output: torch.Tensor) -> None:
@@ -170,7 +170,7 @@ class Gradients:
         found = self._kept(f"gradient-{index:05}.bin", f"the gradient before {prefix}", gradients())
         for used in (states, gradient):
             used.path.unlink()
-        self.skeleton.unload(index)
+        self.decoder.unload(index)
         layers.update({name: _relative(torch.cat(parts)) for name, parts in seen.items() if parts})
         return found
 

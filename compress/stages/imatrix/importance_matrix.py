@@ -10,12 +10,12 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.models.imatrix import IMATRIX
 from compress.models.shards import write_whole
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.layers import linears
-from compress.stages.blockwise.resume import Finished
+from compress.stages.blockwise.resume import BlockCache
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
 from compress.utils.storage import storage_errors
@@ -33,16 +33,16 @@ def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) ->
     Raises `StageError` for inputs that are not finite, and `DataError` for text that is too short.
     """
     refuse_quantized(checkpoint.folder)
-    ids = calibration_windows(context, checkpoint, text.samples, text.sequence_length)
-    skeleton, finished = build_skeleton(checkpoint, current_device()), Finished(context.scratch)
-    count = len(skeleton.blocks)
+    ids = calibration_sequences(context, checkpoint, text.samples, text.sequence_length)
+    decoder, finished = build_blockwise_model(checkpoint, current_device()), BlockCache(context.scratch)
+    count = len(decoder.blocks)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
-        stream = Stream(skeleton, text, ids, context.scratch)
+        stream = CalibrationActivations(decoder, text, ids, context.scratch)
         first = finished.first(count, stream)
         for index in context.progress.track(range(first, count), "imatrix: blocks", count - first):
-            with device_memory_errors(f"imatrix: {skeleton.prefix}.{index}", "samples or sequence_length"):
-                finished.store(index, _block(skeleton, stream, index), ())
+            with device_memory_errors(f"imatrix: {decoder.prefix}.{index}", "samples or sequence_length"):
+                finished.store(index, _block(decoder, stream, index), ())
             stream.forget(index)
         stream.forget(count)
         found = {name: finished.tensor(index, name) for index in range(count) for name in finished.names(index)}
@@ -59,8 +59,8 @@ def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) ->
 
 
 @torch.no_grad()
-def _block(skeleton: Skeleton, stream: Stream, index: int) -> dict[str, torch.Tensor]:
-    block, prefix = skeleton.load(index), f"{skeleton.prefix}.{index}"
+def _block(decoder: BlockwiseModel, stream: CalibrationActivations, index: int) -> dict[str, torch.Tensor]:
+    block, prefix = decoder.load(index), f"{decoder.prefix}.{index}"
     layers = linears(block, prefix)
     sums = {name: torch.zeros(layer.in_features, dtype=torch.float64) for name, layer in layers.items()}
     tokens = dict.fromkeys(layers, 0)
@@ -71,7 +71,7 @@ def _block(skeleton: Skeleton, stream: Stream, index: int) -> dict[str, torch.Te
         tokens[name] += len(rows)
 
     stream.pass_watched(index, layers, seen)
-    skeleton.unload(index)
+    decoder.unload(index)
     means = {name: (total / max(tokens[name], 1)).float() for name, total in sums.items()}
     broken = next((name for name, mean in means.items() if not bool(torch.isfinite(mean).all())), None)
     if broken is not None:

@@ -17,11 +17,11 @@ from compress.models.folder_checks import refuse_quantized
 from compress.models.gptq_layout import pack_layer
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.layers import Layer, plan_layers
-from compress.stages.blockwise.resume import Finished, Tables, keep_tables, plan_tables
+from compress.stages.blockwise.resume import BlockCache, EmbeddingTables, keep_tables, plan_tables
 from compress.stages.blockwise.write import Result
 from compress.stages.gptq.bit_allocation import FLOAT_BITS
 from compress.stages.gptq.settings import NncfOptions
@@ -41,17 +41,17 @@ _NAMED = 3
 def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Context) -> QuantizedCheckpoint:
     """The checkpoint in GPTQ format, in the context's scratch folder. Raises `CompressError`."""
     refuse_quantized(checkpoint.folder)
-    skeleton = build_skeleton(checkpoint)
-    plan = plan_layers(skeleton, options.equivalent)
-    tables = plan_tables(skeleton, options.equivalent, None)
-    ids = calibration_windows(context, checkpoint, options.samples, options.sequence_length)
+    decoder = build_blockwise_model(checkpoint)
+    plan = plan_layers(decoder, options.equivalent)
+    tables = plan_tables(decoder, options.equivalent, None)
+    ids = calibration_sequences(context, checkpoint, options.samples, options.sequence_length)
     kept = [layer.name for block in plan for layer in block if layer.bits is None]
     kept += [table.name for table in tables if table.why.startswith("kept")]
     context.progress.note(f"nncf: {len(ids)} windows of text; the whole model is in memory, in float32")
     compressed = _compress(checkpoint, options, ids, kept, context.progress)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
-        return _Chosen(skeleton, options, plan, tables, compressed, context).keep()
+        return _Chosen(decoder, options, plan, tables, compressed, context).keep()
 
 
 def _compress(
@@ -129,7 +129,7 @@ class _Notes(logging.Handler):
 
 @dataclass(frozen=True)
 class _Chosen:
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     options: NncfOptions
     plan: Sequence[Sequence[Layer]]
     tables: Sequence[Layer]
@@ -146,16 +146,16 @@ class _Chosen:
         tables = [self._settled(layer) for layer in self.tables]
         symmetric = all(weights[layer.name].symmetric for block in found for layer in block if layer.bits)
         config = self.options.equivalent.model_copy(update={"sym": symmetric})
-        finished = Finished(scratch)
+        finished = BlockCache(scratch)
         for index, block in enumerate(found):
             finished.store(index, self._tensors(index, block, symmetric), block)
-        work = Tables(scratch / "tables-nncf")
+        work = EmbeddingTables(scratch / "tables-nncf")
         if coarse := {layer.name: weights[layer.name] for layer in tables if layer.bits}:
             keep_tables(coarse, tables, work.folder)
         made_by = {"quantizer": [f"nncf:{nncf.__version__}"], **{name: getattr(self.options, name) for name in _SAID}}
-        skipped = self.skeleton.tied_tensors
+        skipped = self.decoder.tied_tensors
         result = Result(
-            self.skeleton.checkpoint, config, found, tables, self._average(), finished, work, skipped, made_by
+            self.decoder.checkpoint, config, found, tables, self._average(), finished, work, skipped, made_by
         )
         self._note(result)
         return result.write(scratch / "checkpoint")
@@ -168,7 +168,7 @@ class _Chosen:
 
     def _tensors(self, index: int, block: Sequence[Layer], symmetric: bool) -> dict[str, torch.Tensor]:
         """A block's packed layers, and the float tensors of it that NNCF changed."""
-        prefix = f"{self.skeleton.prefix}.{index}."
+        prefix = f"{self.decoder.prefix}.{index}."
         tensors = {name: tensor for name, tensor in self.compressed.changed.items() if name.startswith(prefix)}
         for layer in block:
             if layer.bits:
@@ -178,7 +178,7 @@ class _Chosen:
 
     def _check_all_have_a_place(self) -> None:
         layers = {layer.name for layer in (*self.tables, *(layer for block in self.plan for layer in block))}
-        prefixes = tuple(f"{self.skeleton.prefix}.{index}." for index in range(len(self.plan)))
+        prefixes = tuple(f"{self.decoder.prefix}.{index}." for index in range(len(self.plan)))
         stray = [name for name in self.compressed.weights if name not in layers]
         stray += [name for name in self.compressed.changed if not name.startswith(prefixes)]
         if stray:
@@ -191,7 +191,7 @@ class _Chosen:
     def _average(self) -> float:
         """Bits of a parameter, scales and zero points included."""
         weights = self.compressed.weights.values()
-        parameters = self.skeleton.count_parameters()
+        parameters = self.decoder.count_parameters()
         rest = parameters - sum(weight.integers.numel() for weight in weights)
         return (sum(weight.size_bits() for weight in weights) + FLOAT_BITS * rest) / parameters
 

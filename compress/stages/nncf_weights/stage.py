@@ -32,9 +32,9 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""
-        from compress.stages.blockwise.calibration import calibration_windows
+        from compress.stages.blockwise.calibration import calibration_sequences
 
-        calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+        calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
         """Raises `ModelError` for matrices that groups don't divide."""

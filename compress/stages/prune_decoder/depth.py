@@ -17,10 +17,10 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.transformer_pruning import keep_layers
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration_activations import Stream
-from compress.stages.blockwise.pruned_checkpoint import cached_json, config_changes, write_cut
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
+from compress.stages.blockwise.pruned_checkpoint import cached_json, config_changes, write_pruned
 from compress.stages.gptq.settings import Quantization
 from compress.stages.prune_decoder.layer_replacement import compensate_removed_blocks
 from compress.utils.errors import StageError
@@ -43,13 +43,13 @@ def remove_blocks(
 
     Raises `StageError` where none would be left, and where the config cannot say which are.
     """
-    skeleton = build_skeleton(checkpoint, current_device())
-    total, count = len(skeleton.blocks), settings.layers
+    decoder = build_blockwise_model(checkpoint, current_device())
+    total, count = len(decoder.blocks), settings.layers
     check_removal(total, count)
     if ids is None:
         gone: Sequence[int] = range(total - count, total)
     else:
-        gone = _CHOOSERS[settings.layer_importance](skeleton, text, ids, count, context)
+        gone = _CHOOSERS[settings.layer_importance](decoder, text, ids, count, context)
     kept = [index for index in range(total) if index not in gone]
     if ids is not None:
         context.note(f"prune_decoder: {_told(gone)} of {total} removed")
@@ -58,8 +58,10 @@ def remove_blocks(
     if ids is not None and settings.compensate:
         folder = context.scratch / "compensation"
         folder.mkdir(parents=True, exist_ok=True)
-        fitted = compensate_removed_blocks(Stream(skeleton, text, ids, folder), gone, settings.damp_percent, context)
-    return write_cut(checkpoint, context.scratch / "blocks", changes, _renumbered(skeleton, kept, fitted))
+        fitted = compensate_removed_blocks(
+            CalibrationActivations(decoder, text, ids, folder), gone, settings.damp_percent, context
+        )
+    return write_pruned(checkpoint, context.scratch / "blocks", changes, _renumbered(decoder, kept, fitted))
 
 
 def _told(gone: Sequence[int]) -> str:
@@ -81,28 +83,32 @@ def check_removal(total: int, count: int) -> None:
 
 
 def _renumbered(
-    skeleton: Skeleton, kept: Sequence[int], fitted: Mapping[str, torch.Tensor]
+    decoder: BlockwiseModel, kept: Sequence[int], fitted: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor that stays, those of the blocks in ``kept`` by their new numbers; ``fitted`` are others."""
     places = {old: new for new, old in enumerate(kept)}
-    of_block = re.compile(rf"{re.escape(skeleton.prefix)}\.(\d+)\.(.+)")
-    for name in skeleton.checkpoint.files:
+    of_block = re.compile(rf"{re.escape(decoder.prefix)}\.(\d+)\.(.+)")
+    for name in decoder.checkpoint.files:
         found = of_block.fullmatch(name)
         if found is not None and int(found[1]) not in places:
             continue
-        stored = skeleton.checkpoint.stored(name)
+        stored = decoder.checkpoint.stored(name)
         stored = fitted[name].contiguous().to(stored) if name in fitted else stored
-        yield name if found is None else f"{skeleton.prefix}.{places[int(found[1])]}.{found[2]}", stored
+        yield name if found is None else f"{decoder.prefix}.{places[int(found[1])]}.{found[2]}", stored
 
 
-def _by_influence(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
-    found = distances(skeleton, text, ids, 1, context.scratch / "influence", context.progress)
+def _by_influence(
+    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
+) -> list[int]:
+    found = distances(decoder, text, ids, 1, context.scratch / "influence", context.progress)
     context.add_table("Block influence", ("block", "influence"), enumerate(found))
     return sorted(range(len(found)), key=lambda index: (found[index], index))[:count]
 
 
-def _neighbours(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
-    found = distances(skeleton, text, ids, count, context.scratch / "influence", context.progress)
+def _neighbours(
+    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
+) -> list[int]:
+    found = distances(decoder, text, ids, count, context.scratch / "influence", context.progress)
     context.add_table(f"Runs of {count} blocks", ("first block", "distance"), enumerate(found))
     first = min(range(len(found)), key=lambda index: (found[index], index))
     return list(range(first, first + count))
@@ -110,7 +116,7 @@ def _neighbours(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count
 
 @torch.no_grad()
 def distances(
-    skeleton: Skeleton, text: Quantization, ids: torch.Tensor, span: int, folder: Path, progress: Progress
+    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, span: int, folder: Path, progress: Progress
 ) -> list[float]:
     """1 - the mean cosine of the hidden states that enter a block and those that leave the last of ``span`` from it on.
 
@@ -119,24 +125,24 @@ def distances(
     states lie in ``folder``, one block is in memory at a time. Raises `StageError` for states that are not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stream, found = Stream(skeleton, text, ids, folder), list[float]()
-    rest = range(len(skeleton.blocks))
+    stream, found = CalibrationActivations(decoder, text, ids, folder), list[float]()
+    rest = range(len(decoder.blocks))
     for index in progress.track(rest, "prune_decoder: block influence", len(rest)):
-        with device_memory_errors(f"prune_decoder: {skeleton.prefix}.{index}", "samples or sequence_length"):
-            skeleton.load(index)
+        with device_memory_errors(f"prune_decoder: {decoder.prefix}.{index}", "samples or sequence_length"):
+            decoder.load(index)
             stream.pass_as_it_is(index)
-            skeleton.unload(index)
+            decoder.unload(index)
         first = index + 1 - span
         if first >= 0:
             likeness = sum(_likeness(stream, first, index + 1))
-            found.append(_finite(1 - likeness / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
+            found.append(_finite(1 - likeness / ids.numel(), f"what leaves {decoder.prefix}.{index}"))
             stream.forget(first)
     for index in range(len(rest) + 1 - span, len(rest) + 1):
         stream.forget(index)
     return found
 
 
-def _likeness(stream: Stream, first: int, second: int) -> Iterator[float]:
+def _likeness(stream: CalibrationActivations, first: int, second: int) -> Iterator[float]:
     """Of each window the sum over its tokens of the cosine of the states that enter the two blocks."""
     entering, left = stream.entering(first), stream.entering(second)
     for at in range(len(stream.ids)):
@@ -144,17 +150,19 @@ def _likeness(stream: Stream, first: int, second: int) -> Iterator[float]:
         yield float(cosine_similarity(entering[window], left[window], dim=-1).double().sum())
 
 
-def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
+def _greedily(
+    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
+) -> list[int]:
     """Blocks in the order of their removal; a killed run goes on with the next one."""
     path = context.scratch / "removed.json"
     rounds: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
     gone = [_best(losses) for losses in rounds]
     for _ in context.progress.track(range(len(gone), count), "prune_decoder: blocks", count - len(gone)):
-        kept = [index for index in range(len(skeleton.blocks)) if index not in gone]
+        kept = [index for index in range(len(decoder.blocks)) if index not in gone]
         with device_memory_errors(
             f"prune_decoder: a trial without each of {len(kept)} blocks", "samples or sequence_length"
         ):
-            losses = losses_without(skeleton, text, ids, kept)
+            losses = losses_without(decoder, text, ids, kept)
         rounds.append({str(index): loss for index, loss in losses.items()})
         cached_json(path, rounds)
         gone.append(_best(rounds[-1]))
@@ -172,29 +180,31 @@ _CHOOSERS = {"neighbours": _neighbours, "block_influence": _by_influence, "greed
 
 
 @torch.no_grad()
-def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, kept: Sequence[int]) -> dict[int, float]:
+def losses_without(
+    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, kept: Sequence[int]
+) -> dict[int, float]:
     """The mean loss on ``ids`` [windows, length] of the blocks ``kept``, in nats a token, without each of them in turn.
 
     The hidden states that enter a block are where the trial without it begins, so that a trial costs its tail alone,
     and all trials that have begun pass a block while it is in memory. Raises `StageError` for a loss that isn't finite.
     """
-    window = 4 * skeleton.hidden_size * ids.shape[1] * (len(kept) + 1)
-    bf16, totals = device_uses_bf16(text.precision, skeleton.device), dict.fromkeys(kept, 0.0)
+    window = 4 * decoder.hidden_size * ids.shape[1] * (len(kept) + 1)
+    bf16, totals = device_uses_bf16(text.precision, decoder.device), dict.fromkeys(kept, 0.0)
     for some in torch.split(ids, max(STATES_BYTES // window, 1)):
-        calls, trials, whole = skeleton.calls(some), dict[int, torch.Tensor](), skeleton.embedded(some)
+        calls, trials, whole = decoder.calls(some), dict[int, torch.Tensor](), decoder.embedded(some)
         for index in kept:
-            skeleton.load(index)
-            with autocast(bf16, skeleton.device):
-                passed = {trial: skeleton.run(index, hidden, calls[index]).float() for trial, hidden in trials.items()}
+            decoder.load(index)
+            with autocast(bf16, decoder.device):
+                passed = {trial: decoder.run(index, hidden, calls[index]).float() for trial, hidden in trials.items()}
                 trials = passed | {index: whole}
-                whole = skeleton.run(index, whole, calls[index]).float() if index != kept[-1] else whole
-            skeleton.unload(index)
+                whole = decoder.run(index, whole, calls[index]).float() if index != kept[-1] else whole
+            decoder.unload(index)
         for trial, hidden in trials.items():
             for place, tokens in enumerate(some):
-                logits = skeleton.logits(hidden[place : place + 1])[0, :-1]
+                logits = decoder.logits(hidden[place : place + 1])[0, :-1]
                 totals[trial] += float(cross_entropy(logits.float(), tokens[1:].to(logits.device)))
     return {
-        index: _finite(total / len(ids), f"the loss without {skeleton.prefix}.{index}")
+        index: _finite(total / len(ids), f"the loss without {decoder.prefix}.{index}")
         for index, total in totals.items()
     }
 

@@ -21,8 +21,8 @@ from torch import nn
 from compress.models.hooks import capture_inputs, capture_outputs, removed_on_exit
 from compress.models.structure import TransformerBlock, blocks
 from compress.numerics.held_out_ridge import RegressionSums, solve
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.states import BlockRun, States
 from compress.utils.errors import StageError
 from compress.utils.torch_device import autocast, device_memory_errors
@@ -51,7 +51,7 @@ def gaps(gone: Collection[int]) -> list[range]:
 
 @torch.no_grad()
 def compensate_removed_blocks(
-    stream: Stream, gone: Collection[int], damping: float, context: Context
+    stream: CalibrationActivations, gone: Collection[int], damping: float, context: Context
 ) -> dict[str, torch.Tensor]:
     """The layers that make up for the blocks that are ``gone``: tensors by their names in the files, as they lie there.
 
@@ -70,19 +70,21 @@ def compensate_removed_blocks(
 
 @dataclass
 class _Work:
-    whole: Stream
+    whole: CalibrationActivations
     damping: float
     context: Context
 
     @property
-    def skeleton(self) -> Skeleton:
-        return self.whole.skeleton
+    def decoder(self) -> BlockwiseModel:
+        return self.whole.decoder
 
     @cached_property
     def blocks(self) -> list[TransformerBlock]:
-        return blocks(self.skeleton.model)
+        return blocks(self.decoder.model)
 
-    def pass_gap(self, cut: Stream, at: int, gap: range, goes_on: bool) -> tuple[Stream, dict[str, torch.Tensor]]:
+    def pass_gap(
+        self, cut: CalibrationActivations, at: int, gap: range, goes_on: bool
+    ) -> tuple[CalibrationActivations, dict[str, torch.Tensor]]:
         """The text from block ``at`` to the one behind ``gap``: the cut model's states there, and what was solved.
 
         Those states are not made where nothing ``goes_on`` with them.
@@ -91,26 +93,26 @@ class _Work:
         streams = [self.whole] if cut is self.whole else [self.whole, cut]
         what = f"prune_decoder: compensating for blocks {gap.start} to {gap.stop - 1}"
         for index in self.context.progress.track(range(at, gap.stop), what, gap.stop - at):
-            with device_memory_errors(f"prune_decoder: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
-                self.skeleton.load(index)
+            with device_memory_errors(f"prune_decoder: {self.decoder.prefix}.{index}", "samples or sequence_length"):
+                self.decoder.load(index)
                 for stream in streams if index < before else [self.whole]:
                     stream.pass_as_it_is(index)
                     if index != before:
                         stream.forget(index)
-                self.skeleton.unload(index)
+                self.decoder.unload(index)
         if before < 0:
             if goes_on:
-                embedded = (self.skeleton.embedded(row) for row in torch.split(self.whole.ids, 1))
+                embedded = (self.decoder.embedded(row) for row in torch.split(self.whole.ids, 1))
                 behind.entering(gap.stop).write(embedded)
             return behind, {}
-        with device_memory_errors(f"prune_decoder: {self.skeleton.prefix}.{before}", "samples or sequence_length"):
-            self.skeleton.load(before)
-            run = BlockRun.of(self.skeleton, self.whole.config, before, self.whole.ids)
+        with device_memory_errors(f"prune_decoder: {self.decoder.prefix}.{before}", "samples or sequence_length"):
+            self.decoder.load(before)
+            run = BlockRun.of(self.decoder, self.whole.config, before, self.whole.ids)
             states = cut.entering(before)
             solved = self._solved(run, states, gap)
             if goes_on:
                 behind.entering(gap.stop).write(run(states[some]) for some in run.slices())
-            self.skeleton.unload(before)
+            self.decoder.unload(before)
         for stream in streams:
             stream.forget(before)
         return behind, solved
@@ -127,11 +129,11 @@ class _Work:
             self.context.note(f"{told}: of one window (samples) none is left to judge by")
             return {}
         counts = _share(run, states[run.slices()[0]], layer)
-        name = self.skeleton.name(layer)
+        name = self.decoder.name(layer)
         if counts is None:
             self.context.note(f"{told}: what {name} gives is not added to the states as it is")
             return {}
-        with autocast(False, self.skeleton.device):
+        with autocast(False, self.decoder.device):
             fitted, held_out = _sums(run, states, self.whole.entering(gap.stop), layer, counts)
             if not held_out.squares:  # they did nothing
                 return {}
@@ -145,12 +147,12 @@ class _Work:
         if not left < 1:
             self.context.note(f"{told}: what {name} learns of some windows does not help in others (samples)")
             return {}
-        layer.weight = nn.Parameter(self.skeleton.rounded(name, layer.weight + change.T), requires_grad=False)
+        layer.weight = nn.Parameter(self.decoder.rounded(name, layer.weight + change.T), requires_grad=False)
         self.context.note(
             f"prune_decoder: {name} compensates for blocks {gap.start} to {gap.stop - 1}: {left:.0%} of the change "
             "remains, in sequences that it was not solved on"
         )
-        return dict(self.skeleton.as_stored(name, layer))
+        return dict(self.decoder.as_stored(name, layer))
 
 
 def _share(run: BlockRun, hidden: torch.Tensor, layer: nn.Linear) -> float | None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.pruned_checkpoint import config_changes
 from compress.stages.prune_decoder.cost import calibration_settings
 from compress.stages.prune_decoder.depth import check_removal, remove_blocks
@@ -37,7 +37,7 @@ def prune(checkpoint: Checkpoint, settings: DecoderPruning, context: Context, bl
     refuse_quantized(checkpoint.folder)
     text, ids = calibration_settings(settings), None
     if not blind:
-        ids = calibration_windows(context, checkpoint, settings.samples, settings.sequence_length)
+        ids = calibration_sequences(context, checkpoint, settings.samples, settings.sequence_length)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
         if settings.layers:
@@ -50,8 +50,8 @@ def prune(checkpoint: Checkpoint, settings: DecoderPruning, context: Context, bl
 def check_prunable(checkpoint: Checkpoint, settings: DecoderPruning) -> None:
     """Prune a model without weights. Raises `StageError` if a part cannot be removed, or nothing would be left."""
     refuse_quantized(checkpoint.folder)
-    skeleton = build_skeleton(checkpoint)
+    decoder = build_blockwise_model(checkpoint)
     if settings.layers:
-        check_removal(len(skeleton.blocks), settings.layers)
+        check_removal(len(decoder.blocks), settings.layers)
     if settings.removes_width:
-        config_changes(checkpoint.folder, Sizes.of(skeleton.model, settings).cut)
+        config_changes(checkpoint.folder, Sizes.of(decoder.model, settings).cut)

@@ -17,12 +17,12 @@ from compress.models.attention_pruning import keep_attention_units, keep_columns
 from compress.models.checkpoint import Checkpoint
 from compress.models.meta_model import build_decoder_on_meta, stored_shapes
 from compress.models.structure import TransformerBlock, blocks
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.layers import Layer
-from compress.stages.blockwise.pruned_checkpoint import config_changes, write_cut
-from compress.stages.blockwise.resume import Finished
+from compress.stages.blockwise.pruned_checkpoint import config_changes, write_pruned
+from compress.stages.blockwise.resume import BlockCache
 from compress.stages.gptq.settings import Quantization
 from compress.stages.prune_decoder.width_selection import NEURONS, PLACES, Choice
 from compress.stages.prune_decoder.width_sizes import Sizes
@@ -42,21 +42,21 @@ def narrow(
     where none would be left, and for an architecture whose parts are not known or whose config cannot say what is left.
     A killed run goes on at the next block.
     """
-    skeleton = build_skeleton(checkpoint, current_device())
-    sizes = Sizes.of(skeleton.model, settings)
+    decoder = build_blockwise_model(checkpoint, current_device())
+    sizes = Sizes.of(decoder.model, settings)
     changes = config_changes(checkpoint.folder, sizes.cut)
     stream = None
     if ids is not None:
         folder = context.scratch / "states"
         folder.mkdir(parents=True, exist_ok=True)
-        stream = Stream(skeleton, text, ids, folder)
-    choice = Choice(skeleton, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
-    finished = Finished(context.scratch / "narrow")
+        stream = CalibrationActivations(decoder, text, ids, folder)
+    choice = Choice(decoder, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
+    finished = BlockCache(context.scratch / "narrow")
     finished.folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(skeleton, sizes, choice, finished, context)
-    made = write_cut(checkpoint, context.scratch / "narrowed", changes, work.tensors())
+    work = _Work(decoder, sizes, choice, finished, context)
+    made = write_pruned(checkpoint, context.scratch / "narrowed", changes, work.tensors())
     if stream is not None:
-        layers = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
+        layers = [layer for index in range(len(decoder.blocks)) for layer in finished.layers(index) or ()]
         context.note(f"prune_decoder: {sizes}{_said(layers)}")
     return made
 
@@ -73,16 +73,16 @@ def _said(layers: Sequence[Layer]) -> str:
 
 @dataclass
 class _Work:
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     sizes: Sizes
     choice: Choice
-    finished: Finished
+    finished: BlockCache
     context: Context
 
     @cached_property
     def shapes(self) -> Mapping[str, torch.Size]:
         """Of the tensors of the cut model."""
-        hollow = build_decoder_on_meta(self.skeleton.checkpoint.folder)
+        hollow = build_decoder_on_meta(self.decoder.checkpoint.folder)
         self.sizes.cut(hollow)
         with torch.device("meta"):
             return stored_shapes(type(hollow)(hollow.config))
@@ -90,30 +90,30 @@ class _Work:
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the cut checkpoint, those of the blocks first."""
-        described = blocks(self.skeleton.model) if self.sizes.places or self.sizes.neurons else []
-        count, stream = len(self.skeleton.blocks), self.choice.stream
+        described = blocks(self.decoder.model) if self.sizes.places or self.sizes.neurons else []
+        count, stream = len(self.decoder.blocks), self.choice.stream
         first = 0 if stream is None else self.finished.first(count, stream)
         for index in range(first):
             yield from self._kept(index)
         for index in self.context.progress.track(range(first, count), "prune_decoder: blocks", count - first):
-            with device_memory_errors(f"prune_decoder: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
-                self.skeleton.load(index)
+            with device_memory_errors(f"prune_decoder: {self.decoder.prefix}.{index}", "samples or sequence_length"):
+                self.decoder.load(index)
                 block = described[index] if described else None
                 cut = self._cut(index, block, self.choice.of(index, block))
             if stream is None:
                 yield from cut
-                self.skeleton.unload(index)
+                self.decoder.unload(index)
                 continue
             tensors = {name: tensor.contiguous() for name, tensor in cut}
             self.finished.store(index, tensors, self.choice.solved)
-            self.skeleton.unload(index)
+            self.decoder.unload(index)
             stream.forget(index)
             yield from self._kept(index)
         if stream is not None:
             stream.forget(count)
-        for name in self.skeleton.checkpoint.files:
-            if not name.startswith(f"{self.skeleton.prefix}."):
-                yield name, self.skeleton.checkpoint.stored(name)
+        for name in self.decoder.checkpoint.files:
+            if not name.startswith(f"{self.decoder.prefix}."):
+                yield name, self.decoder.checkpoint.stored(name)
 
     def _kept(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
         for name in self.finished.names(index):
@@ -142,8 +142,8 @@ class _Work:
         self, index: int, numbers: Mapping[str, str | None], experts: torch.Tensor | None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The block's tensors in the files' dtype and orientation, experts by their new ``numbers``."""
-        checkpoint, name = self.skeleton.checkpoint, f"{self.skeleton.prefix}.{index}"
-        parameters = dict(self.skeleton.blocks[index].named_parameters(prefix=name))
+        checkpoint, name = self.decoder.checkpoint, f"{self.decoder.prefix}.{index}"
+        parameters = dict(self.decoder.blocks[index].named_parameters(prefix=name))
         for path in (path for path in checkpoint.files if path.startswith(f"{name}.")):
             owner = next((owner for owner in numbers if path.startswith(f"{owner}.")), None)
             if owner is not None:
@@ -153,7 +153,7 @@ class _Work:
                 continue
             stored = checkpoint.stored(path)
             if path in parameters:
-                turned = path.removesuffix(".weight") in self.skeleton.transposed
+                turned = path.removesuffix(".weight") in self.decoder.transposed
                 cut = parameters[path].data
                 stored = (cut.T if turned else cut).to(stored)
             yield path, self._routed(path, stored, experts)

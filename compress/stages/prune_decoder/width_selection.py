@@ -21,8 +21,8 @@ from compress.models.structure import TransformerBlock
 from compress.numerics.gptq import output_error
 from compress.numerics.part_removal import remove_parts
 from compress.numerics.pruning import most_important
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.layers import Layer
 from compress.stages.prune_decoder.width_sizes import Sizes
 from compress.utils.errors import StageError
@@ -45,9 +45,9 @@ class Part:
 class Choice:
     """What stays of one block after the other. Without a ``stream`` of text it is the first of each kind."""
 
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     sizes: Sizes
-    stream: Stream | None
+    stream: CalibrationActivations | None
     solves: bool
     damping: float
     solved: list[Layer] = field(default_factory=list)
@@ -57,9 +57,9 @@ class Choice:
         """The mixtures of a block whose experts are to be fewer. Raises `StageError` where they are one tensor."""
         if not self.sizes.experts:
             return {}
-        name = f"{self.skeleton.prefix}.{index}"
-        found = find_separate_experts(self.skeleton.blocks[index], name)
-        fused = [path for path, part in self.skeleton.blocks[index].named_modules(prefix=name) if is_fused(part)]
+        name = f"{self.decoder.prefix}.{index}"
+        found = find_separate_experts(self.decoder.blocks[index], name)
+        fused = [path for path, part in self.decoder.blocks[index].named_modules(prefix=name) if is_fused(part)]
         if fused:
             raise StageError(
                 f"The experts of {fused[0]} cannot be told apart: the checkpoint keeps them in one tensor.",
@@ -91,12 +91,12 @@ class Choice:
             read[PLACES] = block.require_attention().output, block.prunable_units, self.sizes.places
         if block is not None and self.sizes.neurons:
             read[NEURONS] = block.require_feed_forward().output, block.neurons, self.sizes.neurons
-        named = self.skeleton.name
+        named = self.decoder.name
         return {kind: Part(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()}
 
     def _watch(
         self,
-        stream: Stream,
+        stream: CalibrationActivations,
         index: int,
         parts: dict[str, Part],
         mixtures: dict[str, SeparateExperts],
@@ -117,14 +117,14 @@ class Choice:
             )
             stream.leave(index, (work.run(batch()) for batch in work.batches))
 
-    def _solved(self, stream: Stream, index: int, parts: dict[str, Part]) -> dict[str, torch.Tensor]:
+    def _solved(self, stream: CalibrationActivations, index: int, parts: dict[str, Part]) -> dict[str, torch.Tensor]:
         """What stays, and in place the layers that read it: zeros for what goes, the rest made to fit."""
         kinds, found = {part.name: kind for kind, part in parts.items()}, dict[str, torch.Tensor]()
 
         def solve(names: Sequence[str], hessian: torch.Tensor) -> None:
             for name in names:
                 part = parts[kinds[name]]
-                with autocast(False, self.skeleton.device):  # the block's own pass may be in bf16
+                with autocast(False, self.decoder.device):  # the block's own pass may be in bf16
                     found[kinds[name]] = self._solve(part, hessian).cpu()
 
         modules = {part.name: part.layer for part in parts.values()}
@@ -141,7 +141,7 @@ class Choice:
                 f"The layer {part.name} cannot be cut: {error}.",
                 hint="give more calibration text (samples), or raise damp_percent",
             ) from error
-        fitted = self.skeleton.rounded(part.name, fitted)
+        fitted = self.decoder.rounded(part.name, fitted)
         rows, columns = whole.shape
         self.solved.append(Layer(part.name, rows, columns, None, error=output_error(whole, fitted, hessian)))
         part.layer.weight = nn.Parameter(fitted, requires_grad=False)

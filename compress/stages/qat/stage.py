@@ -53,5 +53,5 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
         """Train and export. Raises `StageError`, or `IntegrityError` where the graph computes otherwise."""
         from compress.stages.qat.trainer import QatTrainer
 
-        graph = QatTrainer(self, model, context).teach()
+        graph = QatTrainer(self, model, context).train()
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions())

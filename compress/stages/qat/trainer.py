@@ -53,7 +53,7 @@ _PROVEN_ON = 64
 _BATCH = 16
 
 
-class QatLesson:
+class QatTrainer:
     """The settings, the model, which is changed in place, and what teaches.
 
     That is what the float model answered before or, where images are varied, the float model itself.
@@ -65,7 +65,7 @@ class QatLesson:
         self.answers: torch.Tensor | None = None
         self.teacher: nn.Module | None = None
 
-    def teach(self) -> onnx.ModelProto:
+    def train(self) -> onnx.ModelProto:
         """The trained graph with its integers. Raises `StageError`, `IntegrityError`."""
         settings, context, module = self.settings, self.context, self.model.module.eval()
         self._fold()

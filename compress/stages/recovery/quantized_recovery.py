@@ -30,10 +30,10 @@ from compress.models.quantized_module import (
 from compress.models.safetensors_file import read_tensor
 from compress.models.shards import write_with_changes
 from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
-from compress.stages.recovery.trainer import Lesson, make_windows
+from compress.stages.recovery.trainer import RecoveryTrainer, recovery_sequences
 from compress.stages.training.processes import is_first
 from compress.stages.training.sequences import check_enough
-from compress.stages.training.synthetic_data import with_written
+from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.utils.errors import StageError
 from compress.utils.torch_device import uses_bf16
 
@@ -51,8 +51,8 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     """
     module = load_quantized_module(checkpoint)
     learn(module, checkpoint, settings)
-    lesson = _lesson(module, checkpoint, settings, context)
-    helped = lesson.helped(lesson.teach(context, "tune_scales"))
+    trainer = _trainer(module, checkpoint, settings, context)
+    helped = trainer.helped(trainer.train(context, "tune_scales"))
     if not helped:
         context.note(
             "tune_scales: that is no better, so that everything stays as it was; a lower learning_rate may help"
@@ -64,15 +64,15 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     return QuantizedCheckpoint(folder)
 
 
-def _lesson(
+def _trainer(
     module: PreTrainedModel, checkpoint: QuantizedCheckpoint, settings: ScaleTuning | AdapterTraining, context: Context
-) -> Lesson:
-    windows, teacher = make_windows(checkpoint, settings, context), context.earlier(settings.teacher)
+) -> RecoveryTrainer:
+    windows, teacher = recovery_sequences(checkpoint, settings, context), context.earlier(settings.teacher)
     if settings.teacher_writes is not None:
         tokenizer, bf16 = load_tokenizer(checkpoint.folder), uses_bf16(settings.precision)
-        windows, _ = with_written(windows, settings.teacher_writes, teacher, tokenizer, context, bf16)
+        windows, _ = with_synthetic_text(windows, settings.teacher_writes, teacher, tokenizer, context, bf16)
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, settings.sequence_length)
-    return Lesson.between(module, teacher, windows, settings)
+    return RecoveryTrainer.between(module, teacher, windows, settings)
 
 
 def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTuning) -> None:
@@ -126,9 +126,9 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
     refuse_second(checkpoint.folder)
     module = load_quantized_module(checkpoint)
     adapted = adapt(module, settings, context.seed)
-    lesson = _lesson(module, checkpoint, settings, context)
-    recovered = lesson.teach(context, "lora_recovery")
-    if not lesson.helped(recovered):
+    trainer = _trainer(module, checkpoint, settings, context)
+    recovered = trainer.train(context, "lora_recovery")
+    if not trainer.helped(recovered):
         raise StageError(f"Training did not help: {recovered}.", hint="lower learning_rate, or leave the stage out")
     if not is_first():
         return checkpoint

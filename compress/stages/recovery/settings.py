@@ -6,10 +6,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from compress.stages.training.settings import WindowTraining
+from compress.stages.training.settings import SequenceTraining
 
 
-class Recovery(WindowTraining):
+class Recovery(SequenceTraining):
     """A training in which a model learns to predict as it did before."""
 
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")

@@ -18,10 +18,10 @@ from compress.numerics.language_head import HeadLoss, LanguageHead, head_diverge
 from compress.numerics.token_divergence import Divergence
 from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
 from compress.stages.training import processes
-from compress.stages.training.checkpoint import KeptTraining
+from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.loop import Trainee, train
-from compress.stages.training.sequences import Windows, check_enough
-from compress.stages.training.settings import WindowTraining
+from compress.stages.training.sequences import TokenSequences, check_enough
+from compress.stages.training.settings import SequenceTraining
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import uses_bf16
@@ -65,7 +65,7 @@ class Recovered(NamedTuple):
         )
 
 
-def make_windows(checkpoint: Checkpoint, settings: WindowTraining, context: Context) -> Windows:
+def recovery_sequences(checkpoint: Checkpoint, settings: SequenceTraining, context: Context) -> TokenSequences:
     """The windows of the recipe's text, tokenized as the checkpoint does. Raises `DataError` and `ModelError`."""
     tokenizer = load_tokenizer(checkpoint.folder)
 
@@ -87,15 +87,15 @@ def make_windows(checkpoint: Checkpoint, settings: WindowTraining, context: Cont
             hint="name more text, or lower steps",
         )
     chosen = np.unique(np.linspace(0, len(judged) - 1, settings.validation_windows).round().astype(int))
-    return Windows(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
+    return TokenSequences(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
 
 
-def check_windows(start: Path, settings: WindowTraining, context: Context) -> None:
+def check_sequences(start: Path, settings: SequenceTraining, context: Context) -> None:
     """See that the text is enough for a step, and that the model in ``start`` can write what is asked of it.
 
     Raises `DataError` and `ModelError`.
     """
-    make_windows(Checkpoint(start), settings, context)
+    recovery_sequences(Checkpoint(start), settings, context)
     if settings.teacher_writes is not None:
         settings.teacher_writes.check(load_tokenizer(start))
 
@@ -195,7 +195,7 @@ def states_of(body: Body, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 class Judge:
     """How well a pupil does on held-out windows, ``size`` at a time; the teacher's states for them are kept."""
 
-    pupil: Body
+    student: Body
     teacher: Body
     held_out: Examples
     size: int
@@ -206,48 +206,48 @@ class Judge:
     def quality(self) -> Quality:
         """Of the pupil as it stands."""
         columns: list[Any] = []
-        device = next(self.pupil.parameters()).device
+        device = next(self.student.parameters()).device
         self.teacher.move(device)
         for start in range(0, len(self.held_out), self.size):
             indices = range(start, min(start + self.size, len(self.held_out)))
             ids = torch.from_numpy(self.held_out.batch(indices)["input_ids"]).to(device)
             if start not in self.known:
                 self.known[start] = states_of(self.teacher, ids, self.dtype)[:, :-1].to(self.dtype)
-            student = head_of(self.pupil, states_of(self.pupil, ids, self.dtype)[:, :-1], self.dtype)
-            teacher = head_of(self.teacher, self.known[start].to(device), self.dtype)
-            columns.append(token_scores(student, teacher, ids[:, 1:].flatten()))
+            student_head = head_of(self.student, states_of(self.student, ids, self.dtype)[:, :-1], self.dtype)
+            teacher_head = head_of(self.teacher, self.known[start].to(device), self.dtype)
+            columns.append(token_scores(student_head, teacher_head, ids[:, 1:].flatten()))
         means = [float(torch.cat(parts).double().mean()) for parts in zip(*columns, strict=True)]
         return Quality(means[0], float(np.exp(means[1])), float(np.exp(means[2])))
 
 
 @dataclass
-class Lesson:
+class RecoveryTrainer:
     """One recovery: the pupil, whose trainable parameters are set, its teacher and the windows.
 
     ``known`` keeps the teacher's states for training windows that come again.
     """
 
-    pupil: Body
+    student: Body
     teacher: Body
-    windows: Windows
+    windows: TokenSequences
     settings: ScaleTuning | AdapterTraining
     dtype: torch.dtype = torch.float32
     known: dict[int, torch.Tensor] = field(default_factory=dict)
     judge: Judge = field(init=False)
 
     def __post_init__(self) -> None:
-        self.judge = Judge(self.pupil, self.teacher, self.windows.held_out, self.settings.batch_size, self.dtype)
+        self.judge = Judge(self.student, self.teacher, self.windows.held_out, self.settings.batch_size, self.dtype)
 
     @classmethod
     def between(
         cls,
-        pupil: PreTrainedModel,
+        student: PreTrainedModel,
         teacher: TorchModel,
-        windows: Windows,
+        windows: TokenSequences,
         settings: ScaleTuning | AdapterTraining,
-    ) -> Lesson:
+    ) -> RecoveryTrainer:
         """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
-        bodies = Body(pupil), Body(teacher.module.eval().requires_grad_(False))
+        bodies = Body(student), Body(teacher.module.eval().requires_grad_(False))
         vocabularies = [len(body.head(torch.float32)) for body in bodies]
         if vocabularies[0] != vocabularies[1]:
             raise StageError(
@@ -268,21 +268,21 @@ class Lesson:
             bodies[1].lower()
         return cls(bodies[0], bodies[1], windows, settings, dtype)
 
-    def teach(self, context: Context, description: str) -> Recovered:
+    def train(self, context: Context, description: str) -> Recovered:
         """Train the pupil in place, and say what came of it."""
         before = self.quality()
         context.progress.note(
             f"{description}: KL to the teacher {before.divergence:.4f} nats a token, perplexity "
             f"{before.perplexity:.2f} (teacher {before.teacher_perplexity:.2f}) before"
         )
-        kept = None if processes.several() else KeptTraining(context.scratch)
+        kept = None if processes.several() else TrainingCheckpoint(context.scratch)
         trainee = Trainee(
-            self.pupil,
+            self.student,
             self.windows.train,
             self.loss,
             validate=lambda: -self._error(self.quality()),
             kept=kept,
-            known=self.pupil.causal,
+            known=self.student.causal,
         )
         rate, dropout, low = self.settings.learning_rate, self.settings.dropout, self.dtype == torch.bfloat16
         settings = self.settings.training(rate, len(self.windows.train), low, dropout)
@@ -302,7 +302,7 @@ class Lesson:
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Of some windows: mean KL to the teacher, and mean cross-entropy of the tokens that follow, as weighted."""
         settings, ids = self.settings, batch["input_ids"]
-        states = head_of(self.pupil, module(ids), self.dtype)
+        states = head_of(self.student, module(ids), self.dtype)
         taught = head_of(self.teacher, self._taught(batch), self.dtype) if settings.logits_weight else None
         counted = batch.get("labels")
         if taught is not None and not settings.labels_weight and counted is None:

@@ -20,9 +20,9 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows, and see that the teacher can write."""
-        from compress.stages.recovery.trainer import check_windows
+        from compress.stages.recovery.trainer import check_sequences
 
-        check_windows(start, self, context)
+        check_sequences(start, self, context)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every step has pupil and teacher; the files keep their size."""

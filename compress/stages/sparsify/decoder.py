@@ -16,13 +16,13 @@ from compress.numerics.gptq import output_error
 from compress.numerics.pruning import magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.sparse_solver import sparsegpt, wanda
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
-from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
+from compress.stages.blockwise.calibration_activations import CalibrationActivations
 from compress.stages.blockwise.layers import Layer, linears
-from compress.stages.blockwise.pruned_checkpoint import write_cut
-from compress.stages.blockwise.resume import Finished
+from compress.stages.blockwise.pruned_checkpoint import write_pruned
+from compress.stages.blockwise.resume import BlockCache
 from compress.stages.prune_decoder.cost import calibration_settings
 from compress.utils.errors import StageError
 from compress.utils.storage import storage_errors
@@ -43,17 +43,17 @@ def sparsify_checkpoint(checkpoint: Checkpoint, settings: DecoderSparsity, conte
     refuse_quantized(checkpoint.folder)
     ids = None
     if settings.method != "magnitude":
-        ids = calibration_windows(context, checkpoint, settings.samples, settings.sequence_length)
+        ids = calibration_sequences(context, checkpoint, settings.samples, settings.sequence_length)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
-        skeleton = build_skeleton(checkpoint, current_device())
-        pattern = check_pattern(skeleton, settings)
-        finished = Finished(context.scratch)
+        decoder = build_blockwise_model(checkpoint, current_device())
+        pattern = check_pattern(decoder, settings)
+        finished = BlockCache(context.scratch)
         text = calibration_settings(settings)
-        stream = None if ids is None else Stream(skeleton, text, ids, context.scratch)
-        _Walk(skeleton, settings, pattern, finished, stream).run(context)
-        sparse = write_cut(checkpoint, context.scratch / "sparse", {}, _tensors(skeleton, finished))
-    layers = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
+        stream = None if ids is None else CalibrationActivations(decoder, text, ids, context.scratch)
+        _Walk(decoder, settings, pattern, finished, stream).run(context)
+        sparse = write_pruned(checkpoint, context.scratch / "sparse", {}, _tensors(decoder, finished))
+    layers = [layer for index in range(len(decoder.blocks)) for layer in finished.layers(index) or ()]
     context.note(_summary(sparse, layers, settings))
     return sparse
 
@@ -61,20 +61,20 @@ def sparsify_checkpoint(checkpoint: Checkpoint, settings: DecoderSparsity, conte
 def check_sparsifiable(checkpoint: Checkpoint, settings: DecoderSparsity) -> None:
     """Raise `StageError` for a model with layers that the pattern does not fit, or without layers to prune."""
     refuse_quantized(checkpoint.folder)
-    check_pattern(build_skeleton(checkpoint), settings)
+    check_pattern(build_blockwise_model(checkpoint), settings)
 
 
-def check_pattern(skeleton: Skeleton, settings: DecoderSparsity) -> Pattern | None:
+def check_pattern(decoder: BlockwiseModel, settings: DecoderSparsity) -> Pattern | None:
     """The pattern of the zeros, if any. Raises `StageError` for layers that it doesn't fit, or where there are none."""
     pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
-    if not sum(len(_layers(skeleton, index, pattern)) for index in range(len(skeleton.blocks))):
+    if not sum(len(_layers(decoder, index, pattern)) for index in range(len(decoder.blocks))):
         raise StageError("No layer is left to prune.", expected="torch.nn.Linear layers in the model's blocks")
     return pattern
 
 
-def _layers(skeleton: Skeleton, index: int, pattern: Pattern | None) -> dict[str, nn.Linear]:
+def _layers(decoder: BlockwiseModel, index: int, pattern: Pattern | None) -> dict[str, nn.Linear]:
     """The layers of a block that get zeros. Raises `StageError` for one that doesn't hold the pattern."""
-    block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
+    block, prefix = decoder.blocks[index], f"{decoder.prefix}.{index}"
     routing = router_layers(block, prefix)
     found = {name: part for name, part in linears(block, prefix).items() if name not in routing}
     misfit = next((name for name, part in found.items() if pattern and not pattern.fits(*part.weight.shape)), None)
@@ -90,38 +90,34 @@ def _layers(skeleton: Skeleton, index: int, pattern: Pattern | None) -> dict[str
 
 @dataclass
 class _Walk:
-    skeleton: Skeleton
+    decoder: BlockwiseModel
     settings: DecoderSparsity
     pattern: Pattern | None
-    finished: Finished
-    stream: Stream | None
+    finished: BlockCache
+    stream: CalibrationActivations | None
 
     @torch.no_grad()
     def run(self, context: Context) -> None:
         """Every block that isn't done yet."""
-        count = len(self.skeleton.blocks)
+        count = len(self.decoder.blocks)
         first = self.finished.first(count, self.stream)
         for index in context.progress.track(range(first, count), "sparsify_decoder: blocks", count - first):
-            with device_memory_errors(
-                f"sparsify_decoder: {self.skeleton.prefix}.{index}", "samples or sequence_length"
-            ):
+            with device_memory_errors(f"sparsify_decoder: {self.decoder.prefix}.{index}", "samples or sequence_length"):
                 self._block(index)
         if self.stream is not None:
             self.stream.forget(count)
 
     def _block(self, index: int) -> None:
-        self.skeleton.load(index)
-        modules, solved = _layers(self.skeleton, index, self.pattern), dict[str, Layer]()
+        self.decoder.load(index)
+        modules, solved = _layers(self.decoder, index, self.pattern), dict[str, Layer]()
 
         def solve(names: Sequence[str], hessian: torch.Tensor | None) -> None:
             for name in names:
                 dense = modules[name].weight
-                with autocast(
-                    False, self.skeleton.device
-                ):  # the block's own pass, which this is within, may be in bf16
+                with autocast(False, self.decoder.device):  # the block's own pass, which this is within, may be in bf16
                     sparse = self._solve(name, dense, hessian)
                 # As it will be stored, so that what follows is solved on what readers will compute.
-                sparse = sparse.to(self.skeleton.checkpoint.stored(f"{name}.weight").dtype).float()
+                sparse = sparse.to(self.decoder.checkpoint.stored(f"{name}.weight").dtype).float()
                 error = None if hessian is None else output_error(dense, sparse, hessian)
                 solved[name] = Layer(name, len(dense), dense.shape[1], bits=None, error=error)
                 modules[name].weight = nn.Parameter(sparse, requires_grad=False)
@@ -132,7 +128,7 @@ class _Walk:
         else:
             self.stream.leave(index, self.stream.pass_through(index, modules).solve(solve))
         tensors = {f"{name}.weight": self._stored(name, part.weight.data) for name, part in modules.items()}
-        self.skeleton.unload(index)
+        self.decoder.unload(index)
         self.finished.store(index, tensors, [solved[name] for name in modules])
         if self.stream is not None:
             self.stream.forget(index)
@@ -153,17 +149,17 @@ class _Walk:
 
     def _stored(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """A layer's weight as its file has it."""
-        turned = weight.T.contiguous() if name in self.skeleton.transposed else weight
-        return turned.to(self.skeleton.checkpoint.stored(f"{name}.weight").dtype)
+        turned = weight.T.contiguous() if name in self.decoder.transposed else weight
+        return turned.to(self.decoder.checkpoint.stored(f"{name}.weight").dtype)
 
 
-def _tensors(skeleton: Skeleton, finished: Finished) -> Iterator[tuple[str, torch.Tensor]]:
-    changed = {name: index for index in range(len(skeleton.blocks)) for name in finished.names(index)}
-    for name in skeleton.checkpoint.files:
+def _tensors(decoder: BlockwiseModel, finished: BlockCache) -> Iterator[tuple[str, torch.Tensor]]:
+    changed = {name: index for index in range(len(decoder.blocks)) for name in finished.names(index)}
+    for name in decoder.checkpoint.files:
         if name in changed:
             yield name, finished.tensor(changed[name], name)
         else:
-            yield name, skeleton.checkpoint.stored(name)
+            yield name, decoder.checkpoint.stored(name)
 
 
 def _summary(made: Checkpoint, layers: Sequence[Layer], settings: DecoderSparsity) -> str:

@@ -34,7 +34,7 @@ class TrainingState:
 
 
 @dataclass
-class KeptTraining:
+class TrainingCheckpoint:
     """The file in ``folder``, written about once a minute and less often where that takes long."""
 
     folder: Path

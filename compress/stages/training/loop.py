@@ -18,7 +18,7 @@ from transformers import set_seed
 from compress.stages.training import processes
 from compress.stages.training.augmentation import Augmentation
 from compress.stages.training.checkpoint import (
-    KeptTraining,
+    TrainingCheckpoint,
     TrainingState,
     moments,
     put_back,
@@ -71,7 +71,7 @@ class Trainee:
     pieces: Callable[[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]] | None = None
     together: bool = False
     told: Callable[[int, float, float], None] | None = None
-    kept: KeptTraining | None = None
+    kept: TrainingCheckpoint | None = None
     stopped: Callable[[str], None] | None = None
     known: nn.Module | None = None
     freeze_embeddings: bool = False

@@ -21,7 +21,7 @@ HELD_OUT = 8
 
 
 @dataclass(frozen=True)
-class Windows:
+class TokenSequences:
     """Token ids to learn from and to be judged by; every window has the same length.
 
     Where not all tokens are to be foretold, `labels` [windows, length] of ``train`` are 1 for those that are.
@@ -31,7 +31,7 @@ class Windows:
     held_out: Examples
 
 
-def lesson_windows(processor: Any, settings: LanguageDistillation, context: Context) -> Windows:
+def training_sequences(processor: Any, settings: LanguageDistillation, context: Context) -> TokenSequences:
     """The windows of the recipe's text. Raises `DataError` for text that is too short, or too few tokens for a step."""
     length = settings.sequence_length or context.max_length
     learned, counted = _windows(context, "train", processor, settings, length)
@@ -51,7 +51,7 @@ def lesson_windows(processor: Any, settings: LanguageDistillation, context: Cont
         )
     judged = [judged[place] for place in spread(len(judged), HELD_OUT)]
     labels = None if all(one.all() for one in counted) else np.stack(counted).astype(np.int64)
-    return Windows(_examples(learned, labels), _examples(judged))
+    return TokenSequences(_examples(learned, labels), _examples(judged))
 
 
 def check_enough(learned: Sequence[Any], judged: Sequence[Any], batch_size: int, length: int) -> None:

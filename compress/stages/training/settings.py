@@ -142,7 +142,7 @@ FIRST_TOKEN_ONLY: bool = Field(
 )
 
 
-class WindowTraining(Frozen):
+class SequenceTraining(Frozen):
     """AdamW with linear warm-up and decay on windows of the ``train`` split, each step on other windows."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from compress.formats.generation.decoder import ManyTexts
 from compress.formats.registry import RUNTIMES
 from compress.formats.spec import load
 from compress.models.config_checks import max_positions
 from compress.models.shards import write_whole
-from compress.formats.generation.decoder import ManyTexts
 from compress.stages.training import processes
 from compress.stages.training.synthetic_data_settings import TORCH
 from compress.tasks.conversations import asked, before_question
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from compress.models.torch_model import TorchModel
     from compress.stages.base import Context
-    from compress.stages.training.sequences import Windows
+    from compress.stages.training.sequences import TokenSequences
     from compress.stages.training.synthetic_data_settings import TeacherWrites
 
 _AT_ONCE, _CACHE_BYTES = 64, 2e9
@@ -49,13 +49,13 @@ _MANY = 256
 
 
 def with_synthetic_text(
-    windows: Windows,
+    windows: TokenSequences,
     settings: TeacherWrites,
     teacher: TorchModel,
     tokenizer: Any,
     context: Context,
     bf16: bool = False,
-) -> tuple[Windows, float]:
+) -> tuple[TokenSequences, float]:
     """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
 
     What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes. ``tokenizer``

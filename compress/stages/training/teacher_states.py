@@ -27,7 +27,7 @@ from compress.utils.storage import cache_key
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
-    from compress.stages.training.sequences import Windows
+    from compress.stages.training.sequences import TokenSequences
 
 _SPARE_BYTES = 1 << 30
 """Left free on the disk."""
@@ -112,7 +112,7 @@ def states_key(teacher: Body, dtype: torch.dtype) -> str:
     return cache_key(json.loads(json.dumps(about, default=str)))
 
 
-def with_room(folder: Path, windows: Windows, token_bytes: int, stage: str, context: Context) -> Path | None:
+def with_room(folder: Path, windows: TokenSequences, token_bytes: int, stage: str, context: Context) -> Path | None:
     """``folder``, if the disk that it will be on can take what is said of all ``windows``; else nothing is kept."""
     place = folder.absolute()
     while not place.is_dir():

@@ -79,7 +79,7 @@ def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
 
     _, tried = best_untrained(mixture.scheduler(), few["steps"], apart(exact))
     taught = lesson(tmp_path, few, epochs=60, learning_rate=8e-3, batch_size=1024)
-    made = taught.teach()
+    made = taught.train()
     assert tried[0].error is not None and apart(taught.student)(made) * 2 < tried[0].error
 
 
@@ -173,7 +173,7 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
         return lesson(folder, {"steps": 4, **few}, rows=512, epochs=8)
 
     whole = made(tmp_path / "whole")
-    whole.teach()
+    whole.train()
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     own, calls = StepTrainer.batch, 0
 
@@ -186,9 +186,9 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
 
     monkeypatch.setattr(StepTrainer, "batch", failing)
     with pytest.raises(KeyboardInterrupt):
-        made(tmp_path / "killed").teach()
+        made(tmp_path / "killed").train()
     again = made(tmp_path / "killed")
-    again.teach()
+    again.train()
     assert 12 < calls < 12 + 16
     for one, other in zip(whole.student.parameters(), again.student.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -208,7 +208,7 @@ def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
 
     monkeypatch.setattr(StepTrainer, "batch", spoiled)
     taught = lesson(tmp_path, {"steps": 4, "method": "consistency"}, rows=512, epochs=8)
-    taught.teach()
+    taught.train()
     assert all(torch.isfinite(weight).all() for weight in taught.student.parameters())
     assert any("as it was after step 4" in remark for remark in taught.context.notes)
 
@@ -241,8 +241,8 @@ def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(
     named: list[str] = []
     monkeypatch.setattr(StepTrainer, "_train", lambda self, name, make, place, rounds: named.append(name))
     few = {"steps": 4, "teacher_steps": 16, "prediction_type": "sample"}
-    lesson(tmp_path, few).teach()
-    lesson(tmp_path, {**few, "guidance_first": False, "at_once": 4}).teach()
+    lesson(tmp_path, few).train()
+    lesson(tmp_path, {**few, "guidance_first": False, "at_once": 4}).train()
     assert named == ["guided", "8-steps", "4-steps", "4-steps"]
 
 

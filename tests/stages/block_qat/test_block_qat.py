@@ -22,9 +22,9 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.stages.block_qat.stage import BlockQat
-from compress.stages.block_qat.trainer import BlockLesson, LearnedIntegers
-from compress.stages.blockwise.build import build_skeleton, last_hidden
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.block_qat.trainer import BlockTrainer, LearnedIntegers
+from compress.stages.blockwise.build import build_blockwise_model, last_hidden
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.gptq.stage import Gptq
 from compress.utils.digests import digest_directory
 
@@ -89,12 +89,12 @@ def test_a_weight_is_rounded_to_the_nearest_integer_and_stays_within_the_grid() 
 def test_a_trained_model_is_nearer_to_the_float_one_than_gptq(
     source: Checkpoint, trained: QuantizedCheckpoint, notes: Notes, tmp_path: Path
 ) -> None:
-    ids = calibration_windows(context(tmp_path), source, 40, 32)
-    wanted = last_hidden(build_skeleton(source), ids)
+    ids = calibration_sequences(context(tmp_path), source, 40, 32)
+    wanted = last_hidden(build_blockwise_model(source), ids)
     other = Gptq(**SMALL).run(source, context(tmp_path))
 
     def error(checkpoint: Checkpoint) -> float:
-        difference = (last_hidden(build_skeleton(checkpoint), ids) - wanted).square().mean(-1)
+        difference = (last_hidden(build_blockwise_model(checkpoint), ids) - wanted).square().mean(-1)
         return float((difference / wanted.square().mean(-1)).mean())
 
     assert error(trained) < 0.85 * error(other)
@@ -155,13 +155,13 @@ def test_a_run_that_ends_after_a_block_goes_on_with_the_next(
 def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, blocks = BlockLesson._error, []
+    plain, blocks = BlockTrainer._error, []
 
-    def error(lesson: BlockLesson, windows: torch.Tensor) -> float:
-        blocks.append([not any(part.is_meta for part in block.parameters()) for block in lesson.run.skeleton.blocks])
-        return plain(lesson, windows) if len(blocks) in (1, 3) else float("nan")
+    def error(trainer: BlockTrainer, windows: torch.Tensor) -> float:
+        blocks.append([not any(part.is_meta for part in block.parameters()) for block in trainer.run.skeleton.blocks])
+        return plain(trainer, windows) if len(blocks) in (1, 3) else float("nan")
 
-    monkeypatch.setattr(BlockLesson, "_error", error)
+    monkeypatch.setattr(BlockTrainer, "_error", error)
     made = context(tmp_path / "stopped")
     result = BlockQat(**QUICK).run(source, made)
     assert [remark.split(":")[0] for remark in made.notes if "stopped, since it became nan" in remark] == [

@@ -12,7 +12,7 @@ from decoders import inputs_of_layers, module_of, save_decoder, some_ids
 from torch import nn
 
 from compress.stages.blockwise.block_pass import BlockPass, gram
-from compress.stages.blockwise.build import build_skeleton, last_hidden
+from compress.stages.blockwise.build import build_blockwise_model, last_hidden
 from compress.stages.blockwise.layers import linears
 from compress.utils.errors import StageError
 
@@ -30,16 +30,16 @@ def test_gram_is_the_mean_outer_product() -> None:
 def test_hessians_are_those_of_the_layers_inputs(batches: int, tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path), some_ids(6, 10)
     expected = inputs_of_layers(module_of(checkpoint), ids)
-    skeleton = build_skeleton(checkpoint)
-    hidden = skeleton.embedded(ids)
+    decoder = build_blockwise_model(checkpoint)
+    hidden = decoder.embedded(ids)
     seen: dict[str, torch.Tensor] = {}
     rows = len(ids) // batches
     for index in range(2):
-        modules = linears(skeleton.load(index), f"model.layers.{index}")
-        calls = {count: skeleton.calls(ids[:count])[index] for count in (1, rows)}
+        modules = linears(decoder.load(index), f"model.layers.{index}")
+        calls = {count: decoder.calls(ids[:count])[index] for count in (1, rows)}
 
         def run(given: torch.Tensor, index: int = index, calls: Any = calls) -> torch.Tensor:
-            return skeleton.run(index, given, calls[len(given)])
+            return decoder.run(index, given, calls[len(given)])
 
         parts = [lambda at=at, hidden=hidden: hidden[at : at + rows] for at in range(0, len(ids), rows)]
         work = BlockPass(f"block {index}", modules, run, parts)
@@ -51,23 +51,23 @@ def test_hessians_are_those_of_the_layers_inputs(batches: int, tmp_path: Path) -
         torch.testing.assert_close(hessian.double(), inputs.T @ inputs / len(inputs), atol=1e-4, rtol=1e-3)
     q, k, o = (seen[f"model.layers.0.self_attn.{name}_proj"] for name in "qko")
     assert q is k and q is not o
-    torch.testing.assert_close(hidden, last_hidden(build_skeleton(checkpoint), ids), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(hidden, last_hidden(build_blockwise_model(checkpoint), ids), atol=1e-4, rtol=1e-4)
 
 
 def test_layers_of_one_input_take_one_pass_though_tokens_count_otherwise_for_each(tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path), some_ids(6, 10)
     expected = inputs_of_layers(module_of(checkpoint), ids)
-    skeleton = build_skeleton(checkpoint)
-    hidden, modules = skeleton.embedded(ids), linears(skeleton.load(0), "model.layers.0")
+    decoder = build_blockwise_model(checkpoint)
+    hidden, modules = decoder.embedded(ids), linears(decoder.load(0), "model.layers.0")
     generator = torch.Generator().manual_seed(1)
     counts = {name: torch.rand(60, generator=generator) + 0.1 for name in modules}
-    calls = {count: skeleton.calls(ids[:count])[0] for count in (1, 2)}
+    calls = {count: decoder.calls(ids[:count])[0] for count in (1, 2)}
     runs: list[int] = []
     seen: dict[str, torch.Tensor] = {}
 
     def run(given: torch.Tensor) -> torch.Tensor:
         runs.append(len(given))
-        return skeleton.run(0, given, calls[len(given)])
+        return decoder.run(0, given, calls[len(given)])
 
     parts = [lambda at=at: hidden[at : at + 2] for at in range(0, 6, 2)]
     work = BlockPass("block", modules, run, parts, counts=counts)

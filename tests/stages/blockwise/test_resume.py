@@ -14,7 +14,7 @@ from decoders import Notes, context, save_decoder
 from safetensors import SafetensorError
 
 from compress.models.checkpoint import Checkpoint
-from compress.stages.blockwise.resume import Finished
+from compress.stages.blockwise.resume import BlockCache
 from compress.stages.gptq.stage import Gptq
 from compress.utils.digests import digest_directory
 from compress.utils.errors import StorageError
@@ -93,7 +93,7 @@ def test_a_run_killed_within_a_block(source: Checkpoint, undisturbed: str, tmp_p
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    assert Finished(tmp_path).count(BLOCKS) == 2
+    assert BlockCache(tmp_path).count(BLOCKS) == 2
     digest, blocks = finish(source, tmp_path)
     assert digest == undisturbed
     assert blocks == ["model.layers.2", "model.layers.3"]
@@ -103,7 +103,7 @@ def test_a_block_file_that_was_cut_short_counts_for_nothing(
     source: Checkpoint, undisturbed: str, tmp_path: Path
 ) -> None:
     STAGE.run(source, context(tmp_path))
-    path = Finished(tmp_path).file(2)
+    path = BlockCache(tmp_path).file(2)
     path.write_bytes(path.read_bytes()[:-100])
     digest, blocks = finish(source, tmp_path)
     assert digest == undisturbed

@@ -26,7 +26,7 @@ from compress.models.checkpoint import Checkpoint, CompressedTensorsCheckpoint, 
 from compress.models.quantized_module import load_quantized_module
 from compress.models.shards import write_with_changes
 from compress.stages.blockwise.build import logits
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.compressed_tensors import export
 from compress.stages.compressed_tensors.stage import CompressedTensors
 from compress.stages.equalize.stage import Equalize
@@ -243,7 +243,7 @@ def test_smoothing_keeps_the_function_and_divides_what_is_large(tmp_path: Path) 
 
 def largest_inputs(checkpoint: Checkpoint, folder: Path) -> torch.Tensor:
     """Of the first attention, on the windows that the stage reads, by transformers alone."""
-    ids = calibration_windows(context(folder / "windows"), checkpoint, 4, 16)
+    ids = calibration_sequences(context(folder / "windows"), checkpoint, 4, 16)
     return inputs_of_layers(module_of(checkpoint), ids)["model.layers.0.self_attn.q_proj"].abs().amax(0)
 
 

@@ -115,7 +115,7 @@ def test_a_cut_student_comes_nearer_to_its_teacher(fields: dict[str, Any], sourc
     assert curve[-1][0] == QUICK["tokens"] and curve[-1][1] < curve[0][1]
 
 
-def lesson(source: Checkpoint, made: Context, **fields: Any) -> LanguageDistillationTrainer:
+def make_trainer(source: Checkpoint, made: Context, **fields: Any) -> LanguageDistillationTrainer:
     stage = DistillLanguageModel.model_validate({**SHORT, "student": STUDENT, **fields})
     student = cut(source)
     windows = training_sequences(student.processor, stage, made)
@@ -132,35 +132,35 @@ def test_the_loss_of_a_step_is_what_torch_makes_of_whole_logits(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "_AT_ONCE", 3 * LENGTH)
-    taught = lesson(source, context(source, tmp_path), loss={"temperature": 2.0, "labels_weight": 0.3})
+    taught = make_trainer(source, context(source, tmp_path), loss={"temperature": 2.0, "labels_weight": 0.3})
     batch = batch_of(taught)
     pieces = taught.pieces(dict(batch))
     assert [len(piece["input_ids"]) for piece in pieces] == [3, 1]
-    loss = sum(taught.loss(taught.pupil, piece) for piece in pieces)
-    ids, pupil = batch["input_ids"], taught.pupil.body.causal
-    mine, theirs = pupil(input_ids=ids).logits, loaded(source).module(input_ids=ids).logits.detach()
+    loss = sum(taught.loss(taught.student, piece) for piece in pieces)
+    ids, student = batch["input_ids"], taught.student.body.causal
+    mine, theirs = student(input_ids=ids).logits, loaded(source).module(input_ids=ids).logits.detach()
     both = [(logits / 2).log_softmax(-1) for logits in (mine, theirs)]
     expected = 4 * torch.nn.functional.kl_div(*both, reduction="none", log_target=True).sum(-1).mean()
     text = torch.nn.functional.cross_entropy(mine[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     # The teacher's states are rounded to bfloat16.
     assert float(loss.detach()) == pytest.approx(float((expected + 0.3 * text).detach()), rel=5e-3)
-    found = torch.autograd.grad(loss, pupil.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0]
-    wanted = torch.autograd.grad(expected + 0.3 * text, pupil.model.layers[0].mlp.up_proj.weight)[0]
+    found = torch.autograd.grad(loss, student.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0]
+    wanted = torch.autograd.grad(expected + 0.3 * text, student.model.layers[0].mlp.up_proj.weight)[0]
     assert float((found - wanted).norm() / wanted.norm()) < 0.02
 
 
 def test_hidden_states_are_compared_relative_to_the_teachers(source: Checkpoint, tmp_path: Path) -> None:
-    taught = lesson(source, context(source, tmp_path), loss={"hidden_weight": 2.0, "logits_weight": 0})
-    assert taught.pupil.pairs == [(1, 1), (2, 3)]
+    taught = make_trainer(source, context(source, tmp_path), loss={"hidden_weight": 2.0, "logits_weight": 0})
+    assert taught.student.pairs == [(1, 1), (2, 3)]
     batch = batch_of(taught)
     (piece,) = taught.pieces(dict(batch))
     mine, theirs = (
         module(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
-        for module in (taught.pupil.body.causal, loaded(source).module)
+        for module in (taught.student.body.causal, loaded(source).module)
     )
-    errors = [((mine[a] - theirs[b]) ** 2).sum(-1) / (theirs[b] ** 2).sum(-1) for a, b in taught.pupil.pairs]
+    errors = [((mine[a] - theirs[b]) ** 2).sum(-1) / (theirs[b] ** 2).sum(-1) for a, b in taught.student.pairs]
     expected = 2.0 * sum(error.mean() for error in errors) / 2
-    assert float(taught.loss(taught.pupil, piece).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(taught.loss(taught.student, piece).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_blocks_are_known_by_their_norms_and_else_spread_evenly(source: Checkpoint) -> None:
@@ -275,7 +275,7 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
 
     def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         plain(self, done, share, loss)
-        causal = self.pupil.body.causal
+        causal = self.student.body.causal
         if done == 4:
             handles.append(causal.model.layers[1].mlp.down_proj.register_forward_hook(lambda *all: all[2] * torch.nan))
         good.append({name: tensor.clone() for name, tensor in causal.state_dict().items()})
@@ -294,7 +294,7 @@ def test_nan_before_anything_was_kept_is_an_error_with_the_layer(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
-        norm = self.pupil.body.causal.model.layers[1].input_layernorm
+        norm = self.student.body.causal.model.layers[1].input_layernorm
         norm.weight.register_hook(lambda slope: slope * torch.inf)
 
     monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
@@ -325,8 +325,8 @@ def with_tokenizer(model: TorchModel, words: dict[str, int]) -> TorchModel:
 
 def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoint, tmp_path: Path) -> None:
     """The same teacher with its rows in another order and some more: the same loss but for rounding."""
-    plain = lesson(source, context(source, tmp_path))
-    other, count = loaded(source), plain.pupil.body.head(torch.float32).shape[0]
+    plain = make_trainer(source, context(source, tmp_path))
+    other, count = loaded(source), plain.student.body.head(torch.float32).shape[0]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     words = {token: int(order[place]) for token, place in other.processor.get_vocab().items()}
     table = torch.empty(count + 7, SMALL["hidden_size"]).fill_(0.1)
@@ -343,11 +343,11 @@ def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoin
     )
     windows = training_sequences(student.processor, stage, made)
     mixed = LanguageDistillationTrainer.between(stage, other, student, windows, made)
-    assert mixed.teacher.tokens is not None and mixed.pupil.body.tokens is None
+    assert mixed.teacher.tokens is not None and mixed.student.body.tokens is None
     losses = []
     for taught in (plain, mixed):
         (piece,) = taught.pieces(batch_of(taught))
-        losses.append(float(taught.loss(taught.pupil, piece).detach()))
+        losses.append(float(taught.loss(taught.student, piece).detach()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -368,7 +368,7 @@ def test_a_teacher_without_some_tokens_teaches_hidden_states_alone(source: Check
     hidden = {"loss": {"hidden_weight": 1.0, "logits_weight": 0}}
     taught = between(rare, **hidden)
     (piece,) = taught.pieces(batch_of(taught))
-    assert torch.isfinite(taught.loss(taught.pupil, piece)) and taught.judge is None
+    assert torch.isfinite(taught.loss(taught.student, piece)) and taught.judge is None
     with pytest.raises(StageError, match="cannot read the text as the student does"):
         between(common, **hidden)
 

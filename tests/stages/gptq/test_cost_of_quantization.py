@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress.pipeline.checkpoint_headers import read_shape
 from compress.stages.blockwise.block_pass import BlockPass
-from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.build import build_blockwise_model
 from compress.stages.blockwise.cost import (
     checkpoint_bytes,
     quantization_flops,
@@ -36,12 +36,12 @@ def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(
     # Panels as narrow, beside these small sides, as they are beside large ones.
     monkeypatch.setattr("compress.stages.blockwise.block_pass._PANEL", 8)
     checkpoint, ids = save_decoder(tmp_path), some_ids(4, 16)
-    skeleton = build_skeleton(checkpoint)
-    hidden, calls = skeleton.embedded(ids), skeleton.calls(ids)
+    decoder = build_blockwise_model(checkpoint)
+    hidden, calls = decoder.embedded(ids), decoder.calls(ids)
     counted = 0
     for index in range(2):
-        modules = linears(skeleton.load(index), f"model.layers.{index}")
-        run = partial(skeleton.run, index, call=calls[index])
+        modules = linears(decoder.load(index), f"model.layers.{index}")
+        run = partial(decoder.run, index, call=calls[index])
         work = BlockPass("block", modules, run, [lambda hidden=hidden: hidden])
         with torch.no_grad():
             groups = work._groups()
@@ -59,7 +59,7 @@ def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(
 def test_flops_of_weighing_tokens_are_those_that_torch_counts(tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path / "model"), some_ids(4, 16)
     plain, guided = (Quantization(samples=4, sequence_length=16, guided=guided) for guided in (False, True))
-    work = Gradients(build_skeleton(checkpoint), guided, ids, tmp_path / "work", SilentProgress())
+    work = Gradients(build_blockwise_model(checkpoint), guided, ids, tmp_path / "work", SilentProgress())
     with FlopCounterMode(display=False) as counter:
         work.importance()
     products = counter.get_flop_counts()["Global"]
@@ -74,9 +74,9 @@ def test_flops_of_weighing_tokens_are_those_that_torch_counts(tmp_path: Path) ->
 def test_flops_of_measuring_sensitivity_are_those_that_torch_counts(tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path / "model"), some_ids(1, 16)
     config = Quantization(samples=1, sequence_length=16, group_size=32, target_bits=4.5, choices=(2, 4, 8))
-    skeleton = build_skeleton(checkpoint)
+    decoder = build_blockwise_model(checkpoint)
     (tmp_path / "work").mkdir()
-    survey = Survey(skeleton, config, plan_layers(skeleton, config), (2, 4, 8), SilentProgress(), tmp_path / "work")
+    survey = Survey(decoder, config, plan_layers(decoder, config), (2, 4, 8), SilentProgress(), tmp_path / "work")
     with FlopCounterMode(display=False) as counter:
         survey.run(ids, {}, lambda hessian: {})
     products = counter.get_flop_counts()["Global"]

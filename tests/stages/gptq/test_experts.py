@@ -21,8 +21,8 @@ from compress.models.experts import find_separate_experts
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.stages.blockwise.block_pass import BlockPass, gram
-from compress.stages.blockwise.build import build_skeleton, logits
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.build import build_blockwise_model, logits
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.layers import linears, plan_layers
 from compress.stages.gptq.sensitivity import Survey
 from compress.stages.gptq.settings import Quantization
@@ -71,9 +71,9 @@ def inputs_of_experts(module: Any, ids: torch.Tensor) -> dict[str, tuple[torch.T
 @pytest.mark.parametrize("config", MIXTURES)
 def test_modules_are_called_as_the_tensors_in_the_files(config: str, tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path, config)
-    skeleton = build_skeleton(checkpoint)
-    assert set(skeleton.model.state_dict()) == set(checkpoint.files)
-    last = find_separate_experts(skeleton.blocks[1], "model.layers.1")
+    decoder = build_blockwise_model(checkpoint)
+    assert set(decoder.model.state_dict()) == set(checkpoint.files)
+    last = find_separate_experts(decoder.blocks[1], "model.layers.1")
     assert [module.count for module in last.values()] == [4]
 
 
@@ -126,19 +126,19 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
     counts = {name: int(own.sum()) for name, (_, own) in expected.items()}
     minimum = sorted(counts.values())[len(counts) // 2]
     assert min(counts.values()) < minimum < max(counts.values())
-    skeleton, seen, sent = build_skeleton(checkpoint), {}, {}
-    hidden, rows = skeleton.embedded(ids), len(ids) // batches
+    decoder, seen, sent = build_blockwise_model(checkpoint), {}, {}
+    hidden, rows = decoder.embedded(ids), len(ids) // batches
     for index in range(2):
         name = f"model.layers.{index}"
-        modules = linears(skeleton.load(index), name)
-        calls = {count: skeleton.calls(ids[:count])[index] for count in (1, rows)}
+        modules = linears(decoder.load(index), name)
+        calls = {count: decoder.calls(ids[:count])[index] for count in (1, rows)}
         parts = [lambda at=at, hidden=hidden: hidden[at : at + rows] for at in range(0, len(ids), rows)]
         work = BlockPass(
             name,
             modules,
-            lambda given, index=index, calls=calls: skeleton.run(index, given, calls[len(given)]),
+            lambda given, index=index, calls=calls: decoder.run(index, given, calls[len(given)]),
             parts,
-            find_separate_experts(skeleton.blocks[index], name),
+            find_separate_experts(decoder.blocks[index], name),
             minimum,
         )
 
@@ -157,9 +157,9 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
     with torch.no_grad():
         plain = module_of(checkpoint).model(input_ids=ids, output_hidden_states=True).hidden_states
     # The last of transformers' states has passed the last norm.
-    torch.testing.assert_close(skeleton.normed(hidden), plain[-1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoder.normed(hidden), plain[-1], atol=1e-4, rtol=1e-4)
     assert all(
-        part.calibration is None for block in skeleton.blocks for part in find_separate_experts(block, "").values()
+        part.calibration is None for block in decoder.blocks for part in find_separate_experts(block, "").values()
     )
 
 
@@ -185,7 +185,7 @@ def sleepy(folder: Path) -> Checkpoint:
 def test_starved_experts_are_quantized_all_the_same_and_named(minimum: int, tmp_path: Path) -> None:
     source, notes = sleepy(tmp_path / "source"), Notes()
     result = quantized(source, tmp_path / "scratch", notes, expert_tokens=minimum, bits=8)
-    ids = calibration_windows(context(tmp_path), source, 6, 24)
+    ids = calibration_sequences(context(tmp_path), source, 6, 24)
     chosen = [
         torch.bincount(choice.flatten(), minlength=4)
         for _, choice, _ in routed(module_of(result_of(source, result)), ids)
@@ -245,8 +245,8 @@ def test_the_whole_and_its_batches_find_the_same(tmp_path: Path, monkeypatch: py
 
 def test_the_price_of_a_matrix_is_shared_out_among_the_experts(tmp_path: Path) -> None:
     source, ids, config = sleepy(tmp_path / "source"), some_ids(2, 40), Quantization(**SMALL)
-    skeleton = build_skeleton(source)
-    survey = Survey(skeleton, config, plan_layers(skeleton, config), (2, 3, 8), SilentProgress(), tmp_path)
+    decoder = build_blockwise_model(source)
+    survey = Survey(decoder, config, plan_layers(decoder, config), (2, 3, 8), SilentProgress(), tmp_path)
     losses = survey.run(ids, {}, lambda hessian: {})
     assert len(losses) == 2 * (4 + 4 * 3)
     module, places = module_of(source), torch.linspace(0, 39, 32).round().long()
@@ -342,5 +342,5 @@ def test_experts_that_are_stored_otherwise_are_named(tmp_path: Path) -> None:
     tensors["model.layers.1.experts.w3"] = tensors.pop(name)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"no tensor '{name}' for an expert of MixtralForCausalLM") as caught:
-        build_skeleton(Checkpoint(tmp_path))
+        build_blockwise_model(Checkpoint(tmp_path))
     assert "save_pretrained" in str(caught.value)

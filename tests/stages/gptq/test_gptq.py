@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq
-from compress.stages.blockwise.build import build_skeleton, last_hidden
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.build import build_blockwise_model, last_hidden
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.gptq.stage import Gptq
 from compress.utils.digests import size_bytes
 from compress.utils.errors import CompressError, DataError, ModelError, StageError
@@ -53,7 +53,7 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_p
     # The oracle: the finished model in transformers, hooks on its layers, and the solver once more on what they see.
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", guided=False)
-    seen = inputs_of_layers(as_module(result, source), calibration_windows(context(tmp_path), source, 6, 24))
+    seen = inputs_of_layers(as_module(result, source), calibration_sequences(context(tmp_path), source, 6, 24))
     layers = layers_of(result.folder)
     for name in (f"model.layers.{index}.{short}" for index in range(2) for short in LINEARS):
         hessian = seen[name].T @ seen[name] / len(seen[name])
@@ -85,12 +85,12 @@ def test_the_whole_and_its_batches_give_the_same(tmp_path: Path, monkeypatch: py
 
 def test_gptq_loses_less_than_rounding_to_nearest(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
-    ids = calibration_windows(context(tmp_path, seed=7), source, 8, 24)
-    original = last_hidden(build_skeleton(source), ids)
+    ids = calibration_sequences(context(tmp_path, seed=7), source, 8, 24)
+    original = last_hidden(build_blockwise_model(source), ids)
     loss = {}
     for method in ("gptq", "rtn"):
         result = quantized(source, tmp_path / method, method=method, bits=3, samples=40)
-        loss[method] = float((last_hidden(build_skeleton(result), ids) - original).square().mean())
+        loss[method] = float((last_hidden(build_blockwise_model(result), ids) - original).square().mean())
     assert loss["gptq"] < 0.8 * loss["rtn"]
 
 
@@ -164,7 +164,7 @@ def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) ->
     result = quantized(source, tmp_path / "scratch", embedding_bits=4, guided=False)
     module = as_module(result, source)
     module.model.embed_tokens.weight.data.copy_(source.weight("model.embed_tokens").half())
-    seen = inputs_of_layers(module, calibration_windows(context(tmp_path), source, 6, 24))["lm_head"]
+    seen = inputs_of_layers(module, calibration_sequences(context(tmp_path), source, 6, 24))["lm_head"]
     hessian = seen.T @ seen / len(seen)
     hessian += 0.2 * torch.eye(64) * hessian.diagonal().mean()
     weight, found = source.weight("model.embed_tokens"), result.quantized("model.embed_tokens")

@@ -16,7 +16,7 @@ from torch import nn
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, round_to_nearest
-from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.build import build_blockwise_model
 from compress.stages.blockwise.layers import Layer, plan_layers
 from compress.stages.gptq.bit_allocation import allocate, average_bits, stored_bits
 from compress.stages.gptq.sensitivity import TABLES, Sensitivity, Survey
@@ -43,9 +43,9 @@ def divergence(original: torch.Tensor, other: torch.Tensor) -> float:
 
 def test_prices_are_divergences_of_models_with_one_coarse_layer(tmp_path: Path) -> None:
     source, ids = save_decoder(tmp_path), some_ids(2, LENGTH)
-    skeleton = build_skeleton(source)
+    decoder = build_blockwise_model(source)
     coarse = source.weight("model.embed_tokens").mul(8).round().div(8)
-    survey = Survey(skeleton, CONFIG, plan_layers(skeleton, CONFIG), (2, 3, 8), SilentProgress(), tmp_path)
+    survey = Survey(decoder, CONFIG, plan_layers(decoder, CONFIG), (2, 3, 8), SilentProgress(), tmp_path)
     hessians: list[torch.Tensor] = []
 
     def heads(hessian: torch.Tensor) -> dict[int, torch.Tensor]:

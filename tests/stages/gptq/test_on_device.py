@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.models.checkpoint import Checkpoint
 from compress.pipeline.runner import StageRunner
-from compress.stages.blockwise.blockwise_model import Skeleton
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.resume import Finished
+from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.resume import BlockCache
 from compress.stages.registry import STAGES
 from compress.utils.errors import DeviceError
 
@@ -92,17 +92,17 @@ def test_a_tensor_of_the_processors_is_refused_there(gpu: FakeGpu) -> None:
 
 
 def test_one_block_is_there_at_a_time(tmp_path: Path, gpu: FakeGpu) -> None:
-    skeleton = build_skeleton(save_decoder(tmp_path / "source"), DEVICE)
+    decoder = build_blockwise_model(save_decoder(tmp_path / "source"), DEVICE)
 
     def there() -> list[bool]:
-        return [all(one.device.type == "gpu" for one in block.parameters()) for block in skeleton.blocks]
+        return [all(one.device.type == "gpu" for one in block.parameters()) for block in decoder.blocks]
 
-    skeleton.load(1)
+    decoder.load(1)
     assert there() == [False, True]
-    skeleton.unload(1)
+    decoder.unload(1)
     assert there() == [False, False]
-    table = skeleton.embedded(torch.arange(4)[None])
-    assert table.device.type == "gpu" and skeleton.embedding.weight.shape[0] == 4
+    table = decoder.embedded(torch.arange(4)[None])
+    assert table.device.type == "gpu" and decoder.embedding.weight.shape[0] == 4
 
 
 def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_before(
@@ -111,21 +111,21 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
     stage = {"gptq": {**FEW, "samples": 4, "guided": False}}
     wanted = tiny_run.load(tiny_generation.write_all(tmp_path, stages=[stage], targets=["torch"]))
     monkeypatch.setattr("compress.pipeline.runner.resolve_device", lambda name: DEVICE)
-    load = Skeleton.load
+    load = BlockwiseModel.load
 
-    def full(skeleton: Skeleton, index: int) -> torch.nn.Module:
-        gpu.room = 0 if index == 1 and Finished(scratch).layers(0) else None
-        return load(skeleton, index)
+    def full(decoder: BlockwiseModel, index: int) -> torch.nn.Module:
+        gpu.room = 0 if index == 1 and BlockCache(scratch).layers(0) else None
+        return load(decoder, index)
 
     runner = StageRunner(wanted, tmp_path, tmp_path / "artifacts", tiny_run.Notes())
     scratch = runner.cache.scratch(runner.stage_key("gptq"))
     with monkeypatch.context() as patch:
-        patch.setattr(Skeleton, "load", full)
+        patch.setattr(BlockwiseModel, "load", full)
         with pytest.raises(DeviceError, match=r"Stage 'gptq': model\.layers\.1 needs more memory than gpu:0") as raised:
             runner.run_all()
     gpu.room = None
     assert "lower samples, sequence_length" in str(raised.value) and "next run goes on there" in str(raised.value)
-    assert Finished(scratch).count(2) == 1
+    assert BlockCache(scratch).count(2) == 1
 
     notes = tiny_run.Notes()
     again = StageRunner(wanted, tmp_path, tmp_path / "artifacts", notes)

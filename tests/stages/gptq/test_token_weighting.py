@@ -10,8 +10,8 @@ from decoders import context, inputs_of_layers, module_of, save_decoder, some_id
 
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.gptq import output_error
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
 from compress.stages.gptq.token_weighting import Gradients, Importance
@@ -23,7 +23,7 @@ SEED = 5
 
 def measured(checkpoint: Checkpoint, ids: torch.Tensor, folder: Path, **config: object) -> Importance:
     settings = Quantization(precision="fp32", **config)
-    return Gradients(build_skeleton(checkpoint), settings, ids, folder, SilentProgress(), SEED).importance()
+    return Gradients(build_blockwise_model(checkpoint), settings, ids, folder, SilentProgress(), SEED).importance()
 
 
 def by_autograd(checkpoint: Checkpoint, ids: torch.Tensor) -> Importance:
@@ -91,16 +91,16 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path / "model")
-    skeleton = build_skeleton(checkpoint)
-    fill = skeleton.tensor
+    decoder = build_blockwise_model(checkpoint)
+    fill = decoder.tensor
 
     def broken(module: str, leaf: str, shape: torch.Size) -> torch.Tensor:
         found = fill(module, leaf, shape)
         return found.fill_(float("nan")) if module == "model.norm" else found
 
-    skeleton.tensor = broken  # type: ignore[method-assign]
-    skeleton.fill_surroundings()
-    work = Gradients(skeleton, Quantization(precision="fp32"), some_ids(2, 16), tmp_path / "work", SilentProgress())
+    decoder.tensor = broken  # type: ignore[method-assign]
+    decoder.fill_surroundings()
+    work = Gradients(decoder, Quantization(precision="fp32"), some_ids(2, 16), tmp_path / "work", SilentProgress())
     with pytest.raises(StageError, match="the answer is not finite"):
         work.importance()
 
@@ -122,7 +122,7 @@ def test_layers_are_solved_for_the_tokens_that_matter(
         assert quantized is not None
         errors[guided] = quantized.dequantize()
     counts = Importance.read(tmp_path / "guided-True" / "importance.safetensors").layers[name]
-    inputs = inputs_of_layers(module_of(checkpoint), calibration_windows(made, checkpoint, 12, 16))[name]
+    inputs = inputs_of_layers(module_of(checkpoint), calibration_sequences(made, checkpoint, 12, 16))[name]
     weight = checkpoint.stored(f"{name}.weight").float()
     for weights, better in ((counts, True), (torch.ones_like(counts), False)):
         hessian = (inputs * weights[:, None]).T @ inputs

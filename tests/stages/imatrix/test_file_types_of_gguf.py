@@ -176,9 +176,9 @@ def test_errors_are_small_where_inputs_are_large() -> None:
 def test_the_matrix_is_the_mean_square_of_what_layers_are_given(tmp_path: Path) -> None:
     source, notes = save_decoder(tmp_path / "source"), Notes()
     made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w", progress=notes))
-    from compress.stages.blockwise.calibration import calibration_windows
+    from compress.stages.blockwise.calibration import calibration_sequences
 
-    ids = calibration_windows(context(tmp_path / "w"), source, 6, 24)
+    ids = calibration_sequences(context(tmp_path / "w"), source, 6, 24)
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     seen: dict[str, torch.Tensor] = {}
     for name, part in model.named_modules():

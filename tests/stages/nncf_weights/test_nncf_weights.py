@@ -24,7 +24,7 @@ from compress.formats.gguf.proof import compare_gguf
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.nncf_weights.stage import NncfWeights
 from compress.utils.errors import CompressError, ModelError, StageError
 
@@ -60,7 +60,7 @@ def compressed(checkpoint: Checkpoint, scratch: Path, notes: Notes | None = None
 
 def theirs(checkpoint: Checkpoint, scratch: Path, **options: Any) -> Any:
     """NNCF's own compressed model, from transformers' model and the same windows."""
-    windows = calibration_windows(context(scratch), checkpoint, 6, 24)
+    windows = calibration_sequences(context(scratch), checkpoint, 6, 24)
     feeds = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
     model = module_of(checkpoint)
     model.config.use_cache = False

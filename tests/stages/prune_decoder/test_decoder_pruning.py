@@ -17,8 +17,8 @@ from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.sparse_solver import sparsegpt, wanda
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.blockwise.block_pass import gram
-from compress.stages.blockwise.build import build_skeleton
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
 from compress.stages.prune_decoder.depth import distances, losses_without
@@ -47,7 +47,7 @@ def sparse(source: Checkpoint, scratch: Path, **fields: Any) -> Checkpoint:
 
 
 def ids_of(source: Checkpoint, scratch: Path) -> torch.Tensor:
-    return calibration_windows(context(scratch), source, 6, 24)
+    return calibration_sequences(context(scratch), source, 6, 24)
 
 
 def without(module: Any, gone: list[int]) -> Any:
@@ -85,7 +85,7 @@ def test_distances_are_those_of_a_loop(span: int, tmp_path: Path) -> None:
         / ids.numel()
         for at in range(4 - span)
     ]
-    found = distances(build_skeleton(source), TEXT, ids, span, tmp_path, Notes())
+    found = distances(build_blockwise_model(source), TEXT, ids, span, tmp_path, Notes())
     assert found == pytest.approx(expected, abs=1e-5)
     assert not list(tmp_path.glob("states*"))
 
@@ -97,7 +97,7 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
         trials = {
             index: loss_of(without(module_of(source), [*gone, index]), ids) for index in range(4) if index not in gone
         }
-        found = losses_without(build_skeleton(source), TEXT, ids, list(trials))
+        found = losses_without(build_blockwise_model(source), TEXT, ids, list(trials))
         assert found == pytest.approx(trials, abs=1e-4)
         gone.append(min(trials, key=trials.__getitem__))
         losses.append(trials[gone[-1]])
@@ -123,7 +123,7 @@ def test_a_model_without_blocks_is_the_model_of_those_that_are_left(config: str,
     ids = some_ids(2, 20)
     result = pruned(source, tmp_path / "scratch", layers=2, compensate=False, layer_importance=rule)
     span = 1 if rule == "block_influence" else 2
-    found = distances(build_skeleton(source), TEXT, ids_of(source, tmp_path), span, tmp_path, Notes())
+    found = distances(build_blockwise_model(source), TEXT, ids_of(source, tmp_path), span, tmp_path, Notes())
     nearest = sorted(range(len(found)), key=found.__getitem__)
     gone = sorted(nearest[:2]) if span == 1 else [nearest[0], nearest[0] + 1]
     expected = answers(without(module_of(source), gone), ids)
@@ -244,7 +244,7 @@ def test_so_many_heads_stay_as_the_config_takes(tmp_path: Path) -> None:
     source = save_decoder(
         tmp_path / "source", hidden_size=192, num_attention_heads=12, num_key_value_heads=6, head_dim=32
     )
-    sizes = Sizes.of(build_skeleton(source).model, PruneDecoder(heads=0.2))
+    sizes = Sizes.of(build_blockwise_model(source).model, PruneDecoder(heads=0.2))
     assert (sizes.places, sizes.found[0]) == (4, 6)
 
 

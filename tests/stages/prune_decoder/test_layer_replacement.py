@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context
-from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.prune_decoder.layer_replacement import gaps
 from compress.stages.prune_decoder.stage import PruneDecoder
 
@@ -117,7 +117,7 @@ def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
     more: dict[str, Any] = {"residual_multiplier": unit} if unit not in (1, None) else {}
     more |= {"n_inner": 96, "n_positions": 128} if config == "GPT2Config" else {}
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=5, **more)
-    ids = calibration_windows(context(tmp_path, text(8000)), source, SAMPLES, LENGTH)
+    ids = calibration_sequences(context(tmp_path, text(8000)), source, SAMPLES, LENGTH)
     if massive := unit is None:
         module = module_of(source)
         with torch.no_grad():

@@ -19,7 +19,7 @@ from compress.models.quantized_module import load_quantized_module
 from compress.stages.attach_lora import AttachLora
 from compress.stages.base import Context, Reference
 from compress.stages.recovery.lora_recovery import LoraRecovery
-from compress.stages.recovery.trainer import make_windows
+from compress.stages.recovery.trainer import recovery_sequences
 from compress.utils.digests import digest_directory
 from compress.utils.errors import InputError, ModelError, StageError
 
@@ -58,7 +58,7 @@ def plain(checkpoint: Checkpoint, source: Checkpoint) -> LlamaForCausalLM:
 
 def held_out(start: QuantizedCheckpoint, stage: LoraRecovery, made: Context) -> torch.Tensor:
     """Token ids that no stage learns from."""
-    windows = make_windows(start, stage, made).held_out
+    windows = recovery_sequences(start, stage, made).held_out
     return torch.from_numpy(windows.batch(range(len(windows)))["input_ids"])
 
 

@@ -15,9 +15,9 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.models.shards import write_with_changes
 from compress.stages.recovery.quantized_recovery import learn, tuned_tensors
-from compress.stages.recovery.trainer import Lesson, make_windows
+from compress.stages.recovery.trainer import RecoveryTrainer, recovery_sequences
 from compress.stages.recovery.tune_scales import TuneScales
-from compress.stages.training.checkpoint import KeptTraining, TrainingState
+from compress.stages.training.checkpoint import TrainingCheckpoint, TrainingState
 from compress.utils.digests import digest_directory, size_bytes
 from compress.utils.errors import DataError, StageError
 
@@ -89,9 +89,9 @@ def test_what_is_saved_is_what_was_judged(start: QuantizedCheckpoint, source: Ch
     made = context(source, tmp_path / "scratch")
     module = load_quantized_module(start)
     learn(module, start, stage)
-    lesson = Lesson.between(module, made.earlier("start"), make_windows(start, stage, made), stage)
-    recovered = lesson.teach(made, "test")
-    assert lesson.quality() == recovered.after and recovered.after.divergence < recovered.before.divergence
+    trainer = RecoveryTrainer.between(module, made.earlier("start"), recovery_sequences(start, stage, made), stage)
+    recovered = trainer.train(made, "test")
+    assert trainer.quality() == recovered.after and recovered.after.divergence < recovered.before.divergence
     (tmp_path / "saved").mkdir()
     write_with_changes(start, tmp_path / "saved", *tuned_tensors(module, start))
     reloaded = load_quantized_module(QuantizedCheckpoint(tmp_path / "saved"))
@@ -104,9 +104,9 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
 ) -> None:
     stage = TuneScales(**QUICK)
     made = context(source, tmp_path / "scratch")
-    windows = make_windows(start, stage, made)
+    windows = recovery_sequences(start, stage, made)
     module, teacher = load_quantized_module(start), made.earlier("start")
-    quality = Lesson.between(module, teacher, windows, stage).quality()
+    quality = RecoveryTrainer.between(module, teacher, windows, stage).quality()
     ids = torch.from_numpy(windows.held_out.batch(range(len(windows.held_out)))["input_ids"])
     with torch.no_grad():
         mine, theirs = (model(input_ids=ids).logits[:, :-1].log_softmax(-1) for model in (module, teacher.module))
@@ -127,11 +127,11 @@ def test_the_loss_is_the_two_sums_as_weighted(
     made = context(source, tmp_path / "scratch")
     module, teacher = load_quantized_module(start), made.earlier("start")
     learn(module, start, stage)
-    lesson = Lesson.between(module, teacher, make_windows(start, stage, made), stage)
+    trainer = RecoveryTrainer.between(module, teacher, recovery_sequences(start, stage, made), stage)
     counted = torch.ones_like(IDS)
     counted[:, :given] = 0
     batch = {"input_ids": IDS, "index": torch.arange(2)} | ({"labels": counted} if given else {})
-    mine = lesson.loss(lesson.pupil, batch)
+    mine = trainer.loss(trainer.student, batch)
     slopes = torch.autograd.grad(mine, [p for p in module.parameters() if p.requires_grad])
     answers = module(input_ids=IDS, labels=IDS.masked_fill(counted == 0, -100))
     told = slice(given - 1, -1) if given else slice(None)
@@ -150,7 +150,7 @@ def test_it_can_learn_the_text_beside_the_teacher(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     stage, made = TuneScales(**QUICK), context(source, tmp_path)
-    ids = torch.from_numpy(make_windows(start, stage, made).held_out.batch(range(6))["input_ids"])
+    ids = torch.from_numpy(recovery_sequences(start, stage, made).held_out.batch(range(6))["input_ids"])
 
     def loss(weight: float) -> float:
         tuned = tune(start, source, tmp_path / f"{weight}", labels_weight=weight)
@@ -206,15 +206,15 @@ def test_the_teacher_answers_once_where_windows_come_again(
 ) -> None:
     stage = TuneScales(**{**QUICK, "steps": 12})
     made = context(source, tmp_path / "scratch", text_data(train=10))
-    windows = make_windows(start, stage, made)
+    windows = recovery_sequences(start, stage, made)
     assert 4 <= len(windows.train) < 12 * 4
     module, teacher = load_quantized_module(start), made.earlier("start")
     learn(module, start, stage)
     asked: list[int] = []
     teacher.module.model.register_forward_hook(lambda module, inputs, output: asked.append(len(output[0])))
-    lesson = Lesson.between(module, teacher, windows, stage)
+    trainer = RecoveryTrainer.between(module, teacher, windows, stage)
     asked.clear()
-    lesson.teach(made, "test")
+    trainer.train(made, "test")
     assert sum(asked) == len(windows.train) + len(windows.held_out)
 
 
@@ -234,8 +234,8 @@ def test_without_a_validation_split_the_last_windows_are_held_out(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     stage = TuneScales(**QUICK)
-    both = make_windows(start, stage, context(source, tmp_path, text_data(validation=0)))
-    alone = make_windows(start, stage, context(source, tmp_path, text_data()))
+    both = recovery_sequences(start, stage, context(source, tmp_path, text_data(validation=0)))
+    alone = recovery_sequences(start, stage, context(source, tmp_path, text_data()))
     assert len(both.train) == len(alone.train) - 6 and len(both.held_out) == 6
     assert (both.held_out.inputs[-1]["input_ids"] == alone.train.inputs[-1]["input_ids"]).all()
 
@@ -269,7 +269,7 @@ def test_logits_that_are_more_than_a_product_are_refused(
     teacher.module.lm_head.register_forward_hook(lambda module, inputs, output: output.tanh())
     stage = TuneScales(**QUICK)
     with pytest.raises(StageError, match="does more with its last states"):
-        Lesson.between(load_quantized_module(start), teacher, make_windows(start, stage, made), stage)
+        RecoveryTrainer.between(load_quantized_module(start), teacher, recovery_sequences(start, stage, made), stage)
 
 
 def test_half_precision_tunes_too(
@@ -302,16 +302,16 @@ def test_a_killed_training_ends_with_the_same_bytes(
     data = text_data(train=30)
     stage = TuneScales(**{**QUICK, "steps": 12})
     once = stage.run(start, context(source, tmp_path / "once", data))
-    write, written = KeptTraining.write, list[int]()
+    write, written = TrainingCheckpoint.write, list[int]()
 
-    def killed(self: KeptTraining, state: TrainingState) -> None:
+    def killed(self: TrainingCheckpoint, state: TrainingState) -> None:
         write(self, state)
         written.append(state.figures["done"])
         if len(written) in (3, 8, 12):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
-    monkeypatch.setattr(KeptTraining, "write", killed)
+    monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
+    monkeypatch.setattr(TrainingCheckpoint, "write", killed)
     made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):

@@ -18,8 +18,8 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.training import synthetic_data
-from compress.stages.training.sequences import Windows, lesson_windows
-from compress.stages.training.synthetic_data import with_written
+from compress.stages.training.sequences import TokenSequences, training_sequences
+from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.stages.training.synthetic_data_settings import TeacherWrites
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
@@ -29,9 +29,9 @@ TASK = get_task("text-generation")
 STAGE = DistillLanguageModel(teacher="start", batch_size=4, precision="fp32")
 
 
-def lesson_text(windows: Windows, settings: TeacherWrites, teacher: TorchModel, made: Any) -> Windows:
+def lesson_text(windows: TokenSequences, settings: TeacherWrites, teacher: TorchModel, made: Any) -> TokenSequences:
     """The windows, without the seconds that it took, of a student with the same tokens."""
-    return with_written(windows, settings, teacher, teacher.processor, made)[0]
+    return with_synthetic_text(windows, settings, teacher, teacher.processor, made)[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def teacher(source: Checkpoint) -> TorchModel:
 
 
 @pytest.fixture
-def windows(source: Checkpoint, teacher: TorchModel, tmp_path: Path) -> Windows:
-    return lesson_windows(teacher.processor, STAGE, context(source, tmp_path))
+def windows(source: Checkpoint, teacher: TorchModel, tmp_path: Path) -> TokenSequences:
+    return training_sequences(teacher.processor, STAGE, context(source, tmp_path))
 
 
 def alone(teacher: TorchModel, beginning: np.ndarray) -> list[int]:
@@ -64,7 +64,7 @@ RUNTIMES = pytest.mark.parametrize("runtime", get_args(TeacherWrites.model_field
 
 @RUNTIMES
 def test_running_text_is_gone_on_with_behind_its_eighth(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: Any, runtime: Any
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: Any, runtime: Any
 ) -> None:
     monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
     teacher.module.generation_config.eos_token_id = None
@@ -80,7 +80,7 @@ def test_running_text_is_gone_on_with_behind_its_eighth(
 
 
 def test_of_a_conversation_all_before_the_answer_is_given(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     teacher.module.generation_config.eos_token_id = None
     marks = np.zeros((3, LENGTH), np.int64)
@@ -100,7 +100,7 @@ def test_of_a_conversation_all_before_the_answer_is_given(
 
 @RUNTIMES
 def test_nothing_counts_behind_the_end_of_a_text(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
 ) -> None:
     beginning = windows.train.inputs[0]["input_ids"][: LENGTH // 8]
     plain = alone(teacher, beginning)
@@ -115,7 +115,7 @@ def test_nothing_counts_behind_the_end_of_a_text(
 
 
 def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     # Its tokenizer is none that OpenVINO can follow.
     teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
@@ -130,7 +130,7 @@ def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
 
 
 def test_what_was_written_before_a_kill_is_not_written_again(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
     made, plain, calls = context(source, tmp_path), teacher.module.generate, 0
@@ -153,10 +153,10 @@ def test_what_was_written_before_a_kill_is_not_written_again(
 
 
 def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     given = windows, TeacherWrites(beginnings=8), teacher, teacher.processor, context(source, tmp_path)
-    (_, seconds), (_, again) = with_written(*given), with_written(*given)
+    (_, seconds), (_, again) = with_synthetic_text(*given), with_synthetic_text(*given)
     assert 0 < seconds == again
     assert STAGE.after(seconds) is STAGE
     timed = STAGE.model_copy(update={"budget": "90s"})
@@ -167,7 +167,7 @@ def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
 
 
 def test_a_copy_of_the_teacher_writes_in_bfloat16(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, plain = [], type(teacher.module).generate
 
@@ -178,13 +178,13 @@ def test_a_copy_of_the_teacher_writes_in_bfloat16(
     monkeypatch.setattr(type(teacher.module), "generate", generate)
     given = windows, TeacherWrites(beginnings=4), teacher, teacher.processor
     for place, bf16 in enumerate((False, True)):
-        with_written(*given, context(source, tmp_path / str(place)), bf16)
+        with_synthetic_text(*given, context(source, tmp_path / str(place)), bf16)
     assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
 
 
 def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"teacher": "start", "student": {"layers": [0]}, "batch_size": 4, "learning_rate": 3e-3}
-    lesson = {
+    trainer = {
         **fields,
         "precision": "fp32",
         "loss": {"temperature": 1.0},
@@ -192,26 +192,28 @@ def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
         "tokens": 20 * 4 * LENGTH,
     }
     made = context(source, tmp_path)
-    DistillLanguageModel.model_validate(lesson).run(TorchModel.load(source.folder, TASK), made)
+    DistillLanguageModel.model_validate(trainer).run(TorchModel.load(source.folder, TASK), made)
     assert any("16 beginnings" in said for said in made.notes)
     (curve,) = (table.rows for table in made.tables)
     assert curve[-1][1] < 0.7 * curve[0][1]
 
 
 def test_who_cannot_read_what_the_other_writes_is_refused(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     other = TorchModel.load(source.folder, TASK)
     other.processor.add_tokens(["another"])
     with pytest.raises(StageError, match="other tokens") as refused:
-        with_written(windows, TeacherWrites(beginnings=4), teacher, other.processor, context(source, tmp_path))
+        with_synthetic_text(windows, TeacherWrites(beginnings=4), teacher, other.processor, context(source, tmp_path))
     assert refused.value.where == "teacher_writes"
     with pytest.raises(ValidationError, match="beginnings, conversations, or both"):
         TeacherWrites()
     model = TorchModel.load(source.folder, TASK)
     teacher.processor.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
-        with_written(windows, TeacherWrites(conversations=4), teacher, model.processor, context(source, tmp_path))
+        with_synthetic_text(
+            windows, TeacherWrites(conversations=4), teacher, model.processor, context(source, tmp_path)
+        )
     alone = STAGE.model_copy(update={"teacher_writes": TeacherWrites(beginnings=3)})
     with pytest.raises(DataError, match="too short: 3 windows"):
         alone.run(model, context(source, tmp_path))
@@ -223,7 +225,7 @@ TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
 
 @RUNTIMES
 def test_conversations_are_questions_of_its_own_with_its_own_answers(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
 ) -> None:
     writes = TeacherWrites(conversations=20, runtime=runtime)
     teacher.processor.chat_template = TEMPLATE
@@ -251,7 +253,7 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
 
 
 def test_answers_that_come_to_no_end_are_left_out(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher.processor.chat_template = TEMPLATE
     end = teacher.processor.eos_token_id
@@ -268,7 +270,7 @@ def test_answers_that_come_to_no_end_are_left_out(
 
 
 def test_what_is_written_has_its_share_beside_the_text(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     settings, text = TeacherWrites(beginnings=3, share=0.25), len(windows.train)
     found = lesson_text(windows, settings, teacher, context(source, tmp_path)).train

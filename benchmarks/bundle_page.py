@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from compress.formats.onnx.runtimes.javascript import largest_renderer, peak_bytes
 from compress.formats.onnx.runtimes.chromium import Page, open_page
+from compress.formats.onnx.runtimes.javascript import largest_renderer, peak_bytes
 from compress.utils.environment import environment
 
 TYPES = {".html": "text/html", ".css": "text/css", ".wasm": "application/wasm"}

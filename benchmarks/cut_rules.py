@@ -83,8 +83,8 @@ def main(
             "command": "python benchmarks/cut_rules.py --write",
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "measured": f"{date.today():%Y-%m-%d}",
-            "text": "SmolLM2-135M-Instruct by each rule of `prune_decoder`, before any training or rounding. Perplexity of "
-            f"{windows} windows of the test split of wiki; rules read windows of 512 tokens of the train split.",
+            "text": "SmolLM2-135M-Instruct by each rule of `prune_decoder`, before any training or rounding. "
+            f"Perplexity of {windows} windows of the test split of wiki; rules read windows of 512 tokens of train.",
             "tables": [{"title": "", "columns": ["what goes", "parameters", "perplexity", "seconds"], "rows": rows}],
         }
         RESULTS.write_text(json.dumps(page, indent=1) + "\n")

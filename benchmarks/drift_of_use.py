@@ -149,7 +149,9 @@ def drifts(model: Model, before: ModelOutputs, now: ModelOutputs) -> list[str]:
     return [look.name for look in looks if look.verdict == "drift"]
 
 
-def find_shifts(model: Model, before: ModelOutputs, texts: Sequence[str], shifts: Sequence[str]) -> dict[str, list[str]]:
+def find_shifts(
+    model: Model, before: ModelOutputs, texts: Sequence[str], shifts: Sequence[str]
+) -> dict[str, list[str]]:
     """What is found of each planted shift of fresh rows."""
     detections = {}
     for name in shifts:

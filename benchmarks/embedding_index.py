@@ -21,7 +21,7 @@ from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
-from compress.numerics.embeddings import kept_share, normalized, principal_rotation
+from compress.numerics.embeddings import normalized, principal_rotation, retained_share
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.feature_extraction import TASK
 
@@ -72,7 +72,7 @@ def measure(train: np.ndarray, test: np.ndarray, labels: np.ndarray, dimensions:
     rows = [measured(test, labels) | {"kept_share": 1.0}]
     for count in dimensions:
         rotation = principal_rotation(train, count)
-        rows.append(measured(normalized(test @ rotation.T), labels) | {"kept_share": kept_share(test, rotation)})
+        rows.append(measured(normalized(test @ rotation.T), labels) | {"kept_share": retained_share(test, rotation)})
     return rows
 
 

@@ -17,10 +17,10 @@ import transformers
 from PIL import Image
 
 from compress.evaluation.evaluate import artifact_labels
+from compress.formats.generation.decoder import Decoder
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor, load_tokenizer
-from compress.formats.generation.decoder import Decoder
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import CollectedOutputs, Examples, Task
 

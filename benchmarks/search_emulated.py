@@ -189,4 +189,4 @@ def emulate(
         ["trials, median", f"{statistics.median(one.trials for one in found):g}", ""],
     ]
     note = f"`python benchmarks/search.py emulate --write`; a process through {len(world.trials)} real trials"
-    show("Hours of the quickstart's search, emulated", FOUND_AND_WANTED, rows, write, notes=[note])
+    show("Emulated searches of the quickstart's space", FOUND_AND_WANTED, rows, write, notes=[note])

@@ -44,9 +44,9 @@ class _Watched:
         goal = replace(Goal.from_recipe(self.space.base, self.space.search), minimize=(SIZE, LATENCY))
         self.trials = TrialRunner.in_process(goal, RECIPE.parent, artifacts, ConsoleProgress())
         self.costs = CostEstimator(self.space)
-        self.foresight = SizeEstimator(self.space, lambda: self.trials.roads.runner(self.space.base))
-        self.latencies = LatencyEstimator(self.foresight)
-        self.costs.use_estimators(self.foresight, self.latencies)
+        self.size_estimator = SizeEstimator(self.space, lambda: self.trials.context.runner(self.space.base))
+        self.latency_estimator = LatencyEstimator(self.size_estimator)
+        self.costs.use_estimators(self.size_estimator, self.latency_estimator)
 
     def made(self, point: Point, timed: bool = False) -> TrialOutcome:
         """The recipe at its first rung."""
@@ -66,11 +66,11 @@ def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: W
     off, seconds = list[int](), list[float]()
     for point in watched.drawn(unseen):
         began = time.perf_counter()
-        told = watched.foresight.size_bytes(point)
+        told = watched.size_estimator.size_bytes(point)
         seconds.append(time.perf_counter() - began)
         made = round(watched.made(point).final[SIZE])
         if told is None:
-            raise typer.BadParameter(f"{watched.space.describe(point)}: {watched.foresight.unavailable_reason}")
+            raise typer.BadParameter(f"{watched.space.describe(point)}: {watched.size_estimator.unavailable_reason}")
         off.append(told - made)
         typer.echo(f"{watched.space.describe(point)}: {told:,} bytes foretold, {made:,} made, {seconds[-1]:.2f} s")
     exact = sum(one == 0 for one in off)
@@ -81,7 +81,7 @@ def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: W
         ["seconds of all, with the tracing of each structure", f"{sum(seconds):.0f}", ""],
     ]
     notes = ["`python benchmarks/search.py size --write`"]
-    show("Sizes foretold", FOUND_AND_WANTED, rows, write, notes=notes)
+    show("Predicted sizes", FOUND_AND_WANTED, rows, write, notes=notes)
 
 
 def latency(
@@ -97,28 +97,30 @@ def latency(
     from compress.plugins.search.kernel_table import KernelTable
 
     watched = _Watched(artifacts)
-    latencies = watched.latencies
+    latency_estimator = watched.latency_estimator
     if noisy:
-        latencies.table = KernelTable(watched.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True)
-    watched.foresight.start(watched.made(watched.space.origin))
+        latency_estimator.table = KernelTable(
+            watched.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True
+        )
+    watched.size_estimator.start(watched.made(watched.space.origin))
     points = watched.drawn(seen + unseen)
     began = time.perf_counter()
     for point in points:
-        if latencies.kernel_sum(point) is None:
-            raise typer.BadParameter(f"{watched.space.describe(point)}: {latencies.unavailable_reason}")
+        if latency_estimator.kernel_sum(point) is None:
+            raise typer.BadParameter(f"{watched.space.describe(point)}: {latency_estimator.unavailable_reason}")
     spent = time.perf_counter() - began
     for point in points[:seen]:
-        latencies.update(point, watched.made(point, timed=True).final[LATENCY])
+        latency_estimator.update(point, watched.made(point, timed=True).final[LATENCY])
     told, timed = list[float](), list[float]()
     for point in points[seen:]:
-        foretold = latencies.predict(point)
+        foretold = latency_estimator.predict(point)
         assert foretold is not None, "its sum is known"
         told.append(foretold)
         timed.append(watched.made(point, timed=True).final[LATENCY])
         words = watched.space.describe(point)
         typer.echo(f"{words}: {told[-1]:.4f} ms foretold, {timed[-1]:.4f} timed ({told[-1] / timed[-1] - 1:+.1%})")
     off = np.abs(np.array(told) / np.array(timed) - 1)
-    measured = 0 if latencies.table is None else latencies.table.measured
+    measured = 0 if latency_estimator.table is None else latency_estimator.table.measured
     rows = [
         [f"times foretold of {len(told)} unseen recipes: rank correlation", f"{spearmanr(told, timed)[0]:.3f}", "0.95"],
         ["mean error", f"{off.mean():.1%}", "8% (aim 5%)"],
@@ -126,7 +128,7 @@ def latency(
         [f"whole models timed before, and kernels: {measured} in {spent:.0f} s", f"{seen}", ""],
     ]
     notes = ["`python benchmarks/search.py latency --write`"]
-    show("Times foretold", FOUND_AND_WANTED, rows, write, notes=notes)
+    show("Predicted latencies", FOUND_AND_WANTED, rows, write, notes=notes)
 
 
 def commands() -> Iterator[Any]:

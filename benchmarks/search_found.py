@@ -60,4 +60,10 @@ def found(
         "`python benchmarks/search.py found SEARCH RUN --write`; both in one session, on the test rows. Searched was "
         f"{record.description.rstrip('.')}, within {', '.join(record.limits)}."
     )
-    show(f"Found: {recipe.task}", ("what", "baseline", BY_HAND, FOUND), table, write, notes=[note])
+    show(
+        f"Best recipe for {recipe.task.replace('-', ' ')}",
+        ("quantity", "baseline", BY_HAND, FOUND),
+        table,
+        write,
+        notes=[note],
+    )

@@ -67,7 +67,7 @@ def killed(
         ["trials", f"{len(one['trials, in order'])}", ""],
         ["seconds left alone, with the kills", f"{whole:.0f}, {again:.0f}", ""],
     ]
-    show("Killed at random moments", FOUND_AND_WANTED, rows, write)
+    show("Searches killed at random moments", FOUND_AND_WANTED, rows, write)
 
 
 def _to_the_end(recipe: Path, artifacts: Path, trials: int) -> None:

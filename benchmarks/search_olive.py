@@ -68,7 +68,7 @@ def olive(
         f"seconds are without its start; ours are the whole command's, which had {share:.0%} of them: its start, its "
         "trials, and the session on the test rows at its end."
     )
-    show("Olive's joint search", ("what", OLIVE, OURS), table, write, notes=[note])
+    show("Olive's joint search", ("quantity", OLIVE, OURS), table, write, notes=[note])
 
 
 _START_SECONDS = 8.0

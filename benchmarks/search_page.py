@@ -1,4 +1,4 @@
-"""The tables about searches in `docs/results/`, each put there by the command of `search.py` that made it."""
+"""Tables about searches in `docs/results/`, each written by the command of `search.py` that measured it."""
 
 from __future__ import annotations
 
@@ -14,41 +14,52 @@ if TYPE_CHECKING:
     from compress.results.measurement import Measurement
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
-FOUND_AND_WANTED = ("what", "found", "wanted")
-Write = Annotated[bool, typer.Option("--write", help="Put the figures into results/.")]
+FOUND_AND_WANTED = ("quantity", "measured", "required")
+Write = Annotated[bool, typer.Option("--write", help="Write the table to results/.")]
 
 
 def show(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], write: bool, *,
     notes: Sequence[str] = (), text: str | None = None,
 ) -> None:  # fmt: skip
-    """Print a table; with ``write``, put it in place of the one with its title, and ``text`` above all of them."""
+    """Print a table and optionally write it to the results.
+
+    Args:
+        title: Title, which identifies the table.
+        columns: Column headings.
+        rows: Cells of each row.
+        write: Whether the table replaces the one with its title in the results.
+        notes: Sentences below the table.
+        text: Text above all tables; default: unchanged.
+    """
     for row in rows:
         typer.echo(" | ".join(cell for cell in row if cell))
     if not write:
         return
-    page = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"tables": [], "text": ""}
-    table = {"title": title, "columns": list(columns), "rows": rows} | ({"notes": list(notes)} if notes else {})
-    kept = [one for one in page["tables"] if one["title"] != title]
-    page |= {
-        "title": "Searches",
-        "order": 10,
-        "command": "python benchmarks/search.py COMMAND --write",
-        "machine": "2 cores; seconds of replayed searches are those of their table",
-        "measured": f"{date.today():%Y-%m-%d}",
-        "text": text or page["text"],
-        "tables": sorted([*kept, table], key=lambda one: one["title"]),
-    }
-    RESULTS.write_text(json.dumps(page, indent=1) + "\n")
+    page = json.loads(RESULTS.read_text())
+    dated = [f"Measured {date.today():%Y-%m-%d}.", *notes]
+    table = {"title": title, "columns": list(columns), "rows": rows, "notes": dated}
+    titles = [other["title"] for other in page["tables"]]
+    if title in titles:
+        page["tables"][titles.index(title)] = table
+    else:
+        page["tables"].append(table)
+    RESULTS.write_text(json.dumps(page | {"text": text or page["text"]}, indent=1) + "\n")
 
 
 def by_model(measured: Iterable[Measurement], labels: Sequence[str], metrics: Iterable[str]) -> list[list[str]]:
-    """A row of each metric, with what each model of a session came to."""
+    """Return a row for each metric, with the value of each model of a session.
+
+    Args:
+        measured: Measurements of the session.
+        labels: Models, in the order of the columns.
+        metrics: Names of the metrics.
+    """
     from compress.results.formatting import format_value
     from compress.results.metrics import describe_metric
 
-    value, rows = {(row.model, row.metric): row.value for row in measured}, []
-    for described in map(describe_metric, metrics):
-        shown = [value.get((label, described.name)) for label in labels]
-        rows.append([described.title, *("" if one is None else format_value(described, one) for one in shown)])
+    values, rows = {(row.model, row.metric): row.value for row in measured}, []
+    for metric in map(describe_metric, metrics):
+        cells = [values.get((label, metric.name)) for label in labels]
+        rows.append([metric.title, *("" if value is None else format_value(metric, value) for value in cells)])
     return rows

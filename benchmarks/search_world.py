@@ -34,7 +34,8 @@ KEEP = Limit(metric="accuracy", at_least=0.985, of=BASELINE)
 SHARES = (1 / 9, 1 / 3, 1.0)
 BY_HAND = {"prune.heads": 0.5, "prune.feed_forward": 0.75, "distill.learning_rate": 3e-4, "distill.epochs": 12,
            "distill.student.layers": [1, 3, 5], "trim_vocabulary.min_count": 1, "trim_vocabulary.characters": "seen",
-           "onnx_int8.method": "dynamic", "onnx_int8.embedding_bits": 4, "onnx_int8.embedding_block_size": 64}  # fmt: skip
+           "onnx_int8.method": "dynamic", "onnx_int8.embedding_bits": 4,
+           "onnx_int8.embedding_block_size": 64}  # fmt: skip
 """What people made, and how far inside the limit on accuracy it lies by its test rows."""
 _INSIDE = 0.005
 WIDTH, _INNER = 384, 1536

@@ -23,18 +23,18 @@ import speech
 from scipy.special import log_softmax
 
 from compress.data.samples.fetch import sample_directory
+from compress.formats.generation.speech_recognition import Transcriber, read_rules
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
+from compress.formats.runtime import Session
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import load_processor
-from compress.formats.runtime import Session
-from compress.formats.generation.speech_recognition import Transcriber, read_rules
 
 RATIO_DB = 5.0
 Windows = Sequence[np.ndarray]

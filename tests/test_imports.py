@@ -1,4 +1,4 @@
-"""Tests of imports: no cycles between modules, and none from the core to a plug-in. The layers are in pyproject.toml."""
+"""Tests of imports: no cycles between modules, and none from the core to a plug-in (layers: pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_module_imports_itself_through_others(imports: grimp.ImportGraph) -> 
 
 
 def test_imports_in_functions_and_for_type_hints_are_counted(imports: grimp.ImportGraph) -> None:
-    # `compress.cli.run` imports the pipeline in a function, and `compress.cli.output` imports rich for type hints alone.
+    # `compress.cli.run` imports the pipeline in a function; `compress.cli.output` imports rich for type hints.
     assert "compress.pipeline.run" in imports.find_modules_directly_imported_by("compress.cli.run")
     assert "compress.benchmark.session" in imports.find_modules_directly_imported_by("compress.cli.bench")
 

@@ -62,11 +62,12 @@ def cut_heads(whole: Any, cut: Any) -> None:
     check_heads_prunable(whole)
     kept_heads = []
     for index, block in enumerate(blocks(whole)):
-        places = [position for position in range(block.prunable_units) if block.prunable_units == 1 or position != index % block.prunable_units]
+        units = block.prunable_units
+        places = [position for position in range(units) if units == 1 or position != index % units]
         kept_heads.append(places)
         if places:
             output = block.require_attention().output
-            _zero(output, [position for position in range(block.prunable_units) if position not in places], block.prunable_units)
+            _zero(output, [position for position in range(units) if position not in places], units)
     keep_heads(cut, kept_heads)
 
 

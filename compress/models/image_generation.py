@@ -2,8 +2,8 @@
 
 A diffusion model differs from other models almost everywhere: it is a folder of several components, it needs a sampling
 loop to answer, and its answers are judged and timed in other ways. The core knows the layout of such a folder
-(`compress.models.pipeline_folder`) and the capability `GENERATES_IMAGES` of a task. All else is behind these hooks, which
-are looked up when they are called, so that nothing of the plug-in is imported for other models.
+(`compress.models.pipeline_folder`) and the capability `GENERATES_IMAGES` of a task. All else is behind these hooks,
+which are looked up when they are called, so that nothing of the plug-in is imported for other models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOOKS = {
     "check_folder": "(folder) -> None: raise `ModelError` for a pipeline's folder that is incomplete or unsupported",
     "load_processor": "(folder) -> processor of prompts, which also creates the initial noise",
     "convert_folder": "(folder, cache, safety_checker, progress) -> path of the starting folder, written once",
-    "converted_folder": "(folder, cache, safety_checker) -> path that `convert_folder` returns, which may not exist yet",
+    "converted_folder": "(folder, cache, safety_checker) -> path that `convert_folder` returns; it may not exist",
     "check_safety_checker": "(folder, safety_checker) -> None: raise `ModelError` if the recipe must decide about it",
     "open_components": "(sessions, folder) -> session that generates images with open components",
     "open_torch": "(model, settings, where) -> session that generates images with the modules of a `TorchModel`",

@@ -18,13 +18,13 @@ from exports import exported
 from compress.data.samples.fetch import cache_root, fetch
 from compress.evaluation.evaluate import artifact_labels, encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
+from compress.formats.onnx.runtimes.chromium import Page, open_page
+from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.onnx.stage import Onnx
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.sentence_modules import Normalize, SentenceModules
-from compress.formats.onnx.runtimes.chromium import Page, open_page
-from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
@@ -78,7 +78,8 @@ def page(folders: dict[str, Path], library: Path, chromium: str) -> Iterator[tup
 
 def examples(folder: Path, task: str) -> Examples:
     if task == tiny.TASK:
-        return encode_for_model(folder, get_task(task), pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)}), 24)
+        table = pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)})
+        return encode_for_model(folder, get_task(task), table, 24)
     return encode_for_model(folder, get_task(task), pa.table({"text": TEXTS, "pair": TEXTS}), 24)
 
 

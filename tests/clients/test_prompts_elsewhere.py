@@ -19,8 +19,8 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
 ) -> None:
     from transformers import AutoTokenizer
 
-    from compress.plugins.apps.prompt import PROMPTS
     from compress.plugins.apps.preprocess import Prompt
+    from compress.plugins.apps.prompt import PROMPTS
 
     model = tmp_path / "model"
     model.mkdir()

@@ -77,7 +77,8 @@ def test_outputs_are_compared_with_the_baselines_and_choices_counted() -> None:
     scores = [np.array([[1.0, 2.0, 0.0]]), np.array([[0.0, 1.0, 3.0]])]
     other = [scores[0], np.array([[3.5, 1.0, 3.0]])]
     reference, kept = (
-        [TASK.collect({"scores": one, "count": np.array([7])}, examples, [0]) for one in some] for some in (scores, other)
+        [TASK.collect({"scores": row, "count": np.array([7])}, examples, [0]) for row in side]
+        for side in (scores, other)
     )
     joined, candidate = (
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in (reference, kept)

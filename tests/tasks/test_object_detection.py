@@ -99,7 +99,8 @@ def test_queries_that_are_there_for_training_alone_are_no_answers() -> None:
 
 
 def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
-    kinds = {kind: TASK.specialize({"model_type": kind}) for kind in ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")}
+    names = ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")
+    kinds = {kind: TASK.specialize({"model_type": kind}) for kind in names}
     assert [kind for kind, task in kinds.items() if task is SEPARATE] == ["rt_detr", "rt_detr_v2", "d_fine"]
     assert SEPARATE.app_steps == TASK.app_steps == ("prepare-image", "boxes")
     outputs = SimpleNamespace(logits=torch.tensor([[[2.0, -1], [-3, -2]]]), pred_boxes=torch.zeros(1, 2, 4))

@@ -15,22 +15,22 @@ from compress.plugins import plugin_problems
 from compress.stages.registry import STAGES
 from compress.tasks import capability, registry
 from compress.tasks.capability import (
-    SINGLE_CALL,
-    LOCALIZES,
-    GENERATES_IMAGES,
+    DESCRIBES_IMAGES,
+    DUAL_ENCODER,
     EMBEDS,
     GENERATES,
+    GENERATES_IMAGES,
     HAS_CLASSES,
     HAS_LABELS,
-    DUAL_ENCODER,
+    LOCALIZES,
     READS_ROWS,
     REWRITES,
+    SINGLE_CALL,
     TAKES_ARRAYS,
     TAKES_AUDIO,
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
-    DESCRIBES_IMAGES,
     TRANSCRIBES,
     suits,
 )

@@ -50,7 +50,9 @@ def read_interface(folder: Path) -> Interface:
     """What the `config.json` beside a program tells. Raises `ModelError`."""
     config = folder / CONFIG
     if not config.is_file():
-        raise incomplete_artifact_error(f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it")
+        raise incomplete_artifact_error(
+            f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it"
+        )
     try:
         told = json.loads(config.read_bytes())[INTERFACE]
         inputs = {str(name): tuple(axes) for name, axes in told["inputs"].items()}

@@ -56,8 +56,13 @@ def console_diff(diff: Diff) -> RenderableType:
             table.add(one.file, one.field, one.before or "none", one.after or "none")
         parts += [table, *_more(len(diff.fields), _MOST_FIELDS)]
     if diff.weights is not None and diff.weights.layers:
-        columns = [TableColumn("layer"), TableColumn("change", right=True), TableColumn("beyond rounding", right=True, rank=1),
-                   TableColumn("tensors", right=True, rank=2), TableColumn("what", rank=3)]  # fmt: skip
+        columns = [
+            TableColumn("layer"),
+            TableColumn("change", right=True),
+            TableColumn("beyond rounding", right=True, rank=1),
+            TableColumn("tensors", right=True, rank=2),
+            TableColumn("what", rank=3),
+        ]
         table = ResponsiveTable("Layers, the one that changed most first", columns)
         for layer in diff.weights.layers[:_MOST_LAYERS]:
             counted = f"{layer.changed} of {layer.tensors}"

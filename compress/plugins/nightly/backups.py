@@ -77,7 +77,7 @@ def restore(path: Path, note: Callable[[str], None]) -> None:
         raise InputError(
             "This file is no history, or it is damaged and no backup of it can be read.",
             where=str(path),
-            expected=f"a file that `compress nightly` made, or none; its backups are {path.name}.backup-1 to -{BACKUP_COUNT}",
+            expected=f"a file of `compress nightly`, or none; its backups are {path.name}.backup-1 to -{BACKUP_COUNT}",
             hint="move it away to begin a new history, or name another file under `history:` in the suite",
         )
     damaged, fresh = _free_name(path), path.with_name(f"{path.name}.backup-new")

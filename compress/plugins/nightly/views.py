@@ -23,7 +23,7 @@ from compress.report.run_folder import update_latest_link, write_atomically
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import main_metrics
 from compress.results.report import FINAL
-from compress.utils.responsive_table import TableColumn, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 from compress.utils.storage import storage_errors
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
@@ -31,7 +31,12 @@ _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not r
 
 def night_table(night: Night) -> RenderableType:
     """The outcomes as a table, then every finding with its culprit, then the notes."""
-    columns = [TableColumn("Entry"), TableColumn("Verdict"), TableColumn("Time", right=True, rank=1), TableColumn("Outcome")]
+    columns = [
+        TableColumn("Entry"),
+        TableColumn("Verdict"),
+        TableColumn("Time", right=True, rank=1),
+        TableColumn("Outcome"),
+    ]
     table = ResponsiveTable(f"{night.suite}, {night.label}", columns)
     for outcome in night.outcomes:
         table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _took(outcome), first_line(outcome.reason))

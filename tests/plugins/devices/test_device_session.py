@@ -10,7 +10,7 @@ from loopback_sshd import Server
 
 from compress.plugins.devices.blobs import Blob, send_blobs
 from compress.plugins.devices.connection import Connection
-from compress.plugins.devices.session import open_session, follow_session, bootstrap_program
+from compress.plugins.devices.session import bootstrap_program, follow_session, open_session
 from compress.utils.errors import DeviceError
 from compress.utils.progress import SilentProgress
 
@@ -121,7 +121,8 @@ def test_a_session_that_is_killed_frees_the_device_and_is_told(
 def test_a_session_that_nobody_follows_ends_and_removes_itself(
     server: Server, connection: Connection, tmp_path: Path
 ) -> None:
-    text = {path: each.replace("WAIT_SECONDS = 300.0", "WAIT_SECONDS = 0.2") for path, each in bootstrap_program().items()}
+    program = bootstrap_program()
+    text = {path: code.replace("WAIT_SECONDS = 300.0", "WAIT_SECONDS = 0.2") for path, code in program.items()}
     connection.request("begin", session="a" * 32, who="x", since="y", program=text)
     deadline = time.monotonic() + 20
     while connection.request("probe", blobs=[], requirements=[])["holder"] and time.monotonic() < deadline:

@@ -92,7 +92,8 @@ def test_answers_that_are_the_same_are_so_once_there_are_enough() -> None:
 
 
 def test_times_are_judged_by_the_median_of_the_stretches() -> None:
-    served = [{"A": ServedRequests([1.0, 2.0, 3.0, 9.0], 40.0), "B": ServedRequests([1.5, 3.0, 4.5, 9.0], 20.0)} for _ in range(12)]
+    first, second = ServedRequests([1.0, 2.0, 3.0, 9.0], 40.0), ServedRequests([1.5, 3.0, 4.5, 9.0], 20.0)
+    served = [{"A": first, "B": second} for _ in range(12)]
     found = {one.name: one for one in judge_times(served, 0.05, 0.05)}
     assert {name: one.verdict for name, one in found.items()} == {
         "latency at p50": "worse", "latency at p99": "same", "processor time a request": "better",

@@ -18,7 +18,7 @@ OUTLIER_SIGMAS = 6.0
 CHUNK_ELEMENTS = 1 << 20
 
 
-class TensorStatistics(Frozen):
+class WeightStatistics(Frozen):
     """Statistics of a tensor's finite values: stored integers in quantized ONNX, dequantized values in GGUF."""
 
     sparsity: float = Field(description="share of values that are exactly zero")
@@ -30,7 +30,7 @@ class TensorStatistics(Frozen):
     not_finite: int = Field(description="number of NaN and infinite values")
 
 
-def measure_weights(contents: ModelContents, progress: Progress) -> dict[str, TensorStatistics]:
+def measure_weights(contents: ModelContents, progress: Progress) -> dict[str, WeightStatistics]:
     """Return the statistics of every weight by name, except packed and sub-byte ones."""
     readable = [
         candidate
@@ -47,7 +47,7 @@ def _is_numbers(tensor: StoredTensor) -> bool:
     return tensor.readable and tensor.elements > 0 and "complex" not in tensor.dtype
 
 
-def describe(values: np.ndarray) -> TensorStatistics:
+def describe(values: np.ndarray) -> WeightStatistics:
     """Return the statistics of a non-empty array, in double precision and three passes over chunks."""
     flat = values.reshape(-1)
     count = zeros = 0
@@ -67,7 +67,7 @@ def describe(values: np.ndarray) -> TensorStatistics:
     std = math.sqrt(sum(float(np.square(piece - mean).sum()) for piece in _finite_pieces(flat)) / size)
     # Third pass: outliers.
     far = sum(int(np.count_nonzero(np.abs(piece - mean) > OUTLIER_SIGMAS * std)) for piece in _finite_pieces(flat))
-    return TensorStatistics(
+    return WeightStatistics(
         sparsity=zeros / size,
         minimum=low,
         maximum=high,

@@ -69,7 +69,7 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphInputs:
-    """All inputs of a graph, in its order; ``unproven`` states why no valid random inputs were found, if so."""
+    """Inputs of a graph, in its order; ``unproven`` states why no valid random inputs were found, if so."""
 
     inputs: tuple[GraphInput, ...]
     unproven: str | None = None

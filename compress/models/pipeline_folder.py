@@ -1,4 +1,4 @@
-"""What can be proven of a directory in diffusers' layout from its JSON and headers, before torch is loaded."""
+"""Layout of a diffusers folder: components, weights and configs, read before torch is loaded."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ CHECKER = "safety_checker"
 SafetyChecker = Literal["keep", "leave_out"]
 """Decision of a recipe about a pipeline's safety checker."""
 UNET = "unet"
-"""The part that is called once a step. Transformers in its place take other arguments; none is called here yet."""
+"""Component that is called once per sampling step; diffusion transformers are not supported yet."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def is_pipeline(folder: Path) -> bool:
-    """Whether a folder is in diffusers' layout."""
+    """Return True if a folder has the layout of diffusers."""
     return (folder / MODEL_INDEX).is_file()
 
 
 def component_classes(folder: Path) -> dict[str, tuple[str, str]]:
-    """Component -> its library and class, those that model_index.json leaves out not counted."""
-    found = {}
+    """Map each component in model_index.json to its library and class; components that are left out are skipped."""
+    components = {}
     for name, value in read_json(folder / MODEL_INDEX).items():
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value):
-            found[name] = (value[0], value[1])
-    return found
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(entry, str) for entry in value):
+            components[name] = (value[0], value[1])
+    return components
 
 
 def weights_of(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of one part. Raises `ModelError` where there are none, or pickles alone."""
+    """Return the safetensors files of one component. Raises `ModelError` if there are none or only pickles."""
     files = tuple(path for path in sorted(folder.glob("*.safetensors")) if not _is_variant(path))
     if files:
         return files
@@ -54,36 +54,34 @@ def weights_of(folder: Path) -> tuple[Path, ...]:
 
 
 def _is_variant(path: Path) -> bool:
-    """Whether it is the same weights in another type: `model.fp16.safetensors`."""
+    """Return True for the same weights in another type, such as `model.fp16.safetensors`."""
     return path.name.count(".") > 1
 
 
 def pipeline_weights(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of every part that has any."""
+    """Return the safetensors files of every component that has any."""
     parts = [folder / name for name in component_classes(folder)]
     return tuple(file for part in parts if any(part.glob("*.safetensors")) for file in weights_of(part))
 
 
 def part_folders(folder: Path) -> tuple[str, ...]:
-    """The folders of a pipeline's parts, weights or graphs, in the order in which they run; none of another model."""
+    """Return the folders of a pipeline's components in the order of execution; empty for other models."""
     names = ("text_encoder", UNET, "vae", "vae_decoder") if is_pipeline(folder) else ()
     return tuple(name for name in names if (folder / name).is_dir())
 
 
 def pipeline_config(index: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json beside model_index.json says: the class of the pipeline, so that the task is told."""
+    """Return the content of a config.json for a pipeline: its class, from which the task is inferred."""
     return {"architectures": [index.get("_class_name")]}
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model folder, or of a pipeline what it would say. Raises `ModelError`."""
+    """Return the config.json of a model folder, or the equivalent for a pipeline. Raises `ModelError`."""
     if is_pipeline(folder) and not (folder / CONFIG).is_file():
         return pipeline_config(read_json(folder / MODEL_INDEX))
     return dict(read_json(folder / CONFIG))
 
 
 def part_config(folder: Path, part: str) -> Mapping[str, Any]:
-    """A part's config.json."""
+    """Return a component's config.json."""
     return read_json(folder / part / "config.json")
-
-

@@ -29,11 +29,11 @@ _ROUNDING = 1e-12
 class ChangePoint(NamedTuple):
     """A change of level.
 
-    ``index`` is that of the first value at the new level; ``before`` and ``after`` are the medians of the two
+    ``position`` is the index of the first value at the new level; ``before`` and ``after`` are the medians of the two
     adjacent segments; ``p_value`` belongs to Student's t test of the two means.
     """
 
-    index: int
+    position: int
     before: float
     after: float
     p_value: float

@@ -197,7 +197,7 @@ def principal_rotation(embeddings: np.ndarray, dimensions: int) -> np.ndarray:
     return rotation
 
 
-def kept_share(embeddings: np.ndarray, rotation: np.ndarray) -> float:
+def retained_share(embeddings: np.ndarray, rotation: np.ndarray) -> float:
     """Return the share of the squared length of embeddings [n, d] that remains after a rotation [k, d]."""
     total = float(np.square(embeddings, dtype=np.float64).sum())
     return float(np.square(embeddings @ rotation.T, dtype=np.float64).sum()) / total

@@ -134,6 +134,15 @@ class _Dequantize(torch.autograd.Function):
     def forward(
         ctx: Any, integers: torch.Tensor, scales: torch.Tensor, group_size: int, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Compute the weight in pieces of rows.
+
+        Args:
+            ctx: Context for the backward pass.
+            integers: Integers minus zero points [rows, columns].
+            scales: Scales [rows, groups].
+            group_size: Columns that share a scale.
+            dtype: Type of the result.
+        """
         ctx.save_for_backward(integers, scales)
         ctx.group_size = group_size
         # Work in pieces of rows, so that no second matrix in the scales' type is needed.

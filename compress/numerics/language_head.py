@@ -104,6 +104,17 @@ class _HeadLoss(torch.autograd.Function):
         wanted: HeadLoss,
         chunk: int,
     ) -> torch.Tensor:
+        """Compute the loss and its gradients chunk by chunk.
+
+        Args:
+            ctx: Context for the backward pass.
+            hidden: Hidden states of the student [n, W].
+            weight: Head of the student [V, W].
+            teacher_hidden: Hidden states of the teacher, or None.
+            teacher_weight: Head of the teacher, or None.
+            wanted: Terms of the loss.
+            chunk: Tokens per chunk.
+        """
         count, total = len(hidden), 0.0
         by_hidden = torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if ctx.needs_input_grad[1] else None

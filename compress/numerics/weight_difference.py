@@ -190,7 +190,7 @@ class Reordered:
     block: int
 
     @property
-    def moved(self) -> tuple[int, ...]:
+    def displaced(self) -> tuple[int, ...]:
         """Return the indices of blocks at another position."""
         return tuple(
             at for at in range(len(self.order) // self.block) if self.order[at * self.block] != at * self.block
@@ -199,7 +199,7 @@ class Reordered:
     @property
     def swapped(self) -> tuple[int, int] | None:
         """Return the two blocks that changed places, if no other block moved."""
-        return (self.moved[0], self.moved[1]) if len(self.moved) == 2 else None
+        return (self.displaced[0], self.displaced[1]) if len(self.displaced) == 2 else None
 
 
 def reordered(chunks: Chunks, shape: tuple[int, int], along_rows: bool, share: float = 0.1) -> Reordered | None:

@@ -137,7 +137,8 @@ def find_resolved(
         return ready if ready.is_dir() else None
     if path is not None and (is_pipeline(path) or is_timm_folder(path)):
         try:
-            converted_path = image_generation_hook("converted_folder")(path, cache, checker) if is_pipeline(path) else made_timm(path, cache)
+            hook = image_generation_hook("converted_folder") if is_pipeline(path) else None
+            converted_path = made_timm(path, cache) if hook is None else hook(path, cache, checker)
         except ModelError:  # told by whoever needs more of it than its config
             return path
         return converted_path if converted_path.is_dir() else path

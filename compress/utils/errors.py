@@ -100,7 +100,7 @@ class Problem:
 
 
 class RecipeError(InputError):
-    """All problems of a recipe, or of another file that is read as strictly."""
+    """Problems of a recipe, or of another file that is read as strictly, reported at once."""
 
     def __init__(self, problems: Sequence[Problem], subject: str = "The recipe", hint: str | None = None) -> None:
         self.problems = tuple(problems)

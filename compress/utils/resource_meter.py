@@ -15,7 +15,7 @@ _EVERY_SECONDS = 0.05
 
 @dataclass
 class Meter:
-    """``seconds`` are those within `metered`, without the ``check_seconds`` within `checking`."""
+    """Time and peak memory of a piece of work; ``seconds`` excludes ``check_seconds``, the time within `checking`."""
 
     seconds: float = 0.0
     check_seconds: float = 0.0
@@ -23,7 +23,7 @@ class Meter:
 
     @contextmanager
     def checking(self) -> Iterator[None]:
-        """What is looked at meanwhile is no part of the work."""
+        """Exclude the time within this context from the work."""
         began = time.perf_counter()
         try:
             yield

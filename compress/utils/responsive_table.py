@@ -21,7 +21,7 @@ _JOINTS = re.compile(r"[^\s_/,=\[(.-]*[_/,=\[(.-]+\s*|\S+\s*|\s+")
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """Heading and alignment of a column.
 
     A column with ``right`` is aligned right and holds numbers, which are never wrapped. Columns of ``rank`` 0 are
@@ -38,7 +38,7 @@ class ResponsiveTable:
     """Rows of cells below a title; a cell is a text, or a text with a style."""
 
     title: str
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     left_out: str = "hidden for lack of space"
     """Explanation printed after the names of the hidden columns."""
     rows: list[tuple[Sequence[str | tuple[str, str]], str]] = field(default_factory=list)

@@ -45,7 +45,7 @@ def saved(graph: onnx.ModelProto, folder: Path) -> Path:
 
 
 def static(graph: onnx.ModelProto, kept: tuple[str, ...] = (), **settings: object) -> onnx.ModelProto:
-    return StaticQuantizer(graph, feeds(), Int8Options(**settings)).quantize(kept)  # type: ignore[arg-type]
+    return StaticQuantizer(graph, feeds(), Int8Options(method="static", **settings)).quantize(kept)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
@@ -158,7 +158,7 @@ def test_convolutions_are_products_of_windows():
     graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     x = generator.uniform(-0.1, 1, (1, 4, 9, 8)).astype(np.float32)
-    settings = Int8Options(reduce_range=False, bias_correction=False, per_channel=False)
+    settings = Int8Options(method="static", reduce_range=False, bias_correction=False, per_channel=False)
     quantized = StaticQuantizer(model, [{"x": x}], settings).quantize()
     (kernels,) = find_saturation(quantized, [{"x": x}])
 

@@ -143,7 +143,9 @@ def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
     if method == "dynamic":
         quantized = [DynamicQuantizer(model, reduce_range=reduce_range).quantize() for reduce_range in ranges]
     else:
-        plain = Int8Options(reduce_range=False, weight_rounding="feedback" if method == "feedback" else "nearest")
+        plain = Int8Options(
+            method="static", reduce_range=False, weight_rounding="feedback" if method == "feedback" else "nearest"
+        )
         quantized = [
             StaticQuantizer(model, feeds, plain.model_copy(update={"reduce_range": reduce_range})).quantize()
             for reduce_range in ranges
@@ -162,7 +164,9 @@ def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
     graph = helper.make_graph([node], "g", values[:1], values[1:], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     x = generator.uniform(-0.1, 1, (1, 20, 9, 9)).astype(np.float32)
-    return StaticQuantizer(model, [{"x": x}], Int8Options(reduce_range=False, bias_correction=False)).quantize(), x
+    return StaticQuantizer(
+        model, [{"x": x}], Int8Options(method="static", reduce_range=False, bias_correction=False)
+    ).quantize(), x
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from compress.data.dataset import Dataset
+from compress.formats.generation.speech_recognition import read_rules
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.checkpoint_vocabulary import template_tokens, trim_checkpoint
-from compress.pipeline.integrity import probed
-from compress.formats.generation.speech_recognition import read_rules
+from compress.pipeline.integrity import inspector_of
 from compress.stages.base import Context
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.tasks.registry import get_task
@@ -267,7 +267,7 @@ def test_a_whisper_says_the_same_with_the_tokens_that_it_says(tmp_path: Path) ->
     heard = Examples(
         [{"input_features": features_of_text} for features_of_text in features.numpy()], {"input_features": None}
     )
-    answers = [probed(Checkpoint(tmp_path / name)).logits(lambda _: heard) for name in ("source", "trimmed")]
+    answers = [inspector_of(Checkpoint(tmp_path / name)).logits(lambda _: heard) for name in ("source", "trimmed")]
     np.testing.assert_allclose(answers[1], answers[0][:, kept_ids], atol=1e-5)
 
 

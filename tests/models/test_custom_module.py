@@ -116,7 +116,7 @@ def test_only_code_that_the_recipe_names_is_run(folder: Path) -> None:
     config = json.loads((folder_made / "config.json").read_text())
     config["compress_module"] = {"module": "os:mkdir", "arguments": {"path": str(folder / "broken in")}}
     (folder_made / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="'os:mkdir', which this recipe doesn't name"):
+    with pytest.raises(ModelError, match="'os:mkdir', which this recipe does not name"):
         TASK.load(folder_made, None, trust_remote_code=False)
     assert not (folder / "broken in").exists()
 

@@ -29,7 +29,7 @@ def test_a_cut_model_answers_as_the_whole_one_without_what_went(name: str, what:
     ("name", "what", "reason"),
     [
         ("olmo2", "heads", "q_norm normalises all of them at once"),
-        ("bloom", "heads", r"follows from their number \(ALiBi\)"),
+        ("bloom", "heads", r"follows from the number of heads \(ALiBi\)"),
         ("mpnet", "heads", r"all layers share mpnet\.encoder\.relative_attention_bias"),
         ("convbert", "heads", "comes from a convolution"),
         ("mamba", "heads", "Heads cannot be distinguished in the attention of backbone.layers.0"),

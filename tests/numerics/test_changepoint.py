@@ -33,7 +33,7 @@ NILE = [
 def test_the_nile_changed_after_1898() -> None:
     # The change that every method in the literature finds: the dam begun in 1898, the 28th year of the series.
     (change,) = change_points(NILE)
-    assert 1871 + change.index == 1899
+    assert 1871 + change.position == 1899
     assert (change.before, change.after) == (np.median(NILE[:28]), np.median(NILE[28:]))
 
 
@@ -108,7 +108,7 @@ def test_a_constant_that_changes_is_seen_on_the_third_night() -> None:
     level = [5_120_000.0] * 12
     assert change_points([*level, 5_130_000.0, 5_130_000.0]) == []
     (change,) = change_points([*level, *[5_130_000.0] * 3])
-    assert (change.index, change.before, change.after) == (12, 5_120_000.0, 5_130_000.0)
+    assert (change.position, change.before, change.after) == (12, 5_120_000.0, 5_130_000.0)
 
 
 def test_two_bad_nights_in_a_row_are_no_change_and_hide_none() -> None:
@@ -117,13 +117,13 @@ def test_two_bad_nights_in_a_row_are_no_change_and_hide_none() -> None:
     values[[10, 11, 25]] += 0.5
     assert change_points(values) == []
     values[34:] += 0.05
-    assert [change.index for change in change_points(values)] == [34]
+    assert [change.position for change in change_points(values)] == [34]
 
 
 def test_a_regression_that_was_mended_is_two_changes() -> None:
     values = np.random.default_rng(4).normal(0, 0.01, 60)
     values[20:32] += 0.06
-    assert [change.index for change in change_points(values)] == [20, 32]
+    assert [change.position for change in change_points(values)] == [20, 32]
 
 
 def test_values_that_are_no_numbers_are_refused() -> None:
@@ -138,9 +138,9 @@ def test_values_that_are_no_numbers_are_refused() -> None:
 def test_units_do_not_matter(seed: int, factor: float, shift: float) -> None:
     values = np.random.default_rng(seed).normal(0, 1, 30)
     values[18:] += 6.0
-    places = [change.index for change in change_points(values)]
+    places = [change.position for change in change_points(values)]
     assert places
-    assert [change.index for change in change_points(values * factor + shift)] == places
+    assert [change.position for change in change_points(values * factor + shift)] == places
 
 
 def noise(kind: str, random: np.random.Generator, n: int) -> np.ndarray:
@@ -178,7 +178,7 @@ def test_a_step_is_found_within_five_nights(step: float, kind: str, share: float
         series = noise(kind, random, 45)
         series[40:] += step
         changes = change_points(series)
-        actual += bool(changes) and abs(changes[-1].place - 40) <= 1 and changes[-1].after > changes[-1].before
+        actual += bool(changes) and abs(changes[-1].position - 40) <= 1 and changes[-1].after > changes[-1].before
     assert actual >= share * 100
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compress.numerics.embeddings import kept_share, principal_rotation
+from compress.numerics.embeddings import principal_rotation, retained_share
 
 
 def test_what_is_kept_is_what_the_largest_singular_values_hold() -> None:
@@ -10,7 +10,7 @@ def test_what_is_kept_is_what_the_largest_singular_values_hold() -> None:
     values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False) ** 2
     for dimensions in (1, 3, 8):
         rotation = principal_rotation(embeddings, dimensions)
-        assert kept_share(embeddings, rotation) == pytest.approx(values[:dimensions].sum() / values.sum(), rel=1e-5)
+        assert retained_share(embeddings, rotation) == pytest.approx(values[:dimensions].sum() / values.sum(), rel=1e-5)
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(dimensions), atol=1e-6)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import given, strategies
 from narrow import shown
 
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 
 def table(*rows: tuple[str, ...]) -> ResponsiveTable:
     table_shown = ResponsiveTable(
-        "", [Column("name"), Column("value", right=True), Column("why", rank=2), Column("n", rank=1)]
+        "",
+        [TableColumn("name"), TableColumn("value", right=True), TableColumn("why", rank=2), TableColumn("n", rank=1)],
     )
     for row in rows:
         table_shown.add(*row)
@@ -46,7 +47,7 @@ def test_names_are_broken_at_joints_where_nothing_else_helps() -> None:
 
 @given(strategies.lists(strategies.text("abc _/", max_size=30), min_size=1, max_size=4), strategies.integers(30, 120))
 def test_every_letter_is_shown_and_no_line_is_too_long(names: list[str], width: int) -> None:
-    table_shown = ResponsiveTable("", [Column("name")])
+    table_shown = ResponsiveTable("", [TableColumn("name")])
     for name in names:
         table_shown.add(name)
     shown_lines = lines(table_shown, width)

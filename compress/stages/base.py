@@ -65,25 +65,25 @@ class Context:
     tables: list[StageTable] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Say one line that the report keeps with the stage: what was found or chosen, not how far the work is."""
+        """Record a line for the report about a result or a choice of the stage, and show it."""
         self.notes.append(text)
         self.progress.note(text)
 
     def add_table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-        """Keep a table that the report shows with the stage; nothing is said of it on the way."""
+        """Record a table that the report shows with the stage."""
         self.tables.append(StageTable(title=title, columns=tuple(columns), rows=tuple(tuple(row) for row in rows)))
 
     def encode(self, split: str, model: TorchModel) -> Examples:
-        """The examples of a split as inputs of ``model``, with label ids where the split is labeled."""
+        """Return the examples of a split as inputs of ``model``, with label ids if the split is labeled."""
         return self.task.encode(self.data.split(split), model.processor, model.labels(), self.max_length)
 
     def encode_unlabeled(self, model: TorchModel) -> Examples | None:
-        """The recipe's unlabeled text as inputs of ``model``, if it names any."""
+        """Return the recipe's unlabeled text as inputs of ``model``, or None if the recipe names none."""
         rows = self.data.unlabeled
         return None if rows is None else self.task.encode(rows, model.processor, None, self.max_length)
 
     def validator(self, model: TorchModel) -> Callable[[], float] | None:
-        """A function that returns the task's first metric on the validation split, or ``None`` without one."""
+        """Return a function that computes the task's first metric on the validation split, or None without one."""
         if "validation" not in self.data.splits:
             return None
         examples = self.encode("validation", model)

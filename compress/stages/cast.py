@@ -48,7 +48,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
     @classmethod
     def supports(cls, task: Capabilities) -> bool:
-        """What answers in one call, and what draws pictures."""
+        """Return whether a task answers in one call or generates images."""
         return super().supports(task) or GENERATES_IMAGES in task
 
     def needs(self) -> Requirements:
@@ -56,19 +56,19 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:
-        """Weights at half the size; of one part no more than that nothing grows, since it may be a small one."""
+        """Return at most 0.7 of the size; for one part of several, which may be small, no growth."""
         return OutputSpec(max_size_ratio=0.7 if self.part == "all" else 1.0)
 
     def precision_settings(self) -> dict[str, Any]:
-        """16-bit floats."""
+        """Return 16-bit floats."""
         return {"precision": "fp16"}
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Half of everything."""
+        """Return half the size of everything."""
         return predicted(before, before and (before.in_bits(16, 16) if self.part == "all" else before))
 
     def infer_shapes(self, model: OnnxModel, context: Context) -> OnnxModel:
-        """The same."""
+        """Return the converted model."""
         return self.run(model, context)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:

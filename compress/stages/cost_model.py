@@ -10,7 +10,7 @@ from compress.utils.pydantic_models import Frozen
 
 @dataclass(frozen=True)
 class Shape:
-    """Parameters by sort, and the sizes that memory depends on (0 where they are not known).
+    """Parameters by kind, and the sizes that memory depends on (0 if unknown).
 
     ``processor_bytes``: tokenizer and other files beside the weights; ``matrix_bits``, ``table_bits``: of a weight of
     the matrices and of the embedding tables, as earlier stages left them; ``packed_bytes``: the size of files that are
@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def parameters(self) -> float:
-        """All parameters."""
+        """Return the number of all parameters."""
         return self.embeddings + self.working
 
     @property
@@ -42,17 +42,17 @@ class Shape:
         return self.attention + self.feed_forward + self.other
 
     def in_bits(self, matrices: int, tables: int) -> Shape:
-        """The same with weights of so many bits."""
+        """Return the shape with weights of other bit widths."""
         return replace(self, matrix_bits=matrices, table_bits=tables)
 
     def first_token_only(self) -> Shape:
-        """What multiplies a token where the last layer gives the first one alone: there, what makes keys and values."""
+        """Return the shape that multiplies a token if the last layer computes the first token alone."""
         layers = max(self.layers, 1)
         attention, feed_forward = self.attention * (1 - 0.5 / layers), self.feed_forward * (1 - 1 / layers)
         return replace(self, attention=attention, feed_forward=feed_forward)
 
     def with_layers(self, layers: int) -> Shape:
-        """The same with as many layers, all of them alike."""
+        """Return the shape with another number of layers, all of them alike."""
         share = layers / self.layers if self.layers else 1.0
         attention, feed_forward = self.attention * share, self.feed_forward * share
         tensors = round(self.tensors * share)
@@ -85,17 +85,17 @@ class Estimate(Frozen):
 
     @classmethod
     def unknown(cls, reason: str) -> Estimate:
-        """No value, for that reason."""
+        """Return an estimate without a value, for a reason."""
         return cls(value=None, note=reason)
 
     def within(self, less: float, more: float) -> Estimate:
-        """The same, which may be ``less`` times as much, or ``more`` times."""
+        """Return the estimate with bounds at ``less`` and ``more`` times its value."""
         if self.value is None:
             return self
         return self.model_copy(update={"low": self.value * less, "high": self.value * more})
 
     def times(self, factor: float, note: str) -> Estimate:
-        """So many times as much, as ``note`` says why."""
+        """Return the estimate multiplied by a factor; ``note`` explains it."""
         values = {name: getattr(self, name) for name in ("value", "low", "high")}
         changed = {name: value * factor for name, value in values.items() if value is not None}
         return self.model_copy(update={**changed, "note": note})
@@ -115,7 +115,7 @@ class Text:
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What a stage may know when it predicts its cost, beside the shape of its input.
+    """Facts about data and machine that a stage predicts its cost from, besides the shape of its input.
 
     ``splits`` and ``unlabeled`` are the data files that are here, by name, and ``unlabeled`` those that are not as
     ``None``; ``shapes`` has the output of each earlier stage by its label, and `start`; ``find_model`` gives the shape
@@ -137,11 +137,11 @@ class PlanContext:
     generates: bool = False
 
     def tokens(self, text: Text) -> float:
-        """How often the examples of a file have each working weight multiply, as counted or told by their bytes."""
+        """Return how often the examples of a file multiply each working weight, as counted or estimated from bytes."""
         return float(text.tokens(self.max_length)) if self.uses is None else text.rows * self.uses
 
     def answers(self, shape: Shape, examples: float) -> float | None:
-        """Seconds in which a model of a shape answers so many examples, as tried, or of texts by arithmetic.
+        """Return the seconds in which a model of a shape predicts ``examples``, as benchmarked or estimated.
 
         None where neither says it.
         """
@@ -153,7 +153,7 @@ class PlanContext:
         return 2 * shape.working * self.tokens(train) / train.rows * examples / self.rate()
 
     def seconds(self, flops: float) -> Estimate:
-        """How long so much arithmetic takes here."""
+        """Return how long an amount of arithmetic takes on this machine."""
         rate = self.rate()
         note = f"estimate: {flops:.2g} FLOPs at the {rate / 1e9:.0f} GFLOP/s of fp32 matrix products here"
         return Estimate(value=flops / rate, note=note, flops=flops).within(*OF_ARITHMETIC)
@@ -161,7 +161,7 @@ class PlanContext:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one stage costs, and the shape of what it gives (``None`` if that cannot be told)."""
+    """Predicted cost of one stage, and the shape of its output (None if unknown)."""
 
     shape: Shape | None
     seconds: Estimate
@@ -176,7 +176,7 @@ def predicted(
     memory: Estimate | None = None,
     disk_note: str | None = None,
 ) -> Prediction:
-    """The prediction of a stage whose output is stored as ``after`` says; what isn't given is unknown.
+    """Return the prediction of a stage whose output has the shape ``after``; missing quantities are unknown.
 
     ``disk_note`` is said of the size in place of how it was computed.
     """
@@ -191,7 +191,7 @@ _PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8, "int8_weights": 8}
 
 
 def in_precision(before: Shape | None, precision: str, table_bits: int | None = None) -> Prediction:
-    """Of a stage that writes a file in one of the precisions that formats have; integers that were there stay.
+    """Return the prediction of a stage that writes a file in one of the formats' precisions; integers stay.
 
     ``table_bits`` are those of embedding tables where weights become integers; what is traced and proven takes unknown
     time.
@@ -206,7 +206,7 @@ def in_precision(before: Shape | None, precision: str, table_bits: int | None = 
 
 
 def handling(before: Shape | None, more_seconds: float = 0.0, what: str = "") -> Estimate:
-    """Seconds for reading, changing and writing a model's weights, and ``more_seconds`` for ``what`` else is done."""
+    """Return the time to read, change and write a model's weights, plus ``more_seconds`` for ``what``."""
     if before is None:
         return Estimate.unknown(SIZE_UNKNOWN)
     seconds = HANDLING_SECONDS + 4 * before.parameters / HANDLED_BYTES_PER_SECOND + more_seconds

@@ -36,7 +36,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         return Requirements(splits=("train",), labels=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Every epoch goes forwards and backwards, frozen layers forwards: once, if what they give can be kept."""
+        """Return the cost: every epoch trains, and frozen layers compute once if their output can be stored."""
 
         def flops(before: Shape, after: Shape, tokens: float) -> float:
             frozen = (after.attention + after.feed_forward) * self.frozen_layers / max(after.layers, 1)
@@ -47,7 +47,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         return training_prediction(self.batch_size, before, before, plan, flops, trained=before)
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
-        """The same."""
+        """Return the model itself."""
         return model
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:

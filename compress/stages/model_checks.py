@@ -13,20 +13,20 @@ from compress.stages.protocols import ChangesWidths, ChecksModel, ChecksWidths
 
 
 def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
-    """Ask every stage whether it can be applied to the model in a folder. Raises what `Stage.check_model` does."""
+    """Check that every stage can be applied to the model in a folder. Raises a `CompressError`."""
     for check in model_checks(stages):
         check.ask(start)
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What the last of ``stages`` asks of the starting model, or of its widths as those before leave them."""
+    """Check of the last of ``stages`` on the starting model, or on its sizes after the stages before it."""
 
     stages: tuple[Stage[Any, Any], ...]
     of_widths: bool
 
     def ask(self, start: Path) -> None:
-        """Ask it of the model in a folder. Raises what `Stage.check_model` does."""
+        """Run the check on the model in a folder. Raises a `CompressError`."""
         *before, stage = self.stages
         if self.of_widths:
             if isinstance(stage, ChecksWidths):
@@ -36,7 +36,7 @@ class ModelCheck:
 
 
 def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[ModelCheck]:
-    """What each stage asks, up to one that goes on with another model.
+    """Yield the checks of each stage, up to one that continues with another model.
 
     Of those before it are told that cut widths, or leave an importance matrix.
     """

@@ -46,15 +46,15 @@ class OnnxWeightOnly(Stage[OnnxModel, OnnxModel]):
         return self
 
     def output_spec(self) -> OutputSpec:
-        """Smaller; by how much depends on what else the graphs hold."""
+        """Return a smaller output; the rest of the graph decides by how much."""
         return OutputSpec(max_size_ratio=1.0 if self.part in DIFFUSION_PARTS else 0.98, integer_graph=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Fewer bits, where all graphs are meant."""
+        """Return fewer bits if all graphs are quantized."""
         return predicted(before, before and (before.in_bits(self.bits, self.bits) if self.part == "all" else before))
 
     def infer_shapes(self, model: OnnxModel, context: Context) -> OnnxModel:
-        """The same."""
+        """Return the quantized model."""
         return self.run(model, context)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:

@@ -49,7 +49,7 @@ def _kind(cls: type[Stage[Any, Any]]) -> str:
 
 
 def _accepted(found: Any) -> type[Stage[Any, Any]]:
-    """A plugin's stage. Raises `UnusablePluginError`."""
+    """Return an extension's stage. Raises `UnusablePluginError`."""
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stages.base.Stage")
     if lacking := sorted(found.__abstractmethods__):

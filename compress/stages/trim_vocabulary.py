@@ -59,19 +59,19 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
 
     @classmethod
     def supports(cls, task: Capabilities) -> bool:
-        """Text that is read, or that is written behind a recording."""
+        """Return whether a task reads text, or writes the text of a recording."""
         return super().supports(task) or {TRANSCRIBES, EXPORTED_FROM_CHECKPOINT} <= task
 
     def preferred_input(self, task: Capabilities) -> type[Any]:
-        """A module, or the folder of a model that writes text."""
+        """Return a torch model, or the folder of a model that generates text."""
         return Checkpoint if EXPORTED_FROM_CHECKPOINT in task else TorchModel
 
     def needs(self) -> Requirements:
-        """The text whose tokens are counted."""
+        """Return the text whose tokens are counted."""
         return Requirements(splits=("train",), unlabeled=self.use_unlabeled)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """At most what it gets, since nobody has counted the tokens yet."""
+        """Return the input's shape as an upper bound, since the tokens have not been counted yet."""
         memory = None
         if before is not None:
             memory = Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
@@ -91,7 +91,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         return model
 
     def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> TorchModel | None:
-        """The same; tokens are counted once for a text and a tokenizer, and the counts kept. Not of folders."""
+        """Return the trimmed model; token counts are cached for a text and tokenizer. None for folders."""
         if isinstance(model, Checkpoint) or EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
             return None
         told = [model.tokenizer.backend_tokenizer.to_str(), context.max_length, self.use_unlabeled]

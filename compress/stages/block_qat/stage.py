@@ -15,7 +15,7 @@ from compress.stages.gptq.stage import DecoderQuantization
 
 
 class BlockQat(BlockTraining, DecoderQuantization):
-    """As `gptq`, and then each block is trained, with its rounding, to answer as the float block does.
+    """GPTQ followed by a training of each block, with its rounding, towards the output of the float block.
 
     The first phase of EfficientQAT (Block-AP; Chen et al. 2024, section 3.2): weights, their integers and scales, and
     norms learn together, block by block, each given what the trained blocks before it give. One block is in memory at a
@@ -34,7 +34,7 @@ class BlockQat(BlockTraining, DecoderQuantization):
         return self
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """What `gptq` costs, and the steps of training."""
+        """Return the cost of `gptq` and of the training steps."""
         return block_training_prediction(self, self, before, plan)
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:

@@ -54,15 +54,15 @@ class LearnedIntegers(nn.Module):
         return stored_as(self.start * self.log_ratio.exp(), torch.float16)
 
     def integers(self, steps: torch.Tensor) -> torch.Tensor:
-        """The nearest to ``steps`` within the grid, less their zero points; the gradient passes."""
+        """Return the integers nearest to ``steps`` within the grid, minus their zero points; the gradient passes."""
         return straight_through(steps, lambda exact: self._clamped(exact.round()))
 
     def forward(self, steps: torch.Tensor) -> torch.Tensor:
-        """The weight that the rounded ``steps`` stand for."""
+        """Return the weight that the rounded ``steps`` represent."""
         return dequantize(self.integers(steps), self.scales(), self.group_size, torch.float32)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """The steps nearest to ``weight`` that are rounded to the solver's integers."""
+        """Return the steps nearest to ``weight`` that are rounded to the solver's integers."""
         columns = torch.arange(weight.shape[1], device=weight.device) // self.group_size
         chosen = self.quantized.integers.float() - self.zero_points[:, columns]
         return (weight / self.start[:, columns] - chosen).clamp_(-_WITHIN, _WITHIN).add_(chosen)
@@ -74,13 +74,13 @@ class LearnedIntegers(nn.Module):
 
     @torch.no_grad()
     def learned(self, steps: torch.Tensor) -> QuantizedWeight:
-        """What is to be stored."""
+        """Return the trained integers and scales in the form that is stored."""
         columns = torch.arange(steps.shape[1], device=steps.device) // self.group_size
         integers = self.integers(steps).add(self.zero_points[:, columns]).to(torch.uint8)
         return replace(self.quantized, integers=integers, scales=as_float16(self.scales()))
 
     def _clamped(self, steps: torch.Tensor, beyond: float = 0.0) -> torch.Tensor:
-        """``steps`` within the grid and ``beyond``, in place."""
+        """Clamp ``steps`` in place to the grid, widened by ``beyond``."""
         highest = (1 << self.bits) - 1
         if self.symmetric:
             zero = 1 << (self.bits - 1)
@@ -92,7 +92,7 @@ class LearnedIntegers(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedBlock:
-    """What a block learned: the weights of its layers, and its vectors, by full name.
+    """Trained weights of a block's layers, and its norms and biases, by full name.
 
     ``before`` and ``after`` are the errors of its outputs on held-out windows, relative to their size; ``stopped`` says
     why training ended early, or nothing.
@@ -169,14 +169,14 @@ class BlockTrainer:
         return best
 
     def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those that it learns from, and those that judge it, spread over the text."""
+        """Return the sequences to train on and those that judge the block, spread over the text."""
         count, held = self.given.shape[0], self.settings.held_out
         taught = torch.ones(count, dtype=torch.bool)
         taught[torch.linspace(0, count - 1, held + 2)[1:-1].round().long()] = False
         return taught.nonzero()[:, 0], (~taught).nonzero()[:, 0]
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """The mean over tokens of the squared error of the outputs, relative to their size."""
+        """Return the mean over tokens of the squared error of the outputs, relative to their size."""
         wanted, found = _rows(self.wanted, windows), self.run(_rows(self.given, windows)).float()
         return ((found - wanted).square().mean(-1) / wanted.square().mean(-1).clamp(min=1e-30)).mean()
 
@@ -218,7 +218,7 @@ class BlockTrainer:
                 parametrize.remove_parametrizations(module, leaf)
 
     def _vectors(self) -> dict[str, tuple[nn.Module, str]]:
-        """The weights of norms, and biases: the module of each and its own name there."""
+        """Return the weights of norms, and biases: the module of each and its own name there."""
         found = {}
         for name, parameter in self.block.named_parameters():
             owner, _, leaf = name.rpartition(".")

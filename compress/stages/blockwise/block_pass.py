@@ -41,8 +41,11 @@ Quantize = Callable[[Sequence[str], torch.Tensor], None]
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers that share a Hessian. ``experts`` are those that they belong to; what has the same ``rank`` there, or
-    outside of experts, hears nothing of each other."""
+    """Layers that share a Hessian.
+
+    ``experts`` is the mixture they belong to. Layers with the same ``rank`` there, or outside of mixtures, do not
+    depend on each other.
+    """
 
     names: list[str]
     experts: str = ""
@@ -88,7 +91,7 @@ class BlockPass:
             yield self.run(batch())
 
     def sent(self, name: str) -> int | None:
-        """How many tokens the router sends to the expert that a layer belongs to, while it is solved; else None."""
+        """Return how many tokens the router sends to a layer's expert while it is solved; None outside of experts."""
         owner, number, _ = self._seat(name)
         calibration = self.experts[owner].calibration if owner else None
         return None if calibration is None or calibration.sent is None else int(calibration.sent[number])
@@ -105,7 +108,7 @@ class BlockPass:
             return self.run(hidden)
 
     def _groups(self) -> list[_Group]:
-        """The layers in the order of their calls, those with the same input together if they may share a Hessian."""
+        """Return the layers in the order of their calls, grouped by input if they may share a Hessian."""
         groups: list[_Group] = []
         last: list[torch.Tensor] = []
         different = 0
@@ -127,7 +130,7 @@ class BlockPass:
         return groups
 
     def _passes(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
-        """Groups whose Hessians one pass over the text collects: many experts together, and layers of one input."""
+        """Yield groups whose Hessians one pass over the text collects: many experts, and layers of one input."""
         for _, some in groupby(groups, key=lambda group: group.experts):
             for _, alike in groupby(sorted(some, key=lambda group: group.rank), key=lambda group: group.rank):
                 left = list(alike)
@@ -136,7 +139,7 @@ class BlockPass:
                 yield from (left[at : at + size] for at in range(0, len(left), size))
 
     def _hessians(self, groups: Sequence[_Group]) -> Iterator[torch.Tensor]:
-        """The Hessian of each group, let go as soon as the next one is asked for."""
+        """Yield the Hessian of each group, which is freed when the next one is requested."""
         columns = {group.names[0]: self.linears[group.names[0]].in_features for group in groups}
         device = next(iter(self.linears.values())).weight.device
         totals = {name: torch.zeros(count, count, device=device) for name, count in columns.items()}
@@ -185,7 +188,7 @@ class BlockPass:
         calibration.sent, calibration.tokens = sent, tokens
 
     def _seat(self, name: str) -> tuple[str, int, int]:
-        """The experts that a layer belongs to, or nothing, which of them, and its place in the order of one."""
+        """Return the mixture of a layer, or an empty text, its expert, and its index within an expert."""
         owner = owning_experts(name, self.experts)
         if not owner:
             return "", 0, 0
@@ -193,7 +196,7 @@ class BlockPass:
         return owner, int(number), int(leaf == self.experts[owner].names[DOWN])
 
     def _weights(self, name: str, tokens: slice) -> torch.Tensor | None:
-        """How much each row of a layer's input counts, or None if all do alike; ``tokens`` are those of the batch."""
+        """Return the weight of each row of a layer's input in the batch ``tokens``, or None if all count alike."""
         owner, _, _ = self._seat(name)
         if not owner:
             return self.counts[name][tokens].to(self.linears[name].weight.device) if name in self.counts else None

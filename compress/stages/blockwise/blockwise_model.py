@@ -27,7 +27,7 @@ from compress.utils.torch_device import CPU
 
 @dataclass(frozen=True)
 class Call:
-    """What the model gives a block beside the hidden states."""
+    """Arguments that the model passes to a block besides the hidden states."""
 
     positional: tuple[Any, ...]
     named: dict[str, Any]
@@ -79,27 +79,27 @@ class BlockwiseModel:
         return frozenset({f"{head}.weight"} if self.tied else ())
 
     def as_stored(self, name: str, part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Copies of the parameters of the module ``name``, by their full names, laid out as in the files."""
+        """Return copies of the parameters of the module ``name``, by full name, laid out as in the files."""
         for leaf, parameter in part.named_parameters(recurse=False):
             turned = leaf == "weight" and name in self.transposed
             yield f"{name}.{leaf}", (parameter.data.T if turned else parameter.data).clone()
 
     def rounded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """A new weight of the layer ``name`` as its file will keep it, which readers will compute with, in float32."""
+        """Return a new weight of the layer ``name`` with the values its file will hold, in float32."""
         return weight.to(self.checkpoint.stored(f"{name}.weight").dtype).float()
 
     def count_parameters(self) -> int:
-        """All parameters of the model's files, a tied head not counted again."""
+        """Return the number of parameters in the model's files; a tied head is not counted twice."""
         files, skipped = weight_files(self.checkpoint.folder), self.tied_tensors
         return sum(tensor.elements for file in files for tensor in read_header(file) if tensor.name not in skipped)
 
     def name(self, module: nn.Module) -> str:
-        """The full name of a module."""
+        """Return the full name of a module."""
         names: dict[nn.Module, str] = {other: name for name, other in self.model.named_modules()}
         return names[module]
 
     def tensor(self, module: str, leaf: str, shape: torch.Size) -> torch.Tensor:
-        """One parameter in float32. Raises `ModelError` where the file's shape is not ``shape``."""
+        """Return one parameter in float32. Raises `ModelError` if the file's shape is not ``shape``."""
         if leaf == "weight":
             found = self.checkpoint.weight(module)
             turned = module in self.transposed and not self.checkpoint.has_integers(module)
@@ -150,7 +150,7 @@ class BlockwiseModel:
                 part._parameters[leaf] = nn.Parameter(filled, requires_grad=False)
 
     def calls(self, ids: torch.Tensor) -> list[Call]:
-        """What every block is called with for ``ids`` [n, length]; found once for each shape.
+        """Return the arguments that every block is called with for ``ids`` [n, length], cached for each shape.
 
         Raises `StageError` where it depends on the tokens, since then no block can be run by itself.
         """
@@ -163,7 +163,7 @@ class BlockwiseModel:
         return self._calls[ids.shape]
 
     def _learn_output(self, ids: torch.Tensor) -> None:
-        """Whether a block gives its hidden states alone or first in a tuple: by running the first one."""
+        """Determine, by running the first block, whether blocks return hidden states alone or first in a tuple."""
         positional, named = self._first_call(ids)
         loaded = not any(parameter.is_meta for parameter in self.blocks[0].parameters())
         block = self.load(0)
@@ -172,7 +172,7 @@ class BlockwiseModel:
             self.unload(0)
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
-        """The hidden states that enter the first block, [n, length, hidden], of ``ids`` [n, length]."""
+        """Return the hidden states that enter the first block, [n, length, hidden], for ``ids`` [n, length]."""
         return _hidden(*self._first_call(ids.to(self.device)))
 
     def _first_call(self, ids: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -199,7 +199,7 @@ class BlockwiseModel:
         return noted
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What follows the last block and precedes the head, of its output [n, length, hidden]."""
+        """Apply what lies between the last block and the head to the block's output [n, length, hidden]."""
         with self._standing_in(self._giving(hidden)):
             output: torch.Tensor = self._body(_no_ids(hidden)).last_hidden_state
         return output
@@ -237,7 +237,7 @@ class BlockwiseModel:
 
     @property
     def tied(self) -> bool:
-        """Whether the head has no weights of its own."""
+        """Return whether the head shares the embedding's weights."""
         return bool(self.checkpoint.config.get("tie_word_embeddings", self.model.config.tie_word_embeddings))
 
     def _body(self, ids: torch.Tensor) -> Any:
@@ -255,7 +255,7 @@ class BlockwiseModel:
                 del block.forward
 
     def run(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-        """The output of a loaded block."""
+        """Return the output of a loaded block."""
         output = self.blocks[index](hidden, *call.positional, **call.named)
         found: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return found

@@ -16,7 +16,7 @@ from compress.utils.torch_device import CPU
 
 
 def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> BlockwiseModel:
-    """The model of a folder without its weights, which ``device`` gets block by block.
+    """Build the model of a folder without its weights, which ``device`` gets block by block.
 
     Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
     otherwise than transformers writes them, and `StageError` for one without blocks.
@@ -34,7 +34,7 @@ def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> Blockwis
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name and list of a decoder's blocks: the one outermost `ModuleList` that holds linear layers.
+    """Return the name and list of a decoder's blocks: the one outermost `ModuleList` that holds linear layers.
 
     Raises `StageError` that names the lists found where there is none, or several.
     """
@@ -80,7 +80,7 @@ def _read_rows_as_needed(decoder: BlockwiseModel) -> None:
 
 
 def _check_tables(decoder: BlockwiseModel) -> None:
-    """The embedding and the head are as the config says: of its size, and one tensor or two."""
+    """Verify that embedding and head are as the config says: of its size, and one tensor or two."""
     head, embedding = decoder.model.get_output_embeddings(), decoder.embedding
     if head is None:
         raise StageError(f"{type(decoder.model).__name__} has no head over the vocabulary.", expected="an lm_head")
@@ -110,7 +110,7 @@ def _check_tables(decoder: BlockwiseModel) -> None:
 
 @torch.no_grad()
 def logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [n, length, vocabulary] in float32 of token ids [n, length], which are all of them text, no padding.
+    """Return the logits of a checkpoint for token ``ids``, computed block by block.
 
     Quantized layers count with the weights that their integers stand for. Raises `ModelError` for ids outside the
     vocabulary and `StageError` for an architecture whose blocks cannot be run by themselves.
@@ -121,7 +121,7 @@ def logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def last_hidden(decoder: BlockwiseModel, ids: torch.Tensor) -> torch.Tensor:
-    """The output of the last block, [n, length, hidden], before the last norm."""
+    """Return the output of the last block, [n, length, hidden], before the last norm."""
     calls = decoder.calls(ids)
     hidden = decoder.embedded(ids)
     for index, call in enumerate(calls):

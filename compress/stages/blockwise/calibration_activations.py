@@ -37,12 +37,12 @@ class CalibrationActivations:
     importance: Importance | None = None
 
     def entering(self, index: int) -> States:
-        """Those that enter a block, whether they are here or not."""
+        """Return the hidden states that enter a block, computed or not."""
         shape = (*self.ids.shape, self.decoder.hidden_size)
         return States(self.folder / f"states-{index:05}.bin", shape, self.decoder.device)
 
     def pass_through(self, index: int, modules: dict[str, nn.Linear]) -> BlockPass:
-        """A loaded block over all windows, with ``modules`` to be watched; what enters the first one is made."""
+        """Return a pass of a loaded block over all sequences that watches ``modules``."""
         states = self.entering(index)
         if index == 0:
             states.write(self.decoder.embedded(rows) for rows in torch.split(self.ids, 1))
@@ -67,7 +67,7 @@ class CalibrationActivations:
         self.pass_watched(index, {}, lambda name, inputs: None)
 
     def pass_watched(self, index: int, modules: dict[str, nn.Linear], told: TensorCallback[str]) -> None:
-        """The same; ``told`` is called with the name and the input of each of ``modules``, of these windows alone."""
+        """Pass all sequences through a block and call ``told`` with the name and input of each of ``modules``."""
         work = self.pass_through(index, modules)
         with capture_inputs(modules, told):
             self.leave(index, (work.run(batch()) for batch in work.batches))
@@ -78,13 +78,13 @@ class CalibrationActivations:
         self.forget(index)
 
     def as_float(self, folder: str) -> CalibrationActivations:
-        """The same text, to pass the blocks before they are quantized; its states lie in a ``folder`` of this one's."""
+        """Return activations of the same text for the unquantized blocks, stored in a ``folder`` inside this one's."""
         (self.folder / folder).mkdir(exist_ok=True)
         return replace(self, folder=self.folder / folder, importance=None)
 
     @torch.no_grad()
     def table_hessian(self) -> torch.Tensor:
-        """The Hessian [hidden, hidden] that the head's rows are rounded under, once every block is passed.
+        """Return the Hessian [hidden, hidden] that the head's rows are rounded under, after all blocks.
 
         That of the head's inputs, and for a tied table what its rows are to the model as embeddings.
         """

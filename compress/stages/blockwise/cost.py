@@ -39,7 +39,7 @@ _TENSORS_OF_TRAINING = 12
 def block_training_prediction(
     config: Quantization, training: BlockTraining, before: Shape | None, plan: PlanContext
 ) -> Prediction:
-    """Of the same with a training of each block."""
+    """Return the cost of GPTQ with a training of each block."""
     found = gptq_prediction(config, before, plan)
     if before is None or found.peak_memory_bytes.value is None:
         return found
@@ -54,7 +54,7 @@ def block_training_prediction(
 
 
 def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContext) -> Prediction:
-    """Of our own quantizer, which has one block in memory at a time."""
+    """Return the cost of GPTQ, which holds one block in memory at a time."""
     if config.method == "rtn":
         seconds = handling(before)
     elif before is None:
@@ -69,7 +69,7 @@ def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContex
 
 
 def packed(config: Quantization, shape: Shape | None) -> Shape | None:
-    """The shape of the GPTQ checkpoint that is made of a model."""
+    """Return the shape of the GPTQ checkpoint made from a model."""
     if shape is None:
         return None
     tables = (config.embedding_bits if config.integer_tables else None) or 32
@@ -77,7 +77,7 @@ def packed(config: Quantization, shape: Shape | None) -> Shape | None:
 
 
 def quantization_flops(config: Quantization, shape: Shape) -> float:
-    """Multiplications and additions of all passes, Hessians and solver; nothing of it for rounding to nearest.
+    """Return the multiplications and additions of all passes, Hessians and the solver; 0 for rounding to nearest.
 
     ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways. A budget of
     bits adds what `survey_flops` counts.
@@ -95,7 +95,7 @@ def quantization_flops(config: Quantization, shape: Shape) -> float:
 
 
 def survey_flops(config: Quantization, shape: Shape) -> float:
-    """What it takes to measure how sensitive each layer is; nothing where no budget asks for it.
+    """Return the arithmetic of measuring how sensitive each layer is; 0 without a bit budget.
 
     A few tokens pass once with each layer coarse, from its block on, and once as they are; and each layer's error is
     computed at each number of bits.
@@ -113,13 +113,13 @@ def survey_flops(config: Quantization, shape: Shape) -> float:
 
 
 def _square_flops(shape: Shape) -> float:
-    """Each layer's weights times a square as wide as its inputs: the solver's work, and half of an error's."""
+    """Return the arithmetic of each layer's weights times a square as wide as its inputs."""
     inward, outward = shape.feed_forward * 2 / 3, shape.feed_forward / 3
     return 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
 
 
 def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
-    """At the peak: a block in float32, the widest Hessian and what the solver makes of it, and activations.
+    """Return the peak memory: a block in float32, the widest Hessian with the solver's copies, and activations.
 
     Or, where tokens are weighed, the answers to one window.
     """
@@ -137,7 +137,7 @@ def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
 
 
 def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
-    """The GPTQ checkpoint: packed layers, tables as float16 and, where they are quantized, as integers too."""
+    """Return the size of a GPTQ checkpoint: packed layers, float16 tables and, if quantized, their integers."""
     size = shape.hidden if config.group_size == -1 else config.group_size
     bits = config.target_bits or config.bits
     packed = (shape.attention + shape.feed_forward) * (bits + (16 + bits) / max(size, 1)) / 8

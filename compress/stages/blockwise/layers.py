@@ -22,7 +22,7 @@ _FUSED_ON_DISK = "checkpoints of this architecture keep all experts in one tenso
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight matrix [rows, columns] of a block. ``bits`` is None where it is left alone, and ``why`` says why.
+    """Plan and result for one weight matrix [rows, columns] of a block; ``bits`` None leaves it alone, see ``why``.
 
     ``error``: of its outputs on the calibration text, relative: tr(E H E^T) / tr(W H W^T); of its weights alone where
     no text was read. ``damping`` is what the Hessian's diagonal really needed, ``dead_columns`` its inputs that were
@@ -45,20 +45,20 @@ class Layer:
     block_error: float | None = None
 
     def solved(self, error: float, damping: float | None = None, dead_columns: int = 0) -> Layer:
-        """The same layer with what its solver found."""
+        """Return the layer with the results of its solver."""
         return replace(self, error=error, damping=damping, dead_columns=dead_columns)
 
     def sent(self, tokens: int, minimum: int) -> Layer:
-        """The same layer of an expert with how many tokens it was sent."""
+        """Return the layer of an expert with the number of tokens that the router sent it."""
         return replace(self, tokens=tokens, starved=True if tokens < minimum else None)
 
     def to_json(self) -> dict[str, Any]:
-        """What files keep of it."""
+        """Return the fields that files store."""
         return {name: value for name, value in asdict(self).items() if value not in (None, "")}
 
 
 def plan_layers(decoder: BlockwiseModel, config: Quantization) -> tuple[tuple[Layer, ...], ...]:
-    """The layers of every block. Raises `ModelError` that lists all layers which the format cannot hold."""
+    """Return the layers of every block. Raises `ModelError` that lists all layers which the format cannot hold."""
     plan = tuple(_block_layers(decoder, index, config) for index in range(len(decoder.blocks)))
     layers = [layer for block in plan for layer in block]
     _check_experts(decoder, config)
@@ -81,12 +81,12 @@ def plan_layers(decoder: BlockwiseModel, config: Quantization) -> tuple[tuple[La
 
 
 def with_bits(plan: Sequence[Sequence[Layer]], bits: Mapping[str, int]) -> tuple[tuple[Layer, ...], ...]:
-    """The same plan with other bits for the layers named."""
+    """Return the plan with other bits for the named layers."""
     return tuple(tuple(replace(layer, bits=bits.get(layer.name, layer.bits)) for layer in block) for block in plan)
 
 
 def about_starved(layers: Sequence[Layer], minimum: int) -> str:
-    """A line on the experts that were sent fewer tokens than they are to see, or nothing."""
+    """Return a line on the experts that were sent too few tokens, or an empty text."""
     experts = {layer.name.rpartition(".")[0]: layer for layer in layers if layer.tokens is not None}
     starved = [f"{name} ({layer.tokens})" for name, layer in experts.items() if layer.starved]
     if not starved:
@@ -105,7 +105,7 @@ def kept_by(patterns: Sequence[str], name: str) -> str:
 
 
 def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
-    """The linear layers of a block by their full names, in the order of the module."""
+    """Return the linear layers of a block by full name, in the order of the module."""
     return {name: part for name, part in block.named_modules(prefix=prefix) if isinstance(part, nn.Linear)}
 
 
@@ -160,7 +160,7 @@ def _check_experts(decoder: BlockwiseModel, config: Quantization) -> None:
 
 
 def _some(lines: Sequence[str]) -> str:
-    """The first lines of a list, and how many there are besides."""
+    """Return the first lines of a list, and how many more there are."""
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n  ".join([*lines[:_SHOWN], *more])
 

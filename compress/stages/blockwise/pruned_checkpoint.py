@@ -24,7 +24,7 @@ Cut = Callable[[Any], None]
 
 
 def config_changes(folder: Path, cut: Cut) -> dict[str, Any]:
-    """The fields of config.json that ``cut`` changes.
+    """Return the fields of config.json that ``cut`` changes.
 
     Raises `StageError` as it does, and where the architecture's own config cannot say what is left, since the readers
     of a language model go by nothing else.

@@ -33,20 +33,20 @@ class BlockCache:
     folder: Path
 
     def file(self, index: int) -> Path:
-        """Where the layers of a block lie."""
+        """Return the file of a block's layers."""
         return self.folder / f"block-{index:05}.safetensors"
 
     def count(self, blocks: int) -> int:
-        """How many blocks are done, from the first on."""
+        """Return how many consecutive blocks are done, from the first on."""
         return next((index for index in range(blocks) if self.layers(index) is None), blocks)
 
     def first(self, blocks: int, stream: CalibrationActivations | None) -> int:
-        """The block to go on with: those that are done count only if what enters the next one is here."""
+        """Return the block to resume with; finished blocks count only if the next block's input is stored."""
         done = self.count(blocks)
         return done if stream is None or done in (0, blocks) or stream.entering(done).are_whole else 0
 
     def layers(self, index: int) -> tuple[Layer, ...] | None:
-        """What was found of a block's layers; None where it is not done."""
+        """Return the results for a block's layers, or None if the block is not done."""
         if not self.file(index).is_file():
             return None
         try:
@@ -60,11 +60,11 @@ class BlockCache:
         write_whole(self.file(index), here, {"layers": layers_to_text(layers)})
 
     def names(self, index: int) -> tuple[str, ...]:
-        """The tensors that are kept of a block."""
+        """Return the names of the tensors stored for a block."""
         return tuple(tensor.name for tensor in read_header(self.file(index)))
 
     def tensor(self, index: int, name: str) -> torch.Tensor:
-        """One tensor that is kept of a block, mapped from its file."""
+        """Return one tensor stored for a block, mapped from its file."""
         return read_tensor(self.file(index), name)
 
 
@@ -74,7 +74,7 @@ def layers_to_text(layers: Sequence[Layer]) -> str:
 
 
 def layers_in(path: Path) -> tuple[Layer, ...]:
-    """The layers that a file's metadata tell of."""
+    """Return the layers described in a file's metadata."""
     return tuple(Layer(**layer) for layer in json.loads(read_metadata(path)["layers"]))
 
 
@@ -97,12 +97,12 @@ class EmbeddingTables:
         return self.folder / TABLES
 
     def floats(self, name: str) -> torch.Tensor:
-        """What the integers of a table stand for, float16, mapped."""
+        """Return the dequantized values of a table, float16, mapped from the file."""
         return read_tensor(self.folder / _FLOATS, f"{name}.weight")
 
 
 def plan_tables(decoder: BlockwiseModel, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
-    """The embedding and, where it has weights of its own, the head. Raises `ModelError` where the width doesn't fit."""
+    """Return the embedding and, if it has its own weights, the head. Raises `ModelError` if the width does not fit."""
     modules = [decoder.embedding, *([] if decoder.tied else [decoder.model.get_output_embeddings()])]
     # Not the embedding's weight: at work it has the rows of some tokens only.
     rows, columns = decoder.vocabulary, decoder.embedding.embedding_dim
@@ -201,7 +201,7 @@ def _by_rows(
 
 
 def _padded(weight: QuantizedWeight) -> QuantizedWeight:
-    """With as many rows of zeros as fill the last word."""
+    """Append rows of zeros that fill the last word."""
     missing = -len(weight.integers) % 32
     if not missing:
         return weight

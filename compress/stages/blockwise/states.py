@@ -41,7 +41,7 @@ class BlockRun:
     def of(
         cls, decoder: BlockwiseModel, config: Quantization, index: int, ids: torch.Tensor, size: int | None = None
     ) -> BlockRun:
-        """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them.
+        """Prepare a block's run for token ``ids`` [windows, length]; its call arguments are computed once.
 
         Batches have ``size`` windows where that is given.
         """
@@ -50,11 +50,11 @@ class BlockRun:
         return cls(decoder, index, len(ids), size, calls, device_uses_bf16(config.precision, decoder.device))
 
     def slices(self) -> list[slice]:
-        """The windows of each batch."""
+        """Return the sequences of each batch."""
         return [slice(at, min(at + self.size, self.windows)) for at in range(0, self.windows, self.size)]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's output for the hidden states of one window or of a batch, [n, length, hidden]."""
+        """Return the block's output for the hidden states of one sequence or of a batch, [n, length, hidden]."""
         with autocast(self.bf16, self.decoder.device):
             return self.decoder.run(self.index, hidden, self.calls[len(hidden)])
 
@@ -75,7 +75,7 @@ class States:
     device: str = CPU
 
     def __getitem__(self, windows: slice) -> torch.Tensor:
-        """The hidden states of some windows."""
+        """Return the hidden states of some sequences."""
         start, stop, _ = windows.indices(self.shape[0])
         window = self.shape[1] * self.shape[2]
         values = np.fromfile(self.path, np.float32, (stop - start) * window, offset=4 * start * window)
@@ -83,7 +83,7 @@ class States:
 
     @property
     def are_whole(self) -> bool:
-        """Whether the file holds all of them."""
+        """Return whether the file holds the states of all sequences."""
         return self.path.is_file() and self.path.stat().st_size == 4 * self.shape[0] * self.shape[1] * self.shape[2]
 
     def write(self, batches: Iterable[torch.Tensor]) -> States:

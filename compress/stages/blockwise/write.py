@@ -105,7 +105,7 @@ class Result:
         return found if same_size else found | {"group_size": size}
 
     def _kept(self) -> list[list[str]]:
-        """For optimum, which knows no patterns: the quantized layers' names within a block, where some are kept."""
+        """Return the quantized layers' names within a block if some stay float; optimum knows no patterns."""
         names: dict[str, bool] = {}
         for index, block in enumerate(self.plan):
             for layer in block:
@@ -152,7 +152,7 @@ def write_floats(source: Checkpoint, folder: Path, changed: Iterable[tuple[str, 
 
 
 def write_beside_weights(source: Checkpoint, folder: Path, **changes: Any) -> None:
-    """What lies beside the weights: the config with ``changes``, and the tokenizer's files as they are."""
+    """Write the config with ``changes``, and copy the tokenizer's files."""
     for pattern in _COMPANIONS:
         for path in sorted(source.folder.glob(pattern)):
             if path.name not in ("config.json", INDEX):

@@ -30,7 +30,7 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 def write_compressed_tensors(
     checkpoint: QuantizedCheckpoint, activation_bits: int, context: Context
 ) -> CompressedTensorsCheckpoint:
-    """The checkpoint in that layout, in the context's scratch folder, read back with the package compressed-tensors.
+    """Write the checkpoint in that layout into the scratch folder, and verify it with compressed-tensors.
 
     Raises `ModelError` for layers that the layout, or those who read it, have no place for, and `StageError` for an
     integer that came back as another.

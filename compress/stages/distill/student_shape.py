@@ -15,12 +15,12 @@ _SIZELESS = re.compile(r"dropout|hidden_act|initializer|num_attention_heads|labe
 
 
 def spread_layers(layers: int, count: int) -> list[int]:
-    """``count`` of so many layers, evenly spread, the last among them: 6 and 3 give 1, 3, 5."""
+    """Return ``count`` of ``layers`` indices, evenly spread, including the last: 6 and 3 give 1, 3, 5."""
     return [(place + 1) * layers // count - 1 for place in range(count)]
 
 
 def reconfigured(shape: Shape, changes: Mapping[str, Any]) -> Shape | None:
-    """The shape after changes to the config; ``None`` for those whose effect cannot be told.
+    """Return the shape after changes to the config, or None if their effect is unknown.
 
     Each sort is scaled as its matrices are: hidden^2 for attention, hidden x intermediate for feed-forward.
     """

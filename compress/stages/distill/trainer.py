@@ -49,7 +49,7 @@ _COMPARED = 16
 
 
 def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel, context: Context) -> TorchModel:
-    """The model to train: the stage's input, some of its layers, its config changed, or another model.
+    """Return the model to train: the stage's input, some of its layers, its config changed, or another model.
 
     Raises `StageError` for config changes that do not make a valid model.
     """
@@ -88,7 +88,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
 
 
 class DistillationTrainer:
-    """One distillation: the teacher's answers, the losses and the training run.
+    """Trainer of one distillation: the teacher's answers, the losses and the training run.
 
     With ``method: logits`` the teacher answers once, before training, and may have another tokenizer than the
     student. The other methods compare representations, so both must read the same tokens. Where images are varied, the
@@ -149,7 +149,7 @@ class DistillationTrainer:
             return predict(module, examples, bf16=uses_bf16(self.settings.precision))
 
     def _can_be_kept(self, examples: Examples) -> bool:
-        """Whether all of the teacher's answers fit in memory, of which places in pictures have many."""
+        """Return whether the teacher's answers fit in memory; dense predictions are large."""
         if LOCALIZES not in self.context.task.capabilities:
             return True
         return len(examples) * predict(self.teacher.module, examples.subset([0])).nbytes <= _KEPT_BYTES
@@ -260,7 +260,7 @@ class _Comparison:
         return comparison
 
     def parameters(self) -> list[nn.Parameter]:
-        """The projections' weights, trained with the student and thrown away."""
+        """Return the projections' weights, which are trained with the student and discarded."""
         return list(self.projections.parameters())
 
     def listening(self) -> AbstractContextManager[None]:
@@ -277,7 +277,7 @@ class _Comparison:
         self.captured[key] = self.attentions[owner].of(name, output)
 
     def loss(self, student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
-        """The method's loss on representations; ``mask`` is [B, L]."""
+        """Return the method's loss on representations; ``mask`` is [B, L]."""
         if self.method == "distilbert":
             mine = student.hidden_states[-1].float()
             mine = self.projections[0](mine) if len(self.projections) else mine

@@ -23,7 +23,7 @@ Tokens = torch.Tensor | None
 def shared_tokens(
     weights: LanguageLoss, teacher: TorchModel, student: TorchModel, windows: TokenSequences
 ) -> tuple[Tokens, Tokens, bool]:
-    """By which ids student and teacher know each of the student's tokens, and whether the teacher knows all of them.
+    """Return student and teacher ids of each of the student's tokens, and whether the teacher has all of them.
 
     None and None where the two have the same vocabulary. Tokens are the same where they are spelled the same. Raises
     `StageError` for tokens that the teacher doesn't know, if these are to be compared.
@@ -60,7 +60,7 @@ def shared_tokens(
 
 
 def _require_known(found: torch.Tensor, windows: TokenSequences, missing: int) -> None:
-    """Raises `StageError` where the text has a token that the teacher doesn't know."""
+    """Raise `StageError` if the text has a token that the teacher does not have."""
     ids = torch.cat([torch.from_numpy(window["input_ids"]) for window in windows.train.inputs])
     unknown = ids[found[ids] < 0]
     if len(unknown):
@@ -74,7 +74,7 @@ def _require_known(found: torch.Tensor, windows: TokenSequences, missing: int) -
 
 
 def block_pairs(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tuple[int, int]]:
-    """Which hidden states are compared: those behind each block of the student and behind the teacher's it was.
+    """Return which hidden states are compared: those after each student block and after its original in the teacher.
 
     A block is known by its vectors (norms, biases), which cuts of width leave as they are; where these don't tell,
     blocks are spread evenly (TinyBERT, section 3). Behind the last block a norm follows, so that it has a partner only

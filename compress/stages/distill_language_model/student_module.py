@@ -39,12 +39,12 @@ class StudentWithLoss(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(*widths, bias=False) for _ in different)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The student's."""
+        """Return the student's embedding table."""
         found: nn.Module = self.body.causal.get_input_embeddings()
         return found
 
     def forward(self, batch: dict[str, torch.Tensor], teacher: Callable[[], Any], taught: Any) -> torch.Tensor:
-        """The loss of some windows; ``taught`` has the teacher's states, ``teacher`` its head."""
+        """Return the loss of some sequences; ``taught`` has the teacher's states, ``teacher`` its head."""
         weights = self.weights
         outputs = self.body.outputs(batch["input_ids"], **({"output_hidden_states": True} if self.pairs else {}))
         loss = torch.zeros((), device=batch["input_ids"].device)

@@ -106,7 +106,7 @@ def _check_length(windows: TokenSequences, *models: TorchModel) -> None:
 
 @dataclass
 class LanguageDistillationTrainer:
-    """One distillation: the pupil, its teacher, the windows, and who judges."""
+    """Trainer of one distillation: the student, its teacher, the sequences and the judge."""
 
     settings: LanguageDistillation
     student: StudentWithLoss
@@ -164,7 +164,7 @@ class LanguageDistillationTrainer:
         return self.settings.batch_size * len(self.windows.train.inputs[0]["input_ids"])
 
     def length(self) -> Length:
-        """How long is trained."""
+        """Return the length of the training."""
         settings = self.settings
         batches = len(self.windows.train) // settings.batch_size
         if settings.tokens is not None:
@@ -172,7 +172,7 @@ class LanguageDistillationTrainer:
         return Length(max(1, round(settings.epochs * batches)), settings.seconds)
 
     def train(self, after_step: Callable[[int, int], None] | None) -> None:
-        """Train the pupil in place, and say what that has changed."""
+        """Train the student in place, and report the change."""
         context, judge = self.context, self.judge
         before = None if judge is None else judge.quality()
         shared = self._shared() if self.blocks[0] else None
@@ -215,7 +215,7 @@ class LanguageDistillationTrainer:
         context.note(f"distill_language_model: {done}")
 
     def _shared(self) -> Sharded[StudentWithLoss]:
-        """The pupil and its teacher in parts, each with one process, for whoever reads them while it learns."""
+        """Shard student and teacher over the processes, for everything that reads them while training."""
         shared = Sharded(self.student, self.blocks[0])
         self.teacher = self.states.teacher = Sharded(self.teacher, self.blocks[1], apart=False).module
         if self.judge is not None:
@@ -226,7 +226,7 @@ class LanguageDistillationTrainer:
         return quality.error(self.settings.loss.logits_weight, self.settings.loss.labels_weight)
 
     def pieces(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """The batch in parts of `_AT_ONCE` tokens, with the share of the loss that each token has."""
+        """Split a batch into parts of `_AT_ONCE` tokens, with each token's share of the loss."""
         ids = batch["input_ids"]
         counted = batch.pop("labels", None)
         following = ids.roll(-1, 1)
@@ -245,7 +245,7 @@ class LanguageDistillationTrainer:
         ]
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of a part of a batch, its share of the batch's."""
+        """Return the share of the batch's loss that a part of it has."""
         ids = batch["input_ids"]
         self.teacher.move(ids.device)
         taught: Any = None
@@ -290,7 +290,7 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 def _folder(
     settings: LanguageDistillation, teacher: Body, windows: TokenSequences, dtype: torch.dtype, context: Context
 ) -> Path | None:
-    """Where the teacher's states are kept, if they are."""
+    """Return the folder of the cached teacher states, or None if they are not cached."""
     if not (settings.memory.cache_teacher_states and settings.loss.logits_weight and not settings.loss.hidden_weight):
         return None
     key = states_key(teacher, dtype)

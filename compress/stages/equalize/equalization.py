@@ -37,7 +37,7 @@ TOKENS = 16
 def equalize_checkpoint(
     checkpoint: Checkpoint, strength: float, context: Context, text: Quantization | None = None
 ) -> Checkpoint:
-    """The equalized checkpoint, in the context's scratch folder; what was changed is stored in float32.
+    """Write the equalized checkpoint into the scratch folder; changed tensors are stored in float32.
 
     With ``text``, whose windows are read then, ``strength`` is SmoothQuant's alpha. Raises `StageError` where nothing
     could be equalized, `DataError` for too little text, and `ModelError` as `build_blockwise_model` does.
@@ -73,7 +73,7 @@ class _Work:
 
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Those of changed layers."""
+        """Yield the tensors of changed layers."""
         blocks = range(len(self.decoder.blocks))
         for index in self.context.progress.track(blocks, "equalizing blocks", len(blocks)):
             yield from self._block(index)
@@ -115,14 +115,14 @@ class _Work:
         return share(torch.from_numpy(factors).log(), fold.places)
 
     def summary(self) -> str:
-        """What was done, and which layers were left as they are."""
+        """Return a line on the changed layers and those left as they are."""
         left = f"; as they were: {len(self.alone)} layers such as {self.alone[0]}" if self.alone else ""
         done = "alike columns" if self.stream is None else "smoother inputs"
         return f"equalize: {self.folds} groups of layers with {done}{left}"
 
 
 def _largest_inputs(stream: CalibrationActivations, index: int, modules: Modules) -> dict[str, torch.Tensor]:
-    """The largest magnitude of each input of a loaded block's linear layers, [columns], as all windows pass it."""
+    """Return the largest magnitude of each input of a loaded block's linear layers, [columns], over all sequences."""
     found: dict[str, torch.Tensor] = {}
 
     def seen(name: str, values: torch.Tensor) -> None:
@@ -171,7 +171,7 @@ class Fold:
 
 @torch.no_grad()
 def find_folds(modules: Modules, run: Run, head_size: int) -> tuple[list[Fold], list[str]]:
-    """The folds among the ``modules`` of a block by name, and the linear layers that have none.
+    """Return the folds among the ``modules`` of a block by name, and the linear layers that have none.
 
     ``run`` gives the block's output on some input.
     """
@@ -196,7 +196,7 @@ def _weight(module: nn.Module) -> torch.Tensor:
 
 
 def _watch(modules: Modules, run: Run) -> tuple[list[tuple[tuple[str, ...], int, int]], dict[int, str]]:
-    """The linear layers that share an input, with its width and identity; and which module made what."""
+    """Return the linear layers that share an input, with its width and identity, and which module made which output."""
     readers: dict[int, list[str]] = {}
     makers: dict[int, str] = {}
     held: dict[int, torch.Tensor] = {}  # else an identity might be given to another tensor
@@ -237,7 +237,7 @@ def _candidates(
 
 
 def _holds(fold: Fold, modules: Modules, run: Run, before: torch.Tensor) -> bool:
-    """Whether factors on the consumers, which do have an effect, have none once they are taken back."""
+    """Return whether factors on the consumers, which change the output, cancel once they are folded back."""
     generator = torch.Generator().manual_seed(0)
     factors = share(0.5 * torch.randn(len(fold.places), generator=generator), fold.places)
     with _as_they_are(modules, (*fold.consumers, fold.source)):
@@ -260,7 +260,7 @@ def _as_they_are(modules: Modules, names: tuple[str, ...]) -> Iterator[None]:
 
 
 def equalizing(weights: Sequence[torch.Tensor], strength: float, places: torch.Tensor) -> torch.Tensor:
-    """A factor for each column of ``weights`` [rows, columns], which share their input: size to the power -strength.
+    """Return a factor for each column of ``weights`` [rows, columns] with a shared input: size to the power -strength.
 
     The size of a column is its root mean square over all rows; columns of zeros keep a factor of 1. ``places`` as in
     `share`. With the inputs divided by the same factors this is cross-layer equalization (Nagel et al. 2019, section

@@ -40,7 +40,7 @@ class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
 
     @property
     def _text(self) -> Quantization | None:
-        """What of the text SmoothQuant reads, and in float32."""
+        """Return how SmoothQuant reads the text, in float32; None without it."""
         if self.smooth_quant is None:
             return None
         return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision="fp32")

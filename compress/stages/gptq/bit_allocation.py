@@ -27,7 +27,7 @@ class Allocation:
 
 
 def stored_bits(layer: Layer, bits: int | None, symmetric: bool) -> int:
-    """What a layer takes at ``bits``: its integers, scales and, where they are needed, zero points."""
+    """Return the bits a layer takes at ``bits``: integers, scales and, if needed, zero points."""
     elements = layer.rows * layer.columns
     if bits is None or bits == FLOAT_BITS:
         return FLOAT_BITS * elements
@@ -53,7 +53,7 @@ def allocate(
     table_choices: Sequence[int],
     together: Sequence[Sequence[str]] = (),
 ) -> Allocation:
-    """The best bits within ``target_bits`` or ``max_bytes``. Raises `StageError` for a budget that nothing fits.
+    """Choose the best bits within ``target_bits`` or ``max_bytes``. Raises `StageError` for a budget that nothing fits.
 
     ``tables`` have the group size that they would have; all of them get the same bits, one of ``table_choices``. So do
     layers whose names stand ``together``.
@@ -102,7 +102,7 @@ def allocate(
 
 
 def _sets(layers: Sequence[Layer], together: Sequence[Sequence[str]]) -> list[list[Layer]]:
-    """The layers, each with those that it stands together with, in the order of the first of them."""
+    """Return the layers grouped with those that must get the same bits, in the order of the first of each group."""
     first = {name: names[0] for names in together for name in names}
     sets: dict[str, list[Layer]] = {}
     for layer in layers:

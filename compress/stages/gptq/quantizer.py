@@ -46,7 +46,7 @@ _TABLE_CHOICES = (*TABLE_BITS, FLOAT_BITS)
 def quantize(
     checkpoint: Checkpoint, config: Quantization, context: Context, training: BlockTraining | None = None
 ) -> QuantizedCheckpoint:
-    """The checkpoint in GPTQ format, in the context's scratch folder; each block learns as ``training`` says.
+    """Write the checkpoint in GPTQ format into the scratch folder; each block is trained as ``training`` says.
 
     What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
     Raises `CompressError`.
@@ -191,7 +191,7 @@ class _Work:
     def _trainer(
         self, index: int, modules: Mapping[str, nn.Linear], text: CalibrationActivations, floats: CalibrationActivations
     ) -> BlockTrainer:
-        """What the loaded block is to learn, while it still has its own weights."""
+        """Return the trainer of the loaded block, while it still has its own weights."""
         training, precision = self.training, self.config.precision
         assert training is not None
         floats.pass_as_it_is(index)
@@ -205,13 +205,13 @@ class _Work:
     def _tables(
         self, use: str, bits: int, hessian: Callable[[], torch.Tensor] | None
     ) -> tuple[EmbeddingTables, tuple[Layer, ...]]:
-        """The tables at so many bits, made now or before; to nearest without a ``hessian`` of the head's inputs."""
+        """Return the tables at so many bits, computed or stored; rounded to nearest without a ``hessian``."""
         work = EmbeddingTables(self.context.scratch / f"tables-{bits}-{use}")
         plan = plan_tables(self.decoder, self.config, bits)
         return work, quantize_tables(self.decoder, self.config, plan, hessian, work.folder)
 
     def _importance(self) -> Importance | None:
-        """How much each token counts, measured once and kept; None where all are to count alike."""
+        """Return the weight of each token, measured once and stored; None if all count alike."""
         if self.ids is None or not self.config.guided:
             return None
         path, scratch = self.context.scratch / "importance.safetensors", self.context.scratch / "gradients"
@@ -250,7 +250,7 @@ class _Work:
         return chosen
 
     def _table(self, bits: int, place: int, hessian: Callable[[], torch.Tensor] | None) -> torch.Tensor:
-        """What the first table, the embedding, or the last, the head, would be at so many bits."""
+        """Return the first table, the embedding, or the last, the head, at so many bits."""
         work, tables = self._tables("solved" if hessian else "to-nearest", bits, hessian)
         return work.floats(tables[place].name)
 

@@ -106,7 +106,7 @@ class Survey:
         return losses
 
     def _probe(self, ids: torch.Tensor, variants: int) -> torch.Tensor:
-        """The first tokens of one window, [1, length]."""
+        """Return the first tokens of one sequence, [1, length]."""
         longest = _LONGEST_ROUTED if any(map(self._experts, range(len(self.plan)))) else _LONGEST
         length = min(ids.shape[1], longest, max(STATES_BYTES // (4 * self.decoder.hidden_size * variants), 8))
         return ids[:1, :length]
@@ -115,7 +115,7 @@ class Survey:
         return find_separate_experts(self.decoder.blocks[index], f"{self.decoder.prefix}.{index}")
 
     def _variants(self, index: int) -> list[tuple[str, ...]]:
-        """The layers of a block that are coarse together: each alone, but the same matrix of all experts."""
+        """Return the layers of a block that are coarse together: each alone, but the same matrix of all experts."""
         variants: dict[str, tuple[str, ...]] = {}
         experts = self._experts(index)
         for name in (layer.name for layer in self.plan[index] if layer.bits):
@@ -140,7 +140,7 @@ class Survey:
         errors: dict[str, dict[int, float]],
         shares: dict[str, float],
     ) -> torch.Tensor:
-        """All variants' states [variants, length, hidden] after a block, those of its own layers at the end."""
+        """Return all variants' states [variants, length, hidden] after a block, its own layers' variants last."""
         prefix = f"{self.decoder.prefix}.{index}"
         found = linears(self.decoder.blocks[index], prefix)
         groups = {layer.name: layer.group_size for layer in self.plan[index] if layer.bits}
@@ -208,7 +208,7 @@ def _replaced(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
 
 
 def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) -> dict[str, torch.Tensor]:
-    """What each expert adds to the result of its block, [its tokens, hidden] by name, while ``run`` runs."""
+    """Return each expert's contribution to its block's output, [its tokens, hidden] by name, for one ``run``."""
     found: dict[str, torch.Tensor] = {}
 
     def note(owner: str, number: int, part: torch.Tensor) -> None:
@@ -227,7 +227,7 @@ def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) ->
 def _shares(
     variant: Sequence[str], parts: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    """The part of a variant's price that falls to each of its layers.
+    """Return the part of a variant's price that falls to each of its layers.
 
     It goes by the squared change of what an expert adds, with one token more for each, of an average change: that the
     probe missed an expert doesn't mean that it is never needed.

@@ -14,7 +14,7 @@ GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
 
 
 class Quantization(Frozen):
-    """What is rounded, how finely, and on which text; names as in transformers' `GPTQConfig` where it has them."""
+    """Settings of weight-only quantization, named after transformers' `GPTQConfig` where it has them."""
 
     method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest, which needs no data")
     bits: Bits = Field(
@@ -93,22 +93,22 @@ class Quantization(Frozen):
 
     @property
     def mixed(self) -> bool:
-        """Whether bits are chosen layer by layer under a budget."""
+        """Return whether bits are chosen layer by layer under a budget."""
         return self.target_bits is not None or self.max_bytes is not None
 
     @property
     def integer_tables(self) -> bool:
-        """Whether the embedding and the head are to be quantized."""
+        """Return whether the embedding and the head are quantized."""
         return self.embedding_bits not in (None, 16)
 
     @property
     def chooses_tables(self) -> bool:
-        """Whether the bits of the embedding and the head are chosen under a budget, too."""
+        """Return whether the bits of the embedding and the head are chosen under a budget, too."""
         return self.mixed and self.embedding_bits is None
 
 
 class BlockTraining(Frozen):
-    """How each block learns to answer as the float one does."""
+    """Settings of a training of each block towards the output of the float block."""
 
     samples: int = Field(
         32, ge=2, le=100_000, description="windows of calibration text from the train split, for solver and training"
@@ -128,7 +128,7 @@ class BlockTraining(Frozen):
 
 
 class NncfOptions(Frozen):
-    """What NNCF's torch backend can do to the weights of a decoder, and that a checkpoint can hold."""
+    """Settings of NNCF's torch backend for decoder weights that a checkpoint can hold."""
 
     mode: Literal["int4_sym", "int4_asym"] = Field("int4_sym", description="4 bits, without or with zero points")
     group_size: GroupSize = Field(64, description="weights of a row that share a scale; -1: the whole row")
@@ -162,12 +162,12 @@ class NncfOptions(Frozen):
 
     @property
     def uses_backup(self) -> bool:
-        """Whether anything is left to `backup_mode`."""
+        """Return whether `backup_mode` applies to any layer."""
         return self.ratio < 1 or not self.all_layers
 
     @property
     def equivalent(self) -> Quantization:
-        """The same grid in the words of our own quantizer, which plans layers and predicts sizes by it."""
+        """Return the same grid as `Quantization` settings, which plan layers and predict sizes."""
         table_bits: Literal[4, 8, 16] = 4 if self.all_layers else 16 if self.backup_mode == "none" else 8
         return Quantization(
             method="rtn",

@@ -26,13 +26,13 @@ class Solved:
     layer: Layer
 
     def packed(self, stored_less_one: bool) -> dict[str, torch.Tensor]:
-        """Its tensors in the GPTQ layout, by full name."""
+        """Return the layer's tensors in the GPTQ layout, by full name."""
         parts = pack_layer(self.weight.cpu(), stored_less_one)
         return {f"{self.layer.name}.{part}": tensor for part, tensor in parts.items()}
 
 
 def settings_for(config: Quantization, bits: int, group_size: int) -> GptqSettings:
-    """What the solver is told."""
+    """Return the settings of the numerical solver."""
     return GptqSettings(
         bits=bits,
         group_size=group_size,

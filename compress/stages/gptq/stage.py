@@ -16,35 +16,35 @@ from compress.tasks.capability import GENERATES
 
 
 class DecoderQuantization(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
-    """A stage that rounds the weights of a decoder on calibration text."""
+    """Base of stages that quantize the weights of a decoder on calibration text."""
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
     uses_device = True
     requires = frozenset({GENERATES})
 
     def needs(self) -> Requirements:
-        """Text of the train split; rounding to nearest needs none."""
+        """Return the training split; rounding to nearest reads none."""
         return Requirements(splits=("train",) if self.method == "gptq" else ())
 
     def check_data(self, start: Path, context: Context) -> None:
-        """Cut the calibration text into windows."""
+        """Split the calibration text into sequences. Raises `DataError`."""
         from compress.stages.blockwise.calibration import calibration_sequences
 
         if self.method == "gptq":
             calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
-        """Raises `ModelError` for matrices that groups don't divide."""
+        """Raise `ModelError` for matrices that the group size does not divide."""
         from compress.stages.gptq.quantizer import check_fits
 
         check_fits(start, self, width_changes(before))
 
     def output_spec(self) -> OutputSpec:
-        """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
+        """Return the size limit: that of 16-bit weights, plus integers of the tables."""
         return OutputSpec(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
 
     def integer_weights(self) -> tuple[IntegerWeights, ...]:
-        """Those of the blocks' layers and, where they are quantized, of the tables."""
+        """Return the layers of the blocks and, if they are quantized, the tables."""
         most = max(self.choices) if self.mixed else self.bits
         layers = IntegerWeights(most, self.group_size, not self.sym, "group_size", "sym", "true")
         if not (self.integer_tables or self.chooses_tables):
@@ -66,7 +66,7 @@ class Gptq(DecoderQuantization):
     kind: Literal["gptq"] = "gptq"
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Passes over the text and the solver's work, and the packed files."""
+        """Return the cost of the passes over the text and of the solver."""
         return gptq_prediction(self, before, plan)
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:

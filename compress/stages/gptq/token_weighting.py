@@ -51,7 +51,7 @@ class Importance:
 
     @staticmethod
     def read(path: Path) -> Importance:
-        """What `write` wrote."""
+        """Read a file written by `write`."""
         found = load_file(path)
         layers = {name.removeprefix("layers."): found[name] for name in found if name.startswith("layers.")}
         return Importance(layers, found[_HEAD], found[_EMBEDDING])
@@ -92,7 +92,7 @@ class Gradients:
         return Importance({name: found.cpu() for name, found in layers.items()}, head.cpu(), embedding.cpu())
 
     def _by_rows(self, gradient: States) -> torch.Tensor:
-        """The mean outer product of the gradient by the table's rows, given that by what enters the first block."""
+        """Return the mean outer product of the gradient by the table's rows, from that by the first block's input."""
         count, share = len(self.ids), self._multiplier() ** 2 / len(self.ids)
         total = torch.zeros(self.decoder.hidden_size, self.decoder.hidden_size, device=self.decoder.device)
         for window in range(count):
@@ -101,7 +101,7 @@ class Gradients:
 
     @torch.no_grad()
     def _multiplier(self) -> float:
-        """What a model multiplies the rows of its table by, judged by their size."""
+        """Return the factor that a model applies to the rows of its table, judged by their size."""
         rows = self.decoder.checkpoint.stored(f"{self.decoder.name(self.decoder.embedding)}.weight")[self.ids[0]]
         return float(self.decoder.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
 
@@ -111,7 +111,7 @@ class Gradients:
         return self._kept("enter-00000.bin", "what enters the first block", batches)
 
     def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
-        """In a file. Raises `StageError` if one is not finite."""
+        """Write batches into a file. Raises `StageError` if one is not finite."""
         states = States(self.folder / name, (*self.ids.shape, self.decoder.hidden_size), self.decoder.device)
         return states.write(_finite(batch, what) for batch in batches)
 
@@ -125,7 +125,7 @@ class Gradients:
         return left
 
     def _answers(self, states: States) -> tuple[States, torch.Tensor]:
-        """The loss's gradient by the last block's outputs, and the importance of each token to the head."""
+        """Return the loss's gradient by the last block's outputs, and the importance of each token to the head."""
         generator = torch.Generator(self.decoder.device).manual_seed(self.seed)
         head: list[torch.Tensor] = []
 
@@ -145,7 +145,7 @@ class Gradients:
         return self._kept("leave.bin", "the gradient before the head", gradients), torch.cat(head)
 
     def _backwards(self, index: int, states: States, gradient: States, layers: dict[str, torch.Tensor]) -> States:
-        """The gradient by what entered a block, given that by what left it; adds its layers' weights to ``layers``."""
+        """Return the gradient by a block's input, from that by its output; add its layers' weights to ``layers``."""
         block, prefix = self.decoder.load(index), f"{self.decoder.prefix}.{index}"
         experts = find_separate_experts(block, prefix)
         plain = {name: part for name, part in linears(block, prefix).items() if not owning_experts(name, experts)}
@@ -181,7 +181,7 @@ def _of(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _relative(weights: torch.Tensor) -> torch.Tensor:
-    """With mean 1; all alike where no answer depends on any of them."""
+    """Normalize weights to mean 1; all are alike if no prediction depends on any of them."""
     mean = weights.mean()
     return weights / mean if float(mean) > 0 else torch.ones_like(weights)
 

@@ -28,7 +28,7 @@ _FOLDER = "with-imatrix"
 
 
 def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) -> Checkpoint:
-    """The same checkpoint with an importance matrix beside its weights; a killed run goes on at the next block.
+    """Return the checkpoint with an importance matrix beside its weights; a killed run resumes at the next block.
 
     Raises `StageError` for inputs that are not finite, and `DataError` for text that is too short.
     """

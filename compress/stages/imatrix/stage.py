@@ -37,7 +37,7 @@ class Imatrix(Stage[Checkpoint, Checkpoint]):
         return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision=self.precision)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The text passes every block once, forwards."""
+        """Return the cost of one forward pass of the text through every block."""
         if before is None:
             return predicted(None, None)
         flops = FLOPS_FORWARD * (before.attention + before.feed_forward) * self.samples * self.sequence_length

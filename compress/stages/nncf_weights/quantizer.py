@@ -39,7 +39,7 @@ _NAMED = 3
 
 
 def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Context) -> QuantizedCheckpoint:
-    """The checkpoint in GPTQ format, in the context's scratch folder. Raises `CompressError`."""
+    """Write the checkpoint in GPTQ format into the scratch folder. Raises `CompressError`."""
     refuse_quantized(checkpoint.folder)
     decoder = build_blockwise_model(checkpoint)
     plan = plan_layers(decoder, options.equivalent)
@@ -167,7 +167,7 @@ class _Chosen:
         return replace(layer, bits=weight.bits, group_size=weight.group_size, why="")
 
     def _tensors(self, index: int, block: Sequence[Layer], symmetric: bool) -> dict[str, torch.Tensor]:
-        """A block's packed layers, and the float tensors of it that NNCF changed."""
+        """Yield a block's packed layers, and the float tensors of it that NNCF changed."""
         prefix = f"{self.decoder.prefix}.{index}."
         tensors = {name: tensor for name, tensor in self.compressed.changed.items() if name.startswith(prefix)}
         for layer in block:
@@ -224,7 +224,7 @@ class Compressed:
 
 
 def read_compressed(module: nn.Module, source: Checkpoint) -> Compressed:
-    """What ``module``, compressed in place, has in place of ``source``'s tensors.
+    """Return the tensors that replace ``source``'s in ``module``, which NNCF compressed in place.
 
     Raises `StageError` for what no checkpoint can hold: a factor that is applied to activations at run time, and
     weights that are no matrix.
@@ -249,7 +249,7 @@ def read_compressed(module: nn.Module, source: Checkpoint) -> Compressed:
 
 
 def unpacked(decompressor: Any, packed: torch.Tensor, name: str) -> QuantizedWeight:
-    """The integers of one of NNCF's weights [rows, columns]; ``decompressor`` is the hook that expands them.
+    """Return the integers of one of NNCF's weights [rows, columns]; ``decompressor`` is the hook that expands them.
 
     Scales are NNCF's own float16, which may be negative: four bits reach from -8 to 7, and the end that reaches farther
     is given to the side that needs it.

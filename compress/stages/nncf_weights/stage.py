@@ -37,7 +37,7 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
         calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
-        """Raises `ModelError` for matrices that groups don't divide."""
+        """Raise `ModelError` for matrices that the group size does not divide."""
         from compress.stages.gptq.quantizer import check_fits
 
         check_fits(start, self.equivalent, width_changes(before), any_tables=True)
@@ -47,7 +47,7 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
         return OutputSpec(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The whole model is in memory; the files are those of `gptq` on the same grid."""
+        """Return the cost: the whole model is in memory, and the files are those of `gptq` on the same grid."""
         memory = None
         if before is not None:
             note = "at least: the whole model in fp32; without torch itself"
@@ -55,7 +55,7 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
         return predicted(before, packed(self.equivalent, before), memory=memory)
 
     def integer_weights(self) -> tuple[IntegerWeights, ...]:
-        """Those at 4 bits, and those that are left to `backup_mode`."""
+        """Return the layers at 4 bits, and those that `backup_mode` stores."""
         layers = IntegerWeights(4, self.group_size, self.mode == "int4_asym", "group_size", "mode", "int4_sym")
         if not self.uses_backup or self.backup_mode == "none":
             return (layers,)

@@ -33,30 +33,30 @@ _FLOAT, _INT8 = "kept in float", "int8"
 
 
 class Quantizer(Protocol):
-    """What makes 8-bit graphs of one float graph."""
+    """Factory of 8-bit graphs of one float graph."""
 
     layers: list[QuantizableLayer]
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
-        """All layers but those named."""
+        """Return the graph with all layers quantized except those named."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What one layer's 8 bits do: ``error`` is the squared change of the outputs over their variance."""
+    """Effect of quantizing one layer: ``error`` is the squared change of the outputs over their variance."""
 
     layer: QuantizableLayer
     error: float
 
     @property
     def saved_bytes(self) -> int:
-        """Of weights, 8 bits in place of 32."""
+        """Return the bytes that 8-bit weights save in place of 32-bit ones."""
         return 3 * self.layer.elements
 
 
 @dataclass(frozen=True)
 class Search:
-    """What was found: ``kept`` layers stay float. ``evaluations`` of the metric, and of the damage ``passes``."""
+    """Result of the search: the ``kept`` layers stay float; counts of metric ``evaluations`` and damage ``passes``."""
 
     graph: onnx.ModelProto
     damages: tuple[Damage, ...]
@@ -79,7 +79,7 @@ class Search:
         ]
 
     def verdict(self) -> str:
-        """What was decided, in a line."""
+        """Return the decision in one line."""
         early = "" if self.finished else "; the time was over before the fewest were found"
         metric = f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f})"
         error = f"RMS error {1 - self.merit:.4f} on training examples (at most {1 - self.floor:.4f})"
@@ -101,7 +101,7 @@ def search(
     left: Sequence[str] = (),
     by_error: bool = False,
 ) -> Search:
-    """The 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
+    """Find the 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
 
     The layers ``left`` are float in any case; ``by_error`` says that the merit is `agreement_with`. Damage is measured
     on ``feeds``, by error on the first of them. After ``seconds`` the best that is known to hold is taken. Raises
@@ -152,7 +152,7 @@ def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, floa
 def rank(
     graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress, left: Sequence[str] = ()
 ) -> list[Damage]:
-    """The damage of every layer but those ``left``, the worst first."""
+    """Return the damage of every layer but those ``left``, the worst first."""
     expected = _outputs(graph, feeds)
     spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
     layers = [layer for layer in quantizer.layers if layer.name not in left]
@@ -166,7 +166,7 @@ def rank(
 
 
 def _outputs(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> list[np.ndarray]:
-    """All float outputs of all feeds, each as [rows, values]."""
+    """Return all float outputs of all feeds, each as [rows, values]."""
     session = open_session(graph)
     names = {entry.name for entry in session.get_inputs()}
     columns: dict[int, list[np.ndarray]] = {}
@@ -192,7 +192,7 @@ def agreement_with(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> Merit:
 
 
 def merit_of(task: Task, examples: Examples) -> Merit:
-    """The task's first metric on ``examples``, batched by length as evaluation does it."""
+    """Return a function that computes the task's first metric on ``examples``, batched by length as in evaluation."""
 
     def merit(graph: onnx.ModelProto) -> float:
         session = open_session(graph)
@@ -210,7 +210,7 @@ def merit_of(task: Task, examples: Examples) -> Merit:
 
 
 def fewest(count: int, holds: Callable[[int], bool], go_on: Callable[[], bool] = lambda: True) -> int:
-    """The least k in 0..``count`` for which ``holds(k)``, if more never hurts; ``count`` itself holds by definition.
+    """Return the least k in 0..``count`` for which ``holds(k)``, which is monotonic and true for ``count``.
 
     Asks of 1, 2, 4 and so on first, since a few are enough most often, and bisects what is left: at most
     2 + 2 log2(k) questions. Stops with what is known to hold when ``go_on()`` is false.

@@ -44,26 +44,26 @@ class ChosenInputs(Protocol):
 
     @property
     def feeds(self) -> Sequence[Feed]:
-        """One for each call."""
+        """Return the inputs of each call."""
 
     def record(self, graph: onnx.ModelProto) -> None:
         """Write into ``graph``, in place, what it was calibrated on."""
 
 
 class GraphInputs(Protocol):
-    """Where the real inputs of a graph come from, and what a floor under it is held on."""
+    """Source of a graph's real inputs, and of the metric for its accuracy floor."""
 
     def choose(self, count: int) -> ChosenInputs:
-        """Those of ``count`` training examples. Raises `DataError` for an empty split."""
+        """Return the inputs of ``count`` training examples. Raises `DataError` for an empty split."""
 
     def merit(self) -> Merit:
-        """How good a graph is on the validation split. Raises `DataError` for an empty one."""
+        """Return the metric of a graph on the validation split. Raises `DataError` for an empty one."""
 
 
 def quantize_int8(
     model: OnnxModel, options: Int8Options, context: Context, inputs: GraphInputs | None = None
 ) -> onnx.ModelProto:
-    """The graph of ``model`` at 8 bits, tables left alone.
+    """Quantize the graph of ``model`` to 8 bits, except tables.
 
     ``inputs`` are those of the graph, where it isn't given the task's examples as they are. Raises `StageError` and
     `DataError`.
@@ -106,7 +106,7 @@ def quantize_int8(
 
 
 def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Context) -> onnx.ModelProto:
-    """The graph of ``model`` with every product at 8 bits, ranges of activations found in each call."""
+    """Quantize every product of ``model``'s graph to 8 bits, with activation ranges found in each call."""
     narrowing = options.narrowing()
     graph = quantize_products(model.graph, options.per_channel, narrowing is True)
     if narrowing == "saturating":
@@ -172,7 +172,7 @@ class RowInputs:
 
 
 def validation_examples(model: OnnxModel, context: Context) -> Examples:
-    """Those of the validation split. Raises `DataError` for an empty one."""
+    """Return the examples of the validation split. Raises `DataError` for an empty one."""
     rows = context.data.split(_VALIDATION)
     if len(rows) == 0:
         raise DataError("The validation split is empty, so no floor can be held.", where=f"split {_VALIDATION}")
@@ -240,7 +240,7 @@ class OneByOne(Sequence[Feed]):
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """One feed for each example, so that nothing is padded; ``rows`` are their places in the split."""
+    """Calibration inputs, one feed for each example without padding; ``rows`` are their indices in the split."""
 
     feeds: Sequence[Feed]
     rows: np.ndarray
@@ -271,6 +271,6 @@ def calibration_set(model: OnnxModel, context: Context, count: int) -> Calibrati
 
 
 def _fixed_lengths(graph: onnx.ModelProto) -> dict[str, int]:
-    """The last axis of each input that says how long it is."""
+    """Return the last axis of each input that has a fixed length."""
     shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.graph.input}
     return {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value}

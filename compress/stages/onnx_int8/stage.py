@@ -99,7 +99,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         return Requirements(splits=("train",)) if self.method == "static" or self.searches else Requirements()
 
     def with_default_embeddings(self) -> OnnxInt8:
-        """Their bits and blocks by default."""
+        """Return the stage with default bits and blocks of embedding tables."""
         usual = {name: type(self).model_fields[name].default for name in ("embedding_bits", "embedding_block_size")}
         return self.model_copy(update=usual)
 
@@ -110,7 +110,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
 
     def precision_settings(self) -> dict[str, Any]:
-        """8 bits, and those of the embedding tables where they are fewer."""
+        """Return 8 bits, and the bits of the embedding tables if they are fewer."""
         asked: dict[str, Any] = {"precision": "int8"}
         if self.embedding_bits < 8:
             asked["embedding_bits"] = self.embedding_bits
@@ -119,9 +119,9 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         return asked
 
     def output_spec(self) -> OutputSpec:
-        """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float.
+        """Return at most half the size, since large tensors are stored in 8 bits or fewer.
 
-        Of one of the parts that draw pictures no more than that nothing grows: it may be a small one.
+        A search may keep some layers in float. One part of an image generator may be small, so it only must not grow.
         """
         whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
         hint = None if self.method == "static" else "`onnx_int8: {method: static}` stores convolutions in integers too"
@@ -133,7 +133,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Fewer bits, where all graphs are meant; time for calibration, where answers to its examples are watched."""
+        """Return the cost: fewer bits if all graphs are quantized, and the time of calibration."""
         seconds = None
         if self.method == "static" and before is not None:
             answers = plan.answers(before, _WATCHING * self.calibration_examples)
@@ -146,7 +146,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         return predicted(before, after, seconds)
 
     def infer_shapes(self, model: OnnxModel, context: Context) -> OnnxModel | None:
-        """The same with ranges from few examples; which layers a floor keeps in float only running tells."""
+        """Return the graph with ranges from few examples; None if a search decides which layers stay float."""
         if self.searches:
             return None
         few = self.model_copy(update={"calibration_examples": min(self.calibration_examples, _REHEARSED)})
@@ -157,7 +157,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         return self._parts(model, context) if model.others else self._alone(model, context)
 
     def _alone(self, model: OnnxModel, context: Context, inputs: GraphInputs | None = None) -> OnnxModel:
-        """One graph, whose ``inputs`` are the task's examples where nothing else is said."""
+        """Quantize one graph; by default its ``inputs`` are the task's examples."""
         import onnx_ir as ir
 
         from compress.formats.onnx.float16 import holds_float16, to_float32

@@ -19,7 +19,7 @@ Figure = Literal["multiplications", "parameters"]
 def layer_costs(
     network: nn.Module, couplings: Sequence[Coupling], run: Callable[[], torch.Tensor], figure: Figure
 ) -> list[Cost]:
-    """The cost of every layer in ``figure``: multiplications an image, or parameters.
+    """Return the cost of every layer in ``figure``: multiplications an image, or parameters.
 
     Multiplications are those of convolutions and linear layers, each time that they are called; ``run`` calls the
     network on two images. Places of couplings count as `Coupling.prunable_units` has them.
@@ -46,7 +46,7 @@ def _products(layer: nn.Module) -> float:
 
 
 def _alone(layer: nn.Module) -> bool:
-    """Whether each channel is handed on alone, so that there is nothing to multiply with the outputs."""
+    """Return whether each channel is passed on alone, so that no product involves the outputs."""
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels and layer.groups > 1
 
 
@@ -64,7 +64,7 @@ def _parameters(name: str, layer: nn.Module, counts: _Counts) -> list[Cost]:
 
 
 class _Counts:
-    """How many inputs and outputs each layer has, by what its couplings keep."""
+    """Numbers of inputs and outputs of each layer, in terms of the places its couplings keep."""
 
     def __init__(self, network: nn.Module, couplings: Sequence[Coupling]) -> None:
         self._network = network
@@ -75,7 +75,7 @@ class _Counts:
         self._places = [coupling.prunable_units for coupling in couplings]
 
     def of(self, name: str, side: Literal["in", "out"]) -> Count:
-        """The inputs or outputs of a layer; of one that hands each channel on alone, there is one input to each."""
+        """Return the inputs or outputs of a layer; a layer that passes channels on alone has one input to each."""
         layer: Any = self._network.get_submodule(name)
         if side == "in" and _alone(layer):
             return Count(1.0)
@@ -93,7 +93,7 @@ def _width(layer: Any, side: Side) -> int:
 
 
 def _positions(network: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str, float]:
-    """At how many places of an image each convolution and linear layer is computed."""
+    """Return at how many positions of an image each convolution and linear layer is computed."""
     found: dict[str, float] = {}
     layers = {name: layer for name, layer in network.named_modules() if _products(layer)}
 
@@ -109,7 +109,7 @@ def _positions(network: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str,
 
 @dataclass(frozen=True)
 class Count:
-    """How many inputs or outputs a layer has: ``fixed``, and ``of[c]`` for each place kept in coupling c."""
+    """Number of a layer's inputs or outputs: ``fixed``, plus ``of[c]`` for each place kept in coupling c."""
 
     fixed: float
     of: Mapping[int, float] = field(default_factory=dict)
@@ -121,31 +121,31 @@ class Count:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a layer costs: ``each`` x inputs x outputs."""
+    """Cost of a layer: ``each`` x inputs x outputs."""
 
     each: float
     inputs: Count
     outputs: Count
 
     def at(self, kept: Sequence[int]) -> float:
-        """The cost once ``kept[c]`` places are left."""
+        """Return the cost if ``kept[c]`` places remain in coupling c."""
         return self.each * self.inputs.at(kept) * self.outputs.at(kept)
 
 
 def ladder(places: int, step: int) -> list[int]:
-    """The numbers of places that may be kept, downwards: all, then multiples of ``step``, the least of them last."""
+    """Return the numbers of places that may remain, downwards: all, then multiples of ``step``."""
     return [places, *range((places - 1) // step * step, 0, -step)]
 
 
 def nearest_rung(rungs: Sequence[int], wanted: float) -> int:
-    """The rung nearest to ``wanted``; of two that are as near the larger."""
+    """Return the rung nearest to ``wanted``; of two equally near ones the larger."""
     return min(rungs, key=lambda rung: (abs(rung - wanted), -rung))
 
 
 def least_loss(
     scores: Sequence[torch.Tensor], rungs: Sequence[Sequence[int]], costs: Sequence[Cost], limit: float
 ) -> list[int]:
-    """How many places to keep in each coupling, so that the costs sum to ``limit`` or less.
+    """Return how many places to keep in each coupling, so that the costs sum to ``limit`` or less.
 
     Again and again the step down is taken that loses least importance for what it saves, as in a knapsack filled
     greedily (Dantzig 1957). A coupling of ``scores`` [places] keeps its best places. Where even the lowest rungs cost
@@ -178,7 +178,7 @@ def least_loss(
 
 
 def _lost(cumulated: Sequence[float], before: int, after: int) -> float:
-    """The importance of the places that go when ``after`` are kept in place of ``before``."""
+    """Return the importance of the places that are lost when ``after`` are kept in place of ``before``."""
     places = len(cumulated)
     gone = cumulated[places - after - 1]
     return gone - (cumulated[places - before - 1] if before < places else 0.0)

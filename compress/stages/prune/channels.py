@@ -49,18 +49,18 @@ class Net:
 
     @classmethod
     def of(cls, model: TorchModel, examples: Examples) -> Net:
-        """The network of ``model``; a plain module's own names leave out what it is wrapped in."""
+        """Return the network of ``model``; names of a custom module leave out its wrapper."""
         module: Any = model.module
         network = module.network if isinstance(module, CustomModule) else module
         batch = tensors(examples, [0, min(1, len(examples) - 1)])
         return cls(module.eval(), network, examples, batch)
 
     def run(self) -> torch.Tensor:
-        """The answers [2, ...]."""
+        """Return the predictions [2, ...]."""
         return answers(self.examples, forward(self.module, self.batch), self.batch)
 
     def copy(self) -> Net:
-        """The same with weights of its own."""
+        """Return a copy with weights of its own."""
         module = copy.deepcopy(self.module)
         return replace(self, module=module, network=module.network if isinstance(module, CustomModule) else module)
 
@@ -126,7 +126,7 @@ def _same(net: Net, expected: torch.Tensor) -> bool:
 def _scores(
     net: Net, couplings: Sequence[Coupling], settings: Pruning, examples: Examples, context: Context
 ) -> list[torch.Tensor]:
-    """Importance of each place [places] of each coupling."""
+    """Return the importance of each place [places] of each coupling."""
     if settings.importance == "magnitude":
         found = [_squared_norms(net.network, coupling) for coupling in couplings]
         # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
@@ -186,7 +186,7 @@ def _gates(
 
 
 def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], settings: Pruning) -> list[Cut]:
-    """What to keep of each coupling, as the stage asks for it."""
+    """Return the places to keep of each coupling."""
     steps = [least_common_places(coupling.groups, settings.channel_multiple) for coupling in couplings]
     rungs = [ladder(coupling.prunable_units, step) for coupling, step in zip(couplings, steps, strict=True)]
     if max(len(steps) for steps in rungs) == 1:
@@ -263,7 +263,7 @@ def _told(cuts: Sequence[Cut], whole: dict[str, str], before: dict[str, int], af
 
 
 def _listed(whole: dict[str, str]) -> str:
-    """The reasons, each with the layers it is for."""
+    """Return the reasons, each with its layers."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in whole.items():
         by_reason.setdefault(reason, []).append(name)

@@ -70,10 +70,10 @@ class Pruning(Frozen):
 
     @property
     def removes_channels(self) -> bool:
-        """Whether channels are removed."""
+        """Return whether channels are removed."""
         return bool(self.channels) or self.flops is not None or self.parameters is not None
 
     @property
     def reads_examples(self) -> bool:
-        """Whether importance is measured on training examples, not on magnitudes alone."""
+        """Return whether importance is measured on training examples, not on magnitudes alone."""
         return bool(self.importance == "taylor" or self.layers or self.removes_channels)

@@ -93,7 +93,7 @@ def _masked(
     neurons: Sequence[list[int]],
     examples: Examples,
 ) -> tuple[np.ndarray, Examples]:
-    """The uncut model's answers to a few examples with zeros for all that goes, and these examples."""
+    """Return the unpruned model's answers to a few examples with zeros for removed parts, and these examples."""
     few = examples.subset(range(min(_PROVEN, len(examples))))
     parts = zip(_readers(found), (*heads, *neurons), strict=True)
     with removed_on_exit(
@@ -105,7 +105,7 @@ def _masked(
 
 
 def _readers(found: Sequence[TransformerBlock]) -> list[tuple[int, Linear | None]]:
-    """How many heads each block has, and the layer that reads them, then the same of neurons."""
+    """Return the number of heads of each block and the layer that reads them, then the same of neurons."""
     heads = [(block.prunable_units, None if block.attention is None else block.attention.output) for block in found]
     neurons = [(block.neurons, None if block.feed_forward is None else block.feed_forward.output) for block in found]
     return [*heads, *neurons]

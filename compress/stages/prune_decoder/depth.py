@@ -143,7 +143,7 @@ def distances(
 
 
 def _likeness(stream: CalibrationActivations, first: int, second: int) -> Iterator[float]:
-    """Of each window the sum over its tokens of the cosine of the states that enter the two blocks."""
+    """Yield for each sequence the sum over its tokens of the cosine of the states that enter the two blocks."""
     entering, left = stream.entering(first), stream.entering(second)
     for at in range(len(stream.ids)):
         window = slice(at, at + 1)
@@ -183,7 +183,7 @@ _CHOOSERS = {"neighbours": _neighbours, "block_influence": _by_influence, "greed
 def losses_without(
     decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, kept: Sequence[int]
 ) -> dict[int, float]:
-    """The mean loss on ``ids`` [windows, length] of the blocks ``kept``, in nats a token, without each of them in turn.
+    """Return the mean loss on ``ids`` [windows, length] of the blocks ``kept``, without each of them in turn.
 
     The hidden states that enter a block are where the trial without it begins, so that a trial costs its tail alone,
     and all trials that have begun pass a block while it is in memory. Raises `StageError` for a loss that isn't finite.

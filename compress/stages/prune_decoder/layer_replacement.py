@@ -53,7 +53,7 @@ def gaps(gone: Collection[int]) -> list[range]:
 def compensate_removed_blocks(
     stream: CalibrationActivations, gone: Collection[int], damping: float, context: Context
 ) -> dict[str, torch.Tensor]:
-    """The layers that make up for the blocks that are ``gone``: tensors by their names in the files, as they lie there.
+    """Return the layers that compensate for the removed blocks ``gone``: tensors by name, as laid out in the files.
 
     A gap is left as it is, with a remark, where nothing is before it, where the block there has no feed-forward layers
     that are known or norms what they give, and where the windows are too few or say nothing of others.
@@ -85,7 +85,7 @@ class _Work:
     def pass_gap(
         self, cut: CalibrationActivations, at: int, gap: range, goes_on: bool
     ) -> tuple[CalibrationActivations, dict[str, torch.Tensor]]:
-        """The text from block ``at`` to the one behind ``gap``: the cut model's states there, and what was solved.
+        """Pass the text from block ``at`` to the one after ``gap``; return the states there and solved tensors.
 
         Those states are not made where nothing ``goes_on`` with them.
         """
@@ -118,7 +118,7 @@ class _Work:
         return behind, solved
 
     def _solved(self, run: BlockRun, states: States, gap: range) -> dict[str, torch.Tensor]:
-        """The last layer of the loaded block, which is solved in place, as it lies in the files; or nothing."""
+        """Solve the last layer of the loaded block in place, and return it as laid out in the files, or nothing."""
         told = f"prune_decoder: nothing compensates for blocks {gap.start} to {gap.stop - 1}"
         block = self.blocks[run.index]
         layer = None if block.feed_forward is None else block.feed_forward.output
@@ -156,7 +156,7 @@ class _Work:
 
 
 def _share(run: BlockRun, hidden: torch.Tensor, layer: nn.Linear) -> float | None:
-    """What the block adds for each unit that ``layer`` gives; None where it does something else with it."""
+    """Return what the block adds for each unit of ``layer``'s output; None if that is not linear."""
     seen: list[torch.Tensor] = []
     with capture_outputs({"": layer}, lambda _, output: seen.append(output.float())):
         whole = run(hidden).float()
@@ -171,7 +171,7 @@ def _share(run: BlockRun, hidden: torch.Tensor, layer: nn.Linear) -> float | Non
 def _sums(
     run: BlockRun, states: States, wanted: States, layer: nn.Linear, counts: float
 ) -> tuple[RegressionSums, RegressionSums]:
-    """Of what ``layer`` reads and what it is to give more, of the windows to solve on and of those that judge."""
+    """Return regression sums of ``layer``'s inputs and missing outputs, for sequences to solve on and to judge by."""
     rows, columns = layer.weight.shape
     both = tuple(RegressionSums.none(columns, rows, layer.weight.device) for _ in range(2))
     counting = _counting(torch.cat([wanted[some].square().mean(dim=-1).sqrt() for some in run.slices()]))
@@ -191,7 +191,7 @@ def _sums(
 
 
 def _counting(sizes: torch.Tensor) -> torch.Tensor:
-    """What each token is multiplied by, [windows, length] as their ``sizes``."""
+    """Return the factor of each token, [windows, length] like their ``sizes``."""
     massive = sizes > _MASSIVE * sizes.median()
     few = int(massive.sum())
     times = torch.where(massive, math.sqrt((sizes.numel() - few) / max(few, 1)), 1.0)

@@ -76,5 +76,5 @@ class DecoderPruning(Frozen):
 
     @property
     def removes_width(self) -> bool:
-        """Whether parts of layers are removed."""
+        """Return whether parts of layers are removed."""
         return bool(self.heads or self.feed_forward or self.experts)

@@ -62,7 +62,7 @@ def narrow(
 
 
 def _said(layers: Sequence[Layer]) -> str:
-    """What fitting left of the difference."""
+    """Return the difference that remains after fitting, in words."""
     errors = {layer.name: layer.error or 0.0 for layer in layers}
     if not errors:
         return ""
@@ -81,7 +81,7 @@ class _Work:
 
     @cached_property
     def shapes(self) -> Mapping[str, torch.Size]:
-        """Of the tensors of the cut model."""
+        """Return the shapes of the pruned model's tensors."""
         hollow = build_decoder_on_meta(self.decoder.checkpoint.folder)
         self.sizes.cut(hollow)
         with torch.device("meta"):
@@ -122,7 +122,7 @@ class _Work:
     def _cut(
         self, index: int, block: TransformerBlock | None, stays: Mapping[str, torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of a loaded block, which is cut in place but for its experts."""
+        """Return the tensors of a loaded block, which is pruned in place except for its experts."""
         if block is not None and PLACES in stays:
             keep_attention_units(block.require_attention(), stays[PLACES].tolist())
         if block is not None and NEURONS in stays:
@@ -141,7 +141,7 @@ class _Work:
     def _stored(
         self, index: int, numbers: Mapping[str, str | None], experts: torch.Tensor | None
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The block's tensors in the files' dtype and orientation, experts by their new ``numbers``."""
+        """Yield the block's tensors in the files' dtype and orientation, experts by their new ``numbers``."""
         checkpoint, name = self.decoder.checkpoint, f"{self.decoder.prefix}.{index}"
         parameters = dict(self.decoder.blocks[index].named_parameters(prefix=name))
         for path in (path for path in checkpoint.files if path.startswith(f"{name}.")):
@@ -159,7 +159,7 @@ class _Work:
             yield path, self._routed(path, stored, experts)
 
     def _routed(self, path: str, tensor: torch.Tensor, experts: torch.Tensor | None) -> torch.Tensor:
-        """A tensor of a block with its entries for the ``experts`` that stay, where it has one for each of them."""
+        """Return a tensor with its entries for the ``experts`` that remain, if it has one for each of them."""
         wanted = self.shapes.get(path)
         if experts is None or wanted is None:
             return tensor

@@ -33,7 +33,7 @@ PLACES, NEURONS = "places", "neurons"
 
 @dataclass(frozen=True)
 class Part:
-    """What is cut of a block: the layer that reads its ``count`` parts, of which ``left`` stay."""
+    """Parts of a block that are pruned together: the layer that reads its ``count`` parts, of which ``left`` remain."""
 
     layer: nn.Linear
     name: str
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass
 class Choice:
-    """What stays of one block after the other. Without a ``stream`` of text it is the first of each kind."""
+    """Selection of the parts that remain in one block after the other; without a ``stream`` the first ones."""
 
     decoder: BlockwiseModel
     sizes: Sizes
@@ -54,7 +54,7 @@ class Choice:
     """Layers of the last block that were fitted, with the relative error of what they give."""
 
     def mixtures(self, index: int) -> dict[str, SeparateExperts]:
-        """The mixtures of a block whose experts are to be fewer. Raises `StageError` where they are one tensor."""
+        """Return the mixtures of a block whose experts become fewer. Raises `StageError` if they are one tensor."""
         if not self.sizes.experts:
             return {}
         name = f"{self.decoder.prefix}.{index}"
@@ -69,7 +69,7 @@ class Choice:
         return found
 
     def of(self, index: int, block: TransformerBlock | None) -> dict[str, torch.Tensor]:
-        """What stays of a loaded block: of `PLACES` and `NEURONS`, and of mixtures by their names, ascending."""
+        """Return the remaining parts of a loaded block: of `PLACES`, `NEURONS`, and mixtures by name, ascending."""
         parts, mixtures = self._parts(block), self.mixtures(index)
         counts = {name: (part.count, part.left) for name, part in parts.items()}
         counts |= {name: (mixture.count, self.sizes.experts or 0) for name, mixture in mixtures.items()}
@@ -118,7 +118,7 @@ class Choice:
             stream.leave(index, (work.run(batch()) for batch in work.batches))
 
     def _solved(self, stream: CalibrationActivations, index: int, parts: dict[str, Part]) -> dict[str, torch.Tensor]:
-        """What stays, and in place the layers that read it: zeros for what goes, the rest made to fit."""
+        """Return the remaining parts; update in place the layers that read them: zeros, and the rest compensates."""
         kinds, found = {part.name: kind for kind, part in parts.items()}, dict[str, torch.Tensor]()
 
         def solve(names: Sequence[str], hessian: torch.Tensor) -> None:
@@ -165,7 +165,7 @@ class _Scores:
     of: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, name: str, inputs: torch.Tensor, count: int) -> None:
-        """Of features [windows, length, width] in ``count`` parts (Muralidharan et al. 2024, section 2.2).
+        """Add features [windows, length, width] in ``count`` parts (Muralidharan et al. 2024, section 2.2).
 
         The norm of a part at each token, its mean over a window's tokens, the sum of squares of that over windows.
         """

@@ -29,7 +29,7 @@ _GROUPS = ("n_group",)
 
 @dataclass(frozen=True)
 class Sizes:
-    """What every block keeps: ``places`` (groups of heads, or heads), ``neurons`` and ``experts``; None: all."""
+    """Parts that every block keeps: ``places`` (groups of heads, or heads), ``neurons`` and ``experts``; None: all."""
 
     places: int | None
     neurons: int | None
@@ -39,7 +39,7 @@ class Sizes:
 
     @classmethod
     def of(cls, model: Any, settings: DecoderPruning) -> Sizes:
-        """For a model without weights. Raises `StageError` that names what cannot be cut, or of which none is left."""
+        """Return the sizes for a model without weights. Raises `StageError` for parts that cannot be removed."""
         places = neurons = experts = None
         found = [0, 0, 0]
         if settings.heads:
@@ -79,7 +79,7 @@ class Sizes:
 
 
 def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:
-    """The one size of all blocks. Raises `StageError` where they differ."""
+    """Return the size shared by all blocks. Raises `StageError` if they differ."""
     if len(sizes) > 1:
         raise StageError(
             f"The blocks differ in what {name} would cut: {', '.join(str(count) for count, _ in sorted(sizes))}.",
@@ -91,13 +91,13 @@ def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:
 
 
 def _can_say(config: Any, attention: Attention, places: int) -> bool:
-    """Whether a config takes so many heads: Llama's wants its hidden size to be a multiple of them, say."""
+    """Return whether a config can describe so many heads: Llama's hidden size must be a multiple of them."""
     fields = head_config_fields(config, attention, [places])
     return not fields or updated_config(config, fields) is not None
 
 
 def _left(count: int, share: float, multiple: int, width: int, name: str, possible: Sequence[int] | None = None) -> int:
-    """How many of ``count`` parts of ``width`` features stay, so that all features are a multiple of ``multiple``.
+    """Return how many of ``count`` parts of ``width`` features remain, with a multiple of ``multiple`` features.
 
     The nearest such number below ``count``, of those ``possible``. Raises `StageError` where there is none.
     """
@@ -120,7 +120,7 @@ def _left(count: int, share: float, multiple: int, width: int, name: str, possib
 
 
 def _count_field(model: Any) -> str:
-    """The config's field that says how many experts each mixture has. Raises `StageError` for a model without."""
+    """Return the config's field for the number of experts. Raises `StageError` for a model without one."""
     config = model.config
     field = next((config.attribute_map.get(name, name) for name in _COUNTS if getattr(config, name, None)), None)
     mixtures = [part for part in model.modules() if isinstance(part, SeparateExperts) or is_fused(part)]

@@ -75,7 +75,7 @@ class LearnedGrid(nn.Module):
         return (self.first * self.change.exp()).clamp(max=self.limits[1] * _BELOW / _LEVELS)
 
     def integers(self, values: torch.Tensor) -> torch.Tensor:
-        """What `QuantizeLinear` gives, less the zero point."""
+        """Return the output of `QuantizeLinear`, minus the zero point."""
         return on_grid(values, self.scale(), self.zero_point, 0, _LEVELS)
 
     def nearest(self, steps: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ class LearnedGrid(nn.Module):
         return nearest_on_grid(steps, self.zero_point, 0, _LEVELS)
 
     def shipped(self) -> ActivationGrid:
-        """What it has learned."""
+        """Return the learned grid."""
         return ActivationGrid(np.float32(self.scale().item()), self.zero_point)
 
 
@@ -111,7 +111,7 @@ class QuantizedLayer(nn.Module):
         """In a tuple, so that its weights are not counted twice."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """What the layer gives, and what the exported graph gives for it, bit for bit."""
+        """Return the layer's output, equal to the exported graph's bit for bit."""
         if self.given.seen is not None:
             return self._watched(values)
         with torch.autocast(values.device.type, enabled=False):
@@ -137,7 +137,7 @@ class QuantizedLayer(nn.Module):
             return getattr(self.__dict__["plain"][0], name)
 
     def weight_scales(self) -> torch.Tensor:
-        """[outputs], positive."""
+        """Return the scales [outputs], positive."""
         if self.change is None:
             scales = row_scales(self.weight, self.highest)
         else:
@@ -149,7 +149,7 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def shipped(self, name: str) -> IntegerLayer:
-        """What it has learned, as integers and scales."""
+        """Return the learned layer as integers and scales."""
         scales = self.weight_scales()
         return IntegerLayer(
             name,
@@ -179,7 +179,7 @@ class QuantizedLayer(nn.Module):
 
 
 def quantizable(module: nn.Module) -> tuple[dict[str, Quantizable], dict[str, str]]:
-    """The layers that can compute through integers by name, and those that can't with the reason."""
+    """Return the layers that can compute through integers by name, and the others with the reason."""
     found: dict[str, Quantizable] = {}
     kept: dict[str, str] = {}
     shared = _shared(module)
@@ -216,7 +216,7 @@ def put_in(
 
 
 def _is_depthwise(layer: Quantizable) -> bool:
-    """Whether it is a convolution that ONNX Runtime sums in 32 bits on every processor."""
+    """Return whether the layer is a convolution that ONNX Runtime sums in 32 bits on every processor."""
     return not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels
 
 
@@ -262,7 +262,7 @@ def _shared(module: nn.Module) -> set[int]:
 
 
 def _product(layer: Quantizable) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Inputs and weights -> what the layer gives without its bias."""
+    """Return the function of inputs and weights that computes the layer without its bias."""
     if isinstance(layer, nn.Linear):
         return nn.functional.linear
     shape = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}

@@ -66,7 +66,7 @@ class QatTrainer:
         self.teacher: nn.Module | None = None
 
     def train(self) -> onnx.ModelProto:
-        """The trained graph with its integers. Raises `StageError`, `IntegrityError`."""
+        """Return the trained graph with its integers. Raises `StageError` and `IntegrityError`."""
         settings, context, module = self.settings, self.context, self.model.module.eval()
         self._fold()
         chosen, shared = self._choose()
@@ -108,7 +108,7 @@ class QatTrainer:
             self.context.note(f"qat: {left} batch normalisations stay in float, for want of one layer before each")
 
     def _choose(self) -> tuple[dict[str, Quantizable], Grids]:
-        """The layers that become integers, and the grids that they share. Raises `StageError` where there is none."""
+        """Return the layers that become integers, and the grids they share. Raises `StageError` if there is none."""
         module = self.model.module
         layers, kept = quantizable(module)
         graph = self._exported()
@@ -128,7 +128,7 @@ class QatTrainer:
         return {name: layer for name, layer in layers.items() if name in found}, grids(places)
 
     def _exported(self) -> ir.Model:
-        """The model as it is now. `qdq` is for any runtime, so operators stay those of ONNX."""
+        """Return the exported model; for `qdq`, which is for any runtime, with operators of ONNX alone."""
         fusions = self.settings.format == "qoperator"
         opset = self.settings.opset or (FOUR_BITS_FROM if self.settings.bits == 4 else None)
         graph = ir.from_proto(export_onnx(self.model, self._some(_PROVEN_ON), opset, fusions).graph)
@@ -157,7 +157,7 @@ class QatTrainer:
         return made
 
     def _prove(self, graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> None:
-        """Raises `IntegrityError` where the graph answers otherwise than the model that was trained."""
+        """Raise `IntegrityError` if the graph predicts otherwise than the trained model."""
         embeds = EMBEDS in self.context.task.capabilities
         scale, what = (normalized, "embeddings at length 1") if embeds else (softmax, "probabilities")
         largest, mean = _differences(graph, examples, expected, scale)
@@ -195,7 +195,7 @@ def _bits(settings: QuantizationAwareTraining) -> str:
 
 
 def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[LayerMatch], list[UnpackedAttention]]:
-    """Where layers stand in ``graph``, whose nodes are named and whose attention is taken apart; in place."""
+    """Return the layers' places in ``graph``, whose nodes are named and whose attention is taken apart in place."""
     name_nodes(graph)
     attentions = unpack_attention(graph)
     return match_layers(graph, weights), attentions
@@ -204,7 +204,7 @@ def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[Lay
 def _differences(
     graph: onnx.ModelProto, examples: Examples, expected: np.ndarray, scale: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
-    """The largest and the mean difference of what ``scale`` makes of answers, through ONNX Runtime's kernels."""
+    """Return the largest and mean difference of scaled predictions, through ONNX Runtime's kernels."""
     session = open_session(graph)
     names = [entry.name for entry in session.get_inputs()]
     parts = []
@@ -258,7 +258,7 @@ def _pairs(module: nn.Module, run: Run) -> dict[_Norm, _Layer]:
 
 
 def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
-    """Whether answers stay finite where all but the normalisations read NaN in place of what the layers give."""
+    """Return whether predictions stay finite if all but the normalizations read NaN from the layers."""
     true: dict[nn.Module, torch.Tensor] = {}
 
     def hide(layer: nn.Module, arguments: object, output: torch.Tensor) -> torch.Tensor:
@@ -275,7 +275,7 @@ def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
 
 
 def _fits(norm: _Norm) -> bool:
-    """Whether it has statistics and factors of its own."""
+    """Return whether the normalization has its own statistics and factors."""
     return norm.running_mean is not None and norm.running_var is not None and norm.affine
 
 

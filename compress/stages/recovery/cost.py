@@ -8,7 +8,7 @@ from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING
 
 
 def recovery_prediction(settings: Recovery, before: Shape | None, plan: PlanContext) -> Prediction:
-    """Pupil and teacher, each with its head, on every window; the pupil is judged twice, the teacher once."""
+    """Return the cost: student and teacher on every sequence; the student is judged twice, the teacher once."""
     if before is None:
         return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
     judged = 3 * settings.validation_windows * FLOPS_FORWARD

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context: Context) -> QuantizedCheckpoint:
-    """A copy of ``checkpoint`` in the scratch folder, whose scales, norms and biases were trained.
+    """Train scales, norms and biases of a copy of ``checkpoint`` in the scratch folder.
 
     ``checkpoint`` itself where that predicts no better. Of several processes the first one writes it.
     """
@@ -93,7 +93,7 @@ def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTun
 def tuned_tensors(
     module: nn.Module, checkpoint: QuantizedCheckpoint
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What the module learned, under the checkpoint's names: its own tensors, and those of its tables."""
+    """Return the trained tensors under the checkpoint's names: the module's own, and those of its tables."""
     changed: dict[str, torch.Tensor] = {}
     tables: dict[str, torch.Tensor] = {}
     for name, grid in named_scaled_integers(module):
@@ -113,13 +113,13 @@ def tuned_tensors(
 
 
 def _padded(checkpoint: QuantizedCheckpoint, name: str, scales: torch.Tensor) -> torch.Tensor:
-    """The scales [groups, rows] with the rows that the file adds after them, as they stand there."""
+    """Return the scales [groups, rows] with the rows that the file appends, as stored there."""
     stored = read_tensor(checkpoint.folder / TABLES, name)
     return torch.cat([scales, stored[:, scales.shape[1] :]], dim=1)
 
 
 def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, context: Context) -> QuantizedCheckpoint:
-    """A copy of ``checkpoint`` in the scratch folder with a trained adapter in it; the base keeps its bytes.
+    """Train an adapter in a copy of ``checkpoint`` in the scratch folder; the base keeps its bytes.
 
     Of several processes the first one writes it.
     """
@@ -169,7 +169,7 @@ def _check_targets(module: nn.Module, settings: AdapterTraining) -> None:
 
 
 def attach(checkpoint: QuantizedCheckpoint, adapter: Path, context: Context) -> QuantizedCheckpoint:
-    """A copy of ``checkpoint`` in the scratch folder with ``adapter`` in it, untouched. Raises `ModelError`."""
+    """Copy ``checkpoint`` into the scratch folder with ``adapter`` in it, untouched. Raises `ModelError`."""
     refuse_second(checkpoint.folder)
     config = check_adapter(adapter)
     check_fits(adapter, build_empty_module(checkpoint))

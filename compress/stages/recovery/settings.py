@@ -10,7 +10,7 @@ from compress.stages.training.settings import SequenceTraining
 
 
 class Recovery(SequenceTraining):
-    """A training in which a model learns to predict as it did before."""
+    """Settings of a training in which a quantized model learns to predict as it did before."""
 
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
     logits_weight: float = Field(1.0, ge=0, description="weight of the KL to the teacher's predictions")
@@ -26,12 +26,12 @@ class Recovery(SequenceTraining):
         return self
 
     def earlier_outputs(self) -> tuple[str, ...]:
-        """The teacher's label."""
+        """Return the teacher's label."""
         return (self.teacher,)
 
 
 class ScaleTuning(Recovery):
-    """A recovery that changes scales and norms, and no integer."""
+    """Settings of a recovery that changes scales and norms, and no integer."""
 
     learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
     scales: bool = Field(True, description="tune the scales of linear layers")
@@ -40,7 +40,7 @@ class ScaleTuning(Recovery):
 
 
 class AdapterTraining(Recovery):
-    """A recovery that trains a low-rank adapter and leaves the base as it is."""
+    """Settings of a recovery that trains a low-rank adapter and leaves the base as it is."""
 
     learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
     rank: int = Field(16, ge=1, le=4096, description="columns of each factor")

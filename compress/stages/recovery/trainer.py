@@ -46,13 +46,13 @@ class Quality(NamedTuple):
     teacher_perplexity: float
 
     def error(self, logits_weight: float, labels_weight: float) -> float:
-        """What is to fall, in nats a token; of the text alone its loss, whatever its weight."""
+        """Return the loss to reduce, in nats a token; for text alone its loss, whatever its weight."""
         loss = math.log(self.perplexity)
         return logits_weight * self.divergence + labels_weight * loss if logits_weight else loss
 
 
 class Recovered(NamedTuple):
-    """What a recovery achieved."""
+    """Quality before and after a recovery."""
 
     before: Quality
     after: Quality
@@ -66,7 +66,7 @@ class Recovered(NamedTuple):
 
 
 def recovery_sequences(checkpoint: Checkpoint, settings: SequenceTraining, context: Context) -> TokenSequences:
-    """The windows of the recipe's text, tokenized as the checkpoint does. Raises `DataError` and `ModelError`."""
+    """Tokenize the recipe's text into sequences. Raises `DataError` and `ModelError`."""
     tokenizer = load_tokenizer(checkpoint.folder)
 
     def cut(split: str) -> list[dict[str, np.ndarray]]:
@@ -91,7 +91,7 @@ def recovery_sequences(checkpoint: Checkpoint, settings: SequenceTraining, conte
 
 
 def check_sequences(start: Path, settings: SequenceTraining, context: Context) -> None:
-    """See that the text is enough for a step, and that the model in ``start`` can write what is asked of it.
+    """Verify that the text is enough for a step, and that the model in ``start`` can generate what is requested.
 
     Raises `DataError` and `ModelError`.
     """
@@ -101,7 +101,7 @@ def check_sequences(start: Path, settings: SequenceTraining, context: Context) -
 
 
 def token_shares(ids: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each token of ``ids`` [B, L] has of a loss on predictions, and of one on the tokens that follow; [B, L].
+    """Return each token's share of the loss on predictions and of that on the following tokens, both [B, L].
 
     Either sums to 1 over the batch, of all processes' on average. ``counted`` is 1 where a token is to be learned: what
     counts then is the prediction of it, one place before. The last token of a window is followed by none.
@@ -128,17 +128,17 @@ class Body(nn.Module):
         self.tokens = tokens
 
     def outputs(self, input_ids: torch.Tensor, **options: Any) -> Any:
-        """What the model says of its states."""
+        """Return the base model's output for token ids."""
         ids = input_ids if self.tokens is None else self.tokens.to(input_ids.device)[input_ids]
         return self.causal.base_model(input_ids=ids, use_cache=False, **options)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The states that the head turns into logits."""
+        """Return the states that the head turns into logits."""
         states: torch.Tensor = self.outputs(input_ids).last_hidden_state
         return states
 
     def head(self, dtype: torch.dtype) -> torch.Tensor:
-        """The head's weight [V, W]."""
+        """Return the head's weight [V, W]."""
         layer = self.causal.get_output_embeddings()
         if isinstance(layer, QuantizedLinear | QuantizedEmbedding):
             return layer.grid.weight(dtype)
@@ -148,7 +148,7 @@ class Body(nn.Module):
         return weight.to(dtype)
 
     def move(self, device: torch.device) -> None:
-        """Its weights are there, wherever they were."""
+        """Move the weights to ``device``."""
         if next(self.parameters()).device != device:
             self.to(device)
 
@@ -180,12 +180,12 @@ class Body(nn.Module):
 
 
 def head_of(body: Body, states: torch.Tensor, dtype: torch.dtype) -> LanguageHead:
-    """States [B, L, W] with the head of ``body``, as tokens in a row."""
+    """Return states [B, L, W] with the head of ``body``, as tokens in a row."""
     return LanguageHead(states.flatten(0, 1).to(dtype), body.head(dtype))
 
 
 def states_of(body: Body, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The last states for ids [B, L], by products in ``dtype``."""
+    """Return the last states for ids [B, L], with products in ``dtype``."""
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         states: torch.Tensor = body(ids)
     return states
@@ -193,7 +193,7 @@ def states_of(body: Body, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 @dataclass
 class Judge:
-    """How well a pupil does on held-out windows, ``size`` at a time; the teacher's states for them are kept."""
+    """Evaluation of a student on held-out sequences, ``size`` at a time; the teacher's states are cached."""
 
     student: Body
     teacher: Body
@@ -204,7 +204,7 @@ class Judge:
 
     @torch.inference_mode()
     def quality(self) -> Quality:
-        """Of the pupil as it stands."""
+        """Return the student's current quality."""
         columns: list[Any] = []
         device = next(self.student.parameters()).device
         self.teacher.move(device)
@@ -222,7 +222,7 @@ class Judge:
 
 @dataclass
 class RecoveryTrainer:
-    """One recovery: the pupil, whose trainable parameters are set, its teacher and the windows.
+    """Trainer of one recovery: the student with its trainable parameters set, its teacher and the sequences.
 
     ``known`` keeps the teacher's states for training windows that come again.
     """
@@ -269,7 +269,7 @@ class RecoveryTrainer:
         return cls(bodies[0], bodies[1], windows, settings, dtype)
 
     def train(self, context: Context, description: str) -> Recovered:
-        """Train the pupil in place, and say what came of it."""
+        """Train the student in place, and report the change."""
         before = self.quality()
         context.progress.note(
             f"{description}: KL to the teacher {before.divergence:.4f} nats a token, perplexity "
@@ -293,14 +293,14 @@ class RecoveryTrainer:
         return recovered
 
     def helped(self, recovered: Recovered) -> bool:
-        """Whether the pupil predicts better by what it learned from."""
+        """Return whether the student predicts better by the losses it was trained on."""
         return self._error(recovered.after) < self._error(recovered.before)
 
     def _error(self, quality: Quality) -> float:
         return quality.error(self.settings.logits_weight, self.settings.labels_weight)
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of some windows: mean KL to the teacher, and mean cross-entropy of the tokens that follow, as weighted."""
+        """Return the weighted mean KL to the teacher and cross-entropy of the following tokens of some sequences."""
         settings, ids = self.settings, batch["input_ids"]
         states = head_of(self.student, module(ids), self.dtype)
         taught = head_of(self.teacher, self._taught(batch), self.dtype) if settings.logits_weight else None
@@ -314,7 +314,7 @@ class RecoveryTrainer:
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The teacher's states for a batch, kept for the next time where there will be one."""
+        """Return the teacher's states for a batch, cached if the batch comes again."""
         indices = batch["index"].tolist()
         if len(self.windows.train) // self.settings.batch_size >= self.settings.steps:
             return states_of(self.teacher, batch["input_ids"], self.dtype)
@@ -325,5 +325,5 @@ class RecoveryTrainer:
         return torch.stack([self.known[index] for index in indices])
 
     def quality(self) -> Quality:
-        """Of the pupil as it stands."""
+        """Return the student's current quality."""
         return self.judge.quality()

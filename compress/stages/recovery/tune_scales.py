@@ -14,18 +14,18 @@ from compress.tasks.capability import GENERATES
 
 
 class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
-    """A stage in which a quantized checkpoint learns from windows of text."""
+    """Base of stages in which a quantized checkpoint is trained on sequences of text."""
 
     requires = frozenset({GENERATES})
 
     def check_data(self, start: Path, context: Context) -> None:
-        """Cut the text into windows, and see that the teacher can write."""
+        """Split the text into sequences, and verify that the teacher can generate text."""
         from compress.stages.recovery.trainer import check_sequences
 
         check_sequences(start, self, context)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Every step has pupil and teacher; the files keep their size."""
+        """Return the cost; every step runs student and teacher, and the files keep their size."""
         return recovery_prediction(self, before, plan)
 
 

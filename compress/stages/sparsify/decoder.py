@@ -65,7 +65,7 @@ def check_sparsifiable(checkpoint: Checkpoint, settings: DecoderSparsity) -> Non
 
 
 def check_pattern(decoder: BlockwiseModel, settings: DecoderSparsity) -> Pattern | None:
-    """The pattern of the zeros, if any. Raises `StageError` for layers that it doesn't fit, or where there are none."""
+    """Return the pattern of the zeros, if any. Raises `StageError` for layers that it does not fit."""
     pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
     if not sum(len(_layers(decoder, index, pattern)) for index in range(len(decoder.blocks))):
         raise StageError("No layer is left to prune.", expected="torch.nn.Linear layers in the model's blocks")
@@ -73,7 +73,7 @@ def check_pattern(decoder: BlockwiseModel, settings: DecoderSparsity) -> Pattern
 
 
 def _layers(decoder: BlockwiseModel, index: int, pattern: Pattern | None) -> dict[str, nn.Linear]:
-    """The layers of a block that get zeros. Raises `StageError` for one that doesn't hold the pattern."""
+    """Return the layers of a block that get zeros. Raises `StageError` for one that does not hold the pattern."""
     block, prefix = decoder.blocks[index], f"{decoder.prefix}.{index}"
     routing = router_layers(block, prefix)
     found = {name: part for name, part in linears(block, prefix).items() if name not in routing}
@@ -148,7 +148,7 @@ class _Walk:
             ) from error
 
     def _stored(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """A layer's weight as its file has it."""
+        """Return a layer's weight as its file stores it."""
         turned = weight.T.contiguous() if name in self.decoder.transposed else weight
         return turned.to(self.decoder.checkpoint.stored(f"{name}.weight").dtype)
 

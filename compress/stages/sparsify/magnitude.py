@@ -68,7 +68,7 @@ def _report(
 
 
 def _layers(model: TorchModel, pattern: Pattern | None) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers to make sparse, by name. Raises `StageError` where there are none, or some don't hold the pattern."""
+    """Return the layers to prune, by name. Raises `StageError` without any, or if some do not hold the pattern."""
     layers = sparse_layers(model.module)
     if not layers:
         raise StageError(
@@ -122,7 +122,7 @@ def _zero(weights: Sequence[torch.Tensor], masks: list[torch.Tensor]) -> None:
 
 
 def _density(model: TorchModel, weights: Sequence[torch.Tensor], pattern: str | None) -> str:
-    """How many weights are zero, counted and not as asked for."""
+    """Return the counted share of zero weights, in words."""
     zeros, of = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
     shape = "" if pattern is None else f" in the pattern {pattern}"
     return (
@@ -150,7 +150,7 @@ _PRUNED_FROM = 0.05
 
 
 def sparse_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers of the module's base model that may lose weights, by name, in order.
+    """Return the layers of the module's base model that may lose weights, by name, in order.
 
     The first convolution, which reads the input, and depthwise ones hold little and stay dense, and so do heads outside
     the base model; of a plain module the head is its last layer.
@@ -172,7 +172,7 @@ def sparse_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 def keep_zeros(module: nn.Module) -> Callable[[int, int], None] | None:
-    """A hook for after each step that puts pruned weights back to zero, or ``None`` for a dense model."""
+    """Return a hook for after each step that resets pruned weights to zero, or None for a dense model."""
     masks = []
     for layer in sparse_layers(module).values():
         kept = layer.weight.detach() != 0

@@ -19,7 +19,7 @@ _PIXELS = "pixel_values"
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What varies the batches of one training; ``black`` [C] is the value of a black pixel after preparation.
+    """Random changes to the batches of one training; ``black`` [C] is a black pixel's value after preparation.
 
     What is drawn depends on the seed, the epoch and the examples of a batch, and on nothing else: not on what was
     drawn before, nor on how many processes train.
@@ -31,7 +31,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, settings: Augment, examples: Examples, seed: int) -> Augmentation:
-        """Raises `StageError` for examples that are no images, or images too small for what is asked."""
+        """Return the augmentation of ``examples``. Raises `StageError` if they are no images, or too small."""
         if examples.black_pixel is None:
             raise StageError(
                 "augment varies images, and the training examples are none.",
@@ -48,7 +48,7 @@ class Augmentation:
         return cls(settings, examples.black_pixel, seed)
 
     def vary(self, batch: dict[str, torch.Tensor], indices: Sequence[int], epoch: int) -> dict[str, torch.Tensor]:
-        """The batch with its `pixel_values` [B, C, H, W] varied, as ``epoch`` shows the examples at ``indices``."""
+        """Return the batch with varied `pixel_values` [B, C, H, W], as ``epoch`` shows the examples at ``indices``."""
         generator = np.random.default_rng([self.seed, epoch, *indices])
         images = batch[_PIXELS].numpy()
         if self.settings.crop_padding:
@@ -59,7 +59,7 @@ class Augmentation:
 
 
 def random_crop(images: np.ndarray, padding: int, fill: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A window of its own size from each of ``images`` [B, C, H, W], after ``padding`` pixels were put on every side.
+    """Pad each of ``images`` [B, C, H, W] by ``padding`` pixels, and crop a window of its size at random.
 
     ``fill`` [C] is what the padding holds. Each window is drawn by itself, evenly among (2 padding + 1)^2 places.
     """

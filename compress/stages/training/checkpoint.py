@@ -25,7 +25,7 @@ _MODEL, _MOMENTS, _BEST, _RANDOM = "model.", "moments.", "best.", "random"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands. ``figures`` are plain JSON; ``best`` is the best epoch's state, if one was kept."""
+    """State of a training. ``figures`` are plain JSON; ``best`` is the best epoch's state, if one was kept."""
 
     figures: dict[str, Any]
     tensors: dict[str, torch.Tensor]
@@ -45,11 +45,11 @@ class TrainingCheckpoint:
 
     @property
     def file(self) -> Path:
-        """Where it is kept."""
+        """Return the checkpoint's file."""
         return self.folder / "training.safetensors"
 
     def is_due(self) -> bool:
-        """Whether it is time to write again."""
+        """Return whether it is time to write again."""
         return time.monotonic() - self._written >= max(self.every_seconds, self._took / _SHARE)
 
     def write(self, state: TrainingState) -> None:
@@ -65,7 +65,7 @@ class TrainingCheckpoint:
         self._took = self._written - began
 
     def read(self) -> TrainingState | None:
-        """What was kept last, or None; `restore_random_state` goes by it from then on."""
+        """Return the last written state, or None; `restore_random_state` uses it from then on."""
         if not self.file.is_file():
             return None
         parts: dict[str, dict[str, torch.Tensor]] = {_MODEL: {}, _MOMENTS: {}, _BEST: {}}
@@ -105,7 +105,7 @@ def trained_tensors(module: nn.Module, extra: Sequence[nn.Parameter]) -> dict[st
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What an optimizer keeps of each parameter, by its place and the name of the moment."""
+    """Return an optimizer's state of each parameter, by index and name of the moment."""
     states = [optimizer.state[one] for group in optimizer.param_groups for one in group["params"]]
     return {f"{place}.{name}": value for place, state in enumerate(states) for name, value in state.items()}
 

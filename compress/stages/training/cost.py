@@ -29,7 +29,7 @@ def training_prediction(
     trained: Shape | None,
     teacher: Shape | None = None,
 ) -> Prediction:
-    """Of a stage that trains ``trained`` on the text of the ``train`` split, with a ``teacher`` in memory if any."""
+    """Return the cost of training ``trained`` on the ``train`` split, with a ``teacher`` in memory if any."""
     seconds = _seconds(before, after, plan, flops)
     return predicted(before, after, seconds, _memory(batch_size, trained, teacher, plan))
 

@@ -14,7 +14,7 @@ _FIRST = 0.01
 
 @dataclass
 class Length:
-    """So many ``steps``, or as many as fit in ``seconds`` where these are given; then the rate goes by the clock.
+    """Length of a training in ``steps``, or as many as fit in ``seconds``; then the rate follows the clock.
 
     Steps are judged by the mean of those that are done: one that would end beyond ``seconds`` is not begun.
     """
@@ -39,7 +39,7 @@ class Length:
         return self._before + time.monotonic() - self._began
 
     def is_over(self, done: int) -> bool:
-        """Whether no further step is taken after ``done``. Raises `StageError` where the first took all the time."""
+        """Return whether no further step follows after ``done``. Raises `StageError` if the first took all the time."""
         if self.seconds is None:
             return done >= self.steps
         spent = self.seconds_spent()
@@ -53,7 +53,7 @@ class Length:
         return spent + spent / max(done, 1) > self.seconds
 
     def share(self, done: int) -> float:
-        """How much of the training ``done`` steps are, from 0 to 1."""
+        """Return the share of the training that ``done`` steps are, from 0 to 1."""
         return min(done / self.steps if self.seconds is None else self.seconds_spent() / self.seconds, 1.0)
 
     def of(self) -> str:
@@ -61,13 +61,13 @@ class Length:
         return f" of {self.steps}" if self.seconds is None else ""
 
     def steps_in_all(self, done: int) -> int:
-        """How many there will have been, of seconds by those that are done."""
+        """Return the total number of steps, estimated from those done if time limits the training."""
         if self.seconds is None or done == 0:
             return self.steps
         return max(round(done * self.seconds / self.seconds_spent()), done)
 
     def rate(self, done: int, warmup_ratio: float, decay: str) -> float:
-        """The share of the peak rate at which the next step is taken: a linear rise, then a fall to 0."""
+        """Return the share of the peak rate of the next step: a linear rise, then a fall to 0."""
         if self.seconds is None:
             total, warmup, place = float(self.steps), float(max(1, round(warmup_ratio * self.steps))), float(done)
         else:

@@ -42,7 +42,7 @@ _POOL = 50
 
 @dataclass(frozen=True)
 class Trainee:
-    """What is trained and how a batch is scored.
+    """Module to train, and how a batch is scored.
 
     ``loss`` gets the module (wrapped, for several processes) and a batch of model inputs with ``labels`` [B] and
     ``index`` [B] (positions in ``examples``).
@@ -302,7 +302,7 @@ class _Session:
             return trainee.loss(module, batch)
 
     def _refuse(self, what: str, value: float, module: nn.Module, pieces: list[dict[str, torch.Tensor]]) -> NoReturn:
-        """Raises `NotFiniteError`, which names the layer where it began."""
+        """Raise `NotFiniteError`, which names the layer where it began."""
         self.optimizer.zero_grad()
         layer = blamed(
             self.trainee.known or self.trainee.module, lambda: [self._loss(module, piece) for piece in pieces]

@@ -78,11 +78,11 @@ class FrozenLayers(nn.Module):
         self._states = states
 
     def choose(self, indices: Sequence[int]) -> None:
-        """The examples of the next batch."""
+        """Select the examples of the next batch."""
         self._chosen = indices
 
     def forward(self, hidden: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        """The states of the chosen examples, padded to ``hidden``'s length; ``hidden`` are embeddings."""
+        """Return the states of the chosen examples, padded to ``hidden``'s length; ``hidden`` are embeddings."""
         if self._states:
             assert self._chosen is not None
             states = pad_sequence([self._states[index] for index in self._chosen], batch_first=True)

@@ -15,22 +15,22 @@ Found = TypeVar("Found")
 
 
 def count() -> int:
-    """How many processes a launcher started."""
+    """Return how many processes a launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def several() -> bool:
-    """Whether they are more than one."""
+    """Return whether a launcher started more than one process."""
     return count() > 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes, measures and reports."""
+    """Return whether this is the process that writes, measures and reports."""
     return is_mine(0)
 
 
 def is_mine(place: int) -> bool:
-    """Whether this process does the work with that number, of work that they share."""
+    """Return whether this process does item ``place`` of work that processes share."""
     return place % count() == _rank()
 
 
@@ -39,7 +39,7 @@ def _rank() -> int:
 
 
 def together(found: dict[int, Found]) -> dict[int, Found]:
-    """What all processes have found, in every process."""
+    """Return every process's ``found`` in every process."""
     if not several():
         return found
     from accelerate.utils import gather_object
@@ -52,18 +52,18 @@ def together(found: dict[int, Found]) -> dict[int, Found]:
 
 
 def first_found(found: Found | None) -> Found | None:
-    """What the first process has found that found anything, in every process."""
+    """Return in every process the result of the first process that has one."""
     each = together({_rank(): found})
     return next((each[rank] for rank in sorted(each) if each[rank] is not None), None)
 
 
 def own_device(device: str) -> str:
-    """The GPU of this process, where several share a machine's; else ``device`` itself."""
+    """Return this process's GPU if several share a machine's; otherwise ``device`` itself."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several() and device.startswith("cuda") else device
 
 
 def accelerator(split_batches: bool = False) -> Accelerator:
-    """The process's accelerator, on the device that stages compute on; of several processes each has a GPU of its own.
+    """Return the process's accelerator, on the device that stages compute on; each process has its own GPU.
 
     ``split_batches``: each process gets its part of every batch, rather than batches of its own.
     """
@@ -82,7 +82,7 @@ def accelerator(split_batches: bool = False) -> Accelerator:
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all processes."""
+    """Return the mean of a tensor over all processes."""
     if not several():
         return value
     from accelerate.utils import reduce
@@ -92,7 +92,7 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def any_says(values: torch.Tensor) -> torch.Tensor:
-    """Where any process has a number above 0, of as many [n] in each."""
+    """Return where any process has a number above 0, of as many [n] in each."""
     if not several():
         return values > 0
     from accelerate.utils import reduce
@@ -108,7 +108,7 @@ def wait_for_all() -> None:
 
 
 def first_says(value: bool) -> bool:
-    """The first process's ``value``, in every process."""
+    """Return the first process's ``value`` in every process."""
     if not several():
         return value
     from accelerate.utils import broadcast_object_list

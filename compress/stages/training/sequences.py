@@ -32,7 +32,7 @@ class TokenSequences:
 
 
 def training_sequences(processor: Any, settings: LanguageDistillation, context: Context) -> TokenSequences:
-    """The windows of the recipe's text. Raises `DataError` for text that is too short, or too few tokens for a step."""
+    """Return the sequences of the recipe's text. Raises `DataError` for too little text."""
     length = settings.sequence_length or context.max_length
     learned, counted = _windows(context, "train", processor, settings, length)
     if "validation" in context.data.splits:
@@ -55,7 +55,7 @@ def training_sequences(processor: Any, settings: LanguageDistillation, context: 
 
 
 def check_enough(learned: Sequence[Any], judged: Sequence[Any], batch_size: int, length: int) -> None:
-    """Raises `DataError` for fewer windows than one step takes, or none that is held out."""
+    """Raise `DataError` for fewer sequences than one step takes, or none that is held out."""
     if not judged or len(learned) < batch_size:
         raise DataError(
             f"The text is too short: {len(learned)} windows of {length} tokens to learn from and {len(judged)} held "

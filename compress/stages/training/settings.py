@@ -143,7 +143,7 @@ FIRST_TOKEN_ONLY: bool = Field(
 
 
 class SequenceTraining(Frozen):
-    """AdamW with linear warm-up and decay on windows of the ``train`` split, each step on other windows."""
+    """Settings of AdamW with linear warm-up and decay on sequences of the ``train`` split, new ones in each step."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
     teacher_writes: TeacherWrites | None = TEACHER_WRITES
@@ -157,7 +157,7 @@ class SequenceTraining(Frozen):
     precision: Precision = PRECISION
 
     def shortened(self, share: float) -> Self:
-        """The same with as large a share of its steps."""
+        """Return the settings with a share of the steps."""
         return self.model_copy(update={"steps": max(1, round(self.steps * share))})
 
     def with_default_training(self) -> Self:
@@ -171,11 +171,11 @@ class SequenceTraining(Frozen):
         return Requirements(splits=("train",))
 
     def called_packages(self) -> tuple[str, ...]:
-        """Also what the teacher writes by."""
+        """Return the distributions that the stage calls, with those that generate text."""
         return (*self.packages, *writing_packages(self.teacher_writes))
 
     def training(self, learning_rate: float, windows: int, bf16: bool, dropout: float = 0.0) -> TrainingSettings:
-        """The same for the loop, on so many windows."""
+        """Return the settings of the training loop for a number of sequences."""
         return TrainingSettings(
             epochs=self.steps / -(-windows // self.batch_size),
             learning_rate=learning_rate,

@@ -17,7 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether each process keeps only a part of the module's weights."""
+    """Return whether each process holds only a part of the module's weights."""
     return hasattr(module, "reshard")  # FSDPModule's, whose import takes a second
 
 
@@ -51,7 +51,7 @@ class Sharded(Generic[Module]):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """The weights outside of all blocks are whole, so that parts of the module can be called alone."""
+        """Gather the weights outside of all blocks, so that parts of the module can be called alone."""
         root: Any = self.module
         root.unshard()
         try:
@@ -68,6 +68,6 @@ class Sharded(Generic[Module]):
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that may lie in parts with all processes; all of them call it."""
+    """Return the whole of a tensor that may be distributed over all processes; all of them call it."""
     whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole

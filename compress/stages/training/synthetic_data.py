@@ -98,7 +98,7 @@ def with_synthetic_text(
 
 
 def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The windows behind their beginnings, and which tokens the teacher wrote."""
+    """Return the sequences after their beginnings, and which tokens the teacher generated."""
     given = [int(mark.argmax()) or max(1, len(ids) // _SHARE) for ids, mark in text]
     begun = [ids[:start] for (ids, _), start in zip(text, given, strict=True)]
     found = []
@@ -183,7 +183,7 @@ class _Writer:
         return copy.deepcopy(module).to(torch.bfloat16) if turned else module
 
     def _at_once(self, tokens: int) -> int:
-        """How many texts of so many tokens, as if each of the heads had keys and values of its own in float32."""
+        """Return how many texts of so many tokens fit, as if each head had keys and values of its own in float32."""
         config = self.teacher.module.config.get_text_config()
         each = 4 * 2 * config.num_hidden_layers * config.hidden_size * tokens
         return max(1, min(_AT_ONCE, int(_CACHE_BYTES // each)))
@@ -225,12 +225,12 @@ class _Writer:
         return ids[: int(ended.argmax()) + 1] if ended.any() else ids
 
     def ends(self, ids: np.ndarray) -> bool:
-        """Whether a text that it wrote came to its end."""
+        """Return whether a generated text came to its end."""
         return bool(len(ids)) and int(ids[-1]) in self._ends
 
 
 class _RuntimesWriter(_Writer):
-    """The same by another runtime than torch."""
+    """Text generation by another runtime than torch."""
 
     def __init__(self, teacher: TorchModel, context: Context, bf16: bool, runtime: str) -> None:
         super().__init__(teacher, context, bf16)

@@ -17,7 +17,7 @@ else:
 
 
 class TeacherWrites(Frozen):
-    """Windows that a teacher writes for its student."""
+    """Settings of text that a teacher generates for its student."""
 
     beginnings: int = Field(0, ge=0, description="windows of the text whose beginnings it goes on with")
     conversations: int = Field(
@@ -42,14 +42,14 @@ class TeacherWrites(Frozen):
         return self
 
     def check(self, tokenizer: Any) -> None:
-        """Raises `DataError` where conversations are wanted, and the tokenizer does not say how they are written."""
+        """Raise `DataError` if conversations are requested and the tokenizer has no chat template for them."""
         from compress.tasks.conversations import before_question
 
         if self.conversations:
             before_question(tokenizer)
 
     def tokens(self, length: int) -> int:
-        """About how many it writes where windows have that ``length``: 200 a conversation."""
+        """Return the approximate number of generated tokens for sequences of a ``length``: 200 a conversation."""
         return self.beginnings * length + 200 * self.conversations
 
 
@@ -59,5 +59,5 @@ TEACHER_WRITES: Any = Field(
 
 
 def writing_packages(settings: TeacherWrites | None) -> tuple[str, ...]:
-    """Distributions that a teacher writes by, beside torch's."""
+    """Return the distributions that generate text, besides torch."""
     return () if settings is None or settings.runtime == TORCH else RUNTIMES[settings.runtime].writing_packages

@@ -39,7 +39,7 @@ Said = dict[str, torch.Tensor]
 
 @dataclass
 class TeacherStates:
-    """Of windows of one length. ``ask`` gives the teacher's tensors [L, ...] by name for token ids [1, L].
+    """Cached states of a teacher for sequences of one length, computed by ``ask`` for token ids [1, L].
 
     ``folder`` None: nothing is kept. ``together``: all processes hold the teacher, so that it answers as many windows
     in each.
@@ -96,7 +96,7 @@ def _write(file: Path, said: Said) -> None:
 
 
 def states_key(teacher: Body, dtype: torch.dtype) -> str:
-    """By what the states follow from: the teacher's weights and config, the arithmetic and who does it."""
+    """Return a key of everything the states depend on: the teacher's weights and config, arithmetic and versions."""
     total = hashlib.sha256()
     for name, tensor in sorted(teacher.causal.base_model.state_dict().items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

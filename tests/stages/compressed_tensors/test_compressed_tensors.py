@@ -55,16 +55,16 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     folder = tmp_path_factory.mktemp("served")
     source = save_tiny_llama(folder / "source")
-    found = {}
+    results = {}
     for name, fields in QUANTIZED.items():
-        before = Gptq(method="rtn", **fields).run(source, context(folder / name))
-        found[name] = serve(before, folder / name)
-    return found | {"W8A8": serve(found["W8A16"].before, folder / "W8A8", activation_bits=8)}
+        quantized = Gptq(method="rtn", **fields).run(source, context(folder / name))
+        results[name] = serve(quantized, folder / name)
+    return results | {"W8A8": serve(results["W8A16"].before, folder / "W8A8", activation_bits=8)}
 
 
 def serve(before: QuantizedCheckpoint, folder: Path, **fields: Any) -> Made:
-    told = context(folder / "layout")
-    return Made(before, CompressedTensors(**fields).run(before, told), told.notes[-1])
+    layout_context = context(folder / "layout")
+    return Made(before, CompressedTensors(**fields).run(before, layout_context), layout_context.notes[-1])
 
 
 def answers(folder: Path) -> np.ndarray:
@@ -80,24 +80,24 @@ def test_transformers_answers_what_the_integers_say(made: dict[str, Made], name:
 
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_compressed_tensors_unpacks_our_integers(made: dict[str, Made], name: str) -> None:
-    before, after = made[name].before, made[name].after
+    original, after = made[name].before, made[name].after
     groups = QuantizationConfig.model_validate(after.quantization).config_groups
-    assert list(groups) == ["group_0"] and before.integer_layers
-    for layer in before.integer_layers:
-        weight = before.quantized(layer)
+    assert list(groups) == ["group_0"] and original.integer_layers
+    for layer in original.integer_layers:
+        weight = original.quantized(layer)
         parts = PackedQuantizationCompressor.compression_param_names(groups["group_0"])
         stored = {part: after.stored(f"{layer}.{part}") for part in parts}
-        found = PackedQuantizationCompressor.decompress(stored, groups["group_0"])["weight"]
+        unpacked = PackedQuantizationCompressor.decompress(stored, groups["group_0"])["weight"]
         assert weight is not None
         # In float16, in which a server dequantizes: one rounding of the product of an integer and a scale.
-        assert torch.equal(found, weight.dequantize().half())
+        assert torch.equal(unpacked, weight.dequantize().half())
         again = after.quantized(layer)
         assert again is not None and torch.equal(again.integers, weight.integers)
         assert torch.equal(again.zero_points, weight.zero_points) and torch.equal(again.scales, weight.scales)
 
 
 def test_inputs_are_rounded_by_a_scale_for_each_token(made: dict[str, Made]) -> None:
-    before, after = made["W8A8"].before, made["W8A8"].after
+    original, after = made["W8A8"].before, made["W8A8"].after
     stored = {str(after.stored(f"{layer}.weight").dtype) for layer in after.integer_layers}
     assert stored == {"torch.int8"} and not any("packed" in name for name in after.files)
 
@@ -105,13 +105,13 @@ def test_inputs_are_rounded_by_a_scale_for_each_token(made: dict[str, Made]) -> 
         scale = given[0].abs().amax(-1, keepdim=True) / 127.5
         return (given[0] / scale).round().clamp(-128, 127) * scale
 
-    module = load_quantized_module(before)
-    for layer in before.integer_layers:
+    module = load_quantized_module(original)
+    for layer in original.integer_layers:
         module.get_submodule(layer).register_forward_pre_hook(rounding)
     with torch.no_grad():
         expected = module(input_ids=IDS).logits
     np.testing.assert_allclose(answers(after.folder), expected, atol=2e-5)
-    assert float((expected - logits(before, IDS)).abs().max()) > 1e-3
+    assert float((expected - logits(original, IDS)).abs().max()) > 1e-3
 
 
 def test_the_config_is_what_llm_compressor_writes(made: dict[str, Made]) -> None:
@@ -124,8 +124,11 @@ def test_the_config_is_what_llm_compressor_writes(made: dict[str, Made]) -> None
     weights, inputs = group["weights"], group["input_activations"]
     assert (weights["strategy"], weights["dynamic"], weights["num_bits"]) == ("channel", False, 8)
     assert (inputs["strategy"], inputs["dynamic"], inputs["symmetric"]) == ("token", True, True)
-    kept = made["W4A16 but for down"].after.quantization
-    assert kept is not None and kept["ignore"] == [*(f"model.layers.{n}.mlp.down_proj" for n in (0, 1)), "lm_head"]
+    quantization = made["W4A16 but for down"].after.quantization
+    assert quantization is not None and quantization["ignore"] == [
+        *(f"model.layers.{n}.mlp.down_proj" for n in (0, 1)),
+        "lm_head",
+    ]
     assert not (made["W4A16"].after.folder / "quantize_config.json").exists()
     assert "14 layers, W4A16 in groups of 32" in made["W4A16"].remark and "no GPU" in made["W4A16"].remark
 
@@ -133,11 +136,11 @@ def test_the_config_is_what_llm_compressor_writes(made: dict[str, Made]) -> None
 @pytest.mark.parametrize("name", ["W4A16", "W3A16", "W8A8"])
 def test_inspect_counts_the_same_weights_in_both_layouts(made: dict[str, Made], name: str) -> None:
     def counted(folder: Path) -> dict[str, int]:
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for tensor in read_model(folder).tensors:
             if ".layers." in tensor.name and tensor.parameters and "norm" not in tensor.name:
-                found[tensor.dtype] = found.get(tensor.dtype, 0) + tensor.parameters
-        return found
+                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.parameters
+        return counts
 
     bits = int(name[1])
     assert counted(made[name].after.folder) == counted(made[name].before.folder) == {f"int{bits}": 73_728}
@@ -147,9 +150,12 @@ def test_inspect_counts_the_same_weights_in_both_layouts(made: dict[str, Made], 
 
 def test_gguf_of_it_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> None:
     stage = Gptq(method="rtn", group_size=32, embedding_bits=8)
-    before = stage.run(save_mergeable_llama(tmp_path / "source"), context(tmp_path / "few"))
-    after = serve(before, tmp_path).after
-    files = [Gguf().run(one, context(tmp_path / name)).folder for name, one in {"a": before, "b": after}.items()]
+    original = stage.run(save_mergeable_llama(tmp_path / "source"), context(tmp_path / "few"))
+    after = serve(original, tmp_path).after
+    files = [
+        Gguf().run(checkpoint, context(tmp_path / name)).folder
+        for name, checkpoint in {"a": original, "b": after}.items()
+    ]
     first, second = (next(folder.glob("*.gguf")).read_bytes() for folder in files)
     assert first == second
 
@@ -157,9 +163,9 @@ def test_gguf_of_it_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> 
 def test_layers_of_several_bits_are_named_in_groups(tmp_path: Path) -> None:
     source = save_tiny_llama(tmp_path / "source")
     stage = Gptq(method="rtn", group_size=32)
-    before = stage.run(source, context(tmp_path / "four"))
+    original = stage.run(source, context(tmp_path / "four"))
     eight = Gptq(method="rtn", group_size=32, bits=8).run(source, context(tmp_path / "eight"))
-    mixed = QuantizedCheckpoint(shutil.copytree(before.folder, tmp_path / "mixed"))
+    mixed = QuantizedCheckpoint(shutil.copytree(original.folder, tmp_path / "mixed"))
     change(mixed, eight, [f"model.layers.{n}.mlp.down_proj" for n in (0, 1)])
     after = serve(QuantizedCheckpoint(mixed.folder), tmp_path).after
     np.testing.assert_allclose(answers(after.folder), logits(QuantizedCheckpoint(mixed.folder), IDS), atol=2e-5)
@@ -183,7 +189,7 @@ def change(checkpoint: QuantizedCheckpoint, other: QuantizedCheckpoint, layers: 
 
 
 def test_an_integer_that_comes_back_as_another_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "before", table_bits=None)
+    original = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "before", table_bits=None)
     whole = export.pack_layer
 
     def broken(weight: Any) -> dict[str, torch.Tensor]:
@@ -193,7 +199,7 @@ def test_an_integer_that_comes_back_as_another_is_found(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(export, "pack_layer", broken)
     with pytest.raises(StageError, match="unpacks other numbers"):
-        serve(before, tmp_path)
+        serve(original, tmp_path)
 
 
 def test_what_has_no_place_is_refused_by_name(made: dict[str, Made], tmp_path: Path) -> None:
@@ -225,18 +231,18 @@ def test_smoothing_keeps_the_function_and_divides_what_is_large(tmp_path: Path) 
     folder = tmp_path / "loud"
     folder.mkdir()
     write_with_changes(source, folder, {norm: loud})
-    before = Checkpoint(folder)
+    original = Checkpoint(folder)
     stage = Equalize(smooth_quant=0.5, samples=4, sequence_length=16)
-    after = stage.run(before, context(tmp_path / "work"))
-    found, expected = logits(after, IDS), logits(before, IDS)
-    torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+    after = stage.run(original, context(tmp_path / "work"))
+    smoothed_logits, expected = logits(after, IDS), logits(original, IDS)
+    torch.testing.assert_close(smoothed_logits, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
 
     # Equation 4 of the paper, but for a factor that all columns share.
-    gain, layers = after.stored(norm) / before.stored(norm), "model.layers.0.self_attn"
-    weights = torch.cat([before.stored(f"{layers}.{name}_proj.weight") for name in "qkv"]).abs().amax(0)
-    ratios = gain * (largest_inputs(before, tmp_path) / weights).sqrt()
+    gain, layers = after.stored(norm) / original.stored(norm), "model.layers.0.self_attn"
+    weights = torch.cat([original.stored(f"{layers}.{name}_proj.weight") for name in "qkv"]).abs().amax(0)
+    ratios = gain * (largest_inputs(original, tmp_path) / weights).sqrt()
     torch.testing.assert_close(ratios, ratios.mean().expand_as(ratios), rtol=1e-4, atol=0)
-    turned = before.stored(f"{layers}.q_proj.weight") / gain
+    turned = original.stored(f"{layers}.q_proj.weight") / gain
     torch.testing.assert_close(after.stored(f"{layers}.q_proj.weight"), turned, rtol=1e-4, atol=1e-6)
     assert int(gain.argmin()) == 7
 

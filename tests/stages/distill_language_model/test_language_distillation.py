@@ -82,9 +82,9 @@ def apart(model: TorchModel, source: Checkpoint) -> tuple[float, float]:
     """Mean KL to the teacher on text that no student learns from, by torch's formula, and how often both agree."""
     rows = text_data().split("validation")
     ids = torch.from_numpy(TASK.encode(rows, model.processor, None, LENGTH).batch(range(24))["input_ids"])
-    mine, theirs = (one.module(input_ids=ids).logits.log_softmax(-1) for one in (model, loaded(source)))
-    found = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
-    return float(found), float((mine.argmax(-1) == theirs.argmax(-1)).float().mean())
+    mine, theirs = (decoder.module(input_ids=ids).logits.log_softmax(-1) for decoder in (model, loaded(source)))
+    divergence = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
+    return float(divergence), float((mine.argmax(-1) == theirs.argmax(-1)).float().mean())
 
 
 def cut(source: Checkpoint) -> TorchModel:
@@ -107,11 +107,11 @@ def cut(source: Checkpoint) -> TorchModel:
     ids=["forward", "reverse", "hidden"],
 )
 def test_a_cut_student_comes_nearer_to_its_teacher(fields: dict[str, Any], source: Checkpoint, tmp_path: Path) -> None:
-    made = context(source, tmp_path)
-    student = run(source, made, **fields)
-    before, after = apart(cut(source), source), apart(student, source)
-    assert after[0] < 0.7 * before[0] and after[1] > before[1]
-    (curve,) = (table.rows for table in made.tables)
+    stage_context = context(source, tmp_path)
+    student = run(source, stage_context, **fields)
+    divergence_before, after = apart(cut(source), source), apart(student, source)
+    assert after[0] < 0.7 * divergence_before[0] and after[1] > divergence_before[1]
+    (curve,) = (table.rows for table in stage_context.tables)
     assert curve[-1][0] == QUICK["tokens"] and curve[-1][1] < curve[0][1]
 
 
@@ -144,9 +144,9 @@ def test_the_loss_of_a_step_is_what_torch_makes_of_whole_logits(
     text = torch.nn.functional.cross_entropy(mine[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     # The teacher's states are rounded to bfloat16.
     assert float(loss.detach()) == pytest.approx(float((expected + 0.3 * text).detach()), rel=5e-3)
-    found = torch.autograd.grad(loss, student.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0]
-    wanted = torch.autograd.grad(expected + 0.3 * text, student.model.layers[0].mlp.up_proj.weight)[0]
-    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+    gradient = torch.autograd.grad(loss, student.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0]
+    expected_gradient = torch.autograd.grad(expected + 0.3 * text, student.model.layers[0].mlp.up_proj.weight)[0]
+    assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 0.02
 
 
 def test_hidden_states_are_compared_relative_to_the_teachers(source: Checkpoint, tmp_path: Path) -> None:
@@ -198,16 +198,16 @@ def test_a_killed_training_ends_with_the_same_bytes(
     data = text_data(train=26)
     whole = context(source, tmp_path / "once", data)
     once = run(source, whole, **fields)
-    made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
+    stage_context = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
     for steps in (3, 7, 11):
         live = kill_after(steps, monkeypatch)
         with pytest.raises(Killed):
-            run(source, made, **fields)
+            run(source, stage_context, **fields)
         live()
-    assert alike(states(run(source, made, **fields)), states(once))
+    assert alike(states(run(source, stage_context, **fields)), states(once))
     assert "distill_language_model: goes on after step 11" in notes.lines
     # What it tells of the model that came out, before how many tokens a second that took.
-    assert made.notes[-1].split(";")[0] == whole.notes[-1].split(";")[0]
+    assert stage_context.notes[-1].split(";")[0] == whole.notes[-1].split(";")[0]
 
 
 def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_path: Path) -> None:
@@ -219,38 +219,38 @@ def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_pa
     without = run(source, context(source, tmp_path / "three"), **SHORT, memory={"cache_teacher_states": False})
     assert alike(states(first), states(again)) and alike(states(first), states(without))
     assert not alike(states(first), states(other))
-    said = [line.rpartition("; ")[2] for line in shared.notes]
-    assert said[0] == "the teacher read 24 windows, 0 were known"
-    assert said[1:] == ["the teacher read 0 windows, 24 were known"] * 2
+    remarks = [line.rpartition("; ")[2] for line in shared.notes]
+    assert remarks[0] == "the teacher read 24 windows, 0 were known"
+    assert remarks[1:] == ["the teacher read 0 windows, 24 were known"] * 2
 
 
 def test_a_damaged_file_of_states_is_made_again(source: Checkpoint, tmp_path: Path) -> None:
-    made = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared")
-    first = run(source, made, **SHORT)
+    stage_context = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared")
+    first = run(source, stage_context, **SHORT)
     for file in (tmp_path / "shared").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-3])
-    assert alike(states(run(source, replace(made, scratch=tmp_path / "two"), **SHORT)), states(first))
+    assert alike(states(run(source, replace(stage_context, scratch=tmp_path / "two"), **SHORT)), states(first))
 
 
 def test_adapters_are_merged_and_the_rest_stays(source: Checkpoint, tmp_path: Path) -> None:
-    before = states(cut(source))
+    states_before = states(cut(source))
     student = run(source, context(source, tmp_path), lora=4, learning_rate=1e-2)
     after = states(student)
-    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    assert after.keys() == before.keys() and changed == {name for name in before if "_proj" in name}
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, states_before[name])}
+    assert after.keys() == states_before.keys() and changed == {name for name in states_before if "_proj" in name}
     assert apart(student, source)[0] < 0.9 * apart(cut(source), source)[0]
 
 
 def test_a_student_of_another_width_learns_by_a_projection(source: Checkpoint, tmp_path: Path) -> None:
-    made = context(source, tmp_path)
+    stage_context = context(source, tmp_path)
     student = run(
         source,
-        made,
+        stage_context,
         student={"config": {"hidden_size": 16, "num_hidden_layers": 1}},
         loss={"temperature": 1.0, "hidden_weight": 1.0},
     )
     assert student.module.config.hidden_size == 16 and "projections" not in " ".join(states(student))
-    (curve,) = (table.rows for table in made.tables)
+    (curve,) = (table.rows for table in stage_context.tables)
     assert curve[-1][1] < 0.8 * curve[0][1]
 
 
@@ -261,8 +261,8 @@ def test_pruned_weights_stay_zero_with_adapters_too(source: Checkpoint, tmp_path
         weight[::2] = 0
     for lora in (None, 2):
         stage = DistillLanguageModel.model_validate({**SHORT, "lora": lora})
-        made = stage.run(copy.deepcopy(model), context(source, tmp_path / str(lora)))
-        after = made.module.model.layers[0].mlp.up_proj.weight
+        trained = stage.run(copy.deepcopy(model), context(source, tmp_path / str(lora)))
+        after = trained.module.model.layers[0].mlp.up_proj.weight
         assert (after[::2] == 0).all() and not torch.equal(after, weight)
 
 
@@ -283,10 +283,10 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
     handles: list[Any] = []
     monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
     monkeypatch.setattr(LanguageDistillationTrainer, "_error", lambda self, quality: -1.0)
-    made = context(source, tmp_path)
-    student = run(source, made, **SHORT)
+    stage_context = context(source, tmp_path)
+    student = run(source, stage_context, **SHORT)
     assert len(good) == 4 and alike(states(student), good[-1])
-    stopped = next(line for line in made.notes if "became nan" in line)
+    stopped = next(line for line in stage_context.notes if "became nan" in line)
     assert "step 5 of 6" in stopped and "model.layers.1.mlp.down_proj" in stopped and "after step 4" in stopped
 
 
@@ -312,11 +312,11 @@ def test_a_model_that_is_broken_from_the_start_is_refused(source: Checkpoint, tm
 
 def with_tokenizer(model: TorchModel, words: dict[str, int]) -> TorchModel:
     """The model with another tokenizer, whose tokens have those ids."""
-    told = json.loads(model.processor.backend_tokenizer.to_str())
-    told["model"]["vocab"] = words
-    known = [dict(token, id=words[token["content"]]) for token in told["added_tokens"]]
-    told["added_tokens"] = sorted(known, key=lambda token: token["id"])
-    other = Tokenizer.from_str(json.dumps(told))
+    tokenizer_fields = json.loads(model.processor.backend_tokenizer.to_str())
+    tokenizer_fields["model"]["vocab"] = words
+    known = [dict(token, id=words[token["content"]]) for token in tokenizer_fields["added_tokens"]]
+    tokenizer_fields["added_tokens"] = sorted(known, key=lambda token: token["id"])
+    other = Tokenizer.from_str(json.dumps(tokenizer_fields))
     model.processor = PreTrainedTokenizerFast(
         tokenizer_object=other, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
@@ -328,21 +328,21 @@ def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoin
     plain = make_trainer(source, context(source, tmp_path))
     other, count = loaded(source), plain.student.body.head(torch.float32).shape[0]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    words = {token: int(order[place]) for token, place in other.processor.get_vocab().items()}
+    words = {token: int(order[token_id]) for token, token_id in other.processor.get_vocab().items()}
     table = torch.empty(count + 7, SMALL["hidden_size"]).fill_(0.1)
     old = other.module.get_input_embeddings().weight.detach()
     other.module.resize_token_embeddings(count + 7, mean_resizing=False)
     table[order] = old
     with torch.no_grad():
         other.module.get_input_embeddings().weight.copy_(table)
-    other = with_tokenizer(other, {**words, **{f"more{place}": count + place for place in range(7)}})
-    stage, student, made = (
+    other = with_tokenizer(other, {**words, **{f"more{token_id}": count + token_id for token_id in range(7)}})
+    stage, student, stage_context = (
         DistillLanguageModel.model_validate({**SHORT, "student": STUDENT}),
         cut(source),
         context(source, tmp_path),
     )
-    windows = training_sequences(student.processor, stage, made)
-    mixed = LanguageDistillationTrainer.between(stage, other, student, windows, made)
+    windows = training_sequences(student.processor, stage, stage_context)
+    mixed = LanguageDistillationTrainer.between(stage, other, student, windows, stage_context)
     assert mixed.teacher.tokens is not None and mixed.student.body.tokens is None
     losses = []
     for taught in (plain, mixed):
@@ -353,14 +353,16 @@ def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoin
 
 def test_a_teacher_without_some_tokens_teaches_hidden_states_alone(source: Checkpoint, tmp_path: Path) -> None:
     words = loaded(source).processor.get_vocab()
-    rare, common = (next(token for token in words if token == wanted) for wanted in ("~", "e"))
-    made = context(source, tmp_path)
+    rare, common = (next(token for token in words if token == sought) for sought in ("~", "e"))
+    stage_context = context(source, tmp_path)
 
     def between(missing: str, **fields: Any) -> LanguageDistillationTrainer:
-        names = {token if token != missing else "other": place for token, place in words.items()}
+        names = {token if token != missing else "other": token_id for token, token_id in words.items()}
         stage, student = DistillLanguageModel.model_validate({**SHORT, "student": STUDENT, **fields}), cut(source)
-        windows = training_sequences(student.processor, stage, made)
-        return LanguageDistillationTrainer.between(stage, with_tokenizer(loaded(source), names), student, windows, made)
+        windows = training_sequences(student.processor, stage, stage_context)
+        return LanguageDistillationTrainer.between(
+            stage, with_tokenizer(loaded(source), names), student, windows, stage_context
+        )
 
     with pytest.raises(StageError, match="lacks 1 of the student's 160 tokens, such as '~'") as caught:
         between(rare)
@@ -374,11 +376,11 @@ def test_a_teacher_without_some_tokens_teaches_hidden_states_alone(source: Check
 
 
 def test_too_few_tokens_for_a_step_and_too_long_windows_are_refused(source: Checkpoint, tmp_path: Path) -> None:
-    made = context(source, tmp_path)
+    stage_context = context(source, tmp_path)
     with pytest.raises(DataError, match=r"100 tokens are too few for one step, which takes 128"):
-        run(source, made, tokens=100)
+        run(source, stage_context, tokens=100)
     with pytest.raises(DataError, match="Windows have 264 tokens, and a 'llama' model reads 256"):
-        run(source, made, sequence_length=264, batch_size=1)
+        run(source, stage_context, sequence_length=264, batch_size=1)
     with pytest.raises(DataError, match="text is too short"):
         run(source, context(source, tmp_path, text_data(train=1, validation=1)))
 

@@ -56,16 +56,16 @@ def inputs_of_experts(module: Any, ids: torch.Tensor) -> dict[str, tuple[torch.T
 
     Straight from the fused weights of a Mixtral.
     """
-    found = {}
+    inputs = {}
     for index, (hidden, chosen, _) in enumerate(routed(module, ids)):
         fused = module.model.layers[index].mlp.experts
         for number in range(4):
-            own = (chosen == number).any(-1)
+            is_routed = (chosen == number).any(-1)
             gate, up = (hidden @ fused.gate_up_proj[number].T).chunk(2, dim=-1)
             name = f"{EXPERTS.format(index)}.{number}"
-            found |= {f"{name}.{leaf}": (hidden, own) for leaf in ("w1", "w3")}
-            found[f"{name}.w2"] = (nn.functional.silu(gate) * up, own)
-    return found
+            inputs |= {f"{name}.{leaf}": (hidden, is_routed) for leaf in ("w1", "w3")}
+            inputs[f"{name}.w2"] = (nn.functional.silu(gate) * up, is_routed)
+    return inputs
 
 
 @pytest.mark.parametrize("config", MIXTURES)
@@ -96,11 +96,11 @@ def test_a_quantized_mixture_answers_what_its_integers_say(config: str, tmp_path
     ids = some_ids(2, 20)
     with torch.no_grad():
         expected = module_of(Checkpoint(folder))(input_ids=ids).logits
-        found = load_quantized_module(result)(input_ids=ids).logits
-        before = module_of(source)(input_ids=ids).logits
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+        answered = load_quantized_module(result)(input_ids=ids).logits
+        float_logits = module_of(source)(input_ids=ids).logits
+    torch.testing.assert_close(answered, expected, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(logits(result, ids), expected, atol=2e-4, rtol=1e-3)
-    assert float((expected - before).abs().max()) > 0.05
+    assert float((expected - float_logits).abs().max()) > 0.05
 
 
 @pytest.mark.parametrize("config", MIXTURES)
@@ -123,7 +123,7 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
     monkeypatch.setattr("compress.stages.blockwise.block_pass.HESSIAN_BYTES", 2 * 4 * 64 * 64)
     checkpoint, ids = save_decoder(tmp_path, "MixtralConfig"), some_ids(6, 10)
     expected = inputs_of_experts(module_of(checkpoint), ids)
-    counts = {name: int(own.sum()) for name, (_, own) in expected.items()}
+    counts = {name: int(is_routed.sum()) for name, (_, is_routed) in expected.items()}
     minimum = sorted(counts.values())[len(counts) // 2]
     assert min(counts.values()) < minimum < max(counts.values())
     decoder, seen, sent = build_blockwise_model(checkpoint), {}, {}
@@ -148,9 +148,9 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
 
         with torch.no_grad():
             hidden = torch.cat(list(work.solve(note)))
-    for name, (inputs, own) in expected.items():
+    for name, (inputs, is_routed) in expected.items():
         given, missing = inputs.double(), max(minimum - counts[name], 0)
-        hessian = given[own].T @ given[own] + missing * given.T @ given / len(given)
+        hessian = given[is_routed].T @ given[is_routed] + missing * given.T @ given / len(given)
         torch.testing.assert_close(seen[name].double(), hessian / (counts[name] + missing), atol=1e-4, rtol=1e-3)
     assert {name: sent[name] for name in counts} == counts
     assert sent["model.layers.0.self_attn.q_proj"] is None
@@ -253,8 +253,8 @@ def test_the_price_of_a_matrix_is_shared_out_among_the_experts(tmp_path: Path) -
 
     def answers() -> torch.Tensor:
         with torch.no_grad():
-            found: torch.Tensor = module(input_ids=ids[:1]).logits[0, places].double().log_softmax(-1)
-        return found
+            log_chances: torch.Tensor = module(input_ids=ids[:1]).logits[0, places].double().log_softmax(-1)
+        return log_chances
 
     original = answers()
     inputs = inputs_of_experts(module, ids[:1])
@@ -265,21 +265,23 @@ def test_the_price_of_a_matrix_is_shared_out_among_the_experts(tmp_path: Path) -
         changes, tokens = [], torch.bincount(chosen.flatten(), minlength=4)
         for number in range(4):
             name = f"{EXPERTS.format(index)}.{number}.w2"
-            given, own = inputs[name]
+            given, is_routed = inputs[name]
             missing = max(16 - int(tokens[number]), 0)
-            importance = (given[own].square().sum(0) + missing * given.square().mean(0)) / (tokens[number] + missing)
+            importance = (given[is_routed].square().sum(0) + missing * given.square().mean(0)) / (
+                tokens[number] + missing
+            )
             fused.down_proj.data[number] = round_to_nearest(down[number], GptqSettings(3, 32), importance).dequantize()
             # One expert a token, of the weight 1.
-            changes.append(float((given[own] @ (fused.down_proj.data[number] - down[number]).T).square().sum()))
+            changes.append(float((given[is_routed] @ (fused.down_proj.data[number] - down[number]).T).square().sum()))
         coarse = answers()
         fused.down_proj.data.copy_(down)
         price = float((original.exp() * (original - coarse)).sum() / 32)
         average = sum(changes) / int(tokens.sum())
         for number in range(4):
             share = (changes[number] + average) / (sum(changes) + 4 * average)
-            found = losses[f"{EXPERTS.format(index)}.{number}.w2"]
-            assert found[3] == pytest.approx(share * price, rel=0.05)
-            assert found[2] > found[3] > found[8] > 0
+            expert_loss = losses[f"{EXPERTS.format(index)}.{number}.w2"]
+            assert expert_loss[3] == pytest.approx(share * price, rel=0.05)
+            assert expert_loss[2] > expert_loss[3] > expert_loss[8] > 0
         least = min(range(4), key=lambda number: losses[f"{EXPERTS.format(index)}.{number}.w2"][3])
         assert least == 3
 
@@ -330,8 +332,8 @@ def test_experts_that_are_kept_need_not_be_told_apart(tmp_path: Path) -> None:
 def save_other(folder: Path, config: str, fields: dict[str, Any]) -> Checkpoint:
     """A decoder of an architecture that `save_decoder` doesn't know."""
     torch.manual_seed(0)
-    made = getattr(transformers, config)(**SMALL_MODEL, **fields)
-    transformers.AutoModelForCausalLM.from_config(made).float().save_pretrained(folder)
+    model = getattr(transformers, config)(**SMALL_MODEL, **fields)
+    transformers.AutoModelForCausalLM.from_config(model).float().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return Checkpoint(folder)
 

@@ -51,8 +51,12 @@ LLAMAS: dict[str, dict[str, Any]] = {
 def with_imatrix(checkpoint: Checkpoint) -> None:
     """Put a matrix of random importance beside a checkpoint."""
     generator = torch.Generator().manual_seed(1)
-    matrices = [one for one in plan_gguf(checkpoint) if one.source and ".layers." in one.source and len(one.shape) == 2]
-    names = {str(one.source).removesuffix(".weight"): one.shape[1] for one in matrices}
+    matrices = [
+        matrix
+        for matrix in plan_gguf(checkpoint)
+        if matrix.source and ".layers." in matrix.source and len(matrix.shape) == 2
+    ]
+    names = {str(matrix.source).removesuffix(".weight"): matrix.shape[1] for matrix in matrices}
     save_file(
         {name: torch.rand(size, generator=generator) ** 4 for name, size in names.items()}, checkpoint.folder / IMATRIX
     )
@@ -114,11 +118,11 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
     write_gguf(source, tmp_path / "ours.gguf", Types("f32", file_type))
     ours = GGUFReader(tmp_path / "ours.gguf")
     assert ours.fields["general.file_type"].parts[-1][0] == FILE_TYPES[file_type].number
-    kinds = {one.name: one.tensor_type.name for one in ours.tensors}
-    assert kinds == {name: one.tensor_type.name for name, one in theirs.items()}
-    for one in ours.tensors:
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in ours.tensors}
+    assert kinds == {name: tensor.tensor_type.name for name, tensor in theirs.items()}
+    for tensor in ours.tensors:
         # A matrix of one row has one dimension there.
-        assert np.array_equal(one.data.ravel(), theirs[one.name].data.ravel()), one.name
+        assert np.array_equal(tensor.data.ravel(), theirs[tensor.name].data.ravel()), tensor.name
 
 
 def test_the_stage_names_every_type() -> None:
@@ -129,7 +133,7 @@ def test_the_stage_names_every_type() -> None:
 def planned_bytes(checkpoint: Checkpoint, types: Types) -> int:
     """Of all tensors of the file."""
     planned = plan_gguf(checkpoint, types)
-    return sum(row_bytes(one.kind, one.shape[-1]) * math.prod(one.shape[:-1]) for one in planned)
+    return sum(row_bytes(tensor.kind, tensor.shape[-1]) * math.prod(tensor.shape[:-1]) for tensor in planned)
 
 
 @pytest.mark.parametrize(("hidden", "tied"), [(256, True), (288, False)])
@@ -138,25 +142,25 @@ def test_the_size_of_every_type_is_foretold_from_the_shape(tmp_path: Path, hidde
     source = save_mergeable_llama(tmp_path / "source", tie_word_embeddings=tied, **sides)
     with_imatrix(source)
     shape = read_shape(source.folder)
-    told = []
+    predictions = []
     for name in FILE_TYPES:
         size = planned_bytes(source, Types(file_type=name))
         assert bytes_of(name, shape) == pytest.approx(size, rel=0.01), name
-        told.append(size)
+        predictions.append(size)
     (tried,) = Gguf(type="Q4_K_M").search_values(shape).values()
     assert [*tried] == sorted(FILE_TYPES, key=lambda name: bytes_of(name, shape))
-    assert max(told) > 1.5 * min(told) and Gguf().search_values(shape) == {}
+    assert max(predictions) > 1.5 * min(predictions) and Gguf().search_values(shape) == {}
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8, 32])
 def test_the_size_of_kept_integers_is_foretold(tmp_path: Path, bits: int) -> None:
     plan = PlanContext(64, True, {}, {}, lambda name, drawn: None, lambda: 1e9, generates=True)
-    made: Checkpoint = save_mergeable_llama(tmp_path / "source", **(WIDE | {"intermediate_size": 768}))
-    shape = replace(read_shape(made.folder), processor_bytes=1000)
+    checkpoint: Checkpoint = save_mergeable_llama(tmp_path / "source", **(WIDE | {"intermediate_size": 768}))
+    shape = replace(read_shape(checkpoint.folder), processor_bytes=1000)
     if bits != 32:
-        made, shape = quantize_tiny_llama(made, tmp_path / "quantized", bits, 64), shape.in_bits(bits, 4)
-    told = Gguf().predict(shape, plan).disk_bytes.value
-    assert told == pytest.approx(planned_bytes(made, Types()) + 1000, rel=0.01)
+        checkpoint, shape = quantize_tiny_llama(checkpoint, tmp_path / "quantized", bits, 64), shape.in_bits(bits, 4)
+    predicted_bytes = Gguf().predict(shape, plan).disk_bytes.value
+    assert predicted_bytes == pytest.approx(planned_bytes(checkpoint, Types()) + 1000, rel=0.01)
 
 
 def test_errors_are_small_where_inputs_are_large() -> None:
@@ -175,7 +179,9 @@ def test_errors_are_small_where_inputs_are_large() -> None:
 
 def test_the_matrix_is_the_mean_square_of_what_layers_are_given(tmp_path: Path) -> None:
     source, notes = save_decoder(tmp_path / "source"), Notes()
-    made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w", progress=notes))
+    weighted = Imatrix(samples=6, sequence_length=24, precision="fp32").run(
+        source, context(tmp_path / "w", progress=notes)
+    )
     from compress.stages.blockwise.calibration import calibration_sequences
 
     ids = calibration_sequences(context(tmp_path / "w"), source, 6, 24)
@@ -188,11 +194,11 @@ def test_the_matrix_is_the_mean_square_of_what_layers_are_given(tmp_path: Path) 
             )
     with torch.no_grad():
         model(input_ids=ids)
-    found = read_imatrix(made.folder)
-    assert set(found) == set(seen) and len(seen) == 7 * len(model.model.layers)
+    importance = read_imatrix(weighted.folder)
+    assert set(importance) == set(seen) and len(seen) == 7 * len(model.model.layers)
     for name, squares in seen.items():
-        torch.testing.assert_close(found[name], squares, rtol=1e-4, atol=1e-7)
-    assert sorted(path.name for path in made.folder.iterdir() if path.name != IMATRIX) == sorted(
+        torch.testing.assert_close(importance[name], squares, rtol=1e-4, atol=1e-7)
+    assert sorted(path.name for path in weighted.folder.iterdir() if path.name != IMATRIX) == sorted(
         path.name for path in source.folder.iterdir()
     )
     assert f"imatrix: inputs of {len(seen)} layers on 144 tokens" in notes.said
@@ -202,18 +208,20 @@ def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
     source = save_decoder(tmp_path / "source", "MixtralConfig", vocab_size=ROWS, sliding_window=None, **sizes)
     train_tokenizer().save_pretrained(source.folder)
-    made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w"))
-    kinds = {one.name: one.kind for one in plan_gguf(made, Types(file_type="Q4_K_M"))}
+    weighted = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w"))
+    kinds = {tensor.name: tensor.kind for tensor in plan_gguf(weighted, Types(file_type="Q4_K_M"))}
     assert kinds["blk.0.ffn_gate_exps.weight"] == "Q4_K" and kinds["output.weight"] == "Q6_K"
     assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
-    found = Gguf(type="Q8_0").run(made, context(tmp_path / "g", progress=(notes := Notes())))
+    converted = Gguf(type="Q8_0").run(weighted, context(tmp_path / "g", progress=(notes := Notes())))
     assert any("gguf: Q8_0, by the importance matrix" in line for line in notes.said)
     ids = np.random.default_rng(0).integers(3, ROWS, (1, 40))
-    answers = get_runtime("llama-cpp").open(found.file, TARGETS["llama-cpp"], 1).predict({"input_ids": ids})["logits"]
+    answers = (
+        get_runtime("llama-cpp").open(converted.file, TARGETS["llama-cpp"], 1).predict({"input_ids": ids})["logits"]
+    )
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        wanted = model(input_ids=torch.from_numpy(ids)).logits.numpy()
-    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.995
+        expected_logits = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    assert np.corrcoef(answers.ravel(), expected_logits.ravel())[0, 1] > 0.995
 
 
 def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> None:

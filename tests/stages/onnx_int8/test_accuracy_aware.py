@@ -25,22 +25,22 @@ INNER, LAYERS, BAD = 32, 26, (3, 9, 16)
 def network() -> onnx.ModelProto:
     """Products one after the other, of which those in `BAD` have an input channel that spoils a shared range."""
     generator = np.random.default_rng(0)
-    nodes, arrays, before = [], [], "x"
-    for place in range(LAYERS):
+    nodes, arrays, previous = [], [], "x"
+    for layer in range(LAYERS):
         weight = np.linalg.qr(generator.normal(size=(INNER, INNER)))[0].astype(np.float32)
-        if place in BAD:
+        if layer in BAD:
             # One huge channel out of a bias, which the product after it ignores.
             weight[5] = 0
-        arrays.append(numpy_helper.from_array(weight, f"w{place}"))
+        arrays.append(numpy_helper.from_array(weight, f"w{layer}"))
         shift = np.zeros(INNER, np.float32)
-        if place + 1 in BAD:
+        if layer + 1 in BAD:
             shift[5] = 4000
-        arrays.append(numpy_helper.from_array(shift, f"b{place}"))
-        nodes.append(helper.make_node("MatMul", [before, f"w{place}"], [f"p{place}"], name=f"layer_{place}"))
-        nodes.append(helper.make_node("Add", [f"p{place}", f"b{place}"], [f"y{place}"], name=f"add_{place}"))
-        before = f"y{place}"
+        arrays.append(numpy_helper.from_array(shift, f"b{layer}"))
+        nodes.append(helper.make_node("MatMul", [previous, f"w{layer}"], [f"p{layer}"], name=f"layer_{layer}"))
+        nodes.append(helper.make_node("Add", [f"p{layer}", f"b{layer}"], [f"y{layer}"], name=f"add_{layer}"))
+        previous = f"y{layer}"
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])
-    y = helper.make_tensor_value_info(before, TensorProto.FLOAT, ["rows", INNER])
+    y = helper.make_tensor_value_info(previous, TensorProto.FLOAT, ["rows", INNER])
     graph = helper.make_graph(nodes, "network", [x], [y], arrays)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
@@ -75,52 +75,52 @@ def quantizer() -> StaticQuantizer:
 @pytest.mark.full_range
 def test_the_worst_layers_are_found_and_put_back():
     merit = Counted()
-    found = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
-    assert set(found.kept) == {f"layer_{place}" for place in BAD}
-    assert found.merit >= 0.9 and found.merit == merit(found.graph) and found.finished
-    assert [damage.layer.name for damage in found.damages[:3]] == sorted(found.kept, key=list(found.kept).index)
-    assert found.damages[2].error > 10 * found.damages[3].error
-    operators = [node.op_type for node in found.graph.graph.node]
+    outcome = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
+    assert set(outcome.kept) == {f"layer_{layer}" for layer in BAD}
+    assert outcome.merit >= 0.9 and outcome.merit == merit(outcome.graph) and outcome.finished
+    assert [damage.layer.name for damage in outcome.damages[:3]] == sorted(outcome.kept, key=list(outcome.kept).index)
+    assert outcome.damages[2].error > 10 * outcome.damages[3].error
+    operators = [node.op_type for node in outcome.graph.graph.node]
     assert operators.count("MatMul") == 3 and operators.count("MatMulIntegerToFloat") == LAYERS - 3
-    rows = found.rows()
+    rows = outcome.rows()
     assert [row[-1] for row in rows] == ["kept in float"] * 3 + ["int8"] * (LAYERS - 3)
-    assert {row[0] for row in rows[:3]} == set(found.kept) and {row[3] for row in rows} == {3 * INNER * INNER}
-    assert "3 of 26 layers in float" in found.verdict()
+    assert {row[0] for row in rows[:3]} == set(outcome.kept) and {row[3] for row in rows} == {3 * INNER * INNER}
+    assert "3 of 26 layers in float" in outcome.verdict()
 
 
 @pytest.mark.full_range
 def test_it_needs_a_tenth_of_the_evaluations_of_a_search_one_layer_at_a_time():
     merit = Counted()
-    found = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
+    outcome = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
     ours = merit.asked
-    assert found.evaluations + 1 == ours
+    assert outcome.evaluations + 1 == ours
 
     # A search that puts back, again and again, the layer that helps most tries every layer each time. It can't end
     # before its third round, since without any of the three the floor does not hold.
-    judge, made = Counted(), quantizer()
+    judge, layer_quantizer = Counted(), quantizer()
     for missing in BAD:
-        assert judge(made.quantize([f"layer_{place}" for place in BAD if place != missing])) < 0.9
+        assert judge(layer_quantizer.quantize([f"layer_{layer}" for layer in BAD if layer != missing])) < 0.9
     one_at_a_time = 2 + LAYERS + (LAYERS - 1) + (LAYERS - 2)
     assert ours <= one_at_a_time / 10
 
 
 def test_a_floor_that_holds_at_once_costs_one_evaluation():
     merit = Counted()
-    found = search(network(), quantizer(), merit, 0.01, feeds(), 60, SilentProgress())
-    assert merit.asked == 2 and found.kept == () and found.damages == () and found.passes == 0
+    outcome = search(network(), quantizer(), merit, 0.01, feeds(), 60, SilentProgress())
+    assert merit.asked == 2 and outcome.kept == () and outcome.damages == () and outcome.passes == 0
 
 
 @pytest.mark.full_range
 def test_a_ceiling_on_the_error_needs_no_metric():
-    made, asked = quantizer(), feeds()
+    layer_quantizer, asked = quantizer(), feeds()
     merit = agreement_with(network(), asked)
-    both = (network(), made.quantize())
+    both = (network(), layer_quantizer.quantize())
     float_answers, int8_answers = (open_session(graph).run(None, asked[0])[0].astype(float) for graph in both)
     error = np.sqrt(np.square(int8_answers - float_answers).mean()) / float_answers.std()
-    assert merit(made.quantize()) == pytest.approx(1 - error) and error > 0.5
-    found = search(network(), made, merit, 0.95, asked, 60, SilentProgress(), by_error=True)
-    assert set(found.kept) == {f"layer_{place}" for place in BAD} and found.merit >= 0.95
-    assert f"RMS error {1 - found.merit:.4f} on training examples (at most 0.0500)" in found.verdict()
+    assert merit(layer_quantizer.quantize()) == pytest.approx(1 - error) and error > 0.5
+    outcome = search(network(), layer_quantizer, merit, 0.95, asked, 60, SilentProgress(), by_error=True)
+    assert set(outcome.kept) == {f"layer_{layer}" for layer in BAD} and outcome.merit >= 0.95
+    assert f"RMS error {1 - outcome.merit:.4f} on training examples (at most 0.0500)" in outcome.verdict()
 
 
 def test_an_output_that_is_one_number_has_an_error_too():
@@ -163,8 +163,8 @@ def test_damage_is_the_outputs_squared_change_over_their_variance():
 
     def output(gone: int | None) -> np.ndarray:
         y = x
-        for place in range(LAYERS):
-            y = (0 if place == gone else y @ arrays[f"w{place}"]) + arrays[f"b{place}"]
+        for layer in range(LAYERS):
+            y = (0 if layer == gone else y @ arrays[f"w{layer}"]) + arrays[f"b{layer}"]
         return np.broadcast_to(y, (len(x), INNER))
 
     expected = output(None)

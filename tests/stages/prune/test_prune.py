@@ -54,9 +54,9 @@ def silence_neurons(model: TorchModel, silent: list[list[int]]) -> None:
 def test_a_head_without_influence_goes_first(importance: str, silent: list[int]):
     model = tiny.encoder()
     silence_heads(model, silent)
-    expected, before = tiny.logits(model, tiny.texts(16)), copy.deepcopy(model)
+    expected, original = tiny.logits(model, tiny.texts(16)), copy.deepcopy(model)
     prune(model, heads=0.25, importance=importance)
-    for block, old, gone in zip(blocks(model.module), blocks(before.module), silent, strict=True):
+    for block, old, gone in zip(blocks(model.module), blocks(original.module), silent, strict=True):
         rows = [row for row in range(tiny.WIDTH) if row // SIZE != gone]
         assert block.prunable_units == 3 and torch.equal(
             block.require_attention().value.weight, old.require_attention().value.weight[rows]
@@ -70,9 +70,9 @@ def test_neurons_without_influence_go_first(importance: str):
     model = tiny.encoder()
     silent = [list(range(0, 48, 4)), list(range(30, 42))]
     silence_neurons(model, silent)
-    expected, before = tiny.logits(model, tiny.texts(16)), copy.deepcopy(model)
+    expected, original = tiny.logits(model, tiny.texts(16)), copy.deepcopy(model)
     prune(model, feed_forward=0.25, importance=importance)
-    for block, old, gone in zip(blocks(model.module), blocks(before.module), silent, strict=True):
+    for block, old, gone in zip(blocks(model.module), blocks(original.module), silent, strict=True):
         rows = [row for row in range(tiny.NEURONS) if row not in gone]
         assert torch.equal(
             block.require_feed_forward().inputs[0].weight, old.require_feed_forward().inputs[0].weight[rows]
@@ -113,12 +113,12 @@ def test_the_layer_that_does_nothing_is_removed(idle: int):
     model = tiny.encoder(num_hidden_layers=3)
     pass_on(model.module.bert.encoder.layer[idle])
     expected = tiny.logits(model, tiny.texts(16))
-    wanted = [
+    expected_weights = [
         layer.state_dict() for index, layer in enumerate(copy.deepcopy(layer_list(model.module))) if index != idle
     ]
     prune(model, layers=1)
     assert model.module.config.num_hidden_layers == len(layer_list(model.module)) == 2
-    for layer, state in zip(layer_list(model.module), wanted, strict=True):
+    for layer, state in zip(layer_list(model.module), expected_weights, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
     torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-4)
 
@@ -127,22 +127,24 @@ def test_two_idle_layers_of_four_are_removed():
     model = tiny.encoder(num_hidden_layers=4)
     for idle in (1, 3):
         pass_on(model.module.bert.encoder.layer[idle])
-    kept = [model.module.bert.encoder.layer[index].intermediate.dense.weight.detach().clone() for index in (0, 2)]
+    kept_weights = [
+        model.module.bert.encoder.layer[index].intermediate.dense.weight.detach().clone() for index in (0, 2)
+    ]
     prune(model, layers=2)
-    found = [layer.intermediate.dense.weight for layer in layer_list(model.module)]
-    assert all(torch.equal(one, other) for one, other in zip(found, kept, strict=True))
+    left_weights = [layer.intermediate.dense.weight for layer in layer_list(model.module)]
+    assert all(torch.equal(weight, other) for weight, other in zip(left_weights, kept_weights, strict=True))
 
 
 def test_sizes_after_a_structured_cut():
     model = tiny.encoder(num_hidden_layers=3)
-    before = model.parameters()
+    parameters_before = model.parameters()
     prune(model, heads=0.5, feed_forward=0.75, layers=1)
     heads, neurons = tiny.HEADS // 2, tiny.NEURONS // 4
     width, attention = tiny.WIDTH, heads * SIZE
     layer = 3 * (width + 1) * attention + attention * width + width
     layer += 2 * neurons * width + neurons + width + 4 * width
     whole = 4 * (width + 1) * width + 2 * tiny.NEURONS * width + tiny.NEURONS + width + 4 * width
-    assert before - model.parameters() == 3 * whole - 2 * layer
+    assert parameters_before - model.parameters() == 3 * whole - 2 * layer
     config = model.module.config
     assert (config.num_hidden_layers, config.intermediate_size) == (2, neurons)
     assert getattr(config, HEADS_KEY) == [heads, heads]
@@ -182,18 +184,18 @@ def sizes(model: TorchModel) -> list[int]:
 
 def test_the_smallest_weights_of_each_layer_become_zero():
     model = tiny.encoder()
-    before = copy.deepcopy(model)
+    original = copy.deepcopy(model)
     sparsify(model, sparsity=0.37)
     assert zeros(model) == [int(0.37 * size) for size in sizes(model)]
     for layer, old in zip(
-        list(sparse_layers(model.module).values()), list(sparse_layers(before.module).values()), strict=True
+        list(sparse_layers(model.module).values()), list(sparse_layers(original.module).values()), strict=True
     ):
-        kept = layer.weight != 0
-        assert torch.equal(layer.weight[kept], old.weight[kept])
-        assert old.weight[kept].abs().min() >= old.weight[~kept].abs().max()
+        nonzero = layer.weight != 0
+        assert torch.equal(layer.weight[nonzero], old.weight[nonzero])
+        assert old.weight[nonzero].abs().min() >= old.weight[~nonzero].abs().max()
     untouched = [name for name, _ in model.module.named_parameters() if "embeddings" in name or "classifier" in name]
     for name in untouched:
-        assert torch.equal(model.module.get_parameter(name), before.module.get_parameter(name))
+        assert torch.equal(model.module.get_parameter(name), original.module.get_parameter(name))
 
 
 def test_the_smallest_weights_of_all_layers_become_zero():
@@ -234,18 +236,18 @@ def test_sparsity_rises_step_by_step(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_cubic_schedule_trains_what_is_left():
     model = tiny.encoder()
-    before = [layer.weight.detach().clone() for layer in list(sparse_layers(model.module).values())]
+    weights_before = [layer.weight.detach().clone() for layer in list(sparse_layers(model.module).values())]
     sparsify(model, gradually=True, sparsity=0.3, **QUICK)
-    for layer, old in zip(list(sparse_layers(model.module).values()), before, strict=True):
-        kept = layer.weight != 0
-        assert (layer.weight[kept] != old[kept]).float().mean() > 0.9
+    for layer, old in zip(list(sparse_layers(model.module).values()), weights_before, strict=True):
+        nonzero = layer.weight != 0
+        assert (layer.weight[nonzero] != old[nonzero]).float().mean() > 0.9
 
 
 def test_finetuning_a_sparse_model_keeps_it_sparse():
     model = sparsify(tiny.encoder(), sparsity=0.5)
-    before = zeros(model)
+    zeros_before = zeros(model)
     Finetune(**QUICK).run(model, tiny.context())
-    assert zeros(model) == before
+    assert zeros(model) == zeros_before
 
 
 @pytest.mark.parametrize(
@@ -270,10 +272,10 @@ def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str,
 
 def patterned(model: TorchModel, pattern: str) -> bool:
     """Whether at most N of every M inputs are there, group by group."""
-    kept, of = map(int, pattern.split(":"))
+    kept_count, of = map(int, pattern.split(":"))
     weights = [layer.weight for layer in sparse_layers(model.module).values()]
     matrices = [weight.movedim(1, -1).reshape(-1, of) for weight in weights]
-    return all(bool(((matrix != 0).sum(1) == kept).all()) for matrix in matrices)
+    return all(bool(((matrix != 0).sum(1) == kept_count).all()) for matrix in matrices)
 
 
 @pytest.mark.parametrize("gradually", [False, True])
@@ -282,11 +284,12 @@ def test_a_pattern_is_exact_and_stays_while_training_goes_on(gradually: bool):
     stage = SparsifyGradually(pattern="1:4", **QUICK) if gradually else Sparsify(pattern="1:4")
     stage.run(model, context)
     assert patterned(model, "1:4")
-    before = [layer.weight.detach().clone() for layer in sparse_layers(model.module).values()]
+    weights_before = [layer.weight.detach().clone() for layer in sparse_layers(model.module).values()]
     Finetune(**QUICK).run(model, context)
     assert patterned(model, "1:4")
     assert not any(
-        torch.equal(layer.weight, old) for layer, old in zip(sparse_layers(model.module).values(), before, strict=True)
+        torch.equal(layer.weight, old)
+        for layer, old in zip(sparse_layers(model.module).values(), weights_before, strict=True)
     )
 
 

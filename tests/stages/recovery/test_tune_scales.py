@@ -65,8 +65,8 @@ def divergence(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> float:
         mine, theirs = (
             model(input_ids=IDS).logits.log_softmax(-1) for model in (load_quantized_module(checkpoint), teacher)
         )
-        found = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
-    return float(found)
+        mean_divergence = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
+    return float(mean_divergence)
 
 
 def test_the_divergence_really_falls_and_every_integer_stays(
@@ -75,10 +75,10 @@ def test_the_divergence_really_falls_and_every_integer_stays(
     tuned = tune(start, source, tmp_path / "scratch")
     assert divergence(tuned, source) < 0.6 * divergence(start, source)
     for name in start.files:
-        kept = not name.endswith((".scales", "norm.weight", "embed_tokens.weight"))
-        assert torch.equal(tuned.stored(name), start.stored(name)) is kept, name
-    table, before = tuned.quantized("model.embed_tokens"), start.quantized("model.embed_tokens")
-    assert torch.equal(table.integers, before.integers) and not torch.equal(table.scales, before.scales)
+        is_untouched = not name.endswith((".scales", "norm.weight", "embed_tokens.weight"))
+        assert torch.equal(tuned.stored(name), start.stored(name)) is is_untouched, name
+    table, table_before = tuned.quantized("model.embed_tokens"), start.quantized("model.embed_tokens")
+    assert torch.equal(table.integers, table_before.integers) and not torch.equal(table.scales, table_before.scales)
     assert torch.equal(tuned.stored("model.embed_tokens.weight"), table.dequantize().half())
     assert size_bytes(tuned.folder) == size_bytes(start.folder)
     assert tuned.config == start.config
@@ -86,11 +86,13 @@ def test_the_divergence_really_falls_and_every_integer_stays(
 
 def test_what_is_saved_is_what_was_judged(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     stage = TuneScales(**QUICK)
-    made = context(source, tmp_path / "scratch")
+    stage_context = context(source, tmp_path / "scratch")
     module = load_quantized_module(start)
     learn(module, start, stage)
-    trainer = RecoveryTrainer.between(module, made.earlier("start"), recovery_sequences(start, stage, made), stage)
-    recovered = trainer.train(made, "test")
+    trainer = RecoveryTrainer.between(
+        module, stage_context.earlier("start"), recovery_sequences(start, stage, stage_context), stage
+    )
+    recovered = trainer.train(stage_context, "test")
     assert trainer.quality() == recovered.after and recovered.after.divergence < recovered.before.divergence
     (tmp_path / "saved").mkdir()
     write_with_changes(start, tmp_path / "saved", *tuned_tensors(module, start))
@@ -103,9 +105,9 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     stage = TuneScales(**QUICK)
-    made = context(source, tmp_path / "scratch")
-    windows = recovery_sequences(start, stage, made)
-    module, teacher = load_quantized_module(start), made.earlier("start")
+    stage_context = context(source, tmp_path / "scratch")
+    windows = recovery_sequences(start, stage, stage_context)
+    module, teacher = load_quantized_module(start), stage_context.earlier("start")
     quality = RecoveryTrainer.between(module, teacher, windows, stage).quality()
     ids = torch.from_numpy(windows.held_out.batch(range(len(windows.held_out)))["input_ids"])
     with torch.no_grad():
@@ -124,33 +126,33 @@ def test_the_loss_is_the_two_sums_as_weighted(
 ) -> None:
     """Of all tokens, or of those alone that the teacher wrote behind some that were ``given``."""
     stage = TuneScales(**QUICK, logits_weight=logits, labels_weight=labels)
-    made = context(source, tmp_path / "scratch")
-    module, teacher = load_quantized_module(start), made.earlier("start")
+    stage_context = context(source, tmp_path / "scratch")
+    module, teacher = load_quantized_module(start), stage_context.earlier("start")
     learn(module, start, stage)
-    trainer = RecoveryTrainer.between(module, teacher, recovery_sequences(start, stage, made), stage)
+    trainer = RecoveryTrainer.between(module, teacher, recovery_sequences(start, stage, stage_context), stage)
     counted = torch.ones_like(IDS)
     counted[:, :given] = 0
     batch = {"input_ids": IDS, "index": torch.arange(2)} | ({"labels": counted} if given else {})
     mine = trainer.loss(trainer.student, batch)
     slopes = torch.autograd.grad(mine, [p for p in module.parameters() if p.requires_grad])
     answers = module(input_ids=IDS, labels=IDS.masked_fill(counted == 0, -100))
-    told = slice(given - 1, -1) if given else slice(None)
+    answered_places = slice(given - 1, -1) if given else slice(None)
     log_mine, log_theirs = (
-        logits[:, told].log_softmax(-1) for logits in (answers.logits, teacher.module(input_ids=IDS).logits)
+        logits[:, answered_places].log_softmax(-1) for logits in (answers.logits, teacher.module(input_ids=IDS).logits)
     )
     apart = torch.nn.functional.kl_div(log_mine, log_theirs, reduction="none", log_target=True).sum(-1).mean()
     expected = logits * apart + labels * answers.loss
     torch.testing.assert_close(mine, expected.detach(), rtol=1e-5, atol=0)
-    wanted = torch.autograd.grad(expected, [p for p in module.parameters() if p.requires_grad])
-    for slope, right in zip(slopes, wanted, strict=True):
+    expected_gradients = torch.autograd.grad(expected, [p for p in module.parameters() if p.requires_grad])
+    for slope, right in zip(slopes, expected_gradients, strict=True):
         torch.testing.assert_close(slope, right, rtol=1e-3, atol=1e-6)
 
 
 def test_it_can_learn_the_text_beside_the_teacher(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
-    stage, made = TuneScales(**QUICK), context(source, tmp_path)
-    ids = torch.from_numpy(recovery_sequences(start, stage, made).held_out.batch(range(6))["input_ids"])
+    stage, stage_context = TuneScales(**QUICK), context(source, tmp_path)
+    ids = torch.from_numpy(recovery_sequences(start, stage, stage_context).held_out.batch(range(6))["input_ids"])
 
     def loss(weight: float) -> float:
         tuned = tune(start, source, tmp_path / f"{weight}", labels_weight=weight)
@@ -163,9 +165,9 @@ def test_it_can_learn_the_text_beside_the_teacher(
 def test_it_can_learn_what_its_teacher_writes(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     """On what the teacher says behind beginnings of the text, which no window of the text has, it comes nearer."""
     wrote = {"teacher_writes": {"beginnings": 24}}
-    tuned = [tune(start, source, tmp_path / str(place), **more) for place, more in enumerate(({}, wrote))]
-    (kept,) = (tmp_path / "1").glob("written-beginnings-*")
-    assert kept.is_file() and not list((tmp_path / "0").glob("written-*"))
+    tuned = [tune(start, source, tmp_path / str(number), **more) for number, more in enumerate(({}, wrote))]
+    (written_file,) = (tmp_path / "1").glob("written-beginnings-*")
+    assert written_file.is_file() and not list((tmp_path / "0").glob("written-*"))
     assert digest_directory(tuned[0].folder) != digest_directory(tuned[1].folder)
     assert divergence(tuned[1], source) < 0.8 * divergence(start, source)
     (source.folder / "chat_template.jinja").unlink()
@@ -187,7 +189,7 @@ def test_each_part_may_stay(part: str, start: QuantizedCheckpoint, source: Check
         for end in same:
             if name.endswith(end):
                 same[end] &= torch.equal(tuned.stored(name), start.stored(name))
-    assert {end for end, kept in same.items() if kept} == set(ends[part])
+    assert {end for end, unchanged in same.items() if unchanged} == set(ends[part])
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
@@ -205,16 +207,16 @@ def test_the_teacher_answers_once_where_windows_come_again(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = TuneScales(**{**QUICK, "steps": 12})
-    made = context(source, tmp_path / "scratch", text_data(train=10))
-    windows = recovery_sequences(start, stage, made)
+    stage_context = context(source, tmp_path / "scratch", text_data(train=10))
+    windows = recovery_sequences(start, stage, stage_context)
     assert 4 <= len(windows.train) < 12 * 4
-    module, teacher = load_quantized_module(start), made.earlier("start")
+    module, teacher = load_quantized_module(start), stage_context.earlier("start")
     learn(module, start, stage)
     asked: list[int] = []
     teacher.module.model.register_forward_hook(lambda module, inputs, output: asked.append(len(output[0])))
     trainer = RecoveryTrainer.between(module, teacher, windows, stage)
     asked.clear()
-    trainer.train(made, "test")
+    trainer.train(stage_context, "test")
     assert sum(asked) == len(windows.train) + len(windows.held_out)
 
 
@@ -225,9 +227,9 @@ def test_progress_says_what_came_of_it(start: QuantizedCheckpoint, source: Check
 
 
 def test_text_that_is_too_short_is_an_error(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    made = context(source, tmp_path / "scratch", text_data(train=2))
+    stage_context = context(source, tmp_path / "scratch", text_data(train=2))
     with pytest.raises(DataError, match=r"too short: [123] windows of 32 tokens"):
-        TuneScales(**QUICK).run(start, made)
+        TuneScales(**QUICK).run(start, stage_context)
 
 
 def test_without_a_validation_split_the_last_windows_are_held_out(
@@ -253,23 +255,25 @@ def test_nothing_to_tune_is_an_error(start: QuantizedCheckpoint, source: Checkpo
 
 def test_a_result_that_is_worse_is_not_passed_on(source: Checkpoint, tmp_path: Path) -> None:
     good = quantize_tiny_llama(source, tmp_path / "good", bits=8, table_bits=8)
-    made = context(source, tmp_path / "scratch")
-    before = {file.name: file.read_bytes() for file in good.folder.iterdir() if file.is_file()}
-    left = TuneScales(**{**QUICK, "steps": 2, "learning_rate": 0.5, "warmup_ratio": 0}).run(good, made)
-    assert {file.name: file.read_bytes() for file in left.folder.iterdir() if file.is_file()} == before
-    assert "everything stays as it was" in made.notes[-1]
+    stage_context = context(source, tmp_path / "scratch")
+    bytes_before = {file.name: file.read_bytes() for file in good.folder.iterdir() if file.is_file()}
+    left = TuneScales(**{**QUICK, "steps": 2, "learning_rate": 0.5, "warmup_ratio": 0}).run(good, stage_context)
+    assert {file.name: file.read_bytes() for file in left.folder.iterdir() if file.is_file()} == bytes_before
+    assert "everything stays as it was" in stage_context.notes[-1]
     assert not TuneScales().output_spec().changes_weights, "the check behind the stage lets that pass"
 
 
 def test_logits_that_are_more_than_a_product_are_refused(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
-    made = context(source, tmp_path / "scratch")
-    teacher = made.earlier("start")
+    stage_context = context(source, tmp_path / "scratch")
+    teacher = stage_context.earlier("start")
     teacher.module.lm_head.register_forward_hook(lambda module, inputs, output: output.tanh())
     stage = TuneScales(**QUICK)
     with pytest.raises(StageError, match="does more with its last states"):
-        RecoveryTrainer.between(load_quantized_module(start), teacher, recovery_sequences(start, stage, made), stage)
+        RecoveryTrainer.between(
+            load_quantized_module(start), teacher, recovery_sequences(start, stage, stage_context), stage
+        )
 
 
 def test_half_precision_tunes_too(
@@ -312,11 +316,11 @@ def test_a_killed_training_ends_with_the_same_bytes(
 
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     monkeypatch.setattr(TrainingCheckpoint, "write", killed)
-    made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
+    stage_context = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            stage.run(start, made)
-    again = stage.run(start, made)
+            stage.run(start, stage_context)
+    again = stage.run(start, stage_context)
     assert written == list(range(1, 13))
     assert digest_directory(again.folder) == digest_directory(once.folder)
     assert {"tune_scales: goes on after step 8", "tune_scales: goes on after step 12"} <= set(notes.lines)

@@ -68,15 +68,17 @@ def test_running_text_is_gone_on_with_behind_its_eighth(
 ) -> None:
     monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
     teacher.module.generation_config.eos_token_id = None
-    made = context(source, tmp_path)
-    found = lesson_text(windows, TeacherWrites(beginnings=6, runtime=runtime), teacher, made)
-    assert len(found.train) == 6 and found.held_out is windows.held_out and found.train.labels is not None
+    stage_context = context(source, tmp_path)
+    lesson = lesson_text(windows, TeacherWrites(beginnings=6, runtime=runtime), teacher, stage_context)
+    assert len(lesson.train) == 6 and lesson.held_out is windows.held_out and lesson.train.labels is not None
     first, last = windows.train.inputs[0]["input_ids"], windows.train.inputs[-1]["input_ids"]
-    for place, text in ((0, first), (-1, last)):
-        written = found.train.inputs[place]["input_ids"].tolist()
+    for row, text in ((0, first), (-1, last)):
+        written = lesson.train.inputs[row]["input_ids"].tolist()
         assert written == alone(teacher, text[: LENGTH // 8]) != text.tolist()
-    assert (found.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not found.train.labels[:, : LENGTH // 8].any()
-    assert made.notes == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
+    assert (lesson.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not lesson.train.labels[
+        :, : LENGTH // 8
+    ].any()
+    assert stage_context.notes == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
 
 
 def test_of_a_conversation_all_before_the_answer_is_given(
@@ -87,15 +89,15 @@ def test_of_a_conversation_all_before_the_answer_is_given(
     for row, start in enumerate((9, 3, LENGTH - 1)):
         marks[row, start:] = 1
     three = Examples(list(windows.train.inputs[:3]), {"input_ids": 0}, marks)
-    found = lesson_text(
+    lesson = lesson_text(
         replace(windows, train=three),
         TeacherWrites(beginnings=3),
         teacher,
         context(source, tmp_path),
     ).train
     for row, start in enumerate((9, 3, LENGTH - 1)):
-        assert found.inputs[row]["input_ids"].tolist() == alone(teacher, three.inputs[row]["input_ids"][:start])
-    assert np.array_equal(found.labels, marks)
+        assert lesson.inputs[row]["input_ids"].tolist() == alone(teacher, three.inputs[row]["input_ids"][:start])
+    assert np.array_equal(lesson.labels, marks)
 
 
 @RUNTIMES
@@ -108,10 +110,10 @@ def test_nothing_counts_behind_the_end_of_a_text(
     stops = plain.index(end, LENGTH // 8)
     teacher.module.generation_config.eos_token_id = [end]
     writes = TeacherWrites(beginnings=5, runtime=runtime)
-    found = lesson_text(windows, writes, teacher, context(source, tmp_path)).train
-    assert found.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
-    assert found.labels is not None
-    assert np.flatnonzero(found.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
+    lesson = lesson_text(windows, writes, teacher, context(source, tmp_path)).train
+    assert lesson.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
+    assert lesson.labels is not None
+    assert np.flatnonzero(lesson.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
 
 
 def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
@@ -119,21 +121,21 @@ def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
 ) -> None:
     # Its tokenizer is none that OpenVINO can follow.
     teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
-    made = context(source, tmp_path)
+    stage_context = context(source, tmp_path)
     with pytest.raises(StageError, match="openvino doesn't run the teacher") as caught:
-        lesson_text(windows, TeacherWrites(beginnings=2, runtime="openvino"), teacher, made)
+        lesson_text(windows, TeacherWrites(beginnings=2, runtime="openvino"), teacher, stage_context)
     assert caught.value.where == "teacher_writes.runtime" and caught.value.hint == (
         "leave runtime out: torch writes, if more slowly"
     )
     assert not [*tmp_path.iterdir()]
-    assert len(lesson_text(windows, TeacherWrites(beginnings=2), teacher, made).train) == 2
+    assert len(lesson_text(windows, TeacherWrites(beginnings=2), teacher, stage_context).train) == 2
 
 
 def test_what_was_written_before_a_kill_is_not_written_again(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
-    made, plain, calls = context(source, tmp_path), teacher.module.generate, 0
+    stage_context, plain, calls = context(source, tmp_path), teacher.module.generate, 0
 
     def killed(**given: Any) -> Any:
         nonlocal calls
@@ -144,12 +146,12 @@ def test_what_was_written_before_a_kill_is_not_written_again(
 
     monkeypatch.setattr(teacher.module, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        lesson_text(windows, TeacherWrites(beginnings=8), teacher, made)
-    again = lesson_text(windows, TeacherWrites(beginnings=8), teacher, made)
+        lesson_text(windows, TeacherWrites(beginnings=8), teacher, stage_context)
+    again = lesson_text(windows, TeacherWrites(beginnings=8), teacher, stage_context)
     assert calls == 3
     whole = lesson_text(windows, TeacherWrites(beginnings=8), teacher, context(source, tmp_path / "another"))
-    for one, other in zip(again.train.inputs, whole.train.inputs, strict=True):
-        assert np.array_equal(one["input_ids"], other["input_ids"])
+    for resumed_row, other in zip(again.train.inputs, whole.train.inputs, strict=True):
+        assert np.array_equal(resumed_row["input_ids"], other["input_ids"])
 
 
 def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
@@ -177,8 +179,8 @@ def test_a_copy_of_the_teacher_writes_in_bfloat16(
 
     monkeypatch.setattr(type(teacher.module), "generate", generate)
     given = windows, TeacherWrites(beginnings=4), teacher, teacher.processor
-    for place, bf16 in enumerate((False, True)):
-        with_synthetic_text(*given, context(source, tmp_path / str(place)), bf16)
+    for folder_number, bf16 in enumerate((False, True)):
+        with_synthetic_text(*given, context(source, tmp_path / str(folder_number)), bf16)
     assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
 
 
@@ -191,10 +193,10 @@ def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
         "teacher_writes": {"beginnings": 16},
         "tokens": 20 * 4 * LENGTH,
     }
-    made = context(source, tmp_path)
-    DistillLanguageModel.model_validate(trainer).run(TorchModel.load(source.folder, TASK), made)
-    assert any("16 beginnings" in said for said in made.notes)
-    (curve,) = (table.rows for table in made.tables)
+    stage_context = context(source, tmp_path)
+    DistillLanguageModel.model_validate(trainer).run(TorchModel.load(source.folder, TASK), stage_context)
+    assert any("16 beginnings" in note for note in stage_context.notes)
+    (curve,) = (table.rows for table in stage_context.tables)
     assert curve[-1][1] < 0.7 * curve[0][1]
 
 
@@ -230,26 +232,26 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
     writes = TeacherWrites(conversations=20, runtime=runtime)
     teacher.processor.chat_template = TEMPLATE
     teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
-    made = context(source, tmp_path)
-    found = lesson_text(windows, writes, teacher, made).train
-    counts = [said.split(", ")[-1] for said in made.notes]
+    stage_context = context(source, tmp_path)
+    lesson = lesson_text(windows, writes, teacher, stage_context).train
+    counts = [note.split(", ")[-1] for note in stage_context.notes]
     # Of the questions that torch draws one is nothing but the end of a text.
-    assert found.labels is None and counts == ["20 questions", f"{19 if runtime == 'torch' else 20} answers"]
-    ids = np.concatenate([one["input_ids"] for one in found.inputs])
-    assert all(len(one["input_ids"]) == LENGTH for one in found.inputs)
+    assert lesson.labels is None and counts == ["20 questions", f"{19 if runtime == 'torch' else 20} answers"]
+    ids = np.concatenate([example["input_ids"] for example in lesson.inputs])
+    assert all(len(example["input_ids"]) == LENGTH for example in lesson.inputs)
     begun, opened = (
         teacher.processor(text, add_special_tokens=False)["input_ids"] for text in ("<s>user ", "</s><s>a ")
     )
     text = teacher.processor.decode(ids)
     assert text.startswith(teacher.processor.decode(begun)) and text.count(teacher.processor.decode(opened)) >= 2
     # The first answer is the likeliest text behind the first question.
-    place = next(at for at in range(len(ids)) if ids[at : at + len(opened)].tolist() == opened) + len(opened)
+    answer_start = next(at for at in range(len(ids)) if ids[at : at + len(opened)].tolist() == opened) + len(opened)
     with torch.no_grad():
         for more in range(4):
-            logits = teacher.module(input_ids=torch.from_numpy(ids[None, : place + more])).logits
-            assert int(logits[0, -1].argmax()) == ids[place + more]
+            logits = teacher.module(input_ids=torch.from_numpy(ids[None, : answer_start + more])).logits
+            assert int(logits[0, -1].argmax()) == ids[answer_start + more]
     again = lesson_text(windows, writes, teacher, context(source, tmp_path / "2")).train
-    assert np.array_equal(np.concatenate([one["input_ids"] for one in again.inputs]), ids)
+    assert np.array_equal(np.concatenate([example["input_ids"] for example in again.inputs]), ids)
 
 
 def test_answers_that_come_to_no_end_are_left_out(
@@ -264,8 +266,8 @@ def test_answers_that_come_to_no_end_are_left_out(
         return [np.array(ids or [5, 6, end]) for ids in wrote[what] or [[]] * 3]
 
     monkeypatch.setattr(synthetic_data._Writer, "write", write)
-    found = lesson_text(windows, TeacherWrites(conversations=3), teacher, context(source, tmp_path)).train
-    read = np.concatenate([one["input_ids"] for one in found.inputs])
+    lesson = lesson_text(windows, TeacherWrites(conversations=3), teacher, context(source, tmp_path)).train
+    read = np.concatenate([example["input_ids"] for example in lesson.inputs])
     assert (read == 7).sum() == 40 and not (read == 8).any() and (read == end).sum() >= 2
 
 
@@ -273,8 +275,8 @@ def test_what_is_written_has_its_share_beside_the_text(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     settings, text = TeacherWrites(beginnings=3, share=0.25), len(windows.train)
-    found = lesson_text(windows, settings, teacher, context(source, tmp_path)).train
-    assert len(found) == text + round(text / 3) and found.labels is not None
-    assert all(found.inputs[place]["input_ids"] is windows.train.inputs[place]["input_ids"] for place in range(text))
-    assert found.labels[:text].all() and not found.labels[text:, 0].any()
-    assert np.array_equal(found.inputs[text]["input_ids"], found.inputs[text + 3]["input_ids"])
+    lesson = lesson_text(windows, settings, teacher, context(source, tmp_path)).train
+    assert len(lesson) == text + round(text / 3) and lesson.labels is not None
+    assert all(lesson.inputs[row]["input_ids"] is windows.train.inputs[row]["input_ids"] for row in range(text))
+    assert lesson.labels[:text].all() and not lesson.labels[text:, 0].any()
+    assert np.array_equal(lesson.inputs[text]["input_ids"], lesson.inputs[text + 3]["input_ids"])

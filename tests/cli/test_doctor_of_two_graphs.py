@@ -46,37 +46,44 @@ def diagnose(*options: str) -> dict[str, Any]:
     answer = CliRunner().invoke(app, [*options, "--json"])
     if answer.exception and not isinstance(answer.exception, SystemExit):
         raise answer.exception
-    found: dict[str, Any] = json.loads(answer.stdout)
-    return found
+    diagnosis: dict[str, Any] = json.loads(answer.stdout)
+    return diagnosis
 
 
 def test_products_in_branches_count(place: Path) -> None:
     """Six products in a layer of the encoder; in one of the decoder ten, two of them in a branch; and the head."""
-    found = [each["what"] for each in diagnose(str(place / "int8"), "--target", "x86-vnni")["findings"]]
-    assert f"{ENCODER}: 12 of 14 operators with weights run as 8-bit integer kernels" in found
-    assert f"{DECODER}: 20 of 21 operators with weights run as 8-bit integer kernels" in found
+    messages = [finding["what"] for finding in diagnose(str(place / "int8"), "--target", "x86-vnni")["findings"]]
+    assert f"{ENCODER}: 12 of 14 operators with weights run as 8-bit integer kernels" in messages
+    assert f"{DECODER}: 20 of 21 operators with weights run as 8-bit integer kernels" in messages
 
 
 def test_saturation_is_looked_for_in_both_on_what_each_is_asked(place: Path) -> None:
     """Without a recipe it is what weights could do; with one, what they did, in the decoder's branches as well."""
     blind = diagnose(str(place / "int8"), "--target", "x86-avx2")["findings"]
-    assert [each for each in blind if "name a recipe" in each["what"]]
-    assert [each for each in blind if each["what"].startswith(f"{DECODER}: ") and "of 20 products" in each["what"]]
-    found = diagnose(str(place / "int8"), "--recipe", str(place / "tiny.yaml"), "--target", "x86-avx2")["findings"]
-    said = [each["what"] for each in found if "saturat" in each["what"]]
-    assert {each.partition(":")[0] for each in said} == {ENCODER, DECODER}
-    assert not [each for each in said if "name a recipe" in each]
-    assert [each for each in said if each.startswith(f"{DECODER}: ") and "on real inputs" in each]
+    assert [finding for finding in blind if "name a recipe" in finding["what"]]
+    assert [
+        finding
+        for finding in blind
+        if finding["what"].startswith(f"{DECODER}: ") and "of 20 products" in finding["what"]
+    ]
+    findings = diagnose(str(place / "int8"), "--recipe", str(place / "tiny.yaml"), "--target", "x86-avx2")["findings"]
+    messages = [finding["what"] for finding in findings if "saturat" in finding["what"]]
+    assert {message.partition(":")[0] for message in messages} == {ENCODER, DECODER}
+    assert not [message for message in messages if "name a recipe" in message]
+    assert [message for message in messages if message.startswith(f"{DECODER}: ") and "on real inputs" in message]
 
 
 @pytest.mark.slow
 def test_each_graph_is_timed_against_its_float_graph(place: Path) -> None:
     options = ("--recipe", str(place / "tiny.yaml"), "--against", str(place / "float"), "--seconds", "0.1")
-    found = diagnose(str(place / "int8"), *options)
-    pairs = [(Path(each["float_file"]).name, Path(each["int8_file"]).name) for each in found["differences"]]
+    diagnosis = diagnose(str(place / "int8"), *options)
+    pairs = [
+        (Path(difference["float_file"]).name, Path(difference["int8_file"]).name)
+        for difference in diagnosis["differences"]
+    ]
     assert pairs == [("encoder_model.onnx", ENCODER), ("decoder_model_merged.onnx", DECODER)]
-    assert all(each["layers"] and each["int8_ms"] > 0 for each in found["differences"])
-    verdicts = [each["what"] for each in found["findings"] if "float: " in each["what"]]
+    assert all(difference["layers"] and difference["int8_ms"] > 0 for difference in diagnosis["differences"])
+    verdicts = [finding["what"] for finding in diagnosis["findings"] if "float: " in finding["what"]]
     assert [verdict.partition(":")[0] for verdict in verdicts] == [ENCODER, DECODER]
     with pytest.raises(InputError, match="1 graphs, and the model has 2"):
         diagnose(str(place / "int8"), *options[:3], str(place / "float" / "onnx" / "encoder_model.onnx"))

@@ -48,10 +48,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         {"metric": "perplexity", "at_most": 3, "of": "baseline"},
         {"metric": "speedup_time_per_output_token_context_16", "at_least": 0.01},
     ]
-    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": place % 2} for place in range(4)]
+    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": number % 2} for number in range(4)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    told = [{"prompt": "some words", "checks": {name: 0}} for name in ("words_at_least", "words_at_most")]
-    (folder / "told.jsonl").write_text("\n".join(map(json.dumps, told)))
+    instructions = [{"prompt": "some words", "checks": {name: 0}} for name in ("words_at_least", "words_at_most")]
+    (folder / "told.jsonl").write_text("\n".join(map(json.dumps, instructions)))
     files = ("evaluation.questions=questions.jsonl", "evaluation.instructions=told.jsonl", "evaluation.answer_tokens=6")
     recipe = load(write_all(folder, limits=limits), *files)
     (folder / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -65,7 +65,7 @@ def test_the_baseline_has_the_perplexity_of_the_model_that_went_in(done: Done) -
     rows = pyarrow.json.read_json(done.folder / "test.jsonl")
     ids = token_ids(rows, AutoTokenizer.from_pretrained(done.folder / "model"))
     windows = [ids[start : start + 32] for start in range(0, len(ids) - 31, 32)]
-    chosen = [windows[round(place)] for place in np.linspace(0, len(windows) - 1, 6)]
+    chosen = [windows[round(position)] for position in np.linspace(0, len(windows) - 1, 6)]
     losses = []
     for window in chosen:
         batch = torch.from_numpy(window)[None]
@@ -89,10 +89,12 @@ def test_generation_is_timed_and_tried(done: Done) -> None:
     assert done.value("final", "tokens_per_second_context_16") > 0
     assert done.value("baseline", "speedup_time_per_output_token_context_16") == 1.0
     models = ["baseline"] * 2 + ["final"] * 2
-    assert [(one.model, one.target) for one in report.continuations] == [(model, "cpu") for model in models * 2]
-    for one in report.continuations:
-        assert one.prompt and one.text
-    shares = [one.repeated for one in report.continuations[:4] if one.model == "final"]
+    assert [(continuation.model, continuation.target) for continuation in report.continuations] == [
+        (model, "cpu") for model in models * 2
+    ]
+    for continuation in report.continuations:
+        assert continuation.prompt and continuation.text
+    shares = [continuation.repeated for continuation in report.continuations[:4] if continuation.model == "final"]
     assert done.value("final", "repetition") == pytest.approx(np.mean(shares))
 
 
@@ -101,7 +103,7 @@ def test_a_model_that_chats_is_judged_by_what_the_baseline_answers(done: Done) -
     model = AutoModelForCausalLM.from_pretrained(done.folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(done.folder / "model")
     known = find_instructions(USUAL, done.folder)
-    questions, nats = [known[place].prompt for place in (0, len(known) - 1)], []
+    questions, nats = [known[position].prompt for position in (0, len(known) - 1)], []
     for question in questions:
         ids = tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
@@ -113,8 +115,10 @@ def test_a_model_that_chats_is_judged_by_what_the_baseline_answers(done: Done) -
     final = done.run.report.find("final", "answer_perplexity", "cpu")
     assert final is not None and final.n == 2 and final.value == pytest.approx(math.exp(np.mean(final.raw)))
     assert final.raw != pytest.approx(nats, rel=1e-3)
-    told = [one.prompt for one in done.run.report.continuations if one.model == "final"]
-    assert told[2:] == questions
+    final_prompts = [
+        continuation.prompt for continuation in done.run.report.continuations if continuation.model == "final"
+    ]
+    assert final_prompts[2:] == questions
 
 
 def test_questions_are_asked(done: Done) -> None:
@@ -128,16 +132,16 @@ def test_instructions_are_given_and_their_answers_checked(done: Done) -> None:
     """Any answer has no fewer words than 0, and none has as many as that and no more."""
     for model in ("baseline", "final"):
         assert (done.value(model, "instructions_followed"), done.value(model, "checks_passed")) == (0.5, 0.5)
-    answers = [(one.model, one.missed) for one in done.run.report.answers]
+    answers = [(answer.model, answer.missed) for answer in done.run.report.answers]
     assert answers == [(model, missed) for model in ("baseline", "final") for missed in ((), ("words at most 0",))]
 
 
 def test_every_token_that_was_written_has_its_probability(done: Done) -> None:
-    for one in done.run.report.continuations:
-        assert [step.token for step in one.steps] == one.text.split(" ")
-        assert all(0 <= step.probability + step.other_probability <= 1.0002 for step in one.steps)
-        if one.model == "baseline":  # 4 bits may round one token and many to other answers
-            assert all(step.probability >= step.other_probability for step in one.steps)
+    for continuation in done.run.report.continuations:
+        assert [step.token for step in continuation.steps] == continuation.text.split(" ")
+        assert all(0 <= step.probability + step.other_probability <= 1.0002 for step in continuation.steps)
+        if continuation.model == "baseline":  # 4 bits may round one token and many to other answers
+            assert all(step.probability >= step.other_probability for step in continuation.steps)
     assert 0 <= done.value("final", "looping") <= 1
 
 
@@ -173,21 +177,23 @@ def test_views_speak_of_text(done: Done) -> None:
 
 def test_perplexity_is_compared_window_by_window(done: Done) -> None:
     report = done.run.report
-    found = compare_reports(report, report, baseline_model="baseline")
-    (change,) = (one for one in found.changes if one.metric == "perplexity")
+    comparison = compare_reports(report, report, baseline_model="baseline")
+    (change,) = (candidate for candidate in comparison.changes if candidate.metric == "perplexity")
     assert change.method == "paired bootstrap over 6 windows"
     expected = done.value("final", "perplexity") / done.value("baseline", "perplexity") - 1
     assert change.effect == pytest.approx(expected)
     assert change.low is not None and change.high is not None and change.low < expected < change.high
-    (step,) = (one for one in found.changes if one.metric == "time_per_output_token_ms_context_16")
+    (step,) = (
+        candidate for candidate in comparison.changes if candidate.metric == "time_per_output_token_ms_context_16"
+    )
     assert "launches" in step.method
 
 
 def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
     progress = Notes()
     again = run(load(done.folder / "tiny.yaml"), done.folder, done.folder / "artifacts", progress)
-    wanted = ("perplexity", "agreement", "kl_divergence", "repetition")
-    for metric in wanted:
+    evaluations = ("perplexity", "agreement", "kl_divergence", "repetition")
+    for metric in evaluations:
         first, second = (report.find("final", metric, "cpu") for report in (done.run.report, again.report))
         assert first == second
     assert all(stage.cached for stage in again.report.stages)
@@ -203,8 +209,8 @@ def test_only_the_same_windows_pair(done: Done, change: str) -> None:
     ]
     same, other = map(data_record, roads)
     assert same == done.run.report.data
-    found = compare_reports(done.run.report, done.run.report.model_copy(update={"data": other}))
-    (perplexity,) = (one for one in found.changes if one.metric == "perplexity")
+    comparison = compare_reports(done.run.report, done.run.report.model_copy(update={"data": other}))
+    (perplexity,) = (candidate for candidate in comparison.changes if candidate.metric == "perplexity")
     paired = change == "evaluation.tokens=9"  # which cuts nothing else
     assert (perplexity.method == "paired bootstrap over 6 windows") is paired
     assert ("own interval" in perplexity.method) is not paired

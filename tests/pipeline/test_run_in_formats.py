@@ -35,8 +35,8 @@ def diagnose(*options: str | Path) -> dict[str, Any]:
     answer = CliRunner().invoke(app, [*map(str, options), "--json"])
     if answer.exception is not None:
         raise answer.exception
-    found: dict[str, Any] = json.loads(answer.stdout)
-    return found
+    diagnosis: dict[str, Any] = json.loads(answer.stdout)
+    return diagnosis
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(artifacts: Path
     report = done.report
     assert not report.skipped
     for model in ("baseline", "onnx", "final"):
-        here, there = (report.find(model, "accuracy", target) for target in ("cpu", "ort"))
-        assert here is not None and there is not None
+        onnx_accuracy, ort_accuracy = (report.find(model, "accuracy", target) for target in ("cpu", "ort"))
+        assert onnx_accuracy is not None and ort_accuracy is not None
         # Dynamic INT8 is the same arithmetic in both.
-        assert there.value == pytest.approx(here.value, abs=0.02)
+        assert ort_accuracy.value == pytest.approx(onnx_accuracy.value, abs=0.02)
         parameters = [report.find(model, "parameters", target) for target in ("cpu", "ort")]
         assert parameters[0] is not None and parameters[1] is not None
         assert parameters[0].value == parameters[1].value
@@ -62,9 +62,9 @@ def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(artifacts: Path
     assert size["cpu"] is not None and size["ort"] is not None and size["cpu"].value != size["ort"].value
     speed = report.find("final", "speedup", "ort")
     assert speed is not None and speed.value > 0
-    found = diagnose(done.folder, "--target", "ort")
-    assert found["answers"]["departures"] == [] and found["answers"]["worst"]["bits"] < 16
-    assert found["findings"][0]["what"].startswith("ort: none of ") and found["findings"][0]["level"] == "ok"
+    diagnosis = diagnose(done.folder, "--target", "ort")
+    assert diagnosis["answers"]["departures"] == [] and diagnosis["answers"]["worst"]["bits"] < 16
+    assert diagnosis["findings"][0]["what"].startswith("ort: none of ") and diagnosis["findings"][0]["level"] == "ok"
 
 
 def test_a_run_that_ends_in_that_format_ships_it(artifacts: Path, tmp_path: Path) -> None:
@@ -72,32 +72,34 @@ def test_a_run_that_ends_in_that_format_ships_it(artifacts: Path, tmp_path: Path
     done = run(recipe, tmp_path, artifacts, Notes())
     shipped = done.folder / "model" / "model.ort"
     assert shipped.is_file() and (done.folder / "model" / "tokenizer.json").is_file()
-    assert [(one.target, "ORT" in one.reason) for one in done.report.skipped] == [("cpu", True)]
-    found = {one.check: one.found for one in done.report.integrity if one.stage == "ort"}
-    assert found["predictions"] == "finite and not constant"
+    assert [(skipped.target, "ORT" in skipped.reason) for skipped in done.report.skipped] == [("cpu", True)]
+    findings = {check.check: check.found for check in done.report.integrity if check.stage == "ort"}
+    assert findings["predictions"] == "finite and not constant"
     broken = tmp_path / "broken"
     shutil.copytree(shipped.parent, broken)
     content = bytearray(shipped.read_bytes())
-    (norm,) = (one for one in read_ort(bytes(content), shipped).tensors if one.name == NORM)
+    (norm,) = (tensor for tensor in read_ort(bytes(content), shipped).tensors if tensor.name == NORM)
     content[norm.start : norm.start + norm.bytes] = (norm.values(bytes(content)) * np.float32(2)).tobytes()
     (broken / "model.ort").write_bytes(content)
     recipe_file = done.folder / "recipe.yaml"
     with pytest.raises(InputError, match="There is no reference to compare the file with"):
         diagnose(broken, "--target", "ort", "--recipe", recipe_file)
-    said = diagnose(broken, "--target", "ort", "--recipe", recipe_file, "--against", outputs_of(done.folder)["onnx"])
-    assert [one["layer"] for one in said["answers"]["departures"]] == [NORM.removesuffix(".weight")]
-    assert (
-        said["findings"][0]["level"] == "warning"
-        and f"in {NORM.removesuffix('.weight')}" in said["findings"][0]["what"]
+    diagnosis = diagnose(
+        broken, "--target", "ort", "--recipe", recipe_file, "--against", outputs_of(done.folder)["onnx"]
     )
-    assert "are not the reference's" in said["findings"][0]["advice"]
+    assert [departure["layer"] for departure in diagnosis["answers"]["departures"]] == [NORM.removesuffix(".weight")]
+    assert (
+        diagnosis["findings"][0]["level"] == "warning"
+        and f"in {NORM.removesuffix('.weight')}" in diagnosis["findings"][0]["what"]
+    )
+    assert "are not the reference's" in diagnosis["findings"][0]["advice"]
 
 
 def test_openvino_gets_eight_bits_of_its_own(artifacts: Path, tmp_path: Path) -> None:
     recipe = load(write_all(tmp_path, stages=STAGES, targets=[PHONE, "openvino", "genai"], limits=[]))
     done = run(recipe, tmp_path, artifacts, Notes())
     report = done.report
-    assert [(one.target, one.reason) for one in report.skipped] == [
+    assert [(skipped.target, skipped.reason) for skipped in report.skipped] == [
         ("genai", "onnxruntime-genai runs text-generation only")
     ]
     assert [note for note in report.notes if "nothing ran on an Android phone" in note]
@@ -107,18 +109,20 @@ def test_openvino_gets_eight_bits_of_its_own(artifacts: Path, tmp_path: Path) ->
     assert (memory.metric, memory.passed) == ("peak_memory_bytes", True) and memory.value is not None
     assert 1e7 < memory.value < 1e11
     for model in ("baseline", "final"):
-        here, there = (report.find(model, "accuracy", target) for target in ("android", "openvino"))
-        assert here is not None and there is not None
-        assert there.value == pytest.approx(here.value, abs=0.05)
+        android_accuracy, openvino_accuracy = (
+            report.find(model, "accuracy", target) for target in ("android", "openvino")
+        )
+        assert android_accuracy is not None and openvino_accuracy is not None
+        assert openvino_accuracy.value == pytest.approx(android_accuracy.value, abs=0.05)
     assert report.find("onnx", "accuracy", "openvino") is None
     sizes = [report.find(model, "size_bytes", "openvino") for model in ("baseline", "final")]
     assert sizes[0] is not None and sizes[1] is not None and sizes[1].value < sizes[0].value
     parameters = [report.find(model, "parameters", "openvino") for model in ("baseline", "final")]
     assert parameters[0] is not None and parameters[1] is not None
     assert parameters[1].value == pytest.approx(parameters[0].value, rel=0.01)
-    found = diagnose(done.folder, "--target", "openvino")
-    assert found["answers"]["departures"] == [] and found["answers"]["worst"]["bits"] == 8
-    assert 0 < found["answers"]["answers"] < 0.3
+    diagnosis = diagnose(done.folder, "--target", "openvino")
+    assert diagnosis["answers"]["departures"] == [] and diagnosis["answers"]["worst"]["bits"] == 8
+    assert 0 < diagnosis["answers"]["answers"] < 0.3
 
 
 @pytest.mark.parametrize(("table", "taken"), [(4, 4), (8, None), (32, None)])
@@ -132,5 +136,5 @@ def test_what_quantize_makes_of_the_words_holds_for_litert_too(tmp_path: Path, t
     other = StageRunner(load(write_all(tmp_path, stages=blocks)), tmp_path, tmp_path / "artifacts", Notes())
     assert _writer(other, "onnx_int8", "litert", {}) == LiteRt(embedding_bits=4, embedding_block_size=64)
     assert _writer(runner, "onnx_int8", "openvino", {}) == OpenVino(precision="int8", embedding_bits=4 if taken else 8)
-    told = {"precision": "fp16", "lengths": [8, 24]}
-    assert _writer(runner, "onnx_int8", "litert", told) == LiteRt(precision="fp16", lengths=(8, 24))
+    litert_options = {"precision": "fp16", "lengths": [8, 24]}
+    assert _writer(runner, "onnx_int8", "litert", litert_options) == LiteRt(precision="fp16", lengths=(8, 24))

@@ -42,7 +42,7 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> OnDevice:
-        made: OnDevice = torch.Tensor._make_wrapper_subclass(
+        wrapper: OnDevice = torch.Tensor._make_wrapper_subclass(
             cls,
             held.size(),
             held.stride(),
@@ -51,8 +51,8 @@ class OnDevice(torch.Tensor):
             device=torch.device(DEVICE),
             requires_grad=held.requires_grad,
         )
-        made.held = held
-        return made
+        wrapper.held = held
+        return wrapper
 
     def tolist(self) -> Any:
         return self.held.tolist()
@@ -72,43 +72,47 @@ class FakeGpu(TorchDispatchMode):
         """Bytes that one tensor may have at most."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = _run(func, args, kwargs or {})
-        outputs = [one for one in tree_flatten(found)[0] if isinstance(one, OnDevice)]
-        if outputs or any(isinstance(one, OnDevice) for one in tree_flatten(args)[0]):
+        result = _run(func, args, kwargs or {})
+        outputs = [tensor for tensor in tree_flatten(result)[0] if isinstance(tensor, OnDevice)]
+        if outputs or any(isinstance(tensor, OnDevice) for tensor in tree_flatten(args)[0]):
             self.ran.add(func.name())
-        if self.room is not None and any(one.nbytes > self.room for one in outputs):
+        if self.room is not None and any(tensor.nbytes > self.room for tensor in outputs):
             raise torch.OutOfMemoryError("Out of memory. Tried to allocate too much.")
-        return found
+        return result
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name, given = func.name(), tree_flatten((args, kwargs))[0]
-    tensors = [one for one in given if isinstance(one, torch.Tensor)]
-    there = [one for one in tensors if isinstance(one, OnDevice)]
-    wanted = kwargs.get("device")
-    if not there and (wanted is None or not is_there(wanted)):
+    tensors = [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
+    device_tensors = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
+    target_device = kwargs.get("device")
+    if not device_tensors and (target_device is None or not is_there(target_device)):
         return func(*args, **kwargs)
-    here = [one for one in tensors if not isinstance(one, OnDevice) and one.ndim and not one.is_meta]
-    if there and here and not name.startswith(_FROM_ANYWHERE):
-        raise RuntimeError(f"{name}: {[tuple(one.shape) for one in here]} on the processor, others on {DEVICE}")
-    generator = next((one for one in given if isinstance(one, torch._C.Generator)), None)
+    host_tensors = [
+        tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.ndim and not tensor.is_meta
+    ]
+    if device_tensors and host_tensors and not name.startswith(_FROM_ANYWHERE):
+        raise RuntimeError(
+            f"{name}: {[tuple(tensor.shape) for tensor in host_tensors]} on the processor, others on {DEVICE}"
+        )
+    generator = next((argument for argument in given if isinstance(argument, torch._C.Generator)), None)
     if generator is not None and generator._cdata not in Generator.there:
         raise RuntimeError(f"{name}: a generator of the processor for {DEVICE}")
-    leaves = wanted is not None and not is_there(wanted)
+    leaves = target_device is not None and not is_there(target_device)
     plain = {
         key: torch.device("cpu") if key == "device" and value is not None else value for key, value in kwargs.items()
     }
     args_here, kwargs_here = tree_map(lambda one: one.held if isinstance(one, OnDevice) else one, (args, plain))
-    found = func(*args_here, **kwargs_here)
+    result = func(*args_here, **kwargs_here)
     if leaves:
-        if "_to_copy" in name and there and found is there[0].held:
-            found = found.clone()
-        return found
-    if not there:
-        return tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, found)
+        if "_to_copy" in name and device_tensors and result is device_tensors[0].held:
+            result = result.clone()
+        return result
+    if not device_tensors:
+        return tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, result)
     if isinstance(args[0], torch.Tensor) and not isinstance(args[0], OnDevice) and func._schema.is_mutable:
         return args[0]  # copied into a tensor of the processor's
-    wrapped = tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, found)
+    wrapped = tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
@@ -118,9 +122,9 @@ class Generator(torch.Generator):
     there: ClassVar[set[int]] = set()
 
     def __new__(cls, device: Any = "cpu") -> Any:
-        made = super().__new__(cls)
-        (cls.there.add if is_there(device) else cls.there.discard)(made._cdata)
-        return made
+        generator = super().__new__(cls)
+        (cls.there.add if is_there(device) else cls.there.discard)(generator._cdata)
+        return generator
 
 
 class _Module(_DummyBackendModule):
@@ -147,7 +151,7 @@ def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     _register()
     patch.setattr(torch, "Generator", Generator)
     patch.setattr(torch._C, "_InferenceMode", _without_gradients)
-    before = torch._C._only_lift_cpu_tensors()
+    lifted_before = torch._C._only_lift_cpu_tensors()
     # Lists become tensors of the processor's first, which are then copied where the operation can be seen.
     torch._C._set_only_lift_cpu_tensors(True)
     # Else autograd would ask for a thread of the device's own.
@@ -155,4 +159,4 @@ def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
         try:
             yield mode
         finally:
-            torch._C._set_only_lift_cpu_tensors(before)
+            torch._C._set_only_lift_cpu_tensors(lifted_before)

@@ -37,11 +37,11 @@ def test_masks_are_those_of_transformers_pipeline(model: TorchModel) -> None:
     logits = predict(model.module, examples)
     pipeline = ImageSegmentationPipeline(model=model.module, image_processor=model.processor, device="cpu")
     kinds = set()
-    for row, own in zip(some, logits, strict=True):
+    for row, row_logits in zip(some, logits, strict=True):
         picture = Image.open(io.BytesIO(row["image"]))
-        (found,) = masks(own[None], [picture.size[::-1]], model.processor)
+        (mask,) = masks(row_logits[None], [picture.size[::-1]], model.processor)
         for part in pipeline(picture, subtask="semantic"):
-            assert np.array_equal(np.asarray(part["mask"]) > 0, found == LABELS.index(part["label"]))
+            assert np.array_equal(np.asarray(part["mask"]) > 0, mask == LABELS.index(part["label"]))
             kinds.add(part["label"])
     assert len(kinds) > 1
 
@@ -54,19 +54,19 @@ def test_the_loss_is_that_of_transformers_own_maps(model: TorchModel) -> None:
     np.testing.assert_array_equal(examples.labels, encoded["labels"].numpy())
     with torch.no_grad():
         expected = model.module(**encoded).loss
-        found = loss_of(TASK, model.module, tensors(examples, list(range(4))))
-    torch.testing.assert_close(found, expected)
+        loss = loss_of(TASK, model.module, tensors(examples, list(range(4))))
+    torch.testing.assert_close(loss, expected)
 
 
 def test_figures_are_those_of_scikit_learn(model: TorchModel) -> None:
     some = scenes(16)
     examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
     logits = predict(model.module, examples)
-    kept = TASK.collect({"logits": logits}, examples, range(len(some)))
-    wanted = [np.asarray(Image.open(io.BytesIO(row["mask"]))) for row in some]
-    found = masks(logits, [mask.shape for mask in wanted], model.processor)
-    truth, guess = (np.concatenate([mask.ravel() for mask in part]) for part in (wanted, found))
-    rows = {row.metric: row for row in TASK.measure(kept, examples.labels, "m", "t")}
+    collected = TASK.collect({"logits": logits}, examples, range(len(some)))
+    expected_masks = [np.asarray(Image.open(io.BytesIO(row["mask"]))) for row in some]
+    predicted_masks = masks(logits, [mask.shape for mask in expected_masks], model.processor)
+    truth, guess = (np.concatenate([mask.ravel() for mask in part]) for part in (expected_masks, predicted_masks))
+    rows = {row.metric: row for row in TASK.measure(collected, examples.labels, "m", "t")}
     assert rows["mean_iou"].value == pytest.approx(jaccard_score(truth, guess, average="macro"))
     for name, expected in zip(LABELS, jaccard_score(truth, guess, average=None), strict=True):
         assert rows[f"iou_{name}"].value == pytest.approx(expected)
@@ -74,19 +74,21 @@ def test_figures_are_those_of_scikit_learn(model: TorchModel) -> None:
     for name in ("mean_iou", "pixel_accuracy"):
         row = rows[name]
         assert row.low < row.value < row.high and np.mean(row.raw) == pytest.approx(row.value)
-    (same,) = TASK.compare(kept, {**kept, "answers": np.where(kept["answers"] == 0, 1, kept["answers"])}, "m", "t")
-    assert same.value == pytest.approx((kept["answers"] != 0).mean())
+    (same,) = TASK.compare(
+        collected, {**collected, "answers": np.where(collected["answers"] == 0, 1, collected["answers"])}, "m", "t"
+    )
+    assert same.value == pytest.approx((collected["answers"] != 0).mean())
 
 
 def test_pixels_that_do_not_count_and_classes_that_are_nowhere() -> None:
-    found, wanted = np.array([[0, 1, 1, 2]]), np.array([[0, 1, 255, 0]], np.uint8)
-    assert pixel_counts(found, wanted, 5).tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [2, 1, 0, 0, 0]]
-    counts = pixel_counts(found, wanted, 5)[:, None]
-    kept = {
+    predicted, expected = np.array([[0, 1, 1, 2]]), np.array([[0, 1, 255, 0]], np.uint8)
+    assert pixel_counts(predicted, expected, 5).tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [2, 1, 0, 0, 0]]
+    counts = pixel_counts(predicted, expected, 5)[:, None]
+    collected = {
         "names": np.array([json.dumps(list("abcde"))]),
         **dict(zip(("shared", "found", "wanted"), counts, strict=True)),
     }
-    rows = {row.metric: row.value for row in TASK.measure(kept, None, "m", "t")}
+    rows = {row.metric: row.value for row in TASK.measure(collected, None, "m", "t")}
     assert rows == {
         "mean_iou": pytest.approx((1 / 2 + 1 + 0) / 3), "pixel_accuracy": pytest.approx(2 / 3),
         "iou_a": 1 / 2, "iou_b": 1, "iou_c": 0,
@@ -127,10 +129,10 @@ def test_a_palettes_places_are_ids() -> None:
 )
 def test_a_wrong_mask_is_named(tmp_path: Path, mask: bytes, says: str) -> None:
     rows = [np.zeros((10, 20), np.uint8), None]
-    for place, own in enumerate(rows):
-        (tmp_path / f"{place}.png").write_bytes(tiny_places.png(np.full((10, 20, 3), place, np.uint8)))
-        (tmp_path / f"mask{place}.png").write_bytes(mask if own is None else encoded(own + 1))
-    lines = [json.dumps({"image": f"{place}.png", "mask": f"mask{place}.png"}) for place in (0, 1)]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.png").write_bytes(tiny_places.png(np.full((10, 20, 3), number, np.uint8)))
+        (tmp_path / f"mask{number}.png").write_bytes(mask if row is None else encoded(row + 1))
+    lines = [json.dumps({"image": f"{number}.png", "mask": f"mask{number}.png"}) for number in (0, 1)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     config = DataConfig(splits={"train": "train.jsonl"}, labels=LABELS)
     with pytest.raises(DataError, match=says):
@@ -141,8 +143,8 @@ def test_classes_without_names_are_their_ids(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(tiny_places.png(np.zeros((4, 4, 3), np.uint8)))
     (tmp_path / "b.png").write_bytes(encoded(np.array([[0, 2, 255, 2]] * 4, np.uint8)))
     (tmp_path / "train.jsonl").write_text(json.dumps({"image": "a.png", "mask": "b.png"}))
-    found = load_dataset(DataConfig(splits={"train": "train.jsonl"}), TASK.columns, tmp_path, SilentProgress())
-    assert found.labels == ("0", "1", "2")
+    dataset = load_dataset(DataConfig(splits={"train": "train.jsonl"}), TASK.columns, tmp_path, SilentProgress())
+    assert dataset.labels == ("0", "1", "2")
 
 
 def test_a_processor_that_counts_from_one(model: TorchModel) -> None:

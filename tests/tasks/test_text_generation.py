@@ -54,8 +54,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @torch.inference_mode()
 def logits(model: Any, examples: Examples, index: int) -> torch.Tensor:
     ids = torch.from_numpy(examples.inputs[index]["input_ids"])
-    found: torch.Tensor = model(ids[None]).logits
-    return found
+    answer: torch.Tensor = model(ids[None]).logits
+    return answer
 
 
 def kept(model: Any, examples: Examples) -> CollectedOutputs:
@@ -74,7 +74,7 @@ def by_metric(measured: list[Measurement]) -> dict[str, Measurement]:
 
 def test_perplexity_is_that_of_transformers_loss(models: list[Any]) -> None:
     examples = held_out(prose(20))
-    found = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))
+    measured = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))
     losses, right = [], []
     for index, example in enumerate(examples.inputs):
         ids = torch.from_numpy(example["input_ids"])[None]
@@ -82,18 +82,18 @@ def test_perplexity_is_that_of_transformers_loss(models: list[Any]) -> None:
             losses.append(float(models[0](ids, labels=ids).loss))
         right.append(float((logits(models[0], examples, index)[0, :-1].argmax(-1) == ids[0, 1:]).float().mean()))
     assert len(losses) == 6  # 20 words of 4 letters and 19 spaces: 99 tokens
-    perplexity = found["perplexity"]
+    perplexity = measured["perplexity"]
     assert perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert perplexity.raw == pytest.approx(losses, rel=1e-5)
     assert perplexity.low is not None and perplexity.high is not None
     assert perplexity.low < perplexity.value < perplexity.high
-    assert found["next_token_accuracy"].value == pytest.approx(np.mean(right))
+    assert measured["next_token_accuracy"].value == pytest.approx(np.mean(right))
 
 
 def test_with_a_stride_only_tokens_with_their_context_count(models: list[Any]) -> None:
     """As transformers' guide to perplexity has it: labels of what was read before are -100."""
     examples = held_out(prose(20), stride=6)
-    found = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))["perplexity"]
+    perplexity = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))["perplexity"]
     ids, losses = token_ids(rows(prose(20)), tiny_tokenizer()), []
     for start in range(0, len(ids) - LENGTH + 1, 6):
         window = torch.from_numpy(ids[start : start + LENGTH])[None]
@@ -101,8 +101,8 @@ def test_with_a_stride_only_tokens_with_their_context_count(models: list[Any]) -
         labels[:, :-6] = -100
         with torch.inference_mode():
             losses.append(float(models[0](window, labels=labels).loss))
-    assert found.n == len(losses) == 14
-    assert found.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert perplexity.n == len(losses) == 14
+    assert perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
 
 
 def test_divergence_is_torchs_over_whole_distributions(models: list[Any]) -> None:
@@ -111,10 +111,10 @@ def test_divergence_is_torchs_over_whole_distributions(models: list[Any]) -> Non
     expected, same = [], []
     for index in range(len(examples)):
         original, other = (logits(model, examples, index)[0, :-1] for model in models)
-        each = torch.nn.functional.kl_div(
+        divergences = torch.nn.functional.kl_div(
             other.log_softmax(-1), original.log_softmax(-1), reduction="none", log_target=True
         )
-        expected.append(float(each.sum(-1).mean()))
+        expected.append(float(divergences.sum(-1).mean()))
         same.append(float((original.argmax(-1) == other.argmax(-1)).float().mean()))
     # Rounding to float16 is all that is between the two: 15 of 15 places of each of 6 windows are kept.
     assert mine["kl_divergence"].raw == pytest.approx(expected, rel=2e-3)
@@ -123,8 +123,8 @@ def test_divergence_is_torchs_over_whole_distributions(models: list[Any]) -> Non
 
 
 def test_a_model_is_at_no_distance_from_itself(models: list[Any]) -> None:
-    own = kept(models[0], held_out(prose(20)))
-    mine = by_metric(TASK.compare(own, own, "baseline", "cpu"))
+    own_answers = kept(models[0], held_out(prose(20)))
+    mine = by_metric(TASK.compare(own_answers, own_answers, "baseline", "cpu"))
     assert (mine["agreement"].value, mine["kl_divergence"].value) == (1.0, 0.0)
 
 
@@ -133,11 +133,11 @@ def test_of_many_windows_few_places_keep_their_distribution_and_the_same_for_all
     places = [TASK.collect({"logits": logits(models[0], examples, i).numpy()}, examples, [i]) for i in (0, 1, 2, 3)]
     assert {part["log_probabilities"].shape for part in places} == {(1, 1, 160)}
     whole = [logits(models[0], examples, i)[0, :-1].log_softmax(-1).numpy() for i in range(4)]
-    found = [
+    collected = [
         int(np.abs(all_ - part["log_probabilities"][0]).sum(-1).argmin())
         for all_, part in zip(whole, places, strict=True)
     ]
-    assert len(set(found)) > 1, "each window has places of its own"
+    assert len(set(collected)) > 1, "each window has places of its own"
 
 
 def test_loss_of_training_is_that_of_transformers(models: list[Any]) -> None:
@@ -183,8 +183,8 @@ def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
     )
     assert opening(tokenizer) == [1]
     examples = TASK.encode(rows("abcdef"), tokenizer, None, 4)
-    found = [tokenizer.convert_ids_to_tokens(example["input_ids"].tolist()) for example in examples.inputs]
-    assert found == [["<s>", "a", "b", "c"], ["<s>", "d", "e", "f"]]
+    window_tokens = [tokenizer.convert_ids_to_tokens(example["input_ids"].tolist()) for example in examples.inputs]
+    assert window_tokens == [["<s>", "a", "b", "c"], ["<s>", "d", "e", "f"]]
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_graph_with_a_cache_reads_whole_windows(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, decoder.vocabulary, (3, 12))
     windows = [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in ids]
     examples = Examples(windows, {"input_ids": 0, "attention_mask": 0})
-    found = predict(decoder.write(tmp_path), TASK, examples, TARGETS["cpu"], 1, SilentProgress(), "")
-    for row, loss in zip(ids, found.kept["loss"], strict=True):
+    predictions = predict(decoder.write(tmp_path), TASK, examples, TARGETS["cpu"], 1, SilentProgress(), "")
+    for row, loss in zip(ids, predictions.kept["loss"], strict=True):
         chances = torch.from_numpy(decoder.logits(row)[:-1]).log_softmax(-1).numpy()
         assert loss == pytest.approx([-chances[i, token] for i, token in enumerate(row[1:])], rel=1e-4, abs=1e-4)
 
@@ -244,10 +244,10 @@ def test_logits_that_mean_nothing_are_refused(given: np.ndarray, words: str) -> 
 
 def test_models_of_different_vocabularies_are_not_compared_token_by_token(models: list[Any]) -> None:
     examples = held_out(prose(20))
-    own = kept(models[0], examples)
-    other = {**own, "log_probabilities": own["log_probabilities"][..., :100]}
-    assert TASK.compare(other, own, "final", "cpu") == []
-    assert TASK.compare(own, own, "final", "cpu")
+    own_answers = kept(models[0], examples)
+    other = {**own_answers, "log_probabilities": own_answers["log_probabilities"][..., :100]}
+    assert TASK.compare(other, own_answers, "final", "cpu") == []
+    assert TASK.compare(own_answers, own_answers, "final", "cpu")
 
 
 @pytest.mark.parametrize("stride", [None, 6])
@@ -257,35 +257,43 @@ def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_p
     baseline = AutoTokenizer.from_pretrained(source.folder)
     train = Counter(token_ids(rows(TEXTS[1]), baseline).tolist())
     trimmed, _, _ = trim_checkpoint(source, baseline, tmp_path / "trimmed", train)
-    model, own = (kind.from_pretrained(trimmed.folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    model, trimmed_tokenizer = (kind.from_pretrained(trimmed.folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
     table, evaluation = rows(*TEXTS), Evaluation(stride=stride)
-    places = [np.cumsum([0, *map(len, one.convert_ids_to_tokens(token_ids(table, one)))]) for one in (baseline, own)]
-    ids, counted, text = token_ids(table, own), stride or LENGTH - 1, "\n\n".join(TEXTS).encode()
+    places = [
+        np.cumsum([0, *map(len, vocabulary.convert_ids_to_tokens(token_ids(table, vocabulary)))])
+        for vocabulary in (baseline, trimmed_tokenizer)
+    ]
+    ids, counted, text = token_ids(table, trimmed_tokenizer), stride or LENGTH - 1, "\n\n".join(TEXTS).encode()
     assert places[0][-1] == places[1][-1] == len(text)
-    for one in places:  # within a character it begins where that does
-        while (inside := np.array([byte & 0xC0 == 0x80 for byte in (*text, 0)])[one]).any():
-            one -= inside
+    for starts in places:  # within a character it begins where that does
+        while (inside := np.array([byte & 0xC0 == 0x80 for byte in (*text, 0)])[starts]).any():
+            starts -= inside
     losses, sizes = [], []
     for begin in range(0, len(places[0]) - LENGTH, stride or LENGTH):
         bounds = places[0][[begin, begin + LENGTH - counted, begin + LENGTH]]
         first, scored, end = np.searchsorted(places[1], bounds)
-        found = logits(model, Examples([{"input_ids": ids[first:end]}], {}), 0)[0].log_softmax(-1)
-        told = [float(found[place - 1, ids[first + place]]) for place in range(max(scored - first, 1), end - first)]
-        losses.append(-sum(told))
+        log_chances = logits(model, Examples([{"input_ids": ids[first:end]}], {}), 0)[0].log_softmax(-1)
+        token_scores = [
+            float(log_chances[position - 1, ids[first + position]])
+            for position in range(max(scored - first, 1), end - first)
+        ]
+        losses.append(-sum(token_scores))
         sizes.append(bounds[2] - bounds[1])
-    examples = TASK.eval_examples_like(table, own, None, LENGTH, evaluation, lambda: baseline)
+    examples = TASK.eval_examples_like(table, trimmed_tokenizer, None, LENGTH, evaluation, lambda: baseline)
     measured = by_metric(TASK.measure(kept(model.eval(), examples), examples.labels, "final", "cpu"))
     assert measured["perplexity"].raw == pytest.approx(np.array(losses) / counted, rel=1e-4)
     assert measured["perplexity"].value == pytest.approx(math.exp(np.mean(losses) / counted), rel=1e-4)
     assert measured["bits_per_byte"].value == pytest.approx(sum(losses) / sum(sizes) / math.log(2), rel=1e-4)
     assert np.mean(measured["bits_per_byte"].raw) == pytest.approx(measured["bits_per_byte"].value)
-    assert "next_token_accuracy" not in measured and len({len(one["input_ids"]) for one in examples.inputs}) > 1
+    assert "next_token_accuracy" not in measured and len({len(example["input_ids"]) for example in examples.inputs}) > 1
     usual = TASK.eval_examples(table, baseline, None, LENGTH, evaluation)
-    assert len(usual) == len(examples) and f"a vocabulary of {len(own)} tokens" in examples.note
+    assert len(usual) == len(examples) and f"a vocabulary of {len(trimmed_tokenizer)} tokens" in examples.note
     same = TASK.eval_examples_like(
         table, baseline, None, LENGTH, evaluation, lambda: AutoTokenizer.from_pretrained(source.folder)
     )
-    assert [one["input_ids"].tolist() for one in same.inputs] == [one["input_ids"].tolist() for one in usual.inputs]
+    assert [example["input_ids"].tolist() for example in same.inputs] == [
+        example["input_ids"].tolist() for example in usual.inputs
+    ]
 
 
 @pytest.mark.parametrize("stride", [None, 6])

@@ -28,22 +28,22 @@ NAMES = ("B-BAD", "B-GOOD", "I-BAD", "I-GOOD", "O")
 
 
 def table(some: list[dict[str, list[str]]]) -> pa.Table:
-    found = Rows("here", ("tokens", "tags"), {name: [row[name] for row in some] for name in ("tokens", "tags")})
-    return choose(found, TASK.columns, {})
+    rows = Rows("here", ("tokens", "tags"), {name: [row[name] for row in some] for name in ("tokens", "tags")})
+    return choose(rows, TASK.columns, {})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tags")
-    write_model(made, TASK.name, id2label=dict(enumerate(NAMES)))
-    return made
+    model_folder = tmp_path_factory.mktemp("tags")
+    write_model(model_folder, TASK.name, id2label=dict(enumerate(NAMES)))
+    return model_folder
 
 
 def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, NAMES, trust_remote_code=False)
     some = dict(rows(TASK.name))["train"]
     examples = TASK.encode(table(some), model.processor, NAMES, 32)
-    kept = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(some)))
+    collected = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(some)))
     asked = pipeline(
         "token-classification",
         model=AutoModelForTokenClassification.from_pretrained(folder),
@@ -51,22 +51,22 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
         aggregation_strategy="none",
         ignore_labels=[],
     )
-    for row, found in zip(some, kept["found"].tolist(), strict=True):
+    for row, entities in zip(some, collected["found"].tolist(), strict=True):
         text = " ".join(row["tokens"])
         starts = np.cumsum([0, *(len(word) + 1 for word in row["tokens"])])[:-1]
         firsts = {token["start"]: token["entity"] for token in asked(text)}
-        assert found.split(" ") == [firsts[start] for start in starts]
+        assert entities.split(" ") == [firsts[start] for start in starts]
 
 
 @pytest.mark.parametrize("tokenizer", [word_piece, byte_level, unigram])
 def test_words_have_the_tokens_that_transformers_gives_them(tokenizer) -> None:
-    made = tokenizer()
+    word_tokenizer = tokenizer()
     for words in (["lovely", "film", "zebra"], ["quartz"], ["a", "boring", "plot", "3.14", "noisy!"]):
         text = " ".join(words)
-        encoded = made(text, return_offsets_mapping=True)
+        encoded = word_tokenizer(text, return_offsets_mapping=True)
         starts = first_tokens(text, encoded["offset_mapping"])
-        pieces = [made.convert_ids_to_tokens(encoded["input_ids"])[start] for start in starts]
-        alone = [made.tokenize(word if at == 0 else f" {word}")[0] for at, word in enumerate(words)]
+        pieces = [word_tokenizer.convert_ids_to_tokens(encoded["input_ids"])[start] for start in starts]
+        alone = [word_tokenizer.tokenize(word if at == 0 else f" {word}")[0] for at, word in enumerate(words)]
         # A sentence-piece tokenizer puts its sign for a space before every word, as at the beginning of a text.
         assert pieces == alone
 
@@ -76,9 +76,9 @@ def test_a_word_that_is_cut_off_is_wanted_and_not_found() -> None:
     examples = TASK.encode(long, word_piece(), NAMES, 6)
     assert len(examples.inputs[0]["input_ids"]) == 6 and "5 words have no token" in examples.note
     logits = np.zeros((1, 6, len(NAMES)), np.float32)
-    kept = TASK.collect({"logits": logits}, examples, [0])
-    assert kept["wanted"][0] == "O O O O O O O O B-GOOD"
-    assert kept["found"][0] == "B-BAD B-BAD B-BAD B-BAD O O O O O"
+    collected = TASK.collect({"logits": logits}, examples, [0])
+    assert collected["wanted"][0] == "O O O O O O O O B-GOOD"
+    assert collected["found"][0] == "B-BAD B-BAD B-BAD B-BAD O O O O O"
 
 
 def test_what_stands_in_padding_does_not_count() -> None:
@@ -98,26 +98,29 @@ def test_f1_is_seqevals(scheme: str) -> None:
     chance = random.Random(3)
 
     def labels() -> list[str]:
-        found: list[str] = []
-        while len(found) < 12:
+        drawn_labels: list[str] = []
+        while len(drawn_labels) < 12:
             kind, length = chance.choice("XY"), chance.randrange(1, 4)
             inner = {"BIO": "B" + "I" * (length - 1), "BILOU": "U" if length == 1 else "B" + "I" * (length - 2) + "L"}
-            found += ["O"] * chance.randrange(3) + [f"{mark}-{kind}" for mark in inner[scheme]]
-        return found[:12] if scheme == "BIO" else found
+            drawn_labels += ["O"] * chance.randrange(3) + [f"{mark}-{kind}" for mark in inner[scheme]]
+        return drawn_labels[:12] if scheme == "BIO" else drawn_labels
 
-    wanted = [labels() for _ in range(50)]
-    found = [[label if chance.random() < 0.8 else "O" for label in row] for row in wanted]
-    kept = {name: np.array([" ".join(row) for row in side]) for name, side in (("found", found), ("wanted", wanted))}
-    measured = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
+    expected_tags = [labels() for _ in range(50)]
+    predicted_tags = [[label if chance.random() < 0.8 else "O" for label in row] for row in expected_tags]
+    collected = {
+        name: np.array([" ".join(row) for row in side])
+        for name, side in (("found", predicted_tags), ("wanted", expected_tags))
+    }
+    measured = {row.metric: row for row in TASK.measure(collected, None, "m", "t")}
     if scheme == "BIO":
-        expected = f1_score(wanted, found)
+        expected = f1_score(expected_tags, predicted_tags)
     else:
         # Broken spans of BILOU are spans to conlleval; strict counting takes none of them.
-        expected = f1_score(wanted, found, mode="strict", scheme=BILOU)
-        whole = [row == other for row, other in zip(wanted, found, strict=True)]
+        expected = f1_score(expected_tags, predicted_tags, mode="strict", scheme=BILOU)
+        whole = [row == other for row, other in zip(expected_tags, predicted_tags, strict=True)]
         assert measured["exact_match"].value == np.mean(whole)
         assert measured["f1"].value <= 1
-        whole_only = {"found": kept["wanted"], "wanted": kept["wanted"]}
+        whole_only = {"found": collected["wanted"], "wanted": collected["wanted"]}
         assert TASK.measure(whole_only, None, "m", "t")[0].value == 1.0
         return
     assert measured["f1"].value == pytest.approx(expected)
@@ -135,8 +138,8 @@ def test_what_examples_add_to_a_ratio_has_its_mean_and_spread() -> None:
     drawn = generator.integers(0, 400, (4000, 400))
     spread = (parts[drawn].sum(1) / wholes[drawn].sum(1)).std()
     assert values.std() / 20 == pytest.approx(spread, rel=0.05)
-    found = ratio_interval(parts, wholes, 0)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    interval = ratio_interval(parts, wholes, 0)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,7 @@ def test_bad_rows_are_named(row: dict, says: str) -> None:
 def test_learning_is_judged_by_entities(folder: Path) -> None:
     model = TASK.load(folder, NAMES, trust_remote_code=False)
     examples = TASK.encode(table(dict(rows(TASK.name))["test"]), model.processor, NAMES, 32)
-    found = merit(TASK, model.module, examples)
-    kept = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(examples)))
-    assert found == TASK.measure(kept, None, "m", "t")[0].value
+    score = merit(TASK, model.module, examples)
+    collected = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(examples)))
+    assert score == TASK.measure(collected, None, "m", "t")[0].value
     assert isinstance(examples, Examples) and examples.classes is None

@@ -93,10 +93,10 @@ def test_apples_package_opens_it_with_its_inputs_its_range_of_lengths_and_its_ou
         specification = opened.get_spec()
         stored = coremltools.optimize.coreml.get_weights_metadata(opened, weight_threshold=0)
     assert specification.specificationVersion == 9  # iOS 18
-    assert [one.name for one in specification.description.output] == ["logits"]
+    assert [feature.name for feature in specification.description.output] == ["logits"]
     lengths = {
-        one.name: [(axis.lowerBound, axis.upperBound) for axis in one.type.multiArrayType.shapeRange.sizeRanges]
-        for one in specification.description.input
+        feature.name: [(axis.lowerBound, axis.upperBound) for axis in feature.type.multiArrayType.shapeRange.sizeRanges]
+        for feature in specification.description.input
     }
     assert lengths == {name: [(1, 1), (2, LENGTH)] for name in NAMES}
     expected = tiny_encoder().module.get_input_embeddings().weight.detach().numpy()
@@ -104,25 +104,30 @@ def test_apples_package_opens_it_with_its_inputs_its_range_of_lengths_and_its_ou
 
 
 def test_the_program_is_the_models_one_layer(plain: CoreMlModel) -> None:
-    found = Counter(program_of(plain).operators)
+    operator_counts = Counter(program_of(plain).operators)
     # Query, key, value, two of attention's and the feed-forward's, pooler and classifier.
-    assert (found["linear"], found["layer_norm"], found["softmax"], found["matmul"]) == (8, 3, 1, 2)
-    assert found["gelu"] == found["tanh"] == 1
+    assert (
+        operator_counts["linear"],
+        operator_counts["layer_norm"],
+        operator_counts["softmax"],
+        operator_counts["matmul"],
+    ) == (8, 3, 1, 2)
+    assert operator_counts["gelu"] == operator_counts["tanh"] == 1
 
 
 def test_every_float_is_stored_as_it_is_and_in_eight_bits_within_half_a_step(
     plain: CoreMlModel, small: CoreMlModel
 ) -> None:
     weights = {name.replace(".", "_").lower(): value for name, value in tiny_encoder().tensors().items()}
-    for made, suffix in ((plain, ""), (small, "_to_fp16_quantized")):
-        program = program_of(made)
-        stored = {one.name: one for one in program.constants}
+    for package, suffix in ((plain, ""), (small, "_to_fp16_quantized")):
+        program = program_of(package)
+        stored = {constant.name: constant for constant in program.constants}
         for name in (WORDS, QUERY):
             expected = weights[name.removeprefix("p_module_")].numpy()
-            values, _ = stored_values(program, stored[name + suffix], made.weights)
+            values, _ = stored_values(program, stored[name + suffix], package.weights)
             groups = np.abs(expected).max(axis=-1, keepdims=True)  # a row of 32 is one group
             step = groups / (7 if name == WORDS else 127)
-            bound = 1e-7 if made is plain else 0.51 * step + 1e-3 * groups
+            bound = 1e-7 if package is plain else 0.51 * step + 1e-3 * groups
             assert np.all(np.abs(values - expected) < bound), name
 
 
@@ -130,28 +135,32 @@ def test_words_have_four_bits_the_rest_eight_and_sizes_add_up(
     plain: CoreMlModel, small: CoreMlModel, tmp_path: Path
 ) -> None:
     places = tmp_path / "plain", tmp_path / "small"
-    for place, made in zip(places, (plain, small), strict=True):
-        place.mkdir()
-        made.save(place)
-    before, budget = (budget_of(place) for place in places)
-    assert budget.format == "coreml" and budget.parameters <= before.parameters
+    for folder, package in zip(places, (plain, small), strict=True):
+        folder.mkdir()
+        package.save(folder)
+    float_budget, budget = (budget_of(folder) for folder in places)
+    assert budget.format == "coreml" and budget.parameters <= float_budget.parameters
     assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
     words = tiny_encoder().module.get_input_embeddings().weight
-    (table,) = [one for one in budget.tensors if one.dtype == "int4"]
+    (table,) = [tensor for tensor in budget.tensors if tensor.dtype == "int4"]
     assert (table.parameters, table.bytes) == (words.numel(), words.numel() // 2)
-    matrices = {one.name: one.dtype for one in budget.tensors if one.name.endswith("_dense_weight_to_fp16_quantized")}
+    matrices = {
+        tensor.name: tensor.dtype
+        for tensor in budget.tensors
+        if tensor.name.endswith("_dense_weight_to_fp16_quantized")
+    }
     assert len(matrices) == 4 and set(matrices.values()) == {"int8"}
 
 
 def test_convolutions_keep_their_picture_and_their_weights(pictures: tuple[TorchModel, CoreMlModel]) -> None:
-    model, made = pictures
-    program = program_of(made)
+    model, package = pictures
+    program = program_of(package)
     side = tiny_images.SIDE
     assert program.inputs == {"pixel_values": ((1, 1), (3, 3), (side, side), (side, side))}
-    convolutions = sum(isinstance(one, torch.nn.Conv2d) for one in model.module.modules())
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.module.modules())
     assert Counter(program.operators)["conv"] == convolutions
     # Convolutions are stored with the normalisation after them, so that only the classifier is what it was.
-    assert prove_stored(made, model).startswith("1 of")
+    assert prove_stored(package, model).startswith("1 of")
 
 
 def test_the_same_weights_give_the_same_bytes(small: CoreMlModel) -> None:
@@ -163,7 +172,7 @@ def test_weights_of_another_model_and_a_changed_byte_are_found(plain: CoreMlMode
     assert "11 of 11 matrices" in prove_stored(small, tiny_encoder())
     with pytest.raises(IntegrityError, match="differs from the model's"):
         prove_stored(small, tiny.encoder(num_hidden_layers=1, seed=7))
-    (query,) = [one for one in program_of(plain).constants if one.name == QUERY]
+    (query,) = [constant for constant in program_of(plain).constants if constant.name == QUERY]
     damaged = bytearray(plain.weights)
     damaged[query.start + 3] ^= 0x40
     with pytest.raises(IntegrityError, match=QUERY):
@@ -221,8 +230,8 @@ def test_the_session_hands_row_by_row_what_the_package_declares(plain: CoreMlMod
 
     session = CoreMlSession(Asked(), "here")
     ids = np.arange(6, dtype=np.int64).reshape(2, 3)
-    found = session.predict(dict(zip(NAMES, (ids, np.ones_like(ids)), strict=True)))
-    assert found["logits"].tolist() == [[3.0], [12.0]] and found["logits"].dtype == np.float32
+    prediction = session.predict(dict(zip(NAMES, (ids, np.ones_like(ids)), strict=True)))
+    assert prediction["logits"].tolist() == [[3.0], [12.0]] and prediction["logits"].dtype == np.float32
     assert [(call["input_ids"].shape, call["input_ids"].dtype) for call in Asked.calls] == [((1, 3), np.int32)] * 2
     assert session.input_types["input_ids"] == ("int32", (1, None))
     with pytest.raises(InputError, match="lacks the model's input attention_mask"):
@@ -231,7 +240,7 @@ def test_the_session_hands_row_by_row_what_the_package_declares(plain: CoreMlMod
 
 def test_the_manifest_names_both_files(plain: CoreMlModel, tmp_path: Path) -> None:
     plain.save(tmp_path)
-    told = json.loads((tmp_path / PACKAGE / "Manifest.json").read_text())
-    places = {item["path"] for item in told["itemInfoEntries"].values()}
-    assert all((tmp_path / PACKAGE / "Data" / place).exists() for place in places) and len(places) == 2
-    assert told["itemInfoEntries"][told["rootModelIdentifier"]]["name"] == "model.mlmodel"
+    manifest = json.loads((tmp_path / PACKAGE / "Manifest.json").read_text())
+    places = {item["path"] for item in manifest["itemInfoEntries"].values()}
+    assert all((tmp_path / PACKAGE / "Data" / entry_path).exists() for entry_path in places) and len(places) == 2
+    assert manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["name"] == "model.mlmodel"

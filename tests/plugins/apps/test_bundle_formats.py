@@ -131,13 +131,13 @@ def test_what_was_tested_is_this_file_through_its_own_runtime(made: Made) -> Non
 def test_the_example_answers_as_torch_does(
     all_made: dict[str, Made], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = all_made[form]
-    found = example(made.folder, monkeypatch)
+    bundle = all_made[form]
+    answers = example(bundle.folder, monkeypatch)
     for text in (TEXT, "plot", "the " * 40):
-        ids = made.model.processor(text, truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
-        expected = shares(made.model.module(input_ids=ids).logits[0])
-        assert dict(found["Classifier"]().classify(text)) == pytest.approx(expected, abs=1e-4)
-    assert found["selftest"](found["Classifier"]()) < 1e-5
+        ids = bundle.model.processor(text, truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+        expected = shares(bundle.model.module(input_ids=ids).logits[0])
+        assert dict(answers["Classifier"]().classify(text)) == pytest.approx(expected, abs=1e-4)
+    assert answers["selftest"](answers["Classifier"]()) < 1e-5
 
 
 def test_the_example_takes_the_shortest_graph_that_holds_a_row(
@@ -165,15 +165,18 @@ def test_the_example_runs_as_a_program(all_made: dict[str, Made]) -> None:
 def test_litert_graphs_are_told_as_its_interpreter_has_them(all_made: dict[str, Made]) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
-    made = all_made["litert"]
-    manifest = made.bundle.manifest
-    interpreter = Interpreter(model_path=str(made.folder / manifest.model))
-    assert [(one.name, one.length) for one in manifest.signatures] == [("length_6", 6), ("length_16", 16)]
-    for one in manifest.signatures:
-        details = interpreter.get_signature_runner(one.name).get_input_details()
+    bundle = all_made["litert"]
+    manifest = bundle.bundle.manifest
+    interpreter = Interpreter(model_path=str(bundle.folder / manifest.model))
+    assert [(signature.name, signature.length) for signature in manifest.signatures] == [
+        ("length_6", 6),
+        ("length_16", 16),
+    ]
+    for signature in manifest.signatures:
+        details = interpreter.get_signature_runner(signature.name).get_input_details()
         assert details.keys() == {entry.name for entry in manifest.inputs}
         for entry in manifest.inputs:
-            shape = [one.length if axis == "sequence_length" else axis for axis in entry.shape]
+            shape = [signature.length if axis == "sequence_length" else axis for axis in entry.shape]
             assert details[entry.name]["shape"].tolist() == shape
             assert details[entry.name]["dtype"] == np.dtype(entry.dtype)
     assert manifest.axes["sequence_length"].most == LENGTH
@@ -183,14 +186,14 @@ def test_litert_graphs_are_told_as_its_interpreter_has_them(all_made: dict[str, 
 def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]) -> None:
     from compress.formats.executorch.runtime import the_runtime
 
-    made = all_made["executorch"]
-    manifest = made.bundle.manifest
-    program = the_runtime().load_program((made.folder / manifest.model).read_bytes())
+    bundle = all_made["executorch"]
+    manifest = bundle.bundle.manifest
+    program = the_runtime().load_program((bundle.folder / manifest.model).read_bytes())
     about = program.load_method("forward").metadata
     assert about.num_inputs() == len(manifest.inputs)
-    for place, entry in enumerate(manifest.inputs):
+    for position, entry in enumerate(manifest.inputs):
         bounds = tuple(manifest.axes[axis].most if isinstance(axis, str) else axis for axis in entry.shape)
-        assert about.input_tensor_meta(place).sizes() == bounds == (8, LENGTH)
+        assert about.input_tensor_meta(position).sizes() == bounds == (8, LENGTH)
         assert entry.dtype == "int64"
     assert manifest.outputs[0].shape == (manifest.inputs[0].shape[0], 2)
 
@@ -198,17 +201,17 @@ def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]
 def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
     from compress.formats.silence import silence
 
-    made = all_made["coreml"]
-    manifest = made.bundle.manifest
+    bundle = all_made["coreml"]
+    manifest = bundle.bundle.manifest
     with silence("prints"):
         import coremltools
 
-        spec = coremltools.models.MLModel(str(made.folder / manifest.model), skip_model_load=True).get_spec()
-    verify(made.folder)  # which holds no longer where opening it rewrites a byte of the package
+        spec = coremltools.models.MLModel(str(bundle.folder / manifest.model), skip_model_load=True).get_spec()
+    verify(bundle.folder)  # which holds no longer where opening it rewrites a byte of the package
     assert (spec.specificationVersion, manifest.runtime.minimum_version) == (9, "18.0")
-    assert [entry.name for entry in manifest.inputs] == [one.name for one in spec.description.input]
-    for entry, one in zip(manifest.inputs, spec.description.input, strict=True):
-        ranges = one.type.multiArrayType.shapeRange.sizeRanges
+    assert [entry.name for entry in manifest.inputs] == [feature.name for feature in spec.description.input]
+    for entry, feature in zip(manifest.inputs, spec.description.input, strict=True):
+        ranges = feature.type.multiArrayType.shapeRange.sizeRanges
         assert entry.shape == (1, "sequence_length") and entry.dtype == "int32"
         least, most = ranges[1].lowerBound, ranges[1].upperBound
         assert (manifest.axes["sequence_length"].least, manifest.axes["sequence_length"].most) == (least, most)
@@ -217,12 +220,12 @@ def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
 
 def test_a_whole_bundle_passes_and_says_what_could_not_be_tried(made: Made) -> None:
     for path in (made.folder, made.bundle.archive):
-        found = verify(path)
-        assert (found.cases, found.unread) == (10, None)
+        verdict = verify(path)
+        assert (verdict.cases, verdict.unread) == (10, None)
         if made.bundle.manifest.format == "coreml":
-            assert found.worst is None and found.unanswered == "Core ML runs on macOS only"
+            assert verdict.worst is None and verdict.unanswered == "Core ML runs on macOS only"
         else:
-            assert found.worst is not None and found.worst < 0.1 and found.unanswered is None
+            assert verdict.worst is not None and verdict.worst < 0.1 and verdict.unanswered is None
 
 
 def test_any_flipped_bit_is_found(made: Made, tmp_path: Path) -> None:
@@ -245,10 +248,10 @@ def test_any_flipped_bit_is_found(made: Made, tmp_path: Path) -> None:
 def test_other_weights_under_a_right_seal_fail_the_self_test(
     all_made: dict[str, Made], form: str, tmp_path: Path
 ) -> None:
-    made = all_made[form]
-    folder = copy_of(made, tmp_path)
-    file = folder / made.bundle.manifest.model
-    weights = made.model.module.classifier.weight.detach().numpy().tobytes()
+    bundle = all_made[form]
+    folder = copy_of(bundle, tmp_path)
+    file = folder / bundle.bundle.manifest.model
+    weights = bundle.model.module.classifier.weight.detach().numpy().tobytes()
     content = file.read_bytes()
     assert content.count(weights) == 1
     file.write_bytes(content.replace(weights, (-2 * np.frombuffer(weights, np.float32)).tobytes()))
@@ -259,9 +262,9 @@ def test_other_weights_under_a_right_seal_fail_the_self_test(
 
 def _set(place: str, value: object) -> Callable[[dict[str, Any]], None]:
     def change(fields: dict[str, Any]) -> None:
-        *before, last = place.split(".")
+        *parents, last = place.split(".")
         at: Any = fields
-        for name in before:
+        for name in parents:
             at = at[int(name) if name.isdigit() else name]
         at[int(last) if last.isdigit() else last] = value
 
@@ -348,20 +351,20 @@ def test_what_a_run_wrote_for_the_target_is_taken(all_made: dict[str, Made], tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_pictures_too(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = bundled(form, tmp_path, pictures=True)
-    manifest = made.bundle.manifest
+    bundle = bundled(form, tmp_path, pictures=True)
+    manifest = bundle.bundle.manifest
     assert [entry.shape[1:] for entry in manifest.inputs] == [(3, tiny_images.SIDE, tiny_images.SIDE)]
-    assert verify(made.folder).cases == 6
+    assert verify(bundle.folder).cases == 6
     if form == "coreml":
         return
-    found = example(made.folder, monkeypatch)
+    answers = example(bundle.folder, monkeypatch)
     for number in (4, 5):
-        file = made.folder / "samples" / f"{number}.png"
+        file = bundle.folder / "samples" / f"{number}.png"
         with Image.open(file) as picture:
-            pixels = torch.from_numpy(np.asarray(made.model.processor([picture.convert("RGB")])["pixel_values"]))
-        expected = shares(made.model.module(pixel_values=pixels).logits[0], tiny_images.LABELS)
-        assert dict(found["Classifier"]().classify(file)) == pytest.approx(expected, abs=1e-4)
-    assert found["selftest"](found["Classifier"]()) < 1e-5
+            pixels = torch.from_numpy(np.asarray(bundle.model.processor([picture.convert("RGB")])["pixel_values"]))
+        expected = shares(bundle.model.module(pixel_values=pixels).logits[0], tiny_images.LABELS)
+        assert dict(answers["Classifier"]().classify(file)) == pytest.approx(expected, abs=1e-4)
+    assert answers["selftest"](answers["Classifier"]()) < 1e-5
 
 
 @pytest.mark.slow
@@ -371,11 +374,11 @@ def test_a_sentence_encoder_has_its_pooling_in_the_file(tmp_path: Path, monkeypa
     (run / "model").mkdir(parents=True)
     LiteRt(precision="fp32", lengths=[LENGTH]).run(model, sentences.context(max_length=LENGTH)).save(run / "model")
     (run / "recipe.yaml").write_text(RECIPE.replace("text-classification", "feature-extraction"))
-    made = build(wanted_of(run, "android"), tmp_path / "bundle", SilentProgress())
-    assert made.manifest.postprocessing.model_dump()["pooling"] is None
-    found = example(made.folder, monkeypatch)
+    bundle = build(wanted_of(run, "android"), tmp_path / "bundle", SilentProgress())
+    assert bundle.manifest.postprocessing.model_dump()["pooling"] is None
+    answers = example(bundle.folder, monkeypatch)
     tokens = model.processor(TEXT, return_tensors="pt")["input_ids"]
     hidden = model.module(input_ids=tokens).last_hidden_state[0].mean(axis=0)
     expected = (hidden / hidden.norm()).detach().numpy()
-    np.testing.assert_allclose(found["Encoder"]().embed(TEXT), expected, atol=1e-5)
-    assert verify(made.archive).compared == "embeddings"
+    np.testing.assert_allclose(answers["Encoder"]().embed(TEXT), expected, atol=1e-5)
+    assert verify(bundle.archive).compared == "embeddings"

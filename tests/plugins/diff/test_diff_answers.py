@@ -92,18 +92,18 @@ def test_drawn_inputs_flip_as_often_as_torch_says_and_values_part_at_the_changed
 ) -> None:
     diff = found(encoder, changed)
     batches = draw(encoder, changed).batches
-    before, after = (
+    logits_before, after = (
         np.concatenate([logits(folder, dict(batch)) for batch in batches]) for folder in (encoder, changed)
     )
     rows = {row["metric"]: row for row in diff["answers"]["rows"]}
-    assert rows["agreement"]["value"] == pytest.approx((before.argmax(1) == after.argmax(1)).mean())
+    assert rows["agreement"]["value"] == pytest.approx((logits_before.argmax(1) == after.argmax(1)).mean())
     assert rows["agreement"]["low"] < rows["agreement"]["value"] < rows["agreement"]["high"]
-    p, q = (np.exp(one) / np.exp(one).sum(1, keepdims=True) for one in (before, after))
+    p, q = (np.exp(scores) / np.exp(scores).sum(1, keepdims=True) for scores in (logits_before, after))
     assert rows["kl_divergence"]["value"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-4)
     assert {"agreement[tokens=8]", "agreement[tokens=32]"} <= rows.keys()
     assert diff["activations"]["first"] == VALUE.removesuffix(".weight")
     assert diff["first"].startswith(f"encoder.layer.1 ({VALUE})")
-    assert len(diff["answers"]["flips"]) == min(20, int((before.argmax(1) != after.argmax(1)).sum()))
+    assert len(diff["answers"]["flips"]) == min(20, int((logits_before.argmax(1) != after.argmax(1)).sum()))
 
 
 def test_rows_of_a_file_are_asked_with_labels_slices_and_the_texts_that_flipped(
@@ -111,32 +111,34 @@ def test_rows_of_a_file_are_asked_with_labels_slices_and_the_texts_that_flipped(
 ) -> None:
     diff = found(encoder, changed, "--data", rows)
     compared = diff["answers"]["comparison"]
-    accuracy = next(one for one in compared["changes"] if one["metric"] == "accuracy")
+    accuracy = next(change for change in compared["changes"] if change["metric"] == "accuracy")
     with rows.open() as file:
         content = list(csv.DictReader(file))
     answers = []
     for folder in (encoder, changed):
         model = TorchModel.load(folder, get_task(tiny.TASK))
-        answers.append([tiny.LABELS[place] for place in tiny.logits(model, [row["text"] for row in content]).argmax(1)])
+        answers.append(
+            [tiny.LABELS[label_id] for label_id in tiny.logits(model, [row["text"] for row in content]).argmax(1)]
+        )
     right = [[answer == row["label"] for answer, row in zip(side, content, strict=True)] for side in answers]
     assert accuracy["effect"] == pytest.approx(np.mean(right[1]) - np.mean(right[0]))
     assert accuracy["low"] <= accuracy["effect"] <= accuracy["high"] and accuracy["n"] == 60
-    assert {one["metric"] for one in compared["changes"]} >= {"accuracy", "calibration_error", "brier_score"}
+    assert {change["metric"] for change in compared["changes"]} >= {"accuracy", "calibration_error", "brier_score"}
     assert any(part["name"].startswith("characters=") for part in compared["slices"])
-    flips = [place for place, (old, new) in enumerate(zip(*right, strict=True)) if old != new]
-    assert sorted(one["row"] for one in compared["flips"]) == flips and flips
-    assert all(one["example"] == content[one["row"]]["text"] for one in compared["flips"])
+    flips = [row_number for row_number, (old, new) in enumerate(zip(*right, strict=True)) if old != new]
+    assert sorted(flip["row"] for flip in compared["flips"]) == flips and flips
+    assert all(flip["example"] == content[flip["row"]]["text"] for flip in compared["flips"])
     page = html_diff(Diff.model_validate(diff))
     assert VALUE in page and "By slice and length" in page and content[flips[0]]["text"] in page
 
 
 def test_limits_decide_the_exit_code(encoder: Path, changed: Path) -> None:
     missed = found(encoder, changed, "--depth", "weights", "--at-most", "weights=0.01", code=1)
-    worst = max(one["unexplained"] for one in missed["weights"]["tensors"])
+    worst = max(tensor["unexplained"] for tensor in missed["weights"]["tensors"])
     assert missed["limits"] == [{"name": "weights", "bound": 0.01, "value": worst, "state": "missed"}]
     assert found(encoder, encoder, "--depth", "weights", "--at-most", "weights=0", "--at-most", "fields=0")["limits"]
-    kept = found(encoder, changed, "--depth", "weights", "--at-most", "tensors=1", "--at-most", "flips=0.1")["limits"]
-    assert [one["state"] for one in kept] == ["kept", "not measured"]
+    limits = found(encoder, changed, "--depth", "weights", "--at-most", "tensors=1", "--at-most", "flips=0.1")["limits"]
+    assert [limit["state"] for limit in limits] == ["kept", "not measured"]
     wrong = ask(encoder, changed, "--at-most", "weigts=1")
     assert wrong.exception is not None and "did you mean 'weights'?" in str(wrong.exception)
 
@@ -157,7 +159,7 @@ def test_an_encoder_beside_a_decoder_is_compared_as_far_as_it_goes(encoder: Path
     lacking = " ".join(diff["not_compared"])
     assert "logits [16, 2] and [16, 8, 160]" in lacking and "no module of one name" in lacking
     assert diff["verdict"] == "changed" and diff["weights"]["removed"] and diff["weights"]["added"]
-    assert any(one["field"] == "model_type" for one in diff["fields"])
+    assert any(difference["field"] == "model_type" for difference in diff["fields"])
 
 
 def test_settings_and_tokens_that_differ_are_named(encoder: Path, tmp_path: Path) -> None:
@@ -172,8 +174,8 @@ def test_settings_and_tokens_that_differ_are_named(encoder: Path, tmp_path: Path
     assert diff["weights"]["layers"] == [] and diff["verdict"] == "changed"
     assert diff["first"].startswith("tokenizer.json: vocabulary") and "2 of another id" in diff["first"]
     assert {"file": "config.json", "field": "layer_norm_eps", "before": "1e-12", "after": "1e-05"} in diff["fields"]
-    told = ask(encoder, other, "--depth", "files").output
-    assert "layer_norm_eps" in told and "weights:" not in told
+    output = ask(encoder, other, "--depth", "files").output
+    assert "layer_norm_eps" in output and "weights:" not in output
 
 
 def test_two_runs_are_compared_by_their_recipes_and_reports(encoder: Path, changed: Path, tmp_path: Path) -> None:
@@ -187,10 +189,13 @@ def test_two_runs_are_compared_by_their_recipes_and_reports(encoder: Path, chang
         measured = outcome_row("accuracy", outcomes, "final", "cpu")
         packages = {"packages": {"torch": f"2.13.{seed}"}}
         data = DataRecord(digest="ab" * 32, rows=1000)
-        made = Report(recipe="tiny", measurements=(measured,), data=data, environment=packages)
-        (run / "report.json").write_text(made.to_json())
+        report = Report(recipe="tiny", measurements=(measured,), data=data, environment=packages)
+        (run / "report.json").write_text(report.to_json())
     diff = found(tmp_path / "run-0", tmp_path / "run-1")
-    fields = {(one["file"], one["field"]): (one["before"], one["after"]) for one in diff["fields"]}
+    fields = {
+        (difference["file"], difference["field"]): (difference["before"], difference["after"])
+        for difference in diff["fields"]
+    }
     assert fields[("recipe", "seed")] == ("0", "1")
     assert fields[("report", "packages.torch")] == ("2.13.0", "2.13.1")
     (change,) = diff["answers"]["comparison"]["changes"]

@@ -40,8 +40,8 @@ def compared(folder: Path, after: Mapping[str, np.ndarray], before: Mapping[str,
 
 def only(diff: WeightsDiff) -> TensorChange:
     """The one tensor that changed."""
-    (found,) = diff.having("changed")
-    return found
+    (change,) = diff.having("changed")
+    return change
 
 
 def test_a_model_is_identical_to_itself(tmp_path: Path) -> None:
@@ -50,26 +50,26 @@ def test_a_model_is_identical_to_itself(tmp_path: Path) -> None:
 
 
 def test_a_factor_of_one_layer_is_named_with_its_size(tmp_path: Path) -> None:
-    found = only(compared(tmp_path, {**TENSORS, NAMES[1]: OTHER * np.float32(1.02)}))
-    assert found.name == NAMES[1] and found.layer == "layers.1"
-    assert found.relative == pytest.approx(0.02, rel=1e-3) and found.factor == pytest.approx(1.02, rel=1e-5)
-    assert found.causes == ("all of it is 1.020 times what it was",)
+    change = only(compared(tmp_path, {**TENSORS, NAMES[1]: OTHER * np.float32(1.02)}))
+    assert change.name == NAMES[1] and change.layer == "layers.1"
+    assert change.relative == pytest.approx(0.02, rel=1e-3) and change.factor == pytest.approx(1.02, rel=1e-5)
+    assert change.causes == ("all of it is 1.020 times what it was",)
 
 
 def test_two_numbers_tell_no_factor(tmp_path: Path) -> None:
     """A bias of two classes is -x and x: retrained, it is always some factor of what it was."""
-    before, after = (np.array([-size, size], np.float32) for size in (0.013, -0.4))
-    with_bias = {**TENSORS, "classifier.bias": before}
-    found = only(compared(tmp_path, {**TENSORS, "classifier.bias": after}, with_bias))
-    assert found.name == "classifier.bias" and not found.causes
+    bias_before, after = (np.array([-size, size], np.float32) for size in (0.013, -0.4))
+    with_bias = {**TENSORS, "classifier.bias": bias_before}
+    change = only(compared(tmp_path, {**TENSORS, "classifier.bias": after}, with_bias))
+    assert change.name == "classifier.bias" and not change.causes
 
 
 def test_the_layer_that_changed_most_is_first(tmp_path: Path) -> None:
     noise = RANDOM.standard_normal(WEIGHT.shape).astype(np.float32)
     diff = compared(tmp_path, {**TENSORS, NAMES[0]: WEIGHT + 0.05 * noise, NAMES[1]: OTHER + 0.2 * noise})
-    assert [one.name for one in diff.layers] == ["layers.1", "layers.0"]
-    wanted = 0.2 * np.linalg.norm(noise) / np.linalg.norm(OTHER)
-    assert diff.having("changed")[1].unexplained == pytest.approx(wanted, rel=1e-4)
+    assert [layer.name for layer in diff.layers] == ["layers.1", "layers.0"]
+    expected_distance = 0.2 * np.linalg.norm(noise) / np.linalg.norm(OTHER)
+    assert diff.having("changed")[1].unexplained == pytest.approx(expected_distance, rel=1e-4)
 
 
 def test_tensors_that_came_went_and_changed_their_shape_are_named(tmp_path: Path) -> None:
@@ -81,16 +81,16 @@ def test_tensors_that_came_went_and_changed_their_shape_are_named(tmp_path: Path
 
 def test_a_renamed_tensor_is_found_by_its_numbers(tmp_path: Path) -> None:
     diff = compared(tmp_path, {"first.weight": WEIGHT, NAMES[1]: OTHER, NAMES[2]: VECTOR})
-    found = next(one for one in diff.tensors if one.name == NAMES[0])
-    assert (found.other, found.by, found.how) == ("first.weight", "content", "identical")
+    renamed = next(tensor for tensor in diff.tensors if tensor.name == NAMES[0])
+    assert (renamed.other, renamed.by, renamed.how) == ("first.weight", "content", "identical")
     assert not diff.added and not diff.removed
 
 
 def test_zeros_pruned_by_a_pattern_are_told_from_rows_that_were_zeroed(tmp_path: Path) -> None:
     pruned = OTHER.copy().reshape(48, -1, 4)
     np.put_along_axis(pruned, np.abs(pruned).argsort(axis=-1)[..., :2], 0, axis=-1)
-    found = only(compared(tmp_path, {**TENSORS, NAMES[1]: pruned.reshape(48, 32)}))
-    assert found.causes == ("pruned by 2:4: 50.0% zeros where there were 0.0%, the others are as they were",)
+    change = only(compared(tmp_path, {**TENSORS, NAMES[1]: pruned.reshape(48, 32)}))
+    assert change.causes == ("pruned by 2:4: 50.0% zeros where there were 0.0%, the others are as they were",)
     rows = WEIGHT.copy()
     rows[[4, 9, 30]] = 0
     again = only(compare_weights(tmp_path / "a", written(tmp_path / "c", {**TENSORS, NAMES[0]: rows}), PROGRESS))
@@ -101,8 +101,8 @@ def test_zeros_pruned_by_a_pattern_are_told_from_rows_that_were_zeroed(tmp_path:
 def test_numbers_that_are_none_are_a_cause_of_their_own(tmp_path: Path) -> None:
     broken = OTHER.copy()
     broken[0, :2] = np.nan
-    found = only(compared(tmp_path, {**TENSORS, NAMES[1]: broken}))
-    assert found.causes == ("2 values are no finite numbers",)
+    change = only(compared(tmp_path, {**TENSORS, NAMES[1]: broken}))
+    assert change.causes == ("2 values are no finite numbers",)
 
 
 def integers(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,20 +137,20 @@ def graph(folder: Path, factor: float = 1.0) -> Path:
 def test_integers_of_another_format_are_the_same_by_half_a_step(tmp_path: Path) -> None:
     diff = compare_weights(written(tmp_path / "a", TENSORS), graph(tmp_path / "b"), PROGRESS)
     assert diff.verdict == "rounded" and not diff.removed and not diff.added
-    found = {one.name: one for one in diff.tensors}
+    tensors = {tensor.name: tensor for tensor in diff.tensors}
     for name, weight in ((NAMES[0], WEIGHT), (NAMES[1], OTHER)):
         stored, scales = integers(weight)
         error = stored * scales[:, None] - weight
-        assert found[name].relative == pytest.approx(np.linalg.norm(error) / np.linalg.norm(weight), rel=1e-3)
-        assert found[name].within_half_step == 1.0 and found[name].times_rounding == pytest.approx(1, abs=0.1)
-        assert found[name].unexplained == 0 and found[name].by == "content"
-    assert found[NAMES[2]].how == "identical"
+        assert tensors[name].relative == pytest.approx(np.linalg.norm(error) / np.linalg.norm(weight), rel=1e-3)
+        assert tensors[name].within_half_step == 1.0 and tensors[name].times_rounding == pytest.approx(1, abs=0.1)
+        assert tensors[name].unexplained == 0 and tensors[name].by == "content"
+    assert tensors[NAMES[2]].how == "identical"
 
 
 def test_scales_off_by_two_per_cent_are_no_rounding(tmp_path: Path) -> None:
     diff = compare_weights(written(tmp_path / "a", TENSORS), graph(tmp_path / "b", 1.02), PROGRESS)
-    found = only(diff)
-    assert found.name == NAMES[0] and found.unexplained == pytest.approx(0.02, abs=0.003)
+    change = only(diff)
+    assert change.name == NAMES[0] and change.unexplained == pytest.approx(0.02, abs=0.003)
     assert diff.layers[0].name == "layers.0"
 
 
@@ -163,17 +163,17 @@ def test_a_decoder_is_the_same_in_gguf_and_in_gptq_though_rows_of_heads_are_turn
     for folder, bits in ((packed.folder, 4), (gguf, None)):
         diff = compare_weights(source.folder, folder, PROGRESS)
         assert diff.verdict == "rounded" and not (diff.added or diff.removed or diff.resized or diff.unread)
-        found = {one.name: one for one in diff.tensors}
+        found = {tensor.name: tensor for tensor in diff.tensors}
         query = found["model.layers.0.self_attn.q_proj.weight"]
         assert query.how == "rounded" and (bits is None or query.bits == (32, bits))
-        assert all((one.times_rounding or 0) < 1.2 for one in diff.tensors)
+        assert all((tensor.times_rounding or 0) < 1.2 for tensor in diff.tensors)
     assert query.other == "blk.0.attn_q.weight" and "in another order" in query.causes[0]
     # A head that has changed places is none of GGUF's order.
     tensors = {name: array.copy() for name, array in load_file(source.folder / "model.safetensors").items()}
     rows = tensors["model.layers.0.self_attn.q_proj.weight"]
     rows[:32] = rows[np.r_[16:32, 0:16]]
     again = compare_weights(written(tmp_path / "swapped", tensors), gguf, PROGRESS)
-    assert [one.name for one in again.having("changed")] == ["model.layers.0.self_attn.q_proj.weight"]
+    assert [tensor.name for tensor in again.having("changed")] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:

@@ -37,22 +37,26 @@ def test_gates_are_the_slopes_of_the_loss_summed_over_timesteps():
     sets = channel_sets(unet)
     gates, timesteps = gates_over_timesteps(unet, sets, seen, 0.0, SilentProgress())
     assert timesteps == [125, 375, 625, 875]
-    chosen = [place for place, one in enumerate(sets) if one.unit > 1][:1]
-    chosen += [next(place for place, one in enumerate(sets) if one.times == 4), 0, len(sets) // 2]
+    chosen = [set_index for set_index, channel_set in enumerate(sets) if channel_set.unit > 1][:1]
+    chosen += [
+        next(set_index for set_index, channel_set in enumerate(sets) if channel_set.times == 4),
+        0,
+        len(sets) // 2,
+    ]
     step = 1e-4
-    for place in chosen:
-        one, channel = sets[place], sets[place].coupling.size // 2
+    for set_index in chosen:
+        channel_set, channel = sets[set_index], sets[set_index].coupling.size // 2
         losses = []
         for sign in (1, -1):
-            before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+            tensors_before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
             with torch.no_grad():
-                for part in one.coupling.readers:
+                for part in channel_set.coupling.readers:
                     features = part.features[part.channels == channel]
                     unet.get_submodule(part.layer).weight[:, features] *= 1 + sign * step
             losses.append(float(seen.losses(unet).sum()))
-            unet.load_state_dict(before)
+            unet.load_state_dict(tensors_before)
         slope = (losses[0] - losses[1]) / (2 * step)
-        assert float(gates[place][channel]) == pytest.approx(slope, rel=1e-3, abs=1e-7)
+        assert float(gates[set_index][channel]) == pytest.approx(slope, rel=1e-3, abs=1e-7)
         assert abs(slope) > 1e-6
 
 
@@ -83,8 +87,8 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
     context = tiny.context(scratch=tmp_path)
     whole = copy.deepcopy(wide)
     settings = DenoiserPruning(channels=0.5, timesteps=4, importance_examples=3)
-    made = prune_unet(wide, settings, tiny_unets.latents(3), NOISING, context)
-    assert torch.allclose(tiny_unets.answer(made), tiny_unets.answer(small), atol=1e-3)
+    pruned = prune_unet(wide, settings, tiny_unets.latents(3), NOISING, context)
+    assert torch.allclose(tiny_unets.answer(pruned), tiny_unets.answer(small), atol=1e-3)
     assert f"-> {parameters(small):,} parameters" in context.notes[-1]
     table, costs = context.tables
     assert costs.rows[0][1:] == (parameters(whole), parameters(small))
@@ -93,20 +97,20 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
 
 def test_a_share_of_parameters_goes_where_least_is_lost():
     unet = tiny_unets.conditional(block_out_channels=(8, 32))
-    before = parameters(unet)
+    parameters_before = parameters(unet)
     context = tiny.context()
-    made = prune_unet(
+    pruned = prune_unet(
         unet,
         DenoiserPruning(parameters=0.3, timesteps=3, importance_examples=2),
         tiny_unets.latents(2),
         NOISING,
         context,
     )
-    assert parameters(made) <= 0.7 * before
-    assert tiny_unets.answer(made).isfinite().all()
+    assert parameters(pruned) <= 0.7 * parameters_before
+    assert tiny_unets.answer(pruned).isfinite().all()
     with pytest.raises(StageError, match=r"can remove .*, and not 99\.0%"):
         prune_unet(
-            made,
+            pruned,
             DenoiserPruning(flops=0.99, timesteps=3, importance_examples=2),
             tiny_unets.latents(2),
             NOISING,
@@ -121,11 +125,11 @@ def test_the_pair_goes_without_which_the_loss_is_least():
     for stage in (0, 1):
         for down in (0, 1):
             for up in (0, 1, 2):
-                kept = whole.without(stage, down, up)
-                if (made := shared_blocks(unet, kept)) is not None:
-                    tried[kept] = seen.loss(made)
-    kept, removed = least_missed(unet, 1, middle=False, judge=seen.loss)
-    assert kept == min(tried, key=tried.__getitem__)
+                kept_blocks = whole.without(stage, down, up)
+                if (candidate := shared_blocks(unet, kept_blocks)) is not None:
+                    tried[kept_blocks] = seen.loss(candidate)
+    kept_blocks, removed = least_missed(unet, 1, middle=False, judge=seen.loss)
+    assert kept_blocks == min(tried, key=tried.__getitem__)
     assert removed[0].loss == pytest.approx(min(tried.values()))
     assert len(set(tried.values())) > 1
 
@@ -142,8 +146,8 @@ def test_the_middle_goes_where_it_is_missed_least():
     def apart(tried):
         return float((tiny_unets.answer(tried) - whole).square().mean())
 
-    kept, (first, second) = least_missed(unet, 2, middle=True, judge=apart)
-    assert first.what == "the block in the middle" and not kept.middle
+    kept_blocks, (first, second) = least_missed(unet, 2, middle=True, judge=apart)
+    assert first.what == "the block in the middle" and not kept_blocks.middle
     assert first.loss == 0.0 < second.loss
     assert least_missed(unet, 1, middle=False, judge=apart)[0].middle
     with pytest.raises(StageError, match="Only 2 blocks of this UNet can go, and 3 are to"):

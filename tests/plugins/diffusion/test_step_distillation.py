@@ -75,12 +75,12 @@ def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
     real, exact = torch.from_numpy(mixture.points(1500, seed=9)), mixture.ExactDenoiser()
 
     def apart(network: nn.Module) -> Callable[[Any], float]:
-        return lambda made: energy(mixture.drawn(network, made, few["steps"], noise()), real)
+        return lambda trained: energy(mixture.drawn(network, trained, few["steps"], noise()), real)
 
     _, tried = best_untrained(mixture.scheduler(), few["steps"], apart(exact))
     taught = lesson(tmp_path, few, epochs=60, learning_rate=8e-3, batch_size=1024)
-    made = taught.train()
-    assert tried[0].error is not None and apart(taught.student)(made) * 2 < tried[0].error
+    trained = taught.train()
+    assert tried[0].error is not None and apart(taught.student)(trained) * 2 < tried[0].error
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -106,11 +106,11 @@ def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) 
     teacher, noisy = mixture.ExactDenoiser(), noise(6)
     loss = Join(denoiser(teacher), denoiser(teacher), 1, joined=4, second_order=second_order)
     target = loss.target(noisy, loss.times.repeat(6), Batch(noisy))
-    made = mixture.scheduler(timestep_spacing="trailing")
+    scheduler = mixture.scheduler(timestep_spacing="trailing")
     if second_order:
-        made = diffusers.DPMSolverMultistepScheduler.from_config(made.config)
-    found = mixture.drawn(teacher, made, 4, noisy)
-    torch.testing.assert_close(target, found, rtol=1e-3, atol=1e-4)  # behind the last step there is no noise
+        scheduler = diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
+    samples = mixture.drawn(teacher, scheduler, 4, noisy)
+    torch.testing.assert_close(target, samples, rtol=1e-3, atol=1e-4)  # behind the last step there is no noise
 
 
 def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
@@ -128,11 +128,11 @@ def test_the_average_follows_the_weights_and_settles_as_them() -> None:
     averaged = Averaged(nn.Linear(2, 2, bias=False))
     with torch.no_grad():
         averaged.network.weight.fill_(0.0)  # type: ignore[union-attr]
-    before = averaged.get_buffer("average_0").clone()
+    average_before = averaged.get_buffer("average_0").clone()
     averaged.follow(0.75)
     averaged.follow(0.75)
     averaged.settle()
-    torch.testing.assert_close(averaged.network.weight, before * 0.75**2)
+    torch.testing.assert_close(averaged.network.weight, average_before * 0.75**2)
 
 
 def test_guidance_is_that_of_diffusers() -> None:
@@ -143,24 +143,24 @@ def test_guidance_is_that_of_diffusers() -> None:
     noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([900, 100])
     scales = torch.tensor([2.0, 5.0])
     with torch.no_grad():
-        found = Denoiser(unet, "epsilon", table(), 0, empty).clean(noisy, times, Batch(noisy, text, scales))
+        guided = Denoiser(unet, "epsilon", table(), 0, empty).clean(noisy, times, Batch(noisy, text, scales))
         for row, scale in enumerate(scales):
-            one, when = noisy[row : row + 1], times[row : row + 1]
-            without, wanted = (unet(one, when, states).sample for states in (empty, text[row : row + 1]))
-            output = without + scale * (wanted - without)
+            noisy_row, when = noisy[row : row + 1], times[row : row + 1]
+            without, conditioned = (unet(noisy_row, when, states).sample for states in (empty, text[row : row + 1]))
+            output = without + scale * (conditioned - without)
             square = mixture.scheduler().alphas_cumprod[when]
-            clean = (one - (1 - square).sqrt() * output) / square.sqrt()
-            torch.testing.assert_close(found[row : row + 1], clean, rtol=1e-3, atol=1e-3)
+            clean = (noisy_row - (1 - square).sqrt() * output) / square.sqrt()
+            torch.testing.assert_close(guided[row : row + 1], clean, rtol=1e-3, atol=1e-3)
 
 
 def test_a_network_that_is_told_of_guidance_begins_as_it_was() -> None:
     import tiny_pipelines
 
     unet = tiny_pipelines.parts()["unet"]
-    told = told_of_guidance(unet)
+    guided_unet = told_of_guidance(unet)
     given = torch.randn(2, 4, 8, 8), torch.tensor([7, 700]), torch.randn(2, 5, tiny_pipelines.WIDTH)
     with torch.no_grad():
-        torch.testing.assert_close(told(*given, timestep_cond=torch.randn(2, 256)).sample, unet(*given).sample)
+        torch.testing.assert_close(guided_unet(*given, timestep_cond=torch.randn(2, 256)).sample, unet(*given).sample)
     with pytest.raises(StageError, match="cannot be told"):
         told_of_guidance(tiny_pipelines.parts()["vae"])
 
@@ -175,14 +175,14 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
     whole = made(tmp_path / "whole")
     whole.train()
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
-    own, calls = StepTrainer.batch, 0
+    original_batch, calls = StepTrainer.batch, 0
 
     def failing(self: StepTrainer, given: dict[str, torch.Tensor]) -> Batch:
         nonlocal calls
         calls += 1
         if calls == 12:  # in the second round, where there are two
             raise KeyboardInterrupt
-        return own(self, given)
+        return original_batch(self, given)
 
     monkeypatch.setattr(StepTrainer, "batch", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -190,20 +190,20 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
     again = made(tmp_path / "killed")
     again.train()
     assert 12 < calls < 12 + 16
-    for one, other in zip(whole.student.parameters(), again.student.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for parameter, other in zip(whole.student.parameters(), again.student.parameters(), strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
-    own, calls = StepTrainer.batch, 0
+    original_batch, calls = StepTrainer.batch, 0
 
     def spoiled(self: StepTrainer, given: dict[str, torch.Tensor]) -> Batch:
         nonlocal calls
         calls += 1
-        batch = own(self, given)
+        batch = original_batch(self, given)
         return replace(batch, clean=batch.clean * float("nan")) if calls >= 5 else batch
 
     monkeypatch.setattr(StepTrainer, "batch", spoiled)
@@ -258,9 +258,9 @@ def test_flow_matching_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_scheduler_of_a_student_is_the_one_it_learned_for(tmp_path: Path) -> None:
-    made = lesson(tmp_path, {"steps": 4}).sampled_by()
-    assert isinstance(made, diffusers.DDIMScheduler) and made.config.timestep_spacing == "trailing"
-    assert made.config.prediction_type == "v_prediction" and not made.config.clip_sample
+    scheduler = lesson(tmp_path, {"steps": 4}).sampled_by()
+    assert isinstance(scheduler, diffusers.DDIMScheduler) and scheduler.config.timestep_spacing == "trailing"
+    assert scheduler.config.prediction_type == "v_prediction" and not scheduler.config.clip_sample
     lcm = lesson(tmp_path, {"method": "consistency", "teacher_steps": 20, "timestep_scaling": 3.0}).sampled_by()
     assert isinstance(lcm, diffusers.LCMScheduler) and lcm.config.original_inference_steps == 20
     assert lcm.config.timestep_scaling == 3.0

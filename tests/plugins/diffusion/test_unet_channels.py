@@ -43,51 +43,57 @@ KINDS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
 def test_twins_of_channels_heads_and_neurons_go_and_nothing_else(kind, tmp_path):
     make, widths, changes = KINDS[kind]
     small, wide = tiny_unets.doubled(make, widths, **changes)
-    wanted = tiny_unets.answer(small)
-    assert torch.allclose(tiny_unets.answer(wide), wanted, atol=1e-4)
+    expected = tiny_unets.answer(small)
+    assert torch.allclose(tiny_unets.answer(wide), expected, atol=1e-4)
     sets = channel_sets(wide)
     gates = []
-    for one in sets:
-        assert one.coupling.size % (2 * one.unit) == 0
-        units = torch.arange(one.coupling.size) // one.unit
+    for channel_set in sets:
+        assert channel_set.coupling.size % (2 * channel_set.unit) == 0
+        units = torch.arange(channel_set.coupling.size) // channel_set.unit
         gates.append((units % 2 == 0).float())
-    made = narrow(wide, sets, gates, widths)
-    made.save_pretrained(tmp_path)
+    narrowed = narrow(wide, sets, gates, widths)
+    narrowed.save_pretrained(tmp_path)
     loaded = type(small).from_pretrained(tmp_path)
     assert loaded.config.block_out_channels == (
         list(widths) if isinstance(loaded.config.block_out_channels, list) else widths
     )
-    found = loaded.state_dict()
+    loaded_tensors = loaded.state_dict()
     for name, value in small.state_dict().items():
         near = 1e-3 if name == "time_embedding.linear_1.weight" else 0.0
-        assert torch.allclose(found[name], value, atol=near, rtol=0), name
-    assert torch.allclose(tiny_unets.answer(loaded), wanted, atol=1e-3)
+        assert torch.allclose(loaded_tensors[name], value, atol=near, rtol=0), name
+    assert torch.allclose(tiny_unets.answer(loaded), expected, atol=1e-3)
 
 
 def test_as_many_stay_of_each_group_and_heads_stay_whole():
     unet = tiny_unets.conditional(block_out_channels=(16, 32))
     sets = channel_sets(unet)
     torch.manual_seed(1)
-    for one in sets:
-        width = unet.config.block_out_channels[one.stage] // 2
-        kept = one.kept(torch.randn(one.coupling.size), width)
-        assert len(kept) == one.coupling.size // 2 == len(set(kept.tolist()))
-        assert torch.equal(kept, kept.sort().values)
-        counts = torch.bincount(kept // (one.coupling.size // one.groups), minlength=one.groups)
-        assert counts.tolist() == [len(kept) // one.groups] * one.groups
-        assert set(torch.bincount(kept // one.unit).tolist()) <= {0, one.unit}
-    assert {one.groups for one in sets} == {1, 2} and {one.unit for one in sets} == {1, 8, 16}
+    for channel_set in sets:
+        width = unet.config.block_out_channels[channel_set.stage] // 2
+        kept_channels = channel_set.kept(torch.randn(channel_set.coupling.size), width)
+        assert len(kept_channels) == channel_set.coupling.size // 2 == len(set(kept_channels.tolist()))
+        assert torch.equal(kept_channels, kept_channels.sort().values)
+        counts = torch.bincount(
+            kept_channels // (channel_set.coupling.size // channel_set.groups), minlength=channel_set.groups
+        )
+        assert counts.tolist() == [len(kept_channels) // channel_set.groups] * channel_set.groups
+        assert set(torch.bincount(kept_channels // channel_set.unit).tolist()) <= {0, channel_set.unit}
+    assert {channel_set.groups for channel_set in sets} == {1, 2} and {channel_set.unit for channel_set in sets} == {
+        1,
+        8,
+        16,
+    }
 
 
 def test_every_weight_that_a_width_decides_belongs_to_a_set():
     unet = tiny_unets.conditional(layers_per_block=2)
     covered: dict[tuple[str, str], set[int]] = {}
-    for one in channel_sets(unet):
-        for part in one.coupling.parts:
+    for channel_set in channel_sets(unet):
+        for part in channel_set.coupling.parts:
             for side in ("in", "out") if part.side == "both" else (part.side,):
-                place = covered.setdefault((part.layer, side), set())
-                assert not place & set(part.features.tolist()), part.layer
-                place |= set(part.features.tolist())
+                covered_features = covered.setdefault((part.layer, side), set())
+                assert not covered_features & set(part.features.tolist()), part.layer
+                covered_features |= set(part.features.tolist())
     fixed = {("conv_in", "in"), ("conv_out", "out")}
     for name, layer in unet.named_modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and not name.startswith("time_embedding"):
@@ -130,30 +136,32 @@ def test_blocks_that_are_not_known_are_named():
 
 def test_fewer_sinusoids_tell_nearly_the_same_time():
     unet = tiny_unets.conditional(block_out_channels=(64, 128), attention_head_dim=4)
-    before = copy.deepcopy(unet.time_embedding.linear_1)
+    original_layer = copy.deepcopy(unet.time_embedding.linear_1)
     steps = torch.arange(1000)
     sinusoids = unet.time_proj(steps)
     sets = channel_sets(unet)
-    made = narrow(unet, sets, [torch.rand(one.coupling.size) for one in sets], (48, 96))
+    narrowed = narrow(unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (48, 96))
     with torch.no_grad():
-        wanted, found = before(sinusoids), made.time_embedding.linear_1(made.time_proj(steps))
-        spread = (wanted - wanted.mean(0)).square().mean()
-    assert made.time_proj(steps).shape == (1000, 48)
+        expected, embedded = original_layer(sinusoids), narrowed.time_embedding.linear_1(narrowed.time_proj(steps))
+        spread = (expected - expected.mean(0)).square().mean()
+    assert narrowed.time_proj(steps).shape == (1000, 48)
     # The highest frequencies are as before, and the lowest are nearly straight lines over a thousand steps.
-    assert made.config.freq_shift == -8
-    assert float((found - wanted).square().mean() / spread) < 1e-3
+    assert narrowed.config.freq_shift == -8
+    assert float((embedded - expected).square().mean() / spread) < 1e-3
 
 
 def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
     unet = tiny_unets.conditional(time_cond_proj_dim=6)
     embedding = unet.time_embedding
     with torch.no_grad():
-        wanted = embedding.linear_1.weight @ embedding.cond_proj.weight
+        expected = embedding.linear_1.weight @ embedding.cond_proj.weight
     sets = channel_sets(unet)
-    made = narrow(unet, sets, [torch.rand(one.coupling.size) for one in sets], (4, 8)).time_embedding
-    assert made.cond_proj.weight.shape == (4, 6)
+    narrowed = narrow(
+        unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (4, 8)
+    ).time_embedding
+    assert narrowed.cond_proj.weight.shape == (4, 6)
     with torch.no_grad():
-        off = made.linear_1.weight @ made.cond_proj.weight - wanted
+        off = narrowed.linear_1.weight @ narrowed.cond_proj.weight - expected
     # What is left of the difference is none that the layer could read.
-    assert torch.allclose(made.linear_1.weight.T @ off, torch.zeros(4, 6), atol=1e-4)
-    assert float(off.norm()) < float(wanted.norm())
+    assert torch.allclose(narrowed.linear_1.weight.T @ off, torch.zeros(4, 6), atol=1e-4)
+    assert float(off.norm()) < float(expected.norm())

@@ -62,10 +62,10 @@ def test_what_eight_bits_cut_off() -> None:
         helper.make_graph(nodes, "g", value[:1], value[1:], constants), opset_imports=[helper.make_opsetid("", 21)]
     )
     graph.ir_version = 10
-    own = ActivationRange("x", "layer", -5.0, 122.5, 0.5)
+    stored_range = ActivationRange("x", "layer", -5.0, 122.5, 0.5)
 
     rows = [{"x": np.float32([[-5.2, 0, 122.7, 1]])}, {"x": np.float32([[-5.3, 300, 122.8, 1]])}]
-    seen = record_activations(graph, [own], rows)
+    seen = record_activations(graph, [stored_range], rows)
 
     assert seen.cut.tolist() == [[0.0], [0.75]]
     assert seen.peaks.tolist() == [[pytest.approx(122.7)], [300.0]]
@@ -77,31 +77,34 @@ def test_what_eight_bits_cut_off() -> None:
 def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
     file = run_folder / "model" / "onnx" / "model_quantized.onnx"
     graph = onnx.load(file)
-    stored = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
+    stored = {initializer.name: numpy_helper.to_array(initializer) for initializer in graph.graph.initializer}
     quantizers = [node for node in graph.graph.node if node.op_type == "QuantizeLinear"]
-    found = {each.tensor: each for each in activation_ranges(file)}
+    ranges = {activation.tensor: activation for activation in activation_ranges(file)}
 
-    assert set(found) == {node.input[0] for node in quantizers}
+    assert set(ranges) == {node.input[0] for node in quantizers}
     for node in quantizers:
         scale, zero = (stored[name] for name in node.input[1:3])
-        own = found[node.input[0]]
-        assert (own.low, own.high) == (pytest.approx(-float(zero) * scale), pytest.approx((255 - float(zero)) * scale))
-        assert own.layer
+        input_range = ranges[node.input[0]]
+        assert (input_range.low, input_range.high) == (
+            pytest.approx(-float(zero) * scale),
+            pytest.approx((255 - float(zero)) * scale),
+        )
+        assert input_range.layer
 
 
 def test_traits_of_texts_by_hand() -> None:
     tokenizer = tiny.word_piece()
     table = pa.table({"text": ["the film was great", "xq the", "\u2603 the film was a great plot"]})
-    found = text_features(table, [Column("text")], tokenizer, max_length=6)
+    features = text_features(table, [Column("text")], tokenizer, max_length=6)
 
-    assert found.lengths.tolist() == [6, 2 + len(tokenizer.tokenize("xq the")), 9]
+    assert features.lengths.tolist() == [6, 2 + len(tokenizer.tokenize("xq the")), 9]
     # Six places, of which two are the frame's: three of the seven tokens of the last text don't fit.
-    assert found.cut[[0, 2]].tolist() == [0.0, pytest.approx(3 / 7)]
-    assert found.broken.tolist() == [0.0, 0.5, 0.0]
-    assert found.words[1] == {"xq"}
-    assert found.unknown is not None
-    assert found.unknown.tolist() == [0.0, 0.0, pytest.approx(1 / 7)]
-    assert found.tokens[1].sum() == min(4, len(tokenizer.tokenize("xq the")))
+    assert features.cut[[0, 2]].tolist() == [0.0, pytest.approx(3 / 7)]
+    assert features.broken.tolist() == [0.0, 0.5, 0.0]
+    assert features.words[1] == {"xq"}
+    assert features.unknown is not None
+    assert features.unknown.tolist() == [0.0, 0.0, pytest.approx(1 / 7)]
+    assert features.tokens[1].sum() == min(4, len(tokenizer.tokenize("xq the")))
 
 
 def test_traits_of_images_by_hand() -> None:
@@ -109,8 +112,8 @@ def test_traits_of_images_by_hand() -> None:
     content = io.BytesIO()
     image.fromarray(np.repeat(np.uint8([[0, 255]]), 3, axis=0)).save(content, "png")
     value = {"bytes": content.getvalue(), "path": None, "sha256": ""}
-    found = image_features(pa.table({"image": [value]}), Column("image", kind="image"))
-    assert {name: values.tolist() for name, values in found.items()} == {
+    features = image_features(pa.table({"image": [value]}), Column("image", kind="image"))
+    assert {name: values.tolist() for name, values in features.items()} == {
         "brightness": [0.5],
         "contrast": [0.5],
         "size": [3.0],
@@ -122,11 +125,11 @@ def test_traits_of_recordings_by_hand() -> None:
     content = io.BytesIO()
     soundfile.write(content, np.tile([0.5, -0.5, 0.5, -1.0], 100), 8000, format="WAV", subtype="FLOAT")
     value = {"bytes": content.getvalue(), "path": None, "sha256": ""}
-    found = sound_features(pa.table({"audio": [value]}), Column("audio", kind="audio"))
+    features = sound_features(pa.table({"audio": [value]}), Column("audio", kind="audio"))
     # A quarter of the samples have a power of 1, the others of 1/4.
     expected = {"loudness": 10 * np.log10(0.25 + 0.75 / 4), "seconds": 0.05, "rate": 8000.0, "clipped": 0.25}
-    assert {name: values.tolist() for name, values in found.items()} == {
-        name: [pytest.approx(each)] for name, each in expected.items()
+    assert {name: values.tolist() for name, values in features.items()} == {
+        name: [pytest.approx(feature)] for name, feature in expected.items()
     }
 
 
@@ -153,22 +156,22 @@ def test_one_source_is_no_drift_and_a_shift_is_one(run_folder: Path, tmp_path: P
 def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     # Texts of one word over and over are what no calibration row was.
     texts = [" ".join([word] * 11) for word in (*tiny.GOOD, *tiny.BAD) for _ in range(10)]
-    found = looks_of(compress("drift", run_folder, "--recent", write(tmp_path / "today.csv", texts), "--json"))
-    ranges = found["ranges"]
+    looks = looks_of(compress("drift", run_folder, "--recent", write(tmp_path / "today.csv", texts), "--json"))
+    ranges = looks["ranges"]
     assert ranges["verdict"] == "drift"
     assert "`stages.3.onnx_int8` draws its 48 `calibration_examples`" in ranges["advice"]
     worst = ranges["parts"][0]
     assert worst["recent"] > worst["reference"]
     assert "8 bits stand for" in worst["note"]
-    assert found["unknown"]["verdict"] == "none"
+    assert looks["unknown"]["verdict"] == "none"
 
 
 def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     same = write(tmp_path / "same.csv", tiny.texts(150, seed=9))
     done = compress("drift", run_folder, "--recent", same, "--reference", run_folder / "train.csv", "--json")
-    found = looks_of(done)
+    looks = looks_of(done)
     assert done.code == 0
-    assert {name for name, look in found.items() if look["verdict"] == "not judged"} == {
+    assert {name for name, look in looks.items() if look["verdict"] == "not judged"} == {
         "unknown", "words", "confidence",
     }  # fmt: skip
     assert "trained on" in json.loads(done.stdout)["notes"][0]
@@ -211,10 +214,10 @@ def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monke
         entry = entry_run.EntryRun(SuiteEntry(recipe="tiny.yaml", recent=recent), tmp_path, tmp_path, None, Policy())
         return entry.check_drift(passed, read_recipe(run_folder / "recipe.yaml"), tmp_path, 60.0)
 
-    found = night("today.csv")
-    assert found.outcome.status == "missed"
-    assert {one.metric for one in found.findings} >= {"use_words", "use_tokens"}
-    assert "drift of use, words outside the table: widen the table" in found.findings[0].sentence
+    todays_night = night("today.csv")
+    assert todays_night.outcome.status == "missed"
+    assert {finding.metric for finding in todays_night.findings} >= {"use_words", "use_tokens"}
+    assert "drift of use, words outside the table: widen the table" in todays_night.findings[0].sentence
     gone = night("gone.csv")
     assert (gone.outcome.status, gone.findings[0].kind) == ("failed", "stage")
     assert "gone.csv does not exist" in gone.findings[0].what
@@ -233,12 +236,15 @@ def look(name: str, p_value: float, effect: float = 1.0, matters_from: float = 0
 
 def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
     looks = [look("length", 0.003), look("cut", 0.001), look("classes", 0.0001, effect=0.05), look("words", 0.5)]
-    found = {each.name: each for each in judged(looks, 0.005, recipe({"distill": {"student": {"layers": [0]}}}))}
-    assert {name: each.verdict for name, each in found.items()} == {
+    verdicts = {
+        judgement.name: judgement
+        for judgement in judged(looks, 0.005, recipe({"distill": {"student": {"layers": [0]}}}))
+    }
+    assert {name: judgement.verdict for name, judgement in verdicts.items()} == {
         "length": "none", "cut": "drift", "classes": "small", "words": "none",
     }  # fmt: skip
     # Holm by hand: the third smallest of four counts twice.
-    assert found["length"].adjusted == pytest.approx(0.006)
+    assert verdicts["length"].adjusted == pytest.approx(0.006)
 
 
 def test_advice_names_stage_and_field() -> None:

@@ -44,10 +44,10 @@ def test_a_recipe_that_cannot_be_read_fails_alone_and_is_remembered(tmp_path: Pa
     suite = write_suite(tmp_path, "recipe: a.yaml", "{recipe: a.yaml, name: b}")
     done, _ = run_night(suite, tmp_path / "artifacts")
     assert done.night.exit_code == 3
-    assert [one.status for one in done.night.outcomes] == ["failed", "failed"]
+    assert [outcome.status for outcome in done.night.outcomes] == ["failed", "failed"]
     assert "The recipe has" in done.night.outcomes[0].reason
     again, _ = run_night(suite, tmp_path / "artifacts")
-    assert [found.since for found in again.night.findings] == [done.night.label] * 2
+    assert [finding.since for finding in again.night.findings] == [done.night.label] * 2
     latest = tmp_path / "artifacts" / "nights" / "all" / "latest"
     assert json.loads((latest / "night.json").read_text())["number"] == 2
     assert {path.name for path in latest.iterdir()} == {"night.html", "night.json", "night.md", "junit.xml"}
@@ -60,16 +60,16 @@ def test_an_entry_that_the_budget_is_too_short_for_is_not_run_and_goes_first_nex
     artifacts = tmp_path / "artifacts"
     history = NightHistory(artifacts / "nights" / "all" / "history.sqlite", ignore)
     slow = [outcome("a", seconds=3.0), outcome("b", seconds=1500.0)]
-    for place in range(3):
-        history.append(night(place, slow, host=HERE).model_copy(update={"suite": "all"}), {})
-    done, said = run_night(suite, artifacts)
+    for number in range(3):
+        history.append(night(number, slow, host=HERE).model_copy(update={"suite": "all"}), {})
+    done, lines = run_night(suite, artifacts)
     idle = done.night.outcomes[1]
     assert (idle.entry, idle.status) == ("b", "not run")
     assert "usually takes 25 min" in idle.reason
-    assert [found.kind for found in done.night.findings] == ["stage", "budget"]
-    assert said[0].startswith("a: running")
-    _, said = run_night(suite, artifacts)
-    assert said[0].startswith("b: not run")
+    assert [finding.kind for finding in done.night.findings] == ["stage", "budget"]
+    assert lines[0].startswith("a: running")
+    _, lines = run_night(suite, artifacts)
+    assert lines[0].startswith("b: not run")
 
 
 def test_a_budget_that_is_used_up_leaves_the_others_not_run(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
     suite.write_text(f"name: all\nbudget_minutes: 60\nbaselines: baselines\n{LENIENT}\nentries:\n{listed}\n")
     done = tiny_run.compress("nightly", "suite.yaml", "--json", folder=place)
     assert done.returncode == 3, done.stderr
-    told = json.loads(done.stdout)
-    outcomes = {one["entry"]: one for one in told["outcomes"]}
-    assert {name: one["status"] for name, one in outcomes.items()} == {
+    night_record = json.loads(done.stdout)
+    outcomes = {entry_outcome["entry"]: entry_outcome for entry_outcome in night_record["outcomes"]}
+    assert {name: entry_outcome["status"] for name, entry_outcome in outcomes.items()} == {
         "tiny": "passed",
         "broken": "failed",
         "endless": "failed",
@@ -152,7 +152,7 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
     assert "nowhere" in outcomes["broken"]["reason"]
     assert outcomes["endless"]["exit_code"] == -signal.SIGTERM
     assert 1.2 <= outcomes["endless"]["seconds"] < 1.2 + 25
-    (gated,) = [found for found in told["findings"] if found["kind"] == "gate"]
+    (gated,) = [finding for finding in night_record["findings"] if finding["kind"] == "gate"]
     assert (gated["entry"], gated["metric"], gated["target"]) == ("degraded", "accuracy", "cpu")
     report = json.loads((place / outcomes["degraded"]["report"]).read_text())
     final = {row["metric"]: row["value"] for row in report["measurements"] if row["model"] == "final"}
@@ -163,18 +163,26 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
     assert "degraded: accuracy on cpu" in again.stdout
     assert "since night 1" in again.stdout
     series = NightHistory(place / "artifacts" / "nights" / "all" / "history.sqlite", ignore).series("all")
-    (line,) = [one for one in series if (one.entry, one.model, one.metric) == ("degraded", "final", "accuracy")]
+    (line,) = [
+        candidate
+        for candidate in series
+        if (candidate.entry, candidate.model, candidate.metric) == ("degraded", "final", "accuracy")
+    ]
     assert [point.value for point in line.points] == [final["accuracy"]] * 2
 
 
 @pytest.mark.slow
 def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
     measured = tiny_run.read_report(place / "artifacts")["measurements"]
-    (size,) = [one["value"] for one in measured if (one["model"], one["metric"]) == ("final", "size_bytes")]
+    (size,) = [
+        measurement["value"]
+        for measurement in measured
+        if (measurement["model"], measurement["metric"]) == ("final", "size_bytes")
+    ]
     history = NightHistory(place / "drifting.sqlite", ignore)
     for number, value in enumerate([size * 0.99] * 9 + [size] * 2):
-        told = night(number, [outcome()], host=HERE).model_copy(update={"suite": "drifting"})
-        history.append(told, {"tiny": (row("size_bytes", value, "bytes"),)})
+        earlier_night = night(number, [outcome()], host=HERE).model_copy(update={"suite": "drifting"})
+        history.append(earlier_night, {"tiny": (row("size_bytes", value, "bytes"),)})
     suite = place / "drifting.yaml"
     suite.write_text(f"name: drifting\nhistory: drifting.sqlite\n{LENIENT}\nentries: [{{recipe: tiny.yaml}}]\n")
     done = tiny_run.compress("nightly", suite.name, folder=place)
@@ -182,7 +190,7 @@ def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
     assert "tiny: size_bytes on cpu: the level changed by +1.0%" in done.stdout
     assert "since night 10 (2026-08-10)" in done.stdout
     read = history.read_nights("drifting")[-1]
-    assert ([one.status for one in read.outcomes], [one.kind for one in read.findings]) == (["missed"], ["drift"])
+    assert ([item.status for item in read.outcomes], [item.kind for item in read.findings]) == (["missed"], ["drift"])
 
 
 @pytest.mark.slow
@@ -212,7 +220,7 @@ def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(
     assert psutil.wait_procs(family, timeout=20)[1] == []
     assert "the night was interrupted" in stdout
     (read,) = NightHistory(logs / "history.sqlite", ignore).read_nights(f"cut-{int(number)}")
-    assert [one.status for one in read.outcomes] == [status, "not run"]
+    assert [entry_outcome.status for entry_outcome in read.outcomes] == [status, "not run"]
 
 
 def test_a_bad_suite_is_told_before_anything_runs(tmp_path: Path) -> None:

@@ -20,14 +20,16 @@ from compress.recipe.document import read_document
 
 def past(made: Made, misleads: bool = False) -> list[PastTrial]:
     """All that a search came to; or what loses most is said to lose least."""
-    found = []
+    past_trials = []
     for (point, rung), outcome in search(made).observations.outcomes.items():
         room = constraint_margin(LIMIT, outcome, 0.9)
         assert room is not None
         value = -0.12 - room.value if misleads else room.value
         half = room.value - room.low
-        found.append(PastTrial(point=point, share=SHARES[rung], rooms={limit_name(LIMIT): (value, half)}, source="x"))
-    return found
+        past_trials.append(
+            PastTrial(point=point, share=SHARES[rung], rooms={limit_name(LIMIT): (value, half)}, source="x")
+        )
+    return past_trials
 
 
 def seconds_to_the_best(made: Made, before: list[PastTrial]) -> float:
@@ -38,7 +40,7 @@ def seconds_to_the_best(made: Made, before: list[PastTrial]) -> float:
         for job in jobs:
             engine.record(job, made.outcome(job))
             if (point := engine.observations.best()) is not None and made.bytes(point) == best:
-                return sum(made.marginal_seconds(one, SHARES[rung]) for one, rung in made.trained)
+                return sum(made.marginal_seconds(trained_point, SHARES[rung]) for trained_point, rung in made.trained)
     raise AssertionError("the past hid the best")
 
 
@@ -54,12 +56,12 @@ def test_a_search_finds_sooner_by_a_near_one_and_one_that_misleads_costs_little(
     again, near, misled = [], [], []
     for other in (0, 1, 2, 3, 5, 6):
         cold = seconds_to_the_best(Made(other=other), [])
-        for found, told in (
+        for seconds, label in (
             (again, past(Made(seed=7, other=other))),
             (near, past(Near(seed=7, other=other))),
             (misled, past(Made(seed=7, other=other), misleads=True)),
         ):
-            found.append(seconds_to_the_best(Made(other=other), told) / cold)
+            seconds.append(seconds_to_the_best(Made(other=other), label) / cold)
     assert again[0] < 0.7 and np.mean(again) < 0.7
     assert np.mean(near) < 0.7
     assert misled[0] < 1.15 and np.mean(misled) < 1.15
@@ -69,12 +71,12 @@ def test_the_past_never_says_that_a_limit_is_kept() -> None:
     """Everything was as good as the baseline elsewhere, and nothing is here."""
     goal = Goal(("size_bytes",), (LIMIT.model_copy(update={"at_least": 1.2}),), 0.9)
     rooms = {limit_name(goal.limits[0]): (0.5, 0.001)}
-    told = [PastTrial(point=point, share=1.0, rooms=rooms, source="x") for point in Made().points(0)]
-    made = Made()
-    engine = Engine(made, made, goal, SHARES, 0, told)
+    past_trials = [PastTrial(point=point, share=1.0, rooms=rooms, source="x") for point in Made().points(0)]
+    space = Made()
+    engine = Engine(space, space, goal, SHARES, 0, past_trials)
     while (jobs := engine.next_round()) and len(engine.observations.outcomes) < 30:
         for job in jobs:
-            engine.record(job, made.outcome(job))
+            engine.record(job, space.outcome(job))
     assert engine.observations.best() is None
     assert engine.observations.feasible == {}
 
@@ -119,15 +121,15 @@ def ledger(folder: Path, task: str = "text-classification", cut: int = 0) -> Pat
 def test_trials_of_another_space_lie_where_this_one_is_most_like_them(space: SearchSpace, tmp_path: Path) -> None:
     whole = ledger(tmp_path / "searches" / "other" / "1")
     ledger(tmp_path / "searches" / "images" / "1", "image-classification")
-    found = find_past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path)
+    past_trials = find_past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path)
     # The space: trim_vocabulary, feed_forward (0.5, 0.25, 0.75), layers ([0, 1], [0]).
-    assert [(one.point, one.share) for one in found] == [((0, 0, 0), 1.0), ((1, 2, 1), 0.5)]
-    assert found[0].rooms[limit_name(LIMIT)][0] == pytest.approx(0.75 / 0.97 - 1)
-    assert {one.source for one in found} == {"the search other"}
-    before = whole.read_bytes()
-    whole.write_bytes(before[:-9])
-    assert find_past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path) == found
-    assert whole.read_bytes() == before[:-9], "another search may be writing it"
+    assert [(trial.point, trial.share) for trial in past_trials] == [((0, 0, 0), 1.0), ((1, 2, 1), 0.5)]
+    assert past_trials[0].rooms[limit_name(LIMIT)][0] == pytest.approx(0.75 / 0.97 - 1)
+    assert {trial.source for trial in past_trials} == {"the search other"}
+    bytes_before = whole.read_bytes()
+    whole.write_bytes(bytes_before[:-9])
+    assert find_past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path) == past_trials
+    assert whole.read_bytes() == bytes_before[:-9], "another search may be writing it"
 
 
 def test_recipes_at_hand_are_points_and_no_outcomes(space: SearchSpace, tmp_path: Path) -> None:
@@ -136,5 +138,7 @@ def test_recipes_at_hand_are_points_and_no_outcomes(space: SearchSpace, tmp_path
     tiny_run.write_recipe(tmp_path, "plain", stages=["onnx"])
     tiny_run.write_recipe(tmp_path, "images", stages=stages, task="image-classification")
     (tmp_path / "broken.yaml").write_text("stages: [")
-    found = find_past_trials(space, GOAL, tmp_path / "none", tmp_path)
-    assert [(one.point, one.rooms, one.source) for one in found] == [((1, 2, 1), {}, "the recipe shipped")]
+    past_trials = find_past_trials(space, GOAL, tmp_path / "none", tmp_path)
+    assert [(trial.point, trial.rooms, trial.source) for trial in past_trials] == [
+        ((1, 2, 1), {}, "the recipe shipped")
+    ]

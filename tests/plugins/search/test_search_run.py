@@ -66,12 +66,12 @@ def latest(artifacts: Path) -> Path:
 def trials(artifacts: Path) -> list[dict[str, Any]]:
     """What the ledger has of each trial, but for what a clock says."""
     lines = (latest(artifacts) / "ledger.jsonl").read_text().splitlines()[1:]
-    found = [json.loads(line) for line in lines]
-    for one in found:
-        one.pop("elapsed"), one["outcome"].pop("seconds")
-        for stage in one["outcome"]["stages"]:
+    records = [json.loads(line) for line in lines]
+    for trial in records:
+        trial.pop("elapsed"), trial["outcome"].pop("seconds")
+        for stage in trial["outcome"]["stages"]:
             stage.pop("seconds"), stage.pop("cached")
-    return found
+    return records
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +87,22 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_smallest_that_keeps_its_limits_wins_and_is_judged_once_on_the_test_rows(searched: Path) -> None:
     record = json.loads((searched / "said.json").read_text())
-    full = [one for one in record["trials"] if one["share"] == 1 and one["status"] != "missed"]
-    best = next(one for one in record["trials"] if one["status"] == "best")
-    assert best["final"]["size_bytes"] == min(one["final"]["size_bytes"] for one in full)
-    judged = {one["name"]: one for one in record["final"]["judged"]}
+    full = [trial for trial in record["trials"] if trial["share"] == 1 and trial["status"] != "missed"]
+    best = next(trial for trial in record["trials"] if trial["status"] == "best")
+    assert best["final"]["size_bytes"] == min(trial["final"]["size_bytes"] for trial in full)
+    judged = {trial["name"]: trial for trial in record["final"]["judged"]}
     assert judged["winner"]["words"] == best["words"]
     assert set(judged) >= {"winner", "as chosen", "trial 0"}
     assert judged["as chosen"]["words"] == best["words"]
     # 60 test rows, not the 60 that chose: accuracies are multiples of a sixtieth of other answers.
     assert record["final"]["confidence"] == pytest.approx(1 - 0.05 / len(judged))
-    assert [one["seed"] for one in record["final"]["seeds"]] == [1]
+    assert [trial["seed"] for trial in record["final"]["seeds"]] == [1]
     assert record["stages_shared"] > 0
 
 
 def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(searched: Path) -> None:
-    artifacts, found = searched / "artifacts", latest(searched / "artifacts")
-    text = (found / "best.yaml").read_text()
+    artifacts, newest_run = searched / "artifacts", latest(searched / "artifacts")
+    text = (newest_run / "best.yaml").read_text()
     values = yaml.safe_load(text)
     assert "search" not in values
     # It was trained once more, from the rows that chose too: other weights than those that were chosen.
@@ -112,12 +112,12 @@ def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(sea
     winner, chosen = record["final"]["judged"][:2]
     assert digest_directory(Path(winner["folder"])) != digest_directory(Path(chosen["folder"]))
     assert text.startswith("# Found by `compress search`")
-    done = CliRunner().invoke(app, ["run", str(found / "best.yaml"), "--artifacts", str(artifacts), "--json"])
+    done = CliRunner().invoke(app, ["run", str(newest_run / "best.yaml"), "--artifacts", str(artifacts), "--json"])
     assert done.exit_code == 0, done.output
     report = load_report(artifacts / "runs" / "tiny" / "latest" / "report.json")
     assert all(stage.cached for stage in report.stages)
     ran = artifacts / "runs" / "tiny" / "latest" / "model"
-    assert digest_directory(ran) == digest_directory(found / "model")
+    assert digest_directory(ran) == digest_directory(newest_run / "model")
 
 
 def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
@@ -139,9 +139,9 @@ def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
     done = SearchRun(read_document(recipe), folder, folder / "artifacts", SilentProgress(), resume=True).run()
     final = done.record.final
     assert final is not None and not final.refit
-    before = json.loads((searched / "said.json").read_text())["final"]["judged"]
-    chosen = next(one for one in before if one["name"] == "as chosen")
-    assert [one.name for one in final.judged][:2] == ["winner", "trial 0"]
+    judged_before = json.loads((searched / "said.json").read_text())["final"]["judged"]
+    chosen = next(candidate for candidate in judged_before if candidate["name"] == "as chosen")
+    assert [candidate.name for candidate in final.judged][:2] == ["winner", "trial 0"]
     # The same model, and its seeds would have learned from other rows than it did.
     for metric in ("accuracy", "size_bytes"):
         assert final.winner.final[metric] == chosen["final"][metric]
@@ -174,11 +174,13 @@ def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_
             kills += 1
             resume = (artifacts / "searches" / "tiny" / "latest" / "ledger.jsonl").is_file()
             continue
-        _, said = process.communicate()
-        assert process.returncode == 0, said
+        _, error_output = process.communicate()
+        assert process.returncode == 0, error_output
         break
     assert trials(artifacts) == trials(searched / "artifacts")
-    ours, theirs = (digest_directory(latest(each) / "model") for each in (artifacts, searched / "artifacts"))
+    ours, theirs = (
+        digest_directory(latest(run_folder) / "model") for run_folder in (artifacts, searched / "artifacts")
+    )
     assert ours == theirs
 
 
@@ -195,15 +197,18 @@ class Cluster:
         self.cluster, self.folders = Cluster(), [folder / name for name in ("first", "second")]
         memory, submit = 80 * 2**20, RayWorkers._submit
         self.cluster.add_node(num_cpus=0, object_store_memory=memory, include_dashboard=False)
-        environments = [{"COMPRESS_WORKER_FOLDER": str(each)} for each in self.folders]
-        nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=memory, env_vars=one) for one in environments]
+        environments = [{"COMPRESS_WORKER_FOLDER": str(worker_folder)} for worker_folder in self.folders]
+        nodes = [
+            self.cluster.add_node(num_cpus=1, object_store_memory=memory, env_vars=environment)
+            for environment in environments
+        ]
         given: list[str] = []
 
         def submitted(workers: RayWorkers, work: Any, node: Any, lacking: Any) -> None:
             submit(workers, work, node, lacking)
             given.append(node.id)
             if len(given) == 3:
-                doomed = next(one for one in nodes if one.node_id == node.id)
+                doomed = next(environment for environment in nodes if environment.node_id == node.id)
                 self.cluster.remove_node(doomed, allow_graceful=False)
 
         patch.setattr(RayWorkers, "_submit", submitted)
@@ -214,19 +219,19 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    made, notes = Cluster(tmp_path, monkeypatch), tiny_run.Notes()
+    cluster, notes = Cluster(tmp_path, monkeypatch), tiny_run.Notes()
     try:
         document = read_document(searched / "tiny.yaml")
         document.values["search"] |= {"trials": 4, "seeds": 0}
-        address = f"ray:{made.cluster.address}"
+        address = f"ray:{cluster.cluster.address}"
         done = SearchRun(document, searched, tmp_path / "artifacts", notes, workers=address).run()
     finally:
-        made.cluster.shutdown()
+        cluster.cluster.shutdown()
     assert any("was lost" in note for note in notes.said), notes.said
     assert trials(tmp_path / "artifacts") == trials(searched / "artifacts")[:4]
     # What ships was trained once more, from all rows: by the machine that was left.
     assert digest_directory(done.folder / MODEL) == digest_directory(latest(searched / "artifacts") / MODEL)
-    assert any((folder / "cache").is_dir() for folder in made.folders)
+    assert any((folder / "cache").is_dir() for folder in cluster.folders)
 
 
 @pytest.mark.parametrize(
@@ -257,11 +262,11 @@ def test_bad_input_is_told_before_anything_runs(searched: Path, arguments: list[
 
 def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) -> None:
     command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[export]")
-    told = tiny_run.compress(*command, folder=searched)
-    assert told.returncode == 0, told.stderr
-    assert "begins with tiny.yaml: finetune -> distill -> export -> quantize, compared with finetune" in told.stdout
-    assert "  stages.1.distill.student.layers: [0, 1]; or [0]" in told.stdout
-    assert "left out: without export:" in told.stdout, "quantize takes a graph"
+    answer = tiny_run.compress(*command, folder=searched)
+    assert answer.returncode == 0, answer.stderr
+    assert "begins with tiny.yaml: finetune -> distill -> export -> quantize, compared with finetune" in answer.stdout
+    assert "  stages.1.distill.student.layers: [0, 1]; or [0]" in answer.stdout
+    assert "left out: without export:" in answer.stdout, "quantize takes a graph"
     record = json.loads(tiny_run.compress(*command, "--json", folder=searched).stdout)
     assert (record["size"], len(record["choices"]), record["rows"]) == (4, 2, 60)
     assert not (searched / "none").exists()
@@ -293,5 +298,7 @@ def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
         "stages.1.prune.feed_forward", "stages.2.distill.student.layers", "stages.5.onnx_int8.embedding_bits",
         "trim_vocabulary",
     }  # fmt: skip
-    found = yaml.safe_load((tmp_path / "artifacts" / "searches" / record["name"] / "latest" / "best.yaml").read_text())
-    assert [each.get("split") for each in found["data"]["hold_out"]] == ["test", "validation"]
+    best_recipe = yaml.safe_load(
+        (tmp_path / "artifacts" / "searches" / record["name"] / "latest" / "best.yaml").read_text()
+    )
+    assert [held_out.get("split") for held_out in best_recipe["data"]["hold_out"]] == ["test", "validation"]

@@ -226,7 +226,7 @@ def _summarize(
         "`python benchmarks/search.py samplers --seeds 25 --write` on 2 cores (AMD EPYC); optuna " + optuna.__version__,
         "The number counts random trials before the sampler uses its model; Optuna's default is 10. The others "
         "were tried afterwards, in favour of the samplers.",
-        "No method runs a recipe whose predicted size is not below that of the best recipe so far. Intervals are paired "
-        "bootstraps over replays.",
+        "No method runs a recipe whose predicted size is not below that of the best recipe so far. Intervals are "
+        "paired bootstraps over replays.",
     ]
     return columns, rows, notes

@@ -13,7 +13,7 @@ from compress.utils.errors import StorageError
 _MEND = "free space where the worker keeps its files (COMPRESS_WORKER_FOLDER)"
 
 
-def packed(folder: Path) -> bytes:
+def pack(folder: Path) -> bytes:
     """All files below a folder, as a tar; links are followed."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", dereference=True) as tar:
@@ -29,7 +29,7 @@ def unpack(content: bytes, folder: Path) -> None:
         tar.extractall(folder, filter="data")
 
 
-def place(content: bytes, digest: str, folder: Path) -> None:
+def unpack_verified(content: bytes, digest: str, folder: Path) -> None:
     """The files of that digest in a folder of their own, put there whole or not at all.
 
     Raises `StorageError` where they are others, or cannot be written.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compress.plugins.ray.task import Facts, facts
+from compress.plugins.ray.task import MachineInfo, machine_info
 from compress.utils.environment import granted_cores
 from compress.utils.errors import DeviceError, InputError, MissingExtraError, first_line
 from compress.utils.progress import Progress
@@ -21,22 +21,22 @@ _ANSWERS_WITHIN = 120.0
 
 
 @dataclass(eq=False)
-class Node:
+class ClusterNode:
     """One machine of the cluster, or a part of one. ``busy`` is how many pieces of work it has now."""
 
     id: str
-    facts: Facts
-    places: int
-    """How many pieces of work it takes at once."""
+    machine: MachineInfo
+    slots: int
+    """Number of work items that it runs at once."""
     has_target: bool
     busy: int = 0
     holds: set[str] = field(default_factory=set)
-    """Keys of entries that were made there or sent there."""
+    """Keys of cache entries that it has."""
 
     @property
     def name(self) -> str:
         """How a message calls it."""
-        return f"{self.facts.host} ({self.id[:6]})"
+        return f"{self.machine.host} ({self.id[:6]})"
 
 
 class Cluster:
@@ -54,15 +54,15 @@ class Cluster:
         except ImportError as error:
             raise MissingExtraError("ray", "ray", "--workers ray") from error
         self.ray: ModuleType = ray
-        self.here, self.threads, self.progress = facts(packages), threads, progress
+        self.here, self.threads, self.progress = machine_info(packages), threads, progress
         self.resource, self._packages = f"target:{target}", packages
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, ClusterNode] = {}
         self._known: set[str] = set()
         self.began_here = not self.ray.is_initialized()
         if self.began_here:
             _connect(self.ray, address, threads)
         self.refresh()
-        if not any(node.places for node in self.nodes.values()):
+        if not any(node.slots for node in self.nodes.values()):
             self.close()
             raise InputError(
                 "No machine of the Ray cluster can work on this search.",
@@ -87,7 +87,7 @@ class Cluster:
         return resources.get("CPU", 0) >= 1 or self.resource in resources
 
     def _ask(self, name: str) -> Any:
-        return self.remote(facts, name, 0).remote(tuple(self._packages))
+        return self.remote(machine_info, name, 0).remote(tuple(self._packages))
 
     def remote(self, function: Any, node: str, processors: float) -> Any:
         """A function as a task of that machine; whoever asks sees to it when a worker dies."""
@@ -98,19 +98,19 @@ class Cluster:
 
     def _meet(self, name: str, resources: dict[str, float], reference: Any) -> None:
         try:
-            told: Facts = self.ray.get(reference, timeout=_ANSWERS_WITHIN)
+            told: MachineInfo = self.ray.get(reference, timeout=_ANSWERS_WITHIN)
         except self.ray.exceptions.RayError as error:
             why = first_line(error.cause if isinstance(error, self.ray.exceptions.RayTaskError) else error)
             self.progress.note(
                 f"worker {name[:6]} gets nothing: it can't load compress ({why}); pip install 'compress[ray]' there"
             )
             return
-        node = Node(name, told, int(resources.get("CPU", 0)) // self.threads, self.resource in resources)
+        node = ClusterNode(name, told, int(resources.get("CPU", 0)) // self.threads, self.resource in resources)
         if (other := self.here.differs(told)) is not None:
             self.progress.note(f"worker {node.name} gets nothing: it has {other}")
             return
-        said = f"worker {node.name}: {node.places} at once, {self.threads} threads each"
-        if not node.places and not node.has_target:
+        said = f"worker {node.name}: {node.slots} at once, {self.threads} threads each"
+        if not node.slots and not node.has_target:
             said += f"; it has too few processors for {self.threads} (OMP_NUM_THREADS)"
         if told.is_timed_as != self.here.is_timed_as:
             node.has_target = False
@@ -120,22 +120,22 @@ class Cluster:
         self.progress.note(said)
         self.nodes[name] = node
 
-    def judges(self, node: Node) -> bool:
+    def can_evaluate(self, node: ClusterNode) -> bool:
         """Whether answers there are what they would be here: 8-bit products are a processor's own."""
-        return node.facts.processor_class == self.here.processor_class
+        return node.machine.processor_class == self.here.processor_class
 
-    def is_here(self, node: Node) -> bool:
+    def is_local(self, node: ClusterNode) -> bool:
         """Whether it is on this machine."""
-        return node.facts.host == socket.gethostname()
+        return node.machine.host == socket.gethostname()
 
-    def drop(self, node: Node, why: str) -> None:
+    def drop(self, node: ClusterNode, why: str) -> None:
         """Give a machine nothing more. Raises `DeviceError` where it was the last."""
         self.nodes.pop(node.id, None)
         self.progress.note(f"worker {node.name} gets nothing more: {why}")
 
     def check_any(self) -> None:
         """Raise `DeviceError` where nobody is left to work."""
-        if not any(node.places for node in self.nodes.values()):
+        if not any(node.slots for node in self.nodes.values()):
             raise DeviceError(
                 "No worker is left.",
                 hint="start others (ray start --address=...) and go on with --resume; finished stages are kept",

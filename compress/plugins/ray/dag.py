@@ -8,140 +8,144 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compress.pipeline.cache import Entry
-from compress.plugins.ray.jobs import Journey
+from compress.plugins.ray.jobs import Job
 from compress.recipe.recipe import START, Recipe
 from compress.utils.errors import CompressError
 
 
 @dataclass(eq=False)
-class Work:
+class WorkItem:
     """One piece of work: a stage, or with no ``label`` the look at the end of a journey.
 
     ``before`` is the stage that it follows. ``trip`` is the first journey that needs it; ``urgency`` the seconds of
     the longest one.
     """
 
-    trip: Trip
+    dag_job: DagJob
     label: str | None
-    before: Work | None
+    previous: WorkItem | None
     urgency: float = 0.0
     key: str | None = None
-    """The cache key of a stage's output, once it is known."""
-    looked_up: bool = False
+    """Cache key of the stage's output, once it is known."""
+    is_looked_up: bool = False
     entry: Entry | None = None
-    found: object = None
+    output: object = None
     seconds: float = 0.0
     done: bool = False
     error: CompressError | None = None
-    beside: Work | None = None
-    """A look that finds a part of what this one will."""
+    baseline_item: WorkItem | None = None
+    """Evaluation of the baseline, which is a part of this evaluation."""
     entries: tuple[Entry, ...] = ()
-    """What a look has left in the cache."""
-    under_way: bool = False
+    """Cache entries that an evaluation has left."""
+    is_running: bool = False
     is_guessed: bool = False
-    """Whether it was begun before anybody asked for it."""
+    """Whether it was started speculatively."""
     began: float = 0.0
     tries: int = 0
-    avoided: set[str] = field(default_factory=set)
-    """Machines that were lost at it."""
+    lost_on: set[str] = field(default_factory=set)
+    """Nodes that were lost while they ran it."""
 
     @property
     def is_ready(self) -> bool:
         """Whether it can begin now."""
-        waits = self.beside is not None and not (self.beside.done or self.beside.error)
-        return not (self.done or self.error or self.under_way or waits) and (self.before is None or self.before.done)
+        waits = self.baseline_item is not None and not (self.baseline_item.done or self.baseline_item.error)
+        return not (self.done or self.error or self.is_running or waits) and (
+            self.previous is None or self.previous.done
+        )
 
     @property
     def is_timing(self) -> bool:
         """Whether nothing else may run beside it."""
-        return self is self.trip.timed
+        return self is self.dag_job.timing
 
-    def made_before(self) -> list[Entry]:
+    def inputs(self) -> list[Entry]:
         """The outputs of the stages before it, in their order."""
-        if self.before is None:
+        if self.previous is None:
             return []
-        own = [] if self.before.entry is None else [self.before.entry]
-        return [*self.before.made_before(), *own]
+        own = [] if self.previous.entry is None else [self.previous.entry]
+        return [*self.previous.inputs(), *own]
 
     @property
-    def is_early(self) -> bool:
+    def is_baseline_evaluation(self) -> bool:
         """Whether it is only for looks to come, and may wait for stages."""
-        return self is self.trip.early
+        return self is self.dag_job.baseline_evaluation
 
-    def reads(self) -> list[Entry]:
+    def available_entries(self) -> list[Entry]:
         """Everything of other work that it may have use for."""
-        return [*self.made_before(), *(() if self.beside is None else self.beside.entries)]
+        return [*self.inputs(), *(() if self.baseline_item is None else self.baseline_item.entries)]
 
     def failure(self) -> CompressError | None:
         """What it, or a stage before it, failed by."""
-        return self.error or (self.before.failure() if self.before is not None else None)
+        return self.error or (self.previous.failure() if self.previous is not None else None)
 
 
 @dataclass(eq=False)
-class Trip:
+class DagJob:
     """A journey on its way. ``stages`` may be other trips' too."""
 
-    journey: Journey
-    stages: list[Work] = field(default_factory=list)
-    early: Work | None = None
-    look: Work | None = None
-    timed: Work | None = None
-    """A look that is taken where nothing else runs."""
+    job: Job
+    stages: list[WorkItem] = field(default_factory=list)
+    baseline_evaluation: WorkItem | None = None
+    evaluation: WorkItem | None = None
+    timing: WorkItem | None = None
+    """Measurement of times, during which nothing else runs."""
 
     @property
-    def last(self) -> list[Work]:
+    def required_items(self) -> list[WorkItem]:
         """What has to be done for it, in this order."""
-        return [*self.stages, *filter(None, (self.look, self.timed))]
+        return [*self.stages, *filter(None, (self.evaluation, self.timing))]
 
     @property
-    def works(self) -> list[Work]:
+    def all_items(self) -> list[WorkItem]:
         """The same, and what others need not do then."""
-        return [*filter(None, (self.early,)), *self.last]
+        return [*filter(None, (self.baseline_evaluation,)), *self.required_items]
 
     @property
     def failure(self) -> CompressError | None:
         """What it failed by."""
-        return next((found for work in self.last if (found := work.failure()) is not None), None)
+        return next((found for work in self.required_items if (found := work.failure()) is not None), None)
 
     @property
-    def has_arrived(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.failure is not None or all(work.done for work in self.last)
+        return self.failure is not None or all(work.done for work in self.required_items)
 
 
-Works = dict[tuple[object, ...], Work]
-"""Pieces of work by what tells their results from others'."""
+WorkItems = dict[tuple[object, ...], WorkItem]
+"""Work items by everything that determines their result."""
 
 
-def tree(journeys: Sequence[Journey], works: Works) -> list[Trip]:
+def build_dag(jobs: Sequence[Job], items: WorkItems) -> list[DagJob]:
     """The journeys with the work that each needs; what several need is one piece of work, added to ``works``."""
-    trips = []
-    for journey in journeys:
-        trip = Trip(journey)
-        before: Work | None = None
-        name, *names = _names(journey.recipe)
-        made: dict[str, tuple[Work | None, tuple[object, ...]]] = {START: (None, name)}
-        for label, name in zip(journey.labels(), names, strict=False):
-            before = _shared(works, name, trip, label, before)
-            made[label] = before, name
-            trip.stages.append(before)
-        if journey.early is not None:
-            at, named = made[journey.recipe.baseline]
-            trip.early = _shared(works, (*named, journey.early), trip, None, at)
-        if journey.then is not None:
-            before = trip.look = _shared(works, (*name, journey.then), trip, None, before)
-            before.beside = trip.early
-        if journey.alone is not None:
-            trip.timed = Work(trip, None, before, journey.seconds)
-        trips.append(trip)
-    return trips
+    dag_jobs = []
+    for job in jobs:
+        dag_job = DagJob(job)
+        previous: WorkItem | None = None
+        name, *names = _names(job.recipe)
+        made: dict[str, tuple[WorkItem | None, tuple[object, ...]]] = {START: (None, name)}
+        for label, name in zip(job.labels(), names, strict=False):
+            previous = _shared(items, name, dag_job, label, previous)
+            made[label] = previous, name
+            dag_job.stages.append(previous)
+        if job.evaluate_baseline is not None:
+            at, named = made[job.recipe.baseline]
+            dag_job.baseline_evaluation = _shared(items, (*named, job.evaluate_baseline), dag_job, None, at)
+        if job.evaluate is not None:
+            previous = dag_job.evaluation = _shared(items, (*name, job.evaluate), dag_job, None, previous)
+            previous.baseline_item = dag_job.baseline_evaluation
+        if job.measure is not None:
+            dag_job.timing = WorkItem(dag_job, None, previous, job.seconds)
+        dag_jobs.append(dag_job)
+    return dag_jobs
 
 
-def _shared(works: Works, name: tuple[object, ...], trip: Trip, label: str | None, before: Work | None) -> Work:
-    found = works.get(name)
+def _shared(
+    items: WorkItems, name: tuple[object, ...], dag_job: DagJob, label: str | None, previous: WorkItem | None
+) -> WorkItem:
+    found = items.get(name)
     if found is None or found.failure() is not None:
-        found = works[name] = Work(trip, label, before)
-    found.urgency = max(found.urgency, trip.journey.seconds)
+        found = items[name] = WorkItem(dag_job, label, previous)
+    found.urgency = max(found.urgency, dag_job.job.seconds)
     return found
 
 

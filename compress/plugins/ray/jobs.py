@@ -15,12 +15,12 @@ from compress.results.report import StageRecord
 from compress.utils.errors import CompressError, StorageError
 from compress.utils.progress import Progress
 
-Look = Callable[[StageRunner], Any]
-"""What is done at the end of a runner. It travels to other machines, so that it and what it finds can be pickled."""
+RunnerFunction = Callable[[StageRunner], Any]
+"""Function that is called after the stages. It is sent to other machines, so it and its result must be picklable."""
 
 
 @dataclass(frozen=True)
-class Journey:
+class Job:
     """A recipe to be taken down the road, as far as the stage ``until`` (left out: all of it).
 
     ``then`` looks at what was made, beside other work; ``alone`` does so where nothing else runs, to take times.
@@ -29,34 +29,34 @@ class Journey:
     """
 
     recipe: Recipe
-    then: Look | None = None
-    alone: Look | None = None
+    evaluate: RunnerFunction | None = None
+    measure: RunnerFunction | None = None
     seconds: float = 0.0
-    until: str | None = None
-    early: Look | None = None
+    last_stage: str | None = None
+    evaluate_baseline: RunnerFunction | None = None
 
     def labels(self) -> tuple[str, ...]:
         """Of the stages that it has."""
         every = self.recipe.labels()
-        return every if self.until is None else every[: every.index(self.until) + 1]
+        return every if self.last_stage is None else every[: every.index(self.last_stage) + 1]
 
 
 @dataclass(frozen=True)
-class Arrival:
+class JobResult:
     """What came of a journey. ``found`` and ``timed`` are what its two looks gave; with an ``error`` there is nothing.
 
     A stage that several journeys share is ``cached`` for all but the first; ``seconds`` is the work of its own.
     """
 
     stages: tuple[StageRecord, ...] = ()
-    found: Any = None
-    timed: Any = None
+    evaluation: Any = None
+    timings: Any = None
     seconds: float = 0.0
     error: CompressError | None = None
 
 
-Guess = Callable[[Mapping[int, Arrival]], Sequence[Journey]]
-"""What may be asked for next, by what has arrived so far, each by its journey's place."""
+Speculation = Callable[[Mapping[int, JobResult]], Sequence[Job]]
+"""Function that returns the jobs that may come next, given the results so far by their index."""
 
 
 class Workers(Protocol):
@@ -66,16 +66,16 @@ class Workers(Protocol):
     def width(self) -> int:
         """How many journeys can be under way at once."""
 
-    def together(self, journeys: Iterable[Journey], guess: Guess | None = None) -> Iterator[Arrival]:
+    def run_all(self, jobs: Iterable[Job], guess: Speculation | None = None) -> Iterator[JobResult]:
         """What comes of each. A full disk raises `StorageError`; another error is its journey's alone.
 
         Workers with nothing to do begin with what ``guess`` says.
         """
 
-    def ahead(self, journeys: Sequence[Journey]) -> None:
+    def prefetch(self, jobs: Sequence[Job]) -> None:
         """What will be asked for later, surely; done where a worker would have nothing to do."""
 
-    def rest(self) -> None:
+    def cancel(self) -> None:
         """Stop what nobody waits for, so that nothing runs."""
 
     def close(self) -> None:
@@ -83,16 +83,16 @@ class Workers(Protocol):
 
 
 @dataclass
-class Roads:
+class JobContext:
     """Roads of recipes in ``folder`` that share a cache, and their data, which is read once."""
 
     folder: Path
     artifacts: Path
     progress: Progress
     _read: tuple[object, Dataset] | None = field(default=None, init=False)
-    """The data, and what of a recipe says which it is."""
+    """Data of the last recipe, with the fields of the recipe that determine it."""
 
-    def road(self, recipe: Recipe) -> StageRunner:
+    def runner(self, recipe: Recipe) -> StageRunner:
         """The road of a recipe, not travelled yet."""
         runner = StageRunner(recipe, self.folder, self.artifacts, self.progress)
         told = recipe.data, recipe.task, recipe.slices
@@ -104,34 +104,34 @@ class Roads:
 
 
 @dataclass
-class InProcess:
+class InProcessWorkers:
     """One journey after another, in this process; the next is asked for when what came of the last has been taken."""
 
-    roads: Roads
+    context: JobContext
     width: int = 1
 
-    def together(self, journeys: Iterable[Journey], guess: Guess | None = None) -> Iterator[Arrival]:
+    def run_all(self, jobs: Iterable[Job], guess: Speculation | None = None) -> Iterator[JobResult]:
         """What comes of each; nothing is guessed."""
-        yield from map(self._arrived, journeys)
+        yield from map(self._arrived, jobs)
 
-    def _arrived(self, journey: Journey) -> Arrival:
+    def _arrived(self, job: Job) -> JobResult:
         began = time.perf_counter()
         try:
-            runner = self.roads.road(journey.recipe)
-            for label in journey.labels():
+            runner = self.context.runner(job.recipe)
+            for label in job.labels():
                 runner.run_stage(label)
-            found, timed = (None if look is None else look(runner) for look in (journey.then, journey.alone))
+            found, timed = (None if look is None else look(runner) for look in (job.evaluate, job.measure))
         except StorageError:
             raise
         except CompressError as error:
-            return Arrival(error=error, seconds=time.perf_counter() - began)
+            return JobResult(error=error, seconds=time.perf_counter() - began)
         stages = tuple(one.record for one in runner.results.values())
-        return Arrival(stages, found, timed, time.perf_counter() - began)
+        return JobResult(stages, found, timed, time.perf_counter() - began)
 
-    def ahead(self, journeys: Sequence[Journey]) -> None:
+    def prefetch(self, jobs: Sequence[Job]) -> None:
         """Nothing: this process is never idle."""
 
-    def rest(self) -> None:
+    def cancel(self) -> None:
         """Nothing: nothing runs."""
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.pipeline.cache import CONTENT, Cache, Entry
-from compress.plugins.ray.archive import packed, place, unpack
+from compress.plugins.ray.archive import pack, unpack, unpack_verified
 from compress.utils.digests import digest_file
 from compress.utils.environment import PACKAGES, features, package_versions, processor, processor_class
 from compress.utils.errors import CompressError, StorageError
@@ -22,29 +22,29 @@ from compress.utils.errors import CompressError, StorageError
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
     from compress.pipeline.runner import StageRunner
-    from compress.plugins.ray.jobs import Look
+    from compress.plugins.ray.jobs import RunnerFunction
     from compress.recipe.recipe import Recipe
 
-FOLDER = "COMPRESS_WORKER_FOLDER"
-"""The environment variable that says where a worker keeps its files."""
+FOLDER_VARIABLE = "COMPRESS_WORKER_FOLDER"
+"""Environment variable with the folder of a worker's files."""
 _datasets: dict[str, Dataset] = {}
-"""The last data that this process read, by digest."""
+"""Data that this process read last, by digest."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class MachineInfo:
     """What a machine is, as far as it bears on what is made and measured there."""
 
     host: str
     python: str
     code: str
-    """The digest of this package's own files."""
+    """Digest of the source files of this package."""
     packages: Mapping[str, str]
     processor: str
     features: tuple[str, ...]
     processor_class: str
 
-    def differs(self, other: Facts) -> str | None:
+    def differs(self, other: MachineInfo) -> str | None:
         """What would give other files there than here: the first of Python, packages and this package itself."""
         if self.python != other.python:
             return f"Python {other.python} (here {self.python})"
@@ -59,12 +59,12 @@ class Facts:
         return self.processor, self.features
 
 
-def facts(packages: Sequence[str]) -> Facts:
+def machine_info(packages: Sequence[str]) -> MachineInfo:
     """Those of this machine; ``packages`` are looked at beside the usual ones."""
     import compress
 
     root = Path(compress.__file__).parent
-    return Facts(
+    return MachineInfo(
         host=socket.gethostname(),
         python=platform.python_version(),
         code=_code(root),
@@ -88,11 +88,11 @@ def own_folder() -> Path:
     """Where this machine keeps what it makes and is sent, unless it is the driver's."""
     from compress.data.samples.fetch import cache_root
 
-    return Path(os.environ.get(FOLDER) or cache_root().parent / "worker")
+    return Path(os.environ.get(FOLDER_VARIABLE) or cache_root().parent / "worker")
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkOrder:
     """One piece of work: a stage by its label, or a look at all that was made.
 
     ``earlier`` are the stages before it, each with the key and the record of its output; ``models`` and ``folders``
@@ -102,14 +102,11 @@ class Order:
 
     recipe: Recipe
     label: str | None
-    look: Look | None
+    function: RunnerFunction | None
     earlier: tuple[tuple[str, str, Mapping[str, Any]], ...]
     needs: frozenset[str]
-    """Labels of ``earlier`` whose files are read."""
-    beside: tuple[tuple[str, Mapping[str, Any]], ...]
-    """Key and record of what other looks have left that this one will ask for."""
-    is_early: bool
-    """Whether other looks will ask for what this one finds in the cache too."""
+    baseline_entries: tuple[tuple[str, Mapping[str, Any]], ...]
+    is_baseline_evaluation: bool
     models: Mapping[str, tuple[str, str]]
     folders: Mapping[str, tuple[str, str]]
     data: str
@@ -124,18 +121,18 @@ class Order:
     def entries(self) -> dict[str, Mapping[str, Any]]:
         """Records of the entries whose files it has to have, by their keys."""
         read = {key: record for label, key, record in self.earlier if label in self.needs}
-        return {**read, **dict(self.beside)}
+        return {**read, **dict(self.baseline_entries)}
 
 
 @dataclass(frozen=True)
-class Lacking:
+class MissingInputs:
     """What the machine hasn't got: keys of entries, and digests of models, folders and data."""
 
     digests: frozenset[str]
 
 
 @dataclass(frozen=True)
-class Refused:
+class WorkFailure:
     """A `CompressError` in words; ``storage``: the machine's disk is full or can't be written."""
 
     what: str
@@ -146,7 +143,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Sent:
+class TransferredEntry:
     """An entry of a machine's cache; without ``content`` where the driver has the same folder."""
 
     key: str
@@ -155,15 +152,15 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Made:
+class WorkResult:
     """What came of an order: new entries, the stage's own first, or what a look found; and the seconds of it all."""
 
-    entries: tuple[Sent, ...]
-    found: Any
+    entries: tuple[TransferredEntry, ...]
+    output: Any
     seconds: float
 
 
-def work(order: Order, parcels: Mapping[str, Any]) -> Lacking | Refused | Made:
+def execute(order: WorkOrder, references: Mapping[str, Any]) -> MissingInputs | WorkFailure | WorkResult:
     """Do it, or say what is lacking; ``parcels`` are references to what the machine was found to lack before."""
     # A worker gets all that it needs from the driver.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -174,20 +171,20 @@ def work(order: Order, parcels: Mapping[str, Any]) -> Lacking | Refused | Made:
     importlib.import_module("torch")
     began = time.perf_counter()
     try:
-        at = Bench(order, parcels)
-        return Lacking(frozenset(at.lacking)) if at.lacking else at.work(began)
+        at = OrderExecution(order, references)
+        return MissingInputs(frozenset(at.missing)) if at.missing else at.execute(began)
     except CompressError as error:
-        return Refused(error.what, error.where, error.expected, error.hint, isinstance(error, StorageError))
+        return WorkFailure(error.what, error.where, error.expected, error.hint, isinstance(error, StorageError))
 
 
-class Bench:
+class OrderExecution:
     """One machine's folder, with everything in its place that an order needs; ``lacking`` is what isn't."""
 
-    def __init__(self, order: Order, parcels: Mapping[str, Any]) -> None:
-        self.order, self.parcels = order, parcels
-        self.is_shared = order.host == socket.gethostname() and FOLDER not in os.environ
+    def __init__(self, order: WorkOrder, references: Mapping[str, Any]) -> None:
+        self.order, self.references = order, references
+        self.is_shared = order.host == socket.gethostname() and FOLDER_VARIABLE not in os.environ
         self.folder = Path(order.shared) if self.is_shared else own_folder()
-        self.lacking: set[str] = set()
+        self.missing: set[str] = set()
         self._receive_entries()
         self.models = {name: self._source(*told) for name, told in order.models.items()}
         self.folders = {name: self._source(*told) for name, told in order.folders.items()}
@@ -199,9 +196,9 @@ class Bench:
         """What the driver sent, or None, and then it is lacking."""
         import ray
 
-        if digest in self.parcels:
-            return ray.get(self.parcels[digest][0])
-        self.lacking.add(digest)
+        if digest in self.references:
+            return ray.get(self.references[digest][0])
+        self.missing.add(digest)
         return None
 
     def _receive_entries(self) -> None:
@@ -220,10 +217,10 @@ class Bench:
             return Path(path)
         there = self.folder / "cache" / "sources" / digest
         if not there.is_dir() and (content := self._sent(digest)) is not None:
-            place(content, digest, there)
+            unpack_verified(content, digest, there)
         return there
 
-    def work(self, began: float) -> Made:
+    def execute(self, began: float) -> WorkResult:
         """Take the stage, or look."""
         import torch
 
@@ -232,19 +229,21 @@ class Bench:
         quiet_libraries()
         if torch.get_num_threads() != self.order.threads:
             torch.set_num_threads(self.order.threads)
-        runner, label, found = self._road(), self.order.label, None
+        runner, label, found = self._runner(), self.order.label, None
         if label is not None:
             made = [runner.run_stage(label).entry]
         else:
-            assert self.order.look is not None
-            found = self.order.look(runner)
-            left = [(one.entry, one.record.cached) for _, one in runner.extra_results.values()] + runner.measurement_entries
-            made = [entry for entry, cached in left if self.order.is_early or not cached]
+            assert self.order.function is not None
+            found = self.order.function(runner)
+            left = [
+                (one.entry, one.record.cached) for _, one in runner.extra_results.values()
+            ] + runner.measurement_entries
+            made = [entry for entry, cached in left if self.order.is_baseline_evaluation or not cached]
         entries = {entry.key: entry for entry in made}.values()
-        sent = (Sent(one.key, one.record, None if self.is_shared else packed(one.folder)) for one in entries)
-        return Made(tuple(sent), found, time.perf_counter() - began)
+        sent = (TransferredEntry(one.key, one.record, None if self.is_shared else pack(one.folder)) for one in entries)
+        return WorkResult(tuple(sent), found, time.perf_counter() - began)
 
-    def _road(self) -> StageRunner:
+    def _runner(self) -> StageRunner:
         """The recipe's runner, by what came from the driver."""
         from compress.models.remote_code import allow
         from compress.pipeline.runner import StageRunner
@@ -252,7 +251,7 @@ class Bench:
 
         runner = StageRunner(self.order.recipe, self.folder, self.folder, SilentProgress())
         runner.inputs.data = _datasets[self.order.data]
-        runner.models |= self.models
+        runner.inputs.models |= self.models
         runner.inputs.local_folders |= self.folders
         if self.order.recipe.trust_remote_code:
             for model in self.models.values():

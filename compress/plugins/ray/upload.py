@@ -11,39 +11,41 @@ from typing import Any
 from compress.data.dataset import Dataset
 from compress.data.media import with_contents
 from compress.pipeline.runner import StageRunner
-from compress.plugins.ray.archive import packed
+from compress.plugins.ray.archive import pack
 from compress.plugins.ray.cluster import Cluster
-from compress.plugins.ray.dag import Work
-from compress.plugins.ray.task import Order
+from compress.plugins.ray.dag import WorkItem
+from compress.plugins.ray.task import WorkOrder
 from compress.stages.base import all_references
 from compress.utils.digests import digest_directory
 
 
-class Sending:
+class Uploader:
     """``shared`` is the driver's own folder, which workers on its machine use too."""
 
     def __init__(self, cluster: Cluster, shared: str) -> None:
         self.cluster, self.shared = cluster, shared
         self._sent: dict[str, Any] = {}
-        """References to what lies in the cluster's store of objects, by digest."""
+        """References to objects in the cluster's object store, by digest."""
         self._data: tuple[Dataset, str] | None = None
         self._digests: dict[Path, str] = {}
 
-    def order(self, one: Work, runner: StageRunner) -> Order:
+    def order(self, item: WorkItem, runner: StageRunner) -> WorkOrder:
         """A piece of work for a machine; ``runner`` is the driver's, as far as it has come."""
-        journey, recipe = one.trip.journey, runner.recipe
-        labels, named = journey.labels(), all_references(recipe.stages)
-        earlier = zip(labels, one.made_before(), strict=False)
-        look = journey.alone if one.is_timing else journey.early if one.is_early else journey.then
+        job, recipe = item.dag_job.job, runner.recipe
+        labels, named = job.labels(), all_references(recipe.stages)
+        earlier = zip(labels, item.inputs(), strict=False)
+        look = job.measure if item.is_timing else job.evaluate_baseline if item.is_baseline_evaluation else job.evaluate
         models = [recipe.model, *(each.name for each in named if each.kind == "model")]
-        return Order(
+        return WorkOrder(
             recipe=recipe,
-            label=one.label,
-            look=None if one.label is not None else look,
+            label=item.label,
+            function=None if item.label is not None else look,
             earlier=tuple((label, entry.key, entry.record) for label, entry in earlier),
-            needs=frozenset(labels if one.label is None else runner.input_labels(one.label)),
-            beside=() if one.beside is None else tuple((entry.key, entry.record) for entry in one.beside.entries),
-            is_early=one.is_early,
+            needs=frozenset(labels if item.label is None else runner.input_labels(item.label)),
+            baseline_entries=()
+            if item.baseline_item is None
+            else tuple((entry.key, entry.record) for entry in item.baseline_item.entries),
+            is_baseline_evaluation=item.is_baseline_evaluation,
             models={name: self._named(runner.inputs.resolve(name)) for name in models},
             folders={each.name: self._named(runner.inputs.locate(each.name)) for each in named if each.kind != "model"},
             data=self._data_digest(runner),
@@ -52,18 +54,18 @@ class Sending:
             shared=self.shared,
         )
 
-    def parcels(self, one: Work, order: Order, lacking: Iterable[str]) -> dict[str, list[Any]]:
+    def references(self, item: WorkItem, order: WorkOrder, missing: Iterable[str]) -> dict[str, list[Any]]:
         """References to what is ``lacking``, and to what other machines lacked of it."""
-        for digest in lacking:
+        for digest in missing:
             if digest not in self._sent:
-                self._sent[digest] = self.cluster.ray.put(self._content(digest, one))
+                self._sent[digest] = self.cluster.ray.put(self._content(digest, item))
         # In lists, so that a machine fetches what it lacks and nothing else.
         return {digest: [self._sent[digest]] for digest in order.digests() if digest in self._sent}
 
     def forget_entries(self) -> None:
         """Let the store go of everything but the recipe's sources."""
         kept = {*self._digests.values(), "" if self._data is None else self._data[1]}
-        self._sent = {digest: one for digest, one in self._sent.items() if digest in kept}
+        self._sent = {digest: item for digest, item in self._sent.items() if digest in kept}
 
     def _named(self, folder: Path) -> tuple[str, str]:
         place = folder.resolve()
@@ -74,16 +76,19 @@ class Sending:
     def _data_digest(self, runner: StageRunner) -> str:
         if self._data is None or self._data[0] is not runner.inputs.data:
             extra = json.dumps({split: sorted(names) for split, names in runner.inputs.data.extra.items()})
-            self._data = runner.inputs.data, f"{runner.inputs.data.digest(*runner.inputs.data.splits, unlabeled=True)}-{extra}"
+            self._data = (
+                runner.inputs.data,
+                f"{runner.inputs.data.digest(*runner.inputs.data.splits, unlabeled=True)}-{extra}",
+            )
         return self._data[1]
 
-    def _content(self, digest: str, one: Work) -> Any:
-        for entry in one.reads():
+    def _content(self, digest: str, item: WorkItem) -> Any:
+        for entry in item.available_entries():
             if entry.key == digest:
-                return packed(entry.folder)
+                return pack(entry.folder)
         if self._data is not None and self._data[1] == digest:
             return _to_go(self._data[0])
-        return packed(next(place for place, known in self._digests.items() if known == digest))
+        return pack(next(place for place, known in self._digests.items() if known == digest))
 
 
 def _to_go(data: Dataset) -> Dataset:

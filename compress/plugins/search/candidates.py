@@ -1,4 +1,4 @@
-"""Which recipes are looked at that nobody tried: of a space that may have millions, those that may be worth a trial."""
+"""Untried recipes that the search considers, out of a space that may have millions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from compress.utils.errors import InputError, MissingExtraError, RecipeError, fi
 _ASKED = 32
 _SAME_FAILURE = 3
 _NEAR = 0.25
-"""A limit that is missed by a smaller share was foretold a little wrongly, no more."""
+"""Relative shortfall below which a missed limit counts as nearly met."""
 _CENTRES, _STEPS = 4, 8
-"""Recipes whose neighbours are looked at, and how often anew, since a sample of millions has hardly any point near the
-one wanted."""
+"""Recipes whose neighbours are considered, and repetitions of that. A sample of millions has hardly any point
+near the best.
+"""
 
 
 class SearchSpaceView(Protocol):
-    """What the engine has to know of a space (`SearchSpace`, or a table of what is known already)."""
+    """Members of a search space that the engine needs (`SearchSpace`, or recorded trials)."""
 
     parameters: tuple[SearchParameter, ...]
 
@@ -46,9 +47,10 @@ Family = tuple[object, ...]
 
 
 class FailurePattern(NamedTuple):
-    """What made recipes fail alike: a family, and of knobs by their places the values that it takes.
+    """Common cause of several failures: a family, and parameter values that all failed recipes share.
 
-    They are what those recipes have in common and none of the family that ran has: nothing, where none ran.
+    Recipes of the family that succeeded have none of these values. There are none where no recipe of the
+    family succeeded.
     """
 
     family: Family
@@ -57,144 +59,178 @@ class FailurePattern(NamedTuple):
 
 @dataclass
 class Candidates:
-    """Of one search. Nothing here decides: it says what there is, and for which reason it was looked at."""
+    """Untried recipes of a search, each with the reason why it is considered.
+
+    Attributes:
+        space: Recipes that may be tried.
+        costs: Predictions of size and time.
+        observations: All trials so far.
+        past: Trials of earlier searches and shipped recipes.
+        seed: Seed of samples and proposals.
+        rejected: Points that are no valid recipe, with the reason.
+        may_ship: Whether the shipped model of a recipe may meet its limits, for recipes that may meet them
+            themselves.
+        remaining_share: Share of all recipes that predictions leave and no trial has tested; None before the
+            first round.
+    """
 
     space: SearchSpaceView
     costs: CostModel
     observations: Observations
     past: Sequence[PastTrial]
-    """What is known from elsewhere."""
     seed: int
     rejected: dict[Point, str] = field(default_factory=dict)
-    """Points that are no recipe, and why."""
     may_ship: Callable[[Point, Observations], bool] = lambda point, known: True
-    """Whether what ships of a recipe may keep its limits, which is asked of those that may keep them themselves."""
     remaining_share: float | None = None
-    """The share of all recipes that predictions leave and nobody has tried; None before anything is known."""
 
     def __post_init__(self) -> None:
-        self.past = [one for one in self.past if self.has_valid_stages(one.point)]
+        self.past = [trial for trial in self.past if self.has_valid_stages(trial.point)]
 
-    def propose(self, prospects: Acquisition, number: int, given_up: Container[Point]) -> dict[Point, str]:
-        """Points that nobody tried: of all, or where these can't be listed, of a sample and what Optuna proposes.
+    def propose(self, acquisition: Acquisition, number: int, given_up: Container[Point]) -> dict[Point, str]:
+        """Return untried points with reasons: of all points, or of a sample, proposals of Optuna and neighbours.
 
-        ``number`` is the round's; those ``given_up`` are told to Optuna by what they came to.
+        Args:
+            prospects: Acquisition function of this round.
+            number: Number of the round, from which the seed of Optuna's proposals is derived.
+            given_up: Recipes that are not trained further; Optuna gets their partial results.
+
+        Returns:
+            Point -> reason why it is considered.
         """
         points = list(self.space.points(self.seed))
-        found = self._worth_trying(points, prospects, "most gain for its time")
-        self.remaining_share = len(found) / max(len(points), 1)
+        reasons = self._worth_trying(points, acquisition, "most gain for its time")
+        self.remaining_share = len(reasons) / max(len(points), 1)
         if not self.space.is_enumerable:
             seed = self.seed * 100_003 + number
-            proposed = proposals(
-                self.space.parameters, self._told(given_up), len(self.observations.goal.minimize), seed, _ASKED
+            proposed = propose_with_optuna(
+                self.space.parameters,
+                self._completed_trials(given_up),
+                len(self.observations.goal.minimize),
+                seed,
+                _ASKED,
             )
-            found |= self._worth_trying(proposed, prospects, "proposed by Optuna")
-            found |= self._worth_trying((one.point for one in self.past), prospects, "tried before, elsewhere")
+            reasons |= self._worth_trying(proposed, acquisition, "proposed by Optuna")
+            reasons |= self._worth_trying((trial.point for trial in self.past), acquisition, "tried before, elsewhere")
             centres = (self.observations.pareto_front() or self.observations.by_shortfall())[:_CENTRES]
-            near = (other for point in centres for other in self._neighbours(point))
-            found |= self._worth_trying(near, prospects, "one choice from the best so far")
-            self._climb(found, prospects)
-        return found
+            neighbours = (other for point in centres for other in self._neighbours(point))
+            reasons |= self._worth_trying(neighbours, acquisition, "one choice from the best so far")
+            self._add_better_neighbours(reasons, acquisition)
+        return reasons
 
-    def largest_per_family(self, by_worth: Sequence[Point], prospects: Acquisition) -> dict[Point, str]:
-        """While none keeps every limit surely: of each family with none within what is foretold, the largest.
+    def largest_per_family(self, by_worth: Sequence[Point], acquisition: Acquisition) -> dict[Point, str]:
+        """Return the largest permitted recipe of each family that has none yet, until a recipe meets every limit.
 
-        That is the one of most parameters x seconds of training, found by local search from the largest of
-        ``by_worth``: what is small and trained for a moment is cheaper, but its failing says little of what the family
-        can come to.
+        Large means many parameters and much training. It is found by local search from the largest ranked point. A
+        small recipe that trains briefly would be cheaper, but its failure says little about the family.
         """
         if self.observations.pareto_front():
             return {}
-        family, why = self.costs.family, "the first of its family, as large as the limits let it be"
+        family, reason = self.costs.family, "the first of its family, as large as the limits let it be"
 
         def extent(point: Point) -> tuple[float, float, int]:
-            parameters, size = (self.costs.predict(point, each) or 1.0 for each in ("parameters", "size_bytes"))
+            parameters, size = (self.costs.predict(point, metric) or 1.0 for metric in ("parameters", "size_bytes"))
             return parameters * self.costs.marginal_seconds(point), -size, -sum(map(bool, point))
 
-        tried = {family(point) for point in self.observations.finished if self._was_near(point)}
+        tried = {family(point) for point in self.observations.finished if self._nearly_met_limits(point)}
         families: dict[Family, list[Point]] = {}
         for point in by_worth:
-            if self.space.trains(point) and family(point) not in tried and prospects.likely_meets_limits(point):
+            if self.space.trains(point) and family(point) not in tried and acquisition.likely_meets_limits(point):
                 families.setdefault(family(point), []).append(point)
-        found = {}
+        reasons = {}
         for points in islice(families.values(), max(_CENTRES - len(tried), 0)):
             largest = max(points, key=extent)
             for _ in range(_STEPS):
-                near = self._worth_trying(self._neighbours(largest), prospects, why)
-                alike = (one for one in near if family(one) == family(largest) and prospects.likely_meets_limits(one))
-                best = max(alike, key=extent, default=largest)
+                neighbours = self._worth_trying(self._neighbours(largest), acquisition, reason)
+                relatives = (
+                    neighbour
+                    for neighbour in neighbours
+                    if family(neighbour) == family(largest) and acquisition.likely_meets_limits(neighbour)
+                )
+                best = max(relatives, key=extent, default=largest)
                 if extent(best) <= extent(largest):
                     break
                 largest = best
-            found[largest] = why
-        return found
+            reasons[largest] = reason
+        return reasons
 
-    def _was_near(self, point: Point) -> bool:
-        """Whether a recipe trained in full missed no limit by far but for those on quality."""
+    def _nearly_met_limits(self, point: Point) -> bool:
+        """Return whether a recipe trained in full nearly met every limit that is not on quality."""
         goal, short = self.observations.goal, self.observations.goal.shortfalls(self.observations.finished[point])
         return all(short[limit_name(limit)] < _NEAR for limit in goal.limits if limit not in goal.quality_limits)
 
-    def _climb(self, found: dict[Point, str], prospects: Acquisition) -> None:
-        """Add what differs in one choice from what is worth most, until nothing near is worth more.
+    def _add_better_neighbours(self, reasons: dict[Point, str], acquisition: Acquisition) -> None:
+        """Add neighbours of the most valuable points until no neighbour is more valuable.
 
-        That is local search from several places (Hutter et al. 2011, section 4.3).
+        This is local search from several starting points (Hutter et al. 2011, section 4.3).
         """
         seen: set[Point] = set()
         for _ in range(_STEPS):
-            centres = [point for point in prospects.rank(found)[:_CENTRES] if point not in seen]
+            centres = [point for point in acquisition.rank(reasons)[:_CENTRES] if point not in seen]
             seen.update(centres)
-            near = (other for point in centres for other in self._neighbours(point) if other not in found)
-            more = self._worth_trying(near, prospects, "one choice from what promises most")
-            if not more:
+            neighbours = (other for point in centres for other in self._neighbours(point) if other not in reasons)
+            added = self._worth_trying(neighbours, acquisition, "one choice from what promises most")
+            if not added:
                 break
-            found |= more
+            reasons |= added
 
     def _neighbours(self, point: Point) -> Iterable[Point]:
-        """All that differ from it in one choice."""
-        for place, parameter in enumerate(self.space.parameters):
+        """Yield all points that differ in one choice."""
+        for index, parameter in enumerate(self.space.parameters):
             for value in range(len(parameter.values)):
-                if value != point[place]:
-                    yield (*point[:place], value, *point[place + 1 :])
+                if value != point[index]:
+                    yield (*point[:index], value, *point[index + 1 :])
 
-    def _worth_trying(self, points: Iterable[Point], prospects: Acquisition, why: str) -> dict[Point, str]:
+    def _worth_trying(self, points: Iterable[Point], acquisition: Acquisition, why: str) -> dict[Point, str]:
         tried = {point for point, _ in self.observations.outcomes} | self.rejected.keys()
-        causes = self._causes()
-        found: dict[Point, str] = {}
+        causes = self._failure_patterns()
+        reasons: dict[Point, str] = {}
         for proposed in points:
             point = self.space.canonicalize(proposed)
-            if point in tried or point in found or not self.has_valid_stages(point):
+            if point in tried or point in reasons or not self.has_valid_stages(point):
                 continue
             # Sizes are told sooner than times.
-            worth = prospects.may_meet_limits(point) and prospects.gain(point) > 0 and not self._fails(point, causes)
+            worth = (
+                acquisition.may_meet_limits(point)
+                and acquisition.gain(point) > 0
+                and not self._matches_failure(point, causes)
+            )
             if worth and self.may_ship(point, self.observations):
-                found[point] = why
-        return found
+                reasons[point] = why
+        return reasons
 
-    def _causes(self) -> list[FailurePattern]:
-        """What fails again and again, by what came of all trials."""
+    def _failure_patterns(self) -> list[FailurePattern]:
+        """Return the common causes of repeated failures."""
         outcomes, failed = self.observations.outcomes.items(), defaultdict[tuple[Family, str], list[Point]](list)
         for (point, _), outcome in outcomes:
             if outcome.error is not None:
                 failed[self.costs.family(point), outcome.error].append(point)
-        found = []
+        patterns = []
         for (family, _), points in failed.items():
             if len(points) < _SAME_FAILURE:
                 continue
-            ran = [point for (point, _), one in outcomes if one.error is None and self.costs.family(point) == family]
-            alike = {at: values[0] for at, values in enumerate(zip(*points, strict=True)) if len(set(values)) == 1}
-            choices = {at: value for at, value in alike.items() if all(point[at] != value for point in ran)}
-            if not ran or choices:
-                found.append(FailurePattern(family, choices if ran else {}))
-        return found
+            succeeded = [
+                point
+                for (point, _), trial_outcome in outcomes
+                if trial_outcome.error is None and self.costs.family(point) == family
+            ]
+            shared = {
+                index: values[0] for index, values in enumerate(zip(*points, strict=True)) if len(set(values)) == 1
+            }
+            choices = {
+                index: value for index, value in shared.items() if all(point[index] != value for point in succeeded)
+            }
+            if not succeeded or choices:
+                patterns.append(FailurePattern(family, choices if succeeded else {}))
+        return patterns
 
-    def _fails(self, point: Point, causes: Iterable[FailurePattern]) -> bool:
+    def _matches_failure(self, point: Point, causes: Iterable[FailurePattern]) -> bool:
         return any(
             self.costs.family(point) == cause.family and all(point[at] == value for at, value in cause.choices.items())
             for cause in causes
         )
 
     def has_valid_stages(self, point: Point) -> bool:
-        """Whether its stages can be made at all; what can't is `refused`."""
+        """Return whether the stages of a point can be built; records the reason otherwise."""
         try:
             self.costs.family(point)
         except InputError as error:
@@ -203,7 +239,7 @@ class Candidates:
         return True
 
     def is_valid_recipe(self, point: Point) -> bool:
-        """Whether it can be run; what can't is `refused`."""
+        """Return whether a point is a recipe that can run; records the reason otherwise."""
         try:
             self.space.recipe(point)
         except RecipeError as error:
@@ -214,36 +250,43 @@ class Candidates:
             return False
         return True
 
-    def _told(self, given_up: Container[Point]) -> list[CompletedTrial]:
-        """Every recipe that was tried as far as it goes, for the sampler."""
-        found = []
+    def _completed_trials(self, given_up: Container[Point]) -> list[CompletedTrial]:
+        """Return every recipe that will not be trained further, for Optuna's sampler."""
+        trials = []
         for point, rung in self.observations.last_rungs().items():
             outcome = self.observations.outcomes[point, rung]
             values = self.observations.goal.objectives(outcome)
             if values is None or (rung < self.observations.full_rung and point not in given_up):
                 continue
             # What wasn't measured at a lower rung falls short without end.
-            limits = {name: min(value, 1.0) for name, value in self.observations.goal.shortfalls(outcome).items()}
-            found.append(CompletedTrial(point, values, limits))
-        return found
+            shortfalls = {name: min(value, 1.0) for name, value in self.observations.goal.shortfalls(outcome).items()}
+            trials.append(CompletedTrial(point, values, shortfalls))
+        return trials
 
 
 @dataclass(frozen=True)
 class CompletedTrial:
-    """A trial as the sampler sees it: figures to minimize, and limits that are missed where they are above 0."""
+    """Finished trial for Optuna: objectives, and constraints that are violated where they are above 0."""
 
     point: Point
     values: tuple[float, ...]
     constraints: Mapping[str, float]
 
 
-def proposals(
-    parameters: Sequence[SearchParameter], told: Sequence[CompletedTrial], objectives: int, seed: int, count: int
+def propose_with_optuna(
+    parameters: Sequence[SearchParameter], trials: Sequence[CompletedTrial], objectives: int, seed: int, count: int
 ) -> Iterator[Point]:
-    """``count`` points worth trying, by a tree-structured Parzen estimator with constraints (Watanabe and Hutter 2023).
+    """Yield points proposed by a tree-structured Parzen estimator with constraints (Watanabe and Hutter 2023).
 
-    The study is made anew of what is known, so that the same ledger and ``seed`` give the same proposals. They may
-    repeat, and may have been tried.
+    The study is built anew each time, so that the same ledger and seed give the same proposals. Proposals may
+    repeat.
+
+    Args:
+        parameters: Parameters of the space.
+        told: Finished trials.
+        objectives: Number of objectives.
+        seed: Seed of the sampler.
+        count: Number of proposals.
     """
     try:
         import optuna
@@ -263,14 +306,14 @@ def proposals(
             distributions[parameter.name] = CategoricalDistribution(list(range(len(parameter.values))))
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=min(8, 2 + 2 * len(parameters)))
     study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
-    for one in told:
+    for trial in trials:
         params = {
-            parameter.name: order[parameter.name].index(place) if parameter.name in order else place
-            for parameter, place in zip(parameters, one.point, strict=True)
+            parameter.name: order[parameter.name].index(index) if parameter.name in order else index
+            for parameter, index in zip(parameters, trial.point, strict=True)
         }
         study.add_trial(
             create_trial(
-                params=params, distributions=distributions, values=one.values, constraints=dict(one.constraints)
+                params=params, distributions=distributions, values=trial.values, constraints=dict(trial.constraints)
             )
         )
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""`compress search`: say what is needed, and the recipe is found."""
+"""The command `compress search`."""
 
 from __future__ import annotations
 
@@ -51,12 +51,14 @@ def search(
     from compress.plugins.search.live_progress import SearchConsole
     from compress.plugins.search.run import SearchRun
 
-    asked = SearchOptions(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
-    document, folder, origin = build_document(recipe, asked, set_ or ())
+    options = SearchOptions(
+        model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials
+    )
+    document, folder, origin = build_document(recipe, options, set_ or ())
     if dry_run:
-        from compress.plugins.search.dry_run import dry_run
+        from compress.plugins.search.dry_run import prepare_dry_run
 
-        with dry_run(document, folder, artifacts) as prepared:
+        with prepare_dry_run(document, folder, artifacts) as prepared:
             opening = prepared.summary(origin)
         typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
         return
@@ -75,9 +77,9 @@ def search(
         typer.echo(done.record.model_dump_json(indent=2))
     else:
         Console().print(search_table(done.record))
-    found = done.record.final
-    names = "search.html" if found is None else "best.yaml, model/ and search.html"
-    after = "" if found is None else f" Next: compress run {done.folder / 'best.yaml'}"
+    final = done.record.final
+    names = "search.html" if final is None else "best.yaml, model/ and search.html"
+    after = "" if final is None else f" Next: compress run {done.folder / 'best.yaml'}"
     typer.echo(f"{done.folder} has {names}.{after}", err=True)
-    if found is None or not found.winner.meets_limits:
+    if final is None or not final.winner.meets_limits:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""A search on a terminal: the table that changes while it goes on, and what was found at its end."""
+"""Console tables of a search: the live table while it runs, and the result at its end."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from compress.plugins.search.formatting import figure, format_margin, format_model, format_objectives
+from compress.plugins.search.formatting import format_margin, format_metric, format_model, format_objectives
 from compress.plugins.search.progress import RunningTrial, SearchSnapshot
 from compress.plugins.search.record import SearchRecord, prediction_error_lines
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _FRONT = 8
-"""As many recipes of the front are listed as leave room for the rest on a small terminal."""
+"""Largest number of Pareto-optimal recipes in the live table, so that the rest fits on a small terminal."""
 
 
 @dataclass
 class LiveTable:
-    """A moment of a search, drawn for the second in which it is looked at and as wide as the console is then."""
+    """Live table of a search, drawn for the present second and the present width of the console."""
 
     seen: SearchSnapshot
     clock: Callable[[], float] = time.monotonic
@@ -33,15 +33,15 @@ class LiveTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         seen, now = self.seen, self.clock()
         record = seen.record
-        about = f"{' and '.join(describe_metric(name).title.lower() for name in record.minimize)} minimized"
-        yield Text(f"{record.name}: {about}; {', '.join(record.limits) or 'no limits'}", style="bold")
+        objective = f"{' and '.join(describe_metric(name).title.lower() for name in record.minimize)} minimized"
+        yield Text(f"{record.name}: {objective}; {', '.join(record.limits) or 'no limits'}", style="bold")
         rows = Table.grid(padding=(0, 2, 0, 0))
         rows.add_column(style="dim", no_wrap=True)
         rows.add_column(overflow="fold")
         for name, lines in (("best", _best(record)), ("now", _now(seen, now)), ("trials", [_counts(record)]),
                             ("left", [_left(seen, now)])):  # fmt: skip
-            for place, line in enumerate(lines):
-                rows.add_row("" if place else name, line)
+            for index, line in enumerate(lines):
+                rows.add_row("" if index else name, line)
         front = _front(record)
         if front is not None:
             yield front
@@ -49,60 +49,64 @@ class LiveTable:
 
 
 def _best(record: SearchRecord) -> list[Text]:
-    trial = next((one for one in record.trials if one.status == "best"), None)
+    trial = next((record_trial for record_trial in record.trials if record_trial.status == "best"), None)
     if trial is None:
         nearest = f" Nearest: {record.nearest}" if record.nearest else ""
         return [Text(f"nothing keeps every limit yet.{nearest}")]
     figures = format_objectives(record.minimize, trial.final, trial.spread)
-    rooms = [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
-    return [Text(", ".join(figures), style="green"), *map(Text, rooms), Text(f"trial {trial.number}: {trial.words}")]
+    margins = [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
+    return [Text(", ".join(figures), style="green"), *map(Text, margins), Text(f"trial {trial.number}: {trial.words}")]
 
 
 def _front(record: SearchRecord) -> RenderableType | None:
-    """Where two figures are minimized, every recipe that nothing beats in both."""
-    found = [trial for trial in record.trials if trial.status in ("best", "front")]
-    if len(record.minimize) < 2 or not found:
+    """Return a table of the Pareto-optimal recipes where two objectives are minimized."""
+    front = [trial for trial in record.trials if trial.status in ("best", "front")]
+    if len(record.minimize) < 2 or not front:
         return None
-    found.sort(key=lambda trial: trial.final.get(record.minimize[0], math.inf))
-    columns = [Column("", right=True), *(Column(describe_metric(name).title, right=True) for name in record.minimize),
-               Column("Surely inside", right=True), Column("Differs in", rank=1)]  # fmt: skip
-    more = f", {len(found) - _FRONT} more in search.html" if len(found) > _FRONT else ""
+    front.sort(key=lambda trial: trial.final.get(record.minimize[0], math.inf))
+    columns = [
+        TableColumn("", right=True),
+        *(TableColumn(describe_metric(name).title, right=True) for name in record.minimize),
+        TableColumn("Surely inside", right=True),
+        TableColumn("Differs in", rank=1),
+    ]
+    more = f", {len(front) - _FRONT} more in search.html" if len(front) > _FRONT else ""
     table = ResponsiveTable(f"the front{more}", columns)
-    for trial in found[:_FRONT]:
-        nearest = min((room.low for room in trial.rooms), default=None)
-        figures = [figure(name, trial.final.get(name)) for name in record.minimize]
-        table.add(f"{trial.number}", *figures, "" if nearest is None else f"{nearest:+.2%}", trial.words,
+    for trial in front[:_FRONT]:
+        least_margin = min((room.low for room in trial.rooms), default=None)
+        figures = [format_metric(name, trial.final.get(name)) for name in record.minimize]
+        table.add(f"{trial.number}", *figures, "" if least_margin is None else f"{least_margin:+.2%}", trial.words,
                   style="green" if trial.status == "best" else "")  # fmt: skip
     return table
 
 
 def _now(seen: SearchSnapshot, now: float) -> list[Text]:
     lines = [Text(seen.doing)] if seen.doing else []
-    for one in seen.trying:
-        share = "" if one.share == 1 else f", {one.share:.0%} of its training"
-        lines.append(Text(f"trial {one.number}{share}, for {_clock(now - one.since)}: {one.words}"))
-        lines.append(Text(f"  {why(one)}", style="dim"))
+    for running in seen.trying:
+        share = "" if running.share == 1 else f", {running.share:.0%} of its training"
+        lines.append(Text(f"trial {running.number}{share}, for {_clock(now - running.since)}: {running.words}"))
+        lines.append(Text(f"  {describe_running_trial(running)}", style="dim"))
     return lines or [Text("deciding what is next")]
 
 
-def why(one: RunningTrial) -> str:
-    """Why a trial is tried, and what was expected of it."""
-    expected, parts = one.expected, list[str]()
+def describe_running_trial(trial: RunningTrial) -> str:
+    """Describe why a trial is tried, and its expected gain."""
+    expected, parts = trial.expected, list[str]()
     if expected is not None:
         if expected.gain is not None:
             parts.append(f"{expected.gain:.1%} to win")
         if expected.probability is not None:
             parts.append(f"{expected.probability:.0%} to keep the limits on quality")
         parts.append(f"about {format_seconds(expected.seconds)} to its end")
-    return one.why + (f": {', '.join(parts)}" if parts else "")
+    return trial.why + (f": {', '.join(parts)}" if parts else "")
 
 
 def _counts(record: SearchRecord) -> Text:
-    """How trials ended, a recipe by the last of its rungs."""
+    """Count recipes by the state of their last trial."""
     last = {trial.point: trial for trial in record.trials}
     states = Counter(
-        "failed" if one.status == "failed" else "ended early" if one.status == "given up"
-        else "in full" if one.share == 1 else "on their way" for one in last.values()
+        "failed" if last_trial.status == "failed" else "ended early" if last_trial.status == "given up"
+        else "in full" if last_trial.share == 1 else "on their way" for last_trial in last.values()
     )  # fmt: skip
     parts = [f"{states[name]} {name}" for name in ("in full", "ended early", "failed", "on their way") if states[name]]
     left = "" if record.left is None else f"; predictions leave {record.left:,} more"
@@ -116,23 +120,29 @@ def _left(seen: SearchSnapshot, now: float) -> Text:
 
 
 def _clock(seconds: float) -> str:
-    """`1:02:03` or `4:05`, which ticks."""
-    minutes, rest = divmod(max(round(seconds), 0), 60)
+    """Format seconds as `1:02:03` or `4:05`."""
+    minutes, remainder = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"
 
 
 def search_table(record: SearchRecord) -> RenderableType:
-    """The models of the last session, or what was tried where there was none; then what was found."""
+    """Return a table of the final evaluation, or of the trials where there was none, then the conclusions."""
     parts: list[RenderableType] = []
     if record.final is not None:
         names = [describe_metric(name) for name in record.minimize]
-        columns = [Column("Model"), *(Column(one.title, right=True) for one in names), Column("Limits"),
-                   Column("Differs in", rank=1)]  # fmt: skip
+        columns = [
+            TableColumn("Model"),
+            *(TableColumn(model.title, right=True) for model in names),
+            TableColumn("Limits"),
+            TableColumn("Differs in", rank=1),
+        ]
         table = ResponsiveTable(f"{record.name}: the test rows, read once", columns)
-        for one in record.final.judged:
-            shown = format_model(one, record.minimize)
-            table.add(one.name, *shown.figures, (shown.verdict, "green" if one.meets_limits else "bold red"), one.words)
+        for model in record.final.judged:
+            shown = format_model(model, record.minimize)
+            table.add(
+                model.name, *shown.figures, (shown.verdict, "green" if model.meets_limits else "bold red"), model.words
+            )
         parts.append(table)
     for line in closing_lines(record):
         parts.append(Text(line, style="green" if line.startswith("✓") else ""))
@@ -140,7 +150,7 @@ def search_table(record: SearchRecord) -> RenderableType:
 
 
 def closing_lines(record: SearchRecord) -> list[str]:
-    """What a person should know at the end."""
+    """Return the lines that conclude a search."""
     lines = []
     if record.unsure is not None:
         lines.append(

@@ -1,4 +1,4 @@
-"""What may vary in a recipe that nobody wrote a `search:` block for: what its stages say, where the model allows it."""
+"""Stages and search space of a search that starts from a model instead of a recipe."""
 
 from __future__ import annotations
 
@@ -26,12 +26,18 @@ from compress.utils.errors import CompressError, RecipeError
 
 
 def add_default_space(document: Document, folder: Path, held_out: tuple[float, int]) -> None:
-    """What the stages behind the baseline say is worth searching, for shapes as they come by there, into ``document``.
+    """Add the fields that stages after the baseline declare worth searching to the document's `search:` block.
 
-    ``held_out`` are the share of the rows to train on, and the most of them, that choose. Raises `RecipeError`.
+    Args:
+        document: Recipe without choices, changed in place.
+        folder: Folder that its paths are relative to.
+        held_out: Share of the training rows that are held out for selection, and their largest number.
+
+    Raises:
+        RecipeError: Where the recipe is not valid.
     """
     values = document.values
-    held = next(each for each in values["data"]["hold_out"] if each["split"] == "select")
+    held = next(split for split in values["data"]["hold_out"] if split["split"] == "select")
     values["search"]["select"] = {name: value for name, value in held.items() if name != "split"}
     copy = deepcopy(document)
     copy.values.pop("search")
@@ -40,8 +46,8 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
     start = sources.find_all()
     _fit_rows(document, sources, *held_out)
     context = plan_context(recipe, sources, start)
-    wanted = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
-    timed = any(describe_metric(name).timed for name in wanted)
+    metrics = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
+    timed = any(describe_metric(name).timed for name in metrics)
     choices: dict[str, list[Any]] = {}
     optional: list[str] = []
     shape: Shape | None = start
@@ -63,7 +69,7 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
 
 
 def is_possible(model: Path, kind: str, fields: Mapping[str, Any]) -> bool:
-    """Whether a stage finds in a model's architecture what it cuts."""
+    """Return whether a model's architecture has the parts that a stage prunes."""
     try:
         stage = STAGES[kind].model_validate({**fields, "kind": kind})
         if isinstance(stage, ChecksModel):
@@ -74,8 +80,10 @@ def is_possible(model: Path, kind: str, fields: Mapping[str, Any]) -> bool:
 
 
 def _fit_rows(document: Document, sources: Sources, share: float, most: int) -> None:
-    """Hold out no more rows to choose by than their share of those that there are to train on."""
-    rows = next((one.rows for one in sources.rows if one.role == "split train" and one.rows is not None), None)
+    """Hold out at most the given share of the training rows for selection."""
+    rows = next(
+        (source.rows for source in sources.rows if source.role == "split train" and source.rows is not None), None
+    )
     for held in document.values["data"]["hold_out"]:
         if held["split"] == "select" and held["rows"] == most and rows is not None and share * rows < most:
             held["rows"] = max(int(share * rows), 2)
@@ -83,7 +91,7 @@ def _fit_rows(document: Document, sources: Sources, share: float, most: int) -> 
 
 
 def _can_be(document: Document, folder: Path, field: str, value: Any) -> bool:
-    """Whether the recipe may have that value, of what it is for and what else it says."""
+    """Return whether the recipe is valid with this value."""
     changed = deepcopy(document)
     apply_override(changed, f"{field}={json.dumps(value)}")
     try:
@@ -103,49 +111,56 @@ _NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}, {"heads":
 def initial_stages(
     task: Task, starter: Sequence[Mapping[str, Any]], shape: Shape | None, is_possible: Callable[[str, Any], bool]
 ) -> list[dict[str, Any]]:
-    """Stages as a recipe writes them, for a kind of ``task`` and a model of a ``shape``.
+    """Return the stages of a recipe for a task and a model.
 
-    ``is_possible`` says whether a kind of stage with some fields can be made of the model.
+    Where the task's stages allow it, the trained model is pruned by what its architecture has, and then
+    distilled. Without that, most tasks would have only the number of bits to choose. A student model that the
+    starter names is ignored, because it belongs to another model.
 
-    Where the task's stages fit, something is cut out of what was trained, by what the architecture has, and what is
-    left learns from it: without them most tasks had only the bits to choose. A student that the starter names is
-    another model, which nobody gave, and its layers are another model's too.
+    Args:
+        task: Task.
+        starter: Stages of the task's starter recipe.
+        shape: Structure of the model; None if unknown.
+        is_possible: Function that returns whether a kind of stage with these fields applies to the model.
+
+    Returns:
+        Stages as a recipe writes them.
     """
     fitted = [_fitted(stage, shape, is_possible) for stage in starter if not _names_a_student(stage)]
-    found = [part for stage in fitted for part in _by_part(stage, task)]
-    kinds = [next(iter(stage)) for stage in found]
-    if SINGLE_CALL in task.capabilities and any("part" in next(iter(stage.values())) for stage in found):
+    stages = [part for stage in fitted for part in _by_part(stage, task)]
+    kinds = [next(iter(stage)) for stage in stages]
+    if SINGLE_CALL in task.capabilities and any("part" in next(iter(stage.values())) for stage in stages):
         # The starter is for models of another kind, which write their answers by two graphs.
-        found = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
+        stages = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
     elif _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
-        return found
+        return stages
     elif _FINETUNE not in kinds:
         if not _fits(_FINETUNE, task) or kinds[: len(_FULL_SIZE)] != [next(iter(stage)) for stage in _FULL_SIZE]:
-            return found
-        found.insert(0, {_FINETUNE: {"epochs": 2}})
-    return _with_cuts(found, task, shape, is_possible)
+            return stages
+        stages.insert(0, {_FINETUNE: {"epochs": 2}})
+    return _with_cuts(stages, task, shape, is_possible)
 
 
 def _with_cuts(
     stages: list[dict[str, Any]], task: Task, shape: Shape | None, is_possible: Callable[[str, Any], bool]
 ) -> list[dict[str, Any]]:
-    """The same with the first cut that is possible behind `finetune`, and a lesson behind it where there is none."""
-    at = next(place for place, stage in enumerate(stages) if _FINETUNE in stage)
-    cuts = () if shape is None or not _fits(_PRUNE, task) else _NARROWER if shape.attention else _FEWER_CHANNELS
-    cut = next((cut for cut in cuts if is_possible(_PRUNE, cut)), None)
-    if cut is None:
+    """Add the first possible `prune` stage after `finetune`, and `distill` after it if there is none."""
+    at = next(index for index, stage in enumerate(stages) if _FINETUNE in stage)
+    prunings = () if shape is None or not _fits(_PRUNE, task) else _NARROWER if shape.attention else _FEWER_CHANNELS
+    pruning = next((pruning for pruning in prunings if is_possible(_PRUNE, pruning)), None)
+    if pruning is None:
         return stages
-    more: list[dict[str, Any]] = [{_PRUNE: dict(cut)}]
+    more: list[dict[str, Any]] = [{_PRUNE: dict(pruning)}]
     if _fits(_DISTILL, task) and not any(_DISTILL in stage for stage in stages):
-        lesson = {name: value for name, value in stages[at][_FINETUNE].items() if name != "learning_rate"}
-        more.append({_DISTILL: {"teacher": _FINETUNE, **lesson}})
+        settings = {name: value for name, value in stages[at][_FINETUNE].items() if name != "learning_rate"}
+        more.append({_DISTILL: {"teacher": _FINETUNE, **settings}})
     return [*stages[: at + 1], *more, *stages[at + 1 :]]
 
 
 def _fitted(
     stage: Mapping[str, Any], shape: Shape | None, is_possible: Callable[[str, Any], bool]
 ) -> Mapping[str, Any]:
-    """A stage whose student has half of the model's own layers, or all where layers cannot go."""
+    """Return a stage whose student has half of the model's layers, or all where layers cannot be removed."""
     fields = stage.get(_DISTILL) or {}
     if shape is None or "layers" not in (fields.get("student") or {}):
         return stage
@@ -156,7 +171,9 @@ def _fitted(
 
 
 def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
-    """A stage by itself; integers for what reads a text and few bits for what writes one, where that is two graphs."""
+    """Return a stage; for encoder-decoder models INT8 for the encoder and weight-only quantization for the
+    decoder.
+    """
     if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"onnx_int8": {}}:
         return [{"onnx_int8": {"part": "encoder"}}, {"onnx_weight_only": {"part": "decoder", "bits": 8}}]
     return [deepcopy(dict(stage))]

@@ -1,4 +1,4 @@
-"""A search before it runs anything: what may vary, what is wanted, and proof that its first trial can run."""
+"""Checks of a search before anything runs, and a summary of its space."""
 
 from __future__ import annotations
 
@@ -46,11 +46,14 @@ RECIPES = Path("recipes")
 
 @dataclass
 class PreparedSearch:
-    """The recipe of ``document``, whose paths count from ``folder``; ``roads`` read its data. Nothing is written.
+    """Checked search of the recipe in ``document``, whose paths are relative to ``folder``. Nothing is written.
 
-    Values that the model can't have are left out of the space, each for what it fails by while everything else is as
-    the recipe has it. Raises `InputError`, or another `CompressError`, for what cannot be searched or run. What has to
-    be fetched is looked into if it ``fetches``.
+    Values that the model cannot have are excluded from the space, each with the error that it causes while all
+    other fields are as in the recipe. Sources that would have to be downloaded are checked only if it
+    ``fetches``.
+
+    Raises:
+        CompressError: For a space that cannot be searched, or a recipe that cannot run.
     """
 
     document: Document
@@ -74,16 +77,16 @@ class PreparedSearch:
                 expected="a target that is to be had here",
             )
         plan = make_plan(base, self.folder, CachedStages(base, self.folder, self.artifacts), self.artifacts)
-        told = [stage.seconds.value for stage in plan.stages]
-        self.first_seconds = sum(seconds for seconds in told if seconds is not None)
+        stage_seconds = [stage.seconds.value for stage in plan.stages]
+        self.first_seconds = sum(seconds for seconds in stage_seconds if seconds is not None)
         """Predicted time of the stages of the first trial, without its evaluation."""
         if self.fetches or all(source.status == "here" for source in plan.sources):
             self._check_runnable()
         self.past = find_past_trials(self.space, self.goal, self.artifacts, RECIPES) if search.past else ()
 
     def summary(self, origin: str) -> SpaceSummary:
-        """What will be searched; ``origin`` says where its recipe comes from."""
-        past = tuple(dict.fromkeys(one.source for one in self.past))
+        """Return a summary of the space; ``origin`` states where its recipe comes from."""
+        past = tuple(dict.fromkeys(trial.source for trial in self.past))
         return summarize_space(
             self.space, self.goal, target_profile(self.space.base).name, origin, past, self.first_seconds
         )
@@ -102,7 +105,7 @@ class PreparedSearch:
 
     @cached_property
     def _passed_checks(self) -> set[tuple[bool, str]]:
-        """What the starting model has been asked and has passed: whether of widths, and the stages that it is about."""
+        """Checks of the starting model that have passed: whether about widths, and their stages."""
         return set()
 
     @cached_property
@@ -114,14 +117,14 @@ class PreparedSearch:
         return ShapeInference(self._runner, self._runner.inputs.start)
 
     def _failure(self, stages: Stages) -> CompressError | None:
-        """What stages fail by that are asked about the starting model, and tried on it without its weights."""
+        """Return the error of stages that are checked against the starting model and inferred without its weights."""
         import torch
 
         try:
             for check in model_checks(stages):
-                if (asked := (check.of_widths, stages_key(check.stages))) not in self._passed_checks:
+                if (key := (check.of_widths, stages_key(check.stages))) not in self._passed_checks:
                     check.ask(self._runner.inputs.start)
-                    self._passed_checks.add(asked)
+                    self._passed_checks.add(key)
             trained = tuple(takewhile(lambda stage: stage.input_type() is stage.output_type() is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:
                 with torch.random.fork_rng(devices=[]):
@@ -135,7 +138,7 @@ class PreparedSearch:
 
 @contextmanager
 def prepare_dry_run(document: Document, folder: Path, artifacts: Path) -> Iterator[PreparedSearch]:
-    """The same for who only wants to know: nothing is fetched, and nothing written but into a folder for a while."""
+    """Prepare a search for `--dry-run`: nothing is downloaded, and files go to a temporary folder only."""
     with tempfile.TemporaryDirectory(prefix="compress-search-") as scratch:
         yield PreparedSearch(
             document, folder, artifacts, JobContext(folder, Path(scratch), SilentProgress()), fetches=False
@@ -143,7 +146,7 @@ def prepare_dry_run(document: Document, folder: Path, artifacts: Path) -> Iterat
 
 
 class ParameterSummary(Frozen):
-    """A field, or a stage that may be left out: its value in the recipe as it stands, and the others."""
+    """Field or optional stage: its value in the recipe, and the other values."""
 
     name: str
     own: str
@@ -151,7 +154,9 @@ class ParameterSummary(Frozen):
 
 
 class SpaceSummary(Frozen):
-    """A space before it is searched. ``origin`` says where the recipe comes from, ``refused`` what cannot be tried."""
+    """Search space before the search. ``origin`` states where the recipe comes from, ``refused`` which values are
+    excluded.
+    """
 
     name: str
     origin: str
@@ -173,16 +178,16 @@ class SpaceSummary(Frozen):
     budget_seconds: float = 0.0
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the summary as lines for people."""
         yield f"{self.name}: begins with {self.origin}: {' -> '.join(self.stages)}, compared with {self.baseline}"
         within = ", ".join(self.limits) or "no limits"
         yield f"{' and '.join(self.minimize)} minimized on {self.target}, within {within}"
         yield f"chosen by {self.rows:,} rows held out of training, in {self.budget}"
         yield f"{self.size:,} recipes from {len(self.choices)} choices:"
-        for one in self.choices:
-            yield f"  {one.name}: {one.own}; or {', '.join(one.others)}"
+        for parameter in self.choices:
+            yield f"  {parameter.name}: {parameter.own}; or {', '.join(parameter.others)}"
         for why in dict.fromkeys(self.refused.values()):
-            yield f"  left out: {', '.join(name for name, own in self.refused.items() if own == why)}: {why}"
+            yield f"  left out: {', '.join(name for name, reason in self.refused.items() if reason == why)}: {why}"
         if self.first_seconds > self.budget_seconds:
             yield (
                 f"the first trial alone is foretold to take {format_seconds(self.first_seconds)}, longer than the "
@@ -195,7 +200,16 @@ class SpaceSummary(Frozen):
 def summarize_space(
     space: SearchSpace, goal: Goal, target: str, origin: str, past: tuple[str, ...], first_seconds: float
 ) -> SpaceSummary:
-    """Everything that is known of a space."""
+    """Return the summary of a space.
+
+    Args:
+        space: Search space.
+        goal: Objectives and limits.
+        target: Target that trials are measured on.
+        origin: Source of the recipe.
+        past: Sources of past trials.
+        first_seconds: Predicted time of the first trial's stages.
+    """
     base = space.base
     return SpaceSummary(
         name=base.name,

@@ -1,4 +1,4 @@
-"""Whether a recipe may be given up before it is trained in full."""
+"""Early stopping: whether a partly trained recipe would miss a limit when trained in full."""
 
 from __future__ import annotations
 
@@ -21,53 +21,69 @@ from compress.results.report import BASELINE, FINAL
 
 _FEWEST_PAIRS = 3
 _REMEMBERED, _LASTING = 12, 0.5
-"""Recipes by which it is known how much of an early gap lasts, and what is taken before there are any."""
+"""Persistence of early gaps before there are enough recipes, and recipes that it is estimated from."""
 
 
 def early_stopping_reason(
-    known: Observations, point: Point, rung: int, shares: tuple[float, ...], family: Callable[[Point], object]
+    observations: Observations, point: Point, rung: int, shares: tuple[float, ...], family: Callable[[Point], object]
 ) -> str:
-    """Why a recipe will not keep a limit, by how it stands to its family after as much training; else nothing.
+    """Return why a partly trained recipe would miss a limit; an empty string where it may meet all.
 
-    What its kin came to in full, and its gap to them now as far as gaps of others lasted, say row by row where it will
-    come to; what parts recipes early parts them less when all is learned. It goes where the upper end of that interval
-    misses the limit. The error that is allowed for is split over the limits, the rungs and the looks at each of them
-    (Bonferroni): the first kin, two, four and so on are looked at, and the k-th look has 1 / (k (k + 1)) of it, so that
-    a recipe that keeps its limits is given up with a probability of at most 1 - confidence, however often it is looked
-    at.
+    The final quality is predicted row by row: the mean of recipes of the same family that were trained in
+    full, plus the recipe's gap to them after as much training, times the share of such gaps that persisted.
+    The recipe is stopped where the upper end of the interval of this prediction misses the limit. The error
+    probability is split over limits, rungs and repeated looks (Bonferroni). Looks happen at 1, 2, 4, ...
+    finished recipes of the family, and the k-th look gets 1 / (k (k + 1)) of the error. A recipe that would
+    meet its limits is therefore stopped with a probability of at most 1 - confidence.
+
+    Args:
+        observations: All trials so far.
+        point: Recipe that was trained in part.
+        rung: Rung that it was trained to.
+        shares: Share of training at each rung.
+        family: Function that returns the family of a point.
+
+    Returns:
+        The reason, with the limit and the predicted margin.
     """
-    own, goal = known.outcomes[point, rung], known.goal
-    kin = [other for other in _ended(known, rung) if family(other) == family(point)]
-    if not kin:
+    outcome, goal = observations.outcomes[point, rung], observations.goal
+    relatives = [other for other in _completed_after(observations, rung) if family(other) == family(point)]
+    if not relatives:
         return ""
-    look = int(math.log2(len(kin))) + 1
-    kin = kin[: 2 ** (look - 1)]
+    look = int(math.log2(len(relatives))) + 1
+    relatives = relatives[: 2 ** (look - 1)]
     allowed = (1 - goal.confidence) / (max(len(shares) - 1, 1) * max(len(goal.quality_limits), 1) * look * (look + 1))
     for limit in goal.quality_limits:
-        lasting = _lasting(known, limit, rung)
-        pairs = [(known.outcomes[other, rung], known.finished[other]) for other in kin]
-        found = _landing(limit, own, pairs, lasting, allowed)
-        if found is not None and found.high < 0:
+        persistence = _gap_persistence(observations, limit, rung)
+        pairs = [(observations.outcomes[other, rung], observations.finished[other]) for other in relatives]
+        predicted = _predict_final_margin(limit, outcome, pairs, persistence, allowed)
+        if predicted is not None and predicted.high < 0:
             return (
-                f"{limit_name(limit)}: by {shares[rung]:.0%} of training, and {len(kin)} of its family trained in full, it "
-                f"would end {found.value:+.1%} inside, at most {found.high:+.1%}"
+                f"{limit_name(limit)}: by {shares[rung]:.0%} of training and {len(relatives)} trials of its family, "
+                f"it would end {predicted.value:+.1%} inside, at most {predicted.high:+.1%}"
             )
     return ""
 
 
-def _landing(
+def _predict_final_margin(
     limit: Limit, own: TrialOutcome, kin: Sequence[tuple[TrialOutcome, TrialOutcome]], lasting: float, error: float
 ) -> Estimate | None:
-    """How far inside a limit a recipe will end, as a share of the bound, by ``kin`` after as much training and in full.
+    """Predict the final margin of a limit, as a share of the bound; None where outcomes of rows are not stored.
 
-    Its ends are passed with a probability of ``error`` each. None where outcomes of rows aren't kept.
+    Args:
+        limit: Limit on quality.
+        own: Outcome of the partly trained recipe.
+        kin: Outcomes of each recipe of the family, after as much training and in full.
+        lasting: Share of a gap that persists until training is complete.
+        error: Probability with which each end of the interval is exceeded.
     """
-    early, ended = ([_rows(one, FINAL, limit) for one in column] for column in zip(*kin, strict=True))
+    early, ended = ([_rows(values, FINAL, limit) for values in column] for column in zip(*kin, strict=True))
     base = _rows(kin[0][1], BASELINE, limit) if limit.of is not None else None
     every = [_rows(own, FINAL, limit), *early, *ended, *([base] if limit.of is not None else [])]
-    rows = [one for one in every if one is not None]
-    if len(rows) < len(every) or len({len(one) for one in rows}) > 1 or len(rows[0]) < 2:
+    rows = [values for values in every if values is not None]
+    if len(rows) < len(every) or len({len(values) for values in rows}) > 1 or len(rows[0]) < 2:
         return None
+    # Predict each row: mean of the finished relatives plus the gap that persists.
     final = rows[0] * lasting + np.mean(rows[1 + len(kin) : 1 + 2 * len(kin)], axis=0)
     final -= np.mean(rows[1 : 1 + len(kin)], axis=0) * lasting
     if describe_metric(limit.metric).exponential:
@@ -78,30 +94,33 @@ def _landing(
     else:
         inside = (final - limit.bound * base) / (limit.bound * float(base.mean()))
     inside = inside if limit.at_least is not None else -inside
+    # The interval of the mean margin over rows is one-sided at both ends.
     half = NormalDist().inv_cdf(1 - error) * float(inside.std(ddof=1)) / math.sqrt(len(inside))
     middle = float(inside.mean())
     return Estimate(middle, middle - half, middle + half)
 
 
 def _rows(outcome: TrialOutcome, model: str, limit: Limit) -> Floats | None:
-    found = outcome.measurement(model, limit.metric)
-    return None if found is None or found.raw is None else np.asarray(found.raw, dtype=np.float64)
+    measurement = outcome.measurement(model, limit.metric)
+    return None if measurement is None or measurement.raw is None else np.asarray(measurement.raw, dtype=np.float64)
 
 
-def _ended(known: Observations, rung: int) -> list[Point]:
-    """Recipes that were looked at after that rung and trained in full."""
-    return [point for point in known.finished if (point, rung) in known.margins]
+def _completed_after(observations: Observations, rung: int) -> list[Point]:
+    """Return the recipes that were evaluated at this rung and trained in full."""
+    return [point for point in observations.finished if (point, rung) in observations.margins]
 
 
-def _lasting(known: Observations, limit: Limit, rung: int) -> float:
-    """How much of a gap in quality after that rung is left when all is learned: a slope through 0, at most 1."""
+def _gap_persistence(observations: Observations, limit: Limit, rung: int) -> float:
+    """Return the share of a gap in quality at this rung that remains in the end: a slope through 0, at most 1."""
     name, pairs = limit_name(limit), []
-    for one, other in itertools.combinations(_ended(known, rung)[-_REMEMBERED:], 2):
-        rooms = [known.margins[point, at][name] for at in (rung, known.full_rung) for point in (one, other)]
+    for first, second in itertools.combinations(_completed_after(observations, rung)[-_REMEMBERED:], 2):
+        rooms = [
+            observations.margins[point, at][name] for at in (rung, observations.full_rung) for point in (first, second)
+        ]
         early = [room.value for room in rooms if room is not None]
         if len(early) == len(rooms):
             pairs.append((early[0] - early[1], early[2] - early[3]))
-    across = sum(before * before for before, _ in pairs)
-    if len(pairs) < _FEWEST_PAIRS or not across:
+    total = sum(early_gap * early_gap for early_gap, _ in pairs)
+    if len(pairs) < _FEWEST_PAIRS or not total:
         return _LASTING
-    return min(max(sum(before * after for before, after in pairs) / across, 0.0), 1.0)
+    return min(max(sum(early_gap * final_gap for early_gap, final_gap in pairs) / total, 0.0), 1.0)

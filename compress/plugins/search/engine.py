@@ -1,4 +1,7 @@
-"""What is tried next, and how far: pure decisions by what is known, the same however trials come by their outcomes."""
+"""The search engine: which recipe to try next, and for how much of its training.
+
+Decisions depend on the outcomes only, so that a search decides the same on one machine and on several.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,18 @@ from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.space import Point
 
 ROUND = 2
-"""Trials that are decided on together, however many workers there are, so that their number decides nothing."""
+"""Trials that are planned together. The number does not depend on the number of workers, so that decisions do
+not either.
+"""
 _TIMED = 3
-"""Models that have to be timed before two are decided on together: the first ones show by how much sums of kernels are
-off on this machine, all in the same direction."""
+"""Models that have to be timed before two trials are planned together, since the first ones correct the
+common error of predicted latencies.
+"""
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial: a point, trained as far as a rung says (its place among the shares), and why it is tried."""
+    """A point, the rung that it is trained to, and the reason why it is tried."""
 
     point: Point
     rung: int
@@ -34,11 +40,23 @@ class PlannedTrial:
 
 @dataclass
 class Engine:
-    """Decides round by round. ``shares`` are those of training, rising; the last is all of it.
+    """Decisions of a search, made in rounds.
 
-    A recipe goes from rung to rung unless it lies behind one of its family by more than chance allows (`early`), or
-    would be no better than what keeps every limit already. It is trained in part first only where that is likely to
-    save more than it costs (`_next_rung`).
+    A recipe goes from rung to rung unless it would miss a limit (`early_stopping_reason`), or would be no
+    better than the best feasible recipe. It is trained in part first only where that is likely to save more
+    than it costs (`_next_rung`).
+
+    Attributes:
+        space: Recipes that may be tried.
+        costs: Predictions of size and time.
+        goal: Objectives and limits.
+        shares: Share of training at each rung, rising; the last is 1.
+        seed: Seed of samples and proposals.
+        past: Trials of earlier searches and shipped recipes, which only decide where to look first.
+        may_ship: See `Candidates`.
+        stopped: Recipes that are not trained further, with the reason.
+        stopped_at: Rung at which early stopping ended a recipe.
+        end_reason: Why the search has ended.
     """
 
     space: SearchSpaceView
@@ -47,14 +65,10 @@ class Engine:
     shares: tuple[float, ...]
     seed: int = 0
     past: InitVar[Sequence[PastTrial]] = ()
-    """What is known from elsewhere, which says where to look first and nothing else."""
     may_ship: InitVar[Callable[[Point, Observations], bool]] = lambda point, known: True
-    """See `Candidates`."""
     stopped: dict[Point, str] = field(default_factory=dict)
     stopped_at: dict[Point, int] = field(default_factory=dict)
-    """The rung after which a recipe was given up for how it stood there."""
     end_reason: str = ""
-    """Why there is nothing more to try."""
 
     def __post_init__(self, past: Sequence[PastTrial], may_ship: Callable[[Point, Observations], bool]) -> None:
         self.observations = Observations(self.goal, self.full_rung, self.space.origin)
@@ -65,45 +79,59 @@ class Engine:
 
     @property
     def full_rung(self) -> int:
-        """The last rung."""
+        """Index of the last rung."""
         return len(self.shares) - 1
 
     def next_round(self) -> list[PlannedTrial]:
-        """The next trials, most worth first; none at the end, and then `ended` says why."""
+        """Return the next trials, the most valuable first; an empty list at the end, and then `end_reason` is set."""
         self._rounds += 1
         origin = self.space.origin
         if not self.observations.outcomes:
             return [PlannedTrial(origin, self.full_rung, "the search begins here")]
-        prospects = Acquisition(self.observations, self.costs, self.space.parameters, self.shares, self.candidates.past)
-        pending = {job.point for job in self._pending}
-        rungs = {point: rung for point, rung in self._going_on(prospects).items() if point not in pending}
-        found = {point: f"nothing speaks against it after {self.shares[rung]:.0%} of training"
+        acquisition = Acquisition(
+            self.observations, self.costs, self.space.parameters, self.shares, self.candidates.past
+        )
+        pending = {planned.point for planned in self._pending}
+        rungs = {point: rung for point, rung in self._continuing(acquisition).items() if point not in pending}
+        reasons = {point: f"nothing speaks against it after {self.shares[rung]:.0%} of training"
                  for point, rung in rungs.items()}  # fmt: skip
-        found |= self.candidates.propose(prospects, self._rounds, self.stopped)
-        by_worth = prospects.rank(found)
-        if first := self.candidates.largest_per_family(by_worth, prospects):
-            found |= first
-            by_worth = list(dict.fromkeys([*first, *prospects.rank(found)]))
-        jobs, begun = list[PlannedTrial](), {key for job in self._pending for key in self._left(job)}
-        for point in by_worth:
-            if len(jobs) == self._most:
+        reasons |= self.candidates.propose(acquisition, self._rounds, self.stopped)
+        ranked = acquisition.rank(reasons)
+        if largest := self.candidates.largest_per_family(ranked, acquisition):
+            reasons |= largest
+            ranked = list(dict.fromkeys([*largest, *acquisition.rank(reasons)]))
+        planned_trials, running_stages = (
+            list[PlannedTrial](),
+            {key for planned in self._pending for key in self._remaining_of(planned)},
+        )
+        for point in ranked:
+            if len(planned_trials) == self._round_size:
                 break
             if point in rungs or self._is_new(point):
-                expected = prospects.expected[point]
-                rung = self.full_rung if point in first else self._next_rung(point, rungs.get(point, -1), expected)
-                job = PlannedTrial(point, rung, found[point], expected)
-                left = self._left(job)
+                expected = acquisition.expected[point]
+                rung = self.full_rung if point in largest else self._next_rung(point, rungs.get(point, -1), expected)
+                planned = PlannedTrial(point, rung, reasons[point], expected)
+                remaining = self._remaining_of(planned)
                 # What another one of the round does too had better wait for what comes of that.
-                if 2 * sum(left[key] for key in left.keys() & begun) <= sum(left.values()):
-                    jobs.append(job)
-                    begun |= left.keys()
-        self.end_reason = "" if jobs else "every other recipe is predicted to miss a limit or to be no better"
-        return jobs
+                # A trial waits for the next round if most of its work is under way in another one.
+                if 2 * sum(remaining[key] for key in remaining.keys() & running_stages) <= sum(remaining.values()):
+                    planned_trials.append(planned)
+                    running_stages |= remaining.keys()
+        self.end_reason = "" if planned_trials else "every other recipe is predicted to miss a limit or to be no better"
+        return planned_trials
 
     def speculate(
         self, arrived: Mapping[PlannedTrial, TrialOutcome], pending: Iterable[PlannedTrial]
     ) -> list[PlannedTrial]:
-        """What may be decided on next, of a round in which so much is known and trials are pending. Nothing changes."""
+        """Return the trials that may be planned next, for workers that are idle. Does not change the engine.
+
+        Args:
+            arrived: Outcomes of the present round so far.
+            pending: Trials of the round that are running.
+
+        Returns:
+            Trials of the next round as far as it can be predicted.
+        """
         other = copy.copy(self)
         other.observations, other.stopped, other.stopped_at = (
             self.observations.copy(),
@@ -114,46 +142,47 @@ class Engine:
         other.candidates = replace(
             self.candidates, observations=other.observations, rejected=dict(self.candidates.rejected)
         )
-        for job, outcome in arrived.items():
-            other.observations.add(job.point, job.rung, outcome)
+        for planned, outcome in arrived.items():
+            other.observations.add(planned.point, planned.rung, outcome)
         other._pending = tuple(pending)
-        for job in (*arrived, *other._pending):
-            other._identities.setdefault(self.space.identity(job.point), job.point)
+        for planned in (*arrived, *other._pending):
+            other._identities.setdefault(self.space.identity(planned.point), planned.point)
         return other.next_round() if other.observations.outcomes else []
 
-    def record(self, job: PlannedTrial, outcome: TrialOutcome) -> None:
-        """Take note of what came of a trial; trials are told in the order in which they were decided on."""
-        self._identities.setdefault(self.space.identity(job.point), job.point)
-        self.observations.add(job.point, job.rung, outcome)
+    def record(self, planned: PlannedTrial, outcome: TrialOutcome) -> None:
+        """Record the outcome of a trial; outcomes are recorded in the order in which the trials were planned."""
+        self._identities.setdefault(self.space.identity(planned.point), planned.point)
+        self.observations.add(planned.point, planned.rung, outcome)
         if outcome.error is not None:
-            self.stopped[job.point] = f"failed: {outcome.error}"
+            self.stopped[planned.point] = f"failed: {outcome.error}"
             return
-        self.costs.update(job.point, self.shares[job.rung], outcome)
+        self.costs.update(planned.point, self.shares[planned.rung], outcome)
 
     @property
-    def _most(self) -> int:
-        """Trials of the next round."""
+    def _round_size(self) -> int:
+        """Return how many trials the next round has."""
         return 1 if self.goal.needs_timing and len(self.observations.finished) < _TIMED else ROUND
 
-    def _left(self, job: PlannedTrial) -> Mapping[str, float]:
-        """Seconds of what no trial has done for it yet, by what recipes share."""
-        return self.costs.remaining(job.point, self.shares[job.rung])
+    def _remaining_of(self, planned: PlannedTrial) -> Mapping[str, float]:
+        """Return the predicted time of each stage of a trial that no trial has run yet."""
+        return self.costs.remaining(planned.point, self.shares[planned.rung])
 
     def _next_rung(self, point: Point, rung: int, expected: Expectation) -> int:
-        """How far a recipe is trained next, which has come to ``rung``.
+        """Return the rung that a recipe is trained to next, which was trained to ``rung`` so far.
 
-        In part, where that takes less than it is likely to save. How likely it ends there is the chance to miss a limit
-        x the share of recipes that miss one which this rung has ended so far.
+        It is trained in part where that takes less time than it is expected to save: the probability that the
+        recipe misses a limit, times the share of such recipes that this rung has stopped so far, times the time to
+        train it in full.
         """
         misses = 1 - (0.5 if expected.probability is None else expected.probability)
         for lower in range(rung + 1, self.full_rung) if self.space.trains(point) else ():
             takes = self.costs.marginal_seconds(point, self.shares[lower])
-            if takes < misses * self._power(lower) * expected.seconds:
+            if takes < misses * self._stop_rate(lower) * expected.seconds:
                 return lower
         return self.full_rung
 
-    def _power(self, rung: int) -> float:
-        """The share of recipes that miss a limit that a rung ends: of those so far, after one of each kind."""
+    def _stop_rate(self, rung: int) -> float:
+        """Return the share of recipes that miss a limit that a rung has stopped, starting from one of two."""
         ended = sum(self.stopped_at.get(point) == rung for point in self.stopped)
         missed = sum(
             (point, rung) in self.observations.margins and point not in self.observations.feasible
@@ -161,23 +190,23 @@ class Engine:
         )
         return (1 + ended) / (2 + ended + missed)
 
-    def _going_on(self, prospects: Acquisition) -> dict[Point, int]:
-        """Recipes that were trained in part, with the rung that they came to, less those that are given up."""
-        found = {}
+    def _continuing(self, acquisition: Acquisition) -> dict[Point, int]:
+        """Return partly trained recipes with their rung, without those that are stopped."""
+        continuing = {}
         for point, rung in self.observations.last_rungs().items():
             if rung == self.full_rung or point in self.stopped:
                 continue
-            why = early_stopping_reason(self.observations, point, rung, self.shares, self.costs.family)
-            if why:
+            reason = early_stopping_reason(self.observations, point, rung, self.shares, self.costs.family)
+            if reason:
                 self.stopped_at[point] = rung
-            elif prospects.gain(point) <= 0:
-                why = "it is no better than what keeps every limit"
-            if why:
-                self.stopped[point] = why
+            elif acquisition.gain(point) <= 0:
+                reason = "it is no better than what keeps every limit"
+            if reason:
+                self.stopped[point] = reason
             else:
-                found[point] = rung
-        return found
+                continuing[point] = rung
+        return continuing
 
     def _is_new(self, point: Point) -> bool:
-        """Whether it is a recipe, and comes to other stages than all that was tried."""
+        """Return whether a point is a valid recipe whose stages differ from all that were tried."""
         return self.space.identity(point) not in self._identities and self.candidates.is_valid_recipe(point)

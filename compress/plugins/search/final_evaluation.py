@@ -151,8 +151,11 @@ def evaluate_models(
                 name=name,
                 point=candidate.point,
                 words=space.describe(candidate.point),
-                intervals={row.metric: (row.low, row.high) for row in measurements if row.model == FINAL and row.low is not None
-                           and row.high is not None},
+                intervals={
+                    row.metric: (row.low, row.high)
+                    for row in measurements
+                    if row.model == FINAL and row.low is not None and row.high is not None
+                },
                 limits=tuple(_limits(engine, measurements, space, profile.name, machine)),
                 folder=str(artifacts[name]),
                 **_values_by_model(measurements),

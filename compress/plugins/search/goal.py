@@ -1,4 +1,4 @@
-"""What a search wants: which figure is to be small, within which limits, and how sure of them it has to be."""
+"""Objectives and limits of a search, and the confidence with which limits have to be met."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from compress.results.metrics import describe_metric
 from compress.utils.errors import InputError
 
 _DISAGREE = 0.1
-"""Share of rows on which a compressed model and its baseline give different answers, before anything is measured."""
+"""Share of rows on which a compressed model and its baseline are assumed to differ before anything is measured."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The metrics to minimize, and the limits on the target that trials are measured on."""
+    """Metrics to minimize and limits on the target that trials are measured on."""
 
     minimize: tuple[str, ...]
     limits: tuple[Limit, ...]
@@ -27,7 +27,7 @@ class Goal:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, search: Search) -> Goal:
-        """The recipe's goal. Raises `InputError` for a metric that is better the larger it is."""
+        """Return the goal of a recipe. Raises `InputError` for a metric to minimize that is better the larger it is."""
         target = target_name(recipe, search)
         for metric in search.minimize:
             if describe_metric(metric).better == "higher":
@@ -37,10 +37,12 @@ class Goal:
                     expected="size_bytes, latency_ms, perplexity or the like; what must stay high is a limit",
                     hint=f"limits: [{{metric: {metric}, at_least: 0.985, of: baseline}}]",
                 )
-        return cls(search.minimize, tuple(one for one in recipe.limits if one.target == target), search.confidence)
+        return cls(
+            search.minimize, tuple(limit for limit in recipe.limits if limit.target == target), search.confidence
+        )
 
     def check_resolution(self, rows: int) -> None:
-        """Raise `InputError` for a limit on accuracy that so many rows could not resolve."""
+        """Raise `InputError` for a limit on accuracy that this number of rows cannot resolve."""
         z = NormalDist().inv_cdf(self.confidence)
         for limit in self.quality_limits:
             margin = 1 - limit.bound
@@ -58,52 +60,52 @@ class Goal:
 
     @property
     def quality_limits(self) -> tuple[Limit, ...]:
-        """Limits whose rows say how sure one can be."""
+        """Limits on quality, whose rows give a confidence interval."""
         return tuple(limit for limit in self.limits if describe_metric(limit.metric).quality)
 
     @property
     def needs_timing(self) -> bool:
-        """Whether a time has to be measured for it."""
+        """Return whether an objective or a limit is a time."""
         names = (*self.minimize, *(limit.metric for limit in self.limits))
         return any(describe_metric(name).timed for name in names)
 
     @property
     def compares_times(self) -> bool:
-        """Whether a limit is on a time as a share of the baseline's."""
+        """Return whether a limit is on a share of the baseline's time."""
         metrics = ((limit, describe_metric(limit.metric)) for limit in self.limits)
         return any(metric.timed and (metric.relative or limit.of is not None) for limit, metric in metrics)
 
     @property
     def quality_metrics(self) -> tuple[str, ...]:
-        """Metrics of quality whose outcomes of rows have to be kept."""
+        """Quality metrics whose outcomes of single rows are stored."""
         limits = tuple(limit.metric for limit in self.quality_limits)
         return (*limits, *(name for name in self.minimize if describe_metric(name).quality))
 
     def objectives(self, outcome: TrialOutcome) -> tuple[float, ...] | None:
-        """The figures to minimize; None where one is missing."""
-        found = [outcome.final.get(metric) for metric in self.minimize]
-        return None if None in found else tuple(value for value in found if value is not None)
+        """Return the values to minimize; None where one is missing."""
+        values = [outcome.final.get(metric) for metric in self.minimize]
+        return None if None in values else tuple(value for value in values if value is not None)
 
     def shortfalls(self, outcome: TrialOutcome) -> dict[str, float]:
-        """Limit -> by what share of its bound it is not safely kept; at most 0 where it is."""
-        found = {}
+        """Return by what share of its bound each limit is not met with confidence; at most 0 where it is."""
+        shortfalls = {}
         for limit in self.limits:
-            room = constraint_margin(limit, outcome, self.confidence)
-            found[limit_name(limit)] = float("inf") if room is None else -room.low
-        return found
+            margin = constraint_margin(limit, outcome, self.confidence)
+            shortfalls[limit_name(limit)] = float("inf") if margin is None else -margin.low
+        return shortfalls
 
     def meets_limits(self, outcome: TrialOutcome) -> bool:
-        """Whether every limit is kept, as surely as is wanted."""
+        """Return whether every limit is met with the required confidence."""
         return outcome.error is None and all(short <= 1e-12 for short in self.shortfalls(outcome).values())
 
 
 def limit_name(limit: Limit) -> str:
-    """`accuracy on cpu`, which limits of a recipe are told apart by; both bounds of one metric are two."""
+    """Return a name that distinguishes the limits of a recipe, such as `accuracy at least 0.97`."""
     return f"{limit.metric} {'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
 
 
 def target_name(recipe: Recipe, search: Search) -> str:
-    """Where trials are measured. Raises `InputError` for a target that the recipe has not."""
+    """Return the target that trials are measured on. Raises `InputError` for a target that the recipe lacks."""
     names = [profile.name for profile in recipe.profiles()]
     if search.target is None:
         return names[0]
@@ -115,5 +117,5 @@ def target_name(recipe: Recipe, search: Search) -> str:
 
 
 def is_dominated(values: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-    """Whether one of ``others`` is as small in everything and smaller in something, or the same."""
+    """Return whether one of ``others`` is at most as large in every objective."""
     return any(all(b <= a for a, b in zip(values, other, strict=True)) for other in others)

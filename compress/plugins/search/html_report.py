@@ -1,10 +1,10 @@
-"""A search as a page: the front with its intervals, every trial, what each choice moved, what was shared."""
+"""HTML page of a search: Pareto front, trials, importance of parameters, and shared stages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.plugins.search.formatting import figure, format_limits, format_margin, format_model
+from compress.plugins.search.formatting import format_limits, format_margin, format_metric, format_model
 from compress.plugins.search.pareto_chart import pareto_chart
 from compress.plugins.search.record import SearchRecord, TrialRecord, prediction_error_lines
 from compress.report.pages import render
@@ -12,8 +12,8 @@ from compress.results.metrics import describe_metric
 
 
 def search_page(record: SearchRecord) -> str:
-    """The page; it refers to nothing outside and keeps the record."""
-    stages = tree(record)
+    """Return the page, which refers to nothing outside and contains the record."""
+    stages = stage_tree(record)
     return render(
         "plugins/search/templates/search.html",
         f"search of {record.name}",
@@ -28,7 +28,7 @@ def search_page(record: SearchRecord) -> str:
         metrics=[describe_metric(name) for name in record.minimize],
         knobs=_parameters(record),
         explained=_explained(record),
-        judged=[format_model(one, record.minimize) for one in record.final.judged] if record.final else [],
+        judged=[format_model(model, record.minimize) for model in record.final.judged] if record.final else [],
         seeds=_seeds(record),
         errors=prediction_error_lines(record),
     )
@@ -36,7 +36,7 @@ def search_page(record: SearchRecord) -> str:
 
 @dataclass(frozen=True)
 class StageNode:
-    """A stage of the tree: how many trials went through it, the seconds that it took and those that it saved."""
+    """Stage in the tree of stages: trials that used it, its seconds, and the seconds that sharing saved."""
 
     depth: int
     label: str
@@ -46,8 +46,10 @@ class StageNode:
     numbers: str
 
 
-def tree(record: SearchRecord) -> list[StageNode]:
-    """Every stage once, below those that it follows. One that was in the cache before the search has taken nothing."""
+def stage_tree(record: SearchRecord) -> list[StageNode]:
+    """Return every stage once, below the stages that it follows. A stage that was cached before the search took
+    no time.
+    """
     nodes: dict[tuple[str, ...], list[int]] = {}
     took: dict[tuple[str, ...], list[float]] = {}
     labels: dict[tuple[str, ...], str] = {}
@@ -60,11 +62,14 @@ def tree(record: SearchRecord) -> list[StageNode]:
             if not cached:
                 took.setdefault(path, []).append(seconds)
     shown = []
-    for path in sorted(nodes, key=lambda one: [(nodes[one[:end]][0], one[end - 1]) for end in range(1, len(one) + 1)]):
-        numbers, ran = sorted(set(nodes[path])), took.get(path, [])
-        saved = (len(nodes[path]) - len(ran)) * sum(ran) / len(ran) if ran else 0.0
-        told = ", ".join(map(str, numbers[:12])) + (" ..." if len(numbers) > 12 else "")
-        shown.append(StageNode(len(path) - 1, labels[path], len(numbers), sum(ran), saved, told))
+    for path in sorted(
+        nodes,
+        key=lambda node_path: [(nodes[node_path[:end]][0], node_path[end - 1]) for end in range(1, len(node_path) + 1)],
+    ):
+        numbers, run_seconds = sorted(set(nodes[path])), took.get(path, [])
+        saved = (len(nodes[path]) - len(run_seconds)) * sum(run_seconds) / len(run_seconds) if run_seconds else 0.0
+        numbers_text = ", ".join(map(str, numbers[:12])) + (" ..." if len(numbers) > 12 else "")
+        shown.append(StageNode(len(path) - 1, labels[path], len(numbers), sum(run_seconds), saved, numbers_text))
     return shown
 
 
@@ -72,7 +77,7 @@ def _row(trial: TrialRecord, record: SearchRecord) -> dict[str, object]:
     states = {"best": "passed", "front": "passed", "kept": "passed", "missed": "missed", "failed": "missed"}
     return {
         "trial": trial,
-        "figures": [figure(name, trial.final.get(name)) for name in record.minimize],
+        "figures": [format_metric(name, trial.final.get(name)) for name in record.minimize],
         "rooms": [format_margin(room.limit, room.value, room.low) for room in trial.rooms],
         "state": states.get(trial.status, "unknown"),
         "share": "" if trial.share == 1 else f"{trial.share:.0%} of its training",
@@ -82,7 +87,7 @@ def _row(trial: TrialRecord, record: SearchRecord) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A choice: its values, and for each figure a bar of what it explains and what it moved."""
+    """Parameter with its values, and for each metric a bar with its importance and effect."""
 
     name: str
     values: str
@@ -110,7 +115,10 @@ def _explained(record: SearchRecord) -> list[str]:
 def _seeds(record: SearchRecord) -> list[tuple[int, list[str]]]:
     if record.final is None:
         return []
-    return [(one.seed, [one.error] if one.error else list(format_limits(one.limits))) for one in record.final.seeds]
+    return [
+        (seed_result.seed, [seed_result.error] if seed_result.error else list(format_limits(seed_result.limits)))
+        for seed_result in record.final.seeds
+    ]
 
 
 def _state(record: SearchRecord) -> tuple[str, str]:

@@ -23,11 +23,11 @@ from compress.utils.errors import first_line
 from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:
-    from compress.plugins.search.kernel_table import KernelTable
     from compress.formats.runtime import Batch
+    from compress.plugins.search.kernel_table import KernelTable
 
 SNAPSHOT = "foreseen.json"
-"""File in the folder of a search with the kernel sums that decisions depend on, so that a resumed search repeats them."""
+"""File of a search with the kernel sums that decisions depend on, so that a resumed search repeats them."""
 _MOST_SECONDS, _SHARE, _EACH_SECONDS = 90.0, 0.05, 10.0
 """Largest time for the kernels of all candidates, the same as a share of the search, and that for one candidate."""
 _NOISE = 0.05

@@ -1,4 +1,4 @@
-"""The truth of a search: a file of JSON lines that is only ever added to, each line on the disk before it counts."""
+"""The ledger of a search: an append-only file of JSON lines, synchronised to disk after each trial."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ VERSION = 1
 
 
 class PastTrial(Frozen):
-    """Where in this space something earlier lies, and how far inside each limit on quality, with its half-width.
+    """Trial of an earlier search, or a shipped recipe, at its point in the present space.
 
-    ``share`` is that of its training. A recipe that is only known to be shipped has no ``rooms``.
+    Attributes:
+        point: Point in the present space.
+        share: Share of its training.
+        rooms: Margin of each limit on quality and its half-width; empty for a shipped recipe.
+        source: Search or recipe that it comes from.
     """
 
     point: tuple[int, ...]
@@ -30,7 +34,7 @@ class PastTrial(Frozen):
 
 
 class LedgerHeader(Frozen):
-    """What a search is of: the first line. Two searches of the same header take the same decisions."""
+    """First line of the ledger. Two searches with the same header take the same decisions."""
 
     version: int = VERSION
     recipe: dict[str, Any]
@@ -38,18 +42,20 @@ class LedgerHeader(Frozen):
     rungs: tuple[float, ...]
     machine: dict[str, Any]
     past: tuple[PastTrial, ...] = ()
-    """What it began with, which a search that is gone on with keeps."""
+    """Past trials that the search started with, kept when it is resumed."""
 
     def check_same(self, now: LedgerHeader) -> None:
-        """Raise `InputError` where a search is another now; more time, or more trials, changes nothing decided."""
+        """Raise `InputError` where the search differs now; a larger budget or more trials change no decision."""
         for name in ("recipe", "knobs", "rungs", "machine"):
-            one, other = (to_jsonable_python(getattr(each, name)) for each in (self, now))
-            if one == other:
+            before_value, now_value = (to_jsonable_python(getattr(header, name)) for header in (self, now))
+            if before_value == now_value:
                 continue
             changed = name
-            if isinstance(one, dict):
-                fields = [field for field in {**one, **other} if one.get(field) != other.get(field)]
-                if fields == ["search"] and _but_budget(one["search"]) == _but_budget(other["search"]):
+            if isinstance(before_value, dict):
+                fields = [
+                    field for field in {**before_value, **now_value} if before_value.get(field) != now_value.get(field)
+                ]
+                if fields == ["search"] and _but_budget(before_value["search"]) == _but_budget(now_value["search"]):
                     continue
                 changed = f"{name} ({', '.join(fields)})"
             raise InputError(
@@ -64,9 +70,17 @@ def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
 
 
 class LedgerEntry(Frozen):
-    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands.
+    """A trial, in the order in which trials were planned.
 
-    ``why`` says why it was tried, ``elapsed`` how many seconds the search had taken by then, in all of its processes.
+    Attributes:
+        number: Position in the ledger.
+        point: Point of the recipe.
+        rung: Rung that it was trained to.
+        words: Difference from the recipe that the search started from.
+        identity: Digest of the stages.
+        why: Reason why it was tried.
+        outcome: Outcome of the trial.
+        elapsed: Seconds of the search so far, earlier processes included.
     """
 
     number: int
@@ -80,26 +94,29 @@ class LedgerEntry(Frozen):
 
 
 class Ledger:
-    """The file in a search's folder. Raises `StorageError` where it cannot be written, and is whole then too."""
+    """Ledger file in the folder of a search. Raises `StorageError` where it cannot be written; it stays valid
+    then.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER_FILE
         self._lines = AppendOnlyFile(self.path)
 
     def create(self, header: LedgerHeader) -> None:
-        """Write the first line, of a file that isn't there yet."""
+        """Write the header of a new file."""
         self._lines.add(header.model_dump_json().encode())
 
     def append(self, entry: LedgerEntry) -> None:
-        """Write one trial; it counts once this returns."""
+        """Write one trial to disk."""
         self._lines.add(entry.model_dump_json().encode())
 
     def read(self, hint: bool = True) -> tuple[LedgerHeader, list[LedgerEntry]]:
-        """The header and the trials so far. A last line that a kill or a full disk cut short doesn't count.
+        """Return the header and the trials. A truncated last line is ignored.
 
-        With ``hint`` it is taken off the file, which nobody else may be writing then.
+        With ``hint`` the truncated line is removed from the file, which no other process may be writing.
 
-        Raises `InputError` for a file that is none of this version.
+        Raises:
+            InputError: Where the file is no ledger of this version.
         """
         if hint:
             self._lines.repair()

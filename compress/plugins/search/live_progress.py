@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a table that changes, with bars below it; lines where no terminal is."""
+"""Live display of a search: a table with progress bars below it, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from compress.utils.progress import Total, expected_steps
 
 Item = TypeVar("Item")
 _PERIOD_SECONDS = 0.5
-"""How often the table is drawn, for its clocks."""
+"""Interval at which the table is drawn, for its clocks."""
 
 
 class SearchConsole:
-    """A `Progress` and a `ProgressDisplay`. What is noted goes by above the table, which Ctrl-C leaves where it is."""
+    """Progress and display of a search. Notes scroll above the table, which stays in place after Ctrl-C."""
 
     def __init__(self, console: Console | None = None, lines: bool = False) -> None:
-        """With ``lines`` there is no table."""
+        """Open the display; with ``lines`` there is no table."""
         self._console = console or Console(stderr=True, highlight=False)
         self._draws = self._console.is_terminal and not lines
         # Lines of a table are wrapped, and those of a file are not.
@@ -80,12 +80,12 @@ class SearchConsole:
                 self._live = None
 
     def note(self, message: str) -> None:
-        """Say one line."""
+        """Print one line."""
         with self._lock:
             self._lines.note(message)
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
-        """Yield ``items`` while a bar below the table shows how far they are."""
+        """Yield ``items`` and show their progress as a bar below the table."""
         if self._live is None:
             yield from self._lines.track(items, description, total)
             return
@@ -102,9 +102,9 @@ class SearchConsole:
 
 
 class _Drawn(Live):
-    """A `Live` whose table doesn't stand twice after the terminal has become narrower.
+    """`Live` display whose table is not drawn twice after the terminal has become narrower.
 
-    Then the terminal has wrapped the lines that are there, which takes more rows than `Live` goes back.
+    The terminal then wraps the lines that it shows, which takes more rows than `Live` goes back.
     """
 
     def __init__(self, console: Console, shown: SearchConsole) -> None:
@@ -112,7 +112,7 @@ class _Drawn(Live):
         self._drawn: list[int] = []
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """What goes to the terminal: first the cursor back over what is there, then ``renderables``, then the table."""
+        """Return the output: cursor movement over the last table, then ``renderables``, then the table."""
         options = self.console.options
         wrapped = sum(max(math.ceil(cells / options.max_width), 1) - 1 for cells in self._drawn)
         back = Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * wrapped)

@@ -1,4 +1,4 @@
-"""Everything that trials have shown so far, and what of it is best."""
+"""Outcomes of all trials so far, and the best recipes among them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from compress.results.metrics import describe_metric
 
 @dataclass
 class Observations:
-    """Outcomes by point and rung; ``full`` is the last rung, after which a recipe is trained in full."""
+    """Outcomes by point and rung.
+
+    Attributes:
+        goal: Objectives and limits.
+        full_rung: Index of the last rung, after which a recipe is trained in full.
+        origin: Point of the recipe that the search starts from.
+        outcomes: Outcome of each point at each rung.
+        margins: Margin of each limit for each trial that did not fail; None where it was not measured.
+        finished: Outcomes of recipes that were trained in full.
+        feasible: Objectives of the recipes that meet every limit.
+    """
 
     goal: Goal
     full_rung: int
     origin: Point
     outcomes: dict[tuple[Point, int], TrialOutcome] = field(default_factory=dict)
     margins: dict[tuple[Point, int], dict[str, Estimate | None]] = field(default_factory=dict)
-    """How far inside each limit they lie; of those that did not fail."""
     finished: dict[Point, TrialOutcome] = field(default_factory=dict)
     feasible: dict[Point, tuple[float, ...]] = field(default_factory=dict)
-    """The figures to minimize of those that keep every limit."""
 
     def copy(self) -> Observations:
-        """The same, to go on from without changing this."""
+        """Return a copy whose changes do not affect this one."""
         return replace(
             self,
             outcomes=dict(self.outcomes),
@@ -37,13 +45,13 @@ class Observations:
         )
 
     def add(self, point: Point, rung: int, outcome: TrialOutcome) -> None:
-        """Take note of what came of a trial."""
+        """Record the outcome of a trial."""
         self.outcomes[point, rung] = outcome
         if outcome.error is not None:
             return
         goal = self.goal
         self.margins[point, rung] = {
-            limit_name(one): constraint_margin(one, outcome, goal.confidence) for one in goal.limits
+            limit_name(limit): constraint_margin(limit, outcome, goal.confidence) for limit in goal.limits
         }
         if rung < self.full_rung:
             return
@@ -53,26 +61,29 @@ class Observations:
             self.feasible[point] = values
 
     def last_rungs(self) -> dict[Point, int]:
-        """How far each recipe came that did not fail."""
-        found: dict[Point, int] = {}
+        """Return the last rung of each recipe that did not fail."""
+        last_rungs: dict[Point, int] = {}
         for point, rung in self.margins:
-            found[point] = max(rung, found.get(point, -1))
-        return found
+            last_rungs[point] = max(rung, last_rungs.get(point, -1))
+        return last_rungs
 
     def initial_objectives(self) -> tuple[float, ...] | None:
-        """The figures of the recipe that the search began with, once it is trained in full."""
+        """Return the objectives of the recipe that the search started from, once it is trained in full."""
         return self.goal.objectives(self.finished[self.origin]) if self.origin in self.finished else None
 
     def pareto_front(self) -> list[Point]:
-        """Those that keep every limit and that no other beats in all that is minimized; the best of one figure."""
-        found: list[tuple[tuple[float, ...], Point]] = []
+        """Return the feasible recipes that no other dominates; with one objective, the best."""
+        front: list[tuple[tuple[float, ...], Point]] = []
         for values, point in sorted((values, point) for point, values in self.feasible.items()):
-            if not is_dominated(values, [other for other, _ in found]):
-                found.append((values, point))
-        return [point for _, point in found]
+            if not is_dominated(values, [other for other, _ in front]):
+                front.append((values, point))
+        return [point for _, point in front]
 
     def best(self) -> Point | None:
-        """The winner; of a front the one that is smallest when each figure counts as a share of the first trial's."""
+        """Return the best feasible recipe.
+
+        Of a front, this is the one with the least sum of objectives, each relative to the first trial.
+        """
         return min(self.pareto_front(), key=self._merit, default=None)
 
     def _merit(self, point: Point) -> tuple[float, Point]:
@@ -81,20 +92,21 @@ class Observations:
         return sum(shares), point
 
     def pick(self) -> Point | None:
-        """The winner; where nothing keeps every limit surely, the one whose figures do and that does so most surely."""
+        """Return the best feasible recipe; without one, the safest recipe whose measured values meet every limit."""
         return self.best() or next(iter(self._reaching("value")), None)
 
     def ranked(self) -> list[Point]:
-        """What is judged at the end, and what would be without those before: the pick first.
+        """Return the recipes to evaluate at the end, the pick first.
 
-        Where no figures keep every limit on quality, those that the rows leave it open of.
+        Without a feasible recipe, these are the recipes whose measured values meet every limit on quality, or else
+        the ones that may meet them.
         """
         if self.feasible:
             return sorted(self.feasible, key=self._merit)
         return self._reaching("value") or self._reaching("high")
 
     def _reaching(self, end: Literal["value", "high"]) -> list[Point]:
-        """Those that keep every limit, the ones on quality by the figure or by the upper end of its interval."""
+        """Return the recipes that meet every limit, those on quality by one end of their interval."""
         ends = {limit_name(limit): end for limit in self.goal.quality_limits}
 
         def reaches(point: Point) -> bool:
@@ -104,13 +116,17 @@ class Observations:
         return [point for point in self.by_shortfall() if reaches(point)]
 
     def by_shortfall(self) -> list[Point]:
-        """The recipes trained in full, those first that fall short by least, or lie furthest inside."""
-        short = {point: max(self.goal.shortfalls(one).values(), default=0.0) for point, one in self.finished.items()}
-        return sorted(short, key=lambda point: (short[point], point))
+        """Return the recipes trained in full, ordered by their largest shortfall."""
+        shortfalls = {
+            point: max(self.goal.shortfalls(outcome).values(), default=0.0) for point, outcome in self.finished.items()
+        }
+        return sorted(shortfalls, key=lambda point: (shortfalls[point], point))
 
     def measured_value(self, point: Point, metric: str) -> float | None:
-        """A figure that training doesn't change, as it was measured at any rung."""
+        """Return a metric that training does not change, as it was measured at any rung."""
         if not describe_metric(metric).from_file:
             return None
-        found = (self.outcomes.get((point, rung)) for rung in range(self.full_rung, -1, -1))
-        return next((one.final[metric] for one in found if one is not None and metric in one.final), None)
+        outcomes = (self.outcomes.get((point, rung)) for rung in range(self.full_rung, -1, -1))
+        return next(
+            (outcome.final[metric] for outcome in outcomes if outcome is not None and metric in outcome.final), None
+        )

@@ -1,4 +1,4 @@
-"""What came of one trial: figures, the rows behind them, and how far inside its limits it lies."""
+"""Outcome of a trial: metrics, the rows behind them, and the margins of its limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.utils.pydantic_models import Frozen
 
 
 class StageCost(Frozen):
-    """One stage of a trial: the key of its output, what it took, and whether that was here already."""
+    """Cache key of a stage's output, its time, and whether the output was cached."""
 
     label: str
     key: str
@@ -29,29 +29,35 @@ class StageCost(Frozen):
 
 
 class TrialOutcome(Frozen):
-    """A trial that has ended. ``model`` is the digest of its final files; ``seconds`` is what the trial took in all.
+    """Outcome of a trial that has ended. With an ``error``, every other field but ``seconds`` is empty.
 
-    ``final`` and ``baseline`` are figures on the rows that choose, by metric; ``rows`` has, for `final` and `baseline`
-    and each metric of a limit, the outcome of each row (`pack_rows`). With an ``error`` there is nothing else.
+    Attributes:
+        model: Digest of the final model's files.
+        final: Metrics of the final model on the selection rows.
+        baseline: The same metrics of the baseline.
+        spread: 95% intervals of the final model's metrics that have one.
+        rows: Outcomes of single rows (`pack_rows`) by model (`final`, `baseline`) and metric.
+        stages: Cost of each stage.
+        seconds: Time of the whole trial.
+        error: First line of the error that ended the trial.
     """
 
     model: str = ""
     final: dict[str, float] = {}
     baseline: dict[str, float] = {}
     spread: dict[str, tuple[float, float]] = {}
-    """95% intervals of figures of the final model, of those that have one."""
     rows: dict[str, dict[str, str]] = {}
     stages: tuple[StageCost, ...] = ()
     seconds: float = 0.0
     error: str | None = None
 
     def measurement(self, model: str, metric: str) -> Measurement | None:
-        """A figure as the row that it was, with its raw outcomes where they are kept."""
+        """Return a metric as a measurement, with the outcomes of single rows where they are stored."""
         value = (self.final if model == FINAL else self.baseline).get(metric)
         if value is None:
             return None
-        kept = self.rows.get(model, {}).get(metric)
-        raw = None if kept is None else unpack_rows(kept)
+        packed = self.rows.get(model, {}).get(metric)
+        raw = None if packed is None else unpack_rows(packed)
         low, high = self.spread.get(metric, (None, None)) if model == FINAL else (None, None)
         n = 1 if raw is None else len(raw)
         return Measurement(
@@ -60,7 +66,7 @@ class TrialOutcome(Frozen):
 
 
 def pack_rows(outcomes: Sequence[float]) -> str:
-    """Outcomes of rows as text: bits where all are 0 or 1, else numbers of 8 bytes."""
+    """Encode outcomes of rows as text: as bits where all are 0 or 1, else as 8-byte floats."""
     values = np.asarray(outcomes, dtype="<f8")
     if np.isin(values, (0.0, 1.0)).all():
         return f"bits:{len(values)}:{base64.b64encode(np.packbits(values.astype(bool)).tobytes()).decode()}"
@@ -69,7 +75,7 @@ def pack_rows(outcomes: Sequence[float]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def unpack_rows(text: str) -> tuple[float, ...]:
-    """The inverse of `pack_rows`."""
+    """Decode the text of `pack_rows`."""
     kind, count, data = text.split(":")
     content = base64.b64decode(data)
     if kind == "bits":
@@ -79,10 +85,10 @@ def unpack_rows(text: str) -> tuple[float, ...]:
 
 
 def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) -> Estimate | None:
-    """How far inside a limit a trial lies, as a share of the bound: at least 0 keeps it. None if it wasn't measured.
+    """Return the margin of a limit as a share of its bound: at least 0 meets it. None if it was not measured.
 
-    Of quality the interval is paired with the baseline where the limit is relative; its lower end is reached or passed
-    with probability ``confidence``. Of bytes it has no width. Times are taken as they were measured.
+    The interval of a quality metric is paired with the baseline where the limit is relative. Its lower end is met with
+    probability ``confidence``. Sizes and times have no interval.
     """
     final = outcome.measurement(FINAL, limit.metric)
     other = None if limit.of is None else outcome.measurement(BASELINE, limit.metric)
@@ -90,10 +96,10 @@ def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) ->
         return None
     value = final.value if other is None else final.value / other.value
     low, high = _interval(final, other, 2 * confidence - 1)
-    found = Estimate(value, value if low is None else low, value if high is None else high)
+    estimate = Estimate(value, value if low is None else low, value if high is None else high)
     if limit.at_least is not None:
-        return Estimate(*(_inside(edge, limit.bound) for edge in found))
-    return Estimate(*(-_inside(edge, limit.bound) for edge in (found.value, found.high, found.low)))
+        return Estimate(*(_inside(edge, limit.bound) for edge in estimate))
+    return Estimate(*(-_inside(edge, limit.bound) for edge in (estimate.value, estimate.high, estimate.low)))
 
 
 def _inside(value: float, bound: float) -> float:
@@ -112,17 +118,25 @@ def _interval(final: Measurement, other: Measurement | None, confidence: float) 
     return value - (value - final.low) * scale, value + (final.high - value) * scale
 
 
-def difference(limit: Limit, one: TrialOutcome, other: TrialOutcome, confidence: float) -> Estimate | None:
-    """How much further inside a limit on quality ``one`` lies than ``other``, both judged on the same rows.
+def paired_difference(limit: Limit, first: TrialOutcome, second: TrialOutcome, confidence: float) -> Estimate | None:
+    """Return how much larger the margin of ``first`` is than that of ``second``, judged on the same rows.
 
-    None where outcomes of rows aren't kept. As a share of the bound, as `constraint_margin`.
+    Args:
+        limit: Limit on quality.
+        first: Outcome of one recipe.
+        second: Outcome of the other recipe.
+        confidence: One-sided confidence of the interval.
+
+    Returns:
+        Difference as a share of the bound, as in `constraint_margin`; None where outcomes of rows are not stored.
     """
-    above, below = (each.measurement(FINAL, limit.metric) for each in (one, other))
+    above, below = (outcome.measurement(FINAL, limit.metric) for outcome in (first, second))
     if above is None or below is None or above.raw is None or below.raw is None or len(above.raw) != len(below.raw):
         return None
+    # Gaps are scaled so that they are shares of the bound.
     scale = limit.bound
     if limit.of is not None:
-        base = one.measurement(BASELINE, limit.metric)
+        base = first.measurement(BASELINE, limit.metric)
         scale *= base.value if base is not None else 1.0
     if describe_metric(limit.metric).exponential:
         # Windows' logarithms: a difference of them is a ratio of the figures.
@@ -136,8 +150,8 @@ def difference(limit: Limit, one: TrialOutcome, other: TrialOutcome, confidence:
     return Estimate(middle, middle - half, middle + half)
 
 
-def figures(measurements: Sequence[Measurement], wanted: Sequence[str]) -> Mapping[str, object]:
-    """The fields of an `TrialOutcome` from measured rows; outcomes of rows are kept of the metrics that are ``wanted``."""
+def outcome_fields(measurements: Sequence[Measurement], row_metrics: Sequence[str]) -> Mapping[str, object]:
+    """Return the fields of a `TrialOutcome` from measurements; outcomes of rows are stored for ``row_metrics`` only."""
     final, baseline, spread = dict[str, float](), dict[str, float](), dict[str, tuple[float, float]]()
     rows: dict[str, dict[str, str]] = {FINAL: {}, BASELINE: {}}
     for row in measurements:
@@ -147,6 +161,6 @@ def figures(measurements: Sequence[Measurement], wanted: Sequence[str]) -> Mappi
         if row.model == FINAL and row.low is not None and row.high is not None:
             spread[row.metric] = (row.low, row.high)
         relative = describe_metric(row.metric, row.unit).relative
-        if row.metric in wanted and row.raw and not (relative and row.model == BASELINE):
+        if row.metric in row_metrics and row.raw and not (relative and row.model == BASELINE):
             rows[row.model][row.metric] = pack_rows(row.raw)
     return {"final": final, "baseline": baseline, "spread": spread, "rows": rows}

@@ -1,11 +1,11 @@
-"""Every trial in a chart: what is minimized against how well limits are kept, or against the other figure."""
+"""Chart of all trials: one objective against the other, or against the margin of a limit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
 
-from compress.plugins.search.formatting import figure, format_margin
+from compress.plugins.search.formatting import format_margin, format_metric
 from compress.plugins.search.record import SearchRecord, TrialRecord
 from compress.report.plot import Frame, Plot, element, scale_around
 from compress.results.formatting import format_value
@@ -14,13 +14,13 @@ from compress.results.metrics import Metric, describe_metric
 _FRAME = Frame(720.0, 400.0, 64.0, 704.0, 34.0, 346.0)
 _KINDS = {"best": "final", "front": "front", "kept": "step", "missed": "missed"}
 _LAST = {"best": 2, "front": 1}
-"""What is drawn over the others."""
+"""Drawing order of the statuses that are drawn over the others."""
 Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class _Spot:
-    """A trial's place, and the ends of its intervals where they are known."""
+    """Position of a trial, with the ends of its intervals where they exist."""
 
     trial: TrialRecord
     x: float
@@ -30,7 +30,7 @@ class _Spot:
 
 
 def pareto_chart(record: SearchRecord) -> str:
-    """Infeasible regions are tinted: where a limit on an axis is missed. Nothing with fewer than two trials."""
+    """Return the chart as SVG with infeasible regions tinted; empty with fewer than two trials."""
     spots = [spot for trial in record.trials if (spot := _spot(trial, record)) is not None]
     if len(spots) < 2:
         return ""
@@ -57,7 +57,7 @@ def _draw(plot: Plot, spots: list[_Spot], record: SearchRecord) -> None:
     front = sorted((spot.x, spot.y) for spot in spots if spot.trial.status in _LAST and spot.trial.share == 1)
     if len(front) > 1:
         # Steps, since a recipe beats all that is worse in both figures, and nothing is known between two of them.
-        steps = [step for (_, y), place in pairwise(front) for step in ((place[0], y), place)]
+        steps = [step for (_, y), corner in pairwise(front) for step in ((corner[0], y), corner)]
         plot.add(plot.line([front[0], *steps], "front"))
     for spot in sorted(spots, key=lambda spot: _LAST.get(spot.trial.status, 0)):
         trial = spot.trial
@@ -70,7 +70,7 @@ def _draw(plot: Plot, spots: list[_Spot], record: SearchRecord) -> None:
 
 
 def _tint(plot: Plot, across: float | None, level: float | None, above: bool) -> None:
-    """Tint what lies right of ``across``, and what lies ``above`` a level or below it."""
+    """Tint the area right of ``across``, and the area ``above`` a level or below it."""
     frame = plot.frame
     if across is not None and across < plot.x.high:
         left = plot.x(across)
@@ -84,7 +84,7 @@ def _tint(plot: Plot, across: float | None, level: float | None, above: bool) ->
 
 
 def _near(bound: float | None, values: list[float]) -> list[float]:
-    """A bound that lies so near that it belongs on the axis."""
+    """Return a bound if it is near enough to the values to be shown on the axis."""
     return [] if bound is None or not min(values) / 2 < bound < 2 * max(values) else [bound]
 
 
@@ -104,7 +104,7 @@ def _spot(trial: TrialRecord, record: SearchRecord) -> _Spot | None:
 
 
 def _quality(record: SearchRecord) -> str:
-    """The limit that the chart shows: the first on quality that trials tell, or the first at all."""
+    """Return the limit that the chart shows: the first on quality, or else the first."""
     names = [room.limit for trial in record.trials for room in trial.rooms]
     good = [name for name in names if describe_metric(name.split()[0]).quality]
     return (good or names or [""])[0]
@@ -113,7 +113,9 @@ def _quality(record: SearchRecord) -> str:
 def _tip(trial: TrialRecord, record: SearchRecord) -> str:
     share = "" if trial.share == 1 else f", {trial.share:.0%} of its training"
     lines = [f"trial {trial.number}{share}: {trial.words}"]
-    lines += [f"{describe_metric(name).title}: {figure(name, trial.final.get(name))}" for name in record.minimize]
+    lines += [
+        f"{describe_metric(name).title}: {format_metric(name, trial.final.get(name))}" for name in record.minimize
+    ]
     lines += [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
     lines += [f"tried because: {trial.why}"] if trial.why else []
     lines.append(trial.status + (f": {trial.reason}" if trial.reason else ""))

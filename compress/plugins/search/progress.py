@@ -1,4 +1,4 @@
-"""What a search tells whoever watches it: everything so far, what is being tried and why, how much time is left."""
+"""State of a running search for a display."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.plugins.search.record import SearchRecord
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that runs now; ``since`` is a time of `time.monotonic`."""
+    """Trial that runs now; ``since`` is a time of `time.monotonic`."""
 
     number: int
     words: str
@@ -23,9 +23,14 @@ class RunningTrial:
 
 @dataclass(frozen=True)
 class SearchSnapshot:
-    """A moment of a search. ``left`` are the seconds for trials at ``moment``, a time of `time.monotonic`.
+    """State of a search at one moment.
 
-    ``doing`` says what runs where that is no trial: the session at the end.
+    Attributes:
+        record: Everything so far.
+        trying: Trials that run now.
+        left: Seconds for further trials.
+        moment: Time of the snapshot (`time.monotonic`).
+        doing: Work that is not a trial, such as the final evaluation.
     """
 
     record: SearchRecord
@@ -36,20 +41,20 @@ class SearchSnapshot:
 
 
 class ProgressDisplay(Protocol):
-    """Who watches a search."""
+    """Display of a running search."""
 
     def show(self, seen: SearchSnapshot) -> None:
-        """Show a moment, which lasts until the next."""
+        """Show a snapshot until the next one."""
 
     def stop(self) -> None:
-        """Leave what is shown as it is; what is said afterwards comes below it."""
+        """Leave the last snapshot in place; later output comes below it."""
 
 
 class NoDisplay:
-    """A watcher where nobody watches."""
+    """Display that shows nothing."""
 
     def show(self, seen: SearchSnapshot) -> None:
-        """Show nothing."""
+        """Ignore the snapshot."""
 
     def stop(self) -> None:
-        """Nothing is shown."""
+        """Do nothing."""

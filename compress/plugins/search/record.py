@@ -1,4 +1,4 @@
-"""`search.json`: everything that a search knows, of which its page and the console's table are views."""
+"""The record of a search (`search.json`), which the page and the console table show."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.final_evaluation import FinalResult
-from compress.plugins.search.formatting import figure
+from compress.plugins.search.formatting import format_metric
 from compress.plugins.search.goal import limit_name
 from compress.plugins.search.ledger import LedgerEntry
 from compress.plugins.search.outcome import constraint_margin
-from compress.plugins.search.parameter_importance import ParameterImportance, importance
+from compress.plugins.search.parameter_importance import ParameterImportance, analyze_importance
 from compress.plugins.search.space import Point, SearchSpace
 from compress.report.limits import limit_text
 from compress.report.tracking import TrackedRun
@@ -28,7 +28,7 @@ Status = Literal["best", "front", "kept", "missed", "given up", "went on", "on i
 
 
 class ConstraintMargin(Frozen):
-    """How far inside a limit a trial lies, as a share of the bound, and how far surely."""
+    """Margin of a limit with its interval, as a share of the bound; positive where the limit is met."""
 
     limit: str
     value: float
@@ -37,7 +37,9 @@ class ConstraintMargin(Frozen):
 
 
 class TrialRecord(Frozen):
-    """A recipe that was tried, as far as it came. ``share`` is that of its training; ``stages`` say what was shared."""
+    """A trial: the recipe, how far it was trained, its metrics and stages. ``stages`` hold label, key, seconds
+    and whether cached.
+    """
 
     number: int
     words: str
@@ -45,12 +47,12 @@ class TrialRecord(Frozen):
     share: float
     status: Status
     why: str = ""
-    """Why it was tried."""
+    """Reason why it was tried."""
     reason: str = ""
-    """Why it went no further."""
+    """Reason why it was not trained further."""
     final: dict[str, float] = {}
     spread: dict[str, tuple[float, float]] = {}
-    """95% intervals, of figures that have one."""
+    """95% intervals of metrics that have one."""
     rooms: tuple[ConstraintMargin, ...] = ()
     seconds: float
     stages: tuple[tuple[str, str, float, bool], ...] = ()
@@ -58,9 +60,14 @@ class TrialRecord(Frozen):
 
 
 class ParameterRecord(Frozen):
-    """A choice, its values, and how much it moved each figure: largest mean over smallest, of recipes in full.
+    """A search parameter with its values and effects.
 
-    ``importance`` is the share of a figure's variance that it explains alone, where enough is known.
+    Attributes:
+        name: Field as `--set` names it, or label of the stage.
+        values: Values that the search may choose.
+        effects: For each metric, the largest mean over the smallest, of recipes trained in full.
+        importance: For each metric, the share of its variance that the parameter explains alone, where enough
+            is known.
     """
 
     name: str
@@ -70,7 +77,7 @@ class ParameterRecord(Frozen):
 
 
 class SearchRecord(Frozen):
-    """The whole search. ``errors`` are how far predictions were off, relative, by metric."""
+    """The whole search. ``errors`` are the relative errors of predictions by metric."""
 
     version: int = 1
     name: str
@@ -89,21 +96,21 @@ class SearchRecord(Frozen):
     trials: tuple[TrialRecord, ...]
     errors: dict[str, tuple[float, ...]]
     rough: dict[str, str] = {}
-    """Metric -> why recipes, or some of them, were foretold more roughly than they might be."""
+    """Reason by metric why some recipes were predicted less precisely."""
     ended: str
     best: str | None
     unsure: str | None = None
-    """By how much the rows that choose leave open whether the best keeps its limits; None where they don't."""
+    """Shortfall of the best recipe if the selection rows do not show with confidence that it meets its limits."""
     nearest: str | None = None
     final: FinalResult | None = None
     bounds: dict[str, float] = {}
-    """The most that a figure may be, of those with such a limit."""
+    """Upper bound of each metric that has one."""
     explained: dict[str, str] = {}
-    """Metric -> what the importance of choices rests on, or why there is none."""
+    """Basis of the importance of parameters by metric, or the reason why there is none."""
     left: int | None = None
-    """How many recipes predictions leave, which nobody has tried; an estimate where they can't be listed."""
+    """Number of untried recipes that predictions leave; an estimate where recipes cannot be enumerated."""
     past: dict[str, int] = {}
-    """What said where to look first, with how many trials of it."""
+    """Sources of past trials, with their number."""
     stages_run: int = 0
     stages_shared: int = 0
 
@@ -116,15 +123,24 @@ def build_record(
     final: FinalResult | None,
     started: datetime,
 ) -> SearchRecord:
-    """Everything so far."""
+    """Return the record of a search so far.
+
+    Args:
+        space: Search space.
+        engine: Engine with all outcomes.
+        costs: Predictions and their errors.
+        entries: Trials of the ledger.
+        final: Result of the final evaluation; None before it.
+        started: Start of the search.
+    """
     search, base = space.search, space.base
     best, front = (
         engine.observations.best() if final is None else final.winner.point,
         engine.observations.pareto_front(),
     )
     nearest = None if best is not None else next(iter(engine.observations.by_shortfall()), None)
-    ran = [cost for entry in entries for cost in entry.outcome.stages]
-    matters = _importance(space, engine)
+    stage_costs = [cost for entry in entries for cost in entry.outcome.stages]
+    importances = _importance(space, engine)
     return SearchRecord(
         name=base.name,
         description=base.description,
@@ -143,8 +159,8 @@ def build_record(
                 effects=_effects(space, engine, index),
                 importance={
                     metric: share
-                    for metric, found in matters.items()
-                    if found.shares is not None and (share := found.shares[index]) is not None
+                    for metric, importance in importances.items()
+                    if importance.shares is not None and (share := importance.shares[index]) is not None
                 },
             )
             for index, parameter in enumerate(space.parameters)
@@ -163,10 +179,10 @@ def build_record(
         left=None
         if engine.candidates.remaining_share is None
         else round(engine.candidates.remaining_share * space.size),
-        past=dict(Counter(one.source for one in engine.candidates.past)),
-        explained={metric: found.note for metric, found in matters.items()},
-        stages_run=sum(not cost.cached for cost in ran),
-        stages_shared=sum(cost.cached for cost in ran),
+        past=dict(Counter(trial.source for trial in engine.candidates.past)),
+        explained={metric: importance.note for metric, importance in importances.items()},
+        stages_run=sum(not cost.cached for cost in stage_costs),
+        stages_shared=sum(cost.cached for cost in stage_costs),
     )
 
 
@@ -210,7 +226,7 @@ def _status(engine: Engine, entry: LedgerEntry, best: Point | None, front: Seque
 
 
 def _shortfall(space: SearchSpace, engine: Engine, point: Point) -> str:
-    """Of the nearest recipe: every limit that it misses, what it has and what it would need."""
+    """Describe the limits that a recipe misses: measured value, required value and difference."""
     outcome, parts = engine.observations.finished[point], []
     for limit in engine.goal.limits:
         room = constraint_margin(limit, outcome, engine.goal.confidence)
@@ -218,7 +234,9 @@ def _shortfall(space: SearchSpace, engine: Engine, point: Point) -> str:
             parts.append(f"{limit_name(limit)} was not measured")
         elif room.low < -1e-12:
             base = 1.0 if limit.of is None else outcome.baseline[limit.metric]
-            has, needs = (figure(limit.metric, value) for value in (outcome.final[limit.metric], limit.bound * base))
+            has, needs = (
+                format_metric(limit.metric, value) for value in (outcome.final[limit.metric], limit.bound * base)
+            )
             surely = "" if room.low == room.value else f", {-room.low:.2%} as surely as is wanted"
             most = "more" if limit.at_least is not None else "less"
             parts.append(f"{limit.metric} is {has} and needs {needs} or {most} ({-room.value:.2%} short{surely})")
@@ -226,8 +244,8 @@ def _shortfall(space: SearchSpace, engine: Engine, point: Point) -> str:
 
 
 def _effects(space: SearchSpace, engine: Engine, index: int) -> dict[str, float]:
-    """Metric -> the largest mean of it over the smallest, of the recipes of each value."""
-    found = {}
+    """Return for each metric the largest mean over the smallest, of the recipes of each value."""
+    effects = {}
     finished = engine.observations.finished
     for metric in _metrics(engine):
         groups: dict[int, list[float]] = {}
@@ -236,52 +254,60 @@ def _effects(space: SearchSpace, engine: Engine, index: int) -> dict[str, float]
                 groups.setdefault(point[index], []).append(outcome.final[metric])
         means = [sum(values) / len(values) for values in groups.values()]
         if len(means) > 1 and min(means) > 0:
-            found[metric] = max(means) / min(means)
-    return found
+            effects[metric] = max(means) / min(means)
+    return effects
 
 
 def _metrics(engine: Engine) -> list[str]:
-    """Every figure that is minimized or has a limit."""
+    """Return every metric that is minimized or has a limit."""
     return list(dict.fromkeys([*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]))
 
 
 def _importance(space: SearchSpace, engine: Engine) -> dict[str, ParameterImportance]:
-    """Of every figure; of sizes and times their logarithms, since choices multiply them."""
-    found = {}
+    """Return the importance of parameters for each metric; sizes and times enter as logarithms, since choices
+    multiply them.
+    """
+    importances = {}
     for metric in _metrics(engine):
-        known = {point: one.final[metric] for point, one in engine.observations.finished.items() if metric in one.final}
-        values = np.array(list(known.values()))
-        multiplied = not describe_metric(metric).quality and bool((values > 0).all())
-        found[metric] = importance(space.parameters, list(known), np.log(values) if multiplied else values)
-    return found
+        measured = {
+            point: outcome.final[metric]
+            for point, outcome in engine.observations.finished.items()
+            if metric in outcome.final
+        }
+        values = np.array(list(measured.values()))
+        is_logarithmic = not describe_metric(metric).quality and bool((values > 0).all())
+        importances[metric] = analyze_importance(
+            space.parameters, list(measured), np.log(values) if is_logarithmic else values
+        )
+    return importances
 
 
 def _bounds(engine: Engine) -> dict[str, float]:
-    """The most that each figure may be; a limit of the baseline's is one once that is measured."""
+    """Return the upper bound of each metric; a bound relative to the baseline once that is measured."""
     first = next(iter(engine.observations.finished.values()), None)
-    found: dict[str, float] = {}
+    bounds: dict[str, float] = {}
     for limit in engine.goal.limits:
         base = 1.0 if limit.of is None else None if first is None else first.baseline.get(limit.metric)
         if limit.at_most is not None and base is not None:
-            found[limit.metric] = min(limit.bound * base, found.get(limit.metric, float("inf")))
-    return found
+            bounds[limit.metric] = min(limit.bound * base, bounds.get(limit.metric, float("inf")))
+    return bounds
 
 
 def prediction_error_lines(record: SearchRecord) -> list[str]:
-    """How far predictions were off, for people."""
-    told = []
+    """Describe the errors of predictions for people."""
+    lines = []
     for metric, errors in record.errors.items():
         sizes: Sequence[float] = sorted(map(abs, errors))
         if sizes:
-            told.append(
+            lines.append(
                 f"{describe_metric(metric).title} was foretold within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} in "
                 f"the median, for {len(sizes)} recipes"
             )
-    return told + [f"{describe_metric(metric).title}: {why}" for metric, why in record.rough.items()]
+    return lines + [f"{describe_metric(metric).title}: {why}" for metric, why in record.rough.items()]
 
 
 def tracked_run(record: SearchRecord, folder: Path) -> TrackedRun:
-    """The winner's figures on the test rows, and those of every trial on the rows that chose."""
+    """Return the search as an MLflow run, with each trial as a nested run."""
     winner = None if record.final is None else record.final.winner
     best = folder / "best.yaml"
     return TrackedRun(
@@ -303,15 +329,15 @@ def tracked_run(record: SearchRecord, folder: Path) -> TrackedRun:
 
 
 def _tracked_trial(trial: TrialRecord, record: SearchRecord) -> TrackedRun:
-    chosen = {
-        parameter.name: parameter.values[place] for parameter, place in zip(record.knobs, trial.point, strict=True)
+    parameters = {
+        parameter.name: parameter.values[index] for parameter, index in zip(record.knobs, trial.point, strict=True)
     }
-    room = {f"inside {each.limit}": each.value for each in trial.rooms}
+    margins = {f"inside {margin.limit}": margin.value for margin in trial.rooms}
     return TrackedRun(
         name=f"trial {trial.number}",
-        metrics={**trial.final, **room, "seconds": trial.seconds, "share_of_training": trial.share},
-        spread={f"inside {each.limit}": (each.low, each.high) for each in trial.rooms},
-        parameters=chosen,
+        metrics={**trial.final, **margins, "seconds": trial.seconds, "share_of_training": trial.share},
+        spread={f"inside {margin.limit}": (margin.low, margin.high) for margin in trial.rooms},
+        parameters=parameters,
         tags={"compress.status": trial.status, "compress.why": trial.reason, "compress.model": trial.model},
         failed=trial.status == "failed",
     )

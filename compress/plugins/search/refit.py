@@ -1,7 +1,7 @@
-"""The winner, trained once more at the end, from the rows that chose it too: they have done their work.
+"""Refit: the winner is trained once more at the end, on the selection rows too.
 
-As `refit` of scikit-learn's searches. What judges, the test rows, is not touched by it. More rows may make a larger
-vocabulary, so that recipes whose refit would be too large for a limit are not tried.
+This corresponds to `refit` of scikit-learn's searches. The test rows are not used. More rows may add words
+to a trimmed vocabulary, so recipes whose refit would exceed a limit on size are not tried.
 """
 
 from __future__ import annotations
@@ -18,59 +18,61 @@ from compress.recipe.recipe import Limit, Recipe
 from compress.utils.errors import InputError
 
 _WORTH = 1 / 20
-"""Of the rows that training has, those that choose have to be so many, or they would change next to nothing."""
+"""Least number of selection rows, as a share of the training rows, for which a refit is worth its time."""
 
 
 @dataclass
 class Refit:
-    """Of one search."""
+    """Decisions about the refit of a search."""
 
     space: SearchSpace
     trials: TrialRunner
-    foresight: SizeEstimator
+    size_estimator: SizeEstimator
 
     @cached_property
     def enabled(self) -> bool:
-        """By what the recipe says, or where it says nothing by how many rows choose."""
-        asked = self.space.search.refit
-        if asked is not None or _why_not(self.space) is not None:
-            return bool(asked)
+        """Return whether the winner is refitted: by the recipe, or else by the number of selection rows."""
+        setting = self.space.search.refit
+        if setting is not None or _why_not(self.space) is not None:
+            return bool(setting)
         return self.more_rows >= _WORTH
 
     @cached_property
     def more_rows(self) -> float:
-        """Those that choose, as a share of those that trials are trained on."""
-        data = self.trials.roads.runner(self.space.base).data
+        """Number of selection rows as a share of the training rows."""
+        data = self.trials.context.runner(self.space.base).inputs.data
         return len(data.split(self.space.search.select.split)) / len(data.split("train"))
 
     def recipe(self, point: Point, seed: int | None = None) -> Recipe:
-        """With all rows, where they are wanted."""
+        """Return the recipe at a point, with the selection rows in its training data if the refit is enabled."""
         return self.space.recipe(point, seed=seed, refit=self.enabled)
 
-    def fits_limits(self, point: Point, known: Observations) -> bool:
-        """Whether what would ship keeps every limit on its size, as far as that can be foretold."""
-        if not self.enabled or not self.foresight.is_ready or known.origin not in known.finished:
+    def fits_limits(self, point: Point, observations: Observations) -> bool:
+        """Return whether the refitted model is predicted to meet every limit on size."""
+        if not self.enabled or not self.size_estimator.is_ready or observations.origin not in observations.finished:
             return True
-        return all(self._keeps(limit, point, known) for limit in known.goal.limits if limit.metric == SIZE)
+        return all(
+            self._keeps(limit, point, observations) for limit in observations.goal.limits if limit.metric == SIZE
+        )
 
-    def _keeps(self, limit: Limit, point: Point, known: Observations) -> bool:
-        own = self.foresight.size_bytes(point)
-        if limit.at_most is None or own is None:
+    def _keeps(self, limit: Limit, point: Point, observations: Observations) -> bool:
+        size_bytes = self.size_estimator.size_bytes(point)
+        if limit.at_most is None or size_bytes is None:
             return True
-        most = limit.at_most * (1.0 if limit.of is None else known.finished[known.origin].baseline[SIZE])
+        bound = limit.at_most * (1.0 if limit.of is None else observations.finished[observations.origin].baseline[SIZE])
         # Words grow slower than rows (Heaps 1978, section 7.5), and are a part of the bytes.
-        if own * (1 + self.more_rows) <= most:
+        if size_bytes * (1 + self.more_rows) <= bound:
             return True
-        size = self._of_all_rows.size_bytes(point)
-        return size is None or size <= most
+        refit_bytes = self._estimator_of_all_rows.size_bytes(point)
+        return refit_bytes is None or refit_bytes <= bound
 
     @cached_property
-    def _of_all_rows(self) -> SizeEstimator:
-        return self.foresight.with_data_of(self.trials.roads.runner(self.recipe(self.space.origin)))
+    def _estimator_of_all_rows(self) -> SizeEstimator:
+        return self.size_estimator.with_data_of(self.trials.context.runner(self.recipe(self.space.origin)))
 
 
 def check_refit(space: SearchSpace) -> None:
-    """Raise `InputError` where the recipe wants what its rows don't allow."""
+    """Raise `InputError` where the recipe asks for a refit that its rows do not allow."""
     if space.search.refit and (why := _why_not(space)) is not None:
         raise InputError(
             f"The rows that choose cannot be learned from at the end: {why}.",
@@ -81,11 +83,11 @@ def check_refit(space: SearchSpace) -> None:
 
 
 def _why_not(space: SearchSpace) -> str | None:
-    held, split = space.base.data.hold_out or (), space.search.select.split
-    if split not in [each.split for each in held]:
+    hold_out, split = space.base.data.hold_out or (), space.search.select.split
+    if split not in [split_config.split for split_config in hold_out]:
         return "they are a split of their own"
-    if held[-1].split != split:
-        return f"{held[-1].split} is drawn from what they leave, and would be other rows without them"
-    if held[-1].source != "train":
-        return f"they are rows of {held[-1].source}, which nothing is trained on"
+    if hold_out[-1].split != split:
+        return f"{hold_out[-1].split} is drawn from what they leave, and would be other rows without them"
+    if hold_out[-1].source != "train":
+        return f"they are rows of {hold_out[-1].source}, which nothing is trained on"
     return None if space.trains(space.origin) else "nothing is trained"

@@ -1,4 +1,4 @@
-"""A whole search: rounds of trials into the ledger, the best so far at any time, and the session at the end."""
+"""The run of a search: rounds of trials with a ledger, then the final evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from compress.plugins.ray.jobs import InProcess, Roads, Workers
+from compress.plugins.ray.jobs import InProcessWorkers, JobContext, Workers
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.dry_run import PreparedSearch
 from compress.plugins.search.engine import Engine, PlannedTrial
@@ -22,7 +22,7 @@ from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.progress import NoDisplay, ProgressDisplay, RunningTrial, SearchSnapshot
 from compress.plugins.search.record import SearchRecord, build_record
 from compress.plugins.search.refit import Refit
-from compress.plugins.search.search_folder import BEST, MODEL, create_folder, resume_folder, write
+from compress.plugins.search.search_folder import BEST, MODEL, create_folder, resume_folder, write_results
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.trial import BarsOnly, RecipeTrial, TrialRunner, target_profile
 from compress.recipe.document import Document
@@ -35,7 +35,7 @@ from compress.utils.storage import storage_errors
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search that has ended, and its folder. ``final`` is None where no recipe's figures keep every limit."""
+    """A search that has ended. ``record.final`` is None where no recipe's measured values meet every limit."""
 
     folder: Path
     record: SearchRecord
@@ -43,7 +43,10 @@ class SearchResult:
 
 @dataclass
 class SearchRun:
-    """``document`` is the recipe's, which lies in ``folder``. Nothing is written before the recipe has been checked."""
+    """A search of the recipe in ``document``, whose paths are relative to ``folder``.
+
+    Nothing is written before the recipe is checked.
+    """
 
     document: Document
     folder: Path
@@ -51,50 +54,50 @@ class SearchRun:
     progress: Progress
     resume: bool = False
     workers: str | None = None
-    """Who does the work: `ray`, `ray:ADDRESS`, or this process."""
+    """`ray`, `ray:ADDRESS`, or None for this process."""
     watcher: ProgressDisplay = field(default_factory=NoDisplay)
     origin: str = "the recipe as it stands"
 
     def __post_init__(self) -> None:
-        roads = Roads(self.folder, self.artifacts, BarsOnly(self.progress))
-        self.prepared = PreparedSearch(self.document, self.folder, self.artifacts, roads)
+        context = JobContext(self.folder, self.artifacts, BarsOnly(self.progress))
+        self.prepared = PreparedSearch(self.document, self.folder, self.artifacts, context)
         self.space, self.goal = self.prepared.space, self.prepared.goal
         self.search, base = self.space.search, self.space.base
         self.costs = CostEstimator(self.space)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
-        self.trials = TrialRunner(self.goal, roads, InProcess(roads))
-        foresight = SizeEstimator(self.space, lambda: roads.runner(base))
-        refit = Refit(self.space, self.trials, foresight)
+        self.trials = TrialRunner(self.goal, context, InProcessWorkers(context))
+        size_estimator = SizeEstimator(self.space, lambda: context.runner(base))
+        refit = Refit(self.space, self.trials, size_estimator)
         self.engine = Engine(
             self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, refit.fits_limits
         )
-        self.ending = FinalEvaluation(self.space, self.costs, self.engine, self.trials, refit)
-        self.latencies = LatencyEstimator(foresight)
-        self.costs.use_estimators(foresight, self.latencies)
+        self.final_evaluation = FinalEvaluation(self.space, self.costs, self.engine, self.trials, refit)
+        self.latency_estimator = LatencyEstimator(size_estimator)
+        self.costs.use_estimators(size_estimator, self.latency_estimator)
         self.entries: list[LedgerEntry] = []
-        self._trying: dict[int, RunningTrial] = {}
-        self._before, self._began, self._is_over = 0.0, time.perf_counter(), False
+        self._running_trials: dict[int, RunningTrial] = {}
+        self._earlier_seconds, self._start_time, self._is_over = 0.0, time.perf_counter(), False
         self.started = datetime.now(UTC).astimezone()
 
     @property
     def spent(self) -> float:
-        """Seconds of the search so far, those of an earlier process too: its trials' own, less what ran at once."""
-        return self._before + time.perf_counter() - self._began
+        """Seconds of the search so far, earlier processes included."""
+        return self._earlier_seconds + time.perf_counter() - self._start_time
 
     def run(self) -> SearchResult:
-        """Search until the budget is spent or nothing is left, then judge. Raises any `CompressError`.
+        """Search until the budget is spent or nothing is left to try, then evaluate. Raises any `CompressError`.
 
-        A search that ends early leaves its ledger, and `best.yaml` as it was by then.
+        A search that is interrupted leaves its ledger and the present `best.yaml`.
         """
         if self.workers is not None:
-            self.trials.workers = self._opened(self.workers)
+            self.trials.workers = self._open_workers(self.workers)
         try:
             return self._run()
         finally:
             self.trials.workers.close()
 
-    def _opened(self, told: str) -> Workers:
+    def _open_workers(self, workers: str) -> Workers:
         from compress.plugins.ray.ray_workers import open_workers
 
         base = self.space.base
@@ -106,149 +109,169 @@ class SearchRun:
             )
         packages = {name for stage in base.stages for name in stage.called_packages()}
         target = target_profile(base).name
-        return open_workers(told, self.trials.roads, target, sorted(packages), self.progress)
+        return open_workers(workers, self.trials.context, target, sorted(packages), self.progress)
 
     def _run(self) -> SearchResult:
-        place, known = self._place()
-        self.place, ledger = place, Ledger(place)
-        self.latencies.use_snapshot(place)
+        folder, entries = self._open_folder()
+        self.place, ledger = folder, Ledger(folder)
+        self.latency_estimator.use_snapshot(folder)
         for line in self.prepared.summary(self.origin).lines():
             self.progress.note(line)
         try:
-            self._search(ledger, known)
+            self._search(ledger, entries)
             self.progress.note(f"{len(self.entries)} trials: {self.engine.end_reason}")
-            final = self.ending.run(self.progress.note, self._say, self.search.seconds - self.spent)
+            final = self.final_evaluation.run(self.progress.note, self._announce, self.search.seconds - self.spent)
         except (KeyboardInterrupt, StorageError) as error:
             self.watcher.stop()
             best = self.engine.observations.best()
-            so_far = f"the best so far is in {place / BEST}" if best is not None else "nothing keeps every limit yet"
+            so_far = f"the best so far is in {folder / BEST}" if best is not None else "nothing keeps every limit yet"
             ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
             self.progress.note(
                 f"{ended} after {len(self.entries)} trials: {so_far}; the same command with --resume goes on from here"
             )
             raise
         record = self._record(final)
-        write(place, self.space, self.engine, record)
+        write_results(folder, self.space, self.engine, record)
         if final is not None:
-            with storage_errors(place):
-                shutil.rmtree(place / MODEL, ignore_errors=True)
-                shutil.copytree(final.winner.folder, place / MODEL)
-        update_latest_link(place)
-        return SearchResult(place, record)
+            with storage_errors(folder):
+                shutil.rmtree(folder / MODEL, ignore_errors=True)
+                shutil.copytree(final.winner.folder, folder / MODEL)
+        update_latest_link(folder)
+        return SearchResult(folder, record)
 
-    def _search(self, ledger: Ledger, known: list[LedgerEntry]) -> None:
-        """Round by round, until nothing is left to try or there is no time for it."""
-        self._before = (known[-1].elapsed or sum(entry.outcome.seconds for entry in known)) if known else 0.0
-        self._began, self._is_over = time.perf_counter(), False
+    def _search(self, ledger: Ledger, earlier_entries: list[LedgerEntry]) -> None:
+        """Run rounds until nothing is left to try or the time is spent."""
+        self._earlier_seconds = (
+            (earlier_entries[-1].elapsed or sum(entry.outcome.seconds for entry in earlier_entries))
+            if earlier_entries
+            else 0.0
+        )
+        self._start_time, self._is_over = time.perf_counter(), False
         if not self.goal.needs_timing:
-            self.trials.workers.prefetch(self.ending.prefetch_jobs())
-        told = False
-        while not self._is_over and (jobs := self._round()):
-            if not told and self.engine.candidates.remaining_share is not None:
-                told, left = True, round(self.engine.candidates.remaining_share * self.space.size)
-                self.progress.note(f"predictions leave {left:,} of {self.space.size:,} recipes")
-            before, new = jobs[: len(known)], jobs[len(known) :]
-            for job in before:
-                self._replay(ledger, job, known.pop(0))
+            self.trials.workers.prefetch(self.final_evaluation.prefetch_jobs())
+        is_share_noted = False
+        while not self._is_over and (planned_trials := self._round()):
+            if not is_share_noted and self.engine.candidates.remaining_share is not None:
+                is_share_noted, count = True, round(self.engine.candidates.remaining_share * self.space.size)
+                self.progress.note(f"predictions leave {count:,} of {self.space.size:,} recipes")
+            replayed, new_trials = planned_trials[: len(earlier_entries)], planned_trials[len(earlier_entries) :]
+            for planned in replayed:
+                self._replay(ledger, planned, earlier_entries.pop(0))
             # Kernels may be timed here between rounds: nothing may run on then that nobody waits for.
-            guess = None if self.goal.needs_timing else partial(self._guess, new, len(self.entries))
-            outcomes = self.trials.run_all(self._asked(new), guess)
-            for outcome, job in zip(outcomes, new, strict=False):
-                self._take(ledger, job, outcome)
+            # Kernels may be timed between rounds, so no speculative work may run then.
+            guess = None if self.goal.needs_timing else partial(self._speculate, new_trials, len(self.entries))
+            outcomes = self.trials.run_all(self._affordable_trials(new_trials), guess)
+            for outcome, planned in zip(outcomes, new_trials, strict=False):
+                self._record_outcome(ledger, planned, outcome)
 
     def _round(self) -> list[PlannedTrial]:
-        """What is tried next. The first time that others than the recipe itself are, all of them are foretold."""
-        if len(self.entries) == 1 and self.costs.foresight is not None and self.costs.foresight.is_ready:
-            self._say("foretelling sizes and times of the other recipes")
+        """Return the next trials. Before the second trial, sizes and times of all recipes are predicted."""
+        if len(self.entries) == 1 and self.costs.size_estimator is not None and self.costs.size_estimator.is_ready:
+            self._announce("foretelling sizes and times of the other recipes")
         return self.engine.next_round()
 
-    def _asked(self, jobs: Sequence[PlannedTrial]) -> Iterator[RecipeTrial]:
-        """The trials of a round, as long as there is time for them; workers may ask for all before one has ended."""
+    def _affordable_trials(self, planned_trials: Sequence[PlannedTrial]) -> Iterator[RecipeTrial]:
+        """Yield the trials of a round while there is time for them; workers may take all before one has ended."""
         first = len(self.entries)
-        seconds = [self.costs.corrected_remaining_seconds(job.point, self.engine.shares[job.rung]) for job in jobs]
-        for place, job in enumerate(jobs):
-            under_way = seconds[len(self.entries) - first : place]
-            if why := self._out_of_time(job, under_way):
+        seconds = [
+            self.costs.corrected_remaining_seconds(planned.point, self.engine.shares[planned.rung])
+            for planned in planned_trials
+        ]
+        for index, planned in enumerate(planned_trials):
+            under_way = seconds[len(self.entries) - first : index]
+            if why := self._out_of_time(planned, under_way):
                 self.engine.end_reason, self._is_over = why, True
                 return
-            self._try(first + place, job)
-            yield self._trial(job, timed=job.rung == self.engine.full_rung)
+            self._announce_trial(first + index, planned)
+            yield self._trial(planned, timed=planned.rung == self.engine.full_rung)
 
-    def _guess(
-        self, jobs: Sequence[PlannedTrial], first: int, outcomes: Mapping[int, TrialOutcome]
+    def _speculate(
+        self, planned_trials: Sequence[PlannedTrial], first: int, outcomes: Mapping[int, TrialOutcome]
     ) -> list[RecipeTrial]:
-        """What may be tried after a round that began with trial ``first``, by what came of it so far."""
-        untold = range(len(self.entries) - first, len(jobs))
-        most = self.search.trials
-        if self._is_over or (most is not None and len(self.entries) + len(untold) >= most):
-            return []
-        arrived = {jobs[place]: outcomes[place] for place in untold if place in outcomes}
-        next_jobs = self.engine.speculate(arrived, [jobs[place] for place in untold if place not in outcomes])
-        trials = [self._trial(job, timed=False) for job in next_jobs]
-        return [trial for trial in trials if trial.seconds <= self._left()]
+        """Return the trials that may be tried after this round, given its outcomes so far.
 
-    def _trial(self, job: PlannedTrial, timed: bool) -> RecipeTrial:
-        share = self.engine.shares[job.rung]
+        Args:
+            jobs: Trials of the round.
+            first: Number of the first one.
+            outcomes: Outcomes by position in the round.
+        """
+        pending = range(len(self.entries) - first, len(planned_trials))
+        max_trials = self.search.trials
+        if self._is_over or (max_trials is not None and len(self.entries) + len(pending) >= max_trials):
+            return []
+        known_outcomes = {planned_trials[index]: outcomes[index] for index in pending if index in outcomes}
+        next_jobs = self.engine.speculate(
+            known_outcomes, [planned_trials[index] for index in pending if index not in outcomes]
+        )
+        trials = [self._trial(planned, timed=False) for planned in next_jobs]
+        return [trial for trial in trials if trial.seconds <= self._remaining_seconds()]
+
+    def _trial(self, planned: PlannedTrial, timed: bool) -> RecipeTrial:
+        share = self.engine.shares[planned.rung]
         return RecipeTrial(
-            self.space.recipe(job.point, share), timed, self.costs.corrected_remaining_seconds(job.point, share)
+            self.space.recipe(planned.point, share), timed, self.costs.corrected_remaining_seconds(planned.point, share)
         )
 
-    def _replay(self, ledger: Ledger, job: PlannedTrial, entry: LedgerEntry) -> None:
-        """A trial of an earlier process, as the ledger has it."""
-        if (entry.point, entry.rung) != (job.point, job.rung):
+    def _replay(self, ledger: Ledger, planned: PlannedTrial, entry: LedgerEntry) -> None:
+        """Record a trial of an earlier process as the ledger has it."""
+        if (entry.point, entry.rung) != (planned.point, planned.rung):
             raise InputError(
                 f"The search cannot be gone on with: trial {entry.number} of its ledger is not what is decided now.",
                 where=str(ledger.path),
                 expected="the same version of compress and optuna as before",
                 hint="begin anew, without --resume; finished stages are kept",
             )
-        self.engine.record(job, entry.outcome)
+        self.engine.record(planned, entry.outcome)
         self.entries.append(entry)
 
-    def _take(self, ledger: Ledger, job: PlannedTrial, outcome: TrialOutcome) -> None:
-        """Write down what came of a trial, and tell everybody."""
-        if outcome.error is not None and job.point == self.space.origin:
+    def _record_outcome(self, ledger: Ledger, planned: PlannedTrial, outcome: TrialOutcome) -> None:
+        """Write an outcome to the ledger, record it and show it."""
+        if outcome.error is not None and planned.point == self.space.origin:
             raise StageError(
                 f"The recipe itself fails, so there is nothing to search from: {outcome.error}",
                 hint="see `compress run` of the recipe",
             )
         entry = LedgerEntry(
             number=len(self.entries),
-            point=job.point,
-            rung=job.rung,
-            words=self.space.describe(job.point),
-            identity=self.space.identity(job.point),
-            why=job.why,
+            point=planned.point,
+            rung=planned.rung,
+            words=self.space.describe(planned.point),
+            identity=self.space.identity(planned.point),
+            why=planned.why,
             outcome=outcome,
             elapsed=self.spent,
         )
         ledger.append(entry)
-        self.engine.record(job, outcome)
+        self.engine.record(planned, outcome)
         self.entries.append(entry)
-        self._trying.pop(entry.number, None)
+        self._running_trials.pop(entry.number, None)
         self.progress.note(f"trial {entry.number}: {self.describe_entry(entry)}")
-        write(self.place, self.space, self.engine, self._record(None))
-        self._see()
+        write_results(self.place, self.space, self.engine, self._record(None))
+        self._update_display()
 
-    def _try(self, number: int, job: PlannedTrial) -> None:
-        """Say and show that a trial begins."""
-        words, share = self.space.describe(job.point), self.engine.shares[job.rung]
-        self.progress.note(f"trial {number}: {words}{self._rung(job)} ({job.why})")
-        self._trying[number] = RunningTrial(number, words, share, job.why, job.expected, time.monotonic())
-        self._see()
+    def _announce_trial(self, number: int, planned: PlannedTrial) -> None:
+        """Note and show that a trial begins."""
+        words, share = self.space.describe(planned.point), self.engine.shares[planned.rung]
+        self.progress.note(f"trial {number}: {words}{self._rung(planned)} ({planned.why})")
+        self._running_trials[number] = RunningTrial(
+            number, words, share, planned.why, planned.expected, time.monotonic()
+        )
+        self._update_display()
 
-    def _see(self, doing: str = "") -> None:
-        """Show whoever watches how far it is."""
-        trying = () if doing else tuple(self._trying.values())
-        self.watcher.show(SearchSnapshot(self._record(None), trying, self._left(), time.monotonic(), doing))
+    def _update_display(self, doing: str = "") -> None:
+        """Show the present state of the search."""
+        trying = () if doing else tuple(self._running_trials.values())
+        self.watcher.show(
+            SearchSnapshot(self._record(None), trying, self._remaining_seconds(), time.monotonic(), doing)
+        )
 
-    def _say(self, doing: str) -> None:
-        """Say and show what runs that is no trial."""
+    def _announce(self, doing: str) -> None:
+        """Note and show work that is not a trial."""
         self.progress.note(doing)
-        self._see(doing)
+        self._update_display(doing)
 
     def describe_entry(self, entry: LedgerEntry) -> str:
-        """What came of a trial, in a line."""
+        """Describe the outcome of a trial in a line."""
         outcome = entry.outcome
         if outcome.error is not None:
             return f"failed: {outcome.error}"
@@ -260,18 +283,20 @@ class SearchRun:
             [*format_outcome(self.goal, outcome), *filter(None, [verdict]), format_seconds(outcome.seconds)]
         )
 
-    def _rung(self, job: PlannedTrial) -> str:
-        share = self.engine.shares[job.rung]
+    def _rung(self, planned: PlannedTrial) -> str:
+        share = self.engine.shares[planned.rung]
         return "" if share == 1 else f", {share:.0%} of its training"
 
-    def _out_of_time(self, job: PlannedTrial, under_way: Sequence[float]) -> str | None:
-        """Why a trial isn't begun; beside it trials of so many seconds are ``under_way``."""
+    def _out_of_time(self, planned: PlannedTrial, under_way: Sequence[float]) -> str | None:
+        """Return why a trial is not started, beside running trials that take ``under_way`` seconds; None if it may
+        start.
+        """
         if self.search.trials is not None and len(self.entries) + len(under_way) >= self.search.trials:
             return f"as many trials as were asked for ({self.search.trials})"
         if not self.entries:
             return None
-        left = self._left() - sum(under_way) / self.trials.workers.width
-        if self.costs.corrected_remaining_seconds(job.point, self.engine.shares[job.rung]) > left:
+        left = self._remaining_seconds() - sum(under_way) / self.trials.workers.width
+        if self.costs.corrected_remaining_seconds(planned.point, self.engine.shares[planned.rung]) > left:
             if len(self.entries) == 1 and self.spent > self.search.seconds:
                 return (
                     f"the budget of {self.search.budget} is shorter than one trial, which took "
@@ -280,15 +305,15 @@ class SearchRun:
             return f"the budget of {self.search.budget} is spent but for the session at the end"
         return None
 
-    def _left(self) -> float:
-        """Seconds for further trials."""
-        return self.search.seconds - self.spent - self.ending.reserved_seconds()
+    def _remaining_seconds(self) -> float:
+        """Return the seconds left for further trials."""
+        return self.search.seconds - self.spent - self.final_evaluation.reserved_seconds()
 
     def _record(self, final: FinalResult | None) -> SearchRecord:
         return build_record(self.space, self.engine, self.costs, self.entries, final, self.started)
 
-    def _place(self) -> tuple[Path, list[LedgerEntry]]:
-        """The folder of the search, and the trials that are known already."""
+    def _open_folder(self) -> tuple[Path, list[LedgerEntry]]:
+        """Return the folder of the search and the trials that are in its ledger already."""
         if self.resume:
             return resume_folder(self.space, self.engine, self.artifacts)
         return create_folder(self.space, self.engine, self.artifacts, self.started), []

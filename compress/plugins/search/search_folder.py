@@ -1,4 +1,4 @@
-"""The folder of a search: begun or gone on with, and what is written into it after every trial."""
+"""The folder of a search and the files that are written into it after every trial."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.formatting import format_outcome
 from compress.plugins.search.html_report import search_page
-from compress.plugins.search.ledger import LEDGER_FILE
-from compress.plugins.search.ledger import Ledger, LedgerEntry, LedgerHeader
+from compress.plugins.search.ledger import LEDGER_FILE, Ledger, LedgerEntry, LedgerHeader
 from compress.plugins.search.parameters import SearchParameter, value_text
 from compress.plugins.search.record import SearchRecord
 from compress.plugins.search.space import Point, SearchSpace
@@ -31,39 +30,57 @@ BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
 
 
 def create_folder(space: SearchSpace, engine: Engine, artifacts: Path, started: datetime) -> Path:
-    """A new folder, with the recipe and a ledger without a trial. Raises `StorageError`."""
+    """Create the folder with the recipe and an empty ledger. Raises `StorageError`.
+
+    Args:
+        space: Search space.
+        engine: Engine at the start.
+        artifacts: Folder of all artifacts.
+        started: Start of the search.
+
+    Returns:
+        The new folder.
+    """
     with storage_errors(artifacts):
-        place = create_run_folder(artifacts / "searches" / space.base.name, started)
-        write_atomically(place / RECIPE, dump_recipe(with_absolute_paths(space.base, space.folder)))
-    Ledger(place).create(_header(space, engine))
-    update_latest_link(place)
-    return place
+        folder = create_run_folder(artifacts / "searches" / space.base.name, started)
+        write_atomically(folder / RECIPE, dump_recipe(with_absolute_paths(space.base, space.folder)))
+    Ledger(folder).create(_header(space, engine))
+    update_latest_link(folder)
+    return folder
 
 
 def resume_folder(space: SearchSpace, engine: Engine, artifacts: Path) -> tuple[Path, list[LedgerEntry]]:
-    """The folder of the latest search and its trials; the engine goes on by what it began with.
+    """Return the folder of the latest search and its trials; the engine gets the past trials that it started
+    with.
 
-    Raises `InputError` where there is none, or one of something else.
+    Raises `InputError` where there is no search, or where it differs.
     """
     searches = artifacts / "searches" / space.base.name
-    place = (searches / LATEST).resolve()
-    if not (place / LEDGER_FILE).is_file():
+    folder = (searches / LATEST).resolve()
+    if not (folder / LEDGER_FILE).is_file():
         raise InputError("There is no search to go on with.", where=str(searches), hint="run it without --resume first")
-    before, entries = Ledger(place).read()
-    before.check_same(_header(space, engine))
-    engine.candidates.past = before.past
-    return place, entries
+    header, entries = Ledger(folder).read()
+    header.check_same(_header(space, engine))
+    engine.candidates.past = header.past
+    return folder, entries
 
 
-def write(place: Path, space: SearchSpace, engine: Engine, record: SearchRecord) -> None:
-    """What is known so far: the record, the best recipe and the page. Raises `StorageError`."""
-    with storage_errors(place):
-        write_atomically(place / RECORD, record.model_dump_json(indent=1) + "\n")
+def write_results(folder: Path, space: SearchSpace, engine: Engine, record: SearchRecord) -> None:
+    """Write the record, the best recipe and the page. Raises `StorageError`.
+
+    Args:
+        place: Folder of the search.
+        space: Search space.
+        engine: Engine with all outcomes.
+        record: Record of the search.
+    """
+    with storage_errors(folder):
+        write_atomically(folder / RECORD, record.model_dump_json(indent=1) + "\n")
         best = engine.observations.best() if record.final is None else record.final.winner.point
         if best is not None:
             refit = record.final is not None and record.final.refit
-            write_atomically(place / BEST, best_recipe(space, engine, best, refit))
-        write_atomically(place / "search.html", search_page(record))
+            write_atomically(folder / BEST, best_recipe_yaml(space, engine, best, refit))
+        write_atomically(folder / "search.html", search_page(record))
 
 
 def _header(space: SearchSpace, engine: Engine) -> LedgerHeader:
@@ -75,21 +92,34 @@ def _header(space: SearchSpace, engine: Engine) -> LedgerHeader:
     )
 
 
-def best_recipe(space: SearchSpace, engine: Engine, point: Point, refit: bool = False) -> str:
-    """YAML of the recipe at a point, runnable on its own, with a comment at each field that the search chose.
+def best_recipe_yaml(space: SearchSpace, engine: Engine, point: Point, refit: bool = False) -> str:
+    """Return the recipe at a point as YAML that runs on its own, with a comment at each field that the search
+    chose.
 
-    The rows that chose stay held out unless it is trained from them too (``refit``), so that a run finds everything in
-    the cache and gives the same bytes.
+    The selection rows stay held out unless the recipe was refitted, so that a run finds every stage in the
+    cache and gives the same bytes.
+
+    Args:
+        space: Search space.
+        engine: Engine with all outcomes.
+        point: Point of the recipe.
+        refit: Whether it is trained on the selection rows too.
+
+    Returns:
+        Text of the file.
     """
     recipe = with_absolute_paths(space.recipe(point, refit=refit), space.folder).model_copy(update={"search": None})
     text = dump_recipe(recipe, defaults=False)
-    reasons = {parameter.name: reason(space, engine, parameter, point) for parameter in space.parameters}
+    reasons = {parameter.name: explain_choice(space, engine, parameter, point) for parameter in space.parameters}
     lines = text.splitlines()
     for parameter in space.parameters:
         if not parameter.is_optional_stage:
             _comment(lines, recipe, space, parameter, reasons[parameter.name], point)
-    left_out = [f"# {parameter.name} is left out: {reasons[parameter.name]}" for parameter, at in zip(space.parameters, point, strict=True)
-                if parameter.is_optional_stage and at]  # fmt: skip
+    left_out = [
+        f"# {parameter.name} is left out: {reasons[parameter.name]}"
+        for parameter, index in zip(space.parameters, point, strict=True)
+        if parameter.is_optional_stage and index
+    ]
     head = [
         f"# Found by `compress search` among {space.size:,} recipes: {space.describe(point)}.",
         f"# On the rows that choose{', before it learned from them too' if refit else ''}:",
@@ -99,10 +129,17 @@ def best_recipe(space: SearchSpace, engine: Engine, point: Point, refit: bool = 
     return "\n".join([*head, *lines]) + "\n"
 
 
-def reason(space: SearchSpace, engine: Engine, parameter: SearchParameter, point: Point) -> str:
-    """Why a knob has its value: what recipes that differ in it alone came to, or that none was tried."""
+def explain_choice(space: SearchSpace, engine: Engine, parameter: SearchParameter, point: Point) -> str:
+    """Explain the value of a parameter by recipes that differ in it alone.
+
+    Args:
+        space: Search space.
+        engine: Engine with all outcomes.
+        parameter: Parameter to explain.
+        point: Point of the recipe.
+    """
     index = space.parameters.index(parameter)
-    own, tried = engine.observations.finished[point], []
+    chosen_outcome, tried = engine.observations.finished[point], []
     for other, outcome in engine.observations.finished.items():
         alike = all(a == b for at, (a, b) in enumerate(zip(point, other, strict=True)) if at != index)
         if other == point or not alike or other[index] == point[index]:
@@ -110,9 +147,9 @@ def reason(space: SearchSpace, engine: Engine, parameter: SearchParameter, point
         value = parameter.values[other[index]]
         keeps = engine.goal.meets_limits(outcome)
         figures = [
-            f"{describe_metric(metric).title.lower()} {outcome.final[metric] / own.final[metric]:.2f} times as much"
+            f"{describe_metric(metric).title.lower()} times {outcome.final[metric] / chosen_outcome.final[metric]:.2f}"
             for metric in engine.goal.minimize
-            if own.final.get(metric) and metric in outcome.final
+            if chosen_outcome.final.get(metric) and metric in outcome.final
         ]
         tried.append(f"{value_text(value)} gives {', '.join(figures)}" + ("" if keeps else " and misses a limit"))
     if tried:
@@ -123,7 +160,7 @@ def reason(space: SearchSpace, engine: Engine, parameter: SearchParameter, point
 def _comment(
     lines: list[str], recipe: Recipe, space: SearchSpace, parameter: SearchParameter, words: str, point: Point
 ) -> None:
-    """Put a comment above a field of a stage, wherever the dump has it."""
+    """Insert a comment above a field of a stage."""
     if any(
         other.is_optional_stage and at and other.stage_index == parameter.stage_index
         for other, at in zip(space.parameters, point, strict=True)
@@ -140,7 +177,7 @@ def _comment(
 
 
 def _starts(lines: list[str], recipe: Recipe) -> Mapping[str, tuple[int, int]]:
-    """Label -> the lines of that stage."""
+    """Return the range of lines of each stage, by its label."""
     begin = lines.index("stages:") + 1
     heads = [at for at in range(begin, len(lines)) if lines[at].startswith("- ")]
     last = next((at for at in range(begin, len(lines)) if re.match(r"[a-z_]+:", lines[at])), len(lines))

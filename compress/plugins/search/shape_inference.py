@@ -1,4 +1,4 @@
-"""Stages in rehearsal: what they leave of the baseline but for what only training decides, as weights and as graphs."""
+"""Shape inference: the model that stages would produce, without weights, and its graph without training."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
 
 VERSION = 1
-"""Raised when the same stages would be rehearsed otherwise."""
+"""Version of the inferred graphs; a new one makes cached graphs invalid."""
 _MOST_TRACES = 12
-"""Graphs with their weights that are kept at hand."""
+"""Largest number of graphs with weights that are stored temporarily."""
 _FEW_ROWS, _ENCODED = 64, 8
 _PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 _GRAPH, _TOLD = "graph.onnx", "outline.json"
@@ -40,20 +40,32 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModelOutline:
-    """A model before it becomes a graph, without weights: widths, shapes of its weights, and bytes beside them."""
+    """Model before its export, without weights.
+
+    Attributes:
+        widths: Width of each dimension that can vary.
+        shapes: Shape of each weight.
+        beside_bytes: Bytes of files beside the graph.
+        kind: Entries of the config that are no numbers.
+    """
 
     widths: Mapping[str, int]
     shapes: Shapes
     beside_bytes: int
     kind: str
-    """What of its config is no number; the same for models whose graphs differ in widths alone."""
+    """Entries of the config that are no numbers. Models that share them differ in widths only."""
 
 
 @dataclass(frozen=True)
 class GraphStructure:
-    """Graphs that differ in widths alone; ``rules`` are those of each axis of a weight that follows one.
+    """Family of graphs that differ in widths only.
 
-    The one that was traced is of the model that ``stages`` make, of a ``kind`` of outline.
+    Attributes:
+        graph: Traced graph, which can be resized.
+        shapes: Shapes of the traced model's weights.
+        rules: Rule of each axis of a weight that follows a width.
+        stages: Stages that make the traced model.
+        kind: Kind of its outline.
     """
 
     graph: InterpolatedGraph
@@ -63,9 +75,9 @@ class GraphStructure:
     kind: str
 
     def has(self, outline: ModelOutline) -> bool:
-        """Whether a model is one of them."""
+        """Return whether a model belongs to the family."""
         try:
-            told = {
+            shapes = {
                 name: tuple(
                     self.rules[name, axis].at(outline.widths) if (name, axis) in self.rules else size
                     for axis, size in enumerate(shape)
@@ -74,15 +86,17 @@ class GraphStructure:
             }
         except (KeyError, ModelError):
             return False
-        return told == outline.shapes
+        return shapes == outline.shapes
 
     def is_like(self, other: GraphStructure) -> bool:
-        """Whether weights of one name have the same axes and, where these follow no width, the same sizes."""
+        """Return whether weights of the same name have the same axes and, where these follow no width, the same
+        sizes.
+        """
         for name in self.shapes.keys() & other.shapes.keys():
-            one, two = self.shapes[name], other.shapes[name]
-            if len(one) != len(two):
+            first, second = self.shapes[name], other.shapes[name]
+            if len(first) != len(second):
                 return False
-            for axis, sizes in enumerate(zip(one, two, strict=True)):
+            for axis, sizes in enumerate(zip(first, second, strict=True)):
                 rules = [self.rules.get((name, axis)), other.rules.get((name, axis))]
                 if rules[0] != rules[1] or (rules[0] is None and sizes[0] != sizes[1]):
                     return False
@@ -91,45 +105,46 @@ class GraphStructure:
 
 @dataclass(frozen=True)
 class ComposedGraph:
-    """A graph as what was traced of it and others: ``own``, and what the first of ``difference`` has before the second.
+    """Graph that is predicted from traced ones: ``own``, plus the first graph of ``difference``, minus the
+    second.
 
-    Those two differ as the graph and ``own`` do, in a part that is the same whatever the layers.
+    The two differ as the graph and ``own`` do, in a part that does not depend on the layers.
     """
 
     own: GraphStructure
     difference: tuple[GraphStructure, GraphStructure] | None = None
 
     def is_at(self, widths: Mapping[str, int]) -> bool:
-        """Whether all of them exist at those widths."""
+        """Return whether all of its graphs exist at these widths."""
         try:
             return self.size_bytes(widths) > 0
         except (KeyError, ModelError):
             return False
 
     def size_bytes(self, widths: Mapping[str, int]) -> int:
-        """Bytes of its file. Raises `ModelError`."""
-        found = self.own.graph.size_bytes(widths)
+        """Return the bytes of the file. Raises `ModelError`."""
+        size = self.own.graph.size_bytes(widths)
         if self.difference is not None:
-            more, less = (one.graph.size_bytes(widths) for one in self.difference)
-            found += more - less
-        return found
+            more, less = (structure.graph.size_bytes(widths) for structure in self.difference)
+            size += more - less
+        return size
 
 
 class UnpredictableStageError(ModelError):
-    """Only running a stage tells what it leaves."""
+    """Error of a stage whose output depends on its execution."""
 
     def __init__(self, stage: Stage[Any, Any]) -> None:
         super().__init__(f"What {stage.kind} leaves only running it tells.")
 
 
 def expected_failures() -> tuple[type[Exception], ...]:
-    """What a rehearsal may fail by; a trial of the same recipe says it to the user."""
+    """Return the errors that shape inference may cause; a trial of the same recipe reports them to the user."""
     return (CompressError, *library_failures())
 
 
 @dataclass
 class ShapeInference:
-    """On the output of the recipe's baseline, which lies in ``folder``."""
+    """Shape inference from the output of the recipe's baseline, which is in ``folder``."""
 
     runner: StageRunner
     folder: Path
@@ -138,7 +153,7 @@ class ShapeInference:
 
     @cached_property
     def context(self) -> Context:
-        """What stages are given."""
+        """Context that stages get."""
         return self.runner.context("rehearsal")
 
     @cached_property
@@ -148,7 +163,7 @@ class ShapeInference:
         return Path(folder)
 
     def infer_model(self, stages: Stages) -> TorchModel:
-        """The output of stages without weights; what more stages begin with is rehearsed once."""
+        """Return the output of stages without weights; a common prefix of stages is inferred once."""
         key = stages_key(stages)
         if key not in self._sketches:
             if not stages:
@@ -156,15 +171,15 @@ class ShapeInference:
                 model.module.to("meta")
                 self._sketches[key] = model
             else:
-                before = self.infer_model(stages[:-1])
-                made = inferred_output(stages[-1], _copied(before), self.context)
-                if made is None:
+                previous = self.infer_model(stages[:-1])
+                inferred = inferred_output(stages[-1], _copied(previous), self.context)
+                if inferred is None:
                     raise UnpredictableStageError(stages[-1])
-                self._sketches[key] = made
+                self._sketches[key] = inferred
         return self._sketches[key]
 
     def outline(self, sketch: TorchModel) -> ModelOutline:
-        """What there is to say of a sketch."""
+        """Return the outline of an inferred model."""
         from compress.models.widths import model_widths
 
         # A tokenizer writes down how it was last called.
@@ -191,7 +206,13 @@ class ShapeInference:
         return TorchModel.load(self.folder, runner.inputs.task)
 
     def cached_graph(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
-        """A folder with the graph that stages leave, without its weights; kept in the cache."""
+        """Return a folder with the graph that stages produce, without its weights; it is cached.
+
+        Args:
+            torch_stages: Stages before the export.
+            graph_stages: Stages from the export on.
+            changed: Widths that are changed, to learn how the graph depends on them.
+        """
         from compress.formats.onnx.interpolate_size import truncate_weights
 
         def make(content: Path) -> Mapping[str, Any]:
@@ -223,7 +244,7 @@ class ShapeInference:
         )
 
     def _traced(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
-        """A folder, for a while, with the model that stages leave of a recipe whose ``changed`` widths are others."""
+        """Return a temporary folder with the model that stages produce, with ``changed`` widths."""
         from compress.models.widths import copy_with_other_widths, model_widths
 
         key = self._key(torch_stages, graph_stages, changed)
@@ -232,25 +253,28 @@ class ShapeInference:
             self._traces.remove(key)
             self._traces.append(key)
             return folder
-        *before, last = graph_stages
+        *earlier_stages, last = graph_stages
         model: Any
-        if before:
-            place = self._traced(torch_stages, tuple(before), changed)
-            model, told = OnnxModel.load(place, self.runner.inputs.task), (place / _TOLD).read_text()
+        if earlier_stages:
+            previous_folder = self._traced(torch_stages, tuple(earlier_stages), changed)
+            model, outline = (
+                OnnxModel.load(previous_folder, self.runner.inputs.task),
+                (previous_folder / _TOLD).read_text(),
+            )
         else:
             model = self._baseline()
             for stage in torch_stages:
                 model = inferred_output(stage, model, self.context)
             model = copy_with_other_widths(model, changed) if changed else model
-            told = json.dumps({"widths": model_widths(model.module), "shapes": _shapes(model)})
+            outline = json.dumps({"widths": model_widths(model.module), "shapes": _shapes(model)})
         tables = {name: table.slice(0, _FEW_ROWS) for name, table in self.context.data.tables.items()}
-        few = replace(self.context, data=replace(self.context.data, tables=tables), notes=[], tables=[])
-        found = inferred_output(last, model, few)
-        if not isinstance(found, OnnxModel) or found.others:
+        small_context = replace(self.context, data=replace(self.context.data, tables=tables), notes=[], tables=[])
+        output = inferred_output(last, model, small_context)
+        if not isinstance(output, OnnxModel) or output.others:
             raise UnpredictableStageError(last)
         folder.mkdir()
-        found.save(folder)
-        (folder / _TOLD).write_text(told)
+        output.save(folder)
+        (folder / _TOLD).write_text(outline)
         self._traces.append(key)
         for old in self._traces[:-_MOST_TRACES]:
             shutil.rmtree(self._scratch / old)
@@ -267,26 +291,33 @@ class ShapeInference:
 
 
 def load_structure(one: Path, other: Path, stages: Stages, kind: str) -> GraphStructure:
-    """Of two folders of `ShapeInference.kept`. Raises `ModelError` for graphs that differ in more than widths."""
+    """Return the structure of two cached graphs. Raises `ModelError` for graphs that differ in more than widths.
+
+    Args:
+        one: Folder of the graph with its own widths.
+        other: Folder of the graph with other widths.
+        stages: Stages that make the model.
+        kind: Kind of its outline.
+    """
     import onnx
 
     from compress.formats.onnx.interpolate_size import InterpolatedGraph, fit_rule
 
     graphs = [onnx.load(folder / _GRAPH) for folder in (one, other)]
-    told, again = (json.loads((folder / _TOLD).read_text()) for folder in (one, other))
+    outline, other_outline = (json.loads((folder / _TOLD).read_text()) for folder in (one, other))
     rules = {
-        (name, axis): fit_rule(size, again["shapes"][name][axis], told["widths"], again["widths"])
-        for name, shape in told["shapes"].items()
+        (name, axis): fit_rule(size, other_outline["shapes"][name][axis], outline["widths"], other_outline["widths"])
+        for name, shape in outline["shapes"].items()
         for axis, size in enumerate(shape)
-        if size != again["shapes"][name][axis]
+        if size != other_outline["shapes"][name][axis]
     }
-    resized = InterpolatedGraph(graphs[0], told["widths"], graphs[1], again["widths"])
-    shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
+    resized = InterpolatedGraph(graphs[0], outline["widths"], graphs[1], other_outline["widths"])
+    shapes = {name: tuple(shape) for name, shape in outline["shapes"].items()}
     return GraphStructure(resized, shapes, rules, stages, kind)
 
 
 def stages_key(stages: Sequence[Stage[Any, Any]]) -> str:
-    """What two lists of stages share that do the same."""
+    """Return a text that is equal for lists of stages that do the same."""
     return json.dumps([stage.model_dump(mode="json") for stage in stages], sort_keys=True)
 
 
@@ -301,7 +332,7 @@ def _shapes(model: TorchModel) -> Shapes:
 
 
 def _is_numbers(value: object) -> bool:
-    """Whether it is a number that may follow a width; true and false don't."""
+    """Return whether a value is a number, or a list of numbers, that may follow a width."""
     if isinstance(value, list | tuple):
         return all(map(_is_numbers, value))
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What may vary in a recipe, and the recipe at each point of it."""
+"""The search space: parameters of a recipe, and the recipe at each point."""
 
 from __future__ import annotations
 
@@ -38,38 +38,39 @@ from compress.stages.registry import STAGES
 from compress.utils.errors import InputError, RecipeError, did_you_mean, first_line
 
 Point = tuple[int, ...]
-"""For each knob the place of its value; the recipe as it stands is all zeros."""
+"""Index of the value of each parameter. The recipe as it stands is all zeros."""
 MAX_ENUMERATED = 10_000
-"""Spaces of more recipes are not listed but drawn from."""
+"""Number of recipes above which a space is sampled instead of enumerated."""
 
 
 @dataclass(eq=False)
 class SearchSpace:
-    """The recipes that a search may try. ``document`` is the recipe's, which lies in ``folder``.
+    """Recipes that a search may try, for the recipe in ``document``, whose paths are relative to ``folder``.
 
-    Raises `RecipeError` for the recipe's own mistakes, `InputError` for a block that cannot be searched.
+    Raises `RecipeError` for mistakes of the recipe, `InputError` for a `search:` block that cannot be
+    searched.
     """
 
     document: Document
     folder: Path
     rejected: dict[str, str] = field(default_factory=dict)
-    """Values that no recipe can have, such as `stages.1.prune.heads=2`, and why."""
+    """Values that no recipe can have, such as `stages.1.prune.heads=2`, with the reason."""
 
     def __post_init__(self) -> None:
         self.parameters = self._parameters()
 
     def exclude_failing_values(self, failure: Callable[[Point], Exception | None]) -> None:
-        """Leave out every value that fails while all else is as the recipe has it, and name it in `refused`.
+        """Exclude every value that fails while all else is as in the recipe, and record it in `rejected`.
 
-        To be called before anything is looked at by its point. Raises `InputError` where nothing is left.
+        Points change, so this must come before any use of them. Raises `InputError` where nothing is left.
         """
-        found = []
-        for place, parameter in enumerate(self.parameters):
-            kept = [parameter.values[0]]
-            for at, value in enumerate(parameter.values[1:], 1):
-                error = failure(tuple(at * (other == place) for other in range(len(self.parameters))))
+        parameters = []
+        for index, parameter in enumerate(self.parameters):
+            values = [parameter.values[0]]
+            for value_index, value in enumerate(parameter.values[1:], 1):
+                error = failure(tuple(value_index * (other == index) for other in range(len(self.parameters))))
                 if error is None:
-                    kept.append(value)
+                    values.append(value)
                 else:
                     name = (
                         f"without {parameter.name}"
@@ -77,42 +78,42 @@ class SearchSpace:
                         else f"{parameter.name}={value_text(value)}"
                     )
                     self.rejected[name] = first_line(error)
-            found.append(replace(parameter, values=tuple(kept)))
-        self.parameters = self._with_choice(found)
+            parameters.append(replace(parameter, values=tuple(values)))
+        self.parameters = self._with_choice(parameters)
 
     @cached_property
     def base(self) -> Recipe:
-        """The recipe as it stands, with the rows held out that choose."""
+        """Recipe as it stands, with the selection rows held out."""
         return self._recipe([], [])
 
     @property
     def search(self) -> Search:
-        """The recipe's block."""
+        """The recipe's `search:` block."""
         assert self.base.search is not None, "looked at in _knobs"
         return self.base.search
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Of the stages of the recipe as it stands."""
+        """Labels of the recipe's stages."""
         return self.base.labels()
 
     @property
     def origin(self) -> Point:
-        """The recipe as it stands."""
+        """Point of the recipe as it stands."""
         return (0,) * len(self.parameters)
 
     @property
     def size(self) -> int:
-        """How many recipes there are; where they can't be listed, those that come to the same are counted too."""
+        """Number of recipes; where they cannot be enumerated, equivalent ones are counted too."""
         return len(self._listed) if self._listed is not None else self._product
 
     @property
     def is_enumerable(self) -> bool:
-        """Whether every recipe can be looked at."""
+        """Return whether every recipe can be enumerated."""
         return self._listed is not None
 
     def points(self, seed: int) -> Sequence[Point]:
-        """Every point once, those that mean the same left out; of very many a sample, drawn by ``seed``."""
+        """Return every distinct point, or a sample drawn by ``seed`` of a space that cannot be enumerated."""
         return self._drawn(seed) if self._listed is None else self._listed
 
     @property
@@ -124,8 +125,8 @@ class SearchSpace:
         if self._product > 10 * MAX_ENUMERATED:
             return None
         every = itertools.product(*(range(len(parameter.values)) for parameter in self.parameters))
-        found = list(dict.fromkeys(map(self.canonicalize, every)))
-        return found if len(found) <= MAX_ENUMERATED else None
+        points = list(dict.fromkeys(map(self.canonicalize, every)))
+        return points if len(points) <= MAX_ENUMERATED else None
 
     @functools.cache  # noqa: B019 - a space is looked at by one search, and lives as long
     def _drawn(self, seed: int) -> list[Point]:
@@ -134,89 +135,98 @@ class SearchSpace:
         return list(dict.fromkeys([self.origin, *(self.canonicalize([int(at) for at in row]) for row in drawn)]))
 
     def canonicalize(self, point: Sequence[int]) -> Point:
-        """The point with the fields of stages that are left out as the recipe has them."""
-        gone = {
+        """Return the point with the fields of stages that are left out reset to those of the recipe."""
+        left_out = {
             parameter.stage_index
-            for parameter, place in zip(self.parameters, point, strict=True)
-            if parameter.is_optional_stage and place
+            for parameter, index in zip(self.parameters, point, strict=True)
+            if parameter.is_optional_stage and index
         }
         return tuple(
-            place if parameter.is_optional_stage or parameter.stage_index not in gone else 0
-            for parameter, place in zip(self.parameters, point, strict=True)
+            index if parameter.is_optional_stage or parameter.stage_index not in left_out else 0
+            for parameter, index in zip(self.parameters, point, strict=True)
         )
 
     def changes(self, point: Point) -> dict[str, Any]:
-        """Knob -> value, of those that differ from the recipe as it stands."""
+        """Return the values by parameter that differ from the recipe as it stands."""
         pairs = zip(self.parameters, point, strict=True)
-        return {parameter.name: parameter.values[place] for parameter, place in pairs if place}
+        return {parameter.name: parameter.values[index] for parameter, index in pairs if index}
 
     def describe(self, point: Point) -> str:
-        """How the recipe differs from the one that stands: `prune.heads 0.25, no trim_vocabulary`."""
+        """Describe how a recipe differs from the one as it stands: `prune.heads 0.25, no trim_vocabulary`."""
         parts = []
-        for parameter, place in zip(self.parameters, point, strict=True):
-            if place:
+        for parameter, index in zip(self.parameters, point, strict=True):
+            if index:
                 parts.append(
                     f"no {parameter.name}"
                     if parameter.is_optional_stage
-                    else f"{short_name(parameter.name)} {value_text(parameter.values[place])}"
+                    else f"{short_name(parameter.name)} {value_text(parameter.values[index])}"
                 )
         return ", ".join(parts) or "the recipe as it stands"
 
     def stages(self, point: Point) -> tuple[Stage[Any, Any], ...]:
-        """The stages at a point; whether they chain is not asked. Raises `InputError` for values that don't fit."""
+        """Return the stages at a point, unchecked for compatibility. Raises `InputError` for values that do not fit."""
         fields = deepcopy(self._plain)
-        gone = set()
-        for parameter, place in zip(self.parameters, point, strict=True):
-            if parameter.is_optional_stage and place:
-                gone.add(parameter.stage_index)
-            elif place:
+        left_out = set()
+        for parameter, value_index in zip(self.parameters, point, strict=True):
+            if parameter.is_optional_stage and value_index:
+                left_out.add(parameter.stage_index)
+            elif value_index:
                 set_value(
                     fields[parameter.stage_index],
                     field_path(parameter.name, self.base.stages[parameter.stage_index].kind),
-                    parameter.values[place],
+                    parameter.values[value_index],
                 )
         try:
-            kept = [own for index, own in enumerate(fields) if index not in gone]
-            return tuple(STAGES[own["kind"]].model_validate(own) for own in kept)
+            stages = [stage_fields for index, stage_fields in enumerate(fields) if index not in left_out]
+            return tuple(STAGES[stage_fields["kind"]].model_validate(stage_fields) for stage_fields in stages)
         except ValidationError as error:
             raise InputError(f"{self.describe(point)}: {error.errors()[0]['msg']}") from error
 
     def recipe(self, point: Point, share: float = 1.0, seed: int | None = None, refit: bool = False) -> Recipe:
-        """The whole recipe at a point, trained for a share of its time. Raises `RecipeError` where it can't be run.
+        """Return the recipe at a point. Raises `RecipeError` where it cannot run.
 
-        With ``refit`` it learns from the rows that choose too.
+        Args:
+            point: Point of the recipe.
+            share: Share of its training time.
+            seed: Seed in place of the recipe's own.
+            refit: Whether it is trained on the selection rows too.
         """
-        chosen = self.changes(point)
+        changed_values = self.changes(point)
         stages = {parameter.name for parameter in self.parameters if parameter.is_optional_stage}
         options = [
-            f"{name}={json.dumps(to_jsonable_python(value))}" for name, value in chosen.items() if name not in stages
+            f"{name}={json.dumps(to_jsonable_python(value))}"
+            for name, value in changed_values.items()
+            if name not in stages
         ]
-        recipe = self._recipe(options, [name for name in chosen if name in stages])
+        recipe = self._recipe(options, [name for name in changed_values if name in stages])
         changes: dict[str, Any] = {} if seed is None else {"seed": seed}
         if share < 1:
-            changes["stages"] = shortened(recipe, share)
+            changes["stages"] = shorten_training(recipe, share)
         if refit:
-            held = tuple(each for each in recipe.data.hold_out or () if each.split != self.search.select.split)
-            changes["data"] = recipe.data.model_copy(update={"hold_out": held or None})
+            hold_out = tuple(split for split in recipe.data.hold_out or () if split.split != self.search.select.split)
+            changes["data"] = recipe.data.model_copy(update={"hold_out": hold_out or None})
         return recipe.model_copy(update=changes)
 
     def identity(self, point: Point) -> str:
-        """What two points share that give the same stages: 12 hex digits."""
-        told = [stage.model_dump(mode="json") for stage in self.stages(point)]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        """Return a digest of 12 hex digits that points share whose stages are equal."""
+        stages = [stage.model_dump(mode="json") for stage in self.stages(point)]
+        return hashlib.sha256(json.dumps(stages, sort_keys=True).encode()).hexdigest()[:12]
 
     def trains(self, point: Point) -> bool:
-        """Whether anything behind the baseline is trained, so that a share of it says something."""
+        """Return whether a stage after the baseline trains, so that it can be trained in part."""
         recipe = self.base.model_copy(update={"stages": self.stages(point)})
-        return shortened(recipe, 0.5) != recipe.stages
+        return shorten_training(recipe, 0.5) != recipe.stages
 
     def _recipe(self, options: Sequence[str], without: Sequence[str]) -> Recipe:
         document = deepcopy(self.document)
         block = document.values.get("search") if isinstance(document.values, dict) else None
-        held = block.get("select") if isinstance(block, dict) else None
+        select = block.get("select") if isinstance(block, dict) else None
         if isinstance(block, dict) and "hold_out" not in (document.values.get("data") or {}):
-            told = {"rows": Search.model_fields["select"].default.rows, **(held if isinstance(held, dict) else {})}
-            options = [*options, f"data.hold_out={json.dumps(told)}"]
+            selection = {
+                "rows": Search.model_fields["select"].default.rows,
+                **(select if isinstance(select, dict) else {}),
+            }
+            options = [*options, f"data.hold_out={json.dumps(selection)}"]
         return parse_recipe(document, self.folder, options, without)
 
     @cached_property
@@ -236,15 +246,15 @@ class SearchSpace:
         return self._with_choice(parameters)
 
     def _with_choice(self, parameters: Sequence[SearchParameter]) -> tuple[SearchParameter, ...]:
-        found = tuple(parameter for parameter in parameters if len(parameter.values) > 1)
-        if not found:
+        variable = tuple(parameter for parameter in parameters if len(parameter.values) > 1)
+        if not variable:
             raise InputError(
                 "There is nothing to search: the space has the recipe alone.",
                 where=self.document.file,
                 expected="choices with a further value each, or stages that may be left out",
                 hint=" ".join(f"{name}: {reason}." for name, reason in self.rejected.items()) or None,
             )
-        return found
+        return variable
 
     def _stage_parameter(self, label: str) -> SearchParameter:
         if label not in self.labels:
@@ -278,8 +288,8 @@ class SearchSpace:
             )
         index = int(tokens[1])
         self._behind_baseline(index, "search.choices", name)
-        own = get_value(self._plain[index], field_path(name, self.base.stages[index].kind))
-        allowed, reason = [own], ""
+        recipe_value = get_value(self._plain[index], field_path(name, self.base.stages[index].kind))
+        allowed, reason = [recipe_value], ""
         for value in values:
             plain = to_jsonable_python(value)
             if plain in allowed:
@@ -295,17 +305,17 @@ class SearchSpace:
         return SearchParameter(name, tuple(allowed), index, is_after_training=self._is_late(index))
 
     def _is_late(self, index: int) -> bool:
-        """Whether a stage lies behind all that train."""
+        """Return whether a stage comes after all stages that train."""
         return bool(self._trained) and index > self._trained[-1]
 
     @cached_property
     def _trained(self) -> list[int]:
-        """Places of the stages behind the baseline that train."""
-        pairs = zip(self.base.stages, shortened(self.base, 0.5), strict=True)
-        return [place for place, (stage, short) in enumerate(pairs) if stage != short]
+        """Indices of the stages after the baseline that train."""
+        pairs = zip(self.base.stages, shorten_training(self.base, 0.5), strict=True)
+        return [index for index, (stage, short) in enumerate(pairs) if stage != short]
 
     def _behind_baseline(self, index: int, where: str, name: str) -> None:
-        """What everything is compared with must be the same for all."""
+        """Raise `InputError` for a stage before the baseline, which must be the same for all recipes."""
         if self.base.baseline != START and index <= self.labels.index(self.base.baseline):
             raise InputError(
                 f"{name} would change {self.base.baseline!r}, which everything is compared with.",
@@ -315,9 +325,11 @@ class SearchSpace:
             )
 
 
-def shortened(recipe: Recipe, share: float) -> tuple[Stage[Any, Any], ...]:
-    """The recipe's stages, of which those behind the baseline train for a share of their time."""
+def shorten_training(recipe: Recipe, share: float) -> tuple[Stage[Any, Any], ...]:
+    """Return the stages of a recipe, with those after the baseline trained for a share of their time."""
     labels = recipe.labels()
     first = 0 if recipe.baseline == START else labels.index(recipe.baseline) + 1
     return tuple(
-        stage.shortened(share) if index >= first and isinstance(stage, Trains) else stage for index, stage in enumerate(recipe.stages))
+        stage.shortened(share) if index >= first and isinstance(stage, Trains) else stage
+        for index, stage in enumerate(recipe.stages)
+    )

@@ -1,4 +1,4 @@
-"""How likely a recipe is to keep its limits, by what others came to: Gaussian processes over the choices."""
+"""Gaussian process regression that averages over hyperparameters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Floats = NDArray[np.float64]
 _LENGTHS, _LINEAR, _JITTER = (0.35, 0.7, 1.4), (0.0, 1.0, 4.0), 1e-6
 _ROOT = math.sqrt(2 * math.pi)
 _LESSER, _DOUBT = (1.0, 0.5, 0.25), 0.5
-"""Scales of features that are taken to matter less, the usual one first, and how much less likely others are held."""
+"""Scales of minor features, the usual one first, and the penalty of the others on the log-likelihood."""
 _NEGLIGIBLE = math.log(0.01)
-"""How likely a process has to be, beside the likeliest, to count."""
+"""Logarithm of the likelihood ratio below which a process is dropped."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _Process:
     """A Gaussian process with a linear and a squared-exponential kernel (Rasmussen and Williams 2006, section 2.2)."""
 
     features: Floats
-    """As they were given, each times its scale."""
+    """Coordinates [n, d], each times its scale."""
     scales: Floats
     centre: float
     scale: float
@@ -35,104 +35,121 @@ class _Process:
     factor: Floats
     weights: Floats
     likelihood: float
-    """Logarithm of the values' density, up to a constant of their number."""
+    """Logarithm of the density of the values, up to a constant that depends on their number."""
 
     def mean(self, features: Floats) -> Floats:
         return self._mean(self._cross(features))
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
-        """The mean, and standard deviations [m]."""
+        """Return means [m] and standard deviations [m]."""
         cross = self._cross(features)
-        own = 1.0 + self.linear * (1 + ((features * self.scales) ** 2).sum(axis=1))
+        prior_variance = 1.0 + self.linear * (1 + ((features * self.scales) ** 2).sum(axis=1))
         explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
-        return self._mean(cross), self.scale * np.sqrt(np.maximum(own - explained, 1e-9))
+        return self._mean(cross), self.scale * np.sqrt(np.maximum(prior_variance - explained, 1e-9))
 
     def _cross(self, features: Floats) -> Floats:
         return _kernel(features * self.scales, self.features, self.length, self.linear)
 
     def _mean(self, cross: Floats) -> Floats:
-        found: Floats = self.centre + self.scale * (cross @ self.weights)
-        return found
+        mean: Floats = self.centre + self.scale * (cross @ self.weights)
+        return mean
 
     def leave_one_out_errors(self) -> Floats:
         inverse = cho_solve((self.factor, True), np.eye(len(self.weights)))
-        found: Floats = self.scale * self.weights / np.diag(inverse)
-        return found
+        errors: Floats = self.scale * self.weights / np.diag(inverse)
+        return errors
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Gaussian processes of several lengths, shares of the linear part and scales, each counting by its likelihood.
+    """Gaussian processes with several hyperparameters, averaged by their likelihood.
 
-    Averaged, since the likeliest of few values changes with one more (Snoek et al. 2012, section 3.2); over a small
-    grid, with the predictive density of each of its processes (Rasmussen and Williams 2006, section 5.2).
+    The average is more stable than the maximum likelihood of few values, which may change with one more (Snoek
+    et al. 2012, section 3.2). Hyperparameters are length scale, share of the linear kernel and scale of minor
+    features, on a small grid; predictive densities follow Rasmussen and Williams 2006, section 5.2.
     """
 
     processes: tuple[_Process, ...]
     shares: Floats
     likelihood: float
-    """Logarithm of the values' density under all of them, up to a constant of their number."""
+    """Logarithm of the density of the values under all processes, up to a constant that depends on their number."""
 
     @classmethod
     def fit(
         cls, features: Floats, values: Floats, deviations: Floats, spread: float = 0.0,
         lesser: Sequence[bool] | None = None,
     ) -> Surrogate:  # fmt: skip
-        """Fit ``values`` [n], of known standard deviations [n], at ``features`` [n, d] between 0 and 1.
+        """Fit values of known noise.
 
-        ``spread`` is what values differ by at least, one standard deviation, however alike those that are known are.
-        ``lesser`` [d] says which features are taken to matter less than the others, until values say otherwise.
+        Args:
+            features: Coordinates [n, d], each between about 0 and 1.
+            values: Measured values [n].
+            deviations: Standard deviation of each value [n].
+            spread: Least standard deviation between values, however alike the measured ones are.
+            lesser: For each feature [d], whether it is assumed to matter less until the values contradict that.
+
+        Returns:
+            The fitted processes.
         """
         mask = np.zeros(features.shape[1], bool) if lesser is None else np.array(lesser)
         centre, scale = float(values.mean()), max(float(values.std()), spread) or 1.0
         targets, noise = (values - centre) / scale, (deviations / scale) ** 2
-        found = list[_Process]()
+        processes = list[_Process]()
+        # A smaller scale of a minor feature lets it change the prediction less.
         for part in _LESSER if mask.any() else (1.0,):
             scales = np.where(mask, part, 1.0)
             scaled, doubt = features * scales, 0.0 if part == 1.0 else _DOUBT
             for length, linear in product(_LENGTHS, _LINEAR):
                 kernel = _kernel(scaled, scaled, length, linear)
+                # Fit by Cholesky factorization (Rasmussen and Williams 2006, algorithm 2.1).
                 factor = cholesky(kernel + np.diag(noise + _JITTER), lower=True)
                 weights = cho_solve((factor, True), targets)
                 likelihood = -0.5 * float(targets @ weights) - float(np.log(np.diag(factor)).sum())
                 likelihood -= len(values) * math.log(scale) + doubt
-                found.append(_Process(scaled, scales, centre, scale, length, linear, factor, weights, likelihood))
-        every = np.array([one.likelihood for one in found])
-        counting = tuple(one for one in found if one.likelihood > every.max() + _NEGLIGIBLE)
-        shares = softmax([one.likelihood for one in counting])
-        return cls(counting, shares, float(logsumexp(every)) - math.log(len(every)))
+                processes.append(_Process(scaled, scales, centre, scale, length, linear, factor, weights, likelihood))
+        likelihoods = np.array([process.likelihood for process in processes])
+        # Processes that are far less likely than the best one are dropped.
+        relevant = tuple(process for process in processes if process.likelihood > likelihoods.max() + _NEGLIGIBLE)
+        shares = softmax([process.likelihood for process in relevant])
+        return cls(relevant, shares, float(logsumexp(likelihoods)) - math.log(len(likelihoods)))
 
     def mean(self, features: Floats) -> Floats:
-        """What is expected [m] at ``features`` [m, d]."""
-        return self._averaged(one.mean(features) for one in self.processes)
+        """Return the expected values [m] at ``features`` [m, d]."""
+        return self._averaged(process.mean(features) for process in self.processes)
 
     def leave_one_out_errors(self) -> Floats:
-        """Value less what is expected of it, [n], where each is left out in turn (section 5.4.2, equation 5.12)."""
-        return self._averaged(one.leave_one_out_errors() for one in self.processes)
+        """Return each value minus its prediction from the others [n] (section 5.4.2, equation 5.12)."""
+        return self._averaged(process.leave_one_out_errors() for process in self.processes)
 
     def probability_at_least(self, features: Floats, bounds: Floats, more: float = 0.0) -> Floats:
-        """The probability [m] that the values at ``features`` [m, d] reach ``bounds`` [m].
+        """Return the probability [m] that values reach a bound.
 
-        ``more`` is a standard deviation that comes on top of the processes' own.
+        Args:
+            features: Coordinates [m, d].
+            bounds: Bounds [m].
+            more: Standard deviation that is added to that of the processes.
+
+        Returns:
+            Probabilities [m].
         """
-        each = (one.predict(features) for one in self.processes)
-        return self._averaged(ndtr((mean - bounds) / np.hypot(deviations, more)) for mean, deviations in each)
+        predictions = (process.predict(features) for process in self.processes)
+        return self._averaged(ndtr((mean - bounds) / np.hypot(deviations, more)) for mean, deviations in predictions)
 
     def expected_improvement(self, features: Floats, best: float | Floats) -> Floats:
-        """By how much [m] values at ``features`` [m, d] are expected to exceed ``best`` (Jones et al. 1998, eq. 15)."""
-        found = list[Floats]()
-        for mean, deviations in (one.predict(features) for one in self.processes):
-            more = mean - best
-            away = more / deviations
-            found.append(more * ndtr(away) + deviations * np.exp(-0.5 * away**2) / _ROOT)
-        return np.maximum(self._averaged(found), 0.0)
+        """Return the expected improvement [m] over ``best`` at ``features`` [m, d] (Jones et al. 1998, eq. 15)."""
+        improvements = list[Floats]()
+        for mean, deviations in (process.predict(features) for process in self.processes):
+            difference = mean - best
+            standardized = difference / deviations
+            improvements.append(difference * ndtr(standardized) + deviations * np.exp(-0.5 * standardized**2) / _ROOT)
+        return np.maximum(self._averaged(improvements), 0.0)
 
-    def _averaged(self, each: Iterable[Floats]) -> Floats:
-        found: Floats = self.shares @ np.stack(list(each))
-        return found
+    def _averaged(self, predictions: Iterable[Floats]) -> Floats:
+        average: Floats = self.shares @ np.stack(list(predictions))
+        return average
 
 
-def _kernel(one: Floats, other: Floats, length: float, linear: float) -> Floats:
-    squares = ((one[:, None, :] - other[None, :, :]) ** 2).sum(axis=-1)
-    found: Floats = np.exp(-squares / (2 * length**2)) + linear * (1 + one @ other.T)
-    return found
+def _kernel(left: Floats, right: Floats, length: float, linear: float) -> Floats:
+    squares = ((left[:, None, :] - right[None, :, :]) ** 2).sum(axis=-1)
+    kernel: Floats = np.exp(-squares / (2 * length**2)) + linear * (1 + left @ right.T)
+    return kernel

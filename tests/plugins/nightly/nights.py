@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.plugins.nightly.history import History
-from compress.plugins.nightly.record import Finding, Host, Night, Outcome
+from compress.plugins.nightly.history import NightHistory
+from compress.plugins.nightly.record import EntryOutcome, Host, Night, NightFinding
 from compress.results.measurement import Measurement
 
 SUITE = "made-up"
@@ -25,8 +25,8 @@ def row(metric: str, value: float, unit: str, model: str = "final", spread: floa
 
 def night(
     place: int,
-    outcomes: Sequence[Outcome] = (),
-    findings: Sequence[Finding] = (),
+    outcomes: Sequence[EntryOutcome] = (),
+    findings: Sequence[NightFinding] = (),
     host: Host = HOST,
     software: Mapping[str, str] | None = None,
     commit: str | None = None,
@@ -45,9 +45,11 @@ def night(
     )
 
 
-def outcome(entry: str = "tiny", status: str = "passed", **more: object) -> Outcome:
+def outcome(entry: str = "tiny", status: str = "passed", **more: object) -> EntryOutcome:
     """An outcome of two minutes."""
-    return Outcome.model_validate({"entry": entry, "status": status, "seconds": 120.0, "recipe_digest": "aa", **more})
+    return EntryOutcome.model_validate(
+        {"entry": entry, "status": status, "seconds": 120.0, "recipe_digest": "aa", **more}
+    )
 
 
 def ignore(message: str) -> None:
@@ -55,16 +57,16 @@ def ignore(message: str) -> None:
     raise AssertionError(message)
 
 
-def fill(history: History, values: Sequence[float], metric: str = "latency_ms", unit: str = "ms") -> None:
+def fill(history: NightHistory, values: Sequence[float], metric: str = "latency_ms", unit: str = "ms") -> None:
     """A night for each value, all of the final model of one entry."""
     for place, value in enumerate(values):
         history.append(night(place, [outcome()]), {"tiny": (row(metric, value, unit),)})
 
 
-def story(path: Path) -> History:
+def story(path: Path) -> NightHistory:
     """Seventy nights of two entries: a slower kernel, a ramp that is mended, a lost half point, a night that failed."""
     random = np.random.default_rng(7)
-    history = History(path, ignore)
+    history = NightHistory(path, ignore)
     for place in range(70):
         slow = 1.065 if place >= 52 else 1.0
         ramp = 1.0 + 0.005 * max(0, min(place, 40) - 24) if place < 41 else 1.0
@@ -84,7 +86,7 @@ def story(path: Path) -> History:
         failed = place in (20, 21)
         late = place >= 52
         words = "6.5% higher than the baseline (+3.1% to +9.8%), where 5% is allowed: 0.427 ms \u2192 0.455 ms"
-        slower = Finding(
+        slower = NightFinding(
             entry="tiny", kind="gate", metric="latency_ms", target="cpu", effect=0.065, what=words,
             since="night 53 (2026-09-22, commit 0019223)",
         )  # fmt: skip

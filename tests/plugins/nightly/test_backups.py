@@ -17,8 +17,8 @@ import nights
 import pytest
 from nights import SUITE, ignore, night, outcome, row
 
-from compress.plugins.nightly.backups import KEPT, backups_of, is_sound
-from compress.plugins.nightly.history import History
+from compress.plugins.nightly.backups import BACKUP_COUNT, backups_of, is_undamaged
+from compress.plugins.nightly.history import NightHistory
 from compress.utils.errors import InputError, StorageError
 
 NIGHTS, METRICS, PAGE = 12, 40, 4096
@@ -28,7 +28,7 @@ NIGHTS, METRICS, PAGE = 12, 40, 4096
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sound history of 12 nights of 40 rows, with its backups."""
     folder = tmp_path_factory.mktemp("whole")
-    add(History(folder / "history.sqlite", ignore), range(NIGHTS))
+    add(NightHistory(folder / "history.sqlite", ignore), range(NIGHTS))
     return folder
 
 
@@ -39,15 +39,15 @@ def path(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "kept" / "history.sqlite"
 
 
-def add(history: History, places: range) -> None:
+def add(history: NightHistory, places: range) -> None:
     for place in places:
         rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(METRICS))
         history.append(night(place, [outcome()]), {"tiny": rows})
 
 
-def check_values(history: History) -> int:
+def check_values(history: NightHistory) -> int:
     """How many nights are there, without a gap; every measurement is what was put in."""
-    read = history.nights(SUITE)
+    read = history.read_nights(SUITE)
     assert [one.number for one in read] == list(range(1, len(read) + 1))
     series = history.series(SUITE)
     assert len(series) == METRICS or not read
@@ -61,24 +61,24 @@ def damage(path: Path) -> bytes:
     """Lose the first page."""
     content = b"\0" * PAGE + path.read_bytes()[PAGE:]
     path.write_bytes(content)
-    assert not is_sound(path)
+    assert not is_undamaged(path)
     return content
 
 
-def opened(path: Path) -> tuple[History, str]:
+def opened(path: Path) -> tuple[NightHistory, str]:
     """The history of a damaged file, and what was said while it was read for the first time."""
     said: list[str] = []
-    History(path, said.append).nights(SUITE)
-    assert is_sound(path)
+    NightHistory(path, said.append).read_nights(SUITE)
+    assert is_undamaged(path)
     (message,) = said
-    return History(path, ignore), message
+    return NightHistory(path, ignore), message
 
 
 def test_each_night_leaves_a_backup_of_which_the_last_three_are_kept(whole: Path) -> None:
     path = whole / "history.sqlite"
     assert [backup.name for backup in backups_of(path)] == [f"history.sqlite.backup-{age}" for age in (1, 2, 3)]
-    assert KEPT == 3
-    assert [check_values(History(backup, ignore)) for backup in backups_of(path)] == [12, 11, 10]
+    assert BACKUP_COUNT == 3
+    assert [check_values(NightHistory(backup, ignore)) for backup in backups_of(path)] == [12, 11, 10]
 
 
 def test_a_damaged_file_goes_on_from_its_newest_backup_with_nothing_lost(path: Path) -> None:
@@ -117,7 +117,7 @@ def test_bytes_turned_over_by_chance_never_come_back_as_numbers(whole: Path, tmp
             content[chance.randrange(2 * PAGE, len(content))] ^= 0xFF
         path.write_bytes(content)
         said: list[str] = []
-        assert check_values(History(path, said.append)) == NIGHTS
+        assert check_values(NightHistory(path, said.append)) == NIGHTS
         damaged += len(said)
     assert damaged >= 10
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_history_is_left_alone(tmp_path: Path, content: bytes)
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match="no history"):
-        History(path, ignore).append(night(0), {})
+        NightHistory(path, ignore).append(night(0), {})
     assert path.read_bytes() == content
     assert {one.name for one in tmp_path.iterdir()} == {"notes.txt", "notes.txt.lock"}
 
@@ -137,7 +137,7 @@ def test_without_a_sound_backup_a_damaged_file_is_left_as_it_is(path: Path) -> N
     for backup in backups_of(path):
         damage(backup)
     with pytest.raises(InputError, match="no backup of it can be read"):
-        History(path, ignore).nights(SUITE)
+        NightHistory(path, ignore).read_nights(SUITE)
     assert path.read_bytes() == content
     assert list(path.parent.glob("*.damaged-*")) == []
 
@@ -145,39 +145,39 @@ def test_without_a_sound_backup_a_damaged_file_is_left_as_it_is(path: Path) -> N
 def test_an_empty_file_becomes_a_history(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
     path.touch()
-    assert History(path, ignore).nights(SUITE) == ()
-    assert History(path, ignore).append(night(0), {}).number == 1
+    assert NightHistory(path, ignore).read_nights(SUITE) == ()
+    assert NightHistory(path, ignore).append(night(0), {}).number == 1
 
 
 def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: Path) -> None:
     with disks.mounted(tmp_path / "disk", 4) as disk:
         path = disk / "history.sqlite"
-        add(History(path, ignore), range(NIGHTS))
+        add(NightHistory(path, ignore), range(NIGHTS))
         # Room for the journal of a night, which is gone when its backup is written.
         disks.Filler(disk, "", room=path.stat().st_size // 2).fill()
         said: list[str] = []
-        history = History(path, said.append)
+        history = NightHistory(path, said.append)
         history.append(night(NIGHTS), {})
         assert len(said) == 1
         assert said[0].startswith(f"No backup of the history {path} could be written: ")
-        assert [one.number for one in history.nights(SUITE)] == list(range(1, NIGHTS + 2))
-        kept = [len(History(backup, ignore).nights(SUITE)) for backup in backups_of(path)]
+        assert [one.number for one in history.read_nights(SUITE)] == list(range(1, NIGHTS + 2))
+        kept = [len(NightHistory(backup, ignore).read_nights(SUITE)) for backup in backups_of(path)]
         assert kept == [NIGHTS, NIGHTS - 1, NIGHTS - 2]
         disks.Filler(disk, "", room=0).fill()
         with pytest.raises(StorageError, match="history cannot be used"):
             add(history, range(NIGHTS + 1, NIGHTS + 9))
-        assert [one.number for one in history.nights(SUITE)][: NIGHTS + 1] == list(range(1, NIGHTS + 2))
+        assert [one.number for one in history.read_nights(SUITE)][: NIGHTS + 1] == list(range(1, NIGHTS + 2))
 
 
 def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tmp_path: Path) -> None:
     with disks.mounted(tmp_path / "disk", 4) as disk:
         path = disk / "history.sqlite"
-        add(History(path, ignore), range(3))
+        add(NightHistory(path, ignore), range(3))
         content = damage(path)
         filler = disks.Filler(disk, "", room=0)
         filler.fill()
         with pytest.raises(StorageError, match="No space left"):
-            History(path, ignore).nights(SUITE)
+            NightHistory(path, ignore).read_nights(SUITE)
         assert path.read_bytes() == content
         assert list(disk.glob("*.damaged-*")) == list(disk.glob("*-new")) == []
         filler.file.unlink()
@@ -188,9 +188,9 @@ WRITER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from nights import History, ignore, night, outcome, row
-history = History(Path(sys.argv[2]), ignore)
-for place in range(len(history.nights("made-up")), 10_000):
+from nights import NightHistory, ignore, night, outcome, row
+history = NightHistory(Path(sys.argv[2]), ignore)
+for place in range(len(history.read_nights("made-up")), 10_000):
     rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(40))
     history.append(night(place, [outcome()]), {"tiny": rows})
 """
@@ -207,10 +207,10 @@ def test_a_process_that_is_killed_while_it_writes_leaves_whole_nights_and_sound_
         time.sleep(chance.random() * 0.1)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
-        found = check_values(History(path, ignore))
+        found = check_values(NightHistory(path, ignore))
         assert found >= known + 2
         assert backups_of(path)
-        assert all(is_sound(backup) for backup in backups_of(path))
+        assert all(is_undamaged(backup) for backup in backups_of(path))
         known = found
 
 

@@ -9,8 +9,13 @@ import numpy as np
 from nights import SUITE, night, outcome
 from safetensors.numpy import save_file
 
-from compress.plugins.nightly.night_diff import last_good, moved, night_before, told_with
-from compress.plugins.nightly.record import Finding, Night
+from compress.plugins.nightly.night_diff import (
+    describe_weight_changes,
+    last_passed,
+    previous_night,
+    with_weight_changes,
+)
+from compress.plugins.nightly.record import Night, NightFinding
 from compress.report.run_folder import folder_name
 from compress.results.report import Report
 
@@ -35,26 +40,26 @@ def ran(artifacts: Path, place: int, weight: np.ndarray, status: str = "passed")
 
 def test_the_layer_that_moved_since_the_last_good_night_is_named(tmp_path: Path) -> None:
     nights = [ran(tmp_path, 0, WEIGHT), ran(tmp_path, 1, WEIGHT, "missed"), ran(tmp_path, 2, WEIGHT * 2, "missed")]
-    good = last_good(nights, "tiny")
+    good = last_passed(nights, "tiny")
     assert good is nights[0]
-    words = moved(good, nights[2], "tiny", tmp_path)
+    words = describe_weight_changes(good, nights[2], "tiny", tmp_path)
     assert words is not None and nights[0].label in words
     assert "first in layers.1" in words and "2.000 times what it was" in words
-    found = Finding(entry="tiny", kind="gate", metric="accuracy", target="cpu", what="fell")
-    assert told_with(found, words).what == f"fell; {words}"
-    assert told_with(found.model_copy(update={"kind": "budget"}), words).what == "fell"
+    found = NightFinding(entry="tiny", kind="gate", metric="accuracy", target="cpu", what="fell")
+    assert with_weight_changes(found, words).what == f"fell; {words}"
+    assert with_weight_changes(found.model_copy(update={"kind": "budget"}), words).what == "fell"
 
 
 def test_weights_that_did_not_move_are_said_to_be_those_of_the_night_before(tmp_path: Path) -> None:
     nights = {one.number: one for one in (ran(tmp_path, 0, WEIGHT), ran(tmp_path, 1, WEIGHT))}
-    before = night_before(nights, "tiny", 2)
+    before = previous_night(nights, "tiny", 2)
     assert before is nights[1]
-    assert moved(before, nights[2], "tiny", tmp_path) == f"its weights are those of {nights[1].label}"
+    assert describe_weight_changes(before, nights[2], "tiny", tmp_path) == f"its weights are those of {nights[1].label}"
 
 
 def test_nothing_is_said_of_models_that_are_gone(tmp_path: Path) -> None:
     first, second = ran(tmp_path, 0, WEIGHT), ran(tmp_path, 1, WEIGHT)
     (tmp_path / "runs" / "recipe").rename(tmp_path / "elsewhere")
-    assert moved(first, second, "tiny", tmp_path) is None
-    assert moved(None, second, "tiny", tmp_path) is None
-    assert told_with(Finding(entry="tiny", kind="gate", what="fell"), None).what == "fell"
+    assert describe_weight_changes(first, second, "tiny", tmp_path) is None
+    assert describe_weight_changes(None, second, "tiny", tmp_path) is None
+    assert with_weight_changes(NightFinding(entry="tiny", kind="gate", what="fell"), None).what == "fell"

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compress.plugins.nightly.entry_run import Ended, run_process
+from compress.plugins.nightly.entry_run import EndedProcess, run_process
 
 FAMILY = """
 import os, subprocess, sys, time
@@ -22,7 +22,7 @@ time.sleep(600)
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FAMILY
 
 
-def run(folder: Path, script: str, limit: float = 60.0, grace: float = 5.0) -> Ended:
+def run(folder: Path, script: str, limit: float = 60.0, grace: float = 5.0) -> EndedProcess:
     return run_process([sys.executable, "-c", script], folder / "out", folder / "log", limit, grace)
 
 

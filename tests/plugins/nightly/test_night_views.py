@@ -11,23 +11,23 @@ import pytest
 from narrow import broken_words, shown
 from nights import SUITE, ignore, night, outcome, row
 
-from compress.plugins.nightly.history import History
-from compress.plugins.nightly.record import Finding, Night
+from compress.plugins.nightly.history import NightHistory
+from compress.plugins.nightly.record import Night, NightFinding
 from compress.plugins.nightly.views import night_junit, night_markdown, night_page, night_table, verdict
 
 EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> History:
+def story(tmp_path_factory: pytest.TempPathFactory) -> NightHistory:
     return nights.story(tmp_path_factory.mktemp("story") / "history.sqlite")
 
 
 def bad_night() -> Night:
     findings = (
-        Finding(entry="a", kind="gate", metric="latency_ms", target="cpu", what="6.1% higher", since="night 3"),
-        Finding(entry="b", kind="stage", what="failed: the disk is full"),
-        Finding(entry="c", kind="budget", what="not run: no time"),
+        NightFinding(entry="a", kind="gate", metric="latency_ms", target="cpu", what="6.1% higher", since="night 3"),
+        NightFinding(entry="b", kind="stage", what="failed: the disk is full"),
+        NightFinding(entry="c", kind="budget", what="not run: no time"),
     )  # fmt: skip
     outcomes = (
         outcome("a", "missed", reason="6.1% higher", notes=("shared",)),
@@ -75,8 +75,8 @@ def test_junit_has_errors_failures_and_skips() -> None:
     assert failure.get("message") == "a: latency_ms on cpu: 6.1% higher, since night 3"
 
 
-def test_the_page_marks_each_change_with_night_size_and_commit(story: History) -> None:
-    read = story.nights(SUITE)
+def test_the_page_marks_each_change_with_night_size_and_commit(story: NightHistory) -> None:
+    read = story.read_nights(SUITE)
     page = night_page(read[-1], read, story.series(SUITE))
     marks = re.findall(r'<g class="change (\w+)" tabindex="0">.*?<title>(.*?)</title>', page, re.S)
     step = [words for state, words in marks if state == "worse" and "onnxruntime 1.31.2 \u2192 1.32.0" in words]
@@ -87,8 +87,8 @@ def test_the_page_marks_each_change_with_night_size_and_commit(story: History) -
 
 
 def test_text_of_others_is_escaped_everywhere(tmp_path: Path) -> None:
-    history = History(tmp_path / "history.sqlite", ignore)
-    found = Finding(entry=EVIL, kind="gate", metric=EVIL, target=EVIL, what=EVIL, since=EVIL)
+    history = NightHistory(tmp_path / "history.sqlite", ignore)
+    found = NightFinding(entry=EVIL, kind="gate", metric=EVIL, target=EVIL, what=EVIL, since=EVIL)
     told = history.append(
         night(0, [outcome(EVIL, "missed", reason=EVIL, notes=(EVIL,))], [found], software={EVIL: EVIL}, commit=EVIL),
         {EVIL: (row(EVIL, 1.0, EVIL, EVIL), row("latency_ms", 1.0, "ms"))},
@@ -100,19 +100,21 @@ def test_text_of_others_is_escaped_everywhere(tmp_path: Path) -> None:
 
 
 def test_lines_of_other_hosts_are_charts_of_their_own(tmp_path: Path) -> None:
-    history = History(tmp_path / "history.sqlite", ignore)
+    history = NightHistory(tmp_path / "history.sqlite", ignore)
     other = nights.HOST.model_copy(update={"digest": "bb", "words": "Another processor"})
     for place in range(6):
         history.append(night(place, [outcome()], host=other if place % 2 else nights.HOST),
                        {"tiny": (row("latency_ms", 1.0, "ms"),)})  # fmt: skip
-    read = history.nights(SUITE)
+    read = history.read_nights(SUITE)
     page = night_page(read[-1], read, history.series(SUITE))
     assert len(re.findall(r"<figure ", page)) == 2
     assert 'name="host"' in page
 
 
 def test_a_night_that_measured_nothing_has_a_page() -> None:
-    told = night(0, [outcome(status="failed", reason="no")], [Finding(entry="tiny", kind="stage", what="failed: no")])
+    told = night(
+        0, [outcome(status="failed", reason="no")], [NightFinding(entry="tiny", kind="stage", what="failed: no")]
+    )
     page = night_page(told, [told], [])
     assert "Nothing was measured yet." in page
     assert "<form" not in page

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from compress.plugins.nightly.suite import choose, read_suite, suite_schema
+from compress.plugins.nightly.suite import read_suite, select_entries, suite_schema
 from compress.utils.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -46,9 +46,9 @@ entries:
     assert (second.label, second.overrides, second.time_limit_minutes) == ("b", ("seed=1", "targets=[cpu]"), 5)
     assert second.policy is not None
     assert second.policy.rules[0].margin == (0.01, False)
-    assert choose(suite, ["b"]).entries == (second,)
+    assert select_entries(suite, ["b"]).entries == (second,)
     with pytest.raises(InputError, match="no entry 'c'"):
-        choose(suite, ["c"])
+        select_entries(suite, ["c"])
 
 
 def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:

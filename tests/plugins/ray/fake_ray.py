@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from compress.plugins.ray.task import FOLDER, Facts
+from compress.plugins.ray.task import FOLDER_VARIABLE, MachineInfo
 
 
 class RayError(Exception):
@@ -67,7 +67,7 @@ class Machine:
         """Be that machine for a while."""
         host = self.host or socket.gethostname()
         with (
-            mock.patch.dict(os.environ, {FOLDER: str(self.folder)}),
+            mock.patch.dict(os.environ, {FOLDER_VARIABLE: str(self.folder)}),
             mock.patch("socket.gethostname", lambda: host),
             mock.patch("compress.plugins.ray.task._datasets", self.datasets),
         ):
@@ -149,7 +149,9 @@ class FakeRay(ModuleType):
             return
         with ref.node.entered():
             found = ref.call()
-        ref.value = replace(found, **ref.node.told) if isinstance(found, Facts) else pickle.loads(pickle.dumps(found))
+        ref.value = (
+            replace(found, **ref.node.told) if isinstance(found, MachineInfo) else pickle.loads(pickle.dumps(found))
+        )
 
     def cancel(self, ref: Ref, force: bool) -> None:
         ref.done, ref.value = True, RayError("cancelled")

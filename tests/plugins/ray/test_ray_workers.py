@@ -20,15 +20,15 @@ from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.runner import StageRunner
-from compress.plugins.nightly.prefetch import make_ahead
-from compress.plugins.nightly.suite import Entry
-from compress.plugins.ray.archive import packed, place
+from compress.plugins.nightly.prefetch import prefetch_stages
+from compress.plugins.nightly.suite import SuiteEntry
+from compress.plugins.ray.archive import pack, unpack_verified
 from compress.plugins.ray.cluster import Cluster
-from compress.plugins.ray.jobs import Arrival, InProcess, Journey, Roads
+from compress.plugins.ray.jobs import InProcessWorkers, Job, JobContext, JobResult
 from compress.plugins.ray.ray_workers import RayWorkers, open_workers
-from compress.plugins.ray.task import Order
+from compress.plugins.ray.task import WorkOrder
 from compress.recipe.recipe import Recipe
-from compress.stages.base import Context, OutputSpec, Requirements, Stage
+from compress.stages.base import Context, Requirements, Stage
 from compress.utils.errors import DeviceError, InputError, MissingExtraError, StageError, StorageError
 
 
@@ -38,8 +38,8 @@ class Nudge(Stage[TorchModel, TorchModel]):
     kind: Literal["nudge"] = "nudge"
     by: float = 1.0
 
-    reads = Requirements(splits=("train",))
-    promised = OutputSpec()
+    def needs(self) -> Requirements:
+        return Requirements(splits=("train",))
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         if self.by < 0:
@@ -72,24 +72,24 @@ def recipe(base: Path, *steps: float) -> Recipe:
     return read.model_copy(update={"stages": tuple(Nudge(by=by) for by in steps), "baseline": "start"})
 
 
-def journeys(base: Path) -> list[Journey]:
+def jobs(base: Path) -> list[Job]:
     """Four that share their beginnings, one of which fails at its last stage."""
     paths = ((0.5, 1), (0.5, 2), (0.5, 1, -3), (0.25,))
-    return [Journey(recipe(base, *steps), then=Sum(), seconds=len(steps)) for steps in paths]
+    return [Job(recipe(base, *steps), evaluate=Sum(), seconds=len(steps)) for steps in paths]
 
 
 @pytest.fixture(scope="module")
-def here(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Arrival]:
+def here(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[JobResult]:
     """What comes of them in one process."""
-    roads = Roads(base, tmp_path_factory.mktemp("here"), tiny_run.Notes())
-    return list(InProcess(roads).together(journeys(base)))
+    context = JobContext(base, tmp_path_factory.mktemp("here"), tiny_run.Notes())
+    return list(InProcessWorkers(context).run_all(jobs(base)))
 
 
-def told(arrivals: Sequence[Arrival]) -> list[Any]:
+def told(results: Sequence[JobResult]) -> list[Any]:
     """What of them no clock has a say in."""
     return [
-        (one.found, [(stage.name, stage.key, stage.cached) for stage in one.stages], one.error and one.error.what)
-        for one in arrivals
+        (one.evaluation, [(stage.name, stage.key, stage.cached) for stage in one.stages], one.error and one.error.what)
+        for one in results
     ]
 
 
@@ -100,10 +100,10 @@ class Acted:
         self.a, self.b = (Machine(folder / name, host=name) for name in "ab")
         self.ray = FakeRay({"a": self.a, "b": self.b, **more}, seed)
         self.ray.install(patch)
-        self.notes, self.roads = tiny_run.Notes(), Roads(base, folder / "driver", tiny_run.Notes())
+        self.notes, self.context = tiny_run.Notes(), JobContext(base, folder / "driver", tiny_run.Notes())
 
     def workers(self) -> RayWorkers:
-        return RayWorkers(Cluster("", "cpu", (), 1, self.notes), self.roads)
+        return RayWorkers(Cluster("", "cpu", (), 1, self.notes), self.context)
 
     @property
     def said(self) -> str:
@@ -117,15 +117,15 @@ def acted(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whichever_ends_first_arrivals_are_those_of_one_process(
-    base: Path, here: list[Arrival], acted: Callable[..., Acted], seed: int
+    base: Path, here: list[JobResult], acted: Callable[..., Acted], seed: int
 ) -> None:
     cast = acted(seed=seed)
-    arrivals = list(cast.workers().together(journeys(base)))
-    assert told(arrivals) == told(here)
+    results = list(cast.workers().run_all(jobs(base)))
+    assert told(results) == told(here)
     assert cast.a.ran and cast.b.ran
     # Each of the shared beginnings was made once, and everything that was made is here.
-    assert {one.name for one in cast.roads.artifacts.joinpath("cache").iterdir() if len(one.name) == 64} == {
-        stage.key for arrival in here for stage in arrival.stages
+    assert {one.name for one in cast.context.artifacts.joinpath("cache").iterdir() if len(one.name) == 64} == {
+        stage.key for result in here for stage in result.stages
     }
 
 
@@ -133,15 +133,15 @@ def test_what_travels_is_what_a_machine_lacks_and_what_is_damaged(base: Path, ac
     cast = acted()
     cast.b.alive = False
     workers = cast.workers()
-    first = list(workers.together(journeys(base)[:1]))
+    first = list(workers.run_all(jobs(base)[:1]))
     # The model and the rows; what it made itself it has.
     assert cast.ray.puts == 2
     key = first[0].stages[-1].key
     weights = next((cast.a.folder / "cache" / key).rglob("model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    again = list(workers.together([Journey(recipe(base, 0.5, 1, 4), then=Sum())]))
+    again = list(workers.run_all([Job(recipe(base, 0.5, 1, 4), evaluate=Sum())]))
     assert cast.ray.puts == 3
-    assert again[0].found == pytest.approx((first[0].found or 0) + _moved(base, 4))
+    assert again[0].evaluation == pytest.approx((first[0].evaluation or 0) + _moved(base, 4))
 
 
 def _moved(base: Path, by: float) -> float:
@@ -153,12 +153,12 @@ def _moved(base: Path, by: float) -> float:
 
 
 def test_a_worker_that_dies_is_named_and_its_work_done_elsewhere(
-    base: Path, here: list[Arrival], acted: Callable[..., Acted]
+    base: Path, here: list[JobResult], acted: Callable[..., Acted]
 ) -> None:
     cast = acted()
     cast.a.deaths = 1
     cast.b.when_run = lambda: setattr(cast.b, "alive", len(cast.b.ran) < 2)
-    assert told(list(cast.workers().together(journeys(base)))) == told(here)
+    assert told(list(cast.workers().run_all(jobs(base)))) == told(here)
     assert "worker a (a) was lost" in cast.said
     assert "worker b (b) has gone" in cast.said
 
@@ -166,7 +166,7 @@ def test_a_worker_that_dies_is_named_and_its_work_done_elsewhere(
 def test_what_ends_three_workers_fails_alone(base: Path, acted: Callable[..., Acted]) -> None:
     cast = acted()
     cast.a.deaths = cast.b.deaths = 2
-    bad, good = cast.workers().together([Journey(recipe(base, 0.5)), Journey(recipe(base, 0.25), then=Sum())])
+    bad, good = cast.workers().run_all([Job(recipe(base, 0.5)), Job(recipe(base, 0.25), evaluate=Sum())])
     errors = [one.error.what for one in (bad, good) if one.error]
     assert len(errors) <= 1
     assert all("3 workers were lost" in what for what in errors)
@@ -177,12 +177,12 @@ def test_where_nobody_is_left_it_says_how_to_go_on(base: Path, acted: Callable[.
     for one in (cast.a, cast.b):
         one.when_run = lambda one=one: setattr(one, "alive", False)  # type: ignore[misc]
     with pytest.raises(DeviceError, match="No worker is left") as caught:
-        list(cast.workers().together(journeys(base)))
+        list(cast.workers().run_all(jobs(base)))
     assert "--resume" in str(caught.value)
 
 
 def test_a_machine_with_a_full_disk_gets_nothing_more(
-    base: Path, here: list[Arrival], acted: Callable[..., Acted], monkeypatch: pytest.MonkeyPatch
+    base: Path, here: list[JobResult], acted: Callable[..., Acted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cast, store = acted(), Cache.store
 
@@ -192,7 +192,7 @@ def test_a_machine_with_a_full_disk_gets_nothing_more(
         return store(self, key, write)
 
     monkeypatch.setattr(Cache, "store", full)
-    assert told(list(cast.workers().together(journeys(base)))) == told(here)
+    assert told(list(cast.workers().run_all(jobs(base)))) == told(here)
     assert "worker a (a) gets nothing more: The disk is full." in cast.said
     assert len(cast.a.ran) <= 4, "what it lacked, and once more"
 
@@ -206,7 +206,7 @@ def test_another_package_is_refused_and_another_processor_takes_no_times(
     cast.b.told = {"packages": {"torch": "1.0"}}
     cast.a.resources = {"target:cpu": 1}
     with pytest.raises(DeviceError, match="No worker can judge"):
-        list(cast.workers().together(journeys(base)))
+        list(cast.workers().run_all(jobs(base)))
     assert "worker b (b) gets nothing: it has accelerate None" in cast.said
     assert "another version of compress itself" in cast.said and "Python 3.9.1" in cast.said
     assert "no times are taken there, its processor is another (Another 9000), and nothing is judged there" in cast.said
@@ -231,24 +231,24 @@ def test_times_are_taken_one_at_a_time_where_nothing_else_runs(
 
     monkeypatch.setattr(sys.modules[__name__], "alone", alone, raising=False)
     monkeypatch.setattr("pickle.dumps", lambda one: one), monkeypatch.setattr("pickle.loads", lambda one: one)
-    asked = [Journey(one.recipe, one.then, alone, one.seconds) for one in journeys(base)]
-    arrivals = list(cast.workers().together(asked))
+    asked = [Job(one.recipe, one.evaluate, alone, one.seconds) for one in jobs(base)]
+    results = list(cast.workers().run_all(asked))
     assert beside == [0, 0, 0]
-    assert [one.timed is None for one in arrivals] == [False, False, True, False]
+    assert [one.timings is None for one in results] == [False, False, True, False]
     assert (len(target.ran) > 0) == elsewhere
 
 
 def test_who_has_nothing_to_do_begins_with_what_will_be_asked_for(
-    base: Path, here: list[Arrival], acted: Callable[..., Acted]
+    base: Path, here: list[JobResult], acted: Callable[..., Acted]
 ) -> None:
     cast = acted()
     workers = cast.workers()
-    workers.ahead([Journey(recipe(base, 7.0))])
-    guessed = Journey(recipe(base, 8.0), then=Sum(), seconds=1)
-    arrivals = list(workers.together(journeys(base)[:1], lambda arrived: [guessed]))
-    assert told(arrivals) == told(here[:1])
+    workers.prefetch([Job(recipe(base, 7.0))])
+    guessed = Job(recipe(base, 8.0), evaluate=Sum(), seconds=1)
+    results = list(workers.run_all(jobs(base)[:1], lambda arrived: [guessed]))
+    assert told(results) == told(here[:1])
     ran = len(cast.a.ran + cast.b.ran)
-    later = list(workers.together([Journey(recipe(base, 7.0)), guessed]))
+    later = list(workers.run_all([Job(recipe(base, 7.0)), guessed]))
     assert [stage.cached for one in later for stage in one.stages] == [False, False], "whoever asks first pays"
     assert len(cast.a.ran + cast.b.ran) <= ran + 2, "nothing was done again"
 
@@ -256,8 +256,8 @@ def test_who_has_nothing_to_do_begins_with_what_will_be_asked_for(
 def test_a_journey_broken_off_leaves_nothing_running(base: Path, acted: Callable[..., Acted]) -> None:
     cast = acted()
     workers = cast.workers()
-    under_way: Iterator[Arrival] = workers.together(journeys(base))
-    next(under_way)
+    is_running: Iterator[JobResult] = workers.run_all(jobs(base))
+    next(is_running)
     workers.close()
     assert not cast.ray.pending
 
@@ -269,20 +269,20 @@ def test_a_journey_broken_off_leaves_nothing_running(base: Path, acted: Callable
 def test_an_address_that_is_none_or_has_nobody_is_told_at_once(base: Path, workers: str, says: str) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     with pytest.raises(InputError, match=says):
-        open_workers(workers, Roads(base, base / "artifacts", tiny_run.Notes()), "cpu", (), tiny_run.Notes())
+        open_workers(workers, JobContext(base, base / "artifacts", tiny_run.Notes()), "cpu", (), tiny_run.Notes())
 
 
 def test_without_ray_it_says_what_to_install(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError) as caught:
-        open_workers("ray", Roads(base, base / "artifacts", tiny_run.Notes()), "cpu", (), tiny_run.Notes())
+        open_workers("ray", JobContext(base, base / "artifacts", tiny_run.Notes()), "cpu", (), tiny_run.Notes())
     assert "pip install 'compress[ray]'" in str(caught.value)
 
 
 def test_an_order_is_of_what_is_read(base: Path) -> None:
     """A machine is asked to have a stage's inputs, and nothing else that was made before."""
-    fields = dict.fromkeys(Order.__dataclass_fields__)
-    order = Order(**{**fields, "earlier": (("a", "1", {}), ("b", "2", {})), "needs": frozenset("b"),
+    fields = dict.fromkeys(WorkOrder.__dataclass_fields__)
+    order = WorkOrder(**{**fields, "earlier": (("a", "1", {}), ("b", "2", {})), "needs": frozenset("b"),
                      "beside": (("5", {}),), "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
     assert order.digests() == {"2", "3", "4", "5"}
 
@@ -312,13 +312,16 @@ def test_a_baseline_is_judged_once_and_its_answers_travel(
     base: Path, acted: Callable[..., Acted], tmp_path: Path, seed: int
 ) -> None:
     look = Judged(tmp_path / "times")
-    asked = [Journey(recipe(base, step), then=look, early=look, seconds=1) for step in (0.5, 1, 2, 3)]
+    asked = [Job(recipe(base, step), evaluate=look, evaluate_baseline=look, seconds=1) for step in (0.5, 1, 2, 3)]
     cast = acted(seed=seed)
-    arrivals = list(cast.workers().together(asked))
-    assert [one.found for one in arrivals] == [True] * 4
+    results = list(cast.workers().run_all(asked))
+    assert [one.evaluation for one in results] == [True] * 4
     assert look.times.read_text().splitlines() == ["judged"]
-    assert Cache(cast.roads.artifacts / "cache").find("judged") is not None
-    assert [one.found for one in InProcess(Roads(base, tmp_path / "one", tiny_run.Notes())).together(asked[:2])] == [
+    assert Cache(cast.context.artifacts / "cache").find("judged") is not None
+    assert [
+        one.evaluation
+        for one in InProcessWorkers(JobContext(base, tmp_path / "one", tiny_run.Notes())).run_all(asked[:2])
+    ] == [
         False,
         True,
     ]
@@ -327,19 +330,23 @@ def test_a_baseline_is_judged_once_and_its_answers_travel(
 def test_stages_come_before_looks_that_may_wait(base: Path, acted: Callable[..., Acted], tmp_path: Path) -> None:
     look = Judged(tmp_path / "times")
     cast = acted()
-    list(cast.workers().together([Journey(recipe(base, by), then=look, early=look, seconds=1) for by in (1, 2)]))
+    list(
+        cast.workers().run_all(
+            [Job(recipe(base, by), evaluate=look, evaluate_baseline=look, seconds=1) for by in (1, 2)]
+        )
+    )
     assert [cast.a.ran[0], cast.b.ran[0]] == ["nudge", "nudge"]
 
 
 def test_nothing_is_guessed_while_every_machine_will_be_asked(base: Path, acted: Callable[..., Acted]) -> None:
     known: list[int] = []
 
-    def guess(arrived: Mapping[int, Arrival]) -> list[Journey]:
+    def guess(arrived: Mapping[int, JobResult]) -> list[Job]:
         known.append(len(arrived))
         return []
 
     # The second waits for the first one's stage, and needs the other machine then.
-    list(acted().workers().together([Journey(recipe(base, 1, by), then=Sum(), seconds=1) for by in (2, 3)], guess))
+    list(acted().workers().run_all([Job(recipe(base, 1, by), evaluate=Sum(), seconds=1) for by in (2, 3)], guess))
     assert known and min(known) == 1
 
 
@@ -357,7 +364,7 @@ def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:
     assert receiver.admit("key", entry.record, write).record == entry.record
     assert receiver.find("key") is not None
     with pytest.raises(StorageError):
-        place(packed(entry.folder), "another digest", tmp_path / "source")
+        unpack_verified(pack(entry.folder), "another digest", tmp_path / "source")
     assert not (tmp_path / "source").exists()
 
 
@@ -367,9 +374,9 @@ def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
     stages = [{"prune": {"feed_forward": 0.5, "importance_examples": 32}}, {"trim_vocabulary": {}}]
     tiny_run.write_recipe(base, "one", stages=stages, baseline="start")
     tiny_run.write_recipe(base, "two", stages=stages[1:], baseline="start")
-    entries = [Entry(recipe=f"{name}.yaml") for name in ("one", "two", "none")]
+    entries = [SuiteEntry(recipe=f"{name}.yaml") for name in ("one", "two", "none")]
     cast = acted()
-    make_ahead(entries, base, tmp_path / "driver", "ray", 60, cast.notes)
+    prefetch_stages(entries, base, tmp_path / "driver", "ray", 60, cast.notes)
     forecasts = [
         CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")
     ]

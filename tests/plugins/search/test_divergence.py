@@ -70,8 +70,8 @@ def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
             return None if "none" in kept else values / values.sum(axis=1, keepdims=True)
 
     class Session:
-        found = {label: type("P", (), {"kept": {"logits": each}}) for label, each in logits.items()}
-        runner = type("R", (), {"task": Task()})
+        predictions = {label: type("P", (), {"kept": {"logits": values}}) for label, values in logits.items()}
+        runner = type("R", (), {"inputs": type("I", (), {"task": Task()})})
         target = type("T", (), {"name": "cpu"})
 
     (row,) = measure_divergence(Session())  # type: ignore[arg-type]

@@ -37,13 +37,13 @@ def test_what_the_recipe_says_of_the_time_for_times_goes_first(
 
 def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, budget: str = "20m") -> FinalEvaluation:
     """Of a search in which a training takes 100 s, a refit a tenth more, and judging 15 s."""
-    known = SimpleNamespace(ranked=lambda: ranked, nearest=lambda: [(0,)])
+    observations = SimpleNamespace(ranked=lambda: ranked, by_shortfall=lambda: [(0,)])
     return FinalEvaluation(
         space=cast("Any", SimpleNamespace(search=search(budget), origin=(0,))),
         costs=cast("Any", SimpleNamespace(evaluation_seconds=15.0, corrected_total_seconds=lambda point: 100.0)),
-        engine=cast("Any", SimpleNamespace(known=known, shares=(1 / 3, 1.0))),
+        engine=cast("Any", SimpleNamespace(observations=observations, shares=(1 / 3, 1.0))),
         trials=cast("Any", SimpleNamespace(workers=SimpleNamespace(width=width))),
-        refit=cast("Any", SimpleNamespace(wanted=refit, more_rows=0.1)),
+        refit=cast("Any", SimpleNamespace(enabled=refit, more_rows=0.1)),
     )
 
 

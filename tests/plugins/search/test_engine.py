@@ -99,10 +99,10 @@ class Made:
     def wrong(self, point: Point, rung: int) -> float:
         """Share of rows that the baseline has right and this one wrong."""
         layers, width, bits, kind = (parameter.values[at] for parameter, at in zip(self.parameters, point, strict=True))
-        depth, exclude_failing_values, four, other = (
+        depth, narrow, four, other = (
             np.random.default_rng(self.other).uniform(0.6, 1.4, 4) if self.other else np.ones(4)
         )
-        loss = 0.03 * depth / layers + 0.02 * exclude_failing_values * (1 - width) + 0.012 * four * (bits == 4)
+        loss = 0.03 * depth / layers + 0.02 * narrow * (1 - width) + 0.012 * four * (bits == 4)
         loss += 0.01 * other * (kind == "b") - 0.005
         return loss * (1 + 3 * (1 - SHARES[rung]))
 
@@ -221,11 +221,11 @@ def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
         def family(self, point: Point) -> tuple[object, ...]:
             return ()
 
-    exclude_failing_values = frozenset(point for point in Made().points(0) if point[1] == 3)
-    made = OneFamily(fails=exclude_failing_values)
+    narrow = frozenset(point for point in Made().points(0) if point[1] == 3)
+    made = OneFamily(fails=narrow)
     kept = by_brute_force(made)
     best = search(made).observations.best()
-    assert 3 <= sum(point in exclude_failing_values for point, _ in made.trained) <= 3 + 2 * ROUND
+    assert 3 <= sum(point in narrow for point, _ in made.trained) <= 3 + 2 * ROUND
     assert best is not None and made.bytes(best) < 1.1 * min(map(made.bytes, kept))
 
 
@@ -311,7 +311,7 @@ def test_a_recipe_that_comes_to_nothing_says_no_more_than_one_that_plainly_misse
         acquisition = Acquisition(engine.observations, made, made.parameters, SHARES)
         points = list(made.points(0))
         acquisition.rank(points)
-        told.append([acquisition.expected[point].chance for point in points])
+        told.append([acquisition.expected[point].probability for point in points])
     # Not to the digit: the intervals of what misses by more are wider.
     assert told[0] == pytest.approx(told[1], abs=0.002)
     assert len({round(chance, 6) for chance in told[0]}) > 20

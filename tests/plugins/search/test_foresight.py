@@ -157,13 +157,13 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
 
 def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
     watched.size_estimator.start(TrialOutcome(stages=watched.stages))
-    wide, exclude_failing_values = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
+    wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
     batch = watched.size_estimator.typical_batch(wide)
     assert batch is not None and batch["input_ids"].shape[0] == 1
-    rows = watched.trials.context.runner(watched.space.base).data.split("select")
+    rows = watched.trials.context.runner(watched.space.base).inputs.data.split("select")
     words = np.median([len(text.split()) for text in rows["text"].to_pylist()])
     assert words + 2 <= batch["input_ids"].shape[1] <= 16
-    sums = [watched.latency_estimator.kernel_sum(point) for point in (wide, exclude_failing_values)]
+    sums = [watched.latency_estimator.kernel_sum(point) for point in (wide, narrow)]
     assert None not in sums and sums[0] != sums[1]
     assert sums[0] is not None
     told = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes

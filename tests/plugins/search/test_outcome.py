@@ -1,4 +1,4 @@
-"""Rows behind a trial's figures, and how far inside a limit it lies, against closed forms."""
+"""Rows behind a trial's outcome_fields, and how far inside a limit it lies, against closed forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.outcome import TrialOutcome, constraint_margin, difference, figures, pack_rows, unpack_rows
+from compress.plugins.search.outcome import (
+    TrialOutcome,
+    constraint_margin,
+    outcome_fields,
+    pack_rows,
+    paired_difference,
+    unpack_rows,
+)
 from compress.recipe.recipe import Limit
 from compress.results.measurement import Measurement
 
@@ -34,7 +41,7 @@ def outcome(final: list[float], baseline: list[float], metric: str = "accuracy")
         Measurement(model=model, metric=metric, target="cpu", value=float(np.mean(raw)), unit="ratio", raw=tuple(raw))
         for model, raw in (("final", final), ("baseline", baseline))
     ]
-    return TrialOutcome.model_validate(figures(rows, (metric,)))
+    return TrialOutcome.model_validate(outcome_fields(rows, (metric,)))
 
 
 def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
@@ -55,7 +62,7 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
         Measurement(model=model, metric="size_bytes", target="cpu", value=value, unit="bytes")
         for model, value in (("final", 30.0), ("baseline", 100.0))
     ]
-    made = TrialOutcome.model_validate(figures(rows, ()))
+    made = TrialOutcome.model_validate(outcome_fields(rows, ()))
     relative = constraint_margin(Limit(metric="size_bytes", at_most=0.4, of="baseline"), made, 0.9)
     absolute = constraint_margin(Limit(metric="size_bytes", at_most=25.0), made, 0.9)
     assert relative is not None
@@ -74,7 +81,7 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
     one = np.where(rng.random(500) < 0.05, 1 - x, x)
     other = np.where(rng.random(500) < 0.15, 1 - x, x)
     limit = Limit(metric="accuracy", at_least=0.9, of="baseline")
-    gap = difference(limit, outcome([*one], [*x]), outcome([*other], [*x]), 0.95)
+    gap = paired_difference(limit, outcome([*one], [*x]), outcome([*other], [*x]), 0.95)
     gaps = (one - other) / (0.9 * x.mean())
     assert gap is not None
     assert gap.value == pytest.approx(gaps.mean())
@@ -82,7 +89,7 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
     assert gap.high - gap.low == pytest.approx(2 * half)
     # A limit from above turns it round.
     below = Limit(metric="accuracy", at_most=0.9, of="baseline")
-    turned = difference(below, outcome([*one], [*x]), outcome([*other], [*x]), 0.95)
+    turned = paired_difference(below, outcome([*one], [*x]), outcome([*other], [*x]), 0.95)
     assert turned is not None
     assert turned.value == pytest.approx(-gap.value)
 

@@ -28,7 +28,7 @@ PRUNE = {"prune": {"feed_forward": 0.5, "importance_examples": 8}}
 def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **block: Any) -> SpaceSummary:
     """The opening of a recipe that trains for long, over a model of two layers with two heads each."""
     every = [{"finetune": {"epochs": 20}}, *stages, {"onnx": {}}, {"onnx_int8": {}}]
-    choices = {**choices, f"stages.{len(every) - 1}.quantize.embedding_bits": [8, 4]}
+    choices = {**choices, f"stages.{len(every) - 1}.onnx_int8.embedding_bits": [8, 4]}
     search = {"choices": choices, "select": {"rows": 20}, **block}
     path = tiny_run.write_all(folder, stages=every, search=search)
     with prepare_dry_run(read_document(path), folder, folder / "artifacts") as prepared:

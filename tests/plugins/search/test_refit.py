@@ -57,7 +57,7 @@ def test_all_rows_are_those_that_train_had_before_any_were_held_out(folder: Path
     spare = {"rows": 10, "split": "spare"}
     made = space(folder, hold_out=[spare, {"rows": 20}])
     context = trials(made).context
-    searched, whole = (context.runner(made.recipe(made.origin, refit=refit)).data for refit in (False, True))
+    searched, whole = (context.runner(made.recipe(made.origin, refit=refit)).inputs.data for refit in (False, True))
     assert len(whole.split("train")) == len(searched.split("train")) + len(searched.split("select"))
     for split in ("test", "validation", "spare"):
         assert whole.split(split).equals(searched.split(split))

@@ -8,12 +8,12 @@ import made_up_record
 import pytest
 from browser import BOX, Browser
 
-from compress.plugins.search.html_report import search_page, tree
+from compress.plugins.search.html_report import search_page, stage_tree
 from compress.plugins.search.pareto_chart import pareto_chart
 
 
 def test_every_stage_stands_once_below_what_it_follows_with_what_sharing_saved() -> None:
-    shown = tree(made_up_record.record())
+    shown = stage_tree(made_up_record.record())
     assert [(one.depth, one.label, one.trials, one.seconds, one.saved) for one in shown] == [
         (0, "finetune", 5, 60.0, 240.0),
         (1, "distill", 3, 30.0, 60.0),

@@ -10,6 +10,7 @@ import pytest
 
 from compress.plugins.search.default_space import initial_stages
 from compress.stages.cost_model import Shape
+from compress.stages.protocols import search_values
 from compress.stages.registry import STAGES
 from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
@@ -36,7 +37,7 @@ def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(na
         label, fields = written(each)
         stage = STAGES[label].model_validate({"kind": label, **fields})
         assert stage.supports(kind.capabilities), f"{label} is not for {name}"
-        recipes *= math.prod(len(set(map(str, tried))) for tried in stage.search_values(TRANSFORMER).values())
+        recipes *= math.prod(len(set(map(str, tried))) for tried in search_values(stage, TRANSFORMER).values())
     assert recipes >= 4, stages
     assert not any("model" in (fields.get("student") or {}) for _, fields in map(written, stages))
 
@@ -50,8 +51,8 @@ def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has()
     convolutions = [written(each) for each in initial_stages(task, task.starter["stages"], CONVOLUTIONS, anything)]
     assert convolutions[1][1] == {"flops": 0.3}
     prune = STAGES["prune"].model_validate({"kind": "prune", "flops": 0.3})
-    assert set(prune.search_values(CONVOLUTIONS)) == {"flops"}
-    assert set(STAGES["prune"].model_validate({"kind": "prune", "heads": 0.5}).search_values(TRANSFORMER)) == {
+    assert set(search_values(prune, CONVOLUTIONS)) == {"flops"}
+    assert set(search_values(STAGES["prune"].model_validate({"kind": "prune", "heads": 0.5}), TRANSFORMER)) == {
         "heads", "feed_forward",
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a format's own package lacks: everything that its spec refers to is imported and looked at."""
+"""Check of a format's package: import everything that its spec refers to and list the faults."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from compress.formats.probed import Probing
 from compress.formats.registry import FORMATS
-from compress.formats.spec import load
 from compress.formats.runtime import Runtime
+from compress.formats.spec import load
 
 
 def lacking(form: str) -> list[str]:
-    """What a format refers to and cannot be used, with the reason; all of it is imported."""
+    """Import everything that a format refers to and return what cannot be used, with the reasons."""
     faults = []
     for what, reference in FORMATS[form].references().items():
         try:

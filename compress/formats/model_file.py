@@ -1,4 +1,4 @@
-"""The file of an artifact that a runtime opens, whatever its format, and a model that is such a file."""
+"""File of an artifact that a runtime opens, in any format, and a model that consists of such a file."""
 
 from __future__ import annotations
 
@@ -12,36 +12,48 @@ from compress.models.model import only_file, read_companions, write_companions
 
 
 def format_of(artifact: Path) -> str:
-    """The format of a file, or of a folder that holds one such: the first of several, or of all. Nothing is opened."""
+    """Return the format of a file, or of a folder that holds such a file, without opening it.
+
+    The first matching format is returned, or the first of all formats if none matches.
+    """
     return next((form for form in FORMATS if holds(artifact, form)), DEFAULT)
 
 
 def holds(artifact: Path, form: str) -> bool:
-    """Whether it is a file of a format, or a folder that holds one."""
+    """Return whether ``artifact`` is a file of a format or a folder that holds one."""
     suffix = FORMATS[form].suffix
     return artifact.suffix == suffix or (artifact.is_dir() and any(artifact.rglob(f"*{suffix}")))
 
 
 def model_file(artifact: Path) -> Path:
-    """The one file of an artifact. Raises `ModelError` where there isn't exactly one."""
+    """Return the only model file of an artifact.
+
+    Raises:
+        ModelError: The artifact does not hold exactly one model file.
+    """
     return file_of(artifact, format_of(artifact))
 
 
 def file_of(artifact: Path, form: str) -> Path:
-    """The one file of a format at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    """Return the only file of a format at or below ``artifact``.
+
+    Raises:
+        ModelError: There is not exactly one such file.
+    """
     spec = FORMATS[form]
     return only_file(artifact, spec.suffix, spec.written_by or "finetune", spec.beside)
 
 
 def model_files(artifact: Path, runtime: str | None = None) -> tuple[Path, ...]:
-    """The files of a model, in the order in which they run; those that ``runtime`` opens, if one is named.
+    """Return the files of a model in the order in which they run, or only the files that ``runtime`` opens.
 
-    Raises `ModelError` for those of no one model.
+    Raises:
+        ModelError: The files do not form one model.
     """
     form = format_of(artifact)
     if runtime is not None and runtime not in FORMATS[form].runtimes:
-        opened = [one for one, spec in FORMATS.items() if runtime in spec.runtimes]
-        form = next((one for one in opened if holds(artifact, one)), opened[0])
+        opened = [name for name, spec in FORMATS.items() if runtime in spec.runtimes]
+        form = next((name for name in opened if holds(artifact, name)), opened[0])
     return _files_of(artifact, form)
 
 
@@ -51,7 +63,7 @@ def _files_of(artifact: Path, form: str) -> tuple[Path, ...]:
 
 
 def check_writable(folder: Path, form: str) -> None:
-    """Raise `ModelError` where the architecture, or the tokenizer, of a language model has no place in a format."""
+    """Raise `ModelError` if a format cannot store the architecture or the tokenizer of a language model."""
     check = part_of(form, "check_writable")
     if check is not None:
         check(folder)
@@ -70,14 +82,20 @@ class FileModel:
 
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
-        """Open what `save` wrote. Raises `ModelError` for a folder without one such file, or one a part, whole."""
-        own = tuple(file for found in _files_of(directory, cls.kind) for file in cls.files_with(found))
-        contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in own}
-        return cls(contents, read_companions(directory, own))
+        """Open a folder that `save` wrote.
+
+        Raises:
+            ModelError: The folder does not hold exactly one complete model file.
+        """
+        model_files = tuple(
+            file for model_path in _files_of(directory, cls.kind) for file in cls.files_with(model_path)
+        )
+        contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in model_files}
+        return cls(contents, read_companions(directory, model_files))
 
     @classmethod
     def files_with(cls, file: Path) -> tuple[Path, ...]:
-        """``file`` and those that it isn't whole without. Raises `ModelError` where it isn't."""
+        """Return ``file`` and the files that it needs to be complete; raise `ModelError` if one of them is missing."""
         return (file,)
 
     def save(self, directory: Path) -> None:

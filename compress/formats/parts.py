@@ -1,4 +1,4 @@
-"""The values within a file, whatever format it is in."""
+"""Intermediate values of a model file, independent of its format."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 
 Values = Mapping[str, np.ndarray]
-"""Value's name -> array."""
+"""Arrays by the names of their values."""
 Run = Callable[[Values], Values]
-"""What answers one batch: inputs (and values that are given), by name, become values."""
+"""Function that computes values, by name, from the inputs (and given values) of one batch."""
 LARGEST = 1e8
-"""Magnitude of a value that is a mask and no number."""
+"""Magnitude from which a value counts as a mask and not as a number."""
 FEW = 16
-"""Elements below which a stored tensor holds scales or indices, and no weights."""
+"""Number of elements below which a stored tensor counts as scales or indices and not as weights."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Step:
 
 
 class Parts:
-    """A file whose values can be looked at, with the steps that make them, in their order.
+    """Model file whose intermediate values can be computed, with its steps in execution order.
 
-    A part is what lies between the values at which the file is cut.
+    A part lies between the values at which the file is cut.
     """
 
     def __init__(
@@ -47,42 +47,46 @@ class Parts:
         whole: Callable[[Sequence[str]], Run],
         shaped: Callable[[Sequence[Values]], list[Values]] | None = None,
     ) -> None:
-        """``outputs`` are its answers; ``whole`` gives values of the file as it is.
+        """Store the steps of a file and the functions that compute its values.
 
-        Where names are the file's own, which no other file knows, ``shaped`` makes batches as it takes them, all of one
-        shape.
+        Args:
+            steps: Steps of the file in execution order.
+            outputs: Names of the values that the file returns.
+            whole: Function that returns a runner for values of the unchanged file.
+            shaped: Function that turns batches into the file's own input names and one shape, where names are specific
+                to the file; otherwise None.
         """
         self.steps = {step.value: step for step in steps}
         self.outputs, self.whole, self.shaped = outputs, whole, shaped
 
     @cached_property
     def reads(self) -> Mapping[str, Sequence[str]]:
-        """What each value is made of."""
+        """Names of the values that each value is computed from."""
         return {name: step.reads for name, step in self.steps.items()}
 
     @property
     def computed(self) -> list[str]:
-        """Values that are more than others in another place or shape."""
+        """Names of the values that may be floats and are more than a copy or a reshape of other values."""
         return [name for name, step in self.steps.items() if step.computes]
 
     def part(self, value: str, cuts: Collection[str]) -> list[str]:
-        """The values from the ``cuts`` before it up to ``value``, the last first."""
-        found, seen = [value], {value}
-        for one in found:
-            for read in self.reads[one]:
+        """Return the values between the preceding ``cuts`` and ``value``, the last one first."""
+        values, seen = [value], {value}
+        for name in values:
+            for read in self.reads[name]:
                 if read in self.reads and read not in cuts and read not in seen:
                     seen.add(read)
-                    found.append(read)
-        return found
+                    values.append(read)
+        return values
 
     def bits(self, cuts: Collection[str]) -> dict[str, int]:
-        """The fewest bits of a number that the part before each cut stores or computes with."""
+        """Return, for each cut, the smallest bit width that the part before it stores or computes with."""
         ends = frozenset(cuts)
-        return {name: min(self.steps[one].bits for one in self.part(name, ends)) for name in cuts}
+        return {name: min(self.steps[step_value].bits for step_value in self.part(name, ends)) for name in cuts}
 
 
 def padded(batches: Sequence[Values], length: int) -> list[Values]:
-    """Batches of ids and masks [rows, tokens], with zeros behind them up to ``length``."""
+    """Return batches of ids and masks [rows, tokens], padded with zeros up to ``length``."""
     return [
         {name: np.pad(array, ((0, 0), (0, length - array.shape[1]))) for name, array in batch.items()}
         for batch in batches

@@ -146,9 +146,11 @@ else:
 
 
 def part_of(form: str, name: str) -> Any:
-    """What a format refers to as ``name``, or None where it refers to nothing so.
+    """Return the object that a format refers to as ``name``, or None if it has no such reference.
 
-    Raises `InputError` for what a plugin refers to and doesn't have, `ImportError` where a package is not installed.
+    Raises:
+        InputError: A plugin refers to an object that it does not have.
+        ImportError: A package is not installed.
     """
     reference = getattr(FORMATS[form], name)
     if reference is None:

@@ -1,4 +1,4 @@
-"""What a runtime does: open an artifact on a target and answer batches, for evaluation and bench alike."""
+"""Interfaces of runtimes, which open an artifact on a target and run batches for evaluation and benchmarks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ Batch = Mapping[str, np.ndarray]
 
 
 class TensorType(NamedTuple):
-    """Element type by numpy's name, or the runtime's own where numpy has none, and shape; free axes are no integers."""
+    """Element type and shape of a tensor.
+
+    The type has numpy's name, or the runtime's own name where numpy has none. Free axes are not integers.
+    """
 
     dtype: str
     shape: tuple[int | str | None, ...]
 
 
 def check_inputs(inputs: Sequence[str], batch: Batch, where: str) -> None:
-    """Raises `InputError` where a batch lacks any of a model's inputs; ``where`` is the model."""
+    """Raise `InputError` if a batch lacks an input of the model that ``where`` names."""
     absent = [name for name in inputs if name not in batch]
     if absent:
         raise InputError(
@@ -35,37 +38,39 @@ def check_inputs(inputs: Sequence[str], batch: Batch, where: str) -> None:
 
 
 class Session(Protocol):
-    """An artifact that was opened and answers."""
+    """Opened artifact that runs batches."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names that a batch must hold."""
+        """Names that a batch must contain."""
 
     @property
     def input_types(self) -> Mapping[str, TensorType]:
-        """What each input takes."""
+        """Element type and shape of each input."""
 
     @property
     def output_types(self) -> Mapping[str, TensorType]:
-        """What each output gives."""
+        """Element type and shape of each output."""
 
     @property
     def provider(self) -> str:
-        """The device that was really taken, by the runtime's own name."""
+        """Device that the session runs on, by the runtime's own name."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the runtime was told that bears on its speed, for the record."""
+        """Return the runtime settings that affect speed, for the report."""
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """All outputs by name. Names that the model doesn't have are dropped.
+        """Return all outputs by name; entries of the batch that are no inputs of the model are ignored.
 
-        Raises `InputError` for a missing input or one of the wrong type or shape, `StageError` when it fails.
+        Raises:
+            InputError: An input is missing or has the wrong type or shape.
+            StageError: The runtime fails.
         """
 
 
 def check_target(runtime: Runtime, target: Target, threads: int) -> None:
-    """Raises `InputError` for no threads at all, `StageError` where this machine lacks the target."""
+    """Raise `InputError` for fewer than one thread, `StageError` if this machine lacks the target."""
     if threads < 1:
         raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
     reason = runtime.unavailable(target)
@@ -74,32 +79,32 @@ def check_target(runtime: Runtime, target: Target, threads: int) -> None:
 
 
 def why_missing(module: str, distribution: str, extra: str) -> str | None:
-    """Why there is no runtime of a package that isn't installed, or ``None`` where it is."""
-    found = importlib.util.find_spec(module)
-    return None if found else f"{distribution} is not installed (pip install 'compress[{extra}]')"
+    """Return the reason why the runtime of a package is not installed, or ``None`` if it is installed."""
+    module_spec = importlib.util.find_spec(module)
+    return None if module_spec else f"{distribution} is not installed (pip install 'compress[{extra}]')"
 
 
 class CacheInPlace(Protocol):
-    """The cache of one text, kept where it is from token to token."""
+    """Key-value cache of one text that stays in the same memory from token to token."""
 
     def predict(self, feed: Batch, seen: int, total: int) -> np.ndarray:
-        """Logits of the tokens ``seen`` to ``total``, whose keys and values the cache then holds too.
+        """Return the logits of the tokens ``seen`` to ``total`` and add their keys and values to the cache.
 
-        A ``seen`` of 0 begins a text. Raises `StageError` when the graph fails.
+        A ``seen`` of 0 starts a new text. Raises `StageError` if the graph fails.
         """
 
 
 @runtime_checkable
 class SharesCache(Protocol):
-    """A session that may keep a decoder's cache in place."""
+    """Session that can update a decoder's key-value cache in place."""
 
     def shared_cache(self, names: Mapping[str, str]) -> CacheInPlace | None:
-        """The cache with these inputs and their outputs, or None for a graph whose attention doesn't write in place."""
+        """Return the cache for these inputs and outputs, or None if the graph's attention does not write in place."""
 
 
 @runtime_checkable
 class ComponentSession(Protocol):
-    """Session of several components that answer together, each with its own session."""
+    """Session of several components, each with a session of its own."""
 
     @property
     def parts(self) -> Mapping[str, Session]:
@@ -108,58 +113,63 @@ class ComponentSession(Protocol):
 
 @runtime_checkable
 class TimesItself(Protocol):
-    """A session whose model runs in another process, so that a clock on this side would time the way there too."""
+    """Session whose model runs in another process and is timed there, so that transfers do not count."""
 
     @property
     def session_load_ms(self) -> float:
-        """What opening the model took there, once its bytes and the runtime were there."""
+        """Milliseconds that loading the model took after its bytes and the runtime had arrived."""
 
     @property
     def runtime_bytes(self) -> int:
-        """The peak of that process's memory before the model came."""
+        """Peak memory of the other process before the model was loaded."""
 
     @property
     def start_up(self) -> Mapping[str, float]:
-        """What else was told of the start: names that end in their unit, `_ms` or `_bytes`."""
+        """Return other measurements of the start, with names that end in their unit, `_ms` or `_bytes`."""
 
     def hold(self, batches: Sequence[Batch]) -> None:
-        """Take batches over there, in place of those before."""
+        """Send batches to the other process in place of the previous ones."""
 
     def time(self, calls: Sequence[int]) -> list[float]:
-        """Milliseconds of one call for each entry, the number of a batch, by the clock over there."""
+        """Return the milliseconds of one call for each batch number in ``calls``, by the other process's clock."""
 
     def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
-        """Milliseconds from arrival to answer of calls that come ``gaps_ms`` after each other and wait in turn."""
+        """Return the milliseconds from arrival to answer of queued calls that arrive ``gaps_ms`` after each other."""
 
     def cpu_seconds(self) -> float:
-        """Processor time of that process so far."""
+        """Return the processor time that the other process has used so far."""
 
     def peak_bytes(self) -> int:
-        """Its peak resident memory so far."""
+        """Return the peak resident memory of the other process so far."""
 
 
 @runtime_checkable
 class Fetches(Protocol):
-    """A runtime that is no package of Python's and is fetched when a target is wanted for the first time."""
+    """Runtime that is not a Python package and is downloaded when a target is first used."""
 
     def fetch(self, target: Target, progress: Progress) -> None:
-        """Fetch what isn't there yet. Raises `SampleError` where it can't be had, `StorageError` without room."""
+        """Download missing files of the runtime.
+
+        Raises:
+            SampleError: The files cannot be downloaded.
+            StorageError: There is not enough space.
+        """
 
 
 @runtime_checkable
 class Ships(Protocol):
-    """A runtime whose files an app brings along, which are not those of its package in Python."""
+    """Runtime whose app files differ from the files of its Python package."""
 
     def shipped_files(self) -> tuple[Path, ...]:
-        """The files, which are here."""
+        """Return the local paths of the files that an app ships."""
 
 
 @runtime_checkable
 class Remarks(Protocol):
-    """A runtime that doesn't run every artifact as it is stored."""
+    """Runtime that does not run every artifact exactly as it is stored."""
 
     def remark(self, artifact: Path) -> str | None:
-        """What a reader of its times must know of how it runs that folder."""
+        """Return a note on how the runtime executes that folder, for readers of its times, or None."""
 
 
 class Runtime(Protocol):
@@ -171,7 +181,7 @@ class Runtime(Protocol):
         """Open an artifact. Raises `ModelError` if it cannot be read, `StageError` without the target."""
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target, or ``None``."""
+        """Return the reason why this machine lacks the target, or ``None`` if it has it."""
 
     def build(self) -> str:
-        """What the runtime's answers and speed depend on: its version, or the digest of a library of one's own."""
+        """Return the version, or the digest of a custom library, that answers and speed depend on."""

@@ -1,4 +1,4 @@
-"""Runtimes, by name, as the formats have them; `get_runtime` loads one file."""
+"""Lookup of runtimes by name; `get_runtime` imports only the module of one runtime."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from compress.utils.errors import SampleError, StorageError
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
-    from compress.models.model import Model
     from compress.formats.runtime import Runtime, Session
+    from compress.models.model import Model
 
 
 def get_runtime(name: str) -> Runtime:
-    """The runtime of that name. Raises `KeyError` for a name outside `RUNTIMES`."""
+    """Return the runtime of that name; raise `KeyError` for a name outside `RUNTIMES`."""
     runtime: Runtime = load(RUNTIMES[name].runtime)
     return runtime
 
 
 def why_unavailable(target: Target) -> str | None:
-    """Why nothing can run on ``target`` here, or ``None`` where it can."""
+    """Return the reason why nothing can run on ``target`` on this machine, or ``None`` if it is available."""
     if target.runtime not in RUNTIMES:
         return f"its runtime, {target.runtime}, is not one that compress runs"
     try:
@@ -35,7 +35,7 @@ def why_unavailable(target: Target) -> str | None:
 
 
 def opened(model: Model) -> Session:
-    """A model of a format, as the first of that format's targets opens it, with one thread."""
+    """Open a model with the first target of its format and one thread."""
     target = FORMATS[model.kind].targets[0].target
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
@@ -43,7 +43,7 @@ def opened(model: Model) -> Session:
 
 
 def make_ready(target: Target, progress: Progress) -> str | None:
-    """Fetch what the runtime of ``target`` is missing; why nothing can run there nevertheless, or ``None``."""
+    """Fetch missing files of the runtime of ``target``; return the reason if it is still unavailable, else ``None``."""
     reason = why_unavailable(target)
     if reason is not None:
         return reason

@@ -1,4 +1,4 @@
-"""Other packages without what they log, warn of and print: this one says itself what is done."""
+"""Suppression of the logs, warnings and prints of other packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FUNCTION = "flatten_tensor_state_dict"
 
 @contextlib.contextmanager
 def silence(extent: Extent) -> Iterator[Callable[[], str]]:
-    """Keep ``extent`` back meanwhile; the function that is given tells what has been written to the error output."""
+    """Suppress ``extent`` inside the context and yield a function that returns the error output so far."""
     with contextlib.ExitStack() as stack:
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.WARNING)
@@ -41,17 +41,17 @@ def silence(extent: Extent) -> Iterator[Callable[[], str]]:
 
 @contextlib.contextmanager
 def _error_output() -> Iterator[Callable[[], str]]:
-    """A file in place of the process's error output, and what it holds so far."""
+    """Redirect the process's error output to a file and yield a function that returns its text so far."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    saved_descriptor = os.dup(2)
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
             yield lambda: os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(saved_descriptor, 2)
+            os.close(saved_descriptor)
 
 
 def put_off_torchao() -> None:
@@ -82,7 +82,7 @@ def _flatten(*arguments: Any, **named: Any) -> Any:
 
 @functools.cache
 def quiet_libraries() -> None:
-    """Errors and warnings of the libraries still come through their loggers; bars and load reports do not."""
+    """Turn off progress bars and load reports of the libraries; their errors and warnings are still logged."""
     from transformers.utils import logging
 
     put_off_torchao()

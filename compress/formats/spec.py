@@ -1,4 +1,4 @@
-"""What a format says about itself: the only place that knows its name. Importing this imports no format."""
+"""Description of a format by its own package; importing this module imports no format."""
 
 from __future__ import annotations
 
@@ -86,17 +86,17 @@ class FormatSpec:
     check_writable: Reference | None = None
 
     def references(self) -> dict[str, Reference]:
-        """Everything that it refers to, by what it is."""
+        """Return every reference of the format by a description of the object."""
         names = ("stage", "probed", "find_all", "tensors", "parts", "check_writable")
-        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        references = {name: value for name in names if (value := getattr(self, name)) is not None}
         many = {f"many texts of {name}": one.many_texts for name, one in self.runtimes.items() if one.many_texts}
-        return own | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()} | many
+        return references | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()} | many
 
 
 def load(reference: Reference) -> Any:
-    """What it refers to. Raises `ImportError`."""
+    """Import and return the object that a reference names; raise `ImportError` if that fails."""
     module, _, name = reference.partition(":")
-    found = import_module(module)
-    if not hasattr(found, name):
+    target = import_module(module)
+    if not hasattr(target, name):
         raise ImportError(f"{module} has no {name}")
-    return getattr(found, name)
+    return getattr(target, name)

@@ -1,4 +1,4 @@
-"""Targets as data: where an artifact is meant to run, what judges it there, and what an app needs."""
+"""Targets as data: the runtime and device of an artifact, its limits, and the needs of an app."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Profile:
 
     @property
     def name(self) -> str:
-        """The target's name."""
+        """Name of the target."""
         return self.target.name
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The formats that may be asked for; the first is the default."""
+        """Formats that may be requested for the target, the default first."""
         return tuple(dict.fromkeys((self.target.format, *self.formats)))
 
 
@@ -80,7 +80,7 @@ class AppProfile(Profile):
 
 
 def limit_words(profile: Profile) -> list[str]:
-    """Its limits, as a person reads them."""
+    """Return the limits of a profile as text for people."""
     limits = ((profile.max_bytes, "shipped"), (profile.max_memory_bytes, "of memory"))
     return [f"at most {most / 1e6:.6g} MB {what}" for most, what in limits if most is not None]
 
@@ -110,17 +110,21 @@ PROCESSORS: dict[str, Processor] = {
 
 
 def find_processor(name: str) -> Processor:
-    """That kind of processor, or for `cpu` this machine's. Raises `InputError` with the known names."""
+    """Return the processor kind of that name, or this machine's for `cpu`.
+
+    Raises:
+        InputError: The name is unknown; the message lists the known names.
+    """
     if name in PROCESSORS:
         return PROCESSORS[name]
     if name != "cpu":
         raise InputError(f"There is no processor {name!r}.", expected=f"one of cpu, {', '.join(PROCESSORS)}")
-    here = processor_class()
-    known = PROCESSORS.get(here)
-    return Processor("cpu", known is None or known.sums_in_32_bits, f"this machine's: {here}")
+    local_class = processor_class()
+    known = PROCESSORS.get(local_class)
+    return Processor("cpu", known is None or known.sums_in_32_bits, f"this machine's: {local_class}")
 
 
 def sum_in_32_bits(profiles: Iterable[Profile]) -> bool:
-    """Whether pairs of 8-bit products saturate neither here, where answers are judged, nor on a target's processor."""
+    """Return whether pairs of 8-bit products saturate neither on this machine nor on a target's processor."""
     named = {profile.processor for profile in profiles if profile.processor is not None}
     return all(find_processor(name).sums_in_32_bits for name in ("cpu", *named))

@@ -1,4 +1,4 @@
-"""Every target: those of the formats themselves, and the platforms that apps are bundled for."""
+"""Table of all targets: those of the formats and the platforms that apps are bundled for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.utils.errors import InputError
 
 
 def _with_formats(profile: Profile) -> Profile:
-    """With the formats that it takes beside its own, and what runs each of them in an app."""
+    """Return the profile with the other formats that it accepts and their app runtimes."""
     taken = {form: spec.taken_by[profile.name] for form, spec in FORMATS.items() if profile.name in spec.taken_by}
     profile = replace(profile, formats=tuple(form for form in taken if form != profile.target.format))
     if isinstance(profile, AppProfile):
@@ -32,19 +32,23 @@ REFERENCE: Profile = next(one for one in PROFILES.values() if FORMATS[one.target
 
 
 def in_format(profile: Profile, form: str) -> Profile:
-    """The same with files of that format, through the runtime that opens them."""
+    """Return the profile with files of another format and the runtime that opens them."""
     target = profile.target
     if form == target.format:
         return profile
     runtimes = FORMATS[form].runtimes
     if target.runtime in runtimes:
         return replace(profile, target=replace(target, format=form))
-    runtime, found = next(iter(runtimes.items()))
-    return replace(profile, target=replace(target, format=form, runtime=runtime, provider=found.provider))
+    runtime, runtime_spec = next(iter(runtimes.items()))
+    return replace(profile, target=replace(target, format=form, runtime=runtime, provider=runtime_spec.provider))
 
 
 def find_profile(name: str) -> Profile:
-    """The row of that name. Raises `InputError` with the known names and the nearest."""
+    """Return the profile of that name.
+
+    Raises:
+        InputError: The name is unknown; the message lists the known names and the nearest one.
+    """
     if name not in PROFILES:
         near = get_close_matches(name, PROFILES, 1)
         hint = f"did you mean {near[0]!r}?" if near else None
@@ -53,12 +57,16 @@ def find_profile(name: str) -> Profile:
 
 
 def find_target(name: str) -> Target:
-    """The target of that name. Raises what `find_profile` raises."""
+    """Return the target of that name; raise the errors of `find_profile`."""
     return find_profile(name).target
 
 
 def find_app_profile(name: str) -> AppProfile:
-    """The row of that name. Raises `InputError` where there is none, or one that no app is bundled for."""
+    """Return the app profile of that name.
+
+    Raises:
+        InputError: There is no such profile, or no app is bundled for it.
+    """
     profile = find_profile(name)
     if not isinstance(profile, AppProfile):
         bundled = [other.name for other in PROFILES.values() if isinstance(other, AppProfile)]

@@ -34,8 +34,8 @@ def torch_model(seed: int = 0) -> TorchModel:
 
 
 def onnx_model() -> OnnxModel:
-    made = exported()
-    return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+    exported_model = exported()
+    return OnnxModel(exported_model.graph(), FLOAT_GRAPH, exported_model.model.companions())
 
 
 def probe(kind: type[AnyModel]) -> PredictionProbe:
@@ -77,10 +77,10 @@ def test_an_output_that_keeps_the_contract_passes_and_says_what_was_seen(tmp_pat
     assert [name for name, _ in integrity.findings] == [
         "weights finite", "tensors changed", "size", "predictions", "saved and loaded",
     ]  # fmt: skip
-    found = dict(integrity.findings)
+    findings = dict(integrity.findings)
     random = [name for name, _ in torch_model().module.named_parameters() if "LayerNorm" not in name]
-    assert found["tensors changed"] == str(len(random))
-    assert found["size"].endswith("100.0% of its input") and found["saved and loaded"] == "logits differ by 0e+00"
+    assert findings["tensors changed"] == str(len(random))
+    assert findings["size"].endswith("100.0% of its input") and findings["saved and loaded"] == "logits differ by 0e+00"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -112,7 +112,7 @@ def test_unchanged_weights_pass_where_no_change_was_promised(tmp_path: Path):
 
 @pytest.mark.parametrize("change", ["one value", "a row less", "a tensor less"])
 def test_any_change_counts(change: str):
-    model, before = torch_model(0), inspector_of(torch_model(0)).digests()
+    model, digests_before = torch_model(0), inspector_of(torch_model(0)).digests()
     if change == "one value":
         with torch.no_grad():
             model.module.classifier.bias[1] += 1e-6
@@ -123,7 +123,7 @@ def test_any_change_counts(change: str):
     else:
         del model.module.bert.encoder.layer[1]
     integrity = IntegrityCheck("squeeze", OutputSpec())
-    integrity._changed(before, inspector_of(model).digests())
+    integrity._changed(digests_before, inspector_of(model).digests())
     assert dict(integrity.findings)["tensors changed"] == ("16" if change == "a tensor less" else "1")
 
 
@@ -139,27 +139,27 @@ def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
         model.save(tmp_path / name)
     for name in ("before", "after"):
         (tmp_path / name / "tokenizer.json").write_text("x" * 1_000_000)
-    before, after = measure_size(tmp_path / "before"), measure_size(tmp_path / "after")
-    assert after.files > 0.95 * before.files > 1_000_000
+    size_before, after = measure_size(tmp_path / "before"), measure_size(tmp_path / "after")
+    assert after.files > 0.95 * size_before.files > 1_000_000
     held = sum(parameter.numel() for parameter in smaller.module.parameters())
     assert after.tensors == 4 * held
     integrity = IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.8))
-    integrity._size(before, after)
-    assert dict(integrity.findings)["size"].startswith(f"{after.files:,} bytes, {after.files / before.files:.1%}")
+    integrity._size(size_before, after)
+    assert dict(integrity.findings)["size"].startswith(f"{after.files:,} bytes, {after.files / size_before.files:.1%}")
     with pytest.raises(IntegrityError, match="the stage guarantees at most 30%"):
-        IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3))._size(before, after)
-    over = int(after.tensors - 0.3 * before.tensors)
-    IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over + 1))._size(before, after)
+        IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3))._size(size_before, after)
+    over = int(after.tensors - 0.3 * size_before.tensors)
+    IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over + 1))._size(size_before, after)
     with pytest.raises(IntegrityError, match="the stage guarantees at most 30%"):
-        IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over - 1))._size(before, after)
+        IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over - 1))._size(size_before, after)
 
 
 def test_a_result_as_small_as_promised(tmp_path: Path):
     smaller = tiny.encoder(seed=1, num_hidden_layers=1)
-    found = dict(check(torch_model(0), smaller, tmp_path, OutputSpec(max_size_ratio=0.8)).findings)
+    findings = dict(check(torch_model(0), smaller, tmp_path, OutputSpec(max_size_ratio=0.8)).findings)
     share = size_bytes(tmp_path / "after") / size_bytes(tmp_path / "before")
     assert share < 0.8
-    assert f"{share:.1%} of its input" in found["size"]
+    assert f"{share:.1%} of its input" in findings["size"]
 
 
 def test_the_same_prediction_for_every_example(tmp_path: Path):
@@ -244,20 +244,22 @@ def test_arrays_of_a_model_are_all_its_floats():
 
 
 def test_digests_tell_shapes_apart():
-    one, other = onnx_model(), onnx_model()
+    first, other = onnx_model(), onnx_model()
     tensor = other.graph.graph.initializer[0]
     array = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(array.reshape(1, *array.shape), tensor.name))
-    digests = inspector_of(one).digests(), inspector_of(other).digests()
+    digests = inspector_of(first).digests(), inspector_of(other).digests()
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
 
 
 def test_digests_tell_types_of_the_same_bytes_apart():
-    one, other = onnx_model(), onnx_model()
-    tensor = next(one for one in other.graph.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
+    first, other = onnx_model(), onnx_model()
+    tensor = next(
+        initializer for initializer in other.graph.graph.initializer if initializer.data_type == onnx.TensorProto.FLOAT
+    )
     integers = numpy_helper.to_array(tensor).view(np.int32)
     tensor.CopyFrom(numpy_helper.from_array(integers, tensor.name))
-    digests = inspector_of(one).digests(), inspector_of(other).digests()
+    digests = inspector_of(first).digests(), inspector_of(other).digests()
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
 
 
@@ -293,11 +295,11 @@ def change(checkpoint: Checkpoint, name: str, changed: Callable[[torch.Tensor], 
 def test_checkpoints_are_held_to_the_same_contract(tmp_path: Path):
     source = save_tiny_llama(tmp_path / "source")
     quantized = quantize_tiny_llama(source, tmp_path / "quantized")
-    found = dict(decoder_check(source, quantized, tmp_path / "saved", OutputSpec(max_size_ratio=0.8)).findings)
-    assert found["saved and loaded"] == "logits differ by 0e+00"
+    findings = dict(decoder_check(source, quantized, tmp_path / "saved", OutputSpec(max_size_ratio=0.8)).findings)
+    assert findings["saved and loaded"] == "logits differ by 0e+00"
     linears = 14
     # Four parts for a layer, the table's float16 and its four parts, the float32 tensors that are float16 now.
-    assert found["tensors changed"] == str(linears * 4 + linears + 4 + 6)
+    assert findings["tensors changed"] == str(linears * 4 + linears + 4 + 6)
 
 
 def test_a_checkpoint_that_did_not_change(tmp_path: Path):
@@ -343,14 +345,14 @@ def test_a_checkpoint_that_reloads_as_another(tmp_path: Path):
 
 def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
     source = save_tiny_llama(tmp_path / "source")
-    before = inspector_of(source).digests()
-    assert set(before) == set(source.files)
+    previous = inspector_of(source).digests()
+    assert set(previous) == set(source.files)
     name = "model.layers.0.mlp.up_proj.weight"
     for changed in (torch.Tensor.half, lambda weight: weight.reshape(64, 128), lambda weight: weight + 1e-3):
         change(source, name, changed)
         after = inspector_of(Checkpoint(source.folder)).digests()
-        assert [tensor for tensor in before if before[tensor] != after[tensor]] == [name]
-        before = after
+        assert [tensor for tensor in previous if previous[tensor] != after[tensor]] == [name]
+        previous = after
 
 
 def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

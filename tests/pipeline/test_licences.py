@@ -33,11 +33,11 @@ def recipe(**changes: Any) -> Recipe:
 
 def place(folder: Path, name: str, licence: str | None = None) -> Path:
     """A folder with a card that says so, or with nothing."""
-    made = folder / name
-    made.mkdir(parents=True)
+    model_folder = folder / name
+    model_folder.mkdir(parents=True)
     if licence is not None:
-        (made / "README.md").write_text(f"---\nlanguage: en\nlicense: {licence}\n---\n# A model\n")
-    return made
+        (model_folder / "README.md").write_text(f"---\nlanguage: en\nlicense: {licence}\n---\n# A model\n")
+    return model_folder
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_licences_together_and_names_of_the_hub() -> None:
     assert joined(["MIT OR ISC", "Zlib"]) == "(MIT OR ISC) AND Zlib"
     assert joined(["MIT", NOT_STATED]) == joined([]) == NOT_STATED
     names = ["Apache-2.0", "GPL-3.0-only", "LicenseRef-llama3.1", "LicenseRef-mine", "MIT AND Zlib", NOT_STATED]
-    assert [hub_name(one) for one in names] == ["apache-2.0", "gpl-3.0", "llama3.1", None, None, "unknown"]
+    assert [hub_name(name) for name in names] == ["apache-2.0", "gpl-3.0", "llama3.1", None, None, "unknown"]
     known = ["MIT", "LicenseRef-gemma", "LicenseRef-public-domain", "LicenseRef-mine", "MIT AND LicenseRef-mine"]
-    assert [is_known(one) for one in known] == [True, True, True, False, False]
+    assert [is_known(licence) for licence in known] == [True, True, True, False, False]
 
 
 def test_every_sample_has_an_expression() -> None:
@@ -140,16 +140,16 @@ def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
         stages=[{"merge_lora": {"adapter": "adapter"}}, "onnx"],
         licences={"stated": {"train.csv": "CC BY-SA 4.0"}},
     )
-    found = find_licences(merged, tmp_path)
-    assert {one.of: (one.licence, one.stated_in, one.binds) for one in found} == {
+    licences = find_licences(merged, tmp_path)
+    assert {licensed.of: (licensed.licence, licensed.stated_in, licensed.binds) for licensed in licences} == {
         "model": ("Apache-2.0", "README.md", True),
         "adapter adapter": ("CC-BY-NC-4.0", "README.md", True),
         "data train.csv": ("CC-BY-SA-4.0", "the recipe", False),
         "test data test.csv": (NOT_STATED, "", False),
         "runtime onnxruntime": ("MIT", "its metadata", False),
     }
-    assert carried(found) == "Apache-2.0 AND CC-BY-NC-4.0"
-    words = [one.words for one in objections(found, merged)]
+    assert carried(licences) == "Apache-2.0 AND CC-BY-NC-4.0"
+    words = [objection.words for objection in objections(licences, merged)]
     assert "adapter adapter, CC-BY-NC-4.0: no commercial use" in words
     assert [line for line in words if "contradict" in line] == [
         "adapter adapter, CC-BY-NC-4.0 and data train.csv, CC-BY-SA-4.0 may contradict each other: "
@@ -179,11 +179,11 @@ def test_a_teacher_that_may_not_teach_is_refused(tmp_path: Path) -> None:
     place(tmp_path, "small", "apache-2.0")
     stages = [{"distill": {"student": {"model": "small"}}}, "onnx"]
     taught = recipe(model="big", stages=stages)
-    found = find_licences(taught, tmp_path)
+    licences = find_licences(taught, tmp_path)
     # The student's weights ship; the teacher's duties stay known.
-    assert carried(found) == "Apache-2.0"
+    assert carried(licences) == "Apache-2.0"
     with pytest.raises(InputError, match=r"forbids to train other models .*teaches small"):
-        refuse_forbidden(found, taught)
+        refuse_forbidden(licences, taught)
     (tmp_path / "small" / "README.md").write_text("---\nlicense: llama2\n---\n")
     refuse_forbidden(find_licences(taught, tmp_path), taught)
 
@@ -196,11 +196,11 @@ def test_a_run_of_a_run_knows_the_first_ones_data(tmp_path: Path) -> None:
     (tmp_path / "runs" / "report.json").write_text(report.to_json())
     (tmp_path / "runs" / "lock.json").write_text("{}")
     second = recipe(model="runs/model", data={"splits": {"train": "mine.csv", "test": "mine.csv"}})
-    found = {one.of: one for one in find_licences(second, tmp_path)}
-    assert (found["model"].licence, found["model"].stated_in) == ("Apache-2.0", "run first")
-    assert found["data train.csv of run first"].duties == ("non-commercial",)
+    licences = {licensed.of: licensed for licensed in find_licences(second, tmp_path)}
+    assert (licences["model"].licence, licences["model"].stated_in) == ("Apache-2.0", "run first")
+    assert licences["data train.csv of run first"].duties == ("non-commercial",)
     assert "data train.csv of run first, CC-BY-NC-4.0: no commercial use" in refuse_forbidden(
-        tuple(found.values()), second
+        tuple(licences.values()), second
     )
 
 
@@ -215,11 +215,11 @@ def test_a_recipe_keeps_its_words_wherever_it_is_read(tmp_path: Path) -> None:
 
     place(tmp_path, "model")
     (tmp_path / "train.csv").write_text("text,label\n")
-    said = recipe(licences={"stated": {"model": "mit", "train.csv": "cc0-1.0"}})
-    moved = with_absolute_paths(said, tmp_path)
+    stated_recipe = recipe(licences={"stated": {"model": "mit", "train.csv": "cc0-1.0"}})
+    moved = with_absolute_paths(stated_recipe, tmp_path)
     assert moved.licences.stated.keys() == {
         str(tmp_path / "model"),
         str(tmp_path / "train.csv"),
     }
-    licences = {one.of: one.licence for one in find_licences(moved, Path("/"))}
+    licences = {licensed.of: licensed.licence for licensed in find_licences(moved, Path("/"))}
     assert (licences["model"], licences["data train.csv"]) == ("MIT", "CC0-1.0")

@@ -136,7 +136,7 @@ def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
 
 def test_a_run_reports_the_licences_of_its_sources(first: Done) -> None:
     folder, report = first.run.folder, first.run.report
-    assert {one.of for one in report.licences} >= {"model", "data train.csv", "runtime onnxruntime"}
+    assert {licensed.of for licensed in report.licences} >= {"model", "data train.csv", "runtime onnxruntime"}
     assert any(note.startswith("no licence is stated of model, data train.csv") for note in report.notes)
     for page in ("report.md", "report.html"):
         assert "runtime onnxruntime" in (folder / page).read_text()
@@ -235,18 +235,20 @@ def test_a_target_that_is_not_here_is_skipped_with_its_reason(first: Done) -> No
     assert skipped.target == "gpu"
     assert "CUDAExecutionProvider" in skipped.reason
     assert f"target gpu: skipped, {skipped.reason}" in first.said
-    there = {row.metric for row in first.run.report.measurements if row.target == "gpu"}
-    assert there == {"size_bytes", "parameters", "bits_per_parameter"}, "what would run there is written all the same"
+    gpu_metrics = {row.metric for row in first.run.report.measurements if row.target == "gpu"}
+    assert gpu_metrics == {"size_bytes", "parameters", "bits_per_parameter"}, (
+        "what would run there is written all the same"
+    )
 
 
 def test_a_second_run_takes_everything_from_the_cache(first: Done, again: Done) -> None:
     assert again.run.folder != first.run.folder
     assert again.cached == dict.fromkeys(LABELS, True)
     assert again.digests == first.digests
-    said = [[stage.remarks for stage in done.run.report.stages] for done in (first, again)]
-    assert said[0] == said[1] and any("logits differ by at most" in line for line in sum(said[0], ()))
-    assert not any("epoch" in said for said in again.said)
-    assert any("epoch" in said for said in first.said)
+    remarks = [[stage.remarks for stage in done.run.report.stages] for done in (first, again)]
+    assert remarks[0] == remarks[1] and any("logits differ by at most" in line for line in sum(remarks[0], ()))
+    assert not any("epoch" in line for line in again.said)
+    assert any("epoch" in line for line in first.said)
     timings = [[row for row in done.run.report.measurements if row.metric == "latency_ms"] for done in (first, again)]
     assert timings[0] == timings[1]
     assert any("earlier run" in note for note in again.run.report.notes)
@@ -317,7 +319,7 @@ def test_a_damaged_entry_is_reported_and_made_again(place: Path, first: Done, wa
     done = travel(place / "tiny.yaml", warm)
     assert done.cached == {label: label != "prune" for label in LABELS}
     assert done.digests == first.digests
-    assert any("(prune): model.safetensors has changed; it is made again" in said for said in done.said)
+    assert any("(prune): model.safetensors has changed; it is made again" in line for line in done.said)
 
 
 @pytest.mark.slow

@@ -43,21 +43,21 @@ def problems(recipe: Path, targets: str) -> list[tuple[str, str, str, str | None
     """(field, found, expected, nearest) of each."""
     with pytest.raises(RecipeError) as caught:
         read(recipe, targets)
-    return [(one.field, one.found, one.expected, one.nearest) for one in caught.value.problems]
+    return [(problem.field, problem.found, problem.expected, problem.nearest) for problem in caught.value.problems]
 
 
 def test_a_recipe_that_names_no_target_is_for_this_processor(recipe: Path) -> None:
     recipe.write_text(RECIPE.partition("targets:")[0])
-    found = read_recipe(recipe)
-    assert found.targets == ("cpu",) and "targets:\n- cpu" in dump_recipe(found)
+    parsed = read_recipe(recipe)
+    assert parsed.targets == ("cpu",) and "targets:\n- cpu" in dump_recipe(parsed)
 
 
 def test_names_fields_and_files_become_rows_of_the_table(recipe: Path) -> None:
     (recipe.parent / "boards").mkdir()
     (recipe.parent / "boards" / "pi.yaml").write_text(PI)
     android = "{android: {format: ort, threads: 4, max_bytes: 12000000}}"
-    found = read(recipe, f"[cpu, {android}, {{openvino: {{precision: fp16}}}}, boards/pi.yaml]")
-    cpu, phone, openvino, pi = found.profiles()
+    parsed = read(recipe, f"[cpu, {android}, {{openvino: {{precision: fp16}}}}, boards/pi.yaml]")
+    cpu, phone, openvino, pi = parsed.profiles()
     assert (cpu.name, cpu.threads, dict(cpu.options)) == ("cpu", None, {})
     assert (phone.target.format, phone.threads, phone.max_bytes) == ("ort", 4, 12000000)
     assert phone.instead_of == "an Android phone"
@@ -69,11 +69,11 @@ def test_names_fields_and_files_become_rows_of_the_table(recipe: Path) -> None:
 
 def test_a_run_keeps_all_of_it_in_its_own_recipe(recipe: Path) -> None:
     (recipe.parent / "pi.yaml").write_text(PI)
-    found = read(recipe, "[pi.yaml, {openvino: {tolerance: 0.01}}, desktop]")
+    parsed = read(recipe, "[pi.yaml, {openvino: {tolerance: 0.01}}, desktop]")
     (recipe.parent / "pi.yaml").unlink()
-    kept = recipe.parent / "kept.yaml"
-    kept.write_text(dump_recipe(found))
-    assert read_recipe(kept) == found
+    kept_file = recipe.parent / "kept.yaml"
+    kept_file.write_text(dump_recipe(parsed))
+    assert read_recipe(kept_file) == parsed
 
 
 def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
@@ -82,8 +82,8 @@ def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
     first = RECIPE.splitlines().index("targets:") + 1
     with pytest.raises(RecipeError) as caught:
         read_recipe(recipe)
-    found = [(one.line, one.field, one.nearest) for one in caught.value.problems]
-    assert found == [
+    mistakes = [(problem.line, problem.field, problem.nearest) for problem in caught.value.problems]
+    assert mistakes == [
         (first + 1, "targets.0", "android"),
         (first + 3, "targets.1.openvino.precison", "precision"),
         (first + 4, "targets.1.openvino.tolerance", None),
@@ -139,8 +139,11 @@ def test_mistakes_in_a_file_are_told_with_its_own_lines(recipe: Path) -> None:
     (recipe.parent / "pi.yaml").write_text("name: pi\nformat: onnx\nthreadz: 4\nmax_bytes: -1\n")
     with pytest.raises(RecipeError) as caught:
         read(recipe, "[pi.yaml, gone.yaml]")
-    found = {(one.file.rsplit("/", 1)[-1], one.line, one.field, one.nearest) for one in caught.value.problems}
-    assert found == {
+    mistakes = {
+        (problem.file.rsplit("/", 1)[-1], problem.line, problem.field, problem.nearest)
+        for problem in caught.value.problems
+    }
+    assert mistakes == {
         ("pi.yaml", 3, "threadz", "threads"),
         ("pi.yaml", 4, "max_bytes", None),
         ("gone.yaml", None, "target", "pi.yaml"),
@@ -152,7 +155,7 @@ def test_mistakes_in_a_file_are_told_with_its_own_lines(recipe: Path) -> None:
 )
 def test_a_file_names_itself_and_its_format(recipe: Path, text: str, field: str) -> None:
     (recipe.parent / "pi.yaml").write_text(text)
-    assert [one[0] for one in problems(recipe, "[pi.yaml]")] == [field]
+    assert [problem[0] for problem in problems(recipe, "[pi.yaml]")] == [field]
 
 
 def test_an_option_is_never_taken_for_a_field_of_the_target() -> None:

@@ -45,16 +45,16 @@ def context(folder: Path, progress: Notes | None = None) -> Context:
 
 
 def quantized(folder: Path) -> QuantizedCheckpoint:
-    made = quantize_tiny_llama(save_mergeable_llama(folder / "source"), folder / "quantized")
-    train_tokenizer().save_pretrained(made.folder)
-    return made
+    checkpoint = quantize_tiny_llama(save_mergeable_llama(folder / "source"), folder / "quantized")
+    train_tokenizer().save_pretrained(checkpoint.folder)
+    return checkpoint
 
 
 def test_integers_are_kept_to_the_bit_and_that_is_said(tmp_path: Path) -> None:
     notes = Notes()
-    made = Gguf().run(quantized(tmp_path), context(tmp_path, notes))
+    converted = Gguf().run(quantized(tmp_path), context(tmp_path, notes))
     assert notes.said == ["gguf: 20 of 20 tensors are kept to the bit"]
-    assert sorted(path.name for path in made.folder.iterdir()) == [
+    assert sorted(path.name for path in converted.folder.iterdir()) == [
         *("chat_template.jinja", "config.json", "model.gguf", "tokenizer.json", "tokenizer_config.json")
     ]
 
@@ -83,10 +83,10 @@ def test_a_file_that_does_not_give_the_weights_back_stops_the_run(
 
 
 def test_the_model_is_saved_by_links_and_loads_again(tmp_path: Path) -> None:
-    made = Gguf().run(quantized(tmp_path), context(tmp_path))
+    converted = Gguf().run(quantized(tmp_path), context(tmp_path))
     (tmp_path / "saved").mkdir()
-    made.save(tmp_path / "saved")
-    assert made.file.samefile(tmp_path / "saved" / "model.gguf")
+    converted.save(tmp_path / "saved")
+    assert converted.file.samefile(tmp_path / "saved" / "model.gguf")
     assert GgufModel.load(tmp_path / "saved", "text-generation").file == tmp_path / "saved" / "model.gguf"
     (tmp_path / "saved" / "model.gguf").unlink()
     with pytest.raises(ModelError, match=r"holds 0 \.gguf files"):
@@ -94,45 +94,47 @@ def test_the_model_is_saved_by_links_and_loads_again(tmp_path: Path) -> None:
 
 
 def probe(folder: Path) -> PredictionProbe:
-    made = context(folder)
+    stage_context = context(folder)
     return PredictionProbe(
         load=lambda place: GgufModel.load(place, "text-generation"),
-        encode=lambda processor: made.task.encode(made.data.split("train"), processor, None, 24),
+        encode=lambda processor: stage_context.task.encode(stage_context.data.split("train"), processor, None, 24),
     )
 
 
 def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
-    made = Gguf().run(checkpoint, context(tmp_path))
-    arrays = dict(inspector_of(made).float_arrays())
+    converted = Gguf().run(checkpoint, context(tmp_path))
+    arrays = dict(inspector_of(converted).float_arrays())
     assert (arrays["blk.0.ffn_up.weight"] == checkpoint.weight("model.layers.0.mlp.up_proj").numpy()).all()
-    assert len(arrays) == len(inspector_of(made).digests()) == 20
+    assert len(arrays) == len(inspector_of(converted).digests()) == 20
     integrity = IntegrityCheck("gguf", Gguf().output_spec())
-    integrity.check(made, {}, ModelSize(1000, 1000), made.folder, probe(tmp_path))
+    integrity.check(converted, {}, ModelSize(1000, 1000), converted.folder, probe(tmp_path))
     assert dict(integrity.findings)["predictions"] == "finite and not constant"
 
 
 def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
-    made = Gguf().run(quantized(tmp_path), context(tmp_path))
+    converted = Gguf().run(quantized(tmp_path), context(tmp_path))
     from compress.formats.gguf.read import read_gguf
 
-    (tensor,) = (one for one in read_gguf(made.file).tensors if one.name == "blk.1.ffn_up.weight")
-    content = bytearray(made.file.read_bytes())
+    (tensor,) = (
+        candidate for candidate in read_gguf(converted.file).tensors if candidate.name == "blk.1.ffn_up.weight"
+    )
+    content = bytearray(converted.file.read_bytes())
     content[tensor.start : tensor.start + 2] = b"\x00\x7e"  # a NaN of float16
-    made.file.write_bytes(content)
+    converted.file.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"'blk\.1\.ffn_up\.weight' holds NaN"):
         IntegrityCheck("gguf", Gguf().output_spec()).check(
-            made, {}, ModelSize(1000, 1000), made.folder, probe(tmp_path)
+            converted, {}, ModelSize(1000, 1000), converted.folder, probe(tmp_path)
         )
 
 
 def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Gguf().run(quantized(tmp_path), context(tmp_path))
+    converted = Gguf().run(quantized(tmp_path), context(tmp_path))
     monkeypatch.setattr("compress.formats.gguf.llama_cpp_library.PACKAGE", "no-such-package")
     integrity = IntegrityCheck("gguf", Gguf().output_spec())
-    integrity.check(made, {}, ModelSize(1000, 1000), made.folder, probe(tmp_path))
+    integrity.check(converted, {}, ModelSize(1000, 1000), converted.folder, probe(tmp_path))
     assert dict(integrity.findings)["predictions"].startswith("not looked at: the package no-such-package is not")
 
 

@@ -45,8 +45,8 @@ def context(max_length: int = 24) -> tuple[Context, Notes]:
         "test": pa.table({"text": ["lovely noisy"], "label": ["good"]}),
     }
     data = Dataset(get_task(tiny.TASK).columns, tables, tiny.LABELS, pa.table({"text": MORE}))
-    made = tiny.context(data, max_length=max_length)
-    return Context(**{**vars(made), "progress": notes}), notes
+    stage_context = tiny.context(data, max_length=max_length)
+    return Context(**{**vars(stage_context), "progress": notes}), notes
 
 
 def words_of(model: TorchModel) -> set[str]:
@@ -68,10 +68,10 @@ def words_of(model: TorchModel) -> set[str]:
 )
 def test_tokens_are_kept_by_their_count_in_training_text(parameters: dict[str, Any], words: set[str]):
     model, (given, notes) = tiny.encoder(), context()
-    before = len(model.processor)
+    tokens_before = len(model.processor)
     TrimVocabulary(**parameters).run(model, given)
     assert words_of(model) == words
-    assert notes.said == [f"trim_vocabulary: {len(model.processor)} of {before} tokens kept"]
+    assert notes.said == [f"trim_vocabulary: {len(model.processor)} of {tokens_before} tokens kept"]
 
 
 def test_predictions_on_training_text_stay():
@@ -91,19 +91,19 @@ def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.Mon
     given, notes = context()
     model = exported().model
     graph = exported().graph()
-    made = onnx_export.ExportedGraph(graph, {"attention": 2, "first_token": 6})
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: made)
-    found = Onnx().run(model, given)
-    assert isinstance(found, OnnxModel) and found.file_name == FLOAT_GRAPH and found.graph is graph
-    (said,) = notes.said
-    assert said.startswith("onnx: logits differ by at most ") and said.endswith("rewrites: attention 2, first_token 6")
-    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(found.companions)
+    exported_graph = onnx_export.ExportedGraph(graph, {"attention": 2, "first_token": 6})
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: exported_graph)
+    result = Onnx().run(model, given)
+    assert isinstance(result, OnnxModel) and result.file_name == FLOAT_GRAPH and result.graph is graph
+    (note,) = notes.said
+    assert note.startswith("onnx: logits differ by at most ") and note.endswith("rewrites: attention 2, first_token 6")
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(result.companions)
 
 
 def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
     model = tiny.encoder(seed=1)
-    made = onnx_export.ExportedGraph(exported().graph())
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: made)
+    exported_graph = onnx_export.ExportedGraph(exported().graph())
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: exported_graph)
     with pytest.raises(IntegrityError, match="logits differ from torch"):
         Onnx().run(model, context()[0])
 
@@ -111,18 +111,18 @@ def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("bits", "tables"), [(8, 1), (4, 1), (32, 0)])
 def test_quantized_tables_and_products(bits: int, tables: int):
     given, notes = context()
-    before = OnnxModel(exported().graph(), FLOAT_GRAPH, {"config.json": b"{}"})
-    found = OnnxInt8(embedding_bits=bits, reduce_range=False).run(before, given)
-    counts = Counter(node.op_type for node in found.graph.graph.node)
+    float_model = OnnxModel(exported().graph(), FLOAT_GRAPH, {"config.json": b"{}"})
+    quantized = OnnxInt8(embedding_bits=bits, reduce_range=False).run(float_model, given)
+    counts = Counter(node.op_type for node in quantized.graph.graph.node)
     assert counts["MatMulInteger"] == 3 * tiny.LAYERS + 2 and counts["QAttention"] == tiny.LAYERS
     # Words are looked up; positions are a piece of their table.
     assert counts["GatherBlockQuantized"] == tables
-    assert found.file_name == QUANTIZED_GRAPH and found.companions == {"config.json": b"{}"}
-    said = [
+    assert quantized.file_name == QUANTIZED_GRAPH and quantized.companions == {"config.json": b"{}"}
+    remarks = [
         f"onnx_int8: embedding tables at {bits} bits: 1",
         "onnx_int8: tables whose rows are read in order, at 8 bits: 1",
     ]
-    assert notes.said == (said if bits < 32 else [])
+    assert notes.said == (remarks if bits < 32 else [])
 
 
 def test_smaller_blocks_come_closer():
@@ -131,8 +131,8 @@ def test_smaller_blocks_come_closer():
     original = OnnxModel(exported().graph(), FLOAT_GRAPH, {})
     errors = {}
     for size in (16, 32):
-        found = OnnxInt8(embedding_bits=4, embedding_block_size=size).run(original, context()[0]).graph
-        scales = [tensor for tensor in found.graph.initializer if tensor.name.endswith("embeddings.weight_scales")]
+        graph = OnnxInt8(embedding_bits=4, embedding_block_size=size).run(original, context()[0]).graph
+        scales = [tensor for tensor in graph.graph.initializer if tensor.name.endswith("embeddings.weight_scales")]
         assert [tensor.dims[1] for tensor in scales] == [tiny.WIDTH // size]
-        errors[size] = np.abs(run(found, **inputs) - run(original.graph, **inputs)).mean()
+        errors[size] = np.abs(run(graph, **inputs) - run(original.graph, **inputs)).mean()
     assert errors[16] < errors[32]

@@ -33,7 +33,7 @@ def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
     rows = table([wav(samples) for _, samples in some], text=[f"so {label}" for label, _ in some])
     examples = TASK.encode(rows, model.processor, None, 8)
     logits = predict(model.module, examples)
-    kept = TASK.collect({"logits": logits}, examples, range(len(some)))
+    collected = TASK.collect({"logits": logits}, examples, range(len(some)))
     processor = AutoProcessor.from_pretrained(folder)
     asked = pipeline(
         "automatic-speech-recognition",
@@ -42,38 +42,38 @@ def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
         feature_extractor=processor.feature_extractor,
     )
     expected = [asked(samples.copy())["text"] for _, samples in some]
-    assert kept["transcripts"].tolist() == expected and len(set(expected)) > 5
-    measured = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
+    assert collected["transcripts"].tolist() == expected and len(set(expected)) > 5
+    measured = {row.metric: row for row in TASK.measure(collected, None, "m", "t")}
     assert measured["word_accuracy"].value == pytest.approx(1 - measured["word_error_rate"].value)
     assert np.mean(measured["word_accuracy"].raw) == pytest.approx(measured["word_accuracy"].value)
     assert measured["word_accuracy"].low <= measured["word_accuracy"].value <= measured["word_accuracy"].high
 
 
 def test_letters_are_counted_as_jiwer_counts_them() -> None:
-    said, heard = np.array(["so high", "low tones here"]), np.array(["so hi", "lo tone hear"])
-    measured = {row.metric: row.value for row in TASK.measure({"texts": said, "transcripts": heard}, None, "m", "t")}
-    assert measured["character_error_rate"] == pytest.approx(jiwer.cer(said.tolist(), heard.tolist()))
-    assert measured["word_error_rate"] == pytest.approx(jiwer.wer(said.tolist(), heard.tolist()))
+    spoken, heard = np.array(["so high", "low tones here"]), np.array(["so hi", "lo tone hear"])
+    measured = {row.metric: row.value for row in TASK.measure({"texts": spoken, "transcripts": heard}, None, "m", "t")}
+    assert measured["character_error_rate"] == pytest.approx(jiwer.cer(spoken.tolist(), heard.tolist()))
+    assert measured["word_error_rate"] == pytest.approx(jiwer.wer(spoken.tolist(), heard.tolist()))
 
 
 def alignments(text: list[int], count: int, letters: int) -> list[tuple[int, ...]]:
     """Every path of ``count`` frames that says ``text``: what repeats is one letter, and 0 is none."""
     paths = itertools.product(range(letters), repeat=count)
-    return [path for path in paths if [one for one, _ in itertools.groupby(path) if one] == text]
+    return [path for path in paths if [letter for letter, _ in itertools.groupby(path) if letter] == text]
 
 
 def test_the_loss_is_that_of_every_alignment() -> None:
     logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     # The second recording is half as long, so that two of its four frames are padding.
     labels = torch.tensor([[800, 0, 1, 2], [400, 0, 2, -100]])
-    found = TASK.loss(SimpleNamespace(logits=logits), labels)
+    loss = TASK.loss(SimpleNamespace(logits=logits), labels)
     chances = logits.softmax(dim=-1)
-    wanted = []
+    expected = []
     for row, (text, count) in enumerate([([1, 2], 4), ([2], 2)]):
         paths = alignments(text, count, 3)
-        chance = sum(torch.stack([chances[row, at, one] for at, one in enumerate(path)]).prod() for path in paths)
-        wanted.append(-torch.log(chance) / len(text))
-    torch.testing.assert_close(found, torch.stack(wanted).mean())
+        chance = sum(torch.stack([chances[row, at, letter] for at, letter in enumerate(path)]).prod() for path in paths)
+        expected.append(-torch.log(chance) / len(text))
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
     assert TASK.loss(SimpleNamespace(logits=logits), torch.full((2, 4), -100)) == 0
 
 
@@ -82,15 +82,15 @@ def test_frames_of_padding_are_nothing() -> None:
     mask = np.array([[1] * 100, [1] * 50 + [0] * 50])
     head = Frames(None)
     batch = {"attention_mask": torch.from_numpy(mask)}
-    found = head.read({"logits": torch.from_numpy(logits)}, batch)
-    assert found[0].all() and found[1, :4].all() and not found[1, 4:].any()
+    transcripts = head.read({"logits": torch.from_numpy(logits)}, batch)
+    assert transcripts[0].all() and transcripts[1, :4].all() and not transcripts[1, 4:].any()
     assert ctc.frames(torch.tensor([100, 50, 1]), 100, 8).tolist() == [8, 4, 1]
 
 
 def test_texts_are_spelled_in_the_letters_that_there_are(folder: Path) -> None:
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     head = Frames(tokenizer)
-    assert [LETTERS[one] for one in head.ids("so, it's 9!")] == [*"SO|IT'S"]
+    assert [LETTERS[letter_id] for letter_id in head.ids("so, it's 9!")] == [*"SO|IT'S"]
     logits = np.eye(len(LETTERS), dtype=np.float32)[[0, 23, 23, 0, 19, 4, 12, 12, 0, 12]]
     assert head.transcript(logits) == tokenizer.decode([0, 23, 23, 0, 19, 4, 12, 12, 0, 12]) == "SO HH"
 

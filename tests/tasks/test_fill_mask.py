@@ -18,9 +18,9 @@ from compress.utils.errors import DataError, ModelError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("masked")
-    write_model(made, TASK.name, is_decoder=False)
-    return made
+    model_folder = tmp_path_factory.mktemp("masked")
+    write_model(model_folder, TASK.name, is_decoder=False)
+    return model_folder
 
 
 def table(count: int = 60) -> pa.Table:
@@ -30,7 +30,7 @@ def table(count: int = 60) -> pa.Table:
 def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(), model.processor, None, 32)
-    kept = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
+    collected = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
     asked = pipeline(
         "fill-mask",
         model=AutoModelForMaskedLM.from_pretrained(folder),
@@ -38,19 +38,19 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
         top_k=len(model.processor),
     )
     for index, example in enumerate(examples.inputs):
-        (place,) = np.flatnonzero(example["input_ids"] == model.processor.mask_token_id)
-        found = asked(model.processor.decode(example["input_ids"][1:-1]))
-        wanted = examples.labels[index, place]
-        rank = next(at for at, one in enumerate(found, 1) if one["token"] == wanted)
-        assert kept["rank"][index, 0] == rank and kept["first"][index, 0] == found[0]["token"]
-        assert kept["loss"][index, 0] == pytest.approx(-np.log(found[rank - 1]["score"]), abs=1e-4)
+        (mask_position,) = np.flatnonzero(example["input_ids"] == model.processor.mask_token_id)
+        answers = asked(model.processor.decode(example["input_ids"][1:-1]))
+        masked_token = examples.labels[index, mask_position]
+        rank = next(at for at, answer in enumerate(answers, 1) if answer["token"] == masked_token)
+        assert collected["rank"][index, 0] == rank and collected["first"][index, 0] == answers[0]["token"]
+        assert collected["loss"][index, 0] == pytest.approx(-np.log(answers[rank - 1]["score"]), abs=1e-4)
 
 
 def test_the_same_tokens_are_masked_whenever_a_text_is_read(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     once, again = (TASK.encode(table(40).slice(0, n), model.processor, None, 32) for n in (40, 20))
-    for one, other in zip(once.inputs[:20], again.inputs, strict=True):
-        assert one["input_ids"].tolist() == other["input_ids"].tolist()
+    for example, other in zip(once.inputs[:20], again.inputs, strict=True):
+        assert example["input_ids"].tolist() == other["input_ids"].tolist()
     assert (once.labels != -100).sum() == sum(max(1, round(0.15 * (len(x["input_ids"]) - 2))) for x in once.inputs)
     assert len({tuple(np.flatnonzero(row != -100)) for row in once.labels}) > 3, "places differ from text to text"
 
@@ -66,17 +66,17 @@ def test_the_loss_is_that_of_the_masked_tokens() -> None:
 def test_answers_are_the_masked_tokens_in_their_order() -> None:
     ids = torch.tensor([[2, 9, 4, 9, 9], [2, 3, 9, 0, 0]])
     logits = torch.randn(2, 5, 11)
-    found = MaskedLogits(9).read({"logits": logits}, {"input_ids": ids})
-    assert torch.equal(found[0], logits[0, [1, 3, 4]])
-    assert torch.equal(found[1, 0], logits[1, 2]) and not found[1, 1:].any()
+    masked_logits = MaskedLogits(9).read({"logits": logits}, {"input_ids": ids})
+    assert torch.equal(masked_logits[0], logits[0, [1, 3, 4]])
+    assert torch.equal(masked_logits[1, 0], logits[1, 2]) and not masked_logits[1, 1:].any()
 
 
 def test_figures_are_over_tokens_and_not_over_texts() -> None:
     rank = np.array([[1, 3, 9], [1, -1, -1]])
     loss = np.where(rank < 0, np.nan, 0.5 * rank)
-    found = {row.metric: row for row in TASK.measure({"rank": rank, "loss": loss, "first": rank}, None, "m", "t")}
-    assert found["top_1_accuracy"].value == 0.5 and found["top_5_accuracy"].value == 0.75
-    assert found["loss"].value == pytest.approx((0.5 + 1.5 + 4.5 + 0.5) / 4)
+    measured = {row.metric: row for row in TASK.measure({"rank": rank, "loss": loss, "first": rank}, None, "m", "t")}
+    assert measured["top_1_accuracy"].value == 0.5 and measured["top_5_accuracy"].value == 0.75
+    assert measured["loss"].value == pytest.approx((0.5 + 1.5 + 4.5 + 0.5) / 4)
 
 
 def test_judging_in_parts_is_judging_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

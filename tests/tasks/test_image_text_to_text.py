@@ -39,10 +39,14 @@ def _asked(text: str) -> list[dict[str, Any]]:
 def test_inputs_are_the_processors_own(folder: Path) -> None:
     model, rows = TASK.load(folder, None, trust_remote_code=False), table(4)
     examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
-    own = LlavaProcessor.from_pretrained(folder, backend="pil")
+    transformers_processor = LlavaProcessor.from_pretrained(folder, backend="pil")
     for row in range(4):
-        prompt = own.apply_chat_template(_asked(rows["text"][row].as_py()), add_generation_prompt=True, tokenize=False)
-        given = own(images=_image(rows, row), text=prompt, add_special_tokens=False, return_tensors="np")
+        prompt = transformers_processor.apply_chat_template(
+            _asked(rows["text"][row].as_py()), add_generation_prompt=True, tokenize=False
+        )
+        given = transformers_processor(
+            images=_image(rows, row), text=prompt, add_special_tokens=False, return_tensors="np"
+        )
         assert examples.inputs[row].keys() == given.keys()
         for name, array in given.items():
             np.testing.assert_array_equal(examples.inputs[row][name], array[0])
@@ -54,14 +58,14 @@ def test_the_loss_is_transformers_own_of_the_answer(folder: Path) -> None:
     examples = TASK.encode(rows, model.processor, None, 64)
     batch = tensors(examples, list(range(5)))
     plain = AutoModelForImageTextToText.from_pretrained(folder)
-    told = model.processor.tokenizer
+    tokenizer = model.processor.tokenizer
     with torch.inference_mode():
-        found = loss_of(TASK, model.module, batch)
+        loss = loss_of(TASK, model.module, batch)
         inputs = {name: batch[name] for name in examples.padding}
-        wanted = plain(**inputs, labels=batch["labels"].long()).loss
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        expected_loss = plain(**inputs, labels=batch["labels"].long()).loss
+    torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
     for row, labels in enumerate(batch["labels"]):
-        assert told.decode(labels[labels != -100]) == f"{rows['target'][row].as_py()} </s>"
+        assert tokenizer.decode(labels[labels != -100]) == f"{rows['target'][row].as_py()} </s>"
 
 
 def test_learning_is_judged_by_the_answers_tokens(folder: Path) -> None:
@@ -74,8 +78,8 @@ def test_learning_is_judged_by_the_answers_tokens(folder: Path) -> None:
         with torch.inference_mode():
             whole = model.module(**{name: batch[name] for name in examples.padding}).logits[0]
         places = (batch["labels"][0] != -100).nonzero().flatten()
-        wanted = batch["labels"][0][places]
-        right.append(float((whole[places - 1].argmax(-1) == wanted).float().mean()))
+        expected_tokens = batch["labels"][0][places]
+        right.append(float((whole[places - 1].argmax(-1) == expected_tokens).float().mean()))
         torch.testing.assert_close(torch.from_numpy(logits[row, : len(places)]), whole[places - 1])
     assert merit(TASK, model.module, examples) == pytest.approx(np.mean(right), abs=1e-6)
 
@@ -84,20 +88,20 @@ def test_answers_are_the_pipelines_own(folder: Path) -> None:
     rows, model = table(6), TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
     session = get_runtime("torch").open(folder, TARGETS["torch"], 1)
-    found = session.predict(examples.batch(range(6)))["texts"]
-    own = pipeline("image-text-to-text", model=str(folder), processor=model.processor, device="cpu")
+    texts = session.predict(examples.batch(range(6)))["texts"]
+    transformers_pipeline = pipeline("image-text-to-text", model=str(folder), processor=model.processor, device="cpu")
     for row in range(6):
         asked = _asked(rows["text"][row].as_py())
         asked[0]["content"][0] = {"type": "image", "image": _image(rows, row)}
-        (answer,) = own(text=asked, return_full_text=False)
-        assert found[row] == answer["generated_text"].strip()
-    assert len(set(found)) > 1
-    assert TASK.collect({"texts": found}, examples, [0])["texts"].tolist() == found.tolist()
+        (answer,) = transformers_pipeline(text=asked, return_full_text=False)
+        assert texts[row] == answer["generated_text"].strip()
+    assert len(set(texts)) > 1
+    assert TASK.collect({"texts": texts}, examples, [0])["texts"].tolist() == texts.tolist()
 
 
 def test_figures_by_hand() -> None:
-    written, wanted = np.array(["It is a bag.", "red shoe", ""]), np.array(["it is bag", "a red coat", "dress"])
-    match, f1 = TASK.measure({"texts": written}, wanted, "m", "t")
+    written, expected = np.array(["It is a bag.", "red shoe", ""]), np.array(["it is bag", "a red coat", "dress"])
+    match, f1 = TASK.measure({"texts": written}, expected, "m", "t")
     assert match.raw == (1.0, 0.0, 0.0)
     assert f1.raw == pytest.approx((1.0, 0.5, 0.0))
 
@@ -127,17 +131,17 @@ def test_a_prompt_that_leaves_no_room_is_named_and_an_answer_is_cut(folder: Path
 
 def test_processors_that_count_otherwise_are_named(tmp_path: Path) -> None:
     wrong = tiny_questions.write_model(tmp_path / "wrong")
-    said = json.loads((wrong / "processor_config.json").read_text())
-    (wrong / "processor_config.json").write_text(json.dumps(said | {"num_additional_image_tokens": 0}))
+    fields = json.loads((wrong / "processor_config.json").read_text())
+    (wrong / "processor_config.json").write_text(json.dumps(fields | {"num_additional_image_tokens": 0}))
     with pytest.raises(ModelError, match="an image has 4 features, and its processor writes 3 tokens"):
         TASK.load(wrong, None, trust_remote_code=False)
-    (wrong / "processor_config.json").write_text(json.dumps(said | {"patch_size": None}))
+    (wrong / "processor_config.json").write_text(json.dumps(fields | {"patch_size": None}))
     with pytest.raises(ModelError, match="says no patch_size"):
         TASK.load(wrong, None, trust_remote_code=False)
 
 
 def test_another_tower_and_decoder(tmp_path: Path) -> None:
-    made = tiny_questions.write_model(tmp_path, text="qwen2", tower="siglip_vision_model")
-    model = TASK.load(made, None, trust_remote_code=False)
+    model_folder = tiny_questions.write_model(tmp_path, text="qwen2", tower="siglip_vision_model")
+    model = TASK.load(model_folder, None, trust_remote_code=False)
     examples = TASK.encode(table(2), model.processor, None, 64)
     assert np.isfinite(predict(model.module, examples)).all()

@@ -27,18 +27,18 @@ def table(some: list[dict]) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("answers")
-    write_model(made, TASK.name, is_decoder=False)
-    return made
+    model_folder = tmp_path_factory.mktemp("answers")
+    write_model(model_folder, TASK.name, is_decoder=False)
+    return model_folder
 
 
 def test_answers_are_those_that_transformers_decodes(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     some = dict(rows(TASK.name))["train"]
     examples = TASK.encode(table(some), model.processor, None, 48)
-    kept = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
+    collected = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
     tokenizer, module = AutoTokenizer.from_pretrained(folder), AutoModelForQuestionAnswering.from_pretrained(folder)
-    for row, found in zip(some, kept["answer"].tolist(), strict=True):
+    for row, answer in zip(some, collected["answer"].tolist(), strict=True):
         encoded = tokenizer(row["question"], row["context"], return_offsets_mapping=True, return_tensors="pt")
         offsets = encoded.pop("offset_mapping")[0]
         with torch.no_grad():
@@ -51,7 +51,7 @@ def test_answers_are_those_that_transformers_decodes(folder: Path) -> None:
             encoded["attention_mask"].numpy(),
             max_answer_len=MOST_TOKENS,
         )
-        assert found == row["context"][offsets[starts[0]][0] : offsets[ends[0]][1]]
+        assert answer == row["context"][offsets[starts[0]][0] : offsets[ends[0]][1]]
 
 
 def test_the_best_span_is_the_best_of_all() -> None:
@@ -76,12 +76,12 @@ def test_a_long_context_is_read_in_windows_and_its_answer_found_in_one(folder: P
     examples = TASK.encode(
         table([{"question": "the film", "context": context, "answers": "superb"}, short]), model.processor, None, 24
     )
-    own = [example for example in examples.inputs if example["row"] == 0]
-    assert len(own) == 5 and "6 windows of 2 contexts" in examples.note
+    windows = [example for example in examples.inputs if example["row"] == 0]
+    assert len(windows) == 5 and "6 windows of 2 contexts" in examples.note
     assert [int(example["row"]) for example in examples.inputs[:2]] == [0, 1], "first come all rows' first windows"
-    spans = [tuple(place) for place in examples.labels.tolist()]
+    spans = [tuple(span) for span in examples.labels.tolist()]
     assert spans[1] == (5, 5)
-    held = [index for index, place in enumerate(spans) if place != (0, 0) and index != 1]
+    held = [index for index, span in enumerate(spans) if span != (0, 0) and index != 1]
     for index in held:
         starts, ends = examples.inputs[index]["offsets"]
         assert context[starts[spans[index][0]] : ends[spans[index][1]]] == "superb"
@@ -89,9 +89,9 @@ def test_a_long_context_is_read_in_windows_and_its_answer_found_in_one(folder: P
     logits = np.zeros((len(examples), 2, 24), np.float32)
     for index, (first, last) in enumerate(spans):
         logits[index, 0, first] = logits[index, 1, last] = 9
-    kept = TASK.collect({examples.answer: logits}, examples, range(len(examples)))
-    found = {row.metric: row.value for row in TASK.measure(kept, None, "m", "t")}
-    assert found == {"f1": 1.0, "exact_match": 1.0}
+    collected = TASK.collect({examples.answer: logits}, examples, range(len(examples)))
+    values = {row.metric: row.value for row in TASK.measure(collected, None, "m", "t")}
+    assert values == {"f1": 1.0, "exact_match": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -110,17 +110,19 @@ def test_words_are_compared_as_squads_script_does(found: str, wanted: str, f1: f
 
 
 def test_no_answer_counts_where_some_questions_have_none() -> None:
-    kept = {
+    collected = {
         "answer": np.array(["here", "there", "so"]),
         "score": np.array([1.0, 5.0, 2.0]),
         "nothing": np.array([3.0, 4.0, 1.0]),
         "row": np.array([0, 1, 2]),
         "gold": np.array(["[]", '["there"]', '["so"]']),
     }
-    found = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
-    assert found["exact_match"].raw == (1.0, 1.0, 1.0)
-    kept["gold"][0] = '["here"]'
-    assert TASK.measure(kept, None, "m", "t")[1].raw == (1.0, 1.0, 1.0), "here is given, since every question has one"
+    measured = {row.metric: row for row in TASK.measure(collected, None, "m", "t")}
+    assert measured["exact_match"].raw == (1.0, 1.0, 1.0)
+    collected["gold"][0] = '["here"]'
+    assert TASK.measure(collected, None, "m", "t")[1].raw == (1.0, 1.0, 1.0), (
+        "here is given, since every question has one"
+    )
 
 
 def test_the_loss_is_the_mean_of_both_ends() -> None:

@@ -37,9 +37,9 @@ CLASSES = ["bright above", "bright below", "dark"]
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("clip")
-    tiny_towers.write_model(made)
-    return made
+    model_folder = tmp_path_factory.mktemp("clip")
+    tiny_towers.write_model(model_folder)
+    return model_folder
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ def test_graphs_answer_as_the_pipeline_of_transformers(made: Made) -> None:
     logits = session_of(graph).predict({**prompts, "pixel_values": pixels})["logits_per_image"]
     assert logits.shape == (COUNT, 3)
     likely = torch.from_numpy(logits)
-    found = likely.sigmoid() if model.module.config.model_type == "siglip" else likely.softmax(dim=-1)
+    chances = likely.sigmoid() if model.module.config.model_type == "siglip" else likely.softmax(dim=-1)
     known = pipeline("zero-shot-image-classification", str(made.folder))
     images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
-    for row, answer in zip(found, known(images, candidate_labels=CLASSES), strict=True):
-        scores = {one["label"]: one["score"] for one in answer}
+    for row, answer in zip(chances, known(images, candidate_labels=CLASSES), strict=True):
+        scores = {label_score["label"]: label_score["score"] for label_score in answer}
         np.testing.assert_allclose(row.numpy(), [scores[name] for name in CLASSES], atol=1e-5)
 
 
 def kept(images: Any, texts: Any, kinds: Any, captions: Any, pictures: Any) -> dict[str, np.ndarray]:
-    angles = (np.radians(np.array(one, float)) for one in (images, texts))
-    unit = [np.stack([np.cos(one), np.sin(one)], axis=1) for one in angles]
+    angles = (np.radians(np.array(degrees, float)) for degrees in (images, texts))
+    unit = [np.stack([np.cos(degrees), np.sin(degrees)], axis=1) for degrees in angles]
     return dict(
         zip(
             ("images", "texts", "kind", "caption", "picture"),
@@ -101,9 +101,9 @@ def kept(images: Any, texts: Any, kinds: Any, captions: Any, pictures: Any) -> d
 
 def test_recall_and_accuracy_are_those_of_hand() -> None:
     # Three rows, the last two with one caption, and two prompts each of two classes, at 0 and 40, and at 80 and 100.
-    found = kept([10, 60, 88], [0, 70, 70], [0, 1, 1], [0, 1, 1], [0, 1, 2])
+    collected = kept([10, 60, 88], [0, 70, 70], [0, 1, 1], [0, 1, 1], [0, 1, 2])
     asked = kept([0, 0, 0, 0], [0, 40, 80, 100], [0, 0, 1, 1], [-1] * 4, [-1] * 4)
-    both = {name: np.concatenate([found[name], asked[name]]) for name in found}
+    both = {name: np.concatenate([collected[name], asked[name]]) for name in collected}
     rows = {row.metric: row for row in TASK.measure(both, None, "m", "cpu")}
     assert rows["recall_at_1_image_to_text"].raw == (1, 1, 1)
     # The caption at 0 finds the image at 10 first, that at 70 the one at 60.
@@ -114,14 +114,14 @@ def test_recall_and_accuracy_are_those_of_hand() -> None:
     rows = {row.metric: row for row in TASK.measure(swapped, None, "m", "cpu")}
     assert rows["recall_at_1_image_to_text"].raw == (1, 1, 1)
     assert rows["zero_shot_accuracy"].value == 0
-    plain = {row.metric: row for row in TASK.measure(found, None, "m", "cpu")}
+    plain = {row.metric: row for row in TASK.measure(collected, None, "m", "cpu")}
     assert "zero_shot_accuracy" not in plain
 
 
 def test_a_caption_of_several_images_is_looked_for_once() -> None:
     # The last image is nearer to the caption that six others have, once, than to its own.
-    found = kept([0] * 6 + [50], [50] * 6 + [0], [0] * 6 + [1], [0] * 6 + [1], range(7))
-    rows = {row.metric: row for row in TASK.measure(found, None, "m", "cpu")}
+    collected = kept([0] * 6 + [50], [50] * 6 + [0], [0] * 6 + [1], [0] * 6 + [1], range(7))
+    rows = {row.metric: row for row in TASK.measure(collected, None, "m", "cpu")}
     assert rows["recall_at_1_image_to_text"].value == 0
     assert rows["recall_at_5_image_to_text"].value == 1
 
@@ -129,7 +129,7 @@ def test_a_caption_of_several_images_is_looked_for_once() -> None:
 def test_rows_of_one_image_or_one_caption_belong_together(clip: Path) -> None:
     processor = TASK.load(clip, None, trust_remote_code=False).processor
     values = tiny_images.table(3)["image"].to_pylist()
-    images = [values[place] for place in (0, 0, 1, 2)]
+    images = [values[position] for position in (0, 0, 1, 2)]
     texts = ["bright above", "a film", "A  film", "dark"]
     rows = pa.table({"image": pa.array(images, tiny_images.media_type()), "text": texts})
     examples = TASK.encode(rows, processor, None, 16)
@@ -144,7 +144,7 @@ def test_prompts_stand_behind_the_rows_with_the_class_that_they_ask_for(clip: Pa
     evaluation = Evaluation(templates=("a photo of {}", "{}"))
     examples = TASK.eval_examples(tiny_towers.table(6), model.processor, None, 16, evaluation)
     assert examples.labels is not None and len(examples) == len(examples.lengths()) == 10
-    asked = [model.tokenizer.decode(one["input_ids"], skip_special_tokens=True) for one in examples.inputs[6:]]
+    asked = [model.tokenizer.decode(prompt["input_ids"], skip_special_tokens=True) for prompt in examples.inputs[6:]]
     assert asked == ["a photo of bright above", "bright above", "a photo of bright below", "bright below"]
     assert examples.labels[6:].tolist() == [[0, -1, -1], [0, -1, -1], [1, -1, -1], [1, -1, -1]]
     assert examples.labels[:6, 0].tolist() == [0, 1] * 3
@@ -175,10 +175,12 @@ def test_a_student_of_other_dimensions_learns_affinities() -> None:
     mine, taught = ([torch.nn.functional.normalize(torch.randn(3, size)) for _ in range(2)] for size in (2, 5))
     total = 0.0
     for way in (0, 1):
-        p, q = ((one[way] @ one[1 - way].T / 0.02).double().softmax(dim=-1) for one in (taught, mine))
+        p, q = (
+            (embeddings[way] @ embeddings[1 - way].T / 0.02).double().softmax(dim=-1) for embeddings in (taught, mine)
+        )
         total += float((p * (p / q).log()).sum() / 3)
-    found = TASK.distance(torch.cat(mine, dim=-1), torch.cat(taught, dim=-1), 2.0)
-    assert float(found) == pytest.approx(total / 2, rel=1e-4)
+    distance = TASK.distance(torch.cat(mine, dim=-1), torch.cat(taught, dim=-1), 2.0)
+    assert float(distance) == pytest.approx(total / 2, rel=1e-4)
 
 
 def source(some: dict[str, list[Any]]) -> pa.Table:

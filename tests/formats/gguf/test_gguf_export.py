@@ -27,9 +27,9 @@ from compress.utils.errors import ModelError
 
 def quantized_llama(folder: Path, **how: Any) -> QuantizedCheckpoint:
     """The tiny llama in GPTQ format, with a tokenizer that has merges."""
-    made = quantize_tiny_llama(save_mergeable_llama(folder / "source"), folder / "quantized", **how)
-    train_tokenizer().save_pretrained(made.folder)
-    return made
+    checkpoint = quantize_tiny_llama(save_mergeable_llama(folder / "source"), folder / "quantized", **how)
+    train_tokenizer().save_pretrained(checkpoint.folder)
+    return checkpoint
 
 
 def read_by_transformers(
@@ -95,9 +95,9 @@ def test_the_table_that_is_the_head_too_is_stored_once(tmp_path: Path) -> None:
 def test_half_precision_halves_plain_matrices_and_says_what_it_rounds(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     write_gguf(source, tmp_path / "half.gguf")
-    found = {one.name: one for one in compare_gguf(tmp_path / "half.gguf", source)}
-    assert found["blk.0.attn_q.weight"].kind == "F16" and 0 < found["blk.0.attn_q.weight"].largest <= 2**-11
-    assert found["output_norm.weight"].kind == "F32" and found["output_norm.weight"].largest == 0
+    differences = {difference.name: difference for difference in compare_gguf(tmp_path / "half.gguf", source)}
+    assert differences["blk.0.attn_q.weight"].kind == "F16" and 0 < differences["blk.0.attn_q.weight"].largest <= 2**-11
+    assert differences["output_norm.weight"].kind == "F32" and differences["output_norm.weight"].largest == 0
     state = read_by_transformers(source, tmp_path, "f16")
     name = "model.layers.1.self_attn.k_proj.weight"
     assert torch.equal(state[name], source.stored(name).half().float())
@@ -107,20 +107,20 @@ def test_a_change_in_the_file_is_found(tmp_path: Path) -> None:
     checkpoint = quantized_llama(tmp_path)
     file = tmp_path / "tiny.gguf"
     write_gguf(checkpoint, file)
-    assert all(one.largest == 0 for one in compare_gguf(file, checkpoint))
-    (tensor,) = (one for one in read_gguf(file).tensors if one.name == "blk.1.ffn_up.weight")
+    assert all(difference.largest == 0 for difference in compare_gguf(file, checkpoint))
+    (tensor,) = (candidate for candidate in read_gguf(file).tensors if candidate.name == "blk.1.ffn_up.weight")
     content = bytearray(file.read_bytes())
     content[tensor.start + 2] ^= 0x10
     file.write_bytes(content)
-    changed = [one for one in compare_gguf(file, checkpoint) if one.largest > one.allowed]
-    assert [one.name for one in changed] == ["blk.1.ffn_up.weight"]
+    changed = [difference for difference in compare_gguf(file, checkpoint) if difference.largest > difference.allowed]
+    assert [difference.name for difference in changed] == ["blk.1.ffn_up.weight"]
 
 
 def test_metadata_are_those_of_the_config_and_the_tokenizer(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     write_gguf(source, tmp_path / "tiny.gguf")
     fields = GGUFReader(tmp_path / "tiny.gguf").fields
-    found = {key: fields[key].contents() for key in fields}
+    values = {key: fields[key].contents() for key in fields}
     expected = {
         "general.architecture": "llama",
         "llama.context_length": 256,
@@ -140,11 +140,11 @@ def test_metadata_are_those_of_the_config_and_the_tokenizer(tmp_path: Path) -> N
         "tokenizer.ggml.add_bos_token": False,
         "general.file_type": 1,
     }
-    assert {key: found[key] for key in expected} == expected
-    assert found["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    assert {key: values[key] for key in expected} == expected
+    assert values["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
     tokenizer = train_tokenizer()
-    assert found["tokenizer.chat_template"] == tokenizer.chat_template
-    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    assert values["tokenizer.chat_template"] == tokenizer.chat_template
+    tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     mark = tokenizer.convert_tokens_to_ids("<mark>")
     assert (types[1], types[100], types[mark], types[ROWS - 1]) == (3, 1, 4, 5)
@@ -158,7 +158,7 @@ def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None
     factors = GgufArchitecture.of(source).rotary_factors()
     assert factors is not None and len(set(factors.tolist())) > 3
     np.testing.assert_allclose(plain / factors, expected.numpy(), rtol=1e-6)
-    (planned,) = (one for one in plan_gguf(source) if one.name == "rope_freqs.weight")
+    (planned,) = (candidate for candidate in plan_gguf(source) if candidate.name == "rope_freqs.weight")
     assert planned.shape == (16,)
 
 

@@ -46,8 +46,8 @@ def bundle(made: Bundle, tmp_path: Path) -> Path:
 
 
 def cases(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "selftest.json").read_text())["cases"]
-    return found
+    self_tests: list[dict[str, Any]] = json.loads((folder / "selftest.json").read_text())["cases"]
+    return self_tests
 
 
 def test_the_manifest_says_how_a_message_is_answered(made: Bundle) -> None:
@@ -65,13 +65,13 @@ def test_the_manifest_says_how_a_message_is_answered(made: Bundle) -> None:
         max_new_tokens=20,
         max_length=POSITIONS,
     )
-    said = {entry.name: entry.meaning for entry in (*made.manifest.inputs, *made.manifest.outputs)}
-    assert said["past_key_values.1.value"] == "values of earlier tokens, in layer N"
+    meanings = {entry.name: entry.meaning for entry in (*made.manifest.inputs, *made.manifest.outputs)}
+    assert meanings["past_key_values.1.value"] == "values of earlier tokens, in layer N"
     assert "A message gets a reply of at most 20 tokens, always the likeliest one" in (
         made.folder / "README.md"
     ).read_text().replace("\n", " ")
-    found = verify(made.archive)
-    assert (found.of, found.compared, found.worst) == ("messages", "replies", 0)
+    verdict = verify(made.archive)
+    assert (verdict.of, verdict.compared, verdict.worst) == ("messages", "replies", 0)
 
 
 def test_the_self_test_has_what_transformers_replies(made: Bundle, run: Path) -> None:
@@ -87,31 +87,31 @@ def test_the_self_test_has_what_transformers_replies(made: Bundle, run: Path) ->
             logits = right.module(whole).logits[0, len(case["input_ids"]) - 1 : -1]
         heights = logits.max(-1).values - logits.mean(-1)
         assert case["reply"]["logits"] == pytest.approx(heights.tolist(), abs=1e-3)
-    said = [tuple(case["reply"]["ids"]) for case in tested]
-    assert len(set(said)) > 3, "one that repeats itself proves little"
-    assert len({token for ids in said for token in ids}) > 8
+    replies = [tuple(case["reply"]["ids"]) for case in tested]
+    assert len(set(replies)) > 3, "one that repeats itself proves little"
+    assert len({token for ids in replies for token in ids}) > 8
 
 
 def test_the_example_replies_as_transformers_does(made: Bundle, run: Path) -> None:
     right, command = Right(run), [sys.executable, str(made.folder / "examples" / "run.py")]
-    said = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("passed; replies differ by at most ")
+    output = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert output.startswith("passed; replies differ by at most ")
     message = "Ein 🙂 and  two spaces"
-    said = subprocess.run([*command, message], capture_output=True, text=True, check=True, encoding="utf-8").stdout
-    assert said == right.text(right.reply(message, 20)) + "\n"
+    output = subprocess.run([*command, message], capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    assert output == right.text(right.reply(message, 20)) + "\n"
     done = subprocess.run([*command, "x" * LONGEST], capture_output=True, text=True, check=False)
     assert "1 to 200 are taken" in done.stderr
 
 
 def test_a_model_without_a_template_continues_the_text_itself(tmp_path: Path) -> None:
     run = write_chat_run(tmp_path / "run", template=None)
-    made = build(wanted_of(run), tmp_path / "out", SilentProgress())
-    assert made.manifest.preprocessing == Prompt(
+    bundle = build(wanted_of(run), tmp_path / "out", SilentProgress())
+    assert bundle.manifest.preprocessing == Prompt(
         tokenizer="model/tokenizer.json", before="", after="", add_special_tokens=True, max_length=LONGEST
     )
     right = Right(run)
-    assert {case["text"]: case["input_ids"] for case in cases(made.folder)}[""] == [1]
-    for case in cases(made.folder):
+    assert {case["text"]: case["input_ids"] for case in cases(bundle.folder)}[""] == [1]
+    for case in cases(bundle.folder):
         assert case["reply"]["ids"] == right.reply(case["text"], TESTED)
 
 
@@ -162,9 +162,9 @@ def test_what_is_refused_leaves_nothing(
 
 @pytest.mark.parametrize("target", ["android", "ios"])
 def test_a_phone_takes_it_with_the_example_in_python(run: Path, tmp_path: Path, target: str) -> None:
-    made = build(wanted_of(run, target), tmp_path / "out", SilentProgress())
-    assert {path.name for path in (made.folder / "examples").iterdir()} == {"model.py", "run.py"}
-    assert "Begin with `examples/run.py`" in (made.folder / "README.md").read_text()
+    bundle = build(wanted_of(run, target), tmp_path / "out", SilentProgress())
+    assert {path.name for path in (bundle.folder / "examples").iterdir()} == {"model.py", "run.py"}
+    assert "Begin with `examples/run.py`" in (bundle.folder / "README.md").read_text()
 
 
 def _set(step: str, name: str, value: object) -> Callable[[dict[str, Any]], None]:
@@ -224,8 +224,8 @@ def test_any_flipped_bit_is_found(bundle: Path) -> None:
     chance, paths = random.Random(0), sorted(path for path in bundle.rglob("*") if path.is_file())
     for path in paths * 2:
         content = path.read_bytes()
-        place = chance.randrange(len(content))
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
+        offset = chance.randrange(len(content))
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << chance.randrange(8)]) + content[offset + 1 :])
         with pytest.raises(BundleError):
             verify(bundle)
         path.write_bytes(content)

@@ -47,16 +47,16 @@ def answered(bundle: Bundle, task: str) -> tuple[list[Image.Image], list[dict[st
     processor = TASKS[task][0]
     paths = sorted((bundle.folder / "samples").glob("*.png"))
     pictures = [decode(media(str(path), None) or {}, "RGB", Counter()) for path in paths]
-    found = [outputs(task, np.asarray(processor([one])["pixel_values"])) for one in pictures]
-    return pictures, [{name: torch.from_numpy(array) for name, array in one.items()} for one in found]
+    answers = [outputs(task, np.asarray(processor([picture])["pixel_values"])) for picture in pictures]
+    return pictures, [{name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in answers]
 
 
 def boxes_of(task: str, found: dict[str, torch.Tensor], picture: Image.Image) -> list[list[Any]]:
     """Label, score and box of all that scores well, surest first, by transformers' own processor."""
     processor = TASKS[task][0]
     given = SimpleNamespace(**found)
-    (one,) = processor.post_process_object_detection(given, threshold=LEAST, target_sizes=[picture.size[::-1]])
-    parts = zip(one["scores"].tolist(), one["labels"].tolist(), one["boxes"].tolist(), strict=True)
+    (detection,) = processor.post_process_object_detection(given, threshold=LEAST, target_sizes=[picture.size[::-1]])
+    parts = zip(detection["scores"].tolist(), detection["labels"].tolist(), detection["boxes"].tolist(), strict=True)
     rows = [[LABELS[key], score, left, top, right - left, low - top] for score, key, (left, top, right, low) in parts]
     return sorted(rows, key=lambda row: -row[1])
 
@@ -67,20 +67,20 @@ def test_the_example_passes_the_self_test(tmp_path: Path, task: str) -> None:
     assert verify(bundle.archive).worst == 0
     command = [sys.executable, str(bundle.folder / "examples" / "run.py")]
     assert "passed" in subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    (picture, *_), (found, *_) = answered(bundle, task)
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (picture, *_), (answer, *_) = answered(bundle, task)
     if task in BOXES:
-        shown = [f"{score:7.2%}  {label}" for label, score, *_ in boxes_of(task, found, picture) if score >= 0.5]
-        assert [line.split(":")[0] for line in said] == shown[: len(said)] and len(said) == min(5, len(shown))
+        shown = [f"{score:7.2%}  {label}" for label, score, *_ in boxes_of(task, answer, picture) if score >= 0.5]
+        assert [line.split(":")[0] for line in lines] == shown[: len(lines)] and len(lines) == min(5, len(shown))
     elif task == "image-segmentation":
         processor = TASKS[task][0]
-        (mask,) = processor.post_process_semantic_segmentation(SimpleNamespace(**found), [picture.size[::-1]])
+        (mask,) = processor.post_process_semantic_segmentation(SimpleNamespace(**answer), [picture.size[::-1]])
         shares = {label: float((mask == key).float().mean()) for key, label in enumerate(LABELS)}
-        assert {line.split("  ")[-1]: float(line.split("%")[0]) / 100 for line in said} == pytest.approx(
+        assert {line.split("  ")[-1]: float(line.split("%")[0]) / 100 for line in lines} == pytest.approx(
             shares, abs=1e-3
         )
     elif task == "image-feature-extraction":
-        assert said[0].split() == ["1.000", "1.png"]
+        assert lines[0].split() == ["1.000", "1.png"]
 
 
 CALLS = {
@@ -102,7 +102,7 @@ def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> Non
     }
     for task in todays(checks, 2, str):
         bundle = made(tmp_path / task, task, "browser")
-        pictures, found = answered(bundle, task)
+        pictures, answers = answered(bundle, task)
         names = json.dumps([f"samples/{at + 1}.png" for at in range(len(pictures))])
         with serve(bundle.folder) as port, open_page(program=chromium) as tab:
             tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
@@ -120,7 +120,7 @@ def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> Non
                   return found;
                 }})()"""
             )
-            for at, whole in enumerate(zip(given, found, pictures, strict=True)):
+            for at, whole in enumerate(zip(given, answers, pictures, strict=True)):
                 if at != SOFT:
                     checks[task](*whole)
             if task in BOXES:
@@ -133,9 +133,9 @@ def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> Non
 
 
 def boxes(task: str, answer: list[list[Any]], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:
-    wanted = boxes_of(task, numbers, picture)
-    assert [one[0] for one in answer] == [one[0] for one in wanted]
-    assert [one[1:] for one in answer] == [pytest.approx(one[1:], rel=1e-3, abs=1e-3) for one in wanted]
+    expected_boxes = boxes_of(task, numbers, picture)
+    assert [box[0] for box in answer] == [box[0] for box in expected_boxes]
+    assert [box[1:] for box in answer] == [pytest.approx(box[1:], rel=1e-3, abs=1e-3) for box in expected_boxes]
 
 
 def pixels(answer: list[int], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:

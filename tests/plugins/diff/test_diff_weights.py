@@ -163,8 +163,8 @@ def test_a_decoder_is_the_same_in_gguf_and_in_gptq_though_rows_of_heads_are_turn
     for folder, bits in ((packed.folder, 4), (gguf, None)):
         diff = compare_weights(source.folder, folder, PROGRESS)
         assert diff.verdict == "rounded" and not (diff.added or diff.removed or diff.resized or diff.unread)
-        found = {tensor.name: tensor for tensor in diff.tensors}
-        query = found["model.layers.0.self_attn.q_proj.weight"]
+        compared_tensors = {tensor.name: tensor for tensor in diff.tensors}
+        query = compared_tensors["model.layers.0.self_attn.q_proj.weight"]
         assert query.how == "rounded" and (bits is None or query.bits == (32, bits))
         assert all((tensor.times_rounding or 0) < 1.2 for tensor in diff.tensors)
     assert query.other == "blk.0.attn_q.weight" and "in another order" in query.causes[0]

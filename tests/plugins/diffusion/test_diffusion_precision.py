@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     torch_model = load_pipeline(folder)
     ids = torch_model.processor.ids(["a bag", "the small dark boot of a photo"])
     exported = export_diffusion(torch_model, ids, None, fusions=False)
-    return diffusion_folder(torch_model, {name: one.graph for name, one in exported.items()})
+    return diffusion_folder(torch_model, {name: part.graph for name, part in exported.items()})
 
 
 @pytest.fixture
@@ -68,52 +68,58 @@ def load_processor(model: OnnxModel) -> object:
 
 
 def metadata(graph: onnx.ModelProto, key: str) -> dict[str, object]:
-    (found,) = (json.loads(one.value) for one in graph.metadata_props if one.key == key)
-    return found
+    (value,) = (json.loads(entry.value) for entry in graph.metadata_props if entry.key == key)
+    return value
 
 
 def test_a_denoiser_in_integers_is_calibrated_on_all_of_the_way(model: OnnxModel, context: Context) -> None:
     stage = OnnxInt8(part="unet", method="static", split_concatenations=True, calibration_examples=24)  # type: ignore[arg-type]
-    found = stage.run(model, context)
+    result = stage.run(model, context)
     # 24 examples are three prompts' four steps, each with guidance; Stable Diffusion's steps are offset by one.
-    record = metadata(found.graphs[UNET], METADATA)
+    record = metadata(result.graphs[UNET], METADATA)
     assert (record["prompts"], record["timesteps"], record["guidance"]) == (3, [751.0, 501.0, 251.0, 1.0], 2.0)
     others = [name for name in model.graphs if name != UNET]
-    assert [found.graphs[name] for name in others] == [model.graphs[name] for name in others]
+    assert [result.graphs[name] for name in others] == [model.graphs[name] for name in others]
     # Both resnets on the way up have a shortcut that reads a concatenation.
-    names = [node.name for node in found.graphs[UNET].graph.node if node.op_type == "Conv"]
+    names = [node.name for node in result.graphs[UNET].graph.node if node.op_type == "Conv"]
     shortcuts = {name.partition("/part_")[0] for name in names if "/part_" in name}
     assert len(shortcuts) == 4
     assert sum("/part_" in name for name in names) == 8
-    integers = [one for one in found.graphs[UNET].graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    integers = [
+        initializer
+        for initializer in result.graphs[UNET].graph.initializer
+        if initializer.data_type == onnx.TensorProto.INT8
+    ]
     assert len(integers) >= len(names)
     assert "4 convolutions split by the parts of what they read" in " ".join(context.notes)
-    assert ssim(drawn(found, context), drawn(model, context)).mean() > 0.8
+    assert ssim(drawn(result, context), drawn(model, context)).mean() > 0.8
 
 
 def test_a_decoder_is_calibrated_on_what_sampling_ends_in(model: OnnxModel, context: Context) -> None:
-    found = OnnxInt8(part="vae_decoder", method="static", calibration_examples=5).run(model, context)  # type: ignore[arg-type]
-    assert metadata(found.graphs[DECODER], METADATA)["prompts"] == 5
-    assert found.graphs[UNET] == model.graphs[UNET]
-    assert ssim(drawn(found, context), drawn(model, context)).mean() > 0.9
+    result = OnnxInt8(part="vae_decoder", method="static", calibration_examples=5).run(model, context)  # type: ignore[arg-type]
+    assert metadata(result.graphs[DECODER], METADATA)["prompts"] == 5
+    assert result.graphs[UNET] == model.graphs[UNET]
+    assert ssim(drawn(result, context), drawn(model, context)).mean() > 0.9
 
 
 def test_a_floor_is_held_on_pictures_of_validation_prompts(model: OnnxModel, context: Context) -> None:
     fields = {"method": "static", "accuracy_floor": 0.9, "damage_examples": 4, "calibration_examples": 4}
-    found = OnnxInt8(part="vae_decoder", **fields).run(model, context)  # type: ignore[arg-type]
-    record = metadata(found.graphs[DECODER], LAYERS)
+    result = OnnxInt8(part="vae_decoder", **fields).run(model, context)  # type: ignore[arg-type]
+    record = metadata(result.graphs[DECODER], LAYERS)
     # The float graph's pictures are its own: a similarity of 1.
     assert record["float_metric"] == pytest.approx(1.0)
     # Every decoder of layers is 8-bit or float as the record says, and what is told is what these pictures show.
-    assert record["metric"] == pytest.approx(ssim(drawn(found, context), drawn(model, context)).mean(), abs=1e-6)
+    assert record["metric"] == pytest.approx(ssim(drawn(result, context), drawn(model, context)).mean(), abs=1e-6)
 
 
 def test_halves_are_proven_by_part(model: OnnxModel, context: Context) -> None:
-    found = Cast(part="unet").run(model, context)  # type: ignore[arg-type]
-    stored = {one.data_type for one in found.graphs[UNET].graph.initializer if np.prod(one.dims) > 64}
+    result = Cast(part="unet").run(model, context)  # type: ignore[arg-type]
+    stored = {
+        initializer.data_type for initializer in result.graphs[UNET].graph.initializer if np.prod(initializer.dims) > 64
+    }
     assert stored == {onnx.TensorProto.FLOAT16}
-    assert found.graphs[DECODER] == model.graphs[DECODER]
-    np.testing.assert_allclose(drawn(found, context), drawn(model, context), atol=0.02)
+    assert result.graphs[DECODER] == model.graphs[DECODER]
+    np.testing.assert_allclose(drawn(result, context), drawn(model, context), atol=0.02)
 
 
 def test_what_float16_cannot_hold_is_named_by_part_and_timestep(model: OnnxModel, context: Context) -> None:
@@ -131,17 +137,17 @@ def test_what_float16_cannot_hold_is_named_by_part_and_timestep(model: OnnxModel
 
 def test_each_part_is_an_ir_in_its_folder(model: OnnxModel, context: Context, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    found = OpenVino(precision="fp32").run(model, context)  # type: ignore[arg-type]
+    result = OpenVino(precision="fp32").run(model, context)  # type: ignore[arg-type]
     folder = tmp_path / "ir"
     folder.mkdir()
-    found.save(folder)
+    result.save(folder)
     # optimum-intel's OVDiffusionPipeline looks for these.
     for part in ("text_encoder", "unet", "vae_decoder"):
         assert (folder / part / "openvino_model.xml").is_file() and (folder / part / "openvino_model.bin").is_file()
         assert (folder / part / "config.json").is_file()
     assert (folder / "model_index.json").is_file() and not list(folder.rglob("*.onnx"))
     again = OpenVinoModel.load(folder, TASK)
-    assert again == found
+    assert again == result
     examples = TASK.encode(context.data.split("validation"), load_processor(model), None, 24)
     np.testing.assert_allclose(
         opened(again).predict(examples.batch([0, 1]))[PICTURES], drawn(model, context), atol=1e-3

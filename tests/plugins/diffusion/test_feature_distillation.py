@@ -39,12 +39,12 @@ def lesson(teacher, student, **weights) -> FeatureTrainer:
 def test_an_identical_student_has_no_loss_against_its_teacher():
     teacher = tiny_unets.conditional(layers_per_block=2)
     student = copy.deepcopy(teacher)
-    one = lesson(teacher, student, denoising_weight=0.0)
-    with one.listening():
-        assert float(one.loss_of(student, noised()).detach()) == 0.0
+    distillation = lesson(teacher, student, denoising_weight=0.0)
+    with distillation.listening():
+        assert float(distillation.loss_of(student, noised()).detach()) == 0.0
         with torch.no_grad():
             student.up_blocks[0].resnets[0].conv2.bias.add_(0.5)
-        assert float(one.loss_of(student, noised()).detach()) > 0.01
+        assert float(distillation.loss_of(student, noised()).detach()) > 0.01
 
 
 def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block():
@@ -68,41 +68,46 @@ def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block(
     (taught, theirs), (answer, mine) = features
     mse = torch.nn.functional.mse_loss
     assert len(theirs) == len(mine) == 4
-    wanted = 0.5 * mse(answer, seen.noise) + 2 * mse(answer, taught)
-    wanted = wanted + 3 * sum(mse(one, other) for one, other in zip(mine, theirs, strict=True))
-    one = lesson(teacher, student, denoising_weight=0.5, output_weight=2.0, feature_weight=3.0)
-    with one.listening():
-        assert float(one.loss_of(student, seen).detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    expected_loss = 0.5 * mse(answer, seen.noise) + 2 * mse(answer, taught)
+    expected_loss = expected_loss + 3 * sum(mse(feature, other) for feature, other in zip(mine, theirs, strict=True))
+    distillation = lesson(teacher, student, denoising_weight=0.5, output_weight=2.0, feature_weight=3.0)
+    with distillation.listening():
+        assert float(distillation.loss_of(student, seen).detach()) == pytest.approx(
+            float(expected_loss.detach()), rel=1e-5
+        )
 
 
 def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
     student, teacher = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
-    one = lesson(teacher, student, denoising_weight=0.0, output_weight=0.0)
-    assert {name: projection.weight.shape[:2] for name, projection in one.projections.items()} == {
+    distillation = lesson(teacher, student, denoising_weight=0.0, output_weight=0.0)
+    assert {name: projection.weight.shape[:2] for name, projection in distillation.projections.items()} == {
         "down 0": (16, 8),
         "down 1": (32, 16),
         "middle": (32, 16),
         "up 0": (16, 8),
         "up 1": (32, 16),
     }
-    with one.listening():
+    with distillation.listening():
         # Its features are the teacher's without their twins: a matrix makes the one of the other.
-        twins = float(one.loss_of(student, noised()).detach())
+        twins = float(distillation.loss_of(student, noised()).detach())
         with torch.no_grad():
-            for projection in one.projections.values():
+            for projection in distillation.projections.values():
                 projection.weight.zero_()
-        assert twins < 1e-4 * float(one.loss_of(student, noised()).detach())
+        assert twins < 1e-4 * float(distillation.loss_of(student, noised()).detach())
 
 
 def test_without_an_innermost_stage_features_are_compared_before_they_are_halved():
     teacher = tiny_unets.conditional(block_out_channels=(8, 16, 16), **tiny_unets.THREE)
     student = keep_blocks(teacher, bk_sdm_blocks(teacher, "tiny"))
-    one = lesson(teacher, student)
-    assert list(one.pairs) == ["down 0", "down 1", "up 0", "up 1"]
-    assert one.pairs["down 1"] == (teacher.down_blocks[1].attentions[-1], student.down_blocks[1].attentions[-1])
-    assert one.pairs["up 1"] == (teacher.up_blocks[1], student.up_blocks[0])
-    with one.listening():
-        assert one.loss_of(student, noised()).isfinite()
+    distillation = lesson(teacher, student)
+    assert list(distillation.pairs) == ["down 0", "down 1", "up 0", "up 1"]
+    assert distillation.pairs["down 1"] == (
+        teacher.down_blocks[1].attentions[-1],
+        student.down_blocks[1].attentions[-1],
+    )
+    assert distillation.pairs["up 1"] == (teacher.up_blocks[1], student.up_blocks[0])
+    with distillation.listening():
+        assert distillation.loss_of(student, noised()).isfinite()
     with pytest.raises(StageError, match="that the teacher lacks"):
         lesson(student, teacher)
 
@@ -110,13 +115,13 @@ def test_without_an_innermost_stage_features_are_compared_before_they_are_halved
 def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     teacher = tiny_unets.conditional(layers_per_block=2)
     student = keep_blocks(teacher, bk_sdm_blocks(teacher, "small"))
-    before = copy.deepcopy(teacher.state_dict())
+    states_before = copy.deepcopy(teacher.state_dict())
     context = tiny.context(scratch=tmp_path)
     apart = (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean()
     settings = FAST.model_copy(update={"epochs": 12})
     train_on_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, settings, context)
     assert (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean() < 0.7 * apart
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(torch.equal(value, states_before[name]) for name, value in teacher.state_dict().items())
     assert "denoising loss on held-out pictures" in context.notes[-1]
 
 

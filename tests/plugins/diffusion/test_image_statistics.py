@@ -41,18 +41,20 @@ def test_independent_features_add_up() -> None:
 
 
 def test_the_distance_is_that_of_scipys_root() -> None:
-    made, real = _features(1, 300, 6, 1.3, 0.2), _features(2, 400, 6)
-    covariances = np.cov(made, rowvar=False), np.cov(real, rowvar=False)
+    generated, real = _features(1, 300, 6, 1.3, 0.2), _features(2, 400, 6)
+    covariances = np.cov(generated, rowvar=False), np.cov(real, rowvar=False)
     root = sqrtm(covariances[0] @ covariances[1]).real
-    expected = np.square(made.mean(0) - real.mean(0)).sum() + np.trace(sum(covariances) - 2 * root)
-    assert frechet_distance(made, real) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(real, made) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(made, made) == pytest.approx(0, abs=1e-9)
+    expected = np.square(generated.mean(0) - real.mean(0)).sum() + np.trace(sum(covariances) - 2 * root)
+    assert frechet_distance(generated, real) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(real, generated) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(generated, generated) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_feature_that_never_varies_costs_only_its_mean() -> None:
-    made, real = (np.column_stack([_features(seed, 50, 3), np.full(50, level)]) for seed, level in ((1, 2.0), (2, 5.0)))
-    assert frechet_distance(made, real) == pytest.approx(frechet_distance(made[:, :3], real[:, :3]) + 9)
+    generated, real = (
+        np.column_stack([_features(seed, 50, 3), np.full(50, level)]) for seed, level in ((1, 2.0), (2, 5.0))
+    )
+    assert frechet_distance(generated, real) == pytest.approx(frechet_distance(generated[:, :3], real[:, :3]) + 9)
 
 
 def _weighted(rows: np.ndarray, weights: np.ndarray) -> Gaussian:
@@ -62,15 +64,15 @@ def _weighted(rows: np.ndarray, weights: np.ndarray) -> Gaussian:
 
 
 def test_shares_are_what_a_little_more_of_a_picture_changes() -> None:
-    made, real = _features(3, 40, 4, 1.5, 0.5), _features(4, 200, 4)
-    shares = frechet_shares(made, real)
-    value = frechet_distance(made, real)
+    generated, real = _features(3, 40, 4, 1.5, 0.5), _features(4, 200, 4)
+    shares = frechet_shares(generated, real)
+    value = frechet_distance(generated, real)
     assert shares.mean() == pytest.approx(value)
     even, step = np.full(40, 1 / 40), 1e-5
     for picture in (0, 7, 39):
         toward = np.eye(40)[picture] - even
         ahead, behind = (
-            frechet(_weighted(made, even + sign * step * toward), gaussian_of(real)) for sign in (1.0, -1.0)
+            frechet(_weighted(generated, even + sign * step * toward), gaussian_of(real)) for sign in (1.0, -1.0)
         )
         assert shares[picture] - value == pytest.approx((ahead - behind) / (2 * step), rel=1e-4)
 
@@ -81,10 +83,10 @@ def test_too_few_pictures_have_no_shares() -> None:
 
 
 def test_the_interval_is_about_as_wide_as_the_shares_say() -> None:
-    made, real = _features(5, 400, 3, 1.4, 0.4), _features(6, 400, 3)
-    value, low, high = frechet_interval(made, real, seed=0, resamples=400)
-    half = 1.96 * frechet_shares(made, real).std(ddof=1) / math.sqrt(400)
-    assert value == pytest.approx(frechet_distance(made, real))
+    generated, real = _features(5, 400, 3, 1.4, 0.4), _features(6, 400, 3)
+    value, low, high = frechet_interval(generated, real, seed=0, resamples=400)
+    half = 1.96 * frechet_shares(generated, real).std(ddof=1) / math.sqrt(400)
+    assert value == pytest.approx(frechet_distance(generated, real))
     assert (high - low) / 2 == pytest.approx(half, rel=0.15)
     assert (high + low) / 2 == pytest.approx(value, abs=0.3 * half)
 
@@ -92,31 +94,33 @@ def test_the_interval_is_about_as_wide_as_the_shares_say() -> None:
 def test_the_interval_lies_about_a_distance_that_is_all_chance() -> None:
     # Of few pictures in many features resamples lie far above: 60 rows of 15 features, from the same distribution.
     mix = np.random.default_rng(11).normal(size=(15, 15))
-    made, real = (np.random.default_rng(seed).normal(size=(count, 15)) @ mix for seed, count in ((12, 60), (13, 2000)))
-    value, low, high = frechet_interval(made, real, seed=0)
+    generated, real = (
+        np.random.default_rng(seed).normal(size=(count, 15)) @ mix for seed, count in ((12, 60), (13, 2000))
+    )
+    value, low, high = frechet_interval(generated, real, seed=0)
     drawn = np.random.default_rng(1).integers(0, 60, (100, 60))
-    assert min(frechet_distance(made[rows], real) for rows in drawn) > value
+    assert min(frechet_distance(generated[rows], real) for rows in drawn) > value
     assert 0.2 < (value - low) / (high - low) < 0.8
 
 
 def test_manifolds_on_a_line() -> None:
     # Radii to the nearest other: 1, 1, 4 (from 5 to 1).
     real = np.array([[0.0], [1.0], [5.0]])
-    made = np.array([[-1.0], [2.5], [8.9], [9.1]])
-    assert in_manifold(made, real, 1).tolist() == [True, True, True, False]
+    generated = np.array([[-1.0], [2.5], [8.9], [9.1]])
+    assert in_manifold(generated, real, 1).tolist() == [True, True, True, False]
     assert in_manifold(np.array([[-1.1], [-0.9]]), real, 1).tolist() == [False, True]
 
 
 def test_manifolds_by_loops() -> None:
-    made, real = _features(7, 30, 3, 0.8), _features(8, 25, 3)
+    generated, real = _features(7, 30, 3, 0.8), _features(8, 25, 3)
     expected = []
-    for x in made:
+    for x in generated:
         inside = False
-        for place, y in enumerate(real):
-            others = sorted(math.dist(y, z) for other, z in enumerate(real) if other != place)
+        for index, y in enumerate(real):
+            others = sorted(math.dist(y, z) for other, z in enumerate(real) if other != index)
             inside |= math.dist(x, y) <= others[2]
         expected.append(inside)
-    assert in_manifold(made, real).tolist() == expected
+    assert in_manifold(generated, real).tolist() == expected
     assert 0 < sum(expected) < 30
 
 
@@ -127,10 +131,10 @@ def test_a_manifold_needs_neighbours() -> None:
 
 def test_diversity_is_among_the_pictures_of_a_prompt() -> None:
     features = np.array([[0.0, 0.0], [3.0, 4.0], [100.0, 0.0], [0.0, 8.0], [7.0, 7.0]])
-    found = diversity(features, ["coat", "coat", "bag", "coat", "dress"])
+    distances = diversity(features, ["coat", "coat", "bag", "coat", "dress"])
     # Distances among the coats: 5, 8 and 5.
-    assert found[[0, 1, 3]] == pytest.approx([6.5, 5.0, 6.5])
-    assert np.isnan(found[[2, 4]]).all()
+    assert distances[[0, 1, 3]] == pytest.approx([6.5, 5.0, 6.5])
+    assert np.isnan(distances[[2, 4]]).all()
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

@@ -33,14 +33,14 @@ def _prepared(folder: Path, mean: float, deviation: float) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A convolutional net of random weights in two stages."""
     torch.manual_seed(0)
-    found = tmp_path_factory.mktemp("judge")
+    judge_folder = tmp_path_factory.mktemp("judge")
     config = RegNetConfig(
         num_channels=1, embedding_size=8, hidden_sizes=[8, 6], depths=[1, 1], groups_width=2, layer_type="x",
-        id2label=dict(enumerate(CLASSES)), label2id={name: place for place, name in enumerate(CLASSES)},
+        id2label=dict(enumerate(CLASSES)), label2id={name: class_id for class_id, name in enumerate(CLASSES)},
     )  # fmt: skip
-    RegNetForImageClassification(config).eval().save_pretrained(found)
-    _prepared(found, 0.25, 0.5)
-    return found
+    RegNetForImageClassification(config).eval().save_pretrained(judge_folder)
+    _prepared(judge_folder, 0.25, 0.5)
+    return judge_folder
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_it_sees_what_its_model_answers(judge: ImageClassifier, folder: Path) ->
         features = module.regnet(pixels).pooler_output.flatten(1)
     found, seen = judge.features_and_classes(pictures)
     assert np.allclose(found, features.numpy(), atol=1e-5)
-    assert seen == [CLASSES[place] for place in outputs.logits.argmax(1).tolist()]
-    layers = [np.concatenate(parts) for parts in zip(*(one.layers for one in judge.outputs(pictures)), strict=True)]
+    assert seen == [CLASSES[class_id] for class_id in outputs.logits.argmax(1).tolist()]
+    layers = [np.concatenate(parts) for parts in zip(*(batch.layers for batch in judge.outputs(pictures)), strict=True)]
     assert len(layers) == len(outputs.hidden_states)
     for layer, state in zip(layers, outputs.hidden_states, strict=True):
         assert np.allclose(layer, state.numpy(), atol=1e-5)
@@ -115,10 +115,10 @@ def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> No
 
 def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: ImageClassifier, folder: Path) -> None:
     first, second = _pictures(10, 40), _pictures(11, 40)
-    found = _rows(folder, first, ["same"] * 40, usual=second)["perceptual_distance_to_baseline"]
-    both = [list(judge.outputs(one)) for one in (first, second)]
-    layers = [[np.concatenate(parts) for parts in zip(*(one.layers for one in seen), strict=True)] for seen in both]
-    assert found.raw == pytest.approx(perceptual_distance(*layers))
+    distance = _rows(folder, first, ["same"] * 40, usual=second)["perceptual_distance_to_baseline"]
+    both = [list(judge.outputs(pictures)) for pictures in (first, second)]
+    layers = [[np.concatenate(parts) for parts in zip(*(batch.layers for batch in seen), strict=True)] for seen in both]
+    assert distance.raw == pytest.approx(perceptual_distance(*layers))
 
 
 def test_fewer_pictures_than_features_have_a_distance_without_an_interval(folder: Path) -> None:

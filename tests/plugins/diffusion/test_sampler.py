@@ -35,7 +35,7 @@ def noise_of(model: GeneratorModel) -> np.ndarray:
 def of_diffusers(model: GeneratorModel, steps: int, guidance: float) -> np.ndarray:
     pipeline = model.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    found: np.ndarray = pipeline(
+    pictures: np.ndarray = pipeline(
         PROMPTS,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -43,7 +43,7 @@ def of_diffusers(model: GeneratorModel, steps: int, guidance: float) -> np.ndarr
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         output_type="np",
     ).images
-    return found
+    return pictures
 
 
 SCHEDULERS = {
@@ -65,10 +65,10 @@ def test_pictures_are_those_of_diffusers(model: GeneratorModel, name: str, guida
     scheduler = getattr(diffusers, name)(**SCHEDULERS[name], steps_offset=1)
     model = replace(model, scheduler=scheduler, sampling=Sampling(5, guidance))
     expected = of_diffusers(model, 5, guidance)
-    found = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
-    assert found.shape == expected.shape == (2, 16, 16, 1)
+    pictures = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    assert pictures.shape == expected.shape == (2, 16, 16, 1)
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+    np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
@@ -90,12 +90,12 @@ def test_a_scheduler_that_only_adds_up_is_asked_once(
 
 
 def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path: Path) -> None:
-    made = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
-    index = {**made.index, "_class_name": "LatentConsistencyModelPipeline"}
-    model = replace(made, index=index, scheduler=diffusers.LCMScheduler(), sampling=Sampling(4, 8.5))
+    guided_model = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
+    index = {**guided_model.index, "_class_name": "LatentConsistencyModelPipeline"}
+    model = replace(guided_model, index=index, scheduler=diffusers.LCMScheduler(), sampling=Sampling(4, 8.5))
     expected = of_diffusers(model, 4, 8.5)
-    found = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
-    np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+    pictures = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
     less = torch_sampler(replace(model, sampling=Sampling(4, 1.5))).draw(
         model.processor.ids(PROMPTS), noise_of(model), SEEDS
     )
@@ -129,14 +129,14 @@ def test_a_picture_is_the_same_alone_and_among_others(model: GeneratorModel) -> 
 
 
 def test_steps_are_told(model: GeneratorModel) -> None:
-    told: list[tuple[int, np.ndarray]] = []
+    steps_seen: list[tuple[int, np.ndarray]] = []
     sampler = torch_sampler(replace(model, sampling=Sampling(3, 2.0)))
     last = sampler.denoised(
-        model.processor.ids(PROMPTS), noise_of(model), on_step=lambda step, latents: told.append((step, latents))
+        model.processor.ids(PROMPTS), noise_of(model), on_step=lambda step, latents: steps_seen.append((step, latents))
     )
-    assert [step for step, _ in told] == [1, 2, 3]
-    np.testing.assert_array_equal(told[-1][1], last)
-    assert len({latents.tobytes() for _, latents in told}) == 3
+    assert [step for step, _ in steps_seen] == [1, 2, 3]
+    np.testing.assert_array_equal(steps_seen[-1][1], last)
+    assert len({latents.tobytes() for _, latents in steps_seen}) == 3
 
 
 def test_prompts_that_are_too_long_are_cut_as_diffusers_cuts_them(model: GeneratorModel) -> None:
@@ -153,22 +153,22 @@ def test_steps_that_a_scheduler_cannot_make_are_refused(model: GeneratorModel) -
 
 
 def test_what_is_saved_draws_the_same(model: GeneratorModel, tmp_path: Path) -> None:
-    told = replace(model, sampling=Sampling(2, 1.5))
-    told.save(tmp_path)
+    with_sampling = replace(model, sampling=Sampling(2, 1.5))
+    with_sampling.save(tmp_path)
     again = load_pipeline(tmp_path)
     assert again.sampling == Sampling(2, 1.5)
-    expected = torch_sampler(told).draw(model.processor.ids(PROMPTS), noise_of(model))
-    found = torch_sampler(again).draw(again.processor.ids(PROMPTS), noise_of(again))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    expected = torch_sampler(with_sampling).draw(model.processor.ids(PROMPTS), noise_of(model))
+    pictures = torch_sampler(again).draw(again.processor.ids(PROMPTS), noise_of(again))
+    np.testing.assert_allclose(pictures, expected, atol=1e-5)
     opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(opened).__name__ == "StableDiffusionPipeline"
 
 
 def test_the_torch_target_draws_from_a_folder(model: GeneratorModel, tmp_path: Path) -> None:
-    told = replace(model, sampling=Sampling(2, 1.5))
-    told.save(tmp_path)
+    with_sampling = replace(model, sampling=Sampling(2, 1.5))
+    with_sampling.save(tmp_path)
     session = get_runtime("torch").open(tmp_path, TARGETS["torch"], threads=1)
     ids, noise = model.processor.ids(PROMPTS), noise_of(model)
-    found = session.predict({"input_ids": ids, "noise": noise, "seed": np.array(SEEDS)})["pictures"]
-    np.testing.assert_allclose(found, torch_sampler(told).draw(ids, noise, SEEDS), atol=1e-5)
+    pictures = session.predict({"input_ids": ids, "noise": noise, "seed": np.array(SEEDS)})["pictures"]
+    np.testing.assert_allclose(pictures, torch_sampler(with_sampling).draw(ids, noise, SEEDS), atol=1e-5)
     assert session.settings["steps"] == 2 and session.settings["scheduler"] == "DDIMScheduler"

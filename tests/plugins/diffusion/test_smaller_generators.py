@@ -63,55 +63,55 @@ def reopened(model: GeneratorModel, folder: Path) -> Any:
 def pruned(start: Path, context: Context, **fields: Any) -> GeneratorModel:
     stage = PruneDenoiser.model_validate({"timesteps": 3, "importance_examples": 4, **fields})
     stage.check_model(start)
-    made = stage.run(load_pipeline(start), context)
-    assert isinstance(made, GeneratorModel)
-    return made
+    smaller = stage.run(load_pipeline(start), context)
+    assert isinstance(smaller, GeneratorModel)
+    return smaller
 
 
 def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
     start: Path, context: Context, tmp_path: Path
 ) -> None:
-    made = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
-    opened = reopened(made, tmp_path / "pruned")
+    smaller = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
+    opened = reopened(smaller, tmp_path / "pruned")
     assert opened.unet.config.block_out_channels == [4, 8]
     assert opened.unet.config.layers_per_block == 1 and opened.unet.mid_block is None
-    assert any("parameters; denoising loss" in one for one in context.notes)
-    before = drawn(made)
+    assert any("parameters; denoising loss" in note for note in context.notes)
+    drawn_before = drawn(smaller)
     stage = DistillFeatures.model_validate({"teacher": "start", "epochs": 4, "batch_size": 4, "learning_rate": 2e-3})
-    taught = stage.run(made, context)
+    taught = stage.run(smaller, context)
     assert isinstance(taught, GeneratorModel)
-    assert np.abs(drawn(taught) - before).max() > 1e-3
+    assert np.abs(drawn(taught) - drawn_before).max() > 1e-3
     reopened(taught, tmp_path / "taught")
 
 
 def test_pairs_are_chosen_by_the_loss(start: Path, context: Context) -> None:
-    made = pruned(start, context, pairs=1)
+    smaller = pruned(start, context, pairs=1)
     table = context.tables[0]
     assert table.title == "Blocks that went" and len(table.rows) == 1
-    assert sorted(len(block.resnets) for block in made.parts["unet"].down_blocks) == [1, 2]
+    assert sorted(len(block.resnets) for block in smaller.parts["unet"].down_blocks) == [1, 2]
 
 
 def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Context, tmp_path: Path) -> None:
     fields = {"width": 8, "layers": 1, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
     stage = DistillAutoencoder.model_validate(fields)
     assert "diffusers" in stage.called_packages() and not fields_without_effect(stage, TASK.capabilities)
-    made = stage.run(load_pipeline(start), context)
-    assert isinstance(made, GeneratorModel)
-    opened = reopened(made, tmp_path / "made")
+    smaller = stage.run(load_pipeline(start), context)
+    assert isinstance(smaller, GeneratorModel)
+    opened = reopened(smaller, tmp_path / "made")
     assert isinstance(opened.vae, AutoencoderTiny)
     assert opened.vae_scale_factor == 2
 
 
 @pytest.mark.slow
 def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
-    made = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
-    small = make_small_autoencoder(made.parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
-    made.replace_part("vae", small.eval())
-    ids = made.processor.ids(["a bag", "the small dark boot of a photo"])
-    graphs = {name: one.graph for name, one in export_diffusion(made, ids, None, True).items()}
-    apart = verify_diffusion(made, graphs, ids, 1e-3)
+    smaller = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
+    small = make_small_autoencoder(smaller.parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
+    smaller.replace_part("vae", small.eval())
+    ids = smaller.processor.ids(["a bag", "the small dark boot of a photo"])
+    graphs = {name: part.graph for name, part in export_diffusion(smaller, ids, None, True).items()}
+    apart = verify_diffusion(smaller, graphs, ids, 1e-3)
     assert list(apart) == ["text_encoder", "unet", "vae_decoder"]
-    assert max(one.worst for one in apart.values()) < 1e-4
+    assert max(difference.worst for difference in apart.values()) < 1e-4
 
 
 def test_what_the_config_cannot_say_is_refused_before_anything_runs(start: Path) -> None:

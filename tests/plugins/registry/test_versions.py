@@ -86,7 +86,7 @@ def test_a_bundle_is_kept_if_it_was_made_of_the_run(registry: Registry, tmp_path
     run, other = made_run(tmp_path / "run", b"weights"), made_run(tmp_path / "other", b"others", accuracy=0.8)
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    digests = {name: digest_directory(place) for name, place in (("run", run), ("other", other))}
+    digests = {name: digest_directory(run_folder) for name, run_folder in (("run", run), ("other", other))}
     assert digests["run"] != digests["other"]
     import hashlib
 
@@ -101,14 +101,14 @@ def test_a_bundle_is_kept_if_it_was_made_of_the_run(registry: Registry, tmp_path
 def test_names_that_are_not_there_are_answered_with_the_nearest(registry: Registry) -> None:
     champions(registry, b"a")
     state = registry.state()
-    for reference, said in (
+    for reference, message in (
         ("reviews@champoin", "Did you mean 'champion'"),
         ("reveiws@1", "Did you mean 'reviews'"),
         ("reviews@2", "no version 2"),
         ("reviews", "names no version"),
         ("reviews@", "names no version"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             state.find(reference)
     for name in ("", "a/b", "-x", "a@b", "../x"):
         with pytest.raises(InputError, match="cannot be the name"):
@@ -136,11 +136,16 @@ def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry)
     with pytest.raises(InputError, match="needs a reason"):
         promote(registry, PromotionRequest("reviews@2", force=True))
     done = promote(registry, PromotionRequest("reviews@2", force=True, why="the other is not licensed"))
-    kept = registry.state().entries[-1]
-    assert kept == done.entry and isinstance(kept, Promoted)
-    assert (kept.forced, kept.why, kept.gate.status, kept.before) == (True, "the other is not licensed", "failed", 1)
+    newest_entry = registry.state().entries[-1]
+    assert newest_entry == done.entry and isinstance(newest_entry, Promoted)
+    assert (newest_entry.forced, newest_entry.why, newest_entry.gate.status, newest_entry.before) == (
+        True,
+        "the other is not licensed",
+        "failed",
+        1,
+    )
     assert promote(registry, PromotionRequest("reviews@2")).already
-    assert registry.state().entries[-1] == kept
+    assert registry.state().entries[-1] == newest_entry
     # Better than what is there now.
     assert promote(registry, PromotionRequest("reviews@1")).judged == GateOutcome(against=2, status="passed")
 
@@ -187,14 +192,14 @@ def test_a_promotion_is_judged_anew_where_the_champion_has_changed_meanwhile(
 
 def test_an_alias_goes_back_step_by_step_and_nothing_is_copied(registry: Registry, tmp_path: Path) -> None:
     champions(registry, b"a", b"b", b"c")
-    before = {path: path.stat().st_ino for path in registry.objects.folder.iterdir()}
+    inodes_before = {path: path.stat().st_ino for path in registry.objects.folder.iterdir()}
     assert registry.rollback("reviews", "champion", why="it is slow").before == 3
     registry.pull("reviews@champion", tmp_path / "served")
     assert (tmp_path / "served" / MODEL).read_bytes() == b"b"
     assert registry.rollback("reviews", "champion").version == 1
     with pytest.raises(InputError, match="nothing to go back to"):
         registry.rollback("reviews", "champion")
-    assert {path: path.stat().st_ino for path in registry.objects.folder.iterdir()} == before
+    assert {path: path.stat().st_ino for path in registry.objects.folder.iterdir()} == inodes_before
     champions(registry, b"d")
     assert registry.rollback("reviews", "champion").version == 1
     assert Registry(registry.root).state().stacks == registry.state().stacks
@@ -243,14 +248,14 @@ def test_gc_keeps_what_an_alias_a_version_or_a_run_needs(registry: Registry, tmp
         registry.retire(f"reviews@{number}")
     child = made_run(runs / "child" / "2026-01-01", b"child")
     (child / "lock.json").write_text(json.dumps({"start": digest_directory(tmp_path / "run b" / "model")}))
-    before = registry.objects.names()
+    names_before = registry.objects.names()
     planned = collect(registry, runs, dry_run=True)
     assert planned.versions == ("reviews@1",) and "reviews@2" in planned.kept
-    assert registry.objects.names() == before
+    assert registry.objects.names() == names_before
     done = collect(registry, runs, dry_run=False)
     assert done == planned
     # The model, and the list: the report and the rest are those of other versions too.
-    assert len(done.objects) == 2 and registry.objects.names() == before - set(done.objects)
+    assert len(done.objects) == 2 and registry.objects.names() == names_before - set(done.objects)
     assert verify(registry) == ()
     state = registry.state()
     assert state.find("reviews@1").collected
@@ -280,8 +285,8 @@ def test_a_line_that_was_cut_short_anywhere_is_taken_off(registry: Registry) -> 
 def test_nothing_is_written_behind_a_damaged_line(registry: Registry) -> None:
     champions(registry, b"a", b"b")
     whole = registry.log.path.read_bytes()
-    for place in (0, 64, 70, whole.find(b"\n"), len(whole) - 80, len(whole) - 1):
-        registry.log.path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+    for offset in (0, 64, 70, whole.find(b"\n"), len(whole) - 80, len(whole) - 1):
+        registry.log.path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 8]) + whole[offset + 1 :])
         fresh = Registry(registry.root)
         with pytest.raises(InputError, match=r"Line \d+ of the registry's log is damaged"):
             fresh.rollback("reviews", "champion")
@@ -333,8 +338,8 @@ def test_what_does_not_belong_there_is_named(registry: Registry) -> None:
     (registry.root / "notes.txt").write_text("mine")
     (registry.objects.folder / ("0" * 64)).write_bytes(b"")
     (registry.root / "incoming" / "killed").mkdir()
-    found = {(fault.path, fault.fault) for fault in verify(registry)}
-    assert found == {
+    faults = {(fault.path, fault.fault) for fault in verify(registry)}
+    assert faults == {
         ("notes.txt", "surplus"),
         (f"objects/{'0' * 64}", "damaged"),
         ("incoming/killed", "surplus"),
@@ -359,8 +364,8 @@ def test_a_missing_file_is_named_with_every_version_that_needs_it(registry: Regi
 
 
 def test_two_writers_that_are_killed_lose_nothing(tmp_path: Path) -> None:
-    found = kill_writers(tmp_path, operations=14, kills=8)
-    assert found.sound and found.confirmed == 28 and found.kills > 0, found
+    outcome = kill_writers(tmp_path, operations=14, kills=8)
+    assert outcome.sound and outcome.confirmed == 28 and outcome.kills > 0, outcome
 
 
 def test_a_changed_byte_anywhere_is_found_and_named(tmp_path: Path) -> None:

@@ -40,14 +40,16 @@ sys.exit(code)
 def weights(text: str) -> bytes:
     """An ONNX file whose one matrix is made of a text."""
     matrix = numpy_helper.from_array(np.frombuffer(text.ljust(8).encode(), np.uint8).astype(np.float32)[None], "matrix")
-    given, found = (
+    given, outputs = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, width)) for name, width in (("x", 1), ("y", 8))
     )
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "matrix"], ["y"])], "made", [given], [found], [matrix])
-    made: bytes = helper.make_model(
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "matrix"], ["y"])], "made", [given], [outputs], [matrix]
+    )
+    content: bytes = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
     ).SerializeToString()
-    return made
+    return content
 
 
 def answer(place: Path, arguments: list[str]) -> tuple[int, str, str]:
@@ -80,8 +82,8 @@ class Ci:
         self.folder = folder
         self.origin, self.work, self.programs = (folder / name for name in ("origin.git", "work", "bin"))
         self.far, self.comments = folder / "far", folder / "comments"
-        for place in (self.programs, self.comments):
-            place.mkdir()
+        for folder_path in (self.programs, self.comments):
+            folder_path.mkdir()
         self.socket = socket.socket(socket.AF_UNIX)
         address = str(folder / "socket")
         self.socket.bind(address)
@@ -103,20 +105,20 @@ class Ci:
             except OSError:
                 return
             with asked, asked.makefile("rw") as lines:
-                place, arguments = json.loads(lines.readline())
-                print(json.dumps(answer(Path(place), arguments)), file=lines, flush=True)
+                sent_path, arguments = json.loads(lines.readline())
+                print(json.dumps(answer(Path(sent_path), arguments)), file=lines, flush=True)
 
     def change(self, branch: str, **recipe: Any) -> str:
         """Commit another recipe on a branch; the commit that it left."""
         git(self.work, "switch", "-q", "-C", branch, "origin/main")
-        before = git(self.work, "rev-parse", "HEAD")
-        place = self.work / "recipes" / "reviews.yaml"
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(yaml.safe_dump({"name": "reviews", **recipe}))
+        commit_before = git(self.work, "rev-parse", "HEAD")
+        recipe_file = self.work / "recipes" / "reviews.yaml"
+        recipe_file.parent.mkdir(exist_ok=True)
+        recipe_file.write_text(yaml.safe_dump({"name": "reviews", **recipe}))
         git(self.work, "add", ".")
         git(self.work, "commit", "-q", "-m", f"Reviews: {recipe['weights']}")
         git(self.work, "push", "-q", "-f", "origin", branch)
-        return before
+        return commit_before
 
     def merge(self, branch: str) -> None:
         git(self.work, "push", "-q", "origin", f"{branch}:main")
@@ -146,17 +148,17 @@ class Ci:
         from compress.plugins.registry.remote import Remote
         from compress.plugins.registry.transfer import pull_remote
 
-        place = self.folder / f"served-{len(list(self.folder.glob('served-*')))}"
-        pull_remote(Remote(f"file://{self.far}"), "reviews@champion", place)
-        return (place / "model" / "onnx" / "model.onnx").read_bytes()
+        served_folder = self.folder / f"served-{len(list(self.folder.glob('served-*')))}"
+        pull_remote(Remote(f"file://{self.far}"), "reviews@champion", served_folder)
+        return (served_folder / "model" / "onnx" / "model.onnx").read_bytes()
 
 
 @pytest.fixture
 def ci(tmp_path: Path) -> Iterator[Ci]:
     pytest.importorskip("fsspec")
-    made = Ci(tmp_path)
-    yield made
-    made.socket.close()
+    service = Ci(tmp_path)
+    yield service
+    service.socket.close()
 
 
 def test_a_change_is_compared_promoted_on_merge_and_a_bad_one_refused(ci: Ci) -> None:

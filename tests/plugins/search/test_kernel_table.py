@@ -20,18 +20,18 @@ BATCH = {"x": np.ones((ROWS, WIDTH), np.float32)}
 def chain(widths: list[int], name: str = "w") -> onnx.ModelProto:
     """Products with stored weights, one after the other, each followed by a Softmax that nothing fuses."""
     rng = np.random.default_rng(0)
-    nodes, stored, before = [], [], "x"
-    for place, (rows, columns) in enumerate(zip([WIDTH, *widths[:-1]], widths, strict=True)):
+    nodes, stored, previous = [], [], "x"
+    for index, (rows, columns) in enumerate(zip([WIDTH, *widths[:-1]], widths, strict=True)):
         weight = rng.normal(size=(rows, columns)).astype(np.float32)
-        stored.append(numpy_helper.from_array(weight, f"{name}{place}"))
-        nodes.append(helper.make_node("MatMul", [before, f"{name}{place}"], [f"p{place}"]))
-        nodes.append(helper.make_node("Softmax", [f"p{place}"], [f"s{place}"]))
-        before = f"s{place}"
+        stored.append(numpy_helper.from_array(weight, f"{name}{index}"))
+        nodes.append(helper.make_node("MatMul", [previous, f"{name}{index}"], [f"p{index}"]))
+        nodes.append(helper.make_node("Softmax", [f"p{index}"], [f"s{index}"]))
+        previous = f"s{index}"
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
-        [helper.make_tensor_value_info(before, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(previous, TensorProto.FLOAT, None)],
         stored,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -43,9 +43,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_are_the_nodes_that_are_run_and_alike_where_they_do_the_same() -> None:
-    found = list_kernels(chain([32, 32, 48]), BATCH, 1)
-    assert [kernel.node.op_type for kernel in found] == ["MatMul", "Softmax"] * 3
-    keys = [kernel.key for kernel in found]
+    kernels = list_kernels(chain([32, 32, 48]), BATCH, 1)
+    assert [kernel.node.op_type for kernel in kernels] == ["MatMul", "Softmax"] * 3
+    keys = [kernel.key for kernel in kernels]
     assert keys[0] == keys[2] != keys[4] and keys[1] == keys[3] != keys[5]
     assert keys == [kernel.key for kernel in list_kernels(chain([32, 32, 48], "other"), BATCH, 1)]
     longer = list_kernels(chain([32, 32, 48]), {"x": np.ones((ROWS + 1, WIDTH), np.float32)}, 1)
@@ -60,18 +60,18 @@ def test_what_a_kernel_is_given_is_what_the_whole_graph_gives_it() -> None:
 
 
 def test_a_table_that_is_asked_twice_measures_once(tmp_path: Path) -> None:
-    found = list_kernels(chain([32, 32, 48]), BATCH, 1)
+    kernels = list_kernels(chain([32, 32, 48]), BATCH, 1)
     table = KernelTable(1, tmp_path, noisy_too=True)
-    told = table.milliseconds(found, 60)
+    measured = table.milliseconds(kernels, 60)
     assert table.measured == 4
-    assert table.milliseconds(found, 60) == told and table.measured == 4
+    assert table.milliseconds(kernels, 60) == measured and table.measured == 4
     again = KernelTable(1, tmp_path)
     with again.path.open("a") as file:
         file.write('{"key": "MatMul 0", "m')  # a writer that was killed
-    assert again.milliseconds(found, 60) == told and again.measured == 0
+    assert again.milliseconds(kernels, 60) == measured and again.measured == 0
     times = {line["key"]: line for line in map(json.loads, again.path.read_text().splitlines()[:4])}
-    near, far = (sum(times[kernel.key][where] for kernel in found) for where in ("near", "far"))
-    assert near <= told <= far or near == pytest.approx(told, rel=0.05)
+    near, far = (sum(times[kernel.key][where] for kernel in kernels) for where in ("near", "far"))
+    assert near <= measured <= far or near == pytest.approx(measured, rel=0.05)
     assert again.milliseconds(list_kernels(chain([32]), BATCH, 1), 60) is not None and again.measured == 0
 
 
@@ -79,16 +79,16 @@ def test_weights_lie_further_off_the_less_of_them_the_cache_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the way where the cache is twice as large as all weights, all of it where it is as large or smaller."""
-    found = list_kernels(chain([32]), BATCH, 1)
-    stored = sum(kernel.weight_bytes for kernel in found)
+    kernels = list_kernels(chain([32]), BATCH, 1)
+    stored = sum(kernel.weight_bytes for kernel in kernels)
     assert stored == pytest.approx(32 * 32 * 4, rel=0.02)
     table = KernelTable(1, tmp_path)
     table._known.update(
-        {found[0].key: kernel_table.KernelTimes(1.0, 3.0), found[1].key: kernel_table.KernelTimes(0.25, 0.25)}
+        {kernels[0].key: kernel_table.KernelTimes(1.0, 3.0), kernels[1].key: kernel_table.KernelTimes(0.25, 0.25)}
     )
-    for cache, told in ((2 * stored, 2.25), (stored, 3.25), (stored // 2, 3.25)):
+    for cache, expected_ms in ((2 * stored, 2.25), (stored, 3.25), (stored // 2, 3.25)):
         monkeypatch.setattr(kernel_table, "_cache_bytes", lambda cache=cache: cache)
-        assert table.milliseconds(found, 0.0) == pytest.approx(told)
+        assert table.milliseconds(kernels, 0.0) == pytest.approx(expected_ms)
 
 
 def test_copies_have_weights_of_their_own_and_compute_the_same() -> None:

@@ -208,7 +208,7 @@ class Cluster:
             submit(workers, work, node, lacking)
             given.append(node.id)
             if len(given) == 3:
-                doomed = next(environment for environment in nodes if environment.node_id == node.id)
+                doomed = next(cluster_node for cluster_node in nodes if cluster_node.node_id == node.id)
                 self.cluster.remove_node(doomed, allow_graceful=False)
 
         patch.setattr(RayWorkers, "_submit", submitted)

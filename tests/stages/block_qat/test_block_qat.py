@@ -36,9 +36,9 @@ QUICK: dict[str, Any] = {**SMALL, **RATES, "epochs": 4, "batch_size": 4, "held_o
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    made = save_decoder(tmp_path_factory.mktemp("source"), vocab_size=ROWS)
-    train_tokenizer().save_pretrained(made.folder)
-    return made
+    checkpoint = save_decoder(tmp_path_factory.mktemp("source"), vocab_size=ROWS)
+    train_tokenizer().save_pretrained(checkpoint.folder)
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -90,24 +90,24 @@ def test_a_trained_model_is_nearer_to_the_float_one_than_gptq(
     source: Checkpoint, trained: QuantizedCheckpoint, notes: Notes, tmp_path: Path
 ) -> None:
     ids = calibration_sequences(context(tmp_path), source, 40, 32)
-    wanted = last_hidden(build_blockwise_model(source), ids)
+    expected = last_hidden(build_blockwise_model(source), ids)
     other = Gptq(**SMALL).run(source, context(tmp_path))
 
     def error(checkpoint: Checkpoint) -> float:
-        difference = (last_hidden(build_blockwise_model(checkpoint), ids) - wanted).square().mean(-1)
-        return float((difference / wanted.square().mean(-1)).mean())
+        difference = (last_hidden(build_blockwise_model(checkpoint), ids) - expected).square().mean(-1)
+        return float((difference / expected.square().mean(-1)).mean())
 
     assert error(trained) < 0.85 * error(other)
-    said = [line for line in notes.said if "held-out text" in line]
-    assert [line.split(":")[0] for line in said] == ["model.layers.0", "model.layers.1"]
+    remarks = [line for line in notes.said if "held-out text" in line]
+    assert [line.split(":")[0] for line in remarks] == ["model.layers.0", "model.layers.1"]
     assert all(layer["block_error"] < 0.5 for name, layer in layers_of(trained.folder).items() if layer.get("bits"))
 
 
 def test_integers_keep_to_their_bits_and_norms_have_learned(source: Checkpoint, trained: QuantizedCheckpoint) -> None:
     for name in layers_of(trained.folder):
-        found = trained.quantized(name)
-        if found is not None:
-            assert found.bits == 2 and int(found.integers.max()) == 3 and found.symmetric
+        layer = trained.quantized(name)
+        if layer is not None:
+            assert layer.bits == 2 and int(layer.integers.max()) == 3 and layer.symmetric
     norm = "model.layers.1.input_layernorm.weight"
     assert trained.stored(norm).dtype == torch.float16
     assert not torch.equal(trained.stored(norm), source.stored(norm).half())
@@ -128,8 +128,8 @@ def test_what_onnx_and_gguf_hold_are_the_trained_integers(trained: QuantizedChec
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "tiny.gguf").tensors}
     for short, name in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
         tensor = tensors[f"blk.1.{short}.weight"]
-        wanted = trained.weight(f"model.layers.1.{name}").numpy()
-        assert np.array_equal(dequantize(tensor.data, tensor.tensor_type), wanted)
+        trained_weight = trained.weight(f"model.layers.1.{name}").numpy()
+        assert np.array_equal(dequantize(tensor.data, tensor.tensor_type), trained_weight)
 
 
 class Stop(Exception):  # noqa: N818
@@ -162,9 +162,9 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
         return plain(trainer, windows) if len(blocks) in (1, 3) else float("nan")
 
     monkeypatch.setattr(BlockTrainer, "_error", error)
-    made = context(tmp_path / "stopped")
-    result = BlockQat(**QUICK).run(source, made)
-    assert [remark.split(":")[0] for remark in made.notes if "stopped, since it became nan" in remark] == [
+    stage_context = context(tmp_path / "stopped")
+    result = BlockQat(**QUICK).run(source, stage_context)
+    assert [remark.split(":")[0] for remark in stage_context.notes if "stopped, since it became nan" in remark] == [
         "model.layers.0",
         "model.layers.1",
     ]
@@ -173,18 +173,18 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
     monkeypatch.undo()
     other = Gptq(**SMALL).run(source, context(tmp_path / "gptq"))
     for name in layers_of(other.folder):
-        one, another = result.quantized(name), other.quantized(name)
-        assert one is None or (another is not None and torch.equal(one.integers, another.integers))
+        layer, another = result.quantized(name), other.quantized(name)
+        assert layer is None or (another is not None and torch.equal(layer.integers, another.integers))
 
 
 def test_more_is_asked_of_the_machine_than_for_gptq(plan_of: Any) -> None:
     shape, plan = plan_of
-    told, less = BlockQat(**QUICK).predict(shape, plan), Gptq(**SMALL).predict(shape, plan)
+    predicted, less = BlockQat(**QUICK).predict(shape, plan), Gptq(**SMALL).predict(shape, plan)
     # Two more passes forwards, and three for each epoch: 14 of 2 FLOPs a weight and token.
     added = 14 * 2 * (shape.attention + shape.feed_forward) * 40 * 32
-    assert told.seconds.flops - less.seconds.flops == pytest.approx(added)
-    assert told.disk_bytes == less.disk_bytes
-    assert told.peak_memory_bytes.value >= 32 * (shape.attention + shape.feed_forward) / shape.layers
+    assert predicted.seconds.flops - less.seconds.flops == pytest.approx(added)
+    assert predicted.disk_bytes == less.disk_bytes
+    assert predicted.peak_memory_bytes.value >= 32 * (shape.attention + shape.feed_forward) / shape.layers
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ class Losses(SilentProgress):
         self.seen: list[float] = []
 
     def note(self, message: str) -> None:
-        found = re.search(r"loss (-?[0-9.]+)", message)
-        self.seen += [float(found[1])] if found else []
+        match = re.search(r"loss (-?[0-9.]+)", message)
+        self.seen += [float(match[1])] if match else []
 
 
 @cache
@@ -57,8 +57,8 @@ def teacher() -> TorchModel:
 
 def context(data: Any = None, **changes: Any) -> tuple[Context, Losses]:
     losses = Losses()
-    made = tiny.context(data or tiny.dataset(256, unlabeled=32), earlier=lambda label: teacher(), **changes)
-    return Context(**{**vars(made), "progress": losses}), losses
+    stage_context = tiny.context(data or tiny.dataset(256, unlabeled=32), earlier=lambda label: teacher(), **changes)
+    return Context(**{**vars(stage_context), "progress": losses}), losses
 
 
 def answers(model: TorchModel) -> np.ndarray:
@@ -71,7 +71,7 @@ def agreement(model: TorchModel, other: TorchModel) -> float:
 
 
 def divergence(model: TorchModel, other: TorchModel) -> float:
-    mine, theirs = (torch.from_numpy(answers(one)).log_softmax(dim=-1) for one in (model, other))
+    mine, theirs = (torch.from_numpy(answers(classifier)).log_softmax(dim=-1) for classifier in (model, other))
     return float((theirs.exp() * (theirs - mine)).sum(dim=-1).mean())
 
 
@@ -85,10 +85,10 @@ def test_the_teacher_knows_the_task():
 def test_a_student_comes_to_agree_with_its_teacher(method: str):
     given, losses = context()
     stage = Distill(**LEARN, method=method, teacher="finetune")
-    before = tiny.encoder(seed=8)
-    first = divergence(before, teacher())
+    untrained = tiny.encoder(seed=8)
+    first = divergence(untrained, teacher())
     student = stage.run(tiny.encoder(seed=8), given)
-    assert agreement(student, teacher()) >= 0.9 > agreement(before, teacher())
+    assert agreement(student, teacher()) >= 0.9 > agreement(untrained, teacher())
     assert divergence(student, teacher()) < first / 3
     assert len(losses.seen) == 8 and losses.seen[-1] < losses.seen[0] / 2
 
@@ -185,9 +185,9 @@ def test_a_student_made_of_layers_starts_from_their_weights():
     given, _ = context()
     student = Distill(**STILL, student={"layers": [1]}).run(teacher(), given)
     assert student.module.config.num_hidden_layers == 1
-    wanted = teacher().module.bert.encoder.layer[1].state_dict()
+    expected_weights = teacher().module.bert.encoder.layer[1].state_dict()
     for name, tensor in student.module.bert.encoder.layer[0].state_dict().items():
-        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-8)
+        torch.testing.assert_close(tensor, expected_weights[name], rtol=0, atol=1e-8)
 
 
 def test_a_student_of_another_config_starts_anew_from_the_seed():
@@ -242,26 +242,26 @@ def saved(model: TorchModel, folder: Path) -> str:
 
 
 def test_a_student_with_its_own_tokenizer_learns_logits(tmp_path: Path):
-    place = saved(tiny.encoder("distilbert", seed=8, processor=tiny.unigram()), tmp_path / "student")
+    student_folder = saved(tiny.encoder("distilbert", seed=8, processor=tiny.unigram()), tmp_path / "student")
     given, _ = context()
-    student = Distill(**LEARN, student={"model": place}).run(teacher(), given)
+    student = Distill(**LEARN, student={"model": student_folder}).run(teacher(), given)
     assert student.module.config.model_type == "distilbert" and agreement(student, teacher()) >= 0.85
 
 
 def test_another_architecture_is_compared_layer_by_layer(tmp_path: Path):
-    place = saved(tiny.encoder("distilbert", seed=8), tmp_path / "student")
+    student_folder = saved(tiny.encoder("distilbert", seed=8), tmp_path / "student")
     for method in ("distilbert", "tinybert", "minilm"):
         given, losses = context()
         quick = {**LEARN, "epochs": 3}
-        Distill(**quick, method=method, logits_weight=0, student={"model": place}).run(teacher(), given)
+        Distill(**quick, method=method, logits_weight=0, student={"model": student_folder}).run(teacher(), given)
         assert losses.seen[-1] < losses.seen[0] * 0.8
 
 
 @pytest.mark.parametrize("method", ["distilbert", "tinybert", "minilm"])
 def test_different_vocabularies_are_refused(method: str, tmp_path: Path):
-    place = saved(tiny.encoder(processor=tiny.unigram()), tmp_path / "student")
+    student_folder = saved(tiny.encoder(processor=tiny.unigram()), tmp_path / "student")
     with pytest.raises(StageError, match="different vocabularies") as caught:
-        Distill(**STILL, method=method, student={"model": place}).run(teacher(), context()[0])
+        Distill(**STILL, method=method, student={"model": student_folder}).run(teacher(), context()[0])
     assert "method: logits" in str(caught.value.hint)
 
 
@@ -278,8 +278,10 @@ def test_a_teacher_with_heads_cut_off_has_students_with_all_of_them(tmp_path: Pa
     model = teacher()
     keep_heads(model.module, [[1], [0, 2]])
     student = Distill(**STILL, student={"config": {"hidden_size": 16}}).run(model, context()[0])
-    place = saved(student, tmp_path / "student")
-    np.testing.assert_allclose(answers(TorchModel.load(Path(place), get_task(tiny.TASK))), answers(student), atol=1e-6)
+    student_folder = saved(student, tmp_path / "student")
+    np.testing.assert_allclose(
+        answers(TorchModel.load(Path(student_folder), get_task(tiny.TASK))), answers(student), atol=1e-6
+    )
 
 
 def test_a_config_field_that_is_not_there_is_refused():

@@ -41,8 +41,8 @@ def equalized(source: Checkpoint, scratch: Path, notes: Notes | None = None, **f
 
 @torch.no_grad()
 def logits(checkpoint: Checkpoint) -> torch.Tensor:
-    found: torch.Tensor = module_of(checkpoint)(input_ids=IDS).logits
-    return found
+    answer: torch.Tensor = module_of(checkpoint)(input_ids=IDS).logits
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def logits(checkpoint: Checkpoint) -> torch.Tensor:
 def test_the_function_stays(config: str, left_alone: int, tmp_path: Path) -> None:
     source, notes = uneven(tmp_path, config), Notes()
     result = equalized(source, tmp_path / "scratch", notes)
-    before, after = logits(source), logits(result)
-    assert float((after - before).abs().max()) < 1e-4 * float(before.std())
+    logits_before, after = logits(source), logits(result)
+    assert float((after - logits_before).abs().max()) < 1e-4 * float(logits_before.std())
     linear = [name for name in source.files if name.endswith("proj.weight") or name.endswith("fc1.weight")]
     assert any(not torch.equal(result.stored(name), source.stored(name)) for name in linear)
-    said = notes.said[-1].partition("as they were: ")[2]
-    assert said.startswith(f"{left_alone} layers") if left_alone else said == "", notes.said[-1]
+    remark = notes.said[-1].partition("as they were: ")[2]
+    assert remark.startswith(f"{left_alone} layers") if left_alone else remark == "", notes.said[-1]
 
 
 def test_columns_become_alike_by_hand(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_columns_become_alike_by_hand(tmp_path: Path) -> None:
     torch.testing.assert_close(sizes(result), sizes(source) * factors)
     norm = "model.layers.1.input_layernorm.weight"
     torch.testing.assert_close(result.stored(norm), source.stored(norm) / factors)
-    spread = [float(found.max() / found.min()) for found in (sizes(source), sizes(result))]
+    spread = [float(column_sizes.max() / column_sizes.min()) for column_sizes in (sizes(source), sizes(result))]
     assert spread[0] > 10 and spread[1] < spread[0] / 3
 
 
@@ -122,10 +122,10 @@ def test_factors_by_hand() -> None:
     weight = torch.tensor([[1.0, 2.0, 0.0, 16.0], [1.0, 2.0, 0.0, 16.0]])
     apart = torch.arange(4)
     # Sizes 1, 2, 0, 16 about their geometric mean 32^(1/3); a column of zeros has no size.
-    found = equalizing([weight], 1.0, apart)
-    ratios = torch.tensor([1.0, 1 / 2, 32 ** (-1 / 3), 1 / 16]) / found
+    factors = equalizing([weight], 1.0, apart)
+    ratios = torch.tensor([1.0, 1 / 2, 32 ** (-1 / 3), 1 / 16]) / factors
     torch.testing.assert_close(ratios, ratios[:1].expand(4))
-    assert float(found.log().sum()) == pytest.approx(0, abs=1e-6)
+    assert float(factors.log().sum()) == pytest.approx(0, abs=1e-6)
     pairs = share(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0, 0, 1, 1]))
     torch.testing.assert_close(pairs, torch.tensor([-1.0, -1.0, 1.0, 1.0]).exp())
 
@@ -140,18 +140,18 @@ class Doubtful(nn.Module):
         self.used_twice = used_twice
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        made = self.first(hidden)
-        return self.second(made * 1.0) + (made if self.used_twice else 0)
+        projected = self.first(hidden)
+        return self.second(projected * 1.0) + (projected if self.used_twice else 0)
 
 
 @pytest.mark.parametrize("used_twice", [False, True])
 def test_what_is_read_elsewhere_too_is_no_fold(used_twice: bool) -> None:
     block, hidden = Doubtful(used_twice), torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
-    before = [parameter.clone() for parameter in block.parameters()]
+    parameters_before = [parameter.clone() for parameter in block.parameters()]
     folds, alone = find_folds(dict(block.named_children()), lambda: block(hidden), 4)
     assert [(fold.consumers, fold.source) for fold in folds] == ([] if used_twice else [(("second",), "first")])
     assert alone == (["first", "second"] if used_twice else ["first"])
-    assert all(torch.equal(one, other) for one, other in zip(before, block.parameters(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(parameters_before, block.parameters(), strict=True))
 
 
 def test_what_cannot_be_equalized_is_said(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_half_precision_is_widened_where_it_changes(tmp_path: Path) -> None:
     result = equalized(source, tmp_path / "scratch")
     assert result.stored("model.layers.0.mlp.up_proj.weight").dtype == torch.float32
     assert result.stored("model.embed_tokens.weight").dtype == torch.bfloat16
-    before, after = logits(source), logits(result)
-    assert float((after - before).abs().max()) < 1e-4 * float(before.std())
+    logits_before, after = logits(source), logits(result)
+    assert float((after - logits_before).abs().max()) < 1e-4 * float(logits_before.std())
 
 
 def test_an_architecture_without_a_place_for_factors_is_refused(

@@ -294,8 +294,8 @@ def test_experts_get_bits_of_their_own(tmp_path: Path) -> None:
     assert all(bits[f"{EXPERTS.format(index)}.3.{leaf}"] == 2 for index in range(2) for leaf in ("w1", "w2", "w3"))
     assert len(set(bits.values())) > 1
     for name, some in bits.items():
-        found = result.quantized(name)
-        assert found is not None and found.bits == some
+        expert_matrix = result.quantized(name)
+        assert expert_matrix is not None and expert_matrix.bits == some
 
 
 REFUSED = {

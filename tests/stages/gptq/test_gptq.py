@@ -57,12 +57,12 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_p
     layers = layers_of(result.folder)
     for name in (f"model.layers.{index}.{short}" for index in range(2) for short in LINEARS):
         hessian = seen[name].T @ seen[name] / len(seen[name])
-        weight, found = source.weight(name), result.quantized(name)
-        assert found is not None and found.bits == 4 and found.group_size == 32
+        weight, layer = source.weight(name), result.quantized(name)
+        assert layer is not None and layer.bits == 4 and layer.group_size == 32
         expected = quantize_gptq(weight, hessian, GptqSettings(bits=4, group_size=32))
-        differing = (expected.quantized.integers != found.integers).float().mean()
+        differing = (expected.quantized.integers != layer.integers).float().mean()
         assert float(differing) < 0.02, name
-        error = output_error(weight, found.dequantize(), hessian)
+        error = output_error(weight, layer.dequantize(), hessian)
         assert layers[name]["error"] == pytest.approx(error, rel=0.02)
         assert layers[name]["error"] == pytest.approx(expected.error, rel=0.02)
 
@@ -78,9 +78,9 @@ def test_the_whole_and_its_batches_give_the_same(tmp_path: Path, monkeypatch: py
         if layer.get("bits"):
             assert errors[1][name]["error"] == pytest.approx(layer["error"], rel=0.1)
     for name in (f"model.layers.0.{short}" for short in LINEARS[:3]):
-        one, other = whole.quantized(name), pieces.quantized(name)
-        assert one is not None and other is not None
-        assert float((one.integers != other.integers).float().mean()) < 0.02
+        from_whole, other = whole.quantized(name), pieces.quantized(name)
+        assert from_whole is not None and other is not None
+        assert float((from_whole.integers != other.integers).float().mean()) < 0.02
 
 
 def test_gptq_loses_less_than_rounding_to_nearest(tmp_path: Path) -> None:
@@ -100,20 +100,26 @@ def test_rounding_to_nearest_reads_no_text(tmp_path: Path) -> None:
     assert stage.needs().splits == ()
     result = stage.run(source, context(tmp_path / "scratch", train="short"))
     weight = source.weight("model.layers.0.mlp.up_proj")
-    found = result.quantized("model.layers.0.mlp.up_proj")
-    assert found is not None
+    layer = result.quantized("model.layers.0.mlp.up_proj")
+    assert layer is not None
     groups = weight.reshape(96, 2, 32)
     whole = torch.maximum(groups.amax(-1) / 7, -groups.amin(-1) / 8).half().float()
-    torch.testing.assert_close(found.scales, whole, atol=0, rtol=1e-3)
-    assert torch.all((found.dequantize() - weight).abs() <= 0.51 * found.scales.repeat_interleave(32, dim=1))
+    torch.testing.assert_close(layer.scales, whole, atol=0, rtol=1e-3)
+    assert torch.all((layer.dequantize() - weight).abs() <= 0.51 * layer.scales.repeat_interleave(32, dim=1))
 
 
 def test_the_folder_is_one_that_transformers_describes_as_gptq(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch")
     config = transformers.AutoConfig.from_pretrained(result.folder)
-    made = transformers.GPTQConfig.from_dict(dict(config.quantization_config))
-    assert (made.bits, made.group_size, made.sym, made.desc_act, made.format) == (4, 32, True, False, "gptq")
+    gptq_config = transformers.GPTQConfig.from_dict(dict(config.quantization_config))
+    assert (gptq_config.bits, gptq_config.group_size, gptq_config.sym, gptq_config.desc_act, gptq_config.format) == (
+        4,
+        32,
+        True,
+        False,
+        "gptq",
+    )
     assert config.dtype == torch.float16
     assert json.loads((result.folder / "quantize_config.json").read_text()) == result.quantization
     names = set(result.files)
@@ -127,8 +133,8 @@ def test_asymmetric_zero_points_are_stored_as_they_are(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", sym=False)
     assert result.quantization is not None and result.quantization["checkpoint_format"] == "gptq_v2"
-    found = result.quantized("model.layers.0.mlp.up_proj")
-    assert found is not None and not found.symmetric
+    layer = result.quantized("model.layers.0.mlp.up_proj")
+    assert layer is not None and not layer.symmetric
     error = layers_of(result.folder)["model.layers.0.mlp.up_proj"]["error"]
     assert error < layers_of(quantized(source, tmp_path / "sym").folder)["model.layers.0.mlp.up_proj"]["error"]
 
@@ -137,10 +143,10 @@ def test_asymmetric_zero_points_are_stored_as_they_are(tmp_path: Path) -> None:
 def test_bits_and_groups(bits: int, size: int, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", intermediate_size=128)
     result = quantized(source, tmp_path / "scratch", bits=bits, group_size=size)
-    found = result.quantized("model.layers.1.mlp.down_proj")
-    assert found is not None and found.bits == bits
-    assert found.scales.shape == (64, 1 if size == -1 else 128 // size)
-    assert int(found.integers.max()) == (1 << bits) - 1
+    layer = result.quantized("model.layers.1.mlp.down_proj")
+    assert layer is not None and layer.bits == bits
+    assert layer.scales.shape == (64, 1 if size == -1 else 128 // size)
+    assert int(layer.integers.max()) == (1 << bits) - 1
 
 
 def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
@@ -167,10 +173,10 @@ def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) ->
     seen = inputs_of_layers(module, calibration_sequences(context(tmp_path), source, 6, 24))["lm_head"]
     hessian = seen.T @ seen / len(seen)
     hessian += 0.2 * torch.eye(64) * hessian.diagonal().mean()
-    weight, found = source.weight("model.embed_tokens"), result.quantized("model.embed_tokens")
-    assert found is not None
+    weight, table = source.weight("model.embed_tokens"), result.quantized("model.embed_tokens")
+    assert table is not None
     expected = quantize_gptq(weight, hessian, GptqSettings(bits=4, group_size=32))
-    assert float((expected.quantized.integers != found.integers).float().mean()) < 0.02
+    assert float((expected.quantized.integers != table.integers).float().mean()) < 0.02
     assert layers_of(result.folder)["model.embed_tokens"]["error"] == pytest.approx(expected.error, rel=0.02)
 
 
@@ -196,16 +202,16 @@ def test_a_head_of_its_own_is_a_table_too(tmp_path: Path) -> None:
 def test_layers_that_are_kept_say_why(tmp_path: Path) -> None:
     source, notes = save_decoder(tmp_path / "source"), Notes()
     result = quantized(source, tmp_path / "scratch", notes, keep=("*.o_proj", "model.layers.0.mlp.up_proj"))
-    kept = ["model.layers.0.self_attn.o_proj", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj"]
+    float_layers = ["model.layers.0.self_attn.o_proj", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj"]
     layers = layers_of(result.folder)
-    for name in kept:
+    for name in float_layers:
         assert torch.equal(result.stored(f"{name}.weight"), source.stored(f"{name}.weight").half())
         assert layers[name]["why"].startswith("kept by the pattern")
         assert any(f"{name} (kept by the pattern" in line for line in notes.said)
     assert result.quantized("model.layers.1.mlp.up_proj") is not None
     assert result.quantization is not None
     rules = result.quantization["dynamic"]
-    assert all(any(re.match(rule.removeprefix("-:"), name) for rule in rules) for name in kept)
+    assert all(any(re.match(rule.removeprefix("-:"), name) for rule in rules) for name in float_layers)
     assert not any(re.match(rule.removeprefix("-:"), "model.layers.1.mlp.up_proj") for rule in rules)
 
 

@@ -101,11 +101,11 @@ def test_weights_and_logits_are_those_of_nncfs_own_model(
     result, oracle = results[case], theirs(source, tmp_path, **CASES[case][1])
     for name, expected in expanded(oracle).items():
         module, _, leaf = name.rpartition(".")
-        found = result.weight(module) if leaf == "weight" else result.stored(name).float()
+        tensor = result.weight(module) if leaf == "weight" else result.stored(name).float()
         # NNCF multiplies in float16, so that its products are rounded once more than the integers and scales are.
-        assert torch.equal(found.half(), expected.half()), name
-    found, expected = load_quantized_module(result)(input_ids=IDS).logits, oracle(input_ids=IDS).logits
-    assert float((found - expected).abs().max()) < 5e-3 * float(expected.std())
+        assert torch.equal(tensor.half(), expected.half()), name
+    logits, expected = load_quantized_module(result)(input_ids=IDS).logits, oracle(input_ids=IDS).logits
+    assert float((logits - expected).abs().max()) < 5e-3 * float(expected.std())
     assert float((expected - module_of(source)(input_ids=IDS).logits).abs().max()) > 0.1 * float(expected.std())
 
 
@@ -126,10 +126,12 @@ def test_the_cases_are_what_they_are_called(source: Checkpoint, results: Mapping
     }
     assert layers["one kept"][KEPT]["why"] == "kept by the pattern '*.1.mlp.up_proj'"
     # AWQ folds its factors of a quantized layer into the float one before it; without AWQ nothing but integers is new.
-    before = "model.layers.0.mlp.up_proj"
-    assert bits("half left float")[before] is None and bits("half left float")["model.layers.0.mlp.down_proj"] == 4
-    changed = results["half left float"].stored(f"{before}.weight").float()
-    ratios = changed / source.weight(before)
+    up_projection = "model.layers.0.mlp.up_proj"
+    assert (
+        bits("half left float")[up_projection] is None and bits("half left float")["model.layers.0.mlp.down_proj"] == 4
+    )
+    changed = results["half left float"].stored(f"{up_projection}.weight").float()
+    ratios = changed / source.weight(up_projection)
     torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios), rtol=5e-3, atol=0)
     assert float(ratios[:, 0].max() / ratios[:, 0].min()) > 1.05
     assert torch.equal(results["one kept"].stored(f"{KEPT}.weight").float(), source.weight(KEPT).half().float())
@@ -149,8 +151,8 @@ def test_the_same_road_leads_to_onnx_and_gguf(case: str, tmp_path: Path) -> None
     ids = np.asarray(IDS[:2])
     assert "from torch" in str(verify_decoder(model, result, ids, 1e-3, 0.2))
     write_gguf(result, tmp_path / "model.gguf")
-    for one in compare_gguf(tmp_path / "model.gguf", result):
-        assert one.largest <= one.allowed
+    for difference in compare_gguf(tmp_path / "model.gguf", result):
+        assert difference.largest <= difference.allowed
 
 
 def test_average_bits_count_everything(source: Checkpoint, tmp_path: Path) -> None:
@@ -187,8 +189,8 @@ assert "Stub" in type(telemetry).__name__ or "Mock" in type(telemetry).__name__,
 
 def test_by_itself_it_writes_nothing_and_tells_nobody(source: Checkpoint, tmp_path: Path) -> None:
     # In a process of its own: NNCF sends nothing from within pytest, and here it is imported by the stage.
-    here = Path(__file__).parent
-    folders = os.pathsep.join(map(str, (here, here.parent / "support", here.parents[1])))
+    tests_folder = Path(__file__).parent
+    folders = os.pathsep.join(map(str, (tests_folder, tests_folder.parent / "support", tests_folder.parents[1])))
     environment = {name: value for name, value in os.environ.items() if name != "NNCF_CI"} | {"PYTHONPATH": folders}
     command = [sys.executable, "-c", ALONE, str(source.folder), str(tmp_path / "scratch")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -197,9 +199,9 @@ def test_by_itself_it_writes_nothing_and_tells_nobody(source: Checkpoint, tmp_pa
 
 
 def test_nncfs_logger_is_left_as_it_was(source: Checkpoint, tmp_path: Path) -> None:
-    before = logging.getLogger("nncf").handlers[:]
+    handlers_before = logging.getLogger("nncf").handlers[:]
     compressed(source, tmp_path)
-    assert before and logging.getLogger("nncf").handlers == before
+    assert handlers_before and logging.getLogger("nncf").handlers == handlers_before
 
 
 @pytest.mark.parametrize(
@@ -230,8 +232,8 @@ def refusal(kind: type[CompressError], checkpoint: Checkpoint, scratch: Path, **
 
 def test_a_factor_at_run_time_has_no_place_in_a_checkpoint(tmp_path: Path) -> None:
     phi = save_decoder(tmp_path / "phi", "PhiConfig", hidden_act="gelu")
-    said = refusal(StageError, phi, tmp_path / "scratch")
-    assert "scales the inputs of" in said and "mlp" in said and "awq: false" in said
+    message = refusal(StageError, phi, tmp_path / "scratch")
+    assert "scales the inputs of" in message and "mlp" in message and "awq: false" in message
     result = compressed(phi, tmp_path / "plain", awq=False)
     assert layers_of(result.folder)["model.layers.0.mlp.fc2"]["bits"] == 4
 
@@ -245,8 +247,8 @@ def test_routers_stay_float(tmp_path: Path) -> None:
 
 
 def test_an_awq_that_is_to_scale_a_kept_layer_is_refused(source: Checkpoint, tmp_path: Path) -> None:
-    said = refusal(StageError, source, tmp_path, keep=("*.1.mlp.up_proj",))
-    assert "mlp/up_proj" in said and "keep both layers" in said
+    message = refusal(StageError, source, tmp_path, keep=("*.1.mlp.up_proj",))
+    assert "mlp/up_proj" in message and "keep both layers" in message
 
 
 def test_an_awq_that_finds_nothing_to_do_is_said(tmp_path: Path) -> None:
@@ -260,8 +262,8 @@ def test_what_does_not_fit_is_refused_before_any_work(
 ) -> None:
     assert "96" in refusal(ModelError, source, tmp_path / "wide", group_size=64)
     assert "no layer is called 'nothing'" in refusal(StageError, source, tmp_path / "kept", keep=("nothing",))
-    made = results["both"].folder
-    assert "quantized already" in refusal(ModelError, Checkpoint(made), tmp_path / "twice")
+    result_folder = results["both"].folder
+    assert "quantized already" in refusal(ModelError, Checkpoint(result_folder), tmp_path / "twice")
 
 
 def test_too_little_text_is_refused(source: Checkpoint, tmp_path: Path) -> None:

@@ -22,20 +22,20 @@ from compress.utils.errors import DataError, StageError
 
 
 def model() -> OnnxModel:
-    made = exported()
-    return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+    exported_model = exported()
+    return OnnxModel(exported_model.graph(), FLOAT_GRAPH, exported_model.model.companions())
 
 
 def metadata(found: OnnxModel) -> dict[str, dict[str, object]]:
-    own = (each for each in found.graph.metadata_props if each.key.startswith("compress."))
-    return {each.key: json.loads(each.value) for each in own}
+    entries = (entry for entry in found.graph.metadata_props if entry.key.startswith("compress."))
+    return {entry.key: json.loads(entry.value) for entry in entries}
 
 
 def test_what_it_was_calibrated_on_is_recorded_in_the_file():
     context = tiny.context(tiny.dataset(train=64))
-    found = OnnxInt8(method="static", calibration_examples=10).run(model(), context)
-    assert found.file_name == QUANTIZED_GRAPH
-    record = metadata(found)[METADATA]
+    quantized = OnnxInt8(method="static", calibration_examples=10).run(model(), context)
+    assert quantized.file_name == QUANTIZED_GRAPH
+    record = metadata(quantized)[METADATA]
     examples = context.encode("train", exported().model)
     assert examples.labels is not None
     rows = spread_sample(examples.lengths(), examples.labels, 10, context.seed)
@@ -71,20 +71,20 @@ def test_a_floor_is_held_and_each_layers_damage_is_recorded(method: str):
     context = tiny.context(tiny.dataset(train=64, validation=200))
     static = {"calibration_examples": 8} if method == "static" else {}
     stage = OnnxInt8(method=method, accuracy_floor=0.98, damage_examples=8, **static)  # type: ignore[arg-type]
-    found = metadata(stage.run(model(), context))[LAYERS]
-    assert found["metric"] >= found["floor"] == pytest.approx(0.98 * found["float_metric"])  # type: ignore[operator]
-    assert found["evaluations"] <= 6  # type: ignore[operator]
-    layers: list[dict[str, object]] = found["layers"]  # type: ignore[assignment]
-    kept = [layer for layer in layers if not layer["int8"]]
-    assert len(layers) in (0, 9) and layers[: len(kept)] == kept
+    damage = metadata(stage.run(model(), context))[LAYERS]
+    assert damage["metric"] >= damage["floor"] == pytest.approx(0.98 * damage["float_metric"])  # type: ignore[operator]
+    assert damage["evaluations"] <= 6  # type: ignore[operator]
+    layers: list[dict[str, object]] = damage["layers"]  # type: ignore[assignment]
+    float_layers = [layer for layer in layers if not layer["int8"]]
+    assert len(layers) in (0, 9) and layers[: len(float_layers)] == float_layers
     assert [row[0] for table in context.tables for row in table.rows] == [layer["layer"] for layer in layers]
 
 
 def test_layers_that_the_recipe_names_stay_in_float():
     context = tiny.context(tiny.dataset(train=16))
     layers = DynamicQuantizer(model().graph).layers
-    found = OnnxInt8(keep=(f"*{layers[2].weight[1:]}",)).run(model(), context)
-    left = {tensor.name for tensor in found.graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    quantized = OnnxInt8(keep=(f"*{layers[2].weight[1:]}",)).run(model(), context)
+    left = {tensor.name for tensor in quantized.graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert [layer.name for layer in layers if layer.weight in left] == [layers[2].name]
     with pytest.raises(StageError, match=r"fits '\*layer\.9\*'"):
         OnnxInt8(keep=("*layer.9*",)).run(model(), context)

@@ -66,16 +66,16 @@ def loss_of(module: Any, ids: torch.Tensor) -> float:
 
 @torch.no_grad()
 def answers(module: Any, ids: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = module(input_ids=ids, use_cache=False).logits
-    return found
+    logits: torch.Tensor = module(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 @pytest.mark.parametrize("span", [1, 2, 3])
 def test_distances_are_those_of_a_loop(span: int, tmp_path: Path) -> None:
     source, ids = save_decoder(tmp_path / "source", "Gemma3TextConfig", num_hidden_layers=3), some_ids(3, 12)
     module, states = module_of(source), list[torch.Tensor]()
-    for place, block in enumerate(module.model.layers):
-        if not place:
+    for index, block in enumerate(module.model.layers):
+        if not index:
             block.register_forward_pre_hook(lambda _, given: states.append(given[0].view(-1, 64)))
         block.register_forward_hook(lambda _, given, left: states.append(left.view(-1, 64)))
     answers(module, ids)
@@ -85,8 +85,8 @@ def test_distances_are_those_of_a_loop(span: int, tmp_path: Path) -> None:
         / ids.numel()
         for at in range(4 - span)
     ]
-    found = distances(build_blockwise_model(source), TEXT, ids, span, tmp_path, Notes())
-    assert found == pytest.approx(expected, abs=1e-5)
+    measured = distances(build_blockwise_model(source), TEXT, ids, span, tmp_path, Notes())
+    assert measured == pytest.approx(expected, abs=1e-5)
     assert not list(tmp_path.glob("states*"))
 
 
@@ -97,8 +97,8 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
         trials = {
             index: loss_of(without(module_of(source), [*gone, index]), ids) for index in range(4) if index not in gone
         }
-        found = losses_without(build_blockwise_model(source), TEXT, ids, list(trials))
-        assert found == pytest.approx(trials, abs=1e-4)
+        measured_losses = losses_without(build_blockwise_model(source), TEXT, ids, list(trials))
+        assert measured_losses == pytest.approx(trials, abs=1e-4)
         gone.append(min(trials, key=trials.__getitem__))
         losses.append(trials[gone[-1]])
 
@@ -111,8 +111,10 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
     notes = Notes()
     result = pruned(source, tmp_path / "scratch", notes, layers=2, layer_importance="greedy", compensate=False)
     assert len([line for line in notes.said if line.startswith("prune_decoder: without block")]) == 1
-    told = ", ".join(map(str, gone)) + (", in the order in which they were chosen," if gone != sorted(gone) else "")
-    assert f"prune_decoder: blocks {told} of 4 removed" in notes.said[-1]
+    description = ", ".join(map(str, gone)) + (
+        ", in the order in which they were chosen," if gone != sorted(gone) else ""
+    )
+    assert f"prune_decoder: blocks {description} of 4 removed" in notes.said[-1]
     assert loss_of(module_of(result), ids) == pytest.approx(losses[-1], abs=1e-4)
 
 
@@ -123,8 +125,8 @@ def test_a_model_without_blocks_is_the_model_of_those_that_are_left(config: str,
     ids = some_ids(2, 20)
     result = pruned(source, tmp_path / "scratch", layers=2, compensate=False, layer_importance=rule)
     span = 1 if rule == "block_influence" else 2
-    found = distances(build_blockwise_model(source), TEXT, ids_of(source, tmp_path), span, tmp_path, Notes())
-    nearest = sorted(range(len(found)), key=found.__getitem__)
+    measured = distances(build_blockwise_model(source), TEXT, ids_of(source, tmp_path), span, tmp_path, Notes())
+    nearest = sorted(range(len(measured)), key=measured.__getitem__)
     gone = sorted(nearest[:2]) if span == 1 else [nearest[0], nearest[0] + 1]
     expected = answers(without(module_of(source), gone), ids)
     torch.testing.assert_close(answers(module_of(result), ids), expected, atol=1e-4, rtol=1e-4)
@@ -147,13 +149,13 @@ def test_groups_of_heads_and_neurons_go_by_what_passes_through_them(config: str,
     assert result.config["intermediate_size"] == 64  # 67.2 of 96, in multiples of 32
     inputs = inputs_of_layers(module, ids)
     for index, block in enumerate(module.model.layers):
-        for layer, name, parts, kept in (
+        for layer, name, parts, kept_parts in (
             (block.self_attn.o_proj, "self_attn.o_proj", 2, 1),
             (block.mlp.down_proj, "mlp.down_proj", 96, 64),
         ):
             given = inputs[f"model.layers.{index}.{name}"].view(6, 24, parts, -1)
             scores = (given.square().sum(-1).sqrt().sum(1) / 24).square().sum(0)
-            mask = torch.zeros(parts).scatter(0, scores.argsort(descending=True)[:kept], 1.0)
+            mask = torch.zeros(parts).scatter(0, scores.argsort(descending=True)[:kept_parts], 1.0)
             width = layer.in_features // parts
             layer.weight.data *= mask.repeat_interleave(width)
             narrow = result.stored(f"model.layers.{index}.{name}.weight")
@@ -172,12 +174,12 @@ def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_pat
     blocks = "model.layers" if llama else "transformer.h"
     names = {"self_attn.o_proj": (2, 1), "mlp.down_proj": (96, 64)} if llama else {"mlp.c_proj": (256, 192)}
     for index in range(len(module.get_submodule(blocks))):
-        for name, (parts, kept) in names.items():
+        for name, (parts, kept_parts) in names.items():
             layer, path = module.get_submodule(f"{blocks}.{index}.{name}"), f"{blocks}.{index}.{name}"
             # What enters it once all that comes before has been cut.
             hessian = gram(inputs_of_layers(module, ids)[path])
             weight = layer.weight.data if llama else layer.weight.data.T
-            stays, fitted = remove_parts(weight, hessian, weight.shape[1] // parts, kept)
+            stays, fitted = remove_parts(weight, hessian, weight.shape[1] // parts, kept_parts)
             layer.weight.data = fitted if llama else fitted.T.contiguous()
             columns = fitted.view(len(fitted), parts, -1)[:, stays].flatten(1)
             stored = result.stored(f"{path}.weight")
@@ -185,8 +187,8 @@ def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_pat
     torch.testing.assert_close(answers(module_of(result), seen), answers(module, seen), atol=5e-4, rtol=1e-3)
     other = pruned(source, tmp_path / "other", width_importance="activation", **cut)
     lost = [
-        float((answers(module_of(one), ids) - answers(module_of(source), ids)).square().sum())
-        for one in (result, other)
+        float((answers(module_of(checkpoint), ids) - answers(module_of(source), ids)).square().sum())
+        for checkpoint in (result, other)
     ]
     assert lost[0] < lost[1]
     assert any("but for" in line for line in notes.said)
@@ -327,12 +329,12 @@ def test_sizes_alone_need_no_text_and_a_killed_walk_ends_with_the_same(tmp_path:
 def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=3, head_dim=32)
     stage = stage_of(layers=1, heads=0.5, feed_forward=0.4)
-    made = context(tmp_path / "scratch")
-    result = stage.run(source, made)
+    stage_context = context(tmp_path / "scratch")
+    result = stage.run(source, stage_context)
     saved = tmp_path / "saved"
     saved.mkdir()
     result.save(saved)
-    task, rows = get_task("text-generation"), made.data.split("train")
+    task, rows = get_task("text-generation"), stage_context.data.split("train")
     probe = PredictionProbe(
         lambda folder: Checkpoint.load(folder, task), lambda tokenizer: task.encode(rows, tokenizer, None, 16)
     )

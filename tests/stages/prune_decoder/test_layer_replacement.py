@@ -69,34 +69,34 @@ def by_brute_force(
     judges = np.repeat([index % 8 == 7 for index in range(SAMPLES)], LENGTH)
     # Blocks are taken out one gap after the other, so that each is solved on what those before it have become.
     for gap in gaps(gone):
-        before = gap.start - 1
+        layer_before = gap.start - 1
         _, aim = watched(whole, whole_blocks[gap.stop - 1], whole_layers[gap.stop - 1], ids)
         for index in gap:
             blocks[index].forward = lambda hidden_states, *rest, **named: hidden_states
-        inputs, left = watched(cut, blocks[before], layers[before], ids)
+        inputs, left = watched(cut, blocks[layer_before], layers[layer_before], ids)
         sizes = aim.square().mean(dim=1, keepdim=True).sqrt()
         large = sizes > 10 * float(np.sort(sizes.numpy().ravel())[(sizes.numel() - 1) // 2])
         assert bool(large.any()) is massive
         times = float((~large).sum() / large.sum()) ** 0.5 if massive else 1.0
         weights = torch.where(large, times, 1.0) / sizes
-        rows, wanted = (inputs * weights).numpy(), ((aim - left) / unit * weights).numpy()
+        rows, targets = (inputs * weights).numpy(), ((aim - left) / unit * weights).numpy()
 
-        def ridge(some: np.ndarray, damping: float, rows: Any = rows, wanted: Any = wanted) -> np.ndarray:
-            own = rows[some]
-            size = np.sqrt(damping * (own**2).sum() / own.shape[1])
-            below = np.concatenate([own, size * np.eye(own.shape[1])])
-            aims = np.concatenate([wanted[some], np.zeros((own.shape[1], wanted.shape[1]))])
+        def ridge(some: np.ndarray, damping: float, rows: Any = rows, targets: Any = targets) -> np.ndarray:
+            chosen_rows = rows[some]
+            size = np.sqrt(damping * (chosen_rows**2).sum() / chosen_rows.shape[1])
+            below = np.concatenate([chosen_rows, size * np.eye(chosen_rows.shape[1])])
+            aims = np.concatenate([targets[some], np.zeros((chosen_rows.shape[1], targets.shape[1]))])
             return np.linalg.lstsq(below, aims, rcond=None)[0]
 
-        def error(damping: float, rows: Any = rows, wanted: Any = wanted) -> float:
-            return float(((wanted[judges] - rows[judges] @ ridge(~judges, damping)) ** 2).sum())
+        def error(damping: float, rows: Any = rows, targets: Any = targets) -> float:
+            return float(((targets[judges] - rows[judges] @ ridge(~judges, damping)) ** 2).sum())
 
         best = min((DAMPING * times for times in (1, 10, 100, 1000)), key=error)
-        assert error(best) < (wanted[judges] ** 2).sum()
+        assert error(best) < (targets[judges] ** 2).sum()
         change = torch.from_numpy(ridge(np.ones_like(judges), best)).float()
         with torch.no_grad():
-            weight = layers[before].weight
-            weight += change if isinstance(layers[before], Conv1D) else change.T
+            weight = layers[layer_before].weight
+            weight += change if isinstance(layers[layer_before], Conv1D) else change.T
     return cut
 
 
@@ -127,16 +127,16 @@ def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
     result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
     expected, found = by_brute_force(source, config, gone, ids, unit or 1.0, massive), module_of(result)
     assert len(given.notes) == 1 + len(gaps(gone)), given.notes
-    kept = [index for index in range(5) if index not in gone]
+    kept_layers = [index for index in range(5) if index not in gone]
     plain = module_of(source)
     for gap in gaps(gone):
-        place = kept.index(gap.start - 1)
-        own, other, before = (
+        position = kept_layers.index(gap.start - 1)
+        solved, other, unsolved = (
             stack_of(module, config)[1][at].weight
-            for module, at in ((found, place), (expected, gap.start - 1), (plain, gap.start - 1))
+            for module, at in ((found, position), (expected, gap.start - 1), (plain, gap.start - 1))
         )
-        assert float((other - before).detach().norm()) > 0.01 * float(before.detach().norm())
-        torch.testing.assert_close(own, other, atol=2e-3 * float(other.detach().abs().max()), rtol=1e-2)
+        assert float((other - unsolved).detach().norm()) > 0.01 * float(unsolved.detach().norm())
+        torch.testing.assert_close(solved, other, atol=2e-3 * float(other.detach().abs().max()), rtol=1e-2)
     tokens = ids[:2]
     with torch.no_grad():
         torch.testing.assert_close(found(tokens).logits, expected(tokens).logits, atol=0.02, rtol=0.02)
@@ -166,10 +166,14 @@ def test_what_nothing_is_before_stays_a_gap_and_the_next_one_is_filled_behind_it
     source = save_decoder(tmp_path / "source", num_hidden_layers=5)
     result, given = cut_of(source, tmp_path / "scratch", [0, 3], monkeypatch)
     assert [remark for remark in given.notes if "layers.2.mlp.down_proj compensates for blocks 3 to 3" in remark]
-    before, after = module_of(source), module_of(result)
+    module_before, after = module_of(source), module_of(result)
     with torch.no_grad():
-        assert not torch.equal(after.model.layers[1].mlp.down_proj.weight, before.model.layers[2].mlp.down_proj.weight)
-        assert torch.equal(after.model.layers[0].mlp.down_proj.weight, before.model.layers[1].mlp.down_proj.weight)
+        assert not torch.equal(
+            after.model.layers[1].mlp.down_proj.weight, module_before.model.layers[2].mlp.down_proj.weight
+        )
+        assert torch.equal(
+            after.model.layers[0].mlp.down_proj.weight, module_before.model.layers[1].mlp.down_proj.weight
+        )
     assert not list((tmp_path / "scratch" / "compensation").rglob("states*"))
 
 

@@ -1,4 +1,4 @@
-"""What the integrity check asks of a model, whatever its kind."""
+"""Access to a model of any kind for the integrity check: its stored tensors and its answers to probes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.formats.generation.decoder import feeder
 from compress.formats.registry import FORMATS, part_of
 from compress.formats.runtimes import opened, why_unavailable
 from compress.formats.targets import TARGETS
@@ -18,7 +19,6 @@ from compress.models.folder_checks import CHUNK_ELEMENTS
 from compress.models.model import files_in
 from compress.models.processor import processor_of
 from compress.models.stored_tensor import StoredTensor, stored
-from compress.formats.generation.decoder import feeder
 
 if TYPE_CHECKING:
     from compress.formats.model_file import FileModel
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
 Encode = Callable[[Any], "Examples"]
-"""From a processor to the probes as it encodes them."""
+"""Function from a processor to the probes, encoded with that processor."""
 Stored = Iterable[tuple[StoredTensor, np.ndarray]]
-"""Tensors with their bytes."""
+"""Stored tensors with their bytes."""
 
 WINDOWS = 4
 TOKENS = 64
 POSITIONS = 8
 """Running text is probed at the last positions of the beginnings of a few windows."""
 _CALLS = 8
-"""Of a graph of no task, which may take long."""
+"""Number of examples that are run for a graph without a task, which may be slow."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class Probing:
     target: str | None = None
 
     def __call__(self, model: Any) -> Probed:
-        """A model of that kind."""
+        """Return ``model`` as a `Probed` model."""
         return Probed(model, self)
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A model that can be looked into."""
+    """Model whose stored tensors and answers can be examined."""
 
     model: Any
     how: Probing
 
     def float_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every floating-point weight and scale with its name; a large one comes in pieces.
+        """Yield every floating-point weight and scale with its name; a large one comes in pieces.
 
-        What a mask adds, a single number, may be infinite and is left out.
+        A single number may be infinite, as the addend of a mask, and is then left out.
         """
         for tensor, data in self.how.stored(self.model):
             values = tensor.decoded(data) if tensor.readable else data
@@ -72,7 +72,7 @@ class Probed:
                 yield from ((tensor.name, piece) for piece in _pieces(values))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each stored tensor's type, shape and bytes, by name."""
+        """Return the SHA-256 of each stored tensor's type, shape and bytes, by name."""
         return {tensor.name: _digest(tensor, data) for tensor, data in self.how.stored(self.model)}
 
     def unavailable_reason(self) -> str | None:
@@ -80,19 +80,19 @@ class Probed:
         return None if self.how.target is None else why_unavailable(TARGETS[self.how.target])
 
     def logits(self, encode: Encode) -> np.ndarray:
-        """What it answers to the probes, [n, ...]."""
+        """Return the model's answers to the probes, [n, ...]."""
         return self.how.logits(self.model, encode)
 
 
 def of_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
-    """Tensors that lie in memory as they are."""
+    """Return arrays in memory as stored tensors."""
     for name, array in arrays:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         yield stored(name, array.dtype.name, array.shape, Path(), (0, data.nbytes)), data
 
 
 def of_files(form: str) -> Probing:
-    """The way into a `FileModel` of that format: as its reader reads it, and its own target answers."""
+    """Return the `Probing` of a file format, which uses the format's own tensor reader and target."""
     target = FORMATS[form].targets[0].name
     return Probing(_of_files, lambda model, encode: answers_of(opened(model), encode(processor_of(model))), target)
 
@@ -106,10 +106,13 @@ def _of_files(model: FileModel) -> Stored:
 
 
 def answers_of(session: Session, examples: Examples) -> np.ndarray:
-    """What a session answers to all ``examples`` at once; to whole calls one by one, as many numbers as all have."""
+    """Return the answers of a session to all ``examples`` at once.
+
+    Whole calls run one by one, and their answers are cut to the smallest common size.
+    """
     feed = feeder(session, "the stage's model")
     if examples.full_call:
-        calls = [examples.batch([place]) for place in range(min(len(examples), _CALLS))]
+        calls = [examples.batch([index]) for index in range(min(len(examples), _CALLS))]
         found = [examples.answers(session.predict(call), call) for call in calls]
         fewest = min(answers.shape[1] for answers in found)
         return np.concatenate([answers[:, :fewest] for answers in found])

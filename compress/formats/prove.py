@@ -1,4 +1,4 @@
-"""Proof that what was made answers as what it was made of, on padded batches and a single example."""
+"""Comparison of a converted model with its source on padded batches and on a single example."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError
 
 Answers = Callable[[Sequence[int]], np.ndarray]
-"""From the places of examples to what is answered to them as one batch, [n, ...]."""
+"""Function from the indices of examples to the answers to them as one batch, [n, ...]."""
 RAISE_TOLERANCE = "raise tolerance if the difference is acceptable"
 _BATCH = 8
 _SPREAD = 32
@@ -22,8 +22,10 @@ _SPREAD = 32
 
 @dataclass(frozen=True)
 class Distance:
-    """``worst`` is the largest difference of any entry, NaN where one is; what is expected lies from ``lowest`` to
-    ``highest``.
+    """Largest difference between two sets of arrays, and the range of the expected values.
+
+    ``worst`` is the largest difference of any entry, or NaN if one entry is NaN. Expected values are between
+    ``lowest`` and ``highest``.
     """
 
     worst: float
@@ -32,12 +34,12 @@ class Distance:
 
     @property
     def largest(self) -> float:
-        """The largest magnitude that is expected."""
+        """Largest magnitude of the expected values."""
         return max(-self.lowest, self.highest)
 
 
 def distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Distance:
-    """How far arrays are apart, of pairs of what is expected and what was found."""
+    """Return the distance over pairs of an expected array and a computed array."""
     worst, lowest, highest = 0.0, np.inf, -np.inf
     for expected, found in pairs:
         # Unlike max, numpy's maximum does not lose a NaN.
@@ -47,7 +49,7 @@ def distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Distance:
 
 
 def measure(reference: Answers, session: Answers, examples: Examples) -> Distance:
-    """How far the answers of ``session`` are from those of ``reference``, over padded and single batches."""
+    """Return the distance between the answers of ``session`` and ``reference`` over padded and single batches."""
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for indices in mixed_batches(examples):
@@ -66,15 +68,29 @@ def prove(
     condition: str = "on padded batches",
     hint: str = RAISE_TOLERANCE,
 ) -> Distance:
-    """What `measure` finds; ``what`` tells who differs from whom. Raises `IntegrityError` above ``tolerance``.
+    """Return the result of `measure`, or raise an error if the answers differ too much.
 
-    Batches mix lengths from the shortest to the longest example, so padding is put to the test; the first example
-    also runs alone.
+    Batches mix lengths from the shortest to the longest example, so that padding is tested. The first example also
+    runs alone.
+
+    Args:
+        reference: Expected answers.
+        session: Answers to check.
+        examples: Examples that both answer.
+        tolerance: Largest accepted difference.
+        what: Start of the error message, which names the two sides that differ.
+        condition: End of the sentence in the error message that states the tolerance.
+        hint: Advice in the error message.
+
+    Raises:
+        IntegrityError: The largest difference exceeds ``tolerance`` or is NaN.
     """
-    found = measure(reference, session, examples)
-    if not found.worst <= tolerance:
-        raise IntegrityError(f"{what} by {found.worst:.2e}.", expected=f"at most {tolerance:g} {condition}", hint=hint)
-    return found
+    largest_distance = measure(reference, session, examples)
+    if not largest_distance.worst <= tolerance:
+        raise IntegrityError(
+            f"{what} by {largest_distance.worst:.2e}.", expected=f"at most {tolerance:g} {condition}", hint=hint
+        )
+    return largest_distance
 
 
 def prove_shipped(
@@ -86,10 +102,19 @@ def prove_shipped(
     tolerance: float,
     original: str = "torch",
 ) -> str:
-    """What to tell of ``made``; ``plain`` is the same in fp32, and held to ``tolerance``.
+    """Compare the fp32 and the shipped model with the reference and return a summary for people.
 
-    ``runtime`` is what both run in, and ``original`` what ``reference`` is of, in words for people. Raises
-    `IntegrityError`.
+    Args:
+        runtime: Name of the runtime that runs both models.
+        plain: Session of the model in fp32, which has to be within ``tolerance``.
+        made: Session of the model as it ships, whose answers have to be finite.
+        reference: Expected answers.
+        examples: Examples that all of them answer.
+        tolerance: Largest accepted difference in fp32.
+        original: Name of the reference in the summary.
+
+    Raises:
+        IntegrityError: The fp32 answers differ too much, or the shipped model's answers are not finite.
     """
     words = examples.answer_label
     what = f"In {runtime} the {words} differ from {original}"
@@ -109,15 +134,15 @@ def prove_shipped(
 
 
 def of_torch(module: Any, examples: Examples) -> Answers:
-    """What a torch module answers, computed once for each batch."""
+    """Return a function that answers with a torch module and computes each batch only once."""
     import torch
 
     from compress.tasks.inference import answers, tensors
 
     @functools.cache
     def answered(indices: tuple[int, ...]) -> np.ndarray:
-        found = tensors(examples, list(indices))
-        inputs = {name: value for name, value in found.items() if name in examples.padding}
+        batch = tensors(examples, list(indices))
+        inputs = {name: value for name, value in batch.items() if name in examples.padding}
         with torch.inference_mode():
             logits: np.ndarray = answers(examples, module.eval()(**inputs), inputs).numpy()
         return logits
@@ -126,7 +151,7 @@ def of_torch(module: Any, examples: Examples) -> Answers:
 
 
 def of_session(session: Session, examples: Examples) -> Answers:
-    """What a runtime's session answers."""
+    """Return a function that answers with a runtime's session."""
 
     def answered(indices: Sequence[int]) -> np.ndarray:
         batch = examples.batch(indices)
@@ -136,9 +161,9 @@ def of_session(session: Session, examples: Examples) -> Answers:
 
 
 def mixed_batches(examples: Examples) -> list[list[int]]:
-    """Up to four batches whose members lie far apart in length, and one single example; of whole calls a few."""
+    """Return up to four batches that mix lengths, and one single example; for whole calls, a few single examples."""
     if examples.full_call:
-        return [[place] for place in range(min(_BATCH, len(examples)))]
+        return [[index] for index in range(min(_BATCH, len(examples)))]
     order = np.argsort(examples.lengths(), kind="stable")
     spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]
     groups = [spread[start :: max(1, len(spread) // _BATCH)] for start in range(max(1, len(spread) // _BATCH))]

@@ -62,7 +62,11 @@ def _plugged() -> dict[str, FormatSpec]:
 
 
 def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
-    """A plugin's format beside those that are ``known``. Raises `UnusablePluginError`."""
+    """Return a plugin's format if it does not conflict with the ``known`` formats.
+
+    Raises:
+        UnusablePluginError: The object is no format, or a name that it uses is already in use.
+    """
     if not isinstance(found, FormatSpec):
         raise UnusablePluginError(f"it is a {type(found).__name__}; expected a FormatSpec")
     if found.name in BUILT_IN:

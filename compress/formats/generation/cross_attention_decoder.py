@@ -17,10 +17,10 @@ _HIDDEN, _MASK, _CACHED = "encoder_hidden_states", "encoder_attention_mask", "us
 
 
 class PairDecoder:
-    """Texts that are written at once, one a row. ``where`` names the model in messages."""
+    """Decoder that writes several texts at once, one per row; ``where`` names the model in messages."""
 
     def __init__(self, session: Session, where: str) -> None:
-        """Raises `ModelError` for a graph of another kind."""
+        """Read the graph's inputs and outputs; raise `ModelError` if it is no decoder of this form."""
         self._session, self._where = session, where
         inputs, outputs = session.input_types, session.output_types
         self._pasts = {name: _heads(kind) for name, kind in inputs.items() if name.startswith(PAST)}
@@ -40,18 +40,18 @@ class PairDecoder:
         self._begun = False
 
     def begin(self, hidden: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Begin anew behind ``hidden`` [rows, positions, hidden], of which ``mask`` [rows, positions] hides some."""
+        """Start new texts for ``hidden`` [rows, positions, hidden]; ``mask`` [rows, positions] hides some positions."""
         self._feed = {_HIDDEN: hidden} if mask is None else {_HIDDEN: hidden, _MASK: mask}
         self._past = {name: np.zeros([len(hidden), *shape], np.float32) for name, shape in self._pasts.items()}
         self._begun = False
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """The logits [rows, vocabulary] of what follows ``ids`` [rows, length]. Raises as `Session.predict` does."""
+        """Return the logits [rows, vocabulary] after ``ids`` [rows, length]; raise the errors of `Session.predict`."""
         logits: np.ndarray = self.read_all(ids)[:, -1]
         return logits
 
     def read_all(self, ids: np.ndarray) -> np.ndarray:
-        """The logits [rows, length, vocabulary] of what follows each of ``ids`` [rows, length]."""
+        """Return the logits [rows, length, vocabulary] after each of ``ids`` [rows, length]."""
         outputs = self._session.predict({IDS: ids, _CACHED: np.array([self._begun]), **self._feed, **self._past})
         # What is of the encoder stays as it was made.
         grown = [name for name in self._past if not self._begun or ".decoder." in name]
@@ -60,19 +60,19 @@ class PairDecoder:
         return outputs[LOGITS]
 
     def follow(self, rows: np.ndarray) -> None:
-        """Go on with the texts ``rows``, in that order; one may be there several times."""
+        """Continue with the texts ``rows``, in that order; a row may occur several times."""
         self._feed, self._past = (
             {name: array[rows] for name, array in arrays.items()} for arrays in (self._feed, self._past)
         )
 
     def finite(self, best: np.floating) -> None:
-        """Raise `StageError` where the largest logit is no number: a NaN anywhere is what argmax finds."""
+        """Raise `StageError` if the largest logit is not finite; argmax selects a NaN wherever it is."""
         if not np.isfinite(best):
             raise StageError("The decoder's logits are not finite.", where=self._where, hint="write the model again")
 
 
 def _heads(kind: TensorType) -> tuple[int, int, int]:
-    """[heads, 0, size] of an input [batch, heads, past, size]."""
+    """Return the shape [heads, 0, size] of an empty cache for an input [batch, heads, past, size]."""
     _, heads, _, size = kind.shape
     assert isinstance(heads, int) and isinstance(size, int), "the writer fixes both"
     return heads, 0, size

@@ -29,15 +29,15 @@ _EXPECTED = (
 
 
 def present_of(past: str) -> str:
-    """The output that takes the place of the input ``past`` at the next token: `present.N.key`, `present_conv.N`."""
+    """Return the output that replaces the input ``past`` at the next token: `present.N.key`, `present_conv.N`."""
     return "present" + past.removeprefix("past_key_values").removeprefix("past")
 
 
 def feeder(session: Session, where: str) -> Callable[[Batch], Batch]:
-    """What turns batches of whole sequences [batch, length] into all that the graph takes.
+    """Return a function that adds the graph's other inputs to batches of whole sequences [batch, length].
 
-    A decoder with a cache gets an empty one, and the places of its tokens; any other graph gets the batch as it is.
-    Raises `ModelError` for a graph that takes a cache of another form.
+    A decoder with a cache gets an empty cache and the positions of its tokens. Any other graph gets the batch
+    unchanged. Raises `ModelError` for a graph whose cache has another form.
     """
     if not any(name.startswith(_STATE) for name in session.inputs):
         return lambda batch: batch
@@ -45,7 +45,7 @@ def feeder(session: Session, where: str) -> Callable[[Batch], Batch]:
 
 
 def likeliest(logits: np.ndarray, where: str) -> int:
-    """The token of the largest of ``logits`` [vocabulary]. Raises `StageError` where they are not finite."""
+    """Return the token with the largest of ``logits`` [vocabulary]; raise `StageError` if they are not finite."""
     token = int(logits.argmax())
     # A NaN anywhere is what argmax finds.
     if not np.isfinite(logits[token]):
@@ -57,7 +57,10 @@ class Decoder:
     """Greedy generation of one sequence. Without a cache in the graph every token runs the whole sequence again."""
 
     def __init__(self, session: Session, where: str) -> None:
-        """Read from the graph what it takes; ``where`` names it in messages. Raises `ModelError` for another graph."""
+        """Read the inputs of the graph; ``where`` names it in messages.
+
+        Raise `ModelError` for a graph that is no decoder.
+        """
         self._session, self._where = session, where
         self._plain = self._plain_inputs()
         self._cache = self._cache_names()
@@ -70,7 +73,7 @@ class Decoder:
 
     @property
     def cached(self) -> bool:
-        """Whether the graph takes keys and values of earlier tokens, so that a step costs one token's work."""
+        """Return whether the graph takes the keys and values of earlier tokens, so that a step computes one token."""
         return bool(self._cache)
 
     def whole(self, batch: Batch) -> Batch:
@@ -85,16 +88,16 @@ class Decoder:
         return likeliest(self.read(ids), self._where)
 
     def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
+        """Append ``token`` and return the next token."""
         return likeliest(self.read_on(token), self._where)
 
     def read(self, ids: Sequence[int]) -> np.ndarray:
-        """Begin anew with ``ids``, one or more: the logits [vocabulary] of what follows."""
+        """Start a new text with one or more ``ids`` and return the logits [vocabulary] of the next token."""
         self._past, self._ids = self._empty, []
         return self._answer(ids)
 
     def read_on(self, token: int) -> np.ndarray:
-        """Append ``token``: the logits [vocabulary] of what follows."""
+        """Append ``token`` and return the logits [vocabulary] of the next token."""
         return self._answer([token])
 
     def _answer(self, ids: Sequence[int]) -> np.ndarray:
@@ -135,7 +138,7 @@ class Decoder:
         return plain
 
     def _cache_names(self) -> dict[str, str]:
-        """Each input of the cache with the output that takes its place at the next token."""
+        """Inputs of the cache, each with the output that replaces it at the next token."""
         names = {name: present_of(name) for name in self._session.inputs if name.startswith(_STATE)}
         missing = [present for present in names.values() if present not in self._session.output_types]
         if missing:
@@ -179,21 +182,21 @@ def _summary(names: Iterable[str]) -> str:
 
 
 class GreedyDecoder(Protocol):
-    """Generation of one sequence, always the likeliest token."""
+    """Greedy generation of one sequence."""
 
     @property
     def cached(self) -> bool:
-        """Whether a step costs one token's work, rather than the whole sequence's."""
+        """Return whether a step computes one token instead of the whole sequence."""
 
     @property
     def vocabulary(self) -> int:
-        """Size of the vocabulary; may be 0 before the first answer."""
+        """Size of the vocabulary; it may be 0 before the first answer."""
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        """Start a new text with one or more ``ids`` and return the next token."""
 
     def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
+        """Append ``token`` and return the next token."""
 
 
 class Written(NamedTuple):
@@ -206,26 +209,37 @@ class Written(NamedTuple):
 
 @runtime_checkable
 class WritesItself(Protocol):
-    """A decoder whose runtime writes a text without being asked for each token, and is timed as it does."""
+    """Decoder whose runtime generates a whole text in one call and times it."""
 
     def write(self, ids: Sequence[int], tokens: int) -> Written:
-        """The likeliest ``tokens`` behind ``ids``, whichever ends a text."""
+        """Generate ``tokens`` tokens greedily after ``ids``, without a stop at the end of the text."""
 
 
 class ManyTexts(Protocol):
-    """A language model whose runtime takes texts in as others end."""
+    """Language model whose runtime starts waiting texts as others end."""
 
     def write(self, begun: Sequence[np.ndarray], room: int, temperature: float | None, seed: int) -> list[np.ndarray]:
-        """Ids behind each of ``begun``, at most as many as there is ``room``, up to the text's end, with it.
+        """Return the ids after each prompt, up to and including the token that ends the text.
 
-        The likeliest, or drawn at a ``temperature``; then ``seed`` says which. Raises `StageError`.
+        Args:
+            begun: Token ids of the prompts.
+            room: Largest number of new tokens.
+            temperature: Temperature of sampling; None for greedy generation.
+            seed: Seed of sampling.
+
+        Raises:
+            StageError: The runtime fails.
         """
 
 
 def written_tokens(decoder: GreedyDecoder, ids: Sequence[int], most: int, ends: Collection[int]) -> Iterator[int]:
-    """The likeliest tokens after ``ids``, one by one as they are asked for: ``most`` of them, or up to one of ``ends``.
+    """Yield the greedy tokens after ``ids``, each computed when it is requested.
 
-    Raises what the decoder raises.
+    Args:
+        decoder: Decoder that generates the text; its errors are raised unchanged.
+        ids: Token ids of the prompt.
+        most: Largest number of tokens.
+        ends: Tokens that end the text.
     """
     token = decoder.prefill(ids)
     yield token
@@ -238,12 +252,16 @@ def written_tokens(decoder: GreedyDecoder, ids: Sequence[int], most: int, ends: 
 
 @runtime_checkable
 class Generating(Protocol):
-    """A session of a runtime that keeps keys and values by itself."""
+    """Session of a runtime that stores keys and values itself."""
 
     def decoder(self) -> GreedyDecoder:
-        """A new generation."""
+        """Return a decoder for a new text."""
 
 
 def open_decoder(session: Session, where: str) -> GreedyDecoder:
-    """What generates with ``session``; ``where`` names the artifact. Raises `ModelError` for one that is no decoder."""
+    """Return a greedy decoder for ``session``; ``where`` names the artifact in messages.
+
+    Raises:
+        ModelError: The artifact is no decoder.
+    """
     return session.decoder() if isinstance(session, Generating) else Decoder(session, where)

@@ -76,7 +76,7 @@ class Probed:
         return {tensor.name: _digest(tensor, data) for tensor, data in self.how.stored(self.model)}
 
     def unavailable_reason(self) -> str | None:
-        """Why it cannot answer here, or ``None``: its runtime may be an optional package."""
+        """Return the reason why the model cannot run here, or ``None``; its runtime may be an optional package."""
         return None if self.how.target is None else why_unavailable(TARGETS[self.how.target])
 
     def logits(self, encode: Encode) -> np.ndarray:
@@ -113,9 +113,9 @@ def answers_of(session: Session, examples: Examples) -> np.ndarray:
     feed = feeder(session, "the stage's model")
     if examples.full_call:
         calls = [examples.batch([index]) for index in range(min(len(examples), _CALLS))]
-        found = [examples.answers(session.predict(call), call) for call in calls]
-        fewest = min(answers.shape[1] for answers in found)
-        return np.concatenate([answers[:, :fewest] for answers in found])
+        call_answers = [examples.answers(session.predict(call), call) for call in calls]
+        fewest = min(answers.shape[1] for answers in call_answers)
+        return np.concatenate([answers[:, :fewest] for answers in call_answers])
     batch = examples.batch(range(len(examples)))
     return examples.answers(session.predict(feed(batch)), batch)
 

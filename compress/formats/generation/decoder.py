@@ -77,14 +77,17 @@ class Decoder:
         return bool(self._cache)
 
     def whole(self, batch: Batch) -> Batch:
-        """Everything that the graph takes to read sequences [batch, length] of ``batch`` from their beginning."""
+        """Return all graph inputs for reading the sequences [batch, length] of ``batch`` from their start."""
         rows, length = batch[_IDS].shape
         values = {"position_ids": np.tile(np.arange(length), (rows, 1)), **batch}
         feed = {name: np.asarray(values[name], dtype) for name, dtype in self._plain.items()}
         return {**feed, **{past: np.repeat(empty, rows, axis=0) for past, empty in self._empty.items()}}
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows. Raises as `Session.predict` does."""
+        """Start a new text with one or more ``ids`` and return the next token.
+
+        Raises the errors of `Session.predict`.
+        """
         return likeliest(self.read(ids), self._where)
 
     def step(self, token: int) -> int:
@@ -138,7 +141,7 @@ class Decoder:
         return plain
 
     def _cache_names(self) -> dict[str, str]:
-        """Inputs of the cache, each with the output that replaces it at the next token."""
+        """Return each input of the cache with the output that replaces it at the next token."""
         names = {name: present_of(name) for name in self._session.inputs if name.startswith(_STATE)}
         missing = [present for present in names.values() if present not in self._session.output_types]
         if missing:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.generation.decoder import PAST, present_of
+from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
 from compress.models.pipeline_folder import is_pipeline
-from compress.formats.generation.decoder import PAST, present_of
-from compress.formats.runtime import Batch, Session, TensorType, check_inputs
-from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
 from compress.utils.errors import InputError, ModelError, StageError
 
 IDS, PIXELS = "input_ids", "pixel_values"
@@ -53,12 +53,12 @@ class AnswerRules:
     positions: int | None
 
     def room(self, prompt: int) -> int:
-        """How many tokens an answer has at most behind a prompt of so many."""
+        """Return the largest number of tokens of an answer to a prompt of ``prompt`` tokens."""
         return max(1, self.longest if self.positions is None else min(self.longest, self.positions - prompt))
 
 
 def read_rules(folder: Path) -> AnswerRules:
-    """The rules of a folder's config.json and generation_config.json. Raises `ModelError`."""
+    """Return the rules of a folder's config.json and generation_config.json; raise `ModelError` if they are invalid."""
     said = said_of(folder)
     config = read_json(folder / "config.json")
     image = config.get("image_token_id", config.get("image_token_index"))
@@ -75,9 +75,9 @@ def read_rules(folder: Path) -> AnswerRules:
 
 
 def refuse_unfollowed(folder: Path) -> None:
-    """Raise `ModelError` where a folder's generation_config.json asks for more than the likeliest token."""
-    said = said_of(folder)
-    odd = [name for name, plain in _GREEDY.items() if said.get(name) not in (None, plain, [])]
+    """Raise `ModelError` if a folder's generation_config.json requests more than greedy decoding."""
+    config = said_of(folder)
+    odd = [name for name, plain in _GREEDY.items() if config.get(name) not in (None, plain, [])]
     if odd:
         raise ModelError(
             f"The model's answers are to be made with {', '.join(odd)}.",
@@ -88,16 +88,16 @@ def refuse_unfollowed(folder: Path) -> None:
 
 
 def each_length(batch: Batch) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """The places of rows whose prompts are equally long, and these rows of ``batch`` without padding."""
+    """Yield the indices of rows whose prompts are equally long, with these rows of ``batch`` without padding."""
     lengths = np.asarray(batch[MASK]).sum(axis=1)
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
-        own = {name: np.asarray(array)[rows] for name, array in batch.items()}
-        yield rows, own | {name: own[name][:, :length] for name in (IDS, MASK)}
+        row_batch = {name: np.asarray(array)[rows] for name, array in batch.items()}
+        yield rows, row_batch | {name: row_batch[name][:, :length] for name in (IDS, MASK)}
 
 
 class ImageAnswers:
-    """Token ids and pixels in, answers out; whoever writes them is given prompts of one length."""
+    """Session that answers token ids and pixels with text and passes on prompts of one length at a time."""
 
     inputs = (IDS, MASK, PIXELS)
     output_types = {SEQUENCES: TensorType("int64", (None, None)), TEXTS: TensorType("str", (None,))}
@@ -109,7 +109,14 @@ class ImageAnswers:
         tokenizer: Any,
         opened: Session,
     ) -> None:
-        """``write`` gives each row's new tokens; ``opened`` has the settings and the type of the pixels."""
+        """Store the parts of the session.
+
+        Args:
+            write: Function that returns the new tokens of each row.
+            folder: Folder with the configs.
+            tokenizer: Tokenizer that decodes the answers.
+            opened: Session with the settings and the element type of the pixels.
+        """
         self._write, self._where, self._tokenizer = write, str(folder), tokenizer
         pixels = opened.input_types.get(PIXELS, TensorType("float32", (None, None, None, None)))
         self.input_types = {**dict.fromkeys((IDS, MASK), TensorType("int64", (None, None))), PIXELS: pixels}
@@ -117,15 +124,15 @@ class ImageAnswers:
         self.settings: dict[str, Any] = {**opened.settings, "decoding": "greedy"}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """`texts` [n], and `sequences` [n, longest] of their tokens, filled up with -1.
+        """Return `texts` [n], and `sequences` [n, longest] of their tokens, padded with -1.
 
-        ``batch``: `input_ids` [n, length], of which `attention_mask` hides the ends, and `pixel_values`. Raises
-        `InputError` for a batch without these, and what the model raises.
+        ``batch``: `input_ids` [n, length], whose padding `attention_mask` hides, and `pixel_values`. Raises
+        `InputError` for a batch without these, and the errors of the model.
         """
         check_inputs(self.inputs, batch, self._where)
         answers: dict[int, list[int]] = {}
-        for rows, own in each_length({name: batch[name] for name in self.inputs}):
-            answers |= {int(row): tokens.tolist() for row, tokens in zip(rows, self._write(own), strict=True)}
+        for rows, row_batch in each_length({name: batch[name] for name in self.inputs}):
+            answers |= {int(row): tokens.tolist() for row, tokens in zip(rows, self._write(row_batch), strict=True)}
         ordered = [answers[row] for row in sorted(answers)]
         longest = max(map(len, ordered))
         sequences = np.array([[*row, *[-1] * (longest - len(row))] for row in ordered], dtype=np.int64)
@@ -134,7 +141,7 @@ class ImageAnswers:
 
 
 def until_ended(tokens: np.ndarray, ends: Sequence[int]) -> list[np.ndarray]:
-    """Rows of tokens [n, length], each up to the first that ends it, which is kept."""
+    """Return rows of tokens [n, length], each up to and including the first token that ends it."""
     found = []
     for row in tokens:
         last = np.flatnonzero(np.isin(row, ends))
@@ -143,7 +150,7 @@ def until_ended(tokens: np.ndarray, ends: Sequence[int]) -> list[np.ndarray]:
 
 
 class EmbeddedDecoder:
-    """Three graphs that write several answers at once, whose prompts are equally long."""
+    """Decoder of three graphs that writes several answers at once to equally long prompts."""
 
     def __init__(self, vision: Session, table: Session, decoder: Session, image: int, where: str) -> None:
         """``image`` is the token in whose place features stand. Raises `ModelError` for graphs of another kind."""
@@ -170,7 +177,7 @@ class EmbeddedDecoder:
         self._seen = 0
 
     def begin(self, ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Logits [rows, length, vocabulary] of prompts ``ids`` [rows, length] and an image each."""
+        """Return the logits [rows, length, vocabulary] of prompts ``ids`` [rows, length] with one image each."""
         features = self._vision.predict({PIXELS: pixels})[FEATURES]
         self._past = {
             name: np.zeros(
@@ -183,7 +190,7 @@ class EmbeddedDecoder:
         return self._read(self._embedded(ids, features.reshape(-1, features.shape[-1])))
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """Logits [rows, length, vocabulary] of ``ids`` [rows, length] behind what was read."""
+        """Return the logits [rows, length, vocabulary] of ``ids`` [rows, length] after the tokens read so far."""
         return self._read(self._table.predict({IDS: ids})[EMBEDS])
 
     def _embedded(self, ids: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -207,7 +214,7 @@ class EmbeddedDecoder:
         return found[LOGITS]
 
     def write(self, ids: np.ndarray, pixels: np.ndarray, rules: AnswerRules) -> list[np.ndarray]:
-        """The likeliest tokens behind each prompt, up to one that ends it. Raises `StageError`."""
+        """Return the greedy tokens after each prompt, up to one that ends the answer; raise `StageError` on failure."""
         logits = self.begin(ids, pixels)
         written = np.zeros((len(ids), 0), np.int64)
         while True:
@@ -224,9 +231,10 @@ class EmbeddedDecoder:
 
 
 def open_together(sessions: Sequence[Session], folder: Path) -> Session:
-    """What runs the opened graphs of ``folder``: one, an encoder and its decoder, or three that read or draw images.
+    """Return a session for the opened graphs of ``folder``.
 
-    Raises `ModelError` for graphs that don't belong together.
+    The graphs are a single graph, an encoder and its decoder, or three that read or draw images. Raises
+    `ModelError` for graphs that do not belong together.
     """
     if len(sessions) == 1:
         return sessions[0]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.models.json_file import read_json
 from compress.formats.generation.cross_attention_decoder import IDS, PairDecoder
 from compress.formats.runtime import Batch, Session, TensorType
+from compress.models.json_file import read_json
 from compress.utils.errors import InputError, ModelError
 
 MASK, HIDDEN = "attention_mask", "last_hidden_state"
@@ -39,11 +39,12 @@ PLAIN: dict[str, float | None] = {
 
 @dataclass(frozen=True)
 class WritingRules:
-    """How a text is written. ``start`` begins it, ``ends`` end it; ``longest`` and ``shortest`` count the start.
+    """Generation settings of a text-to-text model.
 
-    ``first`` and ``last`` are tokens that must stand after the start and at the longest length. Tokens ``never`` are
-    not written, nor any ``no_repeat`` tokens twice in the same order. ``beams`` above 1: beam search, with scores
-    divided by the length to the power of ``length_penalty``, and ``early_stopping`` as transformers has it.
+    ``start`` begins a text, ``ends`` end it; ``longest`` and ``shortest`` count the start. ``first`` and ``last``
+    are tokens that must stand after the start and at the longest length. Tokens ``never`` are not written, nor any
+    ``no_repeat`` tokens twice in the same order. ``beams`` above 1: beam search, with scores divided by the length
+    to the power of ``length_penalty``, and ``early_stopping`` as in transformers.
     """
 
     start: int
@@ -60,19 +61,26 @@ class WritingRules:
 
 
 def said_of(folder: Path) -> dict[str, Any]:
-    """What a folder's config.json says of writing, and, before that, its generation_config.json."""
-    said = read_json(folder / "config.json")
+    """Return the generation settings of a folder: its generation_config.json, which overrides its config.json."""
+    config = read_json(folder / "config.json")
     if (folder / _GENERATION).is_file():
-        said = said | {key: value for key, value in read_json(folder / _GENERATION).items() if value is not None}
-    return said
+        config = config | {key: value for key, value in read_json(folder / _GENERATION).items() if value is not None}
+    return config
 
 
 def read_rules(folder: Path) -> WritingRules:
-    """The rules of a folder's generation_config.json and config.json. Raises `ModelError` for those not followed."""
-    said = said_of(folder)
-    start, ends = said.get("decoder_start_token_id", said.get("bos_token_id")), token_ids(said.get("eos_token_id"))
-    odd = [name for name, plain in PLAIN.items() if said.get(name) not in (None, plain)]
-    banned = said.get("bad_words_ids") or []
+    """Return the rules of a folder's generation_config.json and config.json.
+
+    Raises:
+        ModelError: A setting is not supported.
+    """
+    config = said_of(folder)
+    start, ends = (
+        config.get("decoder_start_token_id", config.get("bos_token_id")),
+        token_ids(config.get("eos_token_id")),
+    )
+    odd = [name for name, plain in PLAIN.items() if config.get(name) not in (None, plain)]
+    banned = config.get("bad_words_ids") or []
     odd += ["bad_words_ids of several tokens"] if any(len(words) != 1 for words in banned) else []
     if start is None or not ends or odd:
         raise ModelError(
@@ -80,32 +88,32 @@ def read_rules(folder: Path) -> WritingRules:
             where=str(folder / _GENERATION),
             expected="decoder_start_token_id and eos_token_id; greedy or beam search without further penalties",
         )
-    more, fewest = said.get("max_new_tokens"), said.get("min_new_tokens")
+    more, fewest = config.get("max_new_tokens"), config.get("min_new_tokens")
     return WritingRules(
         start=start,
         ends=ends,
-        longest=1 + more if more else said.get("max_length") or 1 + _LONGEST,
-        shortest=1 + fewest if fewest else said.get("min_length") or 0,
-        first=said.get("forced_bos_token_id"),
-        last=token_ids(said.get("forced_eos_token_id")),
-        never=(*(words[0] for words in banned), *(said.get("suppress_tokens") or ())),
-        no_repeat=said.get("no_repeat_ngram_size") or 0,
-        beams=said.get("num_beams") or 1,
-        length_penalty=float(said.get("length_penalty") or 0.0) if "length_penalty" in said else 1.0,
-        early_stopping=said.get("early_stopping") or False,
+        longest=1 + more if more else config.get("max_length") or 1 + _LONGEST,
+        shortest=1 + fewest if fewest else config.get("min_length") or 0,
+        first=config.get("forced_bos_token_id"),
+        last=token_ids(config.get("forced_eos_token_id")),
+        never=(*(words[0] for words in banned), *(config.get("suppress_tokens") or ())),
+        no_repeat=config.get("no_repeat_ngram_size") or 0,
+        beams=config.get("num_beams") or 1,
+        length_penalty=float(config.get("length_penalty") or 0.0) if "length_penalty" in config else 1.0,
+        early_stopping=config.get("early_stopping") or False,
     )
 
 
 def token_ids(said: int | list[int] | None) -> tuple[int, ...]:
-    """One token or several, as configs have them."""
+    """Return the one or several tokens of a config entry as a tuple."""
     return () if said is None else tuple(said) if isinstance(said, list) else (said,)
 
 
 class TextWriter:
-    """Token ids in, tokens and text out; each row of a batch by itself, without its padding."""
+    """Session that generates tokens and text from token ids, row by row and without padding."""
 
     def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
-        """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
+        """Read the tokenizer and the generation config of ``folder``; raise `ModelError` for graphs of another kind."""
         self.encoder, self._where, self.rules = encoder, str(folder), read_rules(folder)
         self._decoder = PairDecoder(decoder, self._where)
         from compress.models.processor import load_tokenizer
@@ -119,10 +127,10 @@ class TextWriter:
         self.settings: dict[str, Any] = {**encoder.settings, "decoding": way}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """`texts` [n] for `input_ids` [n, length] of which `attention_mask` hides the ends, and `sequences` of tokens.
+        """Return `texts` [n] and `sequences` [n, longest] of tokens, padded with -1.
 
-        `sequences` [n, longest] are filled up with -1. Raises `InputError` for a batch without these, and what the
-        graphs raise.
+        ``batch``: `input_ids` [n, length], whose padding `attention_mask` hides. Raises `InputError` for a batch
+        without these, and the errors of the graphs.
         """
         if any(name not in batch for name in self.inputs):
             raise InputError(f"The batch lacks one of {', '.join(self.inputs)}.", where=self._where)
@@ -134,7 +142,7 @@ class TextWriter:
         return {SEQUENCES: sequences.reshape(len(rows), -1), TEXTS: np.array(texts)}
 
     def tokens(self, ids: np.ndarray) -> list[int]:
-        """What is written for one text [length], the start left out."""
+        """Return the tokens generated for one text [length], without the start token."""
         ids = np.asarray(ids, np.int64)[np.newaxis]
         mask = np.ones_like(ids)
         hidden = self.encoder.predict({IDS: ids, MASK: mask})[HIDDEN]
@@ -152,7 +160,7 @@ class TextWriter:
         return text
 
     def _best_of_beams(self) -> np.ndarray:
-        """Beam search as transformers has it since 4.50, of one text."""
+        """Generate one text by beam search, as transformers does since 4.50."""
         rules, beams = self.rules, self.rules.beams
         kept = max(2, 1 + len(rules.ends)) * beams
         texts = np.full((beams, 1), rules.start, np.int64)
@@ -181,18 +189,18 @@ class TextWriter:
                 return done[0][2]
 
     def _allowed(self, text: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Scores [vocabulary] of the next token, -inf for what the rules forbid."""
-        rules, found = self.rules, scores.copy()
-        found[list(_repeats(text, rules.no_repeat))] = -np.inf
-        found[list(rules.never)] = -np.inf
+        """Return the scores [vocabulary] of the next token, with -inf for tokens that the rules forbid."""
+        rules, allowed_scores = self.rules, scores.copy()
+        allowed_scores[list(_repeats(text, rules.no_repeat))] = -np.inf
+        allowed_scores[list(rules.never)] = -np.inf
         if len(text) < rules.shortest:
-            found[list(rules.ends)] = -np.inf
+            allowed_scores[list(rules.ends)] = -np.inf
         forced: tuple[int, ...] = (rules.first,) if len(text) == 1 and rules.first is not None else ()
         forced = rules.last if rules.last and len(text) == rules.longest - 1 else forced
         if forced:
-            found[:] = -np.inf
-            found[list(forced)] = 0
-        return found
+            allowed_scores[:] = -np.inf
+            allowed_scores[list(forced)] = 0
+        return allowed_scores
 
 
 def _finished(
@@ -215,7 +223,7 @@ def _finished(
 def _can_improve(
     best: np.floating, done: list[tuple[np.float32, bool, np.ndarray]], length: int, rules: WritingRules
 ) -> bool:
-    """Whether a running text may still be better than the worst that is done."""
+    """Return whether a running text can still be better than the worst finished text."""
     longest = rules.early_stopping == "never" and rules.length_penalty > 0
     possible = best / ((rules.longest if longest else length) - 1) ** rules.length_penalty
     worst = min(score for score, _, _ in done)
@@ -224,12 +232,12 @@ def _can_improve(
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return found
+    log_probabilities: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_probabilities
 
 
 def _repeats(text: np.ndarray, size: int) -> set[int]:
-    """Tokens that would make the last ``size`` tokens stand in ``text`` a second time."""
+    """Return the tokens that would repeat the last ``size`` tokens of ``text``."""
     if size == 0 or len(text) + 1 < size:
         return set()
     tail = text[len(text) + 1 - size :].tolist()
@@ -237,7 +245,7 @@ def _repeats(text: np.ndarray, size: int) -> set[int]:
 
 
 def open_pair(encoder: Session, decoder: Session, folder: Path) -> Session:
-    """What runs an encoder and its decoder: a transcriber of recordings, or a writer of text."""
+    """Return a session for an encoder and its decoder: a transcriber of recordings, or a writer of text."""
     from compress.formats.generation.speech_recognition import FEATURES, Transcriber
 
     if FEATURES in encoder.input_types:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.models.json_file import read_json
 from compress.formats.generation.cross_attention_decoder import PairDecoder
 from compress.formats.runtime import Batch, Session, TensorType
+from compress.models.json_file import read_json
 from compress.utils.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GENERATION_CONFIG = "generation_config.json"
 _POSITIONS = 448
 _LANGUAGE, _TASK = "en", "transcribe"
-"""Of a model for many languages whose generation config names none."""
+"""Language and task for a multilingual model whose generation config names none."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class SpeechRules:
 
 
 def read_rules(folder: Path) -> SpeechRules:
-    """The rules that generation_config.json and config.json of a folder give. Raises `ModelError`."""
-    said = read_json(folder / "config.json")
+    """Return the rules of a folder's generation_config.json and config.json; raise `ModelError` if they are invalid."""
+    config = read_json(folder / "config.json")
     if (folder / GENERATION_CONFIG).is_file():
-        said = said | {key: value for key, value in read_json(folder / GENERATION_CONFIG).items() if value is not None}
-    ends = said.get("eos_token_id")
-    start = said.get("decoder_start_token_id")
+        config = config | {
+            key: value for key, value in read_json(folder / GENERATION_CONFIG).items() if value is not None
+        }
+    ends = config.get("eos_token_id")
+    start = config.get("decoder_start_token_id")
     if start is None or ends is None:
         raise ModelError(
             "Nothing says with which token a transcript begins and ends.",
@@ -53,20 +55,20 @@ def read_rules(folder: Path) -> SpeechRules:
             expected="decoder_start_token_id and eos_token_id",
             hint=f"copy {GENERATION_CONFIG} of the model that the graphs were made of",
         )
-    prompt = (start, *_after_start(said, folder))
-    positions = said.get("max_target_positions") or _POSITIONS
+    prompt = (start, *_after_start(config, folder))
+    positions = config.get("max_target_positions") or _POSITIONS
     return SpeechRules(
         prompt=prompt,
         ends=frozenset(ends if isinstance(ends, list) else [ends]),
-        never=_tokens(said, "suppress_tokens"),
-        not_first=_tokens(said, "begin_suppress_tokens"),
+        never=_tokens(config, "suppress_tokens"),
+        not_first=_tokens(config, "begin_suppress_tokens"),
         # transformers' `generate` counts the prompt on top of max_length.
-        longest=min(positions, (said.get("max_length") or _POSITIONS) + len(prompt)),
+        longest=min(positions, (config.get("max_length") or _POSITIONS) + len(prompt)),
     )
 
 
 def _after_start(said: Mapping[str, Any], folder: Path) -> list[int]:
-    """Language and task, where the model has several, and the token against timestamps, where it has one."""
+    """Return the language and task tokens of a multilingual model, and the no-timestamps token if there is one."""
     prompt = []
     if said.get("is_multilingual"):
         names = (f"<|{said.get('language') or _LANGUAGE}|>", said.get("task") or _TASK)
@@ -94,10 +96,10 @@ _TOKENIZER = "tokenizer.json"
 
 
 class Transcriber:
-    """Audio in, tokens and text out. A recording that is longer than the encoder's window comes in several windows."""
+    """Session that transcribes audio; a recording longer than the encoder's window is split into windows."""
 
     def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
-        """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
+        """Read the tokenizer and the generation config of ``folder``; raise `ModelError` for graphs of another kind."""
         self.encoder, self._where = encoder, str(folder)
         self._decoder = PairDecoder(decoder, self._where)
         self._rules = read_rules(folder)
@@ -110,10 +112,10 @@ class Transcriber:
         self.settings: dict[str, Any] = {**encoder.settings, "decoding": "greedy"}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """What is said in `input_features` [n, bins, windows * frames]: `sequences` and `transcripts` [n].
+        """Return the `sequences` and `transcripts` [n] of `input_features` [n, bins, windows * frames].
 
-        `sequences` [n, longest] are tokens, filled up with -1. Raises `InputError` for
-        features of another shape, and what the graphs raise.
+        `sequences` [n, longest] are tokens, padded with -1. Raises `InputError` for features of another shape, and the
+        errors of the graphs.
         """
         if FEATURES not in batch:
             raise InputError(f"The batch lacks the model's input {FEATURES}.", where=self._where)
@@ -131,16 +133,16 @@ class Transcriber:
         return {SEQUENCES: sequences, TRANSCRIPTS: np.array([self.text(row) for row in rows])}
 
     def tokens(self, window: np.ndarray) -> list[int]:
-        """What is said in one window [features, frames], without prompt and end."""
+        """Return the tokens of one window [features, frames], without the prompt and the end token."""
         return list(self._said(self.encode(window)))
 
     def text(self, tokens: list[int]) -> str:
-        """The tokens as text."""
+        """Return the tokens as text."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text.strip()
 
     def encode(self, window: np.ndarray) -> np.ndarray:
-        """What the encoder makes of one window [features, frames]: [1, positions, hidden]."""
+        """Return the encoder's output [1, positions, hidden] for one window [features, frames]."""
         return self.encoder.predict({FEATURES: window[np.newaxis]})[HIDDEN]
 
     def _windows(self, row: np.ndarray) -> list[np.ndarray]:
@@ -168,7 +170,7 @@ class Transcriber:
         return token
 
     def _window(self) -> tuple[int, int]:
-        """Features and frames of the encoder's window."""
+        """Return the numbers of features and frames in the encoder's window."""
         shape = self.encoder.input_types[FEATURES].shape if FEATURES in self.encoder.input_types else ()
         fixed = [axis for axis in shape[1:] if isinstance(axis, int)]
         if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in self.encoder.output_types:

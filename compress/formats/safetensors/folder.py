@@ -1,4 +1,4 @@
-"""A folder of weights as a torch model: whole and in float32, whatever stage wrote it."""
+"""Loading of a folder of weights as a complete torch model in float32, whatever stage wrote it."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from typing import Any
 
 from compress.formats.silence import silence
 from compress.models.checkpoint import Checkpoint
-from compress.models.pipeline_folder import model_config
 from compress.models.folder_checks import check_model_folder, weight_files
 from compress.models.json_file import read_json
 from compress.models.lora_adapter import ADAPTER, merge
+from compress.models.pipeline_folder import model_config
 from compress.models.processor import PREPROCESSOR, load_tokenizer
 from compress.models.quantization_config import COMPRESSED_TENSORS
 from compress.models.remote_code import is_allowed
 from compress.models.torch_model import TorchModel
 from compress.tasks.capability import EMBEDS, GENERATES, TAKES_IMAGES
-from compress.tasks.registry import TASKS, tasks_with, infer_task
+from compress.tasks.registry import TASKS, infer_task, tasks_with
 from compress.tasks.task import Task
 from compress.utils.errors import MissingExtraError, ModelError
 from compress.utils.installation import has_package
 
 
 def find_weights(artifact: Path) -> tuple[Path, ...]:
-    """The safetensors files of a folder, or the file itself. Raises `ModelError`."""
+    """Return the safetensors files of a folder, or the file itself; raise `ModelError` if there is none."""
     return (artifact,) if artifact.is_file() else weight_files(artifact)
 
 
 def has_integers(folder: Path) -> bool:
-    """Whether weights in it are stored as integers."""
+    """Return whether weights in the folder are stored as integers."""
     return model_config(folder).get("quantization_config") is not None
 
 
 def task_of_folder(folder: Path) -> Task:
-    """The task that its config tells. Raises `ModelError` where it tells none."""
+    """Return the task that the folder's config determines; raise `ModelError` if it determines none."""
     config = model_config(folder)
     pictures = (folder / PREPROCESSOR).is_file() and "sampling_rate" not in read_json(folder / PREPROCESSOR)
-    told = infer_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
-    told = told or (_embedding(config) if pictures else None)
-    if told is None:
+    task_name = infer_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
+    task_name = task_name or (_embedding(config) if pictures else None)
+    if task_name is None:
         raise ModelError(
             f"Nothing tells what a model of the class {', '.join(config.get('architectures') or ['?'])} is for.",
             where=str(folder / "config.json"),
             expected=f"architectures of one of the tasks {', '.join(TASKS)}",
         )
-    return TASKS[told].specialize(config)
+    return TASKS[task_name].specialize(config)
 
 
 def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
-    """Its task and its model, integers made float and the adapter beside them added. Raises `ModelError`."""
+    """Return the folder's task and model, with dequantized integers and the adapter merged; raise `ModelError`."""
     folder = artifact.parent if artifact.is_file() else artifact
     check_model_folder(folder)
     task = task_of_folder(folder)
@@ -69,7 +69,7 @@ def _floats(folder: Path) -> TorchModel:
 
 
 def _as_served(folder: Path) -> TorchModel:
-    """As transformers opens it with the package compressed-tensors; inputs are rounded where the config says so."""
+    """Open the folder with compressed-tensors in transformers; inputs are rounded if the config requests it."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -87,7 +87,7 @@ def _as_served(folder: Path) -> TorchModel:
 
 
 def _embedding(config: dict[str, Any]) -> str | None:
-    """A task that embeds pictures, for the class without a head that transformers has for a model's type."""
+    """Return a task that embeds images if the config names transformers' headless class of its model type."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     known = MODEL_MAPPING_NAMES.get(config.get("model_type"))
@@ -96,7 +96,7 @@ def _embedding(config: dict[str, Any]) -> str | None:
 
 
 def _generating(config: dict[str, Any]) -> str | None:
-    """A task that generates, for a class of another name that is transformers' causal language model of its type."""
+    """Return a generation task if the config's class maps to transformers' causal language model of its type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))

@@ -1,4 +1,4 @@
-"""transformers: a checkpoint on the processor, in float32."""
+"""Runtime that runs a checkpoint with transformers on the processor, in float32."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.formats.target_profile import Target
 from compress.formats.runtime import Session, check_target
-from compress.tasks.capability import SINGLE_CALL, REWRITES, DESCRIBES_IMAGES, TRANSCRIBES
+from compress.formats.target_profile import Target
+from compress.tasks.capability import DESCRIBES_IMAGES, REWRITES, SINGLE_CALL, TRANSCRIBES
 
 if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
 
 
 class TorchRuntime:
-    """Opens folders of safetensors."""
+    """Runtime for folders of safetensors."""
 
     name = "torch"
 
@@ -40,10 +40,10 @@ class TorchRuntime:
             "integers_made_float": has_integers(folder),
         }
         session = _opened(model, folder, settings)
-        before = torch.get_num_threads()
+        previous_threads = torch.get_num_threads()
         torch.set_num_threads(threads)
         # The number is the process's: it ends with the session.
-        weakref.finalize(session, torch.set_num_threads, before)
+        weakref.finalize(session, torch.set_num_threads, previous_threads)
         if not isinstance(session, TorchSession):
             return session
         if TRANSCRIBES in task.capabilities and SINGLE_CALL not in task.capabilities:
@@ -61,16 +61,16 @@ class TorchRuntime:
         return session
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: a package is not installed."""
+        """Return the name of the missing package if this machine lacks the target, as a message; otherwise ``None``."""
         lacking = [name for name in ("torch", "transformers") if find_spec(name) is None]
         return f"{lacking[0]} is not installed (pip install {lacking[0]})" if lacking else None
 
     def build(self) -> str:
-        """The packages' versions."""
+        """Return the packages' versions."""
         return f"torch {version('torch')}, transformers {version('transformers')}"
 
     def remark(self, artifact: Path) -> str | None:
-        """See `Remarks`: integers were made float."""
+        """Return a note if integers were converted to floats; see `Remarks`."""
         from compress.formats.safetensors.folder import has_integers
 
         if not has_integers(artifact):
@@ -82,7 +82,7 @@ class TorchRuntime:
 
 
 def _opened(model: TorchModel, folder: Path, settings: Mapping[str, Any]) -> Session:
-    """The module, or what draws pictures with its parts."""
+    """Return a session for the module, or for the components that draw images."""
     from compress.formats.safetensors.session import TorchSession
     from compress.models.image_generation import image_generation_hook
 

@@ -1,4 +1,4 @@
-"""A transformers module that was loaded whole, as a runtime's session: arrays in, arrays out, in float32."""
+"""Session of a complete transformers module, with numpy arrays as inputs and outputs, in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 class TorchSession:
-    """A module that was loaded whole."""
+    """Session of a module that was loaded whole."""
 
     provider = "cpu"
 
@@ -39,11 +39,11 @@ class TorchSession:
         """See `Session.predict`; types and shapes are not known before."""
         check_inputs(self.inputs, batch, self.where)
         without_cache = {"use_cache": False} if "use_cache" in self.takes else {}
-        found = self.run({name: array for name, array in batch.items() if name in self.takes}, **without_cache)
-        return {name: as_array(value) for name, value in found.items() if hasattr(value, "detach")}
+        outputs = self.run({name: array for name, array in batch.items() if name in self.takes}, **without_cache)
+        return {name: as_array(value) for name, value in outputs.items() if hasattr(value, "detach")}
 
     def run(self, batch: Batch, **options: Any) -> Any:
-        """The module's outputs for arrays and ``options``. Raises `StageError` where it fails."""
+        """Return the module's outputs for arrays and ``options``; raise `StageError` if the module fails."""
         import torch
 
         try:
@@ -53,12 +53,12 @@ class TorchSession:
             raise StageError(f"The model failed on a batch: {first_line(error)}", where=self.where) from error
 
     def decoder(self) -> TorchDecoder:
-        """Greedy generation with transformers' own cache."""
+        """Return a greedy decoder that uses transformers' own cache."""
         return TorchDecoder(self)
 
 
 class TorchDecoder:
-    """Text generation as `runtimes.decoder.Decoder` does it: always the likeliest token."""
+    """Greedy decoder that uses transformers' own cache."""
 
     def __init__(self, session: TorchSession) -> None:
         self._session = session
@@ -69,16 +69,16 @@ class TorchDecoder:
 
     @property
     def cached(self) -> bool:
-        """Whether the class keeps anything of earlier tokens; else every token runs the whole text again."""
+        """Return whether the class has a cache; without one, every token runs the whole text again."""
         return self._name is not None
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        """Start a new text with one or more ``ids`` and return the next token."""
         self._cache, self._ids = None, []
         return self._answer(ids)
 
     def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
+        """Append ``token`` and return the next token."""
         return self._answer([token])
 
     def _answer(self, ids: Sequence[int]) -> int:
@@ -90,25 +90,25 @@ class TorchDecoder:
         options: dict[str, Any] = {_LAST: 1} if _LAST in takes else {}
         if self._name is not None:
             options |= {"use_cache": True, self._name: self._cache}
-        found = self._session.run(batch, **options)
+        outputs = self._session.run(batch, **options)
         if self._name is not None:
-            self._cache = cache_of(found)
-        return likeliest(as_array(found.logits[0, -1]), self._session.where)
+            self._cache = cache_of(outputs)
+        return likeliest(as_array(outputs.logits[0, -1]), self._session.where)
 
 
 def cache_of(outputs: Any) -> Any:
-    """What a module's outputs keep of the tokens so far."""
-    return next(kept for name in _CACHES if (kept := outputs.get(name)) is not None)
+    """Return the cache among a module's outputs."""
+    return next(cache for name in _CACHES if (cache := outputs.get(name)) is not None)
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """As numpy, floats of any width in float32."""
+    """Return a tensor as a numpy array, with floats of any width in float32."""
     whole = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
     return np.asarray(whole.cpu().numpy())
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """As torch, the same memory."""
+    """Return an array as a torch tensor that shares its memory."""
     import torch
 
     if array.dtype.kind not in "fiub":

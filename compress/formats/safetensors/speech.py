@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.safetensors.session import TorchSession, as_array, as_tensor, cache_of
 from compress.formats.generation.decoder import PAST, PRESENT
-from compress.formats.runtime import Batch, TensorType
 from compress.formats.generation.speech_recognition import FEATURES, HIDDEN, Transcriber
+from compress.formats.runtime import Batch, TensorType
+from compress.formats.safetensors.session import TorchSession, as_array, as_tensor, cache_of
 from compress.utils.errors import ModelError
 
 _IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"
@@ -20,7 +20,7 @@ _OF = (".decoder", ".encoder")
 
 
 def open_transcriber(session: TorchSession, folder: Path) -> Transcriber:
-    """What transcribes with the module of ``session``. Raises `ModelError` for one without encoder and decoder."""
+    """Return a transcriber for the module of ``session``; raise `ModelError` if it has no encoder and decoder."""
     config = session.module.config
     if not config.is_encoder_decoder or not hasattr(config, "num_mel_bins"):
         raise ModelError(
@@ -32,7 +32,7 @@ def open_transcriber(session: TorchSession, folder: Path) -> Transcriber:
 
 
 class _Part:
-    """What both sessions say alike."""
+    """Common part of the encoder session and the decoder session."""
 
     def __init__(self, whole: TorchSession) -> None:
         self._whole, self._config = whole, whole.module.config
@@ -40,7 +40,7 @@ class _Part:
 
 
 class _Encoder(_Part):
-    """`input_features` to `last_hidden_state`."""
+    """Session of the encoder: `input_features` to `last_hidden_state`."""
 
     inputs = (FEATURES,)
 
@@ -58,12 +58,12 @@ class _Encoder(_Part):
 
 
 class _Decoder(_Part):
-    """A prompt or a token, the audio, and keys and values so far, to logits and further keys and values."""
+    """Session of the decoder: token ids, encoder output and cache to logits and new keys and values."""
 
     def __init__(self, whole: TorchSession) -> None:
         super().__init__(whole)
         layers, heads = self._config.decoder_layers, self._config.decoder_attention_heads
-        kept = TensorType("float32", (None, heads, None, self._config.d_model // heads))
+        cache_type = TensorType("float32", (None, heads, None, self._config.d_model // heads))
         self._names = [[[f"{layer}{of}.{part}" for part in ("key", "value")] for layer in range(layers)] for of in _OF]
         every = [name for of in self._names for pair in of for name in pair]
         plain = {
@@ -72,8 +72,10 @@ class _Decoder(_Part):
             _CACHED: TensorType("bool", (1,)),
         }
         logits = {_LOGITS: TensorType("float32", (None, None, None))}
-        self.input_types: Mapping[str, TensorType] = plain | dict.fromkeys([PAST + name for name in every], kept)
-        self.output_types: Mapping[str, TensorType] = logits | dict.fromkeys([PRESENT + name for name in every], kept)
+        self.input_types: Mapping[str, TensorType] = plain | dict.fromkeys([PAST + name for name in every], cache_type)
+        self.output_types: Mapping[str, TensorType] = logits | dict.fromkeys(
+            [PRESENT + name for name in every], cache_type
+        )
         self.inputs = tuple(self.input_types)
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:

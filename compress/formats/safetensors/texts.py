@@ -1,4 +1,4 @@
-"""Text from text by transformers' own `generate`, as the folder's generation_config.json says."""
+"""Text from text by transformers' own `generate`, with the settings of the folder's generation_config.json."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.safetensors.session import FAILURES, TorchSession, as_array, as_tensor
-from compress.formats.generation.image_text import ImageAnswers, read_rules, until_ended
 from compress.formats.generation.cross_attention_decoder import IDS
-from compress.formats.runtime import Batch, TensorType, check_inputs
+from compress.formats.generation.image_text import ImageAnswers, read_rules, until_ended
 from compress.formats.generation.seq2seq import MASK, SEQUENCES, TEXTS
+from compress.formats.runtime import Batch, TensorType, check_inputs
+from compress.formats.safetensors.session import FAILURES, TorchSession, as_array, as_tensor
 from compress.utils.errors import StageError, first_line
 
 
 class GeneratedText:
-    """What `runtimes.text_writer` does with two graphs, done with the module of ``whole``."""
+    """Session that writes text with the module of ``whole``, like `seq2seq.TextWriter` with two graphs."""
 
     inputs = (IDS, MASK)
     input_types: Mapping[str, TensorType] = dict.fromkeys(inputs, TensorType("int64", (None, None)))
@@ -31,17 +31,17 @@ class GeneratedText:
         self.provider, self.settings = whole.provider, whole.settings
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """`texts` [n] and `sequences` [n, longest]. Raises `StageError` where transformers fails."""
+        """Return `texts` [n] and `sequences` [n, longest]; raise `StageError` if transformers fails."""
         check_inputs(self.inputs, batch, self._whole.where)
-        found = _generated(self._whole, {name: batch[name] for name in self.inputs})
-        texts = self._tokenizer.batch_decode(found, skip_special_tokens=True)
-        return {SEQUENCES: as_array(found[:, 1:]), TEXTS: np.array(texts)}
+        sequences = _generated(self._whole, {name: batch[name] for name in self.inputs})
+        texts = self._tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        return {SEQUENCES: as_array(sequences[:, 1:]), TEXTS: np.array(texts)}
 
 
 def answers_to_images(whole: TorchSession, processor: Any, folder: Path) -> ImageAnswers:
-    """What `runtimes.image_answers` does with three graphs, done with the module of ``whole``. Raises `ModelError`.
+    """Return a session that answers images with the module of ``whole``; raise `ModelError` if it cannot.
 
-    A generation config that draws tokens is followed but for that: answers are to be the same every time.
+    Sampling in the generation config is turned off, so that answers are the same every time.
     """
     rules = read_rules(folder)
 

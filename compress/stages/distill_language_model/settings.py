@@ -10,6 +10,7 @@ from compress.stages.base import SEARCH
 from compress.stages.distill.settings import Student
 from compress.stages.training.settings import KEEP_BEST, BudgetedTraining
 from compress.stages.training.synthetic_data_settings import TEACHER_WRITES, TeacherWrites
+from compress.utils.errors import StageError
 from compress.utils.pydantic_models import Frozen, changed_fields
 
 
@@ -91,3 +92,19 @@ class LanguageDistillation(BudgetedTraining):
         if self.teacher is None and self.student is None:
             raise ValueError("a teacher (label of an earlier stage), a student, or both")
         return self
+
+
+def with_remaining_budget(settings: LanguageDistillation, spent_seconds: float) -> LanguageDistillation:
+    """Return the settings with the budget left after ``spent_seconds``. Raises `StageError` if none is left."""
+    budget = settings.seconds
+    if budget is None:
+        return settings
+    if spent_seconds >= budget:
+        raise StageError(
+            f"Generating text with the teacher took {spent_seconds:.0f} s, which leaves nothing of a budget of "
+            f"{budget:g} s.",
+            where="budget",
+            expected="time for a few hundred training steps besides",
+            hint="raise budget, or generate less text",
+        )
+    return settings.model_copy(update={"budget": f"{budget - spent_seconds:.3f}s"})

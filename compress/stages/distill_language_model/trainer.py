@@ -14,7 +14,7 @@ from torch import nn
 from compress.models.config_checks import max_positions
 from compress.models.structure import stacks
 from compress.models.torch_model import TorchModel
-from compress.stages.distill_language_model.settings import LanguageDistillation
+from compress.stages.distill_language_model.settings import LanguageDistillation, with_remaining_budget
 from compress.stages.distill_language_model.student_mapping import block_pairs, shared_tokens
 from compress.stages.distill_language_model.student_module import StudentWithLoss
 from compress.stages.recovery.quantized_recovery import adapt
@@ -58,7 +58,7 @@ def distill_language_model(
         windows, seconds = with_synthetic_text(
             windows, settings.teacher_writes, teacher, student.processor, context, bf16
         )
-        settings = settings.after(seconds)
+        settings = with_remaining_budget(settings, seconds)
         length = settings.sequence_length or context.max_length
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
     restore_zeros = keep_zeros(student.module)

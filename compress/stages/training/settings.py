@@ -10,7 +10,6 @@ from compress.results.formatting import parse_duration
 from compress.stages.base import AppliesTo, Requirements
 from compress.stages.training.synthetic_data_settings import TEACHER_WRITES, TeacherWrites, writing_packages
 from compress.tasks.capability import LOCALIZES, TAKES_IMAGES
-from compress.utils.errors import StageError
 from compress.utils.pydantic_models import Frozen, changed_fields
 
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
@@ -119,20 +118,6 @@ class BudgetedTraining(TrainingSettings):
         if self.seconds is not None:
             changes["budget"] = f"{max(1, round(self.seconds * share))}s"
         return self.model_copy(update=changes)
-
-    def after(self, spent_seconds: float) -> Self:
-        """Return the settings with the budget left after ``spent_seconds``. Raises `StageError` if none is left."""
-        if self.seconds is None:
-            return self
-        if spent_seconds >= self.seconds:
-            raise StageError(
-                f"Generating text with the teacher took {spent_seconds:.0f} s, which leaves nothing of a budget of "
-                f"{self.seconds:g} s.",
-                where="budget",
-                expected="time for a few hundred training steps besides",
-                hint="raise budget, or generate less text",
-            )
-        return self.model_copy(update={"budget": f"{self.seconds - spent_seconds:.3f}s"})
 
 
 FIRST_TOKEN_ONLY: bool = Field(

@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import UnicodeScripts
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
+from compress.stages.distill_language_model.settings import with_remaining_budget
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.training import synthetic_data
 from compress.stages.training.sequences import TokenSequences, training_sequences
@@ -160,11 +161,11 @@ def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
     given = windows, TeacherWrites(beginnings=8), teacher, teacher.processor, context(source, tmp_path)
     (_, seconds), (_, again) = with_synthetic_text(*given), with_synthetic_text(*given)
     assert 0 < seconds == again
-    assert STAGE.after(seconds) is STAGE
+    assert with_remaining_budget(STAGE, seconds) is STAGE
     timed = STAGE.model_copy(update={"budget": "90s"})
-    assert timed.after(30.5).seconds == 59.5
+    assert with_remaining_budget(timed, 30.5).seconds == 59.5
     with pytest.raises(StageError, match="took 90 s, which leaves nothing of a budget of 90 s") as refused:
-        timed.after(90)
+        with_remaining_budget(timed, 90)
     assert refused.value.where == "budget"
 
 

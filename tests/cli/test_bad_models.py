@@ -34,7 +34,11 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     speech = {**shared, "task": tiny_speech.TASK, "data": {"splits": splits}}
     tiny_images.vit().save(_made(root / "images" / "model"))
     tiny_images.write_class_folders(root / "images")
-    images = {**shared, "task": tiny_images.TASK, "data": {"splits": {one: f"./{one}" for one in ("train", "test")}}}
+    images = {
+        **shared,
+        "task": tiny_images.TASK,
+        "data": {"splits": {split: f"./{split}" for split in ("train", "test")}},
+    }
     for kind, recipe in (("speech", speech), ("images", images)):
         (root / kind / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     return root
@@ -140,9 +144,9 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main()
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return int(end.value.code or 0), said
+    error_output = capsys.readouterr().err
+    assert "Traceback" not in error_output
+    return int(end.value.code or 0), error_output
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -150,16 +154,16 @@ def test_what_cannot_be_used_is_named(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     case = CASES[name]
-    place = tmp_path / "place"
-    shutil.copytree(pristine / case.kind, place)
-    monkeypatch.chdir(place)
-    case.spoil(place)
+    folder = tmp_path / "place"
+    shutil.copytree(pristine / case.kind, folder)
+    monkeypatch.chdir(folder)
+    case.spoil(folder)
     for command in case.seen_by:
-        code, said = told(monkeypatch, capsys, command, "tiny.yaml")
-        assert code in (2, 3) and said.count("error: ") == 1, said
-        assert all(text in said for text in case.said), said
+        code, error_output = told(monkeypatch, capsys, command, "tiny.yaml")
+        assert code in (2, 3) and error_output.count("error: ") == 1, error_output
+        assert all(text in error_output for text in case.said), error_output
     assert told(monkeypatch, capsys, "inspect", "model")[0] == 0, "weights are there all the same"
-    assert not list(place.glob("artifacts/runs/*/latest"))
+    assert not list(folder.glob("artifacts/runs/*/latest"))
 
 
 def test_positions_without_an_end_bound_nothing(
@@ -171,10 +175,10 @@ def test_positions_without_an_end_bound_nothing(
     from compress.pipeline.runner import StageRunner
 
     shutil.copytree(pristine / "chat", tmp_path / "place")
-    place = tmp_path / "place"
-    monkeypatch.chdir(place)
-    change({"max_position_embeddings": -1})(place)
-    check_running_text(StageRunner(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes()))
-    assert _positions(place / "model" / "model.safetensors") is None
+    folder = tmp_path / "place"
+    monkeypatch.chdir(folder)
+    change({"max_position_embeddings": -1})(folder)
+    check_running_text(StageRunner(tiny_run.load(folder / "tiny.yaml"), folder, folder / "artifacts", tiny_run.Notes()))
+    assert _positions(folder / "model" / "model.safetensors") is None
     assert max_positions({"max_position_embeddings": -1}) is None
     assert max_positions({"text_config": {"max_position_embeddings": 9}}) == 9

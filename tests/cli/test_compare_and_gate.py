@@ -75,14 +75,14 @@ def changed(run: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> 
 def test_a_run_against_its_own_baseline(run: Path) -> None:
     result = invoke("compare", run, "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    changes = {change["metric"]: change for change in found["changes"]}
+    answer = json.loads(result.stdout)
+    changes = {change["metric"]: change for change in answer["changes"]}
     report = json.loads((run / "report.json").read_text())
     sizes = {row["model"]: row["value"] for row in report["measurements"] if row["metric"] == "size_bytes"}
     assert changes["size_bytes"]["effect"] == pytest.approx(sizes["final"] / sizes["baseline"] - 1)
     assert changes["size_bytes"]["verdict"] == "better"
     assert changes["accuracy"]["method"].startswith("paired on 60 examples")
-    assert (found["baseline"]["model"], found["candidate"]["model"]) == ("baseline", "final")
+    assert (answer["baseline"]["model"], answer["candidate"]["model"]) == ("baseline", "final")
     assert "launches" in changes["latency_ms"]["method"]
 
 
@@ -102,9 +102,9 @@ def test_a_gate_passes_and_fails_by_its_exit_code(run: Path, worse: Path) -> Non
     assert "Passed: 2 of 2." in fine.stdout
     failed = invoke("gate", worse, "--baseline", run, "--json")
     assert failed.exit_code == 1
-    found = json.loads(failed.stdout)
-    assert found["failed"] is True
-    assert {j["metric"] for j in found["judgements"] if j["status"] == "failed"} == {"accuracy", "size_bytes"}
+    answer = json.loads(failed.stdout)
+    assert answer["failed"] is True
+    assert {j["metric"] for j in answer["judgements"] if j["status"] == "failed"} == {"accuracy", "size_bytes"}
     assert "policy: the defaults" in failed.stderr
 
 
@@ -136,11 +136,11 @@ def test_updating_a_baseline_and_lowering_the_bar(run: Path, worse: Path, tmp_pa
     assert baseline.stat().st_size < 50_000
     assert invoke("gate", run, "--baseline", baseline).exit_code == 0
     assert invoke("gate", worse, "--baseline", baseline).exit_code == 1
-    kept = baseline.read_text()
+    baseline_text = baseline.read_text()
     refused = message(invoke("gate", worse, "--baseline", baseline, "--update"))
     assert "would lower the bar" in refused
     assert "size_bytes on cpu" in refused
-    assert baseline.read_text() == kept
+    assert baseline.read_text() == baseline_text
     given = invoke("gate", worse, "--baseline", baseline, "--update", "--why", "a smaller price", "--json")
     assert given.exit_code == 0, given.output
     assert json.loads(given.stdout)["lowered"] == ["size_bytes", "accuracy"]
@@ -195,9 +195,9 @@ def test_another_machine_is_not_compared_in_silence(run: Path, tmp_path: Path) -
     policy.write_text("rules: [{metric: latency_ms, worse_by: 5%, cannot_tell: fail}]")
     result = invoke("gate", other, "--baseline", run, "--policy", policy, "--json")
     assert result.exit_code == 1
-    found = json.loads(result.stdout)
-    assert "processor: " in found["comparison"]["host_differences"][0]
-    assert found["judgements"][0]["change"]["verdict"] == "can't tell"
+    answer = json.loads(result.stdout)
+    assert "processor: " in answer["comparison"]["host_differences"][0]
+    assert answer["judgements"][0]["change"]["verdict"] == "can't tell"
 
 
 @pytest.fixture
@@ -209,9 +209,9 @@ def slower(run: Path, tmp_path: Path) -> Path:
     model = onnx.load(path)
     logits = model.graph.output[0].name
     for node in model.graph.node:
-        for place, name in enumerate(node.output):
+        for output_index, name in enumerate(node.output):
             if name == logits:
-                node.output[place] = "logits_0"
+                node.output[output_index] = "logits_0"
     side = 700
     wide = numpy_helper.from_array(np.ones((1, side), np.float32), "wide")
     square = numpy_helper.from_array(np.ones((side, side), np.float32), "square")
@@ -237,13 +237,13 @@ def test_a_slower_model_measured_side_by_side_is_worse_in_time_alone(run: Path, 
     recipe = run / "recipe.yaml"
     result = invoke(*("compare", run, slower, "--now", "--recipe", recipe, "--threads", "1", "--budget", "6", "--json"))
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    changes = {change["metric"]: change for change in found["changes"]}
-    assert found["how"] == "side by side"
+    answer = json.loads(result.stdout)
+    changes = {change["metric"]: change for change in answer["changes"]}
+    assert answer["how"] == "side by side"
     assert changes["latency_ms"]["verdict"] == "worse"
     assert changes["latency_ms"]["low"] > 1
     assert changes["latency_ms"]["method"].startswith("calls paired side by side")
-    assert (changes["accuracy"]["effect"], changes["accuracy"]["n"], found["flips"]) == (0.0, 60, [])
+    assert (changes["accuracy"]["effect"], changes["accuracy"]["n"], answer["flips"]) == (0.0, 60, [])
     assert changes["size_bytes"]["verdict"] == "worse"
 
 

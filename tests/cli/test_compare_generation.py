@@ -34,16 +34,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     tensors["model.norm.weight"] *= 3
     save_file(tensors, folder / "surer" / "model.safetensors", metadata={"format": "pt"})
     tiny_generation.write_texts(folder)
-    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": place % 2} for place in range(4)]
+    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": number % 2} for number in range(4)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    found = {}
+    run_folders = {}
     for name, bits in {"four": 4, "two": 2}.items():
         gptq = {"bits": bits, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
         stages = [{"gptq": gptq}, {"onnx": {"rounding_limit": 1.0}}]
         path = tiny_generation.write_recipe(folder, name, stages=stages, model={4: "model", 2: "surer"}[bits])
         recipe = tiny_run.load(path, "evaluation.questions=questions.jsonl")
-        found[name] = run(recipe, folder, folder / "artifacts", tiny_run.Notes()).folder
-    return found
+        run_folders[name] = run(recipe, folder, folder / "artifacts", tiny_run.Notes()).folder
+    return run_folders
 
 
 def report(folder: Path) -> Report:
@@ -58,8 +58,8 @@ def invoke(*arguments: str | Path) -> Result:
 
 
 def changes(result: Result) -> dict[str, dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(result.stdout)["changes"]
-    return {change["metric"]: change for change in found}
+    change_records: list[dict[str, Any]] = json.loads(result.stdout)["changes"]
+    return {change["metric"]: change for change in change_records}
 
 
 @pytest.fixture
@@ -75,35 +75,35 @@ def lost(runs: Runs) -> Callable[[], float]:
 
 
 def test_two_runs_pair_window_by_window_and_question_by_question(runs: Runs, lost: Callable[[], float]) -> None:
-    found = changes(invoke("compare", runs["four"], runs["two"], "--json"))
-    assert found["perplexity"]["method"] == "paired bootstrap over 6 windows"
-    assert found["perplexity"]["verdict"] == "worse"
-    assert found["perplexity"]["effect"] == pytest.approx(lost())
-    assert "4" in found["choice_accuracy"]["method"] and "paired" in found["choice_accuracy"]["method"]
-    assert found["size_bytes"]["verdict"] == "better"
-    assert {"time_per_output_token_ms_context_16", "repetition", "bits_per_parameter"} <= found.keys()
+    compared = changes(invoke("compare", runs["four"], runs["two"], "--json"))
+    assert compared["perplexity"]["method"] == "paired bootstrap over 6 windows"
+    assert compared["perplexity"]["verdict"] == "worse"
+    assert compared["perplexity"]["effect"] == pytest.approx(lost())
+    assert "4" in compared["choice_accuracy"]["method"] and "paired" in compared["choice_accuracy"]["method"]
+    assert compared["size_bytes"]["verdict"] == "better"
+    assert {"time_per_output_token_ms_context_16", "repetition", "bits_per_parameter"} <= compared.keys()
 
 
 def test_now_measures_all_that_a_run_measures(runs: Runs, lost: Callable[[], float]) -> None:
     result = invoke("compare", runs["four"], runs["two"], "--now", "--budget", "4", "--json")
-    found = changes(result)
+    compared = changes(result)
     assert json.loads(result.stdout)["how"] == "side by side"
-    assert found["perplexity"]["method"] == "paired bootstrap over 6 windows"
-    assert found["perplexity"]["effect"] == pytest.approx(lost())
+    assert compared["perplexity"]["method"] == "paired bootstrap over 6 windows"
+    assert compared["perplexity"]["effect"] == pytest.approx(lost())
     reported = changes(invoke("compare", runs["four"], runs["two"], "--json"))
     for metric in ("repetition", "choice_accuracy"):
-        assert (found[metric]["baseline"], found[metric]["candidate"]) == (
+        assert (compared[metric]["baseline"], compared[metric]["candidate"]) == (
             reported[metric]["baseline"],
             reported[metric]["candidate"],
         )
     for metric in ("time_per_output_token_ms_context_16", "time_to_first_token_ms_context_16"):
-        assert "launches of both" in found[metric]["method"]
+        assert "launches of both" in compared[metric]["method"]
 
 
 def test_a_gate_stops_what_lost_perplexity_and_lets_the_same_through(runs: Runs) -> None:
     worse = invoke("gate", runs["two"], "--baseline", runs["four"], "--json")
     assert worse.exit_code == 1
-    judged = {one["metric"]: one for one in json.loads(worse.stdout)["judgements"]}
+    judged = {judgement["metric"]: judgement for judgement in json.loads(worse.stdout)["judgements"]}
     assert judged["perplexity"]["status"] == "failed" and judged["size_bytes"]["status"] == "passed"
     same = invoke("gate", runs["four"], "--baseline", runs["four"], "--json")
     assert same.exit_code == 0

@@ -39,7 +39,7 @@ def here(artifact: Path) -> np.ndarray:
     """Embeddings of the texts, one by one: INT8 activations share their scale with the whole batch."""
     examples = encode_for_model(artifact, get_task(sentences.TASK), ROWS, 24)
     session = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1)
-    batches = [examples.batch([place]) for place in range(len(TEXTS))]
+    batches = [examples.batch([row]) for row in range(len(TEXTS))]
     return np.concatenate([examples.answers(session.predict(batch), batch) for batch in batches])
 
 
@@ -83,30 +83,32 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Opened]:
         "integers": (shipped(home / "integers", True, True, None), "onnx", f"onnx/{QUANTIZED_GRAPH}"),
         "checkpoint": (home, "torch", ""),
     }
-    told = json.dumps([[str(folder), *others] for folder, *others in jobs.values()])
+    job_list = json.dumps([[str(folder), *others] for folder, *others in jobs.values()])
     script = Path(__file__).with_name("sentence_transformers_embeds.py")
-    answered = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(TEXTS), told))
+    answered = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(TEXTS), job_list))
     models = {"checkpoint": rotated}
     return {name: Opened(jobs[name][0], models.get(name), answer) for name, answer in zip(jobs, answered, strict=True)}
 
 
 @pytest.mark.parametrize(("name", "dimensions"), [("float", 8), ("integers", sentences.WIDTH)])
 def test_same_embeddings_in_sentence_transformers_onnx(opened: dict[str, Opened], name: str, dimensions: int) -> None:
-    folder, _, found = opened[name]
-    there = np.array(found["embeddings"], np.float32)
-    assert there.shape == (len(TEXTS), dimensions)
-    np.testing.assert_allclose(there, here(folder), atol=1e-5)
+    folder, _, answer = opened[name]
+    their_embeddings = np.array(answer["embeddings"], np.float32)
+    assert their_embeddings.shape == (len(TEXTS), dimensions)
+    np.testing.assert_allclose(their_embeddings, here(folder), atol=1e-5)
     # Its precisions are ours; one embedding in a million lies on the edge of a step.
-    assert np.array_equal(np.array(found["ubinary"]), to_ubinary(there))
-    assert np.abs(np.array(found["int8"]) - to_int8(there, ranges_of(there)).astype(int)).max() <= 1
+    assert np.array_equal(np.array(answer["ubinary"]), to_ubinary(their_embeddings))
+    assert (
+        np.abs(np.array(answer["int8"]) - to_int8(their_embeddings, ranges_of(their_embeddings)).astype(int)).max() <= 1
+    )
 
 
 def test_the_checkpoint_opens_in_sentence_transformers_with_its_rotation(opened: dict[str, Opened]) -> None:
-    _, model, found = opened["checkpoint"]
+    _, model, answer = opened["checkpoint"]
     assert model is not None
     examples = sentences.context().task.encode(ROWS, model.processor, None, 24)
-    np.testing.assert_allclose(found["embeddings"], predict(model.module, examples)[: len(TEXTS)], atol=1e-5)
-    assert found["length"] == model.tokenizer.model_max_length  # 256, were it longer
+    np.testing.assert_allclose(answer["embeddings"], predict(model.module, examples)[: len(TEXTS)], atol=1e-5)
+    assert answer["length"] == model.tokenizer.model_max_length  # 256, were it longer
 
 
 @pytest.fixture(scope="module")

@@ -85,17 +85,17 @@ def examples(folder: Path, task: str) -> Examples:
 
 def here(folder: Path, task: str) -> np.ndarray:
     """Answers of ONNX Runtime in this process, one by one: INT8 activations share their scale with a batch."""
-    found = examples(folder, task)
+    rows = examples(folder, task)
     session = get_runtime("onnxruntime").open(folder, TARGETS["cpu"], 1)
-    batches = [found.batch([place]) for place in range(len(TEXTS))]
-    return np.concatenate([found.answers(session.predict(batch), batch) for batch in batches])
+    batches = [rows.batch([row_number]) for row_number in range(len(TEXTS))]
+    return np.concatenate([rows.answers(session.predict(batch), batch) for batch in batches])
 
 
 def in_page(page: tuple[Page, str], task: str, folder: Path, options: dict[str, Any], plain: bool) -> Any:
     """What transformers.js answers in the page, in the ``plain`` build of WebAssembly or the one that it takes."""
     tab, address = page
-    told = json.dumps([address, task, folder.name, TEXTS, options, plain])
-    return tab.evaluate(f"import('./in_page.mjs').then((module) => module.answers(...{told}))", SECONDS)
+    job = json.dumps([address, task, folder.name, TEXTS, options, plain])
+    return tab.evaluate(f"import('./in_page.mjs').then((module) => module.answers(...{job}))", SECONDS)
 
 
 def test_transformers_js_classifies_alike(page: tuple[Page, str], folders: dict[str, Path]) -> None:
@@ -131,8 +131,8 @@ def test_onnxruntime_web_alone_scores_alike(
         scores = json.loads(done.stdout)
     else:
         model = f"models/{graph.relative_to(folder.parent).as_posix()}"
-        told = json.dumps([WASM, model])
-        read = f"OutputSpec.all({told}.map((path) => fetch(path).then((answer) => answer.bytes())))"
+        job = json.dumps([WASM, model])
+        read = f"OutputSpec.all({job}.map((path) => fetch(path).then((answer) => answer.bytes())))"
         call = f"import('./alone.mjs').then(async (it) => it.scores('./{SCRIPT}', ...(await {read}), {rows}))"
         scores = page[0].evaluate(call, SECONDS)
     np.testing.assert_allclose(scores, here(folder, tiny.TASK), atol=5e-3)

@@ -41,13 +41,13 @@ def features(folder: Path) -> list[np.ndarray]:
     processor = load_processor(folder)
     remarks = Remarks()
     samples = [read_recording(row["audio"]["bytes"], 16_000, row["audio"]["path"], remarks) for row in recordings()]
-    return [features_of(one, processor.feature_extractor) for one in samples]
+    return [features_of(sample, processor.feature_extractor) for sample in samples]
 
 
 @cache
 def heard(folder: Path) -> np.ndarray:
     session = get_runtime("onnxruntime").open(folder, TARGETS["cpu"], threads=2)
-    answers = [session.predict({"input_features": one[np.newaxis]}) for one in features(folder)]
+    answers = [session.predict({"input_features": sample_features[np.newaxis]}) for sample_features in features(folder)]
     return np.array([answer["transcripts"][0] for answer in answers])
 
 
@@ -62,8 +62,8 @@ def test_the_graphs_hear_what_transformers_hears(whisper: dict[str, Path]):
     source = sample_directory("whisper-tiny-en")
     model = TASK.load(source, None, trust_remote_code=False)
     expected = []
-    for one in features(source):
-        ids = model.module.generate(torch.from_numpy(one[np.newaxis]))[0]
+    for sample_features in features(source):
+        ids = model.module.generate(torch.from_numpy(sample_features[np.newaxis]))[0]
         expected.append(model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
     assert heard(whisper["whole"]).tolist() == expected
     assert errors(heard(whisper["whole"])) <= 4
@@ -81,8 +81,8 @@ def test_optimum_opens_the_same_folder_and_says_the_same_words(whisper: dict[str
     jobs = [["speech", str(whisper["integers"]), "", str(given), str(answers)]]
     SENTENCE_TRANSFORMERS.run(script, json.dumps(jobs))
     tokenizer = load_processor(whisper["integers"]).tokenizer
-    found = np.load(answers)
-    texts = [tokenizer.decode(found[name], skip_special_tokens=True).strip() for name in found.files]
+    stored_answers = np.load(answers)
+    texts = [tokenizer.decode(stored_answers[name], skip_special_tokens=True).strip() for name in stored_answers.files]
     assert texts == heard(whisper["integers"]).tolist()[-2:]
 
 
@@ -90,11 +90,11 @@ def test_optimum_opens_the_same_folder_and_says_the_same_words(whisper: dict[str
 def test_a_page_hears_the_same_with_webassembly(library: Path, chromium: str, whisper: dict[str, Path]):
     samples, rate = soundfile.read(io.BytesIO(recordings()[4]["audio"]["bytes"]), dtype="float32")
     assert rate == 16_000
-    said = ask_page(
+    page_answer = ask_page(
         library, chromium, whisper["integers"], "transcribe", DTYPES["integers"], ["samples.f32"],
         files={"samples.f32": samples.tobytes()},
     )  # fmt: skip
-    assert said == [heard(whisper["integers"])[4]]
+    assert page_answer == [heard(whisper["integers"])[4]]
 
 
 def test_transformers_js_opens_the_same_folder(library: Path, whisper: dict[str, Path], tmp_path: Path):
@@ -102,11 +102,11 @@ def test_transformers_js_opens_the_same_folder(library: Path, whisper: dict[str,
     assert rate == 16_000
     (tmp_path / "samples.f32").write_bytes(samples.tobytes())
     for name, folder in whisper.items():
-        place, script = folder.resolve(), Path(__file__).parent / "transcribe.mjs"
+        model_folder, script = folder.resolve(), Path(__file__).parent / "transcribe.mjs"
         arguments = [
             str(library),
-            str(place.parent),
-            place.name,
+            str(model_folder.parent),
+            model_folder.name,
             json.dumps(DTYPES[name]),
             str(tmp_path / "samples.f32"),
         ]

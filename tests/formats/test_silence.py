@@ -45,19 +45,19 @@ print(json.dumps({
 def test_it_is_imported_by_nobody_but_its_callers_silently_and_still_saves_what_it_quantized() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    assert not told["early"], "transformers imported it"
-    assert told["file"], "the stand-in hides the real module"
-    assert told["names"][0] == told["names"][1]
-    assert any("int_data" in name or "qdata" in name for name in told["names"][1]), "not quantized"
-    assert told["metadata"][0] == told["metadata"][1]
+    answer = json.loads(done.stdout)
+    assert not answer["early"], "transformers imported it"
+    assert answer["file"], "the stand-in hides the real module"
+    assert answer["names"][0] == answer["names"][1]
+    assert any("int_data" in name or "qdata" in name for name in answer["names"][1]), "not quantized"
+    assert answer["metadata"][0] == answer["metadata"][1]
 
 
 @pytest.mark.parametrize("extent", ["logs", "prints", "process"])
 def test_so_much_is_kept_back_and_told_and_everything_is_as_before(
     extent: Extent, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = logging.root.manager.disable
+    level_before = logging.root.manager.disable
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with silence(extent) as written:
@@ -67,24 +67,28 @@ def test_so_much_is_kept_back_and_told_and_everything_is_as_before(
             sys.stdout.write("to stdout")
             sys.stderr.write("to stderr")
             os.write(2, b"below Python\n")
-            told = written()
-    assert [one.getMessage() for one in caplog.records if one.name == "other"] == ["an error"]
+            output = written()
+    assert [log_record.getMessage() for log_record in caplog.records if log_record.name == "other"] == ["an error"]
     printed, errors = capfd.readouterr()
-    kept = extent != "logs"
-    assert [str(one.message) for one in caught] == ([] if kept else ["warned"])
-    assert ("to stdout" in printed, "to stderr" in errors, "to stderr" in told) == (not kept, not kept, kept)
-    assert ("below Python" in errors, "below Python" in told) == (extent != "process", extent == "process")
-    assert logging.root.manager.disable == before
+    warnings_kept = extent != "logs"
+    assert [str(warning.message) for warning in caught] == ([] if warnings_kept else ["warned"])
+    assert ("to stdout" in printed, "to stderr" in errors, "to stderr" in output) == (
+        not warnings_kept,
+        not warnings_kept,
+        warnings_kept,
+    )
+    assert ("below Python" in errors, "below Python" in output) == (extent != "process", extent == "process")
+    assert logging.root.manager.disable == level_before
     os.write(2, b"again\n")
     assert capfd.readouterr().err == "again\n"
 
 
 def test_a_failure_leaves_everything_as_before(capfd: pytest.CaptureFixture[str]) -> None:
-    before = logging.root.manager.disable
+    level_before = logging.root.manager.disable
     with pytest.raises(ValueError, match="broken"), silence("process"):
         raise ValueError("broken")
     os.write(2, b"again\n")
-    assert (logging.root.manager.disable, capfd.readouterr().err) == (before, "again\n")
+    assert (logging.root.manager.disable, capfd.readouterr().err) == (level_before, "again\n")
 
 
 OF_DRAWING = """

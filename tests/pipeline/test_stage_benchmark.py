@@ -57,15 +57,15 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_training_stage_is_tried_with_what_it_will_get(place: Path, recipe: Recipe, tmp_path: Path) -> None:
-    found = list(StageBenchmarker(recipe, place, tmp_path).run_all())
-    assert [list(one.stages) for one in found] == [
+    trials = list(StageBenchmarker(recipe, place, tmp_path).run_all())
+    assert [list(one.stages) for one in trials] == [
         [],
         ["finetune"],
         ["finetune", "prune"],
         ["finetune", "prune", "trim_vocabulary"],
         ["finetune", "prune", "trim_vocabulary", "distill"],
     ]
-    trial, start = found[-1], read_shape(place / "model")
+    trial, start = trials[-1], read_shape(place / "model")
     shapes = {label: stage.shape for label, stage in trial.stages.items()}
     # A head of two classes, 64 wide, and the pooler before it, are not in the files of a bare encoder.
     assert trial.start.parameters == start.parameters + 2 * 65
@@ -138,8 +138,8 @@ def test_measuring_is_evaluation_and_launches(
 ) -> None:
     """Two models are judged and timed in twice as many launches as the recipe asks for at least."""
     changes = {"stages": STAGES[:1] + STAGES[4:], "benchmark": {"every_stage": False, "seconds": 2, "batch_size": 4}}
-    wanted = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **changes})
-    plan = planned(wanted, place, tmp_path, monkeypatch)
+    changed_recipe = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **changes})
+    plan = planned(changed_recipe, place, tmp_path, monkeypatch)
     weights = read_shape(place / "model")
     answer = 0.7 * 0.01 * weights.working / SHAPE.working
     handled = 0.5 + 4 * weights.parameters / 2e8
@@ -166,10 +166,10 @@ def test_the_console_shows_a_range_where_a_figure_is_rough(
 def test_a_trial_is_made_once_and_only_where_training_takes_long(
     place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Path] = []
+    trial_folders: list[Path] = []
 
     def make(_recipe: Recipe, _folder: Path, file: Path) -> None:
-        made.append(file)
+        trial_folders.append(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(TRIAL.model_dump_json())
 
@@ -179,29 +179,29 @@ def test_a_trial_is_made_once_and_only_where_training_takes_long(
 
     monkeypatch.setattr(compress.pipeline.stage_benchmark, "_run_benchmark", make)
     make_plan(of(epochs=3), place, None, tmp_path, looks_into_model=True)  # 45 steps
-    assert made == []
+    assert trial_folders == []
     make_plan(of(epochs=7), place, None, tmp_path)  # 105 steps, but nobody asked for a look
-    assert made == []
+    assert trial_folders == []
     plan = make_plan(of(epochs=7), place, None, tmp_path, looks_into_model=True)
-    assert len(made) == 1 and "benchmarked here" in plan.stages[0].seconds.note
+    assert len(trial_folders) == 1 and "benchmarked here" in plan.stages[0].seconds.note
     # What is in the cache, or runs the recipe's own code, is not tried.
     make_plan(of(epochs=7, batch_size=6), place, lambda label: True, tmp_path, looks_into_model=True)
     trusting = of(epochs=7, batch_size=6).model_copy(update={"trust_remote_code": True})
     make_plan(trusting, place, None, tmp_path, looks_into_model=True)
-    assert len(made) == 1
+    assert len(trial_folders) == 1
     # Epochs change how much there is to do, and not what a batch costs; another size of batches does.
-    assert benchmark_stages(of(epochs=9), place, tmp_path, True, SilentProgress()) == TRIAL and len(made) == 1
+    assert benchmark_stages(of(epochs=9), place, tmp_path, True, SilentProgress()) == TRIAL and len(trial_folders) == 1
     assert benchmark_stages(of(epochs=9, precision="fp32"), place, tmp_path, False, SilentProgress()) is None
     benchmark_stages(of(epochs=9, batch_size=4), place, tmp_path, True, SilentProgress())
-    assert len(made) == 2 and made[0] != made[1]
+    assert len(trial_folders) == 2 and trial_folders[0] != trial_folders[1]
 
 
 def test_a_process_of_its_own_leaves_what_it_found(
     place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = Recipe.model_validate({**recipe.model_dump(), "stages": [STAGES[1]], "baseline": "start"})
-    found = benchmark_stages(short, place, tmp_path, True, SilentProgress())
-    assert found is not None and list(found.stages) == ["prune"]
+    benchmarks = benchmark_stages(short, place, tmp_path, True, SilentProgress())
+    assert benchmarks is not None and list(benchmarks.stages) == ["prune"]
     assert [path.suffix for path in (tmp_path / "trials").iterdir()] == [".json"]
     # One that has no time leaves nothing, and no check fails for it.
     monkeypatch.setattr(compress.pipeline.stage_benchmark, "_TIMEOUT_SECONDS", 0.01)
@@ -229,6 +229,6 @@ def test_what_a_trial_finds_wrong_with_the_data_is_a_problem_of_the_plan(
 
     monkeypatch.setattr(compress.pipeline.stage_benchmark.subprocess, "run", here)
     artifacts = tmp_path / "artifacts"
-    with pytest.raises(InputError, match="also stand in the test split") as found:
+    with pytest.raises(InputError, match="also stand in the test split") as error:
         make_plan(read_recipe(tmp_path / "tiny.yaml"), tmp_path, None, artifacts, looks_into_model=True)
-    assert "train.csv" in str(found.value.where) and not list((artifacts / "trials").iterdir())
+    assert "train.csv" in str(error.value.where) and not list((artifacts / "trials").iterdir())

@@ -41,42 +41,45 @@ def test_a_cut_vocabulary_is_quantized_and_compared_by_the_same_text(tmp_path: P
     data = {"splits": splits, "max_length": 32, "also": {"code": "python"}}
     recipe = load(write_recipe(tmp_path, stages=STAGES, benchmark=ONE_LAUNCH, slices=slices, data=data))
     report = run(recipe, tmp_path, tmp_path / "a", Notes()).report
-    found = {
+    measured = {
         (model, metric): report.find(model, metric, "cpu")
         for model in ("baseline", "final")
         for metric in ("perplexity", "bits_per_byte", "agreement", "next_token_accuracy", "size_bytes")
     }
-    raws = [found[model, "perplexity"].raw for model in ("baseline", "final")]
-    bits = [found[model, "bits_per_byte"].raw for model in ("baseline", "final")]
+    raws = [measured[model, "perplexity"].raw for model in ("baseline", "final")]
+    bits = [measured[model, "bits_per_byte"].raw for model in ("baseline", "final")]
     # The same windows: nats by the baseline's tokens and bits by bytes differ by one factor for both models.
     assert len(raws[0]) == len(raws[1]) == 6
-    for place in range(6):
-        assert raws[0][place] / bits[0][place] == pytest.approx(raws[1][place] / bits[1][place])
-    assert found["final", "perplexity"].value == pytest.approx(math.exp(np.mean(raws[1])))
-    assert found["final", "agreement"] is found["final", "next_token_accuracy"] is None
+    for position in range(6):
+        assert raws[0][position] / bits[0][position] == pytest.approx(raws[1][position] / bits[1][position])
+    assert measured["final", "perplexity"].value == pytest.approx(math.exp(np.mean(raws[1])))
+    assert measured["final", "agreement"] is measured["final", "next_token_accuracy"] is None
     assert (
-        found["baseline", "next_token_accuracy"]
-        and found["final", "size_bytes"].value < found["baseline", "size_bytes"].value
+        measured["baseline", "next_token_accuracy"]
+        and measured["final", "size_bytes"].value < measured["baseline", "size_bytes"].value
     )
     for name in ("prose", "code"):
         places = report.slices[f"domain={name}"].indices()
         for model, raw in zip(("baseline", "final"), raws, strict=True):
             part = report.find(model, f"perplexity[domain={name}]", "cpu")
-            assert part.value == pytest.approx(math.exp(np.mean([raw[place] for place in places])))
+            assert part.value == pytest.approx(math.exp(np.mean([raw[position] for position in places])))
     page = html_page(report)
     assert "prose" in page and "code, identifier" in page
     note, elsewhere = (note for note in report.notes if "a vocabulary of" in note)
     assert elsewhere.startswith("code: judged on 6 of 19 windows")
     assert "perplexity is by the baseline's tokens" in note
     (remark,) = report.stages[0].remarks
-    kept = int(remark.split()[1])
-    assert kept % 32 == 0 and remark == f"trim_vocabulary: {kept} of 352 tokens kept"
-    prompts = [[one.prompt for one in report.continuations if one.model == model] for model in ("baseline", "final")]
+    kept_tokens = int(remark.split()[1])
+    assert kept_tokens % 32 == 0 and remark == f"trim_vocabulary: {kept_tokens} of 352 tokens kept"
+    prompts = [
+        [continuation.prompt for continuation in report.continuations if continuation.model == model]
+        for model in ("baseline", "final")
+    ]
     # Two texts to go on with, and two questions, asked in either model's own tokens.
     assert prompts[0] == prompts[1] and len(prompts[0]) == 4
     answers = [report.find(model, "answer_perplexity", "cpu") for model in ("baseline", "final")]
     assert all(row is not None and row.n == 2 and 1 < row.value < math.inf for row in answers)
-    changes = {one.metric: one for one in compare_reports(report, report, baseline_model="baseline").changes}
+    changes = {change.metric: change for change in compare_reports(report, report, baseline_model="baseline").changes}
     kinds = {name for name in changes if name.startswith("perplexity_on_code[")}
     assert {f"perplexity_on_code[{kind}]" for kind in ("identifier", "comment", "whitespace")} <= kinds
     for name in ("perplexity_on_code", *kinds):
@@ -84,5 +87,5 @@ def test_a_cut_vocabulary_is_quantized_and_compared_by_the_same_text(tmp_path: P
         assert changes[name].effect == pytest.approx(changes[name].candidate / changes[name].baseline - 1)
     data = report.data.model_copy(update={"also": {"code": "another digest"}})
     other = compare_reports(report, report.model_copy(update={"data": data}))
-    methods = {one.metric: one.method for one in other.changes}
+    methods = {change.metric: change.method for change in other.changes}
     assert methods["perplexity"].startswith("paired") and methods["perplexity_on_code"].startswith("each side's own")

@@ -43,7 +43,7 @@ class Browser:
                 case "Log.entryAdded":
                     self._said.append(parameters["entry"]["text"])
                 case "Runtime.consoleAPICalled":
-                    self._said.append(" ".join(str(one.get("value")) for one in parameters["args"]))
+                    self._said.append(" ".join(str(argument.get("value")) for argument in parameters["args"]))
                 case "Runtime.exceptionThrown":
                     self._said.append(tab.errors[-1])
 
@@ -67,12 +67,12 @@ class Browser:
         tab.call("Emulation.setEmulatedMedia", features=[scheme])
         tab.call("Page.navigate", url=page.as_uri())
         tab.wait_for(f"document.readyState === 'complete' && location.href === {page.as_uri()!r}")
-        found = tab.evaluate(f"(() => {{ {BOX} {probe if 'return ' in probe else f'return {probe}'} }})()")
+        value = tab.evaluate(f"(() => {{ {BOX} {probe if 'return ' in probe else f'return {probe}'} }})()")
         # What was said or asked while it loaded has come by the time that two frames are drawn.
         tab.evaluate("new OutputSpec((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         asked = [request.split(b" ", 2)[1].decode() for request in self._heard if request.count(b" ") >= 2]
         hosts = [re.sub(r"^\w+://|[:/].*$", "", address.split("://")[-1]) for address in asked]
-        return Seen(found, list(self._said), [host for host in hosts if not _OWN.match(host)])
+        return Seen(value, list(self._said), [host for host in hosts if not _OWN.match(host)])
 
 
 @contextmanager
@@ -96,10 +96,10 @@ def open_browser(chromium: str, folder: Path) -> Iterator[Browser]:
 
 def covered(labels: list[tuple[str, float, float, float, float]], most_down: float = 4.0) -> list[str]:
     """Which labels cover another: [text, left, top, right, bottom]. A glyph's box has some empty space above it."""
-    found = []
-    for place, (name, left, top, right, bottom) in enumerate(labels):
-        for other, left2, top2, right2, bottom2 in labels[place + 1 :]:
+    overlaps = []
+    for index, (name, left, top, right, bottom) in enumerate(labels):
+        for other, left2, top2, right2, bottom2 in labels[index + 1 :]:
             across, down = min(right, right2) - max(left, left2), min(bottom, bottom2) - max(top, top2)
             if across > 0 and down > most_down:
-                found.append(f"{name!r} covers {other!r} by {across:.0f} x {down:.0f}")
-    return found
+                overlaps.append(f"{name!r} covers {other!r} by {across:.0f} x {down:.0f}")
+    return overlaps

@@ -38,8 +38,10 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def doubled(examples: Examples) -> Examples:
     """In float64: what float32 rounds differs with how many are heard at once, by more than answers may."""
     kinds = {np.dtype(np.float32): np.float64}
-    made = [{name: x.astype(kinds.get(x.dtype, x.dtype)) for name, x in one.items()} for one in examples.inputs]
-    return replace(examples, inputs=made)
+    converted = [
+        {name: x.astype(kinds.get(x.dtype, x.dtype)) for name, x in arrays.items()} for arrays in examples.inputs
+    ]
+    return replace(examples, inputs=converted)
 
 
 def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
@@ -57,7 +59,9 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
         feature_extractor=AutoFeatureExtractor.from_pretrained(folder),
     )
     for (_, samples), logits in zip(some, found, strict=True):
-        scores = {one["label"]: one["score"] for one in asked(samples, function_to_apply="none")}
+        scores = {
+            label_score["label"]: label_score["score"] for label_score in asked(samples, function_to_apply="none")
+        }
         np.testing.assert_allclose(logits, [scores[label] for label in LABELS], atol=1e-6)
     assert np.ptp(found, axis=0).max() > 1e-3
     assert merit(TASK, module, examples) == np.mean(found.argmax(-1) == examples.labels)
@@ -69,8 +73,8 @@ def test_a_graph_takes_recordings_of_any_length_with_their_mask(waves: Path) -> 
     exported = export_onnx(model, examples, None, fusions=True)
     assert verify_parity(exported.graph, model, examples, 1e-4) < 1e-4
     assert exported.rewrites["attention"] == 2 and not exported.unfused
-    axes = [one.type.tensor_type.shape.dim for one in exported.graph.graph.input]
-    assert [[axis.dim_param for axis in own] for own in axes] == [["batch_size", "sequence_length"]] * 2
+    axes = [graph_input.type.tensor_type.shape.dim for graph_input in exported.graph.graph.input]
+    assert [[axis.dim_param for axis in input_axes] for input_axes in axes] == [["batch_size", "sequence_length"]] * 2
 
 
 def test_what_is_heard_with_a_mask_does_not_depend_on_its_neighbours(waves: Path) -> None:

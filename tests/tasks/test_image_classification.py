@@ -37,24 +37,26 @@ def test_preprocessing_is_that_of_the_models_own_config(tmp_path: Path) -> None:
     mean, std = [0.25, 0.5, 0.75], [0.5, 0.25, 0.125]
     tiny_images.processor(4, image_mean=mean, image_std=std, rescale_factor=1 / 128).save_pretrained(tmp_path)
     image = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
-    (found,) = encode(rows(image), load_processor(tmp_path))
+    (encoded,) = encode(rows(image), load_processor(tmp_path))
     expected = (image / 128 - np.array(mean)) / np.array(std)
-    np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-5)
-    assert found.dtype == np.float32
+    np.testing.assert_allclose(encoded, expected.transpose(2, 0, 1), atol=1e-5)
+    assert encoded.dtype == np.float32
 
 
 def test_images_of_any_size_are_resized() -> None:
     generator = np.random.default_rng(0)
     image_inputs = [generator.integers(0, 255, (height, width, 3), np.uint8) for height, width in ((5, 9), (40, 7))]
-    found = encode(rows(*image_inputs), tiny_images.processor(8))
+    encoded = encode(rows(*image_inputs), tiny_images.processor(8))
     expected = np.asarray(Image.fromarray(image_inputs[0]).resize((8, 8), Image.Resampling.BILINEAR)) / 255 * 2 - 1
-    np.testing.assert_allclose(found[0], expected.transpose(2, 0, 1), atol=1e-5)
-    assert found[1].shape == (3, 8, 8)
+    np.testing.assert_allclose(encoded[0], expected.transpose(2, 0, 1), atol=1e-5)
+    assert encoded[1].shape == (3, 8, 8)
 
 
 def test_one_channel_for_a_processor_that_normalises_one() -> None:
-    (found,) = encode(rows(np.full((4, 4), 51, np.uint8)), tiny_images.processor(4, image_mean=[0.0], image_std=[1.0]))
-    np.testing.assert_allclose(found, np.full((1, 4, 4), 0.2), atol=1e-6)
+    (encoded,) = encode(
+        rows(np.full((4, 4), 51, np.uint8)), tiny_images.processor(4, image_mean=[0.0], image_std=[1.0])
+    )
+    np.testing.assert_allclose(encoded, np.full((1, 4, 4), 0.2), atol=1e-6)
 
 
 def test_what_was_converted_is_noted() -> None:
@@ -85,10 +87,10 @@ def test_many_images_are_decoded_when_they_are_asked_for(monkeypatch: pytest.Mon
 def test_metrics_of_logits_worked_by_hand() -> None:
     # The right class is 1st, 2nd, 5th and 6th of seven.
     logits = np.array([[7, 6, 5, 4, 3, 2, 1]] * 4, np.float32)
-    found = {row.metric: row for row in TASK.measure({"logits": logits}, np.array([0, 1, 4, 5]), "final", "cpu")}
-    assert found["accuracy"].raw == (1, 0, 0, 0)
-    assert found["top_5_accuracy"].raw == (1, 1, 1, 0)
-    assert found["top_5_accuracy"].value == 0.75
+    measured = {row.metric: row for row in TASK.measure({"logits": logits}, np.array([0, 1, 4, 5]), "final", "cpu")}
+    assert measured["accuracy"].raw == (1, 0, 0, 0)
+    assert measured["top_5_accuracy"].raw == (1, 1, 1, 0)
+    assert measured["top_5_accuracy"].value == 0.75
     few = TASK.measure({"logits": logits[:, :5]}, np.zeros(4, np.int64), "final", "cpu")
     assert "top_5_accuracy" not in {row.metric for row in few}
 
@@ -96,10 +98,10 @@ def test_metrics_of_logits_worked_by_hand() -> None:
 def test_top_5_counts_rows_with_fewer_than_five_likelier_classes() -> None:
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(200, 12)).astype(np.float32), generator.integers(0, 12, 200)
-    found = {row.metric: row.value for row in TASK.measure({"logits": logits}, labels, "final", "cpu")}
+    measured = {row.metric: row.value for row in TASK.measure({"logits": logits}, labels, "final", "cpu")}
     likelier = (logits > logits[np.arange(200), labels][:, None]).sum(axis=1)
-    assert found["top_5_accuracy"] == (likelier < 5).mean()
-    assert found["accuracy"] == (likelier == 0).mean()
+    assert measured["top_5_accuracy"] == (likelier < 5).mean()
+    assert measured["accuracy"] == (likelier == 0).mean()
 
 
 def test_a_saved_model_loads_with_its_processor_and_answers_the_same(tmp_path: Path) -> None:

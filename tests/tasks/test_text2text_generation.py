@@ -31,12 +31,12 @@ def test_the_loss_is_transformers_own(folder: Path) -> None:
     examples = TASK.encode(pairs(8), model.processor, None, 32)
     batch = tensors(examples, list(range(8)))
     with torch.inference_mode():
-        found = TASK.loss(forwarded(model.module, batch), batch["labels"])
+        loss = TASK.loss(forwarded(model.module, batch), batch["labels"])
         plain = AutoModelForSeq2SeqLM.from_pretrained(folder)
-        wanted = plain(
+        expected_loss = plain(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"].long()
         ).loss
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
 
 
 def test_learning_is_judged_by_the_next_token(folder: Path) -> None:
@@ -47,20 +47,20 @@ def test_learning_is_judged_by_the_next_token(folder: Path) -> None:
         batch = tensors(examples, [row])
         with torch.inference_mode():
             tokens = forwarded(model.module, batch).logits[0].argmax(-1)
-        wanted = batch["labels"][0][batch["labels"][0] != -100]
-        right.append(float((tokens[: len(wanted)] == wanted).float().mean()))
+        expected_tokens = batch["labels"][0][batch["labels"][0] != -100]
+        right.append(float((tokens[: len(expected_tokens)] == expected_tokens).float().mean()))
     assert merit(TASK, model.module, examples) == pytest.approx(np.mean(right), abs=1e-6)
 
 
 def test_figures_are_the_libraries_own() -> None:
-    wanted = ["and the king went up to his house", "lo, he spake unto them", "the end"]
+    references = ["and the king went up to his house", "lo, he spake unto them", "the end"]
     written = ["and the king went to his house", "lo he spake to them all", "the end"]
-    rows = {row.metric: row for row in TASK.measure({"texts": np.array(written)}, np.array(wanted), "m", "t")}
-    assert rows["bleu"].value == pytest.approx(corpus_bleu(written, [wanted]).score / 100)
-    assert rows["chrf"].value == pytest.approx(corpus_chrf(written, [wanted]).score / 100)
+    rows = {row.metric: row for row in TASK.measure({"texts": np.array(written)}, np.array(references), "m", "t")}
+    assert rows["bleu"].value == pytest.approx(corpus_bleu(written, [references]).score / 100)
+    assert rows["chrf"].value == pytest.approx(corpus_chrf(written, [references]).score / 100)
     assert rows["chrf"].low <= rows["chrf"].value <= rows["chrf"].high
     scorer = RougeScorer(["rougeL"])
-    overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(wanted, written, strict=True)]
+    overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(references, written, strict=True)]
     assert rows["rouge_l"].value == pytest.approx(np.mean(overlap))
     assert rows["exact_match"].raw == (0.0, 0.0, 1.0)
 
@@ -76,8 +76,8 @@ def test_the_target_torch_writes_what_generate_writes(folder: Path) -> None:
     session = get_runtime("torch").open(folder, TARGETS["torch"], 1)
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.eval_examples(pairs(4), model.processor, None, 32, Evaluation())
-    found = session.predict(examples.batch([0]))
+    predicted = session.predict(examples.batch([0]))
     with torch.inference_mode():
-        wanted = model.module.generate(torch.from_numpy(examples.inputs[0]["input_ids"][None]))
-    assert found["texts"].tolist() == model.processor.batch_decode(wanted, skip_special_tokens=True)
-    assert TASK.collect(found, examples, [0])["texts"].tolist() == found["texts"].tolist()
+        generated = model.module.generate(torch.from_numpy(examples.inputs[0]["input_ids"][None]))
+    assert predicted["texts"].tolist() == model.processor.batch_decode(generated, skip_special_tokens=True)
+    assert TASK.collect(predicted, examples, [0])["texts"].tolist() == predicted["texts"].tolist()

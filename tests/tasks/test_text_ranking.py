@@ -27,9 +27,9 @@ def table(some: list[dict]) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("ranker")
-    write_model(made, TASK.name, num_labels=1)
-    return made
+    model_folder = tmp_path_factory.mktemp("ranker")
+    write_model(model_folder, TASK.name, num_labels=1)
+    return model_folder
 
 
 def test_scores_are_those_of_transformers_on_both_texts_as_one(folder: Path) -> None:
@@ -56,22 +56,22 @@ def test_two_outputs_are_taken_as_they_are() -> None:
 
 
 def test_ranks_and_gains_are_those_of_hand() -> None:
-    kept = {
+    collected = {
         "scores": np.array([3.0, 2.0, 1.0, -1.0, 5.0, 0.5]),
         "relevance": np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]),
         "queries": np.array([0, 0, 0, 1, 1, 2]),
     }
-    found = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
+    measured = {row.metric: row for row in TASK.measure(collected, None, "m", "t")}
     # Both queries have their relevant candidate at the second place; the third one has nothing to be put in order.
-    assert found["mean_reciprocal_rank"].value == pytest.approx(0.5)
-    assert found["ndcg_at_10"].value == pytest.approx(1 / np.log2(3))
-    assert found["accuracy"].raw == (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    assert measured["mean_reciprocal_rank"].value == pytest.approx(0.5)
+    assert measured["ndcg_at_10"].value == pytest.approx(1 / np.log2(3))
+    assert measured["accuracy"].raw == (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_equal_scores_are_no_merit() -> None:
-    kept = {"scores": np.zeros(4), "relevance": np.array([1.0, 0, 0, 0]), "queries": np.zeros(4, int)}
-    found = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
-    assert found["mean_reciprocal_rank"].value == 0.25
+    collected = {"scores": np.zeros(4), "relevance": np.array([1.0, 0, 0, 0]), "queries": np.zeros(4, int)}
+    measured = {row.metric: row for row in TASK.measure(collected, None, "m", "t")}
+    assert measured["mean_reciprocal_rank"].value == 0.25
 
 
 def test_the_loss_is_that_of_the_rows_with_a_relevance() -> None:

@@ -41,9 +41,9 @@ LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.
 
 def test_the_manifest_says_what_the_graph_has(made: Bundle) -> None:
     graph = onnx.load(made.folder / made.manifest.model).graph
-    for said, values in ((made.manifest.inputs, graph.input), (made.manifest.outputs, graph.output)):
-        assert [entry.name for entry in said] == [value.name for value in values]
-        for entry, value in zip(said, values, strict=True):
+    for entries, values in ((made.manifest.inputs, graph.input), (made.manifest.outputs, graph.output)):
+        assert [entry.name for entry in entries] == [value.name for value in values]
+        for entry, value in zip(entries, values, strict=True):
             kind = value.type.tensor_type
             assert entry.shape == tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
             assert entry.dtype == onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
@@ -116,26 +116,26 @@ def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="The output is there already"):
         build(wanted_of(run), tmp_path / "there", SilentProgress())
-    wanted = wanted_of(run)
-    other = wanted.recipe.model_copy(update={"task": "text-generation"})
+    wishes = wanted_of(run)
+    other = wishes.recipe.model_copy(update={"task": "text-generation"})
     with pytest.raises(ModelError, match="config has max_position_embeddings None"):
-        build(replace(wanted, recipe=other), tmp_path / "none", SilentProgress())
+        build(replace(wishes, recipe=other), tmp_path / "none", SilentProgress())
 
 
 def test_every_task_with_an_app_can_be_bundled() -> None:
-    made = {name for name in TASK_NAMES if get_task(name).app_steps}
-    assert {kind_of(name).name for name in made} == made and len(KINDS) == len(made)
+    bundled_tasks = {name for name in TASK_NAMES if get_task(name).app_steps}
+    assert {kind_of(name).name for name in bundled_tasks} == bundled_tasks and len(KINDS) == len(bundled_tasks)
 
 
 def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None:
     phone = tmp_path / "phone"
     shutil.copytree(run, phone, ignore=shutil.ignore_patterns("onnx"))
     to_ort(OnnxModel.load(run / "model", "text-classification")).save(phone / "model")
-    made = build(wanted_of(phone, "android"), tmp_path / "out", SilentProgress())
-    assert (made.manifest.model, made.manifest.opsets) == ("model/model.ort", {})
-    assert [entry.shape for entry in made.manifest.outputs] == [("batch", 2)]
-    assert {path.name for path in (made.folder / "examples").iterdir()} == {"model.py", "run.py"}
-    assert verify(made.archive).worst < 0.01
+    bundle = build(wanted_of(phone, "android"), tmp_path / "out", SilentProgress())
+    assert (bundle.manifest.model, bundle.manifest.opsets) == ("model/model.ort", {})
+    assert [entry.shape for entry in bundle.manifest.outputs] == [("batch", 2)]
+    assert {path.name for path in (bundle.folder / "examples").iterdir()} == {"model.py", "run.py"}
+    assert verify(bundle.archive).worst < 0.01
     with pytest.raises(InputError, match="for browser cannot hold a model of text-classification in the format ort"):
         build(wanted_of(phone, "browser"), tmp_path / "none", SilentProgress())
 
@@ -152,21 +152,23 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     command = ["bundle", str(whole), "--target", "desktop", "-o", str(tmp_path / "out"), "--licence", "mit", "--json"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
-    assert {name: said["provenance"][name] for name in lock} == lock
-    assert {len(digest) for packages in said["provenance"]["samples"].values() for digest in packages.values()} == {64}
-    assert said["provenance"]["samples"].keys() == {"sample:minilm", "sample:movie-reviews"}
-    assert said["provenance"]["measured"] == {"accuracy on cpu": 0.875, "accuracy on android": 0.75}
+    answer = json.loads(done.stdout)
+    assert {name: answer["provenance"][name] for name in lock} == lock
+    assert {len(digest) for packages in answer["provenance"]["samples"].values() for digest in packages.values()} == {
+        64
+    }
+    assert answer["provenance"]["samples"].keys() == {"sample:minilm", "sample:movie-reviews"}
+    assert answer["provenance"]["measured"] == {"accuracy on cpu": 0.875, "accuracy on android": 0.75}
     phone = build(wanted_of(whole, "android"), tmp_path / "phone", SilentProgress())
     assert phone.manifest.provenance.measured == {"accuracy on android": 0.75}
     for name, file in (("recipe_sha256", "recipe.yaml"), ("report_sha256", "report.json")):
-        assert said["provenance"][name] == hashlib.sha256((whole / file).read_bytes()).hexdigest()
-    assert said["licences"][0] == {"of": "model", "licence": "mit"}
-    assert said["files"]["bom.cdx.json"]["size_bytes"] == 2
+        assert answer["provenance"][name] == hashlib.sha256((whole / file).read_bytes()).hexdigest()
+    assert answer["licences"][0] == {"of": "model", "licence": "mit"}
+    assert answer["files"]["bom.cdx.json"]["size_bytes"] == 2
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "mit"
     # Nothing was measured on the target of that name, so that all is shown.
-    assert [one.metric_value for one in card.data.eval_results] == [0.875, 0.75]
+    assert [eval_result.metric_value for eval_result in card.data.eval_results] == [0.875, 0.75]
     again = CliRunner().invoke(app, ["bundle-verify", str(tmp_path / "out.zip"), "--json"])
     assert json.loads(again.stdout)["cases"] == 10
 

@@ -72,21 +72,21 @@ def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node here")
-    cases, wanted = [], []
+    cases, expected = [], []
     for processor, mode in PROCESSORS.values():
         rule = find_rule(processor)
         for size in SIZES:
             image = noise(*size, "RGB")
             (tmp_path / f"{len(cases)}.rgba").write_bytes(image.convert("RGBA").tobytes())
             cases.append({"width": size[0], "height": size[1], "rule": rule.model_dump(mode="json")})
-            wanted.append(ImageRule(Path(), rule).pixels(image.convert(mode)))
+            expected.append(ImageRule(Path(), rule).pixels(image.convert(mode)))
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(tmp_path)]
     subprocess.run(command, check=True, timeout=100)
-    for number, pixels in enumerate(wanted):
-        found = np.fromfile(tmp_path / f"{number}.f32", np.float32).reshape(pixels.shape)
+    for number, pixels in enumerate(expected):
+        prepared = np.fromfile(tmp_path / f"{number}.f32", np.float32).reshape(pixels.shape)
         # Values of one level are 1/255 apart before they are normalised; a float's last bit is far less.
-        np.testing.assert_allclose(found, pixels, rtol=1e-6, atol=1e-6, err_msg=str(cases[number]))
+        np.testing.assert_allclose(prepared, pixels, rtol=1e-6, atol=1e-6, err_msg=str(cases[number]))
 
 
 def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path) 
     (tmp_path / "cases.json").write_text(json.dumps([case]))
     command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(tmp_path)]
     subprocess.run(command, check=True, timeout=100)
-    found = np.fromfile(tmp_path / "0.f32", np.float32).reshape(3, 256, 256)
+    prepared = np.fromfile(tmp_path / "0.f32", np.float32).reshape(3, 256, 256)
     white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    np.testing.assert_array_equal(found, np.asarray(white).transpose(2, 0, 1))
+    np.testing.assert_array_equal(prepared, np.asarray(white).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_run_py_answers_as_the_formula_does(bundles: dict[str, Bundle], tmp_path
     logits = expected(processor, image).reshape(1, -1) @ IMAGE_MATRIX
     shares = (np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())[0]
     command = [sys.executable, str(folder / "examples" / "run.py")]
-    said = subprocess.run([*command, str(tmp_path / "photo.png")], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([*command, str(tmp_path / "photo.png")], capture_output=True, text=True, check=True).stdout
     order = np.argsort(-shares)
-    assert said.split() == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
+    assert output.split() == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
     passed = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
     assert passed.startswith("passed")
 
@@ -142,10 +142,10 @@ def test_run_py_answers_as_the_formula_does(bundles: dict[str, Bundle], tmp_path
 def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) -> None:
     run = write_image_run(tmp_path / "run")
     noise(1200, 700, "RGB").save(tmp_path / "large.jpg")
-    made = build(wanted_of(run, samples=(str(tmp_path / "large.jpg"),)), tmp_path / "out", SilentProgress())
-    assert [path.name for path in (made.folder / "samples").iterdir()] == ["1.png"]
-    with Image.open(made.folder / "samples" / "1.png") as kept:
-        assert kept.size == (512, 299)
+    bundle = build(wanted_of(run, samples=(str(tmp_path / "large.jpg"),)), tmp_path / "out", SilentProgress())
+    assert [path.name for path in (bundle.folder / "samples").iterdir()] == ["1.png"]
+    with Image.open(bundle.folder / "samples" / "1.png") as sample:
+        assert sample.size == (512, 299)
     with pytest.raises(InputError, match="no such picture"):
         build(wanted_of(run, samples=("nowhere.png",)), tmp_path / "none", SilentProgress())
     assert not (tmp_path / "none").exists()
@@ -158,8 +158,8 @@ def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path) -> None:
     for name, content in {"model/m.onnx": drawn, "a.mjs": b"a" * 90_000, "examples/run.mjs": drawn}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    found = transferred(tmp_path)
-    assert found.keys() == {"model/m.onnx", "a.mjs"}
+    byte_counts = transferred(tmp_path)
+    assert byte_counts.keys() == {"model/m.onnx", "a.mjs"}
     # What is drawn does not compress: brotli stores it with a header of a few bytes.
-    assert 5000 < found["model/m.onnx"] < 5020
-    assert 0 < found["a.mjs"] < 30
+    assert 5000 < byte_counts["model/m.onnx"] < 5020
+    assert 0 < byte_counts["a.mjs"] < 30

@@ -53,12 +53,12 @@ def device(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Device:
 def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device: Device, tmp_path: Path) -> None:
     heavy = write_classifier(tmp_path / "heavy", width=128, layers=8)
     light = write_classifier(tmp_path / "light", width=16, layers=1)
-    place = DeviceHost("loop", device, server.folder)
+    host = DeviceHost("loop", device, server.folder)
     examples = dict.fromkeys(("baseline", "final"), make_examples(60))
     progress = Dropping(server)
 
     result = measure_side_by_side(
-        {"baseline": heavy, "final": light}, examples, TARGETS["cpu"], QUICK, "baseline", progress, seed=1, host=place
+        {"baseline": heavy, "final": light}, examples, TARGETS["cpu"], QUICK, "baseline", progress, seed=1, host=host
     )
 
     assert any("connecting again" in note for note in progress.notes), "the connection was cut while pip worked"
@@ -72,25 +72,25 @@ def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device:
     assert rows["final", "speedup"].value > 2
     assert ("machine", "reference_matmul_ms") in rows
     assert result.environment["device"] == "loop"
-    pinned = dict(each.split("==") for each in requirements(PACKAGES))
-    found = result.environment["packages"]
-    assert (found["numpy"], found["onnxruntime"]) == (pinned["numpy"], pinned["onnxruntime"])
-    assert "torch" not in found
+    pinned = dict(requirement.split("==") for requirement in requirements(PACKAGES))
+    packages = result.environment["packages"]
+    assert (packages["numpy"], packages["onnxruntime"]) == (pinned["numpy"], pinned["onnxruntime"])
+    assert "torch" not in packages
     assert result.notes[0].startswith("noise: ")
 
     # Again, with one of the two: nothing but the batches of the new seed is sent, no environment made.
     again = Dropping(server)
-    measure_side_by_side({"final": light}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=place)
+    measure_side_by_side({"final": light}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=host)
     assert again.notes == []
     assert again.copied == 2
 
     # What the harness refuses comes back as what it is.
     (tmp_path / "heavy" / "onnx" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match="cannot open the graph"):
-        measure_side_by_side({"final": heavy}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=place)
-    kept = Path(device.cache)
-    assert {path.name for path in kept.iterdir()} == {"blobs", "code", "venvs", "sessions", "lock"}
-    assert list((kept / "sessions").iterdir()) == []
+        measure_side_by_side({"final": heavy}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=host)
+    cache_folder = Path(device.cache)
+    assert {path.name for path in cache_folder.iterdir()} == {"blobs", "code", "venvs", "sessions", "lock"}
+    assert list((cache_folder / "sessions").iterdir()) == []
 
 
 @pytest.mark.slow
@@ -100,9 +100,9 @@ def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: P
     # A folder and a file in one.
     artifacts = {"baseline": tmp_path / "large" / "onnx" / "model.onnx", "final": tmp_path / "small"}
     settings = Benchmark(contexts=(4, 8), tokens=3, threads=1, seconds=0.1, launches=2)
-    place = DeviceHost("loop", device, server.folder)
+    host = DeviceHost("loop", device, server.folder)
     result = measure_generation(
-        artifacts, {}, TARGETS["cpu"], settings, "baseline", SilentProgress(), seed=0, host=place
+        artifacts, {}, TARGETS["cpu"], settings, "baseline", SilentProgress(), seed=0, host=host
     )
     rows = {(row.model, row.metric): row for row in result.measurements}
     for model in artifacts:
@@ -115,8 +115,8 @@ def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: P
 
 def test_other_targets_are_not_had_on_devices(server: Server, device: Device, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=4, layers=1)
-    place = DeviceHost("loop", device, server.folder)
+    host = DeviceHost("loop", device, server.folder)
     with pytest.raises(StageError, match="with ONNX Runtime on their processor"):
         measure_side_by_side(
-            {"m": folder}, {"m": make_examples(4)}, TARGETS["gpu"], QUICK, "m", SilentProgress(), seed=1, host=place
+            {"m": folder}, {"m": make_examples(4)}, TARGETS["gpu"], QUICK, "m", SilentProgress(), seed=1, host=host
         )

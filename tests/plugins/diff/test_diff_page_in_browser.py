@@ -27,9 +27,9 @@ return {
 def tensor(layer: int, kind: str, relative: float, how: str) -> TensorChange:
     fields = {"ranges": (-1.0, 1.0, -1.0, 1.0), "sparsity": (0.0, 0.0), "bits": (32, 32), "shape": (8, 8)}
     unexplained = relative if how == "changed" else 0.0
-    own = {"name": f"layers.{layer}.{kind}.weight", "layer": f"layers.{layer}", "kind": kind, "how": how}
-    kept = {"relative": relative, "unexplained": unexplained, "dtypes": ("float32", "float32")}
-    return TensorChange.model_validate({**own, **kept, **fields})
+    identity = {"name": f"layers.{layer}.{kind}.weight", "layer": f"layers.{layer}", "kind": kind, "how": how}
+    figures = {"relative": relative, "unexplained": unexplained, "dtypes": ("float32", "float32")}
+    return TensorChange.model_validate({**identity, **figures, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def page() -> str:
     # Files have them by their names, so that 10 comes before 2.
     tensors = sorted(made.values(), key=lambda one: one.name)
     weights = WeightsDiff(formats=("safetensors", "safetensors"), tensors=tuple(tensors), layers=(layer,))
-    found = Diff(before="a", after="b", verdict="changed", first="layers.3", summary=("weights",), weights=weights)
-    return html_diff(found)
+    diff = Diff(before="a", after="b", verdict="changed", first="layers.3", summary=("weights",), weights=weights)
+    return html_diff(diff)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (400, False)])
@@ -64,7 +64,7 @@ def test_the_heat_map_is_drawn_and_its_darkest_cell_is_what_changed_most(
     fills = {cell["state"]: cell["fill"] for cell in cells}
     assert len(set(fills.values())) == 3
     labels = seen.found["labels"]
-    assert covered(labels) == [] and [one[0] for one in labels] == [f"layers.{number}" for number in range(12)]
+    assert covered(labels) == [] and [label[0] for label in labels] == [f"layers.{number}" for number in range(12)]
     for cell in cells:
         left, top, right, bottom = cell["box"]
         assert left <= cell["text"][0] and cell["text"][2] <= right

@@ -26,10 +26,10 @@ PROMPTS = ["a picture of a bag", "the dark boot"]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[GeneratorModel, dict[str, onnx.ModelProto]]:
-    made = load_pipeline(pipeline_folder(tmp_path_factory.mktemp("torch")))
-    model = replace(made, sampling=Sampling(4, 3.0))
-    found = export_diffusion(model, model.processor.ids(PROMPTS), None, True)
-    return model, {name: one.graph for name, one in found.items()}
+    torch_model = load_pipeline(pipeline_folder(tmp_path_factory.mktemp("torch")))
+    model = replace(torch_model, sampling=Sampling(4, 3.0))
+    parts = export_diffusion(model, model.processor.ids(PROMPTS), None, True)
+    return model, {name: part.graph for name, part in parts.items()}
 
 
 def drawn_elsewhere(place: ForeignEnvironment, runtime: str, folder: Path, noise: np.ndarray) -> tuple[str, np.ndarray]:
@@ -54,9 +54,9 @@ def test_optimum_draws_the_same_pictures(
     folder.mkdir()
     diffusion_folder(model, graphs).save(folder)
     expected = open_diffusion(OnnxModel.load(folder, None)).sampler.draw(ids, noise)
-    pipeline, found = drawn_elsewhere(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
+    pipeline, pictures = drawn_elsewhere(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
     assert pipeline == "ORTStableDiffusionPipeline"
-    np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+    np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
 
 
 @pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every fourth day")
@@ -68,8 +68,8 @@ def test_optimum_intel_draws_the_same_pictures(
     from compress.formats.openvino.model import OpenVinoModel
 
     model, ids, folder = exported[0], exported[0].processor.ids(PROMPTS), tmp_path / "openvino"
-    made = export_diffusion(model, ids, None, fusions=False)
-    graphs = diffusion_folder(model, {name: one.graph for name, one in made.items()})
+    parts = export_diffusion(model, ids, None, fusions=False)
+    graphs = diffusion_folder(model, {name: part.graph for name, part in parts.items()})
     files = {
         f"{name.partition('/')[0]}/{file}": content
         for name, graph in graphs.graphs.items()
@@ -78,6 +78,6 @@ def test_optimum_intel_draws_the_same_pictures(
     folder.mkdir()
     OpenVinoModel(files, graphs.companions).save(folder)
     noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
-    pipeline, found = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
+    pipeline, pictures = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
     assert pipeline == "OVStableDiffusionPipeline"
-    np.testing.assert_allclose(found * 255, torch_pictures(model, {}).sampler.draw(ids, noise) * 255, atol=1)
+    np.testing.assert_allclose(pictures * 255, torch_pictures(model, {}).sampler.draw(ids, noise) * 255, atol=1)

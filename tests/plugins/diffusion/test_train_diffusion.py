@@ -134,7 +134,7 @@ def test_latents_are_scaled_to_a_deviation_of_one(bench: Any, lessons: Any) -> N
 
 
 def test_the_loss_of_who_answers_nothing_is_that_of_the_velocity(lessons: Any) -> None:
-    made = _squares(lessons)
+    squares = _squares(lessons)
     latents = torch.stack([torch.ones(160, 4, 8, 8), torch.zeros(160, 4, 8, 8)], dim=1)
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
@@ -144,32 +144,34 @@ def test_the_loss_of_who_answers_nothing_is_that_of_the_velocity(lessons: Any) -
             return type("Output", (), {"sample": torch.zeros_like(sample)})
 
     states = torch.arange(3.0)[:, None, None].expand(3, 12, 16)
-    loss = lessons.denoising_loss(Nothing(), made, latents, states)
-    found = np.array([float(loss(torch.Generator().manual_seed(seed))) for seed in range(20)])
+    loss = lessons.denoising_loss(Nothing(), squares, latents, states)
+    losses = np.array([float(loss(torch.Generator().manual_seed(seed))) for seed in range(20)])
     # Nichol and Dhariwal (2021), equation 17: of latents that are all 1, x = a + s e and v = a e - s = (a x - 1) / s.
     expected = []
     for times, sample, _ in seen:
-        kept = np.cumprod(1 - np.minimum(1 - _cosine(np.arange(1, 1001)) / _cosine(np.arange(1000)), 0.999))[times]
-        a, s = (np.sqrt(one)[:, None, None, None] for one in (kept, 1 - kept))
+        signal_share = np.cumprod(1 - np.minimum(1 - _cosine(np.arange(1, 1001)) / _cosine(np.arange(1000)), 0.999))[
+            times
+        ]
+        a, s = (np.sqrt(share)[:, None, None, None] for share in (signal_share, 1 - signal_share))
         expected.append(np.mean(((a * sample.numpy() - 1) / s) ** 2))
-    assert found == pytest.approx(np.array(expected), rel=1e-2)
+    assert losses == pytest.approx(np.array(expected), rel=1e-2)
     empty = torch.cat([first for _, _, first in seen]) == 2
     assert float(empty.float().mean()) == pytest.approx(0.1, abs=0.02)
 
 
 def _cosine(step: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.cos((step / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
-    return found
+    schedule: np.ndarray = np.cos((step / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    return schedule
 
 
 def test_timing_leaves_the_weights_as_they_were() -> None:
     restartable = importlib.import_module("restartable")
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    tensors_before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        found: torch.Tensor = module(torch.randn(4, 3, generator=generator)).square().mean()
-        return found
+        mean_square: torch.Tensor = module(torch.randn(4, 3, generator=generator)).square().mean()
+        return mean_square
 
     assert restartable.seconds_a_step(restartable.Lesson("one", module, loss, 1.0), 0) > 0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(torch.equal(tensor, tensors_before[name]) for name, tensor in module.state_dict().items())

@@ -39,10 +39,10 @@ def test_labels_arrive_with_a_request_or_later(tmp_path: Path) -> None:
         {"id": "c", "label": "bad"},
     )
     late = write(tmp_path / "late.jsonl", {"id": "1", "label": "good"}, {"id": "c", "label": "bad"})
-    found = read_traffic(file, TEXT, late)
-    assert found.table["text"].to_pylist() == ["first", "second", "third"]
-    assert found.at.tolist() == [0.0, 1.0, 2.5]
-    assert list(found.labels) == [(1, "good"), (2, "bad"), (0, "good")]
+    traffic = read_traffic(file, TEXT, late)
+    assert traffic.table["text"].to_pylist() == ["first", "second", "third"]
+    assert traffic.at.tolist() == [0.0, 1.0, 2.5]
+    assert list(traffic.labels) == [(1, "good"), (2, "bad"), (0, "good")]
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_answers_that_are_the_same_are_so_once_there_are_enough() -> None:
 def test_times_are_judged_by_the_median_of_the_stretches() -> None:
     first, second = ServedRequests([1.0, 2.0, 3.0, 9.0], 40.0), ServedRequests([1.5, 3.0, 4.5, 9.0], 20.0)
     served = [{"A": first, "B": second} for _ in range(12)]
-    found = {one.name: one for one in judge_times(served, 0.05, 0.05)}
-    assert {name: one.verdict for name, one in found.items()} == {
+    judgements = {judgement.name: judgement for judgement in judge_times(served, 0.05, 0.05)}
+    assert {name: judgement.verdict for name, judgement in judgements.items()} == {
         "latency at p50": "worse", "latency at p99": "same", "processor time a request": "better",
     }  # fmt: skip
     # Eight stretches say the same before it is told: 2^8 / 9 > 20.
-    assert {one.told_after for one in found.values()} == {8}
-    assert found["latency at p50"].change == pytest.approx(0.5)
-    assert (found["latency at p50"].a, found["processor time a request"].a) == (2.0, 10.0)
+    assert {judgement.told_after for judgement in judgements.values()} == {8}
+    assert judgements["latency at p50"].change == pytest.approx(0.5)
+    assert (judgements["latency at p50"].a, judgements["processor time a request"].a) == (2.0, 10.0)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +120,10 @@ def test_a_model_against_one_that_forgot_words(run_folder: Path, tmp_path: Path,
     other = write_run(tmp_path / "b", forgets=tiny.GOOD)
     late = traffic.with_name("labels.jsonl")
     done = compress("ab", run_folder, other, "--traffic", traffic, "--labels", late, "--json", "--threads", "1")
-    found = json.loads(done.stdout)
-    judged = {one["name"]: one for one in found["judged"]}
+    answer = json.loads(done.stdout)
+    judged = {judgement["name"]: judgement for judgement in answer["judged"]}
     assert done.code == 1, done.stderr
-    assert (found["requests"], found["labeled"]) == (240, 240)
+    assert (answer["requests"], answer["labeled"]) == (240, 240)
     assert judged["accuracy"]["verdict"] == "worse"
     assert judged["accuracy"]["told_after"] < 240
     assert judged["size"]["verdict"] == "same"

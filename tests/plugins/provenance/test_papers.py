@@ -37,16 +37,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(home: Path) -> Path:
     """A run with its papers, unsigned; not to be changed."""
-    made = write_run(home)
-    write_provenance(read_run(made), made)
-    return made
+    run_folder = write_run(home)
+    write_provenance(read_run(run_folder), run_folder)
+    return run_folder
 
 
 def test_the_hubs_library_reads_the_card(run: Path) -> None:
     card = ModelCard.load(run / "README.md")
-    said = card.data.to_dict()
+    card_fields = card.data.to_dict()
     assert str(card) == (run / "README.md").read_text()
-    assert (said["license"], said["pipeline_tag"], said["library_name"]) == (
+    assert (card_fields["license"], card_fields["pipeline_tag"], card_fields["library_name"]) == (
         "cc-by-sa-4.0",
         "text-classification",
         "onnxruntime",
@@ -106,22 +106,24 @@ def test_the_bill_has_parents_data_packages_and_figures(run: Path) -> None:
 
 
 def test_in_totos_own_classes_take_the_statement(run: Path) -> None:
-    said: dict[str, Any] = json.loads((run / "provenance.json").read_text())
+    statement: dict[str, Any] = json.loads((run / "provenance.json").read_text())
     parsed = statement_pb2.Statement()
-    json_format.ParseDict(said, parsed)  # refuses fields that in-toto does not know
+    json_format.ParseDict(statement, parsed)  # refuses fields that in-toto does not know
     Statement.copy_from_pb(parsed).validate()
     provenance = provenance_pb2.Provenance()
-    json_format.ParseDict(said["predicate"], provenance)
+    json_format.ParseDict(statement["predicate"], provenance)
     assert provenance.build_definition.build_type == "urn:compress:run:1"
     assert (
         provenance.run_details.metadata.finished_on.seconds - provenance.run_details.metadata.started_on.seconds == 61
     )
-    digests = [dict(one.digest) for one in provenance.build_definition.resolved_dependencies if one.digest]
+    digests = [
+        dict(dependency.digest) for dependency in provenance.build_definition.resolved_dependencies if dependency.digest
+    ]
     assert digests == [
         {"compressDirectorySha256": "3" * 64},
-        *({"compressRowsSha256": one} for one in DIGESTS.values()),
+        *({"compressRowsSha256": digest} for digest in DIGESTS.values()),
     ]
-    assert said["predicate"]["buildDefinition"]["externalParameters"]["recipe"]["model"] == "start"
+    assert statement["predicate"]["buildDefinition"]["externalParameters"]["recipe"]["model"] == "start"
 
 
 def test_papers_name_no_folder_of_this_machine(run: Path, home: Path) -> None:
@@ -186,12 +188,12 @@ def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
     model.unlink()
     with pytest.raises(BundleError, match=r"model/onnx/model\.onnx is missing"):
         verify_statement(run, None)
-    said = json.loads((run / "provenance.json").read_text())
-    said["subject"][0]["name"] = "../../../../start/config.json"
-    (run / "provenance.json").write_text(json.dumps(said))
+    statement = json.loads((run / "provenance.json").read_text())
+    statement["subject"][0]["name"] = "../../../../start/config.json"
+    (run / "provenance.json").write_text(json.dumps(statement))
     with pytest.raises(BundleError, match="is missing"):
         verify_statement(run, None)
-    (run / "provenance.json").write_text(json.dumps({**said, "predicateType": "https://example.org/other"}))
+    (run / "provenance.json").write_text(json.dumps({**statement, "predicateType": "https://example.org/other"}))
     with pytest.raises(BundleError, match="predicateType"):
         verify_statement(run, None)
 

@@ -52,8 +52,8 @@ def run(name: str, folder: Path, where: str) -> Checkpoint:
     source = folder / "source"
     count = 2 if kind == "prune" else 1
     held = Checkpoint(source) if source.is_dir() else save_decoder(source, config, num_hidden_layers=count)
-    made: Checkpoint = stage.run(held, context(folder / where))
-    return made
+    result: Checkpoint = stage.run(held, context(folder / where))
+    return result
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -61,23 +61,23 @@ def test_what_is_made_there_is_what_is_made_here(name: str, tmp_path: Path, monk
     if name in IN_BATCHES:
         monkeypatch.setattr("compress.stages.blockwise.states.ACTIVATION_BYTES", 1)
     with sdpa_kernel(SDPBackend.MATH):  # sums in the order in which the device does them
-        here = run(name, tmp_path, "here")
+        host_result = run(name, tmp_path, "here")
     with fake_gpu(monkeypatch) as mode:
-        there = run(name, tmp_path, "there")
+        device_result = run(name, tmp_path, "there")
     assert {"aten::mm", "aten::silu"} <= mode.ran
-    assert list(here.files) == list(there.files)
+    assert list(host_result.files) == list(device_result.files)
     # A number at the border of two integers goes to either, and moves those after it.
-    assert sameness(there, here) >= (0.97 if here.integer_layers else 1.0)
+    assert sameness(device_result, host_result) >= (0.97 if host_result.integer_layers else 1.0)
 
 
 def sameness(there: Checkpoint, here: Checkpoint) -> float:
     """The share of numbers that are the same: of integers, or of all weights where there are none."""
     same = total = 0
     for module in here.integer_layers or [name.removesuffix(".weight") for name in here.files]:
-        found, expected = there.quantized(module), here.quantized(module)
+        device_layer, expected = there.quantized(module), here.quantized(module)
         first, second = there.weight(module), here.weight(module)
-        if found is not None and expected is not None:
-            first, second = found.integers, expected.integers
+        if device_layer is not None and expected is not None:
+            first, second = device_layer.integers, expected.integers
         same, total = same + int((first == second).sum()), total + second.numel()
     return same / total
 
@@ -95,7 +95,7 @@ def test_one_block_is_there_at_a_time(tmp_path: Path, gpu: FakeGpu) -> None:
     decoder = build_blockwise_model(save_decoder(tmp_path / "source"), DEVICE)
 
     def there() -> list[bool]:
-        return [all(one.device.type == "gpu" for one in block.parameters()) for block in decoder.blocks]
+        return [all(parameter.device.type == "gpu" for parameter in block.parameters()) for block in decoder.blocks]
 
     decoder.load(1)
     assert there() == [False, True]
@@ -109,7 +109,7 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
     tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = {"gptq": {**FEW, "samples": 4, "guided": False}}
-    wanted = tiny_run.load(tiny_generation.write_all(tmp_path, stages=[stage], targets=["torch"]))
+    recipe = tiny_run.load(tiny_generation.write_all(tmp_path, stages=[stage], targets=["torch"]))
     monkeypatch.setattr("compress.pipeline.runner.resolve_device", lambda name: DEVICE)
     load = BlockwiseModel.load
 
@@ -117,7 +117,7 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
         gpu.room = 0 if index == 1 and BlockCache(scratch).layers(0) else None
         return load(decoder, index)
 
-    runner = StageRunner(wanted, tmp_path, tmp_path / "artifacts", tiny_run.Notes())
+    runner = StageRunner(recipe, tmp_path, tmp_path / "artifacts", tiny_run.Notes())
     scratch = runner.cache.scratch(runner.stage_key("gptq"))
     with monkeypatch.context() as patch:
         patch.setattr(BlockwiseModel, "load", full)
@@ -128,9 +128,9 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
     assert BlockCache(scratch).count(2) == 1
 
     notes = tiny_run.Notes()
-    again = StageRunner(wanted, tmp_path, tmp_path / "artifacts", notes)
+    again = StageRunner(recipe, tmp_path, tmp_path / "artifacts", notes)
     again.run_all()
     assert any("1 of 2 blocks were done before" in line for line in notes.said)
     assert "computed on gpu:0" in again.finished["gptq"].record.remarks
     monkeypatch.setattr("compress.pipeline.runner.resolve_device", lambda name: "cpu")
-    assert StageRunner(wanted, tmp_path, tmp_path / "artifacts", notes).key("gptq") != again.finished["gptq"].record.key
+    assert StageRunner(recipe, tmp_path, tmp_path / "artifacts", notes).key("gptq") != again.finished["gptq"].record.key

@@ -62,31 +62,31 @@ def by_autograd(checkpoint: Checkpoint, ids: torch.Tensor) -> Importance:
 @pytest.mark.parametrize("config", ["LlamaConfig", "Qwen3Config", "Gemma2Config", "PhiConfig", "GraniteConfig"])
 def test_block_by_block_is_as_all_at_once(config: str, tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path / "model", config), some_ids(3, 16)
-    found, expected = measured(checkpoint, ids, tmp_path / "work"), by_autograd(checkpoint, ids)
-    assert found.layers.keys() == expected.layers.keys()
+    token_weights, expected = measured(checkpoint, ids, tmp_path / "work"), by_autograd(checkpoint, ids)
+    assert token_weights.layers.keys() == expected.layers.keys()
     for name, weights in expected.layers.items():
-        torch.testing.assert_close(found.layers[name], weights, rtol=2e-3, atol=2e-4)
-    torch.testing.assert_close(found.head, expected.head, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(token_weights.layers[name], weights, rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(token_weights.head, expected.head, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        found.embedding, expected.embedding, rtol=2e-3, atol=1e-3 * float(expected.embedding.max())
+        token_weights.embedding, expected.embedding, rtol=2e-3, atol=1e-3 * float(expected.embedding.max())
     )
     assert not (tmp_path / "work").exists()
 
 
 def test_experts_have_no_weights_and_the_rest_of_their_block_has(tmp_path: Path) -> None:
-    found = measured(save_decoder(tmp_path / "model", "Qwen2MoeConfig"), some_ids(2, 16), tmp_path / "work")
-    assert not any(".experts." in name for name in found.layers)
-    assert "model.layers.0.mlp.shared_expert.down_proj" in found.layers
-    assert all(float(weights.mean()) == pytest.approx(1) for weights in found.layers.values())
+    token_weights = measured(save_decoder(tmp_path / "model", "Qwen2MoeConfig"), some_ids(2, 16), tmp_path / "work")
+    assert not any(".experts." in name for name in token_weights.layers)
+    assert "model.layers.0.mlp.shared_expert.down_proj" in token_weights.layers
+    assert all(float(weights.mean()) == pytest.approx(1) for weights in token_weights.layers.values())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    found = measured(save_decoder(tmp_path / "model"), some_ids(2, 16), tmp_path / "work")
-    found.write(tmp_path / "kept.safetensors")
+    token_weights = measured(save_decoder(tmp_path / "model"), some_ids(2, 16), tmp_path / "work")
+    token_weights.write(tmp_path / "kept.safetensors")
     again = Importance.read(tmp_path / "kept.safetensors")
-    assert again.layers.keys() == found.layers.keys()
-    assert all(torch.equal(again.layers[name], weights) for name, weights in found.layers.items())
-    assert torch.equal(again.head, found.head) and torch.equal(again.embedding, found.embedding)
+    assert again.layers.keys() == token_weights.layers.keys()
+    assert all(torch.equal(again.layers[name], weights) for name, weights in token_weights.layers.items())
+    assert torch.equal(again.head, token_weights.head) and torch.equal(again.embedding, token_weights.embedding)
 
 
 def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
     fill = decoder.tensor
 
     def broken(module: str, leaf: str, shape: torch.Size) -> torch.Tensor:
-        found = fill(module, leaf, shape)
-        return found.fill_(float("nan")) if module == "model.norm" else found
+        filled = fill(module, leaf, shape)
+        return filled.fill_(float("nan")) if module == "model.norm" else filled
 
     decoder.tensor = broken  # type: ignore[method-assign]
     decoder.fill_surroundings()
@@ -115,16 +115,16 @@ def test_layers_are_solved_for_the_tokens_that_matter(
         monkeypatch.setattr("compress.stages.blockwise.states.batch_size", lambda block, ids: -(-len(ids) // batches))
     name, errors = "model.layers.0.self_attn.q_proj", {}
     for guided in (True, False):
-        made = context(tmp_path / f"guided-{guided}")
+        stage_context = context(tmp_path / f"guided-{guided}")
         stage = Gptq(bits=3, group_size=32, samples=12, sequence_length=16, precision="fp32", guided=guided)
-        done = stage.run(checkpoint, made)
+        done = stage.run(checkpoint, stage_context)
         quantized = done.quantized(name)
         assert quantized is not None
         errors[guided] = quantized.dequantize()
     counts = Importance.read(tmp_path / "guided-True" / "importance.safetensors").layers[name]
-    inputs = inputs_of_layers(module_of(checkpoint), calibration_sequences(made, checkpoint, 12, 16))[name]
+    inputs = inputs_of_layers(module_of(checkpoint), calibration_sequences(stage_context, checkpoint, 12, 16))[name]
     weight = checkpoint.stored(f"{name}.weight").float()
     for weights, better in ((counts, True), (torch.ones_like(counts), False)):
         hessian = (inputs * weights[:, None]).T @ inputs
-        found = {guided: output_error(weight, errors[guided], hessian) for guided in errors}
-        assert found[better] < found[not better]
+        output_errors = {guided: output_error(weight, errors[guided], hessian) for guided in errors}
+        assert output_errors[better] < output_errors[not better]

@@ -62,13 +62,13 @@ def test_each_epoch_shows_other_variants_of_the_same_images():
     assert all(map(np.array_equal, places, plain_places)), "the order of the examples is that of plain training"
     # Black is 0, and preparation takes 0.5 away and divides by 0.5.
     black = np.array([-1.0, -1.0, -1.0], np.float32)
-    originals = {place: image.numpy() for place, image in zip(plain_places[0], plain[0], strict=True)}
-    originals |= {place: image.numpy() for place, image in zip(plain_places[1], plain[1], strict=True)}
-    taken: dict[int, list[int]] = {place: [] for place in range(16)}
-    for place, image in zip(np.concatenate(places), torch.cat(pixels).numpy(), strict=True):
-        matches = [i for i, one in enumerate(variants(originals[place], black)) if np.array_equal(one, image)]
+    originals = {row: image.numpy() for row, image in zip(plain_places[0], plain[0], strict=True)}
+    originals |= {row: image.numpy() for row, image in zip(plain_places[1], plain[1], strict=True)}
+    taken: dict[int, list[int]] = {row: [] for row in range(16)}
+    for row, image in zip(np.concatenate(places), torch.cat(pixels).numpy(), strict=True):
+        matches = [i for i, variant in enumerate(variants(originals[row], black)) if np.array_equal(variant, image)]
         assert len(matches) == 1
-        taken[place].append(matches[0])
+        taken[row].append(matches[0])
     assert len({first for first, _ in taken.values()}) > 5, "images of one epoch are moved apart from each other"
     assert any(first != second for first, second in taken.values()), "epochs differ"
 
@@ -140,10 +140,10 @@ def test_a_teacher_that_prepares_images_otherwise_is_refused():
 
 def test_text_is_refused_before_it_is_trained_on():
     model = tiny.encoder()
-    before = model.module.classifier.weight.detach().clone()
+    weight_before = model.module.classifier.weight.detach().clone()
     with pytest.raises(StageError, match="varies images, and the training examples are none"):
         Finetune.model_validate({**QUICK, "augment": BOTH}).run(model, tiny.context())
-    assert torch.equal(model.module.classifier.weight, before)
+    assert torch.equal(model.module.classifier.weight, weight_before)
 
 
 def test_padding_as_wide_as_the_image_is_refused():

@@ -43,20 +43,20 @@ def trained(kind: str) -> TorchModel:
     data = tiny.dataset(train=32, validation=16)
     context = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
     stage = STAGES[kind].model_validate({"kind": kind, **QUICK, **CASES[kind]})
-    made: TorchModel = stage.run(tiny.encoder(), context)
-    return made
+    model: TorchModel = stage.run(tiny.encoder(), context)
+    return model
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_it_learns_there_what_it_learns_here(kind: str, request: pytest.FixtureRequest) -> None:
-    here = trained(kind).tensors()
+    host_tensors = trained(kind).tensors()
     mode: FakeGpu = request.getfixturevalue("gpu")
-    there = trained(kind).tensors()
+    device_tensors = trained(kind).tensors()
     assert {"aten::addmm", "aten::_fused_adamw_"} <= mode.ran
-    for name, tensor in here.items():
-        assert type(there[name]) is torch.Tensor or isinstance(there[name], torch.nn.Parameter)
-        assert there[name].device.type == "cpu"
-        torch.testing.assert_close(there[name], tensor, rtol=1e-4, atol=1e-5)
+    for name, tensor in host_tensors.items():
+        assert type(device_tensors[name]) is torch.Tensor or isinstance(device_tensors[name], torch.nn.Parameter)
+        assert device_tensors[name].device.type == "cpu"
+        torch.testing.assert_close(device_tensors[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def taught(source: Checkpoint, folder: Path) -> TorchModel:
@@ -64,19 +64,19 @@ def taught(source: Checkpoint, folder: Path) -> TorchModel:
     fields: dict[str, Any] = {"batch_size": 4, "tokens": 3 * 4 * causal.LENGTH, "precision": "fp32"}
     fields |= {"teacher": "start", "student": {"layers": [1]}, "loss": {"hidden_weight": 1.0}}
     stage = STAGES["distill_language_model"].model_validate({"kind": "distill_language_model", **fields})
-    made: TorchModel = stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
-    return made
+    model: TorchModel = stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
+    return model
 
 
 def test_a_language_model_is_taught_there(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48)
-    here = taught(source, tmp_path / "here").tensors()
+    host_tensors = taught(source, tmp_path / "here").tensors()
     mode: FakeGpu = request.getfixturevalue("gpu")
-    there = taught(source, tmp_path / "there").tensors()
+    device_tensors = taught(source, tmp_path / "there").tensors()
     assert {"aten::mm", "aten::_fused_adamw_"} <= mode.ran
-    for name, tensor in here.items():
-        assert there[name].device.type == "cpu"
-        torch.testing.assert_close(there[name], tensor, rtol=1e-3, atol=1e-4)
+    for name, tensor in host_tensors.items():
+        assert device_tensors[name].device.type == "cpu"
+        torch.testing.assert_close(device_tensors[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_the_next_recipe_in_the_process_has_its_own_device(gpu: FakeGpu, tmp_path: Path) -> None:

@@ -211,7 +211,16 @@ def _finished(
     rules: WritingRules,
     hopeful: bool,
 ) -> list[tuple[np.float32, bool, np.ndarray]]:
-    """The best texts so far with their scores, those that ``ended`` among the first beams of ``texts`` included."""
+    """Return the best finished texts with their scores after adding the ``ended`` ones among the first beams.
+
+    Args:
+        done: Finished texts so far: score, whether the text ended, tokens.
+        texts: Candidate texts of this step, best first.
+        values: Sums of log-probabilities of ``texts``.
+        ended: Flags of the ``texts`` that ended at this step.
+        rules: Generation settings.
+        hopeful: False if no running text can still become better than the finished ones.
+    """
     scores = values / np.float32((texts.shape[1] - 1) ** rules.length_penalty)
     full = rules.early_stopping is True and all(finished for _, finished, _ in done)
     ended = ended & (np.arange(len(ended)) < rules.beams)

@@ -1,4 +1,4 @@
-"""A decoder in GGUF's terms: metadata, and where each tensor of a checkpoint goes."""
+"""Mapping of a decoder to GGUF: its metadata and the names of its tensors in the file."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ _OPTIONAL: tuple[tuple[str, type, tuple[str, ...]], ...] = (
     ("ssm.time_step_rank", int, ("time_step_rank", "mamba_dt_rank")),
     ("ssm.group_count", int, ("n_groups", "mamba_n_groups")),
 )
-"""Metadata that are written where the config has one of the fields."""
+"""Metadata that are written if the config has one of the fields."""
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `ModelError` for an architecture, or a tokenizer, that GGUF has no place for."""
+    """Raise `ModelError` for an architecture or a tokenizer that GGUF cannot store."""
     from compress.models.checkpoint import Checkpoint
 
     GgufArchitecture.of(Checkpoint(folder)).tensors()
@@ -74,7 +74,7 @@ class NamedTensor:
 
     @property
     def always_float32(self) -> bool:
-        """Whether it is small and llama.cpp wants it in 32 bits."""
+        """Return whether llama.cpp requires the tensor, a small one, in 32 bits."""
         return _ALWAYS_FLOAT32.fullmatch(self.name) is not None
 
 
@@ -94,7 +94,7 @@ class GgufArchitecture:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
-        """That of a checkpoint. Raises `ModelError` for one that GGUF cannot express."""
+        """Return the architecture of a checkpoint; raise `ModelError` if GGUF cannot express it."""
         from compress.models.meta_model import build_decoder_on_meta, stored_shapes
         from compress.models.pruned_model import is_pruned
 
@@ -137,7 +137,7 @@ class GgufArchitecture:
 
     @property
     def family(self) -> Family:
-        """What is particular to the architecture."""
+        """Family of decoders with the settings specific to the architecture."""
         return FAMILIES[self.config.model_type]
 
     @property
@@ -151,12 +151,12 @@ class GgufArchitecture:
         return head_size(self.config)
 
     def is_ignored(self, tensor: str) -> bool:
-        """Whether nobody reads a tensor of that name, such as a table of rotary frequencies."""
+        """Return whether no reader uses a tensor of that name, such as a table of rotary frequencies."""
         patterns = (r"rotary_emb\.inv_freq", *self.ignored)
         return any(re.search(pattern, tensor) for pattern in patterns)
 
     def tensors(self) -> list[NamedTensor]:
-        """Every tensor of the file, in its order. Raises `ModelError` for one that GGUF has no name for."""
+        """Return every tensor of the file in file order; raise `ModelError` for a tensor without a GGUF name."""
         import gguf
 
         numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -195,7 +195,7 @@ class GgufArchitecture:
             writer.add_key_value(f"{self.name}.{key}", value, kinds[type(value)])
 
     def metadata(self) -> dict[str, Any]:
-        """Sizes and constants by their names behind that of the architecture, in the file's order."""
+        """Return sizes and constants in file order, by their names without the architecture's prefix."""
         config, heads = self.config, self._first("num_attention_heads", kind=int)
         experts = self._first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", kind=int)
         size = self.head_size if heads else None
@@ -226,7 +226,7 @@ class GgufArchitecture:
         return {key: value for key, value in found.items() if value is not None}
 
     def _first(self, *names: str, kind: type) -> Any:
-        """The first of the config's fields that is set, as a ``kind``."""
+        """Return the first config field that is set, converted to ``kind``."""
         values = (getattr(self.config, name, None) for name in names)
         found = next((value for value in values if value is not None), None)
         return None if found is None else kind(found)
@@ -258,7 +258,7 @@ class GgufArchitecture:
         return found
 
     def factors(self) -> dict[str, np.ndarray]:
-        """Tensors by which rotary frequencies are divided, float32 [rotated / 2], by their names."""
+        """Return the divisors of the rotary frequencies, float32 [rotated / 2], by their tensor names."""
         found: dict[str, np.ndarray] = {}
         if (llama3 := self.rotary_factors()) is not None:
             found["rope_freqs.weight"] = llama3
@@ -310,7 +310,7 @@ class GgufArchitecture:
 
     @property
     def _windowed_layers(self) -> list[bool]:
-        """Of each layer whether it attends to the last tokens alone."""
+        """Return for each layer whether it uses sliding-window attention."""
         kinds = getattr(self.config, "layer_types", None)
         if self._window is None or kinds is None:
             return [self._window is not None] * self.config.num_hidden_layers
@@ -331,7 +331,7 @@ class GgufArchitecture:
 
 
 def _place(tensor: NamedTensor) -> tuple[int, int, int]:
-    """Tables first, then block by block, then the last norm and the head."""
+    """Return the sort key of a tensor: tables first, then block by block, then the last norm and the head."""
     parts = tensor.name.split(".")
     if parts[0] != "blk":
         return (2 if parts[0].startswith("output") else 0), 0, int(parts[0] == "output")

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from compress.numerics.integer_grid import QuantizedWeight
 
 BLOCK = 32
-"""Weights of a row that share a scale in every type that our integers are kept in."""
+"""Weights of a row that share a scale in every type that stores our integers unchanged."""
 _SIGNED = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8}
 _WITH_MINIMUM = {"Q4_1": 4, "Q5_1": 5}
 
 
 def block_length(kind: str) -> int:
-    """Weights of a row that lie together in a type: 1, 32 or 256."""
+    """Return the number of weights per block of a type: 1, 32 or 256."""
     return _sizes(kind)[0]
 
 
 def row_bytes(kind: str, columns: int) -> int:
-    """Bytes of a row of so many weights, a multiple of the type's `block_length`."""
+    """Return the bytes of a row of ``columns`` weights, a multiple of the type's `block_length`."""
     length, size = _sizes(kind)
     return columns // length * size
 
@@ -41,7 +41,7 @@ def _sizes(kind: str) -> tuple[int, int]:
 
 
 def block_type(bits: int, symmetric: bool, name: str) -> str:
-    """The smallest type that holds integers of so many bits. Raises `ModelError`, naming ``name``, where none does.
+    """Return the smallest type that holds integers of ``bits`` bits; raise `ModelError` for ``name`` if there is none.
 
     Two and three bits go into a type of four, which is exact but no smaller (`k_blocks` has types that are).
     """
@@ -58,7 +58,7 @@ def block_type(bits: int, symmetric: bool, name: str) -> str:
 
 
 def check_blocks(columns: int, group_size: int, name: str) -> None:
-    """Raise `ModelError`, naming ``name``, where a row or its groups do not fill whole blocks."""
+    """Raise `ModelError` for ``name`` if a row or its groups do not fill whole blocks."""
     if columns % BLOCK:
         raise ModelError(
             f"A layer {columns} wide is no multiple of {BLOCK}, so GGUF cannot hold it quantized.",
@@ -76,9 +76,9 @@ def check_blocks(columns: int, group_size: int, name: str) -> None:
 
 
 def pack_blocks(weight: QuantizedWeight, kind: str) -> np.ndarray:
-    """The rows of ``weight`` [rows, columns] as bytes of type ``kind``: uint8 [rows, `row_bytes`].
+    """Return the rows of ``weight`` [rows, columns] as bytes of type ``kind``: uint8 [rows, `row_bytes`].
 
-    Raises `ValueError` for a type without minima and weights whose zero is not in the middle.
+    Raises `ValueError` for a type without minima if the zero of the weights is not in the middle.
     """
     if kind in _SIGNED and not weight.symmetric:
         raise ValueError(f"{kind} holds no zero points")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.formats.gguf.llama_cpp_library import LlamaContext, LlamaModel
 from compress.formats.generation.decoder import likeliest
+from compress.formats.gguf.llama_cpp_library import LlamaContext, LlamaModel
 from compress.utils.errors import InputError
 
 _FIRST_LENGTH = 512
-"""Tokens that a context begins with; it doubles when more are asked for."""
+"""Initial number of tokens of a context, which is doubled when it is full."""
 
 
 class LlamaCppDecoder:
@@ -53,7 +53,7 @@ class LlamaCppDecoder:
 
 
 def check_ids(ids: np.ndarray, vocabulary: int, file: Path) -> None:
-    """Raise `InputError` for a token that there isn't."""
+    """Raise `InputError` for a token that is not in the vocabulary."""
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise InputError(
             f"A token has the id {int(ids.max() if ids.max() >= vocabulary else ids.min())}.",

@@ -1,7 +1,7 @@
-"""A GGUF file written from a checkpoint tensor by tensor, quantized integers as they are.
+"""Writer of GGUF files, which stores a checkpoint tensor by tensor and keeps quantized integers unchanged.
 
-The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py).
-One tensor is in memory at a time; the experts of a block are one, of the type that holds the finest of them.
+The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py). One tensor is in memory at a time. The
+experts of a block are one tensor, of the type that holds the finest of them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Types:
 
 
 AS_IT_IS = Types()
-"""Integers to the bit, the rest in float16."""
+"""Types that keep integers exactly and store the rest in float16."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _Written(np.ndarray[Any, np.dtype[Any]]):
 
 
 def plan_gguf(checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[PlannedTensor]:
-    """Every tensor that `write_gguf` writes, in its order.
+    """Return every tensor that `write_gguf` writes, in file order.
 
     Raises `ModelError` for an architecture, a tensor or a quantization that GGUF cannot hold.
     """
@@ -157,7 +157,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, types: Types = AS_IT_IS) -> N
 
 
 def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """Put config and tokenizer files beside the GGUF file, for those who encode text in transformers' way."""
+    """Copy the config and tokenizer files beside the GGUF file, for readers that encode text with transformers."""
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in (*PROCESSOR_FILES, *_ALSO):
@@ -174,13 +174,13 @@ class _Plan:
     imatrix: Mapping[str, Any]
 
     def tensor(self, tensor: NamedTensor) -> PlannedTensor:
-        """One of the file's tensors: a checkpoint's own, or several that follow each other."""
+        """Return the plan of one tensor of the file, from one tensor of the checkpoint or from several stacked ones."""
         if len(tensor.sources) == 1:
             return self._part(tensor, tensor.sources[0])
         return self._stacked(tensor)
 
     def _stacked(self, tensor: NamedTensor) -> PlannedTensor:
-        """Several tensors as one [tensors, rows, columns], of one type that holds them all."""
+        """Return several tensors as one [tensors, rows, columns], of one type that holds them all."""
         parts = [self._part(tensor, source) for source in tensor.sources]
         kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, _LONGEST_BLOCK))
         floats = {kind for kind in kinds if kind in ("F16", "F32")}
@@ -201,7 +201,7 @@ class _Plan:
         return PlannedTensor(tensor.name, None, kinds[-1], shape, None, data, alike)
 
     def _part(self, tensor: NamedTensor, source: str, wider: str | None = None) -> PlannedTensor:
-        """A tensor of the checkpoint; ``wider`` is a type to use in place of the smallest that holds its integers."""
+        """Return the plan of one checkpoint tensor; ``wider`` replaces the smallest type that holds its integers."""
         module, _, leaf = source.rpartition(".")
         about = _quantization(self.checkpoint, module) if leaf == "weight" else None
         if about is None:
@@ -239,7 +239,7 @@ class _Plan:
         return None if given is None else given(self.architecture.config, rows)
 
     def _float(self, tensor: NamedTensor, source: str) -> PlannedTensor:
-        """A tensor in floating point; vectors are always F32, as llama.cpp wants them."""
+        """Return the plan of a float tensor; vectors are always F32, as llama.cpp requires."""
         import torch
 
         stored = self.checkpoint.stored(source)
@@ -303,7 +303,7 @@ def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
 
 
 def _check_all_known(checkpoint: Checkpoint, architecture: GgufArchitecture) -> None:
-    """Raise `ModelError` for a module that is missing, and for one that would be left out."""
+    """Raise `ModelError` for a missing module and for a module that would be left out."""
     known = {name.rpartition(".")[0] for name in architecture.shapes}
     ours = (name for name in checkpoint.files if not architecture.is_ignored(name))
     found = {name.rpartition(".")[0] for name in ours} - (architecture.tied - known)

@@ -39,7 +39,7 @@ class Place:
     weighed: bool
 
     def first_eighth(self) -> bool:
-        """Whether it is in one of the first blocks."""
+        """Return whether the matrix is in the first eighth of the blocks."""
         return self.index < self.count // 8
 
     def matters(self) -> bool:
@@ -48,7 +48,7 @@ class Place:
         return self.first_eighth() or self.index >= 7 * self.count // 8 or (self.index - eighth) % 3 == 2
 
     def middle(self) -> bool:
-        """Whether it is neither in the first nor in the last eighth."""
+        """Return whether the matrix is neither in the first nor in the last eighth of the blocks."""
         return self.count // 8 <= self.index < 7 * self.count // 8
 
 
@@ -95,7 +95,7 @@ class FileType:
 
     @property
     def below_three_bits(self) -> bool:
-        """Whether it is one of the IQ2 types, which have rules of their own for keys and values."""
+        """Return whether the type is one of the IQ2 types, which have rules of their own for keys and values."""
         return self.most.startswith("IQ2")
 
 
@@ -204,11 +204,11 @@ FILE_TYPES: dict[str, FileType] = {
         for name, number in {"IQ4_NL": 25, "IQ4_XS": 30}.items()
     },
 }
-"""By the names that `llama-quantize` takes."""
+"""File types by the names that `llama-quantize` accepts."""
 
 
 def needs_imatrix(name: str) -> bool:
-    """Whether a file type makes garbage of weights without an importance matrix."""
+    """Return whether a file type destroys the weights if there is no importance matrix."""
     return name.startswith(_BLIND)
 
 
@@ -228,7 +228,7 @@ class Typed:
     weighed: bool
 
     def kind(self, name: str, columns: int) -> str:
-        """The type of a matrix with so many columns."""
+        """Return the block type of a matrix with that name and number of columns."""
         if self._is_head(name) and columns % block_length(self.file_type.most):
             return self.fitting("Q8_0", columns)
         return self.fitting(self._wanted(name), columns)
@@ -238,7 +238,7 @@ class Typed:
 
     @staticmethod
     def fitting(kind: str, columns: int) -> str:
-        """A type, or the one that stands in for it where rows are no whole blocks of it."""
+        """Return the type, or its replacement if the rows are not whole blocks of it."""
         if columns % block_length(kind):
             kind = _STANDS_IN.get(kind, "IQ4_NL")
         return "F16" if columns % block_length(kind) else kind
@@ -272,10 +272,10 @@ class Typed:
 
 
 def bytes_of(name: str, shape: Shape) -> float:
-    """Bytes of all tensors of a Llama of such a shape; of other architectures about as many.
+    """Return the approximate bytes of all tensors of a model of that shape, which is exact for a Llama.
 
-    What is small is counted with the matrices beside it. Where the shape tells no keys and values apart from queries,
-    attention has the type of most matrices.
+    Small tensors are counted with the matrices beside them. If the shape does not tell keys and values apart from
+    queries, attention has the type of most matrices.
     """
     layers = max(shape.layers, 1)
     square, attention = shape.hidden**2, shape.attention / layers

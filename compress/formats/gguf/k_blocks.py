@@ -29,7 +29,7 @@ def k_type(bits: int, symmetric: bool, columns: int) -> str | None:
 
 
 def pack_k_blocks(weight: QuantizedWeight, kind: str) -> np.ndarray:
-    """The rows of ``weight`` [rows, columns] as bytes of Q2_K or Q3_K: uint8 [rows, bytes of a row]."""
+    """Return the rows of ``weight`` [rows, columns] as bytes of Q2_K or Q3_K: uint8 [rows, bytes of a row]."""
     rows, columns = weight.integers.shape
     groups = np.arange(0, columns, _PART) // weight.group_size
     shape = (rows, columns // _LENGTH, _LENGTH // _PART)
@@ -87,7 +87,7 @@ def _nearest(values: np.ndarray, counts: np.ndarray, low: int, high: int) -> tup
 
 
 def _float(values: np.ndarray) -> np.ndarray:
-    """As float16 holds them."""
+    """Return the values rounded to float16."""
     return values.astype(np.float16).astype(np.float32)
 
 

@@ -123,7 +123,7 @@ _LISTENER = _LOG(_keep)
 
 
 def why_missing() -> str | None:
-    """Why llama.cpp cannot be called here, or ``None``."""
+    """Return the reason why llama.cpp cannot be called on this machine, or ``None``."""
     own = os.environ.get(VARIABLE)
     if own:
         return None if Path(own).is_file() else f"{VARIABLE} names {own}, which is no file"
@@ -181,7 +181,7 @@ def _check_layout(loaded: ctypes.CDLL) -> None:
 
 
 def build() -> str:
-    """The package's version, or the digest of the library that stands in for it and of its backends."""
+    """Return the package's version, or the digest of a custom library and of its backends."""
     own = os.environ.get(VARIABLE)
     if not own:
         return VERSION
@@ -193,7 +193,7 @@ def build() -> str:
 
 
 def describe() -> dict[str, str]:
-    """Which library it is, and what it found of the processor, such as AVX512_VNNI."""
+    """Return the library in use and the processor features that it detected, such as AVX512_VNNI."""
     text: bytes = library().llama_print_system_info()
     own = os.environ.get(VARIABLE)
     return {
@@ -262,7 +262,7 @@ class LlamaContext:
             raise StageError(f"llama.cpp took {self.length} tokens and {taken} threads for {length} and {threads}.")
 
     def clear(self) -> None:
-        """Forget the sequence."""
+        """Discard the keys and values of the sequence."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self.pointer), False)
 
     def append(self, ids: np.ndarray) -> np.ndarray:
@@ -294,7 +294,7 @@ class LlamaContext:
         return found
 
     def __del__(self) -> None:
-        """Free the room."""
+        """Free the context."""
         if getattr(self, "pointer", None):
             self._library.llama_free(self.pointer)
             self.pointer = None

@@ -1,4 +1,4 @@
-"""A GGUF file with its tokenizer and config beside it, as a folder. Importing this imports no gguf."""
+"""Folder of a GGUF file with its tokenizer and config. Importing this imports no gguf."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GgufModel:
 
     @property
     def file(self) -> Path:
-        """The GGUF file. Raises `ModelError` where there is not exactly one."""
+        """Return the GGUF file; raise `ModelError` if there is not exactly one."""
         return find_gguf(self.folder)
 
     @classmethod
@@ -38,5 +38,5 @@ class GgufModel:
 
 
 def find_gguf(artifact: Path) -> Path:
-    """The only `.gguf` file at or below ``artifact``. Raises `ModelError` where there isn't one."""
+    """Return the only `.gguf` file at or below ``artifact``; raise `ModelError` if there is not exactly one."""
     return only_file(artifact, ".gguf", "gguf")

@@ -1,4 +1,4 @@
-"""GGUF files by their header alone: metadata, and each tensor's name, type, shape and place.
+"""Reader of GGUF headers: metadata, and each tensor's name, type, shape and offset.
 
 Format: "GGUF", version, counts, key-value pairs, tensor entries, then the aligned data (ggml/docs/gguf.md).
 """
@@ -35,7 +35,7 @@ class GgufHeader:
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """The header of a file. Raises `ModelError` for a truncated or broken file."""
+    """Return the header of a file; raise `ModelError` for a truncated or broken file."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise _broken(path, "it does not begin with the letters GGUF")
@@ -53,7 +53,7 @@ def read_gguf(path: Path) -> GgufHeader:
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The tensors of a file."""
+    """Return the tensors of a file."""
     return list(read_gguf(file).tensors)
 
 
@@ -127,7 +127,7 @@ def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int
 
 
 def _dequantized(kind: str, shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
-    """Values of a ggml type: quantized ones as float32."""
+    """Return the values of a ggml type, with quantized ones as float32."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -23,8 +23,8 @@ from compress.formats.gguf.llama_cpp_library import (
 )
 from compress.formats.gguf.model import find_gguf
 from compress.formats.gguf.read import read_gguf
-from compress.formats.target_profile import Target
 from compress.formats.runtime import Batch, TensorType
+from compress.formats.target_profile import Target
 from compress.utils.errors import InputError
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"

@@ -68,7 +68,7 @@ def written(model: Any, name: str, halves: bool = False) -> dict[str, bytes]:
 
 
 def in_eight_bits(model: Any, table_bits: int) -> Any:
-    """The graph with its float weights in 8 bits, or tables in 4, by NNCF."""
+    """Return the graph with its float weights in 8 bits, or its tables in ``table_bits`` of 4, by NNCF."""
     return _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
 
 
@@ -89,7 +89,7 @@ def _tables_in_four_bits(model: Any) -> Any:
 
 
 def _is_table(operator: Any) -> bool:
-    """Whether rows of a stored matrix are looked up, each a multiple of a group long."""
+    """Return whether an operator looks up rows of a stored matrix whose length is a multiple of a group."""
     if operator.get_type_name() != "Gather":
         return False
     source = operator.input_value(0).get_node()

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compress.formats.openvino.model import TOKENIZER
 from compress.formats.generation.decoder import Generating, GreedyDecoder, Written
+from compress.formats.openvino.model import TOKENIZER
 from compress.formats.runtime import Batch, Session, TensorType
 from compress.utils.errors import StageError
 

@@ -26,9 +26,9 @@ class OpenVinoModel(FileModel):
 
 
 def find_graphs(artifact: Path) -> tuple[Path, ...]:
-    """The IR of a model, or of each part of one that draws pictures, in the order in which they run.
+    """Return the IR of a model, or of each component of an image generator, in the order in which they run.
 
-    Raises `ModelError` where one is missing.
+    Raises `ModelError` if one is missing.
     """
     if not artifact.is_dir() or not is_pipeline(artifact):
         return (file_of(artifact, OpenVinoModel.kind),)
@@ -37,8 +37,10 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
 
 
 def weights_of(graph: Path) -> Path:
-    """The weights beside an IR. Raises `ModelError` where they are missing."""
+    """Return the weights file beside an IR; raise `ModelError` if it is missing."""
     weights = graph.with_suffix(".bin")
     if not weights.is_file():
-        raise incomplete_artifact_error(f"The weights of {graph.name} are missing.", graph.parent, f"{weights.name} beside it")
+        raise incomplete_artifact_error(
+            f"The weights of {graph.name} are missing.", graph.parent, f"{weights.name} beside it"
+        )
     return weights

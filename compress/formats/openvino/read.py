@@ -16,15 +16,15 @@ _COMPANIONS = ("/zero_point", "/scale")
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The constants of an IR, which lie in the file beside it."""
+    """Return the constants of an IR, which are stored in the file beside it."""
     weights = weights_of(file)
     return list(read_ir(file.read_bytes(), file, weights.stat().st_size, weights))
 
 
 def read_ir(content: bytes, where: Path, size: int, weights: Path = Path()) -> tuple[StoredTensor, ...]:
-    """The constants of an IR, bodies of loops and branches included. Raises `ModelError`.
+    """Return the constants of an IR, including bodies of loops and branches; raise `ModelError` if it is invalid.
 
-    ``size``: bytes of the ``weights``, which no constant may reach beyond.
+    ``size``: bytes of the ``weights``, which no constant may exceed.
     """
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise ModelError("The IR declares a document type.", where=str(where), expected="plain layers and edges")

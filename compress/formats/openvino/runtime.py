@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.formats.generation.decoder import likeliest
+from compress.formats.generation.image_text import open_together
 from compress.formats.model_file import file_of
 from compress.formats.openvino.genai import (
     EXACT,
@@ -22,10 +24,8 @@ from compress.formats.openvino.genai import (
     reason,
 )
 from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
-from compress.formats.target_profile import Target
-from compress.formats.generation.decoder import likeliest
-from compress.formats.generation.image_text import open_together
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
+from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, ModelError, StageError, unreadable_file_error
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ class StatefulSession:
         return StatefulDecoder(StatefulSession(self._compiled, self.where, self.settings["intra_op_threads"]))
 
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """[rows, length, vocabulary] of texts from their beginning."""
+        """Return the logits [rows, length, vocabulary] of texts from their start."""
         self._request.reset_state()
         self._mask = (np.ones_like(ids) if mask is None else mask).astype(np.int64)
         return self._read(ids)
 
     def more(self, ids: np.ndarray) -> np.ndarray:
-        """[rows, length, vocabulary] of what follows the texts so far."""
+        """Return the logits [rows, length, vocabulary] of ``ids`` that continue the texts so far."""
         self._mask = np.concatenate([self._mask, np.ones(ids.shape, np.int64)], axis=1)
         return self._read(ids)
 
@@ -179,7 +179,7 @@ class OpenVinoRuntime:
             raise _cannot_open(graph, error) from error
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: the package is not installed."""
+        """Return a message if this machine lacks the target because the package is missing, or ``None``."""
         return why_missing("openvino", "openvino", "openvino")
 
     def build(self) -> str:
@@ -188,7 +188,7 @@ class OpenVinoRuntime:
 
 
 def read_model(artifact: Path) -> openvino.Model:
-    """The graph of the one IR of ``artifact``, a folder or the file. Raises `ModelError`."""
+    """Return the graph of the only IR of ``artifact``, a folder or a file; raise `ModelError`."""
     graph = file_of(artifact, OpenVinoModel.kind)
     weights_of(graph)
     try:
@@ -198,7 +198,7 @@ def read_model(artifact: Path) -> openvino.Model:
 
 
 def is_stateful(model: openvino.Model) -> bool:
-    """Whether a graph keeps what it has read, as language models do."""
+    """Return whether a graph keeps its cache as internal state, as language models do."""
     return any(BEAMS in port.get_names() for port in model.inputs)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.generation.decoder import present_of
 from compress.formats.onnx.decoder.stored_weight import pack
 from compress.formats.openvino.runtime import BEAMS, IDS
-from compress.formats.generation.decoder import present_of
 
 _MICROSOFT = "com.microsoft"
 _STATE = "past_"

@@ -61,7 +61,7 @@ class TorchRuntime:
         return session
 
     def unavailable(self, target: Target) -> str | None:
-        """Return the name of the missing package if this machine lacks the target, as a message; otherwise ``None``."""
+        """Return a message that names the missing package if this machine lacks the target, or ``None``."""
         lacking = [name for name in ("torch", "transformers") if find_spec(name) is None]
         return f"{lacking[0]} is not installed (pip install {lacking[0]})" if lacking else None
 

@@ -43,7 +43,7 @@ class Place:
         return self.index < self.count // 8
 
     def matters(self) -> bool:
-        """Whether it is one of the half that llama.cpp's mixtures make finer: first, last and every third."""
+        """Return whether llama.cpp's mixtures store the matrix in a finer type: first, last and every third one."""
         eighth = self.count // 8
         return self.first_eighth() or self.index >= 7 * self.count // 8 or (self.index - eighth) % 3 == 2
 

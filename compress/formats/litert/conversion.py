@@ -52,7 +52,7 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
 
 
 class _OneRow(nn.Module):
-    """The model, from a row's inputs to its answer."""
+    """Module that computes the answer of one row from the row's inputs."""
 
     def __init__(self, module: nn.Module, examples: Examples) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _OneRow(nn.Module):
         self._nothing: dict[str, torch.Tensor] = {}
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The logits or the embedding of one row."""
+        """Return the logits or the embedding of one row."""
         first = next(iter(inputs.values()))
         self._nothing["zero"] = (first[:, :1] < 0).to(first.dtype)
         return {self._examples.answer: answers(self._examples, self.module(**inputs), inputs)}
@@ -90,12 +90,16 @@ class _OneRow(nn.Module):
 
 
 def _sample(examples: Examples, length: int | None) -> dict[str, torch.Tensor]:
-    """An example, integers as int32; cut, or repeated, to ``length``, its last token masked."""
+    """Return an example with int32 integers, cut or repeated to ``length``, its last token masked."""
     names = list(examples.padding)
-    found = {name: value for name, value in tensors(examples, [0]).items() if name in names}
+    example_inputs = {name: value for name, value in tensors(examples, [0]).items() if name in names}
     if length is not None:
-        found = {name: value.repeat(1, -(-length // value.shape[1]))[:, :length] for name, value in found.items()}
-    narrow = {name: value if value.is_floating_point() else value.to(torch.int32) for name, value in found.items()}
+        example_inputs = {
+            name: value.repeat(1, -(-length // value.shape[1]))[:, :length] for name, value in example_inputs.items()
+        }
+    narrow = {
+        name: value if value.is_floating_point() else value.to(torch.int32) for name, value in example_inputs.items()
+    }
     if length is not None and length > 1 and "attention_mask" in narrow:
         narrow["attention_mask"][:, -1] = 0
     return narrow
@@ -124,7 +128,7 @@ def _quiet() -> Iterator[Any]:
 
 
 def words_of(model: TorchModel) -> str | None:
-    """The name of the parameter that is the table of words; None for a model that reads no ids."""
+    """Return the name of the word embedding parameter; None for a model that reads no ids."""
     table = token_embedding(model.module)
     if table is None:
         return None

@@ -42,11 +42,11 @@ def _name(model: Any, tensor: Any, index: int, known: Mapping[str, str]) -> str:
 
 
 def _by_values(parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name, values in parameters.items():
         for one in (values, values.T):
-            found.setdefault(_digest(np.frombuffer(np.ascontiguousarray(one).tobytes(), np.uint8)), name)
-    return found
+            names.setdefault(_digest(np.frombuffer(np.ascontiguousarray(one).tobytes(), np.uint8)), name)
+    return names
 
 
 def _digest(data: np.ndarray) -> str:
@@ -54,7 +54,7 @@ def _digest(data: np.ndarray) -> str:
 
 
 def _tell_apart(tensors: list[Any]) -> None:
-    """Number what has another's name."""
+    """Number tensors that share a name with another tensor."""
     seen: Counter[str] = Counter()
     for tensor in tensors:
         name = tensor.name

@@ -30,34 +30,34 @@ def quantize_litert(
     recipe = _recipe(precision, table, embedding_bits, block)
     try:
         with silence("prints"):  # it has a bar that nothing turns off
-            made = quantizer.Quantizer(content, recipe).quantize(
+            quantized = quantizer.Quantizer(content, recipe).quantize(
                 enable_progress_bar=False, enable_progress_report=False
             )
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise StageError(
             f"The model cannot be quantized for LiteRT: {error}", hint="set precision: fp32, or leave this target out"
         ) from error
-    return bytes(made.quantized_model)
+    return bytes(quantized.quantized_model)
 
 
 def _recipe(precision: Precision, table: str | None, bits: int | None, block: Blocks | None) -> list[dict[str, Any]]:
-    """What ai-edge-quantizer is told; of two entries for an operator the later counts."""
+    """Return the recipe for ai-edge-quantizer; of two entries for an operator the later one applies."""
     from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
 
-    told = recipe_manager.RecipeManager()
+    manager = recipe_manager.RecipeManager()
     every, look_up = qtyping.TFLOperationName.ALL_SUPPORTED, qtyping.TFLOperationName(_LOOK_UP)
     names = algorithm_manager.AlgorithmName
     if precision == "fp16":
-        told.add_weight_only_config(".*", every, 16, algorithm_key=names.FLOAT_CASTING)
+        manager.add_weight_only_config(".*", every, 16, algorithm_key=names.FLOAT_CASTING)
     elif precision == "int8":
-        told.add_dynamic_config(".*", every, 8)
+        manager.add_dynamic_config(".*", every, 8)
     elif precision == "int8_weights":
-        told.add_weight_only_config(".*", every, 8)
+        manager.add_weight_only_config(".*", every, 8)
         # A table is looked up in its integers either way.
-        told.add_dynamic_config(f"{re.escape(LOOKED_UP)}", look_up, 8)
+        manager.add_dynamic_config(f"{re.escape(LOOKED_UP)}", look_up, 8)
     if table is not None and bits is not None:
         granularity = qtyping.QuantGranularity
         by = granularity(f"BLOCKWISE_{block}") if bits == 4 and block else granularity.CHANNELWISE
-        told.add_dynamic_config(f"{re.escape(table + LOOKED_UP)}", look_up, bits, by)
-    found: list[dict[str, Any]] = told.get_quantization_recipe()
-    return found
+        manager.add_dynamic_config(f"{re.escape(table + LOOKED_UP)}", look_up, bits, by)
+    entries: list[dict[str, Any]] = manager.get_quantization_recipe()
+    return entries

@@ -43,12 +43,12 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The tensors of a file."""
+    """Return the tensors of a file."""
     return read_litert(file.read_bytes(), file)
 
 
 def _named_apart(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:
-    """Tensors of one name numbered, in the order of the file."""
+    """Return the tensors in file order, with numbers added to names that occur more than once."""
     found = list(tensors)
     often = Counter(one.name for one in found)
     seen: Counter[str] = Counter()
@@ -97,7 +97,7 @@ def _place(model: Any, index: int, content: Content) -> tuple[int, int] | None:
 
 
 def _scale_tensors(graph: Any) -> Iterator[int]:
-    """The tensors that scale another's blocks."""
+    """Yield the tensors that scale the blocks of another tensor."""
     from ai_edge_litert.schema_py_generated import BlockwiseQuantization, QuantizationDetails
 
     for index in range(graph.TensorsLength()):
@@ -109,7 +109,7 @@ def _scale_tensors(graph: Any) -> Iterator[int]:
 
 
 def _scales(tensor: Any, name: str, content: Content, file: Path) -> Iterator[StoredTensor]:
-    """The scales that lie with a tensor."""
+    """Yield the scales that are stored with a tensor."""
     quantization = tensor.Quantization()
     if quantization is not None and quantization.ScaleLength():
         count = quantization.ScaleLength()
@@ -118,7 +118,7 @@ def _scales(tensor: Any, name: str, content: Content, file: Path) -> Iterator[St
 
 
 def _start(view: np.ndarray, content: Content) -> int:
-    """Where an array that looks into ``content`` begins there."""
+    """Return the offset in ``content`` of an array that is a view of it."""
     origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
     return int(view.__array_interface__["data"][0] - origin)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from compress.formats.litert.model import LiteRtModel
 from compress.formats.model_file import file_of
-from compress.formats.target_profile import Target
 from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, ModelError, StageError
 
 _MASK = "attention_mask"
@@ -99,7 +99,7 @@ def _any(batch: Batch) -> str:
 
 
 def _length(row: Mapping[str, np.ndarray]) -> int:
-    """Tokens up to the last that counts."""
+    """Return the number of tokens up to the last unmasked one."""
     if _MASK not in row:
         return int(next(iter(row.values())).shape[-1])
     counted = np.flatnonzero(row[_MASK])
@@ -144,7 +144,7 @@ class LiteRtRuntime:
         return why_missing("ai_edge_litert", "ai-edge-litert", "litert")
 
     def build(self) -> str:
-        """The package's version."""
+        """Return the package's version."""
         return version("ai-edge-litert")
 
 

@@ -74,7 +74,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         return self
 
     def needs(self) -> Requirements:
-        """Real examples for their lengths, for tracing and for the proof."""
+        """Return the request for real examples, for their lengths, for tracing and for the proof."""
         return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:
@@ -99,12 +99,12 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         words = words_of(model) if lengths else None
         block = self._block(model.tensors()[words].shape[1], context) if words is not None else None
         content = quantize_litert(content, self.precision, words, self.embedding_bits, block)
-        made = LiteRtModel({LITERT_FILE: content}, plain.companions)
-        shipped = opened(made)
+        litert_model = LiteRtModel({LITERT_FILE: content}, plain.companions)
+        shipped = opened(litert_model)
         first = shipped if self.precision == "fp32" else opened(plain)
         reference = of_torch(model.module, examples)
         context.note(f"litert: {prove_shipped('LiteRT', first, shipped, reference, examples, self.tolerance)}")
-        return made
+        return litert_model
 
     def _block(self, width: int, context: Context) -> Blocks | None:
         """Weights of the table's rows that share a scale: a block that divides them, or None for whole rows."""

@@ -84,7 +84,7 @@ def write_decoder(
 
 
 def _placed(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]:
-    """The graph with all that only ONNX Runtime knows left out but attention and few-bit products."""
+    """Return the graph without operators that only ONNX Runtime has, except attention and few-bit products."""
     trace = trace_part(checkpoint, decoder_with_positions, fused)
     special = "" if trace.unfused else _special_attention(trace)
     if special:
@@ -94,7 +94,7 @@ def _placed(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]
 
 
 def _special_attention(trace: Trace) -> str:
-    """What any attention does that OpenVINO's operator, or its paged one, does not; or nothing."""
+    """Return the attention features that OpenVINO's operators lack, as text, or an empty string."""
     sinks = any(node.op_type == _GROUPED and len(node.inputs) > _PLAIN_INPUTS for node in trace.program.graph)
     found = ((call.module, sinks, call.softcap, call.window != CAUSAL) for call in trace.calls)
     for module, *special in found:
@@ -107,7 +107,7 @@ def _special_attention(trace: Trace) -> str:
 def _converted(
     graph: OnnxModel, precision: Precision, table_bits: int, cache: str | None
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """The IR with its float weights as they are, and as it ships. Raises `StageError`."""
+    """Return the IR with its original float weights, and the IR as it ships; raise `StageError` on failure."""
     with tempfile.TemporaryDirectory() as folder:
         graph.save(Path(folder))
         try:
@@ -134,7 +134,7 @@ def _answers(files: dict[str, bytes], windows: np.ndarray, expected: np.ndarray,
 
 
 def _tokenizer(folder: Path) -> dict[str, bytes]:
-    """What turns text into ids and back within OpenVINO. Raises `StageError` for a tokenizer that it cannot follow."""
+    """Return the IR of the tokenizer and detokenizer; raise `StageError` for an unsupported tokenizer."""
     if importlib.util.find_spec("openvino_tokenizers") is None:
         raise MissingExtraError("openvino-tokenizers", "openvino", "A language model in OpenVINO's format")
     with silence("prints"):
@@ -155,7 +155,7 @@ def _tokenizer(folder: Path) -> dict[str, bytes]:
 
 
 def _counted_anew(xml: bytes) -> bytes:
-    """The same with the numbers in names by their order there: OpenVINO's count on through the whole process."""
+    """Return the XML with the counters in names renumbered, because OpenVINO counts on through the whole process."""
     numbers: dict[bytes, bytes] = {}
 
     def renamed(match: re.Match[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""The values within OpenVINO's IR, which have the names that they had in the ONNX graph it was made from."""
+"""Intermediate values of OpenVINO's IR, which have the names of the ONNX graph that it was converted from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _run(model: Any, values: Sequence[str]) -> Run:
 
 
 def _ports(model: Any) -> Iterator[Any]:
-    """The outputs of all operators, in their order."""
+    """Yield the outputs of all operators, in their order."""
     for operator in model.get_ordered_ops():
         if operator.get_type_name() not in _NO_OPERATORS:
             yield from operator.outputs()

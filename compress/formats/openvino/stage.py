@@ -51,7 +51,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     @classmethod
     def supports(cls, task: Capabilities) -> bool:
-        """What answers in one call, language models, and what draws pictures."""
+        """Return whether the task answers in one call, is a language model, or draws images."""
         return super().supports(task) or GENERATES in task or GENERATES_IMAGES in task
 
     @classmethod
@@ -64,7 +64,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         return Checkpoint if GENERATES in task else TorchModel
 
     def needs(self) -> Requirements:
-        """Real examples for tracing and for the proof."""
+        """Return the request for real examples, for tracing and for the proof."""
         return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:

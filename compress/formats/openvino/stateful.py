@@ -28,7 +28,7 @@ _BYTE, _FEWEST = 8, 4
 
 
 def read_stateful(graph: Path) -> Any:
-    """The graph at a path, as `compress.formats.onnx.decoder` writes those that are placed. Raises `RuntimeError`."""
+    """Read the ONNX graph at a path, as `compress.formats.onnx.decoder` writes it; raise `RuntimeError`."""
     import openvino
     from openvino.frontend.onnx import ConversionExtension
 
@@ -137,7 +137,7 @@ def attention(
 
 
 def _repeated(value: Any, times: int) -> Any:
-    """Each head of [batch, heads, length, size] as often as queries share it."""
+    """Repeat each head of [batch, heads, length, size] for the queries that share it."""
     from openvino import opset13 as ops
 
     if times == 1:
@@ -149,9 +149,10 @@ def _repeated(value: Any, times: int) -> Any:
 
 
 def _visible(query: Any, mask: Any) -> Any:
-    """Which keys each query sees, boolean [batch, 1, length, total length].
+    """Return which keys each query sees, boolean [batch, 1, length, total length].
 
-    Its own at least: what padding on the left saw would be nothing, of which OpenVINO's definition makes no number.
+    Each query sees its own key at least. A query on left padding would otherwise see no key, which OpenVINO's
+    definition of attention turns into NaN.
     """
     from openvino import Type
     from openvino import opset13 as ops
@@ -216,7 +217,7 @@ class _Weights:
 
 
 def _given(node: Any, place: int) -> Any:
-    """An input that may be left out, or None."""
+    """Return an optional input of a node, or None if it is left out."""
     if node.get_input_size() <= place:
         return None
     found = node.get_input(place)
@@ -239,7 +240,7 @@ def _stored(packed: np.ndarray, shape: Sequence[int], bits: int, signed: bool, n
 
 
 def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    """The integers of each row of bytes, the first in the low bits."""
+    """Return the integers of each row of bytes, the first in the low bits."""
     apart = [packed >> np.uint8(place) & np.uint8((1 << bits) - 1) for place in range(0, _BYTE, bits)]
     return np.stack(apart, axis=-1).reshape(len(packed), -1)
 

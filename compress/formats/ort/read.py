@@ -21,13 +21,13 @@ IDENTIFIER = b"ORTM"
 
 @dataclass(frozen=True)
 class OrtGraph:
-    """What a file holds, its branches among it; tensors of strings are left out."""
+    """Contents of a file, including its branches, without tensors of strings."""
 
     nodes: tuple[GraphNode, ...]
     tensors: tuple[StoredTensor, ...]
 
     def as_onnx(self) -> OnnxGraph:
-        """The same as of an ONNX file; ``start`` and ``stop`` bound a tensor's values."""
+        """Return the graph in the form that ONNX files are read in; ``start`` and ``stop`` bound a tensor's values."""
         stored = [
             Initializer(one.start, one.start + one.bytes, one.name, one.shape, one.dtype, one.bytes)
             for one in self.tensors
@@ -36,13 +36,13 @@ class OrtGraph:
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The tensors of a file, named and counted as those of an ONNX graph are."""
+    """Return the tensors of a file, named and counted like those of an ONNX graph."""
     graph = read_ort(file.read_bytes(), file)
     return annotate_tensors(graph.as_onnx(), graph.tensors)
 
 
 def read_ort(content: bytes, file: Path) -> OrtGraph:
-    """The graph in the ``content`` of a file. Raises `ModelError` for one that isn't whole, or is another kind."""
+    """Return the graph in the ``content`` of a file; raise `ModelError` for an incomplete file or another kind."""
     if content[4:8] != IDENTIFIER:
         raise ModelError(f"{file.name} is not in ONNX Runtime's format.", where=str(file), expected="a whole .ort file")
     ort_tools()
@@ -60,9 +60,9 @@ def read_ort(content: bytes, file: Path) -> OrtGraph:
 
 
 def ort_tools() -> Any:
-    """`onnxruntime.tools.ort_format_model`, which also puts the flatbuffers schema `ort_flatbuffers_py` on the path.
+    """Import `onnxruntime.tools.ort_format_model`, which also adds `ort_flatbuffers_py` to the path.
 
-    Importing it gives the root logger a handler, and it tells of each file that it writes.
+    Importing it gives the root logger a handler, and it logs each file that it writes.
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

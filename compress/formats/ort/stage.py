@@ -26,10 +26,10 @@ class Ort(Stage[OnnxModel, OrtModel]):
         return OutputSpec(changes_weights=False)
 
     def run(self, model: OnnxModel, context: Context) -> OrtModel:
-        """Convert. Raises `StageError` for a graph that ONNX Runtime refuses."""
+        """Convert the graph; raise `StageError` if ONNX Runtime refuses it."""
         from compress.formats.ort.write import to_ort
 
-        made = to_ort(model)
-        listed = made.companions[OPERATORS_FILE].decode().splitlines()
+        ort_model = to_ort(model)
+        listed = ort_model.companions[OPERATORS_FILE].decode().splitlines()
         context.note(f"ort: {sum(line.count(',') + 1 for line in listed)} operators")
-        return made
+        return ort_model

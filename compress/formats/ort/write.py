@@ -56,7 +56,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def operators_of(file: Path) -> str:
-    """`domain;opset;operators` lines with types, as ONNX Runtime's build script reads them; no places."""
+    """Return the `domain;opset;operators` lines with types that ONNX Runtime's build script reads."""
     listed = file.with_suffix(".config")
     with warnings.catch_warnings():
         # It leaves the file to the garbage collector.
@@ -67,7 +67,7 @@ def operators_of(file: Path) -> str:
 
 
 def in_order(content: bytes) -> bytes:
-    """The same session, ``content`` of a whole file, with sorted types of kernels."""
+    """Return ``content``, a whole file, as the same session with sorted kernel types."""
     ort_tools()
     from flatbuffers import Builder
     from ort_flatbuffers_py.fbs import InferenceSession

@@ -162,6 +162,7 @@ class TextWriter:
     def _best_of_beams(self) -> np.ndarray:
         """Generate one text by beam search, as transformers does since 4.50."""
         rules, beams = self.rules, self.rules.beams
+        # Enough candidates per step that every beam can go on even if the best ones all end there.
         candidates = max(2, 1 + len(rules.ends)) * beams
         texts = np.full((beams, 1), rules.start, np.int64)
         scores = np.full(beams, _LOW, np.float32)
@@ -173,7 +174,6 @@ class TextWriter:
             logits = self._decoder.read(texts[:, -1:])
             self._decoder.finite(logits.max())
             chances = [self._allowed(*pair) for pair in zip(texts, _log_softmax(logits), strict=True)]
-            # Keep enough candidates that every beam can go on even if the best ones all end here.
             whole = (np.stack(chances) + scores[:, None]).ravel()
             best = np.argsort(-whole, kind="stable")[:candidates]
             values, rows, tokens = whole[best], best // logits.shape[1], best % logits.shape[1]

@@ -62,21 +62,21 @@ def test_each_operator_answers_as_it_does_in_the_graph(apart: Apart, feed: dict[
     np.testing.assert_array_equal(answers["answer_1_0"], values["sums"])
     np.testing.assert_array_equal(answers["answer_3_0"], values["y"])
     # No operator is another's input, so that one difference is not told twice.
-    made = {name for node in apart.graph.graph.node for name in node.output}
-    assert not made & {name for node in apart.graph.graph.node for name in node.input}
+    computed_names = {name for node in apart.graph.graph.node for name in node.output}
+    assert not computed_names & {name for node in apart.graph.graph.node for name in node.input}
 
 
 def test_the_operators_that_depart_are_named_with_how_far(apart: Apart) -> None:
     """One sum in 72 is off by 300; a Softmax whose last bits differ is not worth a word."""
-    here = answers_here(apart)
-    there = {name: array.copy() for name, array in here.items()}
-    assert departures(apart, here, there) == []
-    there["answer_1_0"][0, 5] += 300
-    there["answer_3_0"] *= np.float32(1 + 2e-6)
-    sums, softmax = departures(apart, here, there)
+    host_answers = answers_here(apart)
+    changed_answers = {name: array.copy() for name, array in host_answers.items()}
+    assert departures(apart, host_answers, changed_answers) == []
+    changed_answers["answer_1_0"][0, 5] += 300
+    changed_answers["answer_3_0"] *= np.float32(1 + 2e-6)
+    sums, softmax = departures(apart, host_answers, changed_answers)
     assert (sums.operator, sums.name, sums.steps, sums.matters) == ("MatMulInteger", "product", 300, True)
     assert sums.share == pytest.approx(1 / (ROWS * COLUMNS))
-    assert sums.error == pytest.approx(300 / np.sqrt(np.square(here["answer_1_0"].astype(float)).sum()))
+    assert sums.error == pytest.approx(300 / np.sqrt(np.square(host_answers["answer_1_0"].astype(float)).sum()))
     assert (softmax.name, softmax.steps, softmax.matters) == ("softmax", None, False)
     assert softmax.error == pytest.approx(2e-6, rel=0.1)
 
@@ -103,8 +103,8 @@ def test_an_emulator_is_given_the_graph_and_its_failure_is_told(
 ) -> None:
     feeds = [feed, {"x": -feed["x"]}]
     answers = emulator.run(product(), feeds, optimize=True)
-    for given, found in zip(stream_activations(product(), ["y"], feeds), answers, strict=True):
-        np.testing.assert_array_equal(found["y"], given["y"])
+    for given, answer in zip(stream_activations(product(), ["y"], feeds), answers, strict=True):
+        np.testing.assert_array_equal(answer["y"], given["y"])
     Path(emulator.emulator).write_text("#!/bin/sh\necho lost >&2\nexit 1\n")
     with pytest.raises(StageError, match="failed: lost"):
         emulator.run(product(), feeds, optimize=True)
@@ -122,7 +122,7 @@ def test_the_script_tells_what_an_emulated_processor_answers(
     genuine = EmulatedArm.run
 
     def wrong(arm: EmulatedArm, *given: Any, **options: Any) -> list[dict[str, np.ndarray]]:
-        return [{name: array + 1 for name, array in each.items()} for each in genuine(arm, *given, **options)]
+        return [{name: array + 1 for name, array in arrays.items()} for arrays in genuine(arm, *given, **options)]
 
     monkeypatch.setattr(EmulatedArm, "run", wrong)
     operators, whole = arm_findings(tmp_path / "model.onnx", [feed], emulator)
@@ -136,11 +136,11 @@ def test_arm_kernels_sum_bytes_as_integers_do(apart: Apart) -> None:
     arm = find_emulated_arm()
     if isinstance(arm, str):
         pytest.skip(arm)
-    (there,) = arm.run(apart.graph, [apart.feed], optimize=False)
+    (arm_answers,) = arm.run(apart.graph, [apart.feed], optimize=False)
     weight = numpy_helper.to_array(product().graph.initializer[0]).astype(np.int64)
     sums = (apart.feed["bytes"].astype(np.int64) - int(apart.feed["zero"])) @ weight
-    np.testing.assert_array_equal(there["answer_1_0"], sums)
-    assert not any(each.matters for each in departures(apart, answers_here(apart), there))
+    np.testing.assert_array_equal(arm_answers["answer_1_0"], sums)
+    assert not any(departure.matters for departure in departures(apart, answers_here(apart), arm_answers))
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_dynamic_products_have_a_scale_for_each_row_on_an_arm_processor_with_sme
     sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     graph = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], arrays), opset_imports=sets)
     graph.ir_version = 8
-    (found,) = replace(arm, processor=processor).run(graph, [{"x": x.astype(np.float32)}], optimize=True)
+    (arm_answers,) = replace(arm, processor=processor).run(graph, [{"x": x.astype(np.float32)}], optimize=True)
 
     def rounded(values: np.ndarray) -> np.ndarray:
         low, high = min(values.min(), 0), max(values.max(), 0)
@@ -169,7 +169,7 @@ def test_dynamic_products_have_a_scale_for_each_row_on_an_arm_processor_with_sme
         return (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
 
     scaled = np.stack([rounded(row) for row in x]) if processor == NEWEST else rounded(x)
-    np.testing.assert_allclose(found["y"], scaled @ (weight * 0.01), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(arm_answers["y"], scaled @ (weight * 0.01), rtol=0, atol=2e-4)
 
 
 @pytest.mark.slow
@@ -193,17 +193,17 @@ def test_few_bit_products_round_their_inputs_by_blocks_here_and_otherwise_on_arm
     sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     graph = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], arrays), opset_imports=sets)
     graph.ir_version = 8
-    (here,) = stream_activations(graph, ["y"], [{"x": x}])
-    (there,) = replace(arm, processor=processor).run(graph, [{"x": x}], optimize=True)
+    (host_answers,) = stream_activations(graph, ["y"], [{"x": x}])
+    (arm_answers,) = replace(arm, processor=processor).run(graph, [{"x": x}], optimize=True)
     steps = np.abs(x.reshape(ROWS, -1, block)).max(axis=-1, keepdims=True) / 127
     rounded = (np.rint(x.reshape(ROWS, -1, block) / steps) * steps).reshape(ROWS, inner)
 
     def error(values: np.ndarray, expected: np.ndarray) -> float:
         return float(np.sqrt(np.square(values - expected).sum() / np.square(expected).sum()))
 
-    assert error(here["y"], rounded @ weight.T) < 1e-5
-    assert 1e-3 < error(here["y"], x @ weight.T) < 2e-2
-    off = error(there["y"], x @ weight.T)
+    assert error(host_answers["y"], rounded @ weight.T) < 1e-5
+    assert 1e-3 < error(host_answers["y"], x @ weight.T) < 2e-2
+    off = error(arm_answers["y"], x @ weight.T)
     assert 1e-3 < off < 3e-2 if processor == NEWEST else off < 1e-5
 
 

@@ -39,10 +39,10 @@ SECONDS = 300.0
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A classifier in INT8 with a 4-bit table, and a sentence encoder with one of 8 bits, as a run leaves them."""
-    home, made = tmp_path_factory.mktemp("pages"), exported()
+    home, exported_model = tmp_path_factory.mktemp("pages"), exported()
     context = sentences.context()
     encoder = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
-    graph = OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+    graph = OnnxModel(exported_model.graph(), FLOAT_GRAPH, exported_model.model.companions())
     shipped = {
         "classifier": OnnxInt8(embedding_bits=4).run(graph, tiny.context()),
         "encoder": OnnxInt8().run(Onnx().run(encoder, context), context),
@@ -119,8 +119,8 @@ def test_onnxruntime_web_alone_scores_alike(
     page: tuple[Page, str], folders: dict[str, Path], library: Path, place: str
 ) -> None:
     folder = folders["classifier"]
-    found = examples(folder, tiny.TASK)
-    batches = [found.batch([row]) for row in range(len(TEXTS))]
+    example_rows = examples(folder, tiny.TASK)
+    batches = [example_rows.batch([row]) for row in range(len(TEXTS))]
     rows = json.dumps([{name: array[0].tolist() for name, array in batch.items()} for batch in batches])
     graph = find_graph(folder)
     if place == "node":

@@ -58,7 +58,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_training_stage_is_tried_with_what_it_will_get(place: Path, recipe: Recipe, tmp_path: Path) -> None:
     trials = list(StageBenchmarker(recipe, place, tmp_path).run_all())
-    assert [list(one.stages) for one in trials] == [
+    assert [list(tried.stages) for tried in trials] == [
         [],
         ["finetune"],
         ["finetune", "prune"],

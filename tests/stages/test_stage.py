@@ -77,12 +77,12 @@ def example(kind: str) -> Stage[Any, Any]:
 def test_every_stage_predicts_whatever_is_known(kind: str) -> None:
     stage = example(kind)
     for context in (plan(), plan(splits={}, shapes={}), plan(reads_text=False)):
-        for before in (SHAPE, None):
-            found = predict_cost(stage, before, context)
-            for estimate in (found.seconds, found.peak_memory_bytes, found.disk_bytes):
+        for known_shape in (SHAPE, None):
+            prediction = predict_cost(stage, known_shape, context)
+            for estimate in (prediction.seconds, prediction.peak_memory_bytes, prediction.disk_bytes):
                 assert estimate.note
                 assert estimate.value is None or estimate.value > 0
-            assert found.shape is None or found.shape.layers == 4
+            assert prediction.shape is None or prediction.shape.layers == 4
 
 
 @pytest.mark.parametrize("kind", STAGES)
@@ -106,11 +106,11 @@ def test_a_stage_of_another_package_does_not_blind_what_follows() -> None:
 def test_bits_stay_until_another_stage_changes_them() -> None:
     shape = SHAPE
     for stage in (Gptq(group_size=16), TuneScales(), Onnx()):
-        before, shape = shape, predict_cost(stage, shape, plan()).shape
+        previous, shape = shape, predict_cost(stage, shape, plan()).shape
         assert shape is not None
         assert (shape.matrix_bits, shape.table_bits) == (4, 32)
         assert (shape.packed_bytes is None) is isinstance(stage, Onnx)
-        assert before.parameters == shape.parameters
+        assert previous.parameters == shape.parameters
     only = OnnxInt8(part="encoder").predict(shape, plan()).shape
     assert only == shape
 
@@ -149,7 +149,7 @@ def test_a_student_of_another_model_has_that_model_s_shape() -> None:
 
 def test_what_stages_name_is_in_their_keys() -> None:
     stage = Elsewhere()
-    assert [one.name for one in all_references([stage, MergeLora(adapter="mine")])] == [
+    assert [reference.name for reference in all_references([stage, MergeLora(adapter="mine")])] == [
         "words",
         "first",
         "second",
@@ -158,11 +158,11 @@ def test_what_stages_name_is_in_their_keys() -> None:
     recipe = Recipe.model_construct(task="text-classification", data=_Data(), seed=0)
     digests: dict[str, str] = {}
     keys = Keys(recipe, _Data(), lambda name: digests.get(name, name), lambda name: digests.get(name, name))  # type: ignore[arg-type]
-    found = {keys.stage(stage, "input", [])}
+    stage_keys = {keys.stage(stage, "input", [])}
     for name in ("words", "first", "second"):
         digests[name] = "changed"
-        found.add(keys.stage(stage, "input", []))
-    assert len(found) == 4
+        stage_keys.add(keys.stage(stage, "input", []))
+    assert len(stage_keys) == 4
 
 
 def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
@@ -173,9 +173,12 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
     recipe = Recipe.model_validate(
         {"name": "r", "task": "text-classification", "model": "model", "data": data, "stages": stages}
     )
-    made = with_absolute_paths(recipe, tmp_path)
-    assert {one.name for one in all_references(made.stages)} == {str(tmp_path / "small"), str(tmp_path / "mine")}
-    assert [stage.kind for stage in made.stages] == ["distill", "merge_lora", "onnx"]
+    absolute_recipe = with_absolute_paths(recipe, tmp_path)
+    assert {reference.name for reference in all_references(absolute_recipe.stages)} == {
+        str(tmp_path / "small"),
+        str(tmp_path / "mine"),
+    }
+    assert [stage.kind for stage in absolute_recipe.stages] == ["distill", "merge_lora", "onnx"]
 
 
 @pytest.mark.parametrize(

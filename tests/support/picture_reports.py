@@ -34,16 +34,16 @@ def picture_report() -> Report:
     rows, pictures, drift = [], [], []
     for model, (more, steps, latency, distance, seen) in MODELS.items():
         known = {"model": model, "target": "cpu"}
-        raw = tuple(float(place < seen) for place in range(200))
+        raw = tuple(float(row < seen) for row in range(200))
         share = seen / 200
         values = (
             ("prompt_accuracy", share, "ratio", 0.03, raw),
             ("frechet_distance", distance, "", 0.2, None),
             ("latency_ms", latency, "ms", 0.02 * latency, None),
         )
-        for name, value, unit, half, each in values:
-            found = {"metric": name, "value": value, "unit": unit, "low": value - half, "high": value + half}
-            rows.append(Measurement(**known, **found, n=200, raw=each))
+        for name, value, unit, half, per_example in values:
+            measurement = {"metric": name, "value": value, "unit": unit, "low": value - half, "high": value + half}
+            rows.append(Measurement(**known, **measurement, n=200, raw=per_example))
         rows.append(Measurement(**known, metric="size_bytes", value=30_000 * steps, unit="bytes"))
         rows.append(Measurement(**known, metric="sampling_steps", value=steps, unit="count"))
         for row, prompt in enumerate(PROMPTS):
@@ -52,10 +52,10 @@ def picture_report() -> Report:
                 apart = {"difference": encode_difference_png(levels, usual), "levels": more / 4}
             pictures.append(PictureRecord(**known, prompt=prompt, seed=row, png=encode_png(levels), **apart))
         if model != "baseline":
-            typical = tuple(more / 100 * place / 4 for place in range(5))
-            parted = next((time for time, one in zip(TIMES, typical, strict=True) if one > 0.1), None)
-            high = tuple(1.2 * one for one in typical)
-            low = tuple(0.8 * one for one in typical)
+            typical = tuple(more / 100 * step / 4 for step in range(5))
+            parted = next((time for time, level in zip(TIMES, typical, strict=True) if level > 0.1), None)
+            high = tuple(1.2 * level for level in typical)
+            low = tuple(0.8 * level for level in typical)
             drift.append(
                 DriftRecord(**known, steps=steps, times=TIMES, typical=typical, low=low, high=high, parted=parted)
             )

@@ -40,9 +40,9 @@ def conversations(count: int) -> Dataset:
     texts = tiny.table(count, seed=4)["text"].to_pylist()
     rows = [
         text_or_messages(
-            [{"role": "user", "content": text[: 3 * (place % 5)] or "a"}, {"role": "assistant", "content": text}]
+            [{"role": "user", "content": text[: 3 * (number % 5)] or "a"}, {"role": "assistant", "content": text}]
         )
-        for place, text in enumerate(texts)
+        for number, text in enumerate(texts)
     ]
     table = tiny.table(count, seed=4).select(["text"])
     return Dataset(get_task(TASK).columns, {"train": table.set_column(0, "text", [rows])}, ())
@@ -50,17 +50,22 @@ def conversations(count: int) -> Dataset:
 
 def sharded(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
     """The same by FSDP, and how many of all weights this process keeps, of the student and of its teacher."""
-    kept: list[list[int]] = []
+    element_counts: list[list[int]] = []
 
     class Counted(sharding.Sharded[Any]):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            own = [parameter for parameter in self.module.parameters() if isinstance(parameter, DTensor)]
-            kept.append([sum(one.to_local().numel() for one in own), sum(one.numel() for one in own)])
+            sharded_parameters = [parameter for parameter in self.module.parameters() if isinstance(parameter, DTensor)]
+            element_counts.append(
+                [
+                    sum(piece.to_local().numel() for piece in sharded_parameters),
+                    sum(piece.numel() for piece in sharded_parameters),
+                ]
+            )
 
     trainer.Sharded = Counted  # type: ignore[misc]
     try:
-        return [*losses(folder, rank, fsdp=True, **settings), kept]
+        return [*losses(folder, rank, fsdp=True, **settings), element_counts]
     finally:
         trainer.Sharded = sharding.Sharded  # type: ignore[misc]
 
@@ -96,19 +101,19 @@ def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
 
 def losses(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
     """The loss of each step, and some weights of the student at the end; the teacher lies in ``folder``."""
-    found: list[float] = []
+    step_losses: list[float] = []
     plain = LanguageDistillationTrainer._told
 
     def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         plain(self, done, share, loss)
-        found.append(loss)
+        step_losses.append(loss)
 
     LanguageDistillationTrainer._told = told  # type: ignore[method-assign]
     try:
         teacher = TorchModel.load(folder / "teacher", get_task(TASK))
-        made = context(Checkpoint(folder / "teacher"), folder / f"scratch {rank}", conversations(60))
+        stage_context = context(Checkpoint(folder / "teacher"), folder / f"scratch {rank}", conversations(60))
         teacher.processor = tiny_tokenizer()
-        student = DistillLanguageModel.model_validate({**SETTINGS, **settings}).run(teacher, made)
+        student = DistillLanguageModel.model_validate({**SETTINGS, **settings}).run(teacher, stage_context)
     finally:
         LanguageDistillationTrainer._told = plain  # type: ignore[method-assign]
-    return [found, student.module.model.layers[0].mlp.up_proj.weight[0].tolist()]
+    return [step_losses, student.module.model.layers[0].mlp.up_proj.weight[0].tolist()]

@@ -14,14 +14,14 @@ ROWS = pa.table({"text": ["a film", "the plot", "A  cast"], "pair": ["great", "G
 
 
 def rows_of(kept: np.ndarray, labels: list[int]) -> dict[str, float]:
-    found = TASK.measure({"embedding": kept}, np.array(labels), "m", "cpu")
-    return {row.metric: row.value for row in found}
+    measured = TASK.measure({"embedding": kept}, np.array(labels), "m", "cpu")
+    return {row.metric: row.value for row in measured}
 
 
 def test_texts_come_first_and_equal_pairs_have_one_number() -> None:
     model = sentences.encoder()
     examples = TASK.encode(ROWS, model.processor, None, 24)
-    texts = [model.tokenizer.decode(one["input_ids"], skip_special_tokens=True) for one in examples.inputs]
+    texts = [model.tokenizer.decode(example["input_ids"], skip_special_tokens=True) for example in examples.inputs]
     assert texts == ["a film", "the plot", "a cast", "great", "great", "dreadful"]
     assert examples.labels is not None
     assert examples.labels.tolist() == [0, 0, 1, 0, 0, 1]
@@ -32,19 +32,19 @@ def test_recall_and_reciprocal_rank_are_those_of_the_cosines() -> None:
     queries = np.array([[1, 0], [0, 2], [1, 1]], np.float32)
     corpus = np.array([[9, 1], [1, 1], [2, 2]], np.float32)
     # Cosines order the corpus 0 1=2 / 1=2 0 / 1=2 0; equal ones count against the model.
-    found = rows_of(np.concatenate([queries, corpus]), [0, 1, 2, 0, 1, 2])
-    assert found["recall_at_1"] == pytest.approx(1 / 3)
-    assert found["mean_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
-    assert found["recall_at_10"] == 1
-    assert [found[f"embedding_bytes{kind}"] for kind in ("", "_int8", "_binary")] == [8, 2, 1]
+    measured = rows_of(np.concatenate([queries, corpus]), [0, 1, 2, 0, 1, 2])
+    assert measured["recall_at_1"] == pytest.approx(1 / 3)
+    assert measured["mean_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+    assert measured["recall_at_10"] == 1
+    assert [measured[f"embedding_bytes{kind}"] for kind in ("", "_int8", "_binary")] == [8, 2, 1]
     # Either of two equal pairs is right.
     assert rows_of(np.concatenate([queries, corpus]), [0, 1, 1, 0, 1, 1])["recall_at_1"] == 1
 
 
 def test_every_query_has_its_outcome() -> None:
     generator = np.random.default_rng(0)
-    kept = generator.normal(size=(100, 8)).astype(np.float32)
-    for row in TASK.measure({"embedding": kept}, np.tile(np.arange(50), 2), "m", "cpu"):
+    embeddings = generator.normal(size=(100, 8)).astype(np.float32)
+    for row in TASK.measure({"embedding": embeddings}, np.tile(np.arange(50), 2), "m", "cpu"):
         if row.unit == "ratio":
             assert row.raw is not None and len(row.raw) == row.n == 50
             assert row.low is not None and row.high is not None and row.low <= row.value <= row.high
@@ -53,14 +53,16 @@ def test_every_query_has_its_outcome() -> None:
 
 def test_likeness_to_the_baseline_is_its_neighbours_and_the_cosine() -> None:
     generator = np.random.default_rng(0)
-    kept = generator.normal(size=(60, 4)).astype(np.float32)
-    turned = kept[:, ::-1] * [1, -1, 1, -1]  # a rotation keeps every neighbour, and no embedding
-    found = {row.metric: row.value for row in TASK.compare({"embedding": turned}, {"embedding": kept}, "m", "cpu")}
-    unit = kept / np.linalg.norm(kept, axis=1, keepdims=True)
-    assert found["agreement"] == 1
+    embeddings = generator.normal(size=(60, 4)).astype(np.float32)
+    turned = embeddings[:, ::-1] * [1, -1, 1, -1]  # a rotation keeps every neighbour, and no embedding
+    likeness = {
+        row.metric: row.value for row in TASK.compare({"embedding": turned}, {"embedding": embeddings}, "m", "cpu")
+    }
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    assert likeness["agreement"] == 1
     expected = (unit * (unit[:, ::-1] * [1, -1, 1, -1])).sum(axis=1).mean()
-    assert found["embedding_cosine"] == pytest.approx(expected, abs=1e-6)
-    shorter = TASK.compare({"embedding": kept[:, :2]}, {"embedding": kept}, "m", "cpu")
+    assert likeness["embedding_cosine"] == pytest.approx(expected, abs=1e-6)
+    shorter = TASK.compare({"embedding": embeddings[:, :2]}, {"embedding": embeddings}, "m", "cpu")
     assert [row.metric for row in shorter] == ["agreement"]
     assert 0 < shorter[0].value < 1
 
@@ -83,9 +85,9 @@ def test_token_embeddings_are_pooled_under_the_mask_of_their_batch() -> None:
     examples = TASK.encode(ROWS, model.processor, None, 24)
     batch = examples.batch([0, 3])  # 4 and 3 tokens
     hidden = np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32)
-    found = TASK.collect({"last_hidden_state": hidden}, examples, [0, 3])["embedding"]
+    embeddings = TASK.collect({"last_hidden_state": hidden}, examples, [0, 3])["embedding"]
     means = np.stack([hidden[0].mean(axis=0), hidden[1, :3].mean(axis=0)])
-    np.testing.assert_allclose(found, means / np.linalg.norm(means, axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(embeddings, means / np.linalg.norm(means, axis=1, keepdims=True), rtol=1e-5)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
 
 

@@ -32,14 +32,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_boxes_are_those_of_transformers_pipeline(model: TorchModel) -> None:
     some = scenes(20)
     examples = TASK.encode(table(DETECTION, some), model.processor, NAMES, 0)
-    kept = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
+    collected = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
     pipeline = ObjectDetectionPipeline(model=model.module, image_processor=model.processor, device="cpu")
     shown = 0
-    for found, row in zip(kept["found"], some, strict=True):
+    for picture_answers, row in zip(collected["found"], some, strict=True):
         expected = pipeline(Image.open(io.BytesIO(row["image"])), threshold=0.4)
-        own = found[found[:, 0] > 0.4]
-        assert len(own) == len(expected)
-        for (score, kind, left, top, wide, high), theirs in zip(own.tolist(), expected, strict=True):
+        likely_answers = picture_answers[picture_answers[:, 0] > 0.4]
+        assert len(likely_answers) == len(expected)
+        for (score, kind, left, top, wide, high), theirs in zip(likely_answers.tolist(), expected, strict=True):
             assert theirs["label"] == NAMES[int(kind)] and theirs["score"] == pytest.approx(score, abs=1e-5)
             corners = [theirs["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
             np.testing.assert_allclose(corners, [left, top, left + wide, top + high], atol=1.001)  # it cuts to integers
@@ -52,20 +52,20 @@ def test_the_loss_is_that_of_transformers_own_annotations(model: TorchModel) -> 
     examples = TASK.encode(table(DETECTION, some), model.processor, NAMES, 0)
     annotations = [
         {
-            "image_id": place,
+            "image_id": image_id,
             "annotations": [
                 {"bbox": box, "category_id": NAMES.index(name), "area": box[2] * box[3], "iscrowd": 0}
                 for box, name in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True)
             ],
         }
-        for place, row in enumerate(some)
+        for image_id, row in enumerate(some)
     ]
     images = [Image.open(io.BytesIO(row["image"])) for row in some]
     encoded = model.processor(images, annotations=annotations, return_tensors="pt")
     with torch.no_grad():
         expected = model.module(pixel_values=encoded["pixel_values"], labels=encoded["labels"]).loss
-        found = loss_of(TASK, model.module, tensors(examples, list(range(4))))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        loss = loss_of(TASK, model.module, tensors(examples, list(range(4))))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -> None:
@@ -78,24 +78,32 @@ def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -
 
 
 def test_boxes_in_shares_of_the_picture() -> None:
-    found = shares(np.array([[10.0, 5, 20, 10], [-1, 0, 11, 20.5]]), (40, 20))
-    np.testing.assert_allclose(found, [[0.5, 0.5, 0.5, 0.5], [0.125, 0.5, 0.25, 1]])
+    relative_boxes = shares(np.array([[10.0, 5, 20, 10], [-1, 0, 11, 20.5]]), (40, 20))
+    np.testing.assert_allclose(relative_boxes, [[0.5, 0.5, 0.5, 0.5], [0.125, 0.5, 0.25, 1]])
 
 
 def test_queries_without_an_order_are_compared_in_that_of_what_is_expected() -> None:
     expected = np.random.default_rng(0).normal(size=(2, 6, 7)).astype(np.float32)
-    found = np.stack([own[np.random.default_rng(seed).permutation(6)] for seed, own in enumerate(expected)]) + 1e-4
-    np.testing.assert_allclose(Detections(separate=True).aligned(found, expected), expected, atol=2e-4)
-    assert Detections().aligned(found, expected) is found
-    found[0, 0, 0] = np.nan
-    assert Detections(separate=True).aligned(found, expected) is found, "whoever compares them sees it"
+    shuffled = (
+        np.stack(
+            [
+                picture_queries[np.random.default_rng(seed).permutation(6)]
+                for seed, picture_queries in enumerate(expected)
+            ]
+        )
+        + 1e-4
+    )
+    np.testing.assert_allclose(Detections(separate=True).aligned(shuffled, expected), expected, atol=2e-4)
+    assert Detections().aligned(shuffled, expected) is shuffled
+    shuffled[0, 0, 0] = np.nan
+    assert Detections(separate=True).aligned(shuffled, expected) is shuffled, "whoever compares them sees it"
 
 
 def test_queries_that_are_there_for_training_alone_are_no_answers() -> None:
-    found = {"logits": torch.randn(2, 7, 3), "pred_boxes": torch.rand(2, 7, 4)}
+    outputs = {"logits": torch.randn(2, 7, 3), "pred_boxes": torch.rand(2, 7, 4)}
     more = {"dn_num_split": [2, 5], "dn_num_group": 1}
-    kept = Detections().read(found | {"denoising_meta_values": more}, {})
-    torch.testing.assert_close(kept, Detections().read(found, {})[:, 2:])
+    answers = Detections().read(outputs | {"denoising_meta_values": more}, {})
+    torch.testing.assert_close(answers, Detections().read(outputs, {})[:, 2:])
 
 
 def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
@@ -121,7 +129,10 @@ def test_padding_is_no_object() -> None:
 def found_in(*pictures: list[tuple[float, ...]]) -> np.ndarray:
     """Detections of score, class and box, filled up with such as score 0 far from everything."""
     most = max(map(len, pictures))
-    filled = [[*own, *[(0.0, 0, 900 + 9 * place, 900, 1, 1) for place in range(most - len(own))]] for own in pictures]
+    filled = [
+        [*picture_boxes, *[(0.0, 0, 900 + 9 * number, 900, 1, 1) for number in range(most - len(picture_boxes))]]
+        for picture_boxes in pictures
+    ]
     return np.array(filled, np.float32)
 
 
@@ -152,9 +163,9 @@ def _after_a_wrong_one() -> float:
 
 
 def test_outcomes_of_pictures_have_the_figure_for_mean() -> None:
-    gold = np.array([write_gold(one) for one in GOLD * 10])
-    found = np.tile(found_in([(0.9, 0, *BOX)], [(0.95, 0, *BOX), (0.7, 1, *BOX)]), (10, 1, 1))
-    rows = {row.metric: row for row in TASK.measure({"found": found, "gold": gold}, None, "m", "t")}
+    gold = np.array([write_gold(picture_gold) for picture_gold in GOLD * 10])
+    answers = np.tile(found_in([(0.9, 0, *BOX)], [(0.95, 0, *BOX), (0.7, 1, *BOX)]), (10, 1, 1))
+    rows = {row.metric: row for row in TASK.measure({"found": answers, "gold": gold}, None, "m", "t")}
     for name in ("map", "map_50"):
         row = rows[name]
         assert np.mean(row.raw) == pytest.approx(row.value, abs=1e-9)

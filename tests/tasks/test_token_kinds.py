@@ -26,11 +26,11 @@ LETTERS = {"_": "whitespace", "i": "identifier", "k": "keyword", "s": "string", 
 
 
 def test_each_byte_has_the_kind_that_a_reader_gives_it() -> None:
-    found = [KINDS[place] for place in python_kinds([CODE, "x"])]
+    kinds = [KINDS[kind] for kind in python_kinds([CODE, "x"])]
     # The letter é has two bytes; a blank line stands between two texts.
     expected = [LETTERS[letter] for letter in BY_HAND]
-    place = CODE.index("é")
-    assert found == [*expected[:place], "comment", *expected[place:], "whitespace", "whitespace", "identifier"]
+    offset = CODE.index("é")
+    assert kinds == [*expected[:offset], "comment", *expected[offset:], "whitespace", "whitespace", "identifier"]
 
 
 def test_text_that_is_no_python_is_refused() -> None:
@@ -43,18 +43,18 @@ def test_a_token_is_of_the_kind_of_its_first_byte_that_is_no_space() -> None:
     texts = [CODE, "def cat(x):\n    return x + 1  # the mat"] * 4
     rows, tokenizer = pa.table({"text": texts}), train_tokenizer()
     examples = TASK.eval_examples(rows, tokenizer, None, 12, Evaluation(stride=5))
-    found = TASK.token_categories(rows, tokenizer, examples, "python")
+    categories = TASK.token_categories(rows, tokenizer, examples, "python")
     text = "\n\n".join(texts).encode()
     kinds, ids = python_kinds(texts), token_ids(rows, tokenizer)
     places = np.cumsum([0, *map(len, tokenizer.convert_ids_to_tokens(ids))])
-    wanted = []
+    expected = []
     for begin, end in itertools.pairwise(places):
-        own = [byte for byte in range(begin, end) if text[byte : byte + 1] != b" "]
-        wanted.append(KINDS[kinds[own[0]]] if own else "whitespace")
+        own_bytes = [byte for byte in range(begin, end) if text[byte : byte + 1] != b" "]
+        expected.append(KINDS[kinds[own_bytes[0]]] if own_bytes else "whitespace")
     for row in range(len(examples)):
         for column in range(5):
-            (kind,) = (name for name, chosen in found.items() if chosen[row, column])
-            assert kind == wanted[5 * row + 12 - 5 + column]
+            (kind,) = (name for name, chosen in categories.items() if chosen[row, column])
+            assert kind == expected[5 * row + 12 - 5 + column]
     assert TASK.token_categories(rows, tokenizer, examples, "text") == {}
 
 
@@ -65,10 +65,12 @@ def test_all_kinds_together_are_the_text() -> None:
     losses = np.random.default_rng(0).exponential(2, (len(examples), 15))
     counts = {kind: chosen.sum(axis=1) for kind, chosen in kinds.items()}
     whole = Measurement(model="final", metric="perplexity_on_code", target="cpu", value=1.0, unit="", n=1)
-    found = {row.metric[19:-1]: row for row in token_kind_rows(losses, kinds, counts, whole)}
-    assert set(found) == set(KINDS)
+    rows_by_kind = {row.metric[19:-1]: row for row in token_kind_rows(losses, kinds, counts, whole)}
+    assert set(rows_by_kind) == set(KINDS)
     assert sum(counts[kind].sum() for kind in KINDS) == losses.size
-    assert sum(counts[kind].sum() * math.log(row.value) for kind, row in found.items()) == pytest.approx(losses.sum())
-    for kind, row in found.items():
+    assert sum(counts[kind].sum() * math.log(row.value) for kind, row in rows_by_kind.items()) == pytest.approx(
+        losses.sum()
+    )
+    for kind, row in rows_by_kind.items():
         assert np.exp(losses[kinds[kind]].mean()) == pytest.approx(row.value) == pytest.approx(np.exp(np.mean(row.raw)))
         assert row.low is not None and row.high is not None and row.low < row.value < row.high

@@ -36,14 +36,14 @@ def tensor(layer: int, kind: str, relative: float, how: str) -> TensorChange:
 def page() -> str:
     """Twelve layers of seven kinds: one changed by a half, one by a hundredth, some rounded."""
     kinds = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
-    made = {(layer, kind): tensor(layer, kind, 0.0, "identical") for layer in range(12) for kind in kinds}
-    made[3, kinds[1]] = tensor(3, kinds[1], 0.5, "changed")
-    made[7, kinds[4]] = tensor(7, kinds[4], 0.01, "changed")
-    made |= {(11, kind): tensor(11, kind, 0.005, "rounded") for kind in kinds}
-    worst = made[3, kinds[1]]
+    by_cell = {(layer, kind): tensor(layer, kind, 0.0, "identical") for layer in range(12) for kind in kinds}
+    by_cell[3, kinds[1]] = tensor(3, kinds[1], 0.5, "changed")
+    by_cell[7, kinds[4]] = tensor(7, kinds[4], 0.01, "changed")
+    by_cell |= {(11, kind): tensor(11, kind, 0.005, "rounded") for kind in kinds}
+    worst = by_cell[3, kinds[1]]
     layer = LayerChange(name="layers.3", relative=0.5, unexplained=0.5, changed=1, tensors=7, worst=worst.name)
     # Files have them by their names, so that 10 comes before 2.
-    tensors = sorted(made.values(), key=lambda one: one.name)
+    tensors = sorted(by_cell.values(), key=lambda one: one.name)
     weights = WeightsDiff(formats=("safetensors", "safetensors"), tensors=tuple(tensors), layers=(layer,))
     diff = Diff(before="a", after="b", verdict="changed", first="layers.3", summary=("weights",), weights=weights)
     return html_diff(diff)

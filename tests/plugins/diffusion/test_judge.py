@@ -59,8 +59,8 @@ def test_it_sees_what_its_model_answers(judge: ImageClassifier, folder: Path) ->
     with torch.inference_mode():
         outputs = module(pixel_values=pixels, output_hidden_states=True)
         features = module.regnet(pixels).pooler_output.flatten(1)
-    found, seen = judge.features_and_classes(pictures)
-    assert np.allclose(found, features.numpy(), atol=1e-5)
+    judged_features, seen = judge.features_and_classes(pictures)
+    assert np.allclose(judged_features, features.numpy(), atol=1e-5)
     assert seen == [CLASSES[class_id] for class_id in outputs.logits.argmax(1).tolist()]
     layers = [np.concatenate(parts) for parts in zip(*(batch.layers for batch in judge.outputs(pictures)), strict=True)]
     assert len(layers) == len(outputs.hidden_states)
@@ -94,7 +94,7 @@ def _rows(
 def test_rows_of_pictures_that_are_the_real_ones(judge: ImageClassifier, folder: Path) -> None:
     pictures = _pictures(2)
     seen = judge.features_and_classes(pictures)[1]
-    wrong = [CLASSES[(CLASSES.index(name) + (place < 7)) % 3] for place, name in enumerate(seen)]
+    wrong = [CLASSES[(CLASSES.index(name) + (picture_number < 7)) % 3] for picture_number, name in enumerate(seen)]
     rows = _rows(folder, pictures, ["one"] * 35 + ["other"] * 35, wrong, pictures, pictures)
     assert rows["prompt_accuracy"].value == pytest.approx(0.9)
     assert rows["frechet_distance"].value == pytest.approx(0, abs=1e-6)

@@ -40,20 +40,22 @@ def path(whole: Path, tmp_path: Path) -> Path:
 
 
 def add(history: NightHistory, places: range) -> None:
-    for place in places:
-        rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(METRICS))
-        history.append(night(place, [outcome()]), {"tiny": rows})
+    for night_number in places:
+        rows = tuple(
+            row(f"metric_{index}", 100.0 * night_number + index, "ms", spread=0.01) for index in range(METRICS)
+        )
+        history.append(night(night_number, [outcome()]), {"tiny": rows})
 
 
 def check_values(history: NightHistory) -> int:
     """How many nights are there, without a gap; every measurement is what was put in."""
     read = history.read_nights(SUITE)
-    assert [one.number for one in read] == list(range(1, len(read) + 1))
+    assert [past_night.number for past_night in read] == list(range(1, len(read) + 1))
     series = history.series(SUITE)
     assert len(series) == METRICS or not read
-    for one in series:
-        index = int(one.metric.removeprefix("metric_"))
-        assert [point.value for point in one.points] == [100.0 * place + index for place in range(len(read))]
+    for line in series:
+        index = int(line.metric.removeprefix("metric_"))
+        assert [point.value for point in line.points] == [100.0 * number + index for number in range(len(read))]
     return len(read)
 
 
@@ -67,10 +69,10 @@ def damage(path: Path) -> bytes:
 
 def opened(path: Path) -> tuple[NightHistory, str]:
     """The history of a damaged file, and what was said while it was read for the first time."""
-    said: list[str] = []
-    NightHistory(path, said.append).read_nights(SUITE)
+    messages: list[str] = []
+    NightHistory(path, messages.append).read_nights(SUITE)
     assert is_undamaged(path)
-    (message,) = said
+    (message,) = messages
     return NightHistory(path, ignore), message
 
 
@@ -83,22 +85,22 @@ def test_each_night_leaves_a_backup_of_which_the_last_three_are_kept(whole: Path
 
 def test_a_damaged_file_goes_on_from_its_newest_backup_with_nothing_lost(path: Path) -> None:
     content = damage(path)
-    history, said = opened(path)
+    history, messages = opened(path)
     assert check_values(history) == NIGHTS
     (beside,) = path.parent.glob("*.damaged-*")
     assert beside.read_bytes() == content
     for words in (str(path), beside.name, "history.sqlite.backup-1", "night 12 of 2026-08-12"):
-        assert words in said
+        assert words in messages
     assert history.append(night(NIGHTS), {}).number == NIGHTS + 1
 
 
 def test_backups_that_are_damaged_too_are_passed_over_and_named(path: Path) -> None:
     for damaged in (path, *backups_of(path)[:2]):
         damage(damaged)
-    history, said = opened(path)
+    history, messages = opened(path)
     assert check_values(history) == NIGHTS - 2
-    assert "(history.sqlite.backup-1, history.sqlite.backup-2 cannot be read either)" in said
-    assert "ends with night 10 of 2026-08-10: what a later night had measured is lost" in said
+    assert "(history.sqlite.backup-1, history.sqlite.backup-2 cannot be read either)" in messages
+    assert "ends with night 10 of 2026-08-10: what a later night had measured is lost" in messages
 
 
 def test_a_file_that_lost_everything_is_damaged_too(path: Path) -> None:
@@ -116,9 +118,9 @@ def test_bytes_turned_over_by_chance_never_come_back_as_numbers(whole: Path, tmp
         for _ in range(60):
             content[chance.randrange(2 * PAGE, len(content))] ^= 0xFF
         path.write_bytes(content)
-        said: list[str] = []
-        assert check_values(NightHistory(path, said.append)) == NIGHTS
-        damaged += len(said)
+        messages: list[str] = []
+        assert check_values(NightHistory(path, messages.append)) == NIGHTS
+        damaged += len(messages)
     assert damaged >= 10
 
 
@@ -129,7 +131,7 @@ def test_a_file_that_is_no_history_is_left_alone(tmp_path: Path, content: bytes)
     with pytest.raises(InputError, match="no history"):
         NightHistory(path, ignore).append(night(0), {})
     assert path.read_bytes() == content
-    assert {one.name for one in tmp_path.iterdir()} == {"notes.txt", "notes.txt.lock"}
+    assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "notes.txt.lock"}
 
 
 def test_without_a_sound_backup_a_damaged_file_is_left_as_it_is(path: Path) -> None:
@@ -155,18 +157,20 @@ def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: 
         add(NightHistory(path, ignore), range(NIGHTS))
         # Room for the journal of a night, which is gone when its backup is written.
         disks.Filler(disk, "", room=path.stat().st_size // 2).fill()
-        said: list[str] = []
-        history = NightHistory(path, said.append)
+        messages: list[str] = []
+        history = NightHistory(path, messages.append)
         history.append(night(NIGHTS), {})
-        assert len(said) == 1
-        assert said[0].startswith(f"No backup of the history {path} could be written: ")
-        assert [one.number for one in history.read_nights(SUITE)] == list(range(1, NIGHTS + 2))
-        kept = [len(NightHistory(backup, ignore).read_nights(SUITE)) for backup in backups_of(path)]
-        assert kept == [NIGHTS, NIGHTS - 1, NIGHTS - 2]
+        assert len(messages) == 1
+        assert messages[0].startswith(f"No backup of the history {path} could be written: ")
+        assert [past_night.number for past_night in history.read_nights(SUITE)] == list(range(1, NIGHTS + 2))
+        night_counts = [len(NightHistory(backup, ignore).read_nights(SUITE)) for backup in backups_of(path)]
+        assert night_counts == [NIGHTS, NIGHTS - 1, NIGHTS - 2]
         disks.Filler(disk, "", room=0).fill()
         with pytest.raises(StorageError, match="history cannot be used"):
             add(history, range(NIGHTS + 1, NIGHTS + 9))
-        assert [one.number for one in history.read_nights(SUITE)][: NIGHTS + 1] == list(range(1, NIGHTS + 2))
+        assert [past_night.number for past_night in history.read_nights(SUITE)][: NIGHTS + 1] == list(
+            range(1, NIGHTS + 2)
+        )
 
 
 def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tmp_path: Path) -> None:
@@ -207,11 +211,11 @@ def test_a_process_that_is_killed_while_it_writes_leaves_whole_nights_and_sound_
         time.sleep(chance.random() * 0.1)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
-        found = check_values(NightHistory(path, ignore))
-        assert found >= known + 2
+        night_count = check_values(NightHistory(path, ignore))
+        assert night_count >= known + 2
         assert backups_of(path)
         assert all(is_undamaged(backup) for backup in backups_of(path))
-        known = found
+        known = night_count
 
 
 def _count(path: Path) -> int:

@@ -38,10 +38,12 @@ def test_a_step_is_told_with_size_and_night(history: NightHistory) -> None:
     (drift,) = drifts(history)
     assert (drift.first, drift.steps, drift.fails) == (31, 1, True)
     assert drift.effect == pytest.approx(0.06, abs=0.012)
-    told = drift_finding(drift, history.series(SUITE), {one.number: one for one in history.read_nights(SUITE)})
-    assert told.culprit == "tiny: latency_ms on cpu"
-    assert told.since == "night 31 (2026-08-31)"
-    assert "+" in told.what
+    finding = drift_finding(
+        drift, history.series(SUITE), {past_night.number: past_night for past_night in history.read_nights(SUITE)}
+    )
+    assert finding.culprit == "tiny: latency_ms on cpu"
+    assert finding.since == "night 31 (2026-08-31)"
+    assert "+" in finding.what
 
 
 @pytest.mark.parametrize(
@@ -92,9 +94,9 @@ def test_another_host_and_an_entry_that_was_not_measured_tonight_are_left_alone(
 
 
 def with_reference(history: NightHistory, levels: Sequence[float], machine: Sequence[float]) -> None:
-    for place, (level, kernel) in enumerate(zip(noisy(levels, 0.005), machine, strict=True)):
+    for number, (level, kernel) in enumerate(zip(noisy(levels, 0.005), machine, strict=True)):
         rows = (row("latency_ms", level, "ms"), row("reference_matmul_ms", kernel, "ms", "machine"))
-        history.append(night(place, [outcome()]), {"tiny": rows})
+        history.append(night(number, [outcome()]), {"tiny": rows})
 
 
 def test_what_the_machine_did_is_no_fault_of_the_model(history: NightHistory) -> None:
@@ -114,28 +116,28 @@ def test_what_the_machine_did_not_do_remains(history: NightHistory) -> None:
 
 
 def test_disturbed_nights_are_not_judged(history: NightHistory) -> None:
-    for place, level in enumerate(noisy([1.0] * 20 + [2.0] * 5 + [1.0])):
-        noise = "unusable" if 20 <= place < 25 else "quiet"
-        history.append(night(place, [outcome(noise=noise)]), {"tiny": (row("latency_ms", level, "ms"),)})
+    for number, level in enumerate(noisy([1.0] * 20 + [2.0] * 5 + [1.0])):
+        noise = "unusable" if 20 <= number < 25 else "quiet"
+        history.append(night(number, [outcome(noise=noise)]), {"tiny": (row("latency_ms", level, "ms"),)})
     (series,) = history.series(SUITE)
     assert (len(series.points), len(series.usable), len(series.levels)) == (26, 21, 1)
     assert drifts(history) == []
 
 
 def test_the_finding_names_what_was_new_that_night(history: NightHistory) -> None:
-    for place, level in enumerate(noisy([1.0] * 20 + [1.08] * 5)):
-        late = place >= 20
+    for number, level in enumerate(noisy([1.0] * 20 + [1.08] * 5)):
+        late = number >= 20
         rows = (row("latency_ms", level, "ms"), row("latency_ms", 2 * level, "ms", "baseline"))
-        told = outcome(recipe_digest="bb" if late else "aa")
+        night_outcome = outcome(recipe_digest="bb" if late else "aa")
         software = {"onnxruntime": "1.32.0" if late else "1.31.0", "kernel": "6.1"}
         commit = ("c" if late else "b") * 40
-        history.append(night(place, [told], software=software, commit=commit), {"tiny": rows})
+        history.append(night(number, [night_outcome], software=software, commit=commit), {"tiny": rows})
     series, read = history.series(SUITE), history.read_nights(SUITE)
     (drift,) = drifts(history)
-    told_of = drift_finding(drift, series, {one.number: one for one in read})
+    told_of = drift_finding(drift, series, {past_night.number: past_night for past_night in read})
     assert told_of.since == "night 21 (2026-08-21, commit ccccccc)"
     assert "the recipe was changed" in told_of.what
     assert "onnxruntime 1.31.0 \u2192 1.32.0" in told_of.what
     assert "kernel" not in told_of.what
     assert "the baseline model moved by +" in told_of.what
-    assert all(one.host == HOST for one in series)
+    assert all(line.host == HOST for line in series)

@@ -34,33 +34,33 @@ def test_nothing_is_there_before_the_first_night(history: NightHistory) -> None:
 
 
 def test_what_goes_in_comes_out(history: NightHistory) -> None:
-    found = NightFinding(
+    finding = NightFinding(
         entry="tiny", kind="gate", metric="accuracy", target="cpu", effect=-0.01, what="lower", since="1"
     )
-    told = night(0, [outcome(notes=("a", "b")), outcome("bad", "failed", reason="why", exit_code=-9)], [found],
+    first_night = night(0, [outcome(notes=("a", "b")), outcome("bad", "failed", reason="why", exit_code=-9)], [finding],
                  software={"kernel": "6"}, commit="ab" * 20)  # fmt: skip
     rows = (row("accuracy", 0.75, "ratio", spread=0.1), row("size_bytes", 123456789.0, "bytes"))
-    kept = history.append(told, {"tiny": rows})
-    assert kept == told.model_copy(update={"number": 1})
-    assert history.read_nights(SUITE) == (kept,)
+    appended = history.append(first_night, {"tiny": rows})
+    assert appended == first_night.model_copy(update={"number": 1})
+    assert history.read_nights(SUITE) == (appended,)
     series = history.series(SUITE)
-    assert [(one.entry, one.metric, one.unit, one.host) for one in series] == [
+    assert [(line.entry, line.metric, line.unit, line.host) for line in series] == [
         ("tiny", "accuracy", "ratio", HOST),
         ("tiny", "size_bytes", "bytes", HOST),
     ]
-    assert series[0].points == ((1, told.started, 0.75, rows[0].low, rows[0].high, True),)
+    assert series[0].points == ((1, first_night.started, 0.75, rows[0].low, rows[0].high, True),)
 
 
 def test_suites_and_hosts_are_kept_apart(history: NightHistory) -> None:
-    for place in range(4):
-        host = OTHER if place % 2 else HOST
-        history.append(night(place, host=host), {"tiny": (row("latency_ms", 1.0 + place, "ms"),)})
+    for number in range(4):
+        host = OTHER if number % 2 else HOST
+        history.append(night(number, host=host), {"tiny": (row("latency_ms", 1.0 + number, "ms"),)})
     other = night(9).model_copy(update={"suite": "other"})
     history.append(other, {"tiny": (row("latency_ms", 99.0, "ms"),)})
-    lines = {one.host.digest: [point.value for point in one.points] for one in history.series(SUITE)}
+    lines = {line.host.digest: [point.value for point in line.points] for line in history.series(SUITE)}
     assert lines == {HOST.digest: [1.0, 3.0], OTHER.digest: [2.0, 4.0]}
-    assert [one.number for one in history.read_nights(SUITE)] == [1, 2, 3, 4]
-    assert [one.number for one in history.read_nights("other")] == [5]
+    assert [past_night.number for past_night in history.read_nights(SUITE)] == [1, 2, 3, 4]
+    assert [past_night.number for past_night in history.read_nights("other")] == [5]
 
 
 def test_a_clock_that_jumps_back_changes_no_order_and_is_told(history: NightHistory) -> None:
@@ -87,7 +87,7 @@ def test_a_value_that_is_no_number_is_refused_and_nothing_is_added(
         history.append(night(1), {"tiny": (good, broken)})
     assert refused.value.where == "tiny: f1 of final on cpu"
     assert len(history.read_nights(SUITE)) == 1
-    assert [len(one.points) for one in history.series(SUITE)] == [1]
+    assert [len(line.points) for line in history.series(SUITE)] == [1]
 
 
 def test_a_night_that_breaks_off_is_not_in_it(history: NightHistory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_a_night_that_breaks_off_is_not_in_it(history: NightHistory, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         history.append(night(1), {"tiny": (row("latency_ms", 2.0, "ms"),)})
     monkeypatch.undo()
-    assert [one.number for one in history.read_nights(SUITE)] == [1]
+    assert [past_night.number for past_night in history.read_nights(SUITE)] == [1]
 
 
 WRITER = """
@@ -116,15 +116,15 @@ for place in range(15):
 
 
 def test_nights_that_end_at_once_all_get_in(history: NightHistory) -> None:
-    here = str(Path(nights.__file__).parent)
-    arguments = [sys.executable, "-c", WRITER, here, str(history.path)]
+    nights_folder = str(Path(nights.__file__).parent)
+    arguments = [sys.executable, "-c", WRITER, nights_folder, str(history.path)]
     writers = [subprocess.Popen([*arguments, name], stderr=subprocess.PIPE, text=True) for name in ("a", "b")]
-    said = [writer.communicate(timeout=120)[1] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0], said
-    assert [one.number for one in history.read_nights(SUITE)] == list(range(1, 31))
+    error_outputs = [writer.communicate(timeout=120)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0], error_outputs
+    assert [past_night.number for past_night in history.read_nights(SUITE)] == list(range(1, 31))
     series = history.series(SUITE)
     assert len(series) == 80
-    assert all([point.value for point in one.points] == [place + 1.0 for place in range(15)] for one in series)
+    assert all([point.value for point in line.points] == [number + 1.0 for number in range(15)] for line in series)
 
 
 def test_a_folder_or_a_stranger_is_no_history(tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_a_folder_or_a_stranger_is_no_history(tmp_path: Path) -> None:
     with sqlite3.connect(stranger) as connection:
         connection.execute("CREATE TABLE songs (title TEXT)")
     connection.close()
-    before = stranger.read_bytes()
+    bytes_before = stranger.read_bytes()
     with pytest.raises(InputError, match="no history of nights"):
         NightHistory(stranger, ignore).append(night(0), {})
-    assert stranger.read_bytes() == before
+    assert stranger.read_bytes() == bytes_before
 
 
 def test_a_newer_schema_is_refused(history: NightHistory) -> None:

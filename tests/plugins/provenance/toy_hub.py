@@ -76,12 +76,22 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.endswith("/preupload/main"):
             files = json.loads(body)["files"]
             modes = {True: "lfs", False: "regular"}
-            told = [{"path": one["path"], "uploadMode": modes[one["path"].endswith(".onnx")]} for one in files]
-            self._answer({"files": [{**one, "shouldIgnore": False} for one in told]})
+            file_modes = [{"path": file["path"], "uploadMode": modes[file["path"].endswith(".onnx")]} for file in files]
+            self._answer({"files": [{**file, "shouldIgnore": False} for file in file_modes]})
         elif self.path.endswith(".git/info/lfs/objects/batch"):
-            wanted = json.loads(body)["objects"]
-            upload = {one["oid"]: {"upload": {"href": f"{hub.address}/objects/{one['oid']}"}} for one in wanted}
-            self._answer({"transfer": "basic", "objects": [{**one, "actions": upload[one["oid"]]} for one in wanted]})
+            objects = json.loads(body)["objects"]
+            upload = {
+                wanted_object["oid"]: {"upload": {"href": f"{hub.address}/objects/{wanted_object['oid']}"}}
+                for wanted_object in objects
+            }
+            self._answer(
+                {
+                    "transfer": "basic",
+                    "objects": [
+                        {**wanted_object, "actions": upload[wanted_object["oid"]]} for wanted_object in objects
+                    ],
+                }
+            )
         elif self.path.endswith("/commit/main") and hub.refuses:
             self._answer({"error": "You may not write here"}, 403)
         elif self.path.endswith("/commit/main"):
@@ -92,8 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, lines: list[dict[str, Any]]) -> None:
         for line in lines[1:]:
             value = line["value"]
-            kept = base64.b64decode(value["content"]) if line["key"] == "file" else self.server.objects[value["oid"]]
-            self.server.repository[value["path"]] = kept
+            content = base64.b64decode(value["content"]) if line["key"] == "file" else self.server.objects[value["oid"]]
+            self.server.repository[value["path"]] = content
         repository = "{organization}/{name}".format(**self.server.created)
         address = f"{self.server.address}/{repository}/commit/{COMMIT}"
         self._answer({"success": True, "commitOid": COMMIT, "commitUrl": address})

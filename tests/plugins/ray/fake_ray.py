@@ -96,8 +96,12 @@ class FakeRay(ModuleType):
 
     def nodes(self) -> list[dict[str, Any]]:
         return [
-            {"NodeID": name, "Alive": one.alive, "Resources": {"CPU": float(one.processors), **one.resources}}
-            for name, one in self.machines.items()
+            {
+                "NodeID": name,
+                "Alive": machine.alive,
+                "Resources": {"CPU": float(machine.processors), **machine.resources},
+            }
+            for name, machine in self.machines.items()
         ]
 
     def put(self, value: Any) -> Ref:
@@ -113,12 +117,14 @@ class FakeRay(ModuleType):
         return SimpleNamespace(options=options)
 
     def _submitted(self, node: Machine, function: Any, given: tuple[Any, ...]) -> Ref:
-        first, *rest = given
+        first, *arguments = given
         travelled = pickle.dumps(first)
-        ref = Ref(node, lambda: function(pickle.loads(travelled), *rest))
+        ref = Ref(node, lambda: function(pickle.loads(travelled), *arguments))
         if function.__name__ == "work":
             node.ran.append(first.label or "look")
-            assert sum(one.node is node for one in self.pending) < max(node.processors, 1), "more than it has room for"
+            assert sum(pending.node is node for pending in self.pending) < max(node.processors, 1), (
+                "more than it has room for"
+            )
             self.pending.append(ref)
         return ref
 
@@ -128,7 +134,7 @@ class FakeRay(ModuleType):
             return refs, []
         ended = self._chance.choice(refs)
         self._run(ended)
-        return [ended], [one for one in refs if one is not ended]
+        return [ended], [ref for ref in refs if ref is not ended]
 
     def get(self, ref: Ref, timeout: float = 0.0) -> Any:
         self._run(ref)
@@ -148,14 +154,14 @@ class FakeRay(ModuleType):
             ref.value = RayError("the worker died")
             return
         with ref.node.entered():
-            found = ref.call()
+            result = ref.call()
         ref.value = (
-            replace(found, **ref.node.told) if isinstance(found, MachineInfo) else pickle.loads(pickle.dumps(found))
+            replace(result, **ref.node.told) if isinstance(result, MachineInfo) else pickle.loads(pickle.dumps(result))
         )
 
     def cancel(self, ref: Ref, force: bool) -> None:
         ref.done, ref.value = True, RayError("cancelled")
-        self.pending = [one for one in self.pending if one is not ref]
+        self.pending = [pending for pending in self.pending if pending is not ref]
 
     def shutdown(self) -> None:
         """Nothing."""

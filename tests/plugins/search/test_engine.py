@@ -141,18 +141,18 @@ def by_brute_force(made: Made, goal: Goal = GOAL) -> dict[Point, TrialOutcome]:
 
 def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() -> None:
     """In the mean of searches in which other things cost quality; where the limit is nearly kept, chance decides."""
-    shares, found = [], []
+    shares, bests = [], []
     for seed in range(16):
-        made = Made(seed, other=seed)
-        kept = by_brute_force(made)
-        assert 5 < len(kept) < 60, "neither everything nor nothing may keep the limit"
-        best = search(made, seed).observations.best()
-        found.append(best is not None and made.bytes(best) == min(map(made.bytes, kept)))
-        work = sum(made.marginal_seconds(point, SHARES[rung]) for point, rung in made.trained)
-        shares.append(work / sum(made.marginal_seconds(point) for point in made.points(0)))
-        assert len(set(made.trained)) == len(made.trained), "nothing is done twice"
-    assert sum(found) >= 14
-    assert shares[0] < 0.25 and found[0]
+        space = Made(seed, other=seed)
+        keeping_limits = by_brute_force(space)
+        assert 5 < len(keeping_limits) < 60, "neither everything nor nothing may keep the limit"
+        best = search(space, seed).observations.best()
+        bests.append(best is not None and space.bytes(best) == min(map(space.bytes, keeping_limits)))
+        work = sum(space.marginal_seconds(point, SHARES[rung]) for point, rung in space.trained)
+        shares.append(work / sum(space.marginal_seconds(point) for point in space.points(0)))
+        assert len(set(space.trained)) == len(space.trained), "nothing is done twice"
+    assert sum(bests) >= 14
+    assert shares[0] < 0.25 and bests[0]
     assert np.mean(shares) < 0.3
 
 
@@ -180,24 +180,24 @@ def test_it_goes_on_from_what_is_known_as_if_it_had_never_stopped() -> None:
 
 
 def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
-    made = Made()
+    space = Made()
     goal = Goal(("size_bytes", "depth"), (LIMIT,), 0.9)
 
     class Deep(Made):
         def outcome(self, job: PlannedTrial) -> TrialOutcome:
-            found = super().outcome(job)
-            return found.model_copy(update={"final": {**found.final, "depth": float(6 - job.point[0])}})
+            result = super().outcome(job)
+            return result.model_copy(update={"final": {**result.final, "depth": float(6 - job.point[0])}})
 
         def predict(self, point: Point, metric: str) -> float | None:
             return float(6 - point[0]) if metric == "depth" else super().predict(point, metric)
 
-    made = Deep()
-    kept = by_brute_force(made, goal)
-    engine = search(made, goal=goal)
-    values = {point: goal.objectives(outcome) for point, outcome in kept.items()}
+    space = Deep()
+    keeping_limits = by_brute_force(space, goal)
+    engine = search(space, goal=goal)
+    values = {point: goal.objectives(outcome) for point, outcome in keeping_limits.items()}
     best = {
-        one for one in values.values() if one and not any(
-            other != one and all(b <= a for a, b in zip(one, other or one, strict=True)) for other in values.values()
+        best for best in values.values() if best and not any(
+            other != best and all(b <= a for a, b in zip(best, other or best, strict=True)) for other in values.values()
         )
     }  # fmt: skip
     assert {
@@ -207,12 +207,12 @@ def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
 
 def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
     family = frozenset(point for point in Made().points(0) if point[0] == 2)
-    made = Made(fails=family)
-    engine = search(made)
+    space = Made(fails=family)
+    engine = search(space)
     assert engine.observations.best() is not None
-    assert 1 <= sum(point in family for point, _ in made.trained) <= 3 + ROUND
+    assert 1 <= sum(point in family for point, _ in space.trained) <= 3 + ROUND
     assert all(
-        engine.stopped[point].startswith("failed: out of memory") for point, _ in made.trained if point in family
+        engine.stopped[point].startswith("failed: out of memory") for point, _ in space.trained if point in family
     )
 
 
@@ -222,58 +222,58 @@ def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
             return ()
 
     narrow = frozenset(point for point in Made().points(0) if point[1] == 3)
-    made = OneFamily(fails=narrow)
-    kept = by_brute_force(made)
-    best = search(made).observations.best()
-    assert 3 <= sum(point in narrow for point, _ in made.trained) <= 3 + 2 * ROUND
-    assert best is not None and made.bytes(best) < 1.1 * min(map(made.bytes, kept))
+    space = OneFamily(fails=narrow)
+    keeping_limits = by_brute_force(space)
+    best = search(space).observations.best()
+    assert 3 <= sum(point in narrow for point, _ in space.trained) <= 3 + 2 * ROUND
+    assert best is not None and space.bytes(best) < 1.1 * min(map(space.bytes, keeping_limits))
 
 
 def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
-    made = Made()
-    engine = Engine(made, made, GOAL, SHARES, may_ship=lambda point, known: not point[2])
+    space = Made()
+    engine = Engine(space, space, GOAL, SHARES, may_ship=lambda point, known: not point[2])
     while jobs := engine.next_round():
         for job in jobs:
-            engine.record(job, made.outcome(job))
-    assert not any(point[2] for point, _ in made.trained)
-    assert any(point != made.origin for point, _ in made.trained)
+            engine.record(job, space.outcome(job))
+    assert not any(point[2] for point, _ in space.trained)
+    assert any(point != space.origin for point, _ in space.trained)
 
 
 def test_times_are_put_to_the_test_one_by_one_before_two_are_decided_on_together() -> None:
-    made = Made()
-    engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1e9)), 0.9), SHARES)
+    space = Made()
+    engine = Engine(space, space, Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1e9)), 0.9), SHARES)
     sizes = []
     while jobs := engine.next_round():
         sizes.append((len(engine.observations.finished), len(jobs)))
         for job in jobs:
-            engine.record(job, made.outcome(job))
+            engine.record(job, space.outcome(job))
     assert all(count == 1 for finished, count in sizes if finished < 3)
     assert max(count for _, count in sizes) == ROUND
 
 
 def test_points_that_are_no_recipe_are_named_and_never_tried() -> None:
     refused = frozenset(point for point in Made().points(0) if point[1] == 1)
-    made = Made(refuses=refused)
-    engine = search(made)
-    assert not refused & {point for point, _ in made.trained}
+    space = Made(refuses=refused)
+    engine = search(space)
+    assert not refused & {point for point, _ in space.trained}
     assert set(engine.candidates.rejected) <= refused
     assert engine.candidates.rejected
 
 
 def test_what_is_predicted_to_miss_a_limit_never_trains() -> None:
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=6e5)), 0.9)
-    made = Made()
-    search(made, goal=goal)
-    assert all(made.bytes(point) <= 6e5 / 0.98 for point, _ in made.trained if point != made.origin)
+    space = Made()
+    search(space, goal=goal)
+    assert all(space.bytes(point) <= 6e5 / 0.98 for point, _ in space.trained if point != space.origin)
 
 
 def test_what_arithmetic_says_is_far_too_large_is_never_foretold_closely() -> None:
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=2.5e5)), 0.9)
-    made = Made()
-    search(made, goal=goal)
-    far = {point for point in made.points(0) if (made.predict_analytically(point, "size_bytes") or 0) * 0.75 > 2.5e5}
+    space = Made()
+    search(space, goal=goal)
+    far = {point for point in space.points(0) if (space.predict_analytically(point, "size_bytes") or 0) * 0.75 > 2.5e5}
     assert len(far) > 20
-    assert made.foretold & far <= {made.origin}
+    assert space.foretold & far <= {space.origin}
 
 
 def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first() -> None:
@@ -284,10 +284,10 @@ def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first
         def predict(self, point: Point, metric: str) -> float | None:
             return 1.0 - 0.15 * point[3] if metric == "latency_ms" else super().predict(point, metric)
 
-    made = Timed()
+    space = Timed()
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=0.92)), 0.9)
-    search(made, goal=goal, most=8)
-    tried = [point for point, _ in made.trained if point != made.origin]
+    search(space, goal=goal, most=8)
+    tried = [point for point, _ in space.trained if point != space.origin]
     assert all(point[3] == 1 for point in tried), "1 ms may turn out to be 0.8 ms, but 0.85 ms is likelier to be under"
 
 
@@ -300,21 +300,21 @@ def test_a_recipe_that_comes_to_nothing_says_no_more_than_one_that_plainly_misse
         def wrong(self, point: Point, rung: int) -> float:
             return self.lost if point == (4, 3, 1, 1) else super().wrong(point, rung)
 
-    told = []
+    forecasts = []
     for lost in (0.2, 0.6):
-        made = Wrecked()
-        made.lost = lost
-        engine = Engine(made, made, GOAL, SHARES, 0)
+        space = Wrecked()
+        space.lost = lost
+        engine = Engine(space, space, GOAL, SHARES, 0)
         for point in ((0, 0, 0, 0), (4, 3, 1, 1), (1, 1, 0, 0), (2, 2, 1, 0)):
             job = PlannedTrial(point, len(SHARES) - 1)
-            engine.record(job, made.outcome(job))
-        acquisition = Acquisition(engine.observations, made, made.parameters, SHARES)
-        points = list(made.points(0))
+            engine.record(job, space.outcome(job))
+        acquisition = Acquisition(engine.observations, space, space.parameters, SHARES)
+        points = list(space.points(0))
         acquisition.rank(points)
-        told.append([acquisition.expected[point].probability for point in points])
+        forecasts.append([acquisition.expected[point].probability for point in points])
     # Not to the digit: the intervals of what misses by more are wider.
-    assert told[0] == pytest.approx(told[1], abs=0.002)
-    assert len({round(chance, 6) for chance in told[0]}) > 20
+    assert forecasts[0] == pytest.approx(forecasts[1], abs=0.002)
+    assert len({round(chance, 6) for chance in forecasts[0]}) > 20
 
 
 class Slow(Made):
@@ -325,8 +325,8 @@ class Slow(Made):
         return float(layers * width)
 
     def outcome(self, job: PlannedTrial) -> TrialOutcome:
-        found = super().outcome(job)
-        return found.model_copy(update={"final": {**found.final, "latency_ms": self.milliseconds(job.point)}})
+        result = super().outcome(job)
+        return result.model_copy(update={"final": {**result.final, "latency_ms": self.milliseconds(job.point)}})
 
 
 def test_a_limit_on_what_nothing_foretells_is_gone_by_from_the_second_model_on() -> None:
@@ -334,9 +334,9 @@ def test_a_limit_on_what_nothing_foretells_is_gone_by_from_the_second_model_on()
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1.6)), 0.9)
     shares = []
     for seed in range(8):
-        made = Slow(seed, other=seed)
-        known = search(made, seed, goal, most=24).observations
-        shares.append(np.mean([made.milliseconds(point) <= 1.6 for point in list(known.finished)[2:]]))
+        space = Slow(seed, other=seed)
+        known = search(space, seed, goal, most=24).observations
+        shares.append(np.mean([space.milliseconds(point) <= 1.6 for point in list(known.finished)[2:]]))
     assert np.mean(shares) > 0.8, shares
 
 
@@ -374,31 +374,33 @@ class Siblings(Made):
         return self.seconds[point[0]]
 
     def wrong(self, point: Point, rung: int) -> float:
-        return self.loss[point[0]] + 0.002 * sum(place == 2 for place in point[1:])
+        return self.loss[point[0]] + 0.002 * sum(choice == 2 for choice in point[1:])
 
 
 def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limits() -> None:
     """Two hundred times as cheap, and hopeless as soon as one of them was tried."""
-    made = Siblings()
-    engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.9), (1.0,), 0)
-    while not engine.observations.feasible and len(made.trained) < 10:
+    space = Siblings()
+    engine = Engine(
+        space, space, Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.9), (1.0,), 0
+    )
+    while not engine.observations.feasible and len(space.trained) < 10:
         for job in engine.next_round():
-            engine.record(job, made.outcome(job))
-    assert engine.observations.feasible, made.trained
+            engine.record(job, space.outcome(job))
+    assert engine.observations.feasible, space.trained
 
 
 def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_second_is_decided_on() -> None:
     """Two workers would wait for each other, and what comes of the first says whether the second is worth it."""
-    made, begun = Siblings(), 0
-    engine = Engine(made, made, GOAL, (1.0,), 0)
+    space, begun = Siblings(), 0
+    engine = Engine(space, space, GOAL, (1.0,), 0)
     for _ in range(8):
-        inputs = {point[0] for point, _ in made.trained}
+        inputs = {point[0] for point, _ in space.trained}
         jobs = engine.next_round()
         new = [job.point[0] for job in jobs if job.point[0] not in inputs]
         assert len(new) == len(set(new))
         begun += len(new)
         for job in jobs:
-            engine.record(job, made.outcome(job))
+            engine.record(job, space.outcome(job))
     assert begun == 4, "all depths"
 
 
@@ -410,17 +412,17 @@ def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a
             parameters = 1e5 * (1 + sum(point[1:])) * (point[0] + 1)
             return parameters if metric == "parameters" else super().predict(point, metric)
 
-    made = Counted()
+    space = Counted()
     goal = Goal(
         ("size_bytes",), (Limit(metric="accuracy", at_least=0.999), Limit(metric="size_bytes", at_most=5e5)), 0.9
     )
-    search(made, goal=goal, most=4)
-    assert [point for point, _ in made.trained[:4]] == [made.origin, *((depth, 2, 2, 2, 2) for depth in (1, 2, 3))]
+    search(space, goal=goal, most=4)
+    assert [point for point, _ in space.trained[:4]] == [space.origin, *((depth, 2, 2, 2, 2) for depth in (1, 2, 3))]
 
 
 def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
-    made = Made()
-    engine = search(made, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
+    space = Made()
+    engine = search(space, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
     assert engine.observations.best() is None
     assert engine.end_reason
     short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.observations.finished.items()}
@@ -431,11 +433,11 @@ class Restless(Made):
     """Every recipe has a hundred rows right that the baseline has wrong, and a hundred more the other way round."""
 
     def outcome(self, job: PlannedTrial) -> TrialOutcome:
-        found = super().outcome(job)
-        final = np.array(unpack_rows(found.rows["final"]["accuracy"]))
+        result = super().outcome(job)
+        final = np.array(unpack_rows(result.rows["final"]["accuracy"]))
         final[:100], final[np.flatnonzero(final)[-100:]] = 1, 0
-        rows = {**found.rows, "final": {"accuracy": pack_rows([*final])}}
-        return found.model_copy(update={"rows": rows, "final": {**found.final, "accuracy": float(final.mean())}})
+        rows = {**result.rows, "final": {"accuracy": pack_rows([*final])}}
+        return result.model_copy(update={"rows": rows, "final": {**result.final, "accuracy": float(final.mean())}})
 
 
 def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:
@@ -472,12 +474,12 @@ def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pic
         loss = (0.0, 0.024, 0.022, 0.0)
         seconds = (1200, 50, 100, 100)
 
-    made = Depths()
+    space = Depths()
     goal = Goal(GOAL.minimize, (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.99999)
-    engine = Engine(made, made, goal, (1.0,), 0)
-    while not any(point[0] == 3 for point, _ in made.trained) and len(made.trained) < 60:
+    engine = Engine(space, space, goal, (1.0,), 0)
+    while not any(point[0] == 3 for point, _ in space.trained) and len(space.trained) < 60:
         for job in engine.next_round():
-            engine.record(job, made.outcome(job))
+            engine.record(job, space.outcome(job))
     assert engine.observations.best() is None
     picked = engine.observations.pick()
     assert picked is not None and picked[0] == 3
@@ -488,10 +490,10 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
         def wrong(self, point: Point, rung: int) -> float:
             return super().wrong(point, rung) + 0.2 * (point[3] == 1)
 
-    made = Steep()
-    engine = search(made)
-    bad = {point for point, _ in made.trained if point[3] == 1}
-    whole = {point for point, rung in made.trained if point in bad and rung == 2}
+    space = Steep()
+    engine = search(space)
+    bad = {point for point, _ in space.trained if point[3] == 1}
+    whole = {point for point, rung in space.trained if point in bad and rung == 2}
     # Until it is known how often a low rung ends what misses a limit, and by whom it is judged, some go on.
     assert bad and len(whole) <= len(bad) / 3
     assert any("of its family trained in full, it would end" in why for why in engine.stopped.values())
@@ -499,14 +501,14 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
 
 def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> None:
     """Rounds don't depend on which worker was faster: outcomes are told as they were decided on."""
-    made, shuffled = Made(), Made()
-    engine, other = (Engine(one, one, GOAL, SHARES, 0) for one in (made, shuffled))
+    ordered, shuffled = Made(), Made()
+    engine, other = (Engine(space, space, GOAL, SHARES, 0) for space in (ordered, shuffled))
     chance = random.Random(0)
     while jobs := engine.next_round():
         assert other.next_round() == jobs
         ended = {job: shuffled.outcome(job) for job in chance.sample(jobs, len(jobs))}
         for job in jobs:
-            engine.record(job, made.outcome(job))
+            engine.record(job, ordered.outcome(job))
             other.record(job, ended[job])
     assert engine.observations.best() == other.observations.best()
 
@@ -528,7 +530,7 @@ class Vast(Made):
         drawn = np.random.default_rng(seed).integers(
             0, [len(parameter.values) for parameter in self.parameters], (200, 9)
         )
-        yield from (tuple(int(place) for place in row) for row in drawn)
+        yield from (tuple(int(choice) for choice in row) for row in drawn)
 
     def bytes(self, point: Point) -> float:
         layers, width, bits = (
@@ -541,12 +543,12 @@ class Vast(Made):
 
 
 def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
-    made = Vast()
-    engine = search(made, most=80)
+    space = Vast()
+    engine = search(space, most=80)
     assert engine.observations.best() is not None
-    drawn = set(made.points(0))
-    assert any(point not in drawn for point, _ in made.trained[3:]), "some were Optuna's"
-    assert made.bytes(engine.observations.best() or made.origin) < 0.6 * made.bytes(made.origin)
+    drawn = set(space.points(0))
+    assert any(point not in drawn for point, _ in space.trained[3:]), "some were Optuna's"
+    assert space.bytes(engine.observations.best() or space.origin) < 0.6 * space.bytes(space.origin)
 
 
 def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
@@ -572,16 +574,16 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
         def wrong(self, point: Point, rung: int) -> float:
             return 0.0
 
-    made = Wide()
-    engine = Engine(made, made, Goal(("size_bytes",), (), 0.9), (1.0,), 0)
+    space = Wide()
+    engine = Engine(space, space, Goal(("size_bytes",), (), 0.9), (1.0,), 0)
     jobs: list[PlannedTrial] = []
-    drawn = min(made.bytes(point) for point in made.points(0))
+    drawn = min(space.bytes(point) for point in space.points(0))
     for _ in range(2):
         jobs = engine.next_round()
         for job in jobs:
-            engine.record(job, made.outcome(job))
-    least = made.bytes((4,) * 12)
-    assert made.bytes(jobs[0].point) == least < drawn
+            engine.record(job, space.outcome(job))
+    least = space.bytes((4,) * 12)
+    assert space.bytes(jobs[0].point) == least < drawn
 
 
 class EvaluatedModel(Made):
@@ -612,14 +614,14 @@ class EvaluatedModel(Made):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_figure_that_nothing_foretells_is_expected_by_what_others_came_to(seed: int) -> None:
     """Of 256 recipes the best, or one as good, is among the first 24 trials."""
-    made = EvaluatedModel(seed)
+    space = EvaluatedModel(seed)
     goal = Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95)
-    engine = search(made, seed, goal, most=24)
-    best = min(made.perplexity(point) for point in made.points(0))
-    assert engine.observations.feasible[engine.observations.best() or made.origin][0] == best
+    engine = search(space, seed, goal, most=24)
+    best = min(space.perplexity(point) for point in space.points(0))
+    assert engine.observations.feasible[engine.observations.best() or space.origin][0] == best
 
 
 def test_a_search_ends_where_nothing_better_is_expected() -> None:
-    made = EvaluatedModel()
-    engine = search(made, goal=Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95))
+    space = EvaluatedModel()
+    engine = search(space, goal=Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95))
     assert len(engine.observations.outcomes) < 200 and engine.end_reason

@@ -53,8 +53,8 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = tiny_run.write_all(folder, stages=list(STAGES), search={"choices": CHOICES, "select": {"rows": 20}})
-        made = tiny_run.tokenizer()
-        config = BertConfig(vocab_size=len(made), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        tokenizer = tiny_run.tokenizer()
+        config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                             intermediate_size=128, max_position_embeddings=32)  # fmt: skip
         BertModel(config).save_pretrained(folder / "model")
         self.space = SearchSpace(read_document(path), folder)
@@ -69,8 +69,8 @@ class Watched:
         runner = self.trials.run_recipe(self.space.recipe(SMALLEST))
         self.made = size_bytes(runner.folder_of("onnx_int8"))
         self.stages = tuple(
-            StageCost(label=label, key=one.record.key, seconds=1.0, cached=False)
-            for label, one in runner.results.items()
+            StageCost(label=label, key=result.record.key, seconds=1.0, cached=False)
+            for label, result in runner.results.items()
         )
 
 
@@ -84,9 +84,9 @@ def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
     costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
     assert costs.predict(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
     costs.update(SMALLEST, 0.5, TrialOutcome(stages=watched.stages, seconds=10.0))
-    told = [costs.predict(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST)]
-    assert told[3] == watched.made
-    assert told[0] > told[1] > told[3] and told[0] > told[2] > told[3]  # type: ignore[operator]
+    predictions = [costs.predict(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST)]
+    assert predictions[3] == watched.made
+    assert predictions[0] > predictions[1] > predictions[3] and predictions[0] > predictions[2] > predictions[3]  # type: ignore[operator]
     costs.update(SMALLEST, 1.0, TrialOutcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
     assert costs.errors[SIZE] == [0.0]
     assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.imprecision_reasons()
@@ -110,11 +110,11 @@ def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> Non
     """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
     watched.size_estimator.start(TrialOutcome(stages=watched.stages))
     recipe = watched.space.recipe(SMALLEST, refit=True)
-    told = watched.size_estimator.with_data_of(watched.trials.context.runner(recipe)).size_bytes(SMALLEST)
-    made = size_bytes(watched.trials.run_recipe(recipe).folder_of("onnx_int8"))
-    assert told == made != watched.made
+    predicted_bytes = watched.size_estimator.with_data_of(watched.trials.context.runner(recipe)).size_bytes(SMALLEST)
+    actual_bytes = size_bytes(watched.trials.run_recipe(recipe).folder_of("onnx_int8"))
+    assert predicted_bytes == actual_bytes != watched.made
     refit = Refit(watched.space, watched.trials, watched.size_estimator)
-    for most, may_ship in ((made, True), (made - 1, False)):
+    for most, may_ship in ((actual_bytes, True), (actual_bytes - 1, False)):
         goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
         known = Observations(goal, 2, SMALLEST, finished={SMALLEST: TrialOutcome(baseline={SIZE: 1e6})})
         assert refit.fits_limits(SMALLEST, known) == may_ship
@@ -122,10 +122,10 @@ def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> Non
 
 def foreseen(watched: Watched, space: SearchSpace, most: int) -> SizeEstimator:
     """Of a space on the same start, in which so many structures are traced at most."""
-    found = SizeEstimator(space, lambda: watched.trials.context.runner(watched.space.base))
-    found.max_structures = most
-    found.start(TrialOutcome(stages=watched.stages))
-    return found
+    estimator = SizeEstimator(space, lambda: watched.trials.context.runner(watched.space.base))
+    estimator.max_structures = most
+    estimator.start(TrialOutcome(stages=watched.stages))
+    return estimator
 
 
 def other_space(watched: Watched, folder: Path, **block: object) -> SearchSpace:
@@ -166,20 +166,20 @@ def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watche
     sums = [watched.latency_estimator.kernel_sum(point) for point in (wide, narrow)]
     assert None not in sums and sums[0] != sums[1]
     assert sums[0] is not None
-    told = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
-    assert watched.latency_estimator.predict(wide) == pytest.approx(told, rel=1e-6)
-    watched.latency_estimator.update(wide, 1.2 * told)
-    assert watched.latency_estimator.predict(wide) == pytest.approx(1.2 * told, rel=0.03)
+    predicted_seconds = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
+    assert watched.latency_estimator.predict(wide) == pytest.approx(predicted_seconds, rel=1e-6)
+    watched.latency_estimator.update(wide, 1.2 * predicted_seconds)
+    assert watched.latency_estimator.predict(wide) == pytest.approx(1.2 * predicted_seconds, rel=0.03)
 
 
 def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_path: Path) -> None:
     """So that a search that goes on decides as before, whatever the user's table has by then."""
     watched.size_estimator.start(TrialOutcome(stages=watched.stages))
     watched.latency_estimator.use_snapshot(tmp_path)
-    told = watched.latency_estimator.kernel_sum((0, 1, 0, 1, 0))
+    kernel_sum = watched.latency_estimator.kernel_sum((0, 1, 0, 1, 0))
     later = LatencyEstimator(watched.size_estimator, KernelTable(1, tmp_path / "none"))
     later.use_snapshot(tmp_path)
-    assert told is not None and later.kernel_sum((0, 1, 0, 1, 0)) == told
+    assert kernel_sum is not None and later.kernel_sum((0, 1, 0, 1, 0)) == kernel_sum
     assert later.table is not None and not later.table.measured
 
 

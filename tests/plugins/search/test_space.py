@@ -30,9 +30,9 @@ CHOICES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("space")
-    tiny_run.write_all(made)
-    return made
+    models_folder = tmp_path_factory.mktemp("space")
+    tiny_run.write_all(models_folder)
+    return models_folder
 
 
 def space(folder: Path, stages: Any = STAGES, **block: Any) -> SearchSpace:
@@ -43,58 +43,58 @@ def space(folder: Path, stages: Any = STAGES, **block: Any) -> SearchSpace:
 
 
 def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) -> None:
-    made = space(folder, optional=["trim_vocabulary"])
-    assert [(parameter.name, parameter.values) for parameter in made.parameters] == [
+    search_space = space(folder, optional=["trim_vocabulary"])
+    assert [(parameter.name, parameter.values) for parameter in search_space.parameters] == [
         ("trim_vocabulary", ("kept", "left out")),
         ("stages.1.prune.feed_forward", (0.5, 0.25)),
         ("stages.1.heads", (0.5, 0)),
         ("stages.3.distill.student.layers", ([0, 1], [0])),
     ]
-    assert made.size == 16
-    assert made.origin == (0, 0, 0, 0)
-    assert made.describe(made.origin) == "the recipe as it stands"
+    assert search_space.size == 16
+    assert search_space.origin == (0, 0, 0, 0)
+    assert search_space.describe(search_space.origin) == "the recipe as it stands"
 
 
 def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
-    made = space(folder, optional=["trim_vocabulary"])
-    for point in made.points(0):
-        assert made.recipe(point).stages == made.stages(point)
+    search_space = space(folder, optional=["trim_vocabulary"])
+    for point in search_space.points(0):
+        assert search_space.recipe(point).stages == search_space.stages(point)
     point = (1, 1, 0, 1)
-    assert made.describe(point) == "no trim_vocabulary, prune.feed_forward 0.25, distill.student.layers [0]"
-    assert made.recipe(point).labels() == ("finetune", "prune", "distill", "onnx", "onnx_int8")
+    assert search_space.describe(point) == "no trim_vocabulary, prune.feed_forward 0.25, distill.student.layers [0]"
+    assert search_space.recipe(point).labels() == ("finetune", "prune", "distill", "onnx", "onnx_int8")
 
 
 def test_fields_of_a_stage_that_is_left_out_do_not_count(folder: Path) -> None:
-    made = space(folder, optional=["prune"])
-    points = list(made.points(0))
+    search_space = space(folder, optional=["prune"])
+    points = list(search_space.points(0))
     # With prune: 2 x 2 x 2; without it only the layers vary.
     assert len(points) == 8 + 2
-    every = itertools.product(*(range(len(parameter.values)) for parameter in made.parameters))
-    assert {made.identity(point) for point in every} == {made.identity(point) for point in points}
-    assert len({made.identity(point) for point in points}) == len(points)
+    every = itertools.product(*(range(len(parameter.values)) for parameter in search_space.parameters))
+    assert {search_space.identity(point) for point in every} == {search_space.identity(point) for point in points}
+    assert len({search_space.identity(point) for point in points}) == len(points)
 
 
 def test_only_what_lies_behind_the_baseline_is_trained_for_a_share_of_its_time(folder: Path) -> None:
-    made = space(folder)
-    recipe = made.recipe(made.origin, share=1 / 3)
+    search_space = space(folder)
+    recipe = search_space.recipe(search_space.origin, share=1 / 3)
     assert [stage.epochs for stage in recipe.stages if stage.kind in ("finetune", "distill")] == [2, pytest.approx(1)]
-    assert recipe.stages[1] == made.base.stages[1], "pruning at once trains nothing, so that rungs share it"
+    assert recipe.stages[1] == search_space.base.stages[1], "pruning at once trains nothing, so that rungs share it"
     assert shorten_training(recipe, 1.0) == recipe.stages
 
 
 def test_rows_that_choose_are_held_out_of_every_recipe(folder: Path) -> None:
-    made = space(folder)
-    (held,) = made.base.data.hold_out or ()
+    search_space = space(folder)
+    (held,) = search_space.base.data.hold_out or ()
     assert (held.rows, held.source, held.split) == (20, "train", "select")
-    assert made.recipe((0, 1, 1)).data == made.base.data
+    assert search_space.recipe((0, 1, 1)).data == search_space.base.data
 
 
 def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None:
-    made = space(folder, choices={**CHOICES, "stages.1.prune.heads": [0.25, 2]})
-    assert [parameter.values for parameter in made.parameters if parameter.name == "stages.1.prune.heads"] == [
+    search_space = space(folder, choices={**CHOICES, "stages.1.prune.heads": [0.25, 2]})
+    assert [parameter.values for parameter in search_space.parameters if parameter.name == "stages.1.prune.heads"] == [
         (0.5, 0.25)
     ]
-    assert list(made.rejected) == ["stages.1.prune.heads=2"]
+    assert list(search_space.rejected) == ["stages.1.prune.heads=2"]
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def written(stage: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(name: str, kind: Task) -> None:
     stages = initial_stages(kind, TASKS[name].starter["stages"], TRANSFORMER, anything)
     recipes = 1
-    for each in stages:
-        label, fields = written(each)
+    for initial_stage in stages:
+        label, fields = written(initial_stage)
         stage = STAGES[label].model_validate({"kind": label, **fields})
         assert stage.supports(kind.capabilities), f"{label} is not for {name}"
         recipes *= math.prod(len(set(map(str, tried))) for tried in search_values(stage, TRANSFORMER).values())
@@ -44,11 +44,11 @@ def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(na
 
 def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has() -> None:
     task = TASKS["image-classification"]
-    found = [written(each) for each in initial_stages(task, task.starter["stages"], TRANSFORMER, anything)]
-    assert [kind for kind, _ in found] == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
-    assert found[1][1] == {"feed_forward": 0.25}
-    assert found[2][1]["teacher"] == "finetune"
-    convolutions = [written(each) for each in initial_stages(task, task.starter["stages"], CONVOLUTIONS, anything)]
+    stages = [written(stage) for stage in initial_stages(task, task.starter["stages"], TRANSFORMER, anything)]
+    assert [kind for kind, _ in stages] == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
+    assert stages[1][1] == {"feed_forward": 0.25}
+    assert stages[2][1]["teacher"] == "finetune"
+    convolutions = [written(stage) for stage in initial_stages(task, task.starter["stages"], CONVOLUTIONS, anything)]
     assert convolutions[1][1] == {"flops": 0.3}
     prune = STAGES["prune"].model_validate({"kind": "prune", "flops": 0.3})
     assert set(search_values(prune, CONVOLUTIONS)) == {"flops"}
@@ -60,25 +60,25 @@ def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has()
 def test_what_an_architecture_has_not_is_not_cut() -> None:
     task = TASKS["audio-classification"]
     stages = task.starter["stages"]
-    found = initial_stages(task, stages, TRANSFORMER, lambda _, fields: "feed_forward" not in fields)
-    assert written(found[1]) == ("prune", {"heads": 0.25})
+    initial = initial_stages(task, stages, TRANSFORMER, lambda _, fields: "feed_forward" not in fields)
+    assert written(initial[1]) == ("prune", {"heads": 0.25})
     assert initial_stages(task, stages, TRANSFORMER, lambda *_: False) == stages
 
 
 def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts_already() -> None:
     images, texts = TASKS["image-classification"], TASKS["text-classification"]
     assert initial_stages(images, images.starter["stages"], None, anything) == images.starter["stages"]
-    found = initial_stages(texts, texts.starter["stages"], TRANSFORMER, anything)
-    assert [written(each)[0] for each in found] == [written(each)[0] for each in texts.starter["stages"]]
+    stages = initial_stages(texts, texts.starter["stages"], TRANSFORMER, anything)
+    assert [written(stage)[0] for stage in stages] == [written(stage)[0] for stage in texts.starter["stages"]]
 
 
 @pytest.mark.parametrize(("layers", "kept"), [(12, [1, 3, 5, 7, 9, 11]), (4, [1, 3]), (3, [2]), (1, None)])
 def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[int] | None) -> None:
     """The starter's layers are those of the model that it names."""
     task = TASKS["text-classification"]
-    found = dict(map(written, initial_stages(task, task.starter["stages"], replace(TRANSFORMER, layers=layers),
+    fields = dict(map(written, initial_stages(task, task.starter["stages"], replace(TRANSFORMER, layers=layers),
                                                anything)))  # fmt: skip
-    assert found["distill"].get("student") == (None if kept is None else {"layers": kept})
+    assert fields["distill"].get("student") == (None if kept is None else {"layers": kept})
     whole = dict(map(written, initial_stages(task, task.starter["stages"], TRANSFORMER, lambda *_: False)))
     assert "student" not in whole["distill"] and whole["distill"]["teacher"] == "finetune"
 
@@ -86,8 +86,8 @@ def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[in
 def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> None:
     task = TASKS["automatic-speech-recognition"]
     writes, names = (
-        [kind for kind, _ in map(written, initial_stages(each, task.starter["stages"], TRANSFORMER, anything))]
-        for each in task.variants()
+        [kind for kind, _ in map(written, initial_stages(variant, task.starter["stages"], TRANSFORMER, anything))]
+        for variant in task.variants()
     )
     assert writes == ["onnx", "onnx_int8", "onnx_weight_only"]
     assert names == ["finetune", "prune", "distill", "onnx", "onnx_int8"]

@@ -151,7 +151,9 @@ def test_what_is_read_elsewhere_too_is_no_fold(used_twice: bool) -> None:
     folds, alone = find_folds(dict(block.named_children()), lambda: block(hidden), 4)
     assert [(fold.consumers, fold.source) for fold in folds] == ([] if used_twice else [(("second",), "first")])
     assert alone == (["first", "second"] if used_twice else ["first"])
-    assert all(torch.equal(one, other) for one, other in zip(parameters_before, block.parameters(), strict=True))
+    assert all(
+        torch.equal(unchanged, other) for unchanged, other in zip(parameters_before, block.parameters(), strict=True)
+    )
 
 
 def test_what_cannot_be_equalized_is_said(tmp_path: Path) -> None:

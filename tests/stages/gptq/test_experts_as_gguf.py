@@ -42,8 +42,8 @@ def quantized(source: Checkpoint, scratch: Path, **fields: Any) -> QuantizedChec
 
 def answers(file: Path, tokens: np.ndarray) -> np.ndarray:
     session = get_runtime("llama-cpp").open(file, TARGETS["llama-cpp"], 1)
-    found: np.ndarray = session.predict({"input_ids": tokens})["logits"]
-    return found
+    logits: np.ndarray = session.predict({"input_ids": tokens})["logits"]
+    return logits
 
 
 def ids(length: int) -> np.ndarray:
@@ -77,8 +77,8 @@ def test_experts_of_different_bits_lie_in_one_tensor_that_holds_them_exactly(
     write_gguf(checkpoint, file)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     for index in range(2):
-        for own, leaf in {"gate": "w1", "down": "w2", "up": "w3"}.items():
-            tensor = stored[f"blk.{index}.ffn_{own}_exps.weight"]
+        for gguf_name, leaf in {"gate": "w1", "down": "w2", "up": "w3"}.items():
+            tensor = stored[f"blk.{index}.ffn_{gguf_name}_exps.weight"]
             modules = [f"{EXPERTS.format(index)}.{number}.{leaf}" for number in range(4)]
             finest = max(bits[module] for module in modules)
             assert (finest == 8) is (leaf == "w1")
@@ -89,7 +89,7 @@ def test_experts_of_different_bits_lie_in_one_tensor_that_holds_them_exactly(
         assert router.tensor_type.name == "F32"
         gate = source.stored(f"model.layers.{index}.block_sparse_moe.gate.weight").half().float().numpy()
         assert np.array_equal(router.data, gate)
-    assert all(one.largest <= one.allowed for one in compare_gguf(file, checkpoint))
+    assert all(difference.largest <= difference.allowed for difference in compare_gguf(file, checkpoint))
     with torch.no_grad():
         expected = load_quantized_module(checkpoint)(input_ids=torch.from_numpy(ids(40))).logits.numpy()
     # llama.cpp rounds activations to 8 bits.
@@ -99,16 +99,16 @@ def test_experts_of_different_bits_lie_in_one_tensor_that_holds_them_exactly(
 def test_the_proof_sees_an_expert_in_another_s_place(tmp_path: Path) -> None:
     checkpoint = quantized(mixtral(tmp_path / "source"), tmp_path / "scratch")
     write_gguf(checkpoint, tmp_path / "tiny.gguf")
-    found = {one.name: one for one in compare_gguf(tmp_path / "tiny.gguf", checkpoint)}
-    assert found["blk.1.ffn_down_exps.weight"].largest == 0
+    differences = {difference.name: difference for difference in compare_gguf(tmp_path / "tiny.gguf", checkpoint)}
+    assert differences["blk.1.ffn_down_exps.weight"].largest == 0
     tensor = next(t for t in GGUFReader(tmp_path / "tiny.gguf").tensors if t.name == "blk.1.ffn_down_exps.weight")
     swapped = tensor.data[[1, 0, 2, 3]].tobytes()
     with (tmp_path / "tiny.gguf").open("r+b") as file:
         file.seek(tensor.data_offset)
         file.write(swapped)
-    found = {one.name: one for one in compare_gguf(tmp_path / "tiny.gguf", checkpoint)}
-    assert found["blk.1.ffn_down_exps.weight"].largest > 0.1
-    assert found["blk.1.ffn_up_exps.weight"].largest == 0
+    differences = {difference.name: difference for difference in compare_gguf(tmp_path / "tiny.gguf", checkpoint)}
+    assert differences["blk.1.ffn_down_exps.weight"].largest > 0.1
+    assert differences["blk.1.ffn_up_exps.weight"].largest == 0
 
 
 def test_an_expert_that_is_kept_among_quantized_ones_is_named(tmp_path: Path) -> None:

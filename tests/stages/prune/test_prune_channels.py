@@ -56,12 +56,12 @@ def test_channels_that_nobody_listens_to_go_first(importance: str) -> None:
         net.hidden.weight[:, : 12 * 16].view(20, 12, 16)[:, [1, 2, 5, 7, 10, 11]] = 0
         net.project.weight[:, 8:16] = 0
         net.squeeze.weight[:, 8:16] = 0
-    before = copy.deepcopy(net)
+    original = copy.deepcopy(net)
     prune(model, channels=0.5, importance=importance, channel_multiple=2)
-    assert torch.equal(net.slope.weight, before.slope.weight[[0, 3, 4, 6, 8, 9]])
+    assert torch.equal(net.slope.weight, original.slope.weight[[0, 3, 4, 6, 8, 9]])
     assert net.depthwise.groups == net.depthwise.in_channels == len(net.depthwise.weight) == 12
-    gone = set(before.depthwise_norm.running_mean.tolist()) - set(net.depthwise_norm.running_mean.tolist())
-    assert set(before.depthwise_norm.running_mean[8:16].tolist()) < gone
+    gone = set(original.depthwise_norm.running_mean.tolist()) - set(net.depthwise_norm.running_mean.tolist())
+    assert set(original.depthwise_norm.running_mean[8:16].tolist()) < gone
 
 
 def test_channels_that_never_speak_go_first_where_data_decides() -> None:
@@ -101,21 +101,21 @@ MAKERS: dict[str, Callable[[], TorchModel]] = {"plain": channel_nets.plain, "reg
 def test_a_share_of_the_whole_is_reached(name: str, figure: str) -> None:
     model = MAKERS[name]()
     count: Callable[[TorchModel], int] = flops if figure == "flops" else TorchModel.parameters
-    before, context = count(model), tiny_images.context(DATA)
+    count_before, context = count(model), tiny_images.context(DATA)
     prune(model, context, channel_multiple=2, **{figure: 0.5})
     # One step more than needed is the least that whole multiples of channels allow.
-    assert 0.35 * before < count(model) <= 0.5 * before
-    said = re.search(
+    assert 0.35 * count_before < count(model) <= 0.5 * count_before
+    match = re.search(
         r"([\d,]+) -> ([\d,]+) multiplications an image, ([\d,]+) -> ([\d,]+) parameters", context.notes[0]
     )
-    assert said is not None
-    numbers = [int(number.replace(",", "")) for number in said.groups()]
+    assert match is not None
+    numbers = [int(number.replace(",", "")) for number in match.groups()]
     assert 2 * numbers[1] == flops(model) and numbers[3] == model.parameters()
 
 
 def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
     model, context = channel_nets.plain(), tiny_images.context(DATA)
-    before = inspector_of(model).digests()
+    digests_before = inspector_of(model).digests()
     stage = Prune(channels=0.5)
     stage.run(model, context)
     model.save(tmp_path)
@@ -123,7 +123,7 @@ def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
         load=lambda folder: TorchModel.load(folder, get_task(tiny_images.TASK)),
         encode=lambda processor: context.task.encode(context.data.split("test"), processor, None, 24),
     )
-    IntegrityCheck("prune", stage.output_spec()).check(model, before, ModelSize(1, 1), tmp_path, probe)
+    IntegrityCheck("prune", stage.output_spec()).check(model, digests_before, ModelSize(1, 1), tmp_path, probe)
     assert TorchModel.load(tmp_path, get_task(tiny_images.TASK)).parameters() == model.parameters()
 
 
@@ -161,7 +161,8 @@ def test_without_labels_a_model_s_own_answers_rank_its_channels() -> None:
     labeled = replace(context, data=Dataset(context.task.columns, {"train": answered}, tiny_images.LABELS))
     again = prune(channel_nets.plain(), labeled, channels=0.5)
     assert all(
-        torch.equal(one, other) for one, other in zip(model.tensors().values(), again.tensors().values(), strict=True)
+        torch.equal(tensor, other)
+        for tensor, other in zip(model.tensors().values(), again.tensors().values(), strict=True)
     )
 
 
@@ -226,10 +227,10 @@ def test_channels_of_a_vit_are_its_neurons() -> None:
 )
 def test_a_cut_that_cannot_be_is_refused(parameters: dict[str, Any], said: str) -> None:
     model = channel_nets.plain()
-    before = model.parameters()
+    parameters_before = model.parameters()
     with pytest.raises(StageError, match=said):
         prune(model, **parameters)
-    assert model.parameters() == before and not hasattr(model.module.config, CHANNELS_KEY)
+    assert model.parameters() == parameters_before and not hasattr(model.module.config, CHANNELS_KEY)
 
 
 def test_a_net_without_channels_to_cut_is_refused() -> None:
@@ -243,8 +244,8 @@ def test_a_net_without_channels_to_cut_is_refused() -> None:
             )
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.classifier(self.norm(self.stem(pixels)).mean((2, 3)))
-            return found
+            logits: torch.Tensor = self.classifier(self.norm(self.stem(pixels)).mean((2, 3)))
+            return logits
 
     model = channel_nets.plain()
     model.module.network = Fixed().eval()

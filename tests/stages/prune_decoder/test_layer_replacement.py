@@ -125,7 +125,7 @@ def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
         module.save_pretrained(source.folder)
         source = Checkpoint(source.folder)
     result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
-    expected, found = by_brute_force(source, config, gone, ids, unit or 1.0, massive), module_of(result)
+    expected, solved_module = by_brute_force(source, config, gone, ids, unit or 1.0, massive), module_of(result)
     assert len(given.notes) == 1 + len(gaps(gone)), given.notes
     kept_layers = [index for index in range(5) if index not in gone]
     plain = module_of(source)
@@ -133,13 +133,13 @@ def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
         position = kept_layers.index(gap.start - 1)
         solved, other, unsolved = (
             stack_of(module, config)[1][at].weight
-            for module, at in ((found, position), (expected, gap.start - 1), (plain, gap.start - 1))
+            for module, at in ((solved_module, position), (expected, gap.start - 1), (plain, gap.start - 1))
         )
         assert float((other - unsolved).detach().norm()) > 0.01 * float(unsolved.detach().norm())
         torch.testing.assert_close(solved, other, atol=2e-3 * float(other.detach().abs().max()), rtol=1e-2)
     tokens = ids[:2]
     with torch.no_grad():
-        torch.testing.assert_close(found(tokens).logits, expected(tokens).logits, atol=0.02, rtol=0.02)
+        torch.testing.assert_close(solved_module(tokens).logits, expected(tokens).logits, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize(

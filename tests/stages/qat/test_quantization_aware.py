@@ -58,8 +58,8 @@ def run(model: onnx.ModelProto, values: torch.Tensor, folder: Path, optimized: b
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {"x": values.numpy()})[0]
-    return found
+    answer: np.ndarray = session.run(None, {"x": values.numpy()})[0]
+    return answer
 
 
 def learned(
@@ -165,12 +165,12 @@ def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
         arrays |= {f"b{layer}": net.get_submodule(layer).bias.detach().numpy() for layer in names}
         stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in {**limits, **arrays}.items()]
         ends = [value("x", TensorProto.FLOAT, None)], [value("y", TensorProto.FLOAT, None)]
-        made = helper.make_graph(nodes, "g", *ends, stored)
-        return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+        built = helper.make_graph(nodes, "g", *ends, stored)
+        return ir.from_proto(helper.make_model(built, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
 
     weights = {name: layer.weight.detach().numpy() for name, layer in quantizable(net)[0].items()}
     places = match_layers(graph(), weights)
-    assert [(place.layers, place.follows, place.limits) for place in places] == [
+    assert [(grid.layers, grid.follows, grid.limits) for grid in places] == [
         (("0",), None, (0.0, 6.0)),
         (("3",), "0", (0.0, np.inf)),
         (("6",), "3", (-np.inf, np.inf)),
@@ -204,7 +204,9 @@ def test_four_bit_weights_take_half_a_byte(tmp_path: Path) -> None:
         sizes[bits] = model.ByteSize()
         onnx.save(model, tmp_path / "model.onnx")
         counted = describe_initializers(read_graph(tmp_path / "model.onnx"))
-        assert [(each.name, each.parameters) for each in counted if each.role == "weight"] == [("only.weight", 65536)]
+        assert [(tensor.name, tensor.parameters) for tensor in counted if tensor.role == "weight"] == [
+            ("only.weight", 65536)
+        ]
     assert sizes[8] - sizes[4] == pytest.approx(256 * 256 / 2, abs=200)
 
 
@@ -247,9 +249,9 @@ def test_inputs_that_are_always_the_same_are_named_and_kept(tmp_path: Path) -> N
         places = match_layers(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
         layers = put_in(holder, {"only": layer}, 8, grids(places))
         values = torch.full((3, 40), constant)
-        before = layers["only"](values)
+        outputs_before = layers["only"](values)
         assert start(layers) == ["only"]
-        torch.testing.assert_close(layers["only"](values), before, rtol=0, atol=0.05)
+        torch.testing.assert_close(layers["only"](values), outputs_before, rtol=0, atol=0.05)
 
 
 def test_a_channel_of_zeros_keeps_its_bias() -> None:
@@ -274,7 +276,7 @@ def test_layers_that_are_small_shared_or_padded_otherwise_stay() -> None:
     )
     module.append(nn.Linear(64, 64)).append(nn.Linear(64, 64)).append(nn.Conv2d(3, 4, 1))
     module[5].weight = module[4].weight
-    found, kept = quantizable(module)
-    assert list(found) == ["0", "6"]
-    assert list(kept) == ["2", "3", "4", "5"]
-    assert "shares" in kept["4"] and "zeros" in kept["3"] and "1024" in kept["2"]
+    quantizable_layers, float_layers = quantizable(module)
+    assert list(quantizable_layers) == ["0", "6"]
+    assert list(float_layers) == ["2", "3", "4", "5"]
+    assert "shares" in float_layers["4"] and "zeros" in float_layers["3"] and "1024" in float_layers["2"]

@@ -37,22 +37,29 @@ def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
         TrackedRun("trial 0", {"size_bytes": 10.0}, parameters={"heads": "0.5"}),
         TrackedRun("trial 1", {}, failed=True),
     )
-    made = tracked_run(report, tmp_path)
-    kept = track(
-        TrackedRun(made.name, made.metrics, made.spread, made.parameters, made.tags, made.files, trials), uri, "tiny"
+    tracked = tracked_run(report, tmp_path)
+    run_id = track(
+        TrackedRun(
+            tracked.name, tracked.metrics, tracked.spread, tracked.parameters, tracked.tags, tracked.files, trials
+        ),
+        uri,
+        "tiny",
     )
     client = mlflow.MlflowClient(tracking_uri=uri)
-    run = client.get_run(kept)
+    run = client.get_run(run_id)
     assert run.data.metrics == {
         "accuracy/cpu": 0.9, "accuracy/cpu.low": 0.8, "accuracy/cpu.high": 0.95, "accuracy_label_good_/cpu": 0.7,
     }  # fmt: skip
     assert run.data.params["recipe"] == "tiny"
     assert run.data.tags["compress.model"] == str(tmp_path / "model")
-    assert [each.path for each in client.list_artifacts(kept)] == ["recipe.yaml"]
+    assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["recipe.yaml"]
     within = client.search_runs(
-        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{kept}'", order_by=["attributes.run_name"]
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["attributes.run_name"]
     )
-    assert [(one.info.run_name, one.info.status) for one in within] == [("trial 0", "FINISHED"), ("trial 1", "FAILED")]
+    assert [(child.info.run_name, child.info.status) for child in within] == [
+        ("trial 0", "FINISHED"),
+        ("trial 1", "FAILED"),
+    ]
     assert within[0].data.metrics == {"size_bytes": 10.0}
 
 

@@ -60,20 +60,20 @@ def test_ratios_pair_repetitions_so_that_drift_cancels(agreement):
 
 
 def test_the_loop_reports_percentiles_as_the_tool_does(perf_test):
-    found = perf_test.statistics([7.0, 1.0, 9.0, 3.0, 5.0, 2.0, 8.0, 4.0, 10.0, 6.0])
+    percentiles = perf_test.statistics([7.0, 1.0, 9.0, 3.0, 5.0, 2.0, 8.0, 4.0, 10.0, 6.0])
     # Elements 5 and 9 of the sorted ten; no interpolation.
-    assert (found["p50_ms"], found["p90_ms"], found["p99_ms"]) == (6.0, 10.0, 10.0)
-    assert (found["mean_ms"], found["min_ms"], found["max_ms"]) == (5.5, 1.0, 10.0)
+    assert (percentiles["p50_ms"], percentiles["p90_ms"], percentiles["p99_ms"]) == (6.0, 10.0, 10.0)
+    assert (percentiles["mean_ms"], percentiles["min_ms"], percentiles["max_ms"]) == (5.5, 1.0, 10.0)
 
 
 def test_the_loop_times_every_run_but_the_warm_up(perf_test, tmp_path):
     graph, batches = _doubling_graph(tmp_path / "model.onnx"), tmp_path / "batches.npz"
     write_batches(batches, [{"x": np.ones((1, 4), np.float32)}])
-    found = perf_test.time_graph(graph, batches, threads=1, runs=7)
-    assert len(found["latencies_ms"]) == 7
-    assert all(latency > 0 for latency in found["latencies_ms"])
-    assert found["mean_ms"] == pytest.approx(np.mean(found["latencies_ms"]))
-    assert found["provider"] == "CPUExecutionProvider"
+    timing = perf_test.time_graph(graph, batches, threads=1, runs=7)
+    assert len(timing["latencies_ms"]) == 7
+    assert all(latency > 0 for latency in timing["latencies_ms"])
+    assert timing["mean_ms"] == pytest.approx(np.mean(timing["latencies_ms"]))
+    assert timing["provider"] == "CPUExecutionProvider"
 
 
 def test_the_input_is_one_row_of_known_tokens(agreement, tmp_path):
@@ -119,14 +119,14 @@ def test_the_order_alternates_and_a_failing_optimum_is_left_out_with_its_reason(
 
 
 def test_the_session_s_part_of_optimum_is_a_row_of_its_own(agreement):
-    one = {
+    sample = {
         "compress": {"latencies_ms": [2.0]},
         "perf_test loop": {"latencies_ms": [2.0]},
         "optimum-benchmark": {"latencies_ms": [2.2, 2.4, 2.2], "session_ms": [2.1, 2.0, 2.0]},
     }
-    found = agreement.medians_ms([one] * 6)
-    assert found["optimum-benchmark"].tolist() == [2.2] * 6
-    assert found["optimum-benchmark, session alone"].tolist() == [2.0] * 6
+    medians = agreement.medians_ms([sample] * 6)
+    assert medians["optimum-benchmark"].tolist() == [2.2] * 6
+    assert medians["optimum-benchmark, session alone"].tolist() == [2.0] * 6
 
 
 def test_an_environment_that_cannot_be_made_says_why_and_is_tried_again(peer_environment, monkeypatch):
@@ -145,9 +145,9 @@ def test_an_environment_that_cannot_be_made_says_why_and_is_tried_again(peer_env
     home = Path(commands[0][-1])
     home.mkdir(parents=True)
     assert peer_environment.optimum_python(lambda _: None) == home / "bin" / "python"
-    made = len(commands)
+    commands_before = len(commands)
     assert peer_environment.optimum_python(lambda _: None) == home / "bin" / "python"
-    assert (made, len(commands)) == (5, 5)
+    assert (commands_before, len(commands)) == (5, 5)
 
 
 def test_a_failing_command_s_last_words_are_kept(peer_environment):

@@ -32,8 +32,8 @@ STATIC = OnnxInt8(method="static", calibration_examples=16)
 
 
 def text_model() -> OnnxModel:
-    made = exported()
-    return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+    exported_model = exported()
+    return OnnxModel(exported_model.graph(), FLOAT_GRAPH, exported_model.model.companions())
 
 
 def image_model(make: Callable[[], object]) -> OnnxModel:
@@ -55,11 +55,11 @@ SHIPPED: dict[str, tuple[str, str, Callable[[], OnnxModel]]] = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Each as a run leaves it."""
     home = tmp_path_factory.mktemp("shipped")
-    found = {name: home / name.replace(" ", "-") for name in SHIPPED}
+    model_folders = {name: home / name.replace(" ", "-") for name in SHIPPED}
     for name, (_, _, make) in SHIPPED.items():
-        found[name].mkdir()
-        make().save(found[name])
-    return found
+        model_folders[name].mkdir()
+        make().save(model_folders[name])
+    return model_folders
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def in_optimum(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         jobs.append([kind, str(folder), find_graph(folder).name, *files])
     SENTENCE_TRANSFORMERS.run(Path(__file__).with_name("optimum_answers.py"), json.dumps(jobs))
     answers = {name: np.load(job[-1]) for name, job in zip(folders, jobs, strict=True)}
-    return {name: np.stack([found[one] for one in found.files]) for name, found in answers.items()}
+    return {name: np.stack([arrays[key] for key in arrays.files]) for name, arrays in answers.items()}
 
 
 def here(kind: str, folder: Path) -> np.ndarray:
@@ -87,7 +87,7 @@ def here(kind: str, folder: Path) -> np.ndarray:
         rows = pa.table({"image": images, "label": [tiny_images.LABELS[0]] * len(PIXELS)})
     examples = encode_for_model(folder, task, rows, 24)
     session = get_runtime("onnxruntime").open(folder, TARGETS["cpu"], 1)
-    return np.concatenate([session.predict(examples.batch([place]))["logits"] for place in range(len(examples))])
+    return np.concatenate([session.predict(examples.batch([row]))["logits"] for row in range(len(examples))])
 
 
 @pytest.mark.parametrize("name", SHIPPED)

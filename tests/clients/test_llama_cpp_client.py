@@ -28,11 +28,11 @@ def quantized(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Quanti
     """SmolLM2 rounded to nearest at 4 bits in groups of 64, its embedding too."""
     folder = tmp_path_factory.mktemp("smollm2")
     source = Checkpoint(smollm2)
-    made = quantize_tiny_llama(source, folder / "quantized", bits=4, group_size=64)
+    checkpoint = quantize_tiny_llama(source, folder / "quantized", bits=4, group_size=64)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(source.folder / name, made.folder / name)
-    write_gguf(made, folder / "quantized" / "model.gguf")
-    return made
+        shutil.copyfile(source.folder / name, checkpoint.folder / name)
+    write_gguf(checkpoint, folder / "quantized" / "model.gguf")
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def texts() -> list[str]:
 @pytest.mark.slow
 def test_every_weight_is_kept_in_a_file_of_four_and_a_half_bits(quantized: QuantizedCheckpoint) -> None:
     file = quantized.folder / "model.gguf"
-    found = compare_gguf(file, quantized)
-    assert len(found) == 272 and all(one.largest == 0 for one in found)
-    assert {one.kind for one in found} == {"Q4_0", "F32"}
+    differences = compare_gguf(file, quantized)
+    assert len(differences) == 272 and all(difference.largest == 0 for difference in differences)
+    assert {difference.kind for difference in differences} == {"Q4_0", "F32"}
     assert file.stat().st_size < 78_000_000
 
 
@@ -69,14 +69,14 @@ def test_losses_are_those_of_the_dequantized_weights(quantized: QuantizedCheckpo
         for name, parameter in plain.named_parameters():
             parameter.copy_(quantized.weight(name.removesuffix(".weight")))
         expected = plain(torch.from_numpy(ids)).logits
-    found = torch.from_numpy(session.predict({"input_ids": ids})["logits"])
+    predicted = torch.from_numpy(session.predict({"input_ids": ids})["logits"])
     losses = [
         float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.from_numpy(ids)[:, 1:].flatten()))
-        for logits in (found, expected)
+        for logits in (predicted, expected)
     ]
     # llama.cpp rounds activations to 8 bits.
     assert losses[0] == pytest.approx(losses[1], abs=0.03)
-    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.9
+    assert (predicted.argmax(-1) == expected.argmax(-1)).float().mean() > 0.9
 
 
 def _config(fields: dict[str, object]) -> object:

@@ -45,21 +45,21 @@ def test_grayscale_becomes_three_equal_parts() -> None:
 
 def test_cmyk_becomes_rgb() -> None:
     # Ink covers paper: red = (255 - cyan)(255 - black) / 255, and so on.
-    found, note = decoded(encoded(flat("CMYK", (255, 0, 51, 0)), "TIFF"))
-    assert found == [[[0, 255, 204]]]
+    picture, note = decoded(encoded(flat("CMYK", (255, 0, 51, 0)), "TIFF"))
+    assert picture == [[[0, 255, 204]]]
     assert "1 CMYK, as RGB" in note
 
 
 def test_colour_becomes_grayscale_by_its_luma() -> None:
     # ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B
-    found, note = decoded(encoded(flat("RGB", (100, 50, 200))), "L")
-    assert found == [[round(0.299 * 100 + 0.587 * 50 + 0.114 * 200)]]
+    picture, note = decoded(encoded(flat("RGB", (100, 50, 200))), "L")
+    assert picture == [[round(0.299 * 100 + 0.587 * 50 + 0.114 * 200)]]
     assert "1 RGB, as grayscale" in note
 
 
 def test_what_is_transparent_lies_on_white() -> None:
-    found, note = decoded(encoded(flat("RGBA", (0, 0, 0, 51))))
-    assert found == [[[204, 204, 204]]]
+    picture, note = decoded(encoded(flat("RGBA", (0, 0, 0, 51))))
+    assert picture == [[[204, 204, 204]]]
     assert "transparent, laid on white" in note
     palette = flat("P", 0)
     palette.putpalette([10, 20, 30])
@@ -69,8 +69,8 @@ def test_what_is_transparent_lies_on_white() -> None:
 
 def test_sixteen_bits_are_scaled_and_not_cut() -> None:
     deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
-    found, note = decoded(encoded(deep), "L")
-    assert found == [[0, 1, 255]]
+    picture, note = decoded(encoded(deep), "L")
+    assert picture == [[0, 1, 255]]
     assert "16 bits" in note
 
 
@@ -88,8 +88,8 @@ def test_an_image_is_turned_upright() -> None:
 
 def test_of_an_animation_the_first_picture_counts() -> None:
     pictures = [flat("L", 10), flat("L", 200)]
-    found, note = decoded(encoded(pictures[0], "GIF", save_all=True, append_images=pictures[1:]), "L")
-    assert found == [[10]]
+    picture, note = decoded(encoded(pictures[0], "GIF", save_all=True, append_images=pictures[1:]), "L")
+    assert picture == [[10]]
     assert "first picture" in note
 
 

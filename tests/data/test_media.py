@@ -28,10 +28,10 @@ FILES = {"cat/1.png": b"one", "cat/2.PNG": b"two", "dog/1.jpg": b"three"}
 def folder(tmp_path: Path) -> Path:
     """Class folders `train` and `test`; the test split has other contents."""
     for split, mark in (("train", b""), ("test", b"!")):
-        for name, found in FILES.items():
+        for name, media_bytes in FILES.items():
             path = tmp_path / split / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(found + mark)
+            path.write_bytes(media_bytes + mark)
     return tmp_path
 
 
@@ -69,9 +69,9 @@ def test_rows_name_files_from_the_folder_of_their_table(folder: Path) -> None:
 @pytest.mark.parametrize("form", ["bytes", "struct"])
 def test_a_parquet_file_holds_the_contents(folder: Path, form: str) -> None:
     for split, mark in (("train", b""), ("test", b"!")):
-        files = [found + mark for found in FILES.values()]
+        files = [media_bytes + mark for media_bytes in FILES.values()]
         # The second is what the Hugging Face datasets feature `Image` stores.
-        images = files if form == "bytes" else [{"bytes": found, "path": "x.png"} for found in files]
+        images = files if form == "bytes" else [{"bytes": media_bytes, "path": "x.png"} for media_bytes in files]
         labels = [name.split("/")[0] for name in FILES]
         pa.parquet.write_table(pa.table({"image": images, "label": labels}), folder / f"{split}.parquet")
     data = load(folder, splits={split: f"{split}.parquet" for split in SPLITS})
@@ -82,9 +82,9 @@ def test_a_parquet_file_holds_the_contents(folder: Path, form: str) -> None:
 
 
 def test_another_content_is_another_digest(folder: Path) -> None:
-    before = load(folder, source=".", splits=SPLITS).digest("train")
+    digest_before = load(folder, source=".", splits=SPLITS).digest("train")
     (folder / "train/cat/1.png").write_bytes(b"other")
-    assert load(folder, source=".", splits=SPLITS).digest("train") != before
+    assert load(folder, source=".", splits=SPLITS).digest("train") != digest_before
 
 
 def test_an_image_of_the_test_split_may_stand_in_no_other(folder: Path) -> None:
@@ -92,8 +92,8 @@ def test_an_image_of_the_test_split_may_stand_in_no_other(folder: Path) -> None:
     with pytest.raises(DataError, match="1 of 4 rows of the split 'train' also stand in the test split") as caught:
         load(folder, source=".", splits=SPLITS)
     assert "again.png" in str(caught.value)
-    kept = load(folder, source=".", splits=SPLITS, drop_overlap=True).split("train")
-    assert len(kept) == 3
+    kept_rows = load(folder, source=".", splits=SPLITS, drop_overlap=True).split("train")
+    assert len(kept_rows) == 3
 
 
 def test_what_is_no_file_is_named(folder: Path) -> None:

@@ -55,8 +55,8 @@ def widths(heads: int, neurons: int, tokens: int) -> dict[str, int]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["from large to small", "from small to large"])
 def resized(request: pytest.FixtureRequest) -> InterpolatedGraph:
-    one, other = sorted([(12, 384, 5000), (11, 200, 6009)], reverse=not request.param)
-    return InterpolatedGraph(made(*one), widths(*one), made(*other), widths(*other))
+    smaller, other = sorted([(12, 384, 5000), (11, 200, 6009)], reverse=not request.param)
+    return InterpolatedGraph(made(*smaller), widths(*smaller), made(*other), widths(*other))
 
 
 @pytest.mark.parametrize("at", [(12, 384, 5000), (3, 17, 100), (1, 255, 127), (2, 256, 128), (64, 5000, 70_000)])
@@ -67,26 +67,26 @@ def test_bytes_are_those_of_the_graph_that_is_made(resized: InterpolatedGraph, a
 
 def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: InterpolatedGraph) -> None:
     at = (3, 300, 77)
-    found, wanted = resized.at(widths(*at)), made(*at)
-    assert list(found.graph.node) == list(wanted.graph.node)
-    assert {tensor.name: list(tensor.dims) for tensor in found.graph.initializer} == {
-        tensor.name: list(tensor.dims) for tensor in wanted.graph.initializer
+    actual, expected = resized.at(widths(*at)), made(*at)
+    assert list(actual.graph.node) == list(expected.graph.node)
+    assert {tensor.name: list(tensor.dims) for tensor in actual.graph.initializer} == {
+        tensor.name: list(tensor.dims) for tensor in expected.graph.initializer
     }
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in found.graph.initializer}
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in actual.graph.initializer}
     assert arrays["shape"].tolist() == [0, -1, 3, HEAD]
     assert arrays["table"].shape == (77, 16) and (arrays["table"] != 0).any()
 
 
 def test_graphs_of_other_operators_are_refused() -> None:
-    one, other = (12, 384, 5000), (11, 200, 6009)
+    first, other = (12, 384, 5000), (11, 200, 6009)
     with pytest.raises(ModelError, match="op_type"):
-        InterpolatedGraph(made(*one), widths(*one), made(*other, operator="Tanh"), widths(*other))
+        InterpolatedGraph(made(*first), widths(*first), made(*other, operator="Tanh"), widths(*other))
 
 
 def test_a_number_that_could_follow_two_widths_is_refused() -> None:
-    one, other = (12, 384, 5000), (6, 192, 6009)
+    first, other = (12, 384, 5000), (6, 192, 6009)
     with pytest.raises(ModelError, match="is ambiguous"):
-        InterpolatedGraph(made(*one), widths(*one), made(*other), widths(*other))
+        InterpolatedGraph(made(*first), widths(*first), made(*other), widths(*other))
 
 
 def test_a_width_of_no_whole_number_is_refused() -> None:

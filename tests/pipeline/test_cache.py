@@ -37,9 +37,9 @@ def stored(root: Path, key: str = KEY) -> Entry:
 
 
 def obtain(root: Path, make: Callable[[Path], Mapping[str, Any]] = write) -> tuple[Entry, bool, list[str]]:
-    said: list[str] = []
-    entry, cached = Cache(root).obtain(KEY, make, said.append, lambda: said.append("waits"))
-    return entry, cached, said
+    messages: list[str] = []
+    entry, cached = Cache(root).obtain(KEY, make, messages.append, lambda: messages.append("waits"))
+    return entry, cached, messages
 
 
 def partial_folders(root: Path) -> list[str]:
@@ -59,17 +59,17 @@ def test_versions_are_those_installed() -> None:
 
 
 def test_what_was_stored_is_found(tmp_path: Path) -> None:
-    made = stored(tmp_path)
-    found = Cache(tmp_path).find(KEY)
-    assert found == made == Cache(tmp_path).peek(KEY)
-    assert found is not None
-    assert (found.folder / "sub" / "b.txt").read_bytes() == b"beta"
-    assert found.record["seconds"] == 1.5
-    assert found.size_bytes == len(b"alpha") + len(b"beta")
-    assert found.record["files"]["a.txt"] == {"sha256": hashlib.sha256(b"alpha").hexdigest(), "bytes": 5}
+    entry = stored(tmp_path)
+    stored_entry = Cache(tmp_path).find(KEY)
+    assert stored_entry == entry == Cache(tmp_path).peek(KEY)
+    assert stored_entry is not None
+    assert (stored_entry.folder / "sub" / "b.txt").read_bytes() == b"beta"
+    assert stored_entry.record["seconds"] == 1.5
+    assert stored_entry.size_bytes == len(b"alpha") + len(b"beta")
+    assert stored_entry.record["files"]["a.txt"] == {"sha256": hashlib.sha256(b"alpha").hexdigest(), "bytes": 5}
     sums = (("a.txt", b"alpha"), ("sub/b.txt", b"beta"))
     listing = "".join(f"{name}\0{hashlib.sha256(content).hexdigest()}\0" for name, content in sums)
-    assert found.digest == hashlib.sha256(listing.encode()).hexdigest()
+    assert stored_entry.digest == hashlib.sha256(listing.encode()).hexdigest()
 
 
 def test_nothing_is_found_where_nothing_is_and_looking_writes_nothing(tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def _compete(root: Path, seconds: float, log: Path, ready: Any) -> None:
         return write(content)
 
     ready.wait()
-    _, cached, said = obtain(root, make)
+    _, cached, messages = obtain(root, make)
     with log.open("a") as file:
-        file.write(f"cached={cached} {' '.join(said)}\n")
+        file.write(f"cached={cached} {' '.join(messages)}\n")
 
 
 def test_of_two_processes_one_makes_the_entry_and_the_other_waits(tmp_path: Path) -> None:
@@ -270,6 +270,6 @@ def test_after_kill_9_the_next_writer_goes_on_at_once(tmp_path: Path) -> None:
     os.kill(writer.pid, signal.SIGKILL)
     writer.join(20)
     assert partial_folders(tmp_path) == [f"partial-{KEY}"]
-    entry, cached, said = obtain(tmp_path)
-    assert (cached, said, partial_folders(tmp_path)) == (False, [], [])
+    entry, cached, messages = obtain(tmp_path)
+    assert (cached, messages, partial_folders(tmp_path)) == (False, [], [])
     assert Cache(tmp_path).find(KEY) == entry

@@ -40,8 +40,8 @@ class Knot(nn.Module):
         gate = self.excite(self.squeeze(wide.mean((2, 3), keepdim=True)).relu()).sigmoid()
         narrow = self.slope(self.project(wide * gate))
         both = nn.functional.adaptive_avg_pool2d(self.joined_norm(torch.cat([narrow, summed], 1)), 4)
-        found: torch.Tensor = self.classifier(self.hidden(both.flatten(1)).relu())
-        return found
+        logits: torch.Tensor = self.classifier(self.hidden(both.flatten(1)).relu())
+        return logits
 
 
 class Stubborn(nn.Module):
@@ -59,10 +59,10 @@ class Stubborn(nn.Module):
         self.classifier = nn.Linear(6, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        found = self.before(self.norm(self.stem(pixels)).relu())
-        found = self.again(self.again(found).relu())
-        found = self.middle(self.wide(found) * self.scale).relu()
-        logits: torch.Tensor = self.classifier(found.mean((2, 3)))
+        activations = self.before(self.norm(self.stem(pixels)).relu())
+        activations = self.again(self.again(activations).relu())
+        activations = self.middle(self.wide(activations) * self.scale).relu()
+        logits: torch.Tensor = self.classifier(activations.mean((2, 3)))
         return logits
 
 

@@ -102,11 +102,11 @@ def text(tokens: int, seed: int = 0) -> str:
     """Letters that depend on the one before, so that inputs are correlated; one token each for `tiny_tokenizer`."""
     generator = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnop ETAOIN"))
-    place, found = 0, []
+    letter_index, chosen_letters = 0, []
     for _ in range(tokens):
-        place = int(place + generator.geometric(0.4)) % len(letters)
-        found.append(str(letters[place]))
-    return "".join(found)
+        letter_index = int(letter_index + generator.geometric(0.4)) % len(letters)
+        chosen_letters.append(str(letters[letter_index]))
+    return "".join(chosen_letters)
 
 
 def context(
@@ -138,5 +138,5 @@ class Notes(SilentProgress):
 
 def layers_of(folder: Path) -> dict[str, dict[str, Any]]:
     """`quantized_layers.json` by name."""
-    found = json.loads((folder / "quantized_layers.json").read_text())
-    return {layer["name"]: layer for layer in found["layers"]}
+    layer_fields = json.loads((folder / "quantized_layers.json").read_text())
+    return {layer["name"]: layer for layer in layer_fields["layers"]}

@@ -29,8 +29,8 @@ def points(count: int, seed: int = 0) -> np.ndarray:
     """[count, 2] drawn from the mixture."""
     drawn = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(shares(), count, replacement=True, generator=drawn)
-    found = centres()[chosen] + DEVIATION * torch.randn(count, 2, generator=drawn)
-    return found.numpy()
+    drawn_points = centres()[chosen] + DEVIATION * torch.randn(count, 2, generator=drawn)
+    return drawn_points.numpy()
 
 
 def scheduler(**fields: Any) -> Any:
@@ -73,8 +73,8 @@ class SmallDenoiser(nn.Module):
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool = True) -> tuple[torch.Tensor]:
         """v [B, 2] at timesteps [B]."""
-        place = timestep.float().reshape(-1, 1).expand(len(sample), 1) / TRAINED
-        angles = place * 2.0 ** torch.arange(8) * math.pi / 2
+        relative_time = timestep.float().reshape(-1, 1).expand(len(sample), 1) / TRAINED
+        angles = relative_time * 2.0 ** torch.arange(8) * math.pi / 2
         return (self.layers(torch.cat([sample, angles.sin(), angles.cos()], 1)),)
 
 
@@ -84,9 +84,9 @@ def drawn(network: nn.Module, made: Any, steps: int, noise: torch.Tensor, seed: 
     made = type(made).from_config(made.config)
     made.set_timesteps(steps)
     options = {"generator": torch.Generator().manual_seed(seed)} if "LCM" in type(made).__name__ else {}
-    found = noise * made.init_noise_sigma
+    latents = noise * made.init_noise_sigma
     for time in made.timesteps:
-        given = made.scale_model_input(found, time)
+        given = made.scale_model_input(latents, time)
         output = network(given, time.round().long().expand(len(noise)), return_dict=False)[0]
-        found = made.step(output, time, found, **options).prev_sample
-    return found
+        latents = made.step(output, time, latents, **options).prev_sample
+    return latents

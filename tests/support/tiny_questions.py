@@ -35,16 +35,18 @@ PATCH = 8
 
 def tokenizer(words: tuple[str, ...] = WORDS) -> PreTrainedTokenizerFast:
     """Whole words; an image's token is one that no text is split at."""
-    made = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = Whitespace()
+    word_tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    word_tokenizer.pre_tokenizer = Whitespace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, extra_special_tokens={"image_token": IMAGE}, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer, extra_special_tokens={"image_token": IMAGE}, **special
+    )
 
 
 def processor(template: str | None = TEMPLATE, **changes: Any) -> LlavaProcessor:
     """LLaVA's, of a CLIP tower whose first token is left out unless it is told otherwise."""
-    said = {"patch_size": PATCH, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
-    return LlavaProcessor(tiny_images.processor(), tokenizer(), chat_template=template, **said | changes)
+    fields = {"patch_size": PATCH, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+    return LlavaProcessor(tiny_images.processor(), tokenizer(), chat_template=template, **fields | changes)
 
 
 def module(text: str = "llama", tower: str = "clip_vision_model", **changes: Any) -> LlavaForConditionalGeneration:
@@ -61,17 +63,17 @@ def module(text: str = "llama", tower: str = "clip_vision_model", **changes: Any
         vision_feature_layer=-1,
         vision_feature_select_strategy="default" if tower.startswith("clip") else "full",
     )
-    made = tiny_images.shaken(LlavaForConditionalGeneration(config))
-    made.generation_config.max_new_tokens = 8
-    return made
+    model = tiny_images.shaken(LlavaForConditionalGeneration(config))
+    model.generation_config.max_new_tokens = 8
+    return model
 
 
 def write_model(folder: Path, template: str | None = TEMPLATE, **changes: Any) -> Path:
     """With its tokenizer and processor, as they lie on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = module(**changes)
-    made.save_pretrained(folder)
-    whole = made.config.vision_feature_select_strategy == "full"
+    model = module(**changes)
+    model.save_pretrained(folder)
+    whole = model.config.vision_feature_select_strategy == "full"
     counted = {"num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"} if whole else {}
     both = processor(template, **counted)
     both.save_pretrained(folder)
@@ -92,9 +94,9 @@ def write_idefics3(folder: Path, splitting: bool = False) -> Path:
         scale_factor=2,
         pad_token_id=0,
     )
-    made = tiny_images.shaken(Idefics3ForConditionalGeneration(config))
-    made.generation_config.update(max_new_tokens=8, eos_token_id=2)
-    made.save_pretrained(folder)
+    model = tiny_images.shaken(Idefics3ForConditionalGeneration(config))
+    model.generation_config.update(max_new_tokens=8, eos_token_id=2)
+    model.save_pretrained(folder)
     square = {"longest_edge": tiny_images.SIDE}
     pictures = Idefics3ImageProcessorPil(size=square, max_image_size=square, do_image_splitting=splitting)
     count = (tiny_images.SIDE // PATCH) ** 2 // 4

@@ -29,9 +29,9 @@ TALK = [
 
 
 def tokenizer(template: str | None = CHAT) -> Any:
-    made = tiny_tokenizer()
-    made.chat_template = template
-    return made
+    chat_tokenizer = tiny_tokenizer()
+    chat_tokenizer.chat_template = template
+    return chat_tokenizer
 
 
 def spelled(made: Any, ids: Any) -> str:
@@ -44,27 +44,30 @@ def table(*rows: Any) -> pa.Table:
 
 
 def test_answers_and_what_ends_their_turns_are_learned_and_nothing_else() -> None:
-    made = tokenizer()
-    ids, counted = learned_tokens(table(TALK), made, made.eos_token_id)
+    chat_tokenizer = tokenizer()
+    ids, counted = learned_tokens(table(TALK), chat_tokenizer, chat_tokenizer.eos_token_id)
     whole = "<user>ab</s><assistant>cde</s><user>f</s><assistant>gh</s>"
-    assert spelled(made, ids) == whole
-    assert spelled(made, ids[counted]) == "cde</s>gh</s>"
+    assert spelled(chat_tokenizer, ids) == whole
+    assert spelled(chat_tokenizer, ids[counted]) == "cde</s>gh</s>"
 
 
 def test_texts_end_with_a_token_and_all_of_them_is_learned() -> None:
-    made = tokenizer()
-    ids, counted = learned_tokens(table("ab", "c"), made, made.eos_token_id)
-    assert spelled(made, ids) == "ab</s>c</s>" and counted.all()
-    ids, counted = learned_tokens(table("ab", "c"), made, None)
-    assert spelled(made, ids) == "ab<unk><unk>c" and counted.all()
-    mixed, counted = learned_tokens(table("ab", TALK[:2]), made, made.eos_token_id)
-    assert spelled(made, mixed) == "ab</s><user>ab</s><assistant>cde</s>"
-    assert spelled(made, mixed[counted]) == "ab</s>cde</s>"
+    chat_tokenizer = tokenizer()
+    ids, counted = learned_tokens(table("ab", "c"), chat_tokenizer, chat_tokenizer.eos_token_id)
+    assert spelled(chat_tokenizer, ids) == "ab</s>c</s>" and counted.all()
+    ids, counted = learned_tokens(table("ab", "c"), chat_tokenizer, None)
+    assert spelled(chat_tokenizer, ids) == "ab<unk><unk>c" and counted.all()
+    mixed, counted = learned_tokens(table("ab", TALK[:2]), chat_tokenizer, chat_tokenizer.eos_token_id)
+    assert spelled(chat_tokenizer, mixed) == "ab</s><user>ab</s><assistant>cde</s>"
+    assert spelled(chat_tokenizer, mixed[counted]) == "ab</s>cde</s>"
 
 
 def test_what_is_judged_by_is_written_in_the_template_too() -> None:
-    made = tokenizer()
-    assert spelled(made, token_ids(table(TALK[:2], "xy"), made)) == "<user>ab</s><assistant>cde</s><unk><unk>xy"
+    chat_tokenizer = tokenizer()
+    assert (
+        spelled(chat_tokenizer, token_ids(table(TALK[:2], "xy"), chat_tokenizer))
+        == "<user>ab</s><assistant>cde</s><unk><unk>xy"
+    )
 
 
 @pytest.mark.parametrize("cells", [[TALK, "plain"], [json.loads(json.dumps(TALK)), "plain"]])

@@ -23,9 +23,9 @@ INPUTS = GraphInputs(
 
 
 def table(folder: Path, config: DataConfig, split: str) -> pa.Table:
-    place = locate_split(config, split, folder, lambda name: None)
-    assert place is not None
-    return choose(read(place, ["inputs"]), TASK.columns, {})
+    location = locate_split(config, split, folder, lambda name: None)
+    assert location is not None
+    return choose(read(location, ["inputs"]), TASK.columns, {})
 
 
 def test_drawn_inputs_are_the_same_each_time_and_others_for_each_split(tmp_path: Path) -> None:
@@ -34,13 +34,13 @@ def test_drawn_inputs_are_the_same_each_time_and_others_for_each_split(tmp_path:
         TASK.encode(table(tmp_path, config, split), INPUTS, None, 8) for split in ("train", "train", "test")
     )
     assert len(first) == 3 and "drawn at random" in first.note and "not accuracy" in first.note
-    for place in range(3):
-        batch = first.batch([place])
+    for row in range(3):
+        batch = first.batch([row])
         assert {name: (array.dtype.name, array.shape) for name, array in batch.items()} == {
             "x": ("float32", (1, 3)),
             "ids": ("int64", (4,)),
         }
-        assert (batch["x"] == again.batch([place])["x"]).all() and not (batch["x"] == other.batch([place])["x"]).any()
+        assert (batch["x"] == again.batch([row])["x"]).all() and not (batch["x"] == other.batch([row])["x"]).any()
         assert batch["ids"].max() < 10
 
 
@@ -67,21 +67,21 @@ def test_files_are_read_by_the_names_of_inputs_and_refused_where_they_do_not_fit
 
 
 def test_what_a_graph_takes_is_kept_beside_it(tmp_path: Path) -> None:
-    found = import_graph(foreign_graphs.write(foreign_graphs.embedding(), tmp_path)).inputs
-    (tmp_path / GRAPH_INPUTS).write_bytes(found.as_json())
-    assert read_graph_inputs(tmp_path) == found
+    graph_inputs = import_graph(foreign_graphs.write(foreign_graphs.embedding(), tmp_path)).inputs
+    (tmp_path / GRAPH_INPUTS).write_bytes(graph_inputs.as_json())
+    assert read_graph_inputs(tmp_path) == graph_inputs
 
 
 def test_outputs_are_compared_with_the_baselines_and_choices_counted() -> None:
     examples = TASK.encode(pa.table({"inputs": []}), INPUTS, None, 8)
     scores = [np.array([[1.0, 2.0, 0.0]]), np.array([[0.0, 1.0, 3.0]])]
     other = [scores[0], np.array([[3.5, 1.0, 3.0]])]
-    reference, kept = (
+    reference, collected = (
         [TASK.collect({"scores": row, "count": np.array([7])}, examples, [0]) for row in side]
         for side in (scores, other)
     )
     joined, candidate = (
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in (reference, kept)
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in (reference, collected)
     )
     rows = {row.metric: row.value for row in TASK.compare(candidate, joined, "final", "cpu")}
     spread = np.concatenate(scores).std()

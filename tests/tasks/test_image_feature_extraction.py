@@ -60,7 +60,7 @@ def test_graphs_answer_as_the_pipeline_of_transformers(name: str, tmp_path: Path
     graph = export_onnx(model, examples.subset(range(8)), None, fusions=True).graph
     assert verify_parity(graph, model, examples.subset(range(8)), 1e-3) < 1e-4
     outputs = session_of(graph).predict(examples.batch(range(COUNT)))
-    found = TASK.collect(outputs, examples, range(COUNT))["embedding"]
+    embeddings = TASK.collect(outputs, examples, range(COUNT))["embedding"]
 
     images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
     known = pipeline("image-feature-extraction", str(tmp_path), use_fast=False)
@@ -68,10 +68,10 @@ def test_graphs_answer_as_the_pipeline_of_transformers(name: str, tmp_path: Path
     np.testing.assert_allclose(outputs["last_hidden_state"], expected.numpy(), atol=1e-4)
     if name == "vit without a pooler":
         # The pipeline would pool with weights drawn at random.
-        np.testing.assert_allclose(found, expected[:, 0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(embeddings, expected[:, 0].numpy(), atol=1e-4)
     else:
         pooled = torch.cat(known(images, batch_size=50, return_tensors=True, pool=True))
-        np.testing.assert_allclose(found, pooled.flatten(1).numpy(), atol=1e-4)
+        np.testing.assert_allclose(embeddings, pooled.flatten(1).numpy(), atol=1e-4)
 
 
 def test_a_model_without_a_pooler_stays_so(tmp_path: Path) -> None:
@@ -99,22 +99,22 @@ def test_a_model_that_pools_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def rows_of(kept: list[list[float]], labels: list[int]) -> dict[str, Any]:
-    found = TASK.measure({"embedding": np.array(kept, np.float32)}, np.array(labels), "m", "cpu")
-    return {row.metric: row for row in found}
+    measured = TASK.measure({"embedding": np.array(kept, np.float32)}, np.array(labels), "m", "cpu")
+    return {row.metric: row for row in measured}
 
 
 def test_what_is_found_is_counted_by_hand() -> None:
     # Directions at 0, 10, 30, 70 and 90 degrees; nearest: 1, 0, 1, 4, 3.
     angles = np.radians([0, 10, 30, 70, 90])
-    kept = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [2], [3], [4], [5]]
-    found = rows_of(kept.tolist(), [0, 0, 1, 1, 1])
-    assert next(iter(found)) == "recall_at_1"
-    assert found["recall_at_1"].raw == (1, 1, 0, 1, 1)
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [2], [3], [4], [5]]
+    measured = rows_of(embeddings.tolist(), [0, 0, 1, 1, 1])
+    assert next(iter(measured)) == "recall_at_1"
+    assert measured["recall_at_1"].raw == (1, 1, 0, 1, 1)
     # Of four others, one each is of the class of the first two, two are of the others'.
-    assert found["precision_at_10"].raw == pytest.approx((1 / 4, 1 / 4, 1 / 2, 1 / 2, 1 / 2))
+    assert measured["precision_at_10"].raw == pytest.approx((1 / 4, 1 / 4, 1 / 2, 1 / 2, 1 / 2))
     # From 30 degrees: 10, 0, then 70.
-    assert found["mean_reciprocal_rank"].raw == pytest.approx((1, 1, 1 / 3, 1, 1))
-    assert found["recall_at_10"].value == 1 and found["embedding_bytes_binary"].value == 1
+    assert measured["mean_reciprocal_rank"].raw == pytest.approx((1, 1, 1 / 3, 1, 1))
+    assert measured["recall_at_10"].value == 1 and measured["embedding_bytes_binary"].value == 1
 
 
 def test_labels_are_numbers_of_classes_and_losses_are_contrastive() -> None:

@@ -119,9 +119,9 @@ def test_every_capability_of_a_task_has_a_name() -> None:
     ],
 )
 def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[str], names: set[str]) -> None:
-    found = tasks_with(frozenset(requires), frozenset(excludes))
-    assert set(found) == names
-    assert list(found) == [name for name in TASK_NAMES if name in names]
+    matching = tasks_with(frozenset(requires), frozenset(excludes))
+    assert set(matching) == names
+    assert list(matching) == [name for name in TASK_NAMES if name in names]
 
 
 IN_STEPS = {GENERATES, TRANSCRIBES, REWRITES, DESCRIBES_IMAGES, GENERATES_IMAGES}
@@ -169,9 +169,9 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
 
 def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     plugged["mine"] = "plugged_tasks:SENTIMENT"
-    found = registry._registered()
-    assert list(found) == [*TASK_NAMES, "sentiment"] and not plugin_problems()
-    monkeypatch.setattr(registry, "TASKS", found)
+    registered = registry._registered()
+    assert list(registered) == [*TASK_NAMES, "sentiment"] and not plugin_problems()
+    monkeypatch.setattr(registry, "TASKS", registered)
     assert tasks_with(frozenset({"has stars"})) == ("sentiment",)
     assert tasks_with(STAGES["finetune"].requires)[-1] == "sentiment"
     assert "sentiment" not in tasks_with(STAGES["cast"].requires)
@@ -204,17 +204,19 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
     from optimum.exporters.tasks import TasksManager
 
     classes = {
-        name: (task, found)
+        name: (task, classes_of_task)
         for task in TASK_NAMES
         if task in TasksManager._TRANSFORMERS_TASKS_TO_MODEL_MAPPINGS
-        for found in TasksManager._TRANSFORMERS_TASKS_TO_MODEL_MAPPINGS[task].values()
-        for name in ([found] if isinstance(found, str) else found)
+        for classes_of_task in TasksManager._TRANSFORMERS_TASKS_TO_MODEL_MAPPINGS[task].values()
+        for name in ([classes_of_task] if isinstance(classes_of_task, str) else classes_of_task)
     }
     prepared = {TAKES_IMAGES, TAKES_AUDIO}
-    told = {name: task_of(name, bool(prepared & TASKS[task].capabilities)) for name, (task, _) in classes.items()}
-    wrong = {name for name, (task, _) in classes.items() if told[name] not in (task, None)}
+    task_by_class = {
+        name: task_of(name, bool(prepared & TASKS[task].capabilities)) for name, (task, _) in classes.items()
+    }
+    wrong = {name for name, (task, _) in classes.items() if task_by_class[name] not in (task, None)}
     assert wrong == set()
-    known = [name for name, (task, _) in classes.items() if told[name] == task]
+    known = [name for name, (task, _) in classes.items() if task_by_class[name] == task]
     assert len(known) > 0.9 * len(classes)
 
 

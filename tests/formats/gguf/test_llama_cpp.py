@@ -45,11 +45,11 @@ def torch_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
 def test_float_logits_of_every_place_are_those_of_transformers(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     tokens = ids(3, 70)
-    found = session(source, tmp_path).predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
+    logits = session(source, tmp_path).predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
     expected = torch_logits(source.folder, tokens)
-    assert found.shape == (3, 70, ROWS) and found.dtype == np.float32
+    assert logits.shape == (3, 70, ROWS) and logits.dtype == np.float32
     # llama.cpp keeps keys and values in float16.
-    assert np.abs(found - expected).max() < 5e-3 * expected.std()
+    assert np.abs(logits - expected).max() < 5e-3 * expected.std()
 
 
 def test_qwen_s_biases_and_norms_and_llama_3_s_rotation_reach_llama_cpp(tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_qwen_s_biases_and_norms_and_llama_3_s_rotation_reach_llama_cpp(tmp_path
     sources.append(save_mergeable_llama(tmp_path / "llama", rule="llama-bpe", rope_parameters=LLAMA3_ROPE, head_dim=32))
     tokens = ids(1, 100)
     for source in sources:
-        found = session(source, tmp_path).predict({"input_ids": tokens})["logits"]
+        logits = session(source, tmp_path).predict({"input_ids": tokens})["logits"]
         expected = torch_logits(source.folder, tokens)
-        assert np.abs(found - expected).max() < 1e-2 * expected.std(), source.folder.name
+        assert np.abs(logits - expected).max() < 1e-2 * expected.std(), source.folder.name
 
 
 def test_quantized_logits_are_near_those_of_the_dequantized_weights(tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_quantized_logits_are_near_those_of_the_dequantized_weights(tmp_path: Pa
     quantized = quantize_tiny_llama(source, tmp_path / "quantized", group_size=64)
     train_tokenizer().save_pretrained(quantized.folder)
     tokens = ids(2, 60)
-    found = session(quantized, tmp_path).predict({"input_ids": tokens})["logits"]
+    logits = session(quantized, tmp_path).predict({"input_ids": tokens})["logits"]
     dequantized = torch_logits(convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache"), tokens)
     original = torch_logits(source.folder, tokens)
     # llama.cpp rounds activations to 8 bits, which is a small error beside that of 4-bit weights.
-    assert np.abs(found - dequantized).std() < 0.2 * np.abs(original - dequantized).std()
+    assert np.abs(logits - dequantized).std() < 0.2 * np.abs(original - dequantized).std()
 
 
 def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_
         expected = model.generate(
             torch.tensor([start]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=2
         )[0, len(start) :].tolist()
-        found = [decoder.prefill(start)]
-        while len(found) < 24:
-            found.append(decoder.step(found[-1]))
-        assert found == expected
+        tokens_written = [decoder.prefill(start)]
+        while len(tokens_written) < 24:
+            tokens_written.append(decoder.step(tokens_written[-1]))
+        assert tokens_written == expected
     assert decoder.cached and decoder.vocabulary == ROWS
 
 
@@ -165,9 +165,9 @@ def test_a_library_of_one_s_own_is_taken_and_counts_as_another_build(
 
     runtime = get_runtime("llama-cpp")
     packaged = runtime.build()
-    own = tmp_path / "libllama.so"
-    own.symlink_to(xllamacpp.xllamacpp.__file__)
-    monkeypatch.setenv(llama_cpp_library.VARIABLE, str(own))
+    own_library = tmp_path / "libllama.so"
+    own_library.symlink_to(xllamacpp.xllamacpp.__file__)
+    monkeypatch.setenv(llama_cpp_library.VARIABLE, str(own_library))
     llama_cpp_library.library.cache_clear()
     try:
         opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)

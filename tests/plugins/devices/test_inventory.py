@@ -38,20 +38,24 @@ def refusal(folder: Path, text: str) -> str:
 
 
 def test_devices_are_read_with_their_defaults(tmp_path: Path) -> None:
-    found = read_inventory(written(tmp_path, GOOD))
-    assert list(found) == ["pi", "bench-2"]
-    assert (found["pi"].port, found["pi"].python, found["pi"].cache) == (22, "python3", ".cache/compress-device")
-    assert (found["bench-2"].port, found["bench-2"].cache) == (2222, "/var/tmp/compress")
+    inventory = read_inventory(written(tmp_path, GOOD))
+    assert list(inventory) == ["pi", "bench-2"]
+    assert (inventory["pi"].port, inventory["pi"].python, inventory["pi"].cache) == (
+        22,
+        "python3",
+        ".cache/compress-device",
+    )
+    assert (inventory["bench-2"].port, inventory["bench-2"].cache) == (2222, "/var/tmp/compress")
 
 
 def test_every_problem_is_told_with_its_line_and_the_nearest_name(tmp_path: Path) -> None:
     text = GOOD.replace("    host: 192", "    hots: 192").replace("port: 2222", "port: 99999") + "password: x\n"
-    told = refusal(tmp_path, text)
-    assert "devices.yaml:4: devices.pi.hots: found an unknown field" in told
-    assert "Did you mean 'host'?" in told
-    assert "devices.pi.host: found nothing" in told
-    assert "devices.yaml:10: devices.bench-2.port: found 99999; expected a number of at most 65535" in told
-    assert "password: found an unknown field; expected only devices" in told
+    problems = refusal(tmp_path, text)
+    assert "devices.yaml:4: devices.pi.hots: found an unknown field" in problems
+    assert "Did you mean 'host'?" in problems
+    assert "devices.pi.host: found nothing" in problems
+    assert "devices.yaml:10: devices.bench-2.port: found 99999; expected a number of at most 65535" in problems
+    assert "password: found an unknown field; expected only devices" in problems
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_every_problem_is_told_with_its_line_and_the_nearest_name(tmp_path: Path
 )
 def test_values_that_could_be_taken_for_something_else_are_refused(tmp_path: Path, field: str, value: str) -> None:
     fields = {"host": "h", "user": "u", "key": "k", "host_key": KEY, field: value}
-    lines = "\n".join(f'    {name}: "{each}"' for name, each in fields.items())
+    lines = "\n".join(f'    {name}: "{field_text}"' for name, field_text in fields.items())
     assert f"devices.pi.{field}: found" in refusal(tmp_path, f"devices:\n  pi:\n{lines}\n")
 
 
@@ -86,9 +90,9 @@ def test_names_are_plain(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "devices:", "devices: {}", "- pi", "devices: [pi", "devices: 3"])
 def test_a_file_without_devices_is_refused(tmp_path: Path, text: str) -> None:
-    told = refusal(tmp_path, text)
-    assert "inventory" in told
-    assert "recipe" not in told
+    problems = refusal(tmp_path, text)
+    assert "inventory" in problems
+    assert "recipe" not in problems
 
 
 def test_devices_are_chosen_by_name_or_all(tmp_path: Path) -> None:
@@ -102,14 +106,14 @@ def test_devices_are_chosen_by_name_or_all(tmp_path: Path) -> None:
 
 
 def test_the_inventory_lies_beside_the_recipe_or_here(tmp_path: Path) -> None:
-    recipes, here = tmp_path / "recipes", tmp_path / "here"
+    recipes, current_folder = tmp_path / "recipes", tmp_path / "here"
     recipes.mkdir()
-    here.mkdir()
+    current_folder.mkdir()
     with pytest.raises(InputError, match="There is no inventory") as caught:
-        find_inventory(None, [recipes, here])
+        find_inventory(None, [recipes, current_folder])
     assert str(recipes / "devices.yaml") in str(caught.value)
-    later = written(here, GOOD)
-    assert find_inventory(None, [recipes, here]) == later
+    later = written(current_folder, GOOD)
+    assert find_inventory(None, [recipes, current_folder]) == later
     first = written(recipes, GOOD)
-    assert find_inventory(None, [recipes, here]) == first
+    assert find_inventory(None, [recipes, current_folder]) == first
     assert find_inventory(later, [recipes]) == later

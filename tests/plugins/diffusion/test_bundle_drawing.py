@@ -33,7 +33,7 @@ RECIPE = """name: toy
 task: text-to-image
 model: ./nowhere
 data: {splits: {train: train.csv, test: test.csv}, max_length: 24}
-stages: [export]
+stages: [onnx]
 """
 STEPS, GUIDANCE = 3, 2.5
 
@@ -51,17 +51,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = load_pipeline(folder / "start")
     exported = export_diffusion(model, model.processor.ids(["a bag", "the small dark boot"]), None, True)
     (folder / "model").mkdir()
-    diffusion_folder(model, {name: one.graph for name, one in exported.items()}).save(folder / "model")
+    diffusion_folder(model, {name: part.graph for name, part in exported.items()}).save(folder / "model")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
 
 def by_diffusers(run: Path, end: Draw, case: dict[str, Any]) -> np.ndarray:
     """Levels [height, width] of its own pipeline, from the same noise."""
-    made = pipeline(scheduler=scheduler())
-    made.set_progress_bar_config(disable=True)
+    diffusers_pipeline = pipeline(scheduler=scheduler())
+    diffusers_pipeline.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(noise_of(end, case["seed"])[0])
-    found = made(
+    pictures = diffusers_pipeline(
         case["text"],
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
@@ -70,7 +70,7 @@ def by_diffusers(run: Path, end: Draw, case: dict[str, Any]) -> np.ndarray:
         width=16,
         output_type="np",
     )
-    return np.asarray(found.images[0])
+    return np.asarray(pictures.images[0])
 
 
 def gray_png(content: bytes, side: int) -> np.ndarray:
@@ -89,12 +89,12 @@ def test_the_self_test_and_the_example_draw_what_diffusers_does(run: Path) -> No
     assert isinstance(end, Draw) and len(end.timesteps) == STEPS and end.guidance == GUIDANCE
     cases = json.loads((bundle.folder / "selftest.json").read_text())["cases"]
     for case in cases:
-        wanted = by_diffusers(run, end, case)
-        np.testing.assert_allclose(case["picture"], wanted.reshape(-1), atol=1 / 255)
+        expected = by_diffusers(run, end, case)
+        np.testing.assert_allclose(case["picture"], expected.reshape(-1), atol=1 / 255)
     assert np.ptp(cases[0]["picture"]) > 0.05
     command = [sys.executable, str(bundle.folder / "examples" / "run.py")]
-    said = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("passed; levels differ by at most ")
+    output = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert output.startswith("passed; levels differ by at most ")
     content = subprocess.run([*command, cases[1]["text"], "1"], capture_output=True, check=True).stdout
     levels = np.array(cases[1]["picture"]).reshape(16, 16)
     assert np.abs(gray_png(content, 16) - (255 * levels)).max() <= 1

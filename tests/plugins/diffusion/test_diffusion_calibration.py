@@ -73,39 +73,39 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
-    found = watch(session(), "unet", batch(), np.arange(PROMPTS), seed=0)
+    watched = watch(session(), "unet", batch(), np.arange(PROMPTS), seed=0)
     # DDIM's 50 of 1000 timesteps are 980, 960, ..., 0; 25 of them from the first to the last.
-    expected = [980 - 20 * round(place * 49 / 24) for place in range(25)]
-    assert list(found.timesteps) == expected
+    expected = [980 - 20 * round(sample * 49 / 24) for sample in range(25)]
+    assert list(watched.timesteps) == expected
     assert (expected[0], expected[-1]) == (980, 0)
-    assert len(found.feeds) == TIMESTEPS
-    for feed in found.feeds:
+    assert len(watched.feeds) == TIMESTEPS
+    for feed in watched.feeds:
         assert feed[SAMPLE].shape == (2 * PROMPTS, 4, 8, 8)
         np.testing.assert_array_equal(feed[SAMPLE][:PROMPTS], feed[SAMPLE][PROMPTS:])
         # The empty prompt comes first, as in diffusers.
         assert feed[TEXT][:, 0, 0].tolist() == [EMPTY] * PROMPTS + [1, 2, 3]
         # As the graph takes it.
         assert feed[TIMESTEP].dtype == np.int64
-    np.testing.assert_array_equal(found.feeds[0][SAMPLE][:PROMPTS], batch()[NOISE])
-    assert "3 prompts at 25 timesteps with guidance 7.5" in str(found)
+    np.testing.assert_array_equal(watched.feeds[0][SAMPLE][:PROMPTS], batch()[NOISE])
+    assert "3 prompts at 25 timesteps with guidance 7.5" in str(watched)
 
 
 def test_without_guidance_there_is_one_row_a_prompt() -> None:
-    found = watch(session(4, 1.0), "unet", batch(), np.arange(PROMPTS), seed=0)
-    assert [feed[SAMPLE].shape[0] for feed in found.feeds] == [PROMPTS] * 4
-    assert list(found.timesteps) == [750, 500, 250, 0]
+    watched = watch(session(4, 1.0), "unet", batch(), np.arange(PROMPTS), seed=0)
+    assert [feed[SAMPLE].shape[0] for feed in watched.feeds] == [PROMPTS] * 4
+    assert list(watched.timesteps) == [750, 500, 250, 0]
 
 
 def test_a_scheduler_that_calls_twice_a_step_is_watched_at_both() -> None:
-    found = watch(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPTS), seed=0)
-    assert len(found.feeds) == 2 * 5 - 1
+    watched = watch(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPTS), seed=0)
+    assert len(watched.feeds) == 2 * 5 - 1
 
 
 def test_a_decoder_is_given_what_sampling_ends_in() -> None:
     drawing = session(10)
     latents = drawing.sampler.denoised(batch()[IDS], batch()[NOISE], list(range(PROMPTS)))
-    found = watch(drawing, "vae_decoder", batch(), np.arange(PROMPTS), seed=0)
-    np.testing.assert_allclose(np.concatenate([feed[LATENT] for feed in found.feeds]), latents / SCALING, rtol=1e-6)
+    watched = watch(drawing, "vae_decoder", batch(), np.arange(PROMPTS), seed=0)
+    np.testing.assert_allclose(np.concatenate([feed[LATENT] for feed in watched.feeds]), latents / SCALING, rtol=1e-6)
     text = watch(drawing, "text_encoder", batch(), np.arange(PROMPTS), seed=0)
     assert [feed[IDS].tolist() for feed in text.feeds] == [[[1 + row] * TOKENS] for row in range(PROMPTS)]
 

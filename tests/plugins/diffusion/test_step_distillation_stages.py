@@ -61,23 +61,23 @@ def test_a_scheduler_is_changed_with_the_number_of_steps(
     stage = Schedule(
         scheduler="DPMSolverMultistepScheduler", steps=5, guidance=2, config={"timestep_spacing": "trailing"}
     )
-    before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
-    made = stage.run(model, context)
-    assert isinstance(made, GeneratorModel) and not stage.output_spec().changes_weights
-    assert all(torch.equal(weight, before[name]) for name, weight in made.module.state_dict().items())
-    assert type(made.scheduler).__name__ == "DPMSolverMultistepScheduler"
-    assert (made.sampling.steps, made.sampling.guidance) == (5, 2)
-    same_when_read_again(made, tmp_path / "made")
-    assert np.abs(drawn(made) - drawn(model)).max() > 1e-3
+    weights_before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
+    rescheduled = stage.run(model, context)
+    assert isinstance(rescheduled, GeneratorModel) and not stage.output_spec().changes_weights
+    assert all(torch.equal(weight, weights_before[name]) for name, weight in rescheduled.module.state_dict().items())
+    assert type(rescheduled.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert (rescheduled.sampling.steps, rescheduled.sampling.guidance) == (5, 2)
+    same_when_read_again(rescheduled, tmp_path / "made")
+    assert np.abs(drawn(rescheduled) - drawn(model)).max() > 1e-3
 
 
 def test_the_best_is_the_nearest_to_many_steps(model: GeneratorModel, context: Context) -> None:
-    made = Schedule(scheduler="best", steps=4, reference_steps=20, prompts=2).run(model, context)
-    assert isinstance(made, GeneratorModel)
+    rescheduled = Schedule(scheduler="best", steps=4, reference_steps=20, prompts=2).run(model, context)
+    assert isinstance(rescheduled, GeneratorModel)
     (table,) = context.tables
     distances = [row[1] for row in table.rows if isinstance(row[1], float)]
     assert len(distances) > 5 and distances == sorted(distances)
-    assert str(table.rows[0][0]).startswith(type(made.scheduler).__name__)
+    assert str(table.rows[0][0]).startswith(type(rescheduled.scheduler).__name__)
 
 
 def test_a_scheduler_that_does_not_fit_is_refused(model: GeneratorModel, context: Context) -> None:
@@ -97,16 +97,16 @@ def test_a_scheduler_that_does_not_fit_is_refused(model: GeneratorModel, context
 def test_fewer_steps_are_learned_and_written(
     model: GeneratorModel, context: Context, tmp_path: Path, few: dict[str, Any], scheduler: str, guidance: float
 ) -> None:
-    before = {name: weight.clone() for name, weight in model.parts["unet"].state_dict().items()}
+    weights_before = {name: weight.clone() for name, weight in model.parts["unet"].state_dict().items()}
     fields = {name: value for name, value in few.items() if name != "method"}
     kind = DistillConsistency if few["method"] == "consistency" else DistillSteps
     stage = kind.model_validate({**fields, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3})
-    made = stage.run(model, context)
-    assert isinstance(made, GeneratorModel) and type(made.scheduler).__name__ == scheduler
-    assert (made.sampling.steps, made.sampling.guidance) == (2, guidance)
-    after = made.parts["unet"].state_dict()
+    distilled = stage.run(model, context)
+    assert isinstance(distilled, GeneratorModel) and type(distilled.scheduler).__name__ == scheduler
+    assert (distilled.sampling.steps, distilled.sampling.guidance) == (2, guidance)
+    after = distilled.parts["unet"].state_dict()
     assert all(torch.isfinite(weight).all() for weight in after.values())
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(weights_before[name], after[name]) for name in weights_before)
     assert ("time_embedding.cond_proj.weight" in after) == (few["method"] == "consistency")
-    same_when_read_again(made, tmp_path / "made")
+    same_when_read_again(distilled, tmp_path / "made")
     assert any("trained" in str(row[0]) for row in context.tables[0].rows)

@@ -32,8 +32,8 @@ def encoded(levels: np.ndarray) -> object:
 
 
 def rows(*texts: str) -> pa.Table:
-    pictures = [np.full((12, 14), 10 * place, np.uint8) for place in range(len(texts))]
-    images = pa.array([encoded(one) for one in pictures], media_type())
+    pictures = [np.full((12, 14), 10 * number, np.uint8) for number in range(len(texts))]
+    images = pa.array([encoded(picture) for picture in pictures], media_type())
     return pa.table({"image": images, "text": list(texts), "label": ["bag", "boot"] * (len(texts) // 2)})
 
 
@@ -65,24 +65,24 @@ def test_real_pictures_lie_in_the_middle_of_black(processor: PromptProcessor) ->
 def test_larger_pictures_are_scaled_and_cropped_evenly() -> None:
     wide = np.zeros((32, 64), np.uint8)
     wide[:, 16:48] = 200
-    found = np.asarray(fitted(Image.fromarray(wide), 16, 16))
-    assert found.shape == (16, 16) and (found[:, 2:-2] == 200).all()
+    cropped = np.asarray(fitted(Image.fromarray(wide), 16, 16))
+    assert cropped.shape == (16, 16) and (cropped[:, 2:-2] == 200).all()
 
 
 def test_levels_are_those_that_diffusers_rounds_to() -> None:
     from diffusers.image_processor import VaeImageProcessor
 
     pictures = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
-    expected = [np.asarray(one) for one in VaeImageProcessor.numpy_to_pil(pictures)]
+    expected = [np.asarray(picture) for picture in VaeImageProcessor.numpy_to_pil(pictures)]
     np.testing.assert_array_equal(as_levels(pictures), np.stack(expected))
 
 
 def test_pictures_keep_the_names_of_their_classes(processor: PromptProcessor) -> None:
     examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
     pictures = np.stack([np.full((16, 16, 1), 0.5, np.float32), np.zeros((16, 16, 1), np.float32)])
-    kept = TASK.collect({"pictures": pictures}, examples, [1, 0])
-    assert kept["class"].tolist() == ["boot", "bag"]
-    assert kept["pictures"].dtype == np.uint8 and kept["pictures"][0].max() == 128
+    collected = TASK.collect({"pictures": pictures}, examples, [1, 0])
+    assert collected["class"].tolist() == ["boot", "bag"]
+    assert collected["pictures"].dtype == np.uint8 and collected["pictures"][0].max() == 128
 
 
 def test_a_picture_of_one_gray_has_no_contrast_and_equal_ones_are_at_no_distance() -> None:

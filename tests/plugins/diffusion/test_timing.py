@@ -79,7 +79,7 @@ class Drawer:
 
     def __init__(self, kind: type[Part] = Part, sampling: Sampling = Sampling(10, 2.0)) -> None:  # noqa: B008
         self.shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in ("text", "denoiser", "decoder")}
-        self.parts: Mapping[str, Any] = {name: kind(name, found) for name, found in self.shapes.items()}
+        self.parts: Mapping[str, Any] = {name: kind(name, shape) for name, shape in self.shapes.items()}
         encode, denoise, decode = (part.predict for part in self.parts.values())
         latents = Latents(channels=4, factor=2, multiple=2, scaling=1.0)
         scheduler, empty = DDIMScheduler(clip_sample=False), np.zeros((1, TOKENS), np.int64)
@@ -88,22 +88,22 @@ class Drawer:
 
 def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
     drawer = Drawer()
-    found = ImageTimes(**time_image(drawer, BATCH, None, None, untimed=0))
+    times = ImageTimes(**time_image(drawer, BATCH, None, None, untimed=0))
     # Guidance takes the empty prompt along: a text of its own, and two rows in each step.
     assert drawer.shapes["text"] == [(1, TOKENS)] * 2
     assert drawer.shapes["denoiser"] == [(2, 4, 8, 8)] * 10
     assert drawer.shapes["decoder"] == [(1, 4, 8, 8)]
-    assert len(found.steps_ms) == 10 and len(found.disturbed) == 12
-    assert 0 < found.text_ms + sum(found.steps_ms) + found.decoder_ms < found.image_ms
-    assert found.loop_ms == pytest.approx(found.image_ms - found.text_ms - sum(found.steps_ms) - found.decoder_ms)
+    assert len(times.steps_ms) == 10 and len(times.disturbed) == 12
+    assert 0 < times.text_ms + sum(times.steps_ms) + times.decoder_ms < times.image_ms
+    assert times.loop_ms == pytest.approx(times.image_ms - times.text_ms - sum(times.steps_ms) - times.decoder_ms)
 
 
 def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
     drawer = Drawer(sampling=Sampling(10, 1.0))
-    found = ImageTimes(**time_image(drawer, BATCH, 4, 24, untimed=2))
+    times = ImageTimes(**time_image(drawer, BATCH, 4, 24, untimed=2))
     # Two steps that don't count come first; pixels are two a latent.
     assert drawer.shapes["denoiser"] == [(1, 4, 12, 12)] * (2 + 4)
-    assert len(found.steps_ms) == 4
+    assert len(times.steps_ms) == 4
     with pytest.raises(InputError, match="No picture of 25 pixels"):
         time_image(drawer, BATCH, None, 25, untimed=0)
     with pytest.raises(InputError, match="makes no picture"):
@@ -114,11 +114,11 @@ def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
 
 def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
     drawer = Drawer(FarPart)
-    found = ImageTimes(**time_image(drawer, BATCH, 3, None, untimed=2))
+    times = ImageTimes(**time_image(drawer, BATCH, 3, None, untimed=2))
     assert drawer.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
-    assert (found.text_ms, found.steps_ms, found.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
+    assert (times.text_ms, times.steps_ms, times.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
     # All of it, and what the scheduler takes here.
-    assert found.image_ms > 21.0 + 33.0 + 10.0
+    assert times.image_ms > 21.0 + 33.0 + 10.0
 
 
 def test_the_runtime_of_several_pages_is_counted_once() -> None:
@@ -130,8 +130,8 @@ def test_the_runtime_of_several_pages_is_counted_once() -> None:
     parts = list(Drawer(FarPart).parts.values())
     for part, start in zip(parts, starts, strict=True):
         part.start_up = start
-    found = combined_start_up(parts)
-    assert found == {
+    start_up = combined_start_up(parts)
+    assert start_up == {
         **{"runtime_compile_ms": 5.0, "model_download_ms": 6.0},
         **{"transfer_bytes": 160.0, "model_transfer_bytes": 60.0},
     }

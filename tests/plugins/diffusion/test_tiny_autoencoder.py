@@ -32,7 +32,7 @@ def pictures(rows: int = 8) -> np.ndarray:
 def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
     parts = tiny_pipelines.parts()
     parts["vae"] = make_small_autoencoder(parts["vae"], SETTINGS, seed=0).eval()
-    made = StableDiffusionPipeline(
+    pipeline = StableDiffusionPipeline(
         **parts,
         tokenizer=tiny_pipelines.tokenizer(),
         scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
@@ -40,7 +40,7 @@ def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    made.save_pretrained(tmp_path)
+    pipeline.save_pretrained(tmp_path)
     opened = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     opened.set_progress_bar_config(disable=True)
     assert isinstance(opened.vae, AutoencoderTiny) and opened.vae_scale_factor == 2
@@ -50,9 +50,9 @@ def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
         for kind in ("latent", "np")
     ]
     with torch.no_grad():
-        wanted = opened.vae.decode(drawn[0] / opened.vae.config.scaling_factor).sample
+        expected = opened.vae.decode(drawn[0] / opened.vae.config.scaling_factor).sample
     assert drawn[0].shape == (1, 4, 8, 8)
-    assert np.allclose(drawn[1][0, ..., 0], (wanted[0, 0] / 2 + 0.5).clamp(0, 1), atol=1e-5)
+    assert np.allclose(drawn[1][0, ..., 0], (expected[0, 0] / 2 + 0.5).clamp(0, 1), atol=1e-5)
 
 
 def test_it_learns_what_the_vae_decodes(tmp_path):
@@ -77,17 +77,19 @@ def test_features_are_those_that_the_encoder_computes_on_its_way():
     given = torch.from_numpy(pictures(2))
     with torch.no_grad():
         vae.encode(given)
-        found = encoder_features(vae, given)
+        features = encoder_features(vae, given)
     for handle in handles:
         handle.remove()
-    assert len(found) == 2 and all(torch.equal(one, other) for one, other in zip(found, seen, strict=False))
+    assert len(features) == 2 and all(
+        torch.equal(feature, other) for feature, other in zip(features, seen, strict=False)
+    )
 
 
 def test_the_distance_of_features_forgets_their_length():
-    one = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    feature = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     other = torch.tensor([40.0, 30.0]).view(1, 2, 1, 1)
-    assert float(feature_distance(one, 9 * one)) == pytest.approx(0.0, abs=1e-12)
-    assert float(feature_distance(one, other)) == pytest.approx(0.08, rel=1e-5)
+    assert float(feature_distance(feature, 9 * feature)) == pytest.approx(0.0, abs=1e-12)
+    assert float(feature_distance(feature, other)) == pytest.approx(0.08, rel=1e-5)
 
 
 def test_a_vae_of_another_kind_is_refused():

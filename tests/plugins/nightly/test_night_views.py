@@ -46,7 +46,7 @@ def test_the_verdict_counts() -> None:
 
 def test_the_exit_code_is_that_of_the_worst() -> None:
     gate, stage, budget = bad_night().findings
-    assert [night(0, [], found).exit_code for found in ([], [gate], [budget], [gate, stage])] == [0, 1, 1, 3]
+    assert [night(0, [], findings).exit_code for findings in ([], [gate], [budget], [gate, stage])] == [0, 1, 1, 3]
 
 
 def test_console_and_markdown_name_the_culprit_and_since_when() -> None:
@@ -88,22 +88,22 @@ def test_the_page_marks_each_change_with_night_size_and_commit(story: NightHisto
 
 def test_text_of_others_is_escaped_everywhere(tmp_path: Path) -> None:
     history = NightHistory(tmp_path / "history.sqlite", ignore)
-    found = NightFinding(entry=EVIL, kind="gate", metric=EVIL, target=EVIL, what=EVIL, since=EVIL)
-    told = history.append(
-        night(0, [outcome(EVIL, "missed", reason=EVIL, notes=(EVIL,))], [found], software={EVIL: EVIL}, commit=EVIL),
+    finding = NightFinding(entry=EVIL, kind="gate", metric=EVIL, target=EVIL, what=EVIL, since=EVIL)
+    appended = history.append(
+        night(0, [outcome(EVIL, "missed", reason=EVIL, notes=(EVIL,))], [finding], software={EVIL: EVIL}, commit=EVIL),
         {EVIL: (row(EVIL, 1.0, EVIL, EVIL), row("latency_ms", 1.0, "ms"))},
     )
-    page = night_page(told, [told], history.series(SUITE), EVIL)
+    page = night_page(appended, [appended], history.series(SUITE), EVIL)
     assert EVIL not in page
-    assert "<script>alert" not in night_markdown(told)
-    ElementTree.fromstring(night_junit(told))
+    assert "<script>alert" not in night_markdown(appended)
+    ElementTree.fromstring(night_junit(appended))
 
 
 def test_lines_of_other_hosts_are_charts_of_their_own(tmp_path: Path) -> None:
     history = NightHistory(tmp_path / "history.sqlite", ignore)
     other = nights.HOST.model_copy(update={"digest": "bb", "words": "Another processor"})
-    for place in range(6):
-        history.append(night(place, [outcome()], host=other if place % 2 else nights.HOST),
+    for number in range(6):
+        history.append(night(number, [outcome()], host=other if number % 2 else nights.HOST),
                        {"tiny": (row("latency_ms", 1.0, "ms"),)})  # fmt: skip
     read = history.read_nights(SUITE)
     page = night_page(read[-1], read, history.series(SUITE))
@@ -112,9 +112,9 @@ def test_lines_of_other_hosts_are_charts_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_night_that_measured_nothing_has_a_page() -> None:
-    told = night(
+    empty_night = night(
         0, [outcome(status="failed", reason="no")], [NightFinding(entry="tiny", kind="stage", what="failed: no")]
     )
-    page = night_page(told, [told], [])
+    page = night_page(empty_night, [empty_night], [])
     assert "Nothing was measured yet." in page
     assert "<form" not in page

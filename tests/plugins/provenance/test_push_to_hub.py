@@ -29,15 +29,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """As HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET would have it, which the library has read already."""
-    with serving(Hub()) as made:
-        monkeypatch.setattr(constants, "ENDPOINT", made.address)
+    with serving(Hub()) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
         monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.address + "/{repo_id}/resolve/{revision}/{filename}"
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield made
+        yield server
 
 
 def command(*arguments: str | Path) -> Result:
@@ -50,14 +50,14 @@ def test_a_push_sends_what_the_dry_run_shows(hub: Hub, tmp_path: Path, caplog: p
     write_provenance(read_run(run), run, key)
     dry = command(run, "me/toy", "--json")
     assert dry.exit_code == 0, dry.output
-    told = json.loads(dry.stdout)
-    assert (hub.calls, told["commit"], told["private"]) == ([], None, True)
+    answer = json.loads(dry.stdout)
+    assert (hub.calls, answer["commit"], answer["private"]) == ([], None, True)
     shown = command(run, "me/toy")
     assert "nothing was sent" in shown.stdout and "license: cc-by-sa-4.0" in shown.stdout
     assert "contradict each other" in shown.stdout
     sent = command(run, "me/toy", "--push")
     assert sent.exit_code == 0, sent.output
-    assert {name: len(content) for name, content in hub.repository.items()} == told["files"]
+    assert {name: len(content) for name, content in hub.repository.items()} == answer["files"]
     assert hub.repository["onnx/model.onnx"] == b"not a graph"
     assert (hub.created["organization"], hub.created["name"]) == ("me", "toy")
     assert hub.created["visibility"] == "private"
@@ -96,16 +96,16 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
             "stages": ["onnx"],
         }
     )
-    before = find_licences(recipe, tmp_path)
-    assert (before[0].licence, hub.calls) == ("not stated", [])
-    assert [one.words.split(";")[0] for one in objections(before, recipe)] == [
+    licences_before = find_licences(recipe, tmp_path)
+    assert (licences_before[0].licence, hub.calls) == ("not stated", [])
+    assert [objection.words.split(";")[0] for objection in objections(licences_before, recipe)] == [
         "no licence is stated of test data test.csv"
     ]
-    found = find_licences(recipe, tmp_path, fetch=True)[0]
-    assert (found.licence, found.stated_in) == ("LicenseRef-llama2", "README.md")
+    fetched = find_licences(recipe, tmp_path, fetch=True)[0]
+    assert (fetched.licence, fetched.stated_in) == ("LicenseRef-llama2", "README.md")
     # `compress check`, which fetches nothing, knows it from then on.
     hub.calls.clear()
-    assert (find_licences(recipe, tmp_path)[0], hub.calls) == (found, [])
+    assert (find_licences(recipe, tmp_path)[0], hub.calls) == (fetched, [])
 
 
 def test_a_name_that_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> None:

@@ -88,8 +88,12 @@ def here(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[JobResult
 def told(results: Sequence[JobResult]) -> list[Any]:
     """What of them no clock has a say in."""
     return [
-        (one.evaluation, [(stage.name, stage.key, stage.cached) for stage in one.stages], one.error and one.error.what)
-        for one in results
+        (
+            result.evaluation,
+            [(stage.name, stage.key, stage.cached) for stage in result.stages],
+            result.error and result.error.what,
+        )
+        for result in results
     ]
 
 
@@ -124,7 +128,7 @@ def test_whichever_ends_first_arrivals_are_those_of_one_process(
     assert told(results) == told(here)
     assert cast.a.ran and cast.b.ran
     # Each of the shared beginnings was made once, and everything that was made is here.
-    assert {one.name for one in cast.context.artifacts.joinpath("cache").iterdir() if len(one.name) == 64} == {
+    assert {entry.name for entry in cast.context.artifacts.joinpath("cache").iterdir() if len(entry.name) == 64} == {
         stage.key for result in here for stage in result.stages
     }
 
@@ -167,15 +171,15 @@ def test_what_ends_three_workers_fails_alone(base: Path, acted: Callable[..., Ac
     cast = acted()
     cast.a.deaths = cast.b.deaths = 2
     bad, good = cast.workers().run_all([Job(recipe(base, 0.5)), Job(recipe(base, 0.25), evaluate=Sum())])
-    errors = [one.error.what for one in (bad, good) if one.error]
+    errors = [outcome.error.what for outcome in (bad, good) if outcome.error]
     assert len(errors) <= 1
     assert all("3 workers were lost" in what for what in errors)
 
 
 def test_where_nobody_is_left_it_says_how_to_go_on(base: Path, acted: Callable[..., Acted]) -> None:
     cast = acted()
-    for one in (cast.a, cast.b):
-        one.when_run = lambda one=one: setattr(one, "alive", False)  # type: ignore[misc]
+    for machine in (cast.a, cast.b):
+        machine.when_run = lambda machine=machine: setattr(machine, "alive", False)  # type: ignore[misc]
     with pytest.raises(DeviceError, match="No worker is left") as caught:
         list(cast.workers().run_all(jobs(base)))
     assert "--resume" in str(caught.value)
@@ -226,15 +230,17 @@ def test_times_are_taken_one_at_a_time_where_nothing_else_runs(
 
     def alone(runner: StageRunner) -> int:
         where = target if elsewhere else None
-        beside.append(sum(one.node is where if elsewhere else one.node is not target for one in cast.ray.pending))
+        beside.append(
+            sum(pending.node is where if elsewhere else pending.node is not target for pending in cast.ray.pending)
+        )
         return len(beside)
 
     monkeypatch.setattr(sys.modules[__name__], "alone", alone, raising=False)
     monkeypatch.setattr("pickle.dumps", lambda one: one), monkeypatch.setattr("pickle.loads", lambda one: one)
-    asked = [Job(one.recipe, one.evaluate, alone, one.seconds) for one in jobs(base)]
+    asked = [Job(job.recipe, job.evaluate, alone, job.seconds) for job in jobs(base)]
     results = list(cast.workers().run_all(asked))
     assert beside == [0, 0, 0]
-    assert [one.timings is None for one in results] == [False, False, True, False]
+    assert [result.timings is None for result in results] == [False, False, True, False]
     assert (len(target.ran) > 0) == elsewhere
 
 
@@ -249,7 +255,7 @@ def test_who_has_nothing_to_do_begins_with_what_will_be_asked_for(
     assert told(results) == told(here[:1])
     ran = len(cast.a.ran + cast.b.ran)
     later = list(workers.run_all([Job(recipe(base, 7.0)), guessed]))
-    assert [stage.cached for one in later for stage in one.stages] == [False, False], "whoever asks first pays"
+    assert [stage.cached for result in later for stage in result.stages] == [False, False], "whoever asks first pays"
     assert len(cast.a.ran + cast.b.ran) <= ran + 2, "nothing was done again"
 
 
@@ -315,12 +321,12 @@ def test_a_baseline_is_judged_once_and_its_answers_travel(
     asked = [Job(recipe(base, step), evaluate=look, evaluate_baseline=look, seconds=1) for step in (0.5, 1, 2, 3)]
     cast = acted(seed=seed)
     results = list(cast.workers().run_all(asked))
-    assert [one.evaluation for one in results] == [True] * 4
+    assert [result.evaluation for result in results] == [True] * 4
     assert look.times.read_text().splitlines() == ["judged"]
     assert Cache(cast.context.artifacts / "cache").find("judged") is not None
     assert [
-        one.evaluation
-        for one in InProcessWorkers(JobContext(base, tmp_path / "one", tiny_run.Notes())).run_all(asked[:2])
+        result.evaluation
+        for result in InProcessWorkers(JobContext(base, tmp_path / "one", tiny_run.Notes())).run_all(asked[:2])
     ] == [
         False,
         True,
@@ -380,5 +386,5 @@ def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
     forecasts = [
         CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")
     ]
-    assert [[one(label) for label in one.recipe.labels()] for one in forecasts] == [[True, True], [True]]
+    assert [[forecast(label) for label in forecast.recipe.labels()] for forecast in forecasts] == [[True, True], [True]]
     assert "one: 2 stages made by the workers" in cast.said

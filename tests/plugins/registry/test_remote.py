@@ -78,11 +78,11 @@ def test_two_that_part_are_told_so_and_neither_is_changed(registry: Registry, ur
     grow(registry)
     push(registry, Remote(url))
     grow(other, b"another")
-    before = Remote(url).lines()
+    lines_before = Remote(url).lines()
     for act in (push, fetch):
         with pytest.raises(InputError, match="part after line 5"):
             act(other, Remote(url))
-    assert Remote(url).lines() == before and len(other.log.lines()) == 6
+    assert Remote(url).lines() == lines_before and len(other.log.lines()) == 6
     with pytest.raises(InputError, match="no registry at this address"):
         fetch(other, Remote(f"{url}/elsewhere"))
 
@@ -131,7 +131,7 @@ def vanishing(url: str, name: str, calls: int) -> tuple[Remote, pytest.MonkeyPat
 
 def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: Registry, url: str) -> None:
     push(registry, Remote(url))
-    before = Remote(url).lines()
+    lines_before = Remote(url).lines()
     grow(registry, b"x" * 30_000)
     # The last time it is the entry itself that is cut short: what was sent before is not sent again.
     for calls in (0, 1, 2, 1):
@@ -139,7 +139,7 @@ def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: 
         with pytest.raises(StorageError, match="went away"):
             push(registry, remote)
         patch.undo()
-        assert Remote(url).lines() == before
+        assert Remote(url).lines() == lines_before
         # Half a piece lies there, of a file that no entry names.
         assert all(not fault.of for fault in verify_remote(Remote(url)))
     assert push(registry, Remote(url)).entries == 1
@@ -222,9 +222,9 @@ def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "get_filesystem_class", missing)
-    with pytest.raises(MissingExtraError) as found:
+    with pytest.raises(MissingExtraError) as error:
         Remote("s3://models")
-    assert "compress[remote]" in str(found.value)
+    assert "compress[remote]" in str(error.value)
 
 
 def test_a_record_that_points_outside_is_refused(registry: Registry, url: str, tmp_path: Path) -> None:
@@ -302,10 +302,10 @@ def test_a_server_that_nobody_knows_is_not_trusted(
 @pytest.mark.skipif(not is_todays("s3"), reason="a real S3 server is begun every fourth day")
 def test_a_real_s3_server_vanishes_half_way_and_is_gone_on_with(tmp_path: Path) -> None:
     made_registry(tmp_path)
-    found = json.loads(S3.run(Path(__file__).with_name("on_s3.py"), str(tmp_path)))
-    assert "went away" in found["vanished"] and found["lines after"] == 0
-    assert found["second"]["entries"] == 5 and found["third"] == {**found["third"], "entries": 0, "bytes": 0}
-    assert found["faults there"] == found["faults here"] == []
-    assert found["same log"] and found["pulled"] == "reviews@2"
-    assert [found["of"], "damaged"] in found["damaged"]
+    answer = json.loads(S3.run(Path(__file__).with_name("on_s3.py"), str(tmp_path)))
+    assert "went away" in answer["vanished"] and answer["lines after"] == 0
+    assert answer["second"]["entries"] == 5 and answer["third"] == {**answer["third"], "entries": 0, "bytes": 0}
+    assert answer["faults there"] == answer["faults here"] == []
+    assert answer["same log"] and answer["pulled"] == "reviews@2"
+    assert [answer["of"], "damaged"] in answer["damaged"]
     assert (tmp_path / "pulled" / MODEL).read_bytes() == WEIGHTS + b"\1"

@@ -11,7 +11,7 @@ from compress.plugins.search.latency_estimator import KernelSum, fit_correction
 def line(call: float, scale: float, each: float) -> list[tuple[KernelSum, float]]:
     """Models that lie on it."""
     sums = [KernelSum(ms, megabytes) for ms in (0.1, 0.2, 0.4, 0.8) for megabytes in (0.5, 1.0, 3.0, 6.0)]
-    return [(told, call + scale * told.milliseconds + each * told.megabytes) for told in sums]
+    return [(kernel_sum, call + scale * kernel_sum.milliseconds + each * kernel_sum.megabytes) for kernel_sum in sums]
 
 
 def test_a_line_through_whole_models_is_found() -> None:
@@ -19,10 +19,10 @@ def test_a_line_through_whole_models_is_found() -> None:
 
 
 def test_one_model_moves_what_it_tells_and_no_more() -> None:
-    told = KernelSum(0.3, 1.0)
-    found = fit_correction([(told, 0.42)])
-    assert told.terms @ found == pytest.approx(0.42, rel=0.03)
-    assert 1.1 < found[1] < 1.4
+    kernel_sum = KernelSum(0.3, 1.0)
+    correction = fit_correction([(kernel_sum, 0.42)])
+    assert kernel_sum.terms @ correction == pytest.approx(0.42, rel=0.03)
+    assert 1.1 < correction[1] < 1.4
 
 
 def test_nothing_timed_leaves_what_was_known_before() -> None:
@@ -32,9 +32,10 @@ def test_nothing_timed_leaves_what_was_known_before() -> None:
 def test_it_is_the_least_of_the_squares_with_the_ridge() -> None:
     """Against the normal equations, models that lie on no line."""
     models = [
-        (told, ms * factor) for (told, ms), factor in zip(line(0.02, 1.2, 0.01), (1.0, 1.1, 0.9, 1.2), strict=False)
+        (kernel_sum, ms * factor)
+        for (kernel_sum, ms), factor in zip(line(0.02, 1.2, 0.01), (1.0, 1.1, 0.9, 1.2), strict=False)
     ]
-    rows = np.array([told.terms / ms / 0.05 for told, ms in models])
+    rows = np.array([kernel_sum.terms / ms / 0.05 for kernel_sum, ms in models])
     ridge = np.diag([1 / 0.02**2, 1 / 0.2**2, 1 / 0.015**2])
     right = rows.T @ np.full(len(rows), 1 / 0.05) + ridge @ [0.005, 1.1, 0.01]
     assert fit_correction(models) == pytest.approx(np.linalg.solve(rows.T @ rows + ridge, right), rel=1e-6)

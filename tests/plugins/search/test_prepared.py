@@ -46,7 +46,7 @@ def of_limits(folder: Path, task: str, *sets: str) -> SpaceSummary:
 def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp_path: Path) -> None:
     choices = {"stages.1.prune.heads": [0.25, 0.5, 0.75], "stages.2.distill.student.layers": [[0], [0, 1, 2]]}
     opening = of_recipe(tmp_path, [PRUNE, {"distill": {"student": {"layers": [0, 1]}}}], choices)
-    others = {one.name: one.others for one in opening.choices}
+    others = {choice.name: choice.others for choice in opening.choices}
     assert others["stages.1.prune.heads"] == ("0.25", "0.5")
     assert others["stages.2.distill.student.layers"] == ("[0]",)
     assert set(opening.refused) == {"stages.1.prune.heads=0.75", "stages.2.distill.student.layers=[0, 1, 2]"}
@@ -82,12 +82,12 @@ def test_a_model_of_one_layer_begins_without_a_student_of_fewer(tmp_path: Path) 
     import transformers
 
     tiny_run.write_all(tmp_path)
-    made = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=32, num_hidden_layers=1,
+    config = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=32, num_hidden_layers=1,
                                    num_attention_heads=2, intermediate_size=32, max_position_embeddings=32)  # fmt: skip
-    transformers.BertModel(made).save_pretrained(tmp_path / "model")
+    transformers.BertModel(config).save_pretrained(tmp_path / "model")
     opening = of_limits(tmp_path, "text-classification")
     assert "distill" in opening.stages
-    assert not any("student" in one.name for one in opening.choices)
+    assert not any("student" in choice.name for choice in opening.choices)
 
 
 def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: P
     import transformers
 
     tiny_run.write_all(tmp_path)
-    made = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=8, num_hidden_layers=1,
+    config = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=8, num_hidden_layers=1,
                                    num_attention_heads=1, intermediate_size=8)  # fmt: skip
-    transformers.BertModel(made).save_pretrained(tmp_path / "model")
+    transformers.BertModel(config).save_pretrained(tmp_path / "model")
     _, _, origin = build_document(None, SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9))
     assert "feature-extraction" in origin
     assert "column 'label', which --task text-classification would learn" in origin

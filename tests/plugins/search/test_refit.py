@@ -28,9 +28,9 @@ CHOICES = {"stages.1.distill.epochs": [1, 2]}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("refit")
-    tiny_run.write_all(made)
-    return made
+    models_folder = tmp_path_factory.mktemp("refit")
+    tiny_run.write_all(models_folder)
+    return models_folder
 
 
 def space(folder: Path, rows: int = 20, stages: Any = STAGES, hold_out: Any = None, **block: Any) -> SearchSpace:
@@ -49,15 +49,17 @@ def trials(made: SearchSpace) -> TrialRunner:
 
 
 def is_refit(made: SearchSpace) -> bool:
-    own = trials(made)
-    return Refit(made, own, SizeEstimator(made, lambda: own.context.runner(made.base))).enabled
+    own_trials = trials(made)
+    return Refit(made, own_trials, SizeEstimator(made, lambda: own_trials.context.runner(made.base))).enabled
 
 
 def test_all_rows_are_those_that_train_had_before_any_were_held_out(folder: Path) -> None:
     spare = {"rows": 10, "split": "spare"}
-    made = space(folder, hold_out=[spare, {"rows": 20}])
-    context = trials(made).context
-    searched, whole = (context.runner(made.recipe(made.origin, refit=refit)).inputs.data for refit in (False, True))
+    search_space = space(folder, hold_out=[spare, {"rows": 20}])
+    context = trials(search_space).context
+    searched, whole = (
+        context.runner(search_space.recipe(search_space.origin, refit=refit)).inputs.data for refit in (False, True)
+    )
     assert len(whole.split("train")) == len(searched.split("train")) + len(searched.split("select"))
     for split in ("test", "validation", "spare"):
         assert whole.split(split).equals(searched.split(split))
@@ -74,8 +76,8 @@ def test_few_rows_are_not_worth_another_training(folder: Path) -> None:
 
 
 def test_nothing_is_learned_where_nothing_is_trained(folder: Path) -> None:
-    made = space(folder, stages=[STAGES[0], *STAGES[2:]], choices={"stages.2.onnx_int8.embedding_bits": [8, 4]})
-    assert not is_refit(made)
+    search_space = space(folder, stages=[STAGES[0], *STAGES[2:]], choices={"stages.2.onnx_int8.embedding_bits": [8, 4]})
+    assert not is_refit(search_space)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,6 @@ def test_rows_that_cannot_be_learned_from_are_refused_only_where_that_was_asked_
 ) -> None:
     with pytest.raises(InputError, match=says):
         check_refit(space(folder, hold_out=hold_out, refit=True))
-    made = space(folder, hold_out=hold_out)
-    check_refit(made)
-    assert not is_refit(made)
+    search_space = space(folder, hold_out=hold_out)
+    check_refit(search_space)
+    assert not is_refit(search_space)

@@ -48,7 +48,7 @@ def test_of_two_figures_the_front_is_listed_and_of_one_it_is_not() -> None:
 
 
 def test_before_anything_keeps_the_limits_it_says_what_is_nearest() -> None:
-    trials = tuple(one.model_copy(update={"status": "missed"}) for one in made_up_record.record().trials)
+    trials = tuple(trial.model_copy(update={"status": "missed"}) for trial in made_up_record.record().trials)
     moment = SearchSnapshot(made_up_record.record(trials=trials, best=None, nearest="short by 3%"), (), 0.0, 0.0)
     assert "nothing keeps every limit yet. Nearest: short by 3%" in " ".join(drawn(moment).split())
 
@@ -108,8 +108,8 @@ def test_a_terminal_that_becomes_narrower_has_the_table_once_and_keeps_what_stoo
     with SearchConsole(console) as shown:
         shown.note("a note that was there before")
         shown.show(seen(TRYING))
-        before = Terminal(out.getvalue(), 80)
-        narrow = before.narrowed(50)
+        terminal_before = Terminal(out.getvalue(), 80)
+        narrow = terminal_before.narrowed(50)
         out.truncate(0), out.seek(0)
         console.width = 50
         shown.show(seen(TRYING))
@@ -121,16 +121,18 @@ def test_a_terminal_that_becomes_narrower_has_the_table_once_and_keeps_what_stoo
     assert text[0] == "a note that was there before"
     assert sum("the front" in line for line in text) == 1
     assert sum("now " in line for line in text) == 1
-    assert text.index("a note after") > next(place for place, line in enumerate(text) if line.startswith("left"))
+    assert text.index("a note after") > next(
+        line_number for line_number, line in enumerate(text) if line.startswith("left")
+    )
 
 
 def test_bars_run_below_the_table_and_go_away() -> None:
     out = io.StringIO()
     with SearchConsole(terminal(out)) as shown:
         shown.show(seen(TRYING))
-        for place, _ in enumerate(shown.track("ab", "evaluate final", 2)):
+        for step, _ in enumerate(shown.track("ab", "evaluate final", 2)):
             shown.show(seen(TRYING))
-            assert f"{place}/2" in out.getvalue()
+            assert f"{step}/2" in out.getvalue()
         out.truncate(0), out.seek(0)
         shown.show(seen(TRYING))
         assert "evaluate final" not in out.getvalue()

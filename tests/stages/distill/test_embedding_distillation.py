@@ -16,10 +16,10 @@ MODULES = SentenceModules(sentences.WIDTH, steps=(Normalize(),))
 
 
 def test_the_distance_of_unit_vectors_is_two_less_twice_their_cosine() -> None:
-    one, other = (normalized(np.random.default_rng(seed).normal(size=(5, 7))) for seed in (0, 1))
-    cosines = (one * other).sum(axis=1)
-    found = embedding_distance(torch.from_numpy(one), torch.from_numpy(other))
-    assert float(found) == pytest.approx(2 - 2 * cosines.mean())
+    first, other = (normalized(np.random.default_rng(seed).normal(size=(5, 7))) for seed in (0, 1))
+    cosines = (first * other).sum(axis=1)
+    distance = embedding_distance(torch.from_numpy(first), torch.from_numpy(other))
+    assert float(distance) == pytest.approx(2 - 2 * cosines.mean())
 
 
 @pytest.mark.parametrize("method", ["logits", "distilbert"])
@@ -31,8 +31,10 @@ def test_a_student_of_one_layer_comes_nearer_to_its_teacher(method: str) -> None
     options = {"epochs": 6, "batch_size": 16, "learning_rate": 5e-3, "precision": "fp32", "method": method}
     untrained = Distill(student={"layers": [1]}, **{**options, "learning_rate": 1e-12}).run(teacher, context)
     student = Distill(student={"layers": [1]}, **options).run(sentences.encoder(MODULES), context)
-    before, after = ((predict(one.module, examples) * taught).sum(axis=1).mean() for one in (untrained, student))
-    assert after > before + 0.1
+    cosine_before, after = (
+        (predict(encoder.module, examples) * taught).sum(axis=1).mean() for encoder in (untrained, student)
+    )
+    assert after > cosine_before + 0.1
     assert after > 0.8
 
 

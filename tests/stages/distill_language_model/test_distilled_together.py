@@ -38,8 +38,10 @@ def test_each_of_two_processes_writes_half_of_what_both_read(tmp_path: Path) -> 
     for curve, learned in both:
         np.testing.assert_allclose(curve, alone, rtol=0, atol=1e-3)
         np.testing.assert_allclose(learned, weights, rtol=0, atol=1e-4)
-    kept = [sorted(file.name for file in (tmp_path / f"scratch {rank}").glob("written-*")) for rank in range(3)]
-    assert kept == [[f"written-beginnings-{part}.safetensors"] for part in ("12-0", "12-1", "24-0")]
+    written_files = [
+        sorted(file.name for file in (tmp_path / f"scratch {rank}").glob("written-*")) for rank in range(3)
+    ]
+    assert written_files == [[f"written-beginnings-{part}.safetensors"] for part in ("12-0", "12-1", "24-0")]
 
 
 @pytest.mark.slow
@@ -71,12 +73,12 @@ def test_two_processes_that_share_the_weights_have_the_loss_curve_of_one(
 @pytest.mark.parametrize("settings", [{}, {"memory": {"fsdp": True}}], ids=["plain", "shared"])
 def test_what_breaks_in_one_process_is_said_by_both(settings: dict[str, Any], tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
-    said = train_together(partial(taught.refusal, **settings), tmp_path)
-    wanted = (
+    messages = train_together(partial(taught.refusal, **settings), tmp_path)
+    expected = (
         r"became \w+ at step 4 of 10; the first layer whose outputs are not finite is \S*layers\.0\.mlp\.down_proj\."
     )
-    assert re.search(wanted, said[0]), said[0]
-    assert said[0] == said[1]
+    assert re.search(expected, messages[0]), messages[0]
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.slow
@@ -89,4 +91,4 @@ def test_zeros_stay_where_processes_share_the_weights(tmp_path: Path) -> None:
             tensors[name][:, ::2] = 0
     save_file(tensors, file, {"format": "pt"})
     for _, learned, _ in train_together(taught.sharded, tmp_path):
-        assert [place for place, weight in enumerate(learned) if weight == 0] == list(range(0, 32, 2))
+        assert [index for index, weight in enumerate(learned) if weight == 0] == list(range(0, 32, 2))

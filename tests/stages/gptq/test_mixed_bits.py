@@ -58,17 +58,17 @@ def test_prices_are_divergences_of_models_with_one_coarse_layer(tmp_path: Path) 
         if isinstance(part, nn.Linear):
             part.register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given[0][0]}))
     original = log_probabilities(module, ids[:1])
-    before = dict(inputs)
+    inputs_before = dict(inputs)
     with torch.no_grad():
         module(input_ids=ids[1:])
-    seen = torch.cat([before["lm_head"], inputs["lm_head"]])
+    seen = torch.cat([inputs_before["lm_head"], inputs["lm_head"]])
     hessian = seen.T @ seen / len(seen)
     # A tied table is read row by row as well.
     hessian += 0.2 * hessian.diagonal().mean() * torch.eye(len(hessian))
     torch.testing.assert_close(hessians[0], hessian, atol=1e-4, rtol=1e-3)
     for name, part in list(module.named_modules()):
         if isinstance(part, nn.Linear) and name != "lm_head":
-            weight, importance = part.weight.data, before[name].square().mean(0)
+            weight, importance = part.weight.data, inputs_before[name].square().mean(0)
             rounded = round_to_nearest(weight, GptqSettings(3, 32), importance).dequantize()
             part.weight.data = rounded
             expected = divergence(original, log_probabilities(module, ids[:1]))
@@ -163,11 +163,11 @@ def test_layers_of_one_input_get_the_same_bits_if_asked_to(tmp_path: Path, fused
     # Whatever is asked of these keys, they answer next to nothing: by themselves they get the fewest bits.
     tensors["model.layers.0.self_attn.k_proj.weight"] *= 1e-4
     save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
-    made = mixed(Checkpoint(tmp_path / "source"), tmp_path / "scratch", target_bits=4.8, fused=fused)
-    bits = {name: layer["bits"] for name, layer in layers_of(made.folder).items() if ".layers." in name}
+    mixed_model = mixed(Checkpoint(tmp_path / "source"), tmp_path / "scratch", target_bits=4.8, fused=fused)
+    bits = {name: layer["bits"] for name, layer in layers_of(mixed_model.folder).items() if ".layers." in name}
     sets = [{bits[f"model.layers.{block}.self_attn.{part}_proj"] for part in "qkv"} for block in (0, 1)]
     sets += [{bits[f"model.layers.{block}.mlp.{part}_proj"] for part in ("gate", "up")} for block in (0, 1)]
-    assert all(len(one) == 1 for one in sets) == fused
+    assert all(len(bit_widths) == 1 for bit_widths in sets) == fused
     assert len(set(bits.values())) > 1
 
 
@@ -180,8 +180,8 @@ def test_files_say_the_bits_of_each_layer_as_gptqmodel_reads_them(tmp_path: Path
             continue
         matching = [rule for rule in rules if re.match(rule.removeprefix("+:"), name)]
         assert [rules[rule]["bits"] for rule in matching] == ([layer["bits"]] if layer["bits"] != 4 else [])
-        found = result.quantized(name)
-        assert found is not None and found.bits == layer["bits"]
+        stored_layer = result.quantized(name)
+        assert stored_layer is not None and stored_layer.bits == layer["bits"]
     assert len({layer["bits"] for layer in layers_of(result.folder).values()}) > 1
 
 

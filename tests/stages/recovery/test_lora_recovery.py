@@ -72,12 +72,12 @@ def divergence(module: torch.nn.Module, source: Checkpoint, ids: torch.Tensor) -
 def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
-    stage, made = LoraRecovery(**QUICK), context(source, tmp_path / "scratch")
-    adapted = stage.run(start, made)
-    base, ids = plain(adapted, source), held_out(start, stage, made)
-    before = divergence(base, source, ids)
+    stage, stage_context = LoraRecovery(**QUICK), context(source, tmp_path / "scratch")
+    adapted = stage.run(start, stage_context)
+    base, ids = plain(adapted, source), held_out(start, stage, stage_context)
+    divergence_before = divergence(base, source, ids)
     opened = PeftModel.from_pretrained(base, str(adapted.folder / "adapter"))
-    assert divergence(opened, source, ids) < 0.6 * before
+    assert divergence(opened, source, ids) < 0.6 * divergence_before
 
 
 def test_the_adapter_is_the_one_that_was_judged(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
@@ -131,16 +131,16 @@ def test_a_layer_name_that_is_not_there_is_an_error(
 
 
 def test_it_can_learn_the_text_instead(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    stage, made = (
+    stage, stage_context = (
         LoraRecovery(**{**QUICK, "logits_weight": 0, "labels_weight": 1}),
         context(source, tmp_path / "scratch"),
     )
-    adapted = stage.run(start, made)
-    base, ids = plain(adapted, source).requires_grad_(False), held_out(start, stage, made)
+    adapted = stage.run(start, stage_context)
+    base, ids = plain(adapted, source).requires_grad_(False), held_out(start, stage, stage_context)
     with torch.no_grad():
-        before = float(base(input_ids=ids, labels=ids).loss)
+        loss_before = float(base(input_ids=ids, labels=ids).loss)
         opened = PeftModel.from_pretrained(base, str(adapted.folder / "adapter"))
-        assert float(opened(input_ids=ids, labels=ids).loss) < before - 0.5
+        assert float(opened(input_ids=ids, labels=ids).loss) < loss_before - 0.5
 
 
 @pytest.fixture

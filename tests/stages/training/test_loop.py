@@ -279,13 +279,13 @@ def test_zeros_stay_zero_and_the_rest_learns():
         for layer in layers[:-1]:
             layer.weight[:, ::2] = 0
     zeros = [layer.weight == 0 for layer in layers]
-    before = [layer.weight.detach().clone() for layer in layers]
+    weights_before = [layer.weight.detach().clone() for layer in layers]
     trainee = Trainee(model.module, examples, task_loss, after_step=keep_zeros(model.module))
     train(trainee, FAST, 0, SilentProgress(), "test")
-    for layer, old, zero in zip(layers[:-1], before[:-1], zeros[:-1], strict=True):
+    for layer, old, zero in zip(layers[:-1], weights_before[:-1], zeros[:-1], strict=True):
         assert torch.equal(layer.weight == 0, zero) and zero.float().mean() == 0.5
         assert not torch.equal(layer.weight, old)
-    assert not torch.equal(layers[-1].weight, before[-1])
+    assert not torch.equal(layers[-1].weight, weights_before[-1])
 
 
 def test_a_dense_model_needs_no_zeros_kept():
@@ -301,8 +301,8 @@ def test_a_dense_model_needs_no_zeros_kept():
 def test_dropout_is_set_while_training_and_put_back():
     model, examples = classifier()
     layers = [part for part in model.module.modules() if isinstance(part, nn.Dropout)]
-    own = [layer.p for layer in layers]
-    assert set(own) == {0.1}
+    own_dropouts = [layer.p for layer in layers]
+    assert set(own_dropouts) == {0.1}
     seen = set()
 
     def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -311,7 +311,7 @@ def test_dropout_is_set_while_training_and_put_back():
         return task_loss(module, batch)
 
     train(Trainee(model.module, examples, loss), FAST.model_copy(update={"dropout": 0.3}), 0, SilentProgress(), "test")
-    assert seen == {0.3} and [layer.p for layer in layers] == own
+    assert seen == {0.3} and [layer.p for layer in layers] == own_dropouts
 
 
 def test_dropout_is_put_back_after_a_failure():
@@ -349,10 +349,10 @@ def test_without_dropout_the_forward_pass_is_the_one_of_eval_mode():
 def test_embeddings_are_left_alone_when_frozen(freeze: bool):
     model, examples = classifier()
     table = model.module.get_input_embeddings().weight
-    before = table.detach().clone()
+    table_before = table.detach().clone()
     trainee = Trainee(model.module, examples, task_loss, freeze_embeddings=freeze)
     train(trainee, FAST, 0, SilentProgress(), "test")
-    assert torch.equal(table, before) is freeze and table.requires_grad
+    assert torch.equal(table, table_before) is freeze and table.requires_grad
     assert not same(model.module.state_dict(), tiny.encoder().module.state_dict())
 
 
@@ -375,11 +375,11 @@ def test_bf16_is_used_when_asked_for():
 
 def test_predictions_come_in_the_order_given():
     model, examples = classifier()
-    found = predict(model.module, examples, batch_size=5)
-    assert found.shape == (64, 2) and found.dtype == np.float32
+    predictions = predict(model.module, examples, batch_size=5)
+    assert predictions.shape == (64, 2) and predictions.dtype == np.float32
     for row in (0, 17, 63):
         batch = tensors(examples, [row])
         with torch.no_grad():
             alone = forward(model.module, batch).logits[0].numpy()
-        np.testing.assert_allclose(found[row], alone, atol=1e-5)
-    assert Counter(map(tuple, found.round(4).tolist())).most_common(1)[0][1] < 8
+        np.testing.assert_allclose(predictions[row], alone, atol=1e-5)
+    assert Counter(map(tuple, predictions.round(4).tolist())).most_common(1)[0][1] < 8

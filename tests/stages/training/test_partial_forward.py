@@ -58,13 +58,13 @@ def test_the_first_token_is_all_that_these_classifiers_read(architecture: str, a
     examples = tiny.context().encode("train", model)
     batch = tensors(examples, list(range(16)))
     assert not batch["attention_mask"].all(), "some are padded"
-    whole, wanted = forward(model.module, batch).logits, gradients(model.module, batch)
+    whole, expected_gradients = forward(model.module, batch).logits, gradients(model.module, batch)
     with shortened(model.module, first_token=True):
         torch.testing.assert_close(forward(model.module, batch).logits, whole, atol=1e-5, rtol=1e-5)
-    found = gradients(model.module, batch, first_token=True)
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    first_token_gradients = gradients(model.module, batch, first_token=True)
+    assert first_token_gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(first_token_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
     assert torch.equal(forward(model.module, batch).logits, whole), "the layers are back"
 
 
@@ -131,7 +131,7 @@ def test_states_too_large_to_keep_are_computed_in_each_step(monkeypatch: pytest.
 
 def test_frozen_layers_and_embeddings_keep_their_bits_and_the_rest_learns_as_without_the_shortcut() -> None:
     shortcut, plain = deep(), deep()
-    before = copy.deepcopy(shortcut.module.state_dict())
+    states_before = copy.deepcopy(shortcut.module.state_dict())
     examples = tiny.context().encode("train", shortcut)
     trainee = Trainee(shortcut.module, examples, task_loss, frozen_layers=1, first_token_only=True)
     losses = train(trainee, PLAIN, 0, SilentProgress(), "test")
@@ -139,12 +139,12 @@ def test_frozen_layers_and_embeddings_keep_their_bits_and_the_rest_learns_as_wit
         part.requires_grad_(False)
     expected = train(Trainee(plain.module, examples, task_loss), PLAIN, 0, SilentProgress(), "test")
     assert losses == pytest.approx(expected, abs=1e-4)
-    after, wanted = shortcut.module.state_dict(), plain.module.state_dict()
+    after, expected_states = shortcut.module.state_dict(), plain.module.state_dict()
     for name, tensor in after.items():
         frozen = ".embeddings." in name or ".layer.0." in name
-        assert torch.equal(tensor, before[name]) is frozen, name
+        assert torch.equal(tensor, states_before[name]) is frozen, name
         if not name.endswith("key.bias"):  # it moves no softmax: its gradient is rounding, which Adam scales up
-            torch.testing.assert_close(tensor, wanted[name], atol=2e-4, rtol=1e-3, msg=name)
+            torch.testing.assert_close(tensor, expected_states[name], atol=2e-4, rtol=1e-3, msg=name)
     assert all(parameter.requires_grad for parameter in shortcut.module.parameters())
 
 
@@ -162,10 +162,12 @@ def test_a_seed_gives_the_same_bits() -> None:
 
 def test_the_stages_pass_their_fields_on() -> None:
     model, context = deep(), tiny.context()
-    before = copy.deepcopy(model.module.state_dict())
+    states_before = copy.deepcopy(model.module.state_dict())
     fields = {"learning_rate": 1e-3, "precision": "fp32", "dropout": 0, "first_token_only": True}
     Finetune(frozen_layers=2, epochs=1, **fields).run(model, context)  # type: ignore[arg-type]
-    changed = {name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, states_before[name])
+    }
     assert changed and not any(".layer.0." in name or ".layer.1." in name for name in changed)
     context = tiny.context(earlier=lambda label: copy.deepcopy(model))
     student = copy.deepcopy(model)

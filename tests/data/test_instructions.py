@@ -37,21 +37,23 @@ CASES: list[tuple[str, Any, list[str], list[str]]] = [
 def test_a_check_holds_of_what_a_reader_would_accept(
     name: str, value: Any, passes: list[str], fails: list[str]
 ) -> None:
-    one = Instruction("?", {name: value})
-    assert [one.passed(answer)[name] for answer in (*passes, *fails)] == [True] * len(passes) + [False] * len(fails)
+    instruction = Instruction("?", {name: value})
+    assert [instruction.passed(answer)[name] for answer in (*passes, *fails)] == [True] * len(passes) + [False] * len(
+        fails
+    )
 
 
 def test_every_check_is_tried_above_and_the_usual_instructions_can_be_followed_and_not() -> None:
     assert {name for name, *_ in CASES} == CHECKS.keys()
     usual = find_instructions(USUAL, Path("nowhere"))
-    assert len({one.prompt for one in usual}) == len(usual) > 50
-    assert not any(all(one.passed("").values()) for one in usual), "an empty answer follows nothing"
+    assert len({instruction.prompt for instruction in usual}) == len(usual) > 50
+    assert not any(all(instruction.passed("").values()) for instruction in usual), "an empty answer follows nothing"
 
 
 def test_what_was_missed_is_said_in_words() -> None:
-    one = Instruction("?", {"words_at_most": 2, "contains": ["sea", "sand"], "upper_case": True})
-    assert one.missed("a b c") == ["words at most 2", "contains sea, sand", "upper case"]
-    assert one.missed("SEA SAND") == []
+    instruction = Instruction("?", {"words_at_most": 2, "contains": ["sea", "sand"], "upper_case": True})
+    assert instruction.missed("a b c") == ["words at most 2", "contains sea, sand", "upper case"]
+    assert instruction.missed("SEA SAND") == []
 
 
 @pytest.mark.parametrize(

@@ -40,22 +40,22 @@ def shifted(by: float, examples: Examples) -> Answers:
 
 
 def test_the_largest_difference_and_the_range_of_what_is_expected_by_hand() -> None:
-    found = distance([(np.array([1.0, -4.0]), np.array([1.5, -4.0])), (np.array([2.0]), np.array([1.75]))])
-    assert (found.worst, found.lowest, found.highest, found.largest) == (0.5, -4.0, 2.0, 4.0)
+    difference = distance([(np.array([1.0, -4.0]), np.array([1.5, -4.0])), (np.array([2.0]), np.array([1.75]))])
+    assert (difference.worst, difference.lowest, difference.highest, difference.largest) == (0.5, -4.0, 2.0, 4.0)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_difference_that_is_no_number_is_kept_wherever_it_is(place: int) -> None:
     arrays = [np.zeros(2), np.zeros(2), np.zeros(2)]
     arrays[place][1] = np.nan
-    assert np.isnan(distance((np.zeros(2), one) for one in arrays).worst)
+    assert np.isnan(distance((np.zeros(2), array) for array in arrays).worst)
 
 
 def test_batches_mix_the_shortest_with_the_longest_and_one_example_is_alone(examples: Examples) -> None:
     *mixed, alone = mixed_batches(examples)
     lengths = examples.lengths()
     assert len(alone) == 1 and lengths[alone[0]] == lengths.min()
-    assert all(len(one) == 8 and np.ptp(lengths[one]) >= np.ptp(lengths) / 2 for one in mixed)
+    assert all(len(batch) == 8 and np.ptp(lengths[batch]) >= np.ptp(lengths) / 2 for batch in mixed)
 
 
 @pytest.mark.parametrize("by", [0.25, np.nan])
@@ -72,8 +72,8 @@ def test_more_than_is_allowed_is_refused_and_so_is_no_number(examples: Examples,
 def test_a_file_of_fewer_bits_is_measured_and_only_its_plain_form_is_held_to_the_tolerance(examples: Examples) -> None:
     plain, small, off = Shifted(0.0), Shifted(0.5), Shifted(0.1)
     reference = of_torch(MODEL.module, examples)
-    told = prove_shipped("Strange", plain, small, reference, examples, 1e-3)
-    assert "from torch in fp32, by 5.0e-01 as they ship, where the largest is" in told
+    note = prove_shipped("Strange", plain, small, reference, examples, 1e-3)
+    assert "from torch in fp32, by 5.0e-01 as they ship, where the largest is" in note
     alone = prove_shipped("Strange", plain, plain, reference, examples, 1e-3)
     assert alone.endswith("from torch in fp32")
     with pytest.raises(IntegrityError, match=r"In Strange the logits differ from torch by 1\.00e-01"):

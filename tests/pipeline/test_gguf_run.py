@@ -46,9 +46,9 @@ def test_one_quantized_model_is_measured_in_every_runtime(folder: Path) -> None:
     for target in targets:
         speed = report.find("final", "tokens_per_second_context_16", target)
         size = report.find("final", "size_bytes", target)
-        before = report.find("baseline", "size_bytes", target)
+        size_before = report.find("baseline", "size_bytes", target)
         assert speed is not None and speed.value > 0
-        assert size is not None and before is not None and size.value < before.value
+        assert size is not None and size_before is not None and size.value < size_before.value
     assert "llama-cpp" in html_page(report)
 
 
@@ -56,7 +56,7 @@ def test_a_run_that_ends_in_gguf_ships_it_and_leaves_out_other_targets(folder: P
     recipe = load(write_recipe(folder, stages=[GPTQ, "gguf"], targets=["cpu", "llama-cpp"], benchmark=ONE_LAUNCH))
     done = run(recipe, folder, folder / "artifacts", Notes())
     assert (done.folder / "model" / "model.gguf").is_file()
-    assert [(one.target, "GGUF" in one.reason) for one in done.report.skipped] == [("cpu", True)]
-    found = {one.check: one.found for one in done.report.integrity if one.stage == "gguf"}
-    assert found["predictions"] == "finite and not constant"
+    assert [(skipped.target, "GGUF" in skipped.reason) for skipped in done.report.skipped] == [("cpu", True)]
+    findings = {check.check: check.found for check in done.report.integrity if check.stage == "gguf"}
+    assert findings["predictions"] == "finite and not constant"
     assert done.report.find("final", "perplexity", "llama-cpp") is not None

@@ -55,19 +55,19 @@ def write(folder: Path, **changes: Any) -> Path:
     tiny_run.write_rows(folder)
     lines = (folder / "test.csv").read_text().splitlines()
     with (folder / "test.jsonl").open("w") as file:
-        for place, line in enumerate(lines[1:]):
+        for row, line in enumerate(lines[1:]):
             text, label = line.split(",")
-            stars = place % 6 if place % 7 else None
-            file.write(json.dumps({"text": text, "label": label, "source": "abc"[place % 3], "stars": stars}) + "\n")
+            stars = row % 6 if row % 7 else None
+            file.write(json.dumps({"text": text, "label": label, "source": "abc"[row % 3], "stars": stars}) + "\n")
     splits = {"train": "train.csv", "validation": "validation.csv", "test": "test.jsonl"}
-    wanted: dict[str, Any] = {
+    recipe: dict[str, Any] = {
         "data": {"splits": splits, "max_length": 16},
         "stages": [{"onnx": {}}, {"onnx_int8": {}}],
         "baseline": "start",
         "slices": SLICES,
         "limits": [{"metric": "accuracy[source=a]", "at_least": 0.0}],
     }
-    return tiny_run.write_recipe(folder, **{**wanted, **changes})
+    return tiny_run.write_recipe(folder, **{**recipe, **changes})
 
 
 def go(recipe: Path, artifacts: Path, *overrides: str) -> Done:
@@ -160,7 +160,7 @@ def test_a_limit_may_hold_a_slice(done: Done) -> None:
 def test_other_slices_need_no_new_evaluation_and_are_never_stale(place: Path, done: Done, tmp_path: Path) -> None:
     shutil.copytree(place, tmp_path / "place", symlinks=True)
     cache = tmp_path / "place" / "artifacts" / "cache"
-    before = {path.name for path in cache.iterdir()}
+    names_before = {path.name for path in cache.iterdir()}
     path = tmp_path / "place" / "test.jsonl"
     # Only what slices read is other, so no model answers anew.
     path.write_text(path.read_text().replace('"source": "a"', '"source": "z"'))
@@ -170,7 +170,7 @@ def test_other_slices_need_no_new_evaluation_and_are_never_stale(place: Path, do
     assert again.run.report.missed[0].metric == "accuracy[source=a]"
     third = go(tmp_path / "place" / "tiny.yaml", tmp_path / "place" / "artifacts", "slices=[]", "limits=[]")
     assert third.run.report.slices == {}
-    assert {path.name for path in cache.iterdir()} == before
+    assert {path.name for path in cache.iterdir()} == names_before
 
 
 def test_left_out_slices_are_by_label_and_length(place: Path, done: Done, tmp_path: Path) -> None:

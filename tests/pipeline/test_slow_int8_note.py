@@ -28,9 +28,9 @@ def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
     asked = recipe(*stages)
     runner = SimpleNamespace(task=get_task(asked.task), recipe=asked, progress=None)
     artifacts = {label: folder / label for label in ("baseline", "onnx", "final")}
-    for place in artifacts.values():
-        place.mkdir()
-        (place / "model.onnx").touch()
+    for artifact in artifacts.values():
+        artifact.mkdir()
+        (artifact / "model.onnx").touch()
     return SimpleNamespace(
         runner=runner,
         artifacts=artifacts,
@@ -54,14 +54,14 @@ def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         CauseDifference(why="apart", help="do so", more_ms=2.0, layers=("a", "b"), operators=("MatMul", "MatMul")),
         CauseDifference(why="too little to be said", more_ms=0.01, layers=("a",), operators=("Cast",)),
     )
-    found = OperatorDifference(
+    difference = OperatorDifference(
         schema_version=1, float_file="e", int8_file="f", target="cpu", threads=1, batch_size=1, calls=1, passes=7,
         float_ms=2.0, int8_ms=4.0, faster=0.5, low=0.45, high=0.55, layers=(), causes=causes,
     )  # fmt: skip
 
     def compare(*arguments: Any) -> OperatorDifference:
         asked.append(arguments[:3])
-        return found
+        return difference
 
     monkeypatch.setattr(operator_difference, "compare_operators", compare)
     monkeypatch.setattr(profiled_calls, "batch_calls", lambda examples, size, seed: (examples, size))
@@ -79,9 +79,9 @@ def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_nothing_is_profiled_where_it_is_not_slower_or_cannot_be(
     stages: tuple[str, ...], high: float, target: str, tmp_path: Path
 ) -> None:
-    made = session(tmp_path, *stages, target=target)
-    assert slow_int8_notes(made, speed(high)) == []
-    assert slow_int8_notes(made, []) == []
+    run_session = session(tmp_path, *stages, target=target)
+    assert slow_int8_notes(run_session, speed(high)) == []
+    assert slow_int8_notes(run_session, []) == []
 
 
 def test_calls_that_are_over_at_once_are_the_runtimes_own_work(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_calls_that_are_over_at_once_are_the_runtimes_own_work(tmp_path: Path) -
 
 
 def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
-    made = session(tmp_path, "onnx", "onnx_int8")
+    run_session = session(tmp_path, "onnx", "onnx_int8")
     for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
         (tmp_path / "final" / name).touch()
-    assert slow_int8_notes(made, speed(0.5)) == []
+    assert slow_int8_notes(run_session, speed(0.5)) == []
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,13 @@ def test_weights_are_judged_and_timed_like_any_file(place: Path, both: Run) -> N
     (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
     answers = classes(place, finetuned.parent)
     labels = [line.rpartition(",")[2] for line in (place / "test.csv").read_text().splitlines()[1:]]
-    right = np.mean([tiny_run.LABELS[one] == label for one, label in zip(answers, labels, strict=True)])
+    right = np.mean([tiny_run.LABELS[label_id] == label for label_id, label in zip(answers, labels, strict=True)])
     for model in ("baseline", "final"):
         rows = [row for row in both.report.measurements if (row.model, row.target) == (model, "torch")]
-        found = {row.metric: row.value for row in rows}
-        assert found["accuracy"] == pytest.approx(right) and found["agreement"] == 1
-        assert found["size_bytes"] == sum(path.stat().st_size for path in finetuned.parent.iterdir())
-        assert found["latency_ms"] > 0 and found["peak_memory_bytes"] > 5e7
+        values = {row.metric: row.value for row in rows}
+        assert values["accuracy"] == pytest.approx(right) and values["agreement"] == 1
+        assert values["size_bytes"] == sum(path.stat().st_size for path in finetuned.parent.iterdir())
+        assert values["latency_ms"] > 0 and values["peak_memory_bytes"] > 5e7
     assert "torch: final is the weights of finetune, which the output of quantize was made of" in both.report.notes
     assert not (both.folder / "targets").exists(), "weights are in the cache"
 
@@ -84,10 +84,10 @@ def test_other_files_are_compared_with_their_weights(place: Path, both: Run) -> 
     tokenizer = transformers.AutoTokenizer.from_pretrained(finetuned.parent)
     session = get_runtime("onnxruntime").open(both.folder / "model", TARGETS["cpu"], 1)
     rows = [tokenizer(text, truncation=True, max_length=16, return_tensors="np") for text in texts(place)]
-    own = np.array([int(session.predict(dict(row))["logits"].argmax()) for row in rows])
+    own_answers = np.array([int(session.predict(dict(row))["logits"].argmax()) for row in rows])
     against = {row.model: row for row in both.report.measurements if row.metric == "agreement_against_torch"}
     assert set(against) == set(LABELS) and {row.target for row in against.values()} == {"cpu"}
-    assert against["final"].value == pytest.approx((own == expected).mean())
+    assert against["final"].value == pytest.approx((own_answers == expected).mean())
     assert against["baseline"].value == against["onnx"].value == 1
     metric = describe_metric("agreement_against_torch", "ratio")
     assert (metric.title, metric.relative, metric.quality) == ("Agreement against torch", True, False)
@@ -132,9 +132,9 @@ def test_a_folder_of_weights_is_evaluated_by_itself(place: Path, both: Run) -> N
     app = typer.Typer()
     app.command()(evaluate)
     asked = [str(finetuned.parent), "--recipe", str(place / "tiny.yaml"), "--json", "--target"]
-    found = {row["metric"]: row["value"] for row in json.loads(CliRunner().invoke(app, [*asked, "torch"]).stdout)}
+    values = {row["metric"]: row["value"] for row in json.loads(CliRunner().invoke(app, [*asked, "torch"]).stdout)}
     known = both.report.find("final", "accuracy", "torch")
-    assert known is not None and found["accuracy"] == known.value
+    assert known is not None and values["accuracy"] == known.value
     refused = CliRunner().invoke(app, [*asked, "cpu"]).exception
     assert isinstance(refused, InputError) and "cpu does not open SAFETENSORS" in str(refused)
     assert "--target that does: torch" in str(refused)

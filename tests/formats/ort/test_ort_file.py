@@ -59,20 +59,22 @@ def test_it_answers_as_the_graph_does(source: Path, written: Path) -> None:
 
 def test_its_tensors_are_those_of_the_graph(source: Path, written: Path) -> None:
     graph = onnx.load(model_file(source)).graph
-    expected = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    found = {one.name: one.values((written / ORT_FILE).read_bytes()) for one in graph_of(written).tensors}
-    shared = expected.keys() & found.keys()
+    expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    stored_values = {
+        tensor.name: tensor.values((written / ORT_FILE).read_bytes()) for tensor in graph_of(written).tensors
+    }
+    shared = expected.keys() & stored_values.keys()
     assert {"table", "head"} <= shared or len(shared) > 3
     for name in shared:
-        assert found[name].dtype == expected[name].dtype
-        np.testing.assert_array_equal(found[name], expected[name])
+        assert stored_values[name].dtype == expected[name].dtype
+        np.testing.assert_array_equal(stored_values[name], expected[name])
 
 
 def test_parameters_are_counted_as_in_the_graph(source: Path, written: Path) -> None:
-    before, after = budget_of(source), budget_of(written)
-    assert after.format == "ort" and after.parameters == before.parameters
+    budget_before, after = budget_of(source), budget_of(written)
+    assert after.format == "ort" and after.parameters == budget_before.parameters
     assert {name: share.parameters for name, share in after.dtypes.items() if share.parameters} == {
-        name: share.parameters for name, share in before.dtypes.items() if share.parameters
+        name: share.parameters for name, share in budget_before.dtypes.items() if share.parameters
     }
     assert after.total_bytes == after.tensor_bytes + sum(after.overhead.values())
     for tensor in read_model(written).tensors:

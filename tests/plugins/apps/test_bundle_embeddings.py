@@ -29,8 +29,8 @@ POOLED = {
 
 
 def closed_form(text: str, pooling: str, normalize: bool = True) -> np.ndarray:
-    found: np.ndarray = POOLED[pooling](EMBEDDINGS[IDS[text]])  # type: ignore[no-untyped-call]
-    return found / np.sqrt((found * found).sum()) if normalize else found
+    pooled: np.ndarray = POOLED[pooling](EMBEDDINGS[IDS[text]])  # type: ignore[no-untyped-call]
+    return pooled / np.sqrt((pooled * pooled).sum()) if normalize else pooled
 
 
 def embedded(folder: Path, text: str) -> np.ndarray:
@@ -47,24 +47,24 @@ def embedded(folder: Path, text: str) -> np.ndarray:
 def test_each_pooling_is_what_the_folder_says(tmp_path: Path, pooling: str, normalize: bool) -> None:
     modules = SentenceModules(WIDTH, (pooling,), (Normalize(),) if normalize else ())
     run = write_encoder_run(tmp_path / "run", modules)
-    made = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
-    assert made.manifest.postprocessing == Embed(
+    bundle = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
+    assert bundle.manifest.postprocessing == Embed(
         output="last_hidden_state", pooling=pooling, normalize=normalize, dimensions=WIDTH
     )
-    for case in json.loads((made.folder / "selftest.json").read_text())["cases"]:
+    for case in json.loads((bundle.folder / "selftest.json").read_text())["cases"]:
         assert case["input_ids"] == IDS[case["text"]]
         np.testing.assert_allclose(case["embedding"], closed_form(case["text"], pooling, normalize), atol=1e-6)
-    np.testing.assert_allclose(embedded(made.folder, NEAR), closed_form(NEAR, pooling, normalize), atol=1e-6)
-    assert verify(made.archive).worst < 0.01
+    np.testing.assert_allclose(embedded(bundle.folder, NEAR), closed_form(NEAR, pooling, normalize), atol=1e-6)
+    assert verify(bundle.archive).worst < 0.01
 
 
 def test_a_graph_that_pools_is_left_to_it(tmp_path: Path) -> None:
     run = write_encoder_run(tmp_path / "run", SentenceModules(WIDTH, ("cls",)), pooled=True)
-    made = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
-    end = made.manifest.postprocessing
+    bundle = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
+    end = bundle.manifest.postprocessing
     assert isinstance(end, Embed)
     assert (end.output, end.pooling, end.normalize) == ("sentence_embedding", None, False)
-    np.testing.assert_allclose(embedded(made.folder, FAR), closed_form(FAR, "cls", normalize=False), atol=1e-6)
+    np.testing.assert_allclose(embedded(bundle.folder, FAR), closed_form(FAR, "cls", normalize=False), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_a_folder_that_does_not_say_is_refused(tmp_path: Path) -> None:
 
 def test_the_example_finds_the_nearest_as_the_formula_does(bundles: dict[str, Bundle]) -> None:
     command = [sys.executable, str(bundles["sentence"].folder / "examples" / "run.py")]
-    said = subprocess.run([*command, QUESTION, FAR, NEAR], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([*command, QUESTION, FAR, NEAR], capture_output=True, text=True, check=True).stdout
     cosines = {text: closed_form(QUESTION, "mean") @ closed_form(text, "mean") for text in (FAR, NEAR)}
     assert cosines[NEAR] > cosines[FAR]
-    assert said == "".join(f"{cosines[text]:6.3f}  {text}\n" for text in (NEAR, FAR))
+    assert output == "".join(f"{cosines[text]:6.3f}  {text}\n" for text in (NEAR, FAR))
     passed = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
     assert passed.startswith("passed")
 

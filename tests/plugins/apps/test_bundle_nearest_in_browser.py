@@ -41,12 +41,12 @@ def original() -> dict[str, np.ndarray]:
 
     folder, texts = sample_directory("minilm"), (*SENTENCES, *QUESTIONS)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    found = {}
+    embeddings = {}
     for text in texts:
         with torch.no_grad():
             row = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0).numpy()
-        found[text] = row / np.linalg.norm(row)
-    return found
+        embeddings[text] = row / np.linalg.norm(row)
+    return embeddings
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +72,14 @@ def test_the_page_finds_the_nearest_sentence_offline(
         tab.wait_for("document.body && document.body.dataset.answer")
         assert tab.evaluate("document.getElementById('others').value").split("\n") == list(SENTENCES)
         go_offline(tab)
-        for question, place in QUESTIONS.items():
+        for question, position in QUESTIONS.items():
             right = {text: float(original[question] @ original[text]) for text in SENTENCES}
-            assert max(right, key=lambda text: right[text]) == SENTENCES[place]
+            assert max(right, key=lambda text: right[text]) == SENTENCES[position]
             tab.evaluate(
                 f"document.getElementById('text').value = {json.dumps(question)}; document.body.dataset.answer = ''"
             )
             tab.evaluate("document.getElementById('text').dispatchEvent(new Event('input'))")
-            assert tab.wait_for("document.body.dataset.answer") == SENTENCES[place]
+            assert tab.wait_for("document.body.dataset.answer") == SENTENCES[position]
             shown = tab.evaluate(SHOWN)
             assert list(shown) == sorted(shown, key=lambda text: -shown[text])
             assert shown == pytest.approx(right, abs=0.06)
@@ -87,13 +87,13 @@ def test_the_page_finds_the_nearest_sentence_offline(
 
 
 def test_every_tool_gives_the_embeddings_of_the_self_test(page: Bundle, tmp_path: Path) -> None:
-    said = subprocess.run(
+    output = subprocess.run(
         ["node", str(page.folder / "examples" / "run.mjs"), "--selftest"], capture_output=True, text=True, check=True
     ).stdout
-    assert said.startswith("passed")
+    assert output.startswith("passed")
     cases = json.loads((page.folder / "selftest.json").read_text())["cases"]
     script = Path(__file__).parents[2] / "clients" / "sentence_transformers_embeds.py"
     texts, file = [case["text"] for case in cases], Path(page.manifest.model).relative_to("model").as_posix()
     jobs = [[str(page.folder / "model"), "onnx", file]]
-    (found,) = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(texts), json.dumps(jobs)))
-    np.testing.assert_allclose(found["embeddings"], [case["embedding"] for case in cases], atol=1e-5)
+    (answer,) = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(texts), json.dumps(jobs)))
+    np.testing.assert_allclose(answer["embeddings"], [case["embedding"] for case in cases], atol=1e-5)

@@ -40,10 +40,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     drawn = np.random.default_rng(1).normal(size=(30522, 256)).astype(np.float32)
     table.CopyFrom(onnx.numpy_helper.from_array(drawn, "table"))
     onnx.save(model, run / "model" / "onnx" / "model.onnx")
-    wanted = wanted_of(run, "browser")
-    data = wanted.recipe.data.model_copy(update={"max_length": LENGTH})
-    recipe = wanted.recipe.model_copy(update={"data": data})
-    return build(replace(wanted, recipe=recipe), folder / "bundle", SilentProgress())
+    wishes = wanted_of(run, "browser")
+    data = wishes.recipe.data.model_copy(update={"max_length": LENGTH})
+    recipe = wishes.recipe.model_copy(update={"data": data})
+    return build(replace(wishes, recipe=recipe), folder / "bundle", SilentProgress())
 
 
 def expected(page: Bundle, text: str) -> dict[str, float]:
@@ -61,8 +61,8 @@ def expected(page: Bundle, text: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def port(page: Bundle) -> Iterator[int]:
-    with serve(page.folder) as found:
-        yield found
+    with serve(page.folder) as served_port:
+        yield served_port
 
 
 @pytest.mark.browser
@@ -99,10 +99,10 @@ def test_a_page_that_answers_otherwise_is_not_bundled(page: Bundle) -> None:
 def test_node_gives_the_ids_of_transformers_on_ten_thousand_lines(page: Bundle, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    said = subprocess.run(
+    output = subprocess.run(
         ["node", str(page.folder / "examples" / "run.mjs"), "--selftest"], capture_output=True, text=True, check=True
     ).stdout
-    assert said.startswith("passed")
+    assert output.startswith("passed")
     asked = lines()
     (tmp_path / "lines.json").write_text(json.dumps(asked))
     done = subprocess.run(
@@ -111,6 +111,6 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_lines(page: Bundle, 
     )  # fmt: skip
     processor = AutoTokenizer.from_pretrained(page.folder / "model")
     right = processor(asked, truncation=True, max_length=LENGTH)["input_ids"]
-    found = json.loads(done.stdout)
-    wrong = [line for line, ours, theirs in zip(asked, right, found, strict=True) if ours != theirs]
-    assert (len(found), wrong[:3]) == (LINES, [])
+    answer = json.loads(done.stdout)
+    wrong = [line for line, ours, theirs in zip(asked, right, answer, strict=True) if ours != theirs]
+    assert (len(answer), wrong[:3]) == (LINES, [])

@@ -66,28 +66,28 @@ def test_features_are_those_of_the_extractor(name: str, tmp_path: Path, monkeypa
     for case in cases:
         assert way.difference(case) is None
         samples, _ = soundfile.read(tmp_path / case.recording, dtype="float32")
-        wanted = extractor(samples, sampling_rate=RATE, return_tensors="np")
+        expected = extractor(samples, sampling_rate=RATE, return_tensors="np")
         feed = way.feed(case)
-        np.testing.assert_allclose(feed["input_values"], wanted["input_values"], atol=1e-3)
-        assert ("attention_mask" in feed) == ("attention_mask" in wanted)
-        np.testing.assert_allclose(run.hear(run.read(tmp_path / case.recording)), wanted["input_values"], atol=1e-3)
+        np.testing.assert_allclose(feed["input_values"], expected["input_values"], atol=1e-3)
+        assert ("attention_mask" in feed) == ("attention_mask" in expected)
+        np.testing.assert_allclose(run.hear(run.read(tmp_path / case.recording)), expected["input_values"], atol=1e-3)
 
 
 def test_the_page_hears_what_the_extractor_does(tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node here")
-    rules, wanted = [], []
+    rules, expected = [], []
     for extractor in EXTRACTORS.values():
         for _, samples in tones(2):
             (tmp_path / f"{len(rules)}.wave").write_bytes(samples.tobytes())
             rules.append(SOUNDS.find_rule(tmp_path, extractor, 8).model_dump(mode="json"))
-            wanted.append(np.asarray(extractor(samples, sampling_rate=RATE)["input_values"])[0])
+            expected.append(np.asarray(extractor(samples, sampling_rate=RATE)["input_values"])[0])
     (tmp_path / "cases.json").write_text(json.dumps(rules))
     subprocess.run([node, str(HERE / "sounds.mjs"), str(PREPARE), str(tmp_path)], check=True, timeout=100)
-    for number, features in enumerate(wanted):
-        found = np.fromfile(tmp_path / f"{number}.f32", np.float32).reshape(features.shape)
-        np.testing.assert_allclose(found, features, atol=1e-3, err_msg=str(rules[number]))
+    for number, features in enumerate(expected):
+        heard = np.fromfile(tmp_path / f"{number}.f32", np.float32).reshape(features.shape)
+        np.testing.assert_allclose(heard, features, atol=1e-3, err_msg=str(rules[number]))
 
 
 @pytest.mark.browser
@@ -102,15 +102,15 @@ def test_the_page_tells_what_it_hears_and_asks_nobody(tmp_path: Path, chromium: 
         helper.make_node("Flatten", ["input_values"], ["flat"]),
         helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
     ]
-    made = helper.make_graph(nodes, "toy", [given], [logits], [numpy_helper.from_array(matrix, "matrix")])
-    graph = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    built = helper.make_graph(nodes, "toy", [given], [logits], [numpy_helper.from_array(matrix, "matrix")])
+    graph = helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     (tmp_path / "model").mkdir()
     OnnxModel(graph, "model.onnx", {}).save(tmp_path / "model")
     extractor.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(json.dumps({"id2label": dict(enumerate(LABELS))}))
     (tmp_path / "recipe.yaml").write_text(
         "name: toy\ntask: audio-classification\nmodel: ./nowhere\n"
-        "data: {splits: {train: train.csv, test: test.csv}}\nstages: [export]\n"
+        "data: {splits: {train: train.csv, test: test.csv}}\nstages: [onnx]\n"
     )
     ((_, samples),) = tones(1)
     soundfile.write(tmp_path / "1.wav", samples, RATE)

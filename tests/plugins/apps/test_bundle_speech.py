@@ -75,8 +75,8 @@ def test_the_manifest_says_how_a_recording_is_heard(made: Bundle, run: Path) -> 
     assert end.uses == ("model/onnx/decoder_model_merged.onnx", "model/tokenizer.json")
     assert [(entry.name, entry.shape[1:]) for entry in made.manifest.inputs] == [("input_features", (8, 100))]
     assert "\nAn automatic-speech-recognition model for a computer" in (made.folder / "README.md").read_text()
-    found = verify(made.archive)
-    assert (found.cases, found.of, found.compared, found.worst) == (2, "recordings", "transcripts", 0)
+    verdict = verify(made.archive)
+    assert (verdict.cases, verdict.of, verdict.compared, verdict.worst) == (2, "recordings", "transcripts", 0)
 
 
 def test_the_self_test_has_what_transformers_hears(made: Bundle, run: Path) -> None:
@@ -102,8 +102,8 @@ def test_features_are_those_of_transformers(tmp_path: Path, bins: int) -> None:
     assert isinstance(rule, LogMel)
     way, times = AudioRule(tmp_path, rule), np.arange(2 * RATE) / RATE
     for samples in (np.sin(2 * np.pi * 200 * times * (1 + 4 * times)), noise(0.01), np.append(noise(29.99), 0.5)):
-        wanted = extractor(samples.astype(np.float32), sampling_rate=RATE, return_tensors="np")["input_features"]
-        assert np.abs(way.features(samples) - wanted).max() < 1e-4
+        expected = extractor(samples.astype(np.float32), sampling_rate=RATE, return_tensors="np")["input_features"]
+        assert np.abs(way.features(samples) - expected).max() < 1e-4
     other = WhisperFeatureExtractor(feature_size=bins, dither=0.01)
     with pytest.raises(ModelError, match="cannot be described to an app"):
         check_rule(way, "noise", noise(1), other)
@@ -111,8 +111,8 @@ def test_features_are_those_of_transformers(tmp_path: Path, bins: int) -> None:
 
 def test_the_example_passes_the_self_test_and_hears_longer_recordings(made: Bundle, run: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(made.folder / "examples" / "run.py")]
-    said = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
-    assert said == "passed; all transcripts are the same\n"
+    output = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert output == "passed; all transcripts are the same\n"
     cases = json.loads((made.folder / "selftest.json").read_text())["cases"]
     with (
         wave.open(str(made.folder / cases[0]["recording"])) as first,
@@ -186,6 +186,6 @@ def test_the_page_counts_words_as_the_report_does(tmp_path: Path) -> None:
     script = f"import {{ wordErrors }} from {json.dumps(str(WEB.parent / 'transcript' / 'words.mjs'))};"
     script += f"console.log(JSON.stringify({json.dumps(pairs)}.map(([a, b]) => wordErrors(a, b))));"
     command = ["node", "--input-type=module", "-e", script]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    counts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     right = [word_errors(a.split(), b.split()) / max(1, len(a.split())) for a, b in pairs]
-    assert found == pytest.approx(right)
+    assert counts == pytest.approx(right)

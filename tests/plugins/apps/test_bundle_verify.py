@@ -40,10 +40,10 @@ def test_a_whole_bundle_passes(made: Bundle) -> None:
         "feature-extraction": ("toy", 14, "texts", "embeddings"),
     }
     for path in (made.folder, made.archive):
-        found = verify(path)
-        assert (found.name, found.cases, found.of, found.compared) == expected[made.manifest.task]
-        assert found.signer is None
-        assert found.worst < 0.01
+        verdict = verify(path)
+        assert (verdict.name, verdict.cases, verdict.of, verdict.compared) == expected[made.manifest.task]
+        assert verdict.signer is None
+        assert verdict.worst < 0.01
 
 
 def flip(path: Path, place: int, bit: int) -> None:
@@ -58,12 +58,12 @@ def test_any_flipped_bit_of_the_zip_is_found(made: Bundle, tmp_path: Path) -> No
     copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
     chance, size = random.Random(0), copy.stat().st_size
     places = [*range(size - 140, size), *(chance.randrange(size) for _ in range(TRIES))]
-    for place in places:
+    for offset in places:
         bit = chance.randrange(8)
-        flip(copy, place, bit)
+        flip(copy, offset, bit)
         with pytest.raises(BundleError):
             verify(copy)
-        flip(copy, place, bit)
+        flip(copy, offset, bit)
     verify(copy)
 
 
@@ -73,14 +73,14 @@ def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, key: Path) -> None
         if number == TRIES // 2:
             sign(bundle, key, SIGNED)
         # Every second try in what no digest lists: the manifest and its signature.
-        own = [path for path in (bundle / MANIFEST, bundle / SIGNATURE) if path.exists()]
-        files = own if number % 2 else sorted(path for path in bundle.rglob("*") if path.is_file())
+        seal_files = [path for path in (bundle / MANIFEST, bundle / SIGNATURE) if path.exists()]
+        files = seal_files if number % 2 else sorted(path for path in bundle.rglob("*") if path.is_file())
         path = chance.choice(files)
-        place, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
-        flip(path, place, bit)
+        offset, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
+        flip(path, offset, bit)
         with pytest.raises(BundleError):
             verify(bundle)
-        flip(path, place, bit)
+        flip(path, offset, bit)
     verify(bundle)
     # What ssh-keygen reads over: a line feed of the signature becomes a vertical tab.
     flip(bundle / SIGNATURE, (bundle / SIGNATURE).read_bytes().index(b"\n", 40), 0)

@@ -26,7 +26,7 @@ RECIPE = """name: toy
 task: text-classification
 model: sample:minilm
 data: {source: sample:movie-reviews, max_length: 16}
-stages: [export]
+stages: [onnx]
 """
 
 
@@ -40,13 +40,13 @@ MATRIX = _CHANCE.normal(size=(WIDTH, len(LABELS))).astype(np.float32)
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """WordPiece as BERT has it."""
-    made = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    word_tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    word_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    word_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = [("[CLS]", 2), ("[SEP]", 3)]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    word_tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=40, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=word_tokenizer, model_max_length=40, **special)
 
 
 def graph() -> onnx.ModelProto:
@@ -66,8 +66,8 @@ def graph() -> onnx.ModelProto:
     stored = {"table": EMBEDDINGS, "matrix": MATRIX, "last": np.array([2]), "middle": np.array([1])}
     logits = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])]
     initializers = [numpy_helper.from_array(array, name) for name, array in stored.items()]
-    made = helper.make_graph(nodes, "toy", ids, logits, initializers)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    built = helper.make_graph(nodes, "toy", ids, logits, initializers)
+    return helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 def write_run(folder: Path) -> Path:
@@ -85,7 +85,7 @@ IMAGE_RECIPE = """name: toy-images
 task: image-classification
 model: ./nowhere
 data: {splits: {train: ./train, test: ./test}}
-stages: [export]
+stages: [onnx]
 """
 SIDE = 16
 IMAGE_MATRIX = _CHANCE.normal(size=(3 * SIDE * SIDE, len(LABELS))).astype(np.float32)
@@ -99,8 +99,8 @@ def image_graph() -> onnx.ModelProto:
         helper.make_node("Flatten", ["pixel_values"], ["flat"]),
         helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
     ]
-    made = helper.make_graph(nodes, "toy", [pixels], [logits], [numpy_helper.from_array(IMAGE_MATRIX, "matrix")])
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    built = helper.make_graph(nodes, "toy", [pixels], [logits], [numpy_helper.from_array(IMAGE_MATRIX, "matrix")])
+    return helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 def write_image_run(folder: Path) -> Path:
@@ -145,10 +145,10 @@ def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in list(shapes)[: 1 + pooled]
     ]
-    made = helper.make_graph(
+    built = helper.make_graph(
         nodes, "toy", ids, outputs, [numpy_helper.from_array(array, name) for name, array in stored.items()]
     )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 def write_encoder_run(folder: Path, modules: SentenceModules, pooled: bool = False) -> Path:

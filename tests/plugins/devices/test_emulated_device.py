@@ -41,8 +41,8 @@ def arm_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
     monkeypatch.setenv("QEMU_LD_PREFIX", str(arm_home() / "root"))
     folder = tmp_path / "sshd"
     folder.mkdir()
-    with running(binary, folder) as made:
-        yield made
+    with running(binary, folder) as server:
+        yield server
 
 
 @pytest.mark.slow
@@ -60,14 +60,14 @@ def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Serv
         )
 
     hosts = {name: DeviceHost(name, device, arm_server.folder) for name, device in devices.items()}
-    found = bench_on_hosts(hosts, measure)
+    benched = bench_on_hosts(hosts, measure)
 
-    assert found.failures == {}
-    machines = {name: each.environment["platform"].split()[-1] for name, each in found.results.items()}
-    assert machines == {"here": os.uname().machine, "board": "aarch64"}, found.results["board"].environment
+    assert benched.failures == {}
+    machines = {name: result.environment["platform"].split()[-1] for name, result in benched.results.items()}
+    assert machines == {"here": os.uname().machine, "board": "aarch64"}, benched.results["board"].environment
     latency = {
-        name: next(row for row in each.measurements if row.metric == "latency_ms")
-        for name, each in found.results.items()
+        name: next(row for row in result.measurements if row.metric == "latency_ms")
+        for name, result in benched.results.items()
     }
     assert {row.target for row in latency.values()} == {"cpu@here", "cpu@board"}
     assert latency["board"].n == len(latency["board"].raw or ()) > 4

@@ -25,9 +25,9 @@ SCRIPT = Path(__file__).parent / "draws.mjs"
 
 
 def end_of(scheduler: Any, steps: int) -> Draw:
-    rest: dict[str, Any] = {"guidance": 1.0, "empty_ids": (), "condition": (), "scaling": 1.0, "shift": 0.0}
+    defaults: dict[str, Any] = {"guidance": 1.0, "empty_ids": (), "condition": (), "scaling": 1.0, "shift": 0.0}
     places = {"output": "", "denoiser": "", "decoder": "", "channels": 4, "height": 3, "width": 5, "factor": 1}
-    return Draw.model_validate({**places, **rest, **asdict(step_table(scheduler, steps))})
+    return Draw.model_validate({**places, **defaults, **asdict(step_table(scheduler, steps))})
 
 
 def denoiser(sample: np.ndarray, time: float) -> np.ndarray:
@@ -49,22 +49,22 @@ def test_a_page_steps_as_diffusers_does(name: str, fields: dict[str, Any], steps
     scheduler = getattr(diffusers, name)(**fields)
     end = end_of(scheduler, steps)
     asked = json.dumps({"end": end.model_dump(mode="json"), "seed": 7})
-    found = json.loads(subprocess.run([node, SCRIPT], input=asked, capture_output=True, text=True, check=True).stdout)
+    answer = json.loads(subprocess.run([node, SCRIPT], input=asked, capture_output=True, text=True, check=True).stdout)
     noise, added = noise_of(end, 7)
-    np.testing.assert_allclose(found["noise"], noise.reshape(-1), rtol=1e-6)
-    np.testing.assert_allclose(found["added"], added.reshape(steps, -1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(answer["noise"], noise.reshape(-1), rtol=1e-6)
+    np.testing.assert_allclose(answer["added"], added.reshape(steps, -1), rtol=1e-9, atol=1e-12)
     latents = torch.from_numpy(noise) * scheduler.init_noise_sigma
     scheduler.set_timesteps(steps)
-    for place, time in enumerate(scheduler.timesteps):
+    for step, time in enumerate(scheduler.timesteps):
         output = torch.from_numpy(denoiser(scheduler.scale_model_input(latents, time).numpy(), float(time)))
-        last = place == steps - 1
+        last = step == steps - 1
         latents = (
-            by_hand(scheduler, output, int(time), place, latents, None if last else added[place])
+            by_hand(scheduler, output, int(time), step, latents, None if last else added[step])
             if name == "LCMScheduler"
             else scheduler.step(output, time, latents).prev_sample
         )
-    np.testing.assert_allclose(found["latents"], latents.numpy().reshape(-1), rtol=1e-4, atol=1e-4)
-    assert found["steps"] == steps
+    np.testing.assert_allclose(answer["latents"], latents.numpy().reshape(-1), rtol=1e-4, atol=1e-4)
+    assert answer["steps"] == steps
 
 
 def by_hand(
@@ -96,9 +96,9 @@ def test_portable_noise_is_that_of_its_rule() -> None:
         mixed = ((state ^ state >> 15) * (state | 1)) & 0xFFFFFFFF
         mixed ^= (mixed + (mixed ^ mixed >> 7) * (mixed | 61)) & 0xFFFFFFFF
         uniform.append((mixed ^ mixed >> 14) / 2**32)
-    wanted = [
+    expected = [
         (-2 * np.log(first + 2**-33)) ** 0.5 * turn(2 * np.pi * second)
         for first, second in (uniform[:2], uniform[2:])
         for turn in (np.cos, np.sin)
     ]
-    np.testing.assert_allclose(portable_noise(5, 3), wanted[:3], rtol=1e-12)
+    np.testing.assert_allclose(portable_noise(5, 3), expected[:3], rtol=1e-12)

@@ -91,8 +91,8 @@ def test_what_is_cached_is_foretold(done: Run) -> None:
     folder = done.folder.parents[3]
     (folder / "model" / "README.md").write_text("where it comes from")
     recipe = load(folder / "recipe.yaml")
-    said = CachedStages(recipe, folder, folder / "artifacts")
-    assert all(said(label) for label in recipe.labels())
+    cached_stages = CachedStages(recipe, folder, folder / "artifacts")
+    assert all(cached_stages(label) for label in recipe.labels())
 
 
 def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> None:
@@ -101,8 +101,8 @@ def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> No
         return [row.value for row in rows if row is not None]
 
     for part, most in (("unet", 0.95), ("text_encoder", 0.99)):
-        before, after = sizes(part)
-        assert after < most * before
+        size_before, after = sizes(part)
+        assert after < most * size_before
     assert len(set(sizes("vae_decoder"))) == 1
     whole = done.report.find(FINAL, "size_bytes", "cpu")
     assert whole is not None and whole.value > sum(sizes(part)[-1] for part in ("unet", "text_encoder", "vae_decoder"))
@@ -138,8 +138,12 @@ def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> No
     done = run(load(path), tmp_path, tmp_path / "artifacts", Notes())
     assert not done.report.skipped
     for label in (BASELINE, FINAL):
-        here, there = (done.report.find(label, "psnr_to_baseline", target) for target in targets)
-        assert here is not None and there is not None and there.value == pytest.approx(here.value, abs=0.5)
+        machine_psnr, page_psnr = (done.report.find(label, "psnr_to_baseline", target) for target in targets)
+        assert (
+            machine_psnr is not None
+            and page_psnr is not None
+            and page_psnr.value == pytest.approx(machine_psnr.value, abs=0.5)
+        )
         times = [done.report.find(label, f"{part}_ms", "browser") for part in ("latency", *PARTS_TIMED)]
         whole, *parts = (row.value for row in times if row is not None)
         assert len(parts) == len(PARTS_TIMED) and min(parts) > 0 and whole > sum(parts)

@@ -21,14 +21,14 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "fashion-diffusion.yaml"
 
 def report(**speeds: float) -> Report:
     """Distances of 3.1 and 3.8, 188 and 184 prompts of 200 kept, 1.5 MB and 120 kB; with what is said of speed."""
-    made = picture_report()
+    run_report = picture_report()
     rows = [
         Measurement(
             model=FINAL, metric=metric, target="cpu", value=value, unit="x", low=0.9 * value, high=1.1 * value, n=6
         )
         for metric, value in speeds.items()
     ]
-    return made.model_copy(update={"measurements": (*made.measurements, *rows)})
+    return run_report.model_copy(update={"measurements": (*run_report.measurements, *rows)})
 
 
 @pytest.mark.parametrize(
@@ -76,25 +76,25 @@ def test_integers_and_training_are_judged_by_their_own_runs() -> None:
 
 
 def test_each_model_has_a_row_from_the_run_that_has_it() -> None:
-    made = report()
-    rows = list(models(made, dict.fromkeys(("int8", "scheduler", "distilled"), made)))
+    run_report = report()
+    rows = list(models(run_report, dict.fromkeys(("int8", "scheduler", "distilled"), run_report)))
     assert [cells[0] for cells in rows] == [
         *("the start, fp32", "its denoiser in INT8", "best scheduler, as few steps", "distilled", "all of it")
     ]
-    start = made.find(BASELINE, "latency_ms", "cpu")
+    start = run_report.find(BASELINE, "latency_ms", "cpu")
     assert start is not None and rows[0][5].startswith(f"{start.value:g} ms")
     assert rows[0][6] == ""
 
 
 def test_runs_beside_have_the_recipes_own_fields() -> None:
     recipe = read_recipe(RECIPE)
-    made = runs_beside(recipe)
-    (own,) = (stage for stage in recipe.stages if getattr(stage, "part", "") == "unet")
-    assert made["int8"][1] == own.model_dump()
+    beside = runs_beside(recipe)
+    (unet_stage,) = (stage for stage in recipe.stages if getattr(stage, "part", "") == "unet")
+    assert beside["int8"][1] == unet_stage.model_dump()
     steps = next(stage.steps for stage in recipe.stages if isinstance(stage, StepDistillation))
-    assert made["scheduler"] == [{"kind": "schedule", "steps": steps, "scheduler": "best"}]
-    assert made["distilled"][-1]["kind"] == "distill_steps"
-    for stages in made.values():
+    assert beside["scheduler"] == [{"kind": "schedule", "steps": steps, "scheduler": "best"}]
+    assert beside["distilled"][-1]["kind"] == "distill_steps"
+    for stages in beside.values():
         changed: dict[str, Any] = {"name": "beside", "stages": stages, "limits": []}
         assert Recipe.model_validate({**recipe.model_dump(), **changed}).baseline == "start"
 

@@ -30,7 +30,7 @@ def _judge(folder: Path, names: tuple[str, ...]) -> Path:
     torch.manual_seed(1)
     config = RegNetConfig(
         num_channels=1, embedding_size=4, hidden_sizes=[4, 2], depths=[1, 1], groups_width=2, layer_type="x",
-        id2label=dict(enumerate(names)), label2id={name: place for place, name in enumerate(names)},
+        id2label=dict(enumerate(names)), label2id={name: class_id for class_id, name in enumerate(names)},
     )  # fmt: skip
     RegNetForImageClassification(config).save_pretrained(folder)
     prepared = {
@@ -45,9 +45,9 @@ def _judge(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
     folder.mkdir(exist_ok=True)
-    wanted = {"judge": _judge(folder / "judge", names).name, "pictures": 2}
+    options = {"judge": _judge(folder / "judge", names).name, "pictures": 2}
     slices = [{"column": "label", "min_rows": 1}]
-    recipe = load(write_recipe(folder, stages=[{"onnx": {}}], slices=slices, evaluation=wanted, targets=["torch"]))
+    recipe = load(write_recipe(folder, stages=[{"onnx": {}}], slices=slices, evaluation=options, targets=["torch"]))
     return StageRunner(recipe, folder, folder / "artifacts", SilentProgress())
 
 
@@ -65,7 +65,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 
 def _row(found: Findings, model: str, metric: str) -> Measurement:
-    (row,) = (one for one in found.measurements if (one.model, one.metric) == (model, metric))
+    (row,) = (candidate for candidate in found.measurements if (candidate.model, candidate.metric) == (model, metric))
     return row
 
 
@@ -85,7 +85,7 @@ def test_every_model_is_judged_on_every_row(found: Findings) -> None:
 
 
 def test_the_first_rows_are_shown_as_every_model_draws_them(found: Findings) -> None:
-    shown = {(one.model, one.seed): one for one in found.pictures}
+    shown = {(picture.model, picture.seed): picture for picture in found.pictures}
     assert set(shown) == {(model, seed) for model in (BASELINE, "same", FINAL) for seed in (0, 1)}
     assert shown[("same", 0)].png == shown[(BASELINE, 0)].png != shown[(FINAL, 0)].png
     assert shown[(BASELINE, 0)].difference is None and shown[("same", 0)].levels == 0

@@ -98,10 +98,10 @@ def test_a_whole_one_is_taken_and_every_part_is_looked_at(folder: Path) -> None:
 
 
 def test_bytes_are_told_by_part(folder: Path) -> None:
-    found = {child.name: child.parameters for child in budget_of(folder).modules.children}
+    parameters_by_part = {child.name: child.parameters for child in budget_of(folder).modules.children}
     model = load_pipeline(folder)
-    expected = {name: sum(one.numel() for one in part.parameters()) for name, part in model.parts.items()}
-    assert found == expected
+    expected = {name: sum(tensor.numel() for tensor in part.parameters()) for name, part in model.parts.items()}
+    assert parameters_by_part == expected
 
 
 def test_prompts_longer_than_the_text_encoder_can_place_are_refused(folder: Path) -> None:
@@ -165,9 +165,13 @@ def test_a_safety_checker_goes_or_stays_by_the_recipe_alone(folder: Path, tmp_pa
 def test_what_a_recipe_starts_from_has_the_parts_alone(folder: Path, tmp_path: Path) -> None:
     for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/old.bin", "v1-5-pruned.safetensors"):
         (folder / name).write_bytes(b"")
-    made = convert_pipeline(folder, tmp_path, None)
-    assert not list(made.rglob("*fp16*")) and not list(made.rglob("*.bin")) and not list(made.glob("*.safetensors"))
-    assert json.loads((made / "config.json").read_text()) == {"architectures": ["StableDiffusionPipeline"]}
-    assert convert_pipeline(folder, tmp_path, None) == made
-    assert convert_pipeline(made, tmp_path, None) == made
-    assert set(load_pipeline(made).parts) == {"text_encoder", "unet", "vae"}
+    converted = convert_pipeline(folder, tmp_path, None)
+    assert (
+        not list(converted.rglob("*fp16*"))
+        and not list(converted.rglob("*.bin"))
+        and not list(converted.glob("*.safetensors"))
+    )
+    assert json.loads((converted / "config.json").read_text()) == {"architectures": ["StableDiffusionPipeline"]}
+    assert convert_pipeline(folder, tmp_path, None) == converted
+    assert convert_pipeline(converted, tmp_path, None) == converted
+    assert set(load_pipeline(converted).parts) == {"text_encoder", "unet", "vae"}

@@ -34,8 +34,8 @@ RESULTS = Path(__file__).parents[1] / "results" / "architectures.json"
 _ENCODER_TRIALS = (onnx_encoders.TRIAL, cut_architectures.TRIAL)
 GROUPS = {
     "decoders": Group("Decoders", tuple(DECODERS), (onnx_decoders.TRIAL, gguf_families.TRIAL, cut_architectures.TRIAL)),
-    "texts": Group("Encoders of texts", (*TEXTS, *MORE_TEXTS), _ENCODER_TRIALS),
-    "pairs": Group("Encoders with decoders", tuple(PAIRS), (onnx_encoder_decoders.TRIAL, cut_architectures.PAIR_TRIAL)),
+    "texts": Group("Text encoders", (*TEXTS, *MORE_TEXTS), _ENCODER_TRIALS),
+    "pairs": Group("Encoder-decoders", tuple(PAIRS), (onnx_encoder_decoders.TRIAL, cut_architectures.PAIR_TRIAL)),
     "images": Group("Image models", tuple(IMAGES), _ENCODER_TRIALS),
 }
 Record = dict[str, dict[str, list[str]]]

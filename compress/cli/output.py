@@ -12,7 +12,7 @@ import typer
 from compress.results.formatting import format_interval, format_measurement, format_value
 from compress.results.measurement import Measurement
 from compress.results.metrics import context_of, describe_metric
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,13 +48,20 @@ _SPEEDUPS = {
     "time_per_output_token_ms": "speedup_time_per_output_token",
 }
 
-_LEFT_OUT = "for lack of room only in --json"
+_LEFT_OUT = "hidden at this width; see --json"
 
 
 def render_rows(rows: Iterable[Measurement]) -> ResponsiveTable:
     """One line a row: model, metric, target, value, interval and number of samples."""
-    columns = [Column("model"), Column("metric"), Column("target", rank=3), Column("value", right=True)]
-    table = ResponsiveTable("", [*columns, Column("95% interval", rank=1), Column("n", right=True, rank=2)], _LEFT_OUT)
+    columns = [
+        TableColumn("model"),
+        TableColumn("metric"),
+        TableColumn("target", rank=3),
+        TableColumn("value", right=True),
+    ]
+    table = ResponsiveTable(
+        "", [*columns, TableColumn("95% interval", rank=1), TableColumn("n", right=True, rank=2)], _LEFT_OUT
+    )
     for row in rows:
         metric = describe_metric(row.metric, row.unit)
         interval = format_interval(metric, row.low, row.high)
@@ -66,8 +73,8 @@ def render_generation(rows: Iterable[Measurement]) -> ResponsiveTable:
     """One line a context and model: times and rates with their intervals, and how many times the baseline's speed."""
     found = {(part[1], row.model, part[0]): row for row in rows if (part := context_of(row.metric))}
     models = list(dict.fromkeys(model for _, model, _ in found))
-    columns = [Column("context", right=True), Column("model")]
-    columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(_TIMES.values(), start=1)]
+    columns = [TableColumn("context", right=True), TableColumn("model")]
+    columns += [TableColumn(name, right=True, rank=rank) for rank, name in enumerate(_TIMES.values(), start=1)]
     table = ResponsiveTable("", columns, _LEFT_OUT)
     for context in sorted({context for context, _, _ in found}):
         for model in models:

@@ -15,7 +15,7 @@ from compress.results.formatting import format_bytes
 from compress.results.report import LicenceRecord
 from compress.stages.cost_model import Estimate
 from compress.utils.pydantic_models import Frozen
-from compress.utils.responsive_table import Column, ResponsiveTable
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _UNITS = (("s", 1, 90), ("min", 60, 5400), ("h", 3600, float("inf")))
 """Units of time, their seconds, and the seconds below which each is used."""
@@ -121,7 +121,7 @@ def render_plan(plan: Plan) -> RenderableType:
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> ResponsiveTable:
     """Return a table that fits the terminal."""
-    table = ResponsiveTable(title, [Column(heading) for heading in columns])
+    table = ResponsiveTable(title, [TableColumn(heading) for heading in columns])
     for row in rows:
         table.add(*row)
     return table

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compress.formats.registry import RUNTIMES
+from compress.formats.runtime import Ships
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Profile, Target
 from compress.inspection.budget import budget_of
@@ -18,7 +19,6 @@ from compress.models.pipeline_folder import part_folders
 from compress.recipe.recipe import Limit
 from compress.results.measurement import Measurement
 from compress.results.report import FINAL, LimitResult
-from compress.formats.runtime import Ships
 from compress.utils.digests import size_bytes
 
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"

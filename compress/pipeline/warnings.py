@@ -8,13 +8,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from compress.formats.onnx.model import OnnxModel, find_graphs
+from compress.formats.runtime import Remarks
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target, find_processor
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
-from compress.formats.runtime import Remarks
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.utils.environment import processor_class
 

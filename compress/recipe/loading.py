@@ -200,7 +200,7 @@ def infer_task_of_document(document: Document, recipe_folder: Path) -> bool:
     reference = document.values.get("model")
     if "task" in document.values or not isinstance(reference, str):
         return False
-    task, reason = _infer_task(reference, recipe_folder)
+    task, reason = infer_task_of_reference(reference, recipe_folder)
     if task is None:
         document.problem(("task",), "nothing", f"one of {', '.join(TASK_NAMES)}, since {reason}")
         return False
@@ -228,7 +228,7 @@ def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
     return OnnxModel if graph else TorchModel
 
 
-def _infer_task(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
+def infer_task_of_reference(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     """Return the task of a model, or None and the reason. A graph without a processor beside it takes arrays."""
     from compress.models.pipeline_folder import model_config
     from compress.models.processor import has_preprocessor

@@ -158,7 +158,7 @@ class ImageSegmentation(Task):
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """Return for each image the correct, predicted and reference pixels per class [batch, classes], and the answers.
+        """Return per image the correct, predicted and reference pixels per class [batch, classes], and the answers.
 
         Pixels are those of the original image. Raises `DataError` for rows without masks, and `ModelError` for answers
         that are not finite.

@@ -29,7 +29,7 @@ def test_a_row_with_less_is_worse() -> None:
     assert len(good) == len(group.columns)
     assert group.worse(good, good) == []
     assert group.worse(good, ["bert", "2e-07", "as it is", "no", "", "yes", "yes", "no", "x"]) == [
-        *("attention", "INT8 error", "cut layers")
+        *("attention", "INT8 error", "pruned layers")
     ]
 
 

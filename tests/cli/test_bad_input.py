@@ -170,7 +170,7 @@ SPOILED: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (other_label_in_test, ("'neither'",)),
     (nan_weights, ("'encoder.layer.1.intermediate.dense.weight'", "1 of 8192 values", "NaN")),
     (cut_weights, ("model.safetensors",)),
-    (foreign_tokenizer, ("tokenizer does not fit", "134")),
+    (foreign_tokenizer, ("tokenizer does not match", "134")),
     (pickle_only, ("pickle", "safetensors", "save_pretrained")),
     (no_tokenizer, ("no tokenizer",)),
     (config_of_another_model, ("model cannot be loaded",)),

@@ -101,7 +101,7 @@ def test_a_broken_config_is_named(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_model_both_are_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("name: r\ndata: {}\nstages: [export]\n")
+    (tmp_path / "r.yaml").write_text("name: r\ndata: {}\nstages: [onnx]\n")
     with pytest.raises(RecipeError) as caught:
         read_recipe(tmp_path / "r.yaml")
     assert {"task", "model"} <= {problem.field for problem in caught.value.problems}

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.recipe.loading import _told
+from compress.recipe.loading import infer_task_of_reference
 from compress.tasks.inference import predict
 from compress.tasks.text_ranking import TASK, Relevance
 from compress.utils.errors import DataError, ModelError
@@ -102,7 +102,7 @@ def test_more_outputs_than_two_are_refused(tmp_path: Path) -> None:
 
 def test_a_cross_encoder_tells_its_task(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    assert _told(str(folder), tmp_path)[0] == "text-classification"
+    assert infer_task_of_reference(str(folder), tmp_path)[0] == "text-classification"
     written = {**config, "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
     (tmp_path / "config.json").write_text(json.dumps(written))
-    assert _told(str(tmp_path), tmp_path)[0] == "text-ranking"
+    assert infer_task_of_reference(str(tmp_path), tmp_path)[0] == "text-ranking"

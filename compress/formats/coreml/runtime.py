@@ -14,9 +14,9 @@ import numpy as np
 from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
 from compress.formats.coreml.read import ARRAY_TYPES
 from compress.formats.model_file import file_of
+from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.formats.silence import silence
 from compress.formats.target_profile import Target
-from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.utils.errors import StageError, unreadable_file_error
 
 _UNITS = "CPU_ONLY"

@@ -52,11 +52,15 @@ def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
     except ImportError as error:
         raise MissingExtraError("executorch", "executorch", "Looking into a .pte file") from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, UnicodeError) as error:
-        raise unreadable_file_error(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
+        raise unreadable_file_error(
+            f"The program cannot be read: {error or type(error).__name__}", where, "executorch"
+        ) from error
     try:
         found = (*_own(program, base, where), *_delegated(program, base, content, where))
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise unreadable_file_error(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
+        raise unreadable_file_error(
+            f"The program cannot be read: {error or type(error).__name__}", where, "executorch"
+        ) from error
     check_spans(found, len(content), where)
     return found
 

@@ -13,9 +13,9 @@ import numpy as np
 from compress.formats.executorch.model import ExecuTorchModel, Interface, read_interface
 from compress.formats.executorch.read import check_whole
 from compress.formats.model_file import file_of
+from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.formats.silence import silence
 from compress.formats.target_profile import Target
-from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.utils.errors import InputError, StageError, incomplete_artifact_error, unreadable_file_error
 
 METHOD = "forward"

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_of
 from compress.formats.prove import measure, of_session
-from compress.formats.silence import silence
 from compress.formats.runtime import Batch
+from compress.formats.silence import silence
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
 

@@ -45,9 +45,9 @@ def _first_token_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
 
     For speech it follows the prompt in a recording's first window.
     """
+    from compress.formats.generation.speech_recognition import read_rules
     from compress.formats.onnx.decoder import teacher_forced_logits
     from compress.models.processor import load_processor
-    from compress.formats.generation.speech_recognition import read_rules
 
     with tempfile.TemporaryDirectory() as name:
         write_companions(Path(name), model.companions)
@@ -68,9 +68,9 @@ def _first_token_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
 
 def _next_token_logits(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
     """Return logits [examples, vocabulary] of the token after a few images with their texts."""
+    from compress.formats.generation.image_text import IDS, PIXELS, read_rules
     from compress.formats.onnx.decoder import open_image_reader
     from compress.models.processor import load_processor
-    from compress.formats.generation.image_text import IDS, PIXELS, read_rules
 
     examples, graphs = encode(load_processor(folder)), open_image_reader(model, read_rules(folder).image)
     batches = (examples.batch([index]) for index in range(min(len(examples), _RECORDINGS)))

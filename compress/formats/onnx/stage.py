@@ -189,9 +189,9 @@ class Onnx(Stage[TorchModel, OnnxModel]):
 
     def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         """Write and compare the three graphs of a vision-language model."""
+        from compress.formats.generation.image_text import read_rules
         from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
         from compress.models.processor import load_processor
-        from compress.formats.generation.image_text import read_rules
 
         rows = context.data.split("train").slice(0, _ANSWERS)
         examples = context.task.encode(rows, load_processor(checkpoint.folder), None, context.max_length)
@@ -208,8 +208,8 @@ def _speech_samples(checkpoint: Checkpoint, context: Context) -> tuple[list[dict
     """Return the first windows of some recordings [1, features, frames] and the beginnings of their transcripts."""
     import numpy as np
 
-    from compress.models.processor import load_processor
     from compress.formats.generation.speech_recognition import read_rules
+    from compress.models.processor import load_processor
 
     rows = context.data.split("train").slice(0, _SPEECH)
     processor, prompt = load_processor(checkpoint.folder), read_rules(checkpoint.folder).prompt
@@ -225,9 +225,9 @@ def _text_samples(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[s
     """Return some texts in one padded batch, and the first decoder token of each [rows, 1]."""
     import numpy as np
 
-    from compress.models.processor import load_tokenizer
     from compress.formats.generation.cross_attention_decoder import IDS
     from compress.formats.generation.seq2seq import MASK, read_rules
+    from compress.models.processor import load_tokenizer
 
     rows = context.data.split("train").slice(0, _TEXTS)
     examples = context.task.encode(rows, load_tokenizer(checkpoint.folder), None, context.max_length)

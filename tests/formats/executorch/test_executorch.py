@@ -23,6 +23,7 @@ from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
+from compress.formats.runtime import TensorType
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.silence import silence
 from compress.formats.targets import TARGETS
@@ -31,7 +32,6 @@ from compress.inspection.layer_comparison import FormatComparison, compare_parts
 from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import match
 from compress.models.torch_model import TorchModel
-from compress.formats.runtime import TensorType
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError

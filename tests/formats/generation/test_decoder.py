@@ -9,10 +9,10 @@ import pytest
 from decoder_graphs import TinyDecoder, write
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
-from compress.formats.targets import TARGETS
 from compress.formats.generation.decoder import Decoder
+from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.formats.runtime import TensorType
+from compress.formats.targets import TARGETS
 from compress.utils.errors import InputError, ModelError, StageError
 
 TINY = TinyDecoder()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.formats.targets import TARGETS
-from compress.formats.generation.decoder import Decoder
 
 LAYERS = 2
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_text_to_text import save_tiny_t5
 
-from compress.formats.runtime import Batch, TensorType
 from compress.formats.generation.seq2seq import TextWriter, read_rules
+from compress.formats.runtime import Batch, TensorType
 from compress.utils.errors import ModelError
 
 RULES: dict[str, dict[str, Any]] = {

@@ -11,13 +11,13 @@ import torch
 from tiny_whisper import END, FRAMES, START, write_tiny_whisper
 from transformers import WhisperForConditionalGeneration
 
+from compress.formats.generation.speech_recognition import read_rules
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import OnnxModel, find_graphs
+from compress.formats.runtime import Session
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
-from compress.formats.runtime import Session
-from compress.formats.generation.speech_recognition import read_rules
 from compress.utils.errors import InputError, ModelError
 
 CPU = TARGETS["cpu"]

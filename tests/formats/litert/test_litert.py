@@ -17,12 +17,12 @@ from compress.formats.litert.quantization import quantize_litert
 from compress.formats.litert.read import read_litert
 from compress.formats.litert.stage import LiteRt
 from compress.formats.model_file import format_of, model_file
+from compress.formats.runtime import TensorType
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.torch_model import TorchModel
-from compress.pipeline.integrity import probed
-from compress.formats.runtime import TensorType
+from compress.pipeline.integrity import inspector_of
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.installation import has_package
 
@@ -126,7 +126,7 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
 def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
     tensors = read_litert(written.content, written.folder / LITERT_FILE)
     assert any(np.isinf(one.values(written.content)).any() for one in tensors if "float" in one.dtype)
-    looked_into = dict(probed(LiteRtModel({LITERT_FILE: written.content}, {})).float_arrays())
+    looked_into = dict(inspector_of(LiteRtModel({LITERT_FILE: written.content}, {})).float_arrays())
     assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
 
 

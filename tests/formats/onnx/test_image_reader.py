@@ -17,6 +17,7 @@ from transformers import LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from compress.data.media import decode
+from compress.formats.generation.image_text import read_rules
 from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
 from compress.formats.onnx.decoder.trace import check_writable
 from compress.formats.onnx.model import OnnxModel, find_graphs
@@ -24,7 +25,6 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.transcription_calls import transcription_calls
 from compress.models.checkpoint import Checkpoint
-from compress.formats.generation.image_text import read_rules
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_text_to_text import TASK, prompt_of, unfit_processor

@@ -18,10 +18,10 @@ from compress.formats.openvino.conversion import Precision, to_openvino
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.openvino.read import read_ir
 from compress.formats.openvino.runtime import core
+from compress.formats.runtime import TensorType
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
-from compress.formats.runtime import TensorType
 from compress.utils.errors import InputError, ModelError, StageError
 
 pytest.importorskip("openvino")

@@ -17,7 +17,8 @@ from rotation import todays
 from transformers import Gemma2Config, GraniteConfig
 from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, save_decoder
 
-from compress.benchmark.worker import generate
+from compress.benchmark.worker import time_generation
+from compress.formats.generation.decoder import WritesItself, open_decoder
 from compress.formats.model_file import model_file
 from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
@@ -33,7 +34,6 @@ from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.torch_model import TorchModel
-from compress.formats.generation.decoder import WritesItself, open_decoder
 from compress.tasks.registry import get_task
 from compress.utils.errors import InputError, IntegrityError, StageError
 
@@ -152,9 +152,9 @@ def test_openvino_genai_generates_the_same_text_and_is_timed(written: Path) -> N
     for ids in (random_ids(1, 1)[0].tolist(), random_ids(1, 60)[0].tolist()):
         expected, result = generated(own, ids, 40), decoder.write(ids, 40)
         assert result.tokens == expected and 0 < result.first_ms < result.all_ms
-        timed = generate(decoder, ids, 39)
+        timed = time_generation(decoder, ids, 39)
         assert timed["tokens"] == expected and len(timed["steps_ms"]) == 39 and len(set(timed["steps_ms"])) == 1
-        assert generate(decoder, ids, 0)["tokens"] == expected[:1]
+        assert time_generation(decoder, ids, 0)["tokens"] == expected[:1]
     # The model is not loaded a second time while it is timed, and a prompt is read again each time.
     assert "own" not in vars(session) and not session.pipeline.scheduler.enable_prefix_caching
     assert generated(decoder, ids, 40) == expected
@@ -264,7 +264,7 @@ def test_a_wrong_decoder_is_never_written(
         return model
 
     decoder_with_positions = decoders._placed
-    monkeypatch.setattr(decoders, "_placed", lambda *given: (decoder_with_positions(*given)[0], "it is traced as it is"))
+    monkeypatch.setattr(decoders, "_placed", lambda *a: (decoder_with_positions(*a)[0], "it is traced as it is"))
     monkeypatch.setattr(decoders, "read_stateful", with_other_scales)
     with pytest.raises(IntegrityError, match="differ from torch"):
         write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE)

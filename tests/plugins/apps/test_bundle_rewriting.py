@@ -27,7 +27,7 @@ RECIPE = """name: toy
 task: text2text-generation
 model: ./nowhere
 data: {splits: {train: train.csv, test: test.csv}, max_length: 24}
-stages: [export]
+stages: [onnx]
 """
 
 

@@ -78,7 +78,7 @@ def write_places_run(folder: Path, task: str) -> Path:
     labels = "" if "pred_boxes" in TASKS[task][1] else ", labels: [cat, dog, tree]" if "segment" in task else ""
     (folder / "recipe.yaml").write_text(
         f"name: toy\ntask: {TASK_OF.get(task, task)}\nmodel: ./nowhere\n"
-        f"data: {{splits: {{train: train.csv, test: test.csv}}{labels}}}\nstages: [export]\n"
+        f"data: {{splits: {{train: train.csv, test: test.csv}}{labels}}}\nstages: [onnx]\n"
     )
     OnnxModel(_graph(task), "model.onnx", {}).save(model)
     TASKS[task][0].save_pretrained(model)

@@ -144,7 +144,7 @@ class Mortal(Noising):
 
 
 def test_a_killed_teaching_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_distillation, "KeptTraining", partial(TrainingCheckpoint, every_seconds=0.0))
+    monkeypatch.setattr(feature_distillation, "TrainingCheckpoint", partial(TrainingCheckpoint, every_seconds=0.0))
     small, teacher = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
 
     def taught(folder, dies_after):

@@ -134,7 +134,7 @@ def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
         yield StageError("a loss that is no number")
         yield from answers(self, seeds, split)
 
-    monkeypatch.setattr(TrialRunner, "answers", failing_first)
+    monkeypatch.setattr(TrialRunner, "evaluate_all", failing_first)
     recipe = folder / "tiny.yaml"
     done = SearchRun(read_document(recipe), folder, folder / "artifacts", SilentProgress(), resume=True).run()
     final = done.record.final
@@ -261,7 +261,7 @@ def test_bad_input_is_told_before_anything_runs(searched: Path, arguments: list[
 
 
 def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) -> None:
-    command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[export]")
+    command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[onnx]")
     answer = tiny_run.compress(*command, folder=searched)
     assert answer.returncode == 0, answer.stderr
     assert "begins with tiny.yaml: finetune -> distill -> export -> quantize, compared with finetune" in answer.stdout

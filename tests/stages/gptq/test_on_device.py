@@ -110,7 +110,7 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
 ) -> None:
     stage = {"gptq": {**FEW, "samples": 4, "guided": False}}
     recipe = tiny_run.load(tiny_generation.write_all(tmp_path, stages=[stage], targets=["torch"]))
-    monkeypatch.setattr("compress.pipeline.runner.resolve_device", lambda name: DEVICE)
+    monkeypatch.setattr("compress.pipeline.run_inputs.resolve_device", lambda name: DEVICE)
     load = BlockwiseModel.load
 
     def full(decoder: BlockwiseModel, index: int) -> torch.nn.Module:
@@ -132,5 +132,5 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
     again.run_all()
     assert any("1 of 2 blocks were done before" in line for line in notes.said)
     assert "computed on gpu:0" in again.finished["gptq"].record.remarks
-    monkeypatch.setattr("compress.pipeline.runner.resolve_device", lambda name: "cpu")
-    assert StageRunner(recipe, tmp_path, tmp_path / "artifacts", notes).key("gptq") != again.finished["gptq"].record.key
+    monkeypatch.setattr("compress.pipeline.run_inputs.resolve_device", lambda name: "cpu")
+    assert StageRunner(recipe, tmp_path, tmp_path / "artifacts", notes).stage_key("gptq") != again.finished["gptq"].record.key

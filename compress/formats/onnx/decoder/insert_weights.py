@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from compress.formats.generation.decoder import present_of
 from compress.formats.onnx.decoder.caches import CROSS, layer_index
 from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.macro_ops import (
@@ -37,7 +38,6 @@ from compress.formats.onnx.decoder.tracing_patches import DOMAIN, Placeholder
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.models.checkpoint import Checkpoint
-from compress.formats.generation.decoder import present_of
 from compress.utils.errors import ModelError
 
 _SCOPES = "pkg.torch.onnx.name_scopes"

@@ -13,6 +13,9 @@ import onnx
 import onnxruntime
 import torch
 
+from compress.formats.generation.cross_attention_decoder import PairDecoder
+from compress.formats.generation.decoder import Decoder, present_of
+from compress.formats.generation.image_text import PIXELS, EmbeddedDecoder
 from compress.formats.onnx.decoder.traced_parts import IDS, MASK
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of, session_options
@@ -20,9 +23,6 @@ from compress.formats.prove import distance
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import ADAPTER, load_adapted
 from compress.models.meta_model import auto_class
-from compress.formats.generation.decoder import Decoder, present_of
-from compress.formats.generation.image_text import PIXELS, EmbeddedDecoder
-from compress.formats.generation.cross_attention_decoder import PairDecoder
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, StageError, first_line
 

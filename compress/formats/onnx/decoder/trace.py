@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from compress.formats.generation.image_text import refuse_unfollowed
 from compress.formats.onnx.decoder import apply_patches
 from compress.formats.onnx.decoder.attention_calls import AttentionCall
 from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_index, present, record_updates, sample_states
@@ -29,7 +30,6 @@ from compress.formats.tracing import as_written, lean_tracing
 from compress.models.checkpoint import Checkpoint
 from compress.models.meta_model import build_on_meta, reads_images
 from compress.models.quantized_module import build_empty_module
-from compress.formats.generation.image_text import refuse_unfollowed
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.generation.decoder import likeliest
 from compress.formats.onnx.model import GENAI_CONFIG, find_graph
+from compress.formats.runtime import Batch, TensorType, why_missing
 from compress.formats.target_profile import Target
 from compress.models.json_file import read_json
-from compress.formats.generation.decoder import likeliest
-from compress.formats.runtime import Batch, TensorType, why_missing
 from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"

@@ -11,12 +11,12 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from compress.formats.generation.image_text import open_together
 from compress.formats.model_file import model_files
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.formats.onnx.runtimes.failures import cannot_open, reason
-from compress.formats.target_profile import Target
-from compress.formats.generation.image_text import open_together
 from compress.formats.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs, check_target
+from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, StageError
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compress.data.samples.fetch import cache_root, damage, entry_name, fetch
+from compress.formats.generation.image_text import open_together
 from compress.formats.model_file import model_files
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.javascript import (
@@ -28,6 +29,7 @@ from compress.formats.onnx.runtimes.javascript import (
     processor_seconds,
     version_of,
 )
+from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.formats.onnx.runtimes.web_package import (
     PACKAGES,
     SCRIPT,
@@ -36,11 +38,9 @@ from compress.formats.onnx.runtimes.web_package import (
     WEBGPU_SCRIPT,
     WEBGPU_WASM,
 )
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.formats.target_profile import WEB_VERSION, Target
 from compress.models.pipeline_folder import is_pipeline
-from compress.formats.generation.image_text import open_together
-from compress.formats.onnx.runtimes.loopback import Loopback
-from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from written_decoders import FewBitsCheckpoint
 
+from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.decoder import GraphSettings, export_verified_decoder
 from compress.formats.onnx.decoder.apply_patches import inverse_error_function
 from compress.formats.onnx.decoder.trace import trace_part
@@ -19,7 +20,6 @@ from compress.formats.onnx.decoder.traced_parts import decoder_only
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.models.checkpoint import Checkpoint
 from compress.models.quantized_module import load_quantized_module
-from compress.formats.generation.decoder import Decoder
 from compress.utils.errors import IntegrityError
 
 SIZES = {
@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "qwen3_next": ({**SIZES, **EXPERTS, **LINEAR}, ""),  # the gated delta rule
     "mamba": ({**SIZES, "state_size": 8}, "no attention"),  # the selective scan
     "mamba2": ({**SIZES, **MAMBA}, "no attention"),
-    "falcon": ({key: SIZES[key] for key in SIZES if key != "head_dim"}, "no attention that goes through"),
+    "falcon": ({key: SIZES[key] for key in SIZES if key != "head_dim"}, "no attention with transformers' interface"),
     "deepseek_v3": (
         {**SIZES, **LATENT, **EXPERTS, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_key_value_heads": 4},
         "keys or values are changed after the cache",

@@ -13,6 +13,7 @@ import torch
 from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama
 from written_decoders import by_transformers, logits_of
 
+from compress.formats.generation.decoder import feeder, open_decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.formats.onnx.model import GENAI_CONFIG, OnnxModel
 from compress.formats.onnx.runtimes import genai as onnxruntime_genai
@@ -20,7 +21,6 @@ from compress.formats.onnx.runtimes.genai import OnnxGenaiSession
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
-from compress.formats.generation.decoder import feeder, open_decoder
 from compress.utils.errors import InputError, MissingExtraError, ModelError
 
 pytest.importorskip("onnxruntime_genai")

@@ -22,9 +22,9 @@ from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.ort.write import convert
+from compress.formats.runtime import TensorType, TimesItself
 from compress.formats.runtimes import get_runtime, make_ready, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.formats.runtime import TensorType, TimesItself
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import SilentProgress
 

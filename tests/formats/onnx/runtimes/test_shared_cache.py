@@ -10,10 +10,10 @@ import pytest
 from quantized import quantize_tiny_llama, save_tiny_llama
 from written_decoders import CONFIGS, Graph, random_ids, save_decoder
 
+from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.formats.targets import TARGETS
-from compress.formats.generation.decoder import Decoder
 from compress.utils.errors import StageError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.plugins.apps.bundled_format import BundledFormat, Interface
 from compress.formats.runtime import Session
+from compress.plugins.apps.bundled_format import BundledFormat, Interface
 from compress_pt2.runtime import Pt2Session
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.formats.target_profile import Target
 from compress.models.model import only_file
-from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.tasks.task import LOGITS, Examples
 
 _PREFIX = "inputs_"

@@ -84,10 +84,10 @@ def test_a_stopped_run_goes_on_with_the_file_it_was_at(tmp_path: Path) -> None:
     folder = tmp_path / "files"
     with pytest.raises(KeyboardInterrupt):
         write_files({"ours": made("ours"), "theirs": made("theirs", stopped=True)}, folder, SilentProgress())
-    found, notes = write_files({"ours": made("ours"), "theirs": made("theirs")}, folder, SilentProgress())
+    written_files, notes = write_files({"ours": made("ours"), "theirs": made("theirs")}, folder, SilentProgress())
     assert calls == ["ours", "theirs", "theirs"] and not notes
     assert [path.name for path in sorted(folder.iterdir())] == ["ours", "theirs"]
-    assert found == {name: folder / name for name in ("ours", "theirs")}
+    assert written_files == {name: folder / name for name in ("ours", "theirs")}
 
 
 def test_a_file_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) -> None:
@@ -122,7 +122,9 @@ def test_again_without_tables_names_the_recipes_and_measures_nothing(bench: Any,
 
 def test_every_recipe_of_the_contest_makes_integers(bench: Any) -> None:
     kinds = {path.stem: {stage.kind for stage in read_recipe(path).stages} for path in bench.RECIPES}
-    assert len(kinds) == len(bench.RECIPES) and all(found & {"onnx_int8", "qat"} for found in kinds.values())
+    assert len(kinds) == len(bench.RECIPES) and all(
+        stage_kinds & {"onnx_int8", "qat"} for stage_kinds in kinds.values()
+    )
 
 
 @pytest.mark.slow
@@ -142,14 +144,18 @@ def test_the_whole_of_it_on_a_tiny_whisper(
     bench.main([tmp_path / "tiny.yaml"], tmp_path / "artifacts", 0, False, tmp_path / "out.json")
     first = capsys.readouterr().out
     (table,) = json.loads((tmp_path / "out.json").read_text())
-    found = {each["name"]: each for each in table["lines"]}
-    assert found["fp32"]["same"] == found["fp32 of the plain export"]["same"] == 1.0
-    assert found["ours"]["size_bytes"] < found["ONNX Runtime dynamic"]["size_bytes"] < found["fp32"]["size_bytes"]
+    lines_by_name = {line["name"]: line for line in table["lines"]}
+    assert lines_by_name["fp32"]["same"] == lines_by_name["fp32 of the plain export"]["same"] == 1.0
+    assert (
+        lines_by_name["ours"]["size_bytes"]
+        < lines_by_name["ONNX Runtime dynamic"]["size_bytes"]
+        < lines_by_name["fp32"]["size_bytes"]
+    )
     failed = {note.partition(":")[0] for note in table["notes"]}
     peers = {
         f"{name}{of}" for name in ("ONNX Runtime dynamic", "ONNX Runtime static", "NNCF") for of in ("", bench.PLAIN)
     }
-    assert peers <= found.keys() | failed and not found.keys() & failed
+    assert peers <= lines_by_name.keys() | failed and not lines_by_name.keys() & failed
     for again in (False, True):
         monkeypatch.setattr(bench, "write_files", None)  # The table is there: no file is made.
         bench.main([tmp_path / "tiny.yaml"], tmp_path / "artifacts", 0, again, None)

@@ -44,27 +44,27 @@ def diagnose(*options: str) -> list[tuple[str, str, str | None]]:
     answer = CliRunner().invoke(app, [*options, "--json"])
     if answer.exception and not isinstance(answer.exception, SystemExit):
         raise answer.exception
-    return [(each["level"], each["what"], each["advice"]) for each in json.loads(answer.stdout)["findings"]]
+    return [(finding["level"], finding["what"], finding["advice"]) for finding in json.loads(answer.stdout)["findings"]]
 
 
 def test_a_processor_without_vnni_is_warned_of(tmp_path: Path):
-    found = diagnose(str(save(tmp_path)), "--target", "x86-avx2")
-    assert found[0] == ("ok", "2 of 2 operators with weights run as 8-bit integer kernels", None)
-    warnings = [(what, advice) for level, what, advice in found if level == "warning"]
+    findings = diagnose(str(save(tmp_path)), "--target", "x86-avx2")
+    assert findings[0] == ("ok", "2 of 2 operators with weights run as 8-bit integer kernels", None)
+    warnings = [(what, advice) for level, what, advice in findings if level == "warning"]
     assert len(warnings) == 3 and "one saturates" in warnings[0][0] + warnings[1][0]
     assert "2 of 2 products" in warnings[2][0] and "reduce_range: auto" in (warnings[2][1] or "")
 
 
 @pytest.mark.parametrize(("target", "reduce_range"), [("x86-avx2", True), ("x86-vnni", False), ("arm64", False)])
 def test_where_nothing_saturates_all_is_well(target: str, reduce_range: bool, tmp_path: Path):
-    found = diagnose(str(save(tmp_path, reduce_range=reduce_range)), "--target", target)
-    assert [level for level, _, _ in found] == ["ok", "ok"] and found[1][1].startswith(target)
+    findings = diagnose(str(save(tmp_path, reduce_range=reduce_range)), "--target", target)
+    assert [level for level, _, _ in findings] == ["ok", "ok"] and findings[1][1].startswith(target)
 
 
 def test_what_is_not_an_integer_kernel_is_named_with_what_helps(tmp_path: Path):
-    found = diagnose(str(save(tmp_path, kept=("two",))), "--target", "x86-vnni")
-    assert found[0][1].startswith("1 of 2")
-    level, what, advice = found[1]
+    findings = diagnose(str(save(tmp_path, kept=("two",))), "--target", "x86-vnni")
+    assert findings[0][1].startswith("1 of 2")
+    level, what, advice = findings[1]
     assert level == "warning" and what.startswith("1 MatMul in float (two): it is not quantized")
     assert advice is not None and "accuracy floor" in advice
 

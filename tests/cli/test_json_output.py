@@ -32,28 +32,28 @@ def test_evaluate_gives_the_rows_of_the_report(place: Path) -> None:
     rows = {row["metric"]: row for row in answer(place, "evaluate", "tiny", "--threads", "1")}
     report = tiny_run.read_report(place / "artifacts")
     for metric in ("accuracy", "f1"):
-        (wanted,) = (row for row in report["measurements"] if (row["model"], row["metric"]) == ("final", metric))
-        assert (rows[metric]["value"], rows[metric]["n"]) == (wanted["value"], wanted["n"])
+        (expected_row,) = (row for row in report["measurements"] if (row["model"], row["metric"]) == ("final", metric))
+        assert (rows[metric]["value"], rows[metric]["n"]) == (expected_row["value"], expected_row["n"])
 
 
 @pytest.mark.slow
 def test_bench_compares_two_artifacts(place: Path) -> None:
-    found = answer(place, "bench", "artifacts/runs/tiny/latest", "--seconds", "0.1", "--baseline", "tiny")
-    assert {row["model"] for row in found["measurements"]} == {"artifact", "baseline", "machine"}
-    assert all(row["value"] > 0 for row in found["measurements"] if row["metric"] == "latency_ms")
-    assert found["environment"]["cores_granted"] >= 1
+    bench_answer = answer(place, "bench", "artifacts/runs/tiny/latest", "--seconds", "0.1", "--baseline", "tiny")
+    assert {row["model"] for row in bench_answer["measurements"]} == {"artifact", "baseline", "machine"}
+    assert all(row["value"] > 0 for row in bench_answer["measurements"] if row["metric"] == "latency_ms")
+    assert bench_answer["environment"]["cores_granted"] >= 1
 
 
 def test_profile_adds_up_and_writes_its_page(place: Path) -> None:
-    found = answer(place, "profile", "tiny", "--seconds", "0.1", "--threads", "1", "--html", "page.html")
-    views = (found["nodes"], found["by_operator"], found["by_layer"])
+    profile = answer(place, "profile", "tiny", "--seconds", "0.1", "--threads", "1", "--html", "page.html")
+    views = (profile["nodes"], profile["by_operator"], profile["by_layer"])
     for figure in ("time_ms", "fp32_operations", "int8_operations", "weight_bytes", "limit_ms"):
         sums = [sum(row[figure] for row in rows) for rows in views]
         assert sums == pytest.approx([sums[0]] * 3) and sums[0] > 0
-    assert found["whole"]["int8_operations"] == pytest.approx(sum(row["int8_operations"] for row in found["nodes"]))
-    assert found["operators_ms"] < found["profiled_ms"]
-    assert [row["uncounted_ms"] for row in found["nodes"]] == [0.0] * len(found["nodes"])
-    assert "encoder.layer.0.attention" in [row["name"] for row in found["by_layer"]]
+    assert profile["whole"]["int8_operations"] == pytest.approx(sum(row["int8_operations"] for row in profile["nodes"]))
+    assert profile["operators_ms"] < profile["profiled_ms"]
+    assert [row["uncounted_ms"] for row in profile["nodes"]] == [0.0] * len(profile["nodes"])
+    assert "encoder.layer.0.attention" in [row["name"] for row in profile["by_layer"]]
     assert (place / "page.html").read_text().startswith("<!doctype html>")
 
 

@@ -81,21 +81,21 @@ def encoded_tone(amplitude: int) -> bytes:
 def test_a_prompt_is_in_one_split_with_all_of_its_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(languages, "TEST", 3)
     monkeypatch.setattr(languages, "VALIDATION", 2)
-    said = [f"say-{number}" for number in range(8)] + ["digits/1"]
+    names = [f"say-{number}" for number in range(8)] + ["digits/1"]
     for place, voice in enumerate(languages.VOICES.values(), 1):
         (tmp_path / voice / "digits").mkdir(parents=True)
-        for name in said:
+        for name in names:
             (tmp_path / voice / f"{name}.g722").write_bytes(encoded_tone(place))
         (tmp_path / voice / "beep.g722").write_bytes(encoded_tone(3))
         (tmp_path / voice / "short.g722").write_bytes(encoded_tone(place)[:80])
     (tmp_path / languages.VOICES["Spanish"] / "say-0.g722").unlink()
-    assert sorted(languages.spoken(tmp_path)) == sorted(set(said) - {"say-0"})
+    assert sorted(languages.spoken(tmp_path)) == sorted(set(names) - {"say-0"})
     languages.write_languages(tmp_path, tmp_path, SilentProgress())
     rows = {
         split: pq.read_table(tmp_path / f"{split}.parquet").to_pylist() for split in ("train", "validation", "test")
     }
-    assert {split: len(found) for split, found in rows.items()} == {"train": 15, "validation": 10, "test": 15}
-    prompts = [{row["prompt"] for row in found} for found in rows.values()]
+    assert {split: len(split_rows) for split, split_rows in rows.items()} == {"train": 15, "validation": 10, "test": 15}
+    prompts = [{row["prompt"] for row in split_rows} for split_rows in rows.values()]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) == 8
     assert {row["label"] for row in rows["test"]} == set(languages.VOICES)
     assert rows["test"][0]["audio"]["bytes"][:4] == b"RIFF"

@@ -23,21 +23,21 @@ PHOTOGRAPH = np.full((150, 120, 3), 7, np.uint8)
 def articles() -> tuple[np.ndarray, list[int]]:
     """A bright rectangle of its own shape for each of ten classes, one of them with a hole."""
     images = np.zeros((10, 28, 28), np.uint8)
-    for place, image in enumerate(images):
-        image[4 : 10 + 2 * place, 6 : 24 - place] = 250
+    for number, image in enumerate(images):
+        image[4 : 10 + 2 * number, 6 : 24 - number] = 250
     images[8, 8:12, 9:12] = 0
     return images, list(range(10))
 
 
 def test_boxes_are_those_of_the_masks() -> None:
-    made = list(make_scenes(*articles(), [PHOTOGRAPH], 40, seed=1))
-    assert {len(scene.boxes) for scene in made} == {1, 2, 3}
-    for scene in made:
+    scenes = list(make_scenes(*articles(), [PHOTOGRAPH], 40, seed=1))
+    assert {len(scene.boxes) for scene in scenes} == {1, 2, 3}
+    for scene in scenes:
         left = scene.mask.copy()
         for (x, y, wide, high), kind in zip(scene.boxes, scene.kinds, strict=True):
-            own = left[y : y + high, x : x + wide]
-            assert set(np.unique(own)) <= {0, kind}
-            for edge in (own[0], own[-1], own[:, 0], own[:, -1]):
+            own_mask = left[y : y + high, x : x + wide]
+            assert set(np.unique(own_mask)) <= {0, kind}
+            for edge in (own_mask[0], own_mask[-1], own_mask[:, 0], own_mask[:, -1]):
                 assert edge.any(), "the box is tight"
             left[y : y + high, x : x + wide] = 0
         assert not left.any(), "nothing is outside of boxes"
@@ -47,8 +47,8 @@ def test_boxes_are_those_of_the_masks() -> None:
             3,
         )
     again = next(make_scenes(*articles(), [PHOTOGRAPH], 1, seed=1))
-    np.testing.assert_array_equal(again.picture, made[0].picture)
-    assert {KINDS[kind] for scene in made for kind in scene.kinds} == set(KINDS[1:])
+    np.testing.assert_array_equal(again.picture, scenes[0].picture)
+    assert {KINDS[kind] for scene in scenes for kind in scene.kinds} == set(KINDS[1:])
 
 
 def test_both_tasks_read_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +58,8 @@ def test_both_tasks_read_what_is_written(tmp_path: Path, monkeypatch: pytest.Mon
     )
     with pytest.raises(SampleError, match="holds 0 photographs"):
         write_scenes(tmp_path, tmp_path, SilentProgress())
-    for place in range(20):
-        Image.fromarray(PHOTOGRAPH + place).save(tmp_path / f"imagenet_{place:02d}_{place}.jpg")
+    for number in range(20):
+        Image.fromarray(PHOTOGRAPH + number).save(tmp_path / f"imagenet_{number:02d}_{number}.jpg")
     write_scenes(tmp_path, tmp_path, SilentProgress())
     splits = {name: f"{name}.parquet" for name in scenes.ROWS}
     for task, labels in (("object-detection", KINDS[1:]), ("image-segmentation", KINDS)):

@@ -19,23 +19,23 @@ COLUMNS = (Column("text"), Column("label", label=True))
 def load(folder: Path, hold_out: Any, rows: list[str], more: dict[str, list[str]] | None = None) -> Dataset:
     files = {"train": rows, **(more or {})}
     for split, lines in files.items():
-        body = "\n".join(f"{text},{'good' if place % 2 else 'bad'}" for place, text in enumerate(lines))
+        body = "\n".join(f"{text},{'good' if row % 2 else 'bad'}" for row, text in enumerate(lines))
         (folder / f"{split}.csv").write_text(f"text,label\n{body}\n")
     config = DataConfig(splits={split: f"{split}.csv" for split in files}, hold_out=hold_out)
     return load_dataset(config, COLUMNS, folder, SilentProgress())
 
 
 def texts(data: Dataset, split: str) -> list[str]:
-    found: list[str] = data.split(split)["text"].to_pylist()
-    return found
+    values: list[str] = data.split(split)["text"].to_pylist()
+    return values
 
 
 def test_they_become_a_split_of_their_own_in_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [f"row {number}" for number in range(50)]
     data = load(tmp_path, {"rows": 20, "from": "train"}, rows)
-    chosen, rest = texts(data, "select"), texts(data, "train")
+    chosen, train_texts = texts(data, "select"), texts(data, "train")
     assert len(chosen) == 20
-    assert sorted(chosen + rest) == sorted(rows)
+    assert sorted(chosen + train_texts) == sorted(rows)
     assert chosen == [row for row in rows if row in chosen]
     assert texts(load(tmp_path, {"rows": 20}, rows), "select") == chosen
     assert texts(load(tmp_path, {"rows": 20, "seed": 1}, rows), "select") != chosen
@@ -44,8 +44,10 @@ def test_they_become_a_split_of_their_own_in_the_order_of_the_file(tmp_path: Pat
 def test_what_is_equal_goes_with_them(tmp_path: Path) -> None:
     rows = [f"row {number // 2}".upper() if number % 2 else f"row  {number // 2}" for number in range(40)]
     data = load(tmp_path, {"rows": 11}, rows)
-    chosen, rest = ({" ".join(text.casefold().split()) for text in texts(data, split)} for split in ("select", "train"))
-    assert not chosen & rest
+    chosen, train_texts = (
+        {" ".join(text.casefold().split()) for text in texts(data, split)} for split in ("select", "train")
+    )
+    assert not chosen & train_texts
     assert len(texts(data, "select")) == 12, "the pair of the eleventh goes too"
 
 

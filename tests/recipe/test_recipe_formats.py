@@ -18,7 +18,7 @@ def problems(folder: Path, stages: list[Any], targets: list[str]) -> list[tuple[
     try:
         read_recipe(path)
     except RecipeError as error:
-        return [(one.field, one.found, one.expected) for one in error.problems]
+        return [(problem.field, problem.found, problem.expected) for problem in error.problems]
     return []
 
 
@@ -89,8 +89,8 @@ def test_what_gguf_holds_is_let_through(gptq: dict[str, Any], tmp_path: Path) ->
     ],
 )
 def test_what_of_nncf_gguf_holds(nncf: dict[str, Any], expected: tuple[str, str, str] | None, tmp_path: Path) -> None:
-    found = problems(tmp_path, [{"nncf_weights": nncf}, "gguf"], ["llama-cpp"])
-    assert found == ([] if expected is None else [(f"stages.0.nncf_weights.{expected[0]}", *expected[1:])])
+    refusals = problems(tmp_path, [{"nncf_weights": nncf}, "gguf"], ["llama-cpp"])
+    assert refusals == ([] if expected is None else [(f"stages.0.nncf_weights.{expected[0]}", *expected[1:])])
 
 
 @pytest.mark.parametrize("stage", [{"lora_recovery": {"steps": 5}}, {"attach_lora": {"adapter": "mine"}}])
@@ -113,8 +113,8 @@ def test_an_adapter_does_not_fit_layers_that_were_equalized(kind: str, tmp_path:
     assert problems(tmp_path, [*after, "onnx"], ["cpu"]) == [
         ("stages.0.equalize", f"equalize, before {kind}", expected)
     ]
-    before = [{"merge_lora": {"adapter": "mine"}}, "equalize", "gptq", "onnx"]
-    assert problems(tmp_path, before, ["cpu"]) == []
+    stages_before = [{"merge_lora": {"adapter": "mine"}}, "equalize", "gptq", "onnx"]
+    assert problems(tmp_path, stages_before, ["cpu"]) == []
 
 
 def test_only_the_last_quantization_counts(tmp_path: Path) -> None:

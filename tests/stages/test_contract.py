@@ -132,12 +132,12 @@ def test_a_rehearsal_leaves_files_as_large(
     """But for how a tokenizer was called last, and numbers of calibration examples, which are written down too."""
     stage = stage_of(kind, parameters)
     context = replace(make_context(stage, tmp_path / "beside"), scratch=tmp_path / "beside" / "scratch")
-    made = stage.infer_shapes(make_input(stage, tmp_path / "beside"), context)
-    if made is None:
+    rehearsed = stage.infer_shapes(make_input(stage, tmp_path / "beside"), context)
+    if rehearsed is None:
         assert kind not in ("finetune", "distill", "trim_vocabulary", "cast", "onnx_weight_only")
         return
-    made.save(tmp_path)
-    told, found = (
+    rehearsed.save(tmp_path)
+    predicted_size, actual_size = (
         {
             path.name: path.stat().st_size
             for path in sorted(folder.rglob("*.[ojs]*"))
@@ -145,5 +145,5 @@ def test_a_rehearsal_leaves_files_as_large(
         }
         for folder in (tmp_path, once(kind, parameters).folder)
     )
-    off = {name: abs(size - found[name]) for name, size in told.items()}
-    assert off.keys() == found.keys() and max(off.values()) <= 8 * ("static" in parameters.values())
+    off = {name: abs(size - actual_size[name]) for name, size in predicted_size.items()}
+    assert off.keys() == actual_size.keys() and max(off.values()) <= 8 * ("static" in parameters.values())

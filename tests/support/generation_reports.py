@@ -43,8 +43,8 @@ LIMITS = (
 
 def steps(model: str, text: str) -> tuple[GeneratedToken, ...]:
     """Each word of a text as a token."""
-    own = 0.6 if model == "baseline" else 0.4
-    return tuple(GeneratedToken(f" {word}", own, " else", own / 4) for word in text.split())
+    own_share = 0.6 if model == "baseline" else 0.4
+    return tuple(GeneratedToken(f" {word}", own_share, " else", own_share / 4) for word in text.split())
 
 
 def perplexity(model: str, **changes: Any) -> Measurement:
@@ -73,9 +73,9 @@ def rows(model: str) -> list[Measurement]:
         row("kl_divergence", 0.0 if model == "baseline" else 0.104, "nats", 0.05),
         row("repetition", 0.31, "ratio", 0.3),
         *(
-            found
+            measurement
             for context in (512, 128)
-            for found in (
+            for measurement in (
                 row(f"time_to_first_token_ms_context_{context}", step * context / 12, "ms", 0.02),
                 row(f"time_per_output_token_ms_context_{context}", step, "ms", 0.02),
                 row(f"tokens_per_second_context_{context}", 1000 / step, "tokens/s", 0.02),
@@ -91,7 +91,7 @@ def rows(model: str) -> list[Measurement]:
 
 def generation_report(**changes: Any) -> Report:
     """Two limits kept, one missed; one text goes in circles and one is the baseline's."""
-    measured = [found for model in LOSSES for found in rows(model)]
+    measured = [measurement for model in LOSSES for measurement in rows(model)]
     values: dict[str, Any] = {
         "recipe": "small-llm",
         "description": "A chat model in 4 bits (invented figures).",

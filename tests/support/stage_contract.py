@@ -44,8 +44,8 @@ def task_of(stage: Stage[Any, Any]) -> str:
 def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint | OnnxModel:
     """What the stage takes: a tiny encoder or its graph, or a tiny decoder made in ``folder``."""
     if stage.input_type() is OnnxModel:
-        made = exported()
-        return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+        exported_model = exported()
+        return OnnxModel(exported_model.graph(), FLOAT_GRAPH, exported_model.model.companions())
     if task_of(stage) == EMBEDDINGS:
         return sentences.encoder()
     if task_of(stage) != LANGUAGE:
@@ -64,8 +64,8 @@ def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
     if task_of(stage) == EMBEDDINGS:
         return sentences.context(sentences.dataset(train=48, validation=16, test=PROBE_ROWS))
     data = tiny.dataset(train=64, validation=16, unlabeled=24)
-    made = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
-    return replace(made, locate=lambda name: make_adapter(stage, folder / name))
+    stage_context = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
+    return replace(stage_context, locate=lambda name: make_adapter(stage, folder / name))
 
 
 def make_adapter(stage: Stage[Any, Any], folder: Path) -> Path:
@@ -129,9 +129,9 @@ def run(stage: Stage[Any, Any], folder: Path) -> Ran:
 
 def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
     """What was saved loads again and predicts the same, and the stage's promise is kept; ``folder`` is empty."""
-    before = make_input(stage, folder)
+    stage_input = make_input(stage, folder)
     (folder / "before").mkdir()
-    before.save(folder / "before")
+    stage_input.save(folder / "before")
     output, after = ran.output, ran.folder
     assert type(output) is stage.output_type() and isinstance(output, Model)
 
@@ -152,7 +152,7 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
         assert stage.kind == "coreml" and stage.output_type().load(after, get_task(task_of(stage))) == output
 
     integrity = IntegrityCheck(stage.kind, stage.output_spec())
-    integrity.check(output, inspector_of(before).digests(), measure_size(folder / "before"), after, probe)
+    integrity.check(output, inspector_of(stage_input).digests(), measure_size(folder / "before"), after, probe)
     assert ("tensors changed" in dict(integrity.findings)) is stage.output_spec().changes_weights
 
 

@@ -69,20 +69,20 @@ def rows(task: str, seed: int = 0) -> Iterator[tuple[str, list[Row]]]:
     """Splits with different rows each."""
     chance, seen = random.Random(seed), set()
     for split, count in ROWS.items():
-        found: list[Row] = []
-        while len(found) < count:
+        task_rows: list[Row] = []
+        while len(task_rows) < count:
             row = MAKERS[task][0](chance)
             if (key := json.dumps(list(row.values())[: max(1, len(row) - 1)])) not in seen:
                 seen.add(key)
-                found.append(row)
-        yield split, found
+                task_rows.append(row)
+        yield split, task_rows
 
 
 def write_model(folder: Path, task: str, architecture: str = "Bert", **config: Any) -> Any:
     """A model of two layers without a trained head, or with one where ``config`` names its labels."""
-    made = tokenizer()
+    word_tokenizer = tokenizer()
     shape = transformers.BertConfig(
-        vocab_size=len(made),
+        vocab_size=len(word_tokenizer),
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -95,8 +95,8 @@ def write_model(folder: Path, task: str, architecture: str = "Bert", **config: A
     ending = f"For{MAKERS[task][1]}" if config else "Model"
     module = getattr(transformers, f"{architecture}{ending}")(shape).eval()
     module.save_pretrained(folder)
-    made.model_max_length = 64
-    made.save_pretrained(folder)
+    word_tokenizer.model_max_length = 64
+    word_tokenizer.save_pretrained(folder)
     return module
 
 
@@ -104,8 +104,8 @@ def write_all(folder: Path, task: str, stages: list[Any], **changes: Any) -> Pat
     """Model, data and recipe in ``folder``; the recipe's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model", task)
-    for split, found in rows(task):
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
+    for split, split_rows in rows(task):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, split_rows)) + "\n")
     values: dict[str, Any] = {
         "name": "tiny",
         "task": task,

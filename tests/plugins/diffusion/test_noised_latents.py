@@ -28,8 +28,8 @@ def test_a_scheduler_that_is_given_the_target_finds_the_clean_latents(kind):
     noised = Noising.of(DPMSolverMultistepScheduler(prediction_type=kind)).draw(batch(), torch.tensor(400))
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
     scheduler.set_timesteps(1000)
-    found = scheduler.step(noised.target, 400, noised.noised).pred_original_sample
-    assert torch.allclose(found, noised.clean, atol=1e-4)
+    clean_latents = scheduler.step(noised.target, 400, noised.noised).pred_original_sample
+    assert torch.allclose(clean_latents, noised.clean, atol=1e-4)
     assert noised.timesteps.tolist() == [400] * 4
 
 
@@ -67,11 +67,11 @@ def test_latents_of_pictures_are_scaled_as_the_config_says():
         shift_factor=0.25,
     )
     pictures = np.random.default_rng(0).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
-    found = encode_pictures(vae, pictures)
+    latents = encode_pictures(vae, pictures)
     with torch.no_grad():
         own = vae.encode(torch.from_numpy(pictures)).latent_dist.mode()
-    assert np.allclose(found, (own - 0.25) * 0.5, atol=1e-5)
-    assert torch.allclose(unscaled_latents(vae, torch.from_numpy(found)), own, atol=1e-5)
+    assert np.allclose(latents, (own - 0.25) * 0.5, atol=1e-5)
+    assert torch.allclose(unscaled_latents(vae, torch.from_numpy(latents)), own, atol=1e-5)
 
 
 def test_each_caption_is_encoded_once():

@@ -148,11 +148,11 @@ def test_a_safety_checker_goes_or_stays_by_the_recipe_alone(folder: Path, tmp_pa
     without = convert_pipeline(folder, tmp_path, "leave_out")
     assert not (without / "safety_checker").exists()
     assert json.loads((without / "model_index.json").read_text())["safety_checker"] == [None, None]
-    kept = convert_pipeline(folder, tmp_path, "keep")
-    assert (kept / "safety_checker" / "model.safetensors").is_file()
+    with_safety_checker = convert_pipeline(folder, tmp_path, "keep")
+    assert (with_safety_checker / "safety_checker" / "model.safetensors").is_file()
     assert json.loads((folder / "model_index.json").read_text())["safety_checker"][0] == "stable_diffusion"
     (tmp_path / "saved").mkdir()
-    model = load_pipeline(kept)
+    model = load_pipeline(with_safety_checker)
     model.save(tmp_path / "saved")
     opened = DiffusionPipeline.from_pretrained(tmp_path / "saved")
     opened.set_progress_bar_config(disable=True)

@@ -27,10 +27,10 @@ def test_what_is_tried_fits_and_keeps_the_noise_and_what_the_network_predicts(
     kind: str, choice: Choice, steps: int
 ) -> None:
     base = own(prediction_type=kind)
-    found = fitting_scheduler(base, choice, steps)
-    assert type(found).__name__ == choice.scheduler and found.config.prediction_type == kind
-    torch.testing.assert_close(found.alphas_cumprod, base.alphas_cumprod)
-    assert found.config.timestep_spacing == choice.fields["timestep_spacing"]
+    fitted = fitting_scheduler(base, choice, steps)
+    assert type(fitted).__name__ == choice.scheduler and fitted.config.prediction_type == kind
+    torch.testing.assert_close(fitted.alphas_cumprod, base.alphas_cumprod)
+    assert fitted.config.timestep_spacing == choice.fields["timestep_spacing"]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_a_consistent_model_keeps_its_scheduler() -> None:
 def test_the_best_is_that_of_the_least_measure_and_misfits_are_told() -> None:
     choices = (Choice("DDIMScheduler"), Choice("LCMScheduler"), Choice("UniPCMultistepScheduler"))
     measures = {"DDIMScheduler": 2.0, "UniPCMultistepScheduler": 1.0}
-    found, tried = best_untrained(own(), 4, lambda one: measures[type(one).__name__], choices)
-    assert type(found).__name__ == "UniPCMultistepScheduler"
-    assert [one.error for one in tried] == [1.0, 2.0, None] and "LCMScheduler does not fit" in tried[2].reason
+    best, tried = best_untrained(own(), 4, lambda trial: measures[type(trial).__name__], choices)
+    assert type(best).__name__ == "UniPCMultistepScheduler"
+    assert [trial.error for trial in tried] == [1.0, 2.0, None] and "LCMScheduler does not fit" in tried[2].reason
 
 
 def test_schedulers_that_call_twice_a_step_are_no_choice_for_so_many_calls() -> None:

@@ -60,10 +60,10 @@ def by_diffusers(scheduler: Any, steps: int, noise: np.ndarray, seed: int) -> tu
 def test_a_table_draws_what_diffusers_draws(name: str, fields: dict[str, Any], steps: int) -> None:
     scheduler = getattr(diffusers, name)(**fields)
     noise = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    wanted, added = by_diffusers(scheduler, steps, noise, seed=3)
+    expected, added = by_diffusers(scheduler, steps, noise, seed=3)
     table = step_table(scheduler, steps)
-    found = table.draw(denoiser, noise, added)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    latents = table.draw(denoiser, noise, added)
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert table.adds_noise == (name in ("LCMScheduler", "EulerAncestralDiscreteScheduler"))
 
 
@@ -75,4 +75,4 @@ def test_a_scheduler_that_clips_is_refused(fields: dict[str, Any]) -> None:
 
 def test_the_last_step_of_a_consistent_model_adds_no_noise() -> None:
     table = step_table(diffusers.LCMScheduler(**COSINE), 3)
-    assert all(table.added[place][place] for place in (0, 1)) and not table.added[2][2]
+    assert all(table.added[step][step] for step in (0, 1)) and not table.added[2][2]

@@ -65,30 +65,30 @@ def test_an_injection_does_nothing(browser: Browser, page: str) -> None:
 
 
 def test_lines_are_drawn_and_filtered(browser: Browser, page: str) -> None:
-    found = drawn(browser, page)
+    drawing = drawn(browser, page)
     metrics = ("accuracy", "latency_ms", "size_bytes", "throughput")
-    assert sorted(found["first"]) == sorted(
+    assert sorted(drawing["first"]) == sorted(
         f"{entry} {metric} final" for entry in ("tiny", "narrow") for metric in metrics
     )
-    assert len(found["everything"]) == 12
-    assert found["one"] == ["tiny latency_ms final"]
+    assert len(drawing["everything"]) == 12
+    assert drawing["one"] == ["tiny latency_ms final"]
     # All but the accuracy of `narrow` changed in the story.
-    assert sorted(found["changed"]) == sorted(set(found["first"]) - {"narrow accuracy final"})
-    assert found["filters"] > 30
-    assert all(width > 300 for width in found["lines"])
-    assert found["marks"] >= 9
+    assert sorted(drawing["changed"]) == sorted(set(drawing["first"]) - {"narrow accuracy final"})
+    assert drawing["filters"] > 30
+    assert all(width > 300 for width in drawing["lines"])
+    assert drawing["marks"] >= 9
 
 
 @pytest.mark.parametrize("width", [1280, 500, 390])
 def test_nothing_overflows_and_no_label_covers_another(browser: Browser, page: str, width: int) -> None:
-    found = drawn(browser, page, width)
-    assert (found["width"], found["overflow"]) == (width, 0)
-    for chart in found["labels"]:
+    drawing = drawn(browser, page, width)
+    assert (drawing["width"], drawing["overflow"]) == (width, 0)
+    for chart in drawing["labels"]:
         assert all(left >= 0 and right <= width for _, left, _, right, _ in chart)
         assert covered(chart) == []
 
 
 def test_dark_mode_is_dark(browser: Browser, page: str) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
-    found = [browser.look(page, colour, dark=dark).found for dark in (False, True)]
-    assert found == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]
+    colours = [browser.look(page, colour, dark=dark).found for dark in (False, True)]
+    assert colours == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]

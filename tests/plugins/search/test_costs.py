@@ -52,11 +52,11 @@ def test_sizes_follow_the_stages_own_arithmetic_and_what_was_made(costs: CostEst
     points = list(costs.space.points(0))
 
     def size(point: Point) -> float:
-        told = costs.predicted_stages(point)[-1].disk
-        assert told is not None
-        for parameter, place in enumerate(point):
-            told *= factors[parameter][place]
-        return told
+        predicted_bytes = costs.predicted_stages(point)[-1].disk
+        assert predicted_bytes is not None
+        for parameter, choice in enumerate(point):
+            predicted_bytes *= factors[parameter][choice]
+        return predicted_bytes
 
     tried = [point for point in points if sum(point) % 2 == 0]
     for point in tried:

@@ -21,10 +21,10 @@ ROWS = 400
 
 def known(quality: list[float], apart: list[float]) -> Observations:
     """Recipes looked at after the first rung: right answers as a share of the baseline's, and mean divergences."""
-    chance, found = np.random.default_rng(0), Observations(GOAL, 2, (0,))
+    chance, observations = np.random.default_rng(0), Observations(GOAL, 2, (0,))
     base, order = np.ones(ROWS), np.random.default_rng(1)
     hard = chance.gamma(2.0, 0.5, ROWS)
-    for place, (right, mean) in enumerate(zip(quality, apart, strict=True)):
+    for index, (right, mean) in enumerate(zip(quality, apart, strict=True)):
         final = base.copy()
         final[order.permutation(ROWS)[: round((1 - right) * ROWS)]] = 0
         far = hard * mean * chance.uniform(0.8, 1.2, ROWS)
@@ -33,12 +33,12 @@ def known(quality: list[float], apart: list[float]) -> Observations:
             BASELINE: {"accuracy": pack_rows(base)},
         }
         values = {"accuracy": float(final.mean()), "kl_divergence": float(far.mean())}
-        found.add((place,), 0, TrialOutcome(final=values, baseline={"accuracy": 1.0}, rows=rows))
-    return found
+        observations.add((index,), 0, TrialOutcome(final=values, baseline={"accuracy": 1.0}, rows=rows))
+    return observations
 
 
 def going(count: int) -> list[tuple[tuple[int, ...], int]]:
-    return [((place,), 1) for place in range(count)]
+    return [((index,), 1) for index in range(count)]
 
 
 def test_what_quality_cannot_tell_apart_is_put_in_order_by_divergence() -> None:

@@ -48,13 +48,13 @@ def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
     rng = np.random.default_rng(0)
     x = (rng.random(800) < 0.86).astype(float)
     y = np.where(rng.random(800) < 0.1, 1 - x, x)
-    found = constraint_margin(Limit(metric="accuracy", at_least=0.97, of="baseline"), outcome([*y], [*x]), 0.9)
+    margin = constraint_margin(Limit(metric="accuracy", at_least=0.97, of="baseline"), outcome([*y], [*x]), 0.9)
     ratio = y.mean() / x.mean()
     spread = ((y - ratio * x) ** 2).sum() / (800 * 799)
     half = NormalDist().inv_cdf(0.9) * math.sqrt(spread) / x.mean()
-    assert found is not None
-    assert found.value == pytest.approx(ratio / 0.97 - 1)
-    assert found.low == pytest.approx((ratio - half) / 0.97 - 1)
+    assert margin is not None
+    assert margin.value == pytest.approx(ratio / 0.97 - 1)
+    assert margin.low == pytest.approx((ratio - half) / 0.97 - 1)
 
 
 def test_what_must_be_small_has_room_below_its_bound() -> None:
@@ -62,9 +62,9 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
         Measurement(model=model, metric="size_bytes", target="cpu", value=value, unit="bytes")
         for model, value in (("final", 30.0), ("baseline", 100.0))
     ]
-    made = TrialOutcome.model_validate(outcome_fields(rows, ()))
-    relative = constraint_margin(Limit(metric="size_bytes", at_most=0.4, of="baseline"), made, 0.9)
-    absolute = constraint_margin(Limit(metric="size_bytes", at_most=25.0), made, 0.9)
+    trial_outcome = TrialOutcome.model_validate(outcome_fields(rows, ()))
+    relative = constraint_margin(Limit(metric="size_bytes", at_most=0.4, of="baseline"), trial_outcome, 0.9)
+    absolute = constraint_margin(Limit(metric="size_bytes", at_most=25.0), trial_outcome, 0.9)
     assert relative is not None
     assert relative == pytest.approx((0.25, 0.25, 0.25))
     assert absolute is not None
@@ -78,18 +78,18 @@ def test_what_was_not_measured_has_no_room() -> None:
 def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
     rng = np.random.default_rng(1)
     x = (rng.random(500) < 0.8).astype(float)
-    one = np.where(rng.random(500) < 0.05, 1 - x, x)
+    first_scores = np.where(rng.random(500) < 0.05, 1 - x, x)
     other = np.where(rng.random(500) < 0.15, 1 - x, x)
     limit = Limit(metric="accuracy", at_least=0.9, of="baseline")
-    gap = paired_difference(limit, outcome([*one], [*x]), outcome([*other], [*x]), 0.95)
-    gaps = (one - other) / (0.9 * x.mean())
+    gap = paired_difference(limit, outcome([*first_scores], [*x]), outcome([*other], [*x]), 0.95)
+    gaps = (first_scores - other) / (0.9 * x.mean())
     assert gap is not None
     assert gap.value == pytest.approx(gaps.mean())
     half = NormalDist().inv_cdf(0.95) * gaps.std(ddof=1) / math.sqrt(500)
     assert gap.high - gap.low == pytest.approx(2 * half)
     # A limit from above turns it round.
     below = Limit(metric="accuracy", at_most=0.9, of="baseline")
-    turned = paired_difference(below, outcome([*one], [*x]), outcome([*other], [*x]), 0.95)
+    turned = paired_difference(below, outcome([*first_scores], [*x]), outcome([*other], [*x]), 0.95)
     assert turned is not None
     assert turned.value == pytest.approx(-gap.value)
 

@@ -14,8 +14,8 @@ def world() -> World:
 
 
 def test_what_was_recorded_is_told_again(world: World) -> None:
-    sizes = np.array([world.size_bytes(one.point) / one.size_bytes for one in world.trials])
-    times = np.array([world.latency_ms(one.point) / one.latency_ms for one in world.trials if one.latency_ms])
+    sizes = np.array([world.size_bytes(trial.point) / trial.size_bytes for trial in world.trials])
+    times = np.array([world.latency_ms(trial.point) / trial.latency_ms for trial in world.trials if trial.latency_ms])
     assert np.abs(sizes - 1).max() < 0.01
     assert np.sqrt(np.mean((times - 1) ** 2)) < 0.1
 
@@ -27,7 +27,7 @@ def test_the_recipe_by_hand_keeps_every_limit(world: World) -> None:
 
 
 def test_a_search_of_a_seed_is_the_same_again(world: World) -> None:
-    one, again, other = (searched(world, seed, budget=700) for seed in (3, 3, 4))
-    assert repr(one) == repr(again)
-    assert repr(one) != repr(other)
-    assert one.trials >= 3
+    first, again, other = (searched(world, seed, budget=700) for seed in (3, 3, 4))
+    assert repr(first) == repr(again)
+    assert repr(first) != repr(other)
+    assert first.trials >= 3

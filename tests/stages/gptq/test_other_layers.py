@@ -23,26 +23,30 @@ def quantized(name: str, folder: Path, group_size: int = 32) -> QuantizedCheckpo
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
 def test_integers_stand_for_weights_that_transformers_computes_with(name: str, tmp_path: Path) -> None:
-    made = quantized(name, tmp_path)
+    checkpoint = quantized(name, tmp_path)
     module = AutoModelForCausalLM.from_pretrained(tmp_path / "model").float().eval()
-    layers = {layer: about for layer, about in layers_of(made.folder).items() if about.get("bits")}
+    layers = {layer: about for layer, about in layers_of(checkpoint.folder).items() if about.get("bits")}
     assert len(layers) == 8 and all(about["error"] < 0.1 for about in layers.values())
     with torch.no_grad():
         for layer in layers:
             part = module.get_submodule(layer)
-            weight = made.weight(layer)
-            wanted = weight.T if name == "gpt2" else weight
-            assert 0 < (part.weight - wanted).norm() < 0.3 * wanted.norm()
-            part.weight.copy_(wanted)
+            weight = checkpoint.weight(layer)
+            expected_weight = weight.T if name == "gpt2" else weight
+            assert 0 < (part.weight - expected_weight).norm() < 0.3 * expected_weight.norm()
+            part.weight.copy_(expected_weight)
         for path, parameter in module.named_parameters():
             if path.removesuffix(".weight") not in layers:
                 parameter.copy_(parameter.half().float())
         ids = tiny_decoders.some_ids(2, 12)
-        torch.testing.assert_close(load_quantized_module(made)(ids).logits, module(ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            load_quantized_module(checkpoint)(ids).logits, module(ids).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_matrices_of_low_rank_that_do_not_fit_are_left_alone_with_the_reason(tmp_path: Path) -> None:
-    found = layers_of(quantized("deepseek_v3", tmp_path).folder)
-    narrow = {name.rpartition(".")[2] for name, about in found.items() if about.get("why", "").startswith("narrow")}
+    stored_layers = layers_of(quantized("deepseek_v3", tmp_path).folder)
+    narrow = {
+        name.rpartition(".")[2] for name, about in stored_layers.items() if about.get("why", "").startswith("narrow")
+    }
     assert narrow == {"q_a_proj", "q_b_proj", "kv_b_proj"}
-    assert all(found[name]["bits"] == 4 for name in found if name.endswith((".o_proj", ".up_proj")))
+    assert all(stored_layers[name]["bits"] == 4 for name in stored_layers if name.endswith((".o_proj", ".up_proj")))

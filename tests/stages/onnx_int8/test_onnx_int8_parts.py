@@ -53,8 +53,8 @@ def test_dynamic_int8_reaches_every_product_and_stores_the_tied_table_once(model
     done = OnnxInt8().run(model, tiny.context())
     assert list(done.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"]
     for graph in done.graphs.values():
-        found = operators(graph)
-        assert found["MatMul"] == 0 and found["MatMulInteger"] > 0
+        operator_counts = operators(graph)
+        assert operator_counts["MatMul"] == 0 and operator_counts["MatMulInteger"] > 0
     decoder = done.graphs["decoder_model_merged_quantized.onnx"]
     large = [tensor for tensor in decoder.graph.initializer if np.prod(tensor.dims) == 258 * 64]
     assert [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in large] == ["UINT8"]
@@ -91,8 +91,8 @@ def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recordi
     features = heard["input_features"]
     assert features.shape[-1] > FRAMES
     # The window that ranges were found on, not noise beyond them.
-    expected, found = (answers(one, features[:, :FRAMES]) for one in (model, done))
-    assert np.abs(found - expected).std() / expected.std() < 0.2
+    expected, quantized_answers = (answers(candidate, features[:, :FRAMES]) for candidate in (model, done))
+    assert np.abs(quantized_answers - expected).std() / expected.std() < 0.2
 
 
 def test_static_ranges_of_a_decoder_are_refused_with_what_to_do(model: OnnxModel):

@@ -59,8 +59,8 @@ def test_predictions_count_every_trial() -> None:
     greedy = PruneDecoder(layers=2, layer_importance="greedy", compensate=False, samples=2, sequence_length=50)
     total = 0.0
     for left in (4, 3):
-        for place in range(left):
-            total += left - place - 1  # blocks of this trial's tail, of 60 weights each
+        for trial in range(left):
+            total += left - trial - 1  # blocks of this trial's tail, of 60 weights each
             total += 1 + 1000 / 60  # its part of the whole pass, and the head
     assert pruning_flops(greedy, SHAPE) == pytest.approx(2 * 100 * 60 * total)
     plain = PruneDecoder(layers=2, samples=2, sequence_length=50, compensate=False)
@@ -68,9 +68,13 @@ def test_predictions_count_every_trial() -> None:
     # Another pass, and what enters the layer that is solved multiplied with itself.
     assert pruning_flops(fitted, SHAPE) == 2 * (2 * 100 * 240 + 100 * SHAPE.intermediate**2)
     assert pruning_flops(plain, SHAPE) == 2 * 100 * 240
-    found = plain.predict(SHAPE, PLAN)
-    assert found.shape is not None and found.shape.layers == 2 and found.disk_bytes.value == 4 * (1000 + 10 + 120)
-    assert found.seconds.value == pytest.approx(2 * 100 * 240 / 1e9) and found.peak_memory_bytes.value
+    prediction = plain.predict(SHAPE, PLAN)
+    assert (
+        prediction.shape is not None
+        and prediction.shape.layers == 2
+        and prediction.disk_bytes.value == 4 * (1000 + 10 + 120)
+    )
+    assert prediction.seconds.value == pytest.approx(2 * 100 * 240 / 1e9) and prediction.peak_memory_bytes.value
     sized = SparsifyDecoder(sparsity=0.5).predict(SHAPE, PLAN)
     assert sized.seconds.flops is None and (sized.seconds.value or 0) < 1
     assert plain.search_values(SHAPE)["layers"] == (1, 2, 3)
@@ -88,6 +92,6 @@ def test_what_it_leaves_goes_down_the_road(tmp_path: Path) -> None:
     )
     for label in runner.recipe.labels():
         record = runner.run_stage(label)
-        assert {"predictions", "saved and loaded"} <= {one.check for one in record.integrity}
+        assert {"predictions", "saved and loaded"} <= {check.check for check in record.integrity}
     assert Checkpoint(runner.folder_of("prune_decoder-2")).config["intermediate_size"] == 64
     assert isinstance(runner.load("prune_decoder"), TorchModel)

@@ -73,25 +73,27 @@ def test_the_range_is_settled_by_whether_products_are_summed_in_32_bits():
 
 
 def at_risk(graph: onnx.ModelProto) -> list[float]:
-    found = [pairs_at_risk(product.weights) for product in byte_products(ir.from_proto(graph))]
-    assert found
-    return found
+    risky_pairs = [pairs_at_risk(product.weights) for product in byte_products(ir.from_proto(graph))]
+    assert risky_pairs
+    return risky_pairs
 
 
 @pytest.mark.parametrize("method", ["dynamic", "static"])
 def test_no_product_of_a_narrowed_model_can_saturate(method: str):
-    made = {}
+    models = {}
     for narrowing in (False, "saturating"):
         model = OnnxModel(exported().graph(), FLOAT_GRAPH, exported().model.companions())
         context = tiny.context()
         stage = OnnxInt8.model_validate({**QUANTIZE, "method": method, "reduce_range": narrowing})
-        made[narrowing] = stage.run(model, context).graph
-        said = [remark for remark in context.notes if "without VNNI" in remark]
-        assert len(said) == (narrowing == "saturating")
-    assert max(at_risk(made[False])) > 0 and max(at_risk(made["saturating"])) == 0
-    wide, narrow = ({tensor.name: tensor for tensor in graph.graph.initializer} for graph in made.values())
+        models[narrowing] = stage.run(model, context).graph
+        remarks = [remark for remark in context.notes if "without VNNI" in remark]
+        assert len(remarks) == (narrowing == "saturating")
+    assert max(at_risk(models[False])) > 0 and max(at_risk(models["saturating"])) == 0
+    wide, narrow = ({tensor.name: tensor for tensor in graph.graph.initializer} for graph in models.values())
     assert wide.keys() == narrow.keys()
-    assert [node.op_type for node in made[False].graph.node] == [node.op_type for node in made["saturating"].graph.node]
+    assert [node.op_type for node in models[False].graph.node] == [
+        node.op_type for node in models["saturating"].graph.node
+    ]
 
 
 def test_nncf_narrows_too():

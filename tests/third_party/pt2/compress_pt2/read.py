@@ -31,18 +31,18 @@ def _tensors(content: bytes, file: Path) -> list[StoredTensor]:
             places = {PurePosixPath(entry.filename).name: entry for entry in archive.infolist()}
             (config,) = (name for name in archive.namelist() if name.endswith("weights_config.json"))
             described = json.loads(archive.read(config))["config"]
-        found = []
-        for name, one in described.items():
-            if one["use_pickle"]:
+        tensors = []
+        for name, described_tensor in described.items():
+            if described_tensor["use_pickle"]:
                 raise ModelError(f"The tensor {name!r} is pickled.", where=str(file), expected="plain bytes")
-            entry, meta = places[one["path_name"]], one["tensor_meta"]
+            entry, meta = places[described_tensor["path_name"]], described_tensor["tensor_meta"]
             shape = tuple(int(size["as_int"]) for size in meta["sizes"])
             dtype = _DTYPES[meta["dtype"]]
             span = (_start(content, entry.header_offset), entry.file_size)
-            found.append(stored(name.removeprefix("model."), dtype, shape, file, span, infer_role(dtype, shape)))
+            tensors.append(stored(name.removeprefix("model."), dtype, shape, file, span, infer_role(dtype, shape)))
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The program cannot be read: {error}", where=str(file)) from error
-    return found
+    return tensors
 
 
 def _start(content: bytes, header: int) -> int:
@@ -52,7 +52,7 @@ def _start(content: bytes, header: int) -> int:
 
 
 def _stored(model: Pt2Model) -> Stored:
-    return ((one, one.data(model.program)) for one in _tensors(model.program, Path(FILE)))
+    return ((tensor, tensor.data(model.program)) for tensor in _tensors(model.program, Path(FILE)))
 
 
 def _logits(model: Pt2Model, encode: Encode) -> np.ndarray:

@@ -67,7 +67,7 @@ def test_the_import_contract_allows_what_the_specs_of_plugins_declare(
     exceptions = {re.fullmatch(pattern, line) for line in contracts["independence"]["ignore_imports"]}
     assert None not in exceptions, "expected lines such as `compress.plugins.a.** -> compress.plugins.b.**`"
     specs = read_specs()
-    allowed = {(found[1], found[2]) for found in exceptions if found is not None and found[1] in specs}
+    allowed = {(match[1], match[2]) for match in exceptions if match is not None and match[1] in specs}
     assert allowed == {(name, required) for name, spec in specs.items() for required in spec.requires}
 
 
@@ -75,9 +75,9 @@ def test_the_core_names_no_plugin_in_a_string_either() -> None:
     files = [file for file in (ROOT / "compress").rglob("*.py") if not file.is_relative_to(PLUGINS)]
     assert len(files) > 100
     named = {
-        f"{file.relative_to(ROOT)}: {found[0]}"
+        f"{file.relative_to(ROOT)}: {match[0]}"
         for file in [*files, PLUGINS / "__init__.py"]
-        for found in re.finditer(r"compress[./]plugins[./](?!__init__)[a-z_]+", file.read_text())
+        for match in re.finditer(r"compress[./]plugins[./](?!__init__)[a-z_]+", file.read_text())
     }
     assert named == set()
 

@@ -100,8 +100,8 @@ def test_a_peer_that_fails_is_a_row_with_its_reason(bench: Any, setting: Any, mo
         raise bench.UnavailableError("no such\nversion")
 
     monkeypatch.setitem(bench.PEERS, "auto-round", fails)
-    row, made = bench.quantize("auto-round", setting)
-    assert made is None and row.reason == "no such version"
+    row, result = bench.quantize("auto-round", setting)
+    assert result is None and row.reason == "no such version"
     assert bench.table([row]).splitlines()[-1] == "| auto-round | no such version | | | | | |"
 
 
@@ -110,11 +110,11 @@ def test_stages_of_ours_run_as_a_peer_one_behind_the_other(setting: Any) -> None
     tuning = {"kind": "tune_scales", "steps": 2, "batch_size": 1, "sequence_length": 48, "learning_rate": 1e-3}
     first, both = ({"kind": "gptq", "guided": False},), ({"kind": "gptq", "guided": False}, tuning)
     alone = read_tensors(peers.ours(*first)(setting).artifact)
-    made = peers.ours(*both)(setting)
-    tuned = read_tensors(made.artifact)
+    result = peers.ours(*both)(setting)
+    tuned = read_tensors(result.artifact)
     assert all(np.array_equal(tuned[name], alone[name]) for name in alone if name.endswith("qweight"))
     assert any(not np.array_equal(tuned[name], alone[name]) for name in alone if name.endswith("scales"))
-    assert made.seconds > 0 and made.bytes > 0
+    assert result.seconds > 0 and result.bytes > 0
 
 
 def test_the_table_leaves_out_what_was_not_measured(bench: Any) -> None:
@@ -137,8 +137,8 @@ def test_a_peer_s_process_answers_or_leaves_its_last_words(bench: Any, setting: 
         "answer(lambda order: {'doubled': 2 * order['value']}, ('numpy',), ())\n"
     )
     python = Path(sys.executable)
-    found = peers._ask(setting, str(script), python, {"value": 21})
-    assert found["doubled"] == 42 and found["packages"] == {"numpy": np.__version__}
-    assert found["seconds"] >= 0 and found["peak_bytes"] > 1_000_000
+    answer = peers._ask(setting, str(script), python, {"value": 21})
+    assert answer["doubled"] == 42 and answer["packages"] == {"numpy": np.__version__}
+    assert answer["seconds"] >= 0 and answer["peak_bytes"] > 1_000_000
     with pytest.raises(bench.UnavailableError, match="KeyError: 'value'"):
         peers._ask(setting, str(script), python, {})

@@ -60,9 +60,9 @@ targets: [cpuu]
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_ten_mistakes_are_all_listed_at_once(place: Path, refuse: Refuse, command: str) -> None:
     (place / "tiny.yaml").write_text(TEN_MISTAKES)
-    said = refuse(command, "tiny.yaml")
-    assert "The recipe has 10 problems" in said
-    wanted = {
+    message = refuse(command, "tiny.yaml")
+    assert "The recipe has 10 problems" in message
+    expected = {
         1: "name",
         2: "'text-classification'",
         3: "model",
@@ -72,18 +72,18 @@ def test_ten_mistakes_are_all_listed_at_once(place: Path, refuse: Refuse, comman
         8: "stages.1.distill.temperature",
         9: "targets",
     }
-    for line, text in wanted.items():
-        assert re.search(rf"tiny\.yaml:{line}: .*{re.escape(text)}", said), (line, text, said)
-    assert "'columns'" in said
-    assert "stages.1.distill.epochs" in said
+    for line, text in expected.items():
+        assert re.search(rf"tiny\.yaml:{line}: .*{re.escape(text)}", message), (line, text, message)
+    assert "'columns'" in message
+    assert "stages.1.distill.epochs" in message
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_stages_that_do_not_chain(place: Path, refuse: Refuse, command: str) -> None:
     spoil(place / "tiny.yaml", stages=[{"onnx": {}}, {"prune": {"feed_forward": 0.5}}], baseline="start")
-    said = refuse(command, "tiny.yaml")
-    assert "prune" in said
-    assert "TorchModel" in said or "torch" in said
+    message = refuse(command, "tiny.yaml")
+    assert "prune" in message
+    assert "TorchModel" in message or "torch" in message
 
 
 def test_a_missing_recipe(refuse: Refuse) -> None:
@@ -91,9 +91,9 @@ def test_a_missing_recipe(refuse: Refuse) -> None:
 
 
 def test_an_override_of_nothing(refuse: Refuse) -> None:
-    said = refuse("run", "tiny.yaml", "--set", "stages.0.finetune.epoch=2")
-    assert "epoch" in said
-    assert "'epochs'" in said
+    message = refuse("run", "tiny.yaml", "--set", "stages.0.finetune.epoch=2")
+    assert "epoch" in message
+    assert "'epochs'" in message
 
 
 def remove_train(place: Path) -> None:
@@ -180,9 +180,9 @@ SPOILED: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
 @pytest.mark.parametrize(("ruin", "expected"), SPOILED, ids=[ruin.__name__ for ruin, _ in SPOILED])
 def test_a_run_refuses(place: Path, refuse: Refuse, ruin: Callable[[Path], None], expected: tuple[str, ...]) -> None:
     ruin(place)
-    said = refuse("run", "tiny.yaml")
+    message = refuse("run", "tiny.yaml")
     for text in expected:
-        assert text in said
+        assert text in message
 
 
 def test_no_network_and_no_copy_of_the_model(place: Path, tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_no_network_and_no_copy_of_the_model(place: Path, tmp_path: Path) -> Non
 def test_a_file_where_a_folder_of_artifacts_should_be(place: Path, refuse: Refuse, blocked: str) -> None:
     (place / blocked).parent.mkdir(parents=True)
     (place / blocked).touch()
-    said = refuse("run", "tiny.yaml", code=3)
-    assert blocked in said
-    assert "--artifacts" in said
+    message = refuse("run", "tiny.yaml", code=3)
+    assert blocked in message
+    assert "--artifacts" in message
 
 
 def test_artifacts_that_are_a_file(place: Path, refuse: Refuse) -> None:
@@ -283,9 +283,9 @@ def test_a_disk_too_small_for_the_plan_is_refused_before_anything_runs(place: Pa
 @pytest.fixture
 def artifact(place: Path, pristine: Path) -> Path:
     """An ONNX artifact of the recipe, made without measuring."""
-    kept = pristine / "exported"
+    exported_folder = pristine / "exported"
     recipe = tiny_run.load(pristine / "tiny.yaml", 'stages=[{"onnx": {}}]', "baseline=start")
-    runner = StageRunner(recipe, pristine, kept, tiny_run.Notes())
+    runner = StageRunner(recipe, pristine, exported_folder, tiny_run.Notes())
     runner.run_all()
     shutil.copytree(runner.results["onnx"].entry.folder, place / "made")
     return place / "made"
@@ -315,9 +315,9 @@ def test_an_artifact_that_cannot_be_used(artifact: Path, refuse: Refuse, command
 
 
 def test_a_split_that_the_recipe_does_not_name(artifact: Path, refuse: Refuse) -> None:
-    said = refuse("evaluate", "made", "--recipe", "tiny.yaml", "--split", "tests")
-    assert "'tests'" in said
-    assert "train, validation, test" in said
+    message = refuse("evaluate", "made", "--recipe", "tiny.yaml", "--split", "tests")
+    assert "'tests'" in message
+    assert "train, validation, test" in message
 
 
 def test_a_report_of_nothing(refuse: Refuse) -> None:

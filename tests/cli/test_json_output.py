@@ -79,8 +79,8 @@ def test_the_cache_is_listed_and_pruned(place: Path, tmp_path: Path) -> None:
     assert [row["name"] for row in rows][:3] == ["finetune", "onnx", "onnx_int8"]
     content = tmp_path / "artifacts" / "cache" / rows[0]["key"] / "content"
     assert rows[0]["bytes"] == sum(path.stat().st_size for path in content.rglob("*") if path.is_file())
-    kept = answer(tmp_path, "cache", "prune", "--older-than-days", "1")
-    assert (kept["removed"], kept["freed_bytes"]) == ([], 1000)
+    prune_answer = answer(tmp_path, "cache", "prune", "--older-than-days", "1")
+    assert (prune_answer["removed"], prune_answer["freed_bytes"]) == ([], 1000)
     pruned = answer(tmp_path, "cache", "prune")
     assert (sorted(pruned["removed"]), pruned["in_use"]) == (sorted(row["key"] for row in rows), [])
     assert pruned["freed_bytes"] > sum(row["bytes"] for row in rows)

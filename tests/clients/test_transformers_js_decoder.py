@@ -69,21 +69,21 @@ def check(answers: list[dict[str, list[int]]], folder: Path, source: Checkpoint,
     from transformers import AutoTokenizer
 
     tokenizer, module, seen = AutoTokenizer.from_pretrained(folder), by_transformers(source, weights), set()
-    for text, found in zip(TEXTS, answers, strict=True):
+    for text, answer in zip(TEXTS, answers, strict=True):
         prompt = tokenizer(text).input_ids
         ids = torch.tensor([prompt])
         whole = module.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
-        assert found == {"prompt": prompt, "whole": whole[0].tolist()}
-        seen |= set(found["whole"][len(prompt) :])
+        assert answer == {"prompt": prompt, "whole": whole[0].tolist()}
+        seen |= set(answer["whole"][len(prompt) :])
     assert len(seen) > 6, "a model that repeats itself proves little"
 
 
 def generate(library: Path, folder: Path, dtype: str) -> list[dict[str, list[int]]]:
     """For each text the ids of the prompt, and those with what follows it, from one node process."""
     script = Path(__file__).parent / "generate.mjs"
-    place = folder.resolve()
-    arguments = [str(library), str(place.parent), place.name, dtype, json.dumps(TEXTS), str(NEW_TOKENS)]
+    model_folder = folder.resolve()
+    arguments = [str(library), str(model_folder.parent), model_folder.name, dtype, json.dumps(TEXTS), str(NEW_TOKENS)]
     done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found: list[dict[str, list[int]]] = json.loads(done.stdout)
-    return found
+    answers: list[dict[str, list[int]]] = json.loads(done.stdout)
+    return answers

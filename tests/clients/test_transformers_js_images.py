@@ -28,7 +28,7 @@ def test_answers_are_those_of_transformers(library: Path, tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     export_image_reader(Checkpoint(source), taught, GraphSettings(), 1e-4).model.save(tmp_path / "out")
     batches = [examples.batch([row]) for row in range(ROWS)]
-    told = [
+    jobs = [
         {
             "ids": batch["input_ids"][0].tolist(),
             "pixels": batch["pixel_values"].ravel().tolist(),
@@ -36,11 +36,11 @@ def test_answers_are_those_of_transformers(library: Path, tmp_path: Path) -> Non
         }
         for batch in batches
     ]
-    command = ["node", str(SCRIPT), str(library), str(tmp_path), "out", "fp32", json.dumps(told), str(NEW_TOKENS)]
+    command = ["node", str(SCRIPT), str(library), str(tmp_path), "out", "fp32", json.dumps(jobs), str(NEW_TOKENS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    for batch, found in zip(batches, json.loads(done.stdout), strict=True):
+    for batch, answer in zip(batches, json.loads(done.stdout), strict=True):
         given = {name: torch.from_numpy(array) for name, array in batch.items()}
         with torch.inference_mode():
-            wanted = model.module.generate(**given, do_sample=False, max_new_tokens=NEW_TOKENS)
-        assert found == wanted[0].tolist()
+            generated = model.module.generate(**given, do_sample=False, max_new_tokens=NEW_TOKENS)
+        assert answer == generated[0].tolist()

@@ -159,15 +159,18 @@ from compress.stages.registry import STAGES
 assert compress.__file__.startswith({str(tmp_path)!r}), compress.__file__
 print(list(FORMATS), 'litert' in STAGES, PROFILES['android'].allowed)
 """
-    (said,) = lines_of(code, tmp_path, tmp_path)
-    assert said == f"{[form for form in FORMATS if form != 'litert']} False ('onnx', 'ort', 'executorch')"
+    (line,) = lines_of(code, tmp_path, tmp_path)
+    assert line == f"{[form for form in FORMATS if form != 'litert']} False ('onnx', 'ort', 'executorch')"
 
 
 @pytest.mark.parametrize("form", ["coreml", "executorch", "litert", "openvino", "ort"])
 def test_nothing_outside_its_folder_imports_a_format(form: str) -> None:
-    own, importing = ROOT / "compress" / "formats" / form, re.compile(rf"(from|import) compress\.formats\.{form}\b")
+    format_folder, importing = (
+        ROOT / "compress" / "formats" / form,
+        re.compile(rf"(from|import) compress\.formats\.{form}\b"),
+    )
     of_bundles = ROOT / "compress" / "plugins" / "apps" / "formats" / form
-    others = [path for path in (ROOT / "compress").rglob("*.py") if not {own, of_bundles} & {*path.parents}]
+    others = [path for path in (ROOT / "compress").rglob("*.py") if not {format_folder, of_bundles} & {*path.parents}]
     assert [str(path) for path in others if importing.search(path.read_text(encoding="utf-8"))] == []
 
 
@@ -184,6 +187,6 @@ def test_a_plugins_format_is_one_of_all_and_comes_last(listed: list[str]) -> Non
 def test_a_plugin_that_cannot_be_used_is_named_with_its_package(listed: list[str], case: str) -> None:
     name = "onnx" if case == "name" else f"the-{case}"
     begin = f"The format {name!r} of the package toy-formats 1.2 is left out: "
-    (said,) = (line for line in listed if line.startswith(begin))
-    assert CASES[case][1] in said
+    (message,) = (line for line in listed if line.startswith(begin))
+    assert CASES[case][1] in message
     assert len(listed) == 3 + len(CASES)

@@ -19,13 +19,13 @@ def test_a_detector_is_traced_without_its_masks_and_answers_the_same() -> None:
     encoder.forward = lambda **named: (seen.append(named["attention_mask"]), whole(**named))[1]
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
-        wanted = module(pixel_values=pixels)
+        expected = module(pixel_values=pixels)
         with unmasked(module):
-            found = module(pixel_values=pixels)
+            answer = module(pixel_values=pixels)
         module(pixel_values=pixels)
-    assert [one is None for one in seen] == [False, True, False]
+    assert [mask is None for mask in seen] == [False, True, False]
     for name in ("logits", "pred_boxes"):
-        assert found[name].numpy() == pytest.approx(wanted[name].numpy(), abs=1e-6)
+        assert answer[name].numpy() == pytest.approx(expected[name].numpy(), abs=1e-6)
 
 
 def test_a_model_that_makes_no_masks_is_left_as_it_is() -> None:

@@ -71,20 +71,20 @@ def digests(wanted: Recipe, place: Path, artifacts: Path) -> list[str]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    with disks.mounted(tmp_path / "disk", megabytes=8) as found:
-        yield found
+    with disks.mounted(tmp_path / "disk", megabytes=8) as mounted_folder:
+        yield mounted_folder
 
 
 @pytest.mark.parametrize(("name", "index"), PLACES)
 def test_a_disk_that_fills_anywhere_in_a_stage(
     place: Path, undisturbed: dict[str, list[str]], disk: Path, name: str, index: int
 ) -> None:
-    wanted = recipe(place, name)
+    stage_recipe = recipe(place, name)
     full = 0
     for room in (0, *(4096 << power for power in range(12))):
-        filler = disks.Filler(disk, f"] {wanted.labels()[index]}", room)
+        filler = disks.Filler(disk, f"] {stage_recipe.labels()[index]}", room)
         try:
-            StageRunner(wanted, place, disk, filler).run_all()
+            StageRunner(stage_recipe, place, disk, filler).run_all()
             break
         except StorageError as error:
             full += 1
@@ -96,7 +96,7 @@ def test_a_disk_that_fills_anywhere_in_a_stage(
     else:
         raise AssertionError("the disk is too small for the stages")
     assert full > 2
-    assert digests(wanted, place, disk) == undisturbed[name]
+    assert digests(stage_recipe, place, disk) == undisturbed[name]
     assert Cache(disk / "cache").remove_partial() == 0
 
 
@@ -104,8 +104,8 @@ def test_a_disk_that_fills_anywhere_in_a_stage(
 def test_a_run_that_is_killed_in_a_stage_goes_on_and_ends_alike(
     place: Path, undisturbed: dict[str, list[str]], tmp_path: Path, name: str, index: int
 ) -> None:
-    wanted = recipe(place, name)
-    label = wanted.labels()[index]
+    stage_recipe = recipe(place, name)
+    label = stage_recipe.labels()[index]
     process = tiny_run.start("run", place / f"{name}.yaml", "--artifacts", tmp_path)
     end = time.monotonic() + PATIENCE_SECONDS
     while not any(f"] {label}\n" in log.read_text() for log in tmp_path.glob("runs/*/*/run.log")):
@@ -117,5 +117,5 @@ def test_a_run_that_is_killed_in_a_stage_goes_on_and_ends_alike(
     assert process.returncode == -signal.SIGKILL
     assert len(Cache(tmp_path / "cache").entries()) == index
     assert not list(tmp_path.glob("runs/*/latest"))
-    assert digests(wanted, place, tmp_path) == undisturbed[name]
+    assert digests(stage_recipe, place, tmp_path) == undisturbed[name]
     assert Cache(tmp_path / "cache").remove_partial() == 0

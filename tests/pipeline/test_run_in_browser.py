@@ -46,9 +46,11 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
         for metric in ("accuracy", "agreement", "latency_ms", "latency_ms_batch_8", "speedup", "startup_ms", "cpu_ms"):
             assert value(report, model, metric, "browser") > 0
         assert value(report, model, "accuracy", "browser") == value(report, model, "accuracy", "cpu")
-        here, there = (read_predictions(done.folder, model, target).answers for target in ("cpu", "browser"))
-        assert here.probability.std() > 0.01
-        np.testing.assert_allclose(there.probability, here.probability, atol=near)
+        host_answers, browser_answers = (
+            read_predictions(done.folder, model, target).answers for target in ("cpu", "browser")
+        )
+        assert host_answers.probability.std() > 0.01
+        np.testing.assert_allclose(browser_answers.probability, host_answers.probability, atol=near)
         assert report.find(model, "transfer_bytes", "cpu") is None
         assert all(value(report, model, name, "browser") > 0 for name in TOLD)
         # WebAssembly comes over the wire with the model, and lies in memory before it.
@@ -58,8 +60,8 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
         assert 14e6 < memory[0] <= memory[1]
     shipped = model_file(done.folder / "model").stat().st_size
     assert shipped < value(report, "final", "model_transfer_bytes", "browser") < shipped + 1000
-    told = report.environment["runtime_settings"]["onnx_int8"]
-    assert told["runtime"] == "onnxruntime-web 1.30.0" and told["cross_origin_isolated"] is True
+    runtime_settings = report.environment["runtime_settings"]["onnx_int8"]
+    assert runtime_settings["runtime"] == "onnxruntime-web 1.30.0" and runtime_settings["cross_origin_isolated"] is True
 
 
 @pytest.mark.parametrize("task", ["text-generation", "automatic-speech-recognition"])

@@ -56,8 +56,8 @@ def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: P
     assert value_of(done.report, "output_cosine") > 0.998
     assert any("not accuracy" in note and "drawn at random" in note for note in done.report.notes)
     assert {row.metric for row in done.report.measurements} >= {"latency_ms", "size_bytes", "speedup", "agreement"}
-    made = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
-    assert {node.op_type for node in made.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+    quantized = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
+    assert {node.op_type for node in quantized.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
     assert CachedStages(read, tmp_path, artifacts)("onnx_int8")
     # What was made is an artifact like any other.
     assert len(find_artifact(done.folder, None).examples(SilentProgress())) == 24
@@ -86,8 +86,8 @@ def test_a_graph_of_lstms_alone_is_quantized_with_a_ceiling_on_its_error_too(tmp
     read = read_recipe(recipe_of(tmp_path, stages=[{"onnx_int8": ceiling}], data=draws))
     done = run(read, tmp_path, tmp_path / "a", SilentProgress())
     assert 0 < value_of(done.report, "rms_error") < 0.05
-    made = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
-    assert "DynamicQuantizeLSTM" in {node.op_type for node in made.graph.node}
+    quantized = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in quantized.graph.node}
 
 
 def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> Non
     random = np.random.default_rng(0)
     for split, count in (("train", 4), ("test", 5)):
         (tmp_path / split).mkdir()
-        for place in range(count):
-            ids = random.integers(0, 40, (1, 4 + place))
-            np.savez(tmp_path / split / f"{place}.npz", ids=ids, attention_mask=np.ones_like(ids))
+        for number in range(count):
+            ids = random.integers(0, 40, (1, 4 + number))
+            np.savez(tmp_path / split / f"{number}.npz", ids=ids, attention_mask=np.ones_like(ids))
     read = read_recipe(
         recipe_of(tmp_path, stages=["onnx_int8"], data={"source": ".", "splits": {"train": "train", "test": "test"}})
     )

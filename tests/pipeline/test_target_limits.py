@@ -39,10 +39,12 @@ def with_budget(name: str, most: int) -> Profile:
 
 
 def judged(profile: Profile, folder: Path) -> LimitResult:
-    found = shipped(profile, folder)
-    rows = [Measurement(model="final", metric="shipped_bytes", target=profile.name, value=found.total, unit="bytes")]
+    shipped_size = shipped(profile, folder)
+    rows = [
+        Measurement(model="final", metric="shipped_bytes", target=profile.name, value=shipped_size.total, unit="bytes")
+    ]
     (result,) = check_limits(target_limits([profile], rows), rows)
-    return explained(result, [profile], {profile.name: folder}, {profile.name: found})
+    return explained(result, [profile], {profile.name: folder}, {profile.name: shipped_size})
 
 
 def test_a_download_counts_compressed_and_an_installation_as_it_lies(folder: Path) -> None:
@@ -72,15 +74,15 @@ def test_a_budget_that_is_kept_says_what_was_counted(folder: Path) -> None:
 def test_a_budget_that_is_missed_says_what_is_biggest_and_what_would_help(folder: Path) -> None:
     result = judged(with_budget("android", 20_000), folder)
     assert result.missed and result.value is not None and result.value > 20_000
-    told = str(result.reason)
-    assert "biggest: model.onnx 0.02 MB" in told and "the largest tensor, words, 0.03 MB as stored" in told
-    assert "100% of the weights are float32: the stage quantize" in told
-    assert "words [400, 16], is 100% of them: for an embedding, trim_vocabulary" in told
+    reason = str(result.reason)
+    assert "biggest: model.onnx 0.02 MB" in reason and "the largest tensor, words, 0.03 MB as stored" in reason
+    assert "100% of the weights are float32: the stage quantize" in reason
+    assert "words [400, 16], is 100% of them: for an embedding, trim_vocabulary" in reason
 
 
 def test_a_runtime_that_is_too_large_alone_is_named(folder: Path) -> None:
-    told = str(judged(with_budget("desktop", 1_000_000), folder).reason)
-    assert "biggest: the runtime " in told and "the runtime alone has " in told
+    reason = str(judged(with_budget("desktop", 1_000_000), folder).reason)
+    assert "biggest: the runtime " in reason and "the runtime alone has " in reason
 
 
 def test_memory_is_judged_where_it_is_measured() -> None:

@@ -64,17 +64,17 @@ def test_long_recordings_come_in_windows_and_other_rates_are_said(processor):
 
 
 def test_rates_are_those_of_jiwer_on_the_words_that_count():
-    found = {row.metric: row for row in TASK.measure({"transcripts": HEARD}, SAID, "m", "cpu")}
+    measured = {row.metric: row for row in TASK.measure({"transcripts": HEARD}, SAID, "m", "cpu")}
     # Numbers are written as digits and contractions out; "colour" stays, as no table of spellings is at hand.
     expected = jiwer.process_words(
         ["dial 9 then the area code", "he is the colour of money", "thank you"],
         ["dial 9 then the area code", "he is the color of honey", "thank you"],
     )
-    assert found["word_error_rate"].value == pytest.approx(expected.wer)
-    assert (found["word_errors"].value, found["words"].value) == (2, 14)
+    assert measured["word_error_rate"].value == pytest.approx(expected.wer)
+    assert (measured["word_errors"].value, measured["words"].value) == (2, 14)
     as_written = jiwer.process_words(list(SAID), list(HEARD))
-    assert found["word_error_rate_as_written"].value == pytest.approx(as_written.wer)
-    assert found["word_error_rate"].low <= found["word_error_rate"].value <= found["word_error_rate"].high
+    assert measured["word_error_rate_as_written"].value == pytest.approx(as_written.wer)
+    assert measured["word_error_rate"].low <= measured["word_error_rate"].value <= measured["word_error_rate"].high
 
 
 def test_outcomes_of_a_rate_pair_utterance_by_utterance():
@@ -86,9 +86,11 @@ def test_outcomes_of_a_rate_pair_utterance_by_utterance():
 
 
 def test_agreement_is_to_the_letter_and_the_rate_to_the_baseline_by_words():
-    found = {row.metric: row.value for row in TASK.compare({"transcripts": HEARD}, {"transcripts": SAID}, "m", "cpu")}
-    assert found["agreement"] == 0
-    assert found["word_error_rate_to_baseline"] == pytest.approx(2 / 14)
+    compared = {
+        row.metric: row.value for row in TASK.compare({"transcripts": HEARD}, {"transcripts": SAID}, "m", "cpu")
+    }
+    assert compared["agreement"] == 0
+    assert compared["word_error_rate_to_baseline"] == pytest.approx(2 / 14)
     same = {row.metric: row.value for row in TASK.compare({"transcripts": SAID}, {"transcripts": SAID}, "m", "cpu")}
     assert (same["agreement"], same["word_error_rate_to_baseline"]) == (1, 0)
 

@@ -63,16 +63,16 @@ class _Graph:
             # The tokens so far, kept where keys would be.
             past = given[self._pasts[0]][:, 0, :, 0].long()
             ids = torch.cat([past, given["input_ids"]], dim=1)
-            found = self._module(
+            answer = self._module(
                 encoder_outputs=(given["encoder_hidden_states"],),
                 attention_mask=given["encoder_attention_mask"],
                 decoder_input_ids=ids,
             )
         config = self._module.config
         shape = (len(ids), config.num_heads, ids.shape[1], config.d_kv)
-        kept = ids[:, None, :, None].expand(shape).float().numpy()
-        return {"logits": found.logits.numpy()} | {
-            name.replace("past_key_values", "present"): kept for name in self._pasts
+        cached_ids = ids[:, None, :, None].expand(shape).float().numpy()
+        return {"logits": answer.logits.numpy()} | {
+            name.replace("past_key_values", "present"): cached_ids for name in self._pasts
         }
 
 
@@ -85,25 +85,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_texts_are_those_of_transformers(kind: str, folder: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
-    said = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, **RULES[kind]}
-    (folder / "generation_config.json").write_text(json.dumps(said))
+    generation_fields = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, **RULES[kind]}
+    (folder / "generation_config.json").write_text(json.dumps(generation_fields))
     module = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     writer = TextWriter(_Graph(module, False), _Graph(module, True), folder)
     ids = np.random.default_rng(0).integers(3, 60, (6, 9))
     mask = np.ones_like(ids)
     mask[1::2, 5:] = 0
-    found = writer.predict({"input_ids": ids, "attention_mask": mask})
+    written = writer.predict({"input_ids": ids, "attention_mask": mask})
     lengths = set()
     for row, (text, length) in enumerate(zip(ids, mask.sum(1), strict=True)):
         with torch.inference_mode():
-            wanted = module.generate(torch.from_numpy(text[None, :length]), generation_config=GenerationConfig(**said))[
-                0, 1:
-            ].tolist()
-        own = [token for token in found["sequences"][row].tolist() if token != -1]
-        assert own == wanted[: len(own)] and set(wanted[len(own) :]) <= {0}
-        lengths.add(len(own))
-    assert len({tuple(row) for row in found["sequences"].tolist()}) > 3, "texts differ"
-    assert found["texts"].shape == (6,)
+            expected = module.generate(
+                torch.from_numpy(text[None, :length]), generation_config=GenerationConfig(**generation_fields)
+            )[0, 1:].tolist()
+        own_tokens = [token for token in written["sequences"][row].tolist() if token != -1]
+        assert own_tokens == expected[: len(own_tokens)] and set(expected[len(own_tokens) :]) <= {0}
+        lengths.add(len(own_tokens))
+    assert len({tuple(row) for row in written["sequences"].tolist()}) > 3, "texts differ"
+    assert written["texts"].shape == (6,)
 
 
 def test_rules_that_are_not_followed_are_named(folder: Path) -> None:

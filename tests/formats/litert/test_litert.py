@@ -93,7 +93,7 @@ def test_its_own_interpreter_opens_the_file_and_answers_as_torch_does(written: W
         length = int(name.removeprefix("length_"))
         inputs = batch((length - 2, length))
         runner = interpreter.get_signature_runner(name)
-        assert {one["dtype"] for one in runner.get_input_details().values()} == {np.int32}
+        assert {details["dtype"] for details in runner.get_input_details().values()} == {np.int32}
         for row, logits in enumerate(expected(written.model, inputs)):
             feed = {key: inputs[key][row : row + 1].astype(np.int32) for key in ("input_ids", "attention_mask")}
             np.testing.assert_allclose(runner(**feed)["logits"][0], logits, atol=1e-5)
@@ -112,9 +112,9 @@ def test_the_stage_tells_lengths_and_difference(written: Written) -> None:
 
 
 def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) -> None:
-    found = {one.name: one for one in read_litert(written.content, written.folder / LITERT_FILE)}
+    stored = {tensor.name: tensor for tensor in read_litert(written.content, written.folder / LITERT_FILE)}
     for name in (WORDS, "bert.embeddings.position_embeddings.weight", "bert.pooler.dense.weight"):
-        np.testing.assert_array_equal(found[name].values(written.content), written.model.tensors()[name].numpy())
+        np.testing.assert_array_equal(stored[name].values(written.content), written.model.tensors()[name].numpy())
     budget = budget_of(written.folder)
     assert budget.format == "litert" and format_of(written.folder) == "litert"
     assert model_file(written.folder) == written.folder / LITERT_FILE
@@ -125,7 +125,7 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
 
 def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
     tensors = read_litert(written.content, written.folder / LITERT_FILE)
-    assert any(np.isinf(one.values(written.content)).any() for one in tensors if "float" in one.dtype)
+    assert any(np.isinf(tensor.values(written.content)).any() for tensor in tensors if "float" in tensor.dtype)
     looked_into = dict(inspector_of(LiteRtModel({LITERT_FILE: written.content}, {})).float_arrays())
     assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
 
@@ -144,16 +144,18 @@ def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> Non
 
 def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(written: Written, small: Path) -> None:
     content = (small / LITERT_FILE).read_bytes()
-    found = {one.name: one for one in read_litert(content, small / LITERT_FILE)}
-    table, rows = found[WORDS], written.model.tensors()[WORDS].numpy()
+    stored = {tensor.name: tensor for tensor in read_litert(content, small / LITERT_FILE)}
+    table, rows = stored[WORDS], written.model.tensors()[WORDS].numpy()
     assert (table.dtype, table.shape, table.bytes) == ("int4", rows.shape, rows.size // 2)
     packed = np.frombuffer(content, np.uint8, table.bytes, table.start)
     integers = np.stack([packed & 15, packed >> 4], axis=1).reshape(rows.shape).astype(np.int8)
     integers = np.where(integers > 7, integers - 16, integers)
-    (scales,) = (one for one in found.values() if one.role == "quantization" and one.shape == (len(rows), 1))
+    (scales,) = (
+        tensor for tensor in stored.values() if tensor.role == "quantization" and tensor.shape == (len(rows), 1)
+    )
     steps = scales.values(content).astype(np.float32)
     assert (np.abs(integers * steps - rows) <= 0.51 * steps).all()
-    assert found["bert.embeddings.position_embeddings.weight"].dtype == "int8"
+    assert stored["bert.embeddings.position_embeddings.weight"].dtype == "int8"
     budget = budget_of(small)
     assert budget.parameters == budget_of(written.folder).parameters
 

@@ -39,8 +39,8 @@ def write(tmp_path: Path, precision: Precision = "fp32", table_bits: int = 8) ->
 
 
 def answers(folder: Path, target: str) -> np.ndarray:
-    place = TARGETS[target]
-    return get_runtime(place.runtime).open(folder, place, threads=1).predict(IDS)["logits"]
+    profile = TARGETS[target]
+    return get_runtime(profile.runtime).open(folder, profile, threads=1).predict(IDS)["logits"]
 
 
 @pytest.mark.parametrize(("precision", "bits", "near"), [("fp32", 32, 1e-5), ("fp16", 16, 0.02), ("int8", 8, 0.1)])
@@ -51,8 +51,8 @@ def test_it_answers_as_the_graph_does_with_weights_of_so_many_bits(
     assert format_of(folder) == "openvino" and model_file(folder) == folder / IR_FILE
     expected = answers(source, "cpu")
     np.testing.assert_allclose(answers(folder, "openvino"), expected, atol=near * np.abs(expected).max())
-    budget, before = budget_of(folder), budget_of(source)
-    assert budget.format == "openvino" and budget.parameters == before.parameters
+    budget, source_budget = budget_of(folder), budget_of(source)
+    assert budget.format == "openvino" and budget.parameters == source_budget.parameters
     assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
     weights = sum(tensor.bytes for tensor in budget.tensors if tensor.role == "weight")
     assert weights * 8 == bits * budget.parameters
@@ -61,20 +61,22 @@ def test_it_answers_as_the_graph_does_with_weights_of_so_many_bits(
 def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
     source, folder = write(tmp_path, "int8", table_bits=4)
     expected = answers(source, "cpu")
-    found = answers(folder, "openvino")
-    np.testing.assert_allclose(found, expected, atol=0.3 * np.abs(expected).max())
-    budget, before = budget_of(folder), budget_of(source)
-    assert budget.parameters == before.parameters
+    answered = answers(folder, "openvino")
+    np.testing.assert_allclose(answered, expected, atol=0.3 * np.abs(expected).max())
+    budget, source_budget = budget_of(folder), budget_of(source)
+    assert budget.parameters == source_budget.parameters
     table = onnx.numpy_helper.to_array(
-        next(one for one in onnx.load(model_file(source)).graph.initializer if one.name == "table")
+        next(candidate for candidate in onnx.load(model_file(source)).graph.initializer if candidate.name == "table")
     )
     bits = {tensor.dtype: 0 for tensor in budget.tensors}
     for tensor in budget.tensors:
         bits[tensor.dtype] += tensor.parameters
-    assert bits["u4"] == table.size and bits["uint8"] == before.parameters - table.size
+    assert bits["u4"] == table.size and bits["uint8"] == source_budget.parameters - table.size
     ir = (folder / IR_FILE).read_bytes()
-    kept = read_ir(ir, folder, (folder / IR_FILE).with_suffix(".bin").stat().st_size)
-    assert {one.shape for one in kept if one.dtype == "u4" and one.bytes > 1000} == {(len(table), 2, 32)}
+    constants = read_ir(ir, folder, (folder / IR_FILE).with_suffix(".bin").stat().st_size)
+    assert {candidate.shape for candidate in constants if candidate.dtype == "u4" and candidate.bytes > 1000} == {
+        (len(table), 2, 32)
+    }
     # 16 levels between the least and the greatest of each 32 weights of a row; scales and zero points are rounded.
     groups = table.reshape(len(table), -1, 32)
     step = (groups.max(axis=-1) - groups.min(axis=-1)) / 15
@@ -100,10 +102,14 @@ def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
     import openvino
 
     model = core().read_model(folder / IR_FILE)
-    (gather,) = (one for one in model.get_ordered_ops() if one.get_type_name() == "Gather" and is_of_ids(one))
+    (gather,) = (
+        operation
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() == "Gather" and is_of_ids(operation)
+    )
     cut = openvino.Model([gather.output(0)], model.get_parameters(), "cut")
-    found = core().compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"input_ids": ids[None]})
-    return np.array(found[0])[0]
+    rows = core().compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"input_ids": ids[None]})
+    return np.array(rows[0])[0]
 
 
 def is_of_ids(gather: Any) -> bool:
@@ -117,9 +123,12 @@ def is_of_ids(gather: Any) -> bool:
 def test_a_constant_is_read_as_it_lies_there(tmp_path: Path) -> None:
     source, folder = write(tmp_path)
     weights = (folder / IR_FILE).with_suffix(".bin")
-    found = {one.name: one for one in read_ir((folder / IR_FILE).read_bytes(), folder, weights.stat().st_size)}
-    (table,) = (one for one in onnx.load(model_file(source)).graph.initializer if one.name == "table")
-    np.testing.assert_array_equal(found["table"].values(weights.read_bytes()), onnx.numpy_helper.to_array(table))
+    constants = {
+        candidate.name: candidate
+        for candidate in read_ir((folder / IR_FILE).read_bytes(), folder, weights.stat().st_size)
+    }
+    (table,) = (candidate for candidate in onnx.load(model_file(source)).graph.initializer if candidate.name == "table")
+    np.testing.assert_array_equal(constants["table"].values(weights.read_bytes()), onnx.numpy_helper.to_array(table))
 
 
 def test_the_session_tells_its_inputs_and_settings(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_answers_are_those_of_transformers_row_by_row(tmp_path: Path, task: 
     write(tmp_path)
     assert format_of(tmp_path) == TARGET.format and model_files(tmp_path)[0].name == "model.safetensors"
     batch = PIXELS if "image" in task else IDS
-    found = opened(tmp_path).predict({**batch, "not_an_input": np.zeros(1)})
+    outputs = opened(tmp_path).predict({**batch, "not_an_input": np.zeros(1)})
     module = getattr(transformers, auto).from_pretrained(tmp_path).eval()
     for row in range(len(next(iter(batch.values())))):
         length = int(IDS["attention_mask"][row].sum()) if batch is IDS else None
@@ -101,8 +101,8 @@ def test_the_answers_are_those_of_transformers_row_by_row(tmp_path: Path, task: 
         with torch.no_grad():
             expected = module(**alone)
         for name in names:
-            own = found[name][row : row + 1, : expected[name].shape[1]]
-            np.testing.assert_allclose(own, expected[name].numpy(), atol=2e-5)
+            own_output = outputs[name][row : row + 1, : expected[name].shape[1]]
+            np.testing.assert_allclose(own_output, expected[name].numpy(), atol=2e-5)
 
 
 def test_a_plain_module_is_run_where_its_code_is_allowed(tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_an_adapter_beside_the_integers_is_added(quantized: tuple[Path, Any], tm
     save_adapter(adapted, tmp_path / "adapter", "q_proj", "down_proj")
     with torch.no_grad():  # peft's own forward: the product beside the layer
         expected = adapted.eval()(torch.tensor(IDS["input_ids"][:1])).logits.numpy()
-    found = opened(tmp_path).predict({"input_ids": IDS["input_ids"][:1]})["logits"]
-    np.testing.assert_allclose(found, expected, atol=5e-5)
-    assert np.abs(found - opened(folder).predict({"input_ids": IDS["input_ids"][:1]})["logits"]).max() > 1e-2
+    logits = opened(tmp_path).predict({"input_ids": IDS["input_ids"][:1]})["logits"]
+    np.testing.assert_allclose(logits, expected, atol=5e-5)
+    assert np.abs(logits - opened(folder).predict({"input_ids": IDS["input_ids"][:1]})["logits"]).max() > 1e-2
 
 
 MAMBA = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2, "vocab_size": 160}
@@ -168,19 +168,19 @@ def test_tokens_are_those_of_generate_and_a_step_reads_one(tmp_path: Path, famil
     module = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     for prompt in ([5, 9, 40], [7]):
         expected = module.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)
-        found = [decoder.prefill(prompt)]
-        while len(found) < 6:
-            found.append(decoder.step(found[-1]))
-        assert found == expected[0, len(prompt) :].tolist()
+        tokens_written = [decoder.prefill(prompt)]
+        while len(tokens_written) < 6:
+            tokens_written.append(decoder.step(tokens_written[-1]))
+        assert tokens_written == expected[0, len(prompt) :].tolist()
     assert decoder.cached and decoder.vocabulary == 160
 
 
 def test_what_is_heard_is_what_generate_hears(tmp_path: Path) -> None:
     write_tiny_whisper(tmp_path)
     features = np.random.default_rng(3).normal(size=(2, 8, 2 * FRAMES)).astype(np.float32)
-    found = opened(tmp_path).predict({"input_features": features})
+    transcribed = opened(tmp_path).predict({"input_features": features})
     module = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path).eval()
-    for row, tokens in zip(features, found["sequences"], strict=True):
+    for row, tokens in zip(features, transcribed["sequences"], strict=True):
         windows = [torch.tensor(row[None, :, at : at + FRAMES]) for at in (0, FRAMES)]
         heard = [module.generate(window, max_length=24).flatten().tolist() for window in windows]
         expected = [token for window in heard for token in window if token < 256]
@@ -200,11 +200,11 @@ def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
 
 def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_path: Path) -> None:
     tiny_run.write_model(tmp_path, tiny_run.LABELS)
-    before = torch.get_num_threads()
-    session = get_runtime(TARGET.runtime).open(tmp_path, TARGET, threads=before + 1)
-    assert torch.get_num_threads() == before + 1
+    threads_before = torch.get_num_threads()
+    session = get_runtime(TARGET.runtime).open(tmp_path, TARGET, threads=threads_before + 1)
+    assert torch.get_num_threads() == threads_before + 1
     del session
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == threads_before
 
 
 def test_of_a_task_of_several_kinds_it_is_the_models_own(tmp_path: Path) -> None:

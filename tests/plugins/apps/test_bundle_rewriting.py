@@ -57,14 +57,14 @@ def test_the_example_writes_what_transformers_does(run: Path) -> None:
     for case in cases:
         given = tokenizer(case["text"], truncation=True, max_length=24, return_tensors="pt")
         with torch.inference_mode():
-            found = model.generate(given["input_ids"], attention_mask=given["attention_mask"])[0]
-        assert case["written"] == tokenizer.decode(found, skip_special_tokens=True)
+            generated = model.generate(given["input_ids"], attention_mask=given["attention_mask"])[0]
+        assert case["written"] == tokenizer.decode(generated, skip_special_tokens=True)
     assert len({case["written"] for case in cases}) > 2
     command = [sys.executable, str(bundle.folder / "examples" / "run.py")]
-    said = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
-    assert said == "passed; all texts are the same\n"
-    said = subprocess.run([*command, cases[1]["text"]], capture_output=True, text=True, check=True).stdout
-    assert said == cases[1]["written"] + "\n"
+    output = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert output == "passed; all texts are the same\n"
+    output = subprocess.run([*command, cases[1]["text"]], capture_output=True, text=True, check=True).stdout
+    assert output == cases[1]["written"] + "\n"
 
 
 def test_beam_search_is_refused(run: Path, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def texts() -> list[str]:
 def test_pieces_are_the_same(name: str) -> None:
     whole = Tokenizer(models.BPE())
     whole.pre_tokenizer = STEPS[name]
-    made = for_page(json.loads(whole.to_str()))
-    again = Tokenizer.from_str(json.dumps(made))
+    page_tokenizer = for_page(json.loads(whole.to_str()))
+    again = Tokenizer.from_str(json.dumps(page_tokenizer))
     assert again.to_str() != whole.to_str()
     for text in texts():
         pieces = [piece for piece, _ in whole.pre_tokenizer.pre_tokenize_str(text)]
@@ -58,16 +58,16 @@ def test_pieces_are_the_same(name: str) -> None:
 def test_javascript_matches_as_rust_does() -> None:
     if shutil.which("node") is None:
         pytest.skip("no node here")
-    plain, made = r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+", written_out(r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+")
+    plain, expanded = r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+", written_out(r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+")
     rust = pre_tokenizers.Split(Regex(plain), behavior="isolated")
     right = [[piece for piece, _ in rust.pre_tokenize_str(text)] for text in texts()]
-    found = {}
-    for pattern in (plain, made):
+    matches = {}
+    for pattern in (plain, expanded):
         given = json.dumps([pattern, texts()])
         done = subprocess.run(["node", "-e", NODE], input=given, capture_output=True, text=True, check=True)
-        found[pattern] = json.loads(done.stdout)
-    assert found[made] == right
-    assert found[plain] != right, "then nothing need be written out"
+        matches[pattern] = json.loads(done.stdout)
+    assert matches[expanded] == right
+    assert matches[plain] != right, "then nothing need be written out"
 
 
 def test_only_classes_of_spaces_are_written_out() -> None:

@@ -25,11 +25,11 @@ def fingerprint(public: Path) -> str:
 def test_the_agent_answers_from_a_cache_that_is_not_there_yet(server: Server, tmp_path: Path) -> None:
     strange = tmp_path / "a cache; touch '$(injected)'"
     with server.connect(server.device(strange)) as connection:
-        found = connection.request("probe", blobs=[], requirements=[])
-    assert found["cache"] == str(strange)
-    assert found["python"].startswith("3.")
-    assert abs(found["free_bytes"] / shutil.disk_usage(tmp_path).free - 1) < 0.1
-    assert (found["holder"], found["has_environment"]) == (None, False)
+        probed = connection.request("probe", blobs=[], requirements=[])
+    assert probed["cache"] == str(strange)
+    assert probed["python"].startswith("3.")
+    assert abs(probed["free_bytes"] / shutil.disk_usage(tmp_path).free - 1) < 0.1
+    assert (probed["holder"], probed["has_environment"]) == (None, False)
     assert list(tmp_path.iterdir()) == [], "asking leaves nothing behind"
 
 
@@ -40,10 +40,10 @@ def test_another_host_key_is_refused_and_both_are_told(server: Server, tmp_path:
         server.connect(server.device(tmp_path, host_key=f"{kind} {key}")),
     ):
         pass
-    told = str(caught.value)
-    assert fingerprint(server.folder / "other.pub") in told
-    assert f"it showed ssh-ed25519 {fingerprint(server.folder / 'host.pub')}" in told
-    assert f"ssh-keyscan -p {server.port} 127.0.0.1" in told
+    message = str(caught.value)
+    assert fingerprint(server.folder / "other.pub") in message
+    assert f"it showed ssh-ed25519 {fingerprint(server.folder / 'host.pub')}" in message
+    assert f"ssh-keyscan -p {server.port} 127.0.0.1" in message
 
 
 def test_a_host_key_of_a_kind_that_the_device_lacks_is_refused(server: Server, tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_no_python_or_an_old_one_is_told(server: Server, tmp_path: Path, is_old:
         (tmp_path / "old.py").write_text("\n".join(lines))
         python.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{tmp_path / 'old.py'}' \"$@\"\n")
         python.chmod(0o755)
-    device, told = server.device(tmp_path, python=str(python)), "no Python that can be used"
-    with server.connect(device) as connection, pytest.raises(DeviceError, match=told) as caught:
+    device, message = server.device(tmp_path, python=str(python)), "no Python that can be used"
+    with server.connect(device) as connection, pytest.raises(DeviceError, match=message) as caught:
         connection.request("probe", blobs=[], requirements=[])
     assert ("this is 3.9.2" if is_old else "No such file") in str(caught.value)
 

@@ -40,8 +40,8 @@ def test_devices_that_do_not_answer_are_listed_with_the_reason(
     rows = json.loads(done.stdout)
     assert [(row["name"], row["answers"]) for row in rows] == [("one", False), ("two", False)]
     assert "private key cannot be read" in rows[0]["state"]
-    told = CliRunner().invoke(app, ["devices", "two", "--inventory", str(inventory)]).stdout
-    assert told.startswith("two  nobody@127.0.0.1, port")
+    output = CliRunner().invoke(app, ["devices", "two", "--inventory", str(inventory)]).stdout
+    assert output.startswith("two  nobody@127.0.0.1, port")
 
 
 def test_an_unknown_device_and_an_inventory_for_nothing_are_refused(inventory: Path) -> None:
@@ -65,11 +65,11 @@ def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_resu
             raise DeviceError("The device 'one' went away.")
         return BenchmarkResult([], [f"noise of {name}"], {"device": name})
 
-    found = bench_on_hosts(hosts, measure)
+    benched = bench_on_hosts(hosts, measure)
     with pytest.raises(DeviceError, match="'one' went away"):
-        show_outcome(found, json_=True)
-    told = json.loads(capsys.readouterr().out)
-    assert told["devices"] == {
+        show_outcome(benched, json_=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["devices"] == {
         "two": {"measurements": [], "notes": ["noise of cpu@two"], "environment": {"device": "cpu@two"}}
     }
-    assert told["failed"] == {"one": "The device 'one' went away."}
+    assert answer["failed"] == {"one": "The device 'one' went away."}

@@ -196,8 +196,8 @@ def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
     engine = search(space, goal=goal)
     values = {point: goal.objectives(outcome) for point, outcome in keeping_limits.items()}
     best = {
-        best for best in values.values() if best and not any(
-            other != best and all(b <= a for a, b in zip(best, other or best, strict=True)) for other in values.values()
+        mine for mine in values.values() if mine and not any(
+            other != mine and all(b <= a for a, b in zip(mine, other or mine, strict=True)) for other in values.values()
         )
     }  # fmt: skip
     assert {

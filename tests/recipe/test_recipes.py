@@ -289,6 +289,8 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
         return {**fields, "denoiser": {**fields["denoiser"], "importance_examples": 4, "timesteps": 4}}
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
     small |= {"calibration_examples": 16, "dimensions": 8, "keep": ()}
+    if fields.get("method") == "dynamic":
+        del small["calibration_examples"]  # only static quantization is calibrated
     fields |= {name: value for name, value in small.items() if name in fields}
     if fields.get("budget"):
         fields |= {"epochs": 1.0, "budget": None}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from stage_contract import Ran, check_contract, check_reads, make_context, make_input, run, stage_of
 
+from compress.stages.protocols import inferred_output
 from compress.stages.registry import STAGES
 from compress.utils.digests import digest_directory
 
@@ -132,7 +133,7 @@ def test_a_rehearsal_leaves_files_as_large(
     """But for how a tokenizer was called last, and numbers of calibration examples, which are written down too."""
     stage = stage_of(kind, parameters)
     context = replace(make_context(stage, tmp_path / "beside"), scratch=tmp_path / "beside" / "scratch")
-    rehearsed = stage.infer_shapes(make_input(stage, tmp_path / "beside"), context)
+    rehearsed = inferred_output(stage, make_input(stage, tmp_path / "beside"), context)
     if rehearsed is None:
         assert kind not in ("finetune", "distill", "trim_vocabulary", "cast", "onnx_weight_only")
         return

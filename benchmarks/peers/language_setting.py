@@ -93,7 +93,7 @@ class LanguageSetting:
 
         tokenizer = AutoTokenizer.from_pretrained(self.source)
         rows = self.dataset.split("test")
-        examples: Examples = self.task.held_out(rows, tokenizer, None, self.length, Evaluation(windows=self.windows))
+        examples: Examples = self.task.eval_examples(rows, tokenizer, None, self.length, Evaluation(windows=self.windows))
         return examples
 
     def prompt(self, tokens: int) -> list[int]:
@@ -137,7 +137,7 @@ class LanguageSetting:
             ids = torch.from_numpy(self.held_out.inputs[index]["input_ids"])[None]
             with torch.no_grad():
                 logits = model(ids).logits.numpy()
-            losses.append(self.task.keep({"logits": logits}, self.held_out, [index]))
+            losses.append(self.task.collect({"logits": logits}, self.held_out, [index]))
         return self._perplexity({name: np.concatenate([part[name] for part in losses]) for name in losses[0]})
 
     def _perplexity(self, kept: Mapping[str, np.ndarray]) -> float:

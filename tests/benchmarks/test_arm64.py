@@ -34,7 +34,7 @@ def product() -> onnx.ModelProto:
     """x -> 8-bit product -> float -> Softmax."""
     weight = np.random.default_rng(0).integers(-128, 128, (INNER, COLUMNS)).astype(np.int8)
     nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["x"], ["bytes", "scale", "zero"], "onnx_int8"),
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["bytes", "scale", "zero"], "quantize"),
         helper.make_node("MatMulInteger", ["bytes", "w", "zero"], ["sums"], "product"),
         helper.make_node("Cast", ["sums"], ["floats"], "cast", to=TensorProto.FLOAT),
         helper.make_node("Softmax", ["floats"], ["y"], "softmax"),

@@ -143,7 +143,7 @@ def test_check_prints_the_plan(tmp_path: Path) -> None:
 def test_check_as_json_with_an_override(tmp_path: Path) -> None:
     data_files(tmp_path)
     run("recipes", "new", "--output", "mine.yaml")
-    plan = json.loads(run("check", "mine.yaml", "--json", "--set", "stages.4=export", "--set", "name=other"))
+    plan = json.loads(run("check", "mine.yaml", "--json", "--set", "stages.4=onnx", "--set", "name=other"))
     assert plan["recipe"] == "other"
     assert [stage["label"] for stage in plan["stages"]][-2:] == ["onnx", "onnx_int8"]
     assert plan["artifacts"] == "artifacts"

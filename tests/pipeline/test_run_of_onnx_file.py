@@ -130,7 +130,7 @@ def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path
     (handed / "tokenizer.json").unlink()
     for name in ("tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         (handed / name).unlink(missing_ok=True)
-    with pytest.raises(InputError, match="how its inputs are prepared"):
+    with pytest.raises(InputError, match="has no config and processor for its inputs"):
         make_plan(read, tmp_path, None, tmp_path / "b")
 
 

@@ -74,7 +74,7 @@ def test_weights_are_judged_and_timed_like_any_file(place: Path, both: Run) -> N
         assert values["accuracy"] == pytest.approx(right) and values["agreement"] == 1
         assert values["size_bytes"] == sum(path.stat().st_size for path in finetuned.parent.iterdir())
         assert values["latency_ms"] > 0 and values["peak_memory_bytes"] > 5e7
-    assert "torch: final is the weights of finetune, which the output of quantize was made of" in both.report.notes
+    assert "torch: final is the weights of finetune, which the output of onnx_int8 was made of" in both.report.notes
     assert not (both.folder / "targets").exists(), "weights are in the cache"
 
 

@@ -26,7 +26,8 @@ def recipe(*stages: str) -> Recipe:
 
 def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
     asked = recipe(*stages)
-    runner = SimpleNamespace(task=get_task(asked.task), recipe=asked, progress=None)
+    inputs = SimpleNamespace(task=get_task(asked.task), progress=None)
+    runner = SimpleNamespace(inputs=inputs, recipe=asked, progress=None)
     artifacts = {label: folder / label for label in ("baseline", "onnx", "final")}
     for artifact in artifacts.values():
         artifact.mkdir()

@@ -160,7 +160,7 @@ def test_the_middle_goes_where_it_is_missed_least():
         ({}, "blocks or pairs"),
         ({"channels": 0.5, "flops": 0.5}, "one of channels"),
         ({"blocks": "bk-sdm-base", "pairs": 1}, "which the loss chooses"),
-        ({"middle": True, "channels": 0.5}, "pairs, of which"),
+        ({"middle": True, "channels": 0.5}, "pairs, one of which"),
     ],
 )
 def test_settings_that_ask_for_nothing_or_two_things_are_refused(fields, said):

@@ -120,7 +120,7 @@ class FakeRay(ModuleType):
         first, *arguments = given
         travelled = pickle.dumps(first)
         ref = Ref(node, lambda: function(pickle.loads(travelled), *arguments))
-        if function.__name__ == "work":
+        if function.__name__ == "execute":
             node.ran.append(first.label or "look")
             assert sum(pending.node is node for pending in self.pending) < max(node.processors, 1), (
                 "more than it has room for"

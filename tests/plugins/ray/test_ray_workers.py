@@ -289,7 +289,7 @@ def test_an_order_is_of_what_is_read(base: Path) -> None:
     """A machine is asked to have a stage's inputs, and nothing else that was made before."""
     fields = dict.fromkeys(WorkOrder.__dataclass_fields__)
     order = WorkOrder(**{**fields, "earlier": (("a", "1", {}), ("b", "2", {})), "needs": frozenset("b"),
-                     "beside": (("5", {}),), "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
+                     "baseline_entries": (("5", {}),), "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
     assert order.digests() == {"2", "3", "4", "5"}
 
 

@@ -72,7 +72,7 @@ def test_what_is_clearly_worse_is_given_up_and_the_reason_says_by_how_much() -> 
     base = np.array(known.finished[0,].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
     bad = np.where(chance.random(len(base)) < 0.35, 0.0, base)
     why = given_up(known, 9, [outcome(bad, base)] * 3)
-    assert why.startswith("accuracy at least 0.97: by 11% of training, and 2 of its family trained in full")
+    assert why.startswith("accuracy at least 0.97: by 11% of training and 2 trials of its family")
 
 
 def test_a_difference_that_does_not_last_gives_nothing_up() -> None:

@@ -496,7 +496,7 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
     whole = {point for point, rung in space.trained if point in bad and rung == 2}
     # Until it is known how often a low rung ends what misses a limit, and by whom it is judged, some go on.
     assert bad and len(whole) <= len(bad) / 3
-    assert any("of its family trained in full, it would end" in why for why in engine.stopped.values())
+    assert any("trials of its family, it would end" in why for why in engine.stopped.values())
 
 
 def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> None:

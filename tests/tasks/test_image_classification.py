@@ -23,9 +23,9 @@ from compress.utils.errors import DataError, ModelError
 
 
 def rows(*images: np.ndarray | Image.Image, labels: tuple[str, ...] = tiny_images.LABELS) -> pa.Table:
-    values = [media(tiny_images.png(np.asarray(image)), None) for image in image_inputs]
+    values = [media(tiny_images.png(np.asarray(image)), None) for image in images]
     return pa.table(
-        {"image": pa.array(values, media_type()), "label": [labels[i % len(labels)] for i in range(len(image_inputs))]}
+        {"image": pa.array(values, media_type()), "label": [labels[i % len(labels)] for i in range(len(images))]}
     )
 
 
@@ -45,9 +45,9 @@ def test_preprocessing_is_that_of_the_models_own_config(tmp_path: Path) -> None:
 
 def test_images_of_any_size_are_resized() -> None:
     generator = np.random.default_rng(0)
-    image_inputs = [generator.integers(0, 255, (height, width, 3), np.uint8) for height, width in ((5, 9), (40, 7))]
-    encoded = encode(rows(*image_inputs), tiny_images.processor(8))
-    expected = np.asarray(Image.fromarray(image_inputs[0]).resize((8, 8), Image.Resampling.BILINEAR)) / 255 * 2 - 1
+    images = [generator.integers(0, 255, (height, width, 3), np.uint8) for height, width in ((5, 9), (40, 7))]
+    encoded = encode(rows(*images), tiny_images.processor(8))
+    expected = np.asarray(Image.fromarray(images[0]).resize((8, 8), Image.Resampling.BILINEAR)) / 255 * 2 - 1
     np.testing.assert_allclose(encoded[0], expected.transpose(2, 0, 1), atol=1e-5)
     assert encoded[1].shape == (3, 8, 8)
 

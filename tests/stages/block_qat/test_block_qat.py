@@ -158,7 +158,7 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
     plain, blocks = BlockTrainer._error, []
 
     def error(trainer: BlockTrainer, windows: torch.Tensor) -> float:
-        blocks.append([not any(part.is_meta for part in block.parameters()) for block in trainer.run.skeleton.blocks])
+        blocks.append([not any(part.is_meta for part in block.parameters()) for block in trainer.run.decoder.blocks])
         return plain(trainer, windows) if len(blocks) in (1, 3) else float("nan")
 
     monkeypatch.setattr(BlockTrainer, "_error", error)

@@ -27,15 +27,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq": ("LlamaConfig", {**FEW, "target_bits": 5.0, "choices": (3, 4), "sym": False, "refinement_sweeps": 1}),
     "gptq of experts": ("MixtralConfig", {**FEW, "guided": False}),
     "block_qat": ("LlamaConfig", {**FEW, "epochs": 1, "guided": False}),
-    "prune by wanda": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "wanda"}),
-    "prune by sparsegpt": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "sparsegpt"}),
-    "prune of a block": ("LlamaConfig", {**TEXT, "layers": 1}),
-    "prune of a block by the loss": ("LlamaConfig", {**TEXT, "layers": 1, "layer_importance": "greedy"}),
-    "prune of heads and experts": ("Qwen3MoeConfig", {**TEXT, "heads": 0.5, "experts": 0.5, "multiple": 1}),
+    "sparsify_decoder by wanda": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "wanda"}),
+    "sparsify_decoder by sparsegpt": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "sparsegpt"}),
+    "prune_decoder of a block": ("LlamaConfig", {**TEXT, "layers": 1}),
+    "prune_decoder of a block by the loss": ("LlamaConfig", {**TEXT, "layers": 1, "layer_importance": "greedy"}),
+    "prune_decoder of heads and experts": ("Qwen3MoeConfig", {**TEXT, "heads": 0.5, "experts": 0.5, "multiple": 1}),
 }
 
 
-IN_BATCHES = ("gptq of experts", "prune by sparsegpt")
+IN_BATCHES = ("gptq of experts", "sparsify_decoder by sparsegpt")
 """Windows pass a block one by one, as where they have no room together."""
 
 
@@ -50,7 +50,7 @@ def run(name: str, folder: Path, where: str) -> Checkpoint:
     kind = name.partition(" ")[0]
     stage = STAGES[kind].model_validate({"kind": kind, **fields})
     source = folder / "source"
-    count = 2 if kind == "prune" else 1
+    count = 2 if kind in ("prune_decoder", "sparsify_decoder") else 1
     held = Checkpoint(source) if source.is_dir() else save_decoder(source, config, num_hidden_layers=count)
     result: Checkpoint = stage.run(held, context(folder / where))
     return result

@@ -190,7 +190,7 @@ assert "Stub" in type(telemetry).__name__ or "Mock" in type(telemetry).__name__,
 def test_by_itself_it_writes_nothing_and_tells_nobody(source: Checkpoint, tmp_path: Path) -> None:
     # In a process of its own: NNCF sends nothing from within pytest, and here it is imported by the stage.
     tests_folder = Path(__file__).parent
-    folders = os.pathsep.join(map(str, (tests_folder, tests_folder.parent / "support", tests_folder.parents[1])))
+    folders = os.pathsep.join(map(str, (tests_folder, tests_folder.parents[1] / "support", tests_folder.parents[2])))
     environment = {name: value for name, value in os.environ.items() if name != "NNCF_CI"} | {"PYTHONPATH": folders}
     command = [sys.executable, "-c", ALONE, str(source.folder), str(tmp_path / "scratch")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

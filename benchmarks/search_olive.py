@@ -46,7 +46,7 @@ def olive(
     quiet_libraries()
     space = SearchSpace(read_document(RECIPE), RECIPE.parent)
     base = space.base.model_copy(update={"stages": space.base.stages[:-1], "baseline": "onnx"})
-    runner = JobContext(RECIPE.parent, artifacts, ConsoleProgress()).road(base)
+    runner = JobContext(RECIPE.parent, artifacts, ConsoleProgress()).runner(base)
     runner.run_all()
     folder = artifacts / "olive"
     shutil.rmtree(folder, ignore_errors=True)

@@ -93,7 +93,9 @@ class LanguageSetting:
 
         tokenizer = AutoTokenizer.from_pretrained(self.source)
         rows = self.dataset.split("test")
-        examples: Examples = self.task.eval_examples(rows, tokenizer, None, self.length, Evaluation(windows=self.windows))
+        examples: Examples = self.task.eval_examples(
+            rows, tokenizer, None, self.length, Evaluation(windows=self.windows)
+        )
         return examples
 
     def prompt(self, tokens: int) -> list[int]:

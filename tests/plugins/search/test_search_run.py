@@ -264,9 +264,9 @@ def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) 
     command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[onnx]")
     answer = tiny_run.compress(*command, folder=searched)
     assert answer.returncode == 0, answer.stderr
-    assert "begins with tiny.yaml: finetune -> distill -> export -> quantize, compared with finetune" in answer.stdout
+    assert "begins with tiny.yaml: finetune -> distill -> onnx -> onnx_int8, compared with finetune" in answer.stdout
     assert "  stages.1.distill.student.layers: [0, 1]; or [0]" in answer.stdout
-    assert "left out: without export:" in answer.stdout, "quantize takes a graph"
+    assert "left out: without onnx:" in answer.stdout, "onnx_int8 takes a graph"
     record = json.loads(tiny_run.compress(*command, "--json", folder=searched).stdout)
     assert (record["size"], len(record["choices"]), record["rows"]) == (4, 2, 60)
     assert not (searched / "none").exists()

@@ -124,7 +124,7 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
         with pytest.raises(DeviceError, match=r"Stage 'gptq': model\.layers\.1 needs more memory than gpu:0") as raised:
             runner.run_all()
     gpu.room = None
-    assert "lower samples, sequence_length" in str(raised.value) and "next run goes on there" in str(raised.value)
+    assert "lower samples, sequence_length" in str(raised.value) and "next run resumes there" in str(raised.value)
     assert BlockCache(scratch).count(2) == 1
 
     notes = tiny_run.Notes()

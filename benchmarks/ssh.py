@@ -69,7 +69,7 @@ def main() -> None:
             "artifact",
             progress,
             artifact.recipe.seed,
-            place=place,
+            host=place,
         )
 
     with tempfile.TemporaryDirectory() as scratch, running(binary, Path(scratch)) as server:

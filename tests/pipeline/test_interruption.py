@@ -98,7 +98,7 @@ def test_a_run_killed_within_each_stage_goes_on_from_there(place: Path, tmp_path
 def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Path, tmp_path: Path) -> None:
     all_done(place, tmp_path)
     process = start(place, tmp_path)
-    wait_for(process, tmp_path, "evaluate quantize")
+    wait_for(process, tmp_path, "evaluate onnx_int8")
     run = psutil.Process(process.pid)
     end = time.monotonic() + PATIENCE_SECONDS
     while not (children := run.children(recursive=True)) and time.monotonic() < end:
@@ -113,7 +113,7 @@ def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_pa
     older = tmp_path / "runs" / "tiny" / "older"
     older.mkdir(parents=True)
     (older.parent / "latest").symlink_to("older")
-    for moment in ("finetune (", "[5/6] export"):
+    for moment in ("finetune (", "[5/6] onnx"):
         process = start(place, tmp_path)
         wait_for(process, tmp_path, moment)
         os.killpg(process.pid, signal.SIGINT)
@@ -134,7 +134,7 @@ def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_pa
 def test_an_interrupt_while_it_measures_leaves_no_process(place: Path, tmp_path: Path) -> None:
     all_done(place, tmp_path)
     process = start(place, tmp_path)
-    wait_for(process, tmp_path, "evaluate quantize")
+    wait_for(process, tmp_path, "evaluate onnx_int8")
     run = psutil.Process(process.pid)
     end = time.monotonic() + PATIENCE_SECONDS
     while not (children := run.children(recursive=True)) and time.monotonic() < end:

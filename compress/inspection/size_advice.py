@@ -22,7 +22,7 @@ def size_advice(stored: Stored, model_bytes: int, runtime_bytes: int, most: int)
     # Float weights can be quantized.
     floats = sum(size for kind, _, size in stored.values() if kind.lower() in ("float32", "f32")) / total_bytes
     if floats > 0.5:
-        advice.append(f"{floats:.0%} of the weights are float32: the stage quantize makes them four times smaller")
+        advice.append(f"{floats:.0%} of the weights are float32: the stage onnx_int8 makes them four times smaller")
     # One large tensor is usually an embedding.
     if stored:
         name, (_, shape, size) = max(stored.items(), key=lambda item: item[1][2])

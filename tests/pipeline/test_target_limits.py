@@ -76,7 +76,7 @@ def test_a_budget_that_is_missed_says_what_is_biggest_and_what_would_help(folder
     assert result.missed and result.value is not None and result.value > 20_000
     reason = str(result.reason)
     assert "biggest: model.onnx 0.02 MB" in reason and "the largest tensor, words, 0.03 MB as stored" in reason
-    assert "100% of the weights are float32: the stage quantize" in reason
+    assert "100% of the weights are float32: the stage onnx_int8" in reason
     assert "words [400, 16], is 100% of them: for an embedding, trim_vocabulary" in reason
 
 

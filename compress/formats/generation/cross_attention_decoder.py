@@ -33,7 +33,7 @@ class PairDecoder:
                 where=where,
                 expected="a decoder of input_ids, encoder_hidden_states, use_cache_branch and "
                 "past_key_values.N.decoder.key and so on",
-                hint="write the model with the stage export",
+                hint="write the model with the stage onnx",
             )
         self._feed: dict[str, np.ndarray] = {}
         self._past: dict[str, np.ndarray] = {}

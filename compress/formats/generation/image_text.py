@@ -171,7 +171,7 @@ class EmbeddedDecoder:
                 where=where,
                 expected="image_features of pixel_values, inputs_embeds of input_ids, and a decoder of inputs_embeds, "
                 "attention_mask and past_key_values.N.key and so on",
-                hint="write the model with the stage export",
+                hint="write the model with the stage onnx",
             )
         self._past: dict[str, np.ndarray] = {}
         self._seen = 0

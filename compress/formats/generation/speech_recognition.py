@@ -182,7 +182,7 @@ class Transcriber:
             f"The graphs cannot transcribe: {why}.",
             where=self._where,
             expected="an encoder from input_features to last_hidden_state, and its decoder",
-            hint="write the model with the stage export",
+            hint="write the model with the stage onnx",
         )
 
 

@@ -149,7 +149,7 @@ def _read(path: Path) -> onnx.ModelProto:
             f"The graph cannot be read: {' '.join(str(error).split())}",
             where=str(path),
             expected=f"a whole .onnx file, and {path.name}_data beside it where its weights lie there",
-            hint="copy the folder again with all of its files, or write the model again with the stage export",
+            hint="copy the folder again with all of its files, or write the model again with the stage onnx",
         ) from error
 
 
@@ -194,7 +194,7 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
             f"The folder holds {', '.join(file.name for files in parts for file in files)}.",
             where=str(artifact),
             expected=" and ".join(f"one {name}*.onnx" for name in names),
-            hint="leave one file of each in the folder, or write the model again with the stage export",
+            hint="leave one file of each in the folder, or write the model again with the stage onnx",
         )
     return first_files
 
@@ -212,7 +212,7 @@ def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
             f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in files) or 'no graph'}.",
             where=str(artifact),
             expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DIFFUSION_PARTS),
-            hint="write the model again with the stage export",
+            hint="write the model again with the stage onnx",
         )
     return files
 

@@ -47,7 +47,7 @@ from compress.utils.errors import InputError, ModelError, StorageError
 from compress.utils.progress import Progress
 
 _SLOW_IN_PAGES = (
-    "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage export a chat model is "
+    "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage onnx a chat model is "
     "many times as fast in a page, and takes the memory of its float weights there"
 )
 

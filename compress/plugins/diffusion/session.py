@@ -148,5 +148,5 @@ def _check(part: str, session: Session, folder: Path) -> None:
         f"The part {part!r} has the inputs {', '.join(sorted(takes))} and the outputs {', '.join(gives)}.",
         where=str(folder / part),
         expected=f"{', '.join(sorted(_TAKES[part]))} and {_GIVES[part]}",
-        hint="write the model with the stage export; pipelines of other inputs cannot be drawn with here",
+        hint="write the model with the stage onnx; pipelines of other inputs cannot be drawn with here",
     )

@@ -106,7 +106,7 @@ def test_what_is_refused_leaves_nothing(run: Path, tmp_path: Path, change: dict[
 
 
 def test_a_missed_budget_says_what_would_help(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"of the weights are float32: the stage quantize"):
+    with pytest.raises(InputError, match=r"of the weights are float32: the stage onnx_int8"):
         build(wanted_of(run, most_bytes=1000), tmp_path / "none", SilentProgress())
 
 

@@ -181,7 +181,7 @@ class GenaiRuntime:
             raise ModelError(
                 f"onnxruntime-genai cannot open the model: {_reason(error)}",
                 where=str(artifact),
-                hint="write the model again with the stage export, or copy the folder again with all of its files",
+                hint="write the model again with the stage onnx, or copy the folder again with all of its files",
             ) from error
         return OnnxGenaiSession(model, artifact, threads, config["vocab_size"], config["context_length"])
 
@@ -221,8 +221,8 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         raise ModelError(
             "The folder has no genai_config.json.",
             where=str(folder),
-            expected="a decoder's folder as the stage export or onnxruntime-genai's own builder writes it",
-            hint="write the model with the stage export, for the task text-generation",
+            expected="a decoder's folder as the stage onnx or onnxruntime-genai's own builder writes it",
+            hint="write the model with the stage onnx, for the task text-generation",
         )
     config = read_json(path)
     # The config is untrusted: it may make the library load arbitrary code.
@@ -240,7 +240,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             "genai_config.json describes no decoder.",
             where=str(path),
             expected=f"model.decoder.filename, a text, and model.{' and model.'.join(_NUMBERS)}, whole numbers",
-            hint="write the model again with the stage export",
+            hint="write the model again with the stage onnx",
         )
     graph = find_graph(folder)
     # A config that names another graph would be measured in place of the shipped one.
@@ -248,7 +248,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         raise ModelError(
             f"genai_config.json names the graph {named}, and the folder holds {graph.relative_to(folder)}.",
             where=str(path),
-            hint="name the graph that is there, or write the model again with the stage export",
+            hint="name the graph that is there, or write the model again with the stage onnx",
         )
     return config
 

@@ -132,7 +132,7 @@ def test_onnxruntime_web_alone_scores_alike(
     else:
         model = f"models/{graph.relative_to(folder.parent).as_posix()}"
         job = json.dumps([WASM, model])
-        read = f"OutputSpec.all({job}.map((path) => fetch(path).then((answer) => answer.bytes())))"
+        read = f"Promise.all({job}.map((path) => fetch(path).then((answer) => answer.bytes())))"
         call = f"import('./alone.mjs').then(async (it) => it.scores('./{SCRIPT}', ...(await {read}), {rows}))"
         scores = page[0].evaluate(call, SECONDS)
     np.testing.assert_allclose(scores, here(folder, tiny.TASK), atol=5e-3)

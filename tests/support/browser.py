@@ -69,7 +69,7 @@ class Browser:
         tab.wait_for(f"document.readyState === 'complete' && location.href === {page.as_uri()!r}")
         value = tab.evaluate(f"(() => {{ {BOX} {probe if 'return ' in probe else f'return {probe}'} }})()")
         # What was said or asked while it loaded has come by the time that two frames are drawn.
-        tab.evaluate("new OutputSpec((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         asked = [request.split(b" ", 2)[1].decode() for request in self._heard if request.count(b" ") >= 2]
         hosts = [re.sub(r"^\w+://|[:/].*$", "", address.split("://")[-1]) for address in asked]
         return Seen(value, list(self._said), [host for host in hosts if not _OWN.match(host)])

@@ -18,12 +18,12 @@ SCRIPT = """
 import json, pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
 from compress.plugins.devices.agent import RESULT, write_json
-from compress.plugins.devices.bootstrap import tell
+from compress.plugins.devices.bootstrap import append_progress
 def main(place):
     folder = pathlib.Path(place)
     for done in range(1, 5):
         time.sleep(0.3)
-        tell(folder, {"done": done, "total": 4})
+        append_progress(folder, {"done": done, "total": 4})
     write_json(folder / RESULT, {"found": (folder / "files" / "sub" / "a").read_text()})
 """
 """In the place of the harness."""

@@ -131,9 +131,9 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
     again = StageRunner(recipe, tmp_path, tmp_path / "artifacts", notes)
     again.run_all()
     assert any("1 of 2 blocks were done before" in line for line in notes.said)
-    assert "computed on gpu:0" in again.finished["gptq"].record.remarks
+    assert "computed on gpu:0" in again.results["gptq"].record.remarks
     monkeypatch.setattr("compress.pipeline.run_inputs.resolve_device", lambda name: "cpu")
     assert (
         StageRunner(recipe, tmp_path, tmp_path / "artifacts", notes).stage_key("gptq")
-        != again.finished["gptq"].record.key
+        != again.results["gptq"].record.key
     )

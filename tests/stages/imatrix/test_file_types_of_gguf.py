@@ -64,7 +64,7 @@ def with_imatrix(checkpoint: Checkpoint) -> None:
 
 def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | None) -> dict[str, Any]:
     """The tensors of the file that its own quantizer writes."""
-    script = Path(__file__).parents[2] / "benchmarks" / "peers" / "llama_cpp_quantize.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "peers" / "llama_cpp_quantize.py"
     order: dict[str, Any] = {
         "library": str(library),
         "source": str(folder / "f32.gguf"),

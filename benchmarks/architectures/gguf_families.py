@@ -13,9 +13,8 @@ import torch
 from tiny_decoders import DECODERS, save, some_ids
 from trials import Trial
 
-from compress.formats.gguf.export import Types, write_gguf
+from compress.formats.gguf.export import Types, compare_gguf, write_gguf
 from compress.formats.gguf.families import FAMILIES
-from compress.formats.gguf.proof import compare_gguf
 from compress.formats.gguf.runtime import RUNTIME, LlamaCppSession
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint

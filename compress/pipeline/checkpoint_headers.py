@@ -13,7 +13,7 @@ from typing import Any
 
 from compress.data.arrays import INPUTS, array_files
 from compress.data.files import LABEL, read_class_folder
-from compress.formats.gguf.read import read_gguf
+from compress.formats.gguf.model import read_gguf
 from compress.formats.onnx.stored_tensors import read_tensors
 from compress.models.folder_checks import check_model_folder, weight_files
 from compress.models.json_file import read_json

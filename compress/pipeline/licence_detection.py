@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from compress.formats.gguf.read import read_gguf
+from compress.formats.gguf.model import read_gguf
 from compress.pipeline.licence_rules import NOT_STATED, canonical, joined
 from compress.sources.resolve import CARD
 from compress.utils.errors import InputError

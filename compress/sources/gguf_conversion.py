@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.formats.gguf.read import read_gguf
+from compress.formats.gguf.model import read_gguf
 from compress.sources.build_model import write_once
 from compress.utils.digests import digest_file
 from compress.utils.errors import ModelError

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.openvino.conversion import to_openvino
-from compress.formats.openvino.read import read_ir
-from compress.formats.ort.read import ort_tools, read_ort
+from compress.formats.openvino.model import read_ir
+from compress.formats.ort.model import ort_tools, read_ort
 from compress.formats.ort.write import convert
 from compress.formats.runtimes import make_ready
 from compress.formats.targets import TARGETS

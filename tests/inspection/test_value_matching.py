@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from compress.formats.litert.quantization import quantize_litert
+from compress.formats.litert.conversion import quantize_litert
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.parts import Values, longest

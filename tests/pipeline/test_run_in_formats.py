@@ -17,7 +17,7 @@ from compress.cli.doctor import doctor
 from compress.cli.run_outputs import outputs_of
 from compress.formats.litert.stage import LiteRt
 from compress.formats.openvino.stage import OpenVino
-from compress.formats.ort.read import read_ort
+from compress.formats.ort.model import read_ort
 from compress.pipeline.formats import _writer
 from compress.pipeline.run import run
 from compress.pipeline.runner import StageRunner

@@ -114,7 +114,7 @@ def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
 
 def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
     converted = Gguf().run(quantized(tmp_path), context(tmp_path))
-    from compress.formats.gguf.read import read_gguf
+    from compress.formats.gguf.model import read_gguf
 
     (tensor,) = (
         candidate for candidate in read_gguf(converted.file).tensors if candidate.name == "blk.1.ffn_up.weight"

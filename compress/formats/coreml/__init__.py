@@ -24,7 +24,7 @@ FORMAT = FormatSpec(
         Profile(Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere its package is weighed", "coreml")),
     ),
     taken_by={"ios": App("Core ML", "Core ML: iOS", ())},
-    tensors="compress.formats.coreml.read:read_tensors",
+    tensors="compress.formats.coreml.model:read_tensors",
     tensors_suffix=".mlmodel",
     library="coreml",
 )

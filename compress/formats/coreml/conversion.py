@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,17 +12,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.formats.coreml.model import CoreMlModel, package_of, specification_of, weights_of
+from compress.formats.coreml.model import (
+    PACKAGE,
+    CoreMlModel,
+    MilProgram,
+    package_of,
+    read_coreml,
+    specification_of,
+    weights_of,
+)
 from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
 from compress.formats.tracing import unmasked
+from compress.models.stored_tensor import StoredTensor
 from compress.models.vocabulary import token_embedding
 from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
-from compress.utils.errors import StageError, first_line
+from compress.utils.errors import IntegrityError, StageError, first_line
 
 if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
+
 
 Precision = Literal["fp32", "fp16", "int8"]
 TableBits = Literal[4, 8]
@@ -33,6 +43,11 @@ _SMALL = 512
 _MASKED = -1e4
 """Added to what a masked token scores: float16 holds it, and its exponential is 0 there as in float32."""
 _SHORTEST = 2
+
+_ROUNDING = 2.0**-10
+"""Of float16, a value's share; in integers it is the scale that is rounded to it."""
+_SMALLEST = 2.0**-24
+"""Above 0 in float16."""
 
 
 def to_coreml(
@@ -162,3 +177,58 @@ def _packed(coremltools: Any, made: Any, model: TorchModel, names: Sequence[str]
         coremltools.utils.rename_feature(specification, feature.name, name)
     specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
     return CoreMlModel(package_of(specification.SerializeToString(deterministic=True), weights), model.companions())
+
+
+def prove_stored(made: CoreMlModel, model: TorchModel) -> str:
+    """What to tell of the weights that were read back. Raises `IntegrityError` where a stored matrix is no model's.
+
+    A matrix that is made of two, such as a convolution with the normalisation after it, isn't held to anything.
+    """
+    program = read_coreml(made.specification, made.weights, Path(PACKAGE))
+    known = {_plain(name): value for name, value in model.tensors().items()}
+    held = 0
+    worst = 0.0
+    for one in program.constants:
+        name = _origin(one.name, known)
+        if name is None or one.role == "quantization" or known[name].ndim < 2 or tuple(known[name].shape) != one.shape:
+            continue
+        expected = known[name].float().numpy()
+        found, step = stored_values(program, one, made.weights)
+        apart = np.abs(found - expected)
+        off = apart - 0.5 * step - _ROUNDING * np.abs(expected) - _SMALLEST
+        if not off.max() <= 0:
+            raise IntegrityError(
+                f"The stored matrix {one.name!r} differs from the model's by {apart.max():.2e}.",
+                expected="at most half a step of its grid",
+                hint="this is a defect of the stage; please report it with the recipe",
+            )
+        held += 1
+        worst = max(worst, float(apart.max()))
+    if held == 0:
+        raise IntegrityError("No stored matrix of the package is the model's.", expected="its weights by their names")
+    matrices = sum(value.ndim > 1 and value.is_floating_point() for value in known.values())
+    return f"{held} of {matrices} matrices were read back, at most {worst:.1e} from the float weights"
+
+
+def stored_values(program: MilProgram, one: StoredTensor, weights: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """A constant's values and the step of its grid, both of its shape, in float32; a step of 0 for floats."""
+    values = one.values(weights).astype(np.float32)
+    step = program.steps.get(one.name)
+    if step is None:
+        return values, np.zeros_like(values)
+    for axis, size in enumerate(one.shape):
+        step = np.repeat(step, size // step.shape[axis], axis)
+    return values * step, step
+
+
+def _plain(name: str) -> str:
+    """A parameter's name as the trace spells it."""
+    return name.replace(".", "_").lower()
+
+
+def _origin(name: str, known: Mapping[str, object]) -> str | None:
+    """The parameter that a stored constant is named after, with what coremltools appends to it cut off."""
+    found = name.removeprefix("p_module_").removeprefix("b_module_")
+    while found and found not in known:
+        found = found.rpartition("_")[0]
+    return found or None

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
-from compress.formats.coreml.read import ARRAY_TYPES
+from compress.formats.coreml.model import ARRAY_TYPES, CoreMlModel, specification_of, weights_of
 from compress.formats.model_file import file_of
 from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.formats.silence import silence

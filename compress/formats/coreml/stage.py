@@ -50,8 +50,7 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
 
     def run(self, model: TorchModel, context: Context) -> CoreMlModel:
         """Trace, convert and read back. Raises `StageError` where Core ML can't, `IntegrityError` for what is off."""
-        from compress.formats.coreml.conversion import to_coreml
-        from compress.formats.coreml.proof import prove_stored
+        from compress.formats.coreml.conversion import prove_stored, to_coreml
 
         examples = context.encode("train", model)
         made, apart = to_coreml(

@@ -33,7 +33,7 @@ FORMAT = FormatSpec(
         "linux-arm64": _PYTHON,
         "desktop": _PYTHON,
     },
-    tensors="compress.formats.executorch.read:read_tensors",
+    tensors="compress.formats.executorch.model:read_tensors",
     parts="compress.formats.executorch.parts:open_parts",
     library="executorch",
 )

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.executorch.model import read_interface
-from compress.formats.executorch.read import read_pte
+from compress.formats.executorch.model import read_interface, read_pte
 from compress.formats.executorch.runtime import METHOD, the_runtime
 from compress.formats.executorch.xnnpack_graph import XnnGraph, read_graph
 from compress.formats.parts import FEW, Parts, Run, Step, Values, longest, padded

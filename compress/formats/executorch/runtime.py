@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.executorch.model import ExecuTorchModel, Interface, read_interface
-from compress.formats.executorch.read import check_whole
+from compress.formats.executorch.model import ExecuTorchModel, Interface, check_whole, read_interface
 from compress.formats.model_file import file_of
 from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.formats.silence import silence

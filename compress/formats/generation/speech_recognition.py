@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.formats.generation.cross_attention_decoder import PairDecoder
+from compress.formats.generation.seq2seq import PairDecoder
 from compress.formats.runtime import Batch, Session, TensorType
 from compress.models.json_file import read_json
 from compress.utils.errors import InputError, ModelError

@@ -17,8 +17,8 @@ FORMAT = FormatSpec(
     },
     targets=(Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),),
     taken_by={"desktop": None},
-    probed="compress.formats.gguf.probed:PROBED",
-    tensors="compress.formats.gguf.read:read_tensors",
+    probed="compress.formats.gguf.runtime:PROBED",
+    tensors="compress.formats.gguf.model:read_tensors",
     has_graph=False,
     check_writable="compress.formats.gguf.architecture:check_writable",
 )

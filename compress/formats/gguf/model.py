@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from compress.models.model import link_or_copy, only_file
+from compress.models.stored_tensor import StoredTensor, stored
+from compress.utils.errors import ModelError
 
 GGUF_FILE = "model.gguf"
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_DEFAULT_ALIGNMENT = 32
+_PLAIN = {
+    "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,6 @@ class GgufModel:
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one whole GGUF file."""
-        from compress.formats.gguf.read import read_gguf
 
         read_gguf(find_gguf(directory))
         return cls(directory)
@@ -40,3 +54,126 @@ class GgufModel:
 def find_gguf(artifact: Path) -> Path:
     """Return the only `.gguf` file at or below ``artifact``; raise `ModelError` if there is not exactly one."""
     return only_file(artifact, ".gguf", "gguf")
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Metadata and tensors of a file, shapes in torch's order. Arrays are kept as their length alone."""
+
+    metadata: dict[str, Any]
+    tensors: tuple[StoredTensor, ...]
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """Return the header of a file; raise `ModelError` for a truncated or broken file."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise _broken(path, "it does not begin with the letters GGUF")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                header = _Cursor(data, 4).header(path)
+            except (struct.error, IndexError) as error:
+                raise _truncated(path, f"{len(data)} bytes, less than its header") from error
+            except (UnicodeDecodeError, KeyError, OverflowError, ValueError) as error:
+                raise _broken(path, f"its header cannot be read ({error})") from error
+            needed = max((tensor.start + tensor.bytes for tensor in header.tensors), default=0)
+            if needed > len(data):
+                raise _truncated(path, f"{len(data)} bytes, where its header speaks of {needed}")
+    return header
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """Return the tensors of a file."""
+    return list(read_gguf(file).tensors)
+
+
+@dataclass
+class _Cursor:
+    data: mmap.mmap
+    position: int
+
+    def header(self, path: Path) -> GgufHeader:
+        version = self.scalar("I")
+        if version not in (2, 3):
+            raise _broken(path, f"its version is {version}; little-endian versions 2 and 3 are known")
+        count, pairs = self.scalar("Q"), self.scalar("Q")
+        metadata = {}
+        for _ in range(pairs):
+            key = self.string()
+            metadata[key] = self.value(self.scalar("I"))
+        entries = [self.entry() for _ in range(count)]
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise _broken(path, f"its alignment is {alignment!r}")
+        begin = math.ceil(self.position / alignment) * alignment
+        return GgufHeader(metadata, tuple(_tensor(path, begin, *entry) for entry in entries))
+
+    def scalar(self, code: str) -> Any:
+        (value,) = struct.unpack_from("<" + code, self.data, self.position)
+        self.position += struct.calcsize("<" + code)
+        return value
+
+    def string(self) -> str:
+        return self.take(self.scalar("Q")).decode()
+
+    def take(self, length: int) -> bytes:
+        if self.position + length > len(self.data):
+            raise IndexError
+        self.position += length
+        return self.data[self.position - length : self.position]
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self.skip_array()
+        return self.scalar(_SCALARS[kind])
+
+    def skip_array(self) -> int:
+        kind, length = self.scalar("I"), self.scalar("Q")
+        if kind in _SCALARS:
+            self.position += length * struct.calcsize("<" + _SCALARS[kind])
+            return int(length)
+        for _ in range(length):
+            self.value(kind)
+        return int(length)
+
+    def entry(self) -> tuple[str, tuple[int, ...], int, int]:
+        name, dimensions = self.string(), self.scalar("I")
+        shape = tuple(self.scalar("Q") for _ in range(dimensions))
+        return name, shape[::-1], self.scalar("I"), self.scalar("Q")
+
+
+def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> StoredTensor:
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        ggml = GGMLQuantizationType(kind)
+    except ValueError as error:
+        raise _broken(path, f"the tensor {name!r} has the unknown type {kind}") from error
+    block, block_bytes = GGML_QUANT_SIZES[ggml]
+    size = math.prod(shape) // block * block_bytes
+    return stored(name, ggml.name, shape, path, (begin + offset, size), decode=partial(_dequantized, ggml.name, shape))
+
+
+def _dequantized(kind: str, shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
+    """Return the values of a ggml type, with quantized ones as float32."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    if kind in _PLAIN:
+        return data.view(_PLAIN[kind]).reshape(shape)
+    values: np.ndarray = dequantize(data.reshape(*shape[:-1], -1), GGMLQuantizationType[kind])
+    return values
+
+
+def _truncated(path: Path, found: str) -> ModelError:
+    return ModelError(
+        f"The GGUF file is truncated: it has {found}.",
+        where=str(path),
+        hint="Fetch or copy the file again; its download or copy stopped early.",
+    )
+
+
+def _broken(path: Path, reason: str) -> ModelError:
+    return ModelError(f"Not a valid GGUF file: {reason}.", where=str(path), hint="Fetch the file again.")

@@ -6,12 +6,13 @@ does other work as well, one thread is often faster than two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compress.formats.gguf.decoder import LlamaCppDecoder, check_ids
+from compress.formats.generation.decoder import likeliest
 from compress.formats.gguf.llama_cpp_library import (
     EVERY,
     LlamaContext,
@@ -21,14 +22,22 @@ from compress.formats.gguf.llama_cpp_library import (
     library,
     why_missing,
 )
-from compress.formats.gguf.model import find_gguf
-from compress.formats.gguf.read import read_gguf
+from compress.formats.gguf.model import GgufModel, find_gguf, read_gguf
+from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probing, Stored
 from compress.formats.runtime import Batch, TensorType
+from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
+from compress.formats.targets import TARGETS
+from compress.models.processor import load_tokenizer
 from compress.utils.errors import InputError
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"
+
+_TARGET = TARGETS["llama-cpp"]
+
+_FIRST_LENGTH = 512
+"""Initial number of tokens of a context, which is doubled when it is full."""
 
 
 class LlamaCppSession:
@@ -115,3 +124,68 @@ class LlamaCppRuntime:
 
 
 RUNTIME = LlamaCppRuntime()
+
+
+def stored(model: GgufModel) -> Stored:
+    """Every tensor, mapped from its file."""
+    return ((one, one.data()) for one in read_gguf(model.file).tensors)
+
+
+def logits(model: GgufModel, encode: Encode) -> np.ndarray:
+    """Logits [windows * positions, vocabulary] at the last positions of the beginnings of a few windows."""
+    examples = encode(load_tokenizer(model.folder))
+    ids = [example["input_ids"][:TOKENS] for example in examples.inputs[:WINDOWS]]
+    length = min(len(one) for one in ids)
+    session = get_runtime(_TARGET.runtime).open(model.file, _TARGET, threads=1)
+    found = [session.predict({"input_ids": one[None, :length]})["logits"][0, -POSITIONS:] for one in ids]
+    return np.concatenate(found)
+
+
+PROBED = Probing(stored, logits, "llama-cpp")
+
+
+class LlamaCppDecoder:
+    """Greedy text generation with llama.cpp's cache; see `runtimes.decoder.GreedyDecoder`."""
+
+    cached = True
+
+    def __init__(self, model: LlamaModel, file: Path, threads: int) -> None:
+        """Allocate a context for ``model``; ``file`` names the model in error messages."""
+        self._model, self._file, self._threads = model, file, threads
+        self._context = LlamaContext(model, min(_FIRST_LENGTH, model.positions), threads)
+        self.vocabulary = model.vocabulary
+        self._ids: list[int] = []
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Start a new sequence with one or more ``ids`` and return the token that follows."""
+        self._context.clear()
+        self._ids = []
+        return self._append(ids)
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and return the token that follows."""
+        return self._append([token])
+
+    def _append(self, ids: Sequence[int]) -> int:
+        check_ids(np.asarray(ids), self.vocabulary, self._file)
+        unread = list(ids)
+        self._ids += unread
+        if len(self._ids) > self._context.length:
+            length = self._context.length
+            while length < len(self._ids):
+                length *= 2
+            # The old context is freed before the larger one is allocated, which then reads the whole sequence again.
+            del self._context
+            self._context = LlamaContext(self._model, length, self._threads)
+            unread = self._ids
+        return likeliest(self._context.append(np.asarray(unread))[-1], str(self._file))
+
+
+def check_ids(ids: np.ndarray, vocabulary: int, file: Path) -> None:
+    """Raise `InputError` for a token that is not in the vocabulary."""
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise InputError(
+            f"A token has the id {int(ids.max() if ids.max() >= vocabulary else ids.min())}.",
+            where=str(file),
+            expected=f"0 to {vocabulary - 1}",
+        )

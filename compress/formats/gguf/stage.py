@@ -19,8 +19,7 @@ from compress.tasks.capability import GENERATES
 from compress.utils.errors import ModelError, StageError
 
 if TYPE_CHECKING:
-    from compress.formats.gguf.export import Types
-    from compress.formats.gguf.proof import Difference
+    from compress.formats.gguf.export import Difference, Types
 
 _BLOCK = 32
 _MOST_BITS_WITH_ZEROS = 5
@@ -161,8 +160,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
 def _written(model: Checkpoint, file: Path, types: Types) -> list[Difference]:
     """How the tensors of the ``file`` differ, once it is there. Raises `StageError` where it is more than allowed."""
-    from compress.formats.gguf.export import write_gguf
-    from compress.formats.gguf.proof import compare_gguf
+    from compress.formats.gguf.export import compare_gguf, write_gguf
 
     write_gguf(model, file, types)
     found = list(compare_gguf(file, model, types))

@@ -29,7 +29,7 @@ FORMAT = FormatSpec(
         "linux-arm64": _PYTHON,
         "desktop": _PYTHON,
     },
-    tensors="compress.formats.litert.read:read_tensors",
+    tensors="compress.formats.litert.model:read_tensors",
     parts="compress.formats.litert.parts:open_parts",
     library="litert",
 )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from compress.formats.litert.model import LITERT_FILE
-from compress.formats.litert.names import named_after
+from compress.formats.litert.model import LITERT_FILE, Blocks, Precision
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing, unmasked
 from compress.models.vocabulary import token_embedding
@@ -23,6 +26,63 @@ from compress.utils.errors import StageError, first_line
 
 if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
+
+
+LOOKED_UP = ".looked_up"
+"""Ends the name of what a look-up gives, which begins with its table's: quantization recipes name operators so."""
+
+_LOOK_UP = "EMBEDDING_LOOKUP"
+
+
+def named_after(content: bytes, parameters: Mapping[str, np.ndarray]) -> bytes:
+    """The same file, shorter: a stored tensor gets the name of the parameter whose values it has, perhaps transposed.
+
+    Others, and what operators give, are numbered. Names are unique in the file; those of signatures stay.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(content)
+    known = _by_values(parameters)
+    for place, graph in enumerate(model.subgraphs):
+        end = f"@{place}" if place else ""
+        names = [_name(model, tensor, index, known) for index, tensor in enumerate(graph.tensors)]
+        for operator in graph.operators:
+            if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == "EMBEDDING_LOOKUP":
+                names[operator.outputs[0]] = f"{names[operator.inputs[1]]}{LOOKED_UP}"
+        for tensor, name in zip(graph.tensors, names, strict=True):
+            tensor.name = f"{name}{end}"
+    _tell_apart([tensor for graph in model.subgraphs for tensor in graph.tensors])
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _name(model: Any, tensor: Any, index: int, known: Mapping[str, str]) -> str:
+    data = model.buffers[tensor.buffer].data
+    if data is None or len(data) == 0:
+        return f"value_{index}"
+    return known.get(_digest(np.asarray(data)), f"constant_{index}")
+
+
+def _by_values(parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for name, values in parameters.items():
+        for one in (values, values.T):
+            names.setdefault(_digest(np.frombuffer(np.ascontiguousarray(one).tobytes(), np.uint8)), name)
+    return names
+
+
+def _digest(data: np.ndarray) -> str:
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+def _tell_apart(tensors: list[Any]) -> None:
+    """Number tensors that share a name with another tensor."""
+    seen: Counter[str] = Counter()
+    for tensor in tensors:
+        name = tensor.name
+        seen[name] += 1
+        if seen[name] > 1:
+            tensor.name = f"{name}#{seen[name]}"
+
 
 ANY_SIZE = "serving_default"
 """LiteRT's own name for the only signature of a model whose inputs have one size, as images do."""
@@ -134,3 +194,53 @@ def words_of(model: TorchModel) -> str | None:
         return None
     name: str = next(name for name, value in model.module.named_parameters() if value is table.weight)
     return name
+
+
+def quantize_litert(
+    content: bytes, precision: Precision, table: str | None, embedding_bits: int | None, block: Blocks | None
+) -> bytes:
+    """The same file with its weights in ``precision``; the same bytes each time. Raises `StageError`.
+
+    ``int8``: weights with a scale for each channel, and inputs of products rounded in each call, row by row;
+    ``int8_weights``: the same weights, made float again where they are used. Tables have 8 bits and a scale a row.
+    ``embedding_bits``, 4 or 8, is for the ``table`` of words alone: 4 bits with a scale for each ``block`` of a row, a
+    divisor of its length, or for the whole row.
+    """
+    from ai_edge_quantizer import quantizer
+
+    if precision == "fp32" and embedding_bits is None:
+        return content
+    recipe = _recipe(precision, table, embedding_bits, block)
+    try:
+        with silence("prints"):  # it has a bar that nothing turns off
+            quantized = quantizer.Quantizer(content, recipe).quantize(
+                enable_progress_bar=False, enable_progress_report=False
+            )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise StageError(
+            f"The model cannot be quantized for LiteRT: {error}", hint="set precision: fp32, or leave this target out"
+        ) from error
+    return bytes(quantized.quantized_model)
+
+
+def _recipe(precision: Precision, table: str | None, bits: int | None, block: Blocks | None) -> list[dict[str, Any]]:
+    """Return the recipe for ai-edge-quantizer; of two entries for an operator the later one applies."""
+    from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
+
+    manager = recipe_manager.RecipeManager()
+    every, look_up = qtyping.TFLOperationName.ALL_SUPPORTED, qtyping.TFLOperationName(_LOOK_UP)
+    names = algorithm_manager.AlgorithmName
+    if precision == "fp16":
+        manager.add_weight_only_config(".*", every, 16, algorithm_key=names.FLOAT_CASTING)
+    elif precision == "int8":
+        manager.add_dynamic_config(".*", every, 8)
+    elif precision == "int8_weights":
+        manager.add_weight_only_config(".*", every, 8)
+        # A table is looked up in its integers either way.
+        manager.add_dynamic_config(f"{re.escape(LOOKED_UP)}", look_up, 8)
+    if table is not None and bits is not None:
+        granularity = qtyping.QuantGranularity
+        by = granularity(f"BLOCKWISE_{block}") if bits == 4 and block else granularity.CHANNELWISE
+        manager.add_dynamic_config(f"{re.escape(table + LOOKED_UP)}", look_up, bits, by)
+    entries: list[dict[str, Any]] = manager.get_quantization_recipe()
+    return entries

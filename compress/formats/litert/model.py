@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import struct
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from compress.formats.model_file import FileModel
+from compress.models.stored_tensor import Content, StoredTensor, infer_role, stored
+from compress.utils.errors import ModelError
 
 LITERT_FILE = "model.tflite"
 Precision = Literal["fp32", "fp16", "int8", "int8_weights"]
 """Of weights; in int8 products are of 8 bits too."""
 Blocks = Literal[32, 64, 128, 256]
 """Weights of a table's row that share a scale."""
+
+_IDENTIFIER = b"TFL3"
+_BITS = {"int4": 4, "uint4": 4, "int2": 2}
 
 
 class LiteRtModel(FileModel):
@@ -22,7 +32,119 @@ class LiteRtModel(FileModel):
     @classmethod
     def files_with(cls, file: Path) -> tuple[Path, ...]:
         """See `FileModel.files_with`."""
-        from compress.formats.litert.read import read_litert
 
         read_litert(file.read_bytes(), file)
         return (file,)
+
+
+def read_litert(content: Content, file: Path) -> list[StoredTensor]:
+    """The tensors in the ``content`` of a file.
+
+    Raises `ModelError` for one that isn't whole, or is another kind, or without the package that has the schema.
+    """
+    if content[4:8] != _IDENTIFIER:
+        raise ModelError(f"{file.name} is not in LiteRT's format.", where=str(file), expected="a whole .tflite file")
+    try:
+        from ai_edge_litert.schema_py_generated import Model
+    except ImportError as error:
+        raise ModelError(
+            f"{file.name} cannot be read without the package that has its schema.",
+            where=str(file),
+            hint="pip install 'compress[litert]'",
+        ) from error
+    try:
+        return _named_apart(_tensors(Model.GetRootAs(content, 0), content, file))
+    except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise ModelError(
+            f"{file.name} is cut or broken: {error}",
+            where=str(file),
+            hint="copy it again, or write it again with the stage litert",
+        ) from error
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """Return the tensors of a file."""
+    return read_litert(file.read_bytes(), file)
+
+
+def _named_apart(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:
+    """Return the tensors in file order, with numbers added to names that occur more than once."""
+    found = list(tensors)
+    often = Counter(one.name for one in found)
+    seen: Counter[str] = Counter()
+    for place, one in enumerate(found):
+        if often[one.name] > 1:
+            seen[one.name] += 1
+            name = f"{one.name}#{seen[one.name]}"
+            found[place] = one.model_copy(update={"name": name, "origin": name})
+    return found
+
+
+def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]:
+    """Of every graph; a buffer that several tensors read is told once, by the first of them."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    types = {number: name.lower() for name, number in vars(TensorType).items() if isinstance(number, int)}
+    seen: set[int] = set()
+    for graph in (model.Subgraphs(index) for index in range(model.SubgraphsLength())):
+        scaling = set(_scale_tensors(graph))
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            place = _place(model, tensor.Buffer(), content)
+            if place is None or tensor.Buffer() in seen:
+                continue
+            seen.add(tensor.Buffer())
+            shape = tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
+            name, dtype = tensor.Name().decode(), types[tensor.Type()]
+            _check_size(name, dtype, shape, place[1])
+            role = infer_role(dtype, shape, index in scaling)
+            yield stored(name, dtype, shape, file, place, role, packed=dtype in _BITS)
+            yield from _scales(tensor, name, content, file)
+
+
+def _place(model: Any, index: int, content: Content) -> tuple[int, int] | None:
+    """First byte and number of bytes of a buffer, or ``None`` for an empty one. Raises `ValueError` beyond the end."""
+    buffer = model.Buffers(index)
+    if buffer.Size():  # of a file above 2 GB, behind the tables
+        start, size = buffer.Offset(), buffer.Size()
+    elif buffer.DataLength():
+        start, size = _start(buffer.DataAsNumpy(), content), buffer.DataLength()
+    else:
+        return None
+    if start + size > len(content):
+        raise ValueError(f"the buffer {index} ends at byte {start + size} of {len(content)}")
+    return start, size
+
+
+def _scale_tensors(graph: Any) -> Iterator[int]:
+    """Yield the tensors that scale the blocks of another tensor."""
+    from ai_edge_litert.schema_py_generated import BlockwiseQuantization, QuantizationDetails
+
+    for index in range(graph.TensorsLength()):
+        quantization = graph.Tensors(index).Quantization()
+        if quantization is not None and quantization.DetailsType() == QuantizationDetails.BlockwiseQuantization:
+            details, table = BlockwiseQuantization(), quantization.Details()
+            details.Init(table.Bytes, table.Pos)
+            yield details.Scales()
+
+
+def _scales(tensor: Any, name: str, content: Content, file: Path) -> Iterator[StoredTensor]:
+    """Yield the scales that are stored with a tensor."""
+    quantization = tensor.Quantization()
+    if quantization is not None and quantization.ScaleLength():
+        count = quantization.ScaleLength()
+        start = _start(quantization.ScaleAsNumpy(), content)
+        yield stored(f"{name}/scale", "float32", (count,), file, (start, 4 * count), "quantization")
+
+
+def _start(view: np.ndarray, content: Content) -> int:
+    """Return the offset in ``content`` of an array that is a view of it."""
+    origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
+    return int(view.__array_interface__["data"][0] - origin)
+
+
+def _check_size(name: str, dtype: str, shape: tuple[int, ...], size: int) -> None:
+    elements = int(np.prod(shape, dtype=np.int64))
+    bits = _BITS.get(dtype) or (8 * np.dtype(dtype).itemsize if dtype not in ("string", "bfloat16") else None)
+    if bits is not None and size != -(-elements * bits // 8):
+        raise ValueError(f"{name!r}, {list(shape)} of {dtype}, has {size} bytes")

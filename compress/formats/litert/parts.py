@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.litert.read import read_litert
+from compress.formats.litert.model import read_litert
 from compress.formats.parts import FEW, Parts, Run, Step, Values, padded
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError

@@ -87,8 +87,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     def run(self, model: TorchModel, context: Context) -> LiteRtModel:
         """Convert, quantize and compare. Raises `StageError` where LiteRT can't, `IntegrityError` for other answers."""
-        from compress.formats.litert.conversion import to_litert, words_of
-        from compress.formats.litert.quantization import quantize_litert
+        from compress.formats.litert.conversion import quantize_litert, to_litert, words_of
         from compress.formats.prove import of_torch, prove_shipped
         from compress.formats.runtimes import opened
 

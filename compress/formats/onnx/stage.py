@@ -225,8 +225,7 @@ def _text_samples(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[s
     """Return some texts in one padded batch, and the first decoder token of each [rows, 1]."""
     import numpy as np
 
-    from compress.formats.generation.cross_attention_decoder import IDS
-    from compress.formats.generation.seq2seq import MASK, read_rules
+    from compress.formats.generation.seq2seq import IDS, MASK, read_rules
     from compress.models.processor import load_tokenizer
 
     rows = context.data.split("train").slice(0, _TEXTS)

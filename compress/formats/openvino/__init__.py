@@ -20,13 +20,13 @@ FORMAT = FormatSpec(
             provider="CPU",
             package="openvino",
             gives_values=True,
-            many_texts="compress.formats.openvino.writing:GenaiTexts",
+            many_texts="compress.formats.openvino.decoder:GenaiTexts",
             writing_packages=("openvino", "openvino-genai", "openvino-tokenizers"),
         )
     },
     targets=(Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),
     taken_by={"desktop": None},
-    tensors="compress.formats.openvino.read:read_tensors",
-    parts="compress.formats.openvino.parts:open_parts",
+    tensors="compress.formats.openvino.model:read_tensors",
+    parts="compress.formats.openvino.runtime:open_parts",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

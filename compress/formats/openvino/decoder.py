@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from compress.formats.onnx.decoder.traced_parts import decoder_with_positions
 from compress.formats.onnx.decoder.weights import GraphSettings
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.openvino.conversion import Precision, in_eight_bits, written
-from compress.formats.openvino.genai import KV_CACHE_PRECISION
+from compress.formats.openvino.genai import EXACT, KV_CACHE_PRECISION, reason
 from compress.formats.openvino.model import DETOKENIZER, IR_FILE, TOKENIZER, OpenVinoModel
 from compress.formats.openvino.runtime import open_stateful
 from compress.formats.openvino.stateful import read_stateful
@@ -32,6 +33,10 @@ _ROUNDING_LIMIT = 0.2
 """Largest accepted effect of rounded inputs and keys, as a share of the logits' spread."""
 _GROUPED, _PLAIN_INPUTS = "GroupQueryAttention", 7
 _MEND = "keep more matrices in more bits"
+
+AT_ONCE = 64
+"""Texts that are written together; more win little, and their keys and values take memory."""
+_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -162,3 +167,49 @@ def _counted_anew(xml: bytes) -> bytes:
         return numbers.setdefault(match[0], match[1] + b"_%d" % len(numbers))
 
     return re.sub(rb'names?="[^"]*"', lambda names: re.sub(rb"\b([A-Z]\w*?)_\d+", renamed, names[0]), xml)
+
+
+class GenaiTexts:
+    """`ManyTexts` by continuous batching (Yu et al. 2022, Orca, section 3.1), on the processor."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, folder: Path, windows: np.ndarray, threads: int, bf16: bool, ends: Collection[int]
+    ) -> None:
+        """Write ``checkpoint`` into ``folder`` as IR, proven on ``windows`` [2, length] of ids, and open it.
+
+        A text ends with one of ``ends``. Raises `StageError` for a model that OpenVINO doesn't run, and `ModelError`.
+        """
+        import openvino_genai
+
+        write_decoder(checkpoint, "fp32", 8, windows, _TOLERANCE).model.save(folder)
+        kind = "bf16" if bf16 else "f32"
+        exact = {**EXACT, KV_CACHE_PRECISION: kind, "INFERENCE_PRECISION_HINT": kind}
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_seqs, scheduler.enable_prefix_caching = AT_ONCE, False
+        try:
+            self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+                str(folder), scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads, **exact}
+            )
+        except RuntimeError as error:
+            raise StageError(f"openvino-genai cannot open the model: {reason(error)}") from error
+        self._ends = set(ends)
+
+    def write(self, begun: Sequence[np.ndarray], room: int, temperature: float | None, seed: int) -> list[np.ndarray]:
+        """See `runtimes.decoder.ManyTexts`. Raises `StageError`."""
+        import openvino
+        import openvino_genai
+
+        def chosen(place: int) -> openvino_genai.GenerationConfig:
+            config = openvino_genai.GenerationConfig(max_new_tokens=room, apply_chat_template=False)
+            config.stop_token_ids = self._ends
+            config.do_sample = temperature is not None
+            if temperature is not None:
+                config.temperature, config.rng_seed = temperature, (seed << 16) + place
+            return config
+
+        given = [openvino.Tensor(ids[None].astype(np.int64)) for ids in begun]
+        try:
+            found = self._pipeline.generate(given, [chosen(place) for place in range(len(begun))])
+        except RuntimeError as error:
+            raise StageError(f"openvino-genai failed on a text: {reason(error)}") from error
+        return [np.array(one.m_generation_ids[0], np.int64) for one in found]

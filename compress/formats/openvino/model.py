@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 from compress.formats.model_file import FileModel, file_of
 from compress.models.pipeline_folder import is_pipeline, part_folders
-from compress.utils.errors import incomplete_artifact_error
+from compress.models.stored_tensor import StoredTensor, check_spans, infer_role, stored
+from compress.utils.errors import ModelError, incomplete_artifact_error
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
 """optimum-intel's names."""
 TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 """openvino-genai's names of what stands before and behind a language model."""
+
+_TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
+_BITS = {"u4": 4, "i4": 4, "u1": 1, "u2": 2, "nf4": 4}
+_COMPANIONS = ("/zero_point", "/scale")
 
 
 class OpenVinoModel(FileModel):
@@ -44,3 +51,45 @@ def weights_of(graph: Path) -> Path:
             f"The weights of {graph.name} are missing.", graph.parent, f"{weights.name} beside it"
         )
     return weights
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """Return the constants of an IR, which are stored in the file beside it."""
+    weights = weights_of(file)
+    return list(read_ir(file.read_bytes(), file, weights.stat().st_size, weights))
+
+
+def read_ir(content: bytes, where: Path, size: int, weights: Path = Path()) -> tuple[StoredTensor, ...]:
+    """Return the constants of an IR, including bodies of loops and branches; raise `ModelError` if it is invalid.
+
+    ``size``: bytes of the ``weights``, which no constant may exceed.
+    """
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise ModelError("The IR declares a document type.", where=str(where), expected="plain layers and edges")
+    try:
+        constants = tuple(_constants(ElementTree.fromstring(content), weights))
+    except (ElementTree.ParseError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"The IR cannot be read: {error}", where=str(where), hint="write it again with the stage openvino"
+        ) from error
+    check_spans(constants, size, where)
+    return constants
+
+
+def _constants(root: ElementTree.Element, weights: Path) -> Iterator[StoredTensor]:
+    for layer in root.iter("layer"):
+        data = layer.find("data")
+        if layer.get("type") != "Const" or data is None:
+            continue
+        shape = tuple(int(axis) for axis in data.attrib["shape"].split(",") if axis.strip())
+        kind = data.attrib["element_type"]
+        name, dtype = layer.attrib["name"], _numpy_type(kind)
+        span = int(data.attrib["offset"]), int(data.attrib["size"])
+        role = infer_role(dtype, shape, scales=name.endswith(_COMPANIONS))
+        yield stored(name, dtype, shape, weights, span, role, packed=kind in _BITS)
+
+
+def _numpy_type(kind: str) -> str:
+    if kind in _TYPES or kind in _BITS:
+        return _TYPES.get(kind, kind)
+    return {"i": "int", "u": "uint"}.get(kind[0], kind[0]) + kind[1:]

@@ -20,7 +20,7 @@ FORMAT = FormatSpec(
     runtimes={name: replace(ONNX.runtimes[name], on_devices=False) for name in _OPENED_BY},
     targets=(Profile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
     taken_by={"node": None, "browser": None, **APPS},
-    tensors="compress.formats.ort.read:read_tensors",
+    tensors="compress.formats.ort.model:read_tensors",
     parts="compress.formats.onnx.intermediate_values:open_parts",
     library="onnxruntime",
 )

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel
-from compress.formats.ort.read import IDENTIFIER, ort_tools
+from compress.formats.ort.model import IDENTIFIER, OPERATORS_FILE, ORT_FILE, OrtModel, ort_tools
 from compress.utils.errors import StageError
 
 _LEFT_OUT = ["NchwcTransformer"]

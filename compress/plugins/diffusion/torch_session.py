@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compress.formats.runtime import Batch, TensorType, check_inputs
-from compress.formats.safetensors.session import FAILURES
+from compress.formats.safetensors.runtime import FAILURES
 from compress.models.pipeline_folder import UNET
 from compress.plugins.diffusion.pipeline_model import TEXT_ENCODER, VAE, GeneratorModel
 from compress.plugins.diffusion.sampler import (

@@ -15,10 +15,8 @@ import tiny_images
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from compress.formats.coreml.conversion import to_coreml
-from compress.formats.coreml.model import PACKAGE, CoreMlModel, package_of
-from compress.formats.coreml.proof import prove_stored, stored_values
-from compress.formats.coreml.read import MilProgram, read_coreml
+from compress.formats.coreml.conversion import prove_stored, stored_values, to_coreml
+from compress.formats.coreml.model import PACKAGE, CoreMlModel, MilProgram, package_of, read_coreml
 from compress.formats.coreml.runtime import CoreMlSession
 from compress.formats.model_file import format_of, model_file
 from compress.formats.runtimes import get_runtime, why_unavailable

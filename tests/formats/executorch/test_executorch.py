@@ -17,8 +17,7 @@ import torch
 from stage_contract import Ran, check_contract, check_reads, run
 
 from compress.formats.executorch.export import ROWS, Lowered, prove_lowered, to_executorch
-from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel
-from compress.formats.executorch.read import read_pte
+from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel, read_pte
 from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx

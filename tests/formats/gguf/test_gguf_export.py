@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from compress.formats.gguf.architecture import GgufArchitecture
-from compress.formats.gguf.export import FloatType, Types, plan_gguf, write_companions, write_gguf
-from compress.formats.gguf.proof import compare_gguf
-from compress.formats.gguf.read import read_gguf
+from compress.formats.gguf.export import FloatType, Types, compare_gguf, plan_gguf, write_companions, write_gguf
+from compress.formats.gguf.model import read_gguf
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.sources.gguf_conversion import convert_gguf
 from compress.utils.errors import ModelError

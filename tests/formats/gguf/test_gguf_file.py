@@ -4,7 +4,7 @@ import pytest
 from gguf import GGUFReader
 from gguf_samples import write_tensors
 
-from compress.formats.gguf.read import read_gguf
+from compress.formats.gguf.model import read_gguf
 from compress.utils.errors import ModelError
 
 

@@ -15,10 +15,8 @@ from quantized import quantize_tiny_llama
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaForCausalLM
 
-from compress.formats.gguf.blocks import row_bytes
-from compress.formats.gguf.export import Types, write_gguf
-from compress.formats.gguf.k_blocks import k_type, pack_k_blocks
-from compress.formats.gguf.proof import compare_gguf
+from compress.formats.gguf.blocks import k_type, pack_k_blocks, row_bytes
+from compress.formats.gguf.export import Types, compare_gguf, write_gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.numerics.integer_grid import QuantizedWeight

@@ -12,9 +12,8 @@ import tiny
 import torch
 from pydantic import ValidationError
 
-from compress.formats.litert.model import LITERT_FILE, LiteRtModel
-from compress.formats.litert.quantization import quantize_litert
-from compress.formats.litert.read import read_litert
+from compress.formats.litert.conversion import quantize_litert
+from compress.formats.litert.model import LITERT_FILE, LiteRtModel, read_litert
 from compress.formats.litert.stage import LiteRt
 from compress.formats.model_file import format_of, model_file
 from compress.formats.runtime import TensorType

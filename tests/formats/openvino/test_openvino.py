@@ -15,8 +15,7 @@ from onnx_graphs import write_classifier
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.conversion import Precision, to_openvino
-from compress.formats.openvino.model import IR_FILE, OpenVinoModel
-from compress.formats.openvino.read import read_ir
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel, read_ir
 from compress.formats.openvino.runtime import core
 from compress.formats.runtime import TensorType
 from compress.formats.runtimes import get_runtime, why_unavailable

@@ -15,8 +15,7 @@ from onnx_graphs import write_classifier
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel
-from compress.formats.ort.read import OrtGraph, read_ort
+from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtGraph, OrtModel, read_ort
 from compress.formats.ort.write import to_ort
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS

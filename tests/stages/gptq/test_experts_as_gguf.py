@@ -15,8 +15,7 @@ from gguf.quants import dequantize
 from mergeable import ROWS, train_tokenizer
 from transformers import AutoModelForCausalLM
 
-from compress.formats.gguf.export import Types, write_gguf
-from compress.formats.gguf.proof import compare_gguf
+from compress.formats.gguf.export import Types, compare_gguf, write_gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint

@@ -21,12 +21,11 @@ from rotation import todays
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from compress.formats.gguf.blocks import row_bytes
+from compress.formats.gguf.blocks import rounded, row_bytes
 from compress.formats.gguf.export import Types, plan_gguf, write_gguf
 from compress.formats.gguf.file_types import FILE_TYPES, bytes_of, needs_imatrix
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.gguf.llama_cpp_library import library as library_of
-from compress.formats.gguf.rounding import rounded
 from compress.formats.gguf.stage import Gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
@@ -107,7 +106,7 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
         pytest.skip(str(error))
     # Builds differ in the last digits of a product; so both round by the same one.
     monkeypatch.setenv(VARIABLE, str(library))
-    monkeypatch.setattr("compress.formats.gguf.rounding.library", library_of.__wrapped__)
+    monkeypatch.setattr("compress.formats.gguf.blocks.library", library_of.__wrapped__)
     source, imatrix = saved(kind, tmp_path / "source"), None
     if weighed:
         imatrix = tmp_path / "by-tensor.safetensors"

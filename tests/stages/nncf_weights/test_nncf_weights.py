@@ -19,8 +19,7 @@ from mergeable import save_mergeable_llama
 from nncf.torch.function_hook.wrapper import get_hook_storage
 from pydantic import ValidationError
 
-from compress.formats.gguf.export import write_gguf
-from compress.formats.gguf.proof import compare_gguf
+from compress.formats.gguf.export import compare_gguf, write_gguf
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module

@@ -13,9 +13,9 @@ import onnx
 import onnxruntime
 import torch
 
-from compress.formats.generation.cross_attention_decoder import PairDecoder
 from compress.formats.generation.decoder import Decoder, present_of
 from compress.formats.generation.image_text import PIXELS, EmbeddedDecoder
+from compress.formats.generation.seq2seq import PairDecoder
 from compress.formats.onnx.decoder.traced_parts import IDS, MASK
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of, session_options

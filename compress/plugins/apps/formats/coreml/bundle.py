@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.formats.coreml.model import specification_of, weights_of
-from compress.formats.coreml.read import MilProgram, read_coreml
+from compress.formats.coreml.model import MilProgram, read_coreml, specification_of, weights_of
 from compress.formats.runtime import Session, TensorType, why_missing
 from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compress.formats.ort.read import read_ort
+from compress.formats.ort.model import read_ort
 from compress.plugins.apps.bundled_format import Contents
 from compress.plugins.apps.formats.onnx.bundle import BUNDLE as ONNX
 from compress.plugins.apps.formats.onnx.bundle import contents_of

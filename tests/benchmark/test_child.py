@@ -80,12 +80,6 @@ print(*sorted(tops - set(sys.stdlib_module_names)))
     assert imported.split() == ["compress", "numpy", "onnxruntime"]
 
 
-def test_the_worker_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "compress.benchmark.worker"]
-    answer = subprocess.run(command, input='{"do": "memory"}\n', capture_output=True, text=True, check=True)
-    assert '"peak_bytes"' in answer.stdout
-
-
 def test_errors_keep_their_kind_on_the_way(tmp_path: Path, batches: Path) -> None:
     with WorkerProcess("final") as child, pytest.raises(ModelError, match="does not exist") as caught:
         child.open(tmp_path / "nowhere", CPU, 1, [0], batches, 60)

@@ -8,7 +8,7 @@ import pytest
 from decoder_graphs import TinyDecoder
 from mergeable import save_mergeable_llama
 
-from compress.benchmark.generation import encode_text, measure_generation
+from compress.benchmark.generation import measure_generation
 from compress.cli.bench_generation import targets_of_other_formats
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.model_file import format_of, model_file
@@ -70,10 +70,3 @@ def test_the_file_that_a_runtime_opens_is_found_by_its_format(gguf: Path, tmp_pa
     with pytest.raises(ModelError, match=r"holds 2 \.gguf files"):
         (gguf / "other.gguf").write_bytes(b"GGUF")
         model_file(gguf)
-
-
-def test_text_is_encoded_by_the_tokenizer_beside_the_gguf_file(gguf: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("the cat's mat 12", encoding="utf-8")
-    from mergeable import train_tokenizer
-
-    assert encode_text(gguf, tmp_path / "text.txt", 64) == train_tokenizer()("the cat's mat 12")["input_ids"]

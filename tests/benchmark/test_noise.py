@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compress.benchmark.noise import Usage, judge_noise, spread
+from compress.benchmark.noise import Usage, judge_noise
 
 CORES = 2
 USAGE = Usage(elapsed=10.0, busy_seconds=10.1, stolen_seconds=0.0, throttled_seconds=0.0, own_seconds=10.0)
@@ -56,10 +56,6 @@ def test_a_falling_frequency_is_named() -> None:
     assert (noise.verdict, noise.reasons) == ("unusable", ("the processor's frequency fell by 40%",))
 
 
-def test_usages_add_up() -> None:
-    assert Usage(1.0, 2.0, 3.0, 4.0, 5.0) + Usage(10.0, 20.0, 30.0, 40.0, 50.0) == Usage(11.0, 22.0, 33.0, 44.0, 55.0)
-
-
 @pytest.mark.parametrize(("width", "verdict"), [(0.1, "quiet"), (0.3, "noisy"), (0.8, "unusable")])
 def test_the_most_restless_model_decides(width: float, verdict: str) -> None:
     # The quartiles of an even spread are half its width apart.
@@ -69,10 +65,6 @@ def test_the_most_restless_model_decides(width: float, verdict: str) -> None:
     assert noise.figures["round_spread"] == pytest.approx(width / 2)
     if verdict != "quiet":
         assert noise.reasons == (f"the rounds of 'prune' vary by {width / 2:.0%}",)
-
-
-def test_spread_is_the_interquartile_range_over_the_median() -> None:
-    assert spread(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == pytest.approx(2 / 3)
 
 
 def test_real_snapshots_move_forward() -> None:

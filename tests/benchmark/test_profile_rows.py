@@ -79,11 +79,6 @@ def test_rates_of_a_row() -> None:
     assert profiles.row("a", "Gather", compute_bound_ms=0.0, memory_bound_ms=0.4).bottleneck == "memory"
 
 
-def test_the_rates_leave_out_what_is_not_counted() -> None:
-    row = profiles.row("two", "MatMul", time_ms=2.0, uncounted_ms=1.0)
-    assert (row.operations_per_s, row.share_of_roof) == (20e9, pytest.approx(0.2))
-
-
 def test_rows_add_up() -> None:
     rows = [profiles.row("a", "MatMul"), profiles.row("b", "Add", memory_bound_ms=0.1), profiles.row("c", "MatMul")]
     products, sums = combine(rows, lambda row: row.operators[0])

@@ -19,7 +19,6 @@ from arm64 import (
     arm_findings,
     departures,
     find_emulated_arm,
-    spread,
     take_apart,
 )
 from onnx import TensorProto, helper, numpy_helper
@@ -79,14 +78,6 @@ def test_the_operators_that_depart_are_named_with_how_far(apart: Apart) -> None:
     assert sums.error == pytest.approx(300 / np.sqrt(np.square(host_answers["answer_1_0"].astype(float)).sum()))
     assert (softmax.name, softmax.steps, softmax.matters) == ("softmax", None, False)
     assert softmax.error == pytest.approx(2e-6, rel=0.1)
-
-
-def test_answers_of_whole_files_are_told_apart_by_their_size() -> None:
-    """Of [3, 4] the root mean square is sqrt(12.5); the second example's largest value moves."""
-    ours = [np.float32([[3, 4]]), np.float32([[2, 1]])]
-    largest, same = spread(ours, [np.float32([[3, 5]]), np.float32([[2, 2.5]])])
-    assert largest == pytest.approx(1.5 / np.sqrt(2.5)) and same == 1
-    assert spread(ours[:1], [np.float32([[3, 5]])])[0] == pytest.approx(1 / np.sqrt(12.5))
 
 
 @pytest.fixture
@@ -205,12 +196,3 @@ def test_few_bit_products_round_their_inputs_by_blocks_here_and_otherwise_on_arm
     assert 1e-3 < error(host_answers["y"], x @ weight.T) < 2e-2
     off = error(arm_answers["y"], x @ weight.T)
     assert 1e-3 < off < 3e-2 if processor == NEWEST else off < 1e-5
-
-
-def test_what_is_lacking_for_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert str(find_emulated_arm()).startswith("there is no qemu-aarch64 on PATH")
-    (tmp_path / "qemu-aarch64").write_text("")
-    (tmp_path / "qemu-aarch64").chmod(0o755)
-    assert "has no Python with onnxruntime for it (`bash benchmarks/arm64_runtime.sh`" in str(find_emulated_arm())

@@ -32,9 +32,3 @@ def test_the_rotation_finds_the_dimensions_that_matter(bench: Any) -> None:
     assert [row["dimensions"] for row in rows] == [16, 8, 4, 1]
     assert rows[0]["recall_at_10"] == rows[2]["recall_at_10"] > rows[3]["recall_at_10"]
     assert rows[2]["kept_share"] > 0.999 > rows[3]["kept_share"]
-
-
-def test_the_table_has_bytes_in_all_precisions(bench: Any) -> None:
-    text = bench.table(bench.measure(embeddings(0.1, seed=1), embeddings(0.1), LABELS, [8]))
-    assert "| 16 | 64 / 16 / 2 |" in text
-    assert "| 8 | 32 / 8 / 1 |" in text

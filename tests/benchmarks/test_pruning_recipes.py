@@ -6,21 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import channel_nets
-import pytest
 import torch
 
 from compress.models.channel_coupling import find_couplings
-from compress.recipe.loading import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "pruning"
-
-
-@pytest.mark.parametrize("name", ["residual", "sparse"])
-def test_the_recipe_is_valid_and_finds_its_files(name: str) -> None:
-    recipe = read_recipe(FOLDER / f"{name}.yaml")
-    assert (FOLDER / recipe.model / "preprocessor_config.json").is_file() and recipe.module is not None
-    assert (FOLDER / recipe.module.partition(":")[0]).is_file()
-    assert f"compress run benchmarks/pruning/{name}.yaml" in (FOLDER / f"{name}.yaml").read_text()
 
 
 def test_every_width_of_the_network_can_be_cut() -> None:

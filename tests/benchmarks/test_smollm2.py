@@ -14,10 +14,8 @@ import yaml
 from mergeable import save_mergeable_llama
 from tiny_generation import WORDS
 
-from compress.benchmark.session import BenchmarkResult
 from compress.formats.gguf import llama_cpp_library
 from compress.recipe.recipe import Benchmark
-from compress.results.measurement import Measurement
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -26,25 +24,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("smollm2")
-
-
-def row(model: str, metric: str, value: float) -> Measurement:
-    return Measurement(model=model, metric=metric, target="cpu", value=value, unit="")
-
-
-def test_ratios_of_any_two_come_from_the_speedups_over_llama_cpp(bench: Any) -> None:
-    speedup = "speedup_time_per_output_token_context_128"
-    result = BenchmarkResult([row(bench.ONNX, speedup, 1.2), row(bench.FLOAT, speedup, 0.3)], [], {})
-    assert bench._ratio(result, bench.ONNX, bench.FLOAT) == pytest.approx(4.0)
-    assert bench._ratio(result, bench.ONNX, bench.LLAMA_CPP) == pytest.approx(1.2)
-
-
-def test_what_was_not_measured_is_said(bench: Any) -> None:
-    lines = [bench.Line("a", "5x", "10x", None, "x", "not run: --peers"), bench.Line("b", "1", "2", 1.234, "MB")]
-    assert bench.table(lines).splitlines()[2:] == [
-        "| a | 5x | 10x | not measured | not run: --peers |",
-        "| b | 1 | 2 | 1.23 MB |  |",
-    ]
 
 
 @pytest.mark.slow

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-from typer.testing import CliRunner
 
 from compress.data.dataset import Dataset
 from compress.formats.gguf.tokenizer import split_rule
@@ -50,39 +46,3 @@ def test_a_model_is_trained_and_written_for_others(bench: Any, tmp_path: Path) -
     alone = bench.unigram_perplexity(ids, ids)
     assert 5 < alone < 20
     assert bench.perplexity(module, bench.windows(ids)) < 0.5 * alone
-
-
-def test_the_same_seed_gives_the_same_model(bench: Any, tmp_path: Path) -> None:
-    for name in ("one", "other"):
-        bench.train(tmp_path / name, 3, 1e-2, 5, SilentProgress())
-    digests = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other")]
-    assert digests[0] == digests[1]
-
-
-def test_a_folder_that_holds_something_is_refused(bench: Any, tmp_path: Path) -> None:
-    import typer
-
-    (tmp_path / "mine").write_text("x")
-    app = typer.Typer()
-    app.command()(bench.main)
-    result = CliRunner().invoke(app, [str(tmp_path)])
-    assert result.exit_code == 2
-    assert "is not empty" in result.stderr and "Traceback" not in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_the_unigram_model_by_hand(bench: Any) -> None:
-    # 300 tokens counted once, and four of the text: 3 x token 7, 1 x token 8.
-    likelihoods = [4 / 304, 2 / 304, 1 / 304]
-    expected = math.exp(-sum(map(math.log, likelihoods)) / 3)
-    found = bench.unigram_perplexity(np.array([7, 7, 7, 8]), np.array([7, 8, 9]))
-    assert found == pytest.approx(expected)
-
-
-def test_perplexity_of_a_model_that_knows_nothing(bench: Any) -> None:
-    module = bench.build(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
-    text = torch.arange(64).view(4, 16)
-    assert bench.perplexity(module, text) == pytest.approx(300)

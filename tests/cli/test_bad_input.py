@@ -86,16 +86,6 @@ def test_stages_that_do_not_chain(place: Path, refuse: Refuse, command: str) -> 
     assert "TorchModel" in message or "torch" in message
 
 
-def test_a_missing_recipe(refuse: Refuse) -> None:
-    assert "none.yaml" in refuse("run", "none.yaml")
-
-
-def test_an_override_of_nothing(refuse: Refuse) -> None:
-    message = refuse("run", "tiny.yaml", "--set", "stages.0.finetune.epoch=2")
-    assert "epoch" in message
-    assert "'epochs'" in message
-
-
 def remove_train(place: Path) -> None:
     (place / "train.csv").unlink()
 

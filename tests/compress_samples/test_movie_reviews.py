@@ -117,12 +117,3 @@ def test_a_malformed_line_is_named(tmp_path, line):
     path.write_bytes(b"1\t1.0\tfine\r\n" + line + b"\r\n3\t1.0\tfine\r\n")
     with pytest.raises(SampleError, match=r"ratings\.txt:2 "):
         read_rated(path)
-
-
-def test_text_is_utf8_or_refused(tmp_path):
-    path = tmp_path / "ratings.txt"
-    path.write_bytes("1\t1.0\tcafé\n".encode())
-    assert read_rated(path) == [("café", 1.0)]
-    path.write_bytes("1\t1.0\tcafé\n".encode("cp1252"))
-    with pytest.raises(SampleError, match="not UTF-8"):
-        read_rated(path)

@@ -6,7 +6,6 @@ from importlib import import_module
 
 import pytest
 
-from compress.data.samples.fetch import entry_name
 from compress.data.samples.sample import known_samples
 from compress_samples.catalog import SAMPLES
 
@@ -20,7 +19,3 @@ def test_what_prepares_a_sample_is_there(sample) -> None:
     if sample.preparation:
         module, function = sample.preparation.split(":")
         assert callable(getattr(import_module(module), function))
-
-
-def test_the_folders_in_the_cache_bear_names_of_their_own() -> None:
-    assert len({entry_name(sample) for sample in SAMPLES}) == len(SAMPLES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from generation_reports import LOSSES, PROMPTS, TEXTS, generation_report, perplexity
+from generation_reports import LOSSES, TEXTS, generation_report, perplexity
 from narrow import shown
 from scipy import stats
 
@@ -88,13 +88,6 @@ def test_tokens_that_were_lost_stand_behind_their_text() -> None:
     assert 'capital of<span class="apart final"> France</span>' in page and "91.2% \u2192 3.1%" in page
     assert "| Paris is the capital of | France | 91.2% | 3.1% |" in text
     assert "What was lost" not in html_page(REPORT)
-
-
-def test_every_view_has_the_texts() -> None:
-    assert PROMPTS[2] in html_page(REPORT)
-    text = markdown_report(REPORT)
-    assert "1 of 3 continuations are the same to the end." in text
-    assert f"| {PROMPTS[2]} |" in text
 
 
 def test_console_shows_perplexity_size_and_speed() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -160,12 +159,6 @@ def test_assets_cannot_end_their_element(name: str) -> None:
     from importlib.resources import files
 
     assert "</" not in (files("compress.report.templates") / name).read_text()
-
-
-def test_json_is_readable_by_the_browsers_parser(report: Report) -> None:
-    embedded = html_page(report).split('id="report-json">', 1)[1].split("</script>", 1)[0]
-    assert json.loads(embedded)["schema"] == 1
-    assert "<" not in embedded
 
 
 def test_a_target_that_was_only_weighed_for_is_not_said_to_be_measured_on(report: Report) -> None:

@@ -43,12 +43,6 @@ def test_what_is_written_reads_back(tmp_path: Path, several: bool) -> None:
     assert stored.answers.correct.tolist() == SECOND.correct.tolist()
 
 
-def test_targets_are_told_apart(tmp_path: Path) -> None:
-    write_predictions(LABELS, {("final", "cpu"): FIRST, ("final", "gpu"): SECOND}, tmp_path, several=True)
-    assert read_predictions(tmp_path, "final", "gpu").answers.answers == list(SECOND.answers)
-    assert read_predictions(tmp_path, "final", "cpu").answers.answers == list(FIRST.answers)
-
-
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no predictions\.parquet"):
         read_predictions(tmp_path, "final", "cpu")

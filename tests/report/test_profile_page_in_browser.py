@@ -33,12 +33,6 @@ def outcome(browser: Browser, width: int = 1200, dark: bool = False) -> Any:
     return seen.found
 
 
-def test_as_shipped_it_runs_under_its_own_policy(browser: Browser) -> None:
-    document = browser.look(profile_page(profiles.profile()), "document.documentElement.outerHTML").found
-    assert 'id="tip"' in document
-    assert document.count("<button") > 20
-
-
 @pytest.mark.parametrize("width", [1200, 400])
 def test_everything_is_drawn_within_the_page(browser: Browser, width: int) -> None:
     layout = outcome(browser, width)

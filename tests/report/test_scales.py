@@ -15,7 +15,6 @@ from compress.report.plot import (
     Plot,
     Scale,
     element,
-    format_coordinate,
     log_ticks,
     nice_ticks,
     scale_around,
@@ -53,11 +52,6 @@ def test_many_decades_are_thinned() -> None:
     assert len(log_ticks(1e-6, 1e9)) <= 6
 
 
-def test_a_linear_scale_maps_its_ends_and_clips() -> None:
-    scale = Scale(0, 10, 300, 100)
-    assert [scale(0), scale(2.5), scale(10), scale(99)] == [300, 250, 100, 100]
-
-
 def test_a_logarithmic_scale_maps_the_geometric_mean_to_the_middle() -> None:
     scale = Scale(1, 100, 0, 200, True)
     assert scale(10) == pytest.approx(100)
@@ -87,10 +81,6 @@ def test_text_and_attributes_are_escaped() -> None:
     assert element("g", {"aria-label": '"><script>', "class": None}, "<i>") == (
         '<g aria-label="&#34;&gt;&lt;script&gt;">&lt;i&gt;</g>'
     )
-
-
-def test_coordinates_are_short() -> None:
-    assert [format_coordinate(value) for value in (1.0, 1.256, -0.001, 100)] == ["1", "1.26", "0", "100"]
 
 
 def test_labels_keep_clear_of_marks_lines_names_and_each_other() -> None:

@@ -9,7 +9,7 @@ import tiny_run
 import yaml
 
 from compress.recipe.loading import dump_recipe
-from compress.recipe.policy import Margin, Policy, Rule, comparison_policy, gate_rules, parse_margin
+from compress.recipe.policy import Margin, Policy, Rule, parse_margin
 from compress.report.compare.gate import read_policy
 from compress.utils.errors import InputError
 
@@ -48,16 +48,6 @@ def test_a_rule_on_slices_does_not_stand_for_the_whole() -> None:
     policy = Policy(rules=(Rule(metric="accuracy", worse_by="2 points", slices="worst"),))
     assert policy.rule("accuracy") is None
     assert policy.slice_rule("accuracy") is not None
-
-
-def test_the_defaults_are_those_that_are_promised() -> None:
-    expected = {"accuracy": 0.005, "latency_ms": 0.05, "size_bytes": 0.0, "peak_memory_bytes": 0.05, "startup_ms": 0.1}
-    rules = {metric: Policy().rule(metric) for metric in expected}
-    assert {metric: rule and rule.margin.value for metric, rule in rules.items()} == expected
-    assert Policy().cannot_tell == "warn"
-    finer = comparison_policy().rule("peak_memory_bytes")
-    assert finer is not None
-    assert finer.margin == (0.02, True)
 
 
 def test_every_problem_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
@@ -106,8 +96,3 @@ def test_a_recipe_holds_one(tmp_path: Path) -> None:
     assert tiny_run.load(again).gate == recipe.gate
     assert yaml.safe_load(again.read_text())["gate"]["rules"][0]["worse_by"] == "1 point"
     assert tiny_run.load(tiny_run.write_recipe(tmp_path, "plain")).gate is None
-
-
-def test_default_rules_are_found_by_exact_name() -> None:
-    rules = gate_rules()
-    assert len({rule.metric for rule in rules}) == len(rules)

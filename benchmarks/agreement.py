@@ -44,7 +44,7 @@ from peers.ways import Setting, time_compress, time_loop, time_optimum
 
 from compress.benchmark.worker import write_batches
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.numerics.differences import decide, samples_to_settle
 from compress.numerics.statistics import Estimate, median_interval
 from compress.tasks.task import Examples

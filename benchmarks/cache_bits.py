@@ -23,7 +23,7 @@ import numpy as np
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.openvino.runtime import KV_CACHE_PRECISION, StatefulSession, core, read_model
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.processor import load_tokenizer
 from compress.numerics.statistics import bootstrap_interval
 from compress.tasks.registry import get_task

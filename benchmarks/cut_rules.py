@@ -19,7 +19,7 @@ import torch
 import typer
 from peers.language_setting import LanguageSetting
 
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.checkpoint import Checkpoint
 from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.utils.environment import processor

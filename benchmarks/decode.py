@@ -17,7 +17,7 @@ from pathlib import Path
 
 from compress.benchmark.generation import measure_generation
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, round_to_nearest

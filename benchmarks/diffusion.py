@@ -28,7 +28,7 @@ import typer
 from bundle_page import figures, serve, visit
 
 from compress.cli.console_progress import ConsoleProgress
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion

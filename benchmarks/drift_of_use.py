@@ -25,11 +25,11 @@ import typer
 from compress.cli.artifact import Artifact, find_artifact
 from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import predict
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import find_target
 from compress.models.processor import load_processor
-from compress.numerics.anytime import log_wealth
 from compress.numerics.differences import difference_of_shares
+from compress.numerics.hypothesis_tests import log_wealth
 from compress.plugins.monitoring.ab import judge_times
 from compress.plugins.monitoring.drift import LEVEL, judged, run_drift_tests
 from compress.plugins.monitoring.outputs import Model, ModelOutputs, observe

@@ -42,8 +42,8 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.evaluation.evaluate import encode_for_model, predict
 from compress.formats.onnx.model import find_graphs
-from compress.formats.runtimes import get_runtime
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.integer_kernels import read_kernels
 from compress.pipeline.runner import StageRunner

@@ -23,7 +23,7 @@ from compress.cli.console_progress import ConsoleProgress
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.processor import labels_of, processor_of
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe

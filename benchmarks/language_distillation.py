@@ -25,7 +25,7 @@ import torch
 import typer
 from peers.language_setting import LanguageSetting
 
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.recipe.loading import read_recipe

@@ -41,7 +41,7 @@ from peers.language_setting import LanguageSetting
 
 from compress.benchmark.generation import measure_generation
 from compress.cli.console_progress import ConsoleProgress
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
 from compress.utils.environment import environment

@@ -40,7 +40,7 @@ from compress.data.dataset import Dataset, load_dataset
 from compress.formats.onnx.import_onnx import ImportedGraph, import_graph
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
-from compress.formats.silence import quiet_libraries, silence
+from compress.formats.quiet_output import quiet_libraries, suppress_output
 from compress.models.graph_inputs import GRAPH_INPUTS
 from compress.models.processor import processor_of
 from compress.models.torch_model import TorchModel
@@ -207,7 +207,7 @@ def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None,
     source, oracle = folder / "float.onnx", folder / "oracle.onnx"
     onnx.save_model(start.graph, source)
     try:
-        with silence("process"):
+        with suppress_output("process"):
             if way == "static":
                 quantize_static(source, oracle, Reader(), per_channel=True)
             else:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from compress.evaluation.evaluate import artifact_labels
 from compress.formats.generation.decoder import Decoder
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor, load_tokenizer
 from compress.tasks.batches import by_length, keep_all

@@ -28,7 +28,7 @@ from pipeline_answers import COMPARED, Case
 
 from compress.evaluation.evaluate import encode_for_model
 from compress.formats.onnx.stage import Onnx
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import START, Recipe

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from compress.formats.openvino.genai import EXACT, SETTINGS
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.processor import load_tokenizer
 from compress.numerics.differences import paired_bootstrap
 from compress.numerics.statistics import Estimate

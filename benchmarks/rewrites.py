@@ -21,7 +21,7 @@ from compress.formats.onnx.export import ATTENTION, export_onnx
 from compress.formats.onnx.fusions import REWRITES
 from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.structure import blocks
 from compress.models.torch_model import TorchModel

@@ -20,7 +20,7 @@ import torch
 
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.models.torch_model import TorchModel

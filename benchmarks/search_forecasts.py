@@ -36,7 +36,7 @@ class _Watched:
 
     def __init__(self, artifacts: Path) -> None:
         from compress.cli.console_progress import ConsoleProgress
-        from compress.formats.silence import quiet_libraries
+        from compress.formats.quiet_output import quiet_libraries
         from compress.recipe.document import read_document
 
         quiet_libraries()

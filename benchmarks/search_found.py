@@ -23,7 +23,7 @@ def found(
 ) -> None:
     """Quality, bytes and time of both, and what the search took."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline.formats import measurable
     from compress.pipeline.runner import StageRunner
     from compress.pipeline.target_session import TargetSession

@@ -37,7 +37,7 @@ def olive(
 ) -> None:
     """Seconds of both searches, ours with a part of Olive's, and what they found on rows that neither saw."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.ray.jobs import JobContext
     from compress.plugins.search.record import SearchRecord
     from compress.plugins.search.space import SearchSpace

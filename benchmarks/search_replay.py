@@ -44,7 +44,7 @@ def collect(
 ) -> None:
     """Run every recipe to every rung and evaluate it on the held-out rows and on the test rows."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.search.space import SearchSpace
     from compress.plugins.search.trial import EvaluateModels, TrialRunner
     from compress.recipe.document import read_document

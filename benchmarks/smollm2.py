@@ -35,7 +35,7 @@ from compress.cli.console_progress import ConsoleProgress
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.openvino.decoder import write_decoder
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import QuantizedCheckpoint
 from compress.pipeline.cache import Cache

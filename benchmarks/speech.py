@@ -34,7 +34,7 @@ from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.model import quantized_name, weight_only_name
 from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.recipe.recipe import Benchmark

@@ -30,9 +30,8 @@ from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
-from compress.formats.runtime import Session
-from compress.formats.runtimes import get_runtime
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
+from compress.formats.runtime import Session, get_runtime
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import load_processor
 

@@ -17,7 +17,7 @@ from compress.benchmark.session import BenchmarkResult
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
 from compress.evaluation.evaluate import encode_for_model
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.pipeline.timing import time_artifacts
 from compress.plugins.devices.device_host import DeviceHost

@@ -22,7 +22,7 @@ import torch
 import typer
 from peers.language_setting import LanguageSetting
 
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.torch_model import TorchModel
 from compress.stages.training.sequences import TokenSequences
 from compress.stages.training.synthetic_data import with_synthetic_text

@@ -21,7 +21,7 @@ import typer
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.tasks.registry import get_task
 from compress.utils.environment import has_bf16
 from compress.utils.errors import CompressError, InputError

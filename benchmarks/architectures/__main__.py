@@ -28,7 +28,7 @@ from tiny_encoder_decoders import PAIRS
 from tiny_encoders import IMAGES, MORE_TEXTS, TEXTS
 from trials import Group
 
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 
 RESULTS = Path(__file__).parents[1] / "results" / "architectures.json"
 _ENCODER_TRIALS = (onnx_encoders.TRIAL, cut_architectures.TRIAL)

@@ -15,7 +15,7 @@ from typing import Any
 from language_setting import LanguageSetting
 from quantizing import answer
 
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.checkpoint import Checkpoint
 from compress.stages.registry import STAGES
 from compress.utils.progress import SilentProgress

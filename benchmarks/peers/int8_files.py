@@ -10,7 +10,7 @@ from onnx.shape_inference import InferenceError
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress

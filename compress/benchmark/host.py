@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from compress.benchmark.noise import load_average
 from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import TimingSession, Workload
-from compress.formats.runtimes import make_ready, why_unavailable
+from compress.formats.runtime import prepare_runtime, why_unavailable
 from compress.formats.target_profile import Target
 from compress.plugins import explain_missing, find_extensions, load_extension
 from compress.utils.environment import environment, spread_cores
@@ -62,7 +62,7 @@ class LocalHost:
 
     def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
         """Install what the runtime lacks, then run the session; see `BenchmarkHost.time`."""
-        reason = make_ready(conditions.target, progress)
+        reason = prepare_runtime(conditions.target, progress)
         if reason is not None:
             raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
         seconds = conditions.seconds_left

@@ -20,7 +20,7 @@ from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledProcess, r
 from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.formats.onnx.costs import GraphCost, NodeCost, count_graph
 from compress.formats.onnx.runtimes.profile import CPU, CallRun, original_name, shapes_of
-from compress.formats.runtimes import why_unavailable
+from compress.formats.runtime import why_unavailable
 from compress.formats.target_profile import Target
 from compress.inspection.node_layers import node_layers
 from compress.numerics.roofline import Roof, least_time

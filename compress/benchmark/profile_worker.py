@@ -21,8 +21,7 @@ from compress.benchmark.worker import Predictor, read_batches, time_calls, write
 from compress.formats.generation.decoder import open_decoder
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes.profile import CallRun, ProfiledSession, read_profile, write_optimized
-from compress.formats.runtime import Batch, Session
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import Batch, Session, get_runtime
 from compress.formats.target_profile import Target
 from compress.utils.errors import StageError
 

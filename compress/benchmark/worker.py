@@ -44,8 +44,7 @@ from compress.benchmark.reference_timing import ReferenceKernels
 from compress.benchmark.rpc import Reply, serve
 from compress.benchmark.worker_sessions import combined_start_up, external_sessions, preemptions
 from compress.formats.generation.decoder import GreedyDecoder, WritesItself, open_decoder
-from compress.formats.runtime import Batch, Session, TimesItself
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import Batch, Session, TimesItself, get_runtime
 from compress.formats.target_profile import Target
 from compress.models.image_generation import image_generation_hook
 from compress.models.pipeline_folder import is_pipeline

@@ -119,7 +119,7 @@ def _bench_on_data(
     refuse_idle(subject.task.capabilities, changed)
     for loaded in filter(None, (subject, reference)):
         check_opens(loaded.folder, found_target)
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 
     quiet_libraries()

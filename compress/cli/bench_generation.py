@@ -12,7 +12,7 @@ from compress.cli.artifact import generating_artifact
 from compress.cli.bench_hosts import Measure
 from compress.cli.console_progress import ConsoleProgress
 from compress.formats.model_file import format_of
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS, find_target
 from compress.recipe.recipe import Benchmark

@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING
 from compress.cli.artifact import Artifact, find_artifact
 from compress.cli.output import Finding
 from compress.cli.run_outputs import final_for, outputs_of, run_of, weights_of_run
+from compress.formats.intermediate_values import Values, longest_length
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.parts import Values, longest
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.registry import FORMATS, RUNTIMES
-from compress.formats.runtimes import make_ready
-from compress.formats.silence import quiet_libraries
+from compress.formats.runtime import prepare_runtime
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
-from compress.inspection.layer_comparison import Departure, FormatComparison, compare_parts, gives_values, open_parts
+from compress.inspection.layer_comparison import (
+    Departure,
+    FormatComparison,
+    compare_parts,
+    gives_values,
+    open_value_graph,
+)
 from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import match
 from compress.numerics.sampling import spread_sample
@@ -72,7 +78,7 @@ def answer_findings(
             where="--target",
             expected=f"one of {', '.join(name for name, candidate in TARGETS.items() if gives_values(candidate))}",
         )
-    reason = make_ready(target, progress)
+    reason = prepare_runtime(target, progress)
     if reason is not None:
         return [Finding("ok", f"{target.name}: its answers were not compared: {reason}")], None
     quiet_libraries()
@@ -88,7 +94,7 @@ def answer_findings(
     reference = _reference(model, artifact, target, against, examples, progress)
     sample = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, artifact.recipe.seed)
     batches: list[Values] = [examples.batch([int(index)]) for index in sample]
-    parts = open_parts(file, target, longest(batches))
+    parts = open_value_graph(file, target, longest_length(batches))
     if parts.shaped is not None:
         progress.note("matching the values of the file with those of the reference")
         batches = parts.shaped(batches)

@@ -10,8 +10,8 @@ from typing import Any
 
 from compress import plugins
 from compress.cli.output import Finding
-from compress.formats import runtimes
-from compress.formats.lacking import lacking
+from compress.formats import runtime
+from compress.formats.integrity import missing_references
 from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
 from compress.stages import registry as stages  # noqa: F401, which records the stages of plug-ins that cannot be used
@@ -64,7 +64,7 @@ def _plugins() -> Iterator[Finding]:
     for spec in plugins.installed_plugins().values():
         yield Finding("ok", f"plug-in {spec.name}: {spec.summary}")
     for form in PLUGGED:
-        if faults := lacking(form):
+        if faults := missing_references(form):
             yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "fix or uninstall it")
         else:
             yield Finding("ok", f"the format {form} of a plugin: all that it refers to is there")
@@ -78,7 +78,7 @@ def _plugins() -> Iterator[Finding]:
 def _targets() -> Iterator[Finding]:
     """Yield the availability of each target."""
     for target in TARGETS.values():
-        reason = runtimes.why_unavailable(target)
+        reason = runtime.why_unavailable(target)
         if reason is None:
             yield Finding("ok", f"target {target.name}: available")
         elif target.name == "cpu":
@@ -86,7 +86,7 @@ def _targets() -> Iterator[Finding]:
         else:
             yield Finding("ok", f"target {target.name}: not here, {reason}; recipes skip it")
     versions = {package.name: package.installed for package in installation.packages()}
-    if versions.get("onnxruntime-gpu") and runtimes.why_unavailable(TARGETS["gpu"]):
+    if versions.get("onnxruntime-gpu") and runtime.why_unavailable(TARGETS["gpu"]):
         yield Finding(
             "warning",
             "onnxruntime-gpu is installed and yet has no working CUDA provider",

@@ -14,7 +14,7 @@ from compress.cli.output import Finding
 from compress.cli.run_outputs import outputs_of, run_of
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs, graph_label
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
 from compress.formats.targets import TARGETS
 from compress.inspection.integer_kernels import WeightedKernel, read_kernels

@@ -28,14 +28,15 @@ def evaluate(
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import render_rows
-    from compress.formats.target_profile import Profile
+    from compress.formats.target_profile import TargetProfile
     from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
-    profile = Profile(find_target(target))
+    profile = TargetProfile(find_target(target))
     check_opens(found.folder, profile.target)
-    from compress.formats.silence import quiet_libraries
-    from compress.pipeline import generation_evals, image_generation_evals
+    from compress.formats.quiet_output import quiet_libraries
+    from compress.pipeline import generation_evals
+    from compress.pipeline import generation_evals as image_generation_evals
     from compress.pipeline.target_session import TargetSession
 
     quiet_libraries()

@@ -54,7 +54,7 @@ def profile(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
         )
     from compress.benchmark.operators import profile_operators, refuse_other_devices
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
 
     refuse_other_devices(found_target)
     quiet_libraries()
@@ -106,8 +106,7 @@ def _part_calls(
         InputError: The component doesn't exist, or an option is for another kind of model.
     """
     from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls
-    from compress.formats.runtime import ComponentSession
-    from compress.formats.runtimes import get_runtime
+    from compress.formats.runtime import ComponentSession, get_runtime
     from compress.models.image_generation import image_generation_hook
     from compress.models.pipeline_folder import UNET
     from compress.utils.errors import InputError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
-from compress.formats.silence import quiet_libraries
-from compress.formats.target_profile import Profile
+from compress.formats.quiet_output import quiet_libraries
+from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import find_target
 from compress.pipeline.measurements import Findings, data_record, measure_answers, test_labels
 from compress.pipeline.run import with_absolute_paths
@@ -69,7 +69,9 @@ def compare_now(
         margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
         # Half of the smallest change that matters is precise enough.
         precision, confidence = (margin or 0.0) / 2, policy.time_confidence
-        session = TargetSession(runner, Profile(found_target), artifacts, precision=precision, confidence=confidence)
+        session = TargetSession(
+            runner, TargetProfile(found_target), artifacts, precision=precision, confidence=confidence
+        )
         report = _measured(session, folder)
         resolved_recipe = with_absolute_paths(candidate_artifact.recipe, candidate_artifact.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(resolved_recipe), encoding="utf-8")

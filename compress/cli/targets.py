@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from compress.formats.target_profile import Profile
+    from compress.formats.target_profile import TargetProfile
 
 
 def targets(
@@ -42,8 +42,8 @@ def targets(
             typer.echo(f"{'':<{width}}  measured on this machine instead of {row['measured_instead_of']}")
 
 
-def _row(profile: Profile) -> dict[str, Any]:
-    from compress.formats.runtimes import why_unavailable
+def _row(profile: TargetProfile) -> dict[str, Any]:
+    from compress.formats.runtime import why_unavailable
     from compress.formats.target_profile import AppProfile
 
     target = profile.target

@@ -12,13 +12,12 @@ import numpy as np
 
 from compress.data.membership import Part
 from compress.formats.generation.decoder import feeder
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.folder_checks import check_processor
 from compress.models.json_file import read_json
 from compress.models.processor import load_processor
-from compress.numerics.ratio import linearized, ratio_interval
-from compress.numerics.statistics import wilson_interval
+from compress.numerics.statistics import linearized, ratio_interval, wilson_interval
 from compress.results.measurement import Measurement
 from compress.results.metrics import metric_on_slice
 from compress.tasks.batches import by_length, keep_all

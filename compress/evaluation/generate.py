@@ -10,12 +10,12 @@ import numpy as np
 
 from compress.evaluation.evaluate import share_row
 from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.numerics.calibration import mean_interval
-from compress.numerics.next_token import log_probabilities, loop_length, repeated_share
+from compress.numerics.token_metrics import log_probabilities, loop_length, repeated_share
 from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.sequences import spread

@@ -14,11 +14,11 @@ import numpy as np
 
 from compress.evaluation.generate import end_tokens
 from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import find_target
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
-from compress.numerics.next_token import negative_log_likelihood
+from compress.numerics.token_metrics import negative_log_likelihood
 from compress.utils.errors import InputError, MissingExtraError, ModelError
 from compress.utils.progress import Progress, SilentProgress
 
@@ -172,7 +172,7 @@ def main() -> None:
     """Run the harness's own command line."""
     from lm_eval.__main__ import cli_evaluate
 
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
 
     quiet_libraries()
     cli_evaluate()

@@ -11,12 +11,12 @@ import numpy as np
 from compress.data.judged import Question, RatedPairs
 from compress.evaluation.evaluate import predict, share_row
 from compress.formats.generation.decoder import feeder
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.processor import load_processor, load_tokenizer
-from compress.numerics.correlation import pearson, spearman
 from compress.numerics.embeddings import normalized
-from compress.numerics.next_token import negative_log_likelihood
+from compress.numerics.statistics import pearson, spearman
+from compress.numerics.token_metrics import negative_log_likelihood
 from compress.results.measurement import Measurement
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task

@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.formats.spec import FormatSpec, Reference, RuntimeSpec, load
-from compress.formats.target_profile import WEB_VERSION, AppProfile, Profile, Target
+from compress.formats.target_profile import WEB_VERSION, AppProfile, Target, TargetProfile
 from compress.plugins import UnusablePluginError, load_extensions
 from compress.utils.errors import InputError
 
@@ -92,7 +92,7 @@ def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
     return found
 
 
-def _targets(known: Sequence[FormatSpec]) -> list[Profile]:
+def _targets(known: Sequence[FormatSpec]) -> list[TargetProfile]:
     return [profile for spec in known for profile in spec.targets]
 
 

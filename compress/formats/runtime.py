@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from compress.formats.registry import FORMATS, RUNTIMES
+from compress.formats.spec import load
 from compress.formats.target_profile import Target
-from compress.utils.errors import InputError, StageError
+from compress.utils.errors import InputError, SampleError, StageError, StorageError
 from compress.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from compress.models.model import Model
+
 
 Batch = Mapping[str, np.ndarray]
 
@@ -165,7 +172,7 @@ class Ships(Protocol):
 
 
 @runtime_checkable
-class Remarks(Protocol):
+class HasExecutionNote(Protocol):
     """Runtime that does not run every artifact exactly as it is stored."""
 
     def remark(self, artifact: Path) -> str | None:
@@ -173,7 +180,7 @@ class Remarks(Protocol):
 
 
 class Runtime(Protocol):
-    """One way of running artifacts. One file each, registered in `compress.formats.runtimes`."""
+    """One way of running artifacts. One file each, registered in `compress.formats.runtime`."""
 
     name: str
 
@@ -185,3 +192,43 @@ class Runtime(Protocol):
 
     def build(self) -> str:
         """Return the version, or the digest of a custom library, that answers and speed depend on."""
+
+
+def get_runtime(name: str) -> Runtime:
+    """Return the runtime of that name; raise `KeyError` for a name outside `RUNTIMES`."""
+    runtime: Runtime = load(RUNTIMES[name].runtime)
+    return runtime
+
+
+def why_unavailable(target: Target) -> str | None:
+    """Return the reason why nothing can run on ``target`` on this machine, or ``None`` if it is available."""
+    if target.runtime not in RUNTIMES:
+        return f"its runtime, {target.runtime}, is not one that compress runs"
+    try:
+        runtime = get_runtime(target.runtime)
+    except ImportError as error:
+        return f"the runtime {target.runtime!r} cannot be imported: {error}"
+    return runtime.unavailable(target)
+
+
+def open_model(model: Model) -> Session:
+    """Open a model with the first target of its format and one thread."""
+    target = FORMATS[model.kind].targets[0].target
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        return get_runtime(target.runtime).open(Path(folder), target, threads=1)
+
+
+def prepare_runtime(target: Target, progress: Progress) -> str | None:
+    """Fetch missing files of the runtime of ``target``; return the reason if it is still unavailable, else ``None``."""
+    reason = why_unavailable(target)
+    if reason is not None:
+        return reason
+
+    runtime = get_runtime(target.runtime)
+    try:
+        if isinstance(runtime, Fetches):
+            runtime.fetch(target, progress)
+    except (SampleError, StorageError) as error:
+        return error.what
+    return None

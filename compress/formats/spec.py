@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from compress.formats.target_profile import App, Profile
+from compress.formats.target_profile import App, TargetProfile
 
 Reference = str
 """`module:attribute`, imported when it is needed."""
@@ -49,7 +49,7 @@ class FormatSpec:
       Both are None for what no stage has to write: weights as transformers has them
     - ``searched``: the stages, as recipes write them, that a search for its targets begins with in place of the task's
     - ``runtimes``: by name; the first where nothing else is said
-    - ``probed``: the `Probing` that looks into that model, where it is no `FileModel`
+    - ``inspector``: the `ModelInspector` that looks into that model, where it is no `FileModel`
     - ``rank``: its place in lists; the first of all is meant where nothing is said
     - ``written_from``: the format that it is made of, or None for weights as transformers has them
     - ``own_bits``: it doesn't take over ONNX's integers: what is quantized there is quantized for it from the weights
@@ -74,9 +74,9 @@ class FormatSpec:
     rank: int = 100
     written_from: str | None = None
     own_bits: bool = False
-    targets: tuple[Profile, ...] = ()
+    targets: tuple[TargetProfile, ...] = ()
     taken_by: Mapping[str, App | None] = field(default_factory=dict)
-    probed: Reference | None = None
+    inspector: Reference | None = None
     find_all: Reference | None = None
     tensors: Reference | None = None
     tensors_suffix: str | None = None
@@ -87,7 +87,7 @@ class FormatSpec:
 
     def references(self) -> dict[str, Reference]:
         """Return every reference of the format by a description of the object."""
-        names = ("stage", "probed", "find_all", "tensors", "parts", "check_writable")
+        names = ("stage", "inspector", "find_all", "tensors", "parts", "check_writable")
         references = {name: value for name in names if (value := getattr(self, name)) is not None}
         many = {f"many texts of {name}": one.many_texts for name, one in self.runtimes.items() if one.many_texts}
         return references | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()} | many

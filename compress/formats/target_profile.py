@@ -25,7 +25,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Profile:
+class TargetProfile:
     """A row of the table: a target, what may be chosen of it, and its limits.
 
     ``formats`` are those that may be asked for in place of the target's own, which comes first. ``threads`` and the
@@ -69,7 +69,7 @@ class App:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppProfile(Profile):
+class AppProfile(TargetProfile):
     """A row that `compress bundle` takes, with what runs each format that a bundle for it may have.
 
     ``version`` is that of the runtime that lies in the bundle; None where the app brings its own.
@@ -79,7 +79,7 @@ class AppProfile(Profile):
     version: str | None = None
 
 
-def limit_words(profile: Profile) -> list[str]:
+def describe_limits(profile: TargetProfile) -> list[str]:
     """Return the limits of a profile as text for people."""
     limits = ((profile.max_bytes, "shipped"), (profile.max_memory_bytes, "of memory"))
     return [f"at most {most / 1e6:.6g} MB {what}" for most, what in limits if most is not None]
@@ -124,7 +124,7 @@ def find_processor(name: str) -> Processor:
     return Processor("cpu", known is None or known.sums_in_32_bits, f"this machine's: {local_class}")
 
 
-def sum_in_32_bits(profiles: Iterable[Profile]) -> bool:
+def sum_in_32_bits(profiles: Iterable[TargetProfile]) -> bool:
     """Return whether pairs of 8-bit products saturate neither on this machine nor on a target's processor."""
     named = {profile.processor for profile in profiles if profile.processor is not None}
     return all(find_processor(name).sums_in_32_bits for name in ("cpu", *named))

@@ -7,11 +7,11 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from compress.formats.registry import FORMATS, PLATFORMS
-from compress.formats.target_profile import AppProfile, Profile, Target
+from compress.formats.target_profile import AppProfile, Target, TargetProfile
 from compress.utils.errors import InputError
 
 
-def _with_formats(profile: Profile) -> Profile:
+def _with_formats(profile: TargetProfile) -> TargetProfile:
     """Return the profile with the other formats that it accepts and their app runtimes."""
     taken = {form: spec.taken_by[profile.name] for form, spec in FORMATS.items() if profile.name in spec.taken_by}
     profile = replace(profile, formats=tuple(form for form in taken if form != profile.target.format))
@@ -20,18 +20,18 @@ def _with_formats(profile: Profile) -> Profile:
     return profile
 
 
-PROFILES: Mapping[str, Profile] = {
+PROFILES: Mapping[str, TargetProfile] = {
     profile.name: _with_formats(profile)
     for profile in (*(one for spec in FORMATS.values() for one in spec.targets), *PLATFORMS)
 }
 TARGETS: Mapping[str, Target] = {name: profile.target for name, profile in PROFILES.items()}
 
 
-REFERENCE: Profile = next(one for one in PROFILES.values() if FORMATS[one.target.format].written_by is None)
+REFERENCE: TargetProfile = next(one for one in PROFILES.values() if FORMATS[one.target.format].written_by is None)
 """Runs weights as stages leave them: others are compared with it, and it measures where none of them can."""
 
 
-def in_format(profile: Profile, form: str) -> Profile:
+def in_format(profile: TargetProfile, form: str) -> TargetProfile:
     """Return the profile with files of another format and the runtime that opens them."""
     target = profile.target
     if form == target.format:
@@ -43,7 +43,7 @@ def in_format(profile: Profile, form: str) -> Profile:
     return replace(profile, target=replace(target, format=form, runtime=runtime, provider=runtime_spec.provider))
 
 
-def find_profile(name: str) -> Profile:
+def find_profile(name: str) -> TargetProfile:
     """Return the profile of that name.
 
     Raises:

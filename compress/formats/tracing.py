@@ -81,7 +81,7 @@ def _length(value: Any) -> Any:
 
 
 @contextmanager
-def as_written(module: Any) -> Iterator[None]:
+def with_traceable_builtins(module: Any) -> Iterator[None]:
     """Two functions of Python otherwise, in the files of transformers that a model's parts are from.
 
     `len` of a tensor is not made a number, which would make a graph for one batch alone (RT-DETR, D-FINE); and a `set`
@@ -95,7 +95,7 @@ def as_written(module: Any) -> Iterator[None]:
 
 
 @contextmanager
-def unmasked(module: Any) -> Iterator[None]:
+def without_padding_masks(module: Any) -> Iterator[None]:
     """Without the masks of padding that a detector makes itself: pictures of one size have none.
 
     As DETR computes them they take operators that not every format has.

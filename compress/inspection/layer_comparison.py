@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from compress.formats.intermediate_values import MASK_MAGNITUDE, Run, ValueGraph, Values
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.intermediate_values import OnnxParts
-from compress.formats.parts import LARGEST, Parts, Run, Values
 from compress.formats.registry import RUNTIMES, part_of
 from compress.formats.target_profile import Target
 from compress.numerics.block_quantization import on_coarse_grid
@@ -33,17 +33,17 @@ _PARAMETER = re.compile(r"\.(weight|bias)\b")
 
 
 def gives_values(target: Target) -> bool:
-    """Return True if `open_parts` can read intermediate values of files on this target."""
+    """Return True if `open_value_graph` can read intermediate values of files on this target."""
     runtime = RUNTIMES[target.runtime]
     return runtime.gives_values and runtime.provider == target.provider
 
 
-def open_parts(artifact: Path, target: Target, length: int | None = None) -> Parts:
+def open_value_graph(artifact: Path, target: Target, length: int | None = None) -> ValueGraph:
     """Open the only model file of ``artifact`` as ``target`` runs it. Raises `ModelError` if it cannot be opened.
 
     ``length`` is the maximum number of tokens, which some formats need in advance.
     """
-    parts: Parts = part_of(format_of(artifact), "parts")(model_file(artifact), target, length)
+    parts: ValueGraph = part_of(format_of(artifact), "parts")(model_file(artifact), target, length)
     return parts
 
 
@@ -117,7 +117,7 @@ class FormatComparison:
 def compare_parts(
     reference: onnx.ModelProto,
     layers: Mapping[str, str],
-    candidate: Parts,
+    candidate: ValueGraph,
     batches: Sequence[Values],
     progress: Progress,
 ) -> FormatComparison | None:
@@ -156,7 +156,7 @@ def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Return True for float values of equal shape that are not masks."""
     if ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape or not ours.size:
         return False
-    return bool(np.abs(ours).max() < LARGEST) and bool(ours.any())
+    return bool(np.abs(ours).max() < MASK_MAGNITUDE) and bool(ours.any())
 
 
 class _Comparing:
@@ -165,7 +165,7 @@ class _Comparing:
     def __init__(
         self,
         reference: OnnxParts,
-        candidate: Parts,
+        candidate: ValueGraph,
         layers: Mapping[str, str],
         names: Sequence[str],
         whole: Run,

@@ -11,8 +11,7 @@ import numpy as np
 from compress.formats.generation.image_text import open_together
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs
-from compress.formats.runtime import Batch, Session
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import Batch, Session, get_runtime
 from compress.formats.targets import TARGETS
 
 

@@ -15,8 +15,8 @@ from itertools import islice, permutations
 
 import numpy as np
 
+from compress.formats.intermediate_values import MASK_MAGNITUDE, GraphStep, Run, ValueGraph, Values
 from compress.formats.onnx.intermediate_values import OnnxParts
-from compress.formats.parts import LARGEST, Parts, Run, Step, Values
 
 _SAME = ((32, 1e-3), (16, 0.01), (8, 0.05), (0, 0.2))
 """Minimum bits of a part, and the error up to which two values match, as a share of the value's spread."""
@@ -89,7 +89,7 @@ def _places(size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, size, _SAMPLE)
 
 
-def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
+def match(file: ValueGraph, reference: OnnxParts, batch: Values) -> ValueGraph:
     """Return ``file`` with the reference's names for its values; the first output of both is assumed to match.
 
     Inputs of the result must have the shapes of ``batch``.
@@ -105,7 +105,7 @@ def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
     def named(own: str) -> str:
         return names.get(own, f"the file's {own}")
 
-    def step(part: Step) -> Step:
+    def step(part: GraphStep) -> GraphStep:
         return replace(part, value=named(part.value), reads=list(map(named, part.reads)))
 
     def whole(values: Sequence[str]) -> Run:
@@ -117,12 +117,14 @@ def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
 
         return answered
 
-    return Parts(map(step, file.steps.values()), [names[output] for output in file.outputs if output in names], whole)
+    return ValueGraph(
+        map(step, file.steps.values()), [names[output] for output in file.outputs if output in names], whole
+    )
 
 
 @dataclass
 class _Matching:
-    file: Parts
+    file: ValueGraph
     reference: OnnxParts
     batch: Values
     same: dict[str, Likeness] = field(default_factory=dict)
@@ -212,13 +214,13 @@ class _Matching:
                         yield likeness if likeness.error < _LIKE else replace(likeness, order=plain)
 
 
-def _made_of(value: str, parts: Parts, known: Mapping[str, str]) -> set[str]:
+def _made_of(value: str, parts: ValueGraph, known: Mapping[str, str]) -> set[str]:
     """Return the matched values from which a value is computed, by the reference's names."""
     return {known[read] for step in parts.part(value, known) for read in parts.reads[step] if read in known}
 
 
 def _telling(value: np.ndarray) -> bool:
     """Return True if a value holds enough distinct floats to identify it, and is no mask."""
-    if value.dtype.kind != "f" or value.size < _FEWEST or not np.abs(value).max() < LARGEST:
+    if value.dtype.kind != "f" or value.size < _FEWEST or not np.abs(value).max() < MASK_MAGNITUDE:
         return False
     return bool(value.std() > 1e-6 * np.abs(value).max())

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from compress.data.dataset import Dataset
-from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probed, Probing, Stored, of_arrays, of_files
+from compress.formats.integrity import (
+    POSITIONS,
+    TOKENS,
+    WINDOWS,
+    Encode,
+    InspectedModel,
+    ModelInspector,
+    Stored,
+    file_inspector,
+    stored_arrays,
+)
 from compress.formats.registry import part_of
 from compress.inspection.tensors import read_model
 from compress.models.checkpoint import TABLES, Checkpoint
@@ -182,13 +192,13 @@ class PredictionProbe:
         return self.in_memory(self.load(folder))
 
 
-def inspector_of(model: Model) -> Probed:
+def inspector_of(model: Model) -> InspectedModel:
     """Return the inspector for a model's class, which reads its tensors and computes its logits."""
     if isinstance(model, TorchModel):
         return _MODULE(model)
     if isinstance(model, Checkpoint):
         return _CHECKPOINT(model)
-    inspector: Probing = part_of(model.kind, "probed") or of_files(model.kind)
+    inspector: ModelInspector = part_of(model.kind, "inspector") or file_inspector(model.kind)
     return inspector(model)
 
 
@@ -245,7 +255,7 @@ def _first_token_logits(model: Checkpoint, examples: Examples) -> np.ndarray:
     return np.asarray(logits)
 
 
-_MODULE = Probing(
-    lambda model: of_arrays((name, tensor.numpy()) for name, tensor in model.tensors().items()), _torch_logits
+_MODULE = ModelInspector(
+    lambda model: stored_arrays((name, tensor.numpy()) for name, tensor in model.tensors().items()), _torch_logits
 )
-_CHECKPOINT = Probing(_stored_tensors, _blockwise_logits)
+_CHECKPOINT = ModelInspector(_stored_tensors, _blockwise_logits)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compress.data.membership import Part
-from compress.formats.runtimes import make_ready, why_unavailable
-from compress.formats.target_profile import Profile
+from compress.formats.registry import FORMATS
+from compress.formats.runtime import prepare_runtime, why_unavailable
+from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspection.budget import bytes_by_layer
-from compress.pipeline import generation_evals, image_generation_evals
-from compress.pipeline.format_support import unsupported_reason
-from compress.pipeline.formats import can_write, measurable
-from compress.pipeline.reference import is_reference, reference_notes, rows_against_reference
+from compress.pipeline import generation_evals
+from compress.pipeline import generation_evals as image_generation_evals
+from compress.pipeline.formats import can_write, measurable, unsupported_reason, weights_of
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.target_session import SPLIT, TargetSession
@@ -23,6 +23,7 @@ from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_n
 from compress.report.compare.machine_match import machine_summary
 from compress.report.predictions import ModelAnswers
 from compress.results.measurement import Measurement
+from compress.results.metrics import metric_against
 from compress.results.report import (
     BASELINE,
     FINAL,
@@ -41,6 +42,47 @@ from compress.tasks.capability import READS_ROWS
 from compress.utils.environment import environment
 from compress.utils.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.utils.storage import cache_key
+
+
+def is_reference(session: TargetSession) -> bool:
+    """Return True if the session measured weights as stages leave them, in no runtime's format."""
+    return FORMATS[session.target.format].written_by is None
+
+
+def rows_against_reference(runner: StageRunner, sessions: Sequence[TargetSession]) -> list[Measurement]:
+    """Return the agreement of each model on each other target with its own weights (`METRIC_against_TARGET`)."""
+    reference = next(filter(is_reference, sessions), None)
+    if reference is None:
+        return []
+    rows = list[Measurement]()
+    for session in sessions:
+        for label, predictions in session.predictions.items() if not is_reference(session) else ():
+            reference_predictions = reference.predictions.get(_made_of(runner, label))
+            if reference_predictions is None:
+                continue
+            agreement_rows = runner.inputs.task.compare(
+                predictions.kept, reference_predictions.kept, label, session.target.name
+            )
+            names = [metric_against(row.metric, reference.target.name) for row in agreement_rows]
+            rows += [row.model_copy(update={"metric": name}) for row, name in zip(agreement_rows, names, strict=True)]
+    return rows
+
+
+def reference_notes(session: TargetSession) -> list[str]:
+    """Return a note on which weights `final` stands for, if the last output's format does not run on this target."""
+    last_label = session.runner.recipe.labels()[-1]
+    weights = weights_of(session.runner, last_label)
+    if not is_reference(session) or weights == last_label:
+        return []
+    return [f"final is the weights of {weights}, which the output of {last_label} was made of"]
+
+
+def _made_of(runner: StageRunner, label: str) -> str:
+    """Return the label under which the weights behind ``label`` were measured."""
+    if label in (BASELINE, FINAL):
+        return label
+    weights = weights_of(runner, label)
+    return BASELINE if weights == weights_of(runner, runner.recipe.baseline) else weights
 
 
 @dataclass
@@ -89,7 +131,7 @@ def measure(runner: StageRunner, remeasure: bool) -> Findings:
     machine = environment()
     findings = Findings(environment=machine)
     sessions: list[TargetSession] = []
-    unavailable: list[Profile] = []
+    unavailable: list[TargetProfile] = []
     for profile in runner.recipe.profiles():
         findings.machines[profile.name] = machine
         artifacts = _artifacts(findings, runner, profile, unavailable)
@@ -115,7 +157,9 @@ def measure(runner: StageRunner, remeasure: bool) -> Findings:
     return findings
 
 
-def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lacking: list[Profile]) -> dict[str, Path]:
+def _artifacts(
+    findings: Findings, runner: StageRunner, profile: TargetProfile, lacking: list[TargetProfile]
+) -> dict[str, Path]:
     """Return the artifacts that a target runs, by label, or nothing if the target is skipped.
 
     Args:
@@ -128,7 +172,7 @@ def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lackin
     reason = (
         why_unavailable(target)
         or unsupported_reason(runner.recipe, runner.inputs.start, target, runner.inputs.from_graph)
-        or make_ready(target, runner.progress)
+        or prepare_runtime(target, runner.progress)
     )
     if reason is None:
         try:
@@ -145,7 +189,7 @@ def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lackin
 
 
 def _measured(
-    findings: Findings, runner: StageRunner, profile: Profile, artifacts: Mapping[str, Path], remeasure: bool
+    findings: Findings, runner: StageRunner, profile: TargetProfile, artifacts: Mapping[str, Path], remeasure: bool
 ) -> TargetSession:
     """Measure all artifacts on one target.
 
@@ -164,7 +208,7 @@ def _measured(
     return session
 
 
-def _only_written(findings: Findings, runner: StageRunner, profile: Profile) -> None:
+def _only_written(findings: Findings, runner: StageRunner, profile: TargetProfile) -> None:
     """Measure the file sizes for a target that is not available here, if its files can be written."""
     target = profile.target
     if unsupported_reason(
@@ -176,13 +220,13 @@ def _only_written(findings: Findings, runner: StageRunner, profile: Profile) -> 
     _weigh(findings, profile, artifacts)
 
 
-def _as_made(runner: StageRunner, profile: Profile) -> list[Measurement]:
+def _as_made(runner: StageRunner, profile: TargetProfile) -> list[Measurement]:
     """Return the sizes of the stages' own outputs, for targets whose files can be neither written nor run here."""
     folders = {BASELINE: runner.folder_of(runner.recipe.baseline), FINAL: runner.folder_of(runner.recipe.labels()[-1])}
     return [row for label, folder in folders.items() for row in size_rows(folder, label, profile.target)]
 
 
-def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) -> None:
+def _weigh(findings: Findings, profile: TargetProfile, artifacts: Mapping[str, Path]) -> None:
     """Measure the shipped bytes of the final model for a target with a size limit."""
     findings.finals[profile.name] = artifacts[FINAL]
     if profile.max_bytes is not None:

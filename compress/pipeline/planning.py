@@ -6,30 +6,30 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
-from compress.formats.runtimes import why_unavailable
-from compress.formats.silence import quiet_libraries
-from compress.formats.target_profile import Profile, limit_words
+from compress.formats.quiet_output import quiet_libraries
+from compress.formats.runtime import why_unavailable
+from compress.formats.target_profile import TargetProfile, describe_limits
 from compress.formats.targets import REFERENCE
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.json_file import read_json
-from compress.pipeline.format_support import check_formats, unsupported_reason
+from compress.pipeline.formats import check_formats, unsupported_reason
 from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan, render_plan
 from compress.pipeline.recipe_sources import Sources
-from compress.pipeline.requirements import check_artifacts, combined_error, disk_error, free_bytes, missing_packages
+from compress.pipeline.run_checks import check_artifacts, combined_error, disk_error, free_bytes, missing_packages
 from compress.pipeline.stage_benchmark import StageBenchmarks, benchmark_stages
-from compress.pipeline.stage_costs import predict_measuring
-from compress.pipeline.stage_plans import stage_plans
+from compress.pipeline.stage_costs import predict_measuring, predict_stage_cost
 from compress.plugins import plugin_problems
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.model_checks import check_stages
-from compress.stages.protocols import ChecksModel, data_passes
+from compress.stages.protocols import ChecksModel, Trains, data_passes, loaded_type
 from compress.stages.training.settings import Training
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES, READS_ROWS
 from compress.tasks.registry import get_task
@@ -37,6 +37,60 @@ from compress.utils.environment import cores_quota, granted_cores, processor_cla
 from compress.utils.errors import CompressError, InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.torch_device import resolve_device
+
+
+def stage_plans(
+    recipe: Recipe,
+    sources: Sources,
+    context: PlanContext,
+    is_cached: Callable[[str], bool] | None,
+    problems: list[CompressError],
+    benchmarks: StageBenchmarks | None,
+) -> list[StagePlan]:
+    """Return the plans of the stages, up to the first one that cannot be planned.
+
+    Args:
+        recipe: The recipe.
+        sources: Its model and data.
+        context: Sizes that costs are predicted from; the shape of each stage's output is added to it.
+        is_cached: Returns True for the label of a stage whose output is in the cache.
+        problems: Receives the error of a stage that cannot be planned.
+        benchmarks: Timings of stages on a few batches.
+    """
+    plans: list[StagePlan] = []
+    shape, held_bytes = context.shapes[START], 0.0
+    for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
+        model_type = loaded_type(stage, sources.task.capabilities)
+        try:
+            cached = is_cached(label) if is_cached and not problems else None
+            prediction = predict_stage_cost(stage, label, shape, context, benchmarks, model_type, held_bytes)
+        except InputError as error:
+            problems.append(error)
+            return plans
+        if cached:
+            nothing = Estimate(value=0, note="cached")
+            prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
+        # The allocator keeps the memory that training has freed until the process ends.
+        held_bytes = (
+            max(held_bytes, prediction.peak_memory_bytes.value or 0.0) if isinstance(stage, Trains) else held_bytes
+        )
+        shape = context.shapes[label] = prediction.shape
+        needs = stage.needs()
+        plan = StagePlan(
+            label=label,
+            kind=stage.kind,
+            takes=model_type.__name__,
+            gives=stage.output_type().__name__,
+            reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
+            refers_to=stage.earlier_outputs(),
+            cached=cached,
+            seconds=prediction.seconds,
+            peak_memory_bytes=prediction.peak_memory_bytes,
+            disk_bytes=prediction.disk_bytes,
+        )
+        plans.append(plan)
+    return plans
+
 
 __all__ = ["Plan", "make_plan", "plan_context", "render_plan"]
 
@@ -244,11 +298,11 @@ def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
     return Estimate(value=sum(known), note=note, low=ends[0], high=ends[1])
 
 
-def _target_plan(profile: Profile, recipe: Recipe, start: Path | None, from_graph: bool) -> TargetPlan:
+def _target_plan(profile: TargetProfile, recipe: Recipe, start: Path | None, from_graph: bool) -> TargetPlan:
     """Return whether a target can be measured here, with the reason if not, or with its description and limits."""
     target = profile.target
     reason = why_unavailable(target) or unsupported_reason(recipe, start, target, from_graph)
-    about = [target.description, target.format, *limit_words(profile)]
+    about = [target.description, target.format, *describe_limits(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []
     return TargetPlan(name=target.name, available=reason is None, reason=reason or "; ".join(about))

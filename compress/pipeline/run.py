@@ -17,11 +17,10 @@ from pydantic import BaseModel
 
 from compress.data.config import is_file_name
 from compress.data.source import find
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.measurements import data_record, measure, test_labels
-from compress.pipeline.requirements import check_artifacts
-from compress.pipeline.run_checks import check_run
+from compress.pipeline.run_checks import check_artifacts, check_run
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import explained, target_limits
 from compress.plugins import find_extensions, load_extension, plugin_problems

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.data.dataset import load_dataset
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.folder_checks import weight_files
 from compress.models.json_file import read_json
 from compress.models.torch_model import TorchModel

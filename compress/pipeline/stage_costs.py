@@ -9,9 +9,9 @@ from typing import Any
 from compress.data.dataset import TEST
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
-from compress.formats.target_profile import Profile
+from compress.formats.target_profile import TargetProfile
 from compress.models.torch_model import TorchModel
-from compress.pipeline.format_support import format_given
+from compress.pipeline.formats import format_given
 from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe
 from compress.stages.base import Stage
@@ -174,7 +174,7 @@ def _with_library_memory(
 
 
 def predict_measuring(
-    recipe: Recipe, profiles: Sequence[Profile], context: PlanContext, benchmarks: StageBenchmarks | None
+    recipe: Recipe, profiles: Sequence[TargetProfile], context: PlanContext, benchmarks: StageBenchmarks | None
 ) -> Estimate:
     """Return the seconds beside the stages: each model exported for each target, evaluated and timed.
 

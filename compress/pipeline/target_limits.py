@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compress.formats.registry import RUNTIMES
-from compress.formats.runtime import Ships
-from compress.formats.runtimes import get_runtime
-from compress.formats.target_profile import Profile, Target
+from compress.formats.runtime import Ships, get_runtime
+from compress.formats.target_profile import Target, TargetProfile
 from compress.inspection.budget import budget_of
 from compress.inspection.size_advice import size_advice
 from compress.inspection.tensors import read_model
@@ -38,7 +37,7 @@ class Shipped(NamedTuple):
         return sum(self.model.values()) + (self.runtime or 0)
 
 
-def shipped(profile: Profile, folder: Path) -> Shipped:
+def shipped(profile: TargetProfile, folder: Path) -> Shipped:
     """Return the bytes that a target ships for the model in ``folder``, compressed if the target is downloaded."""
     model = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     count = _deflated if profile.downloaded else lambda path: path.stat().st_size
@@ -64,7 +63,7 @@ def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
     ]
 
 
-def target_limits(profiles: Sequence[Profile], rows: Sequence[Measurement]) -> list[Limit]:
+def target_limits(profiles: Sequence[TargetProfile], rows: Sequence[Measurement]) -> list[Limit]:
     """Return the limits of the targets themselves, which are checked like the recipe's."""
     limits = []
     for profile in profiles:
@@ -76,7 +75,7 @@ def target_limits(profiles: Sequence[Profile], rows: Sequence[Measurement]) -> l
 
 
 def explained(
-    result: LimitResult, profiles: Sequence[Profile], finals: Mapping[str, Path], sizes: Mapping[str, Shipped]
+    result: LimitResult, profiles: Sequence[TargetProfile], finals: Mapping[str, Path], sizes: Mapping[str, Shipped]
 ) -> LimitResult:
     """Return the result of a size limit with the counted parts and, if it is missed, the largest parts and advice.
 
@@ -116,13 +115,13 @@ def _biggest(found: Shipped, stored: Mapping[str, tuple[str, tuple[int, ...], in
     return f"biggest: {listed}; the largest tensor, {tensor}, {stored[tensor][2] / _MEGABYTE:.2f} MB as stored"
 
 
-def _memory(profile: Profile, rows: Sequence[Measurement]) -> str:
+def _memory(profile: TargetProfile, rows: Sequence[Measurement]) -> str:
     """Return the metric name of the peak memory at batch 1. A language model's contains the prompt length."""
     named = [row.metric for row in rows if (row.model, row.target) == (FINAL, profile.name)]
     return next((name for name in named if name.startswith(MEMORY) and "_batch_" not in name), MEMORY)
 
 
-def _runtime_files(profile: Profile) -> list[Path] | None:
+def _runtime_files(profile: TargetProfile) -> list[Path] | None:
     """Return the files of the target's runtime, or None if the installed runtime is not the target's own."""
     if profile.instead_of is not None or profile.device is not None:
         return None

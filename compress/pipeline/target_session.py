@@ -24,8 +24,8 @@ from compress.evaluation.evaluate import (
     task_slice_rows,
     token_kind_rows,
 )
-from compress.formats.runtimes import get_runtime
-from compress.formats.target_profile import Profile, find_processor
+from compress.formats.runtime import get_runtime
+from compress.formats.target_profile import TargetProfile, find_processor
 from compress.formats.targets import PROFILES
 from compress.models.processor import load_processor
 from compress.numerics.calibration import calibration_bins
@@ -60,7 +60,7 @@ class TargetSession:
     """Measurements of all models on one target."""
 
     def __init__(
-        self, runner: StageRunner, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
+        self, runner: StageRunner, profile: TargetProfile, artifacts: Mapping[str, Path], split: str = SPLIT,
         precision: float = PRECISION, confidence: float = 0.95, budget_seconds: float | None = None,
     ) -> None:  # fmt: skip
         """Prepare the measurements; nothing is loaded yet.

@@ -8,8 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from compress.formats.onnx.model import OnnxModel, find_graphs
-from compress.formats.runtime import Remarks
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import HasExecutionNote, get_runtime
 from compress.formats.target_profile import Target, find_processor
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
@@ -31,7 +30,7 @@ _SHORT_MS = 0.5
 def run_remarks(session: TargetSession) -> list[str]:
     """Return the runtime's remarks on files that it does not run as stored, each once with its models."""
     runtime = get_runtime(session.target.runtime)
-    if not isinstance(runtime, Remarks):
+    if not isinstance(runtime, HasExecutionNote):
         return []
     labels_by_remark: dict[str, list[str]] = {}
     for label, folder in session.artifacts.items():

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from compress.formats.registry import DEFAULT, FORMATS, Format
-from compress.formats.target_profile import Profile, Target
+from compress.formats.target_profile import Target, TargetProfile
 from compress.formats.targets import PROFILES, in_format
 from compress.stages.base import Stage
 from compress.stages.registry import STAGES
@@ -72,7 +72,7 @@ class ChosenTarget(TargetFields):
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         return self
 
-    def profile(self) -> Profile:
+    def profile(self) -> TargetProfile:
         """Return the target's profile with these changes, or the profile of a custom target."""
         format_name = format_of(self.name, self)
         if self.runtime is None:
@@ -82,7 +82,7 @@ class ChosenTarget(TargetFields):
             target = Target(
                 self.name, self.runtime, FORMATS[format_name].runtimes[self.runtime].provider, description, format_name
             )
-            profile = Profile(target, instead_of=self.name)
+            profile = TargetProfile(target, instead_of=self.name)
         fields = ("threads", "max_bytes", "max_memory_bytes", "processor")
         changes = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         return replace(profile, **changes, device=self.device, options=self.options)
@@ -113,7 +113,7 @@ def from_entry(entry: Any) -> Any:
     }
 
 
-def profile_of(entry: str | ChosenTarget) -> Profile:
+def profile_of(entry: str | ChosenTarget) -> TargetProfile:
     """Return the profile of a target entry."""
     return PROFILES[entry] if isinstance(entry, str) else entry.profile()
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress.formats.registry import FORMATS
-from compress.formats.target_profile import Profile
+from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import CUSTOM_TARGET_FIELDS, TARGET_FIELDS, TargetFields
 from compress.recipe.recipe import Recipe
@@ -69,7 +69,7 @@ def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _target(profile: Profile) -> dict[str, Any]:
+def _target(profile: TargetProfile) -> dict[str, Any]:
     """Return the schema of a known target's fields."""
     target_fields = {
         name: _field(f"$defs/TargetFields/properties/{name}")

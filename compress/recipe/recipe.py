@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
-from compress.formats.target_profile import Profile, sum_in_32_bits
+from compress.formats.target_profile import TargetProfile, sum_in_32_bits
 from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
 from compress.recipe.policy import CannotTell, Policy
@@ -250,7 +250,7 @@ class Recipe(Frozen):
         """Return True if the task was inferred from the model's config."""
         return "task" not in self.model_fields_set
 
-    def profiles(self) -> tuple[Profile, ...]:
+    def profiles(self) -> tuple[TargetProfile, ...]:
         """Return the profiles of the recipe's targets."""
         return tuple(profile_of(entry) for entry in self.targets)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.formats.registry import FORMATS
-from compress.formats.target_profile import Profile
+from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import TARGET_FIELDS, ChosenTarget, TargetFields, format_of, target_problem
 from compress.recipe.document import Document, FieldPath, FileKind, describe, read_document
@@ -46,7 +46,7 @@ def read_targets(document: Document, folder: Path, stages: Sequence[str]) -> tup
     return tuple(targets.values())
 
 
-def read_target_file(path: Path) -> Profile:
+def read_target_file(path: Path) -> TargetProfile:
     """Return the target that a file describes. Raises `InputError` with every problem: file, line, field."""
     document = Document(str(path), _TARGET)
     target = _from_file(document, (), path, ())

@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from compress.data.arrays import draws
 from compress.data.config import DataConfig, is_file_name
 from compress.data.samples.sample import INSTALL, known_samples
-from compress.formats.target_profile import Profile
+from compress.formats.target_profile import TargetProfile
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.recipe.chosen_target import ChosenTarget, profile_of
@@ -163,7 +163,7 @@ def _check_chain(
         previous_name = f"the output of stage {part.index} ({part.kind})" if part else ""
 
 
-def _check_formats(document: Document, parts: list[ParsedStage], profiles: Sequence[Profile]) -> None:
+def _check_formats(document: Document, parts: list[ParsedStage], profiles: Sequence[TargetProfile]) -> None:
     """Record conflicts between a stage that writes a format, named or added by a target, and the stages before it."""
     writers = [(part.stage, parts[:index]) for index, part in enumerate(parts) if part.stage]
     for profile in profiles:

@@ -96,7 +96,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
         from compress.formats.onnx.float16 import to_float16, verify_float16_calls
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
-        from compress.formats.runtimes import opened
+        from compress.formats.runtime import open_model
         from compress.models.image_generation import image_generation_hook
         from compress.models.processor import processor_of
 
@@ -113,6 +113,6 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         made = model.with_graphs(graphs)
         rows = context.data.split("train").slice(0, 1)
         examples = context.task.encode(rows, processor_of(model), None, context.max_length)
-        opened(made).predict(examples.batch([0]))
+        open_model(made).predict(examples.batch([0]))
         context.note("cast: these files are for graphics processors; on this processor float32 is faster")
         return made

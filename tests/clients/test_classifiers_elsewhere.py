@@ -19,7 +19,7 @@ from compress.data.media import media, media_type
 from compress.evaluation.evaluate import artifact_labels, encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.stage import Onnx
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.stages.cast import Cast
 from compress.stages.onnx_int8.stage import OnnxInt8

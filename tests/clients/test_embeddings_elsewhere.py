@@ -18,7 +18,7 @@ from foreign_environments import SENTENCE_TRANSFORMERS
 from compress.evaluation.evaluate import encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.stage import Onnx
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.models.torch_model import TorchModel

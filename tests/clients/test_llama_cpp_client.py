@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compress.data.samples.fetch import sample_directory
 from compress.formats.gguf.export import compare_gguf, write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 

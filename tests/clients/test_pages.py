@@ -22,7 +22,7 @@ from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.formats.onnx.runtimes.loopback import Loopback
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.onnx.stage import Onnx
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.stages.onnx_int8.stage import OnnxInt8

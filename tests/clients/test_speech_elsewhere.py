@@ -17,7 +17,7 @@ from foreign_environments import SENTENCE_TRANSFORMERS
 from transformers_js_page import ask_page
 
 from compress.data.samples.fetch import sample_directory
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.tasks.audio import Remarks, features_of, read_recording

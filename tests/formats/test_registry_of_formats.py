@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from compress.formats.lacking import lacking
+from compress.formats.integrity import missing_references
 from compress.formats.registry import BUILT_IN, CORE_STAGES, DEFAULT, FORMATS
 from compress.formats.spec import FormatSpec, load
 from compress.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
 LIST = """
-from compress.formats.lacking import lacking
+from compress.formats.integrity import missing_references
 from compress.formats.registry import FORMATS, PLUGGED
 from compress.plugins import plugin_problems
 from compress.stages.registry import STAGES
 print(list(FORMATS), 'onnx' in STAGES)
-for form in PLUGGED: print(*lacking(form), sep='\\n')
+for form in PLUGGED: print(*missing_references(form), sep='\\n')
 for error in plugin_problems(): print(error)
 """
 PLUGIN = """
@@ -55,7 +55,7 @@ def own(name="toy", runtime="toy"):
 
 def spec(**changes):
     fields = dict(
-        name="toy", suffix=".toy", stage="toy_plugin:ToyStage", written_by="toy", probed="toy_plugin:ToyModel",
+        name="toy", suffix=".toy", stage="toy_plugin:ToyStage", written_by="toy", inspector="toy_plugin:ToyModel",
         runtimes={"toy": RuntimeSpec(runtime="toy_plugin:RUNTIME", provider="cpu")},
     )
     return FormatSpec(**{**fields, **changes})
@@ -136,7 +136,7 @@ def test_the_kinds_that_a_format_may_not_use_are_those_of_the_core() -> None:
 
 @pytest.mark.parametrize("spec", FORMATS.values(), ids=FORMATS)
 def test_everything_that_a_format_refers_to_is_there_and_its_stage_writes_it(spec: FormatSpec) -> None:
-    assert lacking(spec.name) == []
+    assert missing_references(spec.name) == []
     assert {profile.target.format for profile in spec.targets} == {spec.name}
     if spec.stage is None:
         assert spec.written_by is None and spec.name == "safetensors"
@@ -178,7 +178,7 @@ def test_a_plugins_format_is_one_of_all_and_comes_last(listed: list[str]) -> Non
     first, *faults = listed[:3]
     assert first == f"{[*FORMATS, 'toy']} True"
     assert faults == [
-        "its probed toy_plugin:ToyModel is no Probing",
+        "its inspector toy_plugin:ToyModel is no ModelInspector",
         "its runtime toy toy_plugin:RUNTIME lacks unavailable",
     ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_places import SIDE, detr, yolos
 
-from compress.formats.tracing import unmasked
+from compress.formats.tracing import without_padding_masks
 
 
 def test_a_detector_is_traced_without_its_masks_and_answers_the_same() -> None:
@@ -20,7 +20,7 @@ def test_a_detector_is_traced_without_its_masks_and_answers_the_same() -> None:
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
         expected = module(pixel_values=pixels)
-        with unmasked(module):
+        with without_padding_masks(module):
             answer = module(pixel_values=pixels)
         module(pixel_values=pixels)
     assert [mask is None for mask in seen] == [False, True, False]
@@ -30,5 +30,5 @@ def test_a_detector_is_traced_without_its_masks_and_answers_the_same() -> None:
 
 def test_a_model_that_makes_no_masks_is_left_as_it_is() -> None:
     module, _ = yolos()
-    with unmasked(module):
+    with without_padding_masks(module):
         assert not any(part._forward_pre_hooks for part in module.modules())

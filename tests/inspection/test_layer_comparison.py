@@ -17,9 +17,9 @@ from compress.formats.openvino.conversion import to_openvino
 from compress.formats.openvino.model import read_ir
 from compress.formats.ort.model import ort_tools, read_ort
 from compress.formats.ort.write import convert
-from compress.formats.runtimes import make_ready
+from compress.formats.runtime import prepare_runtime
 from compress.formats.targets import TARGETS
-from compress.inspection.layer_comparison import FormatComparison, Gap, compare_parts, open_parts
+from compress.inspection.layer_comparison import FormatComparison, Gap, compare_parts, open_value_graph
 from compress.inspection.node_layers import node_modules
 from compress.numerics.block_quantization import on_coarse_grid
 from compress.utils.progress import SilentProgress
@@ -91,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def compare(reference: Path, file: Path, target: str | None = None) -> FormatComparison:
     target = target or {".ort": "ort", ".xml": "openvino"}.get(file.suffix, "cpu")
-    parts = open_parts(file, TARGETS[target])
+    parts = open_value_graph(file, TARGETS[target])
     comparison = compare_parts(onnx.load(reference), node_modules(reference), parts, BATCHES, SilentProgress())
     assert comparison is not None
     return comparison
@@ -203,7 +203,7 @@ def test_files_without_a_value_in_common_are_not_compared(files: dict[str, Path]
         ]
         node.output[:] = [f"{name}_" for name in node.output]
     other.graph.output[0].name = "logits_"
-    assert compare_parts(other, {}, open_parts(files["onnx"], TARGETS["cpu"]), BATCHES, SilentProgress()) is None
+    assert compare_parts(other, {}, open_value_graph(files["onnx"], TARGETS["cpu"]), BATCHES, SilentProgress()) is None
 
 
 def test_an_error_is_told_by_the_spread_of_the_value() -> None:
@@ -239,7 +239,7 @@ def test_parts_run_where_the_target_is(files: dict[str, Path], tmp_path: Path, t
     """In WebAssembly nothing departs in the file that ships, and a planted fault does, against either reference."""
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
-    assert make_ready(TARGETS[target], SilentProgress()) is None
+    assert prepare_runtime(TARGETS[target], SilentProgress()) is None
     assert compare(files["onnx"], files["dynamic"], target).departures == ()
     wrong = in_onnx(files["dynamic"], tmp_path, 2, "scale")
     for reference in ("onnx", "dynamic"):

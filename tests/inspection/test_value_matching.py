@@ -11,12 +11,12 @@ import pytest
 import tiny
 import torch
 
+from compress.formats.intermediate_values import Values, longest_length
 from compress.formats.litert.conversion import quantize_litert
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
-from compress.formats.parts import Values, longest
 from compress.formats.targets import TARGETS
-from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_parts
+from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_value_graph
 from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import alike, match, orders_of
 from compress.models.torch_model import TorchModel
@@ -65,7 +65,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def compare(reference: Path, file: Path) -> FormatComparison:
     given = batches()
-    parts = open_parts(file, TARGETS["litert"], longest(given))
+    parts = open_value_graph(file, TARGETS["litert"], longest_length(given))
     assert parts.shaped is not None
     graph, shaped = onnx.load(reference), parts.shaped(given)
     assert {batch["input_ids"].shape for batch in shaped} == {(1, 16)}
@@ -193,7 +193,7 @@ def _set_epsilon(content: Any, graph: Any, place: int) -> None:
 
 def test_a_text_longer_than_every_signature_is_refused(files: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="holds 25 tokens"):
-        open_parts(files["litert"], TARGETS["litert"], 25)
+        open_value_graph(files["litert"], TARGETS["litert"], 25)
 
 
 def test_the_likest_order_of_axes_is_found_with_its_error() -> None:

@@ -356,7 +356,7 @@ def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
 
 
 def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compress.formats.probed.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("compress.formats.integrity.CHUNK_ELEMENTS", 1000)
     source = save_tiny_llama(tmp_path / "source")
     pieces = [array for name, array in inspector_of(source).float_arrays() if name == "model.embed_tokens.weight"]
     assert [len(piece) for piece in pieces] == [1000] * 10 + [240]

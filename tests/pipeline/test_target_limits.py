@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
-from compress.formats.target_profile import Profile
+from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import find_profile
 from compress.pipeline.target_limits import explained, shipped, target_limits
 from compress.report.limits import check_limits
@@ -34,11 +34,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def with_budget(name: str, most: int) -> Profile:
+def with_budget(name: str, most: int) -> TargetProfile:
     return replace(find_profile(name), max_bytes=most)
 
 
-def judged(profile: Profile, folder: Path) -> LimitResult:
+def judged(profile: TargetProfile, folder: Path) -> LimitResult:
     shipped_size = shipped(profile, folder)
     rows = [
         Measurement(model="final", metric="shipped_bytes", target=profile.name, value=shipped_size.total, unit="bytes")

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 import compress.pipeline.measurements as subject
 from compress.cli.evaluate import evaluate
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
-from compress.pipeline import format_support
+from compress.pipeline import formats as format_support
 from compress.pipeline.planning import make_plan, render_plan
 from compress.pipeline.run import Run, run
 from compress.report.console import closing_line

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import gc
 
-from compress.formats.silence import put_off_torchao, silence
+from compress.formats.quiet_output import defer_torchao_import, suppress_output
 
-put_off_torchao()
+defer_torchao_import()
 
 import torch  # noqa: E402
 import transformers.exporters.exporter_onnx  # noqa: E402
@@ -22,7 +22,7 @@ from compress.formats.onnx.export import export_onnx  # noqa: E402
 
 interval, tqdm.monitor_interval = tqdm.monitor_interval, 0
 """No bar may start the thread that watches it: a process is forked without its threads."""
-with silence("logs"), torch.random.fork_rng():
+with suppress_output("logs"), torch.random.fork_rng():
     import tiny
 
     model = tiny.encoder(num_hidden_layers=1)

@@ -15,7 +15,7 @@ from tiny_questions import table
 from transformers import AutoModelForImageTextToText, LlavaProcessor, pipeline
 
 from compress.data.media import decode
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_text_to_text import TASK

@@ -12,7 +12,7 @@ from sacrebleu import corpus_bleu, corpus_chrf
 from tiny_text_to_text import pairs, save_tiny_bart
 from transformers import AutoModelForSeq2SeqLM
 
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.inference import forward as forwarded

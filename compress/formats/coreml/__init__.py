@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import App, Profile, Target
+from compress.formats.target_profile import App, Target, TargetProfile
 
 _CPU = "CPU_ONLY"
 FORMAT = FormatSpec(
@@ -21,7 +21,9 @@ FORMAT = FormatSpec(
         )
     },
     targets=(
-        Profile(Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere its package is weighed", "coreml")),
+        TargetProfile(
+            Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere its package is weighed", "coreml")
+        ),
     ),
     taken_by={"ios": App("Core ML", "Core ML: iOS", ())},
     tensors="compress.formats.coreml.model:read_tensors",

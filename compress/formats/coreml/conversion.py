@@ -21,9 +21,9 @@ from compress.formats.coreml.model import (
     specification_of,
     weights_of,
 )
-from compress.formats.prove import Answers, of_torch, prove
-from compress.formats.silence import silence
-from compress.formats.tracing import unmasked
+from compress.formats.parity import Answers, check_parity, torch_answers
+from compress.formats.quiet_output import suppress_output
+from compress.formats.tracing import without_padding_masks
 from compress.models.stored_tensor import StoredTensor
 from compress.models.vocabulary import token_embedding
 from compress.tasks.inference import answers, tensors
@@ -68,7 +68,7 @@ def to_coreml(
     row = _OneRow(model.module, examples).eval()
     sample = _sample(examples)
     longest = max(max_length, *(value.shape[1] for value in sample.values()))
-    with silence("prints"), unmasked(row.module), torch.no_grad():
+    with suppress_output("prints"), without_padding_masks(row.module), torch.no_grad():
         import coremltools
 
         # Positions of 1 row and any length.
@@ -78,9 +78,9 @@ def to_coreml(
             traced = torch.export.export(
                 row, tuple(sample.values()), dynamic_shapes={"values": shapes}
             ).run_decompositions({})
-            reference, found = of_torch(model.module, examples), _of_trace(traced.module(), examples)
+            reference, found = torch_answers(model.module, examples), _of_trace(traced.module(), examples)
             what = f"As traced for Core ML the {examples.answer_label} differ from the model's"
-            apart = prove(reference, found, examples, tolerance, what).worst
+            apart = check_parity(reference, found, examples, tolerance, what).worst
             made = coremltools.convert(
                 traced,
                 convert_to="mlprogram",
@@ -179,7 +179,7 @@ def _packed(coremltools: Any, made: Any, model: TorchModel, names: Sequence[str]
     return CoreMlModel(package_of(specification.SerializeToString(deterministic=True), weights), model.companions())
 
 
-def prove_stored(made: CoreMlModel, model: TorchModel) -> str:
+def check_stored_weights(made: CoreMlModel, model: TorchModel) -> str:
     """What to tell of the weights that were read back. Raises `IntegrityError` where a stored matrix is no model's.
 
     A matrix that is made of two, such as a convolution with the normalisation after it, isn't held to anything.

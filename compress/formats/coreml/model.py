@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from compress.formats.model_file import FileModel
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
 from compress.models.stored_tensor import StoredTensor, infer_role, stored
 from compress.utils.errors import MissingExtraError, incomplete_artifact_error, unreadable_file_error
 
@@ -131,7 +131,7 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
 def read_coreml(specification: bytes, weights: bytes, where: Path, weights_file: Path = Path()) -> MilProgram:
     """A program's parts. Raises `ModelError` for what is broken, `MissingExtraError` without coremltools."""
     try:
-        with silence("prints"):
+        with suppress_output("prints"):
             from coremltools.proto import MIL_pb2, Model_pb2
             from google.protobuf.message import DecodeError
     except ImportError as error:

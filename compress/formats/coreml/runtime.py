@@ -13,8 +13,8 @@ import numpy as np
 
 from compress.formats.coreml.model import ARRAY_TYPES, CoreMlModel, specification_of, weights_of
 from compress.formats.model_file import file_of
+from compress.formats.quiet_output import suppress_output
 from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
-from compress.formats.silence import silence
 from compress.formats.target_profile import Target
 from compress.utils.errors import StageError, unreadable_file_error
 
@@ -67,7 +67,7 @@ class CoreMlRuntime:
         check_target(self, target, threads)
         package = file_of(artifact, CoreMlModel.kind)
         weights_of(specification_of(package))
-        with silence("prints"):
+        with suppress_output("prints"):
             import coremltools
 
             try:

@@ -50,12 +50,12 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
 
     def run(self, model: TorchModel, context: Context) -> CoreMlModel:
         """Trace, convert and read back. Raises `StageError` where Core ML can't, `IntegrityError` for what is off."""
-        from compress.formats.coreml.conversion import prove_stored, to_coreml
+        from compress.formats.coreml.conversion import check_stored_weights, to_coreml
 
         examples = context.encode("train", model)
         made, apart = to_coreml(
             model, examples, self.precision, self.embedding_bits, context.max_length, self.tolerance
         )
-        stored = prove_stored(made, model)
+        stored = check_stored_weights(made, model)
         context.note(f"coreml: {examples.answer_label} differ by at most {apart:.1e} from torch as traced; {stored}")
         return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import App, Profile, Target
+from compress.formats.target_profile import App, Target, TargetProfile
 
 _XNNPACK = "XnnpackBackend"
 _PYTHON = App("executorch", "PyPI: executorch")
@@ -23,7 +23,7 @@ FORMAT = FormatSpec(
         )
     },
     targets=(
-        Profile(
+        TargetProfile(
             Target("executorch", "executorch", _XNNPACK, "ExecuTorch on this machine's processor", "executorch"),
         ),
     ),
@@ -34,6 +34,6 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     tensors="compress.formats.executorch.model:read_tensors",
-    parts="compress.formats.executorch.parts:open_parts",
+    parts="compress.formats.executorch.intermediate_values:open_value_graph",
     library="executorch",
 )

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from compress.formats.executorch.model import PTE_FILE, Axes, ExecuTorchModel, Interface, with_interface
-from compress.formats.executorch.runtime import the_runtime
-from compress.formats.prove import measure, of_session, of_torch, prove
-from compress.formats.runtimes import opened
-from compress.formats.silence import silence
-from compress.formats.tracing import lean_tracing, unmasked
+from compress.formats.executorch.model import PTE_FILE, Axes, ExecuTorchModel, ProgramInterface, with_interface
+from compress.formats.executorch.runtime import load_runtime
+from compress.formats.parity import check_parity, measure_distance, session_answers, torch_answers
+from compress.formats.quiet_output import suppress_output
+from compress.formats.runtime import open_model
+from compress.formats.tracing import lean_tracing, without_padding_masks
 from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError, first_line
@@ -69,13 +69,15 @@ def to_executorch(
     Images keep the shape that they have. ``examples`` are traced, and where there are convolutions show which ranges
     their inputs have.
     """
-    the_runtime()
+    load_runtime()
     sample = _sample(examples)
-    interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs)
+    interface = ProgramInterface(
+        {name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs
+    )
     plain = _with_plain_attention(model.module)
     module: torch.nn.Module = _Answering(plain, tuple(sample), examples.outputs).eval()
     values = tuple(sample.values())
-    with silence("process"), lean_tracing(), unmasked(plain), torch.no_grad():
+    with suppress_output("process"), lean_tracing(), without_padding_masks(plain), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
             if precision == "int8" and _has_convolutions(module):
@@ -114,7 +116,7 @@ def _axes(name: str, value: torch.Tensor, examples: Examples) -> Axes:
     return ("batch_size", "sequence_length", *value.shape[2:])
 
 
-def _shapes(interface: Interface, longest: int) -> dict[str, Any]:
+def _shapes(interface: ProgramInterface, longest: int) -> dict[str, Any]:
     free = {
         "batch_size": torch.export.Dim("batch_size", min=1, max=ROWS),
         "sequence_length": torch.export.Dim("sequence_length", min=_SHORTEST, max=longest),
@@ -235,7 +237,7 @@ def _lowered(traced: Any) -> bytes:
         for plan in made.executorch_program.execution_plan
         for one in plan.operators
     }
-    absent = sorted(operators - the_runtime().operator_registry.operator_names)
+    absent = sorted(operators - load_runtime().operator_registry.operator_names)
     if absent:
         raise _refused(traced, f"it has no kernel for {', '.join(absent)}", " ".join(absent))
     return bytes(made.buffer)
@@ -268,18 +270,18 @@ def _module(node: Any) -> str:
     return f"{where} ({getattr(kind, '__name__', str(kind).rpartition('.')[2])})"
 
 
-def prove_lowered(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:
+def check_program_parity(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:
     """What to tell of a program, on padded batches and a single example. Raises `IntegrityError`.
 
     In fp32 it may differ from torch by ``tolerance``. In 8 bits an input that lies between two integers may be rounded
     either way, so that it may be as far again from torch over the same integers as these are from the float model.
     """
-    session = opened(made.model)
-    integers = of_torch(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
-    apart = measure(of_torch(model.module, examples), integers, examples)
+    session = open_model(made.model)
+    integers = torch_answers(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
+    apart = measure_distance(torch_answers(model.module, examples), integers, examples)
     words, allowed = examples.answer_label, apart.worst + tolerance
     what = f"In ExecuTorch the {words} differ from torch"
-    near = prove(integers, of_session(session, examples), examples, allowed, what)
+    near = check_parity(integers, session_answers(session, examples), examples, allowed, what)
     if apart.worst <= tolerance:
         return f"{words} differ by at most {near.worst:.1e} from torch"
     return (

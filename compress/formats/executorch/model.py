@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.model_file import FileModel
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
 from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
 from compress.utils.errors import MissingExtraError, ModelError, incomplete_artifact_error, unreadable_file_error
 
@@ -35,7 +35,7 @@ _TABLES = {"embedding_2bit": 4, "embedding_4bit": 2, "embedding_byte": 1}
 
 
 @dataclass(frozen=True)
-class Interface:
+class ProgramInterface:
     """Inputs and outputs in the program's order. An axis that is free has a name; its bound is in the program."""
 
     inputs: Mapping[str, Axes]
@@ -43,7 +43,7 @@ class Interface:
 
 
 class ExecuTorchModel(FileModel):
-    """The `.pte` file; the config among its companions has its `Interface`."""
+    """The `.pte` file; the config among its companions has its `ProgramInterface`."""
 
     kind = "executorch"
 
@@ -54,14 +54,14 @@ class ExecuTorchModel(FileModel):
         return (file,)
 
 
-def with_interface(companions: Mapping[str, bytes], interface: Interface) -> dict[str, bytes]:
+def with_interface(companions: Mapping[str, bytes], interface: ProgramInterface) -> dict[str, bytes]:
     """``companions`` whose config tells ``interface``."""
     told = {"inputs": interface.inputs, "outputs": interface.outputs}
     config = {**json.loads(companions[CONFIG]), INTERFACE: told}
     return {**companions, CONFIG: json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode()}
 
 
-def read_interface(folder: Path) -> Interface:
+def read_interface(folder: Path) -> ProgramInterface:
     """What the `config.json` beside a program tells. Raises `ModelError`."""
     config = folder / CONFIG
     if not config.is_file():
@@ -71,7 +71,7 @@ def read_interface(folder: Path) -> Interface:
     try:
         told = json.loads(config.read_bytes())[INTERFACE]
         inputs = {str(name): tuple(axes) for name, axes in told["inputs"].items()}
-        return Interface(inputs, tuple(told["outputs"]))
+        return ProgramInterface(inputs, tuple(told["outputs"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             "The config does not name the program's inputs and outputs.",
@@ -103,7 +103,7 @@ def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
     """Every constant of a program. Raises `ModelError` for a broken file, `MissingExtraError` without executorch."""
     size, base = check_whole(content, where)
     try:
-        with silence("process"):
+        with suppress_output("process"):
             from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
 
             program = _flatbuffer_to_program(content[:size])

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.executorch.model import ExecuTorchModel, Interface, check_whole, read_interface
+from compress.formats.executorch.model import ExecuTorchModel, ProgramInterface, check_whole, read_interface
 from compress.formats.model_file import file_of
+from compress.formats.quiet_output import suppress_output
 from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
-from compress.formats.silence import silence
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, StageError, incomplete_artifact_error, unreadable_file_error
 
@@ -25,7 +25,7 @@ _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float
 class ExecuTorchSession:
     """A program's method. It takes as many rows at once as the program has room for, and more in turns."""
 
-    def __init__(self, program: Any, interface: Interface, file: Path, threads: int) -> None:
+    def __init__(self, program: Any, interface: ProgramInterface, file: Path, threads: int) -> None:
         # It has the bytes that the method reads its weights from.
         self._program = program
         self._method = program.load_method(METHOD)
@@ -115,9 +115,9 @@ class ExecuTorchRuntime:
         file = file_of(artifact, ExecuTorchModel.kind)
         program, interface = file.read_bytes(), read_interface(file.parent)
         check_whole(program, file)
-        runtime = the_runtime()
+        runtime = load_runtime()
         _use_threads(threads)
-        with silence("process") as said:
+        with suppress_output("process") as said:
             try:
                 return ExecuTorchSession(runtime.load_program(program), interface, file, threads)
             except (RuntimeError, KeyError) as error:
@@ -134,9 +134,9 @@ class ExecuTorchRuntime:
 
 
 @functools.cache
-def the_runtime() -> Any:
+def load_runtime() -> Any:
     """ExecuTorch's runtime, with its kernels for quantized tables."""
-    with silence("process"):
+    with suppress_output("process"):
         # In this order: the other way round, XNNPACK refuses quantized programs.
         import executorch.runtime  # isort: skip
         import executorch.kernels.quantized  # isort: skip
@@ -146,7 +146,7 @@ def the_runtime() -> Any:
 
 def _use_threads(threads: int) -> None:
     """For all sessions of this process: XNNPACK has one pool of them."""
-    with silence("process"):
+    with suppress_output("process"):
         from executorch.extension.pybindings import portable_lib
 
         if portable_lib._threadpool_get_thread_count() != threads:

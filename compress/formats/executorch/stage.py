@@ -51,9 +51,9 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
         """Trace, lower and compare. Raises `StageError` where ExecuTorch can't, `IntegrityError` for other answers."""
-        from compress.formats.executorch.export import prove_lowered, to_executorch
+        from compress.formats.executorch.export import check_program_parity, to_executorch
 
         examples = context.encode("train", model)
         made = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)
-        context.note(f"executorch: {prove_lowered(made, model, examples, self.tolerance)}")
+        context.note(f"executorch: {check_program_parity(made, model, examples, self.tolerance)}")
         return made.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import Profile, Target
+from compress.formats.target_profile import Target, TargetProfile
 
 FORMAT = FormatSpec(
     name="gguf",
@@ -15,9 +15,9 @@ FORMAT = FormatSpec(
     runtimes={
         "llama-cpp": RuntimeSpec(runtime="compress.formats.gguf.runtime:RUNTIME", provider="cpu", package="xllamacpp")
     },
-    targets=(Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),),
+    targets=(TargetProfile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),),
     taken_by={"desktop": None},
-    probed="compress.formats.gguf.runtime:PROBED",
+    inspector="compress.formats.gguf.runtime:PROBED",
     tensors="compress.formats.gguf.model:read_tensors",
     has_graph=False,
     check_writable="compress.formats.gguf.architecture:check_writable",

@@ -23,9 +23,8 @@ from compress.formats.gguf.llama_cpp_library import (
     why_missing,
 )
 from compress.formats.gguf.model import GgufModel, find_gguf, read_gguf
-from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probing, Stored
-from compress.formats.runtime import Batch, TensorType
-from compress.formats.runtimes import get_runtime
+from compress.formats.integrity import POSITIONS, TOKENS, WINDOWS, Encode, ModelInspector, Stored
+from compress.formats.runtime import Batch, TensorType, get_runtime
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_tokenizer
@@ -141,7 +140,7 @@ def logits(model: GgufModel, encode: Encode) -> np.ndarray:
     return np.concatenate(found)
 
 
-PROBED = Probing(stored, logits, "llama-cpp")
+PROBED = ModelInspector(stored, logits, "llama-cpp")
 
 
 class LlamaCppDecoder:

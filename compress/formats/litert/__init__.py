@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import App, Profile, Target
+from compress.formats.target_profile import App, Target, TargetProfile
 
 _PYTHON = App("ai-edge-litert", "PyPI: ai-edge-litert")
 FORMAT = FormatSpec(
@@ -22,7 +22,9 @@ FORMAT = FormatSpec(
         )
     },
     targets=(
-        Profile(Target("litert", "litert", "CPU", "LiteRT on this machine's processor, through XNNPACK", "litert")),
+        TargetProfile(
+            Target("litert", "litert", "CPU", "LiteRT on this machine's processor, through XNNPACK", "litert")
+        ),
     ),
     taken_by={
         "android": App("litert", "Maven: com.google.ai.edge.litert:litert"),
@@ -30,6 +32,6 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     tensors="compress.formats.litert.model:read_tensors",
-    parts="compress.formats.litert.parts:open_parts",
+    parts="compress.formats.litert.intermediate_values:open_value_graph",
     library="litert",
 )

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from compress.formats.litert.model import LITERT_FILE, Blocks, Precision
-from compress.formats.silence import silence
-from compress.formats.tracing import lean_tracing, unmasked
+from compress.formats.quiet_output import suppress_output
+from compress.formats.tracing import lean_tracing, without_padding_masks
 from compress.models.vocabulary import token_embedding
 from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
@@ -95,7 +95,13 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
     ``examples`` have. Integers are int32; the output is the answer of the task. Raises `StageError`.
     """
     row = _OneRow(model.module.eval(), examples)
-    with _quiet() as litert_torch, lean_tracing(), row.looking_up(), unmasked(model.module), torch.no_grad():
+    with (
+        _quiet() as litert_torch,
+        lean_tracing(),
+        row.looking_up(),
+        without_padding_masks(model.module),
+        torch.no_grad(),
+    ):
         converter = litert_torch.Converter()
         for length in lengths or (None,):
             name = ANY_SIZE if length is None else f"length_{length}"
@@ -177,7 +183,7 @@ def _quiet() -> Iterator[Any]:
     # Read once, as its converter is loaded; the second has it say nothing of kernels that nothing here calls.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    with silence("prints"):
+    with suppress_output("prints"):
         import litert_torch
 
         shown, litert_torch.config.show_progress = litert_torch.config.show_progress, False
@@ -212,7 +218,7 @@ def quantize_litert(
         return content
     recipe = _recipe(precision, table, embedding_bits, block)
     try:
-        with silence("prints"):  # it has a bar that nothing turns off
+        with suppress_output("prints"):  # it has a bar that nothing turns off
             quantized = quantizer.Quantizer(content, recipe).quantize(
                 enable_progress_bar=False, enable_progress_report=False
             )

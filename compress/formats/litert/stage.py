@@ -88,8 +88,8 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
     def run(self, model: TorchModel, context: Context) -> LiteRtModel:
         """Convert, quantize and compare. Raises `StageError` where LiteRT can't, `IntegrityError` for other answers."""
         from compress.formats.litert.conversion import quantize_litert, to_litert, words_of
-        from compress.formats.prove import of_torch, prove_shipped
-        from compress.formats.runtimes import opened
+        from compress.formats.parity import check_shipped_parity, torch_answers
+        from compress.formats.runtime import open_model
 
         examples = context.encode("train", model)
         lengths = self._lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
@@ -99,10 +99,10 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         block = self._block(model.tensors()[words].shape[1], context) if words is not None else None
         content = quantize_litert(content, self.precision, words, self.embedding_bits, block)
         litert_model = LiteRtModel({LITERT_FILE: content}, plain.companions)
-        shipped = opened(litert_model)
-        first = shipped if self.precision == "fp32" else opened(plain)
-        reference = of_torch(model.module, examples)
-        context.note(f"litert: {prove_shipped('LiteRT', first, shipped, reference, examples, self.tolerance)}")
+        shipped = open_model(litert_model)
+        first = shipped if self.precision == "fp32" else open_model(plain)
+        reference = torch_answers(model.module, examples)
+        context.note(f"litert: {check_shipped_parity('LiteRT', first, shipped, reference, examples, self.tolerance)}")
         return litert_model
 
     def _block(self, width: int, context: Context) -> Blocks | None:

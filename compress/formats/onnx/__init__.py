@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import App, Profile, Target
+from compress.formats.target_profile import App, Target, TargetProfile
 
 _RUNTIMES = "compress.formats.onnx.runtimes"
 CPU = "CPUExecutionProvider"
@@ -39,19 +39,23 @@ FORMAT = FormatSpec(
         ),
     },
     targets=(
-        Profile(Target("cpu", "onnxruntime", CPU, "ONNX Runtime on this machine's processor", "onnx")),
-        Profile(Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU", "onnx")),
-        Profile(Target("genai", "onnxruntime-genai", "cpu", "onnxruntime-genai on this machine's processor", "onnx")),
-        Profile(Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node", "onnx"), threads=1),
-        Profile(
+        TargetProfile(Target("cpu", "onnxruntime", CPU, "ONNX Runtime on this machine's processor", "onnx")),
+        TargetProfile(Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU", "onnx")),
+        TargetProfile(
+            Target("genai", "onnxruntime-genai", "cpu", "onnxruntime-genai on this machine's processor", "onnx")
+        ),
+        TargetProfile(
+            Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node", "onnx"), threads=1
+        ),
+        TargetProfile(
             Target("browser-webgpu", "onnxruntime-web", "webgpu", "the page on a graphics card", "onnx"), threads=1
         ),
     ),
     taken_by={"browser": App("onnxruntime-web", "npm: onnxruntime-web", ("node",)), **APPS},
     find_all="compress.formats.onnx.model:find_graphs",
-    probed="compress.formats.onnx.integrity:PROBED",
+    inspector="compress.formats.onnx.integrity:PROBED",
     tensors="compress.formats.onnx.stored_tensors:read_tensors",
-    parts="compress.formats.onnx.intermediate_values:open_parts",
+    parts="compress.formats.onnx.intermediate_values:open_value_graph",
     library="onnxruntime",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

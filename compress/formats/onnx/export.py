@@ -26,9 +26,9 @@ from compress.formats.onnx.attention.tracing import (
 from compress.formats.onnx.fusions import optimize_graph
 from compress.formats.onnx.matrix_products import expand_einsum, unfold_batch_transposes
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.formats.prove import of_session, of_torch, prove
-from compress.formats.silence import silence
-from compress.formats.tracing import as_written, lean_tracing
+from compress.formats.parity import check_parity, session_answers, torch_answers
+from compress.formats.quiet_output import suppress_output
+from compress.formats.tracing import lean_tracing, with_traceable_builtins
 from compress.models.config_checks import max_positions
 from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
@@ -130,7 +130,7 @@ def export_part(
     }
     config = OnnxConfig(dynamic=True, dynamic_shapes=free, opset_version=opset)
     try:
-        with silence("prints"), lean_tracing():
+        with suppress_output("prints"), lean_tracing():
             program, _ = OnnxExporter().export_program(part.eval(), dict(inputs), config)
     except (RuntimeError, ValueError, TypeError) as error:
         raise _failed(error) from error
@@ -182,7 +182,12 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool
         )
         try:
             attention = install_hooks(model.module, AttentionHooks(trace_attention)) if hooks else nullcontext()
-            tracing = (silence("prints"), lean_tracing(), as_written(model.module), _without_cache(model.module))
+            tracing = (
+                suppress_output("prints"),
+                lean_tracing(),
+                with_traceable_builtins(model.module),
+                _without_cache(model.module),
+            )
             with ExitStack() as stack:
                 for context in (*tracing, attention):
                     stack.enter_context(context)
@@ -361,5 +366,5 @@ def verify_parity(graph: onnx.ModelProto, model: TorchModel, examples: Examples,
         IntegrityError: The difference is larger.
     """
     what = f"The exported graph's {examples.answer_label} differ from torch"
-    reference, answers = of_torch(model.module, examples), of_session(session_of(graph), examples)
-    return prove(reference, answers, examples, tolerance, what, hint=_MEND).worst
+    reference, answers = torch_answers(model.module, examples), session_answers(session_of(graph), examples)
+    return check_parity(reference, answers, examples, tolerance, what, hint=_MEND).worst

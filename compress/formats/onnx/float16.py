@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_of
-from compress.formats.prove import measure, of_session
+from compress.formats.parity import measure_distance, session_answers
+from compress.formats.quiet_output import suppress_output
 from compress.formats.runtime import Batch
-from compress.formats.silence import silence
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
 
@@ -48,7 +48,7 @@ def to_float16(graph: onnx.ModelProto, float32_operators: Collection[str] = ()) 
             )
     source = onnx.ModelProto()
     source.CopyFrom(graph)
-    with silence("logs"):
+    with suppress_output("logs"):
         converted: onnx.ModelProto = convert_float_to_float16(
             source, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *float32_operators]
         )
@@ -179,8 +179,8 @@ def verify_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Exam
         IntegrityError: The share is larger than ``tolerance``.
         StageError: A graph does not open.
     """
-    exact, rounded = (of_session(opened, examples) for opened in _opened(graph, half))
-    differences = measure(exact, rounded, examples)
+    exact, rounded = (session_answers(opened, examples) for opened in _opened(graph, half))
+    differences = measure_distance(exact, rounded, examples)
     share = differences.worst / max(differences.highest - differences.lowest, _TINY)
     if not share <= tolerance:
         raise _differs(examples.answer_label, share, tolerance, "on padded batches")

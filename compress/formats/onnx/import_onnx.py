@@ -25,7 +25,7 @@ from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.ort_optimize import optimize_basic
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.onnx.synthesize_inputs import synthesize_inputs
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
 from compress.models.graph_inputs import GraphInputs
 from compress.tasks.task import LOGITS
 from compress.utils.errors import ModelError, first_line
@@ -148,7 +148,7 @@ def _normalize(original: onnx.ModelProto, session: onnxruntime.InferenceSession,
             continue
         for step in ways:
             try:
-                with silence("logs"):
+                with suppress_output("logs"):
                     changed, change = step(ir.from_proto(graph))
                 changed_graph = ir.to_proto(changed)
             except _LIBRARY_FAILURES as error:

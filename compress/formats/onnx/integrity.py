@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.formats.integrity import Encode, ModelInspector, Stored, answers_of, stored_arrays
 from compress.formats.onnx.model import VISION, OnnxModel, all_graphs
-from compress.formats.probed import Encode, Probing, Stored, answers_of, of_arrays
-from compress.formats.runtimes import opened
+from compress.formats.runtime import open_model
 from compress.models.image_generation import image_generation_hook
 from compress.models.model import write_companions
 from compress.models.processor import processor_of
@@ -27,7 +27,7 @@ def stored(model: OnnxModel) -> Stored:
         for graph in all_graphs(model_graph.graph)
         for tensor in graph.initializer
     )
-    return of_arrays((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
+    return stored_arrays((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
 
 
 def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
@@ -37,7 +37,7 @@ def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
         return images
     if model.others:
         return _first_token_logits(model, encode)
-    return answers_of(opened(model), encode(processor_of(model)))
+    return answers_of(open_model(model), encode(processor_of(model)))
 
 
 def _first_token_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
@@ -77,4 +77,4 @@ def _next_token_logits(model: OnnxModel, folder: Path, encode: Encode) -> np.nda
     return np.concatenate([graphs.begin(batch[IDS], batch[PIXELS])[:, -1] for batch in batches])
 
 
-PROBED = Probing(stored, logits)
+PROBED = ModelInspector(stored, logits)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph, Values
 from compress.formats.onnx.int8.observers import add_outputs
 from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized
-from compress.formats.parts import FEW, Parts, Run, Step, Values
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 
 _GIVEN = "{}::given"
@@ -34,7 +34,7 @@ _MOVED = frozenset(
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> OnnxParts:
+def open_value_graph(file: Path, target: Target, length: int | None) -> OnnxParts:
     """Open the graph as ONNX Runtime optimizes it for any processor; parts of it run on ``target``.
 
     Raises `ModelError` if it cannot be opened.
@@ -69,7 +69,7 @@ def run_here(graph: onnx.ModelProto) -> Run:
     return run
 
 
-class OnnxParts(Parts):
+class OnnxParts(ValueGraph):
     """Parts of an optimized ``graph`` (from `write_optimized`); ``start`` opens a graph on the target."""
 
     def __init__(self, graph: onnx.ModelProto, start: Callable[[onnx.ModelProto], Run] = run_here) -> None:
@@ -103,13 +103,13 @@ class OnnxParts(Parts):
         return {name: [makers[value] for value in self.part(name, ends)] for name in cuts}
 
 
-def _steps(graph: onnx.ModelProto) -> Iterator[Step]:
+def _steps(graph: onnx.ModelProto) -> Iterator[GraphStep]:
     """Yield a step for each output; values within branches and loops are part of the node around them."""
     stored = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in graph.graph.node:
         name, bits = original_name(node.name) or node.name, _bits(node, stored)
         for out in filter(None, node.output):
-            yield Step(out, node.op_type, name, list(node.input), bits, node.op_type not in _MOVED)
+            yield GraphStep(out, node.op_type, name, list(node.input), bits, node.op_type not in _MOVED)
 
 
 def _redirect_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
@@ -124,7 +124,9 @@ def _redirect_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 def _bits(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:
     """Return the lowest number of bits that a node computes or stores weights with."""
     attribute_bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 32)
-    weights = [stored[name] for name in node.input if name in stored and np.prod(stored[name].dims) >= FEW]
+    weights = [
+        stored[name] for name in node.input if name in stored and np.prod(stored[name].dims) >= MIN_WEIGHT_ELEMENTS
+    ]
     widths = [_STORED_BITS.get(weight.data_type, 32) for weight in weights]
     # These operators round activations to 8 bits, whatever their weights are.
     if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import Profile, Target
+from compress.formats.target_profile import Target, TargetProfile
 
 FORMAT = FormatSpec(
     name="openvino",
@@ -24,9 +24,9 @@ FORMAT = FormatSpec(
             writing_packages=("openvino", "openvino-genai", "openvino-tokenizers"),
         )
     },
-    targets=(Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),
+    targets=(TargetProfile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),
     taken_by={"desktop": None},
     tensors="compress.formats.openvino.model:read_tensors",
-    parts="compress.formats.openvino.runtime:open_parts",
+    parts="compress.formats.openvino.runtime:open_value_graph",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

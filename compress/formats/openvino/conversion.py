@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def in_eight_bits(model: Any, table_bits: int) -> Any:
 def _tables_in_four_bits(model: Any) -> Any:
     if not any(_is_table(operator) for operator in model.get_ordered_ops()):
         return model
-    with silence("prints"):
+    with suppress_output("prints"):
         import nncf
 
         return nncf.compress_weights(
@@ -100,7 +100,7 @@ def _is_table(operator: Any) -> bool:
 
 
 def _in_eight_bits(model: Any) -> Any:
-    with silence("prints"):
+    with suppress_output("prints"):
         import nncf
 
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)

@@ -24,7 +24,7 @@ from compress.formats.openvino.genai import EXACT, KV_CACHE_PRECISION, reason
 from compress.formats.openvino.model import DETOKENIZER, IR_FILE, TOKENIZER, OpenVinoModel
 from compress.formats.openvino.runtime import open_stateful
 from compress.formats.openvino.stateful import read_stateful
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import load_tokenizer
 from compress.utils.errors import IntegrityError, MissingExtraError, StageError, first_line
@@ -142,7 +142,7 @@ def _tokenizer(folder: Path) -> dict[str, bytes]:
     """Return the IR of the tokenizer and detokenizer; raise `StageError` for an unsupported tokenizer."""
     if importlib.util.find_spec("openvino_tokenizers") is None:
         raise MissingExtraError("openvino-tokenizers", "openvino", "A language model in OpenVINO's format")
-    with silence("prints"):
+    with suppress_output("prints"):
         import openvino_tokenizers
 
         try:

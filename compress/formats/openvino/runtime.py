@@ -12,6 +12,7 @@ import numpy as np
 
 from compress.formats.generation.decoder import likeliest
 from compress.formats.generation.image_text import open_together
+from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph, Values
 from compress.formats.model_file import file_of
 from compress.formats.openvino.genai import (
     EXACT,
@@ -24,7 +25,6 @@ from compress.formats.openvino.genai import (
     reason,
 )
 from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
-from compress.formats.parts import FEW, Parts, Run, Step, Values
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, ModelError, StageError, unreadable_file_error
@@ -267,10 +267,10 @@ def core() -> openvino.Core:
 RUNTIME = OpenVinoRuntime()
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> Parts:
+def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGraph:
     """See `compress.formats.spec.FormatSpec`."""
     model = read_model(file)
-    return Parts(_steps(model), [output.any_name for output in model.outputs], lambda values: _run(model, values))
+    return ValueGraph(_steps(model), [output.any_name for output in model.outputs], lambda values: _run(model, values))
 
 
 def _run(model: Any, values: Sequence[str]) -> Run:
@@ -297,18 +297,18 @@ def _ports(model: Any) -> Iterator[Any]:
             yield from operator.outputs()
 
 
-def _steps(model: Any) -> Iterator[Step]:
+def _steps(model: Any) -> Iterator[GraphStep]:
     """Of each name of a value; one without has its operator's and its place there, which no name has."""
     for port in _ports(model):
         operator = port.get_node()
         before = [one.get_source_output() for one in operator.inputs()]
         stored = [one.get_node() for one in before if one.get_node().get_type_name() == "Constant"]
-        weights = [one for one in stored if np.prod(list(one.shape)) >= FEW]
+        weights = [one for one in stored if np.prod(list(one.shape)) >= MIN_WEIGHT_ELEMENTS]
         kind, name = operator.get_type_name(), operator.get_friendly_name()
         bits = [_BITS.get(one.get_element_type().get_type_name(), 32) for one in weights]
         reads = [_name(one) for one in before if one.get_node().get_type_name() != "Constant"]
         for value in port.get_names() or [_name(port)]:
-            yield Step(value, kind, name, reads, min([8 if kind == "FakeQuantize" else 32, *bits]))
+            yield GraphStep(value, kind, name, reads, min([8 if kind == "FakeQuantize" else 32, *bits]))
 
 
 def _name(port: Any) -> str:

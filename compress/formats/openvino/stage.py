@@ -82,8 +82,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         """
         from compress.formats.onnx.export import export_onnx
         from compress.formats.openvino.conversion import to_openvino
-        from compress.formats.prove import measure, of_session, of_torch, prove_shipped
-        from compress.formats.runtimes import opened
+        from compress.formats.parity import check_shipped_parity, measure_distance, session_answers, torch_answers
+        from compress.formats.runtime import open_model
         from compress.models.processor import labels_of, processor_of
 
         if isinstance(model, Checkpoint):
@@ -94,26 +94,26 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
             rows = context.data.split("train")
             examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
             graph, companions, original = model.graph, model.companions, "the graph"
-            reference = of_session(opened(model), examples)
+            reference = session_answers(open_model(model), examples)
             # Its outputs may be of any size: coordinates of pixels, say.
-            tolerance = self.tolerance * max(1.0, measure(reference, reference, examples).largest)
+            tolerance = self.tolerance * max(1.0, measure_distance(reference, reference, examples).largest)
         else:
             examples = context.encode("train", model)
             graph, companions = export_onnx(model, examples, opset=None, fusions=False).graph, model.companions()
-            reference, tolerance, original = of_torch(model.module, examples), self.tolerance, "torch"
+            reference, tolerance, original = torch_answers(model.module, examples), self.tolerance, "torch"
         made = to_openvino(graph, companions, self.precision, self.embedding_bits)
         plain = made if self.precision == "fp32" else to_openvino(graph, companions, "fp32")
-        shipped = opened(made)
-        first = shipped if plain is made else opened(plain)
-        found = prove_shipped("OpenVINO", first, shipped, reference, examples, tolerance, original)
+        shipped = open_model(made)
+        first = shipped if plain is made else open_model(plain)
+        found = check_shipped_parity("OpenVINO", first, shipped, reference, examples, tolerance, original)
         context.note(f"openvino: {found}")
         return made
 
     def _convert_components(self, model: TorchModel | OnnxModel, context: Context) -> OpenVinoModel:
         """Each part in its folder, as optimum-intel opens them, proven on pictures in next to no steps."""
         from compress.formats.openvino.conversion import to_openvino
-        from compress.formats.prove import of_session, prove_shipped
-        from compress.formats.runtimes import opened
+        from compress.formats.parity import check_shipped_parity, session_answers
+        from compress.formats.runtime import open_model
         from compress.models.processor import processor_of
 
         rows = context.data.split("train").slice(0, _PROMPTS)
@@ -129,12 +129,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
         made = written(self.precision)
         plain = made if self.precision == "fp32" else written("fp32")
-        shipped = opened(made)
-        sessions: list[Any] = [shipped if plain is made else opened(plain), shipped]
+        shipped = open_model(made)
+        sessions: list[Any] = [shipped if plain is made else open_model(plain), shipped]
         examples = context.task.encode(rows, processor_of(graphs), None, context.max_length)
         first, last = (session.shortened() for session in sessions)
-        whole = of_session(reference.shortened(), examples)
-        found = prove_shipped("OpenVINO", first, last, whole, examples, self.tolerance, original)
+        whole = session_answers(reference.shortened(), examples)
+        found = check_shipped_parity("OpenVINO", first, last, whole, examples, self.tolerance, original)
         context.note(f"openvino: {found}, in few steps")
         return made
 

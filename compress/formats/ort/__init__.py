@@ -7,7 +7,7 @@ from dataclasses import replace
 from compress.formats.onnx import APPS, CPU
 from compress.formats.onnx import FORMAT as ONNX
 from compress.formats.spec import FormatSpec
-from compress.formats.target_profile import Profile, Target
+from compress.formats.target_profile import Target, TargetProfile
 
 _OPENED_BY = ("onnxruntime", "onnxruntime-web", "onnxruntime-web-node")
 FORMAT = FormatSpec(
@@ -18,9 +18,9 @@ FORMAT = FormatSpec(
     written_by="ort",
     written_from=ONNX.name,
     runtimes={name: replace(ONNX.runtimes[name], on_devices=False) for name in _OPENED_BY},
-    targets=(Profile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
+    targets=(TargetProfile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
     taken_by={"node": None, "browser": None, **APPS},
     tensors="compress.formats.ort.model:read_tensors",
-    parts="compress.formats.onnx.intermediate_values:open_parts",
+    parts="compress.formats.onnx.intermediate_values:open_value_graph",
     library="onnxruntime",
 )

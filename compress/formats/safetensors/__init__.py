@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import Profile, Target
+from compress.formats.target_profile import Target, TargetProfile
 
 _FOLDER = "compress.formats.safetensors"
 _ABOUT = "transformers on this machine's processor, which runs any checkpoint as it is, in float32"
@@ -13,7 +13,7 @@ FORMAT = FormatSpec(
     suffix=".safetensors",
     library="transformers",
     runtimes={"torch": RuntimeSpec(runtime=f"{_FOLDER}.runtime:RUNTIME", provider="cpu", package="torch")},
-    targets=(Profile(Target("torch", "torch", "cpu", _ABOUT, "safetensors")),),
+    targets=(TargetProfile(Target("torch", "torch", "cpu", _ABOUT, "safetensors")),),
     find_all=f"{_FOLDER}.folder:find_weights",
     tensors="compress.models.checkpoint:read_tensors",
     has_graph=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import check_model_folder, weight_files
 from compress.models.json_file import read_json
@@ -77,7 +77,7 @@ def _as_served(folder: Path) -> TorchModel:
 
     if not has_package(COMPRESSED_TENSORS):
         raise MissingExtraError(COMPRESSED_TENSORS, COMPRESSED_TENSORS, "a checkpoint in the layout of that name")
-    with silence("prints"):  # a bar for each step
+    with suppress_output("prints"):  # a bar for each step
         try:
             module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
             module.hf_quantizer.compressor.decompress_model(module)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.formats.model_file import format_of, model_file, model_files
-from compress.formats.runtime import Batch
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import Batch, get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
 from compress.formats.targets import TARGETS, in_format
 from compress.models.processor import load_processor
-from compress.pipeline.licence_rules import NOT_STATED
+from compress.pipeline.licence_detection import NOT_STATED
 from compress.plugins.apps.app_type import Kind
 from compress.plugins.apps.app_types import KINDS, kind_of
 from compress.plugins.apps.archive import write_zip

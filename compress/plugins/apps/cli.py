@@ -44,7 +44,7 @@ def bundle(
 
     profile = find_app_profile(target)
     found = find_artifact(artifact, recipe)
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.apps.build import Wanted, build
 
     quiet_libraries()

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.formats.runtime import Session, TensorType
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import Session, TensorType, get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.tensors import read_model
 from compress.plugins import UnusablePluginError, find_extensions, load_extension

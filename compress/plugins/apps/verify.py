@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compress.formats.model_file import format_of
-from compress.formats.runtime import Session
-from compress.formats.runtimes import why_unavailable
+from compress.formats.runtime import Session, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.plugins.apps.app_types import KINDS
 from compress.plugins.apps.archive import unpack

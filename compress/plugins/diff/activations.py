@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.formats.intermediate_values import longest_length
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.parts import longest
 from compress.formats.registry import FORMATS
 from compress.formats.runtime import Session
-from compress.inspection.layer_comparison import NOISE, Gap, compare_parts, gives_values, open_parts
+from compress.inspection.layer_comparison import NOISE, Gap, compare_parts, gives_values, open_value_graph
 from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import match
 from compress.plugins.diff.answers import target_of
@@ -82,7 +82,7 @@ def compare_files(
     if any(not wanted <= batch.keys() for batch in batches):
         return None
     given = [{name: batch[name] for name in wanted} for batch in batches]
-    parts = open_parts(after, target, longest(given))
+    parts = open_value_graph(after, target, longest_length(given))
     if parts.shaped is not None:
         shaped = parts.shaped(given)
         parts, given = match(parts, OnnxParts(graph), shaped[0]), [dict(one) for one in shaped]

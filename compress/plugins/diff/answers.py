@@ -15,13 +15,12 @@ from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Slice
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for_model, predict, task_slice_rows
 from compress.formats.model_file import format_of
-from compress.formats.runtime import Session
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import Session, get_runtime, why_unavailable
 from compress.formats.target_profile import Target
 from compress.formats.targets import PROFILES
 from compress.inspection.tensors import read_model
 from compress.numerics.calibration import mean_interval
-from compress.numerics.next_token import divergence
+from compress.numerics.token_metrics import divergence
 from compress.plugins.diff.record import AnswersDiff
 from compress.recipe.policy import Policy, comparison_policy
 from compress.recipe.recipe import Recipe

@@ -48,7 +48,7 @@ def diff(
     """Say what differs between two models: files and recipe, every tensor, answers; and what to look at first."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import show
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.diff.limits import read_limits
     from compress.plugins.diff.models import Wanted, compare_models
     from compress.plugins.diff.views import console_diff, html_diff

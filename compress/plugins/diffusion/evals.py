@@ -12,7 +12,7 @@ import numpy as np
 from compress.data.membership import Part
 from compress.evaluation.evaluate import slice_rows
 from compress.evaluation.image_files import encode_difference_png, encode_png
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.diffusion.judge import ImageEvaluation

@@ -17,7 +17,7 @@ from torch import nn
 from compress.formats.onnx.export import Axes, ExportedGraph, export_onnx, export_part
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.formats.prove import Distance, distance
+from compress.formats.parity import Distance, distance
 from compress.models.model import write_companions
 from compress.models.pipeline_folder import UNET
 from compress.models.torch_model import TorchModel

@@ -53,7 +53,7 @@ def ab(
     if first != second:
         raise InputError(f"A is for {first} and B for {second}.", expected="two models for one task")
     requests = read_traffic(traffic, input_columns(sides[0].task.columns), labels)
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.monitoring.ab import compare_in_use, named_labels
     from compress.plugins.monitoring.views import console_ab
 

@@ -45,7 +45,7 @@ def drift(
         )
     loaded, runtime_target = find_artifact(artifact, recipe), find_target(target)
     check_opens(loaded.folder, runtime_target)
-    from compress.formats.silence import quiet_libraries
+    from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.monitoring.drift import find_drift
     from compress.plugins.monitoring.outputs import Model
     from compress.plugins.monitoring.rows import read_sample, recorded_sample

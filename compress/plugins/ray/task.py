@@ -224,7 +224,7 @@ class OrderExecution:
         """Take the stage, or look."""
         import torch
 
-        from compress.formats.silence import quiet_libraries
+        from compress.formats.quiet_output import quiet_libraries
 
         quiet_libraries()
         if torch.get_num_threads() != self.order.threads:

@@ -13,8 +13,8 @@ from typing import Any
 from compress.data.config import is_file_name, is_sample
 from compress.data.dataset import label_column
 from compress.data.source import find, read
+from compress.formats.quiet_output import quiet_libraries
 from compress.formats.registry import FORMATS
-from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.json_file import read_json
 from compress.pipeline.checkpoint_headers import read_shape

@@ -10,8 +10,8 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
-from compress.formats.runtimes import why_unavailable
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
+from compress.formats.runtime import why_unavailable
 from compress.models.torch_model import TorchModel
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.formats.onnx import CPU
-from compress.formats.target_profile import Profile
+from compress.formats.target_profile import TargetProfile
 from compress.plugins.search.shape_inference import GraphStructure, expected_failures
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point
@@ -181,7 +181,7 @@ class LatencyEstimator:
         )
 
     @property
-    def _profile(self) -> Profile:
+    def _profile(self) -> TargetProfile:
         return target_profile(self.size_estimator.space.base)
 
     @property

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.formats.target_profile import Profile
+from compress.formats.target_profile import TargetProfile
 from compress.pipeline.formats import measurable, written
-from compress.pipeline.image_generation_evals import judgements
+from compress.pipeline.generation_evals import judgements
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.ray.jobs import InProcessWorkers, Job, JobContext, JobResult, Workers
@@ -167,7 +167,7 @@ class TrialRunner:
         )
 
 
-def target_profile(recipe: Recipe) -> Profile:
+def target_profile(recipe: Recipe) -> TargetProfile:
     """Return the target that trials are measured on."""
     assert recipe.search is not None
     name = target_name(recipe, recipe.search)

@@ -15,12 +15,12 @@ import tiny_images
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from compress.formats.coreml.conversion import prove_stored, stored_values, to_coreml
+from compress.formats.coreml.conversion import check_stored_weights, stored_values, to_coreml
 from compress.formats.coreml.model import PACKAGE, CoreMlModel, MilProgram, package_of, read_coreml
 from compress.formats.coreml.runtime import CoreMlSession
 from compress.formats.model_file import format_of, model_file
-from compress.formats.runtimes import get_runtime, why_unavailable
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
+from compress.formats.runtime import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.torch_model import TorchModel
@@ -84,7 +84,7 @@ def test_apples_package_opens_it_with_its_inputs_its_range_of_lengths_and_its_ou
 ) -> None:
     plain.save(tmp_path)
     assert format_of(tmp_path) == "coreml" and model_file(tmp_path) == tmp_path / PACKAGE
-    with silence("prints"):
+    with suppress_output("prints"):
         import coremltools
 
         opened = coremltools.models.MLModel(str(tmp_path / PACKAGE), skip_model_load=True)
@@ -158,7 +158,7 @@ def test_convolutions_keep_their_picture_and_their_weights(pictures: tuple[Torch
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.module.modules())
     assert Counter(program.operators)["conv"] == convolutions
     # Convolutions are stored with the normalisation after them, so that only the classifier is what it was.
-    assert prove_stored(package, model).startswith("1 of")
+    assert check_stored_weights(package, model).startswith("1 of")
 
 
 def test_the_same_weights_give_the_same_bytes(small: CoreMlModel) -> None:
@@ -167,14 +167,16 @@ def test_the_same_weights_give_the_same_bytes(small: CoreMlModel) -> None:
 
 
 def test_weights_of_another_model_and_a_changed_byte_are_found(plain: CoreMlModel, small: CoreMlModel) -> None:
-    assert "11 of 11 matrices" in prove_stored(small, tiny_encoder())
+    assert "11 of 11 matrices" in check_stored_weights(small, tiny_encoder())
     with pytest.raises(IntegrityError, match="differs from the model's"):
-        prove_stored(small, tiny.encoder(num_hidden_layers=1, seed=7))
+        check_stored_weights(small, tiny.encoder(num_hidden_layers=1, seed=7))
     (query,) = [constant for constant in program_of(plain).constants if constant.name == QUERY]
     damaged = bytearray(plain.weights)
     damaged[query.start + 3] ^= 0x40
     with pytest.raises(IntegrityError, match=QUERY):
-        prove_stored(CoreMlModel(package_of(plain.specification, bytes(damaged)), plain.companions), tiny_encoder())
+        check_stored_weights(
+            CoreMlModel(package_of(plain.specification, bytes(damaged)), plain.companions), tiny_encoder()
+        )
 
 
 def test_a_trace_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +213,7 @@ def test_here_the_target_is_not_to_be_had(plain: CoreMlModel, tmp_path: Path, mo
 def test_the_session_hands_row_by_row_what_the_package_declares(plain: CoreMlModel, tmp_path: Path) -> None:
     # Core ML itself is not here; what is tested is the way there: types, rows, names.
     plain.save(tmp_path)
-    with silence("prints"):
+    with suppress_output("prints"):
         import coremltools
 
         opened = coremltools.models.MLModel(str(tmp_path / PACKAGE), skip_model_load=True)

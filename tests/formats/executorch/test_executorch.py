@@ -16,18 +16,17 @@ import tiny
 import torch
 from stage_contract import Ran, check_contract, check_reads, run
 
-from compress.formats.executorch.export import ROWS, Lowered, prove_lowered, to_executorch
+from compress.formats.executorch.export import ROWS, Lowered, check_program_parity, to_executorch
 from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel, read_pte
 from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
-from compress.formats.runtime import TensorType
-from compress.formats.runtimes import get_runtime, why_unavailable
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
+from compress.formats.runtime import TensorType, get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
-from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_parts
+from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_value_graph
 from compress.inspection.node_layers import node_modules
 from compress.inspection.value_matching import match
 from compress.models.torch_model import TorchModel
@@ -74,10 +73,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Lowered]:
 
     def watched(made: Lowered, *others: Any) -> str:
         proven.append(made)
-        return prove_lowered(made, *others)
+        return check_program_parity(made, *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compress.formats.executorch.export.prove_lowered", watched)
+        patch.setattr("compress.formats.executorch.export.check_program_parity", watched)
         return run(ExecuTorch(), tmp_path_factory.mktemp("stage") / "once"), proven[0]
 
 
@@ -183,14 +182,14 @@ def test_it_is_near_the_float_model_and_tells_how_near(small: tuple[TorchModel, 
     found = get_runtime("executorch").open(folder, TARGET, threads=1).predict(batch)["logits"]
     expected = torch_answers(model.module, batch)
     assert 1e-4 < np.abs(found - expected).max() < 0.25 * np.ptp(expected)
-    assert "from torch over the same integers" in prove_lowered(made, model, examples_of(model), 1e-3)
+    assert "from torch over the same integers" in check_program_parity(made, model, examples_of(model), 1e-3)
 
 
 def test_a_program_of_another_model_is_not_taken_for_this_one(plain: tuple[TorchModel, ExecuTorchModel, Path]) -> None:
     other = tiny.encoder(num_hidden_layers=1, seed=7)
     same = Lowered(plain[1], to_answers(other))
     with pytest.raises(IntegrityError, match="In ExecuTorch the logits differ from torch by"):
-        prove_lowered(same, other, examples_of(other), 1e-3)
+        check_program_parity(same, other, examples_of(other), 1e-3)
 
 
 def to_answers(model: TorchModel) -> torch.nn.Module:
@@ -263,7 +262,7 @@ def test_the_doctor_names_a_planted_fault_with_its_layer_and_nothing_in_a_health
 
 
 def departing(reference: Path, folder: Path) -> FormatComparison:
-    parts, graph = open_parts(folder, TARGET), onnx.load(reference)
+    parts, graph = open_value_graph(folder, TARGET), onnx.load(reference)
     assert parts.shaped is not None
     batches = parts.shaped([batch_of(1, length) for length in (9, 14)])
     known = match(parts, OnnxParts(graph), batches[0])
@@ -288,7 +287,7 @@ def with_larger_scales(model: TorchModel, file: Path) -> bytes:
 
 
 def test_a_part_whose_activation_has_no_upper_bound_is_read(tmp_path: Path) -> None:
-    with silence("process"):
+    with suppress_output("process"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 

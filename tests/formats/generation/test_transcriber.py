@@ -14,8 +14,7 @@ from transformers import WhisperForConditionalGeneration
 from compress.formats.generation.speech_recognition import read_rules
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import OnnxModel, find_graphs
-from compress.formats.runtime import Session
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import Session, get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.utils.errors import InputError, ModelError

@@ -17,7 +17,7 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from compress.formats.gguf.blocks import k_type, pack_k_blocks, row_bytes
 from compress.formats.gguf.export import Types, compare_gguf, write_gguf
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.sources.gguf_conversion import convert_gguf

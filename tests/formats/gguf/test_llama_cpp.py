@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from compress.formats.gguf import llama_cpp_library
 from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.runtime import LlamaCppSession
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.sources.gguf_conversion import convert_gguf

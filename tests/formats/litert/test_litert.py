@@ -16,8 +16,7 @@ from compress.formats.litert.conversion import quantize_litert
 from compress.formats.litert.model import LITERT_FILE, LiteRtModel, read_litert
 from compress.formats.litert.stage import LiteRt
 from compress.formats.model_file import format_of, model_file
-from compress.formats.runtime import TensorType
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import TensorType, get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.torch_model import TorchModel

@@ -21,7 +21,7 @@ from compress.formats.generation.image_text import read_rules
 from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
 from compress.formats.onnx.decoder.trace import check_writable
 from compress.formats.onnx.model import OnnxModel, find_graphs
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.transcription_calls import transcription_calls
 from compress.models.checkpoint import Checkpoint

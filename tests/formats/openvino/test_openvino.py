@@ -17,8 +17,7 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.conversion import Precision, to_openvino
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel, read_ir
 from compress.formats.openvino.runtime import core
-from compress.formats.runtime import TensorType
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import TensorType, get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.utils.errors import InputError, ModelError, StageError
@@ -182,7 +181,7 @@ def test_a_graph_is_needed_for_the_same_bytes(tmp_path: Path) -> None:
 INTERRUPTED = """
 import gc, os, signal, sys, time
 from pathlib import Path
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 signal.signal(signal.SIGINT, signal.default_int_handler)
 target = TARGETS["openvino"]

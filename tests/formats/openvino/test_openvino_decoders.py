@@ -29,7 +29,7 @@ from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.openvino.runtime import core, open_stateful
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.openvino.stateful import read_stateful
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint

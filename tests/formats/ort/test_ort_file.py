@@ -17,7 +17,7 @@ from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtGraph, OrtModel, read_ort
 from compress.formats.ort.write import to_ort
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.inspection.tensors import read_model

@@ -23,8 +23,7 @@ from tiny_whisper import FRAMES, write_tiny_whisper
 
 from compress.formats.generation.decoder import open_decoder
 from compress.formats.model_file import format_of, model_files
-from compress.formats.runtime import Session
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import Session, get_runtime
 from compress.formats.safetensors.folder import task_of_folder
 from compress.formats.targets import REFERENCE
 from compress.models.checkpoint import Checkpoint

@@ -184,11 +184,11 @@ def test_litert_graphs_are_told_as_its_interpreter_has_them(all_made: dict[str, 
 
 
 def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]) -> None:
-    from compress.formats.executorch.runtime import the_runtime
+    from compress.formats.executorch.runtime import load_runtime
 
     bundle = all_made["executorch"]
     manifest = bundle.bundle.manifest
-    program = the_runtime().load_program((bundle.folder / manifest.model).read_bytes())
+    program = load_runtime().load_program((bundle.folder / manifest.model).read_bytes())
     about = program.load_method("forward").metadata
     assert about.num_inputs() == len(manifest.inputs)
     for position, entry in enumerate(manifest.inputs):
@@ -199,11 +199,11 @@ def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]
 
 
 def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
-    from compress.formats.silence import silence
+    from compress.formats.quiet_output import suppress_output
 
     bundle = all_made["coreml"]
     manifest = bundle.bundle.manifest
-    with silence("prints"):
+    with suppress_output("prints"):
         import coremltools
 
         spec = coremltools.models.MLModel(str(bundle.folder / manifest.model), skip_model_load=True).get_spec()

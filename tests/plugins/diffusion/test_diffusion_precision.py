@@ -16,7 +16,7 @@ from compress.data.dataset import Dataset
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino
-from compress.formats.runtimes import opened
+from compress.formats.runtime import open_model
 from compress.plugins.diffusion.image_similarity import ssim
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.plugins.diffusion.pipeline_model import load_pipeline
@@ -150,5 +150,5 @@ def test_each_part_is_an_ir_in_its_folder(model: OnnxModel, context: Context, tm
     assert again == result
     examples = TASK.encode(context.data.split("validation"), load_processor(model), None, 24)
     np.testing.assert_allclose(
-        opened(again).predict(examples.batch([0, 1]))[PICTURES], drawn(model, context), atol=1e-3
+        open_model(again).predict(examples.batch([0, 1]))[PICTURES], drawn(model, context), atol=1e-3
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_pipelines import pipeline_folder
 
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.sampling_settings import Sampling

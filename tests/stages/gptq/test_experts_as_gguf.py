@@ -16,7 +16,7 @@ from mergeable import ROWS, train_tokenizer
 from transformers import AutoModelForCausalLM
 
 from compress.formats.gguf.export import Types, compare_gguf, write_gguf
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module

@@ -27,7 +27,7 @@ from compress.formats.gguf.file_types import FILE_TYPES, bytes_of, needs_imatrix
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.gguf.llama_cpp_library import library as library_of
 from compress.formats.gguf.stage import Gguf
-from compress.formats.runtimes import get_runtime
+from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.models.imatrix import IMATRIX, read_imatrix

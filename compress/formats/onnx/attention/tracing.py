@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.onnx import ops
 
-from compress.formats.prove import mixed_batches
+from compress.formats.parity import mixed_batches
 from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
 

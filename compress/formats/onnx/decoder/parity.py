@@ -19,7 +19,7 @@ from compress.formats.generation.seq2seq import PairDecoder
 from compress.formats.onnx.decoder.traced_parts import IDS, MASK
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of, session_options
-from compress.formats.prove import distance
+from compress.formats.parity import distance
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import ADAPTER, load_adapted
 from compress.models.meta_model import auto_class

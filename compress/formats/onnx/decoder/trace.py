@@ -25,8 +25,8 @@ from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_index, 
 from compress.formats.onnx.decoder.node_groups import NodeGroups, group_nodes
 from compress.formats.onnx.decoder.traced_parts import MASK, TracedPart, decoder_of_embeddings, decoder_only
 from compress.formats.onnx.decoder.tracing_patches import Placeholder, TracingPatches, lengths_of
-from compress.formats.silence import silence
-from compress.formats.tracing import as_written, lean_tracing
+from compress.formats.quiet_output import suppress_output
+from compress.formats.tracing import lean_tracing, with_traceable_builtins
 from compress.models.checkpoint import Checkpoint
 from compress.models.meta_model import build_on_meta, reads_images
 from compress.models.quantized_module import build_empty_module
@@ -121,7 +121,7 @@ def _traced(
     checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None, every_block: bool = False
 ) -> Trace:
     """Trace a part; ``every_block`` traces all blocks, including equal ones."""
-    with _model_errors(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
+    with _model_errors(checkpoint), suppress_output("prints"), lean_tracing(), torch.no_grad():
         dry_run = _DryRun(checkpoint, part)
         blocks = _describe(dry_run)
         # Blocks after the last one that differs from earlier ones are removed before tracing.
@@ -134,7 +134,7 @@ def _traced(
             raise ValueError(f"attention cannot be one operator: {unfused}")
         dry_run.patches.fused = not unfused
         states = sample_states(dry_run.cache, not unfused)
-        with as_written(dry_run.model):
+        with with_traceable_builtins(dry_run.model):
             program = _trace(dry_run, {name: state for name, state in states.items() if layer_index(name) < traced})
     prefixes = [block.prefix for block in blocks[:traced]]
     groups = group_nodes(program.graph, prefixes, traced < len(blocks))

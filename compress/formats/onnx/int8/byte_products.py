@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.int8.fuse_integer_ops import DequantizedValue, quantized_source
-from compress.numerics.saturation import cut_pairs, pairs_at_risk, without_saturation
+from compress.numerics.int8_activations import cut_pairs, pairs_at_risk, without_saturation
 
 _INTEGER_INPUTS = {
     "MatMulInteger": (0, 1, 2),

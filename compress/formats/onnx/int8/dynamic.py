@@ -18,7 +18,7 @@ from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer, 
 from compress.formats.onnx.int8.settings import ReduceRange
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.ort_optimize import optimize_basic
-from compress.formats.silence import silence
+from compress.formats.quiet_output import suppress_output
 from compress.numerics.block_quantization import pack_nibbles, quantize_blocks
 
 _OPERATORS = ["MatMul", "Gemm", "Attention"]
@@ -46,7 +46,7 @@ def quantize_products(
     # Recorded shapes of a fused graph contradict those that the quantizer infers.
     del source.graph.value_info[:]
     _give_biases_to_products(source.graph)
-    with silence("logs"), tempfile.TemporaryDirectory() as folder:
+    with suppress_output("logs"), tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "model.onnx"
         quantize_dynamic(
             source,
@@ -334,7 +334,7 @@ def _quantized(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) ->
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     producer = graph.producer_name
-    with silence("logs"), tempfile.TemporaryDirectory() as folder:
+    with suppress_output("logs"), tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "model.onnx"
         quantize_dynamic(
             graph,

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from compress.formats.onnx.graph_edits import add_initializer, constant
 from compress.formats.onnx.int8.observers import ActivationStatistics
 from compress.formats.onnx.int8.select_nodes import QuantizableLayer
-from compress.numerics.smoothing import smoothing_factors
+from compress.numerics.int8_activations import smoothing_factors
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from compress.numerics.activation_range import Histogram
+from compress.numerics.int8_activations import Histogram
 from compress.utils.errors import DataError, StageError, first_line
 
 Feed = Mapping[str, np.ndarray]

@@ -37,8 +37,8 @@ from compress.formats.onnx.int8.select_nodes import (
 )
 from compress.formats.onnx.int8.settings import Format, Int8Options, ReduceRange
 from compress.formats.onnx.int8.split_concatenations import split_concatenations
-from compress.formats.silence import silence
-from compress.numerics.activation_range import find_range
+from compress.formats.quiet_output import suppress_output
+from compress.numerics.int8_activations import find_range
 from compress.utils.errors import DataError, StageError
 
 
@@ -204,7 +204,7 @@ def insert_qdq(
         for name, (low, high) in ranges.items()
     }
     node_names = set(nodes)
-    with silence("logs"):
+    with suppress_output("logs"):
         quantizer = QDQQuantizer(
             source,
             options.per_channel,
@@ -303,7 +303,7 @@ def run_nncf(
     batches = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
     source = onnx.ModelProto()
     source.CopyFrom(graph)
-    with silence("prints"):
+    with suppress_output("prints"):
         # NNCF prints on import.
         import nncf
 

@@ -18,7 +18,7 @@ from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.formats.onnx.model import GENAI_CONFIG, OnnxModel
 from compress.formats.onnx.runtimes import genai as onnxruntime_genai
 from compress.formats.onnx.runtimes.genai import OnnxGenaiSession
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.utils.errors import InputError, MissingExtraError, ModelError

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes import onnxruntime as subject
-from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.runtime import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.utils.errors import InputError, ModelError, StageError
 
@@ -169,5 +169,5 @@ def test_a_silent_fallback_is_refused(tmp_path: Path, weight: np.ndarray, monkey
 
 
 def test_naming_a_runtime_imports_none_of_it() -> None:
-    code = "import sys, compress.formats.runtimes; sys.exit('onnxruntime' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, compress.formats.runtime; sys.exit('onnxruntime' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

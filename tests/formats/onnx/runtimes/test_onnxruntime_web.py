@@ -22,8 +22,7 @@ from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.ort.write import convert
-from compress.formats.runtime import TensorType, TimesItself
-from compress.formats.runtimes import get_runtime, make_ready, why_unavailable
+from compress.formats.runtime import TensorType, TimesItself, get_runtime, prepare_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import SilentProgress
@@ -43,7 +42,7 @@ def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
     target = TARGETS[request.param]
-    assert make_ready(target, SilentProgress()) is None
+    assert prepare_runtime(target, SilentProgress()) is None
     return get_runtime(target.runtime).open(folder, target, 2)
 
 
@@ -122,7 +121,7 @@ def test_what_its_start_took_is_told(web: Any, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no npm here to fetch onnxruntime-web with")
 def test_graphs_in_other_files_open_too(folder: Path, tmp_path: Path) -> None:
-    assert make_ready(TARGETS["node"], SilentProgress()) is None
+    assert prepare_runtime(TARGETS["node"], SilentProgress()) is None
     graph = onnx.load(model_file(folder))
     (tmp_path / "apart").mkdir()
     apart, converted, broken = tmp_path / "apart" / "model.onnx", tmp_path / "model.ort", tmp_path / "model.onnx"
@@ -145,7 +144,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "is fetched with npm, which is not on PATH" in str(why_unavailable(TARGETS["browser"]))
     failing(tmp_path / "npm")
     assert why_unavailable(TARGETS["browser"]) is None
-    assert "cannot be fetched: npm error the network is down" in str(make_ready(TARGETS["browser"], SilentProgress()))
+    assert "cannot be fetched: npm error the network is down" in str(
+        prepare_runtime(TARGETS["browser"], SilentProgress())
+    )
 
 
 def test_webgpu_is_asked_for_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +155,7 @@ def test_webgpu_is_asked_for_before_anything_is_fetched(monkeypatch: pytest.Monk
     monkeypatch.setattr("compress.formats.onnx.runtimes.javascript._GRAPHICS", ("no-such-device",))
     javascript.lacking_webgpu.cache_clear()
     monkeypatch.setattr("compress.formats.onnx.runtimes.javascript.find_chromium", lambda: "chromium")
-    assert "no graphics device" in str(make_ready(target, SilentProgress()))
+    assert "no graphics device" in str(prepare_runtime(target, SilentProgress()))
     other = replace(target, provider="cuda")
     assert "has no cuda (it has wasm, webgpu)" in str(why_unavailable(other))
     javascript.lacking_webgpu.cache_clear()

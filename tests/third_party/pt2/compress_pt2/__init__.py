@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.formats.target_profile import App, Profile, Target
+from compress.formats.target_profile import App, Target, TargetProfile
 
 FORMAT = FormatSpec(
     name="pt2",
@@ -11,9 +11,9 @@ FORMAT = FormatSpec(
     written_by="pt2",
     stage="compress_pt2.stage:Pt2",
     runtimes={"torch-export": RuntimeSpec(runtime="compress_pt2.runtime:RUNTIME", provider="cpu", package="torch")},
-    targets=(Profile(Target("pt2", "torch-export", "cpu", "a torch.export program on this processor", "pt2")),),
+    targets=(TargetProfile(Target("pt2", "torch-export", "cpu", "a torch.export program on this processor", "pt2")),),
     taken_by={"desktop": App("torch", "PyPI: torch", ("python",))},
-    probed="compress_pt2.read:PROBED",
+    inspector="compress_pt2.read:PROBED",
     tensors="compress_pt2.read:read_tensors",
     library="pytorch",
 )

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from compress.formats.probed import Encode, Probing, Stored, answers_of
+from compress.formats.integrity import Encode, ModelInspector, Stored, answers_of
 from compress.models.processor import processor_of
 from compress.models.stored_tensor import StoredTensor, infer_role, stored
 from compress.utils.errors import ModelError
@@ -61,4 +61,4 @@ def _logits(model: Pt2Model, encode: Encode) -> np.ndarray:
     return answers_of(open_bytes(model.program), encode(processor_of(model)))
 
 
-PROBED = Probing(_stored, _logits)
+PROBED = ModelInspector(_stored, _logits)

@@ -30,13 +30,13 @@ class Pt2(Stage[TorchModel, Pt2Model]):
 
     def run(self, model: TorchModel, context: Context) -> Pt2Model:
         """Trace, save, open again, compare. Raises `IntegrityError` where the answers differ."""
-        from compress.formats.prove import of_session, of_torch, prove
+        from compress.formats.parity import check_parity, session_answers, torch_answers
         from compress_pt2.runtime import open_bytes, traced
 
         examples = context.encode("train", model)
         program = traced(model.module, examples)
-        session = of_session(open_bytes(program), examples)
+        session = session_answers(open_bytes(program), examples)
         what = "In the program the logits differ from torch"
-        found = prove(of_torch(model.module, examples), session, examples, self.tolerance, what)
+        found = check_parity(torch_answers(model.module, examples), session, examples, self.tolerance, what)
         context.note(f"pt2: logits differ by at most {found.worst:.1e} from torch")
         return Pt2Model(program, model.companions())

@@ -13,7 +13,8 @@ import numpy as np
 
 from compress.formats.generation.decoder import feeder
 from compress.formats.registry import FORMATS, part_of
-from compress.formats.runtimes import opened, why_unavailable
+from compress.formats.runtime import Runtime, open_model, why_unavailable
+from compress.formats.spec import load
 from compress.formats.targets import TARGETS
 from compress.models.folder_checks import CHUNK_ELEMENTS
 from compress.models.model import files_in
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from compress.formats.runtime import Session
     from compress.tasks.task import Examples
 
+
 Encode = Callable[[Any], "Examples"]
 """Function from a processor to the probes, encoded with that processor."""
 Stored = Iterable[tuple[StoredTensor, np.ndarray]]
@@ -33,13 +35,13 @@ Stored = Iterable[tuple[StoredTensor, np.ndarray]]
 WINDOWS = 4
 TOKENS = 64
 POSITIONS = 8
-"""Running text is probed at the last positions of the beginnings of a few windows."""
+"""Running text is inspector at the last positions of the beginnings of a few windows."""
 _CALLS = 8
 """Number of examples that are run for a graph without a task, which may be slow."""
 
 
 @dataclass(frozen=True)
-class Probing:
+class ModelInspector:
     """How models of one kind are looked into: their stored tensors, and what they answer to the probes, [n, ...].
 
     ``target`` is what they answer on where that is an optional package; ``None`` where they answer everywhere.
@@ -49,17 +51,17 @@ class Probing:
     logits: Callable[[Any, Encode], np.ndarray]
     target: str | None = None
 
-    def __call__(self, model: Any) -> Probed:
-        """Return ``model`` as a `Probed` model."""
-        return Probed(model, self)
+    def __call__(self, model: Any) -> InspectedModel:
+        """Return ``model`` as a `InspectedModel` model."""
+        return InspectedModel(model, self)
 
 
 @dataclass(frozen=True)
-class Probed:
+class InspectedModel:
     """Model whose stored tensors and answers can be examined."""
 
     model: Any
-    how: Probing
+    how: ModelInspector
 
     def float_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield every floating-point weight and scale with its name; a large one comes in pieces.
@@ -84,17 +86,19 @@ class Probed:
         return self.how.logits(self.model, encode)
 
 
-def of_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
+def stored_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
     """Return arrays in memory as stored tensors."""
     for name, array in arrays:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         yield stored(name, array.dtype.name, array.shape, Path(), (0, data.nbytes)), data
 
 
-def of_files(form: str) -> Probing:
-    """Return the `Probing` of a file format, which uses the format's own tensor reader and target."""
+def file_inspector(form: str) -> ModelInspector:
+    """Return the `ModelInspector` of a file format, which uses the format's own tensor reader and target."""
     target = FORMATS[form].targets[0].name
-    return Probing(_of_files, lambda model, encode: answers_of(opened(model), encode(processor_of(model))), target)
+    return ModelInspector(
+        _of_files, lambda model, encode: answers_of(open_model(model), encode(processor_of(model))), target
+    )
 
 
 def _of_files(model: FileModel) -> Stored:
@@ -136,3 +140,24 @@ def _digest(tensor: StoredTensor, data: np.ndarray) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tensor.shape}".encode())
     digest.update(data.data)
     return digest.hexdigest()
+
+
+def missing_references(form: str) -> list[str]:
+    """Import everything that a format refers to and return what cannot be used, with the reasons."""
+    faults = []
+    for what, reference in FORMATS[form].references().items():
+        try:
+            fault = _fault(what, load(reference))
+        except Exception as error:  # noqa: BLE001  # somebody else's module may raise anything while it is imported
+            fault = f"cannot be imported: {error}"
+        faults += [f"its {what} {reference} {fault}"] if fault else []
+    return faults
+
+
+def _fault(what: str, found: Any) -> str | None:
+    if what == "inspector":
+        return None if isinstance(found, ModelInspector) else "is no ModelInspector"
+    if not what.startswith("runtime "):
+        return None if callable(found) else "cannot be called"
+    absent = [name for name in vars(Runtime) if not name.startswith("_") and not hasattr(found, name)]
+    return f"lacks {', '.join(absent)}" if absent else None

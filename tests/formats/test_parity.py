@@ -9,7 +9,16 @@ import pytest
 import tiny
 import torch
 
-from compress.formats.prove import Answers, distance, measure, mixed_batches, of_session, of_torch, prove, prove_shipped
+from compress.formats.parity import (
+    Answers,
+    check_parity,
+    check_shipped_parity,
+    distance,
+    measure_distance,
+    mixed_batches,
+    session_answers,
+    torch_answers,
+)
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError
 
@@ -36,7 +45,7 @@ class Shifted:
 
 
 def shifted(by: float, examples: Examples) -> Answers:
-    return of_session(Shifted(by), examples)  # type: ignore[arg-type]
+    return session_answers(Shifted(by), examples)  # type: ignore[arg-type]
 
 
 def test_the_largest_difference_and_the_range_of_what_is_expected_by_hand() -> None:
@@ -60,27 +69,27 @@ def test_batches_mix_the_shortest_with_the_longest_and_one_example_is_alone(exam
 
 @pytest.mark.parametrize("by", [0.25, np.nan])
 def test_more_than_is_allowed_is_refused_and_so_is_no_number(examples: Examples, by: float) -> None:
-    reference = of_torch(MODEL.module, examples)
-    assert prove(reference, shifted(0.0, examples), examples, 1e-5, "It differs").worst < 1e-5
+    reference = torch_answers(MODEL.module, examples)
+    assert check_parity(reference, shifted(0.0, examples), examples, 1e-5, "It differs").worst < 1e-5
     with pytest.raises(IntegrityError) as caught:
-        prove(reference, shifted(by, examples), examples, 0.2, "It differs from torch", hint="mend it")
+        check_parity(reference, shifted(by, examples), examples, 0.2, "It differs from torch", hint="mend it")
     assert caught.value.what == f"It differs from torch by {by:.2e}."
     assert (caught.value.expected, caught.value.hint) == ("at most 0.2 on padded batches", "mend it")
-    assert measure(reference, shifted(0.25, examples), examples).worst == pytest.approx(0.25, abs=1e-5)
+    assert measure_distance(reference, shifted(0.25, examples), examples).worst == pytest.approx(0.25, abs=1e-5)
 
 
 def test_a_file_of_fewer_bits_is_measured_and_only_its_plain_form_is_held_to_the_tolerance(examples: Examples) -> None:
     plain, small, off = Shifted(0.0), Shifted(0.5), Shifted(0.1)
-    reference = of_torch(MODEL.module, examples)
-    note = prove_shipped("Strange", plain, small, reference, examples, 1e-3)
+    reference = torch_answers(MODEL.module, examples)
+    note = check_shipped_parity("Strange", plain, small, reference, examples, 1e-3)
     assert "from torch in fp32, by 5.0e-01 as they ship, where the largest is" in note
-    alone = prove_shipped("Strange", plain, plain, reference, examples, 1e-3)
+    alone = check_shipped_parity("Strange", plain, plain, reference, examples, 1e-3)
     assert alone.endswith("from torch in fp32")
     with pytest.raises(IntegrityError, match=r"In Strange the logits differ from torch by 1\.00e-01"):
-        prove_shipped("Strange", off, small, reference, examples, 1e-3)
+        check_shipped_parity("Strange", off, small, reference, examples, 1e-3)
 
 
 def test_a_file_whose_answers_are_no_numbers_is_not_told_of_but_refused(examples: Examples) -> None:
-    reference = of_torch(MODEL.module, examples)
+    reference = torch_answers(MODEL.module, examples)
     with pytest.raises(IntegrityError, match="In LiteRT the logits are not all finite in fewer bits"):
-        prove_shipped("LiteRT", Shifted(0.0), Shifted(float("nan")), reference, examples, 1e-3)  # type: ignore[arg-type]
+        check_shipped_parity("LiteRT", Shifted(0.0), Shifted(float("nan")), reference, examples, 1e-3)  # type: ignore[arg-type]

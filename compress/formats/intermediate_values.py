@@ -12,14 +12,14 @@ Values = Mapping[str, np.ndarray]
 """Arrays by the names of their values."""
 Run = Callable[[Values], Values]
 """Function that computes values, by name, from the inputs (and given values) of one batch."""
-LARGEST = 1e8
+MASK_MAGNITUDE = 1e8
 """Magnitude from which a value counts as a mask and not as a number."""
-FEW = 16
+MIN_WEIGHT_ELEMENTS = 16
 """Number of elements below which a stored tensor counts as scales or indices and not as weights."""
 
 
 @dataclass(frozen=True)
-class Step:
+class GraphStep:
     """What makes ``value`` of those that it ``reads``: an ``operator``, by the format's own words, and its ``name``.
 
     ``bits`` are the fewest of a number that it stores or computes with: 32 where all is float. ``computes``: the value
@@ -34,7 +34,7 @@ class Step:
     computes: bool = True
 
 
-class Parts:
+class ValueGraph:
     """Model file whose intermediate values can be computed, with its steps in execution order.
 
     A part lies between the values at which the file is cut.
@@ -42,7 +42,7 @@ class Parts:
 
     def __init__(
         self,
-        steps: Iterable[Step],
+        steps: Iterable[GraphStep],
         outputs: Sequence[str],
         whole: Callable[[Sequence[str]], Run],
         shaped: Callable[[Sequence[Values]], list[Values]] | None = None,
@@ -85,7 +85,7 @@ class Parts:
         return {name: min(self.steps[step_value].bits for step_value in self.part(name, ends)) for name in cuts}
 
 
-def padded(batches: Sequence[Values], length: int) -> list[Values]:
+def pad_batches(batches: Sequence[Values], length: int) -> list[Values]:
     """Return batches of ids and masks [rows, tokens], padded with zeros up to ``length``."""
     return [
         {name: np.pad(array, ((0, 0), (0, length - array.shape[1]))) for name, array in batch.items()}
@@ -93,7 +93,7 @@ def padded(batches: Sequence[Values], length: int) -> list[Values]:
     ]
 
 
-def longest(batches: Sequence[Values]) -> int | None:
+def longest_length(batches: Sequence[Values]) -> int | None:
     """Tokens of the longest batch; None where not all inputs are ids and masks."""
     shapes = [array.shape for batch in batches for array in batch.values()]
     return max(shape[1] for shape in shapes) if all(len(shape) == 2 for shape in shapes) else None

@@ -16,10 +16,18 @@ from typing import Any
 import numpy as np
 
 from compress.formats.executorch.model import read_interface, read_pte
-from compress.formats.executorch.runtime import METHOD, the_runtime
+from compress.formats.executorch.runtime import METHOD, load_runtime
 from compress.formats.executorch.xnnpack_graph import XnnGraph, read_graph
-from compress.formats.parts import FEW, Parts, Run, Step, Values, longest, padded
-from compress.formats.silence import silence
+from compress.formats.intermediate_values import (
+    MIN_WEIGHT_ELEMENTS,
+    GraphStep,
+    Run,
+    ValueGraph,
+    Values,
+    longest_length,
+    pad_batches,
+)
+from compress.formats.quiet_output import suppress_output
 from compress.formats.target_profile import Target
 
 _MOVED = frozenset(
@@ -36,10 +44,10 @@ _TABLES = {"embedding_2bit": 2, "embedding_4bit": 4}
 _ALIGNED = 64
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> Parts:
+def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGraph:
     """See `compress.formats.spec.FormatSpec`."""
     program = _Program(file)
-    return Parts(program.steps(), program.outputs, program.whole, program.shaped)
+    return ValueGraph(program.steps(), program.outputs, program.whole, program.shaped)
 
 
 class _Program:
@@ -48,8 +56,8 @@ class _Program:
     def __init__(self, file: Path) -> None:
         content = file.read_bytes()
         read_pte(content, file)
-        the_runtime()
-        with silence("process"):
+        load_runtime()
+        with suppress_output("process"):
             from executorch.exir._serialize._program import deserialize_pte_binary
 
             self._file = deserialize_pte_binary(content)
@@ -65,10 +73,10 @@ class _Program:
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
         taken: list[Values] = [{name: batch[name] for name in self._inputs} for batch in batches]
-        length = longest(taken)
-        return padded(taken, length) if length is not None else taken
+        length = longest_length(taken)
+        return pad_batches(taken, length) if length is not None else taken
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[GraphStep]:
         """A program writes a value before it is read."""
         seen = set(self._plan.inputs)
         for step in _steps(self._plan):
@@ -81,23 +89,25 @@ class _Program:
             else:
                 yield from self._of_graph(step, graph)
 
-    def _of_kernel(self, step: Any, makes: Sequence[int], reads: Sequence[str]) -> Iterator[Step]:
+    def _of_kernel(self, step: Any, makes: Sequence[int], reads: Sequence[str]) -> Iterator[GraphStep]:
         operator = self._plan.operators[step.op_index].name if hasattr(step, "op_index") else "delegate"
         kind = operator.rpartition("::")[2]
         stored = [self._plan.values[place].val for place in _tensors(self._plan, step.args) if self._stored(place)]
-        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= FEW]
+        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= MIN_WEIGHT_ELEMENTS]
         for place in makes:
             computes = kind not in _MOVED and self._plan.values[place].val.scalar_type.name == "FLOAT"
-            yield Step(_outer(place), operator, _outer(place), reads, min([_TABLES.get(kind, 32), *bits]), computes)
+            yield GraphStep(
+                _outer(place), operator, _outer(place), reads, min([_TABLES.get(kind, 32), *bits]), computes
+            )
 
-    def _of_graph(self, step: Any, graph: XnnGraph) -> Iterator[Step]:
+    def _of_graph(self, step: Any, graph: XnnGraph) -> Iterator[GraphStep]:
         names = self._names(step, graph)
         for node in graph.nodes:
             for value in node.makes:
                 bits = min(graph.bits(one) for one in (value, *node.reads))
                 computes = node.kind not in _MOVED and graph.is_float(value)
                 reads = [names[one] for one in node.reads]
-                yield Step(names[value], node.kind, names[value], reads, bits, computes)
+                yield GraphStep(names[value], node.kind, names[value], reads, bits, computes)
 
     def _names(self, step: Any, graph: XnnGraph) -> dict[int, str]:
         """Of a part's values: those that the program gives it, or is given, are the program's own."""
@@ -109,7 +119,7 @@ class _Program:
         return bool(self._plan.values[place].val.data_buffer_idx)
 
     def whole(self, values: Sequence[str]) -> Run:
-        with silence("process"):
+        with suppress_output("process"):
             from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
             program = copy.copy(self._file.program)
@@ -117,7 +127,7 @@ class _Program:
             program.execution_plan = [self._changed(program, values)]
             made = PTEFile(program, self._file.mutable_data, self._file.named_data)
             content = bytes(serialize_pte_binary(made, extract_delegate_segments=True))
-            loaded = the_runtime().load_program(content)
+            loaded = load_runtime().load_program(content)
             method = loaded.load_method(METHOD)
 
         def run(batch: Values) -> Values:
@@ -125,7 +135,7 @@ class _Program:
 
             # The program has the bytes that the method reads its weights from.
             assert loaded
-            with silence("process"):
+            with suppress_output("process"):
                 found = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in self._inputs])
             return {name: found[at].numpy().copy() for at, name in enumerate(values)}
 

@@ -12,17 +12,17 @@ import warnings
 
 import pytest
 
-from compress.formats.silence import Extent, silence
+from compress.formats.quiet_output import Extent, suppress_output
 
 PROGRAM = """
 import json, sys
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 quiet_libraries()
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 AutoModel.from_pretrained, AutoTokenizer.from_pretrained
 early = "torchao" in sys.modules
-from compress.formats.silence import silence
-with silence("logs"):
+from compress.formats.quiet_output import suppress_output
+with suppress_output("logs"):
     from torchao.prototype.safetensors import safetensors_support
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers.quantizers import quantizer_torchao
@@ -60,7 +60,7 @@ def test_so_much_is_kept_back_and_told_and_everything_is_as_before(
     level_before = logging.root.manager.disable
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with silence(extent) as written:
+        with suppress_output(extent) as written:
             logging.getLogger("other").warning("logged")
             logging.getLogger("other").error("an error")
             warnings.warn("warned", stacklevel=1)
@@ -85,7 +85,7 @@ def test_so_much_is_kept_back_and_told_and_everything_is_as_before(
 
 def test_a_failure_leaves_everything_as_before(capfd: pytest.CaptureFixture[str]) -> None:
     level_before = logging.root.manager.disable
-    with pytest.raises(ValueError, match="broken"), silence("process"):
+    with pytest.raises(ValueError, match="broken"), suppress_output("process"):
         raise ValueError("broken")
     os.write(2, b"again\n")
     assert (logging.root.manager.disable, capfd.readouterr().err) == (level_before, "again\n")
@@ -93,7 +93,7 @@ def test_a_failure_leaves_everything_as_before(capfd: pytest.CaptureFixture[str]
 
 OF_DRAWING = """
 import sys
-from compress.formats.silence import quiet_libraries
+from compress.formats.quiet_output import quiet_libraries
 quiet_libraries()
 from compress.plugins.diffusion import denoiser_pruning, step_distillation, tiny_autoencoder
 from compress.plugins.diffusion.sampling_settings import import_diffusers

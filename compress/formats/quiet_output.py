@@ -24,7 +24,7 @@ _FUNCTION = "flatten_tensor_state_dict"
 
 
 @contextlib.contextmanager
-def silence(extent: Extent) -> Iterator[Callable[[], str]]:
+def suppress_output(extent: Extent) -> Iterator[Callable[[], str]]:
     """Suppress ``extent`` inside the context and yield a function that returns the error output so far."""
     with contextlib.ExitStack() as stack:
         stack.callback(logging.disable, logging.root.manager.disable)
@@ -54,7 +54,7 @@ def _error_output() -> Iterator[Callable[[], str]]:
             os.close(saved_descriptor)
 
 
-def put_off_torchao() -> None:
+def defer_torchao_import() -> None:
     """Let transformers load without torchao, which it otherwise imports with the first model class or tokenizer.
 
     It takes one function from there, to save a model that torchao has quantized. That function still does so: it
@@ -75,7 +75,7 @@ def put_off_torchao() -> None:
 
 def _flatten(*arguments: Any, **named: Any) -> Any:
     # As it is imported it warns of kernels for GPUs that it cannot load, and of its own calls of torch.
-    with silence("logs"):
+    with suppress_output("logs"):
         from torchao.prototype.safetensors import safetensors_support
     return getattr(safetensors_support, _FUNCTION)(*arguments, **named)
 
@@ -85,7 +85,7 @@ def quiet_libraries() -> None:
     """Turn off progress bars and load reports of the libraries; their errors and warnings are still logged."""
     from transformers.utils import logging
 
-    put_off_torchao()
+    defer_torchao_import()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # Torch warns once about a profiler attribute of its own while tracing.

@@ -48,7 +48,7 @@ def distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Distance:
     return Distance(worst, lowest, highest)
 
 
-def measure(reference: Answers, session: Answers, examples: Examples) -> Distance:
+def measure_distance(reference: Answers, session: Answers, examples: Examples) -> Distance:
     """Return the distance between the answers of ``session`` and ``reference`` over padded and single batches."""
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -59,7 +59,7 @@ def measure(reference: Answers, session: Answers, examples: Examples) -> Distanc
     return distance(pairs())
 
 
-def prove(
+def check_parity(
     reference: Answers,
     session: Answers,
     examples: Examples,
@@ -68,7 +68,7 @@ def prove(
     condition: str = "on padded batches",
     hint: str = RAISE_TOLERANCE,
 ) -> Distance:
-    """Return the result of `measure`, or raise an error if the answers differ too much.
+    """Return the result of `measure_distance`, or raise an error if the answers differ too much.
 
     Batches mix lengths from the shortest to the longest example, so that padding is tested. The first example also
     runs alone.
@@ -85,7 +85,7 @@ def prove(
     Raises:
         IntegrityError: The largest difference exceeds ``tolerance`` or is NaN.
     """
-    largest_distance = measure(reference, session, examples)
+    largest_distance = measure_distance(reference, session, examples)
     if not largest_distance.worst <= tolerance:
         raise IntegrityError(
             f"{what} by {largest_distance.worst:.2e}.", expected=f"at most {tolerance:g} {condition}", hint=hint
@@ -93,7 +93,7 @@ def prove(
     return largest_distance
 
 
-def prove_shipped(
+def check_shipped_parity(
     runtime: str,
     plain: Session,
     made: Session,
@@ -118,11 +118,13 @@ def prove_shipped(
     """
     words = examples.answer_label
     what = f"In {runtime} the {words} differ from {original}"
-    exact = prove(reference, of_session(plain, examples), examples, tolerance, what, "on padded batches, in fp32")
+    exact = check_parity(
+        reference, session_answers(plain, examples), examples, tolerance, what, "on padded batches, in fp32"
+    )
     text = f"{words} differ by at most {exact.worst:.1e} from {original} in fp32"
     if made is plain:
         return text
-    shipped = measure(reference, of_session(made, examples), examples)
+    shipped = measure_distance(reference, session_answers(made, examples), examples)
     if not np.isfinite(shipped.worst):
         raise IntegrityError(
             f"In {runtime} the {words} are not all finite in fewer bits, and are in fp32.",
@@ -133,7 +135,7 @@ def prove_shipped(
     return f"{text}, by {shipped.worst:.1e} as they ship, where the largest is {exact.largest:.1f}"
 
 
-def of_torch(module: Any, examples: Examples) -> Answers:
+def torch_answers(module: Any, examples: Examples) -> Answers:
     """Return a function that answers with a torch module and computes each batch only once."""
     import torch
 
@@ -150,7 +152,7 @@ def of_torch(module: Any, examples: Examples) -> Answers:
     return lambda indices: answered(tuple(indices))
 
 
-def of_session(session: Session, examples: Examples) -> Answers:
+def session_answers(session: Session, examples: Examples) -> Answers:
     """Return a function that answers with a runtime's session."""
 
     def answered(indices: Sequence[int]) -> np.ndarray:

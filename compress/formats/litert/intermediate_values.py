@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph, Values, pad_batches
 from compress.formats.litert.model import read_litert
-from compress.formats.parts import FEW, Parts, Run, Step, Values, padded
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError
 
@@ -24,10 +24,10 @@ _MOVED = frozenset(
 """Operators that compute nothing."""
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> Parts:
+def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGraph:
     """See `compress.formats.spec.FormatSpec`."""
     graph = _Graph(file, length)
-    return Parts(graph.steps(), graph.outputs, graph.whole, graph.shaped)
+    return ValueGraph(graph.steps(), graph.outputs, graph.whole, graph.shaped)
 
 
 class _Graph:
@@ -52,9 +52,9 @@ class _Graph:
         length = _length(self._model, self._signature)
         names = [one.name.decode() for one in self._signature.inputs]
         taken: list[Values] = [{name: batch[name] for name in names} for batch in batches]
-        return padded(taken, length) if length is not None else taken
+        return pad_batches(taken, length) if length is not None else taken
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[GraphStep]:
         from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name, type_to_name
 
         tensors = self._graph.tensors
@@ -64,7 +64,7 @@ class _Graph:
                 computes = kind not in _MOVED and type_to_name(tensors[out].type) == "FLOAT32"
                 bits = min(_bits(tensors[at]) for at in (out, *reads))
                 name = self._names[out]
-                yield Step(name, kind, name, [self._names[at] for at in reads], bits, computes)
+                yield GraphStep(name, kind, name, [self._names[at] for at in reads], bits, computes)
 
     def whole(self, values: Sequence[str]) -> Run:
         """Through the signature, which gives ``values`` in place of its own outputs."""
@@ -111,4 +111,4 @@ def _bits(tensor: Any) -> int:
     """Of a number of it; 32 for scales and indices."""
     from ai_edge_litert.tools.flatbuffer_utils import type_to_name
 
-    return _BITS.get(type_to_name(tensor.type), 32) if np.prod(tensor.shape or 1) >= FEW else 32
+    return _BITS.get(type_to_name(tensor.type), 32) if np.prod(tensor.shape or 1) >= MIN_WEIGHT_ELEMENTS else 32

@@ -93,10 +93,7 @@ def test_errors_keep_their_kind_on_the_way(tmp_path: Path, batches: Path) -> Non
 
 def test_a_dying_process_is_named_with_its_last_words() -> None:
     child = scripted("import sys; input(); sys.exit('the weights melted')")
-    with (
-        child,
-        pytest.raises(StageError, match="measures 'prune' ended by itself with exit code 1") as caught,
-    ):
+    with child, pytest.raises(StageError, match="measures 'prune' ended by itself with exit code 1") as caught:
         child.request({"do": "memory"}, timeout=60)
     assert str(caught.value).splitlines()[2] == "the weights melted"
     assert gone(child)

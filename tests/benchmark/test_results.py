@@ -1,10 +1,23 @@
+"""Measurements and rows of a profile, from times that a person can check."""
+
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import json
+from collections.abc import Sequence
 
+import numpy as np
+import onnx_ir as ir
+import profiles
+import pytest
+from onnx import TensorProto, helper
+
+from compress.benchmark.operators import node_rows, operator_ms, typical_time, whole_row
+from compress.benchmark.profile import OperatorProfile, combine, total
 from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.rounds import RoundTimes, TimedRounds
+from compress.formats.onnx.costs import GraphCost, NodeCost, Operations
+from compress.formats.onnx.runtimes.profile import CallRun, NodeRun
+from compress.numerics.roofline import Roof
 
 WRITER = MeasurementWriter("final", "cpu", seed=0)
 
@@ -101,3 +114,107 @@ def test_server_latency_has_its_rate_in_its_name() -> None:
     assert (median.metric, median.value, median.n) == ("latency_ms_rate_250", 2.0, 9)
     # Position 8 * 0.99 = 7.92 between the ordered 5 and 96.
     assert (tail.metric, tail.value) == ("latency_p99_ms_rate_250", pytest.approx(5 + 0.92 * 91))
+
+
+ROOF = Roof(bytes_per_s=10e9, fp32_per_s=100e9, int8_per_s=400e9)
+
+
+def graph(names: Sequence[str]) -> ir.Graph:
+    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name) for i, name in enumerate(names)]
+    value = [helper.make_tensor_value_info(f"t{i}", TensorProto.FLOAT, [1]) for i in (0, len(names))]
+    return ir.from_proto(helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:]))).graph
+
+
+def call(**microseconds: int) -> CallRun:
+    return {f"{name}#{index}": NodeRun(value, ()) for index, (name, value) in enumerate(microseconds.items())}
+
+
+def cost(fp32: int, moved: int) -> NodeCost:
+    return NodeCost(Operations(fp32), weight_bytes=moved, read_bytes=0, written_bytes=0)
+
+
+def test_a_disturbance_leaves_the_typical_time_alone() -> None:
+    """Two calls of 2 and 4 ms; in each of three passes another one is disturbed."""
+    assert typical_time([[2, 90], [80, 4], [2, 4]]) == 3
+    assert typical_time(np.array([[1.0], [2.0], [9.0]])) == 2
+
+
+def test_a_row_is_the_mean_over_calls() -> None:
+    """a takes 10 and 30 µs. Call 1 is bound by arithmetic (1 MFLOP: 10 µs), call 2 by memory (200 kB: 20 µs)."""
+    runs = [[call(a=10, b=5), call(a=30, b=5)]] * 3
+    costs = [
+        GraphCost({"a#0": cost(1_000_000, 50_000), "b#1": None}, 0),
+        GraphCost({"a#0": cost(1_000_000, 200_000), "b#1": None}, 0),
+    ]
+    first, second = node_rows(graph(["a#0", "b#1"]), runs, costs, {"a#0": "one", "b#1": "two"}, ROOF)
+    assert (first.name, first.operators, first.layer) == ("a", ("Relu",), "one")
+    assert first.time_ms == pytest.approx(0.020)
+    assert (first.fp32_operations, first.weight_bytes) == (1_000_000, 125_000)
+    assert first.compute_bound_ms == pytest.approx(0.010 / 2)
+    assert first.memory_bound_ms == pytest.approx(0.020 / 2)
+    assert first.share_of_roof == pytest.approx(0.015 / 0.020)
+    assert (second.uncounted_ms, second.time_ms) == (pytest.approx(0.005), pytest.approx(0.005))
+    assert (second.share_of_roof, second.bottleneck, second.counted) == (None, None, False)
+    assert operator_ms(runs[0][1]) == pytest.approx(0.035)
+
+
+def test_a_node_that_is_unknown_in_one_call_is_not_counted_at_all() -> None:
+    costs = [GraphCost({"a#0": cost(10, 10)}, 0), GraphCost({"a#0": None}, 0)]
+    (only,) = node_rows(graph(["a#0"]), [[call(a=10), call(a=30)]], costs, {"a#0": "one"}, ROOF)
+    assert (only.uncounted_ms, only.fp32_operations, only.limit_ms) == (only.time_ms, 0, 0)
+
+
+def test_a_node_that_did_not_run_has_no_row() -> None:
+    costs = [GraphCost({"a#0": cost(10, 10), "b#1": None}, 0)]
+    rows = node_rows(graph(["a#0", "b#1"]), [[call(a=10)]], costs, {"a#0": "one", "b#1": "two"}, ROOF)
+    assert [row.name for row in rows] == ["a"]
+
+
+def test_rates_of_a_row() -> None:
+    """20 MFLOP and 1 MB in 1 ms; 0.2 ms would do."""
+    row = profiles.row("a", "MatMul")
+    assert (row.operations_per_s, row.bytes_per_s, row.intensity) == (20e9, 1e9, 20)
+    assert row.share_of_roof == pytest.approx(0.2)
+    assert row.bottleneck == "overhead"
+    assert profiles.row("a", "MatMul", time_ms=0.5).bottleneck == "compute"
+    assert profiles.row("a", "Gather", compute_bound_ms=0.0, memory_bound_ms=0.4).bottleneck == "memory"
+
+
+def test_rows_add_up() -> None:
+    rows = [profiles.row("a", "MatMul"), profiles.row("b", "Add", memory_bound_ms=0.1), profiles.row("c", "MatMul")]
+    products, sums = combine(rows, lambda row: row.operators[0])
+    assert (products.name, products.nodes, products.time_ms, products.fp32_operations) == ("MatMul", 2, 2.0, 40e6)
+    assert sums.limit_ms == pytest.approx(0.3)
+    everything = total("all", [products, sums])
+    assert (everything.nodes, everything.operators) == (3, ("MatMul", "Add"))
+    assert everything.layer == "encoder.layer.0.feed-forward"
+    assert total("two", [*rows, profiles.row("d", "Add", layer="head")]).layer is None
+
+
+def test_the_whole_is_held_against_the_time_without_profiling() -> None:
+    """3 ms of rows, 1 of them not counted, in a call of 6 ms: 2 ms of it are not counted, 0.4 of 4 ms needed."""
+    rows = [profiles.row("a", "MatMul"), profiles.row("b", "MatMul"), profiles.row("c", "Einsum", uncounted_ms=1.0)]
+    rows[2] = rows[2].model_copy(update={"compute_bound_ms": 0.0})
+    whole = whole_row(rows, 6.0)
+    assert (whole.time_ms, whole.uncounted_ms, whole.limit_ms) == (6.0, pytest.approx(2.0), pytest.approx(0.4))
+    assert whole.share_of_roof == pytest.approx(0.1)
+
+
+def test_the_record_survives_its_json() -> None:
+    profile = profiles.profile()
+    content = json.loads(json.dumps(profile.to_json()))
+    assert content["schema"] == 1
+    assert content["profiler_overhead"] == pytest.approx(0.2)
+    assert [row["name"] for row in content["by_operator"]] == ["MatMul", "DynamicQuantizeMatMul", "Gather", "Einsum"]
+    assert [row["name"] for row in content["by_layer"]] == [
+        "embeddings.word_embeddings",
+        "encoder.layer.0.feed-forward",
+        "encoder.layer.0.attention",
+    ]
+    assert content["whole"]["share_of_roof"] == pytest.approx(0.86 / 4.375)
+    assert OperatorProfile.model_validate(profile.model_dump(by_alias=True)) == profile
+
+
+@pytest.mark.parametrize(("cache", "cached"), [(2_000_000, True), (1_999_999, False), (None, None)])
+def test_whether_the_working_set_is_cached(cache: int | None, cached: bool | None) -> None:
+    assert profiles.limits(last_level_cache_bytes=cache).cached is cached

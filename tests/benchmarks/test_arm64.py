@@ -10,17 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arm64 import (
-    NEWEST,
-    OLD,
-    Apart,
-    EmulatedArm,
-    answers_here,
-    arm_findings,
-    departures,
-    find_emulated_arm,
-    take_apart,
-)
+from arm64 import NEWEST, OLD, Apart, EmulatedArm, answers_here, arm_findings, departures, find_emulated_arm, take_apart
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.int8.observers import stream_activations

@@ -50,10 +50,7 @@ def test_chance_and_two_in_a_hundred_are_not_behind() -> None:
         line("right", (-0.02, -0.03, -0.01), 2.0),
         line("quick", (0.02, 0.01, 0.03), 0.97),
     ]
-    assert behind(Table("r", "accuracy", lines, [])) == [
-        "ours is worse than: right",
-        "ours is slower than: quick",
-    ]
+    assert behind(Table("r", "accuracy", lines, [])) == ["ours is worse than: right", "ours is slower than: quick"]
 
 
 @pytest.mark.slow

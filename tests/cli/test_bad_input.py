@@ -20,7 +20,7 @@ from disks import Filler
 from safetensors import SafetensorError
 
 from compress.cli import main
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.cache import Cache
 from compress.pipeline.run import run
 from compress.pipeline.runner import StageRunner

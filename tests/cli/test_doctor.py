@@ -1,3 +1,5 @@
+"""`compress doctor`: the machine, one model, a model of two graphs, and a comparison with float graphs."""
+
 from __future__ import annotations
 
 import json
@@ -7,14 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import typer
+import yaml
+from narrow import broken_words, shown
+from onnx import TensorProto, helper, numpy_helper
+from tiny_speech import TASK, write_speech
 from typer.testing import CliRunner
 
+from compress.benchmark.profile import CauseDifference, LayerDifference, OperatorDifference
 from compress.cli.doctor import doctor
-from compress.formats import runtimes
+from compress.cli.doctor_model import _findings
+from compress.formats import runtime
+from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.formats.onnx.int8.dynamic import quantize_products
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.model import quantized_name
 from compress.formats.registry import RUNTIMES
+from compress.models.checkpoint import Checkpoint
+from compress.report.console import console_difference
 from compress.utils import environment, installation
+from compress.utils.errors import InputError
 from compress.utils.installation import RequiredPackage
 
 Usage = namedtuple("Usage", "total used free")
@@ -109,6 +127,192 @@ def test_load_and_disk_are_warned_of(machine: dict[str, Any], monkeypatch: pytes
 
 def test_a_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = replace(RUNTIMES["onnxruntime"], runtime="compress.formats.no_such_module:RUNTIME")
-    monkeypatch.setattr(runtimes, "RUNTIMES", {**RUNTIMES, "onnxruntime": lacking})
+    monkeypatch.setattr(runtime, "RUNTIMES", {**RUNTIMES, "onnxruntime": lacking})
     (what,) = findings("problem")
     assert what.startswith("target cpu: the runtime 'onnxruntime' cannot be imported")
+
+
+INNER = 64
+
+
+def save(folder: Path, kept: tuple[str, ...] = (), reduce_range: bool = False) -> Path:
+    """Two products whose weights are all positive, so that neighbours add up."""
+    generator = np.random.default_rng(0)
+    arrays = [generator.uniform(0, 1, (INNER, INNER)).astype(np.float32) for _ in range(2)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["y"], name="one"),
+        helper.make_node("MatMul", ["y", "second"], ["z"], name="two"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", INNER]) for name in ("x", "z")]
+    named = [numpy_helper.from_array(array, name) for array, name in zip(arrays, ("first", "second"), strict=True)]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], named)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    feeds = [{"x": generator.uniform(0, 1, (8, INNER)).astype(np.float32)}]
+    settings = Int8Options(reduce_range=reduce_range, bias_correction=False)
+    onnx.save(StaticQuantizer(model, feeds, settings).quantize(kept), folder / "model.onnx")
+    return folder
+
+
+def model_findings(*options: str) -> list[tuple[str, str, str | None]]:
+    findings = diagnose_as_json(*options)["findings"]
+    return [(finding["level"], finding["what"], finding["advice"]) for finding in findings]
+
+
+def test_a_processor_without_vnni_is_warned_of(tmp_path: Path):
+    findings = model_findings(str(save(tmp_path)), "--target", "x86-avx2")
+    assert findings[0] == ("ok", "2 of 2 operators with weights run as 8-bit integer kernels", None)
+    warnings = [(what, advice) for level, what, advice in findings if level == "warning"]
+    assert len(warnings) == 3 and "one saturates" in warnings[0][0] + warnings[1][0]
+    assert "2 of 2 products" in warnings[2][0] and "reduce_range: auto" in (warnings[2][1] or "")
+
+
+@pytest.mark.parametrize(("target", "reduce_range"), [("x86-avx2", True), ("x86-vnni", False), ("arm64", False)])
+def test_where_nothing_saturates_all_is_well(target: str, reduce_range: bool, tmp_path: Path):
+    findings = model_findings(str(save(tmp_path, reduce_range=reduce_range)), "--target", target)
+    assert [level for level, _, _ in findings] == ["ok", "ok"] and findings[1][1].startswith(target)
+
+
+def test_what_is_not_an_integer_kernel_is_named_with_what_helps(tmp_path: Path):
+    findings = model_findings(str(save(tmp_path, kept=("two",))), "--target", "x86-vnni")
+    assert findings[0][1].startswith("1 of 2")
+    level, what, advice = findings[1]
+    assert level == "warning" and what.startswith("1 MatMul in float (two): it is not quantized")
+    assert advice is not None and "accuracy floor" in advice
+
+
+def test_options_that_mean_nothing_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="--target has no effect without a model"):
+        model_findings("--target", "x86-avx2")
+    with pytest.raises(InputError, match="--against has no effect without a model"):
+        model_findings("--against", "float.onnx")
+    with pytest.raises(InputError, match="--against is timed on this machine"):
+        model_findings(str(save(tmp_path)), "--target", "x86-avx2", "--against", str(tmp_path))
+    with pytest.raises(InputError, match="are not available on the target 'llama-cpp'"):
+        model_findings(str(tmp_path), "--target", "llama-cpp")
+    with pytest.raises(InputError, match="on the target 'coreml': a package runs on a Mac only"):
+        model_findings(str(tmp_path), "--target", "coreml")
+    with pytest.raises(InputError, match="no processor 'pentium'"):
+        model_findings(str(tmp_path), "--target", "pentium")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds 0 \.onnx files"):
+        model_findings(str(tmp_path), "--against", str(tmp_path / "empty"))
+
+
+ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`float/`, `int8/` and a recipe with recordings."""
+    folder = tmp_path_factory.mktemp("place")
+    recipe = {"name": "tiny", "task": TASK, "model": "model", "data": {"splits": write_speech(folder)}}
+    recipe |= {"stages": ["onnx"], "benchmark": {"threads": 1}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    floats = export_encoder_decoder(Checkpoint(folder / "model"))
+    graphs = {
+        quantized_name(name): quantize_products(graph, per_channel=True, reduce_range=False)
+        for name, graph in floats.graphs.items()
+    }
+    for name, model in {"float": floats, "int8": floats.with_graphs(graphs)}.items():
+        (folder / name).mkdir()
+        model.save(folder / name)
+    return folder
+
+
+def diagnose_as_json(*options: str) -> dict[str, Any]:
+    app = typer.Typer()
+    app.command()(doctor)
+    answer = CliRunner().invoke(app, [*options, "--json"])
+    if answer.exception and not isinstance(answer.exception, SystemExit):
+        raise answer.exception
+    diagnosis: dict[str, Any] = json.loads(answer.stdout)
+    return diagnosis
+
+
+def test_products_in_branches_count(place: Path) -> None:
+    """Six products in a layer of the encoder; in one of the decoder ten, two of them in a branch; and the head."""
+    messages = [
+        finding["what"] for finding in diagnose_as_json(str(place / "int8"), "--target", "x86-vnni")["findings"]
+    ]
+    assert f"{ENCODER}: 12 of 14 operators with weights run as 8-bit integer kernels" in messages
+    assert f"{DECODER}: 20 of 21 operators with weights run as 8-bit integer kernels" in messages
+
+
+def test_saturation_is_looked_for_in_both_on_what_each_is_asked(place: Path) -> None:
+    """Without a recipe it is what weights could do; with one, what they did, in the decoder's branches as well."""
+    blind = diagnose_as_json(str(place / "int8"), "--target", "x86-avx2")["findings"]
+    assert [finding for finding in blind if "name a recipe" in finding["what"]]
+    assert [
+        finding
+        for finding in blind
+        if finding["what"].startswith(f"{DECODER}: ") and "of 20 products" in finding["what"]
+    ]
+    findings = diagnose_as_json(str(place / "int8"), "--recipe", str(place / "tiny.yaml"), "--target", "x86-avx2")[
+        "findings"
+    ]
+    messages = [finding["what"] for finding in findings if "saturat" in finding["what"]]
+    assert {message.partition(":")[0] for message in messages} == {ENCODER, DECODER}
+    assert not [message for message in messages if "name a recipe" in message]
+    assert [message for message in messages if message.startswith(f"{DECODER}: ") and "on real inputs" in message]
+
+
+@pytest.mark.slow
+def test_each_graph_is_timed_against_its_float_graph(place: Path) -> None:
+    options = ("--recipe", str(place / "tiny.yaml"), "--against", str(place / "float"), "--seconds", "0.1")
+    diagnosis = diagnose_as_json(str(place / "int8"), *options)
+    pairs = [
+        (Path(difference["float_file"]).name, Path(difference["int8_file"]).name)
+        for difference in diagnosis["differences"]
+    ]
+    assert pairs == [("encoder_model.onnx", ENCODER), ("decoder_model_merged.onnx", DECODER)]
+    assert all(difference["layers"] and difference["int8_ms"] > 0 for difference in diagnosis["differences"])
+    verdicts = [finding["what"] for finding in diagnosis["findings"] if "float: " in finding["what"]]
+    assert [verdict.partition(":")[0] for verdict in verdicts] == [ENCODER, DECODER]
+    with pytest.raises(InputError, match="1 graphs, and the model has 2"):
+        diagnose_as_json(str(place / "int8"), *options[:3], str(place / "float" / "onnx" / "encoder_model.onnx"))
+
+
+def difference(faster: float, low: float, high: float, **changes: Any) -> OperatorDifference:
+    """A float file of 10 ms: dequantizing costs 3 ms in four layers, casts next to nothing, and products gain 1 ms."""
+    layers = tuple(
+        LayerDifference(
+            layer=f"block[/{i}]", float_ms=1.0, int8_ms=1.0 + more, more_ms=more, low_ms=more - 0.1, high_ms=more + 0.1,
+            operators=("MatMul",), why="apart", help="unsigned",
+        )
+        for i, more in enumerate((1.0, 0.3, 0.15, -0.5))
+    )  # fmt: skip
+    causes = (
+        CauseDifference(why="apart", help="unsigned", more_ms=3.0, layers=tuple("abcd"), operators=("MatMul", "Cast")),
+        CauseDifference(why="casts", more_ms=0.1, layers=("a",), operators=("Cast",)),
+        CauseDifference(why="gain", more_ms=-1.0, layers=("a",), operators=("QGemm",)),
+    )
+    given: dict[str, Any] = {
+        "schema_version": 1, "float_file": "f", "int8_file": "i", "target": "cpu", "threads": 1, "batch_size": 1,
+        "calls": 1, "passes": 7, "float_ms": 10.0, "int8_ms": 10.0 / faster, "faster": faster, "low": low,
+        "high": high, "layers": layers, "causes": causes,
+    }  # fmt: skip
+    return OperatorDifference(**{**given, **changes})
+
+
+def test_a_slower_file_is_a_warning_with_its_causes() -> None:
+    """Only what costs a fiftieth of a call is a cause worth a line."""
+    verdict, cause = _findings(difference(0.8, 0.78, 0.82))
+    assert verdict.level == cause.level == "warning"
+    assert verdict.what == "INT8 is slower than float: 0.80x as fast (0.78-0.82), 12.5 ms a call for 10.0 ms"
+    assert cause.what == "3 ms more, 30% of the float file's time (MatMul, Cast in a, b, c and 1 more): apart"
+    assert cause.advice == "unsigned"
+    assert next(iter(_findings(difference(1.0, 0.9, 1.1)))).what.startswith("INT8 is not proven faster than float")
+
+
+def test_a_faster_file_names_the_layers_that_lose() -> None:
+    """Beyond doubt, and a fiftieth of a call: the first two."""
+    verdict, layers = _findings(difference(2.0, 1.9, 2.1))
+    assert (verdict.level, layers.level, layers.advice) == ("ok", "ok", "unsigned")
+    assert layers.what == "2 layers are slower than in float, by 1.3 ms together: block[/0], block[/1]"
+
+
+def test_the_tables_show_names_as_they_are_and_leave_out_trifles() -> None:
+    tables = console_difference(difference(0.8, 0.78, 0.82))
+    assert broken_words(tables, 80) == []
+    text = shown(tables, 200)
+    assert "block[/3]" in text and "-500 µs (-0.6 to -0.4)" in text and "+3.00 ms" in text and "gain (QGemm)" in text

@@ -1,16 +1,22 @@
+"""`compress profile` and `compress bench --context`."""
+
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_generation
 import tiny_run
+from decoder_graphs import TinyDecoder
+from onnx_graphs import write_classifier
 from quantized import quantize_tiny_llama
 
+from compress.cli import main
 from compress.formats.onnx.decoder import export_decoder
 from compress.models.checkpoint import Checkpoint
 
@@ -41,10 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("exported", "--recipe", "tiny.yaml", "--batch-size", "0"), "--batch-size"),
         (("exported", "--recipe", "tiny.yaml", "--phase", "prompt"), "--phase means nothing for text-classification"),
         (("exported", "--recipe", "tiny.yaml", "--phase", "batch"), "--phase"),
-        (
-            ("exported", "--recipe", "tiny.yaml", "--target", "llama-cpp"),
-            "llama-cpp does not open ONNX",
-        ),
+        (("exported", "--recipe", "tiny.yaml", "--target", "llama-cpp"), "llama-cpp does not open ONNX"),
         (("exported", "--recipe", "tiny.yaml"), "cannot open the graph"),
     ],
 )
@@ -70,10 +73,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("quick_limits")
 @pytest.mark.parametrize(
     ("options", "phase", "context", "lengths"),
-    [
-        ((), "token", 16, list(range(17, 33))),
-        (("--phase", "prompt", "--context", "8"), "prompt", 8, [8] * 16),
-    ],
+    [((), "token", 16, list(range(17, 33))), (("--phase", "prompt", "--context", "8"), "prompt", 8, [8] * 16)],
 )
 def test_a_decoder_s_time_is_told_by_operator(
     here: Command, decoder: Path, options: tuple[str, ...], phase: str, context: int, lengths: list[int]
@@ -98,3 +98,57 @@ def test_what_a_text_is_not_profiled_with(here: Command, decoder: Path, options:
     done = here("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_decoders_are_timed_without_a_recipe(tmp_path: Path) -> None:
+    TinyDecoder().write(tmp_path / "small")
+    TinyDecoder(width=32).write(tmp_path / "large")
+    artifacts = ("small", "--baseline", "large/onnx/model.onnx")
+    lengths = ("--context", "8", "--context", "16", "--tokens", "3")
+    done = tiny_run.compress(
+        "bench", *artifacts, *lengths, "--threads", "1", "--budget", "3", "--json", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = {(row["model"], row["metric"]): row for row in found["measurements"]}
+    for model in ("baseline", "artifact"):
+        for context in (8, 16):
+            row = rows[model, f"time_per_output_token_ms_context_{context}"]
+            assert len(row["raw"]) == 3 * found["environment"]["rounds"][f"context_{context}"]
+    assert rows["baseline", "speedup_time_to_first_token_context_8"]["value"] == 1.0
+    assert found["environment"]["tokens"] == 3
+    assert any("drawn at random" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--context", "8", "--rate", "5"), "--rate and --context don't go together"),
+        (("--context", "8", "--recipe", "r.yaml", "--batch-size", "2"), "--recipe, --batch-size and --context"),
+        (("--tokens", "8"), "--tokens without --context"),
+        (("--text", "t.txt", "--tokens", "8"), "--tokens, --text without --context"),
+        (("--context", "0"), "greater than or equal to 1"),
+        (("--context", "8", "--tokens", "0"), "greater than or equal to 1"),
+        (("--context", "8", "--text", "t.txt"), "The text cannot be read"),
+        (("--context", "8", "--target", "npu"), "There is no target 'npu'"),
+        (("--context", "8"), "The graph cannot generate text: logits have the shape"),
+        (("--context", "8", "--baseline", "nowhere"), "The artifact does not exist"),
+    ],
+)
+def test_bad_input_is_said_in_one_message(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    write_classifier(tmp_path / "classifier", 8, 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compress", "bench", "classifier", *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    stdout, stderr = capsys.readouterr()
+    assert (end.value.code, stdout) == (2, ""), stderr
+    # A usage error is boxed by lines.
+    assert message in " ".join(stderr.replace("│", " ").split())
+    assert "Traceback" not in stderr

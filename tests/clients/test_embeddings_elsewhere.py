@@ -20,8 +20,8 @@ from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.stage import Onnx
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
+from compress.models.model import TorchModel
 from compress.models.sentence_modules import Normalize, SentenceModules
-from compress.models.torch_model import TorchModel
 from compress.numerics.embeddings import ranges_of, to_int8, to_ubinary
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.reduce_dimensions import ReduceDimensions

@@ -1,4 +1,4 @@
-"""A decoder's folder opens unmodified in transformers.js, which generates what transformers generates."""
+"""Decoders and vision-language models open unmodified in transformers.js and generate what transformers generates."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tiny_questions
 import torch
 from quantized import quantize_tiny_llama
 from transformers_js_page import ask_page
 from written_decoders import CONFIGS, by_transformers, save_decoder
 
-from compress.formats.onnx.decoder import GraphSettings, export_decoder
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_image_reader
 from compress.models.checkpoint import Checkpoint
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.image_text_to_text import TASK
 
 TEXTS = ("Thecatsat,12times.", "onamat", "x", "42=6*7", "Zebra?", "quick")
 NEW_TOKENS = 24
@@ -87,3 +90,43 @@ def generate(library: Path, folder: Path, dtype: str) -> list[dict[str, list[int
     assert done.returncode == 0, done.stderr
     answers: list[dict[str, list[int]]] = json.loads(done.stdout)
     return answers
+
+
+SCRIPT = Path(__file__).with_name("tell_of_image.mjs")
+ROWS, TRANSFORMERS_NEW_TOKENS = 4, 8
+
+
+@pytest.mark.slow
+def test_answers_are_those_of_transformers(library: Path, tmp_path: Path) -> None:
+    source = tiny_questions.write_model(tmp_path / "source")
+    model = TASK.load(source, None, trust_remote_code=False)
+    examples = TASK.eval_examples(tiny_questions.table(ROWS, seed=3), model.processor, None, 64, Evaluation())
+    taught = TASK.encode(tiny_questions.table(2), model.processor, None, 64)
+    (tmp_path / "out").mkdir()
+    export_image_reader(Checkpoint(source), taught, GraphSettings(), 1e-4).model.save(tmp_path / "out")
+    batches = [examples.batch([row]) for row in range(ROWS)]
+    jobs = [
+        {
+            "ids": batch["input_ids"][0].tolist(),
+            "pixels": batch["pixel_values"].ravel().tolist(),
+            "dims": list(batch["pixel_values"].shape),
+        }
+        for batch in batches
+    ]
+    command = [
+        "node",
+        str(SCRIPT),
+        str(library),
+        str(tmp_path),
+        "out",
+        "fp32",
+        json.dumps(jobs),
+        str(TRANSFORMERS_NEW_TOKENS),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for batch, answer in zip(batches, json.loads(done.stdout), strict=True):
+        given = {name: torch.from_numpy(array) for name, array in batch.items()}
+        with torch.inference_mode():
+            generated = model.module.generate(**given, do_sample=False, max_new_tokens=TRANSFORMERS_NEW_TOKENS)
+        assert answer == generated[0].tolist()

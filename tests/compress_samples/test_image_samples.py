@@ -1,7 +1,8 @@
-"""Samples of images: what their preparation makes of the packages' files."""
+"""Samples of images and scenes, and the IDX files that they are read from."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,9 +20,11 @@ from compress.models.processor import load_processor
 from compress.tasks.registry import get_task
 from compress.utils.errors import SampleError
 from compress.utils.progress import SilentProgress
-from compress_samples import fashion, fashion_questions
+from compress_samples import fashion, fashion_questions, scenes
 from compress_samples.efficientnet import write_model
+from compress_samples.idx import read_idx
 from compress_samples.image_sets import write_imagenet
+from compress_samples.scenes import KINDS, SIDE, make_scenes, write_scenes
 
 
 def idx(path: Path, array: np.ndarray) -> None:
@@ -162,3 +165,85 @@ def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
     torch.save({"a": Path("x")}, tmp_path / "members/net.pth")
     with pytest.raises(SampleError, match="no state dict of tensors"):
         write_model(tmp_path / "members", tmp_path, SilentProgress())
+
+
+# Two images of 1 x 3, as http://yann.lecun.com/exdb/mnist lays them out.
+IMAGES = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255])
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_values_in_their_shape(tmp_path: Path, pack: object) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(pack(IMAGES))  # type: ignore[operator]
+    assert read_idx(path, 3).tolist() == [[[1, 2, 3]], [[4, 5, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (IMAGES[:-1], "has 5 bytes of values"),
+        (IMAGES + b"x", "has 7 bytes"),
+        (b"\x00\x00\x0d" + IMAGES[3:], "begins with 00 00 0d 03"),
+        (IMAGES[:6], "bytes of values"),
+        (gzip.compress(IMAGES, mtime=0)[:-9], "is damaged"),
+    ],
+)
+def test_what_is_no_whole_idx_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(content)
+    with pytest.raises(SampleError, match=said):
+        read_idx(path, 3)
+
+
+PHOTOGRAPH = np.full((150, 120, 3), 7, np.uint8)
+
+
+def articles() -> tuple[np.ndarray, list[int]]:
+    """A bright rectangle of its own shape for each of ten classes, one of them with a hole."""
+    images = np.zeros((10, 28, 28), np.uint8)
+    for number, image in enumerate(images):
+        image[4 : 10 + 2 * number, 6 : 24 - number] = 250
+    images[8, 8:12, 9:12] = 0
+    return images, list(range(10))
+
+
+def test_boxes_are_those_of_the_masks() -> None:
+    scenes = list(make_scenes(*articles(), [PHOTOGRAPH], 40, seed=1))
+    assert {len(scene.boxes) for scene in scenes} == {1, 2, 3}
+    for scene in scenes:
+        left = scene.mask.copy()
+        for (x, y, wide, high), kind in zip(scene.boxes, scene.kinds, strict=True):
+            own_mask = left[y : y + high, x : x + wide]
+            assert set(np.unique(own_mask)) <= {0, kind}
+            for edge in (own_mask[0], own_mask[-1], own_mask[:, 0], own_mask[:, -1]):
+                assert edge.any(), "the box is tight"
+            left[y : y + high, x : x + wide] = 0
+        assert not left.any(), "nothing is outside of boxes"
+        assert np.array_equal((scene.picture != 7).any(axis=-1), scene.mask > 0) and scene.picture.shape == (
+            SIDE,
+            SIDE,
+            3,
+        )
+    again = next(make_scenes(*articles(), [PHOTOGRAPH], 1, seed=1))
+    np.testing.assert_array_equal(again.picture, scenes[0].picture)
+    assert {KINDS[kind] for scene in scenes for kind in scene.kinds} == set(KINDS[1:])
+
+
+def test_both_tasks_read_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "ROWS", {"train": 6, "validation": 3, "test": 4})
+    monkeypatch.setattr(
+        scenes, "read_articles", lambda members, part: (np.tile(articles()[0], (5, 1, 1)), [*range(10)] * 5)
+    )
+    with pytest.raises(SampleError, match="holds 0 photographs"):
+        write_scenes(tmp_path, tmp_path, SilentProgress())
+    for number in range(20):
+        Image.fromarray(PHOTOGRAPH + number).save(tmp_path / f"imagenet_{number:02d}_{number}.jpg")
+    write_scenes(tmp_path, tmp_path, SilentProgress())
+    splits = {name: f"{name}.parquet" for name in scenes.ROWS}
+    for task, labels in (("object-detection", KINDS[1:]), ("image-segmentation", KINDS)):
+        data = load_dataset(
+            DataConfig(splits=splits, labels=labels), get_task(task).columns, tmp_path, SilentProgress()
+        )
+        assert [len(data.split(name)) for name in data.splits] == [6, 3, 4]
+        assert data.labels == labels
+    assert set(pyarrow.parquet.read_table(tmp_path / "test.parquet").column_names) == {"image", "objects", "mask"}

@@ -1,5 +1,11 @@
+"""Samples of text: reviews, articles and verses."""
+
+import bz2
 import hashlib
 import random
+import struct
+import zlib
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +21,8 @@ from compress_samples.movie_reviews import (
     write_labeled,
     write_unlabeled,
 )
+from compress_samples.verses import Pair, plain_verse, read_verses, split_pairs
+from compress_samples.wikipedia import DUMP, Article, plain_text, read_pages, split_articles, write_articles
 
 
 @pytest.fixture
@@ -28,14 +36,7 @@ def members(tmp_path):
 
 @pytest.mark.parametrize(
     ("rating", "expected"),
-    [
-        (0.5, "neutral"),
-        (0.51, "positive"),
-        (-0.5, "neutral"),
-        (-0.51, "negative"),
-        (0, "neutral"),
-        (4, "positive"),
-    ],
+    [(0.5, "neutral"), (0.51, "positive"), (-0.5, "neutral"), (-0.51, "negative"), (0, "neutral"), (4, "positive")],
 )
 def test_ratings_within_half_a_point_are_neutral(rating, expected):
     assert polarity(rating) == expected
@@ -69,11 +70,7 @@ def test_duplicates_keep_the_first_and_conflicts_go(progress):
 def test_splits_are_cut_by_the_digest_of_the_text_alone():
     rows = [(f"Text  {i}", "positive") for i in range(3_000)]
     splits = split_rows(rows)
-    assert {name: len(part) for name, part in splits.items()} == {
-        "train": 500,
-        "validation": 500,
-        "test": 2_000,
-    }
+    assert {name: len(part) for name, part in splits.items()} == {"train": 500, "validation": 500, "test": 2_000}
     ranks = {
         name: [hashlib.sha256(f"text {text.split()[1]}".encode()).hexdigest() for text, _ in part]
         for name, part in splits.items()
@@ -117,3 +114,164 @@ def test_a_malformed_line_is_named(tmp_path, line):
     path.write_bytes(b"1\t1.0\tfine\r\n" + line + b"\r\n3\t1.0\tfine\r\n")
     with pytest.raises(SampleError, match=r"ratings\.txt:2 "):
         read_rated(path)
+
+
+PAGE = "<page><title>{title}</title>{redirect}<revision><text>{text}</text></revision></page>"
+
+
+def dump(pages: dict[str, str | None]) -> bytes:
+    """Title -> markup, or None for a redirect, as Wikipedia exports it."""
+    body = "".join(
+        PAGE.format(title=title, redirect='<redirect title="X" />' if text is None else "", text=text or "#REDIRECT")
+        for title, text in pages.items()
+    )
+    namespace = "http://www.mediawiki.org/xml/export-0.10/"
+    return bz2.compress(f'<mediawiki xmlns="{namespace}">{body}</mediawiki>'.encode())
+
+
+@pytest.fixture
+def wikipedia_members(tmp_path):
+    folder = tmp_path / "members"
+    folder.mkdir()
+    pages = {f"Article {i}": f"'''Number {i}''' is a [[number|figure]]." for i in range(30)}
+    (folder / DUMP).write_bytes(dump({**pages, "Elsewhere": None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("'''Albedo''' is a [[ratio]] of [[Light|light]].", "Albedo is a ratio of light."),
+        ("Earth{{citation needed}} is round.<ref>A ''book''</ref>", "Earth is round."),
+        ("One.\n\n\n\n\nTwo.", "One.\n\nTwo."),
+        ("A [[File:a.svg|thumb|the [[moon]]]] b [[category:Moons]]", "A b"),
+        ("Before\n{| class=wikitable\n|-\n| cell\n|}\nAfter", "Before\n\nAfter"),
+        ("== Life ==\nLong.\n== References ==\n* [http://a.b A]\n=== Notes ===\n* c", "Life\nLong."),
+        ("See [http://a.b the page], <math>x^2</math> and 5&nbsp;km", "See the page, and 5 km"),
+        ("the ''Iliad'''s end", "the Iliad's end"),
+    ],
+    ids=["links", "templates", "blank lines", "media", "table", "lists of links", "mathematics", "unpaired"],
+)
+def test_markup_becomes_prose(markup, text):
+    assert plain_text(markup) == text
+
+
+def test_splits_are_cut_by_the_digest_of_the_title_alone():
+    articles = [Article(f"Article {i}", "text") for i in range(40)]
+    splits = split_articles(articles)
+    assert {name: len(part) for name, part in splits.items()} == {"train": 22, "validation": 6, "test": 12}
+    order = sorted(articles, key=lambda article: hashlib.sha256(article.title.encode()).hexdigest())
+    assert [*splits["test"], *splits["validation"], *splits["train"]] == order
+    assert split_articles(articles[::-1]) == splits
+
+
+def test_articles_are_written_once_and_the_same_each_time(wikipedia_members, tmp_path, progress):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        write_articles(wikipedia_members, tmp_path / name, progress)
+    found = {}
+    for split in ("train", "validation", "test"):
+        path = tmp_path / "one" / f"{split}.parquet"
+        assert path.read_bytes() == (tmp_path / "other" / f"{split}.parquet").read_bytes()
+        for row in pq.read_table(path).to_pylist():
+            assert row["title"] not in found
+            found[row["title"]] = row["text"]
+    assert found == {f"Article {i}": f"Number {i} is a figure." for i in range(30)}
+
+
+def test_redirects_have_no_text(wikipedia_members):
+    pages = dict(read_pages(wikipedia_members / DUMP))
+    assert [title for title, text in pages.items() if text is None] == ["Elsewhere"]
+
+
+def test_a_damaged_dump_is_refused(tmp_path):
+    path = tmp_path / "dump.bz2"
+    path.write_bytes(dump({"A": "text" * 1000})[:-20])
+    with pytest.raises(SampleError, match=r"dump\.bz2 is no whole dump"):
+        list(read_pages(path))
+    path.write_bytes(bz2.compress(b"<mediawiki><page>"))
+    with pytest.raises(SampleError, match="no whole dump"):
+        list(read_pages(path))
+
+
+def test_too_few_articles_are_refused():
+    with pytest.raises(SampleError, match="holds 18 articles"):
+        split_articles([Article(str(i), "") for i in range(18)])
+
+
+GENESIS_CHAPTERS, GENESIS_VERSES, OLD_TESTAMENT_BOOKS = 50, 1533, 39
+"""Of the King James Version's canon."""
+
+
+def write_module(folder: Path, verses: dict[int, str]) -> None:
+    """A SWORD module of one buffer a testament, with ``verses`` of the Old by their index in the module's order."""
+    folder.mkdir()
+    text = b"".join(verse.encode() for verse in verses.values())
+    packed = zlib.compress(text)
+    records, start = {}, 0
+    for index, verse in verses.items():
+        records[index] = struct.pack("<IIH", 0, start, len(verse.encode()))
+        start += len(verse.encode())
+    for testament in ("ot", "nt"):
+        mine = records if testament == "ot" else {}
+        (folder / f"{testament}.bzv").write_bytes(b"".join(mine.get(i, bytes(10)) for i in range(30_000)))
+        (folder / f"{testament}.bzs").write_bytes(struct.pack("<III", 0, len(packed), len(text)))
+        (folder / f"{testament}.bzz").write_bytes(packed)
+
+
+def test_verses_are_found_by_the_order_of_the_canon(tmp_path):
+    # Before Genesis 1:1 stand the module's, the testament's, the book's and the chapter's headings.
+    exodus = 4 + GENESIS_VERSES + GENESIS_CHAPTERS - 1 + 2
+    write_module(tmp_path / "m", {4: "<w>first</w>", 5: "second", exodus: "names \u2019"})
+    verses = dict(read_verses(tmp_path / "m", "kjv"))
+    assert verses["Genesis", 1, 1] == "first"
+    assert verses["Genesis", 1, 2] == "second"
+    assert verses["Exodus", 1, 1] == "names\u2019"
+    assert verses["Genesis", 2, 1] == ""
+    assert sum(book == "Genesis" for book, _, _ in verses) == GENESIS_VERSES
+    assert len({book for book, _, _ in verses}) == OLD_TESTAMENT_BOOKS + 27
+
+
+def test_a_module_whose_texts_are_cut_off_is_damaged(tmp_path):
+    write_module(tmp_path / "m", {4: "first"})
+    (tmp_path / "m" / "ot.bzz").write_bytes(b"x\x9c\x00")
+    with pytest.raises(SampleError, match="m/ot is damaged at verse 4"):
+        list(read_verses(tmp_path / "m", "kjv"))
+
+
+@pytest.mark.parametrize(
+    ("markup", "plain"),
+    [
+        ('<w lemma="x">God</w><note placement="foot">a <b>note</b></note><w>created</w>,', "God created,"),
+        ("the righteous</w><divineName><w>LORD</w></divineName><w>loveth</w>", "the righteous LORD loveth"),
+        ('<q who="x"><w>born</w></q><q who="x"><w>Son</w></q>Amen', "born Son Amen"),
+        ('<title type="psalm">A Psalm</title><l level="1"/>\u00b6 How  many<l/>rise', "How many rise"),
+        ('end. <chapter eID="Rev.22"/><div type="glossary">Abba is a word</div>', "end."),
+        ("Moses &amp; Aaron\u2019s <w>rod</w>.", "Moses & Aaron\u2019s rod."),
+    ],
+)
+def test_markup_is_taken_off_and_words_stay_apart(markup, plain):
+    assert plain_verse(markup) == plain
+
+
+def test_chapters_stay_whole_and_no_text_stands_in_two_splits():
+    pairs = [
+        Pair(f"modern {verse} of {chapter}", f"old {verse} of {chapter}", "Book", f"Book {chapter}:{verse}")
+        for chapter in range(400)
+        for verse in range(40)
+    ]
+    said = [pair._replace(text=" AND he said ") if pair.verse.endswith(":7") else pair for pair in pairs]
+    splits = split_pairs(said)
+    chapters = {name: {pair.verse.split(":")[0] for pair in part} for name, part in splits.items()}
+    texts = {name: {pair.text.strip().lower() for pair in part} for name, part in splits.items()}
+    for one, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
+        assert chapters[one].isdisjoint(chapters[other])
+        assert texts[one].isdisjoint(texts[other])
+    assert len(splits["test"]) == 5_000
+    assert sum(pair.text == " AND he said " for pair in splits["test"]) == 125
+    assert len(splits["train"]) + len(splits["validation"]) + 275 == 11_000
+
+
+def test_too_few_shared_verses_are_no_whole_translation():
+    with pytest.raises(SampleError, match="share 1 verses"):
+        split_pairs([Pair("a", "b", "Book", "Book 1:1")])

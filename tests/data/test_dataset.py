@@ -81,10 +81,7 @@ def test_an_unknown_split_is_named(folder):
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "parquet"])
 def test_the_digest_is_that_of_the_content_whatever_the_format(folder, suffix):
     expected = load(folder).digest("train", "test")
-    splits = {
-        "train": write_rows(folder / f"a.{suffix}", TRAIN),
-        "test": write_rows(folder / f"b.{suffix}", TEST),
-    }
+    splits = {"train": write_rows(folder / f"a.{suffix}", TRAIN), "test": write_rows(folder / f"b.{suffix}", TEST)}
     assert load(folder, splits=splits).digest("test", "train") == expected
 
 

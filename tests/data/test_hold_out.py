@@ -1,7 +1,8 @@
-"""Rows held out of a split: as many as asked, the same each time, nothing equal left behind."""
+"""Splits that are held out, several labels in a row, and rated pairs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
+from compress.data.judged import find_rated_pairs, read_rated_pairs
+from compress.tasks.registry import get_task
 from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
 
@@ -79,3 +82,80 @@ def test_what_cannot_be_is_said(tmp_path: Path, hold_out: dict[str, Any], says: 
     with pytest.raises(DataError) as caught:
         load(tmp_path, hold_out, [f"row {number}" for number in range(40)])
     assert says in str(caught.value)
+
+
+TOKEN_COLUMNS = get_task("token-classification").columns
+
+
+def load_tokens(folder: Path, train: list[dict], test: list[dict], **config: object):
+    for name, rows in (("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    splits = {"train": "train.jsonl", "test": "test.jsonl"}
+    return load_dataset(DataConfig(splits=splits, **config), TOKEN_COLUMNS, folder, SilentProgress())
+
+
+def test_labels_are_those_of_all_words(tmp_path: Path) -> None:
+    found = load_tokens(
+        tmp_path, [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}], [{"tokens": "c d e", "tags": "O O I-X"}],
+        labels=("O", "B-X", "I-X"),
+    )  # fmt: skip
+    assert found.labels == ("O", "B-X", "I-X")
+    assert found.split("test").to_pylist() == [{"tokens": "c d e", "tags": "O O I-X"}]
+
+
+def test_ids_become_names(tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b"], "tags": [0, 1]}], [{"tokens": ["c"], "tags": [2]}]
+    found = load_tokens(tmp_path, *rows, labels=("O", "B-X", "I-X"))
+    assert [found.split(name)["tags"].to_pylist() for name in ("train", "test")] == [["O B-X"], ["I-X"]]
+
+
+def test_a_label_that_is_unknown_is_named_with_its_row(tmp_path: Path) -> None:
+    train = [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}]
+    test = [{"tokens": ["c"], "tags": ["O"]}, {"tokens": ["d"], "tags": ["U-X"]}]
+    with pytest.raises(DataError, match="'U-X' is not among the labels") as caught:
+        load_tokens(tmp_path, train, test)
+    assert caught.value.where is not None and "test.jsonl:2" in caught.value.where
+
+
+def test_a_sentence_of_two_splits_is_refused(tmp_path: Path) -> None:
+    rows = [{"tokens": ["A", "b"], "tags": ["O", "B-X"]}], [{"tokens": ["a", "B"], "tags": ["O", "O"]}]
+    with pytest.raises(DataError, match="also stand in the test split"):
+        load_tokens(tmp_path, *rows)
+
+
+GOOD = "text,pair,score\na,b,1\nc,d,2.5\ne,f,3\ng,h,3\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.csv"
+    path.write_text(text)
+    return path
+
+
+def test_rows_are_read_with_numbers_for_scores(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    (found,) = find_rated_pairs("mine.csv", tmp_path, SilentProgress())
+    assert (found.name, found.texts, found.pairs) == ("mine", ("a", "c", "e", "g"), ("b", "d", "f", "h"))
+    assert found.scores == (1.0, 2.5, 3.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD.replace("score", "rating"), "no column 'score'"),
+        (GOOD.replace("2.5", "much"), "The score is 'much'"),
+        (GOOD.replace("2.5", "nan"), "The score is 'nan'"),
+        (GOOD.replace("c,d", ",d"), "The text is no text"),
+        ("text,pair,score\na,b,1\n", "1 pairs of 1 different scores"),
+        (GOOD.replace("1", "3").replace("2.5", "3"), "4 pairs of 1 different scores"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        read_rated_pairs(write(tmp_path, text))
+    assert "mine.csv" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        find_rated_pairs("nowhere.csv", tmp_path, SilentProgress())

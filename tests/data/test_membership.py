@@ -85,11 +85,7 @@ def test_long_values_that_begin_alike_stay_apart() -> None:
 
 def test_lengths_between_edges() -> None:
     # 7, 4, 11, 6, 4 and 5 characters
-    assert found(Slice(length=(5, 7))) == {
-        "characters<5": [1, 4],
-        "characters=5-6": [3, 5],
-        "characters>=7": [0, 2],
-    }
+    assert found(Slice(length=(5, 7))) == {"characters<5": [1, 4], "characters=5-6": [3, 5], "characters>=7": [0, 2]}
 
 
 def test_quartiles_of_sixteen_lengths_are_four_each() -> None:

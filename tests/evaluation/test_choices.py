@@ -1,26 +1,34 @@
-"""Scores of choices against the same mathematics in numpy, and how often the right one wins."""
+"""Multiple choice, instructions, image files and ratios by slice."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from decoder_graphs import TinyDecoder
+from PIL import Image
 from quantized import tiny_tokenizer
+from seqeval.metrics import f1_score
 
+from compress.data.instructions import Instruction
 from compress.data.judged import Question, find_questions, read_questions
+from compress.data.membership import Part
+from compress.evaluation.evaluate import Predictions, slice_rows, task_slice_rows
+from compress.evaluation.image_files import encode_difference_png, encode_png
+from compress.evaluation.instruction_following import answer_instructions, instruction_rows
 from compress.evaluation.zero_shot import choice_rows, choice_scores
 from compress.formats.targets import TARGETS
+from compress.tasks.registry import get_task
 from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
 
-QUESTIONS = [
-    Question("abc", ("def", "gh"), 0),
-    Question("The end ", ("xyz", "w", "!!"), 2),
-]
+QUESTIONS = [Question("abc", ("def", "gh"), 0), Question("The end ", ("xyz", "w", "!!"), 2)]
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +107,98 @@ def test_a_file_without_its_columns_or_that_is_not_there(tmp_path: Path) -> None
         read_questions(write(tmp_path, {"prompt": "p", "answer": 0}))
     with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist"):
         find_questions("nowhere.jsonl", tmp_path, SilentProgress())
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}: {{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+ASKED = [Instruction("say no", {"one_of": ["no"]}), Instruction("be brief", {"words_at_most": 3, "commas": 0})]
+
+
+def write_decoder(folder: Path, template: str | None = TEMPLATE) -> TinyDecoder:
+    decoder = TinyDecoder(vocabulary=160)
+    decoder.write(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return decoder
+
+
+def answers(folder: Path) -> list[str]:
+    return answer_instructions(folder, ASKED, 7, TARGETS["cpu"], 1, SilentProgress(), "")
+
+
+def test_each_instruction_is_a_turn_of_a_chat_that_the_model_goes_on_with(tmp_path: Path) -> None:
+    decoder, tokenizer = write_decoder(tmp_path), tiny_tokenizer()
+    expected = []
+    for text in ("u: say no;a:", "u: be brief;a:"):
+        ids = decoder.continuation(tokenizer(text, add_special_tokens=False)["input_ids"], 7)
+        expected.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
+    assert answers(tmp_path) == expected
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    write_decoder(tmp_path, template=None)
+    with pytest.raises(DataError, match="asked as a chat, and the model's tokenizer has no chat template"):
+        answers(tmp_path)
+
+
+def test_instructions_count_whole_and_checks_one_by_one() -> None:
+    whole, checks = instruction_rows(ASKED, ["No.", "well, two"], "final", "cpu")
+    assert (whole.metric, whole.raw, whole.value) == ("instructions_followed", (1.0, 0.0), 0.5)
+    assert (checks.metric, checks.raw, checks.value) == ("checks_passed", (1.0, 1.0, 0.0), pytest.approx(2 / 3))
+    assert whole.low is not None and whole.high is not None and whole.low < 0.5 < whole.high
+
+
+def _read(png: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+
+
+def test_levels_are_kept_as_they_are() -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (9, 7, 1), dtype=np.uint8)
+    coloured = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    assert (_read(encode_png(gray)) == gray[..., 0]).all()
+    assert (_read(encode_png(coloured)) == coloured).all()
+
+
+def test_a_large_picture_is_scaled_down_by_means() -> None:
+    large = np.zeros((256, 512, 1), dtype=np.uint8)
+    large[:, 256:] = 200
+    small = _read(encode_png(large))
+    assert small.shape == (64, 128)
+    assert (small[:, :64] == 0).all() and (small[:, 64:] == 200).all()
+
+
+def test_lighter_is_red_and_darker_is_blue() -> None:
+    reference = np.full((1, 4, 1), 100, dtype=np.uint8)
+    after = np.array([[[100], [132], [36], [255]]], dtype=np.uint8)  # 0, half, whole and more than whole of 64 levels
+    half = round(255 / 2)
+    expected = [[255, 255, 255], [255, half, half], [0, 0, 255], [255, 0, 0]]
+    assert _read(encode_difference_png(after, reference)).tolist() == [expected]
+
+
+def test_f1_of_a_slice_is_that_of_its_rows() -> None:
+    task = get_task("token-classification")
+    expected = ["B-X O", "O B-Y", "B-X I-X", "O O"]
+    predicted = ["B-X O", "B-X O", "B-X O", "B-Y O"]
+    predictions = Predictions({"found": np.array(predicted), "wanted": np.array(expected)}, None)
+    whole = task.measure(predictions.kept, None, "m", "t")
+    rows = np.array([True, False, True, True])
+    slices = {row.metric: row for row in task_slice_rows(task, predictions, whole, [Part("some", "", rows)])}
+    sides = (
+        [row.split() for row, selected in zip(side, rows, strict=True) if selected] for side in (expected, predicted)
+    )
+    assert slices["f1[some]"].value == pytest.approx(f1_score(*sides))
+    assert slices["f1[some]"].n == 3 and slices["f1[some]"].raw is None
+    assert slices["exact_match[some]"].value == pytest.approx(1 / 3)
+    assert set(slices) == {f"{name}[some]" for name in (*task.ratios, "exact_match")}
+
+
+def test_a_task_without_ratios_has_the_slices_of_its_outcomes() -> None:
+    task = get_task("text-classification")
+    logits = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], np.float32)
+    predictions = Predictions({"logits": logits}, np.array([0, 0, 0]))
+    whole = task.measure(predictions.kept, predictions.labels, "m", "t")
+    parts = [Part("some", "", np.array([True, True, False]))]
+    assert task_slice_rows(task, predictions, whole, parts) == slice_rows(whole, parts)

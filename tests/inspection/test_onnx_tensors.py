@@ -1,15 +1,26 @@
+"""Tensors of checkpoints and graphs, and their statistics."""
+
+import json
+import struct
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 from onnx import TensorProto, helper
 from onnx_samples import classifier, outside, save, tensor, with_external_data
+from safetensors.numpy import save_file
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from compress.formats.onnx.graph_reader import read_graph
 from compress.inspection.tensors import read_model
+from compress.inspection.weight_statistics import describe, measure_weights
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
+from compress.utils.progress import SilentProgress
 
 
 def tensors_of(path: Path) -> dict[str, StoredTensor]:
@@ -67,10 +78,7 @@ def test_scales_and_zero_points_belong_to_their_weight_and_are_no_parameters(tmp
 
 
 def test_bias_of_another_width_gives_no_name(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "val_1"], ["y"]),
-        helper.make_node("Add", ["y", "a.b.bias"], ["z"]),
-    ]
+    nodes = [helper.make_node("MatMul", ["x", "val_1"], ["y"]), helper.make_node("Add", ["y", "a.b.bias"], ["z"])]
     tensors = [tensor("val_1", np.ones((4, 6), np.float32)), tensor("a.b.bias", np.ones(5, np.float32))]
     assert tensors_of(save(tmp_path / "m.onnx", nodes, tensors))["val_1"].name == "unnamed.val_1"
 
@@ -162,3 +170,178 @@ def test_truncated_and_other_files_are_refused(tmp_path: Path) -> None:
         cut.write_bytes(data)
         with pytest.raises(ModelError, match="Not a whole ONNX file"):
             read_model(cut)
+
+
+def test_hand_made_safetensors_file(tmp_path: Path) -> None:
+    header = json.dumps(
+        {
+            "a.weight": {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]},
+            "a.position_ids": {"dtype": "I64", "shape": [1], "data_offsets": [8, 16]},
+        }
+    ).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + np.float16([1, 2, 3, 4]).tobytes() + bytes(8))
+
+    weight, positions = read_model(path).tensors
+
+    assert (weight.name, weight.shape, weight.dtype, weight.parameters, weight.bytes) == (
+        "a.weight",
+        (2, 2),
+        "float16",
+        4,
+        8,
+    )
+    assert (positions.role, positions.parameters, positions.bytes) == ("constant", 0, 8)
+    assert weight.values().tolist() == [[1, 2], [3, 4]]
+
+
+def test_bert_folder_has_the_parameters_that_torch_counts(tmp_path: Path) -> None:
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100
+    )
+    model = BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    contents = read_model(tmp_path)
+    assert sum(tensor.parameters for tensor in contents.tensors) == sum(p.numel() for p in model.parameters())
+    assert {file.name for file in contents.files} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_tied_embedding_counts_once(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=100,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    contents = read_model(tmp_path)
+    assert sum(tensor.parameters for tensor in contents.tensors) == sum(p.numel() for p in model.parameters())
+    assert [tensor.name for tensor in contents.tensors].count("model.embed_tokens.weight") == 1
+
+
+def test_packed_checkpoint_counts_weights_not_integers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    save_file(
+        {
+            "l.qweight": np.zeros((2, 3), np.int32),  # 16 inputs, eight to an int32, by 3 outputs
+            "l.qzeros": np.zeros((1, 1), np.int32),
+            "l.scales": np.zeros((1, 3), np.float16),
+        },
+        tmp_path / "model.safetensors",
+    )
+    tensors_by_name = {tensor.name: tensor for tensor in read_model(tmp_path).tensors}
+    assert (
+        tensors_by_name["l.qweight"].parameters,
+        tensors_by_name["l.qweight"].dtype,
+        tensors_by_name["l.qweight"].bytes,
+    ) == (48, "int4", 24)
+    assert [tensors_by_name[name].parameters for name in ("l.qzeros", "l.scales")] == [0, 0]
+    assert tensors_by_name["l.scales"].role == "quantization"
+
+
+def test_layers_of_a_packed_checkpoint_may_have_bits_of_their_own(tmp_path: Path) -> None:
+    dynamic = {"-:lm_head": {}, "+:layers.1": {"bits": 8}, "layers\\..*": {"bits": 2}}
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": dynamic}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    names = ("layers.1.up", "layers.0.up", "other.up")
+    save_file({f"{name}.qweight": np.zeros((2, 3), np.int32) for name in names}, tmp_path / "model.safetensors")
+    tensors_by_name = {tensor.name: (tensor.dtype, tensor.parameters) for tensor in read_model(tmp_path).tensors}
+    assert tensors_by_name == {
+        "layers.1.up.qweight": ("int8", 24),
+        "layers.0.up.qweight": ("int2", 96),
+        "other.up.qweight": ("int4", 48),
+    }
+
+
+def test_gguf_file_by_the_format(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    values = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    q8 = GGMLQuantizationType.Q8_0
+    writer.add_tensor("blk.0.ffn_up.weight", quantize(values, q8), raw_dtype=q8)
+    writer.add_tensor("blk.0.attn_norm.weight", values[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    up, norm = read_model(tmp_path / "x.gguf").tensors
+
+    assert (up.dtype, up.shape, up.parameters, up.bytes) == ("Q8_0", (3, 64), 192, 192 // 32 * 34)
+    assert (norm.dtype, norm.parameters, norm.bytes) == ("F32", 64, 256)
+    step = np.abs(values).reshape(3, 2, 32).max(axis=2) / 127  # a block's scale: its largest magnitude over 127
+    error = np.abs(up.values().reshape(values.shape) - values).reshape(3, 2, 32).max(axis=2)
+    assert (error <= step * 0.51).all()
+    assert np.array_equal(norm.values(), values[0])
+
+
+def test_what_cannot_be_inspected(tmp_path: Path) -> None:
+    def refusal(name: str, data: bytes | None = b"x") -> str:
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        with pytest.raises(ModelError) as caught:
+            read_model(tmp_path / name)
+        return str(caught.value)
+
+    assert "no such file" in refusal("none.onnx", None)
+    assert ".onnx, .ort, .xml" in refusal("notes.txt")
+    assert "pickle" in refusal("pytorch_model.bin")
+    assert "pytorch_model.bin is a pickle" in refusal(".", None)
+
+
+def test_small_array_by_hand() -> None:
+    statistics = describe(np.array([[0, 1], [2, 5]], np.float32))
+    assert (statistics.sparsity, statistics.minimum, statistics.maximum, statistics.mean, statistics.not_finite) == (
+        0.25,
+        0,
+        5,
+        2,
+        0,
+    )
+    assert statistics.std == pytest.approx((14 / 4) ** 0.5)  # squared distances 4, 1, 0, 9
+    assert statistics.outliers == 0
+
+
+def test_outliers_are_beyond_six_standard_deviations() -> None:
+    # 99 zeros and a one: mean 0.01, std sqrt(0.0099), distance of the one 9.95 standard deviations.
+    values = np.zeros(100)
+    values[7] = 1
+    assert describe(values).outliers == 0.01
+    # 30 zeros and a one: distance sqrt(30) = 5.5 standard deviations.
+    assert describe(np.append(np.zeros(30), 1.0)).outliers == 0
+
+
+def test_pieces_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=1001).astype(np.float32)
+    values[::10] = 0
+    monkeypatch.setattr("compress.inspection.weight_statistics.CHUNK_ELEMENTS", 64)
+    statistics = describe(values)
+    wide = values.astype(np.float64)
+    assert statistics.mean == pytest.approx(wide.mean(), rel=1e-12)
+    assert statistics.std == pytest.approx(wide.std(), rel=1e-12)
+    assert statistics.sparsity == 101 / 1001
+    assert (statistics.minimum, statistics.maximum) == (wide.min(), wide.max())
+
+
+def test_values_that_are_not_finite_are_counted_and_left_out() -> None:
+    statistics = describe(np.array([1.0, np.nan, 3.0, np.inf]))
+    assert (statistics.not_finite, statistics.mean, statistics.maximum) == (2, 2.0, 3.0)
+    assert describe(np.array([np.nan])).not_finite == 1
+
+
+def test_bfloat16_weights_are_read(tmp_path: Path) -> None:
+    save_file({"w": np.array([1.5, -2.0, 0.0, 0.0]).astype(ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
+    statistics = measure_weights(read_model(tmp_path / "x.safetensors"), SilentProgress())["w"]
+    assert (statistics.minimum, statistics.maximum, statistics.sparsity) == (-2.0, 1.5, 0.5)
+
+
+def test_onnx_weights_inside_and_outside(tmp_path: Path) -> None:
+    inside = measure_weights(read_model(classifier(tmp_path / "c.onnx")), SilentProgress())
+    assert inside["m.encoder.layer.0.output.dense.weight"].mean == 1
+    assert not any("scale" in name or "val_9" in name for name in inside)
+    outside = measure_weights(read_model(with_external_data(tmp_path)), SilentProgress())
+    assert set(outside) == {"a.weight", "c.weight"}
+    assert (outside["a.weight"].mean, outside["a.weight"].sparsity) == (5.5, pytest.approx(1 / 12))

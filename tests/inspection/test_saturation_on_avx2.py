@@ -20,7 +20,7 @@ from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.settings import Int8Options, ReduceRange
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.inspection.saturation import find_saturation
-from compress.numerics.saturation import pairwise_saturating
+from compress.numerics.int8_activations import pairwise_saturating
 from compress.utils.environment import processor_class
 
 ROWS, INNER, COLUMNS = 7, 90, 33

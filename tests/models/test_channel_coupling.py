@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from compress.models.channel_coupling import Coupling, find_couplings, masked, remove_channels
+from compress.models.model import TorchModel
 from compress.models.pruned_layer_sizes import CHANNELS_KEY, layer_sizes, record
-from compress.models.torch_model import TorchModel
 from compress.tasks.registry import get_task
 from compress.utils.errors import ModelError, StageError
 

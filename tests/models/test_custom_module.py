@@ -20,8 +20,8 @@ from compress.data.dataset import Dataset
 from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.models import remote_code
-from compress.models.torch_model import TorchModel
+from compress.models import config_checks
+from compress.models.model import TorchModel
 from compress.sources.build_model import ModelOrigin
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.image_classification import TASK
@@ -44,7 +44,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def nothing_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(remote_code, "_allowed", {})
+    monkeypatch.setattr(config_checks, "_allowed", {})
     yield
 
 
@@ -108,7 +108,7 @@ def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
 
 def test_only_code_that_the_recipe_names_is_run(folder: Path) -> None:
     folder_made = make(folder)
-    remote_code._allowed.clear()
+    config_checks._allowed.clear()
     with pytest.raises(ModelError, match=r"built by the code 'net\.py:build', which this recipe does not name"):
         TASK.load(folder_made, None, trust_remote_code=False)
     # A folder from elsewhere can't have other code run by naming it.

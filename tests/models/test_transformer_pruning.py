@@ -1,4 +1,4 @@
-"""Cut encoders equal the uncut ones whose removed parts are zeroed, and load again with the sizes they have."""
+"""Structure of transformers and removal of their heads, neurons and layers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from cut_architectures import CUTS, build, trial
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from compress.models.structure import blocks
-from compress.models.torch_model import TorchModel
+from compress.models import PRUNING_TESTED_TYPES
+from compress.models.model import TorchModel
+from compress.models.prune_dry_run import check_layer_selection, check_prunable
+from compress.models.structure import blocks, stacks
 from compress.models.transformer_pruning import HEADS_KEY, keep_heads, keep_layers, keep_neurons
 from compress.tasks.registry import get_task
-from compress.utils.errors import StageError
+from compress.utils.errors import ModelError, StageError
 
 SIZE = tiny.WIDTH // tiny.HEADS
 TEXTS = tiny.texts(24)
@@ -171,3 +175,122 @@ def test_layers_that_are_not_there_are_refused(kept: list[int]):
         keep_layers(model.module, kept)
     assert caught.value.expected == "distinct indices from 0 to 1"
     assert len(model.module.bert.encoder.layer) == 2
+
+
+DESCRIBED = (
+    *("llama", "gpt2", "gpt_neox", "falcon-new", "deepseek_v3", "stablelm2", "phi3", "lfm2", "gpt_bigcode"),
+    *("deberta", "modernbert", "nystromformer", "beit", "swin", "segformer", "swinv2"),
+)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+@pytest.mark.parametrize("what", CUTS)
+def test_a_cut_model_answers_as_the_whole_one_without_what_went(name: str, what: str) -> None:
+    assert trial(name, what) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "reason"),
+    [
+        ("olmo2", "heads", "q_norm normalises all of them at once"),
+        ("bloom", "heads", r"follows from the number of heads \(ALiBi\)"),
+        ("mpnet", "heads", r"all layers share mpnet\.encoder\.relative_attention_bias"),
+        ("convbert", "heads", "comes from a convolution"),
+        ("mamba", "heads", "Heads cannot be distinguished in the attention of backbone.layers.0"),
+        ("mixtral", "neurons", "has no feed-forward layer that can be cut"),
+        ("minicpm3", "layers", "cannot say which of model.layers are left"),
+    ],
+)
+def test_what_cannot_go_is_refused_with_the_reason(name: str, what: str, reason: str) -> None:
+    import re
+
+    assert re.search(reason, trial(name, what))
+
+
+def test_a_decoder_s_own_config_says_how_many_heads_are_left() -> None:
+    model, _ = build("llama")
+    keep_heads(model, [[1], [0]])
+    config: Any = model.config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 16)
+    assert getattr(config, HEADS_KEY, None) is None
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "falcon-new", "phi3", "deberta"])
+def test_a_joint_projection_is_told_apart_as_the_model_itself_does(name: str) -> None:
+    # Rows of values alone: with zeros for the others, attention is uniform over what came before, and the output of
+    # the first token is the projection back of its own values.
+    model, answer = build(name)
+    attention = blocks(model)[0].require_attention()
+    seen: dict[str, torch.Tensor] = {}
+    attention.value.register_forward_hook(lambda _, __, output: seen.update(joint=output))
+    attention.output.register_forward_pre_hook(lambda _, given: seen.update(attended=given[0]))
+    with torch.no_grad():
+        for part in ("query", "key"):
+            attention.value.weight[attention.rows[part].flatten()] = 0
+            if attention.value.bias is not None:
+                attention.value.bias[attention.rows[part].flatten()] = 0
+    answer(model)
+    values = attention.of("value", seen["joint"]).unflatten(-1, (attention.groups, -1))
+    expected = values.repeat_interleave(attention.heads // attention.groups, dim=-2).flatten(-2)
+    if name != "deberta":
+        torch.testing.assert_close(seen["attended"][:, 0], expected[:, 0], rtol=1e-4, atol=1e-5)
+    else:
+        assert seen["attended"].shape == expected.shape
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(StageError, match="No blocks were found in a Sequential"):
+        stacks(nn.Sequential(nn.Linear(3, 4)))
+
+
+def config_of(name: str, folder: Path) -> Path:
+    build(name)[0].config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*sorted(PRUNING_TESTED_TYPES), "deepseek_v3", "segformer"])
+def test_what_can_be_cut_is_taken(name: str, tmp_path: Path) -> None:
+    check_prunable(config_of(name, tmp_path), layers=True, heads=0.4, neurons=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "reason"),
+    [
+        ("bloom", "heads", r"follows from the number of heads \(ALiBi\)"),
+        ("mpnet", "heads", r"all layers share relative_attention_bias|share encoder\.relative_attention_bias"),
+        ("mixtral", "neurons", "has no feed-forward layer that can be cut"),
+        ("minicpm3", "layers", "cannot say which of layers are left"),
+    ],
+)
+def test_what_cannot_go_is_refused_by_its_config_alone(name: str, part: str, reason: str, tmp_path: Path) -> None:
+    folder = config_of(name, tmp_path)
+    with pytest.raises(StageError, match=reason):
+        check_prunable(
+            folder, **{name_of_part: 0.5 * (name_of_part == part) for name_of_part in ("layers", "heads", "neurons")}
+        )
+
+
+def test_layers_that_a_model_does_not_have_cannot_be_kept(tmp_path: Path) -> None:
+    folder = config_of("bert", tmp_path)
+    check_layer_selection(folder, (1,))
+    with pytest.raises(StageError, match=r"Layers \[0, 2\] cannot be kept"):
+        check_layer_selection(folder, (0, 2))
+
+
+def test_a_config_that_makes_no_model_is_named(tmp_path: Path) -> None:
+    folder = config_of("bert", tmp_path)
+    text = (folder / "config.json").read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 5')
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"transformers cannot build a model from this config: The hidden size"):
+        check_prunable(folder, layers=False, heads=0.5, neurons=0.0)
+
+
+def test_a_folder_of_other_files_is_passed_over(tmp_path: Path) -> None:
+    check_prunable(tmp_path, layers=True, heads=0.4, neurons=0.5)
+
+
+@pytest.mark.parametrize(("heads", "says"), [(0.1, "heads 0.1 would remove nothing"), (0.9, "leaves none")])
+def test_shares_that_come_to_no_head_or_to_all_are_refused(heads: float, says: str, tmp_path: Path) -> None:
+    """A tenth of a few heads is none of them, and nine tenths leave none."""
+    with pytest.raises(StageError, match=says):
+        check_prunable(config_of("bert", tmp_path), layers=False, heads=heads, neurons=0.0)

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.models.vocabulary import trim, trim_positions
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError

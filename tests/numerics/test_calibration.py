@@ -1,4 +1,4 @@
-"""Calibration against hand-worked bins, scikit-learn and simulated models whose error is known."""
+"""Calibration of probabilities, ranges of activations and saturation of sums."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import entropy
 from sklearn.metrics import brier_score_loss
 
 from compress.numerics.calibration import (
@@ -15,6 +16,17 @@ from compress.numerics.calibration import (
     calibration_error_interval,
     mean_interval,
     softmax,
+)
+from compress.numerics.int8_activations import (
+    LEVELS,
+    Histogram,
+    cut_pairs,
+    find_range,
+    pairs_at_risk,
+    pairwise_saturating,
+    round_to_levels,
+    squared_error,
+    without_saturation,
 )
 
 # Bins of width 0.2: 0.55 and 0.60 in (0.4, 0.6], 0.65 in (0.6, 0.8], 0.9 and 1.0 in (0.8, 1].
@@ -113,9 +125,178 @@ def test_two_thousand_rows_take_no_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("confidence", "correct"),
-    [([], []), ([0.5], [1, 0]), ([1.5], [1]), ([-0.1], [0]), ([np.nan], [1])],
+    ("confidence", "correct"), [([], []), ([0.5], [1, 0]), ([1.5], [1]), ([-0.1], [0]), ([np.nan], [1])]
 )
 def test_what_is_no_confidence_is_refused(confidence: list[float], correct: list[int]) -> None:
     with pytest.raises(ValueError, match="expected"):
         calibration_error(confidence, correct)
+
+
+def histogram_of(*parts: np.ndarray) -> Histogram:
+    histogram = Histogram()
+    for part in parts:
+        histogram.add(part)
+    return histogram
+
+
+def heavy_tailed(count: int = 40_000) -> np.ndarray:
+    return np.random.default_rng(0).standard_t(3, count).astype(np.float32)
+
+
+def test_ends_are_exact_and_counts_survive_growing():
+    values = heavy_tailed()
+    parts = np.array_split(np.sort(np.abs(values)) * np.sign(values), 7)
+    grown, at_once = histogram_of(*parts), histogram_of(np.concatenate(parts))
+    assert grown.low == np.concatenate(parts).min() and grown.high == np.concatenate(parts).max()
+    assert grown.limit == at_once.limit and grown.counts.sum() == len(values)
+    np.testing.assert_array_equal(grown.counts, at_once.counts)
+
+
+def test_minmax_is_the_range_with_zero_in_it():
+    assert find_range(histogram_of(np.array([2.0, 5.0])), "minmax") == (0.0, 5.0)
+    assert find_range(histogram_of(np.array([-3.0, -1.0])), "minmax") == (-3.0, 0.0)
+
+
+def test_percentile_is_numpys_within_a_bin():
+    values = heavy_tailed()
+    histogram = histogram_of(values)
+    low, high = find_range(histogram, "percentile", 99.0)
+    width = histogram.limit / 4096
+    assert low == pytest.approx(np.percentile(values, 0.5), abs=1.5 * width)
+    assert high == pytest.approx(np.percentile(values, 99.5), abs=1.5 * width)
+
+
+def test_mse_comes_near_the_best_of_every_range():
+    values = heavy_tailed()
+    low, high = find_range(histogram_of(values), "mse")
+
+    def error(ends: tuple[float, float]) -> float:
+        return float(np.square(round_to_levels(values, *ends) - values).mean())
+
+    shares = np.linspace(0.2, 1, 33)
+    best = min(error((a * values.min(), b * values.max())) for a in shares for b in shares)
+    assert error((low, high)) < 1.05 * best
+    assert error((low, high)) < 0.95 * error((values.min(), values.max()))
+
+
+def test_entropy_cuts_an_outlier_off_and_keeps_what_is_even():
+    even = np.linspace(-1, 1, 60_000)
+    assert find_range(histogram_of(even), "entropy") == pytest.approx((-1, 1), abs=0.03)
+    bell = np.random.default_rng(1).normal(size=60_000)
+    low, high = find_range(histogram_of(bell, np.array([12.0])), "entropy")
+    assert low < -3 and 3 < high < 6
+
+
+def test_entropy_is_less_than_that_of_the_whole_range():
+    # The divergence by scipy, over levels: what 256 levels of the range make of the values.
+    values = heavy_tailed()
+
+    def divergence(low: float, high: float) -> float:
+        p, edges = np.histogram(np.clip(values, low, high), 4096, (values.min(), values.max()))
+        centers = (edges[1:] + edges[:-1]) / 2
+        level = np.rint(np.clip(centers, low, high) / ((high - low) / (LEVELS - 1))).astype(int)
+        level -= level.min()
+        mass, share = np.bincount(level, p), np.bincount(level, p > 0)
+        q = np.where(p > 0, mass[level] / np.maximum(share[level], 1), 0)
+        return float(entropy(p[p > 0], q[p > 0]))
+
+    actual = find_range(histogram_of(values), "entropy")
+    assert divergence(*actual) < divergence(float(values.min()), float(values.max()))
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
+def test_zeros_alone_have_no_range(method: str):
+    histogram = histogram_of(np.zeros(10))
+    assert find_range(histogram, method) == (0.0, 0.0) and histogram.constant  # type: ignore[arg-type]
+
+
+def test_squared_error_is_that_of_the_values():
+    values = np.array([-1.0, -0.5, 0.0, 0.3, 2.5, 9.0])
+    restored = np.array([-1.0, -0.5, 0.0, 0.3, 2.5, 4.1])
+    # 255 steps of 0.02 from -1: 4.1 is the highest.
+    assert round_to_levels(values, -1.0, 4.1) == pytest.approx(restored)
+    assert squared_error(np.ones(6), values, -1.0, 4.1) == pytest.approx(4.9**2)
+
+
+def by_hand(activations: np.ndarray, weights: np.ndarray) -> tuple[list[list[int]], int]:
+    cut, rows = 0, []
+    for row in activations.tolist():
+        out = []
+        for column in weights.T.tolist():
+            total = 0
+            for index in range(0, len(row), 2):
+                pair = sum(a * w for a, w in zip(row[index : index + 2], column[index : index + 2], strict=True))
+                remaining = max(-32768, min(32767, pair))
+                cut += remaining != pair
+                total += remaining
+            out.append(total)
+        rows.append(out)
+    return rows, cut
+
+
+def test_products_saturate_as_the_instruction_does():
+    generator = np.random.default_rng(0)
+    for inner in (1, 2, 7, 12):
+        activations = generator.integers(0, 256, (5, inner), dtype=np.uint8)
+        weights = generator.integers(-128, 128, (inner, 6)).astype(np.int8)
+        expected, cut = by_hand(activations, weights)
+        actual, counted = pairwise_saturating(activations, weights)
+        assert actual.tolist() == expected and counted == cut
+    assert cut > 0 and (actual != activations.astype(int) @ weights.astype(int)).any()
+
+
+def test_seven_bits_are_safe_and_eight_are_not():
+    full, reduced = np.full((4, 3), 127, np.int8), np.full((4, 3), 64, np.int8)
+    most = np.full((2, 4), 255, np.uint8)
+    assert pairs_at_risk(full) == 1.0 and pairs_at_risk(reduced) == 0.0
+    assert pairwise_saturating(most, reduced)[1] == 0
+    actual, cut = pairwise_saturating(most, full)
+    assert (actual == 2 * 32767).all() and cut == 12
+    # Only pairs of one sign add up: +127 beside -127 cancels.
+    mixed = np.array([[127], [-127], [127], [127]], np.int8)
+    assert pairs_at_risk(mixed) == 0.5
+
+
+def full_range(weights: np.ndarray) -> np.ndarray:
+    return (np.abs(weights).max(axis=0) / 127).astype(np.float32)
+
+
+@pytest.mark.parametrize("inner", [1, 2, 33, 384])
+def test_no_activations_make_narrowed_weights_saturate(inner: int):
+    generator = np.random.default_rng(inner)
+    weights = generator.normal(size=(inner, 24)).astype(np.float32)
+    integers, scales = without_saturation(weights, full_range(weights))
+    # The worst that can come in: 255 wherever a column is positive, or wherever it is negative.
+    worst = np.concatenate([255 * (integers.T > 0), 255 * (integers.T < 0)]).astype(np.uint8)
+    actual, cut = pairwise_saturating(worst, integers)
+    assert cut == 0 and pairs_at_risk(integers) == 0
+    np.testing.assert_array_equal(actual, worst.astype(int) @ integers.astype(int))
+    assert integers.min() >= -127 and (scales >= full_range(weights)).all()
+
+
+def test_narrowed_weights_lose_less_than_seven_bits_do_and_safe_ones_nothing():
+    weights = np.random.default_rng(0).normal(size=(384, 256)).astype(np.float32)
+    weights[:, 0], weights[0, 0] = weights[:, 0] / 100, weights[0, 0]  # one outlier, and nothing beside it
+    scales, coarse = full_range(weights), (np.abs(weights).max(axis=0) / 64).astype(np.float32)
+    eight, seven = (weights / scales).round(), (weights / coarse).round()
+    integers, flat = without_saturation(weights, scales)
+    assert pairs_at_risk(eight.astype(np.int8)) > 0.01
+    lost = [np.square(weights - item).sum() for item in (eight * scales, integers * flat, seven * coarse)]
+    assert lost[0] < lost[1] < 0.5 * lost[2]
+    np.testing.assert_array_equal(integers[:, 0], eight[:, 0])
+    assert flat[0] == scales[0]
+
+
+def test_one_scale_for_all_columns_stays_one():
+    weights = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+    weights[:2, 0] = 4.5
+    scale = np.array([np.abs(weights).max() / 127], np.float32)
+    assert pairs_at_risk((weights / scale).round().astype(np.int8)) > 0
+    integers, flat = without_saturation(weights, scale)
+    assert flat.shape == (1,) and pairs_at_risk(integers) == 0
+
+
+def test_a_pair_is_cut_by_half_of_the_excess_each():
+    pairs = np.array([[127, 100, -127, 127, 64], [5, 100, -3, -127, 64]], np.int8)
+    assert cut_pairs(pairs).tolist() == [[125, 64, -126, 127, 64], [3, 64, -2, -127, 64]]
+    assert cut_pairs(np.full((3, 1), 127, np.int8)).tolist() == [[64], [64], [127]]

@@ -1,14 +1,23 @@
-"""Distances of sets of detections: matched by brute force, overlaps as transformers computes them."""
+"""Metrics of detection, retrieval and speech recognition."""
 
 from __future__ import annotations
 
 import itertools
 
+import jiwer
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.loss.loss_for_object_detection import generalized_box_iou
 
-from compress.numerics.detection import corners, generalized_overlap, matched_distance
+from compress.numerics import embeddings
+from compress.numerics.embeddings import nearest, normalized, overlap, rank_among, ranks, top
+from compress.numerics.losses import corners, generalized_overlap, matched_distance
+from compress.numerics.statistics import ratio_interval
+from compress.numerics.token_metrics import word_errors
+from compress.tasks.coco_metrics import precision_influence
 
 
 def answers(seed: int, queries: int = 4) -> torch.Tensor:
@@ -77,3 +86,195 @@ def test_overlaps_are_those_of_transformers() -> None:
     some, others = (corners(answers(seed, 20)[0, :, 4:]) for seed in (0, 1))
     expected = generalized_box_iou(some, others).diagonal()
     torch.testing.assert_close(generalized_overlap(some, others), expected)
+
+
+def weighted(
+    scores: np.ndarray, right: np.ndarray, owners: np.ndarray, objects: np.ndarray, weights: np.ndarray
+) -> float:
+    """The area below precision as a falling function of recall, rank by rank, each picture counted by its weight."""
+    order = np.argsort(-scores, kind="stable")
+    hits = actual = 0.0
+    points = []
+    for index in order:
+        weight = weights[owners[index]]
+        hits, actual = hits + weight * right[index], actual + weight
+        points.append((hits / (objects * weights).sum(), hits / actual))
+    area, original = 0.0, 0.0
+    for rank, (recall, _) in enumerate(points):
+        area += (recall - original) * max(precision for _, precision in points[rank:])
+        original = recall
+    return area
+
+
+def problem(seed: int, pictures: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    chance = np.random.default_rng(seed)
+    objects = chance.integers(0, 4, pictures)
+    objects[0] = 2
+    owners = np.repeat(np.arange(pictures), chance.integers(0, 5, pictures))
+    right = chance.random(len(owners)) < 0.5
+    for picture in range(pictures):  # no more right ones than there are
+        reference = np.flatnonzero((owners == picture) & right)
+        right[reference[objects[picture] :]] = False
+    return chance.random(len(owners)), right, owners, objects
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_influence_is_the_slope_of_the_weighted_area(seed: int) -> None:
+    scores, right, owners, objects = problem(seed)
+    area, influence = precision_influence(scores, right, owners, objects)
+    ones = np.ones(len(objects))
+    assert area == pytest.approx(weighted(scores, right, owners, objects, ones), abs=1e-12)
+    # Where two precisions are equal, which of them is the best depends on the way: the slope lies between both.
+    below, above = (
+        [
+            (weighted(scores, right, owners, objects, ones + step * (np.arange(len(objects)) == picture)) - area) / step
+            for picture in range(len(objects))
+        ]
+        for step in (-1e-6, 1e-6)
+    )
+    actual = influence / len(objects)
+    assert (actual >= np.array(below) - 1e-5).all() and (actual <= np.array(above) + 1e-5).all()
+    assert (np.abs(actual) > 1e-3).sum() > 3 and np.isclose(below, above, atol=1e-5).sum() > 2
+    assert influence.sum() == pytest.approx(0, abs=1e-9)
+
+
+def test_its_spread_is_that_of_other_draws_of_pictures() -> None:
+    scores, right, owners, objects = problem(3, pictures=300)
+    area, influence = precision_influence(scores, right, owners, objects)
+    chance = np.random.default_rng(0)
+    draws = [
+        weighted_fast(scores, right, owners, objects, np.bincount(chance.integers(0, 300, 300), minlength=300))
+        for _ in range(300)
+    ]
+    assert influence.std() / np.sqrt(300) == pytest.approx(np.std(draws), rel=0.15)
+    assert area == pytest.approx(np.mean(draws), abs=0.02)
+
+
+def weighted_fast(
+    scores: np.ndarray, right: np.ndarray, owners: np.ndarray, objects: np.ndarray, weights: np.ndarray
+) -> float:
+    """The same as `weighted`, by arrays."""
+    order = np.argsort(-scores, kind="stable")
+    weight = weights[owners[order]]
+    hits, actual = np.cumsum(weight * right[order]), np.cumsum(weight)
+    precision = np.maximum.accumulate((hits / np.maximum(actual, 1))[::-1])[::-1]
+    return float((np.diff(hits, prepend=0) * precision).sum() / (objects * weights).sum())
+
+
+def test_nothing_found_and_nothing_there() -> None:
+    none = np.zeros(0)
+    area, influence = precision_influence(none, none.astype(bool), none.astype(int), np.array([1, 0]))
+    assert area == 0 and influence.tolist() == [0, 0]
+    with pytest.raises(ValueError, match="at least one object"):
+        precision_influence(none, none.astype(bool), none.astype(int), np.array([0, 0]))
+
+
+def test_a_rank_counts_what_scores_higher_or_as_high() -> None:
+    queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    corpus = np.array([[3.0, 0.0], [3.0, 1.0], [0.0, 2.0], [1.0, 2.0]])
+    # Scores: 3 3 0 1 / 0 1 2 2 / 3 4 2 3.
+    expected, given = np.array([0, 3, 3]), np.array([0, 1, 2, 3])
+    assert ranks(queries, corpus, expected, given).tolist() == [2, 2, 3]
+
+
+def test_another_text_with_the_same_words_is_as_right() -> None:
+    queries, corpus = np.array([[1.0]]), np.array([[1.0], [5.0], [3.0]])
+    assert ranks(queries, corpus, np.array([7]), np.array([7, 7, 8])).tolist() == [1]
+    assert ranks(queries, corpus, np.array([7]), np.array([7, 9, 8])).tolist() == [3]
+
+
+def test_ranks_and_neighbours_are_those_of_a_sorted_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_CHUNK", 7)  # so that there are several, the last one short
+    generator = np.random.default_rng(0)
+    queries, corpus = generator.normal(size=(23, 6)), generator.normal(size=(31, 6))
+    given = generator.integers(0, 12, 31)
+    query_ids = generator.choice(given, 23)
+    order = np.argsort(-(queries @ corpus.T), axis=1)
+    expected = [
+        1 + next(i for i, j in enumerate(row) if given[j] == mine) for row, mine in zip(order, query_ids, strict=True)
+    ]
+    assert ranks(queries, corpus, query_ids, given).tolist() == expected
+    assert np.array_equal(nearest(queries, corpus, 5), order[:, :5])
+
+
+def test_of_equal_scores_the_first_columns_come_first() -> None:
+    assert top(np.array([[1, 2, 2, 0, 2]]), 2).tolist() == [[1, 2]]
+    assert top(np.array([[1, 2]]), 10).tolist() == [[1, 0]]
+
+
+def test_a_candidate_that_is_not_there_has_the_rank_after_the_last() -> None:
+    scores, belongs = np.array([[3.0, 2.0], [3.0, 2.0]]), np.array([[False, False], [False, True]])
+    assert rank_among(scores, belongs).tolist() == [3, 2]
+
+
+def test_overlap_is_a_share_of_the_neighbours_in_any_order() -> None:
+    assert overlap(np.array([[1, 2, 3, 4]]), np.array([[4, 9, 8, 1]])).tolist() == [0.5]
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    assert normalized(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [[0.0, 0.0], [0.6, 0.8]]
+
+
+def test_what_is_among_the_corpus_does_not_find_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_CHUNK", 7)
+    generator = np.random.default_rng(1)
+    both, kinds = generator.normal(size=(30, 6)), np.append(generator.integers(0, 4, 29), 9)
+    scores = both @ both.T
+    order = [[j for j in np.argsort(-row, kind="stable") if j != i] for i, row in enumerate(scores)]
+    expected = [
+        1 + next((i for i, j in enumerate(row) if kinds[j] == mine), 30) for row, mine in zip(order, kinds, strict=True)
+    ]
+    # The last one is the only one of its kind.
+    assert expected[-1] == 31
+    assert ranks(both, both, kinds, kinds, itself=True).tolist() == expected
+    assert nearest(both, both, 5, itself=True).tolist() == [row[:5] for row in order]
+    assert nearest(both, both, 99, itself=True).shape == (30, 29)
+    # With so few, all are candidates, and are scored by their bits.
+    exact = ranks(both, np.where(both > 0, 1.0, -1.0), kinds, kinds, itself=True)
+    bits = embeddings.binary_ranks(both, both, kinds, kinds, 10, itself=True)
+    assert bits[:-1].tolist() == exact[:-1].tolist() and bits[-1] == 30
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "dd", "e"]), max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "errors"),
+    [
+        ("press one now", "press one now", 0),
+        ("press one now", "press now", 1),
+        ("press one now", "please press one now", 1),
+        ("press one now", "press two now", 1),
+        ("a b c d", "b c d a", 2),
+        ("press one", "", 2),
+        ("", "thank you", 2),
+        ("", "", 0),
+    ],
+)
+def test_errors_counted_by_hand(said: str, heard: str, errors: int):
+    assert word_errors(said.split(), heard.split()) == errors
+
+
+@given(WORDS.filter(bool), WORDS)
+def test_errors_are_those_of_jiwer(said: list[str], heard: list[str]):
+    actual = jiwer.process_words(" ".join(said), " ".join(heard))
+    assert word_errors(said, heard) == actual.substitutions + actual.deletions + actual.insertions
+
+
+def test_a_rate_is_all_errors_over_all_words_and_not_a_mean_of_rates():
+    assert ratio_interval([1, 0], [1, 9], seed=0).value == pytest.approx(0.1)
+
+
+def test_an_interval_covers_the_true_rate_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        words = generator.integers(5, 15, 60)
+        actual = ratio_interval(generator.binomial(words, 0.1), words, seed, resamples=300)
+        covered += actual.low <= 0.1 <= actual.high
+    assert 178 <= covered <= 199, covered
+
+
+def test_no_words_have_no_rate():
+    with pytest.raises(ValueError, match="above 0"):
+        ratio_interval([1, 2], [0, 0], seed=0)

@@ -1,4 +1,4 @@
-"""Distillation losses against plain loops over the papers' formulas; padding must have no influence."""
+"""Losses of distillation, and divergences of predictions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, kl_div, scaled_dot_product_attention
 
-from compress.numerics.distillation import (
+from compress.numerics.language_head import (
+    Divergence,
+    HeadLoss,
+    LanguageHead,
+    divergence_of,
+    head_divergence,
+    head_loss,
+    token_scores,
+)
+from compress.numerics.losses import (
     attention_mse,
     hidden_cosine,
     hidden_mse,
     relation_kl,
     scaled_scores,
     softened_kl,
+    supervised_contrastive,
     uniform_layer_map,
 )
 
@@ -192,13 +202,178 @@ def test_scaled_scores_of_hand_worked_heads():
 
 @pytest.mark.parametrize(
     ("student", "teacher", "expected"),
-    [
-        (4, 12, [3, 6, 9, 12]),
-        (6, 12, [2, 4, 6, 8, 10, 12]),
-        (3, 6, [2, 4, 6]),
-        (1, 6, [6]),
-        (6, 6, [1, 2, 3, 4, 5, 6]),
-    ],
+    [(4, 12, [3, 6, 9, 12]), (6, 12, [2, 4, 6, 8, 10, 12]), (3, 6, [2, 4, 6]), (1, 6, [6]), (6, 6, [1, 2, 3, 4, 5, 6])],
 )
 def test_layers_map_as_in_tinybert(student: int, teacher: int, expected: list[int]):
     assert uniform_layer_map(student, teacher) == expected
+
+
+def test_supervised_contrastive_is_the_papers_sum() -> None:
+    torch.manual_seed(0)
+    raw, labels, temperature = torch.randn(5, 3), [0, 1, 0, 0, 2], 0.1
+    unit = raw / raw.norm(dim=1, keepdim=True)
+    terms = []
+    for i, mine in enumerate(labels):
+        same = [p for p, other in enumerate(labels) if other == mine and p != i]
+        if not same:
+            continue
+        whole = sum(math.exp(float(unit[i] @ unit[a]) / temperature) for a in range(5) if a != i)
+        logs = [math.log(math.exp(float(unit[i] @ unit[p]) / temperature) / whole) for p in same]
+        terms.append(-sum(logs) / len(same))
+    actual = supervised_contrastive(raw, torch.tensor(labels), temperature)
+    assert abs(float(actual) - sum(terms) / len(terms)) < 1e-5
+
+
+def test_where_no_two_are_alike_there_is_nothing_to_learn() -> None:
+    raw = torch.randn(3, 2, requires_grad=True)
+    loss = supervised_contrastive(raw, torch.arange(3), 0.1)
+    loss.backward()
+    assert float(loss.detach()) == 0 and raw.grad is not None and not raw.grad.any()
+
+
+TOKENS, HEAD_WIDTH, VOCABULARY = 11, 6, 17
+
+
+def heads(seed: int = 0) -> tuple[LanguageHead, LanguageHead]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return tuple(LanguageHead(draw(TOKENS, HEAD_WIDTH), draw(VOCABULARY, HEAD_WIDTH)) for _ in range(2))  # type: ignore[return-value]
+
+
+def on_whole_logits(student: LanguageHead, teacher: LanguageHead) -> torch.Tensor:
+    log_student, log_teacher = ((head.hidden @ head.weight.T).log_softmax(-1) for head in (student, teacher))
+    return kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
+def test_value_and_gradients_are_those_on_whole_logits(chunk: int) -> None:
+    student, teacher = heads()
+    results = []
+    for divergence in (lambda s, t: head_divergence(s, t, chunk), on_whole_logits):
+        tensors = LanguageHead(*(tensor.clone().requires_grad_(True) for tensor in student))
+        loss = divergence(tensors, teacher) * 3
+        loss.backward()
+        results.append((loss.detach(), tensors.hidden.grad, tensors.weight.grad))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    student, teacher = heads()
+    hidden = student.hidden.requires_grad_(True)
+    head_divergence(LanguageHead(hidden, student.weight), teacher).backward()
+    assert hidden.grad is not None and student.weight.grad is None
+
+
+def test_equal_heads_do_not_differ() -> None:
+    student, _ = heads()
+    hidden = student.hidden.clone().requires_grad_(True)
+    loss = head_divergence(LanguageHead(hidden, student.weight), student)
+    loss.backward()
+    assert abs(float(loss.detach())) < 1e-12 and float(hidden.grad.abs().max()) < 1e-12
+
+
+def test_bfloat16_products_stay_near() -> None:
+    student, teacher = heads()
+    low = [LanguageHead(*(tensor.bfloat16() for tensor in head)) for head in (student, teacher)]
+    assert float(head_divergence(*low)) == pytest.approx(float(on_whole_logits(student, teacher)), rel=0.05)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_scores_of_each_token(chunk: int) -> None:
+    student, teacher = heads()
+    following = torch.arange(TOKENS) % VOCABULARY
+    scores = token_scores(student, teacher, following, chunk)
+    losses = [cross_entropy(head.hidden @ head.weight.T, following, reduction="none") for head in (student, teacher)]
+    torch.testing.assert_close(scores.student_loss, losses[0])
+    torch.testing.assert_close(scores.teacher_loss, losses[1])
+    torch.testing.assert_close(scores.divergence.mean(), on_whole_logits(student, teacher))
+    assert scores.divergence.shape == (TOKENS,)
+
+
+TOKEN_TOKENS, TOKEN_WIDTH, TOKEN_VOCABULARY = 11, 6, 17
+
+
+def drawn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+
+
+def merged(probabilities: torch.Tensor, teacher: torch.Tensor, count: int | None) -> torch.Tensor:
+    """The probabilities of the teacher's likeliest tokens, and of all others together, [n, count + 1]."""
+    if count is None or count >= TOKEN_VOCABULARY:
+        return probabilities
+    chosen = teacher.argsort(dim=-1, descending=True)[:, :count]
+    remaining = probabilities.gather(-1, chosen)
+    return torch.cat([remaining, 1 - remaining.sum(-1, keepdim=True)], dim=-1)
+
+
+def by_formula(student: torch.Tensor, teacher: torch.Tensor, which: Divergence) -> torch.Tensor:
+    mine, theirs = ((logits / which.temperature).softmax(-1) for logits in (student, teacher))
+    mine, theirs = (merged(item, teacher, which.top_k) for item in (mine, theirs))
+    apart = (
+        kl_div(theirs.log(), mine, reduction="none") if which.reverse else kl_div(mine.log(), theirs, reduction="none")
+    )
+    return apart.sum(-1) * which.temperature**2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("top_k", [None, 1, 5, TOKEN_VOCABULARY - 1, TOKEN_VOCABULARY])
+def test_values_and_slopes_are_those_of_the_formula(temperature: float, reverse: bool, top_k: int | None) -> None:
+    which = Divergence(temperature, reverse, top_k)
+    student, teacher = (
+        drawn(TOKEN_TOKENS, TOKEN_VOCABULARY, seed=1).requires_grad_(True),
+        drawn(TOKEN_TOKENS, TOKEN_VOCABULARY, seed=2),
+    )
+    expected = by_formula(student, teacher, which)
+    item = torch.rand(TOKEN_TOKENS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (slope,) = torch.autograd.grad((expected * item).sum(), student)
+    values, actual = divergence_of(student.detach(), teacher, which)
+    torch.testing.assert_close(values, expected.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(actual * item[:, None], slope, rtol=1e-9, atol=1e-12)
+
+
+def test_a_rest_of_next_to_nothing_has_finite_slopes() -> None:
+    teacher = torch.zeros(1, TOKEN_VOCABULARY)
+    teacher[0, 0] = 90.0
+    student = drawn(1, TOKEN_VOCABULARY, seed=4).float()
+    for reverse in (False, True):
+        values, slope = divergence_of(student, teacher, Divergence(1.0, reverse, 3))
+        assert torch.isfinite(values).all() and torch.isfinite(slope).all()
+        torch.testing.assert_close(slope.sum(-1), torch.zeros(1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_the_loss_of_a_head_is_the_sum_over_tokens_of_both_parts(chunk: int) -> None:
+    which = Divergence(2.0, False, 4)
+    student, teacher = (
+        LanguageHead(drawn(TOKEN_TOKENS, TOKEN_WIDTH, seed=s), drawn(TOKEN_VOCABULARY, TOKEN_WIDTH, seed=s + 10))
+        for s in (5, 6)
+    )
+    item, labels_each = (torch.rand(TOKEN_TOKENS, generator=torch.Generator().manual_seed(s)).double() for s in (7, 8))
+    labels = torch.arange(TOKEN_TOKENS) * 3 % TOKEN_VOCABULARY
+    actual = []
+    for whole in (False, True):
+        mine = LanguageHead(*(tensor.clone().requires_grad_(True) for tensor in student))
+        if whole:
+            logits = mine.hidden @ mine.weight.T
+            apart = by_formula(logits, teacher.hidden @ teacher.weight.T, which)
+            loss = (apart * item).sum() + (cross_entropy(logits, labels, reduction="none") * labels_each).sum()
+        else:
+            loss = head_loss(mine, teacher, HeadLoss(which, item, labels, labels_each), chunk)
+        (loss * 3).backward()
+        actual.append((loss.detach(), mine.hidden.grad, mine.weight.grad))
+    for item, other in zip(*actual, strict=True):
+        torch.testing.assert_close(item, other, rtol=1e-9, atol=1e-11)
+
+
+def test_without_a_teacher_it_is_the_cross_entropy_of_the_text() -> None:
+    student = LanguageHead(drawn(TOKEN_TOKENS, TOKEN_WIDTH, seed=5), drawn(TOKEN_VOCABULARY, TOKEN_WIDTH, seed=15))
+    labels = torch.arange(TOKEN_TOKENS) % TOKEN_VOCABULARY
+    loss = head_loss(
+        student, None, HeadLoss(labels=labels, labels_each=torch.full((TOKEN_TOKENS,), 1 / TOKEN_TOKENS)), 4
+    )
+    assert float(loss) == pytest.approx(float(cross_entropy(student.hidden @ student.weight.T, labels)), rel=1e-6)

@@ -1,11 +1,16 @@
-"""Folders that a recipe names beside models and data: found, kept in the key, named absolutely in the run's copy."""
+"""Folders that stages read, widths that they take, and processes."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+import tiny_run
+from tiny_generation import write_all
 
 from compress.formats.onnx.stage import Onnx
 from compress.pipeline.keys import Keys
@@ -13,7 +18,8 @@ from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import Recipe
 from compress.stages.merge_lora import MergeLora
-from compress.utils.errors import InputError
+from compress.stages.model_checks import check_stages
+from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
 
 RECIPE = Recipe.model_validate(
@@ -57,3 +63,68 @@ def test_the_runs_own_recipe_names_it_absolutely(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (stage, _) = with_absolute_paths(RECIPE, tmp_path).stages
     assert isinstance(stage, MergeLora) and stage.adapter == str((tmp_path / "mine").resolve())
+
+
+ROUNDS = {"gptq": {"group_size": 128}}
+"""The tiny model's states are 64 wide."""
+
+
+def ask(folder: Path, *stages: dict[str, Any]) -> None:
+    recipe = tiny_run.load(write_all(folder, stages=[*stages, {"onnx": {}}]))
+    check_stages(recipe.stages, folder / "model")
+
+
+@pytest.mark.parametrize("stage", [ROUNDS, {"block_qat": {"group_size": 128}}, {"nncf_weights": {"group_size": 128}}])
+def test_groups_that_divide_no_width_are_refused(tmp_path: Path, stage: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="do not fit the GPTQ format with group_size 128"):
+        ask(tmp_path, stage)
+
+
+@pytest.mark.parametrize("stage", ["gptq", "block_qat", "nncf_weights"])
+def test_groups_are_to_divide_the_widths_that_a_cut_leaves(tmp_path: Path, stage: str) -> None:
+    """Of 128 neurons 96 are left, which groups of 64 don't divide and groups of 32 do."""
+    cut = {"prune_decoder": {"feed_forward": 0.25, "multiple": 32}}
+    ask(tmp_path, {stage: {"group_size": 64}})
+    with pytest.raises(ModelError, match=r"down_proj \[64, 96\]: 64 does not divide 96"):
+        ask(tmp_path, cut, {stage: {"group_size": 64}})
+    ask(tmp_path, cut, {stage: {"group_size": 32}})
+
+
+def test_of_widths_that_none_can_tell_nothing_is_asked(tmp_path: Path) -> None:
+    student = {"distill_language_model": {"student": {"config": {"intermediate_size": 128}}}}
+    ask(tmp_path, student, ROUNDS)
+    with pytest.raises(ModelError, match="do not fit"):
+        ask(tmp_path, {"prune_decoder": {"layers": 1}}, ROUNDS)
+
+
+def test_a_recipe_is_checked_for_it_before_it_runs(tmp_path: Path) -> None:
+    path = write_all(tmp_path, stages=[ROUNDS, {"onnx": {}}])
+    done = tiny_run.compress("check", path, folder=tmp_path)
+    assert done.returncode == 2
+    assert "do not fit the GPTQ format with group_size 128" in done.stderr
+    assert "choose a group_size that divides all widths" in done.stderr
+
+
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(tmp_path: Path) -> None:
+    benchmark = {**tiny_run.BENCHMARK, "every_stage": False}
+    recipe = tiny_run.write_all(tmp_path, stages=[*tiny_run.STAGES[:2], {"onnx": {}}], benchmark=benchmark)
+    command = [*LAUNCHER, "-m", "compress", "run", str(recipe)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=tiny_run.surroundings(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    runs = [path for path in (tmp_path / "artifacts" / "runs" / "tiny").iterdir() if not path.is_symlink()]
+    assert len(runs) == 1
+    report = tiny_run.read_report(tmp_path / "artifacts")
+    accuracies = {row["model"]: row["value"] for row in report["measurements"] if row["metric"] == "accuracy"}
+    assert accuracies["baseline"] > 0.75
+    # Each process took half of the batches: 15 steps of 4 rows each, where one process takes 30.
+    assert "finetune (15 steps)" in (runs[0] / "run.log").read_text()
+
+    again = tiny_run.compress("run", recipe, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert all(tiny_run.cached_stages(tiny_run.read_report(tmp_path / "artifacts")).values())

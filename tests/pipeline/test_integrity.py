@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.base import OutputSpec
 from compress.tasks.registry import get_task

@@ -11,8 +11,16 @@ import pytest
 from packaging.licenses import canonicalize_license_expression
 
 from compress.data.samples.sample import known_samples
-from compress.pipeline.licence_detection import package_licence, stated_by
-from compress.pipeline.licence_rules import NOT_STATED, canonical, duties, hub_name, is_known, joined
+from compress.pipeline.licence_detection import (
+    NOT_STATED,
+    canonical,
+    duties,
+    hub_name,
+    is_known,
+    joined,
+    package_licence,
+    stated_by,
+)
 from compress.pipeline.licences import carried, find_licences, objections, refuse_forbidden
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
@@ -137,8 +145,7 @@ def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
     place(tmp_path, "model", "apache-2.0")
     place(tmp_path, "adapter", "cc-by-nc-4.0")
     merged = recipe(
-        stages=[{"merge_lora": {"adapter": "adapter"}}, "onnx"],
-        licences={"stated": {"train.csv": "CC BY-SA 4.0"}},
+        stages=[{"merge_lora": {"adapter": "adapter"}}, "onnx"], licences={"stated": {"train.csv": "CC BY-SA 4.0"}}
     )
     licences = find_licences(merged, tmp_path)
     assert {licensed.of: (licensed.licence, licensed.stated_in, licensed.binds) for licensed in licences} == {
@@ -217,9 +224,6 @@ def test_a_recipe_keeps_its_words_wherever_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\n")
     stated_recipe = recipe(licences={"stated": {"model": "mit", "train.csv": "cc0-1.0"}})
     moved = with_absolute_paths(stated_recipe, tmp_path)
-    assert moved.licences.stated.keys() == {
-        str(tmp_path / "model"),
-        str(tmp_path / "train.csv"),
-    }
+    assert moved.licences.stated.keys() == {str(tmp_path / "model"), str(tmp_path / "train.csv")}
     licences = {licensed.of: licensed.licence for licensed in find_licences(moved, Path("/"))}
     assert (licences["model"], licences["data train.csv"]) == ("MIT", "CC0-1.0")

@@ -364,17 +364,7 @@ def test_relative_limits_are_ratios_of_the_rows(place: Path, first: Done, warm: 
 @pytest.mark.parametrize(("at_least", "code"), [(0.0, 0), (1.01, 1)])
 def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Path, at_least: float, code: int) -> None:
     limits = f'limits=[{{"metric": "accuracy", "at_least": {at_least}}}]'
-    arguments = [
-        "run",
-        str(place / "tiny.yaml"),
-        "--artifacts",
-        str(warm),
-        "--set",
-        limits,
-        "--set",
-        BOTH,
-        "--json",
-    ]
+    arguments = ["run", str(place / "tiny.yaml"), "--artifacts", str(warm), "--set", limits, "--set", BOTH, "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code, result.output
     report = json.loads(result.stdout)

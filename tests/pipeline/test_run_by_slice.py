@@ -18,8 +18,8 @@ from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run import Run, run
 from compress.report.compare.change import ComparedModels
+from compress.report.compare.effects import slice_changes
 from compress.report.compare.flips import find_flips
-from compress.report.compare.slices import slice_changes
 from compress.results.report import load_report
 from compress.utils.errors import DataError, InputError
 

@@ -13,7 +13,7 @@ from tiny_run import LABELS, Notes, load, write_all, write_model
 
 from compress.formats.model_file import model_file
 from compress.formats.targets import TARGETS
-from compress.pipeline.format_support import unsupported_reason
+from compress.pipeline.formats import unsupported_reason
 from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
 from compress.report.predictions import read_predictions

@@ -15,11 +15,7 @@ from compress.formats.onnx.model import find_graphs
 from compress.pipeline.run import run
 from compress.utils.errors import DataError
 
-STAGES = (
-    {"onnx": {}},
-    {"onnx_weight_only": {"bits": 8, "part": "encoder"}},
-    {"onnx_weight_only": {"part": "decoder"}},
-)
+STAGES = ({"onnx": {}}, {"onnx_weight_only": {"bits": 8, "part": "encoder"}}, {"onnx_weight_only": {"part": "decoder"}})
 
 
 def write_all(folder: Path) -> Path:

@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 import compress.pipeline.planning
 import compress.pipeline.stage_benchmark
 from compress.pipeline import stage_benchmark_process
-from compress.pipeline.checkpoint_headers import read_shape
 from compress.pipeline.planning import make_plan, render_plan
+from compress.pipeline.recipe_sources import read_shape
 from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming, benchmark_stages
 from compress.pipeline.stage_benchmark_process import StageBenchmarker
 from compress.recipe.loading import read_recipe

@@ -1,15 +1,21 @@
-"""What a recipe may do with a task depends on its model, where that is here to tell."""
+"""Tasks of a recipe, named or recognised from the model's config."""
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
+from rich.console import Console
 
 from compress.formats.registry import FORMATS
-from compress.recipe.loading import read_recipe
+from compress.pipeline.planning import make_plan, render_plan
+from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
 from compress.recipe.recipe import Recipe
 from compress.stages.registry import STAGES
 from compress.tasks.registry import get_task
@@ -76,3 +82,112 @@ def test_a_broken_config_is_left_to_whoever_reads_the_model(tmp_path: Path) -> N
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{")
     assert recipe(tmp_path, None, TRAINED).labels()
+
+
+@pytest.fixture
+def untyped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe of a tiny classifier with `task` left out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    path = tiny_run.write_all(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("task:")))
+    assert len(path.read_text().splitlines()) == len(lines) - 1
+    return path
+
+
+def set_architectures(folder: Path, names: list[str] | None) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = names
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.found) == ("task", "nothing")
+    assert "text-classification, text-generation" in problem.expected
+    return problem.expected
+
+
+def test_the_models_config_tells_it(untyped_recipe: Path, tmp_path: Path) -> None:
+    set_architectures(tmp_path / "model", ["BertForSequenceClassification"])
+    read = read_recipe(untyped_recipe)
+    assert (read.task, read.task_is_inferred) == ("text-classification", True)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render_plan(make_plan(read, tmp_path, None, tmp_path)))
+    assert f"{read.name}: text-classification (told by the model's config)" in console.export_text()
+
+
+def test_a_runs_own_recipe_names_it(untyped_recipe: Path, tmp_path: Path) -> None:
+    set_architectures(tmp_path / "model", ["BertForSequenceClassification"])
+    read = read_recipe(untyped_recipe)
+    (tmp_path / "own.yaml").write_text(dump_recipe(read))
+    again = read_recipe(tmp_path / "own.yaml")
+    assert again == read and not again.task_is_inferred
+    assert "task: text-classification" in (tmp_path / "own.yaml").read_text()
+
+
+def test_a_task_that_is_given_counts(untyped_recipe: Path, tmp_path: Path) -> None:
+    set_architectures(tmp_path / "model", ["BertModel"])
+    untyped_recipe.write_text(untyped_recipe.read_text() + "task: text-classification\n")
+    read = read_recipe(untyped_recipe)
+    assert (read.task, read.task_is_inferred) == ("text-classification", False)
+
+
+def test_what_the_task_forbids_is_found_as_if_it_had_been_given(untyped_recipe: Path, tmp_path: Path) -> None:
+    set_architectures(tmp_path / "model", ["GPT2LMHeadModel"])
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(untyped_recipe)
+    assert any("for text-generation" in problem.found for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("names", [None, [], "BertModel"])
+def test_a_config_without_architectures_tells_none(
+    untyped_recipe: Path, tmp_path: Path, names: list[str] | None
+) -> None:
+    set_architectures(tmp_path / "model", names)
+    assert "config.json names no architectures" in refusal(untyped_recipe)
+
+
+def test_an_architecture_of_another_task_tells_none(untyped_recipe: Path, tmp_path: Path) -> None:
+    set_architectures(tmp_path / "model", ["BertForNextSentencePrediction"])
+    assert "the model's architecture 'BertForNextSentencePrediction' tells none" in refusal(untyped_recipe)
+
+
+@pytest.mark.parametrize("reference", ["sample:minilm", "nobody/never-fetched"])
+def test_a_model_that_is_not_here_yet_tells_none(
+    untyped_recipe: Path, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    untyped_recipe.write_text(untyped_recipe.read_text().replace("model: model", f"model: {reference}"))
+    assert f"the model '{reference}' is not here yet to tell it" in refusal(untyped_recipe)
+
+
+def test_a_broken_config_is_named(untyped_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text("{")
+    assert "not valid JSON" in refusal(untyped_recipe)
+
+
+def test_without_a_model_both_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("name: r\ndata: {}\nstages: [onnx]\n")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(tmp_path / "r.yaml")
+    assert {"task", "model"} <= {problem.field for problem in caught.value.problems}
+
+
+def test_the_schema_lists_names_and_asks_for_none() -> None:
+    schema = recipe_schema()
+    assert "task" not in schema["required"] and "model" in schema["required"]
+    assert "text-classification" in schema["properties"]["task"]["enum"]
+
+
+def test_nothing_heavy_is_imported_for_it(untyped_recipe: Path, tmp_path: Path) -> None:
+    set_architectures(tmp_path / "model", ["BertForSequenceClassification"])
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom compress.recipe.loading import read_recipe\n"
+        "assert read_recipe(Path(sys.argv[1])).task_is_inferred\n"
+        "print(sorted({'torch', 'transformers', 'optimum', 'huggingface_hub'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(untyped_recipe)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -191,12 +191,7 @@ def test_semantic_problems_do_not_hide_behind_field_errors(tmp_path: Path) -> No
         "at_least: 0.9, of: baseline", "at_least: x, of: nobody"
     )
     fields = {p.field for p in problems_of(write(tmp_path, text))}
-    assert fields == {
-        "stages.1.distill.teacher",
-        "stages.1.distill.epochs",
-        "limits.0.at_least",
-        "limits.0.of",
-    }
+    assert fields == {"stages.1.distill.teacher", "stages.1.distill.epochs", "limits.0.at_least", "limits.0.of"}
 
 
 def test_a_misspelt_stage_does_not_make_its_label_unknown(tmp_path: Path) -> None:
@@ -370,8 +365,7 @@ def test_nothing_is_taken_from_the_environment(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("no", "no"), ("on", "on"), ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("1_000", "1_000")],
+    ("text", "value"), [("no", "no"), ("on", "on"), ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("1_000", "1_000")]
 )
 def test_yaml_1_1_surprises_stay_text(tmp_path: Path, text: str, value: str) -> None:
     recipe = read_recipe(write(tmp_path, GOOD.replace("name: good", f"name: good\ndescription: {text}")))
@@ -408,24 +402,7 @@ def test_an_override_below_a_stage_that_is_no_mapping(tmp_path: Path) -> None:
 
 _words = st.text(min_size=1, max_size=8).filter(lambda text: text.strip() != "")
 _tricky = st.sampled_from(
-    [
-        "no",
-        "5e-5",
-        "~",
-        "<<",
-        "1:30",
-        "0x1F",
-        "",
-        "null",
-        "- a",
-        "#",
-        "'",
-        '"',
-        "a\nb",
-        "é\u2028",
-        "=",
-        ".nan",
-    ]
+    ["no", "5e-5", "~", "<<", "1:30", "0x1F", "", "null", "- a", "#", "'", '"', "a\nb", "é\u2028", "=", ".nan"]
 )
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(-1e300, 1e300) | _words | _tricky,
@@ -476,12 +453,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, recipe: Recipe) -> Non
 
 def test_written_stages_have_a_single_key_and_all_defaults(tmp_path: Path) -> None:
     values = yaml.safe_load(dump_recipe(read_recipe(write(tmp_path, GOOD))))
-    assert [list(stage) for stage in values["stages"]] == [
-        ["finetune"],
-        ["distill"],
-        ["onnx"],
-        ["onnx_int8"],
-    ]
+    assert [list(stage) for stage in values["stages"]] == [["finetune"], ["distill"], ["onnx"], ["onnx_int8"]]
     quantize = values["stages"][3]["onnx_int8"]
     assert {name: quantize[name] for name in ("method", "per_channel", "reduce_range", "embedding_bits")} == {
         "method": "dynamic",

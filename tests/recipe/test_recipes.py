@@ -112,12 +112,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     )
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     evaluation = Evaluation(similarity="rated.csv") if recipe.evaluation.similarity else recipe.evaluation
-    update = {
-        "model": "model",
-        "data": data,
-        "evaluation": evaluation,
-        "benchmark": QUICK,
-    }
+    update = {"model": "model", "data": data, "evaluation": evaluation, "benchmark": QUICK}
     changed = recipe.model_copy(update=update).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from compress.report.charts import cost_metrics
 from compress.report.console import console_table
-from compress.report.continuations import continuation_pairs, equal_texts
+from compress.report.generated_outputs import continuation_pairs, equal_texts
 from compress.report.headline import headlines
 from compress.report.limits import paired_ratio_interval
 from compress.report.pages import html_page, markdown_report

@@ -32,11 +32,7 @@ ROWS = [
 @pytest.mark.parametrize(
     ("limit", "ratio", "passed"),
     [
-        (
-            Limit(metric="accuracy", at_least=0.985, of="baseline"),
-            0.985,
-            True,
-        ),  # 0.788 / 0.80, exactly the bound
+        (Limit(metric="accuracy", at_least=0.985, of="baseline"), 0.985, True),  # 0.788 / 0.80, exactly the bound
         (Limit(metric="accuracy", at_least=0.9851, of="baseline"), 0.985, False),
         (Limit(metric="accuracy", at_least=0.99, of="distill"), 0.788 / 0.79, True),
         (Limit(metric="size_bytes", at_most=0.125, of="baseline"), 0.125, True),

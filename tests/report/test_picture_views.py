@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from picture_reports import MODELS, PROMPTS, TIMES, picture_report
 
-from compress.report import generated_images
+from compress.report import generated_outputs as generated_images
 from compress.report.charts import quality_metrics, trade_off
 from compress.report.pages import html_page, markdown_report
 from compress.results.metrics import describe_metric

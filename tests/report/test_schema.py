@@ -31,11 +31,7 @@ def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:
 def test_what_is_written_reads_back_the_same(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path / "run")
     assert load_report(tmp_path / "run" / "report.json") == report
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "report.html",
-        "report.json",
-        "report.md",
-    ]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_values_that_are_not_numbers_stay_valid_json(tmp_path: Path) -> None:

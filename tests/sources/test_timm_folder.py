@@ -16,8 +16,8 @@ from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.config_checks import check_config
-from compress.models.torch_model import TorchModel
-from compress.pipeline.checkpoint_headers import read_shape
+from compress.models.model import TorchModel
+from compress.pipeline.recipe_sources import read_shape
 from compress.recipe.loading import read_recipe
 from compress.sources.resolve import find_resolved, resolve_model
 from compress.sources.timm_folder import preparation

@@ -8,7 +8,7 @@ import tiny
 
 from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 from compress.utils.progress import Progress, SilentProgress

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, RegNetConfig, RegNetForImageClassification
 
+from compress.models.config_checks import MODULE_KEY, allow
 from compress.models.custom_module import CustomModule
-from compress.models.remote_code import MODULE_KEY, allow
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 
 
 class Knot(nn.Module):

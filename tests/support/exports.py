@@ -14,7 +14,7 @@ import onnxruntime
 import tiny
 
 from compress.formats.onnx import export as onnx_export
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.task import Examples
 
 

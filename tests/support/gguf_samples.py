@@ -15,9 +15,7 @@ def write_tensors(path: Path) -> dict[str, np.ndarray]:
     values = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     writer.add_tensor("blk.0.attn_norm.weight", values[0])
     writer.add_tensor(
-        "blk.0.ffn_up.weight",
-        quantize(values, GGMLQuantizationType.Q8_0),
-        raw_dtype=GGMLQuantizationType.Q8_0,
+        "blk.0.ffn_up.weight", quantize(values, GGMLQuantizationType.Q8_0), raw_dtype=GGMLQuantizationType.Q8_0
     )
     _close(writer)
     return {"blk.0.attn_norm.weight": values[0], "blk.0.ffn_up.weight": values}

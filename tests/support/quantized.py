@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
 from compress.models.gptq_layout import pack_layer
-from compress.models.shards import write_shards
+from compress.models.safetensors_file import write_shards
 from compress.numerics.integer_grid import QuantizedWeight
 
 VOCABULARY = 160

@@ -14,9 +14,9 @@ from tiny import BAD, GOOD, HEADS, LAYERS, NEURONS, NEUTRAL, POSITIONS, WIDTH, w
 from transformers import BertConfig, BertModel
 
 from compress.data.dataset import Dataset
+from compress.models.model import TorchModel
 from compress.models.processor import SentenceProcessor
 from compress.models.sentence_modules import SentenceModules
-from compress.models.torch_model import TorchModel
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress

@@ -18,8 +18,7 @@ from quantized import quantize_tiny_llama, save_tiny_llama
 from compress.data.dataset import Dataset
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import Model
-from compress.models.torch_model import TorchModel
+from compress.models.model import Model, TorchModel
 from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.base import Context, Stage
 from compress.stages.registry import STAGES

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.distill_language_model import trainer
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.distill_language_model.trainer import LanguageDistillationTrainer

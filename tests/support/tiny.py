@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from compress.data.dataset import Dataset
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress

@@ -22,7 +22,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from compress.data.dataset import Dataset
 from compress.data.media import media, media_type
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
@@ -114,10 +114,7 @@ def _used(module: Any) -> TorchModel:
 
 def names() -> dict[str, Any]:
     """The class names as a config has them."""
-    return {
-        "id2label": dict(enumerate(LABELS)),
-        "label2id": {label: index for index, label in enumerate(LABELS)},
-    }
+    return {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
 
 
 @torch.no_grad()

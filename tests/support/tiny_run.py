@@ -20,10 +20,7 @@ from compress.recipe.recipe import Recipe
 from compress.utils.progress import SilentProgress
 
 LABELS = ("bad", "good")
-POLAR = {
-    "good": ("great", "lovely", "superb", "moving"),
-    "bad": ("awful", "boring", "clumsy", "dreadful"),
-}
+POLAR = {"good": ("great", "lovely", "superb", "moving"), "bad": ("awful", "boring", "clumsy", "dreadful")}
 PLAIN = ("the", "film", "plot", "cast", "music", "scene", "story", "end", "was", "felt", "seemed", "very", "quite")
 UNUSED = ("zebra", "quartz", "violin", "harbour", "lantern", "walnut")
 """Words that the tokenizer knows and no row has, for `trim_vocabulary` to drop."""

@@ -14,8 +14,8 @@ from PIL import Image
 
 from compress.data.media import media, media_type
 from compress.formats.onnx.export import export_onnx, verify_parity
+from compress.models.model import TorchModel
 from compress.models.processor import load_processor
-from compress.models.torch_model import TorchModel
 from compress.tasks import image_inputs
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task

@@ -27,8 +27,8 @@ from transformers import (
 
 from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.models.torch_model import TorchModel
-from compress.numerics.contrastive import supervised_contrastive
+from compress.models.model import TorchModel
+from compress.numerics.losses import supervised_contrastive
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_feature_extraction import TASK
 from compress.utils.errors import DataError, ModelError

@@ -18,7 +18,7 @@ from transformers import ImageSegmentationPipeline
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.masks import read_mask
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.image_segmentation import TASK, masks, pixel_counts
 from compress.tasks.inference import loss_of, predict, tensors
 from compress.utils.errors import DataError

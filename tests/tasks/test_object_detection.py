@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_places import DETECTION, LABELS, scenes, table
 from transformers import ObjectDetectionPipeline
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.coco_metrics import Gold, figures, overlaps, write_gold
 from compress.tasks.inference import loss_of, predict, tensors
 from compress.tasks.object_detection import SEPARATE, TASK, Detections, detections, shares

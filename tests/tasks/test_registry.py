@@ -95,11 +95,7 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *OF_PLACES}),
         ({HAS_CLASSES, TAKES_IMAGES}, {LOCALIZES}, {"image-classification"}),
-        (
-            {HAS_LABELS},
-            set(),
-            {"text-classification", *CLASSES, *WRITING, *OF_TEXT, *OF_IMAGES, *OF_PLACES},
-        ),
+        ({HAS_LABELS}, set(), {"text-classification", *CLASSES, *WRITING, *OF_TEXT, *OF_IMAGES, *OF_PLACES}),
         ({DUAL_ENCODER}, set(), {"zero-shot-image-classification"}),
         ({TAKES_IMAGES}, {HAS_CLASSES, DESCRIBES_IMAGES}, set(OF_IMAGES)),
         ({DESCRIBES_IMAGES}, set(), {"image-text-to-text"}),

@@ -17,9 +17,9 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.numerics.ratio import linearized, ratio_interval
-from compress.tasks.entities import check_schemes, scheme_of
+from compress.numerics.statistics import linearized, ratio_interval
 from compress.tasks.inference import merit, predict
+from compress.tasks.spans import check_schemes, scheme_of
 from compress.tasks.task import Examples
 from compress.tasks.token_classification import TASK, first_tokens
 from compress.utils.errors import DataError
@@ -157,8 +157,7 @@ def test_the_scheme_is_told_from_the_labels(labels: list[str], scheme: str | Non
 
 
 @pytest.mark.parametrize(
-    ("labels", "says"),
-    [(["B-X", "L-X", "E-X"], "prefixes B, E, L"), (["O", "B-X", "NOUN"], "'NOUN' marks no entity")],
+    ("labels", "says"), [(["B-X", "L-X", "E-X"], "prefixes B, E, L"), (["O", "B-X", "NOUN"], "'NOUN' marks no entity")]
 )
 def test_labels_of_no_one_scheme_are_refused(labels: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):

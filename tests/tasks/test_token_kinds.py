@@ -15,8 +15,7 @@ from compress.evaluation.evaluate import token_kind_rows
 from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.sequences import token_ids
-from compress.tasks.text_generation import TASK
-from compress.tasks.token_kinds import KINDS, python_kinds
+from compress.tasks.text_generation import KINDS, TASK, python_kinds
 from compress.utils.errors import DataError
 
 CODE = 'def f(x):\n    if x > 12: # é\n        s = f"a{x}"\n'

@@ -24,8 +24,8 @@ from compress.data.files import Rows
 from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.onnx.split_clip import split_towers
-from compress.models.torch_model import TorchModel
-from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
+from compress.models.model import TorchModel
+from compress.numerics.losses import paired_contrastive, sigmoid_contrastive
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 from compress.tasks.zero_shot_image_classification import TASK

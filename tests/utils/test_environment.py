@@ -110,10 +110,7 @@ def test_groups_of_version_1_are_read(tmp_path: Path) -> None:
 
 def test_a_group_named_for_the_outside_falls_back_to_the_mount(tmp_path: Path) -> None:
     """In a container /proc/self/cgroup may name the host's path, while the mount shows only the inside."""
-    root = write(
-        tmp_path,
-        {"proc/self/cgroup": "0::/docker/0123\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"},
-    )
+    root = write(tmp_path, {"proc/self/cgroup": "0::/docker/0123\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"})
     assert subject.cores_quota(root) == 2.0
 
 
@@ -166,9 +163,5 @@ def test_work_that_nobody_times_has_every_core_that_is_granted(
 
 def test_the_fingerprint_tells_nothing_of_who_or_where() -> None:
     text = json.dumps(subject.environment())
-    private = {platform.node(), os.environ.get("HOSTNAME"), str(Path.cwd()), str(Path.home())} - {
-        None,
-        "",
-        "/",
-    }
+    private = {platform.node(), os.environ.get("HOSTNAME"), str(Path.cwd()), str(Path.home())} - {None, "", "/"}
     assert not [name for name in private if len(name or "") > 3 and str(name) in text]

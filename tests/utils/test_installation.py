@@ -1,14 +1,23 @@
+"""Installed packages, append-only logs and tables that fit a terminal."""
+
 from __future__ import annotations
 
+import errno
+import os
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import given, strategies
+from narrow import shown
 from packaging.requirements import Requirement
 
 from compress.utils import installation as subject
+from compress.utils.append_log import AppendOnlyFile
+from compress.utils.errors import StorageError
 from compress.utils.installation import RequiredPackage
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 
 @pytest.fixture
@@ -67,3 +76,93 @@ def test_an_installed_package_reads_its_own_metadata(tmp_path: Path, monkeypatch
     assert subject.is_installed()
     monkeypatch.setattr(subject, "NAME", "no-such-package-at-all")
     assert not subject.is_installed()
+
+
+def test_a_disk_that_takes_few_bytes_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:3]))
+    lines = AppendOnlyFile(tmp_path / "lines")
+    lines.add(b"the first")
+    lines.add(b"the second")
+    assert lines.path.read_bytes() == b"the first\nthe second\n"
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_keeps_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = AppendOnlyFile(tmp_path / "lines")
+    lines.add(b"the first")
+    write, room = os.write, [4]
+
+    def filling(descriptor: int, content: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(descriptor, content[: room[0]])
+        room[0] -= taken
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", filling)
+        with pytest.raises(StorageError, match="full"):
+            lines.add(b"the second")
+    assert lines.path.read_bytes() == b"the first\n"
+
+
+def test_what_stands_behind_the_last_line_break_is_no_line(tmp_path: Path) -> None:
+    lines = AppendOnlyFile(tmp_path / "lines")
+    lines.add(b"one")
+    lines.add("zwei \u2028 lines for str.splitlines".encode())
+    with lines.path.open("ab") as file:
+        file.write(b"cut sho")
+    whole_lines, incomplete = lines.read()
+    assert (len(whole_lines), incomplete) == (2, b"cut sho")
+    assert lines.read(4)[0] == whole_lines[1:]
+    assert lines.repair() == 7
+    assert lines.read() == (whole_lines, b"")
+
+
+def table(*rows: tuple[str, ...]) -> ResponsiveTable:
+    table_shown = ResponsiveTable(
+        "",
+        [TableColumn("name"), TableColumn("value", right=True), TableColumn("why", rank=2), TableColumn("n", rank=1)],
+    )
+    for row in rows:
+        table_shown.add(*row)
+    return table_shown
+
+
+def lines(made: ResponsiveTable, width: int) -> list[str]:
+    return [line.rstrip() for line in shown(made, width).splitlines()]
+
+
+def test_columns_are_left_out_by_their_ranks_and_named() -> None:
+    table_shown = table(("first_one", "1.25 ms", "because", "7"))
+    assert lines(table_shown, 40)[0] == "name         value  why      n"
+    assert lines(table_shown, 28)[0] == lines(table_shown, 22)[0] == "name         value  n"
+    assert lines(table_shown, 22) == [
+        "name         value  n",
+        "\u2500" * 21,
+        "first_one  1.25 ms  7",
+        "why: hidden for lack",
+        "of space",
+    ]
+
+
+def test_words_go_to_further_lines_and_figures_stay_whole() -> None:
+    table_shown = table(("a name of words", "1.25 ms", "", ""))
+    assert lines(table_shown, 14)[2:5] == ["a      1.25 ms", "name", "of"]
+
+
+def test_names_are_broken_at_joints_where_nothing_else_helps() -> None:
+    table_shown = table(("time_per_output_token", "1", "", ""))
+    assert [line.split() for line in lines(table_shown, 16)[2:5]] == [["time_per_", "1"], ["output_"], ["token"]]
+
+
+@given(strategies.lists(strategies.text("abc _/", max_size=30), min_size=1, max_size=4), strategies.integers(30, 120))
+def test_every_letter_is_shown_and_no_line_is_too_long(names: list[str], width: int) -> None:
+    table_shown = ResponsiveTable("", [TableColumn("name")])
+    for name in names:
+        table_shown.add(name)
+    shown_lines = lines(table_shown, width)
+    assert max(map(len, shown_lines)) <= width
+    assert "".join("".join(shown_lines[2:]).split()) == "".join("".join(names).split())

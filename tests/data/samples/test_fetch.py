@@ -42,11 +42,7 @@ def refuse(sample, package, folder, progress):
 def test_a_sample_is_fetched_once_and_kept_with_its_licence(tmp_path, labeled, package, progress):
     root = tmp_path / "cache"
     files = fetch(labeled, root, progress, download=copying(package))
-    assert sorted(path.name for path in files.iterdir()) == [
-        "test.parquet",
-        "train.parquet",
-        "validation.parquet",
-    ]
+    assert sorted(path.name for path in files.iterdir()) == ["test.parquet", "train.parquet", "validation.parquet"]
     assert pq.read_table(files / "test.parquet").column_names == ["text", "label"]
     assert (files.parent / "LICENSE.txt").read_text() == "The MIT License"
     manifest = json.loads((files.parent / "manifest.json").read_text())

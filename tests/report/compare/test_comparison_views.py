@@ -12,13 +12,27 @@ from narrow import broken_words, shown
 
 from compress.recipe.policy import Policy
 from compress.report.compare.change import Comparison, Flip, MetricChange
-from compress.report.compare.console import console_comparison, console_gate
-from compress.report.compare.forest_plot import effect_axis, interval_bar, ticks
-from compress.report.compare.formatting import change_sentence, effect_text, interval_text, margin_text, value_text
+from compress.report.compare.formatting import (
+    change_sentence,
+    effect_axis,
+    effect_text,
+    interval_bar,
+    interval_text,
+    margin_text,
+    ticks,
+    value_text,
+)
 from compress.report.compare.gate import GateResult, judge_comparison
 from compress.report.compare.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
 from compress.report.compare.reports import compare_reports
-from compress.report.compare.views import escape_data, escape_property, github_gate, junit_gate
+from compress.report.compare.views import (
+    console_comparison,
+    console_gate,
+    escape_data,
+    escape_property,
+    github_gate,
+    junit_gate,
+)
 
 EVIL = "<script>alert(1)</script>|`%0A\x1b[31m"
 FLIP = Flip(row=7, now="wrong", label="a|b", baseline_answer="good", candidate_answer="bad", example=EVIL)

@@ -110,10 +110,7 @@ def sliced(lost_in_first: int, lost_in_second: int) -> Report:
 
 
 def test_the_worst_slice_is_held() -> None:
-    rules = (
-        Rule(metric="accuracy", worse_by="5 points"),
-        Rule(metric="accuracy", worse_by="2 points", slices="worst"),
-    )
+    rules = (Rule(metric="accuracy", worse_by="5 points"), Rule(metric="accuracy", worse_by="2 points", slices="worst"))
     result = judged(sliced(0, 40), Policy(rules=rules), sliced(0, 0))
     assert [(j.metric, j.slice, j.status) for j in result.judgements] == [
         ("accuracy", "second", "failed"), ("accuracy", None, "passed"),

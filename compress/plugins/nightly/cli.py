@@ -15,12 +15,10 @@ def nightly(
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ENTRY", help="Run this entry alone; may be repeated.")
     ] = None,
-    artifacts: Annotated[Path, typer.Option(help="The folder that cache, runs and nights are kept in.")] = Path(
-        "artifacts"
-    ),
+    artifacts: Annotated[Path, typer.Option(help="Folder of cache, runs and nights.")] = Path("artifacts"),
     workers: Annotated[
         str | None,
-        typer.Option(metavar="ray[:ADDRESS]", help="Make the stages on a Ray cluster first; it is measured here."),
+        typer.Option(metavar="ray[:ADDRESS]", help="Run the stages on a Ray cluster first; measurements run here."),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write night.json to standard output.")] = False,
 ) -> None:
@@ -32,18 +30,18 @@ def nightly(
     from compress.plugins.nightly.run import NightRun
     from compress.plugins.nightly.views import night_json, write_night
 
-    done = NightRun(loaded, suite.parent, artifacts, ConsoleProgress(), workers).run()
-    write_night(done, loaded.description)
+    result = NightRun(loaded, suite.parent, artifacts, ConsoleProgress(), workers).run()
+    write_night(result, loaded.description)
     if json_:
-        typer.echo(night_json(done), nl=False)
+        typer.echo(night_json(result), nl=False)
     else:
         from rich.console import Console
 
         from compress.plugins.nightly.views import night_table
 
-        Console().print(night_table(done.night))
-    typer.echo(f"report: {done.folder / 'night.html'}", err=True)
-    typer.echo(f"history: {done.history}", err=True)
-    code = _INTERRUPTED if done.interrupted else done.night.exit_code
+        Console().print(night_table(result.night))
+    typer.echo(f"report: {result.folder / 'night.html'}", err=True)
+    typer.echo(f"history: {result.history}", err=True)
+    code = _INTERRUPTED if result.interrupted else result.night.exit_code
     if code:
         raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""Slow drift and steps over weeks: the level of tonight against the best one since the baseline was written."""
+"""Slow drift and steps over weeks: the current level compared with the best one since the baseline was written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
-from typing import Any
 
 from compress.plugins.nightly.record import Night, NightFinding
 from compress.plugins.nightly.trend import TIMES, Series, TrendLevel
@@ -19,9 +18,17 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class MetricDrift:
-    """A series whose level got worse by ``effect`` from ``best`` to ``now``, by ``net`` after what the machine did.
+    """Change of a series' level for the worse.
 
-    ``machine`` is how much longer the reference kernel takes now, None where it was not timed on both sides.
+    Attributes:
+        series: Series that changed.
+        best: Best level since the baseline was written.
+        now: Current level.
+        steps: Number of level changes between the two.
+        effect: Change from ``best`` to ``now``.
+        net: The same change without the part that the machine's speed explains.
+        machine: Change of the time of the reference kernel, None if it was not timed at both levels.
+        margin: Largest change that the policy allows.
     """
 
     series: Series
@@ -35,7 +42,7 @@ class MetricDrift:
 
     @property
     def fails(self) -> bool:
-        """Whether it matters, the machine's own share left out."""
+        """Return whether the change exceeds the margin when the machine's part is left out."""
         return self.series.loss(self.net) >= self.margin
 
     @property
@@ -45,96 +52,109 @@ class MetricDrift:
 
 
 def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, night: Night) -> list[MetricDrift]:
-    """The drifts of one entry's ``series`` at ``night``, by the rules of ``policy``.
+    """Return the drifts of one entry at ``night``.
 
-    A change that is older than ``accepted``, the time at which the entry's baseline was measured, was accepted with
-    it. Series that ``night`` added nothing to, and so those of other hosts, are left alone.
+    Series without a measurement of ``night`` are left out, and so those of other hosts.
+
+    Args:
+        series: All series of the entry.
+        policy: Metrics to judge and their margins.
+        accepted: Time at which the entry's baseline was measured. Changes before it were accepted with it.
+        night: Night to judge.
     """
-    found = []
-    for one in series:
-        rule = policy.rule(one.metric)
-        due = bool(one.usable) and one.usable[-1].night == night.number
-        judged = one.model == policy.model and (not policy.targets or one.target in policy.targets)
-        if rule is None or not due or not judged or one.described.better == "unknown":
+    drifts = []
+    since = None if accepted is None else datetime.fromisoformat(accepted)
+    for line in series:
+        rule = policy.rule(line.metric)
+        measured = bool(line.usable) and line.usable[-1].night == night.number
+        judged = line.model == policy.model and (not policy.targets or line.target in policy.targets)
+        if rule is None or not measured or not judged or line.described.better == "unknown":
             continue
-        since = None if accepted is None else datetime.fromisoformat(accepted)
-        ends = [datetime.fromisoformat(one.usable[level.last].started) for level in one.levels]
-        levels = [level for level, end in zip(one.levels, ends, strict=True) if since is None or end >= since]
+        # Levels that ended before the baseline was measured were accepted with it.
+        ends = [datetime.fromisoformat(line.usable[level.last].started) for level in line.levels]
+        levels = [level for level, end in zip(line.levels, ends, strict=True) if since is None or end >= since]
         if len(levels) < 2:
             continue
-        best = min(levels, key=lambda level: one.loss(one.effect(levels[0].value, level.value)))
-        now = levels[-1]
-        effect = one.effect(best.value, now.value)
-        margin = rule.margin.of(best.value, relative=not one.is_share)
-        if margin is None or one.loss(effect) <= 0 or one.loss(effect) < margin:
+        losses = [line.loss(line.effect(levels[0].value, level.value)) for level in levels]
+        best, now = levels[losses.index(min(losses))], levels[-1]
+        effect = line.effect(best.value, now.value)
+        margin = rule.margin.of(best.value, relative=not line.is_share)
+        if margin is None or line.loss(effect) <= 0 or line.loss(effect) < margin:
             continue
-        machine = _machine(series, one, best, now)
-        net = (1 + effect) / (1 + machine) - 1 if machine is not None and one.described.better == "lower" else effect
-        if machine is not None and one.described.better == "higher":
-            net = (1 + effect) * (1 + machine) - 1
+        # A slower machine multiplies times and divides rates by the change of the reference kernel. Remove that factor.
+        machine = _machine_change(series, line, best, now)
+        net = effect
+        if machine is not None:
+            scaled = (1 + effect) / (1 + machine) if line.described.better == "lower" else (1 + effect) * (1 + machine)
+            net = scaled - 1
         steps = levels.index(now) - levels.index(best)
-        found.append(MetricDrift(one, best, now, steps, effect, net, machine, margin))
-    return found
+        drifts.append(MetricDrift(line, best, now, steps, effect, net, machine, margin))
+    return drifts
 
 
 def drift_finding(drift: MetricDrift, series: Sequence[Series], nights: Mapping[int, Night]) -> NightFinding:
-    """The drift as a finding that names what changed with it."""
-    one = drift.series
-    how = "changed" if drift.steps == 1 else f"drifted in {drift.steps} steps"
-    words = [f"the level {how} by {one.written(drift.effect)}"]
+    """Return the drift as a finding that names what else changed with it.
+
+    Args:
+        drift: Drift to describe.
+        series: All series of the entry.
+        nights: Nights by number.
+    """
+    line = drift.series
+    verb = "changed" if drift.steps == 1 else f"drifted in {drift.steps} steps"
+    words = [f"the level {verb} by {line.written(drift.effect)}"]
     if drift.machine is not None:
-        words.append(f"{one.written(drift.net)} after what the machine's own speed changed")
+        words.append(f"{line.written(drift.net)} after the change of the machine's own speed")
     words += _companions(series, drift)
-    words += changes_on_night(nights, one.entry, drift.first)
+    words += changes_on_night(nights, line.entry, drift.first)
     return NightFinding(
-        entry=one.entry,
+        entry=line.entry,
         kind="drift",
-        metric=one.metric,
-        target=one.target,
+        metric=line.metric,
+        target=line.target,
         effect=drift.effect,
         what="; ".join(words),
         since=nights[drift.first].label if drift.first in nights else f"night {drift.first}",
     )
 
 
-def _machine(series: Sequence[Series], one: Series, best: TrendLevel, now: TrendLevel) -> float | None:
-    """How much longer the reference kernels take, of a time or a rate; the largest where there are several."""
-    if one.described.style not in TIMES:
+def _machine_change(series: Sequence[Series], line: Series, best: TrendLevel, now: TrendLevel) -> float | None:
+    """Return the largest change of a reference kernel's time, None if the metric does not depend on machine load."""
+    if line.described.style not in TIMES:
         return None
-    changes = [
-        change
+    kernels = [
+        other
         for other in series
-        if other.model == MACHINE and other.metric.startswith(REFERENCE) and other.host == one.host
-        for change in [_alongside(other, one, best, now)]
-        if change is not None
+        if other.model == MACHINE and other.metric.startswith(REFERENCE) and other.host == line.host
     ]
-    return max(changes, key=abs, default=None)
+    changes = [_change_between_levels(kernel, line, best, now) for kernel in kernels]
+    return max((change for change in changes if change is not None), key=abs, default=None)
 
 
-def _alongside(other: Series, one: Series, best: TrendLevel, now: TrendLevel) -> float | None:
-    """The change of another series between the nights of the two levels; None without a night in either."""
-    sides = []
+def _change_between_levels(other: Series, line: Series, best: TrendLevel, now: TrendLevel) -> float | None:
+    """Return the change of another series between the nights of two levels; None without a night in either."""
+    medians = []
     for level in (best, now):
-        nights = {point.night for point in one.usable[level.first : level.last + 1]}
+        nights = {point.night for point in line.usable[level.first : level.last + 1]}
         values = [point.value for point in other.usable if point.night in nights]
         if not values:
             return None
-        sides.append(median(values))
-    return other.effect(*sides)
+        medians.append(median(values))
+    return other.effect(*medians)
 
 
 def _companions(series: Sequence[Series], drift: MetricDrift) -> Iterator[str]:
-    """Whether the starting model, which nobody compresses, went the same way."""
-    one = drift.series
+    """Yield a sentence if the starting model, which no stage changes, moved in the same direction."""
+    line = drift.series
     for other in series:
-        if (other.model, other.metric, other.target, other.host) == (BASELINE, one.metric, one.target, one.host):
-            change = _alongside(other, one, drift.best, drift.now)
-            if change is not None and one.loss(change) >= drift.margin / 2:
-                yield f"the baseline model moved by {one.written(change)} too, so look at the runtime or the machine"
+        if (other.model, other.metric, other.target, other.host) == (BASELINE, line.metric, line.target, line.host):
+            change = _change_between_levels(other, line, drift.best, drift.now)
+            if change is not None and line.loss(change) >= drift.margin / 2:
+                yield f"the baseline model moved by {line.written(change)} too, so look at the runtime or the machine"
 
 
 def changes_on_night(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[str]:
-    """What else was new that night: recipe, packages, kernel."""
+    """Yield what else changed in night ``first``: recipe, packages, kernel."""
     after = nights.get(first)
     earlier = [
         night
@@ -143,18 +163,15 @@ def changes_on_night(nights: Mapping[int, Night], entry: str, first: int) -> Ite
     ]
     if after is None or not earlier:
         return
-    before = max(earlier, key=lambda night: night.number)
-    if _outcome_digest(before, entry) != _outcome_digest(after, entry):
+    previous = max(earlier, key=lambda night: night.number)
+    if _outcome_digest(previous, entry) != _outcome_digest(after, entry):
         yield "the recipe was changed"
-    for name in sorted(before.software.keys() | after.software.keys()):
-        old, new = before.software.get(name), after.software.get(name)
+    for name in sorted(previous.software.keys() | after.software.keys()):
+        old, new = previous.software.get(name), after.software.get(name)
         if old != new:
-            yield f"{name} {_or_none(old)} \u2192 {_or_none(new)}"
+            yield f"{name} {'none' if old is None else old} \u2192 {'none' if new is None else new}"
 
 
 def _outcome_digest(night: Night, entry: str) -> str:
-    return next((outcome.recipe_digest for outcome in night.outcomes if outcome.entry == entry), "")
-
-
-def _or_none(value: Any) -> str:
-    return "none" if value is None else str(value)
+    outcome = night.outcome(entry)
+    return outcome.recipe_digest if outcome else ""

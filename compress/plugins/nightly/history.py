@@ -1,33 +1,129 @@
-"""The history of a suite's nights: one SQLite file that is only ever added to.
+"""History of a suite's nights: one SQLite file to which nights are only ever added, and its backups.
 
-Nights are in the order of their numbers, which the file counts itself: a clock may jump. A night is added in one
-transaction, so it is there whole or not at all, and two nights that end at once both get in.
+The file itself numbers the nights, because a clock may jump. A night is added in one transaction. So it is either
+complete or absent, and two nights that end at the same time are both added.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from filelock import FileLock
 
-from compress.plugins.nightly.backups import backups_of, is_undamaged, restore, write_backup
 from compress.plugins.nightly.record import EntryOutcome, Host, Kind, Night, NightFinding, Rows, Status
 from compress.plugins.nightly.trend import Series, TrendPoint
 from compress.results.measurement import Measurement
 from compress.utils.errors import InputError, StorageError
 
+BACKUP_COUNT = 3
+_MAGIC = b"SQLite format 3\0"
+
+
+def backups_of(path: Path) -> list[Path]:
+    """Return the existing backups of the history at ``path``, the newest first."""
+    paths = (path.with_name(f"{path.name}.backup-{age}") for age in range(1, BACKUP_COUNT + 1))
+    return [backup for backup in paths if backup.exists()]
+
+
+def write_backup(connection: sqlite3.Connection, path: Path) -> None:
+    """Write the history as its newest backup and remove the oldest one.
+
+    Raises `OSError` or `sqlite3.OperationalError` if there is no room for it. Every earlier backup still exists then.
+    """
+    # Write a new file and rename it at the end, so that a killed process leaves every backup intact.
+    new = path.with_name(f"{path.name}.backup-new")
+    new.unlink(missing_ok=True)
+    try:
+        with closing(sqlite3.connect(new)) as copy:
+            # A journal on disk would survive a killed process, and SQLite would apply it to the next copy.
+            copy.execute("PRAGMA journal_mode = MEMORY")
+            connection.backup(copy)
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+    except (OSError, sqlite3.OperationalError):
+        new.unlink(missing_ok=True)
+        raise
+    # Rename from the oldest to the newest, so that no backup overwrites one that is still needed.
+    for age in range(BACKUP_COUNT - 1, 0, -1):
+        backup = path.with_name(f"{path.name}.backup-{age}")
+        if backup.exists():
+            backup.replace(path.with_name(f"{path.name}.backup-{age + 1}"))
+    new.replace(path.with_name(f"{path.name}.backup-1"))
+
+
+def is_undamaged(path: Path) -> bool:
+    """Return whether SQLite finds no damage in the file and every row satisfies the constraints of its table.
+
+    SQLite first rolls back a night during which a process was killed, for which it has to write.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return False
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+            return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+            return False
+        raise
+    except sqlite3.DatabaseError:
+        return False
+
+
+def restore(path: Path, note: Callable[[str], None]) -> None:
+    """Replace a damaged history by its newest undamaged backup, rename the damaged file and call ``note``.
+
+    Raises `InputError`, and leaves the file as it is, if there is no such backup.
+    """
+    backups = backups_of(path)
+    backup = next((candidate for candidate in backups if is_undamaged(candidate)), None)
+    if backup is None:
+        raise InputError(
+            "This file is no history, or it is damaged and no backup of it can be read.",
+            where=str(path),
+            expected=f"a file of `compress nightly`, or none; its backups are {path.name}.backup-1 to -{BACKUP_COUNT}",
+            hint="move it away to begin a new history, or name another file under `history:` in the suite",
+        )
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+    names = (f"{path.name}.damaged-{stamp}" + (f"-{attempt}" if attempt else "") for attempt in range(1000))
+    damaged = next(free for name in names if not (free := path.with_name(name)).exists())
+    fresh = path.with_name(f"{path.name}.backup-new")
+    # Copy first and rename last: the original is replaced only once both copies are complete.
+    try:
+        shutil.copy2(path, damaged)
+        shutil.copyfile(backup, fresh)
+    except OSError:
+        damaged.unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
+        raise
+    # SQLite must not apply the journal of the damaged file to the restored one.
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+    fresh.replace(path)
+    with closing(sqlite3.connect(backup)) as connection:
+        row = connection.execute("SELECT night, started FROM nights ORDER BY night DESC LIMIT 1").fetchone()
+    last = f"night {row[0]} of {row[1][:10]}" if row else "no night"
+    unreadable = ", ".join(damaged_backup.name for damaged_backup in backups[: backups.index(backup)])
+    also = f" ({unreadable} cannot be read either)" if unreadable else ""
+    note(
+        f"The history {path} was damaged and lies beside it as {damaged.name}. It goes on from {backup.name}{also}, "
+        f"which ends with {last}: what a later night had measured is lost from the history."
+    )
+
+
 VERSION = 1
 APPLICATION = 0x434D5052
 """Application id that marks an SQLite file as a history: `CMPR`."""
 
-# What outcomes repeat of a night is of schema 1, which was read row by row where the file was damaged.
+# Outcomes repeat columns of their night. Schema 1 has them so that single rows of a damaged file remain readable.
 CREATE = f"""
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
@@ -89,15 +185,15 @@ the names of the records' fields.
 """
 
 
-_PATIENCE_SECONDS = 60.0
+_LOCK_TIMEOUT_SECONDS = 60.0
 
 
 class NightHistory:
-    """The file at ``path``, made by the first `append`.
+    """SQLite file at ``path``, created by the first `append`, with its backups beside it.
 
-    Its last backups lie beside it. Where the file is damaged, the newest sound one takes its place, the damaged file is
-    kept beside, and ``note`` is told. Raises `InputError` for a file that is no history, has no sound backup or a newer
-    schema, `StorageError` where the disk is full or another process holds the file for a minute.
+    A damaged file is replaced by the newest undamaged backup. The damaged file is renamed and ``note`` is called.
+    Methods raise `InputError` for a file that is not a history, has no undamaged backup or a newer schema, and
+    `StorageError` if the disk is full or another process locks the file for a minute.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None]) -> None:
@@ -105,7 +201,7 @@ class NightHistory:
         self._note = note
 
     def append(self, night: Night, rows: Rows) -> Night:
-        """Add a night; the same with its number, and with a note if the clock stood before the night before.
+        """Add a night. Return it with its number, and with a note if the clock went back since the previous night.
 
         Raises `InputError` for a value that is not finite; nothing is added then.
         """
@@ -125,9 +221,11 @@ class NightHistory:
             }
             number = connection.execute(_insert("nights", values), values).lastrowid
             night = night.model_copy(update={"number": number})
-            outcomes = [{**of_night, **one.model_dump(), "notes": json.dumps(one.notes)} for one in night.outcomes]
+            outcomes = [
+                {**of_night, **outcome.model_dump(), "notes": json.dumps(outcome.notes)} for outcome in night.outcomes
+            ]
             _insert_many(connection, "outcomes", night, outcomes)
-            _insert_many(connection, "findings", night, [found.model_dump() for found in night.findings])
+            _insert_many(connection, "findings", night, [finding.model_dump() for finding in night.findings])
             for entry, measured in rows.items():
                 values_of = [{"entry": entry, **row.model_dump(exclude={"raw"})} for row in measured]
                 _insert_many(connection, "measurements", night, values_of)
@@ -135,8 +233,8 @@ class NightHistory:
             self._back_up(connection)
         return night
 
-    def read_nights(self, suite: str) -> tuple[Night, ...]:
-        """The nights of that suite in their order, with outcomes and findings; none of a file that is not there."""
+    def read(self, suite: str) -> tuple[Night, ...]:
+        """Return the nights of a suite in their order, with outcomes and findings; empty if the file does not exist."""
         with self._open() as connection:
             if connection is None:
                 return ()
@@ -146,7 +244,7 @@ class NightHistory:
             return tuple(_night(dict(row), outcomes, findings) for row in connection.execute(query, (suite,)))
 
     def series(self, suite: str) -> tuple[Series, ...]:
-        """Every measured quantity of that suite as a series of nights, each host apart, in the order of the rows."""
+        """Return the series of every metric of a suite and every host, in the order of the rows."""
         query = """
             SELECT measurements.entry, model, metric, target, nights.host, nights.host_words,
                 nights.night, nights.started, value, low, high, coalesce(noise, '') != 'unusable', unit
@@ -154,28 +252,30 @@ class NightHistory:
             LEFT JOIN outcomes ON outcomes.night = nights.night AND outcomes.entry = measurements.entry
             WHERE nights.suite = ? ORDER BY measurements.night, measurements.rowid
         """
-        found: dict[tuple[Any, ...], list[TrendPoint]] = {}
-        units: dict[tuple[Any, ...], str] = {}
+        series: dict[tuple[str, ...], list[TrendPoint]] = {}
+        units: dict[tuple[str, ...], str] = {}
         with self._open() as connection:
             for row in connection.execute(query, (suite,)) if connection else ():
+                # The first six columns identify the series, the last one is its unit.
                 point = TrendPoint(row[6], row[7], row[8], row[9], row[10], bool(row[11]))
-                found.setdefault(row[:6], []).append(point)
+                series.setdefault(row[:6], []).append(point)
                 units[row[:6]] = row[12]
         return tuple(
-            Series(key[0], key[1], key[2], key[3], units[key], Host(digest=key[4], words=key[5]), tuple(points))
-            for key, points in found.items()
+            Series(entry, model, metric, target, units[key], Host(digest=digest, words=words), tuple(points))
+            for key, points in series.items()
+            for entry, model, metric, target, digest, words in [key]
         )
 
     @contextmanager
-    def _open(self, create: bool = False) -> Iterator[Any]:
-        """A connection within a transaction, or None where there is no file and none is to be made."""
+    def _open(self, create: bool = False) -> Iterator[sqlite3.Connection | None]:
+        """Open a connection within a transaction, or yield None if there is no file and ``create`` is false."""
         if not create and not self.path.exists():
             yield None
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite's own lock guards the transaction; this one guards files beside it.
-            with FileLock(f"{self.path}.lock", timeout=_PATIENCE_SECONDS):
+            # SQLite's own lock guards the transaction. This lock also guards the backups and the damaged file.
+            with FileLock(f"{self.path}.lock", timeout=_LOCK_TIMEOUT_SECONDS):
                 self._repair()
                 with closing(connect(self.path)) as connection:
                     connection.execute("BEGIN IMMEDIATE")
@@ -194,20 +294,20 @@ class NightHistory:
     def _repair(self) -> None:
         if self.path.is_dir():
             raise InputError("A folder lies where the history should be.", where=str(self.path), expected="a file")
-        # An empty file is a history to be, unless it once was one.
-        whole = not self.path.exists() or (self.path.stat().st_size == 0 and not backups_of(self.path))
-        if not whole and not is_undamaged(self.path):
+        # An empty file is a new history, unless backups show that it once had content.
+        is_new = not self.path.exists() or (self.path.stat().st_size == 0 and not backups_of(self.path))
+        if not is_new and not is_undamaged(self.path):
             restore(self.path, self._note)
 
     def _back_up(self, connection: sqlite3.Connection) -> None:
-        """Raises nothing: the night is in the history, whether there is room for its backup or not."""
+        """Write a backup. An error is noted only, because the night itself is in the history."""
         try:
             write_backup(connection, self.path)
         except (OSError, sqlite3.OperationalError) as error:
             self._note(f"No backup of the history {self.path} could be written: {error}. The night itself is in it.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Make the tables of a new file. Raises `InputError` for a file that is not ours or not of our time."""
+        """Create the tables of a new file. Raises `InputError` for another application's file or another schema."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -231,21 +331,22 @@ class NightHistory:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that begins and ends transactions only when told to."""
-    connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None)
+    """Return a connection that begins and ends transactions only by explicit statements."""
+    connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_SECONDS, isolation_level=None)
     connection.row_factory = sqlite3.Row
     return connection
 
 
 def _check_finite(entry: str, row: Measurement) -> None:
-    wrong = [name for name in ("value", "low", "high") if not math.isfinite(getattr(row, name) or 0.0)]
-    if wrong:
-        raise InputError(
-            f"A {wrong[0]} that is no finite number cannot go into the history: {getattr(row, wrong[0])}.",
-            where=f"{entry}: {row.metric} of {row.model} on {row.target}",
-            expected="a finite number",
-            hint="find out why the measurement gave none; nothing of this night was added",
-        )
+    for name in ("value", "low", "high"):
+        value = getattr(row, name) or 0.0
+        if not math.isfinite(value):
+            raise InputError(
+                f"A {name} that is no finite number cannot go into the history: {value}.",
+                where=f"{entry}: {row.metric} of {row.model} on {row.target}",
+                expected="a finite number",
+                hint="find out why the measurement gave none; nothing of this night was added",
+            )
 
 
 def _clock_notes(connection: sqlite3.Connection, night: Night) -> tuple[str, ...]:
@@ -256,24 +357,26 @@ def _clock_notes(connection: sqlite3.Connection, night: Night) -> tuple[str, ...
     return (f"The clock says {night.started}, which is before the night before ({row[0]}); nights keep their order.",)
 
 
-def _insert(table: str, values: Mapping[str, Any]) -> str:
+def _insert(table: str, values: Mapping[str, object]) -> str:
     return f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})"
 
 
-def _insert_many(connection: sqlite3.Connection, table: str, night: Night, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows of a night, all with the same columns."""
+def _insert_many(
+    connection: sqlite3.Connection, table: str, night: Night, rows: Sequence[Mapping[str, object]]
+) -> None:
+    """Add rows of a night that all have the same columns."""
     if rows:
         numbered = [{"night": night.number, **row} for row in rows]
         connection.executemany(_insert(table, numbered[0]), numbered)
 
 
 def _grouped(connection: sqlite3.Connection, table: str, fields: Iterable[str]) -> dict[int, list[dict[str, Any]]]:
-    """Night -> these fields of its rows."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    """Return the given fields of a table's rows by night."""
+    rows: dict[int, list[dict[str, Any]]] = {}
     for row in connection.execute(f"SELECT night AS of_night, {', '.join(fields)} FROM {table} ORDER BY rowid"):
         (_, number), *values = dict(row).items()
-        found.setdefault(number, []).append(dict(values))
-    return found
+        rows.setdefault(number, []).append(dict(values))
+    return rows
 
 
 def _night(

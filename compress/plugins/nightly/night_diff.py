@@ -1,13 +1,14 @@
-"""Which weights moved when a number did: the models of two nights compared, where both are still there."""
+"""Comparison of the models of two nights, which names the weights that changed along with a metric."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
 from compress.plugins.diff.models import Side, Wanted, compare_models
-from compress.plugins.nightly.record import EntryOutcome, Night, NightFinding
+from compress.plugins.nightly.record import Night, NightFinding
 from compress.report.run_folder import MODEL, REPORT, folder_name
 from compress.results.report import load_report
 from compress.utils.errors import CompressError, InputError
@@ -17,41 +18,51 @@ NIGHTS, RUNS = "nights", "runs"
 _KINDS = ("gate", "limit", "drift")
 
 
-def outcome_of(night: Night, entry: str) -> EntryOutcome | None:
-    """What became of an entry in a night."""
-    return next((one for one in night.outcomes if one.entry == entry), None)
-
-
 def last_passed(nights: Iterable[Night], entry: str) -> Night | None:
-    """The last of ``nights`` in which the entry passed."""
-    passed = [one for one in nights if (found := outcome_of(one, entry)) is not None and found.status == "passed"]
-    return max(passed, key=lambda one: one.number, default=None)
+    """Return the last of ``nights`` in which the entry passed."""
+    passed = [night for night in nights if (outcome := night.outcome(entry)) and outcome.status == "passed"]
+    return max(passed, key=lambda night: night.number, default=None)
 
 
-def with_weight_changes(found: NightFinding, words: str | None) -> NightFinding:
-    """A finding of a number with what `moved` says of the weights."""
-    return found.model_copy(update={"what": f"{found.what}; {words}"}) if words and found.kind in _KINDS else found
+def previous_night(nights: Mapping[int, Night], entry: str, first: int) -> Night | None:
+    """Return the last night before number ``first`` that has a report of the entry."""
+    earlier = [night for number, night in nights.items() if number < first]
+    reported = [night for night in earlier if (outcome := night.outcome(entry)) and outcome.report is not None]
+    return max(reported, key=lambda night: night.number, default=None)
+
+
+def with_weight_changes(finding: NightFinding, words: str | None) -> NightFinding:
+    """Return a finding about a metric with the result of `describe_weight_changes` added to it."""
+    if not words or finding.kind not in _KINDS:
+        return finding
+    return finding.model_copy(update={"what": f"{finding.what}; {words}"})
 
 
 def describe_weight_changes(before: Night | None, after: Night, entry: str, artifacts: Path) -> str | None:
-    """What a diff of both nights' models names first; None where one is gone. ``artifacts`` is where runs lie."""
-    if before is None:
-        return None
-    sides = [_side(night, entry, artifacts) for night in (before, after)]
-    if sides[0] is None or sides[1] is None:
+    """Return the first difference between the models of two nights, None if one of them no longer exists.
+
+    Args:
+        before: Night of the older model.
+        after: Night of the newer model.
+        entry: Name of the entry.
+        artifacts: Folder of the runs.
+    """
+    older = None if before is None else _side(before, entry, artifacts)
+    newer = _side(after, entry, artifacts)
+    if before is None or older is None or newer is None:
         return None
     try:
-        diff = compare_models(sides[0], sides[1], Wanted("weights"), SilentProgress())
+        diff = compare_models(older, newer, Wanted("weights"), SilentProgress())
     except CompressError as error:
         return f"its weights can't be compared with those of {before.label}: {error.what}"
     if diff.weights is not None and diff.weights.verdict == "identical":
-        rest = f", and {diff.first}" if diff.fields else ""
-        return f"its weights are those of {before.label}{rest}"
+        also = f", and {diff.first}" if diff.fields else ""
+        return f"its weights are those of {before.label}{also}"
     return f"since {before.label} its model differs, first in {diff.first}"
 
 
 def _side(night: Night, entry: str, artifacts: Path) -> Side | None:
-    """The model of an entry's run of that night, by the report that the night has kept."""
+    """Return the model of an entry's run of that night, located by the report that the night stored."""
     for folder in _of_moment(artifacts / NIGHTS / night.suite, night.started):
         path = folder / entry / REPORT
         try:
@@ -60,26 +71,14 @@ def _side(night: Night, entry: str, artifacts: Path) -> Side | None:
             continue
         if report is None or report.started is None:
             continue
+        # Two runs may start in the same second. The start time in the report decides.
         for run in _of_moment(artifacts / RUNS / report.recipe, report.started):
-            if (run / MODEL).is_dir() and _begun(run / REPORT) == report.started:
-                return Side(night.label, run / MODEL, run)
+            with contextlib.suppress(InputError):
+                if (run / MODEL).is_dir() and load_report(run / REPORT).started == report.started:
+                    return Side(night.label, run / MODEL, run)
     return None
 
 
 def _of_moment(parent: Path, started: str) -> list[Path]:
-    """Folders that were begun in that second."""
+    """Return the folders that were created in that second."""
     return sorted(parent.glob(f"{folder_name(datetime.fromisoformat(started))}*"))
-
-
-def _begun(path: Path) -> str | None:
-    try:
-        return load_report(path).started
-    except InputError:
-        return None
-
-
-def previous_night(nights: Mapping[int, Night], entry: str, first: int) -> Night | None:
-    """The last night before number ``first`` that has a run of the entry."""
-    earlier = [one for number, one in nights.items() if number < first]
-    known = [one for one in earlier if (found := outcome_of(one, entry)) is not None and found.report is not None]
-    return max(known, key=lambda one: one.number, default=None)

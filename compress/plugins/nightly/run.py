@@ -1,4 +1,4 @@
-"""One night: every entry of a suite run and judged, remembered, and watched for drift."""
+"""One nightly run: the entries of a suite, their results in the history, and the drift that the history shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -16,6 +16,7 @@ from statistics import median
 from types import FrameType
 from typing import Any
 
+from compress.pipeline.run import with_absolute_paths
 from compress.plugins.nightly.drift import drift_finding, find_drifts
 from compress.plugins.nightly.entry_run import EntryResult, EntryRun
 from compress.plugins.nightly.history import NightHistory
@@ -26,20 +27,29 @@ from compress.plugins.nightly.night_diff import (
     previous_night,
     with_weight_changes,
 )
-from compress.plugins.nightly.record import EntryOutcome, Host, Night, NightFinding, Rows, first_line
+from compress.plugins.nightly.record import EntryOutcome, Host, Night, NightFinding, Rows
 from compress.plugins.nightly.suite import NightlySuite, SuiteEntry
 from compress.plugins.nightly.trend import Series, extend_series
+from compress.plugins.ray.jobs import Job, JobContext
+from compress.plugins.ray.ray_workers import open_workers
+from compress.recipe.loading import read_recipe
 from compress.report.compare.baseline import run_git
 from compress.report.compare.machine_match import machine_summary
 from compress.report.run_folder import create_run_folder
 from compress.utils.environment import environment
-from compress.utils.progress import Progress
+from compress.utils.errors import CompressError, first_line
+from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import storage_errors
+
+_HOST_FIELDS = (
+    *("processor", "features", "cores", "cores_granted", "cores_quota"),
+    *("memory_bytes", "memory_limit_bytes", "governor", "platform"),
+)
 
 
 @dataclass(frozen=True)
 class NightResult:
-    """A finished night, its folder, and the history it is part of."""
+    """Finished night with its folder and the history that contains it."""
 
     night: Night
     folder: Path
@@ -50,14 +60,20 @@ class NightResult:
 
 
 class NightRun:
-    """Runs a suite once. Paths in the suite count from ``home``, its folder.
-
-    ``workers`` make the recipes' stages first (`ray`, `ray:ADDRESS`); everything is measured here, one after another.
-    """
+    """Single execution of a suite. Measurements run on this machine, one after another."""
 
     def __init__(
         self, suite: NightlySuite, home: Path, artifacts: Path, progress: Progress, workers: str | None = None
     ) -> None:
+        """Describe this machine and open the history.
+
+        Args:
+            suite: Suite to run.
+            home: Folder of the suite. Relative paths in the suite start there.
+            artifacts: Folder of cache, runs and nights.
+            progress: Receiver of progress messages.
+            workers: Workers that run the recipes' stages first (`ray`, `ray:ADDRESS`), None for this machine.
+        """
         self.suite = suite
         self.home = home
         self.artifacts = artifacts
@@ -67,33 +83,41 @@ class NightRun:
         machine = environment()
         self.host: Host = host_of(machine)
         self.software = software_of(machine)
-        place = home / suite.history if suite.history else artifacts / NIGHTS / suite.name / "history.sqlite"
-        self.history = NightHistory(place, self._note)
+        history = home / suite.history if suite.history else artifacts / NIGHTS / suite.name / "history.sqlite"
+        self.history = NightHistory(history, self._note)
         self.began = time.monotonic()
 
     def run(self) -> NightResult:
-        """Run, judge and remember. An interrupt ends the entry that runs; what was finished is kept all the same.
+        """Run the entries, evaluate them and add the night to the history.
 
-        Raises `StorageError` where nothing can be written, `InputError` where the history is none.
+        An interrupt ends the entry that is running. The entries that finished are recorded.
+
+        Raises:
+            StorageError: Nothing can be written.
+            InputError: The history file is not a history.
         """
         started = datetime.now(UTC).astimezone()
-        earlier = self.history.read_nights(self.suite.name)
+        earlier = self.history.read(self.suite.name)
         with storage_errors(self.artifacts):
             folder = create_run_folder(self.artifacts / NIGHTS / self.suite.name, started)
-        done: dict[str, EntryResult] = {}
+        results: dict[str, EntryResult] = {}
         interrupted = False
         try:
             with _termination_interrupts():
                 if self.workers is not None:
-                    from compress.plugins.nightly.prefetch import prefetch_stages
-
                     seconds = self.suite.budget_minutes * 60
                     prefetch_stages(self.suite.entries, self.home, self.artifacts, self.workers, seconds, self.progress)
-                for entry in _starved_first(self.suite.entries, earlier):
-                    done[entry.label] = self._entry(entry, folder / entry.label, earlier)
+                # Entries that the last night had no time for run first, so that no entry starves.
+                last = earlier[-1].outcomes if earlier else ()
+                starved = {outcome.entry for outcome in last if outcome.status == "not run"}
+                for entry in sorted(self.suite.entries, key=lambda entry: entry.label not in starved):
+                    results[entry.label] = self._run_entry(entry, folder / entry.label, earlier)
         except KeyboardInterrupt:
             interrupted = True
-        inorder = [done.get(entry.label) or _interrupted(entry) for entry in self.suite.entries]
+        # The record lists the entries in the order of the suite, whatever the order of execution.
+        ordered = [
+            results.get(entry.label) or _not_run(entry, "the night was interrupted") for entry in self.suite.entries
+        ]
         night = Night(
             suite=self.suite.name,
             started=started.isoformat(timespec="seconds"),
@@ -101,89 +125,133 @@ class NightRun:
             host=self.host,
             software=self.software,
             commit=commit_of(self.home),
-            outcomes=tuple(one.outcome for one in inorder),
-            findings=tuple(_with_since(found, earlier, self.host) for one in inorder for found in one.findings),
+            outcomes=tuple(result.outcome for result in ordered),
+            findings=tuple(
+                _with_since(finding, earlier, self.host) for result in ordered for finding in result.findings
+            ),
         )
-        rows = {one.outcome.entry: one.rows for one in inorder}
-        night = self.history.append(self._watched(night, rows, earlier, inorder), rows)
-        told = night.model_copy(update={"notes": tuple(dict.fromkeys((*night.notes, *self.notes)))})
-        nights = tuple(told if one.number == night.number else one for one in self.history.read_nights(night.suite))
-        return NightResult(told, folder, nights, self.history.series(night.suite), self.history.path, interrupted)
+        rows = {result.outcome.entry: result.rows for result in ordered}
+        night = self.history.append(self._with_drifts(night, rows, earlier, ordered), rows)
+        # Notes about the history itself, such as a failed backup, can only be shown and not stored.
+        night = night.model_copy(update={"notes": tuple(dict.fromkeys((*night.notes, *self.notes)))})
+        stored = self.history.read(night.suite)
+        nights = tuple(night if other.number == night.number else other for other in stored)
+        return NightResult(night, folder, nights, self.history.series(night.suite), self.history.path, interrupted)
 
-    def _entry(self, entry: SuiteEntry, folder: Path, earlier: Sequence[Night]) -> EntryResult:
+    def _run_entry(self, entry: SuiteEntry, folder: Path, earlier: Sequence[Night]) -> EntryResult:
         left = self.suite.budget_minutes * 60 - (time.monotonic() - self.began)
         reason = _no_time(left, _usual_seconds(entry.label, earlier, self.host))
         if reason:
             self.progress.note(f"{entry.label}: not run, {reason}")
-            found = NightFinding(entry=entry.label, kind="budget", what=f"not run: {reason}")
-            return EntryResult(EntryOutcome(entry=entry.label, status="not run", reason=reason), (found,))
+            finding = NightFinding(entry=entry.label, kind="budget", what=f"not run: {reason}")
+            return _not_run(entry, reason, finding)
         self.progress.note(f"{entry.label}: running, {left / 60:.1f} min of the budget are left")
         baseline = self.home / self.suite.baselines / f"{entry.label}.json" if self.suite.baselines else None
-        done = EntryRun(entry, self.home, self.artifacts, baseline, self.suite.policy).run(folder, left)
-        outcome = done.outcome
-        self.progress.note(
-            f"{entry.label}: {outcome.status} after {outcome.seconds:.0f} s, {first_line(outcome.reason)}"
-        )
-        return done
+        result = EntryRun(entry, self.home, self.artifacts, baseline, self.suite.policy).run(folder, left)
+        outcome = result.outcome
+        self.progress.note(f"{entry.label}: {outcome.status} after {outcome.seconds:.0f} s, {outcome.short_reason}")
+        return result
 
-    def _watched(self, night: Night, rows: Rows, earlier: Sequence[Night], done: Iterable[EntryResult]) -> Night:
-        """The night with the drifts that the history shows once this night is in it."""
-        # Another night may get in before this one; it would be of another host or disturb this one anyway.
-        numbered = night.model_copy(update={"number": max((one.number for one in earlier), default=0) + 1})
+    def _with_drifts(self, night: Night, rows: Rows, earlier: Sequence[Night], results: Iterable[EntryResult]) -> Night:
+        """Return the night with the drifts that the history shows once this night is part of it."""
+        # Another night may be added before this one. It would be of another host or disturb this one anyway.
+        numbered = night.model_copy(update={"number": max((other.number for other in earlier), default=0) + 1})
         series = extend_series(self.history.series(night.suite), numbered, rows)
-        by_number = {one.number: one for one in (*earlier, numbered)}
-        found: list[NightFinding] = []
-        for entry in done:
-            if entry.evaluation is None:
+        by_number = {other.number: other for other in (*earlier, numbered)}
+        drifts: list[NightFinding] = []
+        for result in results:
+            if result.evaluation is None:
                 continue
-            own = [one for one in series if one.entry == entry.outcome.entry]
-            for drift in find_drifts(own, entry.evaluation.policy, entry.evaluation.accepted, numbered):
-                told = drift_finding(drift, own, by_number)
-                if drift.fails:
-                    began = by_number.get(drift.first, numbered)
-                    last = previous_night(by_number, told.entry, drift.first)
-                    told = with_weight_changes(told, describe_weight_changes(last, began, told.entry, self.artifacts))
-                    self.progress.note(told.sentence)
-                    found.append(told)
-                else:
-                    self._note(f"{told.sentence}: not counted, since the machine explains it")
-        fallen = dict.fromkeys(one.entry for one in night.findings)
-        words = {
-            name: describe_weight_changes(last_passed(earlier, name), numbered, name, self.artifacts) for name in fallen
-        }
-        known = [with_weight_changes(one, words[one.entry]) for one in night.findings]
+            entry_series = [line for line in series if line.entry == result.outcome.entry]
+            for drift in find_drifts(entry_series, result.evaluation.policy, result.evaluation.accepted, numbered):
+                finding = drift_finding(drift, entry_series, by_number)
+                if not drift.fails:
+                    self._note(f"{finding.sentence}: not counted, since the machine explains it")
+                    continue
+                # Compare the models on both sides of the first night of the drift.
+                began = by_number.get(drift.first, numbered)
+                last = previous_night(by_number, finding.entry, drift.first)
+                words = describe_weight_changes(last, began, finding.entry, self.artifacts)
+                finding = with_weight_changes(finding, words)
+                self.progress.note(finding.sentence)
+                drifts.append(finding)
+        # Findings of limits and gates are explained by a comparison with the last night that passed.
         changes = {
-            "findings": tuple(_merged(known, found)),
-            "outcomes": tuple(_with_drift(outcome, found) for outcome in night.outcomes),
+            name: describe_weight_changes(last_passed(earlier, name), numbered, name, self.artifacts)
+            for name in dict.fromkeys(finding.entry for finding in night.findings)
         }
-        return night.model_copy(update=changes)
+        explained = [with_weight_changes(finding, changes[finding.entry]) for finding in night.findings]
+        return night.model_copy(
+            update={
+                "findings": tuple(_merged(explained, drifts)),
+                "outcomes": tuple(_with_drift(outcome, drifts) for outcome in night.outcomes),
+            }
+        )
 
     def _note(self, message: str) -> None:
         self.notes.append(message)
         self.progress.note(message)
 
 
-def _interrupted(entry: SuiteEntry) -> EntryResult:
-    return EntryResult(EntryOutcome(entry=entry.label, status="not run", reason="the night was interrupted"))
+def prefetch_stages(
+    entries: Sequence[SuiteEntry], home: Path, artifacts: Path, workers: str, seconds: float, progress: Progress
+) -> None:
+    """Have workers run the stages of the entries, so that their outputs are in the cache.
+
+    Each entry still runs on this machine afterwards. It reports an error that occurs here once more.
+
+    Args:
+        entries: Entries of the suite.
+        home: Folder of the suite. Paths of recipes start there.
+        artifacts: Folder of the cache.
+        workers: Workers to use, `ray` or `ray:ADDRESS`.
+        seconds: Time limit.
+        progress: Receiver of progress messages.
+
+    Raises:
+        InputError: The workers cannot be reached.
+    """
+    jobs, labels, packages = list[Job](), list[str](), set[str]()
+    for entry in entries:
+        path = home / entry.recipe
+        try:
+            recipe = with_absolute_paths(read_recipe(path, entry.overrides), path.parent)
+        except CompressError:
+            continue  # The entry's own run reports the error.
+        if recipe.module is None:
+            jobs.append(Job(recipe))
+            labels.append(entry.label)
+            packages |= {name for stage in recipe.stages for name in stage.called_packages()}
+    began, names = time.monotonic(), sorted(packages)
+    pool = open_workers(workers, JobContext(home, artifacts, SilentProgress()), "cpu", names, progress)
+    try:
+        for label, result in zip(labels, pool.run_all(jobs), strict=True):
+            count = sum(not stage.cached for stage in result.stages)
+            summary = f"{count} stages run" if result.error is None else first_line(result.error)
+            progress.note(f"{label}: {summary} by the workers")
+            if time.monotonic() - began > seconds:
+                progress.note("the workers are stopped: the night's budget is used up")
+                break
+    except CompressError as error:
+        progress.note(f"the workers stopped: {first_line(error)}")
+    finally:
+        pool.close()
 
 
-def _starved_first(entries: Sequence[SuiteEntry], earlier: Sequence[Night]) -> list[SuiteEntry]:
-    """The entries that the last night had no time for, then the others, each in the order of the suite."""
-    last = earlier[-1].outcomes if earlier else ()
-    starved = {outcome.entry for outcome in last if outcome.status == "not run"}
-    return sorted(entries, key=lambda entry: entry.label not in starved)
+def _not_run(entry: SuiteEntry, reason: str, *findings: NightFinding) -> EntryResult:
+    return EntryResult(EntryOutcome(entry=entry.label, status="not run", reason=reason), findings)
 
 
 def _usual_seconds(label: str, earlier: Sequence[Night], host: Host) -> float | None:
-    """The median of what the entry took in the last ten nights on this host that ran it."""
-    took = [
+    """Return the median duration of the entry in the last ten nights on this host that ran it."""
+    durations = [
         outcome.seconds
         for night in earlier
         if night.host.digest == host.digest
         for outcome in night.outcomes
         if outcome.entry == label and outcome.status in ("passed", "missed")
     ]
-    return median(took[-10:]) if took else None
+    return median(durations[-10:]) if durations else None
 
 
 def _no_time(left_seconds: float, usual_seconds: float | None) -> str:
@@ -194,35 +262,36 @@ def _no_time(left_seconds: float, usual_seconds: float | None) -> str:
     return ""
 
 
-def _with_since(found: NightFinding, earlier: Sequence[Night], host: Host) -> NightFinding:
-    """The finding with the first of the nights in a row that had it."""
-    about = attrgetter("entry", "kind", "metric", "target")
+def _with_since(finding: NightFinding, earlier: Sequence[Night], host: Host) -> NightFinding:
+    """Return the finding with the first of the consecutive nights that had it."""
+    subject = attrgetter("entry", "kind", "metric", "target")
     first = None
-    for night in reversed([one for one in earlier if one.host.digest == host.digest]):
-        outcome = next((one for one in night.outcomes if one.entry == found.entry), None)
-        if outcome is None or (outcome.status == "not run" and found.kind != "budget"):
+    for night in reversed([other for other in earlier if other.host.digest == host.digest]):
+        outcome = night.outcome(finding.entry)
+        # A night that did not run the entry neither confirms nor ends the finding.
+        if outcome is None or (outcome.status == "not run" and finding.kind != "budget"):
             continue
-        if about(found) not in map(about, night.findings):
+        if subject(finding) not in map(subject, night.findings):
             break
         first = night
-    return found.model_copy(update={"since": first.label}) if first else found
+    return finding.model_copy(update={"since": first.label}) if first else finding
 
 
 def _merged(findings: Sequence[NightFinding], drifts: Sequence[NightFinding]) -> Iterator[NightFinding]:
-    """Findings first, those of a drifting metric since that drift began; then the drifts."""
+    """Yield the findings, those of a drifting metric dated to the start of the drift, then the drifts."""
     began = {(drift.entry, drift.metric, drift.target): drift.since for drift in drifts}
-    for found in findings:
-        since = began.get((found.entry, found.metric, found.target)) if found.kind == "gate" else None
-        yield found.model_copy(update={"since": since}) if since else found
+    for finding in findings:
+        since = began.get((finding.entry, finding.metric, finding.target)) if finding.kind == "gate" else None
+        yield finding.model_copy(update={"since": since}) if since else finding
     yield from drifts
 
 
 def _with_drift(outcome: EntryOutcome, drifts: Sequence[NightFinding]) -> EntryOutcome:
-    """An outcome that passed its gate, but drifts, has missed."""
-    mine = [drift for drift in drifts if drift.entry == outcome.entry]
-    if outcome.status != "passed" or not mine:
+    """Return the outcome with status "missed" if it passed its gate but drifts."""
+    first = next((drift for drift in drifts if drift.entry == outcome.entry), None)
+    if outcome.status != "passed" or first is None:
         return outcome
-    return outcome.model_copy(update={"status": "missed", "reason": mine[0].short})
+    return outcome.model_copy(update={"status": "missed", "reason": first.short})
 
 
 @contextlib.contextmanager
@@ -232,40 +301,34 @@ def _termination_interrupts() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-_IDENTITY = (
-    *("processor", "features", "cores", "cores_granted", "cores_quota"),
-    *("memory_bytes", "memory_limit_bytes", "governor", "platform"),
-)
+def host_of(environment: Mapping[str, Any]) -> Host:
+    """Return the identity of the machine, without the software that runs on it.
 
-
-def host_of(environment: dict[str, Any]) -> Host:
-    """The machine of `compress.utils.environment.environment()`, without the software that runs on it.
-
-    Memory counts in whole gigabytes, since a kernel update changes what it reports by a little.
+    Memory counts in whole gigabytes, since a kernel update slightly changes the reported number.
     """
-    kept = {name: environment.get(name) for name in _IDENTITY}
+    identity = {name: environment.get(name) for name in _HOST_FIELDS}
     for name in ("memory_bytes", "memory_limit_bytes"):
         reported = environment.get(name)
-        kept[name] = None if reported is None else round(reported / 1e9)
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    return Host(digest=digest[:16], words=machine_summary(environment))
+        identity[name] = None if reported is None else round(reported / 1e9)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Host(digest=digest[:16], words=machine_summary(dict(environment)))
 
 
-def software_of(environment: dict[str, Any]) -> dict[str, Any]:
-    """What may explain a change on one machine: kernel, Python, packages."""
-    flat = {name: environment.get(name) for name in ("kernel", "python")}
-    return flat | dict(environment.get("packages", {}))
+def software_of(environment: Mapping[str, Any]) -> dict[str, object]:
+    """Return the versions that may explain a change on one machine: kernel, Python, packages."""
+    versions = {name: environment.get(name) for name in ("kernel", "python")}
+    return versions | dict(environment.get("packages", {}))
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of the repository around ``folder``, with `+changes` if files differ from it; None without one."""
+    """Return the commit of the repository around ``folder``, with `+changes` if files differ; None without one."""
     commit = run_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

@@ -1,4 +1,4 @@
-"""Series over nights, and the levels that they keep to."""
+"""Series of measurements over nights, and the constant levels that they consist of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMES = ("milliseconds", "rate", "times")
 
 
 class TrendPoint(NamedTuple):
-    """One night's value with its 95% interval, where that is known."""
+    """Value of one night with its 95% interval, if it has one."""
 
     night: int
     started: str
@@ -27,11 +27,11 @@ class TrendPoint(NamedTuple):
     low: float | None
     high: float | None
     quiet: bool = True
-    """False where the benchmark found the machine too noisy for its times to be usable."""
+    """False if the machine was too noisy for its times to be usable."""
 
 
 class TrendLevel(NamedTuple):
-    """Nights between two changes: places ``first`` to ``last`` of the series' `usable` points, and their median."""
+    """Points between two changes: indices ``first`` to ``last`` in the series' `usable` points, and their median."""
 
     first: int
     last: int
@@ -40,9 +40,9 @@ class TrendLevel(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """One line of the trend page: one quantity of one model of one entry, on one target and one host.
+    """Measurements of one metric of one model of one entry, on one target and one host.
 
-    Points are in the order of nights, which is not always that of the clock.
+    Points are in the order of nights, which is not always the order of the clock.
     """
 
     entry: str
@@ -55,60 +55,61 @@ class Series:
 
     @property
     def described(self) -> Metric:
-        """What is known of the metric."""
+        """Return the description of the metric."""
         return describe_metric(self.metric, self.unit)
 
     @property
     def is_share(self) -> bool:
-        """Whether differences are told in points, as of an accuracy, and not as parts of the value."""
+        """Return whether differences are given in points, as of an accuracy, and not relative to the value."""
         return self.described.style == "percent"
 
     @cached_property
     def usable(self) -> tuple[TrendPoint, ...]:
-        """The points, without times that were taken on a machine too disturbed."""
+        """Return the points, without times that were measured on a disturbed machine."""
         timed = self.described.style in TIMES
         return tuple(point for point in self.points if point.quiet or not timed)
 
     @cached_property
     def levels(self) -> tuple[TrendLevel, ...]:
-        """The levels that the series kept to: one where it never changed, none without a usable point.
+        """Return the levels of the series: one if it never changed, none without a usable point.
 
-        Costs change by their logarithm, shares as they are.
+        Change points of costs are searched on their logarithm, those of shares on their values.
         """
         from compress.numerics.changepoint import change_points
 
         values = [point.value for point in self.usable]
         if not values:
             return ()
+        # On a logarithmic scale a change by 5% has the same size at every level.
         logarithmic = not self.is_share and min(values) > 0
-        found = change_points([math.log(value) for value in values] if logarithmic else values)
-        bounds = [0, *(change.position for change in found), len(values)]
+        changes = change_points([math.log(value) for value in values] if logarithmic else values)
+        bounds = [0, *(change.position for change in changes), len(values)]
         return tuple(TrendLevel(first, last - 1, median(values[first:last])) for first, last in pairwise(bounds))
 
     def effect(self, before: float, after: float) -> float:
-        """The difference of two shares, else how much larger ``after`` is as a part of ``before``."""
+        """Return the difference of two shares, else the relative change."""
         if self.is_share or before == 0:
             return after - before
         return after / before - 1
 
     def loss(self, effect: float) -> float:
-        """The effect, positive where it is for the worse; 0 where nobody knows which way is better."""
+        """Return the effect with a positive sign if it is for the worse; 0 if the metric has no direction."""
         return effect * {"lower": 1.0, "higher": -1.0, "unknown": 0.0}[self.described.better]
 
     def written(self, effect: float) -> str:
-        """`+6.1%`, or `-0.8 points` of a share."""
+        """Return `+6.1%`, or `-0.8 points` of a share."""
         sign = "+" if effect > 0 else "-" if effect < 0 else ""
         return f"{sign}{format_number(abs(effect) * 100, 2)}{' points' if self.is_share else '%'}"
 
 
 def extend_series(series: Sequence[Series], night: Night, rows: Rows) -> list[Series]:
-    """The series as they will be when ``night`` and its ``rows`` are in the history."""
-    known = {(one.entry, one.model, one.metric, one.target, one.host.digest): one for one in series}
+    """Return the series as they will be once ``night`` and its ``rows`` are in the history."""
+    lines = {(line.entry, line.model, line.metric, line.target, line.host.digest): line for line in series}
     quiet = {outcome.entry: outcome.noise != "unusable" for outcome in night.outcomes}
     for entry, measured in rows.items():
         for row in measured:
             key = (entry, row.model, row.metric, row.target, night.host.digest)
-            one = known.get(key) or Series(entry, row.model, row.metric, row.target, row.unit, night.host, ())
+            line = lines.get(key) or Series(entry, row.model, row.metric, row.target, row.unit, night.host, ())
             point = TrendPoint(night.number, night.started, row.value, row.low, row.high, quiet.get(entry, True))
-            known[key] = replace(one, points=(*one.points, point))
-    return list(known.values())
+            lines[key] = replace(line, points=(*line.points, point))
+    return list(lines.values())

@@ -1,27 +1,29 @@
-"""A night as its trend page, for the console, as Markdown and as JUnit cases; and writing them into its folder."""
+"""Views of a night: trend page with charts, console table, Markdown and JUnit cases."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from itertools import groupby, pairwise
+from typing import Literal, NamedTuple, get_args
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.plugins.nightly.chart import level_changes, trend_chart
-from compress.plugins.nightly.drift import MACHINE, REFERENCE
+from compress.plugins.nightly.drift import MACHINE, REFERENCE, changes_on_night
 from compress.plugins.nightly.entry_run import relative
-from compress.plugins.nightly.record import EntryOutcome, Night, Status, first_line
+from compress.plugins.nightly.record import EntryOutcome, Night, Status
 from compress.plugins.nightly.run import NightResult
-from compress.plugins.nightly.trend import Series
+from compress.plugins.nightly.trend import Series, TrendLevel, TrendPoint
 from compress.report.junit import JunitCase, JunitSuite, junit_xml
 from compress.report.pages import render, render_markdown
+from compress.report.plot import Frame, Plot, Scale, element, line, polyline_points, scale_around, text, with_tooltip
 from compress.report.run_folder import update_latest_link, write_atomically
-from compress.results.formatting import format_seconds, format_value
-from compress.results.metrics import main_metrics
+from compress.results.formatting import format_interval, format_number, format_seconds, format_value
+from compress.results.metrics import Metric, main_metrics
 from compress.results.report import FINAL
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 from compress.utils.storage import storage_errors
@@ -30,7 +32,7 @@ _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not r
 
 
 def night_table(night: Night) -> RenderableType:
-    """The outcomes as a table, then every finding with its culprit, then the notes."""
+    """Return the outcomes as a table, then every finding with its culprit, then the notes."""
     columns = [
         TableColumn("Entry"),
         TableColumn("Verdict"),
@@ -39,17 +41,17 @@ def night_table(night: Night) -> RenderableType:
     ]
     table = ResponsiveTable(f"{night.suite}, {night.label}", columns)
     for outcome in night.outcomes:
-        table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _took(outcome), first_line(outcome.reason))
+        table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _duration(outcome), outcome.short_reason)
     parts: list[RenderableType] = [table]
-    parts += [Text(f"\u2717 {found.sentence}", style="red") for found in night.findings]
+    parts += [Text(f"\u2717 {finding.sentence}", style="red") for finding in night.findings]
     parts += [Text(note, style="yellow") for note in night.all_notes]
     parts.append(Text(_sentence(night), style=_STYLES[verdict(night)[0]]))
     return Group(*parts)
 
 
 def night_markdown(night: Night) -> str:
-    """Verdict, culprits, entries and notes."""
-    rows = [(one.entry, one.status, _took(one), first_line(one.reason)) for one in night.outcomes]
+    """Return verdict, culprits, entries and notes as Markdown."""
+    rows = [(outcome.entry, outcome.status, _duration(outcome), outcome.short_reason) for outcome in night.outcomes]
     return render_markdown("plugins/nightly/templates/night.md", night=night, verdict=_sentence(night), rows=rows)
 
 
@@ -59,9 +61,9 @@ def _sentence(night: Night) -> str:
 
 
 def night_junit(night: Night) -> str:
-    """A suite an entry: one case for its run, and one for each finding of gate, limit and drift.
+    """Return one JUnit suite per entry: a case for its run, and one for each finding of gate, limit and drift.
 
-    What failed is an error, what missed a failure, what was not run is skipped.
+    An entry that failed is an error, one that missed a limit a failure, and one that did not run is skipped.
     """
     return junit_xml(night.suite, [_suite(night, outcome) for outcome in night.outcomes], night.seconds)
 
@@ -73,36 +75,39 @@ def _suite(night: Night, outcome: EntryOutcome) -> JunitSuite:
         state = "error" if outcome.status == "failed" else "skipped"
     reason = "" if state == "passed" else outcome.reason
     cases = [JunitCase(classname, "run", state, reason, reason, seconds=outcome.seconds)]
-    for found in night.findings:
-        if found.entry == outcome.entry and found.kind in ("gate", "limit", "drift"):
-            name = f"{found.kind} {found.metric or ''} {found.target or ''}".strip()
-            cases.append(JunitCase(classname, name, "failure", found.sentence, found.sentence, found.kind))
+    for finding in night.findings:
+        if finding.entry == outcome.entry and finding.kind in ("gate", "limit", "drift"):
+            name = f"{finding.kind} {finding.metric or ''} {finding.target or ''}".strip()
+            cases.append(JunitCase(classname, name, "failure", finding.sentence, finding.sentence, finding.kind))
     return JunitSuite(outcome.entry, cases, outcome.seconds, night.started)
 
 
-def _took(outcome: EntryOutcome) -> str:
+def _duration(outcome: EntryOutcome) -> str:
     return format_seconds(outcome.seconds) if outcome.seconds else ""
 
 
-def write_night(done: NightResult, description: str = "") -> None:
-    """Write night.json, night.md, junit.xml and night.html, then turn `latest` to them. Raises `StorageError`."""
+def write_night(result: NightResult, description: str = "") -> None:
+    """Write night.json, night.md, junit.xml and night.html, then point `latest` to them. Raises `StorageError`."""
     contents = {
-        "night.json": night_json(done),
-        "night.md": night_markdown(done.night),
-        "junit.xml": night_junit(done.night),
-        "night.html": night_page(done.night, done.nights, done.series, description),
+        "night.json": night_json(result),
+        "night.md": night_markdown(result.night),
+        "junit.xml": night_junit(result.night),
+        "night.html": night_page(result.night, result.nights, result.series, description),
     }
     for name, content in contents.items():
-        write_atomically(done.folder / name, content)
-    with storage_errors(done.folder):
-        update_latest_link(done.folder)
+        write_atomically(result.folder / name, content)
+    with storage_errors(result.folder):
+        update_latest_link(result.folder)
 
 
-def night_json(done: NightResult) -> str:
-    """The night as JSON, with its exit code and where its files lie."""
-    content = done.night.model_dump(mode="json")
-    whole = {**content, "exit_code": done.night.exit_code, "folder": relative(done.folder)}
-    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+def night_json(result: NightResult) -> str:
+    """Return the night as JSON, with its exit code and folder."""
+    content = {
+        **result.night.model_dump(mode="json"),
+        "exit_code": result.night.exit_code,
+        "folder": relative(result.folder),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 MOST_NIGHTS = 180
@@ -112,14 +117,21 @@ _STATES: tuple[Status, ...] = get_args(Status)
 
 
 def night_page(night: Night, nights: Sequence[Night], series: Sequence[Series], description: str = "") -> str:
-    """The whole page. ``nights`` are all of the suite in their order; ``series`` all of its lines."""
-    recent = {one.number for one in nights[-MOST_NIGHTS:]}
-    lines = [short for one in series if (short := _recent(one, recent)) is not None]
-    by_number = {one.number: one for one in nights}
-    hosts = {one.host.digest: one.host.words for one in lines}
-    models = {one.model: one.model for one in lines}
+    """Return the whole page.
+
+    Args:
+        night: Night of the page.
+        nights: All nights of the suite in their order.
+        series: All series of the suite.
+        description: Description of the suite.
+    """
+    recent = {past.number for past in nights[-MOST_NIGHTS:]}
+    lines = [shortened for line in series if (shortened := _recent(line, recent)) is not None]
+    by_number = {past.number: past for past in nights}
+    hosts = {line.host.digest: line.host.words for line in lines}
+    models = {line.model: line.model for line in lines}
     every = {"": "Every one"}
-    changes = [change for one in lines if one.model == FINAL for change in level_changes(one, by_number)]
+    changes = [change for line in lines if line.model == FINAL for change in level_changes(line, by_number)]
     return render(
         "plugins/nightly/templates/night.html",
         f"{night.suite}, {night.label} \u00b7 compress nightly",
@@ -132,30 +144,30 @@ def night_page(night: Night, nights: Sequence[Night], series: Sequence[Series], 
         entries=[_entry(outcome, nights[-_CALENDAR_NIGHTS:]) for outcome in night.outcomes],
         calendar_nights=min(len(nights), _CALENDAR_NIGHTS),
         choices={
-            "entry": every | {one.entry: one.entry for one in lines},
-            "metric": {"*main": "The main ones"} | every | {one.metric: one.described.title for one in lines},
+            "entry": every | {line.entry: line.entry for line in lines},
+            "metric": {"*main": "The main ones"} | every | {line.metric: line.described.title for line in lines},
             "model": every | models,
-            "target": every | {one.target: one.target for one in lines},
+            "target": every | {line.target: line.target for line in lines},
             "host": every | hosts,
         },
         chosen_model=FINAL if FINAL in models else "",
-        panels=[_panel(one, by_number, len(hosts) > 1) for one in sorted(lines, key=lambda one: not is_main(one))],
+        panels=[_panel(line, by_number, len(hosts) > 1) for line in sorted(lines, key=lambda line: not is_main(line))],
         changes=sorted(changes, key=lambda change: -change.first),
     )
 
 
 def verdict(night: Night) -> tuple[str, str]:
-    """Its state and a sentence: (`missed`, `1 of 3 entries missed`)."""
+    """Return a state and a sentence: (`missed`, `1 of 3 entries missed`)."""
     counts = {state: sum(outcome.status == state for outcome in night.outcomes) for state in _STATES}
-    told = [f"{counts[state]} {state}" for state in ("failed", "missed", "not run") if counts[state]]
-    whole = len(night.outcomes)
-    if not told:
-        return "passed", f"all {whole} entries passed" if whole > 1 else "the entry passed"
-    return "missed", f"{', '.join(told)} of {whole} {'entries' if whole > 1 else 'entry'}"
+    problems = [f"{counts[state]} {state}" for state in ("failed", "missed", "not run") if counts[state]]
+    total = len(night.outcomes)
+    if not problems:
+        return "passed", f"all {total} entries passed" if total > 1 else "the entry passed"
+    return "missed", f"{', '.join(problems)} of {total} {'entries' if total > 1 else 'entry'}"
 
 
 def is_main(series: Series) -> bool:
-    """Whether a line is of what a report puts first, or a reference kernel."""
+    """Return whether a series belongs to a main metric of the report, or to a reference kernel."""
     if series.model == MACHINE:
         return series.metric.startswith(REFERENCE)
     return series.metric in {metric.name for metric in main_metrics({series.metric: series.unit})}
@@ -168,25 +180,27 @@ def _recent(series: Series, recent: set[int]) -> Series | None:
     return series if len(points) == len(series.points) else replace(series, points=points)
 
 
-def _entry(outcome: EntryOutcome, nights: Sequence[Night]) -> dict[str, Any]:
-    """What became of an entry tonight, and in each of the ``nights``."""
-    found = [{one.entry: one.status for one in night.outcomes}.get(outcome.entry, "not run") for night in nights]
-    counts = Counter(found)
+def _entry(outcome: EntryOutcome, nights: Sequence[Night]) -> dict[str, object]:
+    """Return the outcome of an entry tonight, and its status in each of the ``nights``."""
+    past = [night.outcome(outcome.entry) for night in nights]
+    statuses: list[Status] = ["not run" if other is None else other.status for other in past]
+    counts = Counter(statuses)
     return {
         "outcome": outcome,
-        "reason": first_line(outcome.reason),
-        "calendar": list(zip((night.label for night in nights), found, strict=True)),
+        "reason": outcome.short_reason,
+        "calendar": list(zip((night.label for night in nights), statuses, strict=True)),
         "counted": ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state]),
     }
 
 
-def _panel(series: Series, nights: Mapping[int, Night], several_hosts: bool) -> dict[str, Any]:
-    """A line with its chart, and the values that the page's filters look at."""
-    mine = (series.entry, series.metric, series.target)
+def _panel(series: Series, nights: Mapping[int, Night], several_hosts: bool) -> dict[str, object]:
+    """Return a series with its chart, and the values that the page's filters use."""
+    subject = (series.entry, series.metric, series.target)
     failed = {
         number
         for number, night in nights.items()
-        if series.model == FINAL and any((found.entry, found.metric, found.target) == mine for found in night.findings)
+        if series.model == FINAL
+        and any((finding.entry, finding.metric, finding.target) == subject for finding in night.findings)
     }
     changed = len(series.levels) > 1 or not failed.isdisjoint(point.night for point in series.points)
     names = ("entry", "metric", "model", "target")
@@ -200,3 +214,123 @@ def _panel(series: Series, nights: Mapping[int, Night], several_hosts: bool) -> 
         "data": {f"data-{name}": getattr(series, name) for name in names}
         | {"data-host": series.host.digest, "data-main": int(is_main(series)), "data-changed": int(changed)},
     }
+
+
+_FRAME = Frame(480.0, 214.0, 68.0, 464.0, 42.0, 188.0)
+_LEAST_SPAN = 0.06
+"""Least height of the y-axis as a share of the value, so that noise in the last digit does not look large."""
+_LEAST_SPAN_OF_SHARE = 0.01
+_LABEL_WIDTH = 58.0
+_MANY = 60
+
+
+class LevelChange(NamedTuple):
+    """Change of level in readable form: its first night, size, values, and what else changed in that night."""
+
+    series: Series
+    first: int
+    since: str
+    values: str
+    new: str
+    state: Literal["worse", "better", "other"]
+    words: str
+
+
+def level_changes(series: Series, nights: Mapping[int, Night]) -> list[LevelChange]:
+    """Return every change of level in the order of nights. Its state is `other` if the metric has no direction."""
+    return [_change(series, old, new, nights) for old, new in pairwise(series.levels)]
+
+
+def _change(series: Series, before: TrendLevel, after: TrendLevel, nights: Mapping[int, Night]) -> LevelChange:
+    first, effect = series.usable[after.first].night, series.effect(before.value, after.value)
+    loss, metric = series.loss(effect), series.described
+    return LevelChange(
+        series,
+        first,
+        _label(nights, first),
+        f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}",
+        "; ".join(changes_on_night(nights, series.entry, first)),
+        "worse" if loss > 0 else "better" if loss < 0 else "other",
+        series.written(effect),
+    )
+
+
+def _label(nights: Mapping[int, Night], number: int) -> str:
+    return nights[number].label if number in nights else f"night {number}"
+
+
+def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet[int]) -> str:
+    """Return the chart of a series as SVG: values with their interval band, levels, and marked changes.
+
+    ``failed`` holds the numbers of nights whose gate this metric failed.
+    """
+    points, metric = series.points, series.described
+    first, last = points[0].night, points[-1].night
+    x = Scale(first - 0.5, max(last, first + 1) + 0.5, _FRAME.left, _FRAME.right)
+    plot = Plot(_FRAME, x, _y_scale(series))
+    plot.y_axis("", lambda value: _tick(metric, value), 4)
+    plot.x_axis_line()
+    _days(plot, points)
+    # Draw the interval band as one polygon per stretch of nights that have an interval.
+    for has_interval, stretch in groupby(points, lambda point: point.low is not None and point.high is not None):
+        if has_interval:
+            ends = [(point.night, point.low or 0.0, point.high or 0.0) for point in stretch]
+            corners = [(night, high) for night, _, high in ends] + [(night, low) for night, low, _ in reversed(ends)]
+            plot.add(element("polygon", {"points": polyline_points(map(plot.at, corners)), "class": "band"}))
+    for level in series.levels:
+        start, end = series.usable[level.first].night - 0.4, series.usable[level.last].night + 0.4
+        plot.add(plot.straight((start, level.value), (end, level.value), "level"))
+    plot.add(plot.line([(point.night, point.value) for point in points], "curve"))
+    _changes(plot, level_changes(series, nights))
+    for point in points:
+        plot.add(_point(plot, series, point, _label(nights, point.night), point.night in failed))
+    return plot.svg(f"{metric.title} of {series.model} of {series.entry} over {len(points)} nights")
+
+
+def _y_scale(series: Series) -> Scale:
+    values = [value for point in series.points for value in (point.value, point.low, point.high) if value is not None]
+    middle = series.levels[-1].value if series.levels else series.points[-1].value
+    span = _LEAST_SPAN_OF_SHARE if series.is_share else _LEAST_SPAN * abs(middle)
+    return scale_around([*values, middle - span / 2, middle + span / 2], _FRAME.bottom, _FRAME.top)
+
+
+def _tick(metric: Metric, value: float) -> str:
+    """Format a value without the unit if that is long, since the heading's value has it."""
+    return format_number(value) if metric.style in ("rate", "plain") else format_value(metric, value)
+
+
+def _days(plot: Plot, points: Sequence[TrendPoint]) -> None:
+    """Label up to four nights below the axis with their dates."""
+    count, end = min(4, len(points)), len(points) - 1
+    for index in sorted({round(step * end / max(1, count - 1)) for step in range(count)}):
+        x, last = plot.x(points[index].night), index == end > 0
+        anchor = "end" if last else "start" if index == 0 < end else "middle"
+        plot.add(line(x, _FRAME.bottom, x, _FRAME.bottom + 4, "axis"))
+        plot.add(text(x + (8 if last else 0), _FRAME.bottom + 19, points[index].started[5:10], "tick", anchor))
+
+
+def _changes(plot: Plot, changes: Sequence[LevelChange]) -> None:
+    """Mark the first night of each new level, with its size above. Labels that would overlap use a second row."""
+    ends = [-1e9, -1e9]
+    for change in changes:
+        at, half = plot.x(change.first - 0.5), _LABEL_WIDTH / 2
+        middle = min(max(at, _FRAME.left + half), _FRAME.right - half)
+        row = 0 if middle - half >= ends[0] else 1
+        ends[row] = middle + half
+        down = _FRAME.top - 10 - 16 * row
+        words = [f"{change.words} since {change.since}", change.values, *change.new.split("; ")]
+        mark, size = line(at, down + 4, at, _FRAME.bottom, "mark"), text(middle, down, change.words, "size")
+        plot.add(with_tooltip(f"change {change.state}", "\n".join(filter(None, words)), mark, size))
+
+
+def _point(plot: Plot, series: Series, point: TrendPoint, label: str, failed: bool) -> str:
+    metric = series.described
+    interval = format_interval(metric, point.low, point.high)
+    words = f"{label}\n{format_value(metric, point.value)}" + (f" ({interval})" if interval else "")
+    words += "\nthe gate failed" if failed else ""
+    disturbed = point not in series.usable
+    words += "\nthe machine was too disturbed: not judged" if disturbed else ""
+    radius = (4.5 if failed else 1.8) if len(series.points) > _MANY else (5.5 if failed else 3.0)
+    css_class = f"point{' failed' if failed else ''}{' disturbed' if disturbed else ''}"
+    # Hundreds of points show their tooltip to a pointer only. A keyboard moves from change to change.
+    return plot.dot((point.night, point.value), radius, css_class, words, focus="-1")

@@ -17,8 +17,7 @@ import nights
 import pytest
 from nights import SUITE, ignore, night, outcome, row
 
-from compress.plugins.nightly.backups import BACKUP_COUNT, backups_of, is_undamaged
-from compress.plugins.nightly.history import NightHistory
+from compress.plugins.nightly.history import BACKUP_COUNT, NightHistory, backups_of, is_undamaged
 from compress.utils.errors import InputError, StorageError
 
 NIGHTS, METRICS, PAGE = 12, 40, 4096
@@ -49,7 +48,7 @@ def add(history: NightHistory, places: range) -> None:
 
 def check_values(history: NightHistory) -> int:
     """How many nights are there, without a gap; every measurement is what was put in."""
-    read = history.read_nights(SUITE)
+    read = history.read(SUITE)
     assert [past_night.number for past_night in read] == list(range(1, len(read) + 1))
     series = history.series(SUITE)
     assert len(series) == METRICS or not read
@@ -70,7 +69,7 @@ def damage(path: Path) -> bytes:
 def opened(path: Path) -> tuple[NightHistory, str]:
     """The history of a damaged file, and what was said while it was read for the first time."""
     messages: list[str] = []
-    NightHistory(path, messages.append).read_nights(SUITE)
+    NightHistory(path, messages.append).read(SUITE)
     assert is_undamaged(path)
     (message,) = messages
     return NightHistory(path, ignore), message
@@ -139,7 +138,7 @@ def test_without_a_sound_backup_a_damaged_file_is_left_as_it_is(path: Path) -> N
     for backup in backups_of(path):
         damage(backup)
     with pytest.raises(InputError, match="no backup of it can be read"):
-        NightHistory(path, ignore).read_nights(SUITE)
+        NightHistory(path, ignore).read(SUITE)
     assert path.read_bytes() == content
     assert list(path.parent.glob("*.damaged-*")) == []
 
@@ -147,7 +146,7 @@ def test_without_a_sound_backup_a_damaged_file_is_left_as_it_is(path: Path) -> N
 def test_an_empty_file_becomes_a_history(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
     path.touch()
-    assert NightHistory(path, ignore).read_nights(SUITE) == ()
+    assert NightHistory(path, ignore).read(SUITE) == ()
     assert NightHistory(path, ignore).append(night(0), {}).number == 1
 
 
@@ -162,13 +161,13 @@ def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: 
         history.append(night(NIGHTS), {})
         assert len(messages) == 1
         assert messages[0].startswith(f"No backup of the history {path} could be written: ")
-        assert [past_night.number for past_night in history.read_nights(SUITE)] == list(range(1, NIGHTS + 2))
-        night_counts = [len(NightHistory(backup, ignore).read_nights(SUITE)) for backup in backups_of(path)]
+        assert [past_night.number for past_night in history.read(SUITE)] == list(range(1, NIGHTS + 2))
+        night_counts = [len(NightHistory(backup, ignore).read(SUITE)) for backup in backups_of(path)]
         assert night_counts == [NIGHTS, NIGHTS - 1, NIGHTS - 2]
         disks.Filler(disk, "", room=0).fill()
         with pytest.raises(StorageError, match="history cannot be used"):
             add(history, range(NIGHTS + 1, NIGHTS + 9))
-        assert [past_night.number for past_night in history.read_nights(SUITE)][: NIGHTS + 1] == list(
+        assert [past_night.number for past_night in history.read(SUITE)][: NIGHTS + 1] == list(
             range(1, NIGHTS + 2)
         )
 
@@ -181,7 +180,7 @@ def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tm
         filler = disks.Filler(disk, "", room=0)
         filler.fill()
         with pytest.raises(StorageError, match="No space left"):
-            NightHistory(path, ignore).read_nights(SUITE)
+            NightHistory(path, ignore).read(SUITE)
         assert path.read_bytes() == content
         assert list(disk.glob("*.damaged-*")) == list(disk.glob("*-new")) == []
         filler.file.unlink()
@@ -194,7 +193,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from nights import NightHistory, ignore, night, outcome, row
 history = NightHistory(Path(sys.argv[2]), ignore)
-for place in range(len(history.read_nights("made-up")), 10_000):
+for place in range(len(history.read("made-up")), 10_000):
     rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(40))
     history.append(night(place, [outcome()]), {"tiny": rows})
 """

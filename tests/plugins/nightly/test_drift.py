@@ -25,7 +25,7 @@ def history(tmp_path: Path) -> NightHistory:
 
 
 def drifts(history: NightHistory, accepted: str | None = None, policy: Policy = POLICY) -> list[MetricDrift]:
-    return find_drifts(history.series(SUITE), policy, accepted, history.read_nights(SUITE)[-1])
+    return find_drifts(history.series(SUITE), policy, accepted, history.read(SUITE)[-1])
 
 
 def noisy(levels: Sequence[float], spread: float = 0.01) -> list[float]:
@@ -39,7 +39,7 @@ def test_a_step_is_told_with_size_and_night(history: NightHistory) -> None:
     assert (drift.first, drift.steps, drift.fails) == (31, 1, True)
     assert drift.effect == pytest.approx(0.06, abs=0.012)
     finding = drift_finding(
-        drift, history.series(SUITE), {past_night.number: past_night for past_night in history.read_nights(SUITE)}
+        drift, history.series(SUITE), {past_night.number: past_night for past_night in history.read(SUITE)}
     )
     assert finding.culprit == "tiny: latency_ms on cpu"
     assert finding.since == "night 31 (2026-08-31)"
@@ -132,7 +132,7 @@ def test_the_finding_names_what_was_new_that_night(history: NightHistory) -> Non
         software = {"onnxruntime": "1.32.0" if late else "1.31.0", "kernel": "6.1"}
         commit = ("c" if late else "b") * 40
         history.append(night(number, [night_outcome], software=software, commit=commit), {"tiny": rows})
-    series, read = history.series(SUITE), history.read_nights(SUITE)
+    series, read = history.series(SUITE), history.read(SUITE)
     (drift,) = drifts(history)
     told_of = drift_finding(drift, series, {past_night.number: past_night for past_night in read})
     assert told_of.since == "night 21 (2026-08-21, commit ccccccc)"

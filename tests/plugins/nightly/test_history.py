@@ -28,7 +28,7 @@ def history(tmp_path: Path) -> NightHistory:
 
 
 def test_nothing_is_there_before_the_first_night(history: NightHistory) -> None:
-    assert history.read_nights(SUITE) == ()
+    assert history.read(SUITE) == ()
     assert history.series(SUITE) == ()
     assert not history.path.exists()
 
@@ -42,7 +42,7 @@ def test_what_goes_in_comes_out(history: NightHistory) -> None:
     rows = (row("accuracy", 0.75, "ratio", spread=0.1), row("size_bytes", 123456789.0, "bytes"))
     appended = history.append(first_night, {"tiny": rows})
     assert appended == first_night.model_copy(update={"number": 1})
-    assert history.read_nights(SUITE) == (appended,)
+    assert history.read(SUITE) == (appended,)
     series = history.series(SUITE)
     assert [(line.entry, line.metric, line.unit, line.host) for line in series] == [
         ("tiny", "accuracy", "ratio", HOST),
@@ -59,8 +59,8 @@ def test_suites_and_hosts_are_kept_apart(history: NightHistory) -> None:
     history.append(other, {"tiny": (row("latency_ms", 99.0, "ms"),)})
     lines = {line.host.digest: [point.value for point in line.points] for line in history.series(SUITE)}
     assert lines == {HOST.digest: [1.0, 3.0], OTHER.digest: [2.0, 4.0]}
-    assert [past_night.number for past_night in history.read_nights(SUITE)] == [1, 2, 3, 4]
-    assert [past_night.number for past_night in history.read_nights("other")] == [5]
+    assert [past_night.number for past_night in history.read(SUITE)] == [1, 2, 3, 4]
+    assert [past_night.number for past_night in history.read("other")] == [5]
 
 
 def test_a_clock_that_jumps_back_changes_no_order_and_is_told(history: NightHistory) -> None:
@@ -72,7 +72,7 @@ def test_a_clock_that_jumps_back_changes_no_order_and_is_told(history: NightHist
     assert back.started in back.notes[0]
     assert first.started in back.notes[0]
     assert [point.value for point in history.series(SUITE)[0].points] == [1.0, 2.0, 3.0]
-    assert history.read_nights(SUITE)[1].notes == back.notes
+    assert history.read(SUITE)[1].notes == back.notes
 
 
 @pytest.mark.parametrize("field", ["value", "low", "high"])
@@ -86,7 +86,7 @@ def test_a_value_that_is_no_number_is_refused_and_nothing_is_added(
     with pytest.raises(InputError, match="finite") as refused:
         history.append(night(1), {"tiny": (good, broken)})
     assert refused.value.where == "tiny: f1 of final on cpu"
-    assert len(history.read_nights(SUITE)) == 1
+    assert len(history.read(SUITE)) == 1
     assert [len(line.points) for line in history.series(SUITE)] == [1]
 
 
@@ -100,7 +100,7 @@ def test_a_night_that_breaks_off_is_not_in_it(history: NightHistory, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         history.append(night(1), {"tiny": (row("latency_ms", 2.0, "ms"),)})
     monkeypatch.undo()
-    assert [past_night.number for past_night in history.read_nights(SUITE)] == [1]
+    assert [past_night.number for past_night in history.read(SUITE)] == [1]
 
 
 WRITER = """
@@ -121,7 +121,7 @@ def test_nights_that_end_at_once_all_get_in(history: NightHistory) -> None:
     writers = [subprocess.Popen([*arguments, name], stderr=subprocess.PIPE, text=True) for name in ("a", "b")]
     error_outputs = [writer.communicate(timeout=120)[1] for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0], error_outputs
-    assert [past_night.number for past_night in history.read_nights(SUITE)] == list(range(1, 31))
+    assert [past_night.number for past_night in history.read(SUITE)] == list(range(1, 31))
     series = history.series(SUITE)
     assert len(series) == 80
     assert all([point.value for point in line.points] == [number + 1.0 for number in range(15)] for line in series)
@@ -129,7 +129,7 @@ def test_nights_that_end_at_once_all_get_in(history: NightHistory) -> None:
 
 def test_a_folder_or_a_stranger_is_no_history(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder"):
-        NightHistory(tmp_path, ignore).read_nights(SUITE)
+        NightHistory(tmp_path, ignore).read(SUITE)
     stranger = tmp_path / "stranger.sqlite"
     with sqlite3.connect(stranger) as connection:
         connection.execute("CREATE TABLE songs (title TEXT)")
@@ -146,7 +146,7 @@ def test_a_newer_schema_is_refused(history: NightHistory) -> None:
         connection.execute("PRAGMA user_version = 2")
     connection.close()
     with pytest.raises(InputError, match="schema 2"):
-        history.read_nights(SUITE)
+        history.read(SUITE)
 
 
 def test_a_history_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ return {
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     history = nights.story(tmp_path_factory.mktemp("story") / "history.sqlite")
-    read = history.read_nights(nights.SUITE)
+    read = history.read(nights.SUITE)
     return night_page(read[-1], read, history.series(nights.SUITE), "Invented nights.")
 
 

@@ -189,7 +189,7 @@ def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "tiny: size_bytes on cpu: the level changed by +1.0%" in done.stdout
     assert "since night 10 (2026-08-10)" in done.stdout
-    read = history.read_nights("drifting")[-1]
+    read = history.read("drifting")[-1]
     assert ([item.status for item in read.outcomes], [item.kind for item in read.findings]) == (["missed"], ["drift"])
 
 
@@ -219,7 +219,7 @@ def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(
     assert "Traceback" not in stderr
     assert psutil.wait_procs(family, timeout=20)[1] == []
     assert "the night was interrupted" in stdout
-    (read,) = NightHistory(logs / "history.sqlite", ignore).read_nights(f"cut-{int(number)}")
+    (read,) = NightHistory(logs / "history.sqlite", ignore).read(f"cut-{int(number)}")
     assert [entry_outcome.status for entry_outcome in read.outcomes] == [status, "not run"]
 
 

@@ -76,7 +76,7 @@ def test_junit_has_errors_failures_and_skips() -> None:
 
 
 def test_the_page_marks_each_change_with_night_size_and_commit(story: NightHistory) -> None:
-    read = story.read_nights(SUITE)
+    read = story.read(SUITE)
     page = night_page(read[-1], read, story.series(SUITE))
     marks = re.findall(r'<g class="change (\w+)" tabindex="0">.*?<title>(.*?)</title>', page, re.S)
     step = [words for state, words in marks if state == "worse" and "onnxruntime 1.31.2 \u2192 1.32.0" in words]
@@ -105,7 +105,7 @@ def test_lines_of_other_hosts_are_charts_of_their_own(tmp_path: Path) -> None:
     for number in range(6):
         history.append(night(number, [outcome()], host=other if number % 2 else nights.HOST),
                        {"tiny": (row("latency_ms", 1.0, "ms"),)})  # fmt: skip
-    read = history.read_nights(SUITE)
+    read = history.read(SUITE)
     page = night_page(read[-1], read, history.series(SUITE))
     assert len(re.findall(r"<figure ", page)) == 2
     assert 'name="host"' in page

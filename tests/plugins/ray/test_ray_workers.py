@@ -16,11 +16,11 @@ import tiny_run
 import torch
 from fake_ray import FakeRay, Machine
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.cache import Cache
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.runner import StageRunner
-from compress.plugins.nightly.prefetch import prefetch_stages
+from compress.plugins.nightly.run import prefetch_stages
 from compress.plugins.nightly.suite import SuiteEntry
 from compress.plugins.ray.archive import pack, unpack_verified
 from compress.plugins.ray.cluster import Cluster
@@ -387,4 +387,4 @@ def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
         CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")
     ]
     assert [[forecast(label) for label in forecast.recipe.labels()] for forecast in forecasts] == [[True, True], [True]]
-    assert "one: 2 stages made by the workers" in cast.said
+    assert "one: 2 stages run by the workers" in cast.said

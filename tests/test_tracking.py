@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress.report.tracking import TrackedRun, track, tracked_run
-from compress.results.measurement import Measurement
-from compress.results.report import Report
+from compress.results.report import Measurement, Report
 from compress.utils.errors import InputError
 
 # MLflow's own, about its database and its dependencies.

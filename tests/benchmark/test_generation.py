@@ -23,7 +23,7 @@ from compress.benchmark.workloads.text_generation import add_text_round, random_
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.utils.errors import DataError, InputError, ModelError, StageError
 from compress.utils.progress import SilentProgress
 

@@ -13,15 +13,18 @@ from scipy import stats
 from compress.benchmark import rounds as subject
 from compress.benchmark.record import TimingRecord
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import RoundTimes, TimedRounds, interleave, warm_up
-from compress.benchmark.scenarios import (
+from compress.benchmark.rounds import (
+    RoundTimes,
+    TimedRounds,
     batches_by_length,
     evenly_spaced,
+    interleave,
     length_buckets,
     mixed_rounds,
     one_of_each_length,
     request_gaps_ms,
     sample_by_length,
+    warm_up,
 )
 
 

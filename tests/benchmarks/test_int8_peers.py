@@ -12,7 +12,7 @@ import yaml
 from peers.int8_table import Line, Table, behind
 from tiny_speech import TASK, write_speech
 
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

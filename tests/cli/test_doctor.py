@@ -31,9 +31,10 @@ from compress.formats.onnx.model import quantized_name
 from compress.formats.registry import RUNTIMES
 from compress.models.checkpoint import Checkpoint
 from compress.report.console import console_difference
-from compress.utils import environment, installation
+from compress.utils import environment
+from compress.utils import environment as installation
+from compress.utils.environment import RequiredPackage
 from compress.utils.errors import InputError
-from compress.utils.installation import RequiredPackage
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from compress.cli.report import report as report_command
 from compress.report.pages import write_report
-from compress.results.measurement import Measurement
-from compress.results.report import LimitResult, Report
+from compress.results.report import LimitResult, Measurement, Report
 from compress.utils.errors import InputError
 
 app = typer.Typer()

@@ -7,7 +7,7 @@ from generation_reports import generation_report
 from narrow import broken_words, shown
 
 from compress.cli.output import render_generation, render_rows
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 
 ROWS = (
     Measurement(model="final", metric="accuracy[label=good]", target="cpu", value=0.75, unit="ratio", low=0.7,

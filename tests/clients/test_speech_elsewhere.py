@@ -22,7 +22,7 @@ from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.tasks.audio import Remarks, features_of, read_recording
 from compress.tasks.registry import get_task
-from compress.utils.digests import size_bytes
+from compress.utils.storage import size_bytes
 
 pytestmark = pytest.mark.slow
 DTYPES = {

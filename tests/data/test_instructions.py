@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.data.instructions import CHECKS, USUAL, Instruction, find_instructions, read_instructions
+from compress.data.judged import CHECKS, USUAL, Instruction, find_instructions, read_instructions
 from compress.utils.errors import DataError
 
 CASES: list[tuple[str, Any, list[str], list[str]]] = [

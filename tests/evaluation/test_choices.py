@@ -16,12 +16,11 @@ from PIL import Image
 from quantized import tiny_tokenizer
 from seqeval.metrics import f1_score
 
-from compress.data.instructions import Instruction
-from compress.data.judged import Question, find_questions, read_questions
+from compress.data.judged import Instruction, Question, find_questions, read_questions
 from compress.data.membership import Part
 from compress.evaluation.evaluate import Predictions, slice_rows, task_slice_rows
+from compress.evaluation.generate import answer_instructions, instruction_rows
 from compress.evaluation.image_files import encode_difference_png, encode_png
-from compress.evaluation.instruction_following import answer_instructions, instruction_rows
 from compress.evaluation.zero_shot import choice_rows, choice_scores
 from compress.formats.targets import TARGETS
 from compress.tasks.registry import get_task

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from compress.inspection.budget import Module, budget_of, bytes_by_layer
 from compress.inspection.budget_rendering import write_budget
-from compress.utils.digests import size_bytes
 from compress.utils.responsive_table import bar
+from compress.utils.storage import size_bytes
 
 # By hand: (hidden 32, feed-forward 64, vocabulary 100, positions 512, 2 types), four bytes a weight.
 ATTENTION = 4 * (4 * (32 * 32 + 32) + 2 * 32)

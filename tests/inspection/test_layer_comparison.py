@@ -20,7 +20,7 @@ from compress.formats.ort.write import convert
 from compress.formats.runtime import prepare_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.layer_comparison import FormatComparison, Gap, compare_parts, open_value_graph
-from compress.inspection.node_layers import node_modules
+from compress.inspection.layers import node_modules
 from compress.numerics.block_quantization import on_coarse_grid
 from compress.utils.progress import SilentProgress
 

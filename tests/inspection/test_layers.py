@@ -12,8 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import original_name, write_optimized
-from compress.inspection.layers import group_layers, model_prefix
-from compress.inspection.node_layers import UNNAMED, node_layers, node_modules, origins_in
+from compress.inspection.layers import UNNAMED, group_layers, model_prefix, node_layers, node_modules, origins_in
 from compress.models.stored_tensor import StoredTensor
 
 

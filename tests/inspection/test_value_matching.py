@@ -17,7 +17,7 @@ from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.targets import TARGETS
 from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_value_graph
-from compress.inspection.node_layers import node_modules
+from compress.inspection.layers import node_modules
 from compress.inspection.value_matching import alike, match, orders_of
 from compress.models.model import TorchModel
 from compress.utils.errors import InputError

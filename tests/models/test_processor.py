@@ -19,8 +19,8 @@ from compress.models.model import TorchModel
 from compress.models.processor import load_processor
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules, has_modules, read_modules
 from compress.tasks.registry import get_task
-from compress.utils.digests import digest_directory
 from compress.utils.errors import MissingExtraError, ModelError
+from compress.utils.storage import digest_directory
 
 
 def test_a_tokenizer_an_image_processor_and_a_feature_extractor(tmp_path: Path) -> None:

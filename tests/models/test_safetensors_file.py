@@ -13,12 +13,12 @@ import torch
 from quantized import quantize_tiny_llama, rounded, save_tiny_llama
 from safetensors.numpy import save_file
 
-from compress.models.checkpoint import TABLES, QuantizedCheckpoint
+from compress.models.checkpoint import TABLES, QuantizedCheckpoint, write_shards, write_with_changes
 from compress.models.gptq_layout import pack_bits, pack_layer, unpack_bits, unpack_layer
-from compress.models.safetensors_file import read_header, write_shards, write_with_changes
+from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import infer_role, numpy_dtype, stored
-from compress.utils.digests import digest_directory
 from compress.utils.errors import ModelError
+from compress.utils.storage import digest_directory
 
 
 def write(path: Path, header: object, data: bytes) -> Path:

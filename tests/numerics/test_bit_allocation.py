@@ -15,7 +15,7 @@ from scipy.optimize import LinearConstraint, milp
 
 from compress.numerics.bit_allocation import Option, allocate_bits
 from compress.stages.onnx_int8.accuracy_aware import fewest
-from compress.stages.prune.channel_costs import Cost, Count, ladder, least_loss, nearest_rung
+from compress.stages.prune.channels import Cost, Count, ladder, least_loss, nearest_rung
 
 Units = list[list[Option]]
 

@@ -11,7 +11,7 @@ from tiny_pairs import ROWS, write_recipe
 from tiny_run import compress, latest, load, read_report
 
 from compress.pipeline.run import run
-from compress.utils.errors import DataError, RecipeError
+from compress.utils.errors import RecipeError
 from compress.utils.progress import SilentProgress
 
 MODELS = ("baseline", "trim_vocabulary", "distill", "reduce_dimensions", "onnx", "onnx_int8", "final")
@@ -68,14 +68,6 @@ def test_a_finished_model_is_evaluated_and_compared_again(finished: Path) -> Non
     for metric in ("recall_at_10", "mean_reciprocal_rank", "spearman_rated", "embedding_bytes"):
         assert rows[metric] == measured[metric]
     assert any(metric.startswith("recall_at_10[") for metric in rows)
-
-
-def test_pairs_are_part_of_the_data(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, stages=[{"onnx": {}}])
-    text = (tmp_path / "test.csv").read_text()
-    (tmp_path / "test.csv").write_text(text.replace("text,pair", "text,match"))
-    with pytest.raises(DataError, match="no column 'pair'"):
-        run(load(recipe), tmp_path, tmp_path / "artifacts", SilentProgress())
 
 
 @pytest.mark.parametrize(

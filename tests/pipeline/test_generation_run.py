@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pyarrow.json
 import pytest
 import torch
@@ -16,14 +15,13 @@ from tiny_generation import write_all
 from tiny_run import Notes, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compress.data.instructions import USUAL, find_instructions
+from compress.data.judged import USUAL, find_instructions
 from compress.data.slices import Slice
 from compress.pipeline.measurements import data_record
 from compress.pipeline.run import Run, run
 from compress.pipeline.runner import StageRunner
 from compress.report.compare.reports import compare_reports
-from compress.report.pages import html_page, markdown_report
-from compress.tasks.sequences import token_ids
+from compress.tasks.token_sequences import token_ids
 from compress.utils.errors import DataError
 
 
@@ -155,24 +153,10 @@ def test_limits_are_judged(done: Done) -> None:
     assert speed.passed
 
 
-def test_what_ships_opens_in_onnxruntime(done: Done) -> None:
-    (graph,) = (done.run.folder / "model").rglob("*.onnx")
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    assert {"input_ids", "past_key_values.0.key"} <= {entry.name for entry in session.get_inputs()}
-
-
 def test_nothing_of_classes_is_in_the_run(done: Done) -> None:
     report = done.run.report
     assert (report.calibration, report.slices, report.data and report.data.labels) == ((), {}, ())
     assert not (done.run.folder / "predictions.parquet").exists()
-
-
-def test_views_speak_of_text(done: Done) -> None:
-    page, text = html_page(done.run.report), markdown_report(done.run.report)
-    for words in ("What they write", "Perplexity", "Faster writing", "prompt of 16", "bits a parameter"):
-        assert words in page, words
-    assert "## What they write on cpu" in text
-    assert done.run.report.continuations[0].prompt[:5] in page
 
 
 def test_perplexity_is_compared_window_by_window(done: Done) -> None:

@@ -23,7 +23,6 @@ from compress.models.model import TorchModel
 from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.base import OutputSpec
 from compress.tasks.registry import get_task
-from compress.utils.digests import size_bytes
 from compress.utils.errors import IntegrityError
 
 AnyModel = TorchModel | OnnxModel
@@ -154,14 +153,6 @@ def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
         IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over - 1))._size(size_before, after)
 
 
-def test_a_result_as_small_as_promised(tmp_path: Path):
-    smaller = tiny.encoder(seed=1, num_hidden_layers=1)
-    findings = dict(check(torch_model(0), smaller, tmp_path, OutputSpec(max_size_ratio=0.8)).findings)
-    share = size_bytes(tmp_path / "after") / size_bytes(tmp_path / "before")
-    assert share < 0.8
-    assert f"{share:.1%} of its input" in findings["size"]
-
-
 def test_the_same_prediction_for_every_example(tmp_path: Path):
     model = torch_model(1)
     torch.nn.init.zeros_(model.module.classifier.weight)
@@ -210,12 +201,6 @@ def test_a_reload_with_another_tokenizer(tmp_path: Path):
     assert "once saved and loaded it predicts otherwise" in what
 
 
-def test_graphs_are_held_to_the_same_contract(tmp_path: Path):
-    model = onnx_model()
-    integrity = check(onnx_model(), model, tmp_path, OutputSpec(changes_weights=False))
-    assert dict(integrity.findings)["predictions"] == "finite and not constant"
-
-
 def test_a_constant_graph(tmp_path: Path):
     model = onnx_model()
     tensor = next(tensor for tensor in model.graph.graph.initializer if tensor.name == "classifier.weight")
@@ -243,22 +228,11 @@ def test_arrays_of_a_model_are_all_its_floats():
     assert len(list(inspector_of(graph).float_arrays())) == len(floats) > 10
 
 
-def test_digests_tell_shapes_apart():
+@pytest.mark.parametrize("change", [lambda array: array.reshape(1, *array.shape), lambda array: array.view(np.int32)])
+def test_digests_tell_shapes_and_types_of_the_same_bytes_apart(change: Callable[[np.ndarray], np.ndarray]):
     first, other = onnx_model(), onnx_model()
-    tensor = other.graph.graph.initializer[0]
-    array = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array(array.reshape(1, *array.shape), tensor.name))
-    digests = inspector_of(first).digests(), inspector_of(other).digests()
-    assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
-
-
-def test_digests_tell_types_of_the_same_bytes_apart():
-    first, other = onnx_model(), onnx_model()
-    tensor = next(
-        initializer for initializer in other.graph.graph.initializer if initializer.data_type == onnx.TensorProto.FLOAT
-    )
-    integers = numpy_helper.to_array(tensor).view(np.int32)
-    tensor.CopyFrom(numpy_helper.from_array(integers, tensor.name))
+    tensor = next(entry for entry in other.graph.graph.initializer if entry.data_type == onnx.TensorProto.FLOAT)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
     digests = inspector_of(first).digests(), inspector_of(other).digests()
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
 

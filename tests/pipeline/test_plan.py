@@ -25,7 +25,7 @@ from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
 import compress.pipeline.planning
-import compress.utils.installation
+import compress.utils.environment
 from compress.pipeline.planning import machine_flops_per_second, make_plan, render_plan
 from compress.pipeline.recipe_sources import read_shape, read_size
 from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
@@ -35,7 +35,7 @@ from compress.stages.distill.stage import Distill
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune
-from compress.stages.training.cost import activation_bytes
+from compress.stages.training.length import activation_bytes
 from compress.utils.errors import InputError
 
 CONFIG: dict[str, Any] = {

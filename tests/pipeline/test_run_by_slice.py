@@ -196,11 +196,6 @@ def test_check_refuses_a_column_that_is_not_there(tmp_path: Path, name: str) -> 
     assert ("Did you mean 'source'?" in str(caught.value)) == (name == "test.jsonl")
 
 
-def test_check_takes_a_column_that_is_there(tmp_path: Path) -> None:
-    loaded = tiny_run.load(write(tmp_path))
-    assert make_plan(loaded, tmp_path).recipe == "tiny"
-
-
 def test_evaluate_by_slice_tells_what_the_run_measured(done: Done) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--by-slice", "--json"])
     assert result.exit_code == 0, result.output

@@ -17,7 +17,7 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.targets import TARGETS
 from compress.pipeline.warnings import processor_notes, slow_int8_notes, sparse_notes
 from compress.recipe.recipe import Recipe
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.tasks.registry import get_task
 
 

@@ -16,8 +16,7 @@ from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import find_profile
 from compress.pipeline.target_session import explained, shipped, target_limits
 from compress.report.limits import check_limits
-from compress.results.measurement import Measurement
-from compress.results.report import LimitResult
+from compress.results.report import LimitResult, Measurement
 
 TABLE = np.random.default_rng(0).standard_normal((400, 16), np.float32)
 

@@ -140,16 +140,6 @@ def problems_of_text(folder: Path, text: str) -> list[Problem]:
     return list(caught.value.problems)
 
 
-def test_reads_and_writes(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(GOOD)
-    recipe = read_recipe(path)
-    assert (recipe.evaluation.windows, recipe.evaluation.stride) == (20, 64)
-    assert recipe.benchmark.contexts == (128, 512)
-    path.write_text(dump_recipe(recipe))
-    assert read_recipe(path) == recipe
-
-
 def test_a_dumped_recipe_of_the_other_task_reads_although_it_has_all_defaults(tmp_path: Path) -> None:
     lines = [line for line in CLASSES.splitlines() if not line.startswith(("evaluation", "benchmark"))]
     path = tmp_path / "recipe.yaml"

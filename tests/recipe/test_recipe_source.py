@@ -85,8 +85,8 @@ def test_reads_a_recipe(tmp_path: Path) -> None:
 
 
 def test_ten_mistakes_give_ten_problems_with_their_lines(tmp_path: Path) -> None:
-    found = {(p.line, p.field, p.nearest) for p in problems_of(write(tmp_path, TEN_MISTAKES))}
-    assert found == {
+    problems = problems_of(write(tmp_path, TEN_MISTAKES))
+    assert [(problem.line, problem.field, problem.nearest) for problem in problems] == [
         (1, "name", None),
         (2, "task", "text-classification"),
         (5, "data.splits", None),
@@ -97,12 +97,7 @@ def test_ten_mistakes_give_ten_problems_with_their_lines(tmp_path: Path) -> None
         (13, "stages.2.distill.method", "tinybert"),
         (15, "stages.4.prune", None),
         (17, "limits.0", None),
-    }
-
-
-def test_problems_come_in_the_order_of_the_file_and_count_once(tmp_path: Path) -> None:
-    problems = problems_of(write(tmp_path, TEN_MISTAKES))
-    assert [p.line for p in problems] == [1, 2, 5, 8, 9, 10, 12, 13, 15, 17]
+    ]
 
 
 def test_every_problem_names_file_and_found_value(tmp_path: Path) -> None:
@@ -192,11 +187,6 @@ def test_semantic_problems_do_not_hide_behind_field_errors(tmp_path: Path) -> No
     )
     fields = {p.field for p in problems_of(write(tmp_path, text))}
     assert fields == {"stages.1.distill.teacher", "stages.1.distill.epochs", "limits.0.at_least", "limits.0.of"}
-
-
-def test_a_misspelt_stage_does_not_make_its_label_unknown(tmp_path: Path) -> None:
-    problem = only_problem(write(tmp_path, GOOD.replace("- finetune:", "- finetun:")))
-    assert (problem.field, problem.nearest) == ("stages.0.finetun", "finetune")
 
 
 @pytest.mark.parametrize("stages", ["", "stages:\n", "stages: []\n", "stages: {onnx: }\n"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from compress.formats.registry import FORMATS
-from compress.recipe.chosen_target import TARGET_FIELDS
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Recipe
+from compress.recipe.target_entries import TARGET_FIELDS
 from compress.stages.registry import STAGES
 from compress.utils.errors import RecipeError
 

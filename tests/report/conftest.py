@@ -9,13 +9,13 @@ import pytest
 
 from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits
-from compress.results.measurement import Measurement
 from compress.results.report import (
     CalibrationBin,
     CalibrationCurve,
     DataRecord,
     IntegrityRecord,
     LayerBytes,
+    Measurement,
     Report,
     SkippedTarget,
     SliceRecord,

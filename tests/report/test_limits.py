@@ -10,8 +10,7 @@ import pytest
 
 from compress.recipe.recipe import Limit, Verdicts
 from compress.report.limits import check_limits, limit_text, paired_ratio_interval
-from compress.results.measurement import Measurement
-from compress.results.report import LimitResult, SkippedTarget
+from compress.results.report import LimitResult, Measurement, SkippedTarget
 
 
 def row(model: str, metric: str, value: float, target: str = "cpu", **more: object) -> Measurement:

@@ -34,9 +34,8 @@ from compress.results.formatting import (
     format_seconds,
     format_value,
 )
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric, length_range_of, main_metrics, other_metrics, quality_metric
-from compress.results.report import LayerBytes, Report
+from compress.results.report import LayerBytes, Measurement, Report
 
 
 @pytest.mark.parametrize(

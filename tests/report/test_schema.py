@@ -8,8 +8,7 @@ import pytest
 
 from compress.report.pages import write_report
 from compress.report.run_folder import find_report, write_atomically
-from compress.results.measurement import Measurement
-from compress.results.report import Report, StageRecord, load_report
+from compress.results.report import Measurement, Report, StageRecord, load_report
 from compress.utils.errors import InputError, StorageError
 
 

@@ -13,9 +13,8 @@ from compress.numerics.differences import difference_of_shares
 from compress.report.charts import reliability_diagram, slice_plot
 from compress.report.pages import html_page, markdown_report
 from compress.report.slices import format_change, slice_results
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric, main_metrics, metric_on_slice, other_metrics, slice_of
-from compress.results.report import Report, SliceRecord
+from compress.results.report import Measurement, Report, SliceRecord
 
 
 def test_bits_begin_with_the_highest_of_the_first_byte() -> None:

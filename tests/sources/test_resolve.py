@@ -220,7 +220,7 @@ def test_second_call_takes_the_folder_that_is_there(tmp_path: Path, monkeypatch:
     def again(*_: object) -> None:
         raise AssertionError("converted a second time")
 
-    monkeypatch.setattr("compress.sources.gguf_conversion._write", again)
+    monkeypatch.setattr("compress.sources.conversions._write", again)
     (tmp_path / "tiny.gguf").rename(tmp_path / "renamed.gguf")
     assert resolve_model(str(tmp_path / "renamed.gguf"), cache=tmp_path / "cache") == first
 

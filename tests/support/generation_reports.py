@@ -8,8 +8,7 @@ from typing import Any
 
 from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits
-from compress.results.measurement import Measurement
-from compress.results.report import ContinuationRecord, GeneratedToken, Report, StageRecord
+from compress.results.report import ContinuationRecord, GeneratedToken, Measurement, Report, StageRecord
 
 LOSSES = {
     "baseline": (3.1, 3.4, 2.9, 3.3, 3.2, 3.0, 3.6, 2.8),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compress.evaluation.image_files import encode_difference_png, encode_png
-from compress.results.measurement import Measurement
-from compress.results.report import DriftRecord, PictureRecord, Report, StageRecord
+from compress.results.report import DriftRecord, Measurement, PictureRecord, Report, StageRecord
 
 PROMPTS = ("a photo of a coat", "a bag in a catalogue", "the shop has <b>boots</b>")
 # model: levels that it adds to the baseline's, steps, latency in ms, Fréchet distance, prompts seen of 200. Invented.

@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
+from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint, write_shards
 from compress.models.gptq_layout import pack_layer
-from compress.models.safetensors_file import write_shards
 from compress.numerics.integer_grid import QuantizedWeight
 
 VOCABULARY = 160

@@ -19,8 +19,8 @@ from compress.stages.distill_language_model import trainer
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.distill_language_model.trainer import LanguageDistillationTrainer
 from compress.stages.training import sharding
-from compress.tasks.conversations import text_or_messages
 from compress.tasks.registry import get_task
+from compress.tasks.token_sequences import text_or_messages
 from compress.utils.errors import StageError
 
 __all__ = ["conversations", "losses", "refusal", "sharded"]

@@ -11,9 +11,8 @@ from quantized import tiny_tokenizer
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.tasks.conversations import rendered, text_or_messages
 from compress.tasks.registry import get_task
-from compress.tasks.sequences import learned_tokens, token_ids
+from compress.tasks.token_sequences import learned_tokens, rendered, text_or_messages, token_ids
 from compress.utils.errors import DataError
 
 CHAT = (

@@ -15,9 +15,9 @@ from sklearn.metrics import jaccard_score
 from tiny_places import LABELS, SEGMENTATION, scenes, table
 from transformers import ImageSegmentationPipeline
 
+from compress.data.annotations import read_mask
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.data.masks import read_mask
 from compress.models.model import TorchModel
 from compress.tasks.image_segmentation import TASK, masks, pixel_counts
 from compress.tasks.inference import loss_of, predict, tensors

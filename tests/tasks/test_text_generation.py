@@ -22,11 +22,11 @@ from compress.data.dataset import load_dataset
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint_vocabulary import trim_checkpoint
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.sequences import cut, opening, spread, token_ids
 from compress.tasks.task import CollectedOutputs, Examples
 from compress.tasks.text_generation import TASK
+from compress.tasks.token_sequences import cut, opening, spread, token_ids
 from compress.utils.errors import DataError, ModelError
 from compress.utils.progress import SilentProgress
 

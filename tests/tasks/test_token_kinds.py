@@ -12,10 +12,10 @@ from mergeable import train_tokenizer
 from quantized import tiny_tokenizer
 
 from compress.evaluation.evaluate import token_kind_rows
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.sequences import token_ids
 from compress.tasks.text_generation import KINDS, TASK, python_kinds
+from compress.tasks.token_sequences import token_ids
 from compress.utils.errors import DataError
 
 CODE = 'def f(x):\n    if x > 12: # é\n        s = f"a{x}"\n'

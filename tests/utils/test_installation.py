@@ -13,11 +13,11 @@ from hypothesis import given, strategies
 from narrow import shown
 from packaging.requirements import Requirement
 
-from compress.utils import installation as subject
-from compress.utils.append_log import AppendOnlyFile
+from compress.utils import environment as subject
+from compress.utils.environment import RequiredPackage
 from compress.utils.errors import StorageError
-from compress.utils.installation import RequiredPackage
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
+from compress.utils.storage import AppendOnlyFile
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from compress.data.samples import clients
 from compress.data.samples.clients import apt_download, pip_download, unpacked_tar
 from compress.data.samples.fetch import fetch
 from compress.data.samples.sample import Package, Sample, find_sample
-from compress.utils.digests import digest_file
 from compress.utils.errors import SampleError
 from compress.utils.progress import SilentProgress
+from compress.utils.storage import digest_file
 
 MINILM = find_sample("minilm").packages[0]
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compress.numerics.statistics import wilson_interval
-from compress.results.measurement import Measurement
-from compress.results.report import DataRecord, Report
+from compress.results.report import DataRecord, Measurement, Report
 
 MACHINE = {
     "processor": "an invented processor", "features": ["avx2"], "cores": 4, "cores_granted": 4, "cores_quota": None,

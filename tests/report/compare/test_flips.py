@@ -17,8 +17,7 @@ from compress.report.compare.change import ComparedModels
 from compress.report.compare.effects import largest_change, slice_changes
 from compress.report.compare.flips import find_flips
 from compress.report.predictions import ModelAnswers, write_predictions
-from compress.results.measurement import Measurement
-from compress.results.report import DataRecord, Report, SliceRecord
+from compress.results.report import DataRecord, Measurement, Report, SliceRecord
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 

@@ -14,8 +14,7 @@ from compress.recipe.policy import Policy
 from compress.report.compare.pages import html_comparison, markdown_comparison
 from compress.report.compare.reports import compare_reports
 from compress.report.pages import html_page
-from compress.results.measurement import Measurement
-from compress.results.report import AnswerRecord
+from compress.results.report import AnswerRecord, Measurement
 
 
 def perplexity(losses: list[float]) -> Measurement:

@@ -12,8 +12,7 @@ from scipy.stats import binom, norm
 from compress.recipe.policy import Policy, Rule
 from compress.report.compare.change import MetricChange
 from compress.report.compare.reports import compare_reports
-from compress.results.measurement import Measurement
-from compress.results.report import DataRecord, Report, SkippedTarget, SliceRecord
+from compress.results.report import DataRecord, Measurement, Report, SkippedTarget, SliceRecord
 from compress.utils.errors import InputError
 
 NO_SPREAD = Policy(session_spread=0.0)

@@ -27,7 +27,7 @@ from compress.formats.quiet_output import quiet_libraries
 from compress.models.processor import load_tokenizer
 from compress.numerics.statistics import bootstrap_interval
 from compress.tasks.registry import get_task
-from compress.tasks.sequences import token_ids
+from compress.tasks.token_sequences import token_ids
 from compress.utils.progress import SilentProgress
 
 _INPUTS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"

@@ -29,9 +29,8 @@ import torch
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
-from compress.models.checkpoint import Checkpoint
+from compress.models.checkpoint import Checkpoint, write_shards
 from compress.models.gptq_layout import pack_layer
-from compress.models.shards import write_shards
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.plugins.diff.models import Side, Wanted, compare_models
@@ -253,7 +252,7 @@ def format_rows() -> Iterator[list[str]]:
     import tiny
 
     from compress.models.checkpoint import QuantizedCheckpoint
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
     from compress.stages.base import Context
     from compress.utils.errors import CompressError
 

@@ -35,7 +35,7 @@ def _session(graph: Any) -> Any:
 def timed(name: str, length: int = 128, seconds: float = 8.0) -> tuple[float, float]:
     """Medians in ms, one example at a time and in turns: the plain fp32 graph, and INT8 of the fused one."""
     from compress.formats.onnx.export import export_onnx
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
     model = TorchModel(build(name, real=True), None)
     examples = examples_of(name, 32, longest=length)

@@ -27,7 +27,7 @@ from peers.language_setting import LanguageSetting
 
 from compress.formats.quiet_output import quiet_libraries
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.recipe.loading import read_recipe
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.prune_decoder.stage import PruneDecoder

@@ -42,16 +42,16 @@ from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.quiet_output import quiet_libraries, suppress_output
 from compress.models.graph_inputs import GRAPH_INPUTS
+from compress.models.model import TorchModel
 from compress.models.processor import processor_of
-from compress.models.torch_model import TorchModel
 from compress.numerics.output_agreement import output_agreement
 from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
 from compress.stages.base import Context
-from compress.tasks.batches import keep_all
 from compress.tasks.registry import get_task
 from compress.tasks.task import CollectedOutputs, Task
+from compress.tasks.tokens import keep_all
 from compress.utils.errors import CompressError, first_line
 from compress.utils.progress import Progress, SilentProgress
 

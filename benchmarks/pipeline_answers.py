@@ -21,8 +21,8 @@ from compress.formats.generation.decoder import Decoder
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor, load_tokenizer
-from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.tokens import by_length, keep_all
 
 TARGET = TARGETS["cpu"]
 _PARAGRAPHS, _BEGINNING, _CONTINUED = 200, 100, 8

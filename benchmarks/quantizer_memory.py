@@ -93,7 +93,7 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     from compress.data.dataset import Dataset
     from compress.models.checkpoint import Checkpoint
     from compress.stages.base import Context
-    from compress.stages.blockwise.build import build_blockwise_model
+    from compress.stages.blockwise.blockwise_model import build_blockwise_model
     from compress.stages.registry import STAGES
     from compress.tasks.registry import get_task
     from compress.utils.progress import SilentProgress
@@ -137,7 +137,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-    from compress.models.shards import write_shards
+    from compress.models.checkpoint import write_shards
 
     config = LlamaConfig(**shape, tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1)
     config.architectures = ["LlamaForCausalLM"]

@@ -23,8 +23,8 @@ from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_pro
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
+from compress.models.model import TorchModel
 from compress.models.structure import blocks
-from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import keep_heads, keep_layers, keep_neurons
 from compress.recipe.recipe import Benchmark
 from compress.tasks.registry import get_task

@@ -22,14 +22,14 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.quiet_output import quiet_libraries
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.model import TorchModel
 from compress.models.quantized_module import load_quantized_module
-from compress.models.torch_model import TorchModel
 from compress.sources.resolve import resolve_model
 from compress.stages.base import Context
 from compress.stages.gptq.stage import Gptq
 from compress.stages.recovery.quantized_recovery import learn
+from compress.stages.recovery.stages import TuneScales
 from compress.stages.recovery.trainer import RecoveryTrainer, TokenSequences, recovery_sequences
-from compress.stages.recovery.tune_scales import TuneScales
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 

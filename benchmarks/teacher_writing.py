@@ -23,10 +23,10 @@ import typer
 from peers.language_setting import LanguageSetting
 
 from compress.formats.quiet_output import quiet_libraries
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.training.sequences import TokenSequences
+from compress.stages.training.settings import TeacherWrites
 from compress.stages.training.synthetic_data import with_synthetic_text
-from compress.stages.training.synthetic_data_settings import TeacherWrites
 from compress.tasks.task import Examples
 from compress.utils.environment import environment
 from compress.utils.progress import SilentProgress

@@ -41,8 +41,8 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
+from compress.models.model import TorchModel
 from compress.models.structure import blocks
-from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import keep_heads, keep_neurons
 from compress.models.vocabulary import trim
 from compress.numerics.differences import decide, difference_of_shares, discordant

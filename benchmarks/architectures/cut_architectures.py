@@ -22,9 +22,8 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 from trials import Trial
 
-from compress.models.pruned_model import load_pruned
 from compress.models.structure import Linear, blocks, in_features, stacks
-from compress.models.transformer_pruning import check_heads_prunable, keep_heads, keep_layers, keep_neurons
+from compress.models.transformer_pruning import check_heads_prunable, keep_heads, keep_layers, keep_neurons, load_pruned
 from compress.utils.errors import CompressError, StageError, first_line
 
 _ALIKE = 1e-4

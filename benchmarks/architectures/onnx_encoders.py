@@ -65,7 +65,7 @@ def attention_calls(name: str, module: Any) -> int:
 def judge(name: str, _: Path) -> dict[str, str]:
     """Export a family, prove it, quantize it and compare."""
     from compress.formats.onnx.export import export_onnx, verify_parity
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
     model = TorchModel(build(name), None)
     examples = examples_of(name)

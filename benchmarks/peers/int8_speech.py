@@ -12,8 +12,8 @@ import onnx
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel
-from compress.inspection.transcription_calls import transcription_calls
-from compress.models.torch_model import TorchModel
+from compress.inspection.activation_clipping import transcription_calls
+from compress.models.model import TorchModel
 from compress.tasks.task import Examples
 
 _CALLS = 6

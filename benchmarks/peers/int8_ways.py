@@ -17,7 +17,7 @@ from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel, quantized_name
 from compress.formats.onnx.stage import Onnx
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.runner import StageRunner
 from compress.stages.base import Context
 from compress.stages.onnx_int8.quantizer import calibration_set

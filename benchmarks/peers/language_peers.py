@@ -23,9 +23,9 @@ from compress.formats.onnx.decoder import export_decoder
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
-from compress.models.imatrix import read_imatrix
+from compress.models.safetensors_file import read_imatrix
 from compress.stages.imatrix.stage import Imatrix
-from compress.utils.digests import size_bytes
+from compress.utils.storage import size_bytes
 
 OURS = "compress, quick GPTQ"
 OURS_TRAINED, OURS_TUNED = "compress, block_qat", "compress, block_qat and tune_scales"

@@ -34,22 +34,85 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from compress.benchmark.energy import EnergyMeter, find_meter
 from compress.benchmark.reference_timing import ReferenceKernels
-from compress.benchmark.rpc import Reply, serve
-from compress.benchmark.worker_sessions import combined_start_up, external_sessions, preemptions
+from compress.benchmark.subprocess_client import Reply, serve
 from compress.formats.generation.decoder import GreedyDecoder, WritesItself, open_decoder
-from compress.formats.runtime import Batch, Session, TimesItself, get_runtime
+from compress.formats.runtime import Batch, ComponentSession, Session, TimesItself, get_runtime
 from compress.formats.target_profile import Target
-from compress.models.image_generation import image_generation_hook
-from compress.models.pipeline_folder import is_pipeline
-from compress.models.remote_code import allow
+from compress.models.config_checks import allow
+from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.utils.errors import StageError
+
+_MODEL, _TRANSFER = "model_", "transfer_bytes"
+
+
+def external_sessions(session: object) -> list[TimesItself]:
+    """Return the sessions of a model whose graphs run in other processes. A model in this process has none."""
+    sessions = session.parts.values() if isinstance(session, ComponentSession) else [session]
+    return [part for part in sessions if isinstance(part, TimesItself)]
+
+
+def combined_start_up(sessions: Sequence[TimesItself]) -> dict[str, float]:
+    """Return the start-up times of components as if one process held them all: the runtime once, and each model."""
+    first, *others = (session.start_up for session in sessions)
+    combined = dict(first)
+    for times in others:
+        for name in combined:
+            combined[name] += times[name] if name.startswith(_MODEL) else 0.0
+        if _TRANSFER in combined:
+            combined[_TRANSFER] += times[_MODEL + _TRANSFER]
+    return combined
+
+
+def preemptions() -> int:
+    """Return how often a thread of this process had to stop for another process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+_ROOT = Path("/")
+_ZONES = "sys/class/powercap"
+
+
+@dataclass(frozen=True)
+class EnergyMeter:
+    """Counters of all processor packages. The energy is that of the whole package, for all processes."""
+
+    zones: tuple[Path, ...]
+
+    def read(self) -> tuple[int, ...]:
+        """Return the microjoules counted by each package so far. Raises `StageError` if a counter has disappeared."""
+        try:
+            return tuple(int((zone / "energy_uj").read_text()) for zone in self.zones)
+        except (OSError, ValueError) as error:
+            raise StageError(f"The energy counter can no longer be read: {error}", where="benchmark") from error
+
+    def between_mj(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """Return the millijoules between two readings. A counter starts again at 0 past its range."""
+        total = 0
+        for zone, first, last in zip(self.zones, before, after, strict=True):
+            if last < first:
+                last += int((zone / "max_energy_range_uj").read_text())
+            total += last - first
+        return total / 1000
+
+
+def find_meter(root: Path = _ROOT) -> EnergyMeter | str:
+    """Return the meter of this machine, or why there is none."""
+    zones = sorted(path for path in (root / _ZONES).glob("*-rapl:*") if path.name.count(":") == 1)
+    if not zones:
+        return f"the kernel shows no RAPL counter in /{_ZONES}"
+    meter = EnergyMeter(tuple(zones))
+    try:
+        meter.read()
+    except StageError as error:
+        return f"the RAPL counter cannot be read ({error.__cause__}); it needs root, or read permission on energy_uj"
+    return meter
 
 
 def read_batches(path: Path) -> list[Batch]:

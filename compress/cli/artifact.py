@@ -12,8 +12,8 @@ from compress.formats.model_file import format_of, holds, model_files
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile, Target
 from compress.formats.targets import PROFILES
+from compress.models.config_checks import allow
 from compress.models.json_file import read_json
-from compress.models.remote_code import allow
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe

@@ -28,7 +28,7 @@ from compress.inspection.layer_comparison import (
     gives_values,
     open_value_graph,
 )
-from compress.inspection.node_layers import node_modules
+from compress.inspection.layers import node_modules
 from compress.inspection.value_matching import match
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.warnings import float_label
@@ -181,7 +181,7 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
             )
         graph = model_file(place)
         return _Reference(onnx.load(graph), node_modules(graph), f"the float file {graph.name}")
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
     progress.note("exporting the float weights, as the reference")
     exported = export_onnx(TorchModel.load(place, found.task), examples, opset=None, fusions=False).graph

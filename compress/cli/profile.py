@@ -107,8 +107,7 @@ def _part_calls(
     """
     from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls
     from compress.formats.runtime import ComponentSession, get_runtime
-    from compress.models.image_generation import image_generation_hook
-    from compress.models.pipeline_folder import UNET
+    from compress.models.pipeline_folder import UNET, image_generation_hook
     from compress.utils.errors import InputError
 
     given = [name for name, value in idle.items() if value is not None]

@@ -18,11 +18,11 @@ from compress.models.folder_checks import check_processor
 from compress.models.json_file import read_json
 from compress.models.processor import load_processor
 from compress.numerics.statistics import linearized, ratio_interval, wilson_interval
-from compress.results.measurement import Measurement
 from compress.results.metrics import metric_on_slice
-from compress.tasks.batches import by_length, keep_all
+from compress.results.report import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.tokens import by_length, keep_all
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from compress.formats.onnx.int8.byte_products import ByteProduct, byte_products
 from compress.formats.onnx.int8.observers import Feed, stream_activations
-from compress.numerics.saturation import pairs_at_risk, pairwise_saturating
+from compress.numerics.int8_activations import pairs_at_risk, pairwise_saturating
 
 MOST_ROWS = 512
 """Maximum number of activation rows computed per layer; each costs as much as its product."""

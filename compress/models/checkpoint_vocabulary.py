@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from compress.models.checkpoint import Checkpoint
+from compress.models.checkpoint import Checkpoint, write_shards
 from compress.models.folder_checks import INDEX, TOKENIZER_FILES, refuse_quantized
 from compress.models.json_file import read_json
 from compress.models.meta_model import build_on_meta
-from compress.models.shards import write_shards
 from compress.models.vocabulary import tokenizer_definition, trim_definition
 from compress.utils.errors import StageError
 

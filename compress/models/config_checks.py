@@ -7,11 +7,11 @@ import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compress.models.json_file import read_json
 from compress.models.pipeline_folder import is_pipeline
-from compress.models.remote_code import MODULE_KEY
 from compress.utils.errors import MissingExtraError, ModelError
 
 _MAPPINGS = ("auto_mappings", "configuration_auto")
@@ -148,3 +148,28 @@ def _installed() -> str:
         return version("transformers")
     except PackageNotFoundError:
         return ""
+
+
+MODULE_KEY = "compress_module"
+"""Key in config.json with the function that builds the model; see `custom_module`."""
+TIMM_NETWORK = "compress.models.timm_models:build"
+"""Function that builds networks of timm; as a part of this package it is always allowed."""
+_allowed: dict[str, Path] = {TIMM_NETWORK: Path()}
+
+
+def allow(reference: str, folder: Path) -> None:
+    """Allow modules built by ``reference``: `package.module:function`, or `file.py:function` in ``folder``.
+
+    A model's own folder as reference allows the Python files in that folder.
+    """
+    _allowed[reference] = folder
+
+
+def is_allowed(reference: str) -> bool:
+    """Return True if a recipe of this process names the reference, or it is part of this package."""
+    return reference in _allowed
+
+
+def allowed_code() -> Mapping[str, Path]:
+    """Return the allowed references and the folders of the recipes that name them."""
+    return MappingProxyType(_allowed)

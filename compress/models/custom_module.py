@@ -20,9 +20,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput, ModelOutput
 
+from compress.models.config_checks import MODULE_KEY, allowed_code, is_allowed
 from compress.models.folder_checks import WEIGHTS
 from compress.models.pruned_layer_sizes import resize_to_recorded
-from compress.models.remote_code import MODULE_KEY, allowed_code, is_allowed
 from compress.utils.errors import ModelError, first_line
 
 Answers = Callable[[Any, Any, PreTrainedConfig], ModelOutput]

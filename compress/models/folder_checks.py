@@ -7,9 +7,8 @@ from typing import Any
 
 from compress.models.config_checks import is_timm
 from compress.models.graph_inputs import GRAPH_INPUTS
-from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
-from compress.models.pipeline_folder import is_pipeline, part_config, pipeline_weights
+from compress.models.pipeline_folder import image_generation_hook, is_pipeline, part_config, pipeline_weights
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError

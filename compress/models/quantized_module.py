@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from compress.models.checkpoint import Checkpoint
 from compress.models.experts import separate_experts
 from compress.models.meta_model import build_decoder_on_meta, build_on_meta
-from compress.models.transposed_linear import TransposedLinear, linear_for_conv1d
+from compress.models.structure import TransposedLinear, linear_for_conv1d
 from compress.numerics.fake_quantization import dequantize, stored_as
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.utils.errors import ModelError

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,3 +82,25 @@ def read_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata()
         return metadata
+
+
+def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file that gets its name only after all of it is on disk."""
+    from safetensors.torch import save_file
+
+    partial = path.with_suffix(".partial")
+    save_file(dict(tensors), partial, metadata=metadata)
+    with partial.open("rb") as file:
+        # Without this, a crash could leave a complete name with incomplete content.
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+IMATRIX = "imatrix.safetensors"
+"""File of float32 [columns] tensors by module names, with the meaning that llama.cpp's imatrix has."""
+
+
+def read_imatrix(folder: Path) -> Mapping[str, torch.Tensor]:
+    """Return the importance matrix in a checkpoint's folder; empty if there is none."""
+    file = folder / IMATRIX
+    return {tensor.name: read_tensor(file, tensor.name) for tensor in read_header(file)} if file.is_file() else {}

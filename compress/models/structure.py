@@ -341,3 +341,20 @@ def _between(module: nn.Module, paths: list[str], neurons: int) -> list[nn.Modul
         for part in module.get_submodule(common).modules()
         if id(part) not in layers and any(neurons in tensor.shape for tensor in part.parameters(recurse=False))
     ]
+
+
+class TransposedLinear(nn.Linear):
+    """Linear layer whose float weight is stored as [in_features, out_features]."""
+
+
+def linear_for_conv1d(model: Any) -> frozenset[str]:
+    """Replace every `Conv1D` by a `TransposedLinear` on the meta device, in place, and return their names."""
+    from transformers.pytorch_utils import Conv1D
+
+    convolutions = {name: part for name, part in model.named_modules() if isinstance(part, Conv1D)}
+    for name, part in convolutions.items():
+        # Replace the module in its parent.
+        owner, _, leaf = name.rpartition(".")
+        replacement = TransposedLinear(part.nx, part.nf, bias=part.bias is not None, device="meta")
+        setattr(model.get_submodule(owner), leaf, replacement.requires_grad_(False))
+    return frozenset(convolutions)

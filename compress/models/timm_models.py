@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from compress.models.config_checks import MODULE_KEY
 from compress.models.custom_module import CustomModule
-from compress.models.remote_code import MODULE_KEY
 from compress.utils.errors import MissingExtraError
 
 _FETCHES = frozenset(("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from compress.models.attention_pruning import keep_attention_units, keep_columns, keep_rows, unprunable_reason
 from compress.models.folder_checks import weight_files
-from compress.models.pruned_layer_sizes import CHANNELS_KEY
+from compress.models.pruned_layer_sizes import CHANNELS_KEY, resize_to_recorded
 from compress.models.safetensors_file import read_header
 from compress.models.structure import Attention, TransformerBlock, blocks, stacks
 from compress.utils.errors import StageError
@@ -356,3 +356,31 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
         for key, value in vars(part).items()
         if isinstance(value, int | float) and key not in _NOT_OF_INFERENCE and key[0] != "_"
     }
+
+
+def is_pruned(config: Any) -> bool:
+    """Return True if ``config`` records pruned heads, neurons or channels."""
+    return any(getattr(config, key, None) for key in (HEADS_KEY, NEURONS_KEY, CHANNELS_KEY))
+
+
+def load_pruned(auto: Any, directory: Path, config: Any) -> Any:
+    """Load the model of auto class ``auto`` that `TorchModel.save` wrote to ``directory``.
+
+    transformers loads the weights, because only it maps stored names to an architecture's modules. It gets a subclass
+    whose layers are resized right after construction. Raises `ModelError` if recorded sizes do not fit.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model_class: type[Any] = type(auto.from_config(config))
+
+    def init(module: Any, own: Any, *arguments: Any, **options: Any) -> None:
+        model_class.__init__(module, own, *arguments, **options)
+        resize_to_recorded_parts(module)
+        resize_to_recorded(module, own, str(directory / "config.json"))
+
+    resized_class = type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
+    module = resized_class.from_pretrained(directory, config=config, use_safetensors=True)  # type: ignore[attr-defined]
+    # The subclass has done its work; the model is an instance of the original class.
+    module.__class__ = model_class
+    return module

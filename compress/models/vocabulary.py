@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.utils.errors import StageError
 
 _SUPPORTED = ("WordPiece", "BPE", "Unigram")

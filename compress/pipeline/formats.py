@@ -12,8 +12,8 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.target_profile import Target
 from compress.models.json_file import read_json
+from compress.models.model import TorchModel
 from compress.models.processor import PREPROCESSOR
-from compress.models.torch_model import TorchModel
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import BASELINE, FINAL
@@ -29,8 +29,8 @@ from compress.tasks.capability import (
     Capabilities,
 )
 from compress.tasks.registry import get_task, infer_task, tasks_with
+from compress.utils.environment import has_package
 from compress.utils.errors import ModelError
-from compress.utils.installation import has_package
 
 FLOAT = "fp32"
 _ANY_ARCHITECTURE = frozenset({GENERATES, DESCRIBES_IMAGES})

@@ -5,35 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from compress.data.instructions import USUAL, find_instructions
+from compress.data.judged import USUAL, find_instructions
+from compress.data.membership import Part
 from compress.evaluation.generate import (
     TokenProbability,
+    answer_instructions,
+    answer_perplexity,
     choose_prompts,
     continue_prompts,
     decode_tokens,
+    encode_chats,
     encode_texts,
     find_fallen_tokens,
+    has_chat_template,
+    instruction_rows,
     looping_row,
     repetition_note,
     repetition_row,
     token_probabilities,
 )
-from compress.evaluation.instruction_following import (
-    answer_instructions,
-    answer_perplexity,
-    encode_chats,
-    has_chat_template,
-    instruction_rows,
-)
 from compress.evaluation.zero_shot import choice_rows, choice_scores, pair_cosines, similarity_rows
 from compress.models.config_checks import max_positions
 from compress.models.json_file import read_json
+from compress.models.pipeline_folder import image_generation_hook
 from compress.pipeline.target_session import TargetSession, windows_digest
-from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, FINAL, AnswerRecord, ContinuationRecord, GeneratedToken, LostToken
-from compress.tasks.capability import GENERATES
-from compress.tasks.sequences import spread
+from compress.results.report import (
+    BASELINE,
+    FINAL,
+    AnswerRecord,
+    ContinuationRecord,
+    DriftRecord,
+    GeneratedToken,
+    LostToken,
+    Measurement,
+    PictureRecord,
+)
+from compress.tasks.capability import GENERATES, GENERATES_IMAGES
+from compress.tasks.token_sequences import spread
 from compress.utils.errors import DataError
 
 
@@ -254,3 +264,30 @@ def similarities(session: TargetSession) -> list[Measurement]:
         cosine_values = session.cached_json("similarity", label, parts, "cosines.json", (name, name), compute)
         rows += similarity_rows(rated, cosine_values, label, session.target.name)
     return rows
+
+
+def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measurement]:
+    """Return the metrics that the recipe's judge computes from each model's images, on all rows and each slice."""
+    return _evaluate("judgements", session, parts)
+
+
+def sampling_steps(session: TargetSession) -> list[Measurement]:
+    """Return the number of sampling steps of each model."""
+    return _evaluate("sampling_steps", session)
+
+
+def image_grid(session: TargetSession) -> list[PictureRecord]:
+    """Return the first images of each model, with their difference from the baseline's images."""
+    return _evaluate("image_grid", session)
+
+
+def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
+    """Return how far each model's latents drift from the baseline's, over the images of the grid."""
+    return _evaluate("sampling_drifts", session)
+
+
+def _evaluate(hook: str, session: TargetSession, *arguments: Any) -> list[Any]:
+    if GENERATES_IMAGES not in session.runner.inputs.task.capabilities:
+        return []
+    results: list[Any] = image_generation_hook(hook)(session, *arguments)
+    return results

@@ -25,15 +25,14 @@ from compress.formats.registry import part_of
 from compress.inspection.tensors import read_model
 from compress.models.checkpoint import TABLES, Checkpoint
 from compress.models.folder_checks import weight_files
-from compress.models.image_generation import image_generation_hook
-from compress.models.model import Model
+from compress.models.model import Model, TorchModel
+from compress.models.pipeline_folder import image_generation_hook
 from compress.models.safetensors_file import read_header
-from compress.models.torch_model import TorchModel
 from compress.stages.base import OutputSpec
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.task import Examples, Task
-from compress.utils.digests import size_bytes
 from compress.utils.errors import IntegrityError, ModelError
+from compress.utils.storage import size_bytes
 
 PROBE_ROWS = 32
 _SAME = 1e-5
@@ -225,7 +224,7 @@ def _blockwise_logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     import torch
 
     from compress.models.processor import load_processor, load_tokenizer
-    from compress.stages.blockwise.build import build_blockwise_model, last_hidden
+    from compress.stages.blockwise.blockwise_model import build_blockwise_model, last_hidden
 
     if model.config.get("is_encoder_decoder"):
         return _first_token_logits(model, encode(load_processor(model.folder)))

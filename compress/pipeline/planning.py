@@ -28,8 +28,7 @@ from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
-from compress.stages.model_checks import check_stages
-from compress.stages.protocols import ChecksModel, Trains, data_passes, loaded_type
+from compress.stages.protocols import ChecksModel, Trains, check_stages, data_passes, loaded_type
 from compress.stages.training.settings import Training
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES, READS_ROWS
 from compress.tasks.registry import get_task

@@ -7,13 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 from compress.data.dataset import Dataset, load_dataset
-from compress.data.instructions import Instruction, find_instructions
-from compress.data.judged import Question, RatedPairs, find_questions, find_rated_pairs
+from compress.data.judged import Instruction, Question, RatedPairs, find_instructions, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
+from compress.models.config_checks import allow
 from compress.models.folder_checks import check_weights_finite
 from compress.models.json_file import read_json
-from compress.models.remote_code import allow
 from compress.recipe.recipe import Recipe
 from compress.sources.build_model import ModelOrigin
 from compress.sources.onnx_file import onnx_file

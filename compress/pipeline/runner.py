@@ -11,9 +11,8 @@ from typing import Any
 
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
-from compress.models.model import Model
+from compress.models.model import Model, TorchModel
 from compress.models.pipeline_folder import is_pipeline
-from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.pipeline.keys import Keys
@@ -23,11 +22,10 @@ from compress.results.report import IntegrityRecord, StageRecord
 from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.protocols import Trains, loaded_type
 from compress.stages.training.processes import first_says, is_first, several, wait_for_all
-from compress.utils.digests import digest_directory, size_bytes
 from compress.utils.errors import CompressError, DeviceError, StageError, StorageError
 from compress.utils.progress import Progress
 from compress.utils.resource_meter import metered
-from compress.utils.storage import disk_full
+from compress.utils.storage import digest_directory, disk_full, size_bytes
 from compress.utils.torch_device import CPU, describe_device, use_device
 
 

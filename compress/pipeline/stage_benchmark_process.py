@@ -19,8 +19,8 @@ from compress.data.dataset import load_dataset
 from compress.formats.quiet_output import quiet_libraries
 from compress.models.folder_checks import weight_files
 from compress.models.json_file import read_json
-from compress.models.torch_model import TorchModel
-from compress.pipeline.checkpoint_headers import count
+from compress.models.model import TorchModel
+from compress.pipeline.recipe_sources import count
 from compress.pipeline.run_inputs import resolve_recipe_model
 from compress.pipeline.stage_benchmark import REFUSED, StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe

@@ -10,7 +10,7 @@ from compress.data.dataset import TEST
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import TargetProfile
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.formats import format_given
 from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe

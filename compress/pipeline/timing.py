@@ -12,7 +12,7 @@ from compress.benchmark.generation import measure_generation
 from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
 from compress.benchmark.session import PRECISION, BenchmarkResult, measure_side_by_side
 from compress.formats.target_profile import Target
-from compress.models.image_generation import image_generation_hook
+from compress.models.pipeline_folder import image_generation_hook
 from compress.recipe.recipe import Benchmark
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES
 from compress.tasks.task import Examples, Task

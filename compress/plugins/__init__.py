@@ -86,7 +86,7 @@ class PluginSpec:
         doctor_checks: Functions without parameters that return findings for `compress doctor`.
         metrics: Sequences of `compress.results.metrics.Metric`, rows of the metrics table.
         image_generation: Functions for models that generate images, by the names of
-            `compress.models.image_generation.HOOKS`.
+            `compress.models.pipeline_folder.HOOKS`.
         bundled_formats: Objects of `BundledFormat` of the plug-in apps, by the name of the format.
     """
 

@@ -12,9 +12,8 @@ from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
 from compress.formats.onnx.model import OnnxModel
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.plugins import explain_missing
-from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.document import (
     CORE_SCHEMA,
     YAML_PREFIX,
@@ -27,7 +26,7 @@ from compress.recipe.json_schema import recipe_schema
 from compress.recipe.old_names import OLD_NAMES
 from compress.recipe.overrides import apply_override, drop_stages, normalize_stages
 from compress.recipe.recipe import Recipe
-from compress.recipe.target_entries import read_targets
+from compress.recipe.target_entries import ChosenTarget, read_targets
 from compress.recipe.validation import ParsedStage, check_consistency
 from compress.recipe.validation_errors import validate, validate_partly
 from compress.stages.registry import STAGES

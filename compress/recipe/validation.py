@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_jsonable_python
 
-from compress.data.arrays import draws
 from compress.data.config import DataConfig, is_file_name
 from compress.data.samples.sample import INSTALL, known_samples
+from compress.data.source import draws
 from compress.formats.target_profile import TargetProfile
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
-from compress.recipe.chosen_target import ChosenTarget, profile_of
-from compress.recipe.chosen_target import writer as writer_of
+from compress.models.model import TorchModel
 from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.recipe import CONFLICTING_STUDENT_HINT, START, Benchmark, find_conflicting_student, stage_labels
+from compress.recipe.target_entries import ChosenTarget, profile_of
+from compress.recipe.target_entries import writer as writer_of
 from compress.stages.base import Reference, Stage
 from compress.stages.protocols import ConflictsWithEarlier, PrefersInput, fields_without_effect, starts_from
 from compress.stages.registry import STAGES

@@ -9,9 +9,8 @@ from typing import Literal
 from compress.data.source import find
 from compress.models.config_checks import check_config
 from compress.models.folder_checks import PICKLE_SUFFIXES, check_model_folder, pickle_error
-from compress.models.image_generation import image_generation_hook
 from compress.models.json_file import read_json
-from compress.models.pipeline_folder import SafetyChecker, is_pipeline
+from compress.models.pipeline_folder import SafetyChecker, image_generation_hook, is_pipeline
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
 from compress.sources.timm_folder import convert_timm, is_timm_folder
 from compress.sources.timm_folder import made_folder as made_timm
@@ -148,7 +147,7 @@ def find_resolved(
     file = path if path.is_file() else _only_gguf(path)
     if file is None or file.suffix.lower() != ".gguf":
         return None
-    from compress.sources.gguf_conversion import converted_folder
+    from compress.sources.conversions import converted_folder
 
     converted = converted_folder(file, cache)
     return converted if converted.is_dir() else None
@@ -191,7 +190,7 @@ def _local(reference: str, progress: Progress) -> Path | None:
 
 
 def _converted(file: Path, cache: Path, progress: Progress) -> Path:
-    from compress.sources.gguf_conversion import convert_gguf
+    from compress.sources.conversions import convert_gguf
 
     progress.note(f"converting {file.name} to safetensors in {cache}")
     return convert_gguf(file, cache, progress)

@@ -19,7 +19,7 @@ from compress.tasks.capability import Capabilities, suits
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
     from compress.tasks.task import Examples, Task
     from compress.utils.progress import Progress
 

@@ -97,7 +97,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         from compress.formats.onnx.float16 import to_float16, verify_float16_calls
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.runtime import open_model
-        from compress.models.image_generation import image_generation_hook
+        from compress.models.pipeline_folder import image_generation_hook
         from compress.models.processor import processor_of
 
         graphs = dict(model.graphs)

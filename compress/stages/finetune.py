@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import AppliesTo, Context, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
-from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
+from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
 from compress.stages.training.settings import FIRST_TOKEN_ONLY, KEEP_BEST, Training
 from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_LABELS, TAKES_AUDIO, TAKES_IMAGES
 

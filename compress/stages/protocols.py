@@ -6,12 +6,13 @@ holds for a stage that does not implement the protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
-from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, IntegerWeights
+from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, IntegerWeights, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
 from compress.utils.pydantic_models import changed_fields
@@ -266,3 +267,39 @@ def field_search_values(stage: AnyStage, timed: bool = False) -> dict[str, tuple
         for key in keys
         if key in extra
     }
+
+
+def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
+    """Check that every stage can be applied to the model in a folder. Raises a `CompressError`."""
+    for check in model_checks(stages):
+        check.ask(start)
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """Check of the last of ``stages`` on the starting model, or on its sizes after the stages before it."""
+
+    stages: tuple[Stage[Any, Any], ...]
+    of_widths: bool
+
+    def ask(self, start: Path) -> None:
+        """Run the check on the model in a folder. Raises a `CompressError`."""
+        *before, stage = self.stages
+        if self.of_widths:
+            if isinstance(stage, ChecksWidths):
+                stage.check_widths(start, before)
+        elif isinstance(stage, ChecksModel):
+            stage.check_model(start)
+
+
+def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[ModelCheck]:
+    """Yield the checks of each stage, up to one that continues with another model.
+
+    Of those before it are told that cut widths, or leave an importance matrix.
+    """
+    told: list[Stage[Any, Any]] = []
+    for stage in takewhile(lambda stage: not stage.references(), stages):
+        yield ModelCheck((stage,), of_widths=False)
+        yield ModelCheck((*told, stage), of_widths=True)
+        if stage.output_spec().imatrix_beside or isinstance(stage, ChangesWidths):
+            told.append(stage)

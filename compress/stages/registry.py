@@ -9,7 +9,6 @@ from pydantic import Field
 from compress.formats.registry import FORMATS
 from compress.formats.spec import load
 from compress.plugins import UnusablePluginError, load_extensions
-from compress.stages.attach_lora import AttachLora
 from compress.stages.base import Stage
 from compress.stages.block_qat.stage import BlockQat
 from compress.stages.cast import Cast
@@ -20,15 +19,14 @@ from compress.stages.equalize.stage import Equalize
 from compress.stages.finetune import Finetune
 from compress.stages.gptq.stage import Gptq
 from compress.stages.imatrix.stage import Imatrix
-from compress.stages.merge_lora import MergeLora
+from compress.stages.lora import AttachLora, MergeLora
 from compress.stages.nncf_weights.stage import NncfWeights
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.onnx_weight_only import OnnxWeightOnly
 from compress.stages.prune.stage import Prune
 from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.stages.qat.stage import Qat
-from compress.stages.recovery.lora_recovery import LoraRecovery
-from compress.stages.recovery.tune_scales import TuneScales
+from compress.stages.recovery.stages import LoraRecovery, TuneScales
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.sparsify.stages import Sparsify, SparsifyDecoder, SparsifyGradually
 from compress.stages.trim_vocabulary import TrimVocabulary

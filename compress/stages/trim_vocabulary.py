@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from compress.models.checkpoint import Checkpoint
-from compress.models.shards import SHARD_BYTES
-from compress.models.torch_model import TorchModel
+from compress.models.checkpoint import SHARD_BYTES, Checkpoint
+from compress.models.model import TorchModel
 from compress.stages.base import SEARCH, Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import (
@@ -109,7 +108,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     def _rewrite(self, model: Checkpoint, context: Context) -> Checkpoint:
         from compress.models.checkpoint_vocabulary import template_tokens, transcript_tokens, trim_checkpoint
         from compress.models.processor import load_tokenizer
-        from compress.tasks.sequences import token_ids
+        from compress.tasks.token_sequences import token_ids
         from compress.utils.storage import storage_errors
 
         tokenizer, speech = load_tokenizer(model.folder), TRANSCRIBES in context.task.capabilities

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from compress.data.media import Media, content, describe
-from compress.tasks.lazy_examples import OnDemand
-from compress.tasks.task import Examples
+from compress.tasks.task import Examples, OnDemand
 from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 _SILENCE = 1e-4

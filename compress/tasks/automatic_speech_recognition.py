@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.media import content, describe
-from compress.models.torch_model import TorchModel
-from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, READS_ROWS, TAKES_AUDIO, TRANSCRIBES
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.models.model import TorchModel
+from compress.tasks.capability import (
+    ANSWERS_PER_TOKEN,
+    EXPORTED_FROM_CHECKPOINT,
+    HAS_CLASSES,
+    READS_ROWS,
+    SINGLE_CALL,
+    TAKES_AUDIO,
+    TRANSCRIBES,
+    VARIABLE_LENGTH,
+)
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -18,7 +28,190 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
+
+_CTC_TRANSCRIPTS, _TEXTS = "transcripts", "texts"
+_NONE = -100
+_LENGTH, _BLANK, _FIRST = 0, 1, 2
+"""Columns of the labels: samples of the recording, id of the blank, and the ids of the text from there on."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Logits of each frame with decoding to text and encoding of text: a `Head`.
+
+    ``texts`` [n] are the reference texts of the examples, if there are any.
+    """
+
+    tokenizer: Any
+    texts: tuple[str, ...] | None = None
+    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
+    answer: ClassVar[str] = LOGITS
+    answer_label: ClassVar[str] = "logits"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return logits [B, frames, characters], 0 for padding frames if there is a mask."""
+        import torch
+
+        logits = outputs[LOGITS]
+        if "attention_mask" not in batch:
+            return logits
+        mask = batch["attention_mask"]
+        counts = frames(mask.sum(dim=-1), mask.shape[-1], logits.shape[1])
+        real = torch.arange(logits.shape[1], device=logits.device)[None] < counts[:, None]
+        return torch.where(real[..., None], logits, torch.zeros((), dtype=logits.dtype, device=logits.device))
+
+    def transcript(self, logits: np.ndarray) -> str:
+        """Return the greedy transcript of logits [frames, characters], as in transformers' pipeline."""
+        real = logits.any(axis=-1)
+        text: str = self.tokenizer.decode(logits[real].argmax(axis=-1).tolist(), skip_special_tokens=False)
+        return text
+
+    def ids(self, text: str) -> list[int]:
+        """Return the ids of a text's characters in the case that the model writes, without unknown characters."""
+        vocabulary = self.tokenizer.get_vocab()
+        fitting = max((text.upper(), text.lower(), text), key=lambda one: sum(letter in vocabulary for letter in one))
+        letters = [letter for letter in fitting if letter in vocabulary or letter.isspace()]
+        ids: list[int] = self.tokenizer("".join(letters).strip(), add_special_tokens=False)["input_ids"]
+        return ids
+
+
+class FrameRecognition(Task):
+    """Hugging Face `automatic-speech-recognition` with a `ForCTC` class."""
+
+    name = "automatic-speech-recognition"
+    columns = (Column("audio", kind="audio"), Column("text"))
+    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, VARIABLE_LENGTH, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and processor. A missing head is initialized for the tokenizer's characters.
+
+        Raises `ModelError` for files that do not load.
+        """
+        from compress.models.processor import load_processor, load_tokenizer
+        from compress.tasks.loading import Origin, load_with_head
+
+        expected = "a model of recordings with a feature extractor and a tokenizer of letters, in Hugging Face layout"
+        origin = Origin(self.name, directory, load_processor, expected)
+        tokenizer = load_tokenizer(directory)
+        letters = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return load_with_head(origin, ("CTC",), None, trust_remote_code, **letters)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Return the extracted features of each recording and the characters of its text. See `Task.encode`.
+
+        ``max_length`` has no effect: recordings are not truncated. Raises `DataError` for an unusable recording.
+        """
+        from compress.tasks.audio import encode_recordings
+
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None or tokenizer.pad_token_id is None:
+            raise ModelError("The model has no tokenizer with a pad token, which is the blank.", expected="vocab.json")
+        # Where padding begins in a graph's frames is known to within one of them.
+        examples = replace(encode_recordings(rows["audio"].to_pylist(), processor), unbatchable=True)
+        if "text" not in rows.column_names:
+            return replace(examples, head=Frames(tokenizer))
+        texts = rows["text"].to_pylist()
+        head = Frames(tokenizer, tuple(texts))
+        spelled = [head.ids(text) for text in texts]
+        return replace(examples, head=head, labels=_labels(examples.lengths(), tokenizer.pad_token_id, spelled))
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the negative log-likelihood of a text over all alignments (section 4.1), per character.
+
+        A recording that is too short for its text contributes nothing.
+        """
+        from torch.nn import functional
+
+        known = labels[:, _LENGTH] > 0
+        logits, labels = outputs.logits.float()[known], labels[known]
+        if not len(labels):
+            nothing: torch.Tensor = logits.sum()
+            return nothing
+        letters = labels[:, _FIRST:]
+        counts = frames(labels[:, _LENGTH], int(labels[:, _LENGTH].max()), logits.shape[1])
+        loss: torch.Tensor = functional.ctc_loss(
+            logits.log_softmax(dim=-1).transpose(0, 1),
+            letters.clamp(min=0),
+            counts,
+            (letters != _NONE).sum(dim=-1),
+            blank=int(labels[0, _BLANK]),
+            zero_infinity=True,
+        )
+        return loss
+
+    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Raise `DataError`: every row has a text."""
+        raise DataError("The rows have no texts to learn from.", expected="a column text")
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return the softened KL divergence of logits [B, frames, characters], averaged over frames without padding."""
+        from compress.tasks.tokens import token_distance
+
+        return token_distance(mine, taught[:, : mine.shape[1]], temperature)
+
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
+        """Return transcripts and references, [batch] strings each. Raises `DataError` for rows without text."""
+        import numpy as np
+
+        head = examples.head
+        if not isinstance(head, Frames) or head.texts is None:
+            raise DataError("The split has no texts, so nothing can be evaluated on it.", expected="a column text")
+        logits = outputs[LOGITS]
+        if not np.isfinite(logits).all():
+            raise ModelError("The model's logits are not finite.", hint="export or quantize it anew")
+        heard = [head.transcript(frame_logits) for frame_logits in logits]
+        return {_CTC_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([head.texts[index] for index in indices])}
+
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return word accuracy first, because early stopping maximizes it, then word and character error rates."""
+        from compress.tasks.text_metrics import character_row, word_rows
+
+        heard, texts = collected[_CTC_TRANSCRIPTS], collected[_TEXTS]
+        rate, *others = word_rows(heard, texts, model, target)
+        turned = {"value": 1 - rate.value, "raw": tuple(1 - error_rate for error_rate in rate.raw or ())}
+        ends = {"low": None if rate.high is None else 1 - rate.high, "high": None if rate.low is None else 1 - rate.low}
+        right = rate.model_copy(update={"metric": "word_accuracy", **turned, **ends})
+        return [right, rate, character_row(heard, texts, model, target), *others]
+
+    def compare(
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
+        """Return the share of transcripts that equal the baseline's, and the word error rate against them."""
+        from compress.tasks.text_metrics import rows_to_baseline
+
+        return rows_to_baseline(collected[_CTC_TRANSCRIPTS], reference[_CTC_TRANSCRIPTS], model, target)
+
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+        """Return None: transcripts are no classes."""
+        return None
+
+
+def frames(samples: torch.Tensor, longest: int, count: int) -> torch.Tensor:
+    """Return how many of ``count`` frames belong to each recording of a batch, [B].
+
+    Convolutions drop some samples at each end, so up to one padding frame may be included.
+    """
+    return (samples * count // longest).clamp(1, count)
+
+
+def _labels(lengths: np.ndarray, blank: int, spelled: Sequence[Sequence[int]]) -> np.ndarray:
+    import numpy as np
+
+    labels = np.full((len(spelled), _FIRST + max(map(len, spelled), default=0)), _NONE, np.int64)
+    for row, length, ids in zip(labels, lengths, spelled, strict=True):
+        row[:_FIRST] = length, blank
+        row[_FIRST : _FIRST + len(ids)] = ids
+    return labels
+
+
+CTC_TASK = FrameRecognition()
+"""Variant of `compress.tasks.automatic_speech_recognition`, which selects it."""
+
 
 _FEATURES, _TRANSCRIPTS = "input_features", "transcripts"
 _STARTER: dict[str, Any] = {
@@ -43,7 +236,7 @@ _STARTER: dict[str, Any] = {
 class SpeechRecognition(Task):
     """Hugging Face `automatic-speech-recognition` with encoder-decoders such as Whisper, evaluated by word error rate.
 
-    Models with one answer per frame are another variant, `compress.tasks.ctc`.
+    Models with one answer per frame are another variant, `compress.tasks.automatic_speech_recognition`.
     """
 
     name = "automatic-speech-recognition"
@@ -56,17 +249,13 @@ class SpeechRecognition(Task):
 
     def variants(self) -> tuple[Task, ...]:
         """Return the variant that generates text and the variant with one answer per frame."""
-        from compress.tasks import ctc
-
-        return (self, ctc.TASK)
+        return (self, CTC_TASK)
 
     def specialize(self, config: Mapping[str, Any]) -> Task:
         """Return the frame variant for a `ForCTC` class and for a convolutional encoder without a head."""
-        from compress.tasks import ctc
-
         classes = [str(name) for name in config.get("architectures") or ()]
         bare = "conv_dim" in config and not any("For" in name for name in classes)
-        return ctc.TASK if bare or any(name.endswith("ForCTC") for name in classes) else self
+        return CTC_TASK if bare or any(name.endswith("ForCTC") for name in classes) else self
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the processor. Raises `ModelError` for files that do not load."""
@@ -130,7 +319,7 @@ class SpeechRecognition(Task):
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
         """Return word error rates of normalized texts and of texts as written, with intervals, and the counts."""
-        from compress.tasks.transcripts import word_rows
+        from compress.tasks.text_metrics import word_rows
 
         assert labels is not None, "keep asks for texts"
         return word_rows(collected[_TRANSCRIPTS], labels, model, target)
@@ -139,7 +328,7 @@ class SpeechRecognition(Task):
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
         """Return the share of transcripts that equal the baseline's, and the word error rate against them."""
-        from compress.tasks.transcripts import rows_to_baseline
+        from compress.tasks.text_metrics import rows_to_baseline
 
         return rows_to_baseline(collected[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
 

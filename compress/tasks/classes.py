@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.numerics.calibration import brier_scores, calibration_error_interval, mean_interval, softmax
-from compress.numerics.ratio import linearized, ratio_interval
-from compress.numerics.statistics import wilson_interval
-from compress.results.measurement import Measurement
+from compress.numerics.statistics import linearized, ratio_interval, wilson_interval
+from compress.results.report import Measurement
 from compress.tasks.task import CollectedOutputs, Examples
 from compress.utils.errors import DataError, ModelError
 

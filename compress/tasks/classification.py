@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
 
 
 class Classification(Task):

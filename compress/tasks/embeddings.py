@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.data.rows import normalised
+from compress.data.dataset import normalised
 from compress.numerics.embeddings import (
     binary_ranks,
     from_int8,
@@ -18,7 +18,7 @@ from compress.numerics.embeddings import (
     ranks,
     to_int8,
 )
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.tasks.classes import mean_row, outcome_row
 from compress.tasks.task import CollectedOutputs
 from compress.utils.errors import ModelError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.capability import EMBEDS, READS_ROWS, SINGLE_CALL, TAKES_TEXT
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, StageError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from compress.models.sentence_modules import SentenceModules
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
 _STARTER: dict[str, Any] = {
@@ -124,7 +124,7 @@ class FeatureExtraction(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the squared distance of embeddings (Reimers and Gurevych 2020)."""
-        from compress.numerics.distillation import embedding_distance
+        from compress.numerics.losses import embedding_distance
 
         return embedding_distance(mine, taught)
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 _LOSS, _RANK, _FIRST = "loss", "rank", "first"
 _SHARE = 0.15
@@ -164,7 +164,7 @@ class FillMask(Task):
         """
         import numpy as np
 
-        from compress.numerics.next_token import log_probabilities
+        from compress.numerics.token_metrics import log_probabilities
         from compress.tasks.tokens import IGNORED
 
         assert examples.labels is not None, "encode masks every text"

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from compress.data.arrays import INPUTS, seed_of
 from compress.data.columns import Column
 from compress.data.media import content, describe
+from compress.data.source import INPUTS, seed_of
 from compress.models.graph_inputs import GraphInputs
 from compress.tasks.capability import READS_ROWS, SINGLE_CALL, TAKES_ARRAYS
 from compress.tasks.task import CollectedOutputs, Examples, Task
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 _MOST = 65_536
 """Largest number of values collected per output and call; larger outputs are subsampled evenly."""
@@ -122,7 +122,7 @@ class GraphAgreement(Task):
         import numpy as np
 
         from compress.numerics.output_agreement import output_agreement
-        from compress.results.measurement import Measurement
+        from compress.results.report import Measurement
         from compress.tasks.classes import agreement_row
 
         names = [name for name in reference if not name.startswith((_CHOICE, _SIZE))]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.models.config_checks import is_timm
-from compress.models.remote_code import MODULE_KEY
-from compress.models.torch_model import TorchModel
+from compress.models.config_checks import MODULE_KEY, is_timm
+from compress.models.model import TorchModel
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
 from compress.tasks.classification import Classification
 from compress.tasks.task import CollectedOutputs, Examples
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
 
 _LOGITS = "logits"
 _TOP = 5
@@ -59,7 +58,7 @@ class ImageClassification(Classification):
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
         from compress.models.custom_module import logits
-        from compress.tasks.dense_vision import load_model
+        from compress.tasks.image_inputs import load_model
 
         return load_model(self.name, directory, ("ImageClassification",), labels, trust_remote_code, logits)
 

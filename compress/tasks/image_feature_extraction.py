@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
 POOLED = "pooler_output"
@@ -98,8 +98,8 @@ class ImageFeatureExtraction(Task):
         """Load weights and image processor without a head. Raises `ModelError` for files that do not load."""
         import torch
 
+        from compress.models.config_checks import MODULE_KEY
         from compress.models.processor import load_processor
-        from compress.models.remote_code import MODULE_KEY
         from compress.models.transformer_pruning import pool_first_token
         from compress.tasks.loading import Origin, load_by
 
@@ -140,7 +140,7 @@ class ImageFeatureExtraction(Task):
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Return the supervised contrastive loss of the labeled rows. A batch needs several images of a class."""
-        from compress.numerics.contrastive import supervised_contrastive
+        from compress.numerics.losses import supervised_contrastive
 
         known = labels != _IGNORED
         embeddings = PoolerOutput.flat(outputs.pooler_output).float()[known]
@@ -157,7 +157,7 @@ class ImageFeatureExtraction(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the squared distance of embeddings (Reimers and Gurevych 2020)."""
-        from compress.numerics.distillation import embedding_distance
+        from compress.numerics.losses import embedding_distance
 
         return embedding_distance(mine, taught)
 
@@ -200,7 +200,7 @@ class ImageFeatureExtraction(Task):
 
 def _without_head(module: Any) -> None:
     """Remove the classifier of a timm network. Other networks return whatever their code returns."""
-    from compress.models.remote_code import MODULE_KEY, TIMM_NETWORK
+    from compress.models.config_checks import MODULE_KEY, TIMM_NETWORK
     from compress.models.timm_models import change_head
 
     module_entry = getattr(module.config, MODULE_KEY)

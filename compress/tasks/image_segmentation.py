@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compress.data.annotations import IGNORED, MaskIds, check_as_large, read_mask
 from compress.data.columns import Column
-from compress.data.masks import IGNORED, MaskIds, check_as_large, read_mask
 from compress.tasks.capability import HAS_CLASSES, LOCALIZES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
 from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 _SIZE, _MASK = "size", "mask"
 _SHARED, _FOUND, _WANTED, _NAMES, _ANSWERS = "shared", "found", "wanted", "names", "answers"
@@ -88,7 +88,7 @@ class ImageSegmentation(Task):
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
-        from compress.tasks.dense_vision import load_model
+        from compress.tasks.image_inputs import load_model
 
         model = load_model(self.name, directory, ("SemanticSegmentation",), labels, trust_remote_code, _plain_answers)
         if not hasattr(model.processor, "post_process_semantic_segmentation"):
@@ -110,7 +110,7 @@ class ImageSegmentation(Task):
         from PIL import Image
 
         from compress.data.media import content, describe, picture_size
-        from compress.tasks.dense_vision import encode_places
+        from compress.tasks.image_inputs import encode_places
 
         if getattr(processor, "do_reduce_labels", False):
             raise DataError(
@@ -145,7 +145,7 @@ class ImageSegmentation(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL divergence averaged over positions."""
-        from compress.numerics.distillation import softened_kl
+        from compress.numerics.losses import softened_kl
 
         student_logits, theirs = (logits.movedim(1, -1).flatten(0, -2) for logits in (mine, taught))
         return softened_kl(student_logits, theirs, temperature)

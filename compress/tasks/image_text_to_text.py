@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.capability import (
     DESCRIBES_IMAGES,
     EXPORTED_FROM_CHECKPOINT,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
 _IDS, _MASK = "input_ids", "attention_mask"
@@ -181,7 +181,7 @@ class ImageTextToText(Task):
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return the generated texts, or losses of the answers. See `keep_texts`."""
-        from compress.tasks.generation import keep_texts
+        from compress.tasks.text_metrics import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
@@ -195,8 +195,8 @@ class ImageTextToText(Task):
         import numpy as np
 
         from compress.tasks.classes import mean_row, outcome_row
-        from compress.tasks.generation import TEXTS, next_token_row
         from compress.tasks.spans import exact, word_f1
+        from compress.tasks.text_metrics import TEXTS, next_token_row
 
         if TEXTS not in collected:
             return [next_token_row(collected, model, target)]
@@ -211,7 +211,7 @@ class ImageTextToText(Task):
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
         """Return the share of answers that equal the baseline's."""
-        from compress.tasks.generation import same_texts
+        from compress.tasks.text_metrics import same_texts
 
         return same_texts(collected, reference, model, target)
 
@@ -320,7 +320,7 @@ def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Any) ->
     import numpy as np
 
     from compress.tasks.image_inputs import PIXELS
-    from compress.tasks.lazy_examples import Joined
+    from compress.tasks.task import Joined
     from compress.tasks.tokens import text_inputs
 
     inputs, padding = text_inputs({_IDS: texts}, processor.tokenizer)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Task
+from compress.tasks.tokens import by_length, keep_all
 from compress.utils.errors import StageError, first_line
 
 _JUDGED_AT_ONCE = 512

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 
 _OTHER_SHAPES = "its weights have other shapes than its config.json asks for"
@@ -90,8 +90,8 @@ def load_by(
 
     from compress.models.config_checks import explain_load_failure, load_error_types
     from compress.models.folder_checks import refuse_quantized
-    from compress.models.pruned_model import is_pruned, load_pruned
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
+    from compress.models.transformer_pruning import is_pruned, load_pruned
 
     directory, cls = origin.directory, getattr(transformers, auto)
     refuse_quantized(directory)
@@ -144,8 +144,8 @@ def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Calla
     A timm network without a head gets one for ``labels``. Raises `ModelError` if the module may not be built, and
     `DataError` if a trained head lacks a label.
     """
+    from compress.models.config_checks import MODULE_KEY, TIMM_NETWORK
     from compress.models.json_file import read_json
-    from compress.models.remote_code import MODULE_KEY, TIMM_NETWORK
 
     content = read_json(directory / "config.json")
     if MODULE_KEY not in content:

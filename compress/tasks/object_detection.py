@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compress.data.annotations import EXPECTED, Categories, check_inside, objects_in, read_objects
 from compress.data.columns import Column
-from compress.data.objects import EXPECTED, Categories, check_inside, objects_in, read_objects
-from compress.models.remote_code import MODULE_KEY
+from compress.models.config_checks import MODULE_KEY
 from compress.tasks.capability import HAS_CLASSES, LOCALIZES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
 from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 _PLAIN_LOGITS, BOXES = "pred_logits", "pred_boxes"
 _LOSS = "ForObjectDetection"
@@ -136,7 +136,7 @@ class ObjectDetection(Task):
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
-        from compress.tasks.dense_vision import load_model
+        from compress.tasks.image_inputs import load_model
 
         model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code, _plain_answers)
         config = model.module.config.to_dict()
@@ -168,7 +168,7 @@ class ObjectDetection(Task):
         from compress.data.media import picture_size
         from compress.tasks.classes import label_ids
         from compress.tasks.coco_metrics import Gold, write_gold
-        from compress.tasks.dense_vision import encode_places
+        from compress.tasks.image_inputs import encode_places
 
         values = rows["image"].to_pylist()
         sizes = [picture_size(value) for value in values]
@@ -208,7 +208,7 @@ class ObjectDetection(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL of classes and the distance of boxes, after matching the queries."""
-        from compress.numerics.detection import matched_distance
+        from compress.numerics.losses import matched_distance
 
         return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 START, END = "start_logits", "end_logits"
 _ANSWER, _SCORE, _NOTHING, _ROW, _GOLD = "answer", "score", "nothing", "row", "gold"
@@ -160,7 +160,7 @@ class QuestionAnswering(Task):
         """Return the softened KL divergence of both distributions over tokens without padding."""
         import torch
 
-        from compress.numerics.distillation import softened_kl
+        from compress.numerics.losses import softened_kl
 
         padding = taught.eq(0)
         least = torch.finfo(mine.dtype).min / 4

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
 DECODER_IDS = "decoder_input_ids"
@@ -123,7 +123,7 @@ class TextToText(Task):
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return the generated texts, or losses of the targets. See `keep_texts`."""
-        from compress.tasks.generation import keep_texts
+        from compress.tasks.text_metrics import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
@@ -135,7 +135,7 @@ class TextToText(Task):
         Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
         """
         from compress.tasks.classes import mean_row, outcome_row
-        from compress.tasks.generation import TEXTS, next_token_row, stripped
+        from compress.tasks.text_metrics import TEXTS, next_token_row, stripped
 
         if TEXTS not in collected:
             return [next_token_row(collected, model, target)]
@@ -156,7 +156,7 @@ class TextToText(Task):
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
         """Return the share of texts that equal the baseline's."""
-        from compress.tasks.generation import same_texts
+        from compress.tasks.text_metrics import same_texts
 
         return same_texts(collected, reference, model, target)
 
@@ -186,7 +186,7 @@ def _rouge() -> Any:
 
 
 def _corpus_rows(written: list[str], references: list[str], model: str, target: str) -> list[Measurement]:
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
 
     try:
         from sacrebleu.metrics import BLEU, CHRF

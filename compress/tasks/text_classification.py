@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_TEXT
 from compress.tasks.classification import Classification
 from compress.tasks.task import Examples

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import keyword
 import math
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, TAKES_TEXT
-from compress.tasks.conversations import EXPECTED, text_or_messages
-from compress.tasks.sequences import SEPARATOR, Reading, cut, opening, read, spread, token_ids
 from compress.tasks.task import CollectedOutputs, Examples, Task
-from compress.tasks.token_kinds import KINDS, kinds_of_tokens, python_kinds
+from compress.tasks.token_sequences import (
+    EXPECTED,
+    SEPARATOR,
+    Reading,
+    cut,
+    opening,
+    read,
+    spread,
+    text_or_messages,
+    token_ids,
+)
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -21,8 +32,77 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
+
+KINDS = ("whitespace", "identifier", "keyword", "string", "number", "comment", "operator")
+_BY_TYPE = {"STRING": "string", "NUMBER": "number", "COMMENT": "comment", "OP": "operator"}
+
+
+def python_kinds(texts: Sequence[str]) -> np.ndarray:
+    """Return the index in `KINDS` of every byte of ``texts``, joined by blank lines.
+
+    Tokens are those of the standard library's `tokenize`. Text between tokens and indents count as white space. Raises
+    `DataError` for a text that is not Python.
+    """
+    import numpy as np
+
+    byte_kinds = []
+    for row, text in enumerate(texts):
+        try:
+            byte_kinds += [_bytes(text), np.zeros(len(SEPARATOR), np.int8)]
+        except (tokenize.TokenError, SyntaxError) as error:
+            raise DataError(
+                f"A text is no Python: {error}.",
+                where=f"data.also, row {row + 1}",
+                expected="whole files of Python",
+                hint="take it out, or call the split `text` in data.also",
+            ) from error
+    return np.concatenate(byte_kinds[:-1])
+
+
+def kinds_of_tokens(kinds: np.ndarray, spaces: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the category of each token by its first byte that is not white space.
+
+    ``kinds`` and ``spaces`` describe the bytes of the text; ``starts`` [n + 1] are the first bytes of the tokens, and
+    the
+    end.
+    """
+    import numpy as np
+
+    positions = np.where(spaces, len(spaces), np.arange(len(spaces)))
+    following = np.append(np.minimum.accumulate(positions[::-1])[::-1], len(spaces))
+    first = following[starts[:-1]]
+    within = first < np.maximum(starts[1:], starts[:-1] + 1)
+    return np.where(within, np.append(kinds, 0)[first], 0)
+
+
+def _bytes(text: str) -> np.ndarray:
+    """Return the categories of the bytes of one text in UTF-8."""
+    import numpy as np
+
+    lines = list(io.StringIO(text, newline=""))
+    begins = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(int)
+    kinds, opened = np.zeros(len(text), np.int8), list[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline):
+        kind = _kind(token)
+        if kind is not None:
+            first, last = (begins[line - 1] + column for line, column in (token.start, token.end))
+            name = tokenize.tok_name[token.type]
+            if name == "FSTRING_START":
+                opened.append(first)
+            elif name == "FSTRING_END":  # from Python 3.12 on it comes in parts
+                first = opened.pop()
+            kinds[first:last] = KINDS.index(kind)
+    return np.repeat(kinds, [len(character.encode()) for character in text])
+
+
+def _kind(token: tokenize.TokenInfo) -> str | None:
+    name = tokenize.tok_name[token.type]
+    if name == "NAME":
+        return "keyword" if keyword.iskeyword(token.string) else "identifier"
+    return "string" if name.startswith("FSTRING") else _BY_TYPE.get(name)
+
 
 _IGNORED = -100
 _SEED = 0
@@ -251,7 +331,7 @@ class TextGeneration(Task):
         """
         import numpy as np
 
-        from compress.numerics.next_token import divergence
+        from compress.numerics.token_metrics import divergence
 
         if any(collected[name].shape != reference[name].shape for name in (_TOP, _DISTRIBUTION)):
             return []
@@ -306,7 +386,7 @@ def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str
 def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.ndarray]:
     import numpy as np
 
-    from compress.numerics.next_token import log_probabilities, negative_log_likelihood
+    from compress.numerics.token_metrics import log_probabilities, negative_log_likelihood
 
     ids = examples.inputs[index][_IDS]
     if logits.shape[:-1] != ids.shape:
@@ -366,7 +446,7 @@ def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Me
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
     """Return the mean over sequences. A single sequence has no interval."""
     from compress.numerics.calibration import mean_interval
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
 
     value, low, high = mean_interval(samples, _SEED)
     known = {"low": low, "high": high} if len(samples) > 1 else {}
@@ -378,8 +458,8 @@ def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -
 
 def _bits_row(bits: np.ndarray, size: np.ndarray, model: str, target: str) -> Measurement:
     """Return bits per byte of text, which is comparable between vocabularies. Outcomes use the mean number of bytes."""
-    from compress.numerics.ratio import ratio_interval
-    from compress.results.measurement import Measurement
+    from compress.numerics.statistics import ratio_interval
+    from compress.results.report import Measurement
 
     interval = ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
     raw = tuple((bits / size.mean()).tolist())

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 _SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"
 _AT = 10
@@ -127,7 +127,7 @@ class TextRanking(Task):
         """
         import numpy as np
 
-        from compress.data.rows import normalised
+        from compress.data.dataset import normalised
         from compress.tasks.tokens import text_inputs
 
         texts, pairs = rows["text"].to_pylist(), rows["pair"].to_pylist()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 _FOUND, _WANTED = "found", "wanted"
 
@@ -94,7 +94,7 @@ class TokenClassification(Task):
         Raises `ModelError` for files that do not load and `DataError` for unknown labels or another scheme.
         """
         from compress.models.json_file import read_json
-        from compress.tasks.entities import check_schemes
+        from compress.tasks.spans import check_schemes
         from compress.tasks.tokens import load_encoder
 
         config = read_json(directory / "config.json")
@@ -165,7 +165,7 @@ class TokenClassification(Task):
         """
         import numpy as np
 
-        from compress.tasks.entities import OUTSIDE
+        from compress.tasks.spans import OUTSIDE
         from compress.tasks.tokens import IGNORED
 
         names = getattr(examples.head, "labels", None)
@@ -195,7 +195,7 @@ class TokenClassification(Task):
         import numpy as np
 
         from compress.tasks.classes import outcome_row, ratio_row
-        from compress.tasks.entities import entities, scheme_of
+        from compress.tasks.spans import entities, scheme_of
 
         pairs = [
             (predicted.split(" "), reference.split(" "))

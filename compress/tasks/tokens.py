@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from compress.tasks.task import LOGITS
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 
 if TYPE_CHECKING:
     import torch
 
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 IGNORED = -100
 """Label of a position without a label."""
@@ -63,7 +63,7 @@ class TokenLogits:
 
 def token_distance(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the softened KL divergence of logits [B, L, classes], averaged over tokens that are not padding."""
-    from compress.numerics.distillation import softened_kl
+    from compress.numerics.losses import softened_kl
 
     real = teacher.ne(0).any(dim=-1)
     return softened_kl(student[real], teacher[real], temperature)
@@ -87,3 +87,43 @@ def load_encoder(
     expected = "a text encoder with a fast tokenizer, in Hugging Face layout"
     origin = Origin(task, directory, tokenizer_by(trust_remote_code), expected)
     return load_with_head(origin, (head,), labels, trust_remote_code, **config_values)
+
+
+def by_length(examples: Examples, size: int) -> list[list[int]]:
+    """Return the indices of the examples in batches of ``size``, shortest first; singly if they are unbatchable."""
+    size = 1 if examples.unbatchable else size
+    order = np.argsort(examples.lengths(), kind="stable")
+    return [order[start : start + size].tolist() for start in range(0, len(order), size)]
+
+
+def keep_all(
+    task: Task,
+    examples: Examples,
+    batches: Iterable[list[int]],
+    answered: Callable[[list[int]], Mapping[str, np.ndarray]],
+) -> CollectedOutputs:
+    """Return the task's collected outputs for all batches, in the order of the examples.
+
+    Args:
+        task: The task.
+        examples: The examples.
+        batches: Indices of the examples of each batch. Examples that belong together, such as a text and its pair,
+            follow each other.
+        answered: Returns the outputs of the model for a batch.
+    """
+    indices: list[int] = []
+    parts = []
+    for batch in batches:
+        parts.append(task.collect(answered(batch), examples, batch))
+        indices += batch
+    order = np.argsort(indices)
+    return {name: np.concatenate(_widened([part[name] for part in parts]))[order] for name in parts[0]}
+
+
+def _widened(parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Pad collected parts to the same width with NaN or -1."""
+    widest = max(part.shape[-1] for part in parts)
+    if all(part.shape[-1] == widest for part in parts) or any(part.ndim != 2 for part in parts):
+        return parts
+    fill = np.nan if parts[0].dtype.kind == "f" else -1
+    return [np.pad(part, ((0, 0), (0, widest - part.shape[-1])), constant_values=fill) for part in parts]

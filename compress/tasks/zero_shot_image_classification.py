@@ -18,8 +18,7 @@ from compress.tasks.capability import (
     TAKES_TEXT,
 )
 from compress.tasks.image_feature_extraction import class_name
-from compress.tasks.lazy_examples import Chained, Joined
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.task import Chained, CollectedOutputs, Examples, Joined, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
 _IMAGES, _TEXTS = "image_embeds", "text_embeds"
@@ -162,7 +161,7 @@ class ZeroShotImageClassification(Task):
         """Return the model's contrastive loss: sigmoid for SigLIP, else softmax in both directions."""
         import torch
 
-        from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
+        from compress.numerics.losses import paired_contrastive, sigmoid_contrastive
 
         kinds = labels[:, 0]
         alone = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
@@ -179,7 +178,7 @@ class ZeroShotImageClassification(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the distance of the batch's image-text affinities from the teacher's (Wu et al. 2023, section 3.1)."""
-        from compress.numerics.distillation import affinity_kl
+        from compress.numerics.losses import affinity_kl
 
         student, teacher = (embeddings.chunk(2, dim=-1) for embeddings in (mine, taught))
         return affinity_kl((student[0], student[1]), (teacher[0], teacher[1]), _SCALE * temperature)

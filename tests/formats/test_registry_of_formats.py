@@ -28,7 +28,7 @@ for error in plugin_problems(): print(error)
 """
 PLUGIN = """
 from typing import ClassVar, Literal
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.stages.base import Stage
 from compress.formats.target_profile import Profile, Target

@@ -104,34 +104,25 @@ def test_scales_move_by_their_logarithm_and_stay_float16(tmp_path: Path) -> None
     assert torch.equal(layer.weight, (stored.integers.float() - 8) * expected.repeat_interleave(32, 1))
 
 
-def spoiled(checkpoint: QuantizedCheckpoint, old: str, new: str | None, shape: tuple[int, ...] = ()) -> None:
-    """The checkpoint with a tensor under another name, of another shape, or left out."""
+@pytest.mark.parametrize(
+    ("old", "new", "shape", "message"),
+    [
+        ("model.norm.weight", None, (), r"no tensor 'model\.norm\.weight'"),
+        ("model.norm.weight", "model.norm.weight", (8, 8), r"'model\.norm\.weight' is \[8, 8\]"),
+        ("model.layers.0.mlp.up_proj.qweight", "model.layers.0.mlp.third_proj.qweight", (), r"mlp\.third_proj'"),
+    ],
+)
+def test_a_missing_a_reshaped_and_an_unknown_tensor_are_named(
+    tmp_path: Path, old: str, new: str | None, shape: tuple[int, ...], message: str
+) -> None:
+    checkpoint = quantized(tmp_path)
     path = checkpoint.folder / "model.safetensors"
     tensors = load_file(path)
     tensor = tensors.pop(old)
     if new:
         tensors[new] = tensor.reshape(shape) if shape else tensor
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
-    checkpoint = quantized(tmp_path)
-    spoiled(checkpoint, "model.norm.weight", None)
-    with pytest.raises(ModelError, match=r"no tensor 'model\.norm\.weight'"):
-        load_quantized_module(checkpoint)
-
-
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
-    checkpoint = quantized(tmp_path)
-    spoiled(checkpoint, "model.norm.weight", "model.norm.weight", (8, 8))
-    with pytest.raises(ModelError, match=r"'model\.norm\.weight' is \[8, 8\]"):
-        load_quantized_module(checkpoint)
-
-
-def test_integers_of_an_unknown_layer_are_not_passed_over(tmp_path: Path) -> None:
-    checkpoint = quantized(tmp_path)
-    spoiled(checkpoint, "model.layers.0.mlp.up_proj.qweight", "model.layers.0.mlp.third_proj.qweight")
-    with pytest.raises(ModelError, match=r"such as 'model\.layers\.0\.mlp\.third_proj'"):
+    with pytest.raises(ModelError, match=message):
         load_quantized_module(checkpoint)
 
 

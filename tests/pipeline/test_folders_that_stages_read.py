@@ -18,7 +18,7 @@ from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import Recipe
 from compress.stages.lora import MergeLora
-from compress.stages.model_checks import check_stages
+from compress.stages.protocols import check_stages
 from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
 

@@ -12,7 +12,7 @@ from stage_contract import Ran, check_contract, check_reads, make_context, make_
 
 from compress.stages.protocols import inferred_output
 from compress.stages.registry import STAGES
-from compress.utils.digests import digest_directory
+from compress.utils.storage import digest_directory
 
 QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}
 RECOVERY = {"steps": 8, "batch_size": 4, "sequence_length": 24, "validation_windows": 6}

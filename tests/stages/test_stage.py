@@ -12,7 +12,7 @@ from compress.formats.gguf.stage import Gguf
 from compress.formats.litert.stage import LiteRt
 from compress.formats.onnx.stage import Onnx
 from compress.formats.openvino.stage import OpenVino
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
 from compress.recipe.recipe import Recipe
@@ -20,11 +20,11 @@ from compress.stages.base import Context, Reference, Stage, all_references
 from compress.stages.cost_model import PlanContext, Shape, Text
 from compress.stages.distill.stage import Distill
 from compress.stages.gptq.stage import Gptq
-from compress.stages.merge_lora import MergeLora
+from compress.stages.lora import MergeLora
 from compress.stages.nncf_weights.stage import NncfWeights
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.protocols import predict_cost
-from compress.stages.recovery.tune_scales import TuneScales
+from compress.stages.recovery.stages import TuneScales
 from compress.stages.registry import STAGES
 
 SHAPE = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, hidden=8, heads=2)

@@ -16,7 +16,7 @@ from compress.data.dataset import Dataset
 from compress.formats.onnx import export as onnx_export
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.stage import Onnx
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.trim_vocabulary import TrimVocabulary

@@ -13,12 +13,11 @@ import torch
 from tiny_sounds import LETTERS, table, tones, wav, waves, write_model
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
-from compress.tasks import ctc
+from compress.tasks import automatic_speech_recognition
+from compress.tasks.automatic_speech_recognition import CTC_TASK, Frames
 from compress.tasks.automatic_speech_recognition import TASK as SPEECH
-from compress.tasks.ctc import TASK, Frames
 from compress.tasks.inference import predict
 from compress.tasks.registry import task_of
-from compress.utils.errors import DataError
 
 
 @pytest.fixture(scope="module", params=[("Wav2Vec2", False), ("Hubert", True)], ids=lambda one: one[0])
@@ -28,12 +27,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
-    model = TASK.load(folder, None, trust_remote_code=False)
+    model = CTC_TASK.load(folder, None, trust_remote_code=False)
     some = tones(200 if "Hubert" in folder.name else 24)
     rows = table([wav(samples) for _, samples in some], text=[f"so {label}" for label, _ in some])
-    examples = TASK.encode(rows, model.processor, None, 8)
+    examples = CTC_TASK.encode(rows, model.processor, None, 8)
     logits = predict(model.module, examples)
-    collected = TASK.collect({"logits": logits}, examples, range(len(some)))
+    collected = CTC_TASK.collect({"logits": logits}, examples, range(len(some)))
     processor = AutoProcessor.from_pretrained(folder)
     asked = pipeline(
         "automatic-speech-recognition",
@@ -43,7 +42,7 @@ def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
     )
     expected = [asked(samples.copy())["text"] for _, samples in some]
     assert collected["transcripts"].tolist() == expected and len(set(expected)) > 5
-    measured = {row.metric: row for row in TASK.measure(collected, None, "m", "t")}
+    measured = {row.metric: row for row in CTC_TASK.measure(collected, None, "m", "t")}
     assert measured["word_accuracy"].value == pytest.approx(1 - measured["word_error_rate"].value)
     assert np.mean(measured["word_accuracy"].raw) == pytest.approx(measured["word_accuracy"].value)
     assert measured["word_accuracy"].low <= measured["word_accuracy"].value <= measured["word_accuracy"].high
@@ -51,7 +50,9 @@ def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
 
 def test_letters_are_counted_as_jiwer_counts_them() -> None:
     spoken, heard = np.array(["so high", "low tones here"]), np.array(["so hi", "lo tone hear"])
-    measured = {row.metric: row.value for row in TASK.measure({"texts": spoken, "transcripts": heard}, None, "m", "t")}
+    measured = {
+        row.metric: row.value for row in CTC_TASK.measure({"texts": spoken, "transcripts": heard}, None, "m", "t")
+    }
     assert measured["character_error_rate"] == pytest.approx(jiwer.cer(spoken.tolist(), heard.tolist()))
     assert measured["word_error_rate"] == pytest.approx(jiwer.wer(spoken.tolist(), heard.tolist()))
 
@@ -66,7 +67,7 @@ def test_the_loss_is_that_of_every_alignment() -> None:
     logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     # The second recording is half as long, so that two of its four frames are padding.
     labels = torch.tensor([[800, 0, 1, 2], [400, 0, 2, -100]])
-    loss = TASK.loss(SimpleNamespace(logits=logits), labels)
+    loss = CTC_TASK.loss(SimpleNamespace(logits=logits), labels)
     chances = logits.softmax(dim=-1)
     expected = []
     for row, (text, count) in enumerate([([1, 2], 4), ([2], 2)]):
@@ -74,7 +75,7 @@ def test_the_loss_is_that_of_every_alignment() -> None:
         chance = sum(torch.stack([chances[row, at, letter] for at, letter in enumerate(path)]).prod() for path in paths)
         expected.append(-torch.log(chance) / len(text))
     torch.testing.assert_close(loss, torch.stack(expected).mean())
-    assert TASK.loss(SimpleNamespace(logits=logits), torch.full((2, 4), -100)) == 0
+    assert CTC_TASK.loss(SimpleNamespace(logits=logits), torch.full((2, 4), -100)) == 0
 
 
 def test_frames_of_padding_are_nothing() -> None:
@@ -84,7 +85,7 @@ def test_frames_of_padding_are_nothing() -> None:
     batch = {"attention_mask": torch.from_numpy(mask)}
     transcripts = head.read({"logits": torch.from_numpy(logits)}, batch)
     assert transcripts[0].all() and transcripts[1, :4].all() and not transcripts[1, 4:].any()
-    assert ctc.frames(torch.tensor([100, 50, 1]), 100, 8).tolist() == [8, 4, 1]
+    assert automatic_speech_recognition.frames(torch.tensor([100, 50, 1]), 100, 8).tolist() == [8, 4, 1]
 
 
 def test_texts_are_spelled_in_the_letters_that_there_are(folder: Path) -> None:
@@ -95,17 +96,10 @@ def test_texts_are_spelled_in_the_letters_that_there_are(folder: Path) -> None:
     assert head.transcript(logits) == tokenizer.decode([0, 23, 23, 0, 19, 4, 12, 12, 0, 12]) == "SO HH"
 
 
-def test_rows_without_texts_are_not_judged(folder: Path) -> None:
-    processor = AutoProcessor.from_pretrained(folder)
-    examples = TASK.encode(table([wav(tones(1)[0][1])]), processor, None, 8)
-    with pytest.raises(DataError, match="no texts"):
-        TASK.collect({"logits": np.ones((1, 2, 3))}, examples, [0])
-
-
 def test_the_model_says_which_kind_it_is() -> None:
     whisper = {"architectures": ["WhisperForConditionalGeneration"]}
-    assert SPEECH.specialize(whisper) is SPEECH and SPEECH.variants() == (SPEECH, TASK)
-    assert SPEECH.specialize({"architectures": ["HubertForCTC"], "conv_dim": [8]}) is TASK
-    assert SPEECH.specialize({"architectures": ["HubertModel"], "conv_dim": [8]}) is TASK
-    assert task_of("Wav2Vec2ForCTC", has_preprocessor=True) == SPEECH.name == TASK.name
-    assert TASK.columns == SPEECH.columns
+    assert SPEECH.specialize(whisper) is SPEECH and SPEECH.variants() == (SPEECH, CTC_TASK)
+    assert SPEECH.specialize({"architectures": ["HubertForCTC"], "conv_dim": [8]}) is CTC_TASK
+    assert SPEECH.specialize({"architectures": ["HubertModel"], "conv_dim": [8]}) is CTC_TASK
+    assert task_of("Wav2Vec2ForCTC", has_preprocessor=True) == SPEECH.name == CTC_TASK.name
+    assert CTC_TASK.columns == SPEECH.columns

@@ -17,7 +17,6 @@ from compress.tasks import capability, registry
 from compress.tasks.capability import (
     DESCRIBES_IMAGES,
     DUAL_ENCODER,
-    EMBEDS,
     GENERATES,
     GENERATES_IMAGES,
     HAS_CLASSES,
@@ -32,7 +31,6 @@ from compress.tasks.capability import (
     TAKES_PAIRS,
     TAKES_TEXT,
     TRANSCRIBES,
-    suits,
 )
 from compress.tasks.registry import TASK_NAMES, TASKS, task_of, tasks_with
 
@@ -135,12 +133,6 @@ def test_every_stage_is_for_some_task() -> None:
         assert stage.supports(stage.requires | stage.excludes) is not bool(stage.excludes)
 
 
-def test_required_and_excluded() -> None:
-    assert suits(frozenset({EMBEDS, TAKES_TEXT}), frozenset({EMBEDS}))
-    assert not suits(frozenset({TAKES_TEXT}), frozenset({EMBEDS}))
-    assert not suits(frozenset({EMBEDS, TAKES_TEXT}), frozenset({EMBEDS}), frozenset({TAKES_TEXT}))
-
-
 def test_names_import_neither_torch_nor_numpy() -> None:
     code = "import sys, compress.tasks.registry; print(sorted({'torch', 'numpy', 'pyarrow'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -188,11 +180,6 @@ def test_a_task_that_cannot_be_used_is_named(plugged: dict[str, str], value: str
     assert list(registry._registered()) == [*TASK_NAMES, "sentiment"]
     (error,) = plugin_problems()
     assert reason in str(error) and error.provider == f"the package {value.partition(':')[0]}"
-
-
-def test_a_task_that_is_known_nowhere() -> None:
-    with pytest.raises(KeyError):
-        registry.get_task("text-clasification")
 
 
 def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:

@@ -1,4 +1,4 @@
-"""A torch model as a Core ML program: traced with a mask of floats, converted, with fewer bits if asked."""
+"""Conversion of a torch model to a Core ML program, and check of the weights that the package stores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.formats.coreml.model import (
     PACKAGE,
     CoreMlModel,
     MilProgram,
-    package_of,
+    package_files,
     read_coreml,
     specification_of,
     weights_of,
@@ -31,23 +31,23 @@ from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError, first_line
 
 if TYPE_CHECKING:
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 
 Precision = Literal["fp32", "fp16", "int8"]
 TableBits = Literal[4, 8]
 _GROUP = 32
-"""Weights of a row that share a scale in 4 bits."""
+"""Weights of a row that share a scale in a 4-bit embedding table."""
 _SMALL = 512
-"""Weights of a matrix that isn't worth its scales."""
+"""Number of weights below which a matrix stays in floating point, because its scales would outweigh the savings."""
 _MASKED = -1e4
-"""Added to what a masked token scores: float16 holds it, and its exponential is 0 there as in float32."""
+"""Value added to the attention score of a masked token. float16 can hold it, and its exponential is 0 as in float32."""
 _SHORTEST = 2
 
 _ROUNDING = 2.0**-10
-"""Of float16, a value's share; in integers it is the scale that is rounded to it."""
+"""Rounding error of float16 as a share of the value. For integers the scale is rounded to float16."""
 _SMALLEST = 2.0**-24
-"""Above 0 in float16."""
+"""Smallest positive number in float16."""
 
 
 def to_coreml(
@@ -58,30 +58,45 @@ def to_coreml(
     max_length: int,
     tolerance: float,
 ) -> tuple[CoreMlModel, float]:
-    """``model``, which stays as it is, for one row of 2 to ``max_length`` tokens; the same bytes each time.
+    """Convert a model for one row of 2 to ``max_length`` tokens; equal inputs give identical bytes.
 
-    Images keep the shape that they have. Integers are int32; the output is the answer of the task. In int8 weights have
-    a scale for each channel, a table of words of ``table_bits`` 4 one for each 32 weights, and arithmetic is float16.
-    Also gives by how much the traced torch model's answers are off, which is held to ``tolerance``. Raises
-    `StageError` where coremltools can't, `IntegrityError` where the trace answers otherwise.
+    Images keep their shape. Integer inputs are int32, and the output is the answer of the task. In int8, weights have a
+    scale per channel and arithmetic is float16. The model itself stays unchanged.
+
+    Args:
+        model: Torch model.
+        examples: Examples that are traced and compared.
+        precision: Type of the weights.
+        table_bits: Bits of the word embedding table in int8; 4 uses a scale for every 32 weights.
+        max_length: Largest number of tokens.
+        tolerance: Largest accepted difference between the traced model and the torch model.
+
+    Returns:
+        The package, and the largest difference of the traced model's answers.
+
+    Raises:
+        StageError: coremltools cannot convert the model.
+        IntegrityError: The traced model's answers differ by more than ``tolerance``.
     """
-    row = _OneRow(model.module, examples).eval()
-    sample = _sample(examples)
+    # Trace with the longest example; the sequence axis stays free.
+    row = _SingleRowModel(model.module, examples).eval()
+    sample = _longest_example(examples)
     longest = max(max_length, *(value.shape[1] for value in sample.values()))
     with suppress_output("prints"), without_padding_masks(row.module), torch.no_grad():
         import coremltools
 
         # Positions of 1 row and any length.
-        free = torch.export.Dim("sequence_length", min=_SHORTEST, max=longest)
-        shapes = tuple({} if examples.padding[name] is None else {1: free} for name in sample)
+        sequence_length = torch.export.Dim("sequence_length", min=_SHORTEST, max=longest)
+        shapes = tuple({} if examples.padding[name] is None else {1: sequence_length} for name in sample)
         try:
+            # The trace is compared in torch, because Core ML itself runs on macOS only.
             traced = torch.export.export(
                 row, tuple(sample.values()), dynamic_shapes={"values": shapes}
             ).run_decompositions({})
-            reference, found = torch_answers(model.module, examples), _of_trace(traced.module(), examples)
+            reference, trace_answers = torch_answers(model.module, examples), _trace_answers(traced.module(), examples)
             what = f"As traced for Core ML the {examples.answer_label} differ from the model's"
-            apart = check_parity(reference, found, examples, tolerance, what).worst
-            made = coremltools.convert(
+            largest_difference = check_parity(reference, trace_answers, examples, tolerance, what).worst
+            converted = coremltools.convert(
                 traced,
                 convert_to="mlprogram",
                 compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
@@ -92,16 +107,18 @@ def to_coreml(
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError) as error:
             raise StageError(
                 f"The model cannot be converted for Core ML: {first_line(error)}",
-                expected="operators that coremltools knows",
+                expected="operators that coremltools supports",
                 hint="leave this target out, or export to another format",
             ) from error
         if precision == "int8":
-            made = _in_few_bits(coremltools, made, token_embedding(model.module), table_bits)
-        return _packed(coremltools, made, model, [*sample, examples.answer]), apart
+            converted = _quantize_weights(coremltools, converted, token_embedding(model.module), table_bits)
+        return _package_model(coremltools, converted, model, [*sample, examples.answer]), largest_difference
 
 
-class _OneRow(nn.Module):
-    """The model, from a row's inputs to its answer; coremltools can't follow the logic of whole masks."""
+class _SingleRowModel(nn.Module):
+    """Module that computes the answer of one row with an additive float mask, because coremltools cannot convert boolean
+    masks.
+    """
 
     def __init__(self, module: Any, examples: Examples) -> None:
         super().__init__()
@@ -113,122 +130,142 @@ class _OneRow(nn.Module):
         self._examples = examples
 
     def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        """The logits or the embedding of one row."""
+        """Return the logits or the embedding of one row."""
         inputs = dict(zip(self._examples.padding, values, strict=True))
-        given = dict(inputs)
-        if "attention_mask" in given:
-            given["attention_mask"] = (1.0 - given["attention_mask"][:, None, None, :].to(torch.float32)) * _MASKED
-        return answers(self._examples, self.module(**given), inputs)
+        model_inputs = dict(inputs)
+        if "attention_mask" in model_inputs:
+            model_inputs["attention_mask"] = (
+                1.0 - model_inputs["attention_mask"][:, None, None, :].to(torch.float32)
+            ) * _MASKED
+        return answers(self._examples, self.module(**model_inputs), inputs)
 
 
-def _sample(examples: Examples) -> dict[str, torch.Tensor]:
-    """The longest example."""
-    found = tensors(examples, [int(examples.lengths().argmax())])
-    return {name: found[name].contiguous() for name in examples.padding}
+def _longest_example(examples: Examples) -> dict[str, torch.Tensor]:
+    """Return the inputs of the longest example."""
+    batch = tensors(examples, [int(examples.lengths().argmax())])
+    return {name: batch[name].contiguous() for name in examples.padding}
 
 
-def _of_trace(traced: Any, examples: Examples) -> Answers:
-    """What the trace answers, row by row, padding and all."""
+def _trace_answers(traced_module: Any, examples: Examples) -> Answers:
+    """Return a function that answers with the trace, row by row and including padding."""
 
     def answered(indices: Sequence[int]) -> np.ndarray:
         batch = tensors(examples, list(indices))
-        given = [batch[name] for name in examples.padding]
-        return torch.cat([traced(*(value[at : at + 1] for value in given)) for at in range(len(indices))]).numpy()
+        inputs = [batch[name] for name in examples.padding]
+        return torch.cat(
+            [traced_module(*(value[at : at + 1] for value in inputs)) for at in range(len(indices))]
+        ).numpy()
 
     return answered
 
 
-def _in_few_bits(coremltools: Any, made: Any, words: nn.Embedding | None, table_bits: TableBits) -> Any:
+def _quantize_weights(coremltools: Any, program: Any, embedding: nn.Embedding | None, table_bits: TableBits) -> Any:
+    """Return the program with 8-bit weights per channel, and a 4-bit word embedding table if requested."""
     from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
 
-    own = {}
-    if words is not None and table_bits == 4 and words.embedding_dim % _GROUP == 0:
-        four = OpLinearQuantizerConfig(
+    table_configs = {}
+    if embedding is not None and table_bits == 4 and embedding.embedding_dim % _GROUP == 0:
+        int4_config = OpLinearQuantizerConfig(
             mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=_GROUP, weight_threshold=0
         )
-        own = dict.fromkeys(_tables(made, tuple(words.weight.shape)), four)
-    eight = OpLinearQuantizerConfig(
+        table_configs = dict.fromkeys(_embedding_constants(program, tuple(embedding.weight.shape)), int4_config)
+    int8_config = OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=_SMALL
     )
-    return linear_quantize_weights(made, OptimizationConfig(global_config=eight, op_name_configs=own))
+    return linear_quantize_weights(
+        program, OptimizationConfig(global_config=int8_config, op_name_configs=table_configs)
+    )
 
 
-def _tables(made: Any, shape: tuple[int, ...]) -> list[str]:
-    """Names of the constants that rows are looked up in, of the words' shape."""
-    found = []
-    for operation in made._mil_program.functions["main"].operations:
+def _embedding_constants(program: Any, shape: tuple[int, ...]) -> list[str]:
+    """Return the names of the constants of a shape that rows are gathered from."""
+    names = []
+    for operation in program._mil_program.functions["main"].operations:
         if operation.op_type in ("gather", "gather_nd", "gather_along_axis"):
             source = operation.inputs["x"].op
             if source is not None and source.op_type == "const" and tuple(source.outputs[0].shape) == shape:
-                found.append(source.name)
-    return sorted(set(found))
+                names.append(source.name)
+    return sorted(set(names))
 
 
-def _packed(coremltools: Any, made: Any, model: TorchModel, names: Sequence[str]) -> CoreMlModel:
-    """What coremltools would save, under ``names`` of inputs and outputs, and without the day that it was made on."""
+def _package_model(coremltools: Any, program: Any, model: TorchModel, names: Sequence[str]) -> CoreMlModel:
+    """Return the files that coremltools saves, with ``names`` of inputs and outputs and without the conversion date."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.mlpackage"
-        made.save(str(package))
-        place = specification_of(package)
-        specification = type(made.get_spec()).FromString(place.read_bytes())
-        weights = weights_of(place).read_bytes()
-    told = specification.description
-    for feature, name in zip([*told.input, *told.output], names, strict=True):
+        program.save(str(package))
+        specification_file = specification_of(package)
+        specification = type(program.get_spec()).FromString(specification_file.read_bytes())
+        weights = weights_of(specification_file).read_bytes()
+    description = specification.description
+    for feature, name in zip([*description.input, *description.output], names, strict=True):
         coremltools.utils.rename_feature(specification, feature.name, name)
     specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
-    return CoreMlModel(package_of(specification.SerializeToString(deterministic=True), weights), model.companions())
+    return CoreMlModel(package_files(specification.SerializeToString(deterministic=True), weights), model.companions())
 
 
-def check_stored_weights(made: CoreMlModel, model: TorchModel) -> str:
-    """What to tell of the weights that were read back. Raises `IntegrityError` where a stored matrix is no model's.
+def check_stored_weights(package: CoreMlModel, model: TorchModel) -> str:
+    """Compare each stored matrix with the model's and return a summary.
 
-    A matrix that is made of two, such as a convolution with the normalisation after it, isn't held to anything.
+    A matrix that combines two parameters, such as a convolution folded with its normalization, is not compared.
+
+    Raises:
+        IntegrityError: A stored matrix differs by more than half a quantization step, or no matrix belongs to the
+            model.
     """
-    program = read_coreml(made.specification, made.weights, Path(PACKAGE))
-    known = {_plain(name): value for name, value in model.tensors().items()}
-    held = 0
+    program = read_coreml(package.specification, package.weights, Path(PACKAGE))
+    parameters = {_traced_name(name): value for name, value in model.tensors().items()}
+    compared = 0
     worst = 0.0
-    for one in program.constants:
-        name = _origin(one.name, known)
-        if name is None or one.role == "quantization" or known[name].ndim < 2 or tuple(known[name].shape) != one.shape:
+    for constant in program.constants:
+        name = _parameter_name(constant.name, parameters)
+        if (
+            name is None
+            or constant.role == "quantization"
+            or parameters[name].ndim < 2
+            or tuple(parameters[name].shape) != constant.shape
+        ):
             continue
-        expected = known[name].float().numpy()
-        found, step = stored_values(program, one, made.weights)
-        apart = np.abs(found - expected)
-        off = apart - 0.5 * step - _ROUNDING * np.abs(expected) - _SMALLEST
-        if not off.max() <= 0:
+        expected = parameters[name].float().numpy()
+        values, step = stored_values(program, constant, package.weights)
+        difference = np.abs(values - expected)
+        # Half a quantization step, plus the rounding of the scale or value to float16.
+        excess = difference - 0.5 * step - _ROUNDING * np.abs(expected) - _SMALLEST
+        if not excess.max() <= 0:
             raise IntegrityError(
-                f"The stored matrix {one.name!r} differs from the model's by {apart.max():.2e}.",
+                f"The stored matrix {constant.name!r} differs from the model's by {difference.max():.2e}.",
                 expected="at most half a step of its grid",
                 hint="this is a defect of the stage; please report it with the recipe",
             )
-        held += 1
-        worst = max(worst, float(apart.max()))
-    if held == 0:
+        compared += 1
+        worst = max(worst, float(difference.max()))
+    if compared == 0:
         raise IntegrityError("No stored matrix of the package is the model's.", expected="its weights by their names")
-    matrices = sum(value.ndim > 1 and value.is_floating_point() for value in known.values())
-    return f"{held} of {matrices} matrices were read back, at most {worst:.1e} from the float weights"
+    matrices = sum(value.ndim > 1 and value.is_floating_point() for value in parameters.values())
+    return f"{compared} of {matrices} matrices were read back, at most {worst:.1e} from the float weights"
 
 
 def stored_values(program: MilProgram, one: StoredTensor, weights: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A constant's values and the step of its grid, both of its shape, in float32; a step of 0 for floats."""
+    """Return the values of a constant and the step of its quantization grid, both float32 of its shape; floats have step
+    0.
+    """
     values = one.values(weights).astype(np.float32)
     step = program.steps.get(one.name)
     if step is None:
         return values, np.zeros_like(values)
+    # Repeat each step over the weights of its group.
     for axis, size in enumerate(one.shape):
         step = np.repeat(step, size // step.shape[axis], axis)
     return values * step, step
 
 
-def _plain(name: str) -> str:
-    """A parameter's name as the trace spells it."""
+def _traced_name(name: str) -> str:
+    """Return a parameter's name as the trace spells it."""
     return name.replace(".", "_").lower()
 
 
-def _origin(name: str, known: Mapping[str, object]) -> str | None:
-    """The parameter that a stored constant is named after, with what coremltools appends to it cut off."""
-    found = name.removeprefix("p_module_").removeprefix("b_module_")
-    while found and found not in known:
-        found = found.rpartition("_")[0]
-    return found or None
+def _parameter_name(name: str, parameters: Mapping[str, object]) -> str | None:
+    """Return the parameter that a stored constant is named after, without coremltools' suffixes."""
+    candidate = name.removeprefix("p_module_").removeprefix("b_module_")
+    while candidate and candidate not in parameters:
+        candidate = candidate.rpartition("_")[0]
+    return candidate or None

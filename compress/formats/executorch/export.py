@@ -1,4 +1,4 @@
-"""A torch model as an ExecuTorch program: traced, quantized if asked, lowered to XNNPACK, and proven."""
+"""Export of a torch model as an ExecuTorch program: traced, optionally quantized, lowered to XNNPACK and compared."""
 
 from __future__ import annotations
 
@@ -23,32 +23,35 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError, first_line
 
 if TYPE_CHECKING:
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 
 Precision = Literal["fp32", "int8"]
 EmbeddingBits = Literal[4, 8]
 _GROUP = 32
-"""Weights that share a scale in a table of 4 bits."""
+"""Weights that share a scale in a 4-bit embedding table."""
 ROWS = 8
-"""Rows at once that a program has room for; its memory is laid out for as many when it is loaded."""
+"""Largest number of rows per call; the program reserves memory for as many when it is loaded."""
 _CALIBRATION_EXAMPLES = 128
 _FAR = 0.25
-"""A share of the largest answer: what 8 bits move so far is computed in float where it is no product."""
+"""Largest accepted effect of quantizing sums, as a share of the largest answer.
+
+Above it only products are quantized.
+"""
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d)
 _SHORTEST = 2
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A program, and what it was made of: it answers in torch over the same integers."""
+    """Program together with the quantized torch module that it was lowered from."""
 
     model: ExecuTorchModel
     source: torch.nn.Module
 
 
-class _Answering(torch.nn.Module):
-    """A model with inputs and outputs in a fixed order."""
+class _FixedOrderModule(torch.nn.Module):
+    """Module with inputs and outputs in a fixed order."""
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
@@ -56,58 +59,71 @@ class _Answering(torch.nn.Module):
         self._names, self._outputs = tuple(names), tuple(outputs)
 
     def forward(self, *values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        found = self.module(**dict(zip(self._names, values, strict=True)))
-        chosen = tuple(found[name] for name in self._outputs)
-        return chosen if len(chosen) > 1 else chosen[0]
+        outputs = self.module(**dict(zip(self._names, values, strict=True)))
+        selected = tuple(outputs[name] for name in self._outputs)
+        return selected if len(selected) > 1 else selected[0]
 
 
 def to_executorch(
     model: TorchModel, examples: Examples, precision: Precision, embedding_bits: EmbeddingBits, max_length: int
 ) -> Lowered:
-    """``model``, which stays as it is, for up to `ROWS` rows of up to ``max_length`` tokens. Raises `StageError`.
+    """Export a model for up to `ROWS` rows of up to ``max_length`` tokens. The model itself stays unchanged.
 
-    Images keep the shape that they have. ``examples`` are traced, and where there are convolutions show which ranges
-    their inputs have.
+    Images keep their shape.
+
+    Args:
+        model: Torch model.
+        examples: Examples for tracing; models with convolutions are also calibrated on them.
+        precision: Type of products and convolutions.
+        embedding_bits: Bits of the largest embedding table in int8.
+        max_length: Largest number of tokens.
+
+    Raises:
+        StageError: The model cannot be traced or lowered.
     """
     load_runtime()
     sample = _sample(examples)
     interface = ProgramInterface(
         {name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs
     )
-    plain = _with_plain_attention(model.module)
-    module: torch.nn.Module = _Answering(plain, tuple(sample), examples.outputs).eval()
+    plain = _with_eager_attention(model.module)
+    module: torch.nn.Module = _FixedOrderModule(plain, tuple(sample), examples.outputs).eval()
     values = tuple(sample.values())
     with suppress_output("process"), lean_tracing(), without_padding_masks(plain), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
+            # XNNPACK has no convolution that finds the range of its input at run time, so convolutions need calibration.
             if precision == "int8" and _has_convolutions(module):
                 graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
-                module = _quantize_static(graph, _calibration(examples, tuple(sample)))
+                module = _quantize_static(graph, _calibration_batches(examples, tuple(sample)))
                 # A traced model's inputs have names of their own.
+                # The exported module takes its inputs under new names.
                 shapes = shapes["values"]
             elif precision == "int8":
                 _quantize_dynamic(module, embedding_bits)
             traced = torch.export.export(module, values, dynamic_shapes=shapes)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise StageError(f"The model cannot be traced for ExecuTorch: {first_line(error)}") from error
-        program = _lowered(traced)
+        program = _lower_to_xnnpack(traced)
     return Lowered(ExecuTorchModel({PTE_FILE: program}, with_interface(model.companions(), interface)), module)
 
 
-def _with_plain_attention(module: Any) -> torch.nn.Module:
-    """A copy whose attention is products and a softmax, which XNNPACK runs; torch's own operator brings more along."""
-    made: Any = copy.deepcopy(module).eval()
-    if hasattr(made, "set_attn_implementation"):
-        made.set_attn_implementation("eager")
-    return made.requires_grad_(False)  # type: ignore[no-any-return]
+def _with_eager_attention(module: Any) -> torch.nn.Module:
+    """Return a copy with eager attention, whose products and softmax XNNPACK runs; torch's fused operator is not
+    supported.
+    """
+    copied: Any = copy.deepcopy(module).eval()
+    if hasattr(copied, "set_attn_implementation"):
+        copied.set_attn_implementation("eager")
+    return copied.requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _sample(examples: Examples) -> dict[str, torch.Tensor]:
-    """Two examples as far apart in length as can be: a batch of one would freeze that axis."""
+    """Return the shortest and the longest example as one batch, because a batch of one would freeze the batch axis."""
     lengths = examples.lengths()
     chosen = [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
-    found = tensors(examples, chosen)
-    return {name: found[name].contiguous() for name in examples.padding if name in found}
+    batch = tensors(examples, chosen)
+    return {name: batch[name].contiguous() for name in examples.padding if name in batch}
 
 
 def _axes(name: str, value: torch.Tensor, examples: Examples) -> Axes:
@@ -123,28 +139,30 @@ def _shapes(interface: ProgramInterface, longest: int) -> dict[str, Any]:
     }
     return {
         "values": tuple(
-            {place: free[axis] for place, axis in enumerate(axes) if isinstance(axis, str)}
+            {dimension: free[axis] for dimension, axis in enumerate(axes) if isinstance(axis, str)}
             for axes in interface.inputs.values()
         )
     }
 
 
-def _calibration(examples: Examples, names: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
+def _calibration_batches(examples: Examples, names: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
+    """Return up to `_CALIBRATION_EXAMPLES` evenly spaced examples in batches of `ROWS`."""
     chosen = np.linspace(0, len(examples) - 1, min(_CALIBRATION_EXAMPLES, len(examples))).round().astype(int).tolist()
     batches = [tensors(examples, chosen[at : at + ROWS]) for at in range(0, len(chosen), ROWS)]
     return [tuple(batch[name] for name in names) for batch in batches]
 
 
 def _has_convolutions(module: torch.nn.Module) -> bool:
-    """Whether 8 bits need ranges of inputs that were seen: XNNPACK has no convolution that finds them by itself."""
+    """Return whether the model has convolutions."""
     return any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules())
 
 
 def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) -> None:
-    """Linear layers and embedding tables, in place.
+    """Quantize linear layers and embedding tables in place.
 
-    Products have 8-bit weights, a scale a channel, and inputs rounded in each call, a scale a token. Tables have a
-    scale a row; the one with most rows has ``embedding_bits`` bits, where 4 have a scale for every 32 weights.
+    Linear layers have 8-bit weights with a scale per channel and round their inputs in each call, with a scale per
+    token. Embedding tables have a scale per row. The largest one has ``embedding_bits`` bits; 4 bits have a scale for
+    every 32 weights.
     """
     from torchao.quantization import (
         Int8DynamicActivationIntxWeightConfig,
@@ -158,11 +176,12 @@ def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) ->
     largest = max(tables, key=lambda table: table.num_embeddings, default=None)
     for table in tables:
         # It only matters to training, and keeps the operator for quantized tables from being found.
+        # The padding index only matters in training, and it hides the table from the pattern of quantized embeddings.
         table.padding_idx = None
-        few = table is largest and embedding_bits == 4 and table.embedding_dim % _GROUP == 0
+        four_bits = table is largest and embedding_bits == 4 and table.embedding_dim % _GROUP == 0
         config = IntxWeightOnlyConfig(
-            weight_dtype=getattr(torch, "int4" if few else "int8"),
-            granularity=PerGroup(_GROUP) if few else PerAxis(0),
+            weight_dtype=getattr(torch, "int4" if four_bits else "int8"),
+            granularity=PerGroup(_GROUP) if four_bits else PerAxis(0),
         )
         quantize_(module, config, _only(table))
     products = Int8DynamicActivationIntxWeightConfig(
@@ -178,9 +197,10 @@ def _only(table: torch.nn.Module) -> Callable[[torch.nn.Module, str], bool]:
 def _quantize_static(
     graph: torch.fx.GraphModule, calibration: Sequence[tuple[torch.Tensor, ...]]
 ) -> torch.fx.GraphModule:
-    """Convolutions and products of a traced model, with ranges of what ``calibration`` leads to (PT2E).
+    """Quantize convolutions and products with calibrated ranges (PT2E).
 
-    So are sums of them, unless that takes answers far away: those with outliers have too few steps in 8 bits.
+    Other operators, such as additions, are quantized as well unless that changes answers by more than `_FAR`:
+    activations with outliers have too few steps in 8 bits.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -190,9 +210,9 @@ def _quantize_static(
     config, products = get_symmetric_quantization_config(is_per_channel=True), XNNPACKQuantizer()
     for kind in (torch.nn.Linear, *_CONVOLUTIONS):
         products.set_module_type(kind, config)
-    made = _calibrated(copy.deepcopy(graph), XNNPACKQuantizer().set_global(config), calibration)
-    near = _moved(graph, made, calibration[0]) < _FAR
-    return made if near else _calibrated(graph, products, calibration)
+    quantized = _calibrated(copy.deepcopy(graph), XNNPACKQuantizer().set_global(config), calibration)
+    close_enough = _relative_difference(graph, quantized, calibration[0]) < _FAR
+    return quantized if close_enough else _calibrated(graph, products, calibration)
 
 
 def _calibrated(
@@ -204,18 +224,24 @@ def _calibrated(
     with torch.no_grad():
         for inputs in calibration:
             prepared(*inputs)
-    made: torch.fx.GraphModule = convert_pt2e(prepared)
-    return made
+    converted: torch.fx.GraphModule = convert_pt2e(prepared)
+    return converted
 
 
-def _moved(plain: Any, made: Any, inputs: tuple[torch.Tensor, ...]) -> float:
-    """The largest difference of an output, as a share of the largest magnitude that it has."""
+def _relative_difference(plain: Any, quantized: Any, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Return the largest difference of an output as a share of its largest magnitude."""
     with torch.no_grad():
-        pairs = [(one,) if isinstance(one, torch.Tensor) else one for one in (plain(*inputs), made(*inputs))]
-    return max(float((own - other).abs().max() / own.abs().max()) for own, other in zip(*pairs, strict=True))
+        pairs = [
+            (answers,) if isinstance(answers, torch.Tensor) else answers
+            for answers in (plain(*inputs), quantized(*inputs))
+        ]
+    return max(
+        float((expected - actual).abs().max() / expected.abs().max()) for expected, actual in zip(*pairs, strict=True)
+    )
 
 
-def _lowered(traced: Any) -> bytes:
+def _lower_to_xnnpack(traced: Any) -> bytes:
+    """Lower a traced model to XNNPACK and return the program; raise `StageError` if an operator is not supported."""
     from executorch.backends.xnnpack._passes.remove_noop_expand_copy_pass import RemoveNoopExpandCopyPass
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
@@ -223,42 +249,44 @@ def _lowered(traced: Any) -> bytes:
     from torch._export.verifier import SpecViolationError
 
     # Without it, quantized tables would be stored as floats.
+    # Without this pass, quantized tables would be stored as floats.
     config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
     # Products of more than two axes are traced with copies of their inputs for shapes that already agree. XNNPACK can't
     # run those, and would be called once for each piece between them.
     passes = [RemoveNoopExpandCopyPass()]
     try:
         edge = to_edge_transform_and_lower(traced, transform_passes=passes, partitioner=[XnnpackPartitioner()])
-        made = edge.to_executorch(config)
+        program = edge.to_executorch(config)
     except (RuntimeError, ValueError, TypeError, AssertionError, ExportError, SpecViolationError) as error:
-        raise _refused(traced, first_line(error), str(error)) from error
+        raise _lowering_error(traced, first_line(error), str(error)) from error
+    # The runtime must have a kernel for every operator that XNNPACK does not run.
     operators = {
-        f"{one.name}.{one.overload}" if one.overload else one.name
-        for plan in made.executorch_program.execution_plan
-        for one in plan.operators
+        f"{operator.name}.{operator.overload}" if operator.overload else operator.name
+        for plan in program.executorch_program.execution_plan
+        for operator in plan.operators
     }
-    absent = sorted(operators - load_runtime().operator_registry.operator_names)
-    if absent:
-        raise _refused(traced, f"it has no kernel for {', '.join(absent)}", " ".join(absent))
-    return bytes(made.buffer)
+    missing = sorted(operators - load_runtime().operator_registry.operator_names)
+    if missing:
+        raise _lowering_error(traced, f"it has no kernel for {', '.join(missing)}", " ".join(missing))
+    return bytes(program.buffer)
 
 
-def _refused(traced: Any, reason: str, text: str) -> StageError:
-    """An error that names the modules whose operators are named in ``text``."""
-    named = {name.replace("::", ".") for name in re.findall(r"aten(?:\.|::)\w+", text)}
-    places = sorted(
-        {f"{_operator(node)} in {_module(node)}" for node in traced.graph.nodes if _operator(node) in named}
+def _lowering_error(traced: Any, reason: str, text: str) -> StageError:
+    """Return an error that names the modules whose operators occur in ``text``."""
+    operators = {name.replace("::", ".") for name in re.findall(r"aten(?:\.|::)\w+", text)}
+    locations = sorted(
+        {f"{_operator(node)} in {_module(node)}" for node in traced.graph.nodes if _operator(node) in operators}
     )
-    shown = ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+    shown_locations = ", ".join(locations[:5]) + (f" and {len(locations) - 5} more" if len(locations) > 5 else "")
     return StageError(
-        f"ExecuTorch cannot run the model: {reason}{f' ({shown})' if places else ''}",
+        f"ExecuTorch cannot run the model: {reason}{f' ({shown_locations})' if locations else ''}",
         expected="operators that XNNPACK or ExecuTorch's portable kernels have",
         hint="replace that module, or leave this target out",
     )
 
 
 def _operator(node: Any) -> str:
-    """`aten.sort` of a call of it, without what tells its variants apart."""
+    """Return the operator that a node calls, such as `aten.sort`, without the overload."""
     schema = getattr(node.target, "_schema", None)
     return "" if schema is None else schema.name.replace("::", ".")
 
@@ -271,35 +299,49 @@ def _module(node: Any) -> str:
 
 
 def check_program_parity(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:
-    """What to tell of a program, on padded batches and a single example. Raises `IntegrityError`.
+    """Compare the program with torch on padded batches and a single example, and return a summary.
 
-    In fp32 it may differ from torch by ``tolerance``. In 8 bits an input that lies between two integers may be rounded
-    either way, so that it may be as far again from torch over the same integers as these are from the float model.
+    In fp32 answers may differ by ``tolerance``. In 8 bits, an input halfway between two integers may be rounded either
+    way. Therefore the program may differ from the quantized torch module by as much as that module differs from the
+    float model.
+
+    Args:
+        made: Program and the module that it was lowered from.
+        model: Float model.
+        examples: Examples to compare on.
+        tolerance: Largest accepted difference in fp32.
+
+    Raises:
+        IntegrityError: The answers differ too much.
     """
     session = open_model(made.model)
-    integers = torch_answers(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
-    apart = measure_distance(torch_answers(model.module, examples), integers, examples)
-    words, allowed = examples.answer_label, apart.worst + tolerance
-    what = f"In ExecuTorch the {words} differ from torch"
-    near = check_parity(integers, session_answers(session, examples), examples, allowed, what)
-    if apart.worst <= tolerance:
-        return f"{words} differ by at most {near.worst:.1e} from torch"
+    quantized_answers = torch_answers(
+        _NamedInputModule(made, tuple(session.inputs), tuple(session.output_types)), examples
+    )
+    quantization_distance = measure_distance(torch_answers(model.module, examples), quantized_answers, examples)
+    label, allowed = examples.answer_label, quantization_distance.worst + tolerance
+    what = f"In ExecuTorch the {label} differ from torch"
+    program_distance = check_parity(quantized_answers, session_answers(session, examples), examples, allowed, what)
+    if quantization_distance.worst <= tolerance:
+        return f"{label} differ by at most {program_distance.worst:.1e} from torch"
     return (
-        f"{words} differ by at most {near.worst:.1e} from torch over the same integers, which are {apart.worst:.1e} "
-        f"from the float model, where the largest is {apart.largest:.1f}"
+        f"{label} differ by at most {program_distance.worst:.1e} from torch over the same integers, which are {quantization_distance.worst:.1e} "
+        f"from the float model, where the largest is {quantization_distance.largest:.1f}"
     )
 
 
-class _ByName:
-    """What a program was made of, called as the model that it stands for is."""
+class _NamedInputModule:
+    """Adapter that calls a lowered program's source module with named inputs, as the original model is called."""
 
     def __init__(self, made: Lowered, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
         self._made, self._inputs, self._outputs = made, inputs, outputs
 
-    def eval(self) -> _ByName:
+    def eval(self) -> _NamedInputModule:
         return self
 
     def __call__(self, **values: Any) -> Any:
-        given = [values[name] for name in self._inputs]
-        found = self._made.source(*given)
-        return SimpleNamespace(**dict(zip(self._outputs, found if isinstance(found, tuple) else (found,), strict=True)))
+        inputs = [values[name] for name in self._inputs]
+        outputs = self._made.source(*inputs)
+        return SimpleNamespace(
+            **dict(zip(self._outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+        )

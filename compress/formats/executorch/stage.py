@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.formats.executorch.model import ExecuTorchModel
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import DUAL_ENCODER, SINGLE_CALL, TAKES_PAIRS, VARIABLE_LENGTH
@@ -16,17 +16,17 @@ from compress.tasks.capability import DUAL_ENCODER, SINGLE_CALL, TAKES_PAIRS, VA
 class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
     """ExecuTorch's `.pte` program, for apps on phones and boards, run by XNNPACK on their processors.
 
-    Up to 8 rows at once, of any length up to the recipe's `max_length`; images keep their size. In int8, products
-    have a scale for each channel and round their inputs in each call. Models with convolutions are calibrated on
-    examples of the train split instead (PT2E), since XNNPACK needs to know their ranges. ExecuTorch's own runtime
-    proves the program.
+    The model takes up to 8 rows at a time, of any length up to the recipe's `max_length`; images keep their size. In
+    int8, products have a scale per channel and round their inputs in each call. Models with convolutions are calibrated
+    on examples of the train split instead (PT2E), because XNNPACK needs their ranges in advance. The program's answers
+    are compared with torch in ExecuTorch's own runtime.
     """
 
     version = 3
     packages = ("torch", "transformers", "executorch", "torchao")
     requires = frozenset({SINGLE_CALL})
-    # Traced with token types, a BERT counts its batch by an arange of fixed length, which a single row does not fit.
-    # Sound of any length has not been tried there.
+    # With token types, the trace of a BERT contains an arange of fixed batch size, which fails for a single row.
+    # Audio of variable length has not been tried with ExecuTorch.
     excludes = frozenset({TAKES_PAIRS, DUAL_ENCODER, VARIABLE_LENGTH})
     kind: Literal["executorch"] = "executorch"
     precision: Literal["fp32", "int8"] = Field("int8", description="of products and convolutions")
@@ -38,22 +38,27 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
     )
 
     def needs(self) -> Requirements:
-        """Real examples for tracing, for calibration and for the proof."""
+        """Return the request for real examples, for tracing, calibration and comparison."""
         return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:
-        """Weights of fewer bits, if any."""
+        """Return the output specification; weights change unless they stay float32."""
         return OutputSpec(changes_weights=self.precision != "fp32")
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The same weights in the precision that is asked for; the graph beside them is small."""
+        """Predict the size of the same weights in the requested precision; the graph itself is small."""
         return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
-        """Trace, lower and compare. Raises `StageError` where ExecuTorch can't, `IntegrityError` for other answers."""
+        """Trace and lower the model, then compare its answers with torch.
+
+        Raises:
+            StageError: ExecuTorch does not support the model.
+            IntegrityError: The answers differ too much.
+        """
         from compress.formats.executorch.export import check_program_parity, to_executorch
 
         examples = context.encode("train", model)
-        made = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)
-        context.note(f"executorch: {check_program_parity(made, model, examples, self.tolerance)}")
-        return made.model
+        lowered = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)
+        context.note(f"executorch: {check_program_parity(lowered, model, examples, self.tolerance)}")
+        return lowered.model

@@ -96,7 +96,7 @@ class GgufArchitecture:
     def of(cls, checkpoint: Checkpoint) -> Self:
         """Return the architecture of a checkpoint; raise `ModelError` if GGUF cannot express it."""
         from compress.models.meta_model import build_decoder_on_meta, stored_shapes
-        from compress.models.pruned_model import is_pruned
+        from compress.models.transformer_pruning import is_pruned
 
         where, kind = str(checkpoint.folder / "config.json"), checkpoint.config.get("model_type")
         if kind not in FAMILIES:

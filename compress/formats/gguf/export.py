@@ -33,8 +33,8 @@ from compress.formats.gguf.file_types import FILE_TYPES, Typed
 from compress.formats.gguf.tokenizer import add_tokenizer
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import PROCESSOR_FILES
-from compress.models.imatrix import read_imatrix
 from compress.models.lora_adapter import ADAPTER
+from compress.models.safetensors_file import read_imatrix
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
         """Raises `ModelError` for a type that is garbage without an importance matrix, where there will be none."""
-        from compress.models.imatrix import IMATRIX
+        from compress.models.safetensors_file import IMATRIX
 
         self._check_weighed(before[-1].output_spec().imatrix_beside if before else (start / IMATRIX).is_file())
 
@@ -143,7 +143,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
         from compress.formats.gguf.export import Types, write_companions
         from compress.models.folder_checks import refuse_quantized
-        from compress.models.imatrix import read_imatrix
+        from compress.models.safetensors_file import read_imatrix
 
         weighed = self.type is not None and bool(read_imatrix(model.folder))
         if self.type is not None:

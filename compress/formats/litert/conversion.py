@@ -1,4 +1,4 @@
-"""A torch model as a LiteRT file: one graph for each fixed length, which share the weights."""
+"""Conversion of a torch model to a LiteRT file with one graph per fixed length, and quantization of its weights."""
 
 from __future__ import annotations
 
@@ -25,48 +25,51 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError, first_line
 
 if TYPE_CHECKING:
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 
-LOOKED_UP = ".looked_up"
-"""Ends the name of what a look-up gives, which begins with its table's: quantization recipes name operators so."""
+LOOKUP_SUFFIX = ".looked_up"
+"""Suffix of the output of an embedding lookup, after the table's name, so that quantization recipes can select it."""
 
 _LOOK_UP = "EMBEDDING_LOOKUP"
 
 
-def named_after(content: bytes, parameters: Mapping[str, np.ndarray]) -> bytes:
-    """The same file, shorter: a stored tensor gets the name of the parameter whose values it has, perhaps transposed.
+def rename_tensors(content: bytes, parameters: Mapping[str, np.ndarray]) -> bytes:
+    """Return the same file with short, unique names; the names of signatures stay.
 
-    Others, and what operators give, are numbered. Names are unique in the file; those of signatures stay.
+    A stored tensor gets the name of the parameter with the same values, possibly transposed. Other tensors are
+    numbered.
+    The converter's own names contain every scope that it visited.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(content)
-    known = _by_values(parameters)
-    for place, graph in enumerate(model.subgraphs):
-        end = f"@{place}" if place else ""
-        names = [_name(model, tensor, index, known) for index, tensor in enumerate(graph.tensors)]
+    parameter_names = _parameter_names(parameters)
+    for number, graph in enumerate(model.subgraphs):
+        suffix = f"@{number}" if number else ""
+        names = [_name(model, tensor, index, parameter_names) for index, tensor in enumerate(graph.tensors)]
         for operator in graph.operators:
             if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == "EMBEDDING_LOOKUP":
-                names[operator.outputs[0]] = f"{names[operator.inputs[1]]}{LOOKED_UP}"
+                names[operator.outputs[0]] = f"{names[operator.inputs[1]]}{LOOKUP_SUFFIX}"
         for tensor, name in zip(graph.tensors, names, strict=True):
-            tensor.name = f"{name}{end}"
-    _tell_apart([tensor for graph in model.subgraphs for tensor in graph.tensors])
+            tensor.name = f"{name}{suffix}"
+    _number_duplicates([tensor for graph in model.subgraphs for tensor in graph.tensors])
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def _name(model: Any, tensor: Any, index: int, known: Mapping[str, str]) -> str:
+def _name(model: Any, tensor: Any, index: int, parameter_names: Mapping[str, str]) -> str:
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
         return f"value_{index}"
-    return known.get(_digest(np.asarray(data)), f"constant_{index}")
+    return parameter_names.get(_digest(np.asarray(data)), f"constant_{index}")
 
 
-def _by_values(parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _parameter_names(parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return parameter names by the digests of their values, including transposed ones."""
     names: dict[str, str] = {}
     for name, values in parameters.items():
-        for one in (values, values.T):
-            names.setdefault(_digest(np.frombuffer(np.ascontiguousarray(one).tobytes(), np.uint8)), name)
+        for array in (values, values.T):
+            names.setdefault(_digest(np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)), name)
     return names
 
 
@@ -74,8 +77,8 @@ def _digest(data: np.ndarray) -> str:
     return hashlib.sha256(data.tobytes()).hexdigest()
 
 
-def _tell_apart(tensors: list[Any]) -> None:
-    """Number tensors that share a name with another tensor."""
+def _number_duplicates(tensors: list[Any]) -> None:
+    """Append a number to names that occur more than once."""
     seen: Counter[str] = Counter()
     for tensor in tensors:
         name = tensor.name
@@ -85,20 +88,22 @@ def _tell_apart(tensors: list[Any]) -> None:
 
 
 ANY_SIZE = "serving_default"
-"""LiteRT's own name for the only signature of a model whose inputs have one size, as images do."""
+"""LiteRT's name for the only signature of a model with fixed input sizes, such as an image classifier."""
 
 
 def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -> bytes:
-    """The content of a `.tflite` file in fp32, the same bytes each time, for one row of a batch at a time.
+    """Convert a model to the content of a `.tflite` file in fp32, for one row at a time; equal inputs give identical
+    bytes.
 
-    For each of ``lengths`` it has a signature `length_N`; without any, `serving_default` takes inputs of the shape that
-    ``examples`` have. Integers are int32; the output is the answer of the task. Raises `StageError`.
+    The file has a signature `length_N` for each of ``lengths``. Without lengths, `serving_default` takes inputs of the
+    examples' shape. Integers are int32, and the output is the answer of the task. Raises `StageError` if litert-torch
+    cannot convert the model.
     """
-    row = _OneRow(model.module.eval(), examples)
+    row = _SingleRow(model.module.eval(), examples)
     with (
-        _quiet() as litert_torch,
+        _quiet_litert_torch() as litert_torch,
         lean_tracing(),
-        row.looking_up(),
+        row.looks_up_tables(),
         without_padding_masks(model.module),
         torch.no_grad(),
     ):
@@ -111,13 +116,13 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
             raise StageError(
                 f"The model cannot be converted for LiteRT: {first_line(error)}",
-                expected="operators that litert-torch knows",
+                expected="operators that litert-torch supports",
                 hint="leave this target out, or export to another format",
             ) from error
-    return named_after(content, {name: value.numpy() for name, value in model.tensors().items()})
+    return rename_tensors(content, {name: value.numpy() for name, value in model.tensors().items()})
 
 
-class _OneRow(nn.Module):
+class _SingleRow(nn.Module):
     """Module that computes the answer of one row from the row's inputs."""
 
     def __init__(self, module: nn.Module, examples: Examples) -> None:
@@ -133,22 +138,26 @@ class _OneRow(nn.Module):
         return {self._examples.answer: answers(self._examples, self.module(**inputs), inputs)}
 
     @contextlib.contextmanager
-    def looking_up(self) -> Iterator[None]:
-        """Have tables of positions and the like be looked up.
+    def looks_up_tables(self) -> Iterator[None]:
+        """Keep embedding tables, such as those of positions, as lookups.
 
-        Their ids are constants, so the converter would store what they give, in fp32, once for each length. A zero that
-        comes from the input is added: what is stored is the table, once.
+        Their ids are constants, so the converter would fold each lookup and store its fp32 result once per length.
+        Adding a
+        zero that is computed from the input prevents the folding, so that the table itself is stored once.
         """
-        words = token_embedding(self.module) if self._reads_ids() else None
-        tables = [one for one in self.module.modules() if isinstance(one, nn.Embedding) and one is not words]
-        hooks = [table.register_forward_pre_hook(self._moved) for table in tables if self._reads_ids()]
+        word_embedding = token_embedding(self.module) if self._reads_ids() else None
+        tables = [
+            layer for layer in self.module.modules() if isinstance(layer, nn.Embedding) and layer is not word_embedding
+        ]
+        hooks = [table.register_forward_pre_hook(self._add_zero) for table in tables if self._reads_ids()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _moved(self, table: nn.Module, ids: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def _add_zero(self, table: nn.Module, ids: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Add a zero that depends on the input to the ids of a lookup."""
         return (ids[0] + self._nothing["zero"], *ids[1:])
 
     def _reads_ids(self) -> bool:
@@ -171,29 +180,31 @@ def _sample(examples: Examples, length: int | None) -> dict[str, torch.Tensor]:
     return narrow
 
 
-def _content(made: Any) -> bytes:
+def _content(converted: Any) -> bytes:
+    """Return the bytes of a converted model."""
     with tempfile.TemporaryDirectory() as folder:
-        made.export(str(Path(folder) / LITERT_FILE))
+        converted.export(str(Path(folder) / LITERT_FILE))
         return (Path(folder) / LITERT_FILE).read_bytes()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """litert-torch without its steps on the terminal and without what its parts say as they are imported."""
+def _quiet_litert_torch() -> Iterator[Any]:
+    """Import litert-torch without its progress output and its import messages."""
     # Read once, as its converter is loaded; the second has it say nothing of kernels that nothing here calls.
+    # Both variables are read once, when the converter is loaded. The second one suppresses a message about oneDNN kernels.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with suppress_output("prints"):
         import litert_torch
 
-        shown, litert_torch.config.show_progress = litert_torch.config.show_progress, False
+        show_progress, litert_torch.config.show_progress = litert_torch.config.show_progress, False
         try:
             yield litert_torch
         finally:
-            litert_torch.config.show_progress = shown
+            litert_torch.config.show_progress = show_progress
 
 
-def words_of(model: TorchModel) -> str | None:
+def word_embedding_name(model: TorchModel) -> str | None:
     """Return the name of the word embedding parameter; None for a model that reads no ids."""
     table = token_embedding(model.module)
     if table is None:
@@ -205,12 +216,20 @@ def words_of(model: TorchModel) -> str | None:
 def quantize_litert(
     content: bytes, precision: Precision, table: str | None, embedding_bits: int | None, block: Blocks | None
 ) -> bytes:
-    """The same file with its weights in ``precision``; the same bytes each time. Raises `StageError`.
+    """Quantize the weights of a file; equal inputs give identical bytes.
 
-    ``int8``: weights with a scale for each channel, and inputs of products rounded in each call, row by row;
-    ``int8_weights``: the same weights, made float again where they are used. Tables have 8 bits and a scale a row.
-    ``embedding_bits``, 4 or 8, is for the ``table`` of words alone: 4 bits with a scale for each ``block`` of a row, a
-    divisor of its length, or for the whole row.
+    `int8` uses weights with a scale per channel, and rounds the inputs of products row by row in each call.
+    `int8_weights` dequantizes the same weights where they are used. Embedding tables have 8 bits and a scale per row.
+
+    Args:
+        content: File in fp32.
+        precision: Type of the weights.
+        table: Name of the word embedding table, or None.
+        embedding_bits: Bits of that table, or None for those of ``precision``.
+        block: Weights of a row that share a scale at 4 bits, a divisor of the row length; None for a whole row.
+
+    Raises:
+        StageError: ai-edge-quantizer cannot quantize the model.
     """
     from ai_edge_quantizer import quantizer
 
@@ -243,10 +262,10 @@ def _recipe(precision: Precision, table: str | None, bits: int | None, block: Bl
     elif precision == "int8_weights":
         manager.add_weight_only_config(".*", every, 8)
         # A table is looked up in its integers either way.
-        manager.add_dynamic_config(f"{re.escape(LOOKED_UP)}", look_up, 8)
+        manager.add_dynamic_config(f"{re.escape(LOOKUP_SUFFIX)}", look_up, 8)
     if table is not None and bits is not None:
         granularity = qtyping.QuantGranularity
         by = granularity(f"BLOCKWISE_{block}") if bits == 4 and block else granularity.CHANNELWISE
-        manager.add_dynamic_config(f"{re.escape(table + LOOKED_UP)}", look_up, bits, by)
+        manager.add_dynamic_config(f"{re.escape(table + LOOKUP_SUFFIX)}", look_up, bits, by)
     entries: list[dict[str, Any]] = manager.get_quantization_recipe()
     return entries

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.models.config_checks import max_positions
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import (
@@ -25,31 +25,32 @@ _TEXT_ONLY = AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO}))
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):
-    """LiteRT (`.tflite`), for Android's and other phones' own runtime: a signature for each fixed length of a text.
+    """LiteRT (`.tflite`), for the runtime of Android and other phones: a signature for each fixed length of a text.
 
-    The signatures share the weights; an app pads a text to the shortest that holds it. LiteRT's own interpreter proves
-    the file: in fp32 the answers are torch's, and what fewer bits change is told.
+    The signatures share the weights; an app pads a text to the shortest signature that holds it. The file's answers are
+    compared with torch in LiteRT's own interpreter: in fp32 they must agree, and in fewer bits the note states the
+    difference.
     """
 
     packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
     requires = frozenset({SINGLE_CALL})
-    # Sound of any length has not been tried there.
+    # Audio of variable length has not been tried with LiteRT.
     excludes = frozenset({ANSWERS_PER_TOKEN, DUAL_ENCODER, VARIABLE_LENGTH})
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",
-        description="of the weights; in int8 products are of 8 bits too, by the ranges of each call",
+        description="type of the weights; in int8 products are computed in 8 bits too, with the input range of each call",
     )
     lengths: Annotated[tuple[int, ...] | int, _TEXT_ONLY] = Field(
         4,
-        description="tokens of each signature, e.g. [16, 64, 128]; or how many to choose for the least padding of the "
-        "training texts, the last as long as a text may be",
+        description="tokens of each signature, e.g. [16, 64, 128]; or the number of signatures, whose lengths are then chosen for "
+        "the least padding of the training texts; the last one holds the longest text",
     )
     embedding_bits: Annotated[Literal[4, 8] | None, _TEXT_ONLY] = Field(
-        None, description="bits of the table of words; default: those of the weights"
+        None, description="bits of the word embedding table; default: those of the weights"
     )
     embedding_block_size: Annotated[Blocks | None, _TEXT_ONLY] = Field(
-        32, description="weights of a row of that table that share a scale at 4 bits; none: the whole row"
+        32, description="weights of a row of that table that share a scale at 4 bits; none: a whole row"
     )
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
@@ -57,7 +58,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     @field_validator("lengths", mode="before")
     @classmethod
-    def _fixed(cls, lengths: Any) -> Any:
+    def _refuse_dynamic_lengths(cls, lengths: Any) -> Any:
         if isinstance(lengths, str):
             raise ValueError(
                 f"{lengths!r}: litert-torch converts transformers at fixed lengths only, e.g. [16, 64, 128]"
@@ -65,39 +66,44 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         return lengths
 
     @model_validator(mode="after")
-    def _possible(self) -> LiteRt:
-        some = (self.lengths,) if isinstance(self.lengths, int) else self.lengths
-        if not some or min(some) < 1 or list(some) != sorted(set(some)):
+    def _require_ascending_lengths(self) -> LiteRt:
+        lengths = (self.lengths,) if isinstance(self.lengths, int) else self.lengths
+        if not lengths or min(lengths) < 1 or list(lengths) != sorted(set(lengths)):
             raise ValueError("lengths must be ascending and at least 1")
         if self.embedding_bits is not None and self.precision in ("fp32", "fp16"):
             raise ValueError("embedding_bits are for integers: set precision: int8 or int8_weights")
         return self
 
     def needs(self) -> Requirements:
-        """Return the request for real examples, for their lengths, for tracing and for the proof."""
+        """Return the request for real examples, for their lengths, for tracing and for the comparison."""
         return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:
-        """Weights of fewer bits, if any; graphs of several lengths can outweigh those of a very small model."""
+        """Return the output specification; graphs of several lengths can outweigh the weights of a very small model."""
         return OutputSpec(changes_weights=self.precision != "fp32")
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The same weights in the precision that is asked for; the graph beside them is small."""
+        """Predict the size of the same weights in the requested precision; the graph itself is small."""
         return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel, context: Context) -> LiteRtModel:
-        """Convert, quantize and compare. Raises `StageError` where LiteRT can't, `IntegrityError` for other answers."""
-        from compress.formats.litert.conversion import quantize_litert, to_litert, words_of
+        """Convert and quantize the model, then compare its answers with torch.
+
+        Raises:
+            StageError: LiteRT cannot express the model.
+            IntegrityError: The answers differ too much.
+        """
+        from compress.formats.litert.conversion import quantize_litert, to_litert, word_embedding_name
         from compress.formats.parity import check_shipped_parity, torch_answers
         from compress.formats.runtime import open_model
 
         examples = context.encode("train", model)
-        lengths = self._lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
+        lengths = self._signature_lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
         content = to_litert(model, examples, lengths)
         plain = LiteRtModel({LITERT_FILE: content}, model.companions())
-        words = words_of(model) if lengths else None
-        block = self._block(model.tensors()[words].shape[1], context) if words is not None else None
-        content = quantize_litert(content, self.precision, words, self.embedding_bits, block)
+        word_embedding = word_embedding_name(model) if lengths else None
+        block = self._block(model.tensors()[word_embedding].shape[1], context) if word_embedding is not None else None
+        content = quantize_litert(content, self.precision, word_embedding, self.embedding_bits, block)
         litert_model = LiteRtModel({LITERT_FILE: content}, plain.companions)
         shipped = open_model(litert_model)
         first = shipped if self.precision == "fp32" else open_model(plain)
@@ -106,27 +112,33 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         return litert_model
 
     def _block(self, width: int, context: Context) -> Blocks | None:
-        """Weights of the table's rows that share a scale: a block that divides them, or None for whole rows."""
+        """Return the block size that divides the table's rows, or None for a scale per row."""
         block = self.embedding_block_size
         if self.embedding_bits != 4 or block is None or width % block == 0:
             return block
-        context.note(f"litert: the table of words has a scale a row, since {block} does not divide its {width}")
+        context.note(
+            f"litert: the word embedding table has a scale per row, because {block} does not divide its width {width}"
+        )
         return None
 
-    def _lengths(self, model: TorchModel, texts: Any, context: Context) -> tuple[int, ...]:
-        """Those of the recipe, or those that pad the training texts least. Raises `StageError` for a text too long."""
+    def _signature_lengths(self, model: TorchModel, text_lengths: Any, context: Context) -> tuple[int, ...]:
+        """Return the recipe's lengths, or those that pad the training texts least; raise `StageError` if a text is too
+        long.
+        """
         from compress.numerics.sampling import covering_lengths
 
         positions = max_positions(model.module.config.to_dict()) or context.max_length
-        longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(texts.max()))
-        chosen = covering_lengths(texts, self.lengths, longest) if isinstance(self.lengths, int) else self.lengths
-        if chosen[-1] > positions or chosen[-1] < texts.max():
+        longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(text_lengths.max()))
+        chosen = (
+            covering_lengths(text_lengths, self.lengths, longest) if isinstance(self.lengths, int) else self.lengths
+        )
+        if chosen[-1] > positions or chosen[-1] < text_lengths.max():
             raise StageError(
                 f"The longest signature has {chosen[-1]} tokens.",
                 where="lengths",
-                expected=f"{texts.max()} at least, for the training texts; {positions} at most, for the model",
+                expected=f"{text_lengths.max()} at least, for the training texts; {positions} at most, for the model",
             )
-        padded = sum(min(one for one in chosen if one >= text) for text in texts.tolist())
-        waste = padded / int(texts.sum()) - 1
+        padded = sum(min(length for length in chosen if length >= text) for text in text_lengths.tolist())
+        waste = padded / int(text_lengths.sum()) - 1
         context.note(f"litert: signatures of {', '.join(map(str, chosen))} tokens; padding adds {waste:.0%} of tokens")
         return chosen

@@ -37,7 +37,7 @@ from compress.utils.errors import ModelError, StageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 
 _AXES = ("batch_size", "sequence_length")

@@ -10,8 +10,8 @@ import numpy as np
 from compress.formats.integrity import Encode, ModelInspector, Stored, answers_of, stored_arrays
 from compress.formats.onnx.model import VISION, OnnxModel, all_graphs
 from compress.formats.runtime import open_model
-from compress.models.image_generation import image_generation_hook
 from compress.models.model import write_companions
+from compress.models.pipeline_folder import image_generation_hook
 from compress.models.processor import processor_of
 
 _RECORDINGS = 3

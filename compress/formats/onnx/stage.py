@@ -9,8 +9,8 @@ from pydantic import Field
 
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint
-from compress.models.image_generation import image_generation_hook
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
+from compress.models.pipeline_folder import image_generation_hook
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, handling, predicted
 from compress.tasks.capability import (

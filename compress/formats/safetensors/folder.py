@@ -7,19 +7,19 @@ from typing import Any
 
 from compress.formats.quiet_output import suppress_output
 from compress.models.checkpoint import Checkpoint
+from compress.models.config_checks import is_allowed
 from compress.models.folder_checks import check_model_folder, weight_files
 from compress.models.json_file import read_json
 from compress.models.lora_adapter import ADAPTER, merge
+from compress.models.model import TorchModel
 from compress.models.pipeline_folder import model_config
 from compress.models.processor import PREPROCESSOR, load_tokenizer
 from compress.models.quantization_config import COMPRESSED_TENSORS
-from compress.models.remote_code import is_allowed
-from compress.models.torch_model import TorchModel
 from compress.tasks.capability import EMBEDS, GENERATES, TAKES_IMAGES
 from compress.tasks.registry import TASKS, infer_task, tasks_with
 from compress.tasks.task import Task
+from compress.utils.environment import has_package
 from compress.utils.errors import MissingExtraError, ModelError
-from compress.utils.installation import has_package
 
 
 def find_weights(artifact: Path) -> tuple[Path, ...]:

@@ -21,7 +21,7 @@ from compress.utils.errors import InputError, StageError, first_line
 if TYPE_CHECKING:
     import torch
 
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -190,7 +190,7 @@ class TorchRuntime:
 
 def _opened(model: TorchModel, folder: Path, settings: Mapping[str, Any]) -> Session:
     """Return a session for the module, or for the components that draw images."""
-    from compress.models.image_generation import image_generation_hook
+    from compress.models.pipeline_folder import image_generation_hook
 
     if model.generates_images:
         session: Session = image_generation_hook("open_torch")(model, settings, str(folder))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compress.formats.runtime import Batch
-from compress.models.image_generation import image_generation_hook
+from compress.models.pipeline_folder import image_generation_hook
 from compress.plugins.apps.app_type import Answers, Inputs, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
 from compress.plugins.apps.postprocess import Draw

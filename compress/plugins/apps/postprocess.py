@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.plugins.apps.preprocess import Step
-from compress.tasks.entities import OUTSIDE
+from compress.tasks.spans import OUTSIDE
 
 _MANY_LABELS, _FEW_LABELS, _FEW_KINDS = 20, 5, 12
 POOLED = {

@@ -10,7 +10,7 @@ from compress.formats.generation import seq2seq
 from compress.formats.generation.speech_recognition import HIDDEN, TRANSCRIPTS, read_rules
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtime import Batch, Session
-from compress.numerics.word_errors import word_errors
+from compress.numerics.token_metrics import word_errors
 from compress.plugins.apps.app_type import Answers, Rounding
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
 from compress.plugins.apps.postprocess import Rewrite, Transcribe

@@ -12,13 +12,12 @@ import numpy as np
 from compress.formats.generation.decoder import feeder
 from compress.formats.runtime import Session
 from compress.models.json_file import read_json
-from compress.numerics.next_token import divergence, log_probabilities
 from compress.numerics.output_agreement import output_agreement
+from compress.numerics.token_metrics import divergence, log_probabilities
 from compress.plugins.diff.answers import HERE, mean_of
 from compress.plugins.diff.record import AnswersDiff
-from compress.results.measurement import Measurement
 from compress.results.metrics import metric_on_slice
-from compress.results.report import FINAL
+from compress.results.report import FINAL, Measurement
 from compress.tasks.classes import agreement_row
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress

@@ -29,7 +29,7 @@ from compress.plugins.diffusion.sampler import IDS, LATENT, PICTURES, TIMESTEP, 
 from compress.plugins.diffusion.session import DECODER, TEXT_ENCODER, PictureSession
 from compress.stages.onnx_int8.accuracy_aware import Merit
 from compress.stages.onnx_int8.quantizer import METADATA, SPLIT, validation_examples
-from compress.tasks.batches import by_length
+from compress.tasks.tokens import by_length
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from compress.plugins.diffusion.unet_blocks import (
     shared_blocks,
 )
 from compress.plugins.diffusion.unet_channels import ChannelSet, channel_sets
-from compress.stages.prune.channel_costs import ladder, nearest_rung
+from compress.stages.prune.channels import ladder, nearest_rung
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from compress.models.hooks import removed_on_exit
+from compress.models.model import TorchModel
 from compress.models.pipeline_folder import UNET
-from compress.models.torch_model import TorchModel
 from compress.plugins.diffusion.caption_images import VALIDATION, latent_rows, some_places
 from compress.plugins.diffusion.denoiser_importance import Probes
 from compress.plugins.diffusion.noised_latents import TEXT, NoisedLatents, Noising, denoise

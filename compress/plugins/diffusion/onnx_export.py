@@ -18,9 +18,8 @@ from compress.formats.onnx.export import Axes, ExportedGraph, export_onnx, expor
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.parity import Distance, distance
-from compress.models.model import write_companions
+from compress.models.model import TorchModel, write_companions
 from compress.models.pipeline_folder import UNET
-from compress.models.torch_model import TorchModel
 from compress.plugins.diffusion.pipeline_model import TEXT_ENCODER, VAE, GeneratorModel
 from compress.plugins.diffusion.sampler import (
     CONDITION,

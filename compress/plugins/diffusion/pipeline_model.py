@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.models.folder_checks import check_model_folder
 from compress.models.json_file import read_json
-from compress.models.model import link_or_copy
+from compress.models.model import TorchModel, link_or_copy, remove_load_options
 from compress.models.pipeline_folder import (
     CONFIG,
     MODEL_INDEX,
@@ -18,7 +18,6 @@ from compress.models.pipeline_folder import (
     component_classes,
     pipeline_config,
 )
-from compress.models.torch_model import TorchModel, remove_load_options
 from compress.plugins.diffusion.sampling_settings import (
     SAMPLING,
     SCHEDULER,

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import SEARCH, Context, OutputSpec, Requirements, Stage
 from compress.stages.protocols import KeepsShape
 from compress.tasks.capability import GENERATES_IMAGES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.plugins.diffusion.stage_settings import (
     AutoencoderDistillation,
     ConsistencyDistillation,

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from compress.models.model import TorchModel
 from compress.models.pipeline_folder import UNET
-from compress.models.torch_model import TorchModel
 from compress.plugins.diffusion.caption_images import latent_rows, walked_path
 from compress.plugins.diffusion.noise_prediction import NoiseTable, PredictionType
 from compress.plugins.diffusion.noised_latents import LATENTS, TEXT

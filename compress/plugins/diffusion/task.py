@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.torch_model import TorchModel
-    from compress.results.measurement import Measurement
+    from compress.models.model import TorchModel
+    from compress.results.report import Measurement
 
 _IDS, _NOISE, _SEED, _PICTURES, _CLASS = "input_ids", "noise", "seed", "pictures", "class"
 _STARTER: dict[str, Any] = {

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.models.torch_model import TorchModel
-from compress.numerics.distillation import feature_distance
+from compress.models.model import TorchModel
+from compress.numerics.losses import feature_distance
 from compress.plugins.diffusion.caption_images import VALIDATION, picture_rows, some_places
 from compress.plugins.diffusion.component_costs import cost_rows, costs_of, parameters
 from compress.plugins.diffusion.noised_latents import LATENTS, encode_pictures, unscaled_latents

@@ -12,18 +12,18 @@ from pydantic import Field
 from compress.data.columns import are_label_ids
 from compress.evaluation.evaluate import artifact_labels, predict
 from compress.models.processor import load_processor
-from compress.numerics.anytime import mean_sequence, median_sequence
 from compress.numerics.differences import Verdict, decide
+from compress.numerics.hypothesis_tests import mean_sequence, median_sequence
 from compress.numerics.statistics import Estimate
 from compress.plugins.monitoring.outputs import Model, gives_classes
 from compress.plugins.monitoring.replay import ServedRequests, replay
 from compress.plugins.monitoring.traffic import Traffic
 from compress.tasks.capability import SINGLE_CALL
 from compress.tasks.task import Examples
-from compress.utils.digests import size_bytes
 from compress.utils.errors import DataError, InputError
 from compress.utils.progress import Progress
 from compress.utils.pydantic_models import Frozen
+from compress.utils.storage import size_bytes
 
 A, B = "A", "B"
 _TAIL = 0.99

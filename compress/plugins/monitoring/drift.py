@@ -14,7 +14,7 @@ import numpy as np
 from compress.evaluation.evaluate import artifact_labels
 from compress.inspection.activation_clipping import RowActivations
 from compress.models.processor import load_tokenizer
-from compress.numerics.two_samples import (
+from compress.numerics.hypothesis_tests import (
     Tested,
     class_shares,
     gaussian_kernel,

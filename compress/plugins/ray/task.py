@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from compress.pipeline.cache import CONTENT, Cache, Entry
 from compress.plugins.ray.archive import pack, unpack, unpack_verified
-from compress.utils.digests import digest_file
 from compress.utils.environment import PACKAGES, features, package_versions, processor, processor_class
 from compress.utils.errors import CompressError, StorageError
+from compress.utils.storage import digest_file
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
@@ -245,7 +245,7 @@ class OrderExecution:
 
     def _runner(self) -> StageRunner:
         """The recipe's runner, by what came from the driver."""
-        from compress.models.remote_code import allow
+        from compress.models.config_checks import allow
         from compress.pipeline.runner import StageRunner
         from compress.utils.progress import SilentProgress
 

@@ -17,7 +17,7 @@ from compress.recipe.loading import parse_recipe
 from compress.recipe.overrides import apply_override
 from compress.results.metrics import describe_metric
 from compress.stages.cost_model import Shape
-from compress.stages.distill.student_shape import spread_layers
+from compress.stages.distill.settings import spread_layers
 from compress.stages.protocols import ChecksModel, predict_cost, search_values
 from compress.stages.registry import STAGES
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, SINGLE_CALL

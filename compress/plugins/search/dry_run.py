@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.runtime import why_unavailable
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run_checks import check_run
@@ -35,7 +35,7 @@ from compress.recipe.document import Document
 from compress.recipe.recipe import START
 from compress.report.limits import limit_text
 from compress.results.formatting import format_seconds
-from compress.stages.model_checks import model_checks
+from compress.stages.protocols import model_checks
 from compress.utils.errors import CompressError, InputError, first_line
 from compress.utils.progress import SilentProgress
 from compress.utils.pydantic_models import Frozen

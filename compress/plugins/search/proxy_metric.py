@@ -11,14 +11,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from compress.numerics.next_token import divergence
+from compress.numerics.token_metrics import divergence
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import TrialOutcome, paired_difference
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats
-from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, FINAL
+from compress.results.report import BASELINE, FINAL, Measurement
 
 DIVERGENCE = "kl_divergence"
 PROXY_METRICS = (DIVERGENCE, "embedding_cosine", "agreement")

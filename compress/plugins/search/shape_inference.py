@@ -18,14 +18,13 @@ from compress.pipeline.runner import StageRunner, library_failures
 from compress.recipe.recipe import START
 from compress.stages.base import Context, Stage
 from compress.stages.protocols import inferred_output
-from compress.utils.digests import digest_directory
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError, ModelError
-from compress.utils.storage import cache_key
+from compress.utils.storage import cache_key, digest_directory
 
 if TYPE_CHECKING:
     from compress.formats.onnx.interpolate_size import InterpolatedGraph, LinearRule
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
 VERSION = 1
 """Version of the inferred graphs; a new one makes cached graphs invalid."""
@@ -180,7 +179,7 @@ class ShapeInference:
 
     def outline(self, sketch: TorchModel) -> ModelOutline:
         """Return the outline of an inferred model."""
-        from compress.models.widths import model_widths
+        from compress.models.prune_dry_run import model_widths
 
         # A tokenizer writes down how it was last called.
         rows = self.context.data.split("train").slice(0, _ENCODED)
@@ -197,7 +196,7 @@ class ShapeInference:
     def _baseline(self) -> TorchModel:
         import torch
 
-        from compress.models.torch_model import TorchModel
+        from compress.models.model import TorchModel
 
         runner = self.runner
         if runner.recipe.baseline == START:
@@ -245,7 +244,7 @@ class ShapeInference:
 
     def _traced(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
         """Return a temporary folder with the model that stages produce, with ``changed`` widths."""
-        from compress.models.widths import copy_with_other_widths, model_widths
+        from compress.models.prune_dry_run import copy_with_other_widths, model_widths
 
         key = self._key(torch_stages, graph_stages, changed)
         folder = self._scratch / key
@@ -322,7 +321,7 @@ def stages_key(stages: Sequence[Stage[Any, Any]]) -> str:
 
 
 def _copied(model: TorchModel) -> TorchModel:
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
 
     return TorchModel(copy.deepcopy(model.module), copy.copy(model.processor))
 

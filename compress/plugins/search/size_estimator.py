@@ -20,7 +20,7 @@ import numpy as np
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
-from compress.pipeline.checkpoint_headers import count as count_weights
+from compress.pipeline.recipe_sources import count as count_weights
 from compress.pipeline.runner import StageRunner
 from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.shape_inference import (
@@ -123,7 +123,7 @@ class SizeEstimator:
         if traced is None:
             return None
         if point not in self._keys:
-            from compress.models.widths import TOKENS
+            from compress.models.prune_dry_run import TOKENS
 
             widths = {name: width for name, width in traced[0].widths.items() if name != TOKENS}
             graph_stages = stages_key(self._divided(point)[1])
@@ -302,7 +302,7 @@ class SizeEstimator:
 
     def _structure(self, torch_stages: Stages, graph_stages: Stages, outline: ModelOutline) -> GraphStructure:
         """Trace two graphs of a recipe, at its own widths and at others, with as many changed widths as possible."""
-        from compress.models.widths import HEADS
+        from compress.models.prune_dry_run import HEADS
 
         own_graph = self._started_inference.cached_graph(torch_stages, graph_stages, ())
         # A fused operator may have another form where heads are missing: then all have as many.

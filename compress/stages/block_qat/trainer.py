@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from compress.models.quantized_module import StoredPrecision
 from compress.numerics.fake_quantization import dequantize, stored_as, straight_through
 from compress.numerics.integer_grid import QuantizedWeight, as_float16
-from compress.stages.blockwise.states import BlockRun, States
+from compress.stages.blockwise.calibration import BlockRun, States
 from compress.stages.gptq.settings import BlockTraining
 from compress.stages.training.length import Length
 

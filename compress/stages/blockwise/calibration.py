@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from compress.models.checkpoint import Checkpoint
+from compress.models.experts import find_separate_experts
+from compress.models.hooks import TensorCallback, capture_inputs
 from compress.models.processor import load_tokenizer
+from compress.models.safetensors_file import write_whole
+from compress.stages.blockwise.block_pass import BlockPass, gram
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, Call
+from compress.stages.blockwise.layers import linears
+from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import DataError, ModelError
+from compress.utils.torch_device import CPU, autocast, device_uses_bf16
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
@@ -58,3 +73,191 @@ def _check(ids: torch.Tensor, tokenizer: Any, checkpoint: Checkpoint) -> None:
             where=str(checkpoint.folder),
             expected="the tokenizer that the model was trained with",
         )
+
+
+ACTIVATION_BYTES = 1 << 30
+"""How much of a block's activations may be in memory; the calibration text is cut into batches that keep to it."""
+_WIDE_TENSORS = 4
+"""Tensors as wide as a block's widest layer that are alive at once: gate, its activation, up, and their product."""
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """The forward pass of a loaded block over ``windows`` windows, in batches that keep to `ACTIVATION_BYTES`."""
+
+    decoder: BlockwiseModel
+    index: int
+    windows: int
+    size: int
+    calls: Mapping[int, Call]
+    bf16: bool
+
+    @classmethod
+    def of(
+        cls, decoder: BlockwiseModel, config: Quantization, index: int, ids: torch.Tensor, size: int | None = None
+    ) -> BlockRun:
+        """Prepare a block's run for token ``ids`` [windows, length]; its call arguments are computed once.
+
+        Batches have ``size`` windows where that is given.
+        """
+        size = size or batch_size(decoder.blocks[index], ids)
+        calls = {count: decoder.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
+        return cls(decoder, index, len(ids), size, calls, device_uses_bf16(config.precision, decoder.device))
+
+    def slices(self) -> list[slice]:
+        """Return the sequences of each batch."""
+        return [slice(at, min(at + self.size, self.windows)) for at in range(0, self.windows, self.size)]
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the block's output for the hidden states of one sequence or of a batch, [n, length, hidden]."""
+        with autocast(self.bf16, self.decoder.device):
+            return self.decoder.run(self.index, hidden, self.calls[len(hidden)])
+
+
+def batch_size(block: nn.Module, ids: torch.Tensor) -> int:
+    """Windows at a time, so that a block's activations keep to `ACTIVATION_BYTES`."""
+    widest = max(max(part.in_features, part.out_features) for part in linears(block, "").values())
+    window = 4 * _WIDE_TENSORS * ids.shape[1] * widest
+    return int(min(max(ACTIVATION_BYTES // window, 1), len(ids)))
+
+
+@dataclass(frozen=True)
+class States:
+    """[windows, length, hidden] float32 in ``path``, to be computed with on ``device``."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    device: str = CPU
+
+    def __getitem__(self, windows: slice) -> torch.Tensor:
+        """Return the hidden states of some sequences."""
+        start, stop, _ = windows.indices(self.shape[0])
+        window = self.shape[1] * self.shape[2]
+        values = np.fromfile(self.path, np.float32, (stop - start) * window, offset=4 * start * window)
+        return torch.from_numpy(values).view(stop - start, *self.shape[1:]).to(self.device)
+
+    @property
+    def are_whole(self) -> bool:
+        """Return whether the file holds the states of all sequences."""
+        return self.path.is_file() and self.path.stat().st_size == 4 * self.shape[0] * self.shape[1] * self.shape[2]
+
+    def write(self, batches: Iterable[torch.Tensor]) -> States:
+        """Write them as they come; the file has its name only once it is whole."""
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            for batch in batches:
+                # Not numpy's tofile, whose error on a full disk does not say that it is full.
+                file.write(batch.detach().float().cpu().contiguous().numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+        return self
+
+
+_EMBEDDING_SHARE = 0.2
+"""A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
+mean of the Hessian's diagonal."""
+
+
+@dataclass
+class CalibrationActivations:
+    """Token ids [windows, length] through the blocks of ``decoder``; states lie in ``folder``, one file a block.
+
+    ``importance`` says how much each token counts for a layer; without it all count alike.
+    """
+
+    decoder: BlockwiseModel
+    config: Quantization
+    ids: torch.Tensor
+    folder: Path
+    importance: Importance | None = None
+
+    def entering(self, index: int) -> States:
+        """Return the hidden states that enter a block, computed or not."""
+        shape = (*self.ids.shape, self.decoder.hidden_size)
+        return States(self.folder / f"states-{index:05}.bin", shape, self.decoder.device)
+
+    def pass_through(self, index: int, modules: dict[str, nn.Linear]) -> BlockPass:
+        """Return a pass of a loaded block over all sequences that watches ``modules``."""
+        states = self.entering(index)
+        if index == 0:
+            states.write(self.decoder.embedded(rows) for rows in torch.split(self.ids, 1))
+        # Made before any layer is watched, since finding what a block is called with may run it.
+        run = BlockRun.of(self.decoder, self.config, index, self.ids)
+        batches = [partial(states.__getitem__, some) for some in run.slices()]
+        name = f"{self.decoder.prefix}.{index}"
+        experts = find_separate_experts(self.decoder.blocks[index], name)
+        counts = {} if self.importance is None else self.importance.layers
+        return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts, run.bf16)
+
+    def leave(self, index: int, outputs: Iterable[torch.Tensor]) -> None:
+        """Keep what a block gave; `forget` what entered it once the block itself is kept."""
+        self.entering(index + 1).write(outputs)
+
+    def forget(self, index: int) -> None:
+        """Let go of the states that entered a block."""
+        self.entering(index).path.unlink(missing_ok=True)
+
+    def pass_as_it_is(self, index: int) -> None:
+        """Let all windows pass a loaded block, and keep what enters and what leaves it."""
+        self.pass_watched(index, {}, lambda name, inputs: None)
+
+    def pass_watched(self, index: int, modules: dict[str, nn.Linear], told: TensorCallback[str]) -> None:
+        """Pass all sequences through a block and call ``told`` with the name and input of each of ``modules``."""
+        work = self.pass_through(index, modules)
+        with capture_inputs(modules, told):
+            self.leave(index, (work.run(batch()) for batch in work.batches))
+
+    def advance(self, index: int) -> None:
+        """Let all windows pass a loaded block as it is."""
+        self.pass_as_it_is(index)
+        self.forget(index)
+
+    def as_float(self, folder: str) -> CalibrationActivations:
+        """Return activations of the same text for the unquantized blocks, stored in a ``folder`` inside this one's."""
+        (self.folder / folder).mkdir(exist_ok=True)
+        return replace(self, folder=self.folder / folder, importance=None)
+
+    @torch.no_grad()
+    def table_hessian(self) -> torch.Tensor:
+        """Return the Hessian [hidden, hidden] that the head's rows are rounded under, after all blocks.
+
+        That of the head's inputs, and for a tied table what its rows are to the model as embeddings.
+        """
+        states = self.entering(len(self.decoder.blocks))
+        windows, length, width = states.shape
+        total = torch.zeros(width, width, device=states.device)
+        for at in range(windows):
+            inputs, counts = self.decoder.normed(states[at : at + 1]), None
+            if self.importance is not None:
+                counts = self.importance.head[at * length : (at + 1) * length].to(inputs.device)
+            total.add_(gram(inputs, counts), alpha=(1.0 if counts is None else float(counts.mean())) / windows)
+        if self.decoder.tied:
+            share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width, device=total.device)
+            total.add_(share if self.importance is None else self.importance.embedding.to(total.device))
+        return total
+
+
+@dataclass(frozen=True)
+class Importance:
+    """``layers[name]`` [tokens] float32 with mean 1; layers of experts, which see some tokens only, have none.
+
+    ``head`` [tokens] float32 is the same of the logits, 1 - sum p^2, and ``embedding`` [hidden, hidden] the mean outer
+    product of the loss's gradient by the table's rows: both in one unit, so that a tied table can weigh its two uses.
+    """
+
+    layers: Mapping[str, torch.Tensor]
+    head: torch.Tensor
+    embedding: torch.Tensor
+
+    def write(self, path: Path) -> None:
+        """Keep it for a run that goes on."""
+        layers = {f"layers.{name}": weights for name, weights in self.layers.items()}
+        write_whole(path, layers | {"head": self.head, "embedding": self.embedding}, {})
+
+    @staticmethod
+    def read(path: Path) -> Importance:
+        """Read a file written by `write`."""
+        tensors = load_file(path)
+        layers = {name.removeprefix("layers."): tensors[name] for name in tensors if name.startswith("layers.")}
+        return Importance(layers, tensors["head"], tensors["embedding"])

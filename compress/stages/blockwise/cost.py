@@ -8,7 +8,7 @@ from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Pred
 from compress.stages.gptq.settings import BlockTraining, Quantization
 
 _ACTIVATION_BYTES = 1 << 30
-"""As in `compress.stages.blockwise.states`, which imports torch."""
+"""As in `compress.stages.blockwise.calibration`, which imports torch."""
 STATES_BYTES = 1 << 28
 _WIDE_TENSORS = 4
 _SQUARES = 4
@@ -19,9 +19,9 @@ feed-forward part; and where tokens count otherwise for each layer, of query, ke
 _LAYERS_A_BLOCK = 7
 """Query, key, value, output, gate, up and down: each of them is coarse once when sensitivity is measured."""
 _PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
-"""As in `compress.stages.gptq.sensitivity`."""
+"""As in `compress.stages.gptq.bit_allocation`."""
 SHARD_BYTES = 500_000_000
-"""As in `compress.models.shards`."""
+"""As in `compress.models.safetensors_file`."""
 _LOGITS_HELD = 3
 """The answers to a window, their likelihoods, and the squares of those."""
 

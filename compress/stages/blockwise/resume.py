@@ -15,11 +15,10 @@ from safetensors import SafetensorError
 
 from compress.models.checkpoint import TABLES
 from compress.models.gptq_layout import PARTS, pack_layer
-from compress.models.safetensors_file import read_header, read_metadata, read_tensor
-from compress.models.shards import write_whole
+from compress.models.safetensors_file import read_header, read_metadata, read_tensor, write_whole
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.blockwise.calibration_activations import CalibrationActivations
+from compress.stages.blockwise.calibration import CalibrationActivations
 from compress.stages.blockwise.layers import Layer, kept_by
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.solver import solve_layers

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compress.models.checkpoint import TABLES, CompressedTensorsCheckpoint, QuantizedCheckpoint
+from compress.models.checkpoint import TABLES, CompressedTensorsCheckpoint, QuantizedCheckpoint, write_shards
 from compress.models.compressed_tensors_layout import pack_layer, store_int8_layer
 from compress.models.meta_model import build_on_meta
 from compress.models.model import link_or_copy
 from compress.models.quantization_config import COMPRESSED_TENSORS, Scheme, compressed_tensors_config
-from compress.models.shards import write_shards
 from compress.stages.blockwise.write import write_beside_weights
 from compress.utils.errors import ModelError, StageError
 

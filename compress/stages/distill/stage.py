@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context, Reference, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
-from compress.stages.distill.settings import Distillation, Student
-from compress.stages.distill.student_shape import student_layer_choices, student_shape
+from compress.stages.distill.settings import Distillation, Student, student_layer_choices, student_shape
 from compress.stages.protocols import field_search_values
-from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
+from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMAGES, REWRITES, TAKES_ARRAYS, TRANSCRIBES
 
 

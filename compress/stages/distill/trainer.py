@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.models.hooks import capture_outputs
+from compress.models.model import TorchModel
 from compress.models.pruned_layer_sizes import CHANNELS_KEY
 from compress.models.structure import Attention, blocks
-from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import HEADS_KEY, NEURONS_KEY, drop_pooler, keep_layers
-from compress.numerics.distillation import (
+from compress.numerics.losses import (
     attention_mse,
     hidden_cosine,
     hidden_mse,

@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 
 from compress.stages.base import SEARCH
 from compress.stages.distill.settings import Student
-from compress.stages.training.settings import KEEP_BEST, BudgetedTraining
-from compress.stages.training.synthetic_data_settings import TEACHER_WRITES, TeacherWrites
+from compress.stages.training.settings import KEEP_BEST, TEACHER_WRITES, BudgetedTraining, TeacherWrites
 from compress.utils.errors import StageError
 from compress.utils.pydantic_models import Frozen, changed_fields
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context, Reference, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stages.distill.settings import student_layer_choices, student_shape
 from compress.stages.distill.stage import check_student_layers, student_reference
-from compress.stages.distill.student_shape import student_layer_choices, student_shape
 from compress.stages.distill_language_model.settings import LanguageDistillation
 from compress.stages.protocols import field_search_values
-from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.stages.training.synthetic_data_settings import writing_packages
+from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
+from compress.stages.training.settings import writing_packages
 from compress.tasks.capability import GENERATES
 
 

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from compress.models.config_checks import max_positions
+from compress.models.model import TorchModel
 from compress.models.structure import stacks
-from compress.models.torch_model import TorchModel
 from compress.stages.distill_language_model.settings import LanguageDistillation, with_remaining_budget
-from compress.stages.distill_language_model.student_mapping import block_pairs, shared_tokens
-from compress.stages.distill_language_model.student_module import StudentWithLoss
+from compress.stages.distill_language_model.student import StudentWithLoss, block_pairs, shared_tokens
 from compress.stages.recovery.quantized_recovery import adapt
 from compress.stages.recovery.settings import AdapterTraining
 from compress.stages.recovery.trainer import Body, Judge, Quality, Recovered, head_of, states_of, token_shares

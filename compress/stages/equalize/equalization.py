@@ -18,11 +18,9 @@ from torch import nn
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.models.hooks import capture_inputs, capture_outputs
-from compress.numerics.smoothing import smoothing_factors
-from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.blockwise.build import build_blockwise_model
-from compress.stages.blockwise.calibration import calibration_sequences
-from compress.stages.blockwise.calibration_activations import CalibrationActivations
+from compress.numerics.int8_activations import smoothing_factors
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
+from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences
 from compress.stages.blockwise.write import write_floats
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError

@@ -17,19 +17,15 @@ from torch import nn
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.stages.block_qat.trainer import BlockTrainer
-from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.blockwise.build import build_blockwise_model
-from compress.stages.blockwise.calibration import calibration_sequences
-from compress.stages.blockwise.calibration_activations import CalibrationActivations
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
+from compress.stages.blockwise.calibration import BlockRun, CalibrationActivations, Importance, calibration_sequences
 from compress.stages.blockwise.layers import Layer, about_starved, linears, plan_layers, with_bits
 from compress.stages.blockwise.resume import TABLE_BITS, BlockCache, EmbeddingTables, plan_tables, quantize_tables
-from compress.stages.blockwise.states import BlockRun
 from compress.stages.blockwise.write import Result
-from compress.stages.gptq.bit_allocation import FLOAT_BITS, Allocation, allocate, average_bits
-from compress.stages.gptq.sensitivity import Survey
+from compress.stages.gptq.bit_allocation import FLOAT_BITS, Allocation, Survey, allocate, average_bits
 from compress.stages.gptq.settings import BlockTraining, Quantization
 from compress.stages.gptq.solver import Solved, solve_layers
-from compress.stages.gptq.token_weighting import Gradients, Importance
+from compress.stages.gptq.token_weighting import Gradients
 from compress.stages.training.malloc import give_back_freed_memory, keep_freed_memory
 from compress.utils.storage import disk_full, storage_errors
 from compress.utils.torch_device import autocast, current_device, device_memory_errors, device_uses_bf16

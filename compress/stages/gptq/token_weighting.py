@@ -10,51 +10,22 @@ layer is rounded: forwards once, then backwards block by block, with one block i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from compress.models.experts import find_separate_experts, owning_experts
 from compress.models.hooks import capture_outputs
-from compress.models.shards import write_whole
 from compress.stages.blockwise.block_pass import gram
 from compress.stages.blockwise.blockwise_model import BlockwiseModel
+from compress.stages.blockwise.calibration import BlockRun, Importance, States
 from compress.stages.blockwise.layers import linears
-from compress.stages.blockwise.states import BlockRun, States
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 from compress.utils.torch_device import autocast, device_uses_bf16
-
-_HEAD, _EMBEDDING = "head", "embedding"
-
-
-@dataclass(frozen=True)
-class Importance:
-    """``layers[name]`` [tokens] float32 with mean 1; layers of experts, which see some tokens only, have none.
-
-    ``head`` [tokens] float32 is the same of the logits, 1 - sum p^2, and ``embedding`` [hidden, hidden] the mean outer
-    product of the loss's gradient by the table's rows: both in one unit, so that a tied table can weigh its two uses.
-    """
-
-    layers: Mapping[str, torch.Tensor]
-    head: torch.Tensor
-    embedding: torch.Tensor
-
-    def write(self, path: Path) -> None:
-        """Keep it for a run that goes on."""
-        layers = {f"layers.{name}": weights for name, weights in self.layers.items()}
-        write_whole(path, layers | {_HEAD: self.head, _EMBEDDING: self.embedding}, {})
-
-    @staticmethod
-    def read(path: Path) -> Importance:
-        """Read a file written by `write`."""
-        found = load_file(path)
-        layers = {name.removeprefix("layers."): found[name] for name in found if name.startswith("layers.")}
-        return Importance(layers, found[_HEAD], found[_EMBEDDING])
 
 
 @dataclass

@@ -8,12 +8,9 @@ import torch
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
-from compress.models.imatrix import IMATRIX
-from compress.models.shards import write_whole
-from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.blockwise.build import build_blockwise_model
-from compress.stages.blockwise.calibration import calibration_sequences
-from compress.stages.blockwise.calibration_activations import CalibrationActivations
+from compress.models.safetensors_file import IMATRIX, write_whole
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
+from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences
 from compress.stages.blockwise.layers import linears
 from compress.stages.blockwise.resume import BlockCache
 from compress.stages.gptq.settings import Quantization

@@ -11,7 +11,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.stages.gptq.settings import Quantization
-from compress.stages.training.cost import FLOPS_FORWARD
+from compress.stages.training.length import FLOPS_FORWARD
 from compress.tasks.capability import GENERATES
 
 

@@ -17,8 +17,7 @@ from compress.models.folder_checks import refuse_quantized
 from compress.models.gptq_layout import pack_layer
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.layers import Layer, plan_layers
 from compress.stages.blockwise.resume import BlockCache, EmbeddingTables, keep_tables, plan_tables

@@ -19,8 +19,8 @@ import onnx
 from compress.formats.onnx.int8.observers import Feed, open_session
 from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.output_agreement import output_agreement
-from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Task
+from compress.tasks.tokens import by_length, keep_all
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 

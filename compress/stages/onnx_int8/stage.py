@@ -191,7 +191,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
         from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
-        from compress.models.image_generation import image_generation_hook
+        from compress.models.pipeline_folder import image_generation_hook
 
         meant = [name for name in model.graphs if model.is_part(name, self.part)]
         if self.method == "static" and any(model.is_part(name, "decoder") for name in meant):

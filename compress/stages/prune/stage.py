@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, handling
 from compress.stages.protocols import field_search_values
 from compress.stages.prune.settings import Pruning
-from compress.stages.training.cost import FLOPS_TRAINING, training_prediction
+from compress.stages.training.length import FLOPS_TRAINING, training_prediction
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, HAS_LABELS
 from compress.utils.errors import ModelError
 

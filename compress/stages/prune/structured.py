@@ -12,8 +12,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.models.hooks import capture_inputs, removed_on_exit
+from compress.models.model import TorchModel
 from compress.models.structure import Linear, TransformerBlock, blocks, in_features, stacks
-from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import (
     check_heads_prunable,
     keep_heads,
@@ -24,9 +24,9 @@ from compress.models.transformer_pruning import (
 from compress.numerics.pruning import most_important, taylor_importance
 from compress.stages.prune.channels import prune_channels
 from compress.stages.prune.settings import Pruning
-from compress.tasks.batches import by_length
 from compress.tasks.inference import loss_of, predict, tensors
 from compress.tasks.task import Examples
+from compress.tasks.tokens import by_length
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:

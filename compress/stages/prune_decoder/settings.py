@@ -7,6 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from compress.stages.base import SEARCH
+from compress.stages.blockwise.cost import SHARD_BYTES, STATES_BYTES, quantization_flops, quantization_memory_bytes
+from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
+from compress.stages.gptq.settings import Quantization
+from compress.stages.sparsify.settings import DecoderSparsity
 from compress.stages.training.settings import PRECISION, Precision
 from compress.utils.pydantic_models import Frozen, changed_fields
 
@@ -78,3 +82,81 @@ class DecoderPruning(Frozen):
     def removes_width(self) -> bool:
         """Return whether parts of layers are removed."""
         return bool(self.heads or self.feed_forward or self.experts)
+
+
+def calibration_settings(settings: DecoderPruning | DecoderSparsity) -> Quantization:
+    """Return how a stage reads its text, as settings of the quantizer that passes blocks in the same way."""
+    return Quantization(
+        guided=False,
+        samples=settings.samples,
+        sequence_length=settings.sequence_length,
+        precision=settings.precision,
+    )
+
+
+def decoder_pruning_prediction(
+    settings: DecoderPruning, before: Shape | None, after: Shape | None, plan: PlanContext
+) -> Prediction:
+    """Return the cost of pruning: passes over the text, one block in memory, and a shard of the files being written.
+
+    Args:
+        settings: fields of the stage.
+        before: shape of the input.
+        after: shape of the output.
+        plan: sizes of the data, and the speed of this machine.
+    """
+    if before is None:
+        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
+    states = 0.0
+    if settings.layers and settings.layer_importance == "greedy":
+        tokens = 4 * settings.sequence_length
+        states = max(2 * STATES_BYTES, 2 * tokens * before.hidden * before.layers)
+        states += 2 * tokens * before.embeddings / max(before.hidden, 1)
+    # The Hessian that is solved on, the one that judges, their sum, and its factor.
+    fitted = 16 * before.intermediate**2 if settings.layers and settings.compensate else 0
+    solving = quantization_memory_bytes(calibration_settings(settings), before)
+    return _prediction(pruning_flops(settings, before), max(solving, states, fitted), before, after, plan)
+
+
+def decoder_sparsity_prediction(settings: DecoderSparsity, before: Shape | None, plan: PlanContext) -> Prediction:
+    """Return the cost of unstructured pruning: one pass over the text, unless magnitudes alone decide."""
+    if before is None:
+        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
+    text = calibration_settings(settings)
+    if settings.method == "magnitude":
+        text = text.model_copy(update={"method": "rtn"})
+    return _prediction(quantization_flops(text, before), quantization_memory_bytes(text, before), before, before, plan)
+
+
+def _prediction(flops: float, held_bytes: float, before: Shape, after: Shape | None, plan: PlanContext) -> Prediction:
+    shard = min(SHARD_BYTES, 4 * before.parameters)
+    seconds = plan.seconds(flops) if flops else handling(before)
+    note = "a block in fp32, its Hessian, activations, and a shard; without torch itself"
+    return predicted(before, after, seconds, Estimate(value=round(max(held_bytes, shard) + shard), note=note))
+
+
+def pruning_flops(settings: DecoderPruning, shape: Shape) -> float:
+    """Return the multiplications and additions of pruning on calibration text.
+
+    A greedy choice tries each remaining block in each round, from its index on, and each trial ends with the head.
+    Otherwise the text passes once for whole blocks and once for their parts, and once more for each kind of part, and
+    for whole blocks, for which the others compensate.
+    """
+    tokens, blocks = settings.samples * settings.sequence_length, shape.attention + shape.feed_forward
+    total = 0.0
+    if settings.heads or settings.feed_forward or settings.experts:
+        total += 2 * blocks * tokens
+    if settings.width_importance == "obs":
+        for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):
+            # Another pass, what its inputs are multiplied to, and what goes solved out of the rest.
+            solved = columns**2 * tokens + 2 * share * columns**2 * (shape.hidden + columns)
+            total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
+    if settings.layers and settings.compensate:
+        total += 2 * (blocks + shape.intermediate**2) * tokens
+    if settings.layers and settings.layer_importance != "greedy":
+        total += 2 * blocks * tokens
+    elif settings.layers:
+        block = blocks / max(shape.layers, 1)
+        for left in range(shape.layers, shape.layers - settings.layers, -1):
+            total += 2 * tokens * (block * (left + left * (left - 1) / 2) + left * shape.embeddings)
+    return total

@@ -10,8 +10,7 @@ from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.protocols import field_search_values
 from compress.stages.prune.stage import layer_counts, pruned_shape
-from compress.stages.prune_decoder.cost import decoder_pruning_prediction
-from compress.stages.prune_decoder.settings import DecoderPruning
+from compress.stages.prune_decoder.settings import DecoderPruning, decoder_pruning_prediction
 from compress.tasks.capability import GENERATES
 
 

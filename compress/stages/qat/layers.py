@@ -12,7 +12,6 @@ from torch import nn
 
 from compress.formats.onnx.int8.from_qat import ActivationGrid, IntegerLayer
 from compress.formats.onnx.int8.layer_matching import UNLIMITED, Grids
-from compress.numerics.activation_range import Histogram, find_range
 from compress.numerics.fake_quantization import (
     best_row_scales,
     nearest_on_grid,
@@ -21,6 +20,7 @@ from compress.numerics.fake_quantization import (
     row_scales,
     unsigned_grid,
 )
+from compress.numerics.int8_activations import Histogram, find_range
 from compress.utils.errors import StageError
 
 _LEVELS = 255

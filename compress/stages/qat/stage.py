@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.qat.settings import QuantizationAwareTraining
-from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
+from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, HAS_LABELS, VARIABLE_LENGTH
 
 

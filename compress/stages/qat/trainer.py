@@ -32,7 +32,7 @@ from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, 
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.select_nodes import name_nodes, refuse_unfit
 from compress.models.hooks import capture_inputs, capture_outputs, removed_on_exit
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.numerics.calibration import softmax
 from compress.numerics.embeddings import normalized
 from compress.stages.qat.layers import Quantizable, put_in, quantizable, start, take_out

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compress.models.checkpoint import TABLES, QuantizedCheckpoint
+from compress.models.checkpoint import TABLES, QuantizedCheckpoint, write_with_changes
 from compress.models.lora_adapter import (
     ADAPTER,
     check_adapter,
@@ -28,7 +28,6 @@ from compress.models.quantized_module import (
     named_scaled_integers,
 )
 from compress.models.safetensors_file import read_tensor
-from compress.models.shards import write_with_changes
 from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
 from compress.stages.recovery.trainer import RecoveryTrainer, recovery_sequences
 from compress.stages.training.processes import is_first

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from compress.models.checkpoint import Checkpoint
+from compress.models.model import TorchModel
 from compress.models.processor import load_tokenizer
 from compress.models.quantized_module import QuantizedEmbedding, QuantizedLinear
-from compress.models.torch_model import TorchModel
-from compress.numerics.language_head import HeadLoss, LanguageHead, head_divergence, head_loss, token_scores
-from compress.numerics.token_divergence import Divergence
+from compress.numerics.language_head import Divergence, HeadLoss, LanguageHead, head_divergence, head_loss, token_scores
 from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint

@@ -13,17 +13,14 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.experts import router_layers
 from compress.models.folder_checks import refuse_quantized
 from compress.numerics.gptq import output_error
-from compress.numerics.pruning import magnitude_masks
+from compress.numerics.pruning import magnitude_masks, sparsegpt, wanda
 from compress.numerics.sparse_pattern import Pattern
-from compress.numerics.sparse_solver import sparsegpt, wanda
-from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.blockwise.build import build_blockwise_model
-from compress.stages.blockwise.calibration import calibration_sequences
-from compress.stages.blockwise.calibration_activations import CalibrationActivations
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
+from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences
 from compress.stages.blockwise.layers import Layer, linears
-from compress.stages.blockwise.pruned_checkpoint import write_pruned
 from compress.stages.blockwise.resume import BlockCache
-from compress.stages.prune_decoder.cost import calibration_settings
+from compress.stages.blockwise.write import write_pruned
+from compress.stages.prune_decoder.settings import calibration_settings
 from compress.utils.errors import StageError
 from compress.utils.storage import storage_errors
 from compress.utils.torch_device import autocast, current_device, device_memory_errors

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress.models.custom_module import CustomModule
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
 from compress.stages.sparsify.settings import GradualSparsity, MagnitudeSparsity

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.protocols import KeepsShape
-from compress.stages.prune_decoder.cost import decoder_sparsity_prediction
+from compress.stages.prune_decoder.settings import decoder_sparsity_prediction
 from compress.stages.sparsify.settings import DecoderSparsity, GradualSparsity, MagnitudeSparsity
-from compress.stages.training.cost import FLOPS_TRAINING, training_prediction
+from compress.stages.training.length import FLOPS_TRAINING, training_prediction
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, HAS_LABELS
 
 

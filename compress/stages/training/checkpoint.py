@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from compress.models.shards import write_whole
+from compress.models.safetensors_file import write_whole
 
 _EVERY_SECONDS = 60.0
 _SHARE = 0.05

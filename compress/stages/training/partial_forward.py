@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from compress.models.structure import Linear, TransformerBlock, blocks
 from compress.models.transformer_pruning import layer_list, replaced_layers
-from compress.stages.training.cost import KEPT_STATES_BYTES
-from compress.tasks.batches import by_length
+from compress.stages.training.length import KEPT_STATES_BYTES
 from compress.tasks.task import Examples
+from compress.tasks.tokens import by_length
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 

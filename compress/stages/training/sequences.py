@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.tasks.sequences import cut, learned_tokens, opening, spread
 from compress.tasks.task import Examples
+from compress.tasks.token_sequences import cut, learned_tokens, opening, spread
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:

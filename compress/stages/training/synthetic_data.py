@@ -20,22 +20,21 @@ from compress.formats.generation.decoder import ManyTexts
 from compress.formats.registry import RUNTIMES
 from compress.formats.spec import load
 from compress.models.config_checks import max_positions
-from compress.models.shards import write_whole
+from compress.models.safetensors_file import write_whole
 from compress.stages.training import processes
-from compress.stages.training.synthetic_data_settings import TORCH
-from compress.tasks.conversations import asked, before_question
-from compress.tasks.sequences import cut, opening, spread
+from compress.stages.training.settings import TORCH
 from compress.tasks.task import Examples
+from compress.tasks.token_sequences import asked, before_question, cut, opening, spread
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import CPU
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.models.torch_model import TorchModel
+    from compress.models.model import TorchModel
     from compress.stages.base import Context
     from compress.stages.training.sequences import TokenSequences
-    from compress.stages.training.synthetic_data_settings import TeacherWrites
+    from compress.stages.training.settings import TeacherWrites
 
 _AT_ONCE, _CACHE_BYTES = 64, 2e9
 """Texts that are written together, at most, and what their keys and values may take."""

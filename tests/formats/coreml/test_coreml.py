@@ -16,17 +16,17 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from compress.formats.coreml.conversion import check_stored_weights, stored_values, to_coreml
-from compress.formats.coreml.model import PACKAGE, CoreMlModel, MilProgram, package_of, read_coreml
+from compress.formats.coreml.model import PACKAGE, CoreMlModel, MilProgram, package_files, read_coreml
 from compress.formats.coreml.runtime import CoreMlSession
 from compress.formats.model_file import format_of, model_file
 from compress.formats.quiet_output import suppress_output
 from compress.formats.runtime import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.task import Examples
+from compress.utils.environment import has_package
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError
-from compress.utils.installation import has_package
 
 # To import it takes seconds, in each process that collects tests.
 if not has_package("coremltools"):
@@ -175,7 +175,7 @@ def test_weights_of_another_model_and_a_changed_byte_are_found(plain: CoreMlMode
     damaged[query.start + 3] ^= 0x40
     with pytest.raises(IntegrityError, match=QUERY):
         check_stored_weights(
-            CoreMlModel(package_of(plain.specification, bytes(damaged)), plain.companions), tiny_encoder()
+            CoreMlModel(package_files(plain.specification, bytes(damaged)), plain.companions), tiny_encoder()
         )
 
 

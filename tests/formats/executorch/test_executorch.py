@@ -27,9 +27,9 @@ from compress.formats.runtime import TensorType, get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_value_graph
-from compress.inspection.node_layers import node_modules
+from compress.inspection.layers import node_modules
 from compress.inspection.value_matching import match
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError

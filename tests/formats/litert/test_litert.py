@@ -19,10 +19,10 @@ from compress.formats.model_file import format_of, model_file
 from compress.formats.runtime import TensorType, get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.integrity import inspector_of
+from compress.utils.environment import has_package
 from compress.utils.errors import InputError, ModelError, StageError
-from compress.utils.installation import has_package
 
 # To import it takes seconds, in each process that collects tests.
 if not has_package("litert-torch"):

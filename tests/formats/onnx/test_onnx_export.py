@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 import compress
 from compress.formats.onnx.export import verify_parity
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, ModelError
 

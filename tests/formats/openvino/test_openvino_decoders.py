@@ -24,7 +24,7 @@ from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.conversion import Precision
-from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
+from compress.formats.openvino.decoder import VerifiedDecoder, write_decoder
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.openvino.runtime import core, open_stateful
 from compress.formats.openvino.stage import OpenVino
@@ -33,7 +33,7 @@ from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.registry import get_task
 from compress.utils.errors import InputError, IntegrityError, StageError
 
@@ -60,7 +60,7 @@ def written(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFac
     return saved(write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE), tmp_path_factory.mktemp("written"))
 
 
-def saved(found: ProvenDecoder, folder: Path) -> Path:
+def saved(found: VerifiedDecoder, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     found.model.save(folder)
     return folder

@@ -27,7 +27,7 @@ from compress.formats.runtime import Session, get_runtime
 from compress.formats.safetensors.folder import task_of_folder
 from compress.formats.targets import REFERENCE
 from compress.models.checkpoint import Checkpoint
-from compress.tasks import ctc
+from compress.tasks import automatic_speech_recognition
 from compress.utils.errors import InputError, ModelError, StageError
 
 TARGET = REFERENCE.target
@@ -209,4 +209,4 @@ def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_pat
 def test_of_a_task_of_several_kinds_it_is_the_models_own(tmp_path: Path) -> None:
     make = functools.partial(tiny_sounds.waves, "Wav2Vec2", masked=False, ending="CTC")
     folder = tiny_sounds.write_model(tmp_path, make, letters=True)
-    assert task_of_folder(folder) is ctc.TASK
+    assert task_of_folder(folder) is automatic_speech_recognition.CTC_TASK

@@ -28,8 +28,8 @@ from compress.cli import app
 from compress.formats.coreml.stage import CoreMl
 from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.litert.stage import LiteRt
+from compress.models.model import TorchModel
 from compress.models.sentence_modules import Normalize, SentenceModules
-from compress.models.torch_model import TorchModel
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import BundleError, InputError

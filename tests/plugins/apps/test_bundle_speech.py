@@ -21,7 +21,7 @@ from transformers import WhisperFeatureExtractor
 import compress.plugins.apps
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.models.checkpoint import Checkpoint
-from compress.numerics.word_errors import word_errors
+from compress.numerics.token_metrics import word_errors
 from compress.plugins.apps.audio import RECORDINGS, AudioRule, check_rule
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.postprocess import Transcribe

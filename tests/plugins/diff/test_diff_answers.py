@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.plugins.diff.drawn import draw
 from compress.plugins.diff.limits import judged
 from compress.plugins.diff.record import AnswersDiff, Diff

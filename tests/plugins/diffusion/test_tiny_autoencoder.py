@@ -9,7 +9,7 @@ import tiny_pipelines
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 
-from compress.numerics.distillation import feature_distance
+from compress.numerics.losses import feature_distance
 from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
 from compress.plugins.diffusion.tiny_autoencoder import (
     decoded_distance,

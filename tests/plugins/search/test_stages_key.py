@@ -8,7 +8,7 @@ import tiny_run
 from tiny_generation import write_all
 
 from compress.plugins.search.shape_inference import stages_key
-from compress.stages.model_checks import model_checks
+from compress.stages.protocols import model_checks
 
 ROUNDS = {"gptq": {"group_size": 128}}
 

@@ -23,10 +23,10 @@ from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.stages.block_qat.stage import BlockQat
 from compress.stages.block_qat.trainer import BlockTrainer, LearnedIntegers
-from compress.stages.blockwise.build import build_blockwise_model, last_hidden
+from compress.stages.blockwise.blockwise_model import build_blockwise_model, last_hidden
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.gptq.stage import Gptq
-from compress.utils.digests import digest_directory
+from compress.utils.storage import digest_directory
 
 SMALL: dict[str, Any] = {"bits": 2, "group_size": 32, "samples": 40, "sequence_length": 32, "precision": "fp32"}
 SMALL |= {"guided": False}

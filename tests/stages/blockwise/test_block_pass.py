@@ -12,7 +12,7 @@ from decoders import inputs_of_layers, module_of, save_decoder, some_ids
 from torch import nn
 
 from compress.stages.blockwise.block_pass import BlockPass, gram
-from compress.stages.blockwise.build import build_blockwise_model, last_hidden
+from compress.stages.blockwise.blockwise_model import build_blockwise_model, last_hidden
 from compress.stages.blockwise.layers import linears
 from compress.utils.errors import StageError
 

@@ -13,7 +13,7 @@ from quantized import quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from compress.models.checkpoint import Checkpoint
-from compress.stages.blockwise.build import build_blockwise_model, logits
+from compress.stages.blockwise.blockwise_model import build_blockwise_model, logits
 from compress.utils.errors import ModelError, StageError
 
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from compress.models.checkpoint import Checkpoint
 from compress.stages.blockwise.resume import BlockCache
 from compress.stages.gptq.stage import Gptq
-from compress.utils.digests import digest_directory
 from compress.utils.errors import StorageError
+from compress.utils.storage import digest_directory
 
 BLOCKS = 4
 STAGE = Gptq(group_size=32, samples=8, sequence_length=32, embedding_bits=4)
@@ -86,10 +86,10 @@ STAGE.run(Checkpoint(Path(sys.argv[1])), context(Path(sys.argv[2])))
 def test_a_run_killed_within_a_block(source: Checkpoint, undisturbed: str, tmp_path: Path) -> None:
     here = Path(__file__).parent
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(source.folder), str(tmp_path), str(here), str(here.parent / "support")],
+        [sys.executable, "-c", CHILD, str(source.folder), str(tmp_path), str(here), str(here.parents[1] / "support")],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(here.parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(here.parents[2])},
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr

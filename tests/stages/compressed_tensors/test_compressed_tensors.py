@@ -22,10 +22,9 @@ from compress.formats.gguf.stage import Gguf
 from compress.formats.safetensors.runtime import RUNTIME
 from compress.formats.targets import REFERENCE
 from compress.inspection.tensors import read_model
-from compress.models.checkpoint import Checkpoint, CompressedTensorsCheckpoint, QuantizedCheckpoint
+from compress.models.checkpoint import Checkpoint, CompressedTensorsCheckpoint, QuantizedCheckpoint, write_with_changes
 from compress.models.quantized_module import load_quantized_module
-from compress.models.shards import write_with_changes
-from compress.stages.blockwise.build import logits
+from compress.stages.blockwise.blockwise_model import logits
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.compressed_tensors import export
 from compress.stages.compressed_tensors.stage import CompressedTensors

@@ -15,7 +15,7 @@ import tiny
 import torch
 from pydantic import ValidationError
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.models.transformer_pruning import keep_heads
 from compress.stages.base import Context
 from compress.stages.distill.settings import Student

@@ -6,8 +6,8 @@ import sentences
 import torch
 
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules
-from compress.numerics.distillation import embedding_distance
 from compress.numerics.embeddings import normalized
+from compress.numerics.losses import embedding_distance
 from compress.stages.distill.stage import Distill
 from compress.tasks.inference import predict
 from compress.utils.errors import StageError

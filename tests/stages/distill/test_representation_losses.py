@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.models.transformer_pruning import keep_layers
 from compress.stages.distill.trainer import _Comparison
 from compress.tasks.inference import forward

@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.models.transformer_pruning import keep_layers
 from compress.stages.base import Context
 from compress.stages.distill_language_model import trainer
 from compress.stages.distill_language_model.stage import DistillLanguageModel
-from compress.stages.distill_language_model.student_mapping import block_pairs
+from compress.stages.distill_language_model.student import block_pairs
 from compress.stages.distill_language_model.trainer import LanguageDistillationTrainer
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.sequences import training_sequences

@@ -11,9 +11,9 @@ import torch
 from decoders import context, save_decoder, some_ids
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.pipeline.checkpoint_headers import read_shape
+from compress.pipeline.recipe_sources import read_shape
 from compress.stages.blockwise.block_pass import BlockPass
-from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.blockwise_model import build_blockwise_model
 from compress.stages.blockwise.cost import (
     checkpoint_bytes,
     quantization_flops,
@@ -22,12 +22,12 @@ from compress.stages.blockwise.cost import (
 )
 from compress.stages.blockwise.layers import linears, plan_layers
 from compress.stages.cost_model import Shape
-from compress.stages.gptq.sensitivity import Survey
+from compress.stages.gptq.bit_allocation import Survey
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
 from compress.stages.gptq.token_weighting import Gradients
-from compress.utils.digests import size_bytes
 from compress.utils.progress import SilentProgress
+from compress.utils.storage import size_bytes
 
 
 def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(

@@ -21,10 +21,10 @@ from compress.models.experts import find_separate_experts
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.stages.blockwise.block_pass import BlockPass, gram
-from compress.stages.blockwise.build import build_blockwise_model, logits
+from compress.stages.blockwise.blockwise_model import build_blockwise_model, logits
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.layers import linears, plan_layers
-from compress.stages.gptq.sensitivity import Survey
+from compress.stages.gptq.bit_allocation import Survey
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
 from compress.utils.errors import ModelError
@@ -234,7 +234,7 @@ def test_rounding_to_nearest_counts_no_tokens(tmp_path: Path) -> None:
 def test_the_whole_and_its_batches_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = sleepy(tmp_path / "source")
     whole = layers_of(quantized(source, tmp_path / "whole", bits=8).folder)
-    monkeypatch.setattr("compress.stages.blockwise.states.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
+    monkeypatch.setattr("compress.stages.blockwise.calibration.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
     pieces = layers_of(quantized(source, tmp_path / "pieces", bits=8).folder)
     assert whole.keys() == pieces.keys()
     for name, layer in whole.items():

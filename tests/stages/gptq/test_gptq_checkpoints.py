@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq
-from compress.stages.blockwise.build import build_blockwise_model, last_hidden
+from compress.stages.blockwise.blockwise_model import build_blockwise_model, last_hidden
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.gptq.stage import Gptq
-from compress.utils.digests import size_bytes
 from compress.utils.errors import CompressError, DataError, ModelError, StageError
+from compress.utils.storage import size_bytes
 
 SMALL = {"group_size": 32, "samples": 6, "sequence_length": 24, "precision": "fp32"}
 LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
@@ -70,7 +70,7 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_p
 def test_the_whole_and_its_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_decoder(tmp_path / "source")
     whole = quantized(source, tmp_path / "whole")
-    monkeypatch.setattr("compress.stages.blockwise.states.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
+    monkeypatch.setattr("compress.stages.blockwise.calibration.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
     pieces = quantized(source, tmp_path / "pieces")
     # Rounding in another order flips a weight here and there, and that spreads; the errors stay what they are.
     errors = [layers_of(result.folder) for result in (whole, pieces)]

@@ -14,7 +14,7 @@ from rotation import is_todays
 from safetensors.torch import load_file, save_file
 
 from compress.models.checkpoint import QuantizedCheckpoint
-from compress.stages.blockwise.build import logits
+from compress.stages.blockwise.blockwise_model import logits
 from compress.stages.gptq.stage import Gptq
 
 pytestmark = pytest.mark.slow

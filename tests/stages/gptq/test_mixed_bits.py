@@ -16,10 +16,9 @@ from torch import nn
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, round_to_nearest
-from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.blockwise_model import build_blockwise_model
 from compress.stages.blockwise.layers import Layer, plan_layers
-from compress.stages.gptq.bit_allocation import allocate, average_bits, stored_bits
-from compress.stages.gptq.sensitivity import TABLES, Sensitivity, Survey
+from compress.stages.gptq.bit_allocation import TABLES, Sensitivity, Survey, allocate, average_bits, stored_bits
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
 from compress.utils.errors import StageError

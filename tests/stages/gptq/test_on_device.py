@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.models.checkpoint import Checkpoint
 from compress.pipeline.runner import StageRunner
-from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.resume import BlockCache
 from compress.stages.registry import STAGES
 from compress.utils.errors import DeviceError
@@ -59,7 +58,7 @@ def run(name: str, folder: Path, where: str) -> Checkpoint:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_made_there_is_what_is_made_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in IN_BATCHES:
-        monkeypatch.setattr("compress.stages.blockwise.states.ACTIVATION_BYTES", 1)
+        monkeypatch.setattr("compress.stages.blockwise.calibration.ACTIVATION_BYTES", 1)
     with sdpa_kernel(SDPBackend.MATH):  # sums in the order in which the device does them
         host_result = run(name, tmp_path, "here")
     with fake_gpu(monkeypatch) as mode:

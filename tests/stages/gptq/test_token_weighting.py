@@ -10,11 +10,11 @@ from decoders import context, inputs_of_layers, module_of, save_decoder, some_id
 
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.gptq import output_error
-from compress.stages.blockwise.build import build_blockwise_model
-from compress.stages.blockwise.calibration import calibration_sequences
+from compress.stages.blockwise.blockwise_model import build_blockwise_model
+from compress.stages.blockwise.calibration import Importance, calibration_sequences
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
-from compress.stages.gptq.token_weighting import Gradients, Importance
+from compress.stages.gptq.token_weighting import Gradients
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
@@ -112,7 +112,9 @@ def test_layers_are_solved_for_the_tokens_that_matter(
     """Where layers see the same inputs, the weighted error falls and the plain one rises."""
     checkpoint = save_decoder(tmp_path / "model", num_hidden_layers=1)
     if batches > 1:
-        monkeypatch.setattr("compress.stages.blockwise.states.batch_size", lambda block, ids: -(-len(ids) // batches))
+        monkeypatch.setattr(
+            "compress.stages.blockwise.calibration.batch_size", lambda block, ids: -(-len(ids) // batches)
+        )
     name, errors = "model.layers.0.self_attn.q_proj", {}
     for guided in (True, False):
         stage_context = context(tmp_path / f"guided-{guided}")

@@ -30,12 +30,12 @@ from compress.formats.gguf.stage import Gguf
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
-from compress.models.imatrix import IMATRIX, read_imatrix
-from compress.pipeline.checkpoint_headers import read_shape
+from compress.models.safetensors_file import IMATRIX, read_imatrix
+from compress.pipeline.recipe_sources import read_shape
 from compress.stages.cost_model import PlanContext
 from compress.stages.gptq.stage import Gptq
 from compress.stages.imatrix.stage import Imatrix
-from compress.stages.model_checks import check_stages
+from compress.stages.protocols import check_stages
 from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.utils.errors import ModelError
 

@@ -14,8 +14,8 @@ import tiny
 import torch
 from pydantic import ValidationError
 
+from compress.models.model import TorchModel
 from compress.models.structure import blocks
-from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import HEADS_KEY, layer_list
 from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune

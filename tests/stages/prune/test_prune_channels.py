@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.data.dataset import Dataset
+from compress.models.model import TorchModel
 from compress.models.pruned_layer_sizes import CHANNELS_KEY
 from compress.models.structure import blocks
-from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import HEADS_KEY
 from compress.pipeline.integrity import IntegrityCheck, ModelSize, PredictionProbe, inspector_of
 from compress.recipe.loading import read_recipe

@@ -12,12 +12,11 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from compress.models.checkpoint import Checkpoint
-from compress.numerics.part_removal import remove_parts
+from compress.numerics.pruning import remove_parts, sparsegpt, wanda
 from compress.numerics.sparse_pattern import Pattern
-from compress.numerics.sparse_solver import sparsegpt, wanda
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.blockwise.block_pass import gram
-from compress.stages.blockwise.build import build_blockwise_model
+from compress.stages.blockwise.blockwise_model import build_blockwise_model
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq

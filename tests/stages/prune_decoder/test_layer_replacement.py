@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context
 from compress.stages.blockwise.calibration import calibration_sequences
-from compress.stages.prune_decoder.layer_replacement import gaps
+from compress.stages.prune_decoder.depth import gaps
 from compress.stages.prune_decoder.stage import PruneDecoder
 
 SAMPLES, LENGTH, DAMPING = 16, 48, 0.01

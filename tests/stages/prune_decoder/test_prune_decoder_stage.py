@@ -9,12 +9,12 @@ import pytest
 from tiny_generation import write_all
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.stages.cost_model import PlanContext, Shape
 from compress.stages.prune.stage import Prune
-from compress.stages.prune_decoder.cost import pruning_flops
+from compress.stages.prune_decoder.settings import pruning_flops
 from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.stages.sparsify.stages import SparsifyDecoder
 from compress.tasks.registry import get_task

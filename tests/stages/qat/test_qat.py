@@ -18,7 +18,7 @@ from torch import nn
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.profile import write_optimized
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.stages.qat.stage import Qat
 from compress.tasks.image_classification import TASK

@@ -18,7 +18,7 @@ from compress.formats.onnx.int8.byte_products import byte_products
 from compress.formats.onnx.int8.layer_matching import Grids
 from compress.formats.onnx.int8.static import NncfQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.numerics.saturation import pairs_at_risk
+from compress.numerics.int8_activations import pairs_at_risk
 from compress.recipe.recipe import Recipe
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.qat.layers import put_in, start, take_out

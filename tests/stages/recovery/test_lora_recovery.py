@@ -16,12 +16,12 @@ from transformers import LlamaForCausalLM
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
-from compress.stages.attach_lora import AttachLora
 from compress.stages.base import Context, Reference
-from compress.stages.recovery.lora_recovery import LoraRecovery
+from compress.stages.lora import AttachLora
+from compress.stages.recovery.stages import LoraRecovery
 from compress.stages.recovery.trainer import recovery_sequences
-from compress.utils.digests import digest_directory
 from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.storage import digest_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 """peft calls what transformers will remove."""

@@ -11,15 +11,14 @@ from causal import LENGTH, Notes, context, text_data
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint, write_with_changes
 from compress.models.quantized_module import load_quantized_module
-from compress.models.shards import write_with_changes
 from compress.stages.recovery.quantized_recovery import learn, tuned_tensors
+from compress.stages.recovery.stages import TuneScales
 from compress.stages.recovery.trainer import RecoveryTrainer, recovery_sequences
-from compress.stages.recovery.tune_scales import TuneScales
 from compress.stages.training.checkpoint import TrainingCheckpoint, TrainingState
-from compress.utils.digests import digest_directory, size_bytes
 from compress.utils.errors import DataError, StageError
+from compress.utils.storage import digest_directory, size_bytes
 
 QUICK: dict[str, Any] = {
     "steps": 40,

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.protocols import fields_without_effect

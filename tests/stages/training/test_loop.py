@@ -13,7 +13,7 @@ import tiny
 import torch
 from torch import nn
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.sparsify.magnitude import keep_zeros, sparse_layers
 from compress.stages.training.loop import LengthGroupedBatches, Trainee, train
 from compress.stages.training.settings import Optimizer, Training

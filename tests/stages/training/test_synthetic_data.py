@@ -15,13 +15,13 @@ from quantized import save_tiny_llama
 from tokenizers.pre_tokenizers import UnicodeScripts
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.distill_language_model.settings import with_remaining_budget
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.training import synthetic_data
 from compress.stages.training.sequences import TokenSequences, training_sequences
+from compress.stages.training.settings import TeacherWrites
 from compress.stages.training.synthetic_data import with_synthetic_text
-from compress.stages.training.synthetic_data_settings import TeacherWrites
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError

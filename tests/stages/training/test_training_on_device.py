@@ -15,7 +15,7 @@ from fake_gpu import DEVICE, FakeGpu, fake_gpu
 from quantized import save_tiny_llama
 
 from compress.models.checkpoint import Checkpoint
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.registry import STAGES
 from compress.tasks.registry import get_task
 

@@ -49,7 +49,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import INDEX
 from compress.models.json_file import read_json
 from compress.models.meta_model import build_on_meta
-from compress.models.torch_model import minified_content
+from compress.models.model import minified_content
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError
 

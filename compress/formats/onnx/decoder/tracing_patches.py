@@ -28,7 +28,7 @@ from compress.formats.onnx.decoder.attention_calls import (
     describe_call,
 )
 from compress.models.experts import DOWN, GATE, UP
-from compress.models.transposed_linear import TransposedLinear
+from compress.models.structure import TransposedLinear
 
 DOMAIN = "compress"
 _GROUPED, _MANY = "com.microsoft::GroupQueryAttention", "com.microsoft::MultiHeadAttention"

@@ -16,8 +16,8 @@ from compress.formats.onnx.export import ExportedGraph, export_onnx, verify_pari
 from compress.models.checkpoint import Checkpoint
 from compress.models.hooks import removed_on_exit
 from compress.models.lora_adapter import load_adapted
+from compress.models.model import TorchModel
 from compress.models.processor import load_processor
-from compress.models.torch_model import TorchModel
 from compress.tasks.image_text_to_text import unfit_processor
 from compress.tasks.task import Examples
 from compress.utils.errors import ModelError, first_line

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from transformers.models.modernbert import modeling_modernbert
 
 from compress.formats.onnx.export import export_onnx
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.tasks.task import Examples
 
 LAYERS, VOCABULARY, POSITIONS = 2, 60, 64

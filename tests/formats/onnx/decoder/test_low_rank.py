@@ -17,8 +17,8 @@ from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import low_rank
+from compress.models.model import TorchModel
 from compress.models.quantized_module import load_quantized_module
-from compress.models.torch_model import TorchModel
 from compress.tasks.registry import get_task
 from compress.utils.errors import ModelError
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.models.torch_model import TorchModel
+from compress.models.model import TorchModel
 from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.tasks.capability import HAS_CLASSES, TAKES_TEXT
 from compress_pt2.model import Pt2Model

@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Reference, Stage
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.models.model import TorchModel
+from compress.stages.base import Context, OutputSpec, Reference, Stage
 from compress.stages.protocols import KeepsShape
+from compress.tasks.capability import GENERATES
 from compress.utils.pydantic_models import Frozen
 
 
@@ -40,3 +42,24 @@ class MergeLora(GivenAdapter, KeepsShape, Stage[TorchModel, TorchModel]):
 
         model.module = merge(model.module, context.locate(self.adapter))
         return model
+
+
+class AttachLora(GivenAdapter, KeepsShape, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+    """Copy a peft adapter untouched into the folder `adapter/` of the checkpoint, once it is proven to fit.
+
+    `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
+    """
+
+    packages = ("transformers",)
+    requires = frozenset({GENERATES})
+    kind: Literal["attach_lora"] = "attach_lora"
+
+    def output_spec(self) -> OutputSpec:
+        """Return that the base weights stay as they are."""
+        return OutputSpec(changes_weights=False, adapter_beside=True)
+
+    def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
+        """Copy base and adapter. Raises `ModelError` where they do not fit."""
+        from compress.stages.recovery.quantized_recovery import attach
+
+        return attach(model, context.locate(self.adapter), context)

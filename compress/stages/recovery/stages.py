@@ -1,4 +1,4 @@
-"""Recover quality after quantization: tune scales and norms, leave the integers alone."""
+"""Cost of recovering a quantized model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import Literal
 
 from compress.models.checkpoint import QuantizedCheckpoint
 from compress.stages.base import Context, OutputSpec, Stage
-from compress.stages.cost_model import PlanContext, Prediction, Shape
-from compress.stages.recovery.cost import recovery_prediction
-from compress.stages.recovery.settings import Recovery, ScaleTuning
+from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stages.recovery.settings import AdapterTraining, Recovery, ScaleTuning
+from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING
 from compress.tasks.capability import GENERATES
+
+
+def recovery_prediction(settings: Recovery, before: Shape | None, plan: PlanContext) -> Prediction:
+    """Return the cost: student and teacher on every sequence; the student is judged twice, the teacher once."""
+    if before is None:
+        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
+    judged = 3 * settings.validation_windows * FLOPS_FORWARD
+    learned = settings.steps * settings.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
+    own = settings.teacher_writes
+    written = 0 if own is None else FLOPS_FORWARD * own.tokens(settings.sequence_length)
+    flops = ((judged + learned) * settings.sequence_length + written) * before.parameters
+    return predicted(before, before, plan.seconds(flops))
 
 
 class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -49,3 +61,25 @@ class TuneScales(ScaleTuning, Recovers):
         from compress.stages.recovery.quantized_recovery import tune_scales
 
         return tune_scales(model, self, context)
+
+
+class LoraRecovery(AdapterTraining, Recovers):
+    """Train a low-rank adapter on the frozen quantized model (QLoRA: Dettmers et al. 2023, section 3).
+
+    It learns to predict as the model before quantization does, or to predict the text. The base keeps every byte; the
+    adapter is an ordinary one of peft's, in the folder `adapter/` of the checkpoint:
+    `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
+    """
+
+    packages = ("torch", "transformers", "accelerate", "peft")
+    kind: Literal["lora_recovery"] = "lora_recovery"
+
+    def output_spec(self) -> OutputSpec:
+        """Return that the base weights stay as they are."""
+        return OutputSpec(changes_weights=False, adapter_beside=True)
+
+    def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
+        """Train on the ``train`` split. Raises `StageError` where it does not help."""
+        from compress.stages.recovery.quantized_recovery import train_adapter
+
+        return train_adapter(model, self, context)

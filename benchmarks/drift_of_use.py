@@ -30,11 +30,10 @@ from compress.formats.targets import find_target
 from compress.models.processor import load_processor
 from compress.numerics.differences import difference_of_shares
 from compress.numerics.hypothesis_tests import log_wealth
-from compress.plugins.monitoring.ab import judge_times
+from compress.plugins.monitoring.ab import judge_times, replay
 from compress.plugins.monitoring.drift import LEVEL, judged, run_drift_tests
-from compress.plugins.monitoring.outputs import Model, ModelOutputs, observe
-from compress.plugins.monitoring.replay import replay
-from compress.plugins.monitoring.rows import Sample
+from compress.plugins.monitoring.outputs import ModelOutputs, ServedModel, observe
+from compress.plugins.monitoring.rows import RowSample
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress
 
@@ -124,10 +123,10 @@ SHIFTS: dict[str, Change] = {
 }
 
 
-def opened(run: Path) -> tuple[Artifact, Model]:
+def opened(run: Path) -> tuple[Artifact, ServedModel]:
     """A run, ready to be looked at."""
     artifact = find_artifact(run, None)
-    return artifact, Model(artifact.folder, artifact.recipe, artifact.task, find_target("cpu"))
+    return artifact, ServedModel(artifact.folder, artifact.recipe, artifact.task, find_target("cpu"))
 
 
 def texts_of(artifact: Artifact) -> list[str]:
@@ -138,19 +137,19 @@ def texts_of(artifact: Artifact) -> list[str]:
     return texts
 
 
-def seen(model: Model, texts: Sequence[str]) -> ModelOutputs:
+def seen(model: ServedModel, texts: Sequence[str]) -> ModelOutputs:
     """Everything of every row."""
-    return observe(model, Sample("", pa.table({"text": list(texts)}), len(texts)), SilentProgress(), "", len(texts))
+    return observe(model, RowSample("", pa.table({"text": list(texts)}), len(texts)), SilentProgress(), "", len(texts))
 
 
-def drifts(model: Model, before: ModelOutputs, now: ModelOutputs) -> list[str]:
+def drifts(model: ServedModel, before: ModelOutputs, now: ModelOutputs) -> list[str]:
     """Names of the looks that drifted."""
     looks = judged(run_drift_tests(model, before, now), LEVEL, model.recipe)
     return [look.name for look in looks if look.verdict == "drift"]
 
 
 def find_shifts(
-    model: Model, before: ModelOutputs, texts: Sequence[str], shifts: Sequence[str]
+    model: ServedModel, before: ModelOutputs, texts: Sequence[str], shifts: Sequence[str]
 ) -> dict[str, list[str]]:
     """What is found of each planted shift of fresh rows."""
     detections = {}
@@ -162,7 +161,7 @@ def find_shifts(
     return detections
 
 
-def windows(model: Model, whole: ModelOutputs, count: int, rows: int) -> list[list[str]]:
+def windows(model: ServedModel, whole: ModelOutputs, count: int, rows: int) -> list[list[str]]:
     """What is imagined in windows of the same source, each with a reference of its own, of ``rows`` rows."""
     chosen_rows = []
     for number in range(count):
@@ -235,7 +234,7 @@ def ab(
         keep(read_page(), 2, ["comparison", "measured", "required"], rows)
 
 
-def outcomes(artifact: Artifact, model: Model) -> tuple[np.ndarray, Examples]:
+def outcomes(artifact: Artifact, model: ServedModel) -> tuple[np.ndarray, Examples]:
     """Which of all held-out rows the model gets right, and the rows as it reads them."""
     data = artifact.dataset(SilentProgress())
     tables = [data.split(split) for split in ("test", "validation")]
@@ -278,7 +277,7 @@ def fixed_size() -> int:
     return math.ceil((ends / LOSS) ** 2)
 
 
-def times_against_itself(model: Model, examples: Examples, trials: int) -> dict[str, int]:
+def times_against_itself(model: ServedModel, examples: Examples, trials: int) -> dict[str, int]:
     """How often a model is called faster or slower than itself, each time after up to 16 stretches of 5 requests."""
     few = examples.subset(range(STRETCH * 20))
     parts = [range(STRETCH * (number % 20), STRETCH * (number % 20 + 1)) for number in range(16 * trials)]

@@ -27,12 +27,11 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.plugins.registry.entry import Promoted, Registered
 from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.state import Promoted, Registered
 from compress.plugins.registry.upkeep import collect, verify
-from compress.results.measurement import Measurement
-from compress.results.report import Report
+from compress.results.report import Measurement, Report
 from compress.utils.errors import InputError
 
 RESULTS = Path(__file__).parent / "results" / "registry.json"

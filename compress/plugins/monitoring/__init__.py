@@ -9,11 +9,11 @@ SPEC = PluginSpec(
     summary="Watch a model in use: drift of its inputs and answers, and A/B comparison on requests.",
     commands={
         "drift": Command(
-            "compress.plugins.monitoring.drift_command:drift",
+            "compress.plugins.monitoring.commands:drift",
             "Look for drift in words, lengths, activations and answers of a model in use. Exit code 1: there is drift.",
         ),
         "ab": Command(
-            "compress.plugins.monitoring.ab_command:ab",
+            "compress.plugins.monitoring.commands:ab",
             "Replay requests through two models: better, same, worse, or inconclusive. Exit code 1: B is worse.",
         ),
     },

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
+from compress.benchmark.subprocess_client import WorkerProcess
+from compress.benchmark.worker import write_batches
 from compress.data.columns import are_label_ids
 from compress.evaluation.evaluate import artifact_labels, predict
 from compress.models.processor import load_processor
 from compress.numerics.differences import Verdict, decide
 from compress.numerics.hypothesis_tests import mean_sequence, median_sequence
 from compress.numerics.statistics import Estimate
-from compress.plugins.monitoring.outputs import Model, gives_classes
-from compress.plugins.monitoring.replay import ServedRequests, replay
+from compress.plugins.monitoring.outputs import ServedModel, gives_classes
 from compress.plugins.monitoring.traffic import Traffic
 from compress.tasks.capability import SINGLE_CALL
 from compress.tasks.task import Examples
+from compress.utils.environment import spread_cores
 from compress.utils.errors import DataError, InputError
 from compress.utils.progress import Progress
 from compress.utils.pydantic_models import Frozen
@@ -27,7 +32,6 @@ from compress.utils.storage import size_bytes
 
 A, B = "A", "B"
 _TAIL = 0.99
-Look = Callable[[int], Estimate | None]
 
 
 class JudgedQuantity(Frozen):
@@ -45,8 +49,8 @@ class JudgedQuantity(Frozen):
     high: float | None = None
     margin: float = Field(description="the smallest change that matters")
     verdict: Verdict
-    looks: int = Field(description="how many requests, or stretches of them, it rests on")
-    told_after: int | None = Field(None, description="the look at which it was first known, if it is")
+    observations: int = Field(description="number of requests, or stretches of them, behind it")
+    decided_after: int | None = Field(None, description="observations until the first verdict; None without one")
 
 
 class AbReport(Frozen):
@@ -58,33 +62,47 @@ class AbReport(Frozen):
     requests: int
     labeled: int
     speed: float
-    level: float = Field(description="how often a verdict of equally good models is wrong, however often one looks")
-    agreement: float | None = Field(None, description="share of requests that both give the same answer")
+    level: float = Field(description="probability of a wrong verdict on equally good models, at any number of looks")
+    agreement: float | None = Field(None, description="share of requests to which both give the same answer")
     judged: tuple[JudgedQuantity, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def worse(self) -> bool:
         """Return True if B is worse in any quantity."""
-        return any(one.verdict == "worse" for one in self.judged)
+        return any(quantity.verdict == "worse" for quantity in self.judged)
 
     @property
     def sentence(self) -> str:
         """Return all verdicts in one line, such as `B against A: accuracy worse; latency at p50 better`."""
-        return f"{B} against {A}: " + "; ".join(f"{one.name} {one.verdict}" for one in self.judged)
+        return f"{B} against {A}: " + "; ".join(f"{quantity.name} {quantity.verdict}" for quantity in self.judged)
+
+
+@dataclass(frozen=True)
+class AbOptions:
+    """Settings of a comparison.
+
+    Attributes:
+        speed: Factor by which requests arrive faster than recorded.
+        level: Probability of a wrong verdict on equally good models.
+        margin: Smallest difference of correct answers that matters.
+        cost_margin: Smallest relative change of a time or a size that matters.
+        timed: Replay the traffic for latency and processor time.
+    """
+
+    speed: float = 1.0
+    level: float = 0.05
+    margin: float = 0.01
+    cost_margin: float = 0.05
+    timed: bool = True
 
 
 def compare_in_use(
-    models: tuple[Model, Model],
+    models: tuple[ServedModel, ServedModel],
     traffic: Traffic,
     names: tuple[str, str],
     progress: Progress,
-    *,
-    speed: float = 1.0,
-    level: float = 0.05,
-    margin: float = 0.01,
-    cost_margin: float = 0.05,
-    timed: bool = True,
+    options: AbOptions,
 ) -> AbReport:
     """Compare two models on recorded requests.
 
@@ -93,11 +111,7 @@ def compare_in_use(
         traffic: Recorded requests.
         names: Names of the models in the report.
         progress: Shows evaluation and replay.
-        speed: Factor by which requests arrive faster than recorded.
-        level: Probability of a wrong verdict on equally good models.
-        margin: Smallest difference of correct answers that matters.
-        cost_margin: Smallest relative change of a time or a size that matters.
-        timed: Replay the traffic for latency and processor time.
+        options: Settings of the comparison.
 
     Returns:
         The report.
@@ -112,39 +126,29 @@ def compare_in_use(
             hint="compress compare A B --now",
         )
     sides = dict(zip((A, B), models, strict=True))
-    examples = {name: _alone(model, traffic) for name, model in sides.items()}
+    examples = {name: _encode_requests(model, traffic) for name, model in sides.items()}
     notes, judged, agreement = list[str](), list[JudgedQuantity](), None
     if gives_classes(models[0].task):
         answers = {name: _answers(model, examples[name], progress, name) for name, model in sides.items()}
-        agreement = float(
-            np.mean(
-                [
-                    first_answer == second_answer
-                    for first_answer, second_answer in zip(answers[A], answers[B], strict=True)
-                ]
-            )
-        )
+        agreement = float(np.mean(np.array(answers[A]) == np.array(answers[B])))
         if traffic.labels:
-            judged.append(judge_answers(answers[A], answers[B], traffic.labels, level, margin))
+            judged.append(judge_answers(answers[A], answers[B], traffic.labels, options.level, options.margin))
         else:
             notes.append("no request has a label, so that nobody knows which answers are right")
     else:
         notes.append("answers of this task are not one class a request: only latency and cost are judged")
-    if timed:
-        served = [
-            served_by_model
-            for _, served_by_model in replay(sides, examples, traffic.at, speed, models[0].recipe.seed, progress)
-        ]
-        judged += judge_times(served, level, cost_margin)
-    judged.append(_sizes(models, cost_margin))
+    if options.timed:
+        stretches = replay(sides, examples, traffic.at, options.speed, models[0].recipe.seed, progress)
+        judged += judge_times([served for _, served in stretches], options.level, options.cost_margin)
+    judged.append(_sizes(models, options.cost_margin))
     return AbReport(
         a=names[0],
         b=names[1],
         traffic=traffic.name,
         requests=len(traffic),
         labeled=len(traffic.labels),
-        speed=speed,
-        level=level,
+        speed=options.speed,
+        level=options.level,
         agreement=agreement,
         judged=tuple(judged),
         notes=tuple(notes),
@@ -164,36 +168,38 @@ def judge_answers(
         margin: Smallest difference that matters.
     """
     right = np.array([(a[number] == label, b[number] == label) for number, label in labels], dtype=bool)
+    # Only requests that exactly one model answers correctly tell the models apart. Count them for B and for A.
     wins, losses = (np.cumsum(first & ~second).tolist() for first, second in (right.T[::-1], right.T))
 
-    def look(seen: int) -> Estimate:
+    def estimate(seen: int) -> Estimate:
         won, lost = wins[seen - 1], losses[seen - 1]
         return mean_sequence(won, lost, seen - won - lost, 1 - level)
 
     values = right.mean(axis=0).tolist()
-    return _judge("accuracy", "ratio", (values[0], values[1]), look, len(right), margin, higher_is_better=True)
+    return _judge("accuracy", "ratio", (values[0], values[1]), estimate, len(right), margin, higher_is_better=True)
 
 
 def judge_times(served: Sequence[Mapping[str, ServedRequests]], level: float, margin: float) -> list[JudgedQuantity]:
     """Judge latency and processor time by the median of the ratios of B to A in each stretch of requests."""
     quantities: list[tuple[str, float, Callable[[ServedRequests], float]]] = [
-        ("latency at p50", 0.5, lambda one: _quantile(one.latencies_ms, 0.5)),
-        ("latency at p99", _TAIL, lambda one: _quantile(one.latencies_ms, _TAIL)),
-        ("processor time a request", 0.0, lambda one: one.cpu_ms / len(one.latencies_ms)),
+        ("latency at p50", 0.5, lambda stretch: _quantile(stretch.latencies_ms, 0.5)),
+        ("latency at p99", _TAIL, lambda stretch: _quantile(stretch.latencies_ms, _TAIL)),
+        ("processor time a request", 0.0, lambda stretch: stretch.cpu_ms / len(stretch.latencies_ms)),
     ]
     judged = []
-    for name, share, of in quantities:
-        ratios = np.log([max(of(stretch[B]), 1e-6) / max(of(stretch[A]), 1e-6) for stretch in served])
+    for name, share, value in quantities:
+        # Both models serve a stretch one after the other, so that a disturbance of the machine cancels in the ratio.
+        ratios = np.log([max(value(stretch[B]), 1e-6) / max(value(stretch[A]), 1e-6) for stretch in served])
 
-        def look(seen: int, ratios: np.ndarray = ratios) -> Estimate:
+        def estimate(seen: int, ratios: np.ndarray = ratios) -> Estimate:
             return Estimate(*np.expm1(median_sequence(ratios[:seen].tolist(), 1 - level)).tolist())
 
-        values = [_whole(served, side, share) for side in (A, B)]
-        judged.append(_judge(name, "ms", (values[0], values[1]), look, len(served), margin, higher_is_better=False))
+        values = _total(served, A, share), _total(served, B, share)
+        judged.append(_judge(name, "ms", values, estimate, len(served), margin, higher_is_better=False))
     return judged
 
 
-def _whole(served: Sequence[Mapping[str, ServedRequests]], side: str, share: float) -> float:
+def _total(served: Sequence[Mapping[str, ServedRequests]], side: str, share: float) -> float:
     """Return a quantile of all latencies, or the mean processor time for a share of 0."""
     latencies = [value for stretch in served for value in stretch[side].latencies_ms]
     return _quantile(latencies, share) if share else sum(stretch[side].cpu_ms for stretch in served) / len(latencies)
@@ -208,8 +214,8 @@ def _judge(
     name: str,
     unit: str,
     values: tuple[float, float],
-    look: Callable[[int], Estimate],
-    looks: int,
+    estimate: Callable[[int], Estimate],
+    observations: int,
     margin: float,
     higher_is_better: bool,
 ) -> JudgedQuantity:
@@ -221,23 +227,22 @@ def _judge(
         name: Name of the quantity.
         unit: Unit of the values.
         values: Values of A and B.
-        look: Returns the estimated change after a number of observations.
-        looks: Number of observations.
+        estimate: Returns the estimated change after a number of observations.
+        observations: Number of observations.
         margin: Smallest change that matters.
         higher_is_better: Direction of the quantity.
 
     Returns:
         The quantity with its verdict.
     """
-    for seen in range(1, looks + 1):
-        change = look(seen)
+    for seen in range(1, observations + 1):
+        change = estimate(seen)
         loss = Estimate(-change.value, -change.high, -change.low) if higher_is_better else change
         verdict = decide(loss, margin)
         if verdict != "can't tell":
             break
-    final = look(looks)
+    final = estimate(observations)
     low, high = (value if np.isfinite(value) else None for value in (final.low, final.high))
-    first_known = seen if verdict != "can't tell" else None
     return JudgedQuantity(
         name=name,
         unit=unit,
@@ -248,21 +253,21 @@ def _judge(
         high=high,
         margin=margin,
         verdict=verdict,
-        looks=looks,
-        told_after=first_known,
+        observations=observations,
+        decided_after=seen if verdict != "can't tell" else None,
     )
 
 
-def _sizes(models: tuple[Model, Model], margin: float) -> JudgedQuantity:
+def _sizes(models: tuple[ServedModel, ServedModel], margin: float) -> JudgedQuantity:
     """Judge the sizes of both models, which are known exactly."""
     a, b = (size_bytes(model.folder) for model in models)
     change = b / a - 1
     values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
     verdict = decide(Estimate(change, change, change), margin)
-    return JudgedQuantity(**values, margin=margin, verdict=verdict, looks=1, told_after=1)
+    return JudgedQuantity(**values, margin=margin, verdict=verdict, observations=1, decided_after=1)
 
 
-def _alone(model: Model, traffic: Traffic) -> Examples:
+def _encode_requests(model: ServedModel, traffic: Traffic) -> Examples:
     """Encode every request as an input of its own."""
     processor = load_processor(model.folder)
     examples = model.task.encode(traffic.table, processor, None, model.recipe.data.max_length)
@@ -272,13 +277,13 @@ def _alone(model: Model, traffic: Traffic) -> Examples:
     return replace(examples, labels=labels, unbatchable=True)
 
 
-def _answers(model: Model, examples: Examples, progress: Progress, name: str) -> list[str]:
+def _answers(model: ServedModel, examples: Examples, progress: Progress, name: str) -> list[str]:
     """Return the name of the predicted class of every request."""
     outputs = predict(
         model.folder, model.task, examples, model.target, model.threads, progress, f"Answers of {name}"
     ).kept
     probabilities = model.task.probabilities(outputs)
-    assert probabilities is not None, "asked of tasks with classes"
+    assert probabilities is not None, "only tasks with classes are compared by their answers"
     chosen = probabilities.argmax(axis=-1).tolist()
     names = artifact_labels(model.folder) or tuple(map(str, range(probabilities.shape[-1])))
     return [names[index] for index in chosen]
@@ -289,13 +294,95 @@ def named_labels(traffic: Traffic, folder: Path) -> Traffic:
     names = artifact_labels(folder)
     if names is None or not traffic.labels:
         return traffic
-    given = {label for _, label in traffic.labels}
-    if are_label_ids(given, names):
+    labels = {label for _, label in traffic.labels}
+    if are_label_ids(labels, names):
         return replace(traffic, labels=[(number, names[int(label)]) for number, label in traffic.labels])
-    for label in sorted(given - set(names)):
+    for label in sorted(labels - set(names)):
         raise DataError(
             f"The label {label!r} is none of the model's classes.",
             where=traffic.name,
             expected=f"one of {', '.join(names)}",
         )
     return traffic
+
+
+_STRETCHES, _FEWEST = 40, 5
+"""Maximum number of stretches, and minimum number of requests in each. More stretches give a more certain median."""
+_WARM_UP = 8
+_OPEN_SECONDS = 600.0
+
+
+class ServedRequests(NamedTuple):
+    """Costs of a stretch of requests: milliseconds from arrival to answer [n], and milliseconds of processor time."""
+
+    latencies_ms: list[float]
+    cpu_ms: float
+
+
+def stretches(at: np.ndarray) -> list[range]:
+    """Split requests into stretches whose sizes differ by at most one."""
+    count = max(1, min(_STRETCHES, len(at) // _FEWEST))
+    edges = np.linspace(0, len(at), count + 1).astype(int)
+    return [range(start, stop) for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
+
+
+def replay(
+    models: Mapping[str, ServedModel],
+    examples: Mapping[str, Examples],
+    at: np.ndarray,
+    speed: float,
+    seed: int,
+    progress: Progress,
+    parts: Sequence[range] = (),
+) -> Iterator[tuple[range, dict[str, ServedRequests]]]:
+    """Replay requests through all models, and yield each stretch with its costs for every model.
+
+    The models run in processes of their own and serve each stretch one after the other.
+
+    Args:
+        models: Models by name.
+        examples: Encoded requests for each model.
+        at: Arrival times in seconds [n].
+        speed: Factor by which requests arrive faster than recorded.
+        seed: Seed of the coin.
+        progress: Shows the stretches.
+        parts: Stretches; by default those of `stretches`.
+
+    Raises:
+        StageError: A process ends.
+    """
+    chance = np.random.default_rng(seed)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compress-ab-")))
+        children = {
+            name: stack.enter_context(_opened(name, model, examples[name], folder)) for name, model in models.items()
+        }
+        parts = parts or stretches(at)
+        for part in progress.track(parts, "Replay", len(parts)):
+            gaps = np.diff(at[part.start : part.stop], prepend=at[part.start]) * 1000 / speed
+            # The first model may always be slower or faster, so a coin decides which is first.
+            names = list(children) if chance.random() < 0.5 else list(children)[::-1]
+            costs = {name: _serve(children[name], part, gaps.tolist()) for name in names}
+            yield part, {name: costs[name] for name in children}
+
+
+def _opened(name: str, model: ServedModel, examples: Examples, folder: Path) -> WorkerProcess:
+    """Start a process that serves a model, and warm it up."""
+    batches = folder / f"{name}.npz"
+    write_batches(batches, [examples.batch([index]) for index in range(len(examples))])
+    child = WorkerProcess(name)
+    try:
+        child.open(model.folder, model.target, model.threads, spread_cores(model.threads), batches, _OPEN_SECONDS)
+        child.load(batches, _OPEN_SECONDS)
+        child.round(list(range(min(_WARM_UP, len(examples)))), _OPEN_SECONDS)
+    except BaseException:
+        child.kill()
+        raise
+    return child
+
+
+def _serve(child: WorkerProcess, part: range, gaps_ms: list[float]) -> ServedRequests:
+    """Let a process serve a stretch of requests."""
+    cpu_seconds = float(child.memory()["cpu_seconds"])
+    latencies = child.serve_requests(list(part), gaps_ms, _OPEN_SECONDS + sum(gaps_ms) / 1000)
+    return ServedRequests(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - cpu_seconds))

@@ -23,11 +23,10 @@ from compress.numerics.hypothesis_tests import (
     kolmogorov_smirnov,
     mean_discrepancy,
 )
-from compress.plugins.monitoring.advice import advice_of
 from compress.plugins.monitoring.features import TextFeatures
-from compress.plugins.monitoring.outputs import Model, ModelOutputs, observe
-from compress.plugins.monitoring.record import ChangedPart, DriftReport, DriftTest, RowSource, Verdict
-from compress.plugins.monitoring.rows import Sample
+from compress.plugins.monitoring.outputs import ModelOutputs, ServedModel, observe
+from compress.plugins.monitoring.record import ChangedPart, DriftReport, DriftTest, RowSource
+from compress.plugins.monitoring.rows import RowSample
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import InputError
@@ -42,7 +41,7 @@ _FAMILIAR = frozenset({"unknown", "words", "confidence"})
 """Tests that are meaningless against training rows, whose words the model knows and of which it is sure."""
 
 
-class Kind(NamedTuple):
+class StatisticalTest(NamedTuple):
     """Statistical test: its name, the meaning of its effect, and the effect from which a drift matters."""
 
     test: str
@@ -51,11 +50,11 @@ class Kind(NamedTuple):
 
 
 _SPREAD = "distance of the means in standard deviations"
-KS = Kind("Kolmogorov-Smirnov", "greatest distance of the distribution functions", 0.1)
-MEAN = Kind("permutations of the mean, one-sided", _SPREAD, 0.2)
-MOST = Kind("permutations of the mean, one-sided, the largest of all layers", _SPREAD, 0.2)
-CHI = Kind("permutations of chi-square", "Cohen's w", 0.1)
-MMD = Kind("permutations of the maximum mean discrepancy", "share of the spread", 0.002)
+KS = StatisticalTest("Kolmogorov-Smirnov", "greatest distance of the distribution functions", 0.1)
+MEAN = StatisticalTest("permutations of the mean, one-sided", _SPREAD, 0.2)
+MOST = StatisticalTest("permutations of the mean, one-sided, the largest of all layers", _SPREAD, 0.2)
+CHI = StatisticalTest("permutations of chi-square", "Cohen's w", 0.1)
+MMD = StatisticalTest("permutations of the maximum mean discrepancy", "share of the spread", 0.002)
 
 _TITLES = {
     "unknown": "unknown tokens",
@@ -82,60 +81,70 @@ _UNITS = {"loudness": "dB", "seconds": "s", "rate": "Hz", "size": "pixels"}
 class DriftTests:
     """Tests of one comparison, collected as they are computed."""
 
-    model: Model
-    found: list[DriftTest] = field(default_factory=list)
+    model: ServedModel
+    tests: list[DriftTest] = field(default_factory=list)
 
-    def add(self, name: str, kind: Kind, tested: Tested, **more: Any) -> None:
+    def add(self, name: str, kind: StatisticalTest, tested: Tested, **fields: Any) -> None:
         """Add a computed test.
 
         Args:
             name: Name of the tested feature.
             kind: The statistical test.
             tested: Effect and p-value.
-            **more: Further fields of `DriftTest`.
+            **fields: Further fields of `DriftTest`.
         """
-        values = {"name": name, "title": _TITLES[name], "verdict": "none", **kind._asdict(), **tested._asdict(), **more}
-        self.found.append(DriftTest(**values))
+        values = {
+            "name": name,
+            "title": _TITLES[name],
+            "verdict": "none",
+            **kind._asdict(),
+            **tested._asdict(),
+            **fields,
+        }
+        self.tests.append(DriftTest(**values))
 
-    def spread(self, name: str, kind: Kind, tested: Tested, before: np.ndarray, now: np.ndarray, **more: Any) -> None:
+    def spread(
+        self, name: str, kind: StatisticalTest, tested: Tested, reference: np.ndarray, recent: np.ndarray, **fields: Any
+    ) -> None:
         """Add a test of numbers [n] and [m], with their means and quantiles.
 
         Args:
             name: Name of the tested feature.
             kind: The statistical test.
             tested: Effect and p-value.
-            before: Numbers of the reference rows.
-            now: Numbers of the recent rows.
-            **more: Further fields of `DriftTest`.
+            reference: Numbers of the reference rows.
+            recent: Numbers of the recent rows.
+            **fields: Further fields of `DriftTest`.
         """
         steps = np.linspace(0, 1, _QUANTILES)
-        quantiles = tuple(np.quantile(before, steps).tolist()), tuple(np.quantile(now, steps).tolist())
-        values = {"reference": float(np.mean(before)), "recent": float(np.mean(now)), "quantiles": quantiles}
-        self.add(name, kind, tested, **(values | more))
+        quantiles = tuple(np.quantile(reference, steps).tolist()), tuple(np.quantile(recent, steps).tolist())
+        values = {"reference": float(np.mean(reference)), "recent": float(np.mean(recent)), "quantiles": quantiles}
+        self.add(name, kind, tested, **(values | fields))
 
-    def shares(self, name: str, before: np.ndarray, now: np.ndarray, **more: Any) -> None:
+    def shares(self, name: str, reference: np.ndarray, recent: np.ndarray, **fields: Any) -> None:
         """Test whether shares per row have grown.
 
         Args:
             name: Name of the tested feature.
-            before: Shares of the reference rows.
-            now: Shares of the recent rows.
-            **more: Further fields of `DriftTest`.
+            reference: Shares of the reference rows.
+            recent: Shares of the recent rows.
+            **fields: Further fields of `DriftTest`.
         """
-        tested = grown_means(before, now, self.seed)
-        whole = Tested(float(tested.effects[0]), float(tested.p_values[0]))
-        self.spread(name, MEAN, whole, before, now, unit="ratio", **more)
+        # The test takes several columns. Shares are one column, so its only effect and p-value are the result.
+        tested = grown_means(reference, recent, self.seed)
+        total = Tested(float(tested.effects[0]), float(tested.p_values[0]))
+        self.spread(name, MEAN, total, reference, recent, unit="ratio", **fields)
 
-    def numbers(self, name: str, before: np.ndarray, now: np.ndarray, unit: str) -> None:
+    def numbers(self, name: str, reference: np.ndarray, recent: np.ndarray, unit: str) -> None:
         """Test whether numbers per row have another distribution.
 
         Args:
             name: Name of the tested feature.
-            before: Numbers of the reference rows.
-            now: Numbers of the recent rows.
+            reference: Numbers of the reference rows.
+            recent: Numbers of the recent rows.
             unit: Unit of the numbers.
         """
-        self.spread(name, KS, kolmogorov_smirnov(before, now), before, now, unit=unit)
+        self.spread(name, KS, kolmogorov_smirnov(reference, recent), reference, recent, unit=unit)
 
     @property
     def seed(self) -> int:
@@ -144,7 +153,12 @@ class DriftTests:
 
 
 def find_drift(
-    model: Model, reference: Sample, recent: Sample, progress: Progress, level: float = LEVEL, name: str = ""
+    model: ServedModel,
+    reference: RowSample,
+    recent: RowSample,
+    progress: Progress,
+    level: float = LEVEL,
+    name: str = "",
 ) -> DriftReport:
     """Run every test that the task and the format allow, and judge them together.
 
@@ -162,104 +176,97 @@ def find_drift(
     Raises:
         InputError: Nothing can be tested for the task.
     """
-    before = observe(model, reference, progress, "reference")
-    now = observe(model, recent, progress, "recent")
-    looks = run_drift_tests(model, before, now)
-    if not any(look.test for look in looks):
+    reference_outputs = observe(model, reference, progress, "reference")
+    recent_outputs = observe(model, recent, progress, "recent")
+    tests = run_drift_tests(model, reference_outputs, recent_outputs)
+    if not any(test.test for test in tests):
         raise InputError(
-            f"There is nothing to look at in inputs of {model.task.name}.",
+            f"There is nothing to test in inputs of {model.task.name}.",
             expected="texts, images, recordings, classes",
         )
     notes = []
-    if reference.taught:
+    if reference.is_training_data:
         notes.append(
             f"{reference.name} are rows that the model was trained on: it knows their words and is surer of them than "
-            "of any others, so these looks are left out; name rows that no stage has seen, such as the test split"
+            "of any others, so these tests are left out; name rows that no stage has seen, such as the test split"
         )
     return DriftReport(
         artifact=name or str(model.folder),
         task=model.task.name,
-        reference=_side(reference),
-        recent=_side(recent),
+        reference=RowSource(name=reference.name, rows=len(reference), total=reference.total),
+        recent=RowSource(name=recent.name, rows=len(recent), total=recent.total),
         level=level,
-        looks=judged(looks, level, model.recipe, reference.taught),
+        tests=judged(tests, level, model.recipe, reference.is_training_data),
         notes=tuple(notes),
     )
 
 
-def run_drift_tests(model: Model, before: ModelOutputs, now: ModelOutputs) -> list[DriftTest]:
+def run_drift_tests(model: ServedModel, reference: ModelOutputs, recent: ModelOutputs) -> list[DriftTest]:
     """Run every test that both sides allow, without a verdict."""
-    looks = DriftTests(model)
-    if before.text is not None and now.text is not None:
-        _look_at_text(looks, before.text, now.text)
-    for name in before.media:
+    tests = DriftTests(model)
+    if reference.text is not None and recent.text is not None:
+        _test_text(tests, reference.text, recent.text)
+    for name in reference.media:
         if name == "clipped":
-            looks.shares(name, before.media[name], now.media[name])
+            tests.shares(name, reference.media[name], recent.media[name])
         else:
-            looks.numbers(name, before.media[name], now.media[name], _UNITS.get(name, ""))
-    if before.probabilities is not None and now.probabilities is not None:
-        _look_at_classes(looks, before.probabilities, now.probabilities)
-    if before.embeddings is not None and now.embeddings is not None:
-        rows = np.concatenate([before.embeddings, now.embeddings])
-        looks.add("embeddings", MMD, mean_discrepancy(gaussian_kernel(rows), len(before.embeddings), looks.seed))
-    if before.activations is not None and now.activations is not None:
-        _look_at_ranges(looks, before.activations, now.activations)
-    return looks.found + [
-        DriftTest(name=name, title=_TITLES[name], verdict="not judged", why=why) for name, why in before.lacking.items()
+            tests.numbers(name, reference.media[name], recent.media[name], _UNITS.get(name, ""))
+    if reference.probabilities is not None and recent.probabilities is not None:
+        _test_classes(tests, reference.probabilities, recent.probabilities)
+    if reference.embeddings is not None and recent.embeddings is not None:
+        rows = np.concatenate([reference.embeddings, recent.embeddings])
+        tests.add("embeddings", MMD, mean_discrepancy(gaussian_kernel(rows), len(reference.embeddings), tests.seed))
+    if reference.activations is not None and recent.activations is not None:
+        _test_ranges(tests, reference.activations, recent.activations)
+    return tests.tests + [
+        DriftTest(name=name, title=_TITLES[name], verdict="not judged", why=why)
+        for name, why in reference.lacking.items()
     ]
 
 
-def judged(looks: Sequence[DriftTest], level: float, recipe: Recipe, taught: bool = False) -> tuple[DriftTest, ...]:
+def judged(
+    tests: Sequence[DriftTest], level: float, recipe: Recipe, is_training_data: bool = False
+) -> tuple[DriftTest, ...]:
     """Return the tests with verdicts: a drift has a corrected p-value below ``level`` and an effect that matters.
 
     Args:
-        looks: Tests without verdicts.
+        tests: Tests without verdicts.
         level: Probability of a false drift among all tests.
         recipe: Recipe of the model, for the advice.
-        taught: The reference consists of training rows.
+        is_training_data: The reference consists of training rows.
     """
     left_out = {"verdict": "not judged", "why": "the reference is rows of training"}
-    looks = [look.model_copy(update=left_out) if taught and look.name in _FAMILIAR else look for look in looks]
-    tested = [look for look in looks if look.verdict != "not judged"]
-    adjusted = dict(zip((look.name for look in tested), holm([look.p_value or 0.0 for look in tested]), strict=True))
-    return tuple(
-        _judged(look, float(adjusted[look.name]), level, recipe) if look.name in adjusted else look for look in looks
-    )
+    tests = [
+        test.model_copy(update=left_out) if is_training_data and test.name in _FAMILIAR else test for test in tests
+    ]
+    tested = [test for test in tests if test.verdict != "not judged"]
+    # Holm's correction bounds the probability of any false drift among all tests by the level.
+    adjusted = dict(zip((test.name for test in tested), holm([test.p_value or 0.0 for test in tested]), strict=True))
+    results = []
+    for test in tests:
+        if test.name in adjusted:
+            p_value, verdict = float(adjusted[test.name]), "none"
+            # With many rows, effects that do not matter become significant too.
+            if p_value <= level:
+                verdict = "drift" if (test.effect or 0.0) >= (test.matters_from or 0.0) else "small"
+            advice = advice_of(test, recipe) if verdict == "drift" else ""
+            test = test.model_copy(update={"adjusted": p_value, "verdict": verdict, "advice": advice})
+        results.append(test)
+    return tuple(results)
 
 
-def _judged(look: DriftTest, adjusted: float, level: float, recipe: Recipe) -> DriftTest:
-    """Return a test with its verdict.
-
-    Args:
-        look: The test.
-        adjusted: Its corrected p-value.
-        level: Level of all tests.
-        recipe: Recipe of the model, for the advice.
-    """
-    verdict: Verdict = "none"
-    if adjusted <= level:
-        verdict = "drift" if (look.effect or 0.0) >= (look.matters_from or 0.0) else "small"
-    advice = advice_of(look, recipe) if verdict == "drift" else ""
-    return look.model_copy(update={"adjusted": adjusted, "verdict": verdict, "advice": advice})
-
-
-def _side(sample: Sample) -> RowSource:
-    """Return the description of one side's rows."""
-    return RowSource(name=sample.name, rows=len(sample), total=sample.total)
-
-
-def _look_at_text(looks: DriftTests, before: TextFeatures, now: TextFeatures) -> None:
+def _test_text(tests: DriftTests, reference: TextFeatures, recent: TextFeatures) -> None:
     """Test unknown tokens, words, lengths, truncation and tokens."""
-    if before.unknown is not None and now.unknown is not None:
-        looks.shares("unknown", before.unknown, now.unknown)
-    shares = [_word_shares(side) for side in (before, now)]
+    if reference.unknown is not None and recent.unknown is not None:
+        tests.shares("unknown", reference.unknown, recent.unknown)
+    shares = [_word_shares(side) for side in (reference, recent)]
     new = sorted(shares[1], key=lambda word: (shares[0].get(word, 0.0) - shares[1][word], word))[:_MOST_PARTS]
     parts = tuple(ChangedPart(name=word, reference=shares[0].get(word, 0.0), recent=shares[1][word]) for word in new)
-    looks.shares("words", before.broken, now.broken, parts=parts)
-    if READS_ROWS in looks.model.task.capabilities:
-        looks.numbers("length", before.lengths, now.lengths, "tokens")
-        looks.shares("cut", before.cut, now.cut)
-    _look_at_tokens(looks, before.tokens, now.tokens)
+    tests.shares("words", reference.broken, recent.broken, parts=parts)
+    if READS_ROWS in tests.model.task.capabilities:
+        tests.numbers("length", reference.lengths, recent.lengths, "tokens")
+        tests.shares("cut", reference.cut, recent.cut)
+    _test_tokens(tests, reference.tokens, recent.tokens)
 
 
 def _word_shares(side: TextFeatures) -> dict[str, float]:
@@ -271,62 +278,65 @@ def _word_shares(side: TextFeatures) -> dict[str, float]:
     return shares
 
 
-def _look_at_tokens(looks: DriftTests, before: Any, now: Any) -> None:
+def _test_tokens(tests: DriftTests, reference: Any, recent: Any) -> None:
     """Test which tokens occur.
 
     The kernel multiplies square roots of the tokens' shares in each row, which gives Bhattacharyya's coefficient.
     """
     from scipy.sparse import vstack
 
-    counts = vstack([before, now]).tocsr()
+    counts = vstack([reference, recent]).tocsr()
+    # Divide the counts of each row by its number of tokens. An empty row stays zero.
     totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
     rows = counts.multiply(1 / totals[:, None]).tocsr()
     rows.data = np.sqrt(rows.data)
-    tested = mean_discrepancy((rows @ rows.T).toarray(), before.shape[0], looks.seed)
-    shares = [np.asarray((side > 0).mean(axis=0)).ravel() for side in (before, now)]
+    tested = mean_discrepancy((rows @ rows.T).toarray(), reference.shape[0], tests.seed)
+    shares = [np.asarray((side > 0).mean(axis=0)).ravel() for side in (reference, recent)]
     most = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:_MOST_PARTS]
-    words = load_tokenizer(looks.model.folder).convert_ids_to_tokens(most.tolist())
-    looks.add("tokens", MMD, tested, parts=_parts(words, most, shares))
+    words = load_tokenizer(tests.model.folder).convert_ids_to_tokens(most.tolist())
+    tests.add("tokens", MMD, tested, parts=_parts(words, most, shares))
 
 
-def _parts(names: Sequence[str], places: np.ndarray, shares: Sequence[np.ndarray]) -> tuple[ChangedPart, ...]:
+def _parts(names: Sequence[str], indices: np.ndarray, shares: Sequence[np.ndarray]) -> tuple[ChangedPart, ...]:
     """Return the parts that changed most."""
     return tuple(
-        ChangedPart(name=str(name), reference=float(shares[0][place]), recent=float(shares[1][place]))
-        for name, place in zip(names, places, strict=True)
+        ChangedPart(name=str(name), reference=float(shares[0][index]), recent=float(shares[1][index]))
+        for name, index in zip(names, indices, strict=True)
     )
 
 
-def _look_at_classes(looks: DriftTests, before: np.ndarray, now: np.ndarray) -> None:
+def _test_classes(tests: DriftTests, reference: np.ndarray, recent: np.ndarray) -> None:
     """Test confidence and the shares of predicted classes."""
-    looks.numbers("confidence", before.max(axis=1), now.max(axis=1), "ratio")
-    width = before.shape[1]
+    tests.numbers("confidence", reference.max(axis=1), recent.max(axis=1), "ratio")
+    width = reference.shape[1]
     if width < 2:
         return
-    chosen = before.argmax(axis=1), now.argmax(axis=1)
-    names = artifact_labels(looks.model.folder) or tuple(map(str, range(width)))
+    chosen = reference.argmax(axis=1), recent.argmax(axis=1)
+    names = artifact_labels(tests.model.folder) or tuple(map(str, range(width)))
     shares = [np.bincount(classes, minlength=width) / len(classes) for classes in chosen]
     order = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:_MOST_PARTS]
-    tested = class_shares(*chosen, width, looks.seed)
-    looks.add("classes", CHI, tested, parts=_parts([names[index] for index in order], order, shares))
+    tested = class_shares(*chosen, width, tests.seed)
+    tests.add("classes", CHI, tested, parts=_parts([names[index] for index in order], order, shares))
 
 
-def _look_at_ranges(looks: DriftTests, before: RowActivations, now: RowActivations) -> None:
+def _test_ranges(tests: DriftTests, reference: RowActivations, recent: RowActivations) -> None:
     """Test activation ranges: the share that static INT8 clips, or for other graphs whether activations have grown."""
-    stored = before.ranges[0].stored
+    # A graph with stored ranges clips beyond them. Peaks span orders of magnitude, so their logarithms are compared.
+    stored = reference.ranges[0].stored
     values = [
-        activations.cut if stored else np.log(np.maximum(activations.peaks, _LEAST)) for activations in (before, now)
+        activations.cut if stored else np.log(np.maximum(activations.peaks, _LEAST))
+        for activations in (reference, recent)
     ]
-    tested = grown_means(values[0], values[1], looks.seed)
-    # Of equal p-values the larger effect first.
+    tested = grown_means(values[0], values[1], tests.seed)
+    # Sort by p-value. The larger effect comes first among equal p-values, which permutations often give.
     order = np.lexsort([-tested.effects, tested.p_values])
     shown = [activations.mean(axis=0) if stored else np.exp(activations.mean(axis=0)) for activations in values]
     parts = tuple(
         ChangedPart(
-            name=before.ranges[layer_index].layer,
+            name=reference.ranges[layer_index].layer,
             reference=float(shown[0][layer_index]),
             recent=float(shown[1][layer_index]),
-            note=_range_note(before, now, layer_index),
+            note=_range_note(reference, recent, layer_index),
             p_value=float(tested.p_values[layer_index]),
         )
         for layer_index in order[:_MOST_PARTS]
@@ -334,15 +344,94 @@ def _look_at_ranges(looks: DriftTests, before: RowActivations, now: RowActivatio
     worst = int(order[0])
     largest = Tested(float(tested.effects[worst]), float(tested.p_values[worst]))
     rows = [activations[:, worst] if stored else np.exp(activations[:, worst]) for activations in values]
-    looks.spread("ranges", MOST, largest, rows[0], rows[1], unit="ratio" if stored else "", parts=parts)
+    tests.spread("ranges", MOST, largest, rows[0], rows[1], unit="ratio" if stored else "", parts=parts)
 
 
-def _range_note(before: RowActivations, now: RowActivations, layer_index: int) -> str:
+def _range_note(reference: RowActivations, recent: RowActivations, layer_index: int) -> str:
     """Return the clipping range of a layer, and the range of its activations on both sides."""
-    range_ = before.ranges[layer_index]
+    range_ = reference.ranges[layer_index]
     outer = [
         f"{activations.least[:, layer_index].min():.3g} to {activations.greatest[:, layer_index].max():.3g}"
-        for activations in (before, now)
+        for activations in (reference, recent)
     ]
     seen = f"seen {outer[0]} before, {outer[1]} now"
     return f"8 bits stand for {range_.low:.3g} to {range_.high:.3g}; {seen}" if range_.stored else seen
+
+
+_LEARN = (
+    "label a sample of today's rows and judge it with `compress evaluate`; if it does worse there, put them into "
+    "`data.splits.train`{unlabeled} and run {stages} again"
+)
+_TRAINING = ("finetune", "distill", "distill_language_model", "qat", "sparsify_gradually", "lora_recovery")
+
+
+def advice_of(test: DriftTest, recipe: Recipe) -> str:
+    """Return what to do about a drift, in one or two sentences."""
+    match test.name:
+        case "unknown" | "words":
+            return _widen(recipe)
+        case "length" | "cut":
+            return _lengthen(recipe, test.name == "cut")
+        case "ranges":
+            return _recalibrate(recipe)
+        case "embeddings":
+            return (
+                "check whether searches still return the right documents (`compress evaluate` on pairs of today); if "
+                f"not, {_retrain(recipe)}, and embed the index anew"
+            )
+        case "brightness" | "contrast" | "size":
+            return f"check the camera and the image decoder; if the change is intended, {_retrain(recipe)}"
+        case "loudness" | "clipped" | "seconds" | "rate":
+            return (
+                f"check the microphone, its gain and its sampling rate; if the change is intended, {_retrain(recipe)}"
+            )
+        case _:
+            return _retrain(recipe)
+
+
+def _retrain(recipe: Recipe) -> str:
+    """Return the advice to train again on recent rows."""
+    kinds = [stage.kind for stage in recipe.stages]
+    stages = " and ".join(f"`{kind}`" for kind in dict.fromkeys(kinds) if kind in _TRAINING)
+    unlabeled = " (unlabeled ones into `data.unlabeled`, which `distill` reads)" if "distill" in kinds else ""
+    return _LEARN.format(unlabeled=unlabeled, stages=stages or "a `finetune` stage")
+
+
+def _widen(recipe: Recipe) -> str:
+    """Return the advice to extend the vocabulary."""
+    index, stage = _stage(recipe, "trim_vocabulary")
+    if stage is None:
+        return f"the tokenizer never had these words: {_retrain(recipe)}"
+    fewer = f" and `min_count` to 1 (now {stage.min_count})" if stage.min_count > 1 else ""
+    letters = ", `characters: all`" if stage.characters == "seen" else ""
+    return (
+        f"widen the table: put today's text into `data.unlabeled`, set `use_unlabeled: true`{letters}{fewer} of "
+        f"`stages.{index}.trim_vocabulary`, and run the recipe again"
+    )
+
+
+def _lengthen(recipe: Recipe, cut: bool) -> str:
+    """Return the advice to raise the maximum length."""
+    _, stage = _stage(recipe, "trim_vocabulary")
+    positions = " (`trim_vocabulary` has cut the positions to it)" if stage is not None and stage.trim_positions else ""
+    longer = f"raise `data.max_length` (now {recipe.data.max_length}){positions} and run the recipe again"
+    return longer if cut else f"if texts are longer, {longer}; times grow with length: `compress bench` on today's rows"
+
+
+def _recalibrate(recipe: Recipe) -> str:
+    """Return the advice to calibrate activation ranges again."""
+    index, stage = _stage(recipe, "onnx_int8")
+    if stage is None or getattr(stage, "method", "") != "static":
+        return f"activations exceed those of the reference: {_retrain(recipe)}"
+    method = stage.calibration_method
+    wider = f" or set `calibration_method: minmax` (now {method})" if method != "minmax" else ""
+    return (
+        f"recalibrate: put rows like today's into `data.splits.train`, of which `stages.{index}.onnx_int8` draws its "
+        f"{stage.calibration_examples} `calibration_examples`, and run it again{wider}; "
+        "`method: dynamic` needs no ranges"
+    )
+
+
+def _stage(recipe: Recipe, kind: str) -> tuple[int, Any]:
+    """Return the index of the first stage of a kind, and the stage, or (0, None)."""
+    return next(((index, stage) for index, stage in enumerate(recipe.stages) if stage.kind == kind), (0, None))

@@ -41,13 +41,12 @@ class TextFeatures:
     tokens: Any
     words: Sequence[frozenset[str]]
 
-    def take(self, places: np.ndarray) -> TextFeatures:
-        """Return the features of the rows at ``places``."""
-        unknown = None if self.unknown is None else self.unknown[places]
-        words = [self.words[index] for index in places]
-        return TextFeatures(
-            self.broken[places], self.cut[places], self.lengths[places], unknown, self.tokens[places], words
-        )
+    def take(self, indices: np.ndarray) -> TextFeatures:
+        """Return the features of the rows at ``indices``."""
+        unknown = None if self.unknown is None else self.unknown[indices]
+        words = [self.words[index] for index in indices]
+        tokens = self.tokens[indices]
+        return TextFeatures(self.broken[indices], self.cut[indices], self.lengths[indices], unknown, tokens, words)
 
 
 def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, max_length: int) -> TextFeatures:
@@ -57,7 +56,7 @@ def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, ma
         table: Rows.
         columns: Text columns.
         tokenizer: Tokenizer of the model.
-        max_length: Maximum length that the model is given.
+        max_length: Maximum number of tokens, special tokens included.
     """
     from scipy.sparse import csr_matrix
     from tokenizers import Tokenizer
@@ -66,18 +65,19 @@ def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, ma
     reader = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     reader.no_truncation()
     reader.no_padding()
-    framed = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
-    room, words = max(1, max_length - framed), list[frozenset[str]]()
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+    limit, words = max(1, max_length - special), list[frozenset[str]]()
     shares, counts, lengths = [], [], []
     for text, encoded in zip(texts, reader.encode_batch(texts, add_special_tokens=False), strict=True):
         ids = np.array(encoded.ids, dtype=np.int64)
         broken, total = _broken_words(text, encoded)
         words.append(frozenset(broken))
         unknown = (ids == tokenizer.unk_token_id).mean() if len(ids) and tokenizer.unk_token_id is not None else 0.0
-        shares.append((unknown, sum(broken.values()) / max(1, total), max(0, len(ids) - room) / max(1, len(ids))))
-        lengths.append(len(ids) + framed)
-        counts.append(Counter(ids[:room].tolist()))
+        shares.append((unknown, sum(broken.values()) / max(1, total), max(0, len(ids) - limit) / max(1, len(ids))))
+        lengths.append(len(ids) + special)
+        counts.append(Counter(ids[:limit].tolist()))
     unknown, broken_share, cut = np.array(shares, dtype=np.float64).T
+    # Build the sparse matrix from its entries (row, token, count).
     entries = [(row, token, count) for row, counter in enumerate(counts) for token, count in counter.items()]
     rows, ids, values = np.array(entries, dtype=np.int64).reshape(-1, 3).T
     tokens = csr_matrix((values, (rows, ids)), shape=(len(texts), len(tokenizer)), dtype=np.float32)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from compress.inspection.activation_clipping import RowActivations, activation_r
 from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
 from compress.plugins.monitoring.features import TextFeatures, image_features, sound_features, text_features
-from compress.plugins.monitoring.rows import Sample, input_columns
+from compress.plugins.monitoring.rows import RowSample, input_columns
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import (
     ANSWERS_PER_TOKEN,
@@ -39,7 +38,7 @@ _MEDIA = {"image": image_features, "audio": sound_features}
 
 
 @dataclass(frozen=True)
-class Model:
+class ServedModel:
     """Artifact and the recipe that made it."""
 
     folder: Path
@@ -63,16 +62,19 @@ class ModelOutputs:
     activations: RowActivations | None = None
     lacking: Mapping[str, str] = field(default_factory=dict)
 
-    def take(self, places: np.ndarray) -> ModelOutputs:
-        """Return the outputs of the rows at ``places``, if the activations of all rows were recorded."""
-        text = None if self.text is None else self.text.take(places)
-        media = {name: values[places] for name, values in self.media.items()}
-        answers = [None if each is None else each[places] for each in (self.probabilities, self.embeddings)]
-        activations = None if self.activations is None else self.activations.take(places)
-        return ModelOutputs(text, media, answers[0], answers[1], activations, self.lacking)
+    def take(self, indices: np.ndarray) -> ModelOutputs:
+        """Return the outputs of the rows at ``indices``, if the activations of all rows were recorded."""
+        text = None if self.text is None else self.text.take(indices)
+        media = {name: values[indices] for name, values in self.media.items()}
+        probabilities = None if self.probabilities is None else self.probabilities[indices]
+        embeddings = None if self.embeddings is None else self.embeddings[indices]
+        activations = None if self.activations is None else self.activations.take(indices)
+        return ModelOutputs(text, media, probabilities, embeddings, activations, self.lacking)
 
 
-def observe(model: Model, sample: Sample, progress: Progress, name: str, range_rows: int = _RANGE_ROWS) -> ModelOutputs:
+def observe(
+    model: ServedModel, sample: RowSample, progress: Progress, name: str, range_rows: int = _RANGE_ROWS
+) -> ModelOutputs:
     """Compute features of rows and run the model on them.
 
     Args:
@@ -88,7 +90,7 @@ def observe(model: Model, sample: Sample, progress: Progress, name: str, range_r
     if TAKES_TEXT in task.capabilities and texts:
         tokenizer = load_tokenizer(model.folder)
         if getattr(tokenizer, "backend_tokenizer", None) is None:
-            lacking["words"] = "the tokenizer beside the model is none of the tokenizers library"
+            lacking["words"] = "the tokenizer of the model is not from the tokenizers library"
         else:
             outputs = replace(outputs, text=text_features(sample.table, texts, tokenizer, model.recipe.data.max_length))
     for column in (column for column in columns if column.kind in _MEDIA):
@@ -96,7 +98,10 @@ def observe(model: Model, sample: Sample, progress: Progress, name: str, range_r
     if GENERATES in task.capabilities or READS_ROWS not in task.capabilities:
         lacking |= dict.fromkeys(("confidence", "ranges"), "answers of this task are not one a row")
         return replace(outputs, lacking=lacking)
-    examples = _encoded(model, sample)
+    examples = model.task.encode(sample.table, load_processor(model.folder), None, model.recipe.data.max_length)
+    if examples.labels is None:
+        # Tasks require labels although nothing here compares them with the answers.
+        examples = replace(examples, labels=np.zeros(len(examples), dtype=np.int64))
     outputs = _with_answers(outputs, model, examples, progress, f"Answers, {name}", lacking)
     activations = _activations(model, examples, progress, f"Activations, {name}", range_rows, lacking)
     return replace(outputs, activations=activations, lacking=lacking)
@@ -107,14 +112,13 @@ def gives_classes(task: Task) -> bool:
     return task.capabilities >= _CLASSES and not task.capabilities & _OTHERWISE
 
 
-def _encoded(model: Model, sample: Sample) -> Examples:
-    """Encode rows with the shipped processor, with a dummy label if the task requires one."""
-    examples = model.task.encode(sample.table, load_processor(model.folder), None, model.recipe.data.max_length)
-    return replace(examples, labels=np.zeros(len(examples), dtype=np.int64)) if examples.labels is None else examples
-
-
 def _with_answers(
-    outputs: ModelOutputs, model: Model, examples: Examples, progress: Progress, words: str, lacking: dict[str, str]
+    outputs: ModelOutputs,
+    model: ServedModel,
+    examples: Examples,
+    progress: Progress,
+    words: str,
+    lacking: dict[str, str],
 ) -> ModelOutputs:
     """Add class probabilities or embeddings of all rows.
 
@@ -141,7 +145,7 @@ def _with_answers(
 
 
 def _activations(
-    model: Model, examples: Examples, progress: Progress, words: str, most: int, lacking: dict[str, str]
+    model: ServedModel, examples: Examples, progress: Progress, words: str, most: int, lacking: dict[str, str]
 ) -> RowActivations | None:
     """Record activations of some rows, or note why that is impossible.
 
@@ -155,21 +159,16 @@ def _activations(
     """
     form, files = format_of(model.folder), model_files(model.folder)
     if form != "onnx" or len(files) != 1:
-        lacking["ranges"] = f"activations are seen in a model of one ONNX graph; this is {form} in {len(files)}"
+        lacking["ranges"] = f"activations are recorded in a model of one ONNX graph; this is {form} in {len(files)}"
         return None
     import onnx
 
     (file,) = files
     ranges = activation_ranges(file)
     if not ranges:
-        lacking["ranges"] = "the graph has no product to look at"
+        lacking["ranges"] = "the graph has no matrix product or convolution"
         return None
-    places = np.linspace(0, len(examples) - 1, min(len(examples), most)).astype(int).tolist()
-    rows = progress.track(_singly(examples, places), words, len(places))
+    # Batches of one row have no padding, whose activations would count as well.
+    indices = np.linspace(0, len(examples) - 1, min(len(examples), most)).astype(int).tolist()
+    rows = progress.track((examples.batch([index]) for index in indices), words, len(indices))
     return record_activations(onnx.load(file), ranges, rows)
-
-
-def _singly(examples: Examples, places: Sequence[int]) -> Iterator[Any]:
-    """Yield rows as batches of one."""
-    for index in places:
-        yield examples.batch([index])

@@ -27,21 +27,21 @@ class DriftTest(Frozen):
     name: str
     title: str
     verdict: Verdict
-    unit: str = Field("", description="of both values: ratio, tokens, dB, ...")
+    unit: str = Field("", description="unit of both values: ratio, tokens, dB, ...")
     reference: float | None = None
     recent: float | None = None
     test: str = ""
     effect: float | None = None
-    effect_is: str = Field("", description="what the effect is a measure of")
-    matters_from: float | None = Field(None, description="the least effect that is called a drift")
+    effect_is: str = Field("", description="meaning of the effect")
+    matters_from: float | None = Field(None, description="smallest effect that counts as a drift")
     p_value: float | None = None
-    adjusted: float | None = Field(None, description="the p-value, corrected for all looks by Holm's method")
-    parts: tuple[ChangedPart, ...] = Field((), description="what changed most: layers, classes, words")
+    adjusted: float | None = Field(None, description="p-value, corrected for all tests by Holm's method")
+    parts: tuple[ChangedPart, ...] = Field((), description="largest changes: layers, classes, words")
     quantiles: tuple[tuple[float, ...], tuple[float, ...]] | None = Field(
-        None, description="of both sides' rows, evenly spaced from the least to the greatest"
+        None, description="quantiles of both sides' rows, evenly spaced from the smallest to the largest"
     )
-    advice: str = Field("", description="what to do about it, by stage and field; empty without drift")
-    why: str = Field("", description="why it was not judged")
+    advice: str = Field("", description="advice by stage and field; empty without drift")
+    why: str = Field("", description="reason if it was not judged")
 
 
 class RowSource(Frozen):
@@ -59,13 +59,13 @@ class DriftReport(Frozen):
     task: str
     reference: RowSource
     recent: RowSource
-    level: float = Field(description="how often one drift or more is found among all looks where there is none")
-    looks: tuple[DriftTest, ...]
+    level: float = Field(description="probability that any test reports a drift where there is none")
+    tests: tuple[DriftTest, ...]
     notes: tuple[str, ...] = ()
 
     def having(self, verdict: Verdict) -> tuple[DriftTest, ...]:
         """Return the tests with a verdict."""
-        return tuple(look for look in self.looks if look.verdict == verdict)
+        return tuple(test for test in self.tests if test.verdict == verdict)
 
     @property
     def drifted(self) -> bool:
@@ -76,14 +76,14 @@ class DriftReport(Frozen):
     def advice(self) -> list[tuple[str, str]]:
         """Return each piece of advice once, after the titles of the tests that it is about."""
         titles_by_advice: dict[str, list[str]] = {}
-        for look in self.having("drift"):
-            titles_by_advice.setdefault(look.advice, []).append(look.title)
+        for test in self.having("drift"):
+            titles_by_advice.setdefault(test.advice, []).append(test.title)
         return [(", ".join(titles), advice) for advice, titles in titles_by_advice.items()]
 
     @property
     def sentence(self) -> str:
         """Return the result in one line."""
-        drifts, judged = self.having("drift"), [look for look in self.looks if look.verdict != "not judged"]
+        drifts = self.having("drift")
         if not drifts:
-            return f"no drift of use in {len(judged)} looks"
-        return f"drift of use: {', '.join(look.title for look in drifts)}"
+            return f"no drift of use in {len(self.tests) - len(self.having('not judged'))} tests"
+        return f"drift of use: {', '.join(test.title for test in drifts)}"

@@ -11,8 +11,7 @@ import numpy as np
 
 from compress.data.columns import Column, choose
 from compress.data.config import DataConfig
-from compress.data.dataset import TEST, load_dataset
-from compress.data.rows import keys
+from compress.data.dataset import TEST, keys, load_dataset
 from compress.data.samples.fetch import cached_directory
 from compress.data.source import locate_split, read
 from compress.recipe.recipe import Recipe
@@ -28,16 +27,16 @@ _FEWEST = 20
 
 
 @dataclass(frozen=True)
-class Sample:
+class RowSample:
     """Some of the ``total`` rows of one side, with the columns of the model's input.
 
-    ``taught`` states that most of them are training rows.
+    ``is_training_data`` states that most of them are training rows.
     """
 
     name: str
     table: pa.Table
     total: int
-    taught: bool = False
+    is_training_data: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -50,7 +49,7 @@ def input_columns(columns: tuple[Column, ...]) -> tuple[Column, ...]:
 
 def read_sample(
     reference: str, recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress
-) -> Sample:
+) -> RowSample:
     """Read up to ``most`` rows of a file or of `sample:NAME/SPLIT`, at random if there are more.
 
     Args:
@@ -69,7 +68,9 @@ def read_sample(
     return _sample(reference, {"use": resolved}, recipe, columns, folder, most, progress)
 
 
-def recorded_sample(recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress) -> Sample:
+def recorded_sample(
+    recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress
+) -> RowSample:
     """Read the recipe's test rows, which no stage has used.
 
     Args:
@@ -100,7 +101,7 @@ def _sample(
     folder: Path,
     most: int,
     progress: Progress,
-) -> Sample:
+) -> RowSample:
     """Read rows of one split.
 
     Args:
@@ -127,10 +128,12 @@ def _sample(
     chosen = table
     if len(table) > most:
         chosen = table.take(np.sort(np.random.default_rng(recipe.seed).permutation(len(table))[:most]))
-    return Sample(name, chosen, len(table), _is_taught(chosen, recipe, config, inputs, folder))
+    return RowSample(name, chosen, len(table), _mostly_training_rows(chosen, recipe, config, inputs, folder))
 
 
-def _is_taught(table: pa.Table, recipe: Recipe, config: DataConfig, columns: tuple[Column, ...], folder: Path) -> bool:
+def _mostly_training_rows(
+    table: pa.Table, recipe: Recipe, config: DataConfig, columns: tuple[Column, ...], folder: Path
+) -> bool:
     """Return True if most rows occur in the recipe's training split, as far as that is available.
 
     Args:
@@ -148,8 +151,8 @@ def _is_taught(table: pa.Table, recipe: Recipe, config: DataConfig, columns: tup
         if split_path is None or not isinstance(split_path, Path):
             return False
         rows = read(split_path, {config.columns.get(name, name) for name in names})
-        taught = set(keys(choose(rows, columns, config.columns), names))
+        training_keys = set(keys(choose(rows, columns, config.columns), names))
     except CompressError:
-        # The data of a model in use needn't be where it was made; nothing is known then.
+        # The training data may be absent where the model is in use. Then the origin of the rows is unknown.
         return False
-    return sum(key in taught for key in keys(table, names)) > _MOSTLY * len(table)
+    return sum(key in training_keys for key in keys(table, names)) > _MOSTLY * len(table)

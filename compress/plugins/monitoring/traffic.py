@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,30 +45,36 @@ def read_traffic(path: Path, columns: Sequence[Column], late: Path | None = None
     Raises:
         DataError: A request cannot be replayed, an id is unknown or occurs twice, or labels contradict each other.
     """
-    wanted = [column.name for column in columns]
-    rows = _read(path, [ID, AT, LABEL, *wanted])
-    whole = [place for place, values in enumerate(_lines(rows, wanted)) if any(value is not None for value in values)]
-    if not whole:
-        raise DataError(f"{path.name} has no request.", where=str(path), expected=f"lines with {', '.join(wanted)}")
-    times = [_seconds(rows, place) for place in whole]
-    order = sorted(range(len(whole)), key=lambda each: times[each])
-    asked = [whole[each] for each in order]
-    chosen = Rows(
+    names = [column.name for column in columns]
+    rows = _read(path, [ID, AT, LABEL, *names])
+    # A line with any input is a request. The other lines are labels that arrived later.
+    inputs = [rows.columns.get(name, [None] * _count(rows)) for name in names]
+    lines = [
+        line for line, values in enumerate(zip(*inputs, strict=True)) if any(value is not None for value in values)
+    ]
+    if not lines:
+        raise DataError(f"{path.name} has no request.", where=str(path), expected=f"lines with {', '.join(names)}")
+    seconds = {line: _seconds(rows, line) for line in lines}
+    lines.sort(key=lambda line: seconds[line])
+    requests = Rows(
         rows.name,
         rows.names,
-        {name: [rows.columns[name][place] for place in asked] for name in rows.columns},
-        [rows.lines[place] for place in asked] if rows.lines else None,
+        {name: [values[line] for line in lines] for name, values in rows.columns.items()},
+        [rows.lines[line] for line in lines] if rows.lines else None,
         rows.folder,
     )
-    at = np.array([times[each] for each in order])
-    numbers = _numbers(chosen)
-    at_hand = {place: number for number, place in enumerate(asked)}
-    known: dict[int, str] = {}
-    for each, from_file in [(rows, True), *([(_read(late, [ID, LABEL]), False)] if late else [])]:
-        for place in range(_count(each)):
-            number = at_hand.get(place) if from_file else None
-            _learn(known, each, place, numbers, number)
-    return Traffic(path.name, choose(chosen, columns, {}), at - at[0], list(known.items()))
+    at = np.array([seconds[line] for line in lines])
+    numbers = _numbers(requests)
+    number_of_line = {line: number for number, line in enumerate(lines)}
+    # Labels are in the order in which they became known: those of the file first, then the late ones.
+    labels: dict[int, str] = {}
+    for line in range(_count(rows)):
+        _add_label(labels, rows, line, numbers, number_of_line.get(line))
+    if late:
+        late_rows = _read(late, [ID, LABEL])
+        for line in range(_count(late_rows)):
+            _add_label(labels, late_rows, line, numbers, None)
+    return Traffic(path.name, choose(requests, columns, {}), at - at[0], list(labels.items()))
 
 
 def _read(path: Path, names: Sequence[str]) -> Rows:
@@ -86,15 +92,9 @@ def _count(rows: Rows) -> int:
     return max((len(values) for values in rows.columns.values()), default=0)
 
 
-def _lines(rows: Rows, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return the values of some columns, line by line."""
-    columns = [rows.columns.get(name, [None] * _count(rows)) for name in names]
-    return list(zip(*columns, strict=True))
-
-
-def _seconds(rows: Rows, place: int) -> float:
+def _seconds(rows: Rows, line: int) -> float:
     """Return the time of a request in seconds from any moment on. Raises `DataError`."""
-    value = rows.columns.get(AT, [None] * _count(rows))[place]
+    value = rows.columns.get(AT, [None] * _count(rows))[line]
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -103,12 +103,12 @@ def _seconds(rows: Rows, place: int) -> float:
         except ValueError:
             raise DataError(
                 f"A request has no time of arrival: {AT!r} is {value!r:.40}.",
-                where=rows.place(place),
+                where=rows.place(line),
                 expected="seconds from any moment on, or ISO 8601 such as 2026-11-28T12:00:00.250",
             ) from None
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(seconds):
-        raise DataError(f"A request's time of arrival is {value!r}.", where=rows.place(place), expected="a finite time")
+        raise DataError(f"A request's time of arrival is {value!r}.", where=rows.place(line), expected="a finite time")
     return seconds
 
 
@@ -124,17 +124,17 @@ def _numbers(requests: Rows) -> dict[str, int]:
     return by_id
 
 
-def _learn(known: dict[int, str], rows: Rows, place: int, numbers: dict[str, int], number: int | None) -> None:
-    """Add the label of a line to those that are ``known``, if it has one. Raises `DataError` for a contradiction.
+def _add_label(labels: dict[int, str], rows: Rows, line: int, numbers: dict[str, int], number: int | None) -> None:
+    """Add the label of a line to ``labels`` if it has one. Raises `DataError` for a contradiction.
 
     Args:
-        known: Labels by the number of the request.
+        labels: Labels by the number of the request.
         rows: Lines.
-        place: Index of the line.
+        line: Index of the line.
         numbers: Numbers of requests by id.
         number: Number of the request, if the line is one.
     """
-    label, key = (rows.columns.get(name, [None] * _count(rows))[place] for name in (LABEL, ID))
+    label, key = (rows.columns.get(name, [None] * _count(rows))[line] for name in (LABEL, ID))
     if label is None or not value_text(label).strip():
         return
     if number is None:
@@ -142,10 +142,10 @@ def _learn(known: dict[int, str], rows: Rows, place: int, numbers: dict[str, int
             near = nearest_name(value_text(key), list(numbers)) if key is not None else None
             raise DataError(
                 f"A label is of no request: its {ID} is {key!r}.",
-                where=rows.place(place),
+                where=rows.place(line),
                 expected=f"the {ID} of a request",
                 hint=f"did you mean {near!r}?" if near else None,
             )
         number = numbers[value_text(key)]
-    if known.setdefault(number, value_text(label).strip()) != value_text(label).strip():
-        raise DataError(f"Two labels of one request differ: {known[number]} and {label}.", where=rows.place(place))
+    if labels.setdefault(number, value_text(label).strip()) != value_text(label).strip():
+        raise DataError(f"Two labels of one request differ: {labels[number]} and {label}.", where=rows.place(line))

@@ -20,7 +20,7 @@ _ROOT = Path("artifacts") / "registry"
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _Version = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="reviews@12, reviews@champion or reviews@latest")]
 _Alias = Annotated[str, typer.Option("--as", help="The alias.")]
-_Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
+_Why = Annotated[str, typer.Option(help="The reason, which is recorded.")]
 
 
 def _open(root: Path) -> Registry:
@@ -30,7 +30,7 @@ def _open(root: Path) -> Registry:
     return Registry(root, lambda message: typer.echo(message, err=True))
 
 
-def _say(as_json: bool, fields: Any, *lines: str) -> None:
+def _print(as_json: bool, fields: object, *lines: str) -> None:
     """Print fields as JSON, or lines."""
     if as_json:
         typer.echo(json.dumps(fields, indent=2, ensure_ascii=False))
@@ -50,11 +50,9 @@ def _fields(state: State, version: Version) -> dict[str, Any]:
 @app.command()
 def register(
     run: Annotated[Path, typer.Argument(help="A finished run: its folder, or the name of a recipe for its latest.")],
-    name: Annotated[str, typer.Option(help="What the model is called, such as reviews.")],
-    bundle: Annotated[
-        Path | None, typer.Option(help="The folder of a bundle made of this run, to keep with it.")
-    ] = None,
-    note: Annotated[str, typer.Option(help="A line for whoever reads the list.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model, such as reviews.")],
+    bundle: Annotated[Path | None, typer.Option(help="Folder of a bundle of this run, to register with it.")] = None,
+    note: Annotated[str, typer.Option(help="A note for the list of versions.")] = "",
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
@@ -62,7 +60,7 @@ def register(
     opened = _open(registry)
     version, new = opened.register(run, name, bundle, note)
     fields = {**_fields(opened.state(), version), "new": new}
-    _say(json_, fields, f"{version.reference}{'' if new else ' has these files already'}: {version.summary}")
+    _print(json_, fields, f"{version.reference}{'' if new else ' has these files already'}: {version.summary}")
 
 
 @app.command("list")
@@ -75,18 +73,14 @@ def list_(
     state = _open(registry).state()
     rows = [_fields(state, version) for version in (state.of(name) if name else state.all())]
     if json_:
-        _say(True, rows)
+        _print(True, rows)
         return
     from compress.cli.output import show as show_view
     from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
-    columns = [
-        TableColumn("version"),
-        TableColumn("is"),
-        TableColumn("figures", right=True),
-        TableColumn("registered", rank=1),
-    ]
-    table = ResponsiveTable("", [*columns, TableColumn("by", rank=2), TableColumn("note", rank=3)])
+    columns = [TableColumn("version"), TableColumn("is"), TableColumn("metrics", right=True)]
+    columns += [TableColumn("registered", rank=1), TableColumn("by", rank=2), TableColumn("note", rank=3)]
+    table = ResponsiveTable("", columns)
     for row in rows:
         status = ", ".join(row["aliases"]) or ("retired" if row["retired"] else "")
         reference = f"{row['name']}@{row['version']}"
@@ -110,19 +104,22 @@ def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> No
     rows = [row.model_copy(update={"raw": None}) for row in report.measurements if row.model == FINAL]
     actions = [entry.model_dump(mode="json") for entry in state.entries_of(selected.name, selected.number)]
     if json_:
-        held = {**contents.model_dump(mode="json"), "size_bytes": contents.size_bytes, "model": contents.model_digest}
-        measured = [row.model_dump(mode="json") for row in rows]
-        _say(True, {**_fields(state, selected), "contents": held, "measurements": measured, "history": actions})
+        size = {"size_bytes": contents.size_bytes, "model": contents.model_digest}
+        fields = {**_fields(state, selected), "contents": {**contents.model_dump(mode="json"), **size}}
+        measurements = [row.model_dump(mode="json") for row in rows]
+        _print(True, {**fields, "measurements": measurements, "history": actions})
         return
-    _say(False, None, f"{selected.reference}: {selected.summary}", f"recipe {contents.recipe}, run {selected.run}")
-    _say(False, None, f"{len(contents.files)} files, {contents.size_bytes / 1e6:.2f} MB, model {contents.model_digest}")
+    _print(False, None, f"{selected.reference}: {selected.summary}", f"recipe {contents.recipe}, run {selected.run}")
+    _print(
+        False, None, f"{len(contents.files)} files, {contents.size_bytes / 1e6:.2f} MB, model {contents.model_digest}"
+    )
     show_view(render_rows(rows))
-    _say(False, None, *(_line(entry) for entry in actions))
+    _print(False, None, *(_line(entry) for entry in actions))
 
 
 @app.command()
 def history(
-    name: Annotated[str | None, typer.Argument(help="Only what was done with this model.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Only the actions on this model.")] = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
@@ -130,11 +127,11 @@ def history(
     state = _open(registry).state()
     entries = state.entries if name is None else state.entries_of(state.of(name)[0].name)
     actions = [entry.model_dump(mode="json") for entry in entries]
-    _say(json_, actions, *(_line(entry) for entry in actions))
+    _print(json_, actions, *(_line(entry) for entry in actions))
 
 
 def _line(entry: dict[str, Any]) -> str:
-    """`2026-11-28T14:00:00+00:00 ada promoted reviews@12 as champion, before @11 (forced): because`."""
+    """Return `2026-11-28T14:00:00+00:00 ada promoted reviews@12 as champion in place of @11: because`."""
     words = [entry["at"], entry["who"], entry["kind"]]
     words += [f"{entry['name']}@{entry['version']}"] if "name" in entry else []
     words += [", ".join(f"{name}@{number}" for name, number in entry["versions"])] if "versions" in entry else []
@@ -167,29 +164,19 @@ def promote(
     from compress.report.compare.formatting import judged_name
 
     promotion = decide(_open(registry), PromotionRequest(version, alias, policy, across_hosts, force, why))
-    comparison = (
-        ""
-        if promotion.judged.against is None
-        else f", compared with {promotion.version.name}@{promotion.judged.against}"
-    )
+    promoted, judged, result = promotion.version, promotion.judged, promotion.result
+    fields = {"version": promoted.number, "name": promoted.name, "alias": alias, "refused": promotion.refused}
+    fields |= {"already": promotion.already, "gate": judged.model_dump(mode="json")}
+    inconclusive: list[str] = []
+    if result:
+        fields["judgements"] = json.loads(result.to_json())["judgements"]
+        inconclusive = [f"inconclusive: {judged_name(row)} on {row.target}" for row in result.having("warned")]
     verb = "is already" if promotion.already else "is not made" if promotion.refused else "is now"
-    fields = {
-        "version": promotion.version.number,
-        "name": promotion.version.name,
-        "alias": alias,
-        "refused": promotion.refused,
-    }
-    fields |= {"already": promotion.already, "gate": promotion.judged.model_dump(mode="json")}
-    fields |= {"judgements": json.loads(promotion.result.to_json())["judgements"]} if promotion.result else {}
-    unknown = (
-        [f"inconclusive: {judged_name(row)} on {row.target}" for row in promotion.result.having("warned")]
-        if promotion.result
-        else []
-    )
-    what = f"{promotion.version.reference} {verb} the {alias}{comparison}: {promotion.judged.status}"
-    _say(json_, fields, what, *promotion.judged.failed, *unknown)
+    comparison = "" if judged.against is None else f", compared with {promoted.name}@{judged.against}"
+    summary = f"{promoted.reference} {verb} the {alias}{comparison}: {judged.status}"
+    _print(json_, fields, summary, *judged.failed, *inconclusive)
     if promotion.refused:
-        typer.echo(f'to promote it all the same: --force --why "..."; {alias} is what it was', err=True)
+        typer.echo(f'to promote it nevertheless: --force --why "..."; {alias} is unchanged', err=True)
         raise typer.Exit(1)
 
 
@@ -203,11 +190,8 @@ def rollback(
 ) -> None:
     """Let an alias refer again to the version that it referred to before."""
     entry = _open(registry).rollback(name, alias, why)
-    _say(
-        json_,
-        entry.model_dump(mode="json"),
-        f"{name}@{entry.version} is the {alias} again, in place of @{entry.before}",
-    )
+    summary = f"{name}@{entry.version} is the {alias} again, in place of @{entry.before}"
+    _print(json_, entry.model_dump(mode="json"), summary)
 
 
 @app.command()
@@ -215,7 +199,7 @@ def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _J
     """Retire a version, so that `gc` may remove its files."""
     opened = _open(registry)
     retired = opened.retire(version, why)
-    _say(json_, _fields(opened.state(), retired), f"{retired.reference} is retired")
+    _print(json_, _fields(opened.state(), retired), f"{retired.reference} is retired")
 
 
 @app.command()
@@ -228,58 +212,56 @@ def aliases(
     state = _open(registry).state()
     names = [state.of(name)[0].name] if name else sorted(state.versions)
     by_model = {model: state.aliases(model) for model in names}
-    lines = [
-        f"{model}@{alias} = {model}@{number}"
-        for model, aliases_of_model in by_model.items()
-        for alias, number in aliases_of_model.items()
-    ]
-    _say(json_, by_model, *lines)
+    pairs = [(model, alias, number) for model, numbers in by_model.items() for alias, number in numbers.items()]
+    lines = [f"{model}@{alias} = {model}@{number}" for model, alias, number in pairs]
+    _print(json_, by_model, *lines)
 
 
-_Url = Annotated[str, typer.Argument(help="s3://bucket/folder, sftp://user@host/folder, or what else fsspec opens.")]
+_Url = Annotated[
+    str, typer.Argument(help="s3://bucket/folder, sftp://user@host/folder, or another address that fsspec opens.")
+]
 _Remote = Annotated[str | None, typer.Option(metavar="URL", help="The copy at this address, in place of a folder.")]
 
 
 @app.command()
 def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
-    """Send what the copy at an address lacks; each piece is read again. Given again, it goes on where it broke off."""
+    """Send the files that the copy at an address lacks; each piece is read again. Resumes an interrupted push."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.plugins.registry.remote import Remote
-    from compress.plugins.registry.transfer import push as send
+    from compress.plugins.registry.remote import push as send
 
     transfer = send(_open(registry), Remote(url), ConsoleProgress())
     words = f"{transfer.entries} new entries, {transfer.files} files, {transfer.bytes / 1e6:.2f} MB sent"
-    _say(json_, transfer.model_dump(), f"{url}: {words}")
+    _print(json_, transfer.model_dump(), f"{url}: {words}")
 
 
 @app.command()
 def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
-    """Download what a registry lacks from its copy at an address, or all into a new folder; every byte is verified."""
+    """Download the files that a registry lacks from its copy at an address, and verify every byte."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.plugins.registry.remote import Remote
-    from compress.plugins.registry.transfer import fetch as bring
+    from compress.plugins.registry.remote import fetch as bring
 
     transfer = bring(_open(registry), Remote(url), ConsoleProgress())
-    words = f"{transfer.entries} new entries, {transfer.files} new files, {transfer.bytes / 1e6:.2f} MB brought"
-    _say(json_, transfer.model_dump(), f"{registry}: {words}")
+    words = f"{transfer.entries} new entries, {transfer.files} new files, {transfer.bytes / 1e6:.2f} MB received"
+    _print(json_, transfer.model_dump(), f"{registry}: {words}")
 
 
 @app.command()
 def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Read every byte and name every damaged, missing or surplus file. Exit code 1: there is one."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.plugins.registry.remote import Remote
-    from compress.plugins.registry.transfer import verify_remote
+    from compress.plugins.registry.remote import Remote, verify_remote
     from compress.plugins.registry.upkeep import verify as look
 
     progress = ConsoleProgress()
     faults = look(_open(registry), progress) if remote is None else verify_remote(Remote(remote), progress)
-    lines = [
-        f"{fault.fault}: {fault.path}{f': {fault.why}' if fault.why else ''}" + "".join(f"\n  {of}" for of in fault.of)
-        for fault in faults
-    ]
+    lines = []
+    for fault in faults:
+        lines.append(f"{fault.fault}: {fault.path}" + (f": {fault.why}" if fault.why else ""))
+        lines += [f"  {file}" for file in fault.of]
     records = [fault.model_dump(mode="json") for fault in faults]
-    _say(json_, {"sound": not faults, "faults": records}, *(lines or ["every file is as it was written"]))
+    _print(json_, {"sound": not faults, "faults": records}, *(lines or ["every file is as it was written"]))
     if faults:
         raise typer.Exit(1)
 
@@ -288,19 +270,18 @@ def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False
 def pull(
     version: _Version,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write, as the run's was.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of what was pulled there before.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a folder that was pulled before.")] = False,
     remote: _Remote = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
     """Copy a version's files into a folder; every byte is verified."""
-    from compress.plugins.registry.remote import Remote
-    from compress.plugins.registry.transfer import pull_remote
+    from compress.plugins.registry.remote import Remote, pull_remote
 
     opened = _open(registry)
     pulled = pull_remote(Remote(remote), version, output, replace) if remote else opened.pull(version, output, replace)
     fields = {"name": pulled.name, "version": pulled.number, "record": pulled.record, "folder": str(output)}
-    _say(json_, fields, f"{output}: {pulled.reference}, verified")
+    _print(json_, fields, f"{output}: {pulled.reference}, verified")
 
 
 @app.command()
@@ -310,24 +291,24 @@ def mirror(
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
-    """Copy a model's versions, figures and aliases into MLflow's registry, with links back; what is there stays."""
-    from compress.plugins.registry.tracked import tracked
+    """Copy a model's versions, metrics and aliases into MLflow's registry, with links back; existing ones stay."""
+    from compress.plugins.registry.promotion import tracked_versions
     from compress.report.tracking import mirror as write
 
-    numbers = write(*tracked(_open(registry), name), uri, name)
-    _say(json_, numbers, *(f"{reference} is version {number} there" for reference, number in numbers.items()))
+    numbers = write(*tracked_versions(_open(registry), name), uri, name)
+    _print(json_, numbers, *(f"{reference} is version {number} there" for reference, number in numbers.items()))
 
 
 @app.command()
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    artifacts: Annotated[Path, typer.Option(help="The folder of runs, whose starting models are kept.")] = Path(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
+    artifacts: Annotated[Path, typer.Option(help="The folder of runs, whose starting models remain.")] = Path(
         "artifacts"
     ),
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
-    """Remove files of retired versions, and what killed writers left; nothing that an alias or a run needs."""
+    """Remove files of retired versions and of killed writers, but none that an alias or a run needs."""
     from compress.plugins.registry.upkeep import collect
 
     opened = _open(registry)
@@ -340,8 +321,5 @@ def gc(
     collection = planned if dry_run else collect(opened, artifacts / "runs", dry_run=False)
     verb = "would be removed" if dry_run else "removed"
     size = f"{collection.freed_bytes / 1e6:.2f} MB {'to be ' if dry_run else ''}freed"
-    _say(
-        json_,
-        {"dry_run": dry_run, **collection.model_dump(mode="json")},
-        f"{len(collection.objects)} files {verb}, {size}",
-    )
+    fields = {"dry_run": dry_run, **collection.model_dump(mode="json")}
+    _print(json_, fields, f"{len(collection.objects)} files {verb}, {size}")

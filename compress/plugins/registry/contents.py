@@ -1,24 +1,22 @@
-"""Contents of a version: files of a run by their digests, and a bundle that was made from the run."""
+"""VersionContents of a version: files of a run by their digests, and a bundle that was made from the run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import Field, ValidationError, field_validator
 
-from compress.plugins.registry.objects import Incoming, Objects
+from compress.plugins.registry.object_store import Incoming, ObjectStore
 from compress.plugins.registry.state import Version
 from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped_files
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric, quality_metric
 from compress.results.report import FINAL, Report, load_report
-from compress.utils.archive_members import unsafe_member_reason
-from compress.utils.digests import FileRecord, digest_file, digest_of_files
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import FrozenAliased
+from compress.utils.storage import FileRecord, digest_file, digest_of_files, unsafe_member_reason
 
 SCHEMA = 1
 BUNDLE = "bundle"
@@ -26,7 +24,7 @@ _MANIFEST = "manifest.json"
 """File by which a bundle of the plug-in apps is recognized."""
 
 
-class Contents(FrozenAliased):
+class VersionContents(FrozenAliased):
     """Record of a version, which is itself a file of the registry. Paths are relative to the run's folder."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -36,7 +34,7 @@ class Contents(FrozenAliased):
 
     @field_validator("files")
     @classmethod
-    def _within(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    def _require_relative_paths(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for path in files:
             if reason := unsafe_member_reason(path, is_plain=True):
                 raise ValueError(f"{path!r} {reason}")
@@ -57,7 +55,7 @@ class Contents(FrozenAliased):
         return digest_of_files(digests)
 
 
-def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Report]:
+def add_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Report]:
     """Add the files of a finished run, and of a bundle made from it, to the registry.
 
     Returns:
@@ -74,11 +72,15 @@ def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, R
             where=str(folder),
             expected=f"a folder that `compress run` wrote, with {MODEL}/ beside {REPORT}",
         )
+    sources = {name: folder / name for name in (REPORT, RECIPE, LOCK) if (folder / name).is_file()}
+    sources |= {path: folder / path for path in shipped_files(folder)}
+    if bundle is not None:
+        sources |= _bundle_files(bundle, report_file)
     files = {}
-    for path, source in (*_files(folder), *_bundle(bundle, report_file)):
+    for path, source in sources.items():
         size = source.stat().st_size
         files[path] = FileRecord(size_bytes=size, sha256=incoming.take(source))
-    contents = Contents(recipe=report.recipe, started=report.started, files=dict(sorted(files.items())))
+    contents = VersionContents(recipe=report.recipe, started=report.started, files=dict(sorted(files.items())))
     return incoming.put(contents.model_dump_json(indent=1).encode()), report
 
 
@@ -99,40 +101,32 @@ def summary(report: Report) -> str:
     return ""
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files of a run by their paths within it."""
-    for name in (REPORT, RECIPE, LOCK):
-        if (folder / name).is_file():
-            yield name, folder / name
-    yield from ((path, folder / path) for path in shipped_files(folder))
+def _bundle_files(bundle: Path, report: Path) -> dict[str, Path]:
+    """Return the files of a bundle by their path in the version.
 
-
-def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files of a bundle. Raises `InputError` for a folder without a manifest, or a bundle of another run."""
-    if bundle is None:
-        return
+    Raises `InputError` for a folder without a manifest, or a bundle of another run.
+    """
     try:
         manifest = json.loads((bundle / _MANIFEST).read_text(encoding="utf-8"))
-        made_of = manifest["provenance"]["report_sha256"]
+        report_digest = manifest["provenance"]["report_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             "This is no bundle.",
             where=str(bundle),
             expected=f"a folder with {_MANIFEST}, as `compress bundle` writes it",
         ) from None
-    if made_of != digest_file(report):
+    if report_digest != digest_file(report):
         raise InputError(
             "The bundle was made of another run.",
             where=str(bundle),
             expected=f"one that was made of {report.parent}",
             hint="bundle the run anew: compress bundle RUN --target TARGET -o FOLDER",
         )
-    for path in sorted(bundle.rglob("*")):
-        if path.is_file():
-            yield f"{BUNDLE}/{path.relative_to(bundle).as_posix()}", path
+    paths = (path for path in sorted(bundle.rglob("*")) if path.is_file())
+    return {f"{BUNDLE}/{path.relative_to(bundle).as_posix()}": path for path in paths}
 
 
-class Store(Protocol):
+class FileStore(Protocol):
     """Storage of files by their digests, on this machine or at an address."""
 
     def names(self) -> set[str]:
@@ -145,34 +139,33 @@ class Store(Protocol):
         """Return the bytes of a small file."""
 
 
-def contents_of(version: Version, objects: Store) -> Contents:
+def contents_of(version: Version, objects: FileStore) -> VersionContents:
     """Return the contents of a version. Raises `InputError` if its record is missing, damaged or of a newer schema."""
     fault = objects.fault(version.record)
     if fault is not None:
         raise faulty(version, {"the list of its files": fault})
-    return _parsed(version, objects.read(version.record))
+    return parse_contents(version, objects.read(version.record))
 
 
-def needed_by(version: Version, objects: Store, record: bytes | None = None) -> list[str]:
-    """Return the digests of a version's files and of its ``record``, which may be given if it lies elsewhere."""
-    contents = contents_of(version, objects) if record is None else _parsed(version, record)
+def needed_by(version: Version, contents: VersionContents) -> list[str]:
+    """Return the digests of a version's files and of its record."""
     return [version.record, *(file.sha256 for file in contents.files.values())]
 
 
-def _parsed(version: Version, record: bytes) -> Contents:
-    """Return the contents that a record states. Raises `InputError`."""
+def parse_contents(version: Version, record: bytes) -> VersionContents:
+    """Return the contents that a record lists. Raises `InputError`."""
     try:
-        return Contents.model_validate_json(record)
+        return VersionContents.model_validate_json(record)
     except ValidationError as error:
         raise InputError(
-            f"What {version.reference} holds cannot be read: {error.errors()[0]['msg']}",
+            f"The list of the files of {version.reference} cannot be read: {error.errors()[0]['msg']}",
             where=version.record,
             expected=f"a record of schema {SCHEMA}",
             hint="pip install --upgrade compress",
         ) from None
 
 
-def check_files(version: Version, contents: Contents, objects: Objects, thorough: bool = True) -> None:
+def check_files(version: Version, contents: VersionContents, objects: ObjectStore, thorough: bool = True) -> None:
     """Raise `InputError` with every missing or damaged file of a version.
 
     Args:
@@ -190,9 +183,9 @@ def check_files(version: Version, contents: Contents, objects: Objects, thorough
 def faulty(version: Version, faults: dict[str, str]) -> InputError:
     """Return the error for a version with damaged or missing files."""
     return InputError(
-        f"{version.reference} is not whole: {', '.join(f'{path} is {fault}' for path, fault in faults.items())}.",
+        f"{version.reference} is not complete: {', '.join(f'{path} is {fault}' for path, fault in faults.items())}.",
         where="the registry's objects",
         expected="every file as it was registered",
-        hint=f"register its run again, which puts sound files in their place: "
+        hint=f"register its run again, which replaces the damaged files: "
         f"compress registry register {version.run} --name {version.name}",
     )

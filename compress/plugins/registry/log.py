@@ -16,25 +16,23 @@ from typing import Self
 from filelock import FileLock
 from pydantic import ValidationError
 
-from compress.plugins.registry.entry import ENTRY, VERSION, Began, Entry
-from compress.plugins.registry.state import State
-from compress.utils.append_log import AppendOnlyFile
+from compress.plugins.registry.state import ENTRY, VERSION, Began, Entry, State
 from compress.utils.errors import InputError
-from compress.utils.storage import storage_errors
+from compress.utils.storage import AppendOnlyFile, storage_errors
 
 LOG = "log"
 LOCK = "log.lock"
 
 
-def check_of(before: bytes, body: bytes) -> bytes:
-    """Return the check of a line with the entry ``body`` after the check ``before``, which is empty at first."""
-    return hashlib.sha256(before + body).hexdigest().encode()
+def line_check(previous: bytes, body: bytes) -> bytes:
+    """Return the check of a line with the entry ``body`` after the check ``previous``, which is empty at first."""
+    return hashlib.sha256(previous + body).hexdigest().encode()
 
 
-def is_line(before: bytes, line: bytes) -> bool:
-    """Return True if a line is complete and follows the line with the check ``before``."""
+def is_valid_line(previous: bytes, line: bytes) -> bool:
+    """Return True if a line is complete and follows the line with the check ``previous``."""
     check, space, body = line[:64], line[64:65], line[65:]
-    return space == b" " and check == check_of(before, body)
+    return space == b" " and check == line_check(previous, body)
 
 
 class LogReader:
@@ -49,8 +47,8 @@ class LogReader:
         self.check = b""
         self.number = 0
 
-    def take(self, lines: Iterable[bytes]) -> Self:
-        """Apply lines."""
+    def apply(self, lines: Iterable[bytes]) -> Self:
+        """Check lines and apply their entries to the state."""
         for line in lines:
             self.state.apply(self._entry(line))
             self.check = line[:64]
@@ -59,11 +57,19 @@ class LogReader:
 
     def _entry(self, line: bytes) -> Entry:
         """Return the entry of the next line after checking it."""
-        if not is_line(self.check, line):
+        if not is_valid_line(self.check, line):
             raise self.damaged("it is not what was written")
         body = line[65:]
+        # Check the version before the fields, since the fields of a newer version may be unknown.
         if not self.number:
-            self._check_version(body)
+            version = json.loads(body).get("version")
+            if isinstance(version, int) and version > VERSION:
+                raise InputError(
+                    f"The registry is of version {version}, which is newer than this compress reads.",
+                    where=self.where,
+                    expected=f"a registry of version {VERSION}",
+                    hint="pip install --upgrade compress",
+                )
         try:
             entry = ENTRY.validate_json(body)
         except ValidationError as error:
@@ -72,21 +78,10 @@ class LogReader:
             raise self.damaged("only the first line begins a registry")
         return entry
 
-    def _check_version(self, body: bytes) -> None:
-        """Raise `InputError` for a log that a newer compress began."""
-        version = json.loads(body).get("version")
-        if isinstance(version, int) and version > VERSION:
-            raise InputError(
-                f"The registry is of version {version}, which is newer than this compress reads.",
-                where=self.where,
-                expected=f"a registry of version {VERSION}",
-                hint="pip install --upgrade compress",
-            )
-
-    def damaged(self, what: str) -> InputError:
+    def damaged(self, reason: str) -> InputError:
         """Return the error for the next line."""
         return InputError(
-            f"Line {self.number + 1} of the registry's log is damaged: {what}.",
+            f"Line {self.number + 1} of the registry's log is damaged: {reason}.",
             where=self.where,
             expected="lines as `compress registry` wrote them; nothing is added behind a damaged one",
             hint=f"put a sound copy of the file {LOG} in its place, from a backup or a remote; "
@@ -103,7 +98,7 @@ class Log:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lines = AppendOnlyFile(root / LOG)
-        self._forget()
+        self._restart()
 
     @property
     def path(self) -> Path:
@@ -113,18 +108,21 @@ class Log:
     @property
     def state_so_far(self) -> State:
         """Return the state after the entries that were read."""
-        return self._reading.state
+        return self._reader.state
 
     def state(self) -> State:
         """Return the state after all present entries."""
-        if self.path.stat().st_size < self._read:
-            self._forget()
-        lines, unfinished = self._lines.read(self._read)
+        # A shorter file is another log, such as a backup that was put in its place.
+        if self.path.stat().st_size < self._read_bytes:
+            self._restart()
+        lines, unfinished = self._lines.read(self._read_bytes)
         for line in lines:
-            self._reading.take([line])
-            self._read += len(line) + 1
-        if unfinished and is_line(self._reading.check, unfinished[:-1]):
-            raise self._reading.damaged("its line break has changed")
+            self._reader.apply([line])
+            self._read_bytes += len(line) + 1
+        # A valid entry with a wrong line break was damaged. Other bytes are a truncated line, which the next writer
+        # removes.
+        if unfinished and is_valid_line(self._reader.check, unfinished[:-1]):
+            raise self._reader.damaged("its line break has changed")
         return self.state_so_far
 
     def unfinished(self) -> int:
@@ -133,7 +131,7 @@ class Log:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Entry], None]]:
-        """Hold the registry, update its state, and yield a function that adds an entry durably."""
+        """Lock the registry, update its state, and yield a function that adds an entry durably."""
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         with storage_errors(self.root), FileLock(self.root / LOCK):
@@ -142,7 +140,7 @@ class Log:
                 self._lines.repair()
             yield self._add
 
-    def take(self, lines: list[bytes]) -> None:
+    def append(self, lines: list[bytes]) -> None:
         """Add checked lines that another registry wrote after the same lines; only within `writing`."""
         if lines:
             self._lines.add(b"\n".join(lines))
@@ -158,9 +156,9 @@ class Log:
     def _add(self, entry: Entry) -> None:
         """Write an entry with its check."""
         body = entry.model_dump_json().encode()
-        self._lines.add(check_of(self._reading.check, body) + b" " + body)
+        self._lines.add(line_check(self._reader.check, body) + b" " + body)
         self.state()
 
-    def _forget(self) -> None:
+    def _restart(self) -> None:
         """Start reading from the beginning."""
-        self._read, self._reading = 0, LogReader(str(self.path))
+        self._read_bytes, self._reader = 0, LogReader(str(self.path))

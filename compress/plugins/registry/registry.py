@@ -15,15 +15,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
-from compress.plugins.registry.contents import Contents, check_files, contents_of, summary, take_run
-from compress.plugins.registry.entry import LATEST, WORD, Began, Entry, Registered, Retired, RolledBack
+from compress.plugins.registry.contents import VersionContents, add_run, check_files, contents_of, summary
 from compress.plugins.registry.log import Log
-from compress.plugins.registry.objects import Objects
-from compress.plugins.registry.state import State, Version
+from compress.plugins.registry.object_store import ObjectStore
+from compress.plugins.registry.state import (
+    LATEST,
+    NAME_PATTERN,
+    Began,
+    Entry,
+    Registered,
+    Retired,
+    RolledBack,
+    State,
+    Version,
+)
 from compress.report.compare.baseline import run_git
-from compress.utils.digests import digest_file
 from compress.utils.errors import InputError, StorageError
-from compress.utils.storage import storage_errors
+from compress.utils.storage import digest_file, storage_errors
 
 PULLED = "version.json"
 
@@ -44,7 +52,7 @@ class Registry:
     def __init__(self, root: Path, note: Callable[[str], None] = lambda _: None) -> None:
         self.root = root
         self.log = Log(root)
-        self.objects = Objects(root)
+        self.objects = ObjectStore(root)
         self.note = note
 
     def state(self) -> State:
@@ -59,13 +67,13 @@ class Registry:
         return self.log.state()
 
     def write(self, decide: Callable[[State, Stamp], Entry | None]) -> Entry | None:
-        """Hold the registry and add the entry that ``decide`` returns, if any; it is durable once this returns."""
+        """Lock the registry and add the entry that ``decide`` returns, if any; it is durable once this returns."""
         with self.holding(decide) as entry:
             return entry
 
     @contextlib.contextmanager
     def holding(self, decide: Callable[[State, Stamp], Entry | None]) -> Iterator[Entry | None]:
-        """Hold the registry, add the entry that ``decide`` returns, and yield it before another process can write."""
+        """Lock the registry, add the entry that ``decide`` returns, and yield it before another process can write."""
         with self.log.writing() as add:
             state = self.log.state_so_far
             stamp = Stamp(at=datetime.now(UTC).astimezone().isoformat(timespec="seconds"), who=_who())
@@ -95,13 +103,14 @@ class Registry:
         Raises:
             InputError: The run has no report or no model, or the bundle was made from another run.
         """
-        check_word(name, "a model")
+        check_name(name, "a model")
         with self.objects.incoming() as incoming:
-            record, report = take_run(run, bundle, incoming)
+            record, report = add_run(run, bundle, incoming)
             equal_versions: list[Version] = []
 
             def decide(state: State, stamp: Stamp) -> Entry | None:
                 versions = state.versions.get(name, {})
+                # Files come before the entry that names them, and replace damaged ones even if no entry is new.
                 incoming.admit(incoming.sealed)
                 matches = (version for version in versions.values() if version.record == record and not version.retired)
                 equal_versions.extend(matches)
@@ -122,11 +131,11 @@ class Registry:
             return self.log.state_so_far.versions[name][entry.version], True
         return equal_versions[0], False
 
-    def contents(self, version: Version) -> Contents:
+    def contents(self, version: Version) -> VersionContents:
         """Return the contents of a version."""
         return contents_of(version, self.objects)
 
-    def verified(self, version: Version) -> Contents:
+    def verified(self, version: Version) -> VersionContents:
         """Return the contents of a version after comparing every byte of its files with their digests."""
         contents = self.contents(version)
         check_files(version, contents, self.objects)
@@ -137,7 +146,7 @@ class Registry:
         self.state()
 
         def decide(state: State, stamp: Stamp) -> Entry:
-            current, previous = state.find(f"{name}@{alias}"), state.before(name, alias)
+            current, previous = state.find(f"{name}@{alias}"), state.previous(name, alias)
             check_files(previous, self.contents(previous), self.objects, thorough=False)
             return RolledBack(**stamp, name=name, version=previous.number, alias=alias, before=current.number, why=why)
 
@@ -167,21 +176,21 @@ class Registry:
     def pull(self, reference: str, output: Path, replace: bool = False) -> Version:
         """Copy a version into the folder ``output``, which then equals its run's folder; every byte is checked.
 
-        Raises whatever `put_pulled` raises.
+        Raises the errors of `write_pulled`.
         """
         state = self.state()
-        version = state.wanted(state.find(reference))
+        version = state.require_active(state.find(reference))
 
-        def copy(digest: str, place: Path) -> None:
+        def copy(digest: str, target: Path) -> None:
             if self.objects.path(digest).is_file():
-                shutil.copyfile(self.objects.path(digest), place)
+                shutil.copyfile(self.objects.path(digest), target)
 
-        put_pulled(version, self.contents(version), output, replace, copy)
+        write_pulled(version, self.contents(version), output, replace, copy)
         return version
 
 
-def put_pulled(
-    version: Version, contents: Contents, output: Path, replace: bool, copy: Callable[[str, Path], None]
+def write_pulled(
+    version: Version, contents: VersionContents, output: Path, replace: bool, copy: Callable[[str, Path], None]
 ) -> None:
     """Write the files of a version, check them, and rename their folder at the end.
 
@@ -200,7 +209,7 @@ def put_pulled(
         raise InputError(
             "There is something here already.",
             where=str(output),
-            expected=f"a folder with {PULLED}, as pulled ones have" if replace else "a folder that isn't there yet",
+            expected=f"a folder with {PULLED}, as pulled ones have" if replace else "a folder that does not exist",
             hint="name another with -o" if replace else "name another with -o, or give --replace to pull anew",
         )
     with storage_errors(output):
@@ -215,38 +224,30 @@ def put_pulled(
                     raise StorageError(
                         f"{path} of {version.reference} is {'damaged' if target.is_file() else 'missing'}.",
                         where=file.sha256,
-                        hint="`compress registry verify` names whatever else is wrong; registering its run again puts "
-                        "sound files there",
+                        hint="`compress registry verify` lists all faults; registering its run again replaces the "
+                        "damaged files",
                     )
-            (unfinished / PULLED).write_text(_about(version, contents))
-            _put(unfinished, output)
+            fields = {"name": version.name, "version": version.number, "registered": version.at}
+            fields |= {"record": version.record, "model_digest": contents.model_digest}
+            (unfinished / PULLED).write_text(json.dumps(fields, indent=1) + "\n")
+            # A folder cannot be renamed onto one with files, so the old folder is moved away first.
+            old = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
+            if output.exists():
+                output.replace(old)
+            unfinished.replace(output)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _about(version: Version, contents: Contents) -> str:
-    """Return the description of a pulled folder as JSON."""
-    fields = {"name": version.name, "version": version.number, "registered": version.at, "record": version.record}
-    return json.dumps({**fields, "model_digest": contents.model_digest}, indent=1) + "\n"
-
-
-def _put(beside: Path, output: Path) -> None:
-    """Rename a folder, and remove the folder that had the name before."""
-    if output.exists():
-        old = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
-        output.replace(old)
-        beside.replace(output)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        beside.replace(output)
-
-
-def check_word(word: str, what: str) -> None:
-    """Raise `InputError` if ``word`` is no valid name for ``what``, such as "an alias"."""
-    alias = what == "an alias"
-    if not re.match(WORD, word) or (alias and (word.isdigit() or word == LATEST)):
+def check_name(name: str, owner: str) -> None:
+    """Raise `InputError` if ``name`` is no valid name for ``owner``, such as "an alias"."""
+    alias = owner == "an alias"
+    if not re.match(NAME_PATTERN, name) or (alias and (name.isdigit() or name == LATEST)):
         also = f", neither digits alone nor {LATEST}" if alias else ""
-        raise InputError(f"{word!r} cannot be the name of {what}.", expected=f"letters, digits, '.', '_' and '-'{also}")
+        raise InputError(
+            f"{name!r} cannot be the name of {owner}.", expected=f"letters, digits, '.', '_' and '-'{also}"
+        )
 
 
 @functools.cache

@@ -11,20 +11,27 @@ import contextlib
 import hashlib
 import os
 import posixpath
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.plugins.registry.log import LOG, is_line
-from compress.plugins.registry.objects import OBJECTS
-from compress.utils.append_log import flush
-from compress.utils.digests import digest_file
+from compress.plugins.registry.contents import contents_of, needed_by, parse_contents
+from compress.plugins.registry.log import LOG, LogReader, is_valid_line
+from compress.plugins.registry.object_store import OBJECTS
+from compress.plugins.registry.registry import Registry, write_pulled
+from compress.plugins.registry.state import State, Version
+from compress.plugins.registry.upkeep import SILENT, Fault, object_faults
 from compress.utils.errors import InputError, MissingExtraError, StorageError, first_line
+from compress.utils.progress import Progress
+from compress.utils.pydantic_models import Frozen
+from compress.utils.storage import digest_file, flush
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
 
 PIECE_BYTES = 16 * 2**20
 _CLIENTS = (("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("asyncssh", "Error"),
@@ -75,29 +82,28 @@ class Remote:
         """Return the complete lines of a part of the log that follow ``check``."""
         lines: list[bytes] = []
         for line in self._system.cat_file(self._path(LOG, part)).split(b"\n")[:-1]:
-            if not is_line(check, line):
+            if not is_valid_line(check, line):
                 break
             lines.append(line)
             check = line[:64]
         return lines
 
-    def add_lines(self, known: list[bytes], lines: list[bytes]) -> None:
-        """Add lines after those that are ``known``. Raises `InputError` if another machine adds some at this moment.
-
-        A sender that finds another's part beside its own removes its own, so at least one of two senders does.
-        """
-        name = f"{len(known) + 1:010d}-{lines[-1][:16].decode()}"
-        check = known[-1][:64] if known else b""
+    def add_lines(self, present: list[bytes], lines: list[bytes]) -> None:
+        """Add lines after those that are present. Raises `InputError` if another machine adds some at this moment."""
+        name = f"{len(present) + 1:010d}-{lines[-1][:16].decode()}"
+        check = present[-1][:64] if present else b""
         with self._errors():
+            # Write first and look for rivals afterwards: of two senders, at least one sees the other's part and removes
+            # its own.
             self._put(self._path(LOG, name), b"\n".join([*lines, b""]))
-            others = [part for part in self._parts() if _first(part) == len(known) + 1 and part != name]
+            others = [part for part in self._parts() if _first(part) == len(present) + 1 and part != name]
             if not any(self._lines_of(part, check) for part in others):
                 return
             self._system.rm_file(self._path(LOG, name))
         raise InputError(
             "Somebody else is sending other entries to this address.",
             where=self.url,
-            hint="look what they are: compress registry fetch, into a new folder; or send again",
+            hint="look at them: compress registry fetch, into a new folder; or send again",
         )
 
     def pieces(self) -> dict[str, dict[str, int]]:
@@ -113,14 +119,14 @@ class Remote:
         """Return the digests of all files."""
         return set(self.pieces())
 
-    def send(self, source: Path, digest: str, there: dict[str, int]) -> int:
-        """Send the pieces of a file that are not ``there``, and read each again.
+    def send(self, source: Path, digest: str, present: dict[str, int]) -> int:
+        """Send the pieces of a file that are not present at the address, and read each again.
 
         Returns the number of bytes sent. Raises `StorageError` if a piece arrives with other contents.
         """
         sent = 0
         for name, content in _cut(source):
-            if there.get(name) == len(content):
+            if present.get(name) == len(content):
                 continue
             path = self._path(OBJECTS, digest, name)
             with self._errors():
@@ -133,26 +139,27 @@ class Remote:
             sent += len(content)
         return sent
 
-    def receive(self, digest: str, place: Path, there: dict[str, int]) -> int:
-        """Download a file to ``place`` after the pieces that it already contains.
+    def receive(self, digest: str, target: Path, pieces: dict[str, int]) -> int:
+        """Download a file to ``target`` after the pieces that it already contains.
 
         Returns the number of bytes received. Raises `StorageError` and removes the file if its digest is wrong.
         """
-        place.parent.mkdir(parents=True, exist_ok=True)
-        size = place.stat().st_size if place.exists() else 0
+        target.parent.mkdir(parents=True, exist_ok=True)
+        size = target.stat().st_size if target.exists() else 0
         received = 0
-        if not there or size != sum(there.values()) or digest_file(place) != digest:
-            whole = size // PIECE_BYTES
-            with self._errors(), place.open("r+b" if size else "wb") as file:
-                file.truncate(whole * PIECE_BYTES)
+        if not pieces or size != sum(pieces.values()) or digest_file(target) != digest:
+            # Resume after the last complete piece, since the rest may be truncated.
+            complete = size // PIECE_BYTES
+            with self._errors(), target.open("r+b" if size else "wb") as file:
+                file.truncate(complete * PIECE_BYTES)
                 file.seek(0, os.SEEK_END)
-                for name in sorted(there)[whole:]:
+                for name in sorted(pieces)[complete:]:
                     received += file.write(self._system.cat_file(self._path(OBJECTS, digest, name)))
-        flush(place)
-        if digest_file(place) != digest:
-            place.unlink()
+        flush(target)
+        if digest_file(target) != digest:
+            target.unlink()
             raise StorageError(
-                f"The file {digest[:12]} is {'damaged' if there else 'missing'} at the other end.",
+                f"The file {digest[:12]} is {'damaged' if pieces else 'missing'} at the other end.",
                 where=self._path(OBJECTS, digest),
                 hint="send it there again from a registry that has it: `compress registry verify --remote` names it",
             )
@@ -183,15 +190,14 @@ class Remote:
         """Return the names of the parts of the log."""
         return sorted(posixpath.basename(path) for path in self._find(LOG))
 
-    def _find(self, below: str) -> dict[str, Any]:
+    def _find(self, below: str) -> dict[str, dict[str, Any]]:
         """Return the files below a path with their details."""
         self._system.invalidate_cache()
         path = self._path(below)
         try:
-            files: dict[str, Any] = self._system.find(path, detail=True)
+            return dict(self._system.find(path, detail=True))
         except FileNotFoundError:
             return {}
-        return files
 
     def _put(self, path: str, content: bytes) -> None:
         """Write a file."""
@@ -205,17 +211,20 @@ class Remote:
     def _incomplete(self, what: str) -> StorageError:
         """Return the error for a log with missing lines."""
         return StorageError(
-            f"The registry at this address is not whole: {what}.",
+            f"The registry at this address is not complete: {what}.",
             where=self.url,
-            hint="look at it again in a minute; else send it anew, to another address, from a registry that is whole",
+            hint="look at it again in a minute; else send a complete registry to another address",
         )
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         """Convert errors of the storage's client to `StorageError`."""
+        # A client can only raise its errors once it is imported, so an absent module needs no handling.
+        classes = (getattr(sys.modules.get(module), name, None) for module, name in _CLIENTS)
+        expected: tuple[type[Exception], ...] = (OSError, *filter(None, classes))
         try:
             yield
-        except _client_errors() as error:
+        except expected as error:
             raise StorageError(
                 f"The remote cannot be reached, or went away: {first_line(error)}",
                 where=self.url,
@@ -232,7 +241,7 @@ def _opened(url: str) -> tuple[AbstractFileSystem, str]:
     except ImportError as error:
         raise MissingExtraError("fsspec", "remote", "a remote registry") from error
     protocol = url.partition("://")[0] if "://" in url else "file"
-    # sshfs asks no server for its key unless it is told where keys are known from: () is ~/.ssh/known_hosts.
+    # sshfs verifies the key of a server only if it is given the file with the keys: () is ~/.ssh/known_hosts.
     needs_known_hosts = protocol in ("ssh", "sftp") and "known_hosts" not in conf.get(protocol, {})
     try:
         system, path = fsspec.core.url_to_fs(url, **({"known_hosts": ()} if needs_known_hosts else {}))
@@ -249,12 +258,6 @@ def _opened(url: str) -> tuple[AbstractFileSystem, str]:
     return system, str(path)
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that the imported storage packages raise."""
-    classes = (getattr(sys.modules.get(module), name, None) for module, name in _CLIENTS)
-    return (OSError, *(error for error in classes if error is not None))
-
-
 def _first(part: str) -> int:
     """Return the number of the first line of a part of the log, or 0 for another file."""
     number = part.partition("-")[0]
@@ -268,3 +271,126 @@ def _cut(source: Path) -> Iterable[tuple[str, bytes]]:
         while (content := file.read(PIECE_BYTES)) or not number:
             yield f"{number:05d}", content
             number += 1
+
+
+FETCHED = "fetched"
+
+
+class Transfer(Frozen):
+    """Number of new entries of the log, files, and bytes that a transfer moved."""
+
+    entries: int
+    files: int
+    bytes: int
+
+
+def push(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Transfer:
+    """Send what a remote lacks: first the files, each piece of which is read again, then the entries that name them.
+
+    Raises `InputError` if the remote has entries that this registry lacks.
+    """
+    registry.state()
+    lines, remote_lines = registry.log.lines(), remote.lines()
+    _check_begins(lines, remote_lines, f"compress registry fetch {remote.url}, into a new folder, and register there")
+    pieces, sent, digests = remote.pieces(), 0, dict[str, None]()
+    for version in registry.log.state_so_far.all():
+        if not version.collected:
+            digests.update(dict.fromkeys(needed_by(version, registry.contents(version))))
+    for digest in progress.track(digests, "sending files", len(digests)):
+        sent += remote.send(registry.objects.verified_path(digest), digest, pieces.get(digest, {}))
+    if len(lines) > len(remote_lines):
+        remote.add_lines(remote_lines, lines[len(remote_lines) :])
+    return Transfer(entries=len(lines) - len(remote_lines), files=len(digests), bytes=sent)
+
+
+def fetch(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Transfer:
+    """Download what this registry lacks. Raises `InputError` if it has entries that the remote lacks."""
+    lines, local_lines = remote.lines(), registry.log.lines()
+    state = _read(remote, lines)
+    _check_begins(lines, local_lines, f"compress registry push {remote.url}, or fetch into a new folder")
+    pieces, present, received = remote.pieces(), registry.objects.names(), 0
+    with registry.objects.incoming(FETCHED) as incoming:
+        # Dictionaries with the value None serve as ordered sets.
+        new: dict[str, None] = {}
+        needed: dict[str, None] = {}
+
+        def download(digest: str) -> int:
+            if digest in present or digest in new:
+                return 0
+            new[digest] = None
+            return remote.receive(digest, incoming.folder / digest, pieces.get(digest, {}))
+
+        # The record of a version lists its files, so records come first.
+        for version in state.all():
+            if not version.collected:
+                received += download(version.record)
+                record_folder = incoming.folder if version.record in new else registry.objects.folder
+                contents = parse_contents(version, (record_folder / version.record).read_bytes())
+                needed.update(dict.fromkeys(needed_by(version, contents)))
+        received += sum(map(download, progress.track(needed, "downloading files", len(needed))))
+        # Both may have changed during the download. Compare again under the lock.
+        with registry.log.writing():
+            latest_lines = registry.log.lines()
+            _check_begins(lines, latest_lines, "give the command again")
+            if needed.keys() - new.keys() - registry.objects.names():
+                raise InputError("Files were removed here meanwhile.", hint="give the command again, beside no `gc`")
+            incoming.admit(new)
+            registry.log.append(lines[len(latest_lines) :])
+    return Transfer(entries=len(lines) - len(local_lines), files=len(new), bytes=received)
+
+
+def _read(remote: Remote, lines: list[bytes]) -> State:
+    """Return the state after the lines of a remote's log. Raises `InputError` if there are none."""
+    if not lines:
+        raise InputError(
+            "There is no registry at this address.",
+            where=remote.url,
+            hint=f"send one there: compress registry push {remote.url}",
+        )
+    return LogReader(remote.url).apply(lines).state
+
+
+def pull_remote(remote: Remote, reference: str, output: Path, replace: bool = False) -> Version:
+    """Download one version into a folder, as `Registry.pull` does. An interrupted download is resumed.
+
+    Args:
+        remote: The remote.
+        reference: Reference of the version.
+        output: Folder to create.
+        replace: Replace a folder that was pulled before.
+
+    Returns:
+        The version.
+    """
+    state = _read(remote, remote.lines())
+    version = state.require_active(state.find(reference))
+    contents = contents_of(version, remote)
+    pieces = remote.pieces()
+    # The name is always the same, so that the next call finds and resumes an interrupted download.
+    unfinished = output.with_name(f".{output.name}.part")
+
+    def download(digest: str, target: Path) -> None:
+        part = unfinished / digest
+        remote.receive(digest, part, pieces.get(digest, {}))
+        shutil.copyfile(part, target)
+
+    write_pulled(version, contents, output, replace, download)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return version
+
+
+def verify_remote(remote: Remote, progress: Progress = SILENT) -> tuple[Fault, ...]:
+    """Return every damaged, missing or surplus file of a remote after reading all. A broken log raises an error."""
+    return tuple(object_faults(_read(remote, remote.lines()), remote, progress))
+
+
+def _check_begins(lines: list[bytes], beginning: list[bytes], hint: str) -> None:
+    """Raise `InputError` unless ``lines`` begin with ``beginning``. One equal check stands for all lines before it."""
+    if len(beginning) <= len(lines) and (not beginning or lines[len(beginning) - 1][:64] == beginning[-1][:64]):
+        return
+    common = sum(line == other for line, other in zip(lines, beginning, strict=False))
+    raise InputError(
+        f"The two registries part after line {common} of their logs.",
+        expected="one that has every entry of the other",
+        hint=hint,
+    )

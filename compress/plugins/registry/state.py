@@ -4,20 +4,99 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Annotated, Literal, assert_never
 
-from compress.plugins.registry.entry import (
-    CHAMPION,
-    LATEST,
-    Began,
-    Collected,
-    Entry,
-    Promoted,
-    Registered,
-    Retired,
-    RolledBack,
-)
+from pydantic import Field, TypeAdapter
+
 from compress.utils.errors import InputError, did_you_mean
+from compress.utils.pydantic_models import Frozen
+
+VERSION = 1
+CHAMPION = "champion"
+LATEST = "latest"
+"""Reserved alias of the newest version that is not retired."""
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Pattern of the names of models and aliases. An alias, in addition, is not a number."""
+DIGEST = r"^[0-9a-f]{64}$"
+
+
+class _Action(Frozen):
+    at: str = Field(description="ISO 8601, with the offset from UTC; the order of entries is that of the log")
+    who: str
+
+
+class Began(_Action):
+    """First line of a log."""
+
+    kind: Literal["began"] = "began"
+    version: int = VERSION
+
+
+class Registered(_Action):
+    """New version of a model. ``record`` is the digest of the file that lists its contents."""
+
+    kind: Literal["registered"] = "registered"
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    record: str = Field(pattern=DIGEST)
+    run: str = Field(description="folder of the run, as the user named it")
+    summary: str = Field("", description="its main metrics, for a list")
+    note: str = ""
+
+
+class GateOutcome(Frozen):
+    """Result of the gate for a version, compared with the version that the alias referred to."""
+
+    against: int | None = Field(description="number of the other version; None for the first version of an alias")
+    status: Literal["passed", "warned", "failed", "not compared"]
+    failed: tuple[str, ...] = Field((), description="metrics that are worse, or why nothing could be compared")
+
+
+class Promoted(_Action):
+    """Change of an alias to another version."""
+
+    kind: Literal["promoted"] = "promoted"
+    name: str
+    version: int
+    alias: str
+    before: int | None
+    gate: GateOutcome
+    forced: bool = Field(False, description="promoted although the gate or a limit refused it")
+    why: str = ""
+
+
+class RolledBack(_Action):
+    """Return of an alias to the version that it referred to before."""
+
+    kind: Literal["rolled back"] = "rolled back"
+    name: str
+    version: int
+    alias: str
+    before: int
+    why: str = ""
+
+
+class Retired(_Action):
+    """Retirement of a version, whose files `gc` may remove."""
+
+    kind: Literal["retired"] = "retired"
+    name: str
+    version: int
+    why: str = ""
+
+
+class Collected(_Action):
+    """Removal of the files of retired versions."""
+
+    kind: Literal["collected"] = "collected"
+    versions: tuple[tuple[str, int], ...]
+
+
+Entry = Annotated[
+    Began | Registered | Promoted | RolledBack | Retired | Collected,
+    Field(discriminator="kind"),
+]
+ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
 
 
 @dataclass(frozen=True)
@@ -65,6 +144,7 @@ class State:
             case Promoted():
                 self.stacks.setdefault((entry.name, entry.alias), []).append(entry.version)
             case RolledBack():
+                # Drop every version after the last occurrence of the one that the alias returns to.
                 stack = self.stacks[entry.name, entry.alias]
                 del stack[max(index for index, number in enumerate(stack) if number == entry.version) + 1 :]
             case Retired():
@@ -101,12 +181,12 @@ class State:
         """Return the version that each alias of a model refers to."""
         return {alias: stack[-1] for (model, alias), stack in sorted(self.stacks.items()) if model == name and stack}
 
-    def champion(self, name: str, alias: str) -> Version | None:
+    def version_of_alias(self, name: str, alias: str) -> Version | None:
         """Return the version that an alias refers to, or None."""
         stack = self.stacks.get((name, alias))
         return self.versions[name][stack[-1]] if stack else None
 
-    def before(self, name: str, alias: str) -> Version:
+    def previous(self, name: str, alias: str) -> Version:
         """Return the version that a rollback of an alias leads to, skipping retired ones. Raises `InputError`."""
         current = self.find(f"{name}@{alias}")
         earlier = (self.versions[name][number] for number in reversed(self.stacks[name, alias][:-1]))
@@ -124,31 +204,30 @@ class State:
 
         Raises `InputError`, which names the closest match.
         """
-        name, at, which = reference.partition("@")
-        if not at or not which:
+        name, _, selector = reference.partition("@")
+        if not selector:
             raise InputError(
                 f"{reference!r} names no version.",
                 expected=f"NAME@NUMBER or NAME@ALIAS, such as {name}@{CHAMPION}",
             )
         versions, aliases = {version.number: version for version in self.of(name)}, self.aliases(name)
-        if which.isascii() and which.isdigit():
-            if int(which) not in versions:
-                raise InputError(f"There is no version {which} of {name}.", expected=f"1 to {max(versions)}")
-            return versions[int(which)]
-        if which == LATEST:
-            return next(
-                (version for version in reversed(versions.values()) if not version.retired), versions[max(versions)]
-            )
-        if which not in aliases:
-            near = did_you_mean(which, aliases)
+        if selector.isascii() and selector.isdigit():
+            if int(selector) not in versions:
+                raise InputError(f"There is no version {selector} of {name}.", expected=f"1 to {max(versions)}")
+            return versions[int(selector)]
+        if selector == LATEST:
+            active = [version for version in versions.values() if not version.retired]
+            return active[-1] if active else versions[max(versions)]
+        if selector not in aliases:
+            near = did_you_mean(selector, aliases)
             raise InputError(
-                f"No version of {name} is called {which!r}.{near}",
+                f"No version of {name} is called {selector!r}.{near}",
                 expected=f"a number from 1 to {max(versions)}, or {_one_of(aliases)}",
-                hint=None if near else f"compress registry promote {name}@{max(versions)} --as {which}",
+                hint=None if near else f"compress registry promote {name}@{max(versions)} --as {selector}",
             )
-        return versions[aliases[which]]
+        return versions[aliases[selector]]
 
-    def wanted(self, version: Version) -> Version:
+    def require_active(self, version: Version) -> Version:
         """Return the version if it is not retired. Raises `InputError` otherwise."""
         if version.retired:
             removed = " and its files are gone" if version.collected else ""
@@ -163,4 +242,4 @@ class State:
 def _one_of(names: Iterable[str]) -> str:
     """Return names as the expectation of a message."""
     listed = ", ".join(names)
-    return f"one of: {listed}" if listed else "none is there yet"
+    return f"one of: {listed}" if listed else "there is none yet"

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from compress.plugins.registry.contents import Contents, Store, contents_of
-from compress.plugins.registry.entry import Collected, Entry
+from compress.plugins.registry.contents import FileStore, contents_of, needed_by
 from compress.plugins.registry.log import LOCK, LOG, Log
-from compress.plugins.registry.objects import INCOMING, OBJECTS, freed_by
+from compress.plugins.registry.object_store import INCOMING, OBJECTS, freed_bytes
 from compress.plugins.registry.registry import Registry, Stamp
-from compress.plugins.registry.state import State, Version
+from compress.plugins.registry.state import Collected, Entry, State, Version
 from compress.recipe.recipe import START
 from compress.report.run_folder import LOCK as RUN_LOCK
 from compress.utils.errors import InputError
@@ -38,20 +37,21 @@ SILENT = SilentProgress()
 
 def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]:
     """Return every file of the registry that is damaged, missing or surplus after reading all files."""
-    faults = list(_log_faults(registry))
-    known = not any(fault.fault == "damaged" for fault in faults)
-    of_files = object_faults(registry.log.state_so_far, registry.objects, progress, known)
-    return (*faults, *of_files, *_surplus(registry))
+    log_faults = list(_log_faults(registry))
+    complete = not any(fault.fault == "damaged" for fault in log_faults)
+    file_faults = object_faults(registry.log.state_so_far, registry.objects, progress, complete)
+    return (*log_faults, *file_faults, *_surplus(registry))
 
 
-def object_faults(state: State, objects: Store, progress: Progress, known: bool = True) -> Iterator[Fault]:
+def object_faults(state: State, objects: FileStore, progress: Progress, complete: bool = True) -> Iterator[Fault]:
     """Yield the faults of files that are stored by their digests, on this machine or elsewhere.
 
     Args:
         state: State of the registry.
         objects: The files.
         progress: Shows the reading.
-        known: The whole log could be read. Only then, and if every list of files can be read, surplus files are known.
+        complete: The whole log could be read. Only then, and if every list of files can be read, a file that no
+            version lists is surplus.
     """
     needed: dict[str, list[str]] = defaultdict(list)
     for version in state.all():
@@ -61,7 +61,7 @@ def object_faults(state: State, objects: Store, progress: Progress, known: bool 
         try:
             contents = contents_of(version, objects)
         except InputError:
-            known = False
+            complete = False
             continue
         for path, file in contents.files.items():
             needed[file.sha256].append(f"{version.reference} {path}")
@@ -71,7 +71,7 @@ def object_faults(state: State, objects: Store, progress: Progress, known: bool 
         if fault is not None:
             of = tuple(needed.get(digest, ()))
             yield Fault.model_validate({"path": f"{OBJECTS}/{digest}", "fault": fault, "of": of})
-        elif known and digest not in needed:
+        elif complete and digest not in needed:
             yield Fault(path=f"{OBJECTS}/{digest}", fault="surplus", why=_UNNEEDED)
 
 
@@ -96,7 +96,7 @@ def _log_faults(registry: Registry) -> Iterator[Fault]:
 
 def _surplus(registry: Registry) -> Iterator[Fault]:
     """Yield files beside the log and the objects, and files that killed writers left."""
-    left = {name for token in registry.objects.left_behind() for name in (token, f"{token}.lock")}
+    left = {name for token in registry.objects.abandoned() for name in (token, f"{token}.lock")}
     for path in sorted(registry.root.iterdir()):
         if path.name == INCOMING:
             for name in sorted(left & {entry.name for entry in path.iterdir()}):
@@ -132,10 +132,11 @@ def collect(registry: Registry, runs: Path, dry_run: bool) -> Collection:
         return Collected(**stamp, versions=tuple((version.name, version.number) for version in removed))
 
     with storage_errors(registry.root):
+        # The entry is durable before the first file is removed, and no other process can use the files meanwhile.
         with registry.holding(decide):
             for digest in collections[0].objects:
                 registry.objects.path(digest).unlink(missing_ok=True)
-        freed = registry.objects.remove_left_behind()
+        freed = registry.objects.remove_abandoned()
     return collections[0].model_copy(update={"freed_bytes": collections[0].freed_bytes + freed})
 
 
@@ -153,16 +154,11 @@ def _garbage(registry: Registry, state: State, runs: Path) -> tuple[Collection, 
             continue
         if version.retired:
             retained[version.reference] = f"{run} started from it"
-        needed |= _digests(version, contents)
+        needed.update(needed_by(version, contents))
     surplus = sorted(registry.objects.names() - needed)
-    freed = sum(freed_by(registry.objects.path(digest)) for digest in surplus)
+    freed = sum(freed_bytes(registry.objects.path(digest)) for digest in surplus)
     names = tuple(version.reference for version in removed)
     return Collection(versions=names, objects=tuple(surplus), freed_bytes=freed, kept=retained), removed
-
-
-def _digests(version: Version, contents: Contents) -> set[str]:
-    """Return the digests of a version's files and of its record."""
-    return {version.record, *(file.sha256 for file in contents.files.values())}
 
 
 def _starts(runs: Path) -> dict[str, str]:
@@ -173,7 +169,7 @@ def _starts(runs: Path) -> dict[str, str]:
             start = json.loads(lock.read_text(encoding="utf-8"))[START]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"What a run started from cannot be read: {error}",
+                f"The starting model of a run cannot be read: {error}",
                 where=str(lock),
                 hint="remove that run's folder, or name other runs with --artifacts",
             ) from None

@@ -14,8 +14,7 @@ import tiny
 from tiny_use import Done, write_run
 
 from compress.data.columns import Column
-from compress.plugins.monitoring.ab import judge_answers, judge_times
-from compress.plugins.monitoring.replay import ServedRequests, stretches
+from compress.plugins.monitoring.ab import ServedRequests, judge_answers, judge_times, stretches
 from compress.plugins.monitoring.traffic import read_traffic
 from compress.utils.errors import DataError
 
@@ -79,16 +78,16 @@ def test_answers_are_told_after_the_look_that_a_bettor_needs() -> None:
     # A stake of s grows by 1 + s at every win; half of all stakes lose what the others make.
     stakes = np.geomspace(0.01, 0.5, 24)
     first = next(n for n in range(1, 60) if np.mean(np.concatenate([(1 + stakes) ** n, (1 - stakes) ** n])) >= 20)
-    assert (better.verdict, better.told_after, better.change) == ("better", first, 1.0)
+    assert (better.verdict, better.decided_after, better.change) == ("better", first, 1.0)
     worse = judge_answers(["x"] * 60, ["y"] * 60, labels, 0.05, 0.01)
-    assert (worse.verdict, worse.told_after, worse.a, worse.b) == ("worse", first, 1.0, 0.0)
+    assert (worse.verdict, worse.decided_after, worse.a, worse.b) == ("worse", first, 1.0, 0.0)
 
 
 def test_answers_that_are_the_same_are_so_once_there_are_enough() -> None:
     labels = [(number, "x") for number in range(900)]
     few = judge_answers(["x"] * 900, ["x"] * 900, labels[:100], 0.05, 0.01)
     many = judge_answers(["x"] * 900, ["x"] * 900, labels, 0.05, 0.02)
-    assert (few.verdict, few.told_after, many.verdict) == ("can't tell", None, "same")
+    assert (few.verdict, few.decided_after, many.verdict) == ("can't tell", None, "same")
 
 
 def test_times_are_judged_by_the_median_of_the_stretches() -> None:
@@ -99,7 +98,7 @@ def test_times_are_judged_by_the_median_of_the_stretches() -> None:
         "latency at p50": "worse", "latency at p99": "same", "processor time a request": "better",
     }  # fmt: skip
     # Eight stretches say the same before it is told: 2^8 / 9 > 20.
-    assert {judgement.told_after for judgement in judgements.values()} == {8}
+    assert {judgement.decided_after for judgement in judgements.values()} == {8}
     assert judgements["latency at p50"].change == pytest.approx(0.5)
     assert (judgements["latency at p50"].a, judgements["processor time a request"].a) == (2.0, 10.0)
 
@@ -125,9 +124,9 @@ def test_a_model_against_one_that_forgot_words(run_folder: Path, tmp_path: Path,
     assert done.code == 1, done.stderr
     assert (answer["requests"], answer["labeled"]) == (240, 240)
     assert judged["accuracy"]["verdict"] == "worse"
-    assert judged["accuracy"]["told_after"] < 240
+    assert judged["accuracy"]["decided_after"] < 240
     assert judged["size"]["verdict"] == "same"
-    assert judged["latency at p50"]["looks"] == 40
+    assert judged["latency at p50"]["observations"] == 40
     assert all(math.isfinite(judged[name]["a"]) for name in ("latency at p50", "latency at p99"))
 
 

@@ -19,8 +19,7 @@ from tiny_use import Done
 
 from compress.data.columns import Column
 from compress.inspection.activation_clipping import ActivationRange, activation_ranges, record_activations
-from compress.plugins.monitoring.advice import advice_of
-from compress.plugins.monitoring.drift import judged
+from compress.plugins.monitoring.drift import advice_of, judged
 from compress.plugins.monitoring.features import image_features, sound_features, text_features
 from compress.plugins.monitoring.record import DriftTest
 from compress.plugins.nightly import entry_run
@@ -44,7 +43,7 @@ def write(path: Path, texts: Sequence[str]) -> Path:
 
 def looks_of(done: Done) -> dict[str, dict[str, Any]]:
     """By their names."""
-    return {look["name"]: look for look in json.loads(done.stdout)["looks"]}
+    return {look["name"]: look for look in json.loads(done.stdout)["tests"]}
 
 
 def test_what_eight_bits_cut_off() -> None:

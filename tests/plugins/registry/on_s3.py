@@ -20,8 +20,7 @@ def main(folder: Path) -> dict[str, Any]:
 
     from compress.plugins.registry import remote as module
     from compress.plugins.registry.registry import Registry
-    from compress.plugins.registry.remote import Remote
-    from compress.plugins.registry.transfer import fetch, pull_remote, push, verify_remote
+    from compress.plugins.registry.remote import Remote, fetch, pull_remote, push, verify_remote
     from compress.plugins.registry.upkeep import verify
     from compress.utils.errors import StorageError
 

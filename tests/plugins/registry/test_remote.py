@@ -17,8 +17,7 @@ from rotation import is_todays
 from compress.plugins.registry import remote as remote_module
 from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
-from compress.plugins.registry.remote import Remote
-from compress.plugins.registry.transfer import fetch, pull_remote, push, verify_remote
+from compress.plugins.registry.remote import Remote, fetch, pull_remote, push, verify_remote
 from compress.plugins.registry.upkeep import verify
 from compress.utils.errors import InputError, MissingExtraError, StorageError
 
@@ -228,10 +227,10 @@ def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_record_that_points_outside_is_refused(registry: Registry, url: str, tmp_path: Path) -> None:
-    from compress.plugins.registry.contents import Contents
+    from compress.plugins.registry.contents import VersionContents
 
     with pytest.raises(ValueError, match="points outside"):
-        Contents.model_validate(
+        VersionContents.model_validate(
             {"recipe": "x", "started": None, "files": {"../x": {"size_bytes": 1, "sha256": "0" * 64}}}
         )
 

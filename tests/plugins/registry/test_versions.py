@@ -14,14 +14,14 @@ from disks import mounted
 from registry import flip_bytes, kill_writers, made_run, time_rollback
 
 from compress.plugins.registry import registry as registry_module
-from compress.plugins.registry.entry import GateOutcome, Promoted
-from compress.plugins.registry.log import check_of
+from compress.plugins.registry.log import line_check
 from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.state import GateOutcome, Promoted
 from compress.plugins.registry.upkeep import Fault, collect, verify
 from compress.results.report import LimitResult, load_report
-from compress.utils.digests import digest_directory
 from compress.utils.errors import InputError, StorageError
+from compress.utils.storage import digest_directory
 
 MODEL = "model/onnx/model.onnx"
 
@@ -297,7 +297,7 @@ def test_nothing_is_written_behind_a_damaged_line(registry: Registry) -> None:
 def test_a_registry_of_a_newer_version_is_not_touched(registry: Registry) -> None:
     registry.root.mkdir()
     body = b'{"kind":"began","at":"2030-01-01T00:00:00+00:00","who":"a later one","version":2}'
-    registry.log.path.write_bytes(check_of(b"", body) + b" " + body + b"\n")
+    registry.log.path.write_bytes(line_check(b"", body) + b" " + body + b"\n")
     for act in (registry.state, lambda: register(registry, b"a"), lambda: verify(registry)):
         with pytest.raises(InputError, match="newer than this compress reads"):
             act()

@@ -8,8 +8,8 @@ import pytest
 from registry import made_run
 
 from compress.plugins.registry.promotion import PromotionRequest, promote
+from compress.plugins.registry.promotion import tracked_versions as tracked_versions
 from compress.plugins.registry.registry import Registry
-from compress.plugins.registry.tracked import tracked as tracked_versions
 from compress.report.tracking import mirror
 
 # MLflow's own warnings, about its database and its dependencies.

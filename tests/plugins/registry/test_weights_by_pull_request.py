@@ -145,8 +145,7 @@ class Ci:
 
     def champion(self) -> bytes:
         """The weights that everybody pulls."""
-        from compress.plugins.registry.remote import Remote
-        from compress.plugins.registry.transfer import pull_remote
+        from compress.plugins.registry.remote import Remote, pull_remote
 
         served_folder = self.folder / f"served-{len(list(self.folder.glob('served-*')))}"
         pull_remote(Remote(f"file://{self.far}"), "reviews@champion", served_folder)

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from compress.utils.append_log import flush
-from compress.utils.digests import digest_file
 from compress.utils.errors import InputError
-from compress.utils.storage import storage_errors
+from compress.utils.storage import digest_file, flush, storage_errors
 
 OBJECTS = "objects"
 INCOMING = "incoming"
@@ -25,10 +23,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 class Incoming:
     """Folder of files that are being added. It belongs to its process while that lives."""
 
-    def __init__(self, folder: Path, objects: Objects) -> None:
+    def __init__(self, folder: Path, objects: ObjectStore) -> None:
         self.folder = folder
         self.sealed: set[str] = set()
-        """Digests of the files that are whole."""
+        """Digests of the complete files."""
         self._objects = objects
 
     def take(self, source: Path) -> str:
@@ -48,16 +46,17 @@ class Incoming:
         target.write_bytes(content)
         return self.seal(target)
 
-    def seal(self, beside: Path) -> str:
+    def seal(self, path: Path) -> str:
         """Rename a file of the folder to its digest once its contents are on the disk. Return the digest."""
-        flush(beside)
-        digest = digest_file(beside)
-        beside.replace(self.folder / digest)
+        # Flush before the rename, so that a file under its digest is complete even after a power failure.
+        flush(path)
+        digest = digest_file(path)
+        path.replace(self.folder / digest)
         self.sealed.add(digest)
         return digest
 
     def admit(self, digests: Iterable[str]) -> None:
-        """Move files to the objects, also in place of damaged ones. The caller holds the registry."""
+        """Move files to the objects, also in place of damaged ones. The caller holds the lock of the registry."""
         if not self._objects.folder.exists():
             self._objects.folder.mkdir()
             flush(self._objects.root)
@@ -66,7 +65,7 @@ class Incoming:
         flush(self._objects.folder)
 
 
-class Objects:
+class ObjectStore:
     """Folder `objects` of a registry."""
 
     def __init__(self, root: Path) -> None:
@@ -78,27 +77,27 @@ class Objects:
         return self.folder / digest
 
     @contextlib.contextmanager
-    def incoming(self, kept: str | None = None) -> Iterator[Incoming]:
+    def incoming(self, resumable: str | None = None) -> Iterator[Incoming]:
         """Open a folder for files that are being added; it is removed at the end.
 
-        A folder with the name ``kept`` remains after an error and can be resumed. One process at a time holds it.
+        A folder with the name ``resumable`` remains after an error. One process at a time holds it.
         """
-        token = kept or uuid.uuid4().hex
+        token = resumable or uuid.uuid4().hex
         folder = self.root / INCOMING / token
         with storage_errors(self.root):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with self._own(token):
+            with self._lock(token):
                 folder.mkdir(exist_ok=True)
                 try:
                     yield Incoming(folder, self)
                 except BaseException:
-                    if kept is None:
+                    if resumable is None:
                         shutil.rmtree(folder, ignore_errors=True)
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _own(self, token: str, wait_seconds: float = -1) -> Iterator[None]:
+    def _lock(self, token: str, wait_seconds: float = -1) -> Iterator[None]:
         """Hold the lock of a folder of incoming files."""
         path = self.root / INCOMING / f"{token}.lock"
         with FileLock(path, wait_seconds):
@@ -107,12 +106,12 @@ class Objects:
             finally:
                 path.unlink(missing_ok=True)
 
-    def left_behind(self) -> list[str]:
+    def abandoned(self) -> list[str]:
         """Return the names within `incoming` that killed writers left."""
         tokens = []
         for token in sorted({path.stem for path in self._within(INCOMING)}):
             lock = self.root / INCOMING / f"{token}.lock"
-            # A writer that lives has its lock before its folder.
+            # A running writer creates its lock before its folder.
             if not lock.exists():
                 tokens.append(token)
                 continue
@@ -120,13 +119,13 @@ class Objects:
                 tokens.append(token)
         return tokens
 
-    def remove_left_behind(self) -> int:
+    def remove_abandoned(self) -> int:
         """Remove what killed writers left, and return the number of bytes that this frees."""
         freed = 0
-        for token in self.left_behind():
-            with contextlib.suppress(TimeoutError), self._own(token, 0):
+        for token in self.abandoned():
+            with contextlib.suppress(TimeoutError), self._lock(token, 0):
                 folder = self.root / INCOMING / token
-                freed += sum(freed_by(path) for path in (folder, *folder.rglob("*")) if path.is_file())
+                freed += sum(freed_bytes(path) for path in (folder, *folder.rglob("*")) if path.is_file())
                 folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
         return freed
 
@@ -134,7 +133,7 @@ class Objects:
         """Return the names of all files."""
         return {path.name for path in self._within(OBJECTS)}
 
-    def sound(self, digest: str) -> Path:
+    def verified_path(self, digest: str) -> Path:
         """Return the path of the file with a digest. Raises `InputError` if it is missing or damaged."""
         fault = self.fault(digest)
         if fault is not None:
@@ -164,7 +163,7 @@ class Objects:
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def freed_by(path: Path) -> int:
-    """Return the bytes that removing a file frees: none if it has another hard link, as in its run's folder."""
+def freed_bytes(path: Path) -> int:
+    """Return the bytes that removing a file frees: 0 if it has another hard link, as in its run's folder."""
     status = path.stat()
     return status.st_size if status.st_nlink == 1 else 0

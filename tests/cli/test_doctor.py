@@ -32,7 +32,6 @@ from compress.formats.registry import RUNTIMES
 from compress.models.checkpoint import Checkpoint
 from compress.report.console import console_difference
 from compress.utils import environment
-from compress.utils import environment as installation
 from compress.utils.environment import RequiredPackage
 from compress.utils.errors import InputError
 
@@ -65,8 +64,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     }
     monkeypatch.setattr(environment, "environment", lambda: described)
     monkeypatch.setattr(environment, "features", lambda: tuple(described["features"]))
-    monkeypatch.setattr(installation, "is_installed", lambda: True)
-    monkeypatch.setattr(installation, "packages", lambda: [RequiredPackage("numpy", ">=2", "2.4.6")])
+    monkeypatch.setattr(environment, "is_installed", lambda: True)
+    monkeypatch.setattr(environment, "packages", lambda: [RequiredPackage("numpy", ">=2", "2.4.6")])
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(10**12, 0, 10**12))
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5))
@@ -84,7 +83,7 @@ def test_a_wrong_package_fails_with_the_command_that_mends_it(
     machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = [RequiredPackage("torch", ">=2.13", "2.1.0"), RequiredPackage("onnx", ">=1.23", None)]
-    monkeypatch.setattr(installation, "packages", lambda: wrong)
+    monkeypatch.setattr(environment, "packages", lambda: wrong)
     assert findings("problem") == {
         "torch >=2.13 is needed, 2.1.0 is installed": "pip install 'torch>=2.13'",
         "onnx >=1.23 is needed, it is missing": "pip install 'onnx>=1.23'",
@@ -96,7 +95,7 @@ def test_a_wrong_package_fails_with_the_command_that_mends_it(
 
 
 def test_a_missing_extra_is_no_failure(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "packages", lambda: [RequiredPackage("tensorrt", "", None, "gpu")])
+    monkeypatch.setattr(environment, "packages", lambda: [RequiredPackage("tensorrt", "", None, "gpu")])
     assert diagnose()[0] == 0
     assert findings("ok")["extra gpu: not installed (lacks tensorrt)"] == "pip install 'compress[gpu]'"
 

@@ -15,10 +15,10 @@ import pytest
 import tiny_places
 from PIL import Image
 
+from compress.data.annotations import objects_in, read_objects
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import decode, in_words, media, picture_size
-from compress.data.annotations import objects_in, read_objects
 from compress.tasks.registry import get_task
 from compress.utils.errors import DataError, MissingExtraError
 from compress.utils.progress import SilentProgress

@@ -21,7 +21,7 @@ import compress.pipeline.measurements as subject
 from compress.cli.evaluate import evaluate
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
-from compress.pipeline import formats as format_support
+from compress.pipeline import formats
 from compress.pipeline.planning import make_plan, render_plan
 from compress.pipeline.run import Run, run
 from compress.report.console import closing_line
@@ -146,7 +146,7 @@ def test_check_asks_a_format_whether_it_has_a_place_for_a_language_model(
     def refuse(folder: Path, form: str) -> None:
         raise ModelError(f"{folder.name} has no place in {form}.")
 
-    monkeypatch.setattr(format_support, "check_writable", refuse)
+    monkeypatch.setattr(formats, "check_writable", refuse)
     path = tiny_generation.write_all(tmp_path, stages=["gptq"])
     plan = make_plan(load(path), tmp_path, looks_into_model=True)
     assert plan.targets[0].reason == "it runs ONNX files. model has no place in onnx." and plan.stand_in == "torch"

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from picture_reports import MODELS, PROMPTS, TIMES, picture_report
 
-from compress.report import generated_outputs as generated_images
+from compress.report import generated_outputs
 from compress.report.charts import quality_metrics, trade_off
 from compress.report.pages import html_page, markdown_report
 from compress.results.metrics import describe_metric
@@ -39,13 +39,13 @@ class Images(HTMLParser):
 
 
 def test_a_row_for_each_prompt_and_a_column_for_each_model(report: Report) -> None:
-    assert generated_images.model_columns(report, "cpu") == [
+    assert generated_outputs.model_columns(report, "cpu") == [
         ("baseline",),
         ("faster",),
         ("distill",),
         ("quantize", "final"),
     ]
-    rows = generated_images.prompt_rows(report, "cpu")
+    rows = generated_outputs.prompt_rows(report, "cpu")
     assert [(row.prompt, row.seed) for row in rows] == [(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
     assert [image and image.model for image in rows[0].pictures] == ["baseline", "faster", "distill", "quantize"]
 
@@ -69,7 +69,7 @@ def test_pictures_and_paths_outlive_the_file(report: Report) -> None:
 
 
 def test_where_paths_part_in_words(report: Report) -> None:
-    assert generated_images.drift_cells(report, "cpu") == [
+    assert generated_outputs.drift_cells(report, "cpu") == [
         ("faster", "25", "4.0%", "nowhere"),
         ("distill", "4", "24.0%", "timestep 499"),
         ("quantize = final", "4", "40.0%", "timestep 499"),
@@ -78,7 +78,7 @@ def test_where_paths_part_in_words(report: Report) -> None:
 
 
 def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
-    chart = generated_images.drift_curves(report, "cpu")
+    chart = generated_outputs.drift_curves(report, "cpu")
     assert chart is not None
     lines = re.findall(r'<polyline points="([^"]+)" class="curve"', chart)
     assert len(lines) == len(MODELS) - 2  # the baseline leaves itself nowhere, and the last two are one
@@ -86,7 +86,7 @@ def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
         across = [float(point.split(",")[0]) for point in points.split()]
         assert across == sorted(across) and len(across) == len(TIMES)
     assert "distill, timestep 249\n18.0% (quartiles 14.4% to 21.6%)" in chart
-    assert generated_images.drift_curves(report, "gpu") is None
+    assert generated_outputs.drift_curves(report, "gpu") is None
 
 
 def test_distance_is_drawn_against_time_with_the_steps(report: Report) -> None:

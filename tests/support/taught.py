@@ -65,7 +65,8 @@ def sharded(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
 
     trainer.Sharded = Counted  # type: ignore[misc]
     try:
-        return [*losses(folder, rank, fsdp=True, **settings), element_counts]
+        settings["memory"] = {**settings.get("memory", {}), "fsdp": True}
+        return [*losses(folder, rank, **settings), element_counts]
     finally:
         trainer.Sharded = sharding.Sharded  # type: ignore[misc]
 

@@ -13,7 +13,7 @@ from hypothesis import given, strategies
 from narrow import shown
 from packaging.requirements import Requirement
 
-from compress.utils import environment as subject
+from compress.utils import environment
 from compress.utils.environment import RequiredPackage
 from compress.utils.errors import StorageError
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
@@ -33,19 +33,19 @@ all = ["compress[gpu]"]
 dev = ["compress[all]", "pytest"]
 """
     )
-    monkeypatch.setattr(subject, "_PYPROJECT", file)
+    monkeypatch.setattr(environment, "_PYPROJECT", file)
     return file
 
 
 def test_requirements_are_held_against_what_is_installed(project: Path) -> None:
-    assert subject.packages() == [
+    assert environment.packages() == [
         RequiredPackage("numpy", ">=2", version("numpy")),
         RequiredPackage("onnx", "<1", version("onnx")),
         RequiredPackage("no-such-package-at-all", ">=3", None),
         RequiredPackage("no-such-runtime", ">=1", None, "gpu"),
         RequiredPackage("pytest", "", version("pytest"), "dev"),
     ]
-    assert [package.is_satisfied for package in subject.packages()] == [True, False, False, False, True]
+    assert [package.is_satisfied for package in environment.packages()] == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_requirements_are_held_against_what_is_installed(project: Path) -> None:
     [("No_Such.Runtime", "gpu"), ("pytest", "dev"), ("onnx", None), ("compress", None), ("nothing-we-know", None)],
 )
 def test_the_extra_that_installs_a_package(package: str, extra: str | None, project: Path) -> None:
-    assert subject.extra_containing(package) == extra
+    assert environment.extra_containing(package) == extra
 
 
 def test_all_has_every_extra_but_those_that_replace_a_package_are_built_or_need_older_ones() -> None:
-    extras = tomllib.loads(subject._PYPROJECT.read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads(environment._PYPROJECT.read_text())["project"]["optional-dependencies"]
     (everything,) = (Requirement(text) for text in extras.pop("all"))
     assert everything.extras == set(extras) - {"dev", "gpu", "gptq", "remote"}
 
@@ -68,14 +68,14 @@ def test_a_local_version_fits_its_range() -> None:
 
 
 def test_an_installed_package_reads_its_own_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "_PYPROJECT", tmp_path / "none.toml")
-    monkeypatch.setattr(subject, "NAME", "rich")
+    monkeypatch.setattr(environment, "_PYPROJECT", tmp_path / "none.toml")
+    monkeypatch.setattr(environment, "NAME", "rich")
     # From rich's own project file; its third requirement, ipywidgets, comes with the extra "jupyter".
-    names = {package.name: package.extra for package in subject.packages()}
+    names = {package.name: package.extra for package in environment.packages()}
     assert names == {"markdown-it-py": None, "pygments": None, "ipywidgets": "jupyter"}
-    assert subject.is_installed()
-    monkeypatch.setattr(subject, "NAME", "no-such-package-at-all")
-    assert not subject.is_installed()
+    assert environment.is_installed()
+    monkeypatch.setattr(environment, "NAME", "no-such-package-at-all")
+    assert not environment.is_installed()
 
 
 def test_a_disk_that_takes_few_bytes_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

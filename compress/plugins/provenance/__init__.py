@@ -9,16 +9,16 @@ SPEC = PluginSpec(
     summary="Write model card, bill of materials and signed provenance of a run.",
     commands={
         "papers": Command(
-            "compress.plugins.provenance.cli:papers",
+            "compress.plugins.provenance.cli:write_run_provenance",
             "Write model card, bill of materials and provenance of a run, and list what its licences require.",
         ),
         "papers-verify": Command(
-            "compress.plugins.provenance.cli:papers_verify",
+            "compress.plugins.provenance.cli:verify_run_provenance",
             "Compare every file with the provenance that came with it, and prove who signed it.",
         ),
         "push-to-hub": Command(
             "compress.plugins.provenance.cli:push_to_hub",
-            "Show what of a run would go to the Hugging Face Hub: files, sizes, card; and send it with --push.",
+            "List the files of a run for the Hugging Face Hub, with sizes and card; send them with --push.",
         ),
     },
     run_finished={"provenance": "compress.plugins.provenance.write:write_after_run"},

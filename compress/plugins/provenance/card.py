@@ -11,15 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compress.formats.model_file import format_of
 from compress.formats.registry import FORMATS
-from compress.pipeline.licence_rules import canonical, hub_name
+from compress.pipeline.licence_detection import canonical, hub_name
 from compress.pipeline.licences import data_names
 from compress.plugins.provenance.run_view import RunView, plain_name
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL
 from compress.results.formatting import format_interval, format_value
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
-from compress.results.report import DataRecord
+from compress.results.report import DataRecord, Measurement
 
 _TEMPLATES = Environment(
     loader=PackageLoader("compress", ""), trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
@@ -28,7 +27,7 @@ _HEADS = ("what", "on", "value", "95% interval", "rows or samples")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
-def render_card(template: str, data: ModelCardData, rows: Sequence[Measurement], **values: Any) -> str:
+def render_card(template: str, data: ModelCardData, rows: Sequence[Measurement], **values: object) -> str:
     """Render a template of `compress` with the front matter and a table of measurements.
 
     Args:
@@ -37,32 +36,38 @@ def render_card(template: str, data: ModelCardData, rows: Sequence[Measurement],
         rows: Measurements for the table.
         **values: Further variables of the template.
     """
-    measured = [_cells(row) for row in rows]
+    measured = []
+    for row in rows:
+        metric = describe_metric(row.metric, row.unit)
+        interval = format_interval(metric, row.low, row.high) if row.low is not None else ""
+        count = str(row.n) if row.n > 1 else ""
+        measured.append((metric.title, row.target, format_value(metric, row.value), interval, count))
     page = _TEMPLATES.get_template(template)
     return str(ModelCard(page.render(front=data.to_yaml(line_break="\n"), heads=_HEADS, measured=measured, **values)))
 
 
-def card_data(licence: str, task: str, library: str, **more: Any) -> ModelCardData:
+def card_data(licence: str, task: str, library: str, **fields: object) -> ModelCardData:
     """Return the front matter. A licence without a name on the Hub becomes `other` with its own name beside it.
 
     Args:
         licence: SPDX expression, or the name of the licence.
         task: Name of the task, which is the Hub's pipeline tag.
         library: Name that the Hub has for the library that opens the model.
-        **more: Further fields of `ModelCardData`.
+        **fields: Further fields of `ModelCardData`.
     """
     name = hub_name(canonical(licence))
-    more = {**more, "pipeline_tag": task, "library_name": library}
-    return ModelCardData(license=name or "other", license_name=None if name else licence, **more)
+    values: dict[str, Any] = {**fields, "pipeline_tag": task, "library_name": library}
+    return ModelCardData(license=name or "other", license_name=None if name else licence, **values)
 
 
 def run_card(run: RunView) -> str:
     """Return the model card of a run's final model."""
     report, recipe = run.report, run.recipe
+    file_format = format_of(run.folder / MODEL)
     data = card_data(
         run.licence,
         recipe.task,
-        _library(run),
+        FORMATS[file_format].library or file_format,
         base_model=_hub_ids([record.name for record in run.licences if record.binds]),
         datasets=_hub_ids(list(data_names(recipe.data))),
         tags=["compress", *(stage.name for stage in report.stages)],
@@ -109,19 +114,6 @@ def eval_results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord
         )
         for row in rows
     ]
-
-
-def _library(run: RunView) -> str:
-    """Return the name that the Hugging Face Hub has for the library that opens the model's file."""
-    file_format = format_of(run.folder / MODEL)
-    return FORMATS[file_format].library or file_format
-
-
-def _cells(row: Measurement) -> tuple[str, ...]:
-    """Return the cells of a measurement in the card's table."""
-    metric = describe_metric(row.metric, row.unit)
-    interval = format_interval(metric, row.low, row.high) if row.low is not None else ""
-    return (metric.title, row.target, format_value(metric, row.value), interval, str(row.n) if row.n > 1 else "")
 
 
 def _hub_ids(names: Sequence[str]) -> list[str] | None:

@@ -12,7 +12,7 @@ import typer
 Run = Annotated[Path, typer.Argument(help="A run's folder, or a recipe's name.")]
 
 
-def papers(
+def write_run_provenance(
     run: Run,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to write into; default: the run's.")
@@ -44,42 +44,42 @@ def papers(
         typer.echo(remark)
 
 
-def papers_verify(
+def verify_run_provenance(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or a copy of its files with provenance.json.")],
     signer: Annotated[
         Path | None,
         typer.Option(metavar="KEY.pub", help="The public key that must have signed, or OpenSSH's allowed_signers."),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Write what was proven as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
 ) -> None:
     """Compare every file with the provenance that came with it, and prove who signed it."""
     from compress.plugins.provenance.slsa import verify_statement
 
-    done = verify_statement(folder, signer)
+    verified = verify_statement(folder, signer)
     if json_:
-        typer.echo(json.dumps(asdict(done), indent=1))
+        typer.echo(json.dumps(asdict(verified), indent=1))
         return
-    typer.echo(f"{done.recipe}: {done.files} files as they were written")
+    typer.echo(f"{verified.recipe}: {verified.files} files as they were written")
     typer.echo(
-        f"signed by {done.signer}" if done.signer else "not signed: whoever changed it could have written it anew"
+        f"signed by {verified.signer}" if verified.signer else "not signed: anyone could have rewritten the files"
     )
 
 
 def push_to_hub(
     run: Run,
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub, or at HF_ENDPOINT.")],
-    push: Annotated[bool, typer.Option("--push", help="Send it; without this, only say what would be sent.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="A repository that is made is public.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Write what is sent as JSON.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Send the files; without this, only list them.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Write the files as JSON.")] = False,
 ) -> None:
-    """Show what of a run would go to the Hugging Face Hub: files, sizes, card; and send it with --push."""
-    from compress.plugins.provenance import hub
+    """List the files of a run for the Hugging Face Hub, with sizes and card; send them with --push."""
     from compress.plugins.provenance.run_view import read_run
+    from compress.plugins.provenance.write import prepare_upload, push_upload
     from compress.results.formatting import format_bytes
     from compress.sources.resolve import CARD
 
-    upload = hub.prepare_upload(read_run(run), repository, private=not public)
-    address = hub.push(upload) if push else None
+    upload = prepare_upload(read_run(run), repository, private=not public)
+    address = push_upload(upload) if push else None
     sizes = {name: file.stat().st_size for name, file in upload.files.items()}
     if json_:
         content = {"repository": repository, "private": upload.private, "files": sizes, "remarks": upload.remarks}
@@ -95,4 +95,4 @@ def push_to_hub(
         typer.echo(f"sent {total}: {address}")
         return
     typer.echo(f"\n{upload.files[CARD].read_text(encoding='utf-8')}")
-    typer.echo(f"nothing was sent; --push sends {total} to {repository}, made {kind} if it is not there")
+    typer.echo(f"nothing was sent; --push sends {total} to {repository}, which is {kind} if it is new")

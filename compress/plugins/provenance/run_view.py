@@ -13,11 +13,10 @@ from compress.pipeline.licences import carried, find_licences, objections
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped_files
-from compress.results.measurement import Measurement
 from compress.results.metrics import card_metrics
-from compress.results.report import FINAL, LicenceRecord, Report, load_report
-from compress.utils.digests import digest_file
+from compress.results.report import FINAL, LicenceRecord, Measurement, Report, load_report
 from compress.utils.errors import InputError
+from compress.utils.storage import digest_file
 
 SBOM = "bom.cdx.json"
 """File name of the software bill of materials."""

@@ -9,26 +9,23 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable
-from typing import Any
 
 from compress import __version__
 from compress.models.json_file import read_json
-from compress.pipeline.licence_detection import package_licence
-from compress.pipeline.licence_rules import NOT_STATED
+from compress.pipeline.licence_detection import NOT_STATED, package_licence
 from compress.pipeline.licences import OF_RUN, RUNTIME, data_names
 from compress.plugins.provenance.run_view import RunView, plain_name
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, REPORT
-from compress.results.measurement import Measurement
-from compress.results.report import LicenceRecord
-from compress.utils.digests import digest_file
+from compress.results.report import LicenceRecord, Measurement
 from compress.utils.environment import MISSING, package_versions
+from compress.utils.storage import digest_file
 
 _SPEC = "1.6"
 _NAMESPACE = uuid.UUID("5c1f3a52-2b2e-5d7b-9d0a-3f0f6a7f1c11")
 """Namespace of serial numbers. Each is made from the digest of its report, so that a run always has the same one."""
 _ROWS = ("data ", "test data ")
-Part = dict[str, Any]
+Part = dict[str, object]
 
 
 def run_sbom(run: RunView) -> str:
@@ -36,8 +33,9 @@ def run_sbom(run: RunView) -> str:
 
     It lists the model, its parents, data and packages with digests and licences, and the metrics with their intervals.
     """
-    parents, data, packages = _parents(run), _data(run), _packages(run)
-    model = _model(run, parents, data)
+    data, packages = _data(run), _packages(run)
+    model = _model(run, _parents(run), data)
+    # Other components refer to a component by its `bom-ref`.
     serial = uuid.uuid5(_NAMESPACE, digest_file(run.folder / REPORT))
     used = [part["bom-ref"] for part in (*data, *packages)]
     bill = {
@@ -78,7 +76,7 @@ def _model(run: RunView, parents: list[Part], data: list[Part]) -> Part:
         # CycloneDX requires a version. The start of the digest of the last stage's output identifies the weights.
         "version": str(run.lock.get("stages", {}).get(run.recipe.labels()[-1], ""))[:12] or "0",
         **({"description": run.report.description} if run.report.description else {}),
-        **_licensed(run.licence),
+        **_licence_fields(run.licence),
         "pedigree": {"ancestors": parents, "notes": f"stages: {', '.join(stage.name for stage in run.report.stages)}"},
         "components": [
             {"type": "file", "bom-ref": f"file:{name}", "name": name, **_hash(digest)}
@@ -104,7 +102,7 @@ def _parents(run: RunView) -> list[Part]:
             "type": "machine-learning-model",
             "bom-ref": f"parent:{record.of}",
             "name": record.name,
-            **_licensed(record.licence),
+            **_licence_fields(record.licence),
             "properties": _properties((name, value) for name, value in properties.items() if value),
         }
     return [*parents.values()]
@@ -113,6 +111,7 @@ def _parents(run: RunView) -> list[Part]:
 def _data(run: RunView) -> list[Part]:
     """Return a component for every split, with the digest of its rows, and for the data of earlier runs."""
     records = [record for record in run.licences if record.of.startswith(_ROWS)]
+    # Data of this run is listed by split with the digest of its rows. Earlier runs have no digests here.
     by_name = {record.name: record for record in records if OF_RUN not in record.of}
     recipe, names = run.recipe.data, [*data_names(run.recipe.data)]
     components = []
@@ -134,15 +133,15 @@ def _dataset(ref: str, name: str, record: LicenceRecord | None, digest: str | No
         record: Its licence, if known.
         digest: SHA-256 of rows and class names, if known.
     """
-    counted = {"compress:sha256-of": "rows and class names"} if digest else {}
+    properties = {"compress:sha256-of": "rows and class names"} if digest else {}
     return {
         "type": "data",
         "bom-ref": ref,
         "name": name,
         **(_hash(digest) if digest else {}),
-        **_licensed(record.licence if record else NOT_STATED),
+        **_licence_fields(record.licence if record else NOT_STATED),
         "data": [{"type": "dataset", "name": name}],
-        "properties": _properties(counted.items()),
+        "properties": _properties(properties.items()),
     }
 
 
@@ -159,7 +158,7 @@ def _packages(run: RunView) -> list[Part]:
             "version": version,
             "scope": "required" if name in runtimes else "optional",
             "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{version}",
-            **_licensed(package_licence(name)),
+            **_licence_fields(package_licence(name)),
         }
         for name, version in sorted(versions.items())
         if version != MISSING
@@ -179,7 +178,7 @@ def _metric(row: Measurement) -> Part:
     }
 
 
-def _licensed(expression: str) -> Part:
+def _licence_fields(expression: str) -> Part:
     """Return the field `licenses`, which is left out if no licence is stated."""
     return {} if expression == NOT_STATED else {"licenses": [{"expression": expression}]}
 

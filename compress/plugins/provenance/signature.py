@@ -47,12 +47,13 @@ def sign(folder: Path, key: Path, signed: SignedFile) -> None:
     """Write the signature beside the file. Raises `InputError` if the key or ssh-keygen cannot be used."""
     if not key.is_file():
         raise InputError("There is no such key.", where=str(key), expected="a private key that `ssh-keygen` made")
-    (folder / signed.signature).unlink(missing_ok=True)  # ssh-keygen asks before it writes over one
+    # ssh-keygen would ask before it overwrites a signature.
+    (folder / signed.signature).unlink(missing_ok=True)
     arguments = ["-q", "-Y", "sign", "-f", str(key.resolve()), "-n", signed.namespace, signed.file]
-    done = _ssh_keygen(arguments, folder, b"")
-    if done.returncode or not (folder / signed.signature).is_file():
+    process = _ssh_keygen(arguments, folder, b"")
+    if process.returncode or not (folder / signed.signature).is_file():
         raise InputError(
-            f"ssh-keygen does not sign: {_last_line(done)}",
+            f"ssh-keygen does not sign: {_last_line(process)}",
             where=str(key),
             expected="a private key without a passphrase, or its public key while ssh-agent holds it",
         )
@@ -81,11 +82,12 @@ def check_signature(folder: Path, signer: Path | None, signed: SignedFile) -> st
     _check_armour(path)
     content = (folder / signed.file).read_bytes()
     arguments = ["-Y", "check-novalidate", "-n", signed.namespace, "-s", signed.signature]
-    done = _ssh_keygen(arguments, folder, content)
-    if done.returncode:
-        raise BundleError(f"The signature does not fit the {signed.file}: {_last_line(done)}", where=str(path))
-    found = re.search(r"SHA256:\S+", done.stdout.decode(errors="replace"))
-    fingerprint = found[0] if found else "unknown"
+    # This step proves that the content has this signature, by whatever key. The next one checks the key.
+    process = _ssh_keygen(arguments, folder, content)
+    if process.returncode:
+        raise BundleError(f"The signature does not fit the {signed.file}: {_last_line(process)}", where=str(path))
+    match = re.search(r"SHA256:\S+", process.stdout.decode(errors="replace"))
+    fingerprint = match[0] if match else "unknown"
     if signer is not None:
         _check_signer(folder, signer, signed, content, fingerprint)
     return fingerprint
@@ -102,19 +104,20 @@ def _check_signer(folder: Path, signer: Path, signed: SignedFile, content: bytes
         fingerprint: Fingerprint of the key that signed, for the message.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        allowed, who = signer.resolve(), None
+        allowed, identity = signer.resolve(), None
+        # ssh-keygen verifies against a file of allowed signers only, so a public key is wrapped into one.
         if (keys := _public_keys(signer)) is not None:
-            allowed, who = Path(scratch) / "allowed_signers", _SIGNER
-            allowed.write_text("".join(f'{who} namespaces="{signed.namespace}" {key}\n' for key in keys))
+            allowed, identity = Path(scratch) / "allowed_signers", _SIGNER
+            allowed.write_text("".join(f'{identity} namespaces="{signed.namespace}" {key}\n' for key in keys))
         options = ["-f", str(allowed), "-n", signed.namespace, "-s", signed.signature]
-        if who is None:
-            done = _ssh_keygen(["-Y", "find-principals", *options], folder, content)
-            who = done.stdout.decode(errors="replace").partition("\n")[0]
-        if who:
-            done = _ssh_keygen(["-Y", "verify", "-I", who, *options], folder, content)
-    if done.returncode:
+        if identity is None:
+            process = _ssh_keygen(["-Y", "find-principals", *options], folder, content)
+            identity = process.stdout.decode(errors="replace").partition("\n")[0]
+        if identity:
+            process = _ssh_keygen(["-Y", "verify", "-I", identity, *options], folder, content)
+    if process.returncode:
         raise BundleError(
-            f"Another key signed the {signed.title}, {fingerprint}: {_last_line(done)}",
+            f"Another key signed the {signed.title}, {fingerprint}: {_last_line(process)}",
             where=str(folder),
             expected=f"a signature by a key in {signer}, for {signed.namespace}",
             hint="ask whoever you trust for the signer's public key, and compare its fingerprint "
@@ -145,27 +148,27 @@ def _check_armour(path: Path) -> None:
     except (ValueError, binascii.Error):
         body = b""
     text = base64.b64encode(body).decode()
-    lines = [text[at : at + _COLUMNS] for at in range(0, len(text), _COLUMNS)]
+    lines = [text[start : start + _COLUMNS] for start in range(0, len(text), _COLUMNS)]
     if content != ("\n".join([_HEAD, *lines, _TAIL]) + "\n").encode():
         raise BundleError("The signature was changed after it was written.", where=str(path))
 
 
-def _ssh_keygen(arguments: list[str], folder: Path, given: bytes) -> subprocess.CompletedProcess[bytes]:
+def _ssh_keygen(arguments: list[str], folder: Path, content: bytes) -> subprocess.CompletedProcess[bytes]:
     """Run ssh-keygen in a folder, with bytes as standard input. Raises `InputError` if it is missing or hangs."""
     program = shutil.which("ssh-keygen")
     if program is None:
         raise InputError(
-            "Signatures are made and checked with ssh-keygen, which is not on PATH.",
+            "Signatures need ssh-keygen, which is not on PATH.",
             hint="install OpenSSH's client (Debian: apt-get install openssh-client)",
         )
     command = [program, *arguments]
     try:
-        return subprocess.run(command, cwd=folder, input=given, capture_output=True, timeout=_SECONDS, check=False)
+        return subprocess.run(command, cwd=folder, input=content, capture_output=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise InputError("ssh-keygen does not answer.", where=" ".join(command)) from error
 
 
-def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
+def _last_line(process: subprocess.CompletedProcess[bytes]) -> str:
     """Return the last line of output, or the exit code if there is none."""
-    lines = (done.stderr + done.stdout).decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.returncode}"
+    lines = (process.stderr + process.stdout).decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"exit code {process.returncode}"

@@ -23,9 +23,9 @@ from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, RECIPE, REPORT
 from compress.results.report import FrozenRecord, invalid_fields
-from compress.utils.digests import digest_file
 from compress.utils.environment import MISSING
 from compress.utils.errors import BundleError, InputError
+from compress.utils.storage import digest_file
 
 STATEMENT = "provenance.json"
 SIGNED = SignedFile(STATEMENT, "compress-provenance", "provenance")
@@ -87,9 +87,13 @@ def run_statement(run: RunView) -> str:
         },
         "resolvedDependencies": inputs,
     }
+    metadata = {"invocationId": digest_file(run.folder / REPORT)}
+    if report.started is not None:
+        ended = datetime.fromisoformat(report.started) + timedelta(seconds=round(report.seconds or 0.0))
+        metadata |= {"startedOn": report.started, "finishedOn": ended.isoformat()}
     details = {
         "builder": {"id": _BUILDER, "version": {"compress": __version__}},
-        "metadata": {"invocationId": digest_file(run.folder / REPORT), **_times(report.started, report.seconds)},
+        "metadata": metadata,
         # The report and the recipe describe the run and do not ship, so they are by-products and no subjects.
         "byproducts": [_resource(name, {"sha256": digest_file(run.folder / name)}) for name in (REPORT, RECIPE)],
     }
@@ -117,8 +121,8 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
         raise BundleError(
             f"The provenance is signed by {fingerprint}, whom nobody here knows.",
             where=str(folder / SIGNED.signature),
-            expected="--signer with the public key of whoever made the model",
-            hint="get the key from the maker and not from where these files came from, and compare its fingerprint "
+            expected="--signer with the public key of the model's author",
+            hint="get the key from its author and not from the source of these files, and compare its fingerprint "
             "(`ssh-keygen -l -f KEY.pub`)",
         )
     for subject in statement.subject:
@@ -156,24 +160,16 @@ def _check_file(folder: Path, subject: Subject) -> None:
             f"The file {subject.name} was changed.",
             where=str(folder),
             expected=f"the SHA-256 {expected_digest}",
-            hint="take the model again from where it came",
+            hint="download the model again",
         )
 
 
-def _resource(name: str, digest: Mapping[str, str | None]) -> dict[str, Any]:
+def _resource(name: str, digest: Mapping[str, str | None]) -> dict[str, object]:
     """Return in-toto's ResourceDescriptor. Digests of folders and rows have their own names, since no file has them."""
     return {"name": name, "digest": {kind: value for kind, value in digest.items() if value}}
 
 
-def _times(started: str | None, seconds: float | None) -> dict[str, str]:
-    """Return the start and the end of the run as SLSA names them."""
-    if started is None:
-        return {}
-    ended = datetime.fromisoformat(started) + timedelta(seconds=round(seconds or 0.0))
-    return {"startedOn": started, "finishedOn": ended.isoformat()}
-
-
-def _without_folders(value: Any) -> Any:
+def _without_folders(value: object) -> object:
     """Return a value in which every absolute path, in keys too, is replaced by its last part."""
     if isinstance(value, dict):
         return {plain_name(str(key)): _without_folders(item) for key, item in value.items()}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import tiny
+from stage_context import Notes as Notes
+from stage_context import stage_context
 
 from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
-from compress.utils.progress import Progress, SilentProgress
+from compress.utils.progress import Progress
 
 TASK = "text-generation"
 LENGTH = 32
@@ -29,24 +31,8 @@ def context(
     teacher: Checkpoint, scratch: Path, data: Dataset | None = None, seed: int = 0, progress: Progress | None = None
 ) -> Context:
     """A context whose every earlier stage is ``teacher``."""
-    made = progress or SilentProgress()
-    return Context(
-        get_task(TASK),
-        data or text_data(),
-        LENGTH,
-        seed,
-        made,
-        lambda label: TorchModel.load(teacher.folder, get_task(TASK)),
-        Path,
-        scratch,
-    )
 
+    def earlier(label: str) -> TorchModel:
+        return TorchModel.load(teacher.folder, get_task(TASK))
 
-class Notes(SilentProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
+    return stage_context(TASK, data or text_data(), LENGTH, seed, progress, earlier, scratch=scratch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from quantized import VOCABULARY, tiny_tokenizer
+from quantized import SIZES, VOCABULARY, tiny_tokenizer
+from stage_context import Notes as Notes
+from stage_context import stage_context
 
 from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
-from compress.utils.progress import Progress, SilentProgress
+from compress.utils.progress import Progress
 
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
+SMALL = {**SIZES, "intermediate_size": 96, "max_position_embeddings": 128, "pad_token_id": 2}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "LlamaConfig": {"tie_word_embeddings": True},
     "MistralConfig": {"sliding_window": 8},
@@ -112,28 +102,10 @@ def text(tokens: int, seed: int = 0) -> str:
 def context(
     scratch: Path, train: str | None = None, progress: Progress | None = None, seed: int = 0, length: int = 16
 ) -> Context:
-    """What a stage gets: a train split of one row of ``train``."""
-
-    def none(label: str) -> Any:
-        raise AssertionError(f"no earlier stage {label!r}")
-
-    task = get_task("text-generation")
+    """Return the context of a stage: a train split of one row, ``train``."""
     tables = {"train": pa.table({"text": [text(2000) if train is None else train]})}
-    data = Dataset(task.columns, tables, ())
-    return Context(task, data, length, seed, progress or SilentProgress(), none, Path, scratch)
-
-
-class Notes(SilentProgress):
-    """Progress that remembers what was said, and may be stopped by it."""
-
-    def __init__(self, stop: Callable[[str], None] | None = None) -> None:
-        self.said: list[str] = []
-        self._stop = stop
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-        if self._stop is not None:
-            self._stop(message)
+    data = Dataset(get_task("text-generation").columns, tables, ())
+    return stage_context("text-generation", data, length, seed, progress, scratch=scratch)
 
 
 def layers_of(folder: Path) -> dict[str, dict[str, Any]]:

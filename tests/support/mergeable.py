@@ -87,15 +87,8 @@ def save_mergeable_llama(folder: Path, seed: int = 0, rule: str = "smollm", **ch
 
 def save_qwen(folder: Path, kind: str, head_size: int = 128) -> Checkpoint:
     """A Qwen2 with biases and an output layer of its own, or a tied Qwen3 with norms of the heads."""
-    sizes = {
-        "vocab_size": ROWS,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-    }
+    sizes = {"vocab_size": ROWS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
     torch.manual_seed(3)
     if kind == "qwen2":
         model: Any = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False))

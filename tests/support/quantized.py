@@ -16,23 +16,14 @@ from compress.models.gptq_layout import pack_layer
 from compress.numerics.integer_grid import QuantizedWeight
 
 VOCABULARY = 160
+SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2}
+"""Sizes of all tiny decoders."""
 
 
 def tiny_llama_config(**changes: Any) -> LlamaConfig:
     """Two layers, grouped-query attention, tied embeddings."""
-    fields: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    return LlamaConfig(**fields | changes)
+    return LlamaConfig(**{**SIZES, "intermediate_size": 128, "tie_word_embeddings": True} | changes)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -98,18 +89,9 @@ def quantize_tiny_llama(
     write_shards(folder, tensors)
     if tables:
         save_file(tables, folder / TABLES, metadata={"tables": json.dumps(about)})
-    config = source.config | {"dtype": "float16", "quantization_config": _quantization(bits, group_size)}
+    quantization = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "sym": True, "desc_act": False}
+    quantization["checkpoint_format"] = "gptq"
+    config = source.config | {"dtype": "float16", "quantization_config": quantization}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     tiny_tokenizer().save_pretrained(folder)
     return QuantizedCheckpoint(folder)
-
-
-def _quantization(bits: int, group_size: int) -> dict[str, Any]:
-    return {
-        "quant_method": "gptq",
-        "bits": bits,
-        "group_size": group_size,
-        "sym": True,
-        "desc_act": False,
-        "checkpoint_format": "gptq",
-    }

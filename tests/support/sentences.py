@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tiny import BAD, GOOD, HEADS, LAYERS, NEURONS, NEUTRAL, POSITIONS, WIDTH, word_piece
+from stage_context import stage_context
+from tiny import BAD, GOOD, NEUTRAL, SIZES, WIDTH, shaken, word_piece
 from transformers import BertConfig, BertModel
 
 from compress.data.dataset import Dataset
@@ -19,7 +20,6 @@ from compress.models.processor import SentenceProcessor
 from compress.models.sentence_modules import SentenceModules
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
-from compress.utils.progress import SilentProgress
 
 TASK = "feature-extraction"
 OTHERWISE = dict(zip((*GOOD[::2], *BAD[::2]), (*GOOD[1::2], *BAD[1::2]), strict=True))
@@ -49,32 +49,16 @@ def dataset(train: int = 48, validation: int = 0, test: int = 24) -> Dataset:
 def encoder(modules: SentenceModules | None = None, seed: int = 0, **changes: Any) -> TorchModel:
     """A BERT without a pooler, with random weights that are large enough for its answers to differ."""
     tokenizer = word_piece()
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=NEURONS,
-        max_position_embeddings=POSITIONS,
-        pad_token_id=tokenizer.pad_token_id,
-        **changes,
-    )
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    config = BertConfig(**ids, **SIZES, **changes)
     torch.manual_seed(seed)
-    module = BertModel(config, add_pooling_layer=False).eval()
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if "LayerNorm" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+    module = shaken(BertModel(config, add_pooling_layer=False))
     return TorchModel(module, SentenceProcessor(tokenizer, modules or SentenceModules(WIDTH)))
 
 
 def context(data: Dataset | None = None, max_length: int = 24) -> Context:
-    """What a stage gets beside its model."""
-
-    def none(label: str) -> TorchModel:
-        raise AssertionError(f"no earlier stage {label!r}")
-
-    return Context(get_task(TASK), data or dataset(), max_length, 0, SilentProgress(), none, Path, Path("no scratch"))
+    """Return the context of a stage."""
+    return stage_context(TASK, data or dataset(), max_length)
 
 
 def write_folder(folder: Path, kinds: Sequence[str], **files: dict[str, Any]) -> None:

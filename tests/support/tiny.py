@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from stage_context import stage_context
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -27,7 +27,6 @@ from compress.data.dataset import Dataset
 from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
-from compress.utils.progress import SilentProgress
 
 TASK = "text-classification"
 LABELS = ("bad", "good")
@@ -36,6 +35,8 @@ BAD = ("awful", "boring", "clumsy", "dreadful", "stale", "noisy")
 NEUTRAL = ("the", "film", "was", "a", "plot", "and", "its", "cast", "music", "scene", "very", "quite")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WIDTH, HEADS, LAYERS, NEURONS, POSITIONS = 32, 4, 2, 48, 40
+SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+SIZES |= {"intermediate_size": NEURONS, "max_position_embeddings": POSITIONS}
 
 
 def table(count: int, seed: int = 0, longest: int = 12) -> pa.Table:
@@ -69,34 +70,29 @@ def dataset(train: int = 64, validation: int = 0, unlabeled: int = 0) -> Dataset
     return Dataset(get_task(TASK).columns, tables, LABELS, more)
 
 
-def context(
-    data: Dataset | None = None,
-    earlier: Callable[[str], TorchModel] | None = None,
-    resolve: Callable[[str], Path] = Path,
-    max_length: int = 24,
-    seed: int = 0,
-    scratch: Path = Path("no scratch"),
-) -> Context:
-    """What a stage gets beside its model."""
+def context(data: Dataset | None = None, max_length: int = 24, **changes: Any) -> Context:
+    """Return the context of a stage; ``changes`` are parameters of `stage_context`."""
+    return stage_context(TASK, data or dataset(), max_length, **changes)
 
-    def none(label: str) -> TorchModel:
-        raise AssertionError(f"no earlier stage {label!r}")
 
-    return Context(
-        get_task(TASK), data or dataset(), max_length, seed, SilentProgress(), earlier or none, resolve, scratch
-    )
+def label_maps(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the class names as a config has them."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+@torch.no_grad()
+def shaken(module: Any, spread: float = 0.2) -> Any:
+    """Return the module in eval mode, with noise on all parameters but those of its normalisations."""
+    for name, parameter in module.named_parameters():
+        if "norm" not in name.lower():
+            parameter.add_(torch.randn_like(parameter) * spread)
+    return module.eval()
 
 
 def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **changes: Any) -> TorchModel:
     """A sequence classifier with random weights that are large enough for its answers to differ."""
     processor = word_piece() if processor is None else processor
-    shape = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "intermediate_size": NEURONS,
-        "max_position_embeddings": POSITIONS,
-    }
+    shape = dict(SIZES)
     if architecture == "distilbert":
         names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
         shape = {names.get(name, name): value for name, value in shape.items()}
@@ -104,20 +100,10 @@ def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **
     if architecture == "electra":
         shape["embedding_size"] = WIDTH // 2
     configs = {"bert": BertConfig, "distilbert": DistilBertConfig, "electra": ElectraConfig, "roberta": RobertaConfig}
-    config = configs[architecture](
-        vocab_size=len(processor),
-        pad_token_id=processor.pad_token_id,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: index for index, label in enumerate(LABELS)},
-        **{**shape, **changes},
-    )
+    ids = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **label_maps(LABELS)}
+    config = configs[architecture](**ids, **{**shape, **changes})
     torch.manual_seed(seed)
-    module = AutoModelForSequenceClassification.from_config(config).eval()
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if "LayerNorm" not in name and "layer_norm" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    return TorchModel(module, processor)
+    return TorchModel(shaken(AutoModelForSequenceClassification.from_config(config)), processor)
 
 
 @torch.no_grad()

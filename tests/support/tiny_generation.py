@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import stage_context
 from quantized import save_tiny_llama
 
 WORDS = ("some", "words", "of", "no", "meaning", "that", "stand", "in", "a", "row", "and", "then", "in", "another")
@@ -18,14 +18,8 @@ STAGES: tuple[dict[str, Any], ...] = (
 )
 
 
-BENCHMARK: dict[str, Any] = {
-    "threads": 1,
-    "seconds": 0.1,
-    "launches": 2,
-    "contexts": [16],
-    "tokens": 4,
-    "every_stage": False,
-}
+BENCHMARK: dict[str, Any] = {"threads": 1, "seconds": 0.1, "launches": 2, "contexts": [16], "tokens": 4}
+BENCHMARK["every_stage"] = False
 ONE_LAUNCH = BENCHMARK | {"budget_seconds": 0.1}
 """Of each model, where it matters that it is timed, and not how well."""
 
@@ -40,18 +34,14 @@ def write_texts(folder: Path, words: int = 60) -> None:
 
 def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     """A recipe over ``model/`` and the texts beside it; ``changes`` replace its top-level fields."""
-    values: dict[str, Any] = {
-        "name": name,
-        "task": "text-generation",
-        "model": "model",
-        "data": {"splits": {split: f"{split}.jsonl" for split in SPLITS}, "max_length": 32},
-        "stages": list(STAGES),
+    fields = {
+        "stages": STAGES,
+        "max_length": 32,
         "evaluation": {"windows": 6, "prompts": 2, "prompt_tokens": 8, "tokens": 12},
         "benchmark": BENCHMARK,
+        **changes,
     }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
-    return path
+    return stage_context.write_recipe(folder, "text-generation", (*SPLITS,), fields.pop("stages"), name, **fields)
 
 
 def write_all(folder: Path, **changes: Any) -> Path:

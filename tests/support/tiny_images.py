@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import tiny
 import torch
 from PIL import Image
+from stage_context import stage_context
+from tiny import label_maps
 from transformers import (
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
@@ -25,7 +30,6 @@ from compress.data.media import media, media_type
 from compress.models.model import TorchModel
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
-from compress.utils.progress import SilentProgress
 
 TASK = "image-classification"
 LABELS = ("above", "below")
@@ -70,12 +74,8 @@ def dataset(train: int = 64) -> Dataset:
 
 
 def context(data: Dataset | None = None) -> Context:
-    """What a stage gets beside its model."""
-
-    def none(label: str) -> TorchModel:
-        raise AssertionError(f"no earlier stage {label!r}")
-
-    return Context(get_task(TASK), data or dataset(), 24, 0, SilentProgress(), none, Path, Path("no scratch"))
+    """Return the context of a stage."""
+    return stage_context(TASK, data or dataset())
 
 
 def processor(side: int = SIDE, **changes: Any) -> ViTImageProcessorPil:
@@ -113,14 +113,22 @@ def _used(module: Any) -> TorchModel:
 
 
 def names() -> dict[str, Any]:
-    """The class names as a config has them."""
-    return {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
+    """Return the class names as a config has them."""
+    return label_maps(LABELS)
 
 
-@torch.no_grad()
 def shaken(module: Any) -> Any:
-    """The module with noise on its matrices, in eval mode."""
-    for name, parameter in module.named_parameters():
-        if "norm" not in name.lower():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return module.eval()
+    """Return the module in eval mode, with noise on its matrices."""
+    return tiny.shaken(module, 0.1)
+
+
+def write_rows(folder: Path, table: Callable[[int, int], pa.Table], counts: dict[str, int]) -> dict[str, str]:
+    """Write rows of each split as JSONL with image files; return the splits as a recipe names them."""
+    for seed, (split, count) in enumerate(counts.items()):
+        rows = table(count, seed).to_pylist()
+        for number, row in enumerate(rows):
+            name = f"{split}-{number}.png"
+            (folder / name).write_bytes(row["image"]["bytes"])
+            row["image"] = name
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return {split: f"{split}.jsonl" for split in counts}

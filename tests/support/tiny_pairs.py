@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import yaml
+import stage_context
 from sentences import encoder, pairs
 
 from compress.models.sentence_modules import Normalize, SentenceModules
@@ -37,11 +37,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     encoder(SentenceModules(32, steps=(Normalize(),))).save(folder / "model")
     write_pairs(folder)
     training = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3}
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "task": "feature-extraction",
-        "model": "model",
-        "data": {"splits": {split: f"{split}.csv" for split in ROWS}, "max_length": 16},
+    fields: dict[str, Any] = {
         "stages": [
             {"trim_vocabulary": {}},
             {"distill": {"teacher": "start", "student": {"layers": [1]}, **training}},
@@ -49,10 +45,12 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
             {"onnx": {"sentence_embedding": True}},
             {"onnx_int8": {"embedding_bits": 4}},
         ],
+        "max_length": 16,
         "evaluation": {"similarity": "rated.csv"},
         "benchmark": {"threads": 1, "budget_seconds": 0.1, "examples": 16, "batch_size": 8, "launches": 2},
         "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
+        **changes,
     }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
-    return path
+    splits = {split: f"{split}.csv" for split in ROWS}
+    task = fields.pop("task", "feature-extraction")
+    return stage_context.write_recipe(folder, task, splits, fields.pop("stages"), **fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import stage_context
 import torch
 import transformers
-import yaml
-from PIL import Image
+from tiny import label_maps
+from tiny_images import png
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
@@ -28,12 +28,6 @@ LABELS = ("background", "green", "red")
 SIDE = 32
 ROWS = {"train": 48, "validation": 12, "test": 24}
 Row = dict[str, Any]
-
-
-def png(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
 
 
 def scene(chance: np.random.Generator) -> Row:
@@ -66,10 +60,6 @@ def table(task: str, rows: list[Row]) -> pa.Table:
     )
 
 
-def names(labels: tuple[str, ...]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: key for key, label in enumerate(labels)}}
-
-
 def yolos(seed: int = 0, **changes: Any) -> tuple[Any, Any]:
     """A YOLOS of two layers and its processor."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -79,7 +69,7 @@ def yolos(seed: int = 0, **changes: Any) -> tuple[Any, Any]:
         num_detection_tokens=5,
         use_mid_position_embeddings=False,
         initializer_range=0.2,
-        **{**sizes, **names(LABELS[1:]), **changes},
+        **{**sizes, **label_maps(LABELS[1:]), **changes},
     )
     torch.manual_seed(seed)
     return transformers.YolosForObjectDetection(config).eval(), _processor(YolosImageProcessorPil)
@@ -104,7 +94,7 @@ def detr(seed: int = 0) -> tuple[Any, Any]:
         decoder_attention_heads=2,
         num_queries=5,
         init_std=0.2,
-        **names(LABELS[1:]),
+        **label_maps(LABELS[1:]),
     )
     torch.manual_seed(seed)
     return transformers.DetrForObjectDetection(config).eval(), _processor(DetrImageProcessorPil)
@@ -133,7 +123,7 @@ def rt_detr(seed: int = 0) -> tuple[Any, Any]:
         num_queries=5,
         num_denoising=4,
         freeze_backbone_batch_norms=False,
-        **names(LABELS[1:]),
+        **label_maps(LABELS[1:]),
     )
     torch.manual_seed(seed)
     made = transformers.RTDetrForObjectDetection(config).eval()
@@ -164,7 +154,7 @@ def segformer(seed: int = 0) -> tuple[Any, Any]:
         mlp_ratios=[2, 2],
         decoder_hidden_size=32,
         initializer_range=0.2,
-        **names(LABELS),
+        **label_maps(LABELS),
     )
     torch.manual_seed(seed)
     made = transformers.SegformerForSemanticSegmentation(config).eval()
@@ -199,23 +189,7 @@ def write_all(folder: Path, name: str, stages: list[Any], **changes: Any) -> Pat
         rows = scenes(count, seed)
         columns = {column: [row[column] for row in rows] for column in rows[0]}
         pa.parquet.write_table(pa.table(columns), folder / f"{split}.parquet")
-    data: dict[str, Any] = {"splits": {split: f"{split}.parquet" for split in ROWS}}
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "task": task,
-        "model": "model",
-        "data": data | ({"labels": list(LABELS)} if task == SEGMENTATION else {}),
-        "stages": stages,
-        "baseline": "finetune",
-        "benchmark": {
-            "threads": 1,
-            "seconds": 0.05,
-            "examples": 8,
-            "batch_size": 4,
-            "launches": 2,
-            "every_stage": False,
-        },
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
-    return path
+    benchmark = {"threads": 1, "seconds": 0.05, "examples": 8, "batch_size": 4, "launches": 2, "every_stage": False}
+    fields = {"baseline": "finetune", "benchmark": benchmark, **changes}
+    fields |= {"labels": list(LABELS)} if task == SEGMENTATION else {}
+    return stage_context.write_recipe(folder, task, {split: f"{split}.parquet" for split in ROWS}, stages, **fields)

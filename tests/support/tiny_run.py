@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import stage_context
 import torch
-import yaml
 from forked import Forked
+from stage_context import Notes as Notes
+from tiny import label_maps
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 from compress.recipe.recipe import Recipe
-from compress.utils.progress import SilentProgress
 
+TASK = "text-classification"
 LABELS = ("bad", "good")
 POLAR = {"good": ("great", "lovely", "superb", "moving"), "bad": ("awful", "boring", "clumsy", "dreadful")}
 PLAIN = ("the", "film", "plot", "cast", "music", "scene", "story", "end", "was", "felt", "seemed", "very", "quite")
@@ -74,38 +76,20 @@ def tokenizer() -> BertTokenizer:
 
 def write_model(folder: Path, labels: Sequence[str] | None = None) -> None:
     """A BERT of two layers; with ``labels`` it has a classification head that knows them."""
-    made = tokenizer()
-    config = BertConfig(
-        vocab_size=len(made),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=32,
-        initializer_range=0.1,
-    )
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
+    words = tokenizer()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    maps = label_maps(labels) if labels else {}
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=32, initializer_range=0.1, **sizes, **maps)
     torch.manual_seed(0)
     (BertForSequenceClassification if labels else BertModel)(config).save_pretrained(folder)
-    made.save_pretrained(folder)
+    words.save_pretrained(folder)
 
 
 def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     """A recipe over ``model/`` and the CSV files beside it; ``changes`` replace its top-level fields."""
-    values: dict[str, Any] = {
-        "name": name,
-        "task": "text-classification",
-        "model": "model",
-        "data": {"splits": {split: f"{split}.csv" for split in ROWS}, "max_length": 16},
-        "stages": list(STAGES),
-        "baseline": "finetune",
-        "benchmark": BENCHMARK,
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
-    return path
+    files = {split: f"{split}.csv" for split in ROWS}
+    fields = {"stages": STAGES, "max_length": 16, "baseline": "finetune", "benchmark": BENCHMARK, **changes}
+    return stage_context.write_recipe(folder, fields.pop("task", TASK), files, fields.pop("stages"), name, **fields)
 
 
 def write_all(folder: Path, **changes: Any) -> Path:
@@ -193,17 +177,6 @@ def read_report(artifacts: Path, name: str = "tiny") -> dict[str, Any]:
     """`report.json` of the latest run."""
     found: dict[str, Any] = json.loads((latest(artifacts, name) / "report.json").read_text())
     return found
-
-
-class Notes(SilentProgress):
-    """Progress that keeps what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        """Keep the line."""
-        self.said.append(message)
 
 
 def load(path: Path, *overrides: str) -> Recipe:

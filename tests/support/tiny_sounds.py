@@ -14,6 +14,7 @@ import pyarrow as pa
 import soundfile
 import torch
 import transformers
+from tiny import label_maps
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from compress.data.media import media_type
@@ -34,7 +35,7 @@ _WAVES = {
     "mask_time_prob": 0.0,
     "layerdrop": 0.0,
 }
-_NAMES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
+_NAMES = label_maps(LABELS)
 
 
 def tone(label: str, seconds: float, generator: np.random.Generator, rate: int = RATE) -> np.ndarray:

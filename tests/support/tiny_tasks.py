@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import stage_context
 import torch
 import transformers
-import yaml
 from tiny_run import BENCHMARK, PLAIN, POLAR, tokenizer
 
 ROWS = {"train": 120, "validation": 40, "test": 60}
@@ -106,15 +106,5 @@ def write_all(folder: Path, task: str, stages: list[Any], **changes: Any) -> Pat
     write_model(folder / "model", task)
     for split, split_rows in rows(task):
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, split_rows)) + "\n")
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "task": task,
-        "model": "model",
-        "data": {"splits": {split: f"{split}.jsonl" for split in ROWS}, "max_length": 32},
-        "stages": stages,
-        "baseline": "finetune",
-        "benchmark": BENCHMARK,
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
-    return path
+    fields = {"max_length": 32, "baseline": "finetune", "benchmark": BENCHMARK, **changes}
+    return stage_context.write_recipe(folder, task, (*ROWS,), stages, **fields)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from quantized import VOCABULARY, rounded, tiny_llama_config, tiny_tokenizer
+from quantized import SIZES, VOCABULARY, rounded, tiny_llama_config, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     MistralConfig,
@@ -23,17 +23,7 @@ from transformers import (
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.integer_grid import QuantizedWeight
 
-_FIELDS: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_FIELDS: dict[str, Any] = {**SIZES, "intermediate_size": 96}
 _LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
 _LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 CONFIGS: dict[str, PreTrainedConfig] = {

@@ -205,7 +205,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
             run(source, stage_context, **fields)
         live()
     assert alike(states(run(source, stage_context, **fields)), states(once))
-    assert "distill_language_model: goes on after step 11" in notes.lines
+    assert "distill_language_model: goes on after step 11" in notes.said
     # What it tells of the model that came out, before how many tokens a second that took.
     assert stage_context.notes[-1].split(";")[0] == whole.notes[-1].split(";")[0]
 

@@ -222,7 +222,7 @@ def test_the_teacher_answers_once_where_windows_come_again(
 def test_progress_says_what_came_of_it(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     notes = Notes()
     TuneScales(**{**QUICK, "steps": 8}).run(start, context(source, tmp_path / "scratch", progress=notes))
-    assert any(line.startswith("tune_scales: KL 0.") and "perplexity" in line for line in notes.lines)
+    assert any(line.startswith("tune_scales: KL 0.") and "perplexity" in line for line in notes.said)
 
 
 def test_text_that_is_too_short_is_an_error(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
@@ -322,4 +322,4 @@ def test_a_killed_training_ends_with_the_same_bytes(
     again = stage.run(start, stage_context)
     assert written == list(range(1, 13))
     assert digest_directory(again.folder) == digest_directory(once.folder)
-    assert {"tune_scales: goes on after step 8", "tune_scales: goes on after step 12"} <= set(notes.lines)
+    assert {"tune_scales: goes on after step 8", "tune_scales: goes on after step 12"} <= set(notes.said)

@@ -1,17 +1,28 @@
+"""None"""
+
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from decoder_graphs import TinyDecoder, write
 from onnx import TensorProto, helper, numpy_helper
+from tiny_text_to_text import save_tiny_t5
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from compress.formats.generation.decoder import Decoder
+from compress.formats.generation.seq2seq import TextWriter, read_rules
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
-from compress.formats.runtime import TensorType
+from compress.formats.runtime import Batch, TensorType
 from compress.formats.targets import TARGETS
 from compress.utils.errors import InputError, ModelError, StageError
 
@@ -173,3 +184,186 @@ def test_more_tokens_than_positions_are_an_error_of_the_model(tmp_path: Path) ->
     decoder = opened(TINY.write(tmp_path / "m"))
     with pytest.raises((InputError, StageError), match=r"(?i)out of.*bound|out of.*range"):
         decoder.prefill([1] * (TINY.positions + 1))
+
+
+LAYERS = 2
+
+
+class FlatLlama(torch.nn.Module):
+    """Keys and values go in and come out as plain tensors."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
+        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return out.logits, *present
+
+
+@pytest.fixture(scope="module")
+def llama() -> LlamaForCausalLM:
+    """Two layers of four heads that share two keys and values."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        attn_implementation="eager",
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def export(model: LlamaForCausalLM, path: Path) -> None:
+    """As `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.*` -> `logits`, `present.N.*`."""
+    kinds = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
+    length, past = torch.export.Dim("length", min=1, max=64), torch.export.Dim("past", min=1, max=64)
+    automatic = torch.export.Dim.AUTO
+    inputs = (
+        torch.ones((1, 3), dtype=torch.long),
+        torch.ones((1, 8), dtype=torch.long),
+        torch.arange(5, 8)[None],
+        [torch.zeros((1, 2, 5, 8)) for _ in kinds],
+    )
+    shapes = ({1: length}, {1: automatic}, {1: length}, [{2: past} for _ in kinds])
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            FlatLlama(model),
+            inputs,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{kind}" for kind in kinds)],
+            output_names=["logits", *(f"present.{kind}" for kind in kinds)],
+        )
+    assert program is not None
+    onnx.save(program.model_proto, path)
+
+
+@pytest.mark.slow
+def test_prompt_and_steps_are_what_transformers_generates(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    export(llama, tmp_path / "model.onnx")
+    decoder = Decoder(RUNTIME.open(tmp_path, TARGETS["cpu"], threads=1), "llama")
+    assert decoder.cached
+    for prompt in ([5], [17, 2, 33, 33, 8, 51]):
+        found = [decoder.prefill(prompt)]
+        while len(found) < 24:
+            found.append(decoder.step(found[-1]))
+        ids = torch.tensor([prompt])
+        whole = llama.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
+        expected = whole[0, len(prompt) :].tolist()
+        assert len(set(expected)) > 3, "a model that repeats itself proves little"
+        assert found == expected
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "greedy": {"max_length": 14},
+    "repeating nothing": {"max_new_tokens": 12, "no_repeat_ngram_size": 2},
+    "four beams": {"max_length": 16, "num_beams": 4},
+    "short ones first": {"max_length": 16, "num_beams": 3, "length_penalty": -1.0, "early_stopping": True},
+    "long ones": {"max_new_tokens": 10, "num_beams": 2, "length_penalty": 2.0, "early_stopping": "never"},
+    "with ends that are forced": {
+        "max_length": 9,
+        "num_beams": 2,
+        "min_length": 4,
+        "forced_bos_token_id": 7,
+        "forced_eos_token_id": 1,
+        "bad_words_ids": [[5], [9]],
+    },
+}
+
+
+class _Graph:
+    """A graph's names in front of a torch module."""
+
+    def __init__(self, module: Any, decodes: bool) -> None:
+        self._module, self._decodes = module, decodes
+        config = module.config
+        axes = (None, config.num_heads, None, config.d_kv)
+        names = [
+            f"{layer}.{side}.{kind}"
+            for layer in range(config.num_decoder_layers)
+            for side in ("decoder", "encoder")
+            for kind in ("key", "value")
+        ]
+        pasts = {f"past_key_values.{name}": TensorType("float32", axes) for name in names} if decodes else {}
+        plain = ["input_ids", "attention_mask"]
+        if decodes:
+            plain = ["input_ids", "encoder_hidden_states", "encoder_attention_mask", "use_cache_branch"]
+        self.input_types = {name: TensorType("int64", (None, None)) for name in plain} | pasts
+        self.output_types = {"logits": TensorType("float32", (None, None, None))}
+        self.output_types |= {name.replace("past_key_values", "present"): kind for name, kind in pasts.items()}
+        self.inputs, self.provider, self.settings = tuple(self.input_types), "torch", {}
+        self._pasts = tuple(pasts)
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+        with torch.inference_mode():
+            if not self._decodes:
+                return {"last_hidden_state": self._module.get_encoder()(**given).last_hidden_state.numpy()}
+            # The tokens so far, kept where keys would be.
+            past = given[self._pasts[0]][:, 0, :, 0].long()
+            ids = torch.cat([past, given["input_ids"]], dim=1)
+            answer = self._module(
+                encoder_outputs=(given["encoder_hidden_states"],),
+                attention_mask=given["encoder_attention_mask"],
+                decoder_input_ids=ids,
+            )
+        config = self._module.config
+        shape = (len(ids), config.num_heads, ids.shape[1], config.d_kv)
+        cached_ids = ids[:, None, :, None].expand(shape).float().numpy()
+        return {"logits": answer.logits.numpy()} | {
+            name.replace("past_key_values", "present"): cached_ids for name in self._pasts
+        }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_t5(tmp_path_factory.mktemp("t5"))
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_texts_are_those_of_transformers(kind: str, folder: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+
+    generation_fields = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, **RULES[kind]}
+    (folder / "generation_config.json").write_text(json.dumps(generation_fields))
+    module = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    writer = TextWriter(_Graph(module, False), _Graph(module, True), folder)
+    ids = np.random.default_rng(0).integers(3, 60, (6, 9))
+    mask = np.ones_like(ids)
+    mask[1::2, 5:] = 0
+    written = writer.predict({"input_ids": ids, "attention_mask": mask})
+    lengths = set()
+    for row, (text, length) in enumerate(zip(ids, mask.sum(1), strict=True)):
+        with torch.inference_mode():
+            expected = module.generate(
+                torch.from_numpy(text[None, :length]), generation_config=GenerationConfig(**generation_fields)
+            )[0, 1:].tolist()
+        own_tokens = [token for token in written["sequences"][row].tolist() if token != -1]
+        assert own_tokens == expected[: len(own_tokens)] and set(expected[len(own_tokens) :]) <= {0}
+        lengths.add(len(own_tokens))
+    assert len({tuple(row) for row in written["sequences"].tolist()}) > 3, "texts differ"
+    assert written["texts"].shape == (6,)
+
+
+def test_rules_that_are_not_followed_are_named(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.3, "eos_token_id": 1}))
+    with pytest.raises(ModelError, match="repetition_penalty"):
+        read_rules(folder)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import tiny
+import torch
 from exports import batch, exported, run
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,7 +24,10 @@ from compress.formats.onnx.fusions import (
     select_first_token_early,
     split_skip_normalization,
 )
-from compress.formats.onnx.matrix_products import expand_einsum
+from compress.formats.onnx.matrix_products import expand_einsum, unfold_batch_transposes
+from compress.formats.onnx.pooling import add_sentence_embedding
+from compress.models.sentence_modules import Dense, Normalize, SentenceModules
+from compress.utils.errors import StageError
 
 ENCODER_REWRITES = [name for name in REWRITES if name != "average_pool"]
 ARCHITECTURES = ["bert", "distilbert", "roberta", pytest.param("electra", marks=pytest.mark.slow)]
@@ -93,8 +98,6 @@ def test_heads_and_scale_are_those_of_the_model():
 
 
 # The rewrites below on graphs small enough to work by hand; whole numbers make every sum exact.
-
-
 def whole(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-4, 5, shape).astype(np.float32)
 
@@ -313,3 +316,92 @@ def test_einsums_with_stored_weights_become_products_of_matrices(
     # A quantizer finds a matrix.
     assert product.inputs[1].const_value.shape.rank() == 2
     assert (run(model, x=x) == np.einsum(equation, x, weight)).all()
+
+
+VALUES = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+
+
+def product(weight: np.ndarray, **attributes: object) -> onnx.ModelProto:
+    """[3, 4, 5] with its batch axis moved, times ``weight``."""
+    node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transBatchA=1, **attributes)
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(VALUES.shape))
+    target = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "product", [source], [target], [numpy_helper.from_array(weight, "w")])
+    domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=9)
+
+
+def run_both(model: onnx.ModelProto) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs: np.ndarray = session.run(None, {"x": VALUES})[0]
+    return outputs
+
+
+@pytest.mark.parametrize(("attributes", "operator"), [({}, "MatMul"), ({"alpha": 2.0}, "FusedMatMul")])
+def test_a_product_with_plain_weights_runs_as_it_is_defined(attributes: dict[str, float], operator: str) -> None:
+    weight = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)
+    model = product(weight, **attributes)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="same rank"):
+        run_both(model)
+    program = ir.from_proto(model)
+    assert unfold_batch_transposes(program) == 1
+    assert [node.op_type for node in program.graph] == ["Transpose", operator]
+    expected = attributes.get("alpha", 1.0) * VALUES.transpose(1, 0, 2) @ weight
+    np.testing.assert_allclose(run_both(ir.to_proto(program)), expected, rtol=1e-5)
+
+
+def test_what_the_runtime_turns_by_itself_stays() -> None:
+    weight = np.random.default_rng(1).normal(size=(4, 5, 2)).astype(np.float32)
+    program = ir.from_proto(product(weight))
+    assert unfold_batch_transposes(program) == 0
+    np.testing.assert_allclose(run_both(ir.to_proto(program)), VALUES.transpose(1, 0, 2) @ weight, rtol=1e-5)
+
+
+WIDTH = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], np.int64)
+WEIGHT = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
+
+
+def identity() -> onnx.ModelProto:
+    """A graph that gives its hidden states as they come."""
+    axes = ["batch_size", "sequence_length"]
+    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [*axes, 4])
+    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, axes)
+    output = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*axes, 4])
+    nodes = [helper.make_node("Identity", ["hidden"], ["last_hidden_state"])]
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [hidden, mask], [output]), opset_imports=[helper.make_opsetid("", 17)]
+    )
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (Normalize(),),
+        (Dense(WEIGHT), Normalize()),
+        (Dense(WEIGHT, np.array([0.5, -3], np.float32), "tanh"),),
+    ],
+)
+def test_the_graph_gives_what_the_modules_give(mode: str, steps: tuple) -> None:
+    modules = SentenceModules(4, (mode,), steps)
+    graph = identity()
+    add_sentence_embedding(graph, modules)
+    onnx.checker.check_model(graph)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
+    assert session.get_outputs()[1].shape == ["batch_size", modules.dimensions]
+    hidden, embedding = session.run(None, {"hidden": WIDTH, "attention_mask": MASK})
+    assert np.array_equal(hidden, WIDTH)
+    expected = modules.embed(torch.from_numpy(WIDTH), torch.from_numpy(MASK)).numpy()
+    np.testing.assert_allclose(embedding, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("modes", [("lasttoken",), ("cls", "mean")])
+def test_other_pooling_is_left_to_the_consumer(modes: tuple[str, ...]) -> None:
+    with pytest.raises(StageError, match=", ".join(modes)) as caught:
+        add_sentence_embedding(identity(), SentenceModules(4, modes))
+    assert "sentence_embedding: false" in str(caught.value)

@@ -23,7 +23,7 @@ from compress.formats.onnx.decoder.trace import check_writable
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
-from compress.inspection.transcription_calls import transcription_calls
+from compress.inspection.activation_clipping import transcription_calls
 from compress.models.checkpoint import Checkpoint
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.evaluation import Evaluation

@@ -20,7 +20,7 @@ from compress.models.sentence_modules import SentenceModules
 from compress.plugins.apps.build import Wanted
 from compress.plugins.apps.manifest import MANIFEST, Manifest
 from compress.recipe.loading import read_recipe
-from compress.utils.digests import FileRecord, digest_file
+from compress.utils.storage import FileRecord, digest_file
 
 RECIPE = """name: toy
 task: text-classification

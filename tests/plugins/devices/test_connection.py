@@ -1,3 +1,5 @@
+"""None"""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,12 +10,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from loopback_sshd import Server
 
-from compress.plugins.devices.connection import printable
+from compress.plugins.devices.blobs import Blob, send_blobs
+from compress.plugins.devices.connection import Connection, printable
+from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
+from compress.plugins.devices.session import bootstrap_program, follow_session, open_session
 from compress.utils.errors import DeviceError, InputError
+from compress.utils.progress import SilentProgress
 
 
 def fingerprint(public: Path) -> str:
@@ -191,3 +199,260 @@ class Relay:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+SCRIPT = """
+import json, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from compress.plugins.devices.agent import RESULT, write_json
+from compress.plugins.devices.bootstrap import append_progress
+def main(place):
+    folder = pathlib.Path(place)
+    for done in range(1, 5):
+        time.sleep(0.3)
+        append_progress(folder, {"done": done, "total": 4})
+    write_json(folder / RESULT, {"found": (folder / "files" / "sub" / "a").read_text()})
+"""
+"""In the place of the harness."""
+
+
+class Notes(SilentProgress):
+    """Cuts connections when the first launch is done; keeps what was said."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.notes, self.seen = server, [], []  # type: ignore[var-annotated]
+
+    def track(self, items: Any, description: str, total: int) -> Any:
+        for item in items:
+            self.seen.append(item)
+            if len(self.seen) == 1:
+                self.server.drop_connections()
+            yield item
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Blob:
+    """A package with the agent and a harness that measures nothing."""
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "code.zip", "w") as made:
+        for path, text in {**bootstrap_program(), "compress/plugins/devices/harness.py": SCRIPT}.items():
+            made.writestr(path, text)
+    return Blob.from_file(tmp_path / "code.zip")
+
+
+def order(archive: Blob, files: dict[str, str], **changed: Any) -> dict[str, Any]:
+    return {"code": archive.digest, "files": files, "requirements": [], "imports": [], "bench": {}, **changed}
+
+
+def result(connection: Connection, archive: Blob, files: dict[str, Path], progress: Any, **changed: Any) -> Any:
+    blobs = {path: Blob.from_file(file) for path, file in files.items()}
+    with open_session(connection) as session:
+        send_blobs(connection, session, [archive, *blobs.values()], [], SilentProgress())
+        asked = order(archive, {path: blob.digest for path, blob in blobs.items()}, **changed)
+        connection.request("order", session=session, order=asked)
+        return follow_session(connection, session, 4, progress)
+
+
+@pytest.fixture
+def connection(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("compress.plugins.devices.blobs.ENVIRONMENT_BYTES", 0)
+    with server.connect(server.device(tmp_path / "cache")) as made:
+        yield made
+
+
+def test_a_session_goes_on_while_its_connection_is_cut(
+    server: Server, connection: Connection, archive: Blob, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_text("content")
+    progress = Notes(server)
+    assert result(connection, archive, {"sub/a": tmp_path / "a"}, progress) == {"found": "content"}
+    assert progress.seen == [1, 2, 3, 4], "no line is lost or told twice"
+    assert any("connecting again" in note for note in progress.notes)
+    left = {path.name: len(list(path.iterdir())) for path in (tmp_path / "cache").iterdir() if path.is_dir()}
+    assert left == {"blobs": 2, "code": 1, "venvs": 1, "sessions": 0}, "only the cache stays"
+
+
+def test_a_second_bench_is_told_who_holds_the_device_and_since_when(
+    server: Server, connection: Connection, tmp_path: Path
+) -> None:
+    with open_session(connection) as session, server.connect(server.device(tmp_path / "cache"), "again") as second:
+        holder = second.request("probe", blobs=[], requirements=[])["holder"]
+        assert holder["session"] == session
+        with pytest.raises(DeviceError, match="is taken") as caught, open_session(second):
+            pass
+        assert holder["who"] in str(caught.value)
+        assert f"since {holder['since']}" in str(caught.value)
+        assert second.request("clear")["holder"] == holder, "nor may its cache be removed"
+        # Asking twice, as after a lost connection, starts no second session.
+        assert connection.request("begin", session=session, who="x", since="y", program={})["holder"] is None
+    with open_session(connection):
+        pass
+    assert connection.request("clear")["bytes"] > 0
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_session_that_is_killed_frees_the_device_and_is_told(
+    connection: Connection, archive: Blob, tmp_path: Path
+) -> None:
+    with pytest.raises(DeviceError, match="ended without a result"), open_session(connection) as session:
+        psutil.Process(connection.request("probe", blobs=[], requirements=[])["holder"]["pid"]).kill()
+        follow_session(connection, session, 4, SilentProgress())
+    with open_session(connection):
+        pass
+
+
+def test_a_session_that_nobody_follows_ends_and_removes_itself(
+    server: Server, connection: Connection, tmp_path: Path
+) -> None:
+    program = bootstrap_program()
+    text = {path: code.replace("WAIT_SECONDS = 300.0", "WAIT_SECONDS = 0.2") for path, code in program.items()}
+    connection.request("begin", session="a" * 32, who="x", since="y", program=text)
+    deadline = time.monotonic() + 20
+    while connection.request("probe", blobs=[], requirements=[])["holder"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not (tmp_path / "cache" / "sessions" / ("a" * 32)).exists()
+    with pytest.raises(DeviceError, match="the session is gone"):
+        connection.request("touch", session="a" * 32)
+
+
+@pytest.mark.parametrize("path", ["/tmp/a", "sub/../../a"])
+def test_a_path_that_leads_out_of_the_session_is_refused(
+    connection: Connection, archive: Blob, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "a").write_text("content")
+    with pytest.raises(DeviceError, match="leads out of the session's folder"):
+        result(connection, archive, {path: tmp_path / "a"}, SilentProgress())
+
+
+def test_packages_that_cannot_be_had_are_told_and_leave_no_half_environment(
+    connection: Connection, archive: Blob, tmp_path: Path
+) -> None:
+    missing = [f"compress-nowhere @ file://{tmp_path}/nowhere-1-py3-none-any.whl"]
+    with pytest.raises(DeviceError, match="packages of the harness cannot be installed") as caught:
+        result(connection, archive, {}, SilentProgress(), requirements=missing)
+    assert "nowhere-1-py3-none-any.whl" in str(caught.value)
+    assert list((tmp_path / "cache" / "venvs").iterdir()) == []
+
+
+@pytest.mark.parametrize("field", [{"session": "../x"}, {"session": "a" * 31}])
+def test_names_from_outside_are_checked_there_too(connection: Connection, field: dict[str, str]) -> None:
+    with pytest.raises(DeviceError, match="is no session"):
+        connection.request("end", **field)
+    with pytest.raises(DeviceError, match="is no SHA-256 digest"):
+        connection.request("receive", blob="../../x", offset=0, size=0)
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kUcftxxsl"
+GOOD = f"""
+devices:
+  pi:
+    host: 192.168.1.20
+    user: pi
+    key: ~/.ssh/id_ed25519
+    host_key: {KEY}
+  bench-2:
+    host: "fe80::1%eth0"
+    port: 2222
+    user: someone
+    key: keys/device
+    host_key: {KEY} of the bench
+    python: /opt/python 3.12/bin/python3
+    cache: /var/tmp/compress
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "devices.yaml").write_text(text)
+    return folder / "devices.yaml"
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        read_inventory(written(folder, text))
+    return str(caught.value)
+
+
+def test_devices_are_read_with_their_defaults(tmp_path: Path) -> None:
+    inventory = read_inventory(written(tmp_path, GOOD))
+    assert list(inventory) == ["pi", "bench-2"]
+    assert (inventory["pi"].port, inventory["pi"].python, inventory["pi"].cache) == (
+        22,
+        "python3",
+        ".cache/compress-device",
+    )
+    assert (inventory["bench-2"].port, inventory["bench-2"].cache) == (2222, "/var/tmp/compress")
+
+
+def test_every_problem_is_told_with_its_line_and_the_nearest_name(tmp_path: Path) -> None:
+    text = GOOD.replace("    host: 192", "    hots: 192").replace("port: 2222", "port: 99999") + "password: x\n"
+    problems = refusal(tmp_path, text)
+    assert "devices.yaml:4: devices.pi.hots: found an unknown field" in problems
+    assert "Did you mean 'host'?" in problems
+    assert "devices.pi.host: found nothing" in problems
+    assert "devices.yaml:10: devices.bench-2.port: found 99999; expected a number of at most 65535" in problems
+    assert "password: found an unknown field; expected only devices" in problems
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("host", "-oProxyCommand=touch x"),
+        ("host", "a b"),
+        ("host", "pi;reboot"),
+        ("user", "-l"),
+        ("user", "pi$(id)"),
+        ("python", "-c"),
+        ("python", "python3\\nreboot"),
+        ("cache", "../other"),
+        ("cache", "/"),
+        ("cache", "~/x"),
+        ("host_key", "AAAAC3NzaC1lZDI1NTE5"),
+        ("host_key", KEY[:-3]),
+        ("host_key", KEY.replace("ssh-ed25519 ", "ssh-rsa ")),
+    ],
+)
+def test_values_that_could_be_taken_for_something_else_are_refused(tmp_path: Path, field: str, value: str) -> None:
+    fields = {"host": "h", "user": "u", "key": "k", "host_key": KEY, field: value}
+    lines = "\n".join(f'    {name}: "{field_text}"' for name, field_text in fields.items())
+    assert f"devices.pi.{field}: found" in refusal(tmp_path, f"devices:\n  pi:\n{lines}\n")
+
+
+@pytest.mark.parametrize("name", ["all", "Pi", "a b", "../x"])
+def test_names_are_plain(tmp_path: Path, name: str) -> None:
+    text = GOOD.replace("  pi:", f'  "{name}":')
+    assert "expected a name of up to 40 small letters" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["", "devices:", "devices: {}", "- pi", "devices: [pi", "devices: 3"])
+def test_a_file_without_devices_is_refused(tmp_path: Path, text: str) -> None:
+    problems = refusal(tmp_path, text)
+    assert "inventory" in problems
+    assert "recipe" not in problems
+
+
+def test_devices_are_chosen_by_name_or_all(tmp_path: Path) -> None:
+    file = written(tmp_path, GOOD)
+    known = read_inventory(file)
+    assert list(choose_devices(known, ["bench-2"], file)) == ["bench-2"]
+    assert list(choose_devices(known, ["bench-2", "all"], file)) == ["bench-2", "pi"]
+    with pytest.raises(InputError, match="There is no device 'bench2'") as caught:
+        choose_devices(known, ["bench2"], file)
+    assert "pi, bench-2, all; did you mean 'bench-2'?" in str(caught.value)
+
+
+def test_the_inventory_lies_beside_the_recipe_or_here(tmp_path: Path) -> None:
+    recipes, current_folder = tmp_path / "recipes", tmp_path / "here"
+    recipes.mkdir()
+    current_folder.mkdir()
+    with pytest.raises(InputError, match="There is no inventory") as caught:
+        find_inventory(None, [recipes, current_folder])
+    assert str(recipes / "devices.yaml") in str(caught.value)
+    later = written(current_folder, GOOD)
+    assert find_inventory(None, [recipes, current_folder]) == later
+    first = written(recipes, GOOD)
+    assert find_inventory(None, [recipes, current_folder]) == first
+    assert find_inventory(later, [recipes]) == later

@@ -1,24 +1,36 @@
+"""None"""
+
 from __future__ import annotations
 
+import json
+import os
+import socket
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pytest
+from arm64 import arm_home
 from decoder_graphs import TinyDecoder
-from loopback_sshd import Server
+from loopback_sshd import Server, find_binary, running
 from onnx_graphs import make_examples, write_classifier
+from typer.testing import CliRunner
 
 from compress.benchmark.generation import measure_generation
-from compress.benchmark.session import measure_side_by_side
+from compress.benchmark.host import BenchmarkHost
+from compress.benchmark.session import BenchmarkResult, measure_side_by_side
+from compress.cli import app
+from compress.cli.bench import show_outcome
+from compress.cli.bench_measurement import bench_on_hosts, choose_hosts
 from compress.formats.targets import TARGETS
 from compress.plugins.devices.device_host import DeviceHost
 from compress.plugins.devices.inventory import Device
 from compress.plugins.devices.session import PACKAGES, requirements
 from compress.recipe.recipe import Benchmark
-from compress.utils.errors import ModelError, StageError
-from compress.utils.progress import SilentProgress
+from compress.utils.errors import DeviceError, InputError, ModelError, StageError
+from compress.utils.progress import Progress, SilentProgress
 
 Item = TypeVar("Item")
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40, launches=2)
@@ -120,3 +132,112 @@ def test_other_targets_are_not_had_on_devices(server: Server, device: Device, tm
         measure_side_by_side(
             {"m": folder}, {"m": make_examples(4)}, TARGETS["gpu"], QUICK, "m", SilentProgress(), seed=1, host=host
         )
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kUcftxxsl"
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    """Two devices at a port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    device = f'{{host: 127.0.0.1, port: {port}, user: nobody, key: key, host_key: "{KEY}"}}'
+    (tmp_path / "devices.yaml").write_text(f"devices: {{one: {device}, two: {device}}}\n")
+    return tmp_path / "devices.yaml"
+
+
+def test_devices_that_do_not_answer_are_listed_with_the_reason(
+    inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(inventory.parent)
+    done = CliRunner().invoke(app, ["devices", "--json"])
+    assert done.exit_code == 3
+    rows = json.loads(done.stdout)
+    assert [(row["name"], row["answers"]) for row in rows] == [("one", False), ("two", False)]
+    assert "private key cannot be read" in rows[0]["state"]
+    output = CliRunner().invoke(app, ["devices", "two", "--inventory", str(inventory)]).stdout
+    assert output.startswith("two  nobody@127.0.0.1, port")
+
+
+def test_an_unknown_device_and_an_inventory_for_nothing_are_refused(inventory: Path) -> None:
+    with pytest.raises(InputError, match="There is no device 'tow'"):
+        CliRunner().invoke(app, ["devices", "tow", "--inventory", str(inventory)], catch_exceptions=False)
+    command = ["bench", "model", "--context", "4", "--inventory", str(inventory)]
+    with pytest.raises(InputError, match="--inventory without --device"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_result(
+    inventory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = choose_hosts(["all"], inventory, None)
+    together = threading.Barrier(2, timeout=10)
+
+    def measure(place: BenchmarkHost, progress: Progress) -> BenchmarkResult:
+        together.wait()
+        name = place.target(TARGETS["cpu"]).name
+        if name == "cpu@one":
+            raise DeviceError("The device 'one' went away.")
+        return BenchmarkResult([], [f"noise of {name}"], {"device": name})
+
+    benched = bench_on_hosts(hosts, measure)
+    with pytest.raises(DeviceError, match="'one' went away"):
+        show_outcome(benched, json_=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["devices"] == {
+        "two": {"measurements": [], "notes": ["noise of cpu@two"], "environment": {"device": "cpu@two"}}
+    }
+    assert answer["failed"] == {"one": "The device 'one' went away."}
+
+
+BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
+PYTHON = arm_home() / "root" / "usr" / "bin" / "python3.13"
+EMULATED_QUICK = Benchmark(threads=1, batched=False, seconds=0.5, examples=20, launches=2)
+
+
+@pytest.fixture
+def arm_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server whose sessions find the libraries of ARM programs."""
+    binary = find_binary()
+    if binary is None:
+        pytest.skip("no sshd here (Debian: openssh-server)")
+    if not BINFMT.exists():
+        pytest.skip("the kernel does not hand ARM programs to qemu (Debian: qemu-user-binfmt)")
+    if not (PYTHON.parents[1] / "lib" / "python3.13" / "ensurepip").is_dir():
+        pytest.skip("no Python for ARM with venv (bash benchmarks/arm64_runtime.sh fetches one)")
+    monkeypatch.setenv("QEMU_LD_PREFIX", str(arm_home() / "root"))
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    with running(binary, folder) as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Server, tmp_path: Path) -> None:
+    model = write_classifier(tmp_path / "model", width=64, layers=4)
+    devices = {
+        "here": arm_server.device(tmp_path / "here"),
+        "board": arm_server.device(tmp_path / "there", python=str(PYTHON)),
+    }
+
+    def measure(place: BenchmarkHost, progress: Progress) -> BenchmarkResult:
+        examples = {"final": make_examples(20)}
+        return measure_side_by_side(
+            {"final": model}, examples, TARGETS["cpu"], EMULATED_QUICK, "final", progress, seed=0, place=place
+        )
+
+    hosts = {name: DeviceHost(name, device, arm_server.folder) for name, device in devices.items()}
+    benched = bench_on_hosts(hosts, measure)
+
+    assert benched.failures == {}
+    machines = {name: result.environment["platform"].split()[-1] for name, result in benched.results.items()}
+    assert machines == {"here": os.uname().machine, "board": "aarch64"}, benched.results["board"].environment
+    latency = {
+        name: next(row for row in result.measurements if row.metric == "latency_ms")
+        for name, result in benched.results.items()
+    }
+    assert {row.target for row in latency.values()} == {"cpu@here", "cpu@board"}
+    assert latency["board"].n == len(latency["board"].raw or ()) > 4
+    assert latency["board"].value > 2 * latency["here"].value, "an emulated processor is slower"

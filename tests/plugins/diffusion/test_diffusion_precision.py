@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
+import torch
+from diffusers import DDIMScheduler, HeunDiscreteScheduler
 from onnx import numpy_helper
 from tiny_pipelines import WORDS, pipeline_folder
 
 from compress.data.dataset import Dataset
+from compress.formats.onnx.export import ExportedGraph
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino
-from compress.formats.runtime import open_model
+from compress.formats.runtime import Batch, TensorType, open_model
+from compress.plugins.diffusion.calibration import TIMESTEPS, evenly, prompts_needed, watch
 from compress.plugins.diffusion.image_similarity import ssim
-from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
-from compress.plugins.diffusion.pipeline_model import load_pipeline
-from compress.plugins.diffusion.sampler import PICTURES
+from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion, verify_diffusion
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.sampler import (
+    DENOISED,
+    HIDDEN,
+    IDS,
+    LATENT,
+    NOISE,
+    PICTURE,
+    PICTURES,
+    SAMPLE,
+    SEED,
+    TEXT,
+    TIMESTEP,
+    Latents,
+    PictureSampler,
+)
+from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.plugins.diffusion.session import PictureSession
 from compress.stages.base import Context
 from compress.stages.cast import Cast
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA
@@ -152,3 +175,188 @@ def test_each_part_is_an_ir_in_its_folder(model: OnnxModel, context: Context, tm
     np.testing.assert_allclose(
         open_model(again).predict(examples.batch([0, 1]))[PICTURES], drawn(model, context), atol=1e-3
     )
+
+
+PROMPT_COUNT, TOKENS, SCALING = 3, 5, 0.5
+EMPTY = 9
+"""The token of the empty prompt."""
+
+
+class Part:
+    """A session whose answers are known by hand."""
+
+    provider = "none"
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self, gives: str, **inputs: str) -> None:
+        self.gives, self.inputs = gives, tuple(inputs)
+        self.input_types = {name: TensorType(dtype, ()) for name, dtype in inputs.items()}
+        self.output_types = {gives: TensorType("float32", ())}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        if self.gives == HIDDEN:
+            return {HIDDEN: np.repeat(batch[IDS][:, :, np.newaxis], 2, axis=2).astype(np.float32)}
+        if self.gives == DENOISED:
+            return {DENOISED: 0.1 * batch[SAMPLE]}
+        return {PICTURE: batch[LATENT][:, :1]}
+
+
+def session(steps: int = 50, guidance: float = 7.5, scheduler: Any = None) -> PictureSession:
+    parts = {
+        "text_encoder": Part(HIDDEN, input_ids="int64"),
+        "unet": Part(DENOISED, sample="float32", timestep="int64", encoder_hidden_states="float32"),
+        "vae_decoder": Part(PICTURE, latent_sample="float32"),
+    }
+    text, unet, decoder = (part.predict for part in parts.values())
+    latents = Latents(channels=4, factor=2, multiple=2, scaling=SCALING)
+    scheduler = scheduler or DDIMScheduler(clip_sample=False)
+    empty = np.full((1, TOKENS), EMPTY, np.int64)
+    sampler = PictureSampler(text, unet, decoder, scheduler, latents, Sampling(steps, guidance), empty)
+    return PictureSession(sampler, parts, "here")
+
+
+def batch() -> dict[str, np.ndarray]:
+    noise = np.random.default_rng(0).standard_normal((PROMPT_COUNT, 4, 8, 8)).astype(np.float32)
+    ids = np.arange(PROMPT_COUNT)[:, np.newaxis] + np.ones((1, TOKENS), np.int64)
+    return {IDS: ids, NOISE: noise, SEED: np.arange(PROMPT_COUNT)}
+
+
+def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
+    watched = watch(session(), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
+    # DDIM's 50 of 1000 timesteps are 980, 960, ..., 0; 25 of them from the first to the last.
+    expected = [980 - 20 * round(sample * 49 / 24) for sample in range(25)]
+    assert list(watched.timesteps) == expected
+    assert (expected[0], expected[-1]) == (980, 0)
+    assert len(watched.feeds) == TIMESTEPS
+    for feed in watched.feeds:
+        assert feed[SAMPLE].shape == (2 * PROMPT_COUNT, 4, 8, 8)
+        np.testing.assert_array_equal(feed[SAMPLE][:PROMPT_COUNT], feed[SAMPLE][PROMPT_COUNT:])
+        # The empty prompt comes first, as in diffusers.
+        assert feed[TEXT][:, 0, 0].tolist() == [EMPTY] * PROMPT_COUNT + [1, 2, 3]
+        # As the graph takes it.
+        assert feed[TIMESTEP].dtype == np.int64
+    np.testing.assert_array_equal(watched.feeds[0][SAMPLE][:PROMPT_COUNT], batch()[NOISE])
+    assert "3 prompts at 25 timesteps with guidance 7.5" in str(watched)
+
+
+def test_without_guidance_there_is_one_row_a_prompt() -> None:
+    watched = watch(session(4, 1.0), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
+    assert [feed[SAMPLE].shape[0] for feed in watched.feeds] == [PROMPT_COUNT] * 4
+    assert list(watched.timesteps) == [750, 500, 250, 0]
+
+
+def test_a_scheduler_that_calls_twice_a_step_is_watched_at_both() -> None:
+    watched = watch(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
+    assert len(watched.feeds) == 2 * 5 - 1
+
+
+def test_a_decoder_is_given_what_sampling_ends_in() -> None:
+    drawing = session(10)
+    latents = drawing.sampler.denoised(batch()[IDS], batch()[NOISE], list(range(PROMPT_COUNT)))
+    watched = watch(drawing, "vae_decoder", batch(), np.arange(PROMPT_COUNT), seed=0)
+    np.testing.assert_allclose(np.concatenate([feed[LATENT] for feed in watched.feeds]), latents / SCALING, rtol=1e-6)
+    text = watch(drawing, "text_encoder", batch(), np.arange(PROMPT_COUNT), seed=0)
+    assert [feed[IDS].tolist() for feed in text.feeds] == [[[1 + row] * TOKENS] for row in range(PROMPT_COUNT)]
+
+
+@pytest.mark.parametrize(
+    ("part", "steps", "guidance", "count", "prompts"),
+    [
+        # 25 steps of two rows each.
+        ("unet", 50, 7.5, 250, 5),
+        ("unet", 50, 7.5, 251, 6),
+        ("unet", 4, 1.0, 250, 63),
+        ("unet", 50, 7.5, 1, 1),
+        ("text_encoder", 50, 7.5, 250, 250),
+        ("vae_decoder", 50, 7.5, 250, 32),
+        ("vae_decoder", 50, 7.5, 7, 7),
+    ],
+)
+def test_prompts_are_as_many_as_the_examples_take(
+    part: str, steps: int, guidance: float, count: int, prompts: int
+) -> None:
+    assert prompts_needed(session(steps, guidance).sampler, part, count) == prompts
+
+
+def test_places_are_even() -> None:
+    assert evenly(5, 25) == [0, 1, 2, 3, 4]
+    assert evenly(100, 5) == [0, 25, 50, 74, 99]
+    assert evenly(1, 25) == [0]
+
+
+PROMPTS = ["a bag", "the small dark boot of a photo"]
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> GeneratorModel:
+    return load_pipeline(pipeline_folder(tmp_path_factory.mktemp("pipeline")))
+
+
+@pytest.fixture(scope="module")
+def exported(generator: GeneratorModel) -> dict[str, ExportedGraph]:
+    return export_diffusion(generator, generator.processor.ids(PROMPTS), None, True)
+
+
+def shapes(values: list[onnx.ValueInfoProto]) -> dict[str, list[int | str]]:
+    return {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values
+    }
+
+
+def test_inputs_and_outputs_are_those_that_optimum_feeds_and_reads(exported: dict[str, ExportedGraph]) -> None:
+    # optimum.onnxruntime.modeling_diffusion: ORTTextEncoder, ORTUnet (a scalar timestep), ORTVaeDecoder.
+    assert list(exported) == ["text_encoder", "unet", "vae_decoder"]
+    text, unet, decoder = (part.graph.graph for part in exported.values())
+    assert shapes(text.input) == {"input_ids": ["batch_size", "sequence_length"]}
+    # diffusers takes the first output of a text encoder.
+    assert next(iter(shapes(text.output).items())) == ("last_hidden_state", ["batch_size", "sequence_length", 16])
+    sides = ["batch_size", 4, "height", "width"]
+    texts = ["batch_size", "sequence_length", 16]
+    assert shapes(unet.input) == {"sample": sides, "timestep": [], "encoder_hidden_states": texts}
+    assert shapes(unet.output) == {"out_sample": sides}
+    assert shapes(decoder.input) == {"latent_sample": sides}
+    assert shapes(decoder.output) == {"sample": ["batch_size", 1, "2*height", "2*width"]}
+
+
+def test_tensors_are_named_as_in_the_torch_model(generator: GeneratorModel, exported: dict[str, ExportedGraph]) -> None:
+    torch_names = set(generator.tensors())
+    stored = [tensor.name for part in exported.values() for tensor in part.graph.graph.initializer]
+    assert len(stored) == len(set(stored))
+    assert {"unet.conv_in.weight", "vae.decoder.conv_out.weight", "text_encoder.pooler.dense.bias"} <= set(
+        stored
+    ) & torch_names
+
+
+@pytest.mark.parametrize(("batch", "height", "width", "tokens"), [(1, 8, 8, 12), (2, 6, 14, 12), (5, 2, 4, 3)])
+def test_the_denoiser_answers_as_torch_at_any_size(
+    generator: GeneratorModel, exported: dict[str, ExportedGraph], batch: int, height: int, width: int, tokens: int
+) -> None:
+    torch.manual_seed(1)
+    sample, text = torch.randn(batch, 4, height, width), torch.randn(batch, tokens, 16)
+    when = torch.tensor(33.0)
+    with torch.inference_mode():
+        expected = generator.parts["unet"](sample, when, text)[0].numpy()
+    feed = {"sample": sample.numpy(), "timestep": when.numpy(), "encoder_hidden_states": text.numpy()}
+    actual = session_of(exported["unet"].graph).predict(feed)["out_sample"]
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_a_graph_that_differs_is_named(generator: GeneratorModel, exported: dict[str, ExportedGraph]) -> None:
+    graphs = {name: item.graph for name, item in exported.items()}
+    ids = generator.processor.ids(PROMPTS)
+    assert max(item.worst for item in verify_diffusion(generator, graphs, ids, 1e-3).values()) < 1e-4
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graphs["vae_decoder"])
+    weight = next(item for item in changed.graph.initializer if item.name == "vae.decoder.conv_out.bias")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 0.1, weight.name))
+    with pytest.raises(IntegrityError, match="vae_decoder differs from torch by 1"):
+        verify_diffusion(generator, {**graphs, "vae_decoder": changed}, ids, 1e-3)
+
+
+@pytest.mark.slow
+def test_a_denoiser_that_is_told_of_the_guidance_becomes_a_graph(tmp_path: Path) -> None:
+    generator = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
+    ids = generator.processor.ids(PROMPTS)
+    graphs = {name: item.graph for name, item in export_diffusion(generator, ids, None, True).items()}
+    assert shapes(graphs["unet"].graph.input)["timestep_cond"] == ["batch_size", 8]
+    assert max(item.worst for item in verify_diffusion(generator, graphs, ids, 1e-3).values()) < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,18 +10,32 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
+import torch
 import yaml
+from diffusion import Row, levels_apart, models, of_int8, of_steps, of_the_run, points_lost, row, runs_beside
+from picture_reports import picture_report
 from PIL import Image
-from tiny_pipelines import WORDS, pipeline_folder
+from tiny_pipelines import TOKENS, WORDS, pipeline_folder
 from tiny_run import BENCHMARK, Notes, load
 
+from compress.cli.bench import refuse_idle
+from compress.cli.bench_measurement import refuse_together
+from compress.data.media import media, media_type
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.run import Run, run
-from compress.plugins.diffusion.sampling_settings import empty_ids, load_prompt_processor
-from compress.results.report import BASELINE, FINAL
+from compress.plugins.diffusion.image_levels import as_levels, fitted
+from compress.plugins.diffusion.sampling_settings import PromptProcessor, empty_ids, load_prompt_processor
+from compress.plugins.diffusion.stage_settings import StepDistillation
+from compress.plugins.diffusion.task import TASK
+from compress.recipe.loading import read_recipe
+from compress.recipe.recipe import Recipe
+from compress.results.report import BASELINE, FINAL, Measurement, Report
+from compress.tasks.registry import get_task, infer_task
+from compress.tasks.task import Examples
+from compress.utils.errors import InputError, ModelError
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 STAGES: list[dict[str, Any]] = [
     {"onnx": {}},
     {"onnx_int8": {"part": "unet"}},
@@ -74,6 +89,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(load(write_recipe(folder)), folder, folder / "artifacts", Notes())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
     model = done.folder / "model"
     parts = ("text_encoder", "unet", "vae_decoder")
@@ -86,6 +102,7 @@ def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
     assert (model / "tokenizer" / "tokenizer.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_what_is_cached_is_foretold(done: Run) -> None:
     """Of the parts alone, whatever lies beside them, as a run takes them."""
     folder = done.folder.parents[3]
@@ -95,6 +112,7 @@ def test_what_is_cached_is_foretold(done: Run) -> None:
     assert all(cached_stages(label) for label in recipe.labels())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> None:
     def sizes(part: str) -> list[float]:
         rows = [done.report.find(label, f"size_bytes_{part}", "cpu") for label in (BASELINE, FINAL)]
@@ -108,6 +126,7 @@ def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> No
     assert whole is not None and whole.value > sum(sizes(part)[-1] for part in ("unet", "text_encoder", "vae_decoder"))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_pictures_are_compared_with_the_float_ones_of_the_same_noise(done: Run) -> None:
     float_, quantized = (done.report.find(label, "psnr_to_baseline", "cpu") for label in (BASELINE, FINAL))
     assert float_ is not None and quantized is not None and quantized.raw is not None
@@ -116,17 +135,20 @@ def test_pictures_are_compared_with_the_float_ones_of_the_same_noise(done: Run) 
     assert 10 < quantized.value < float_.value and len(quantized.raw) == ROWS["test"]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
     assert done.report.find(FINAL, "latency_ms", "cpu") is not None
     graph = onnx.load(done.folder / "model" / "unet" / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"} & {node.op_type for node in graph.node}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_the_empty_prompt_is_read_without_transformers(done: Run) -> None:
     model = done.folder / "model"
     np.testing.assert_array_equal(empty_ids(model), load_prompt_processor(model).ids([""]))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 @pytest.mark.browser
 @pytest.mark.slow
 def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> None:
@@ -150,3 +172,199 @@ def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> No
         sent = done.report.find(label, "model_transfer_bytes", "browser")
         graphs = sum(path.stat().st_size for path in (done.folder / "model").rglob("*.onnx"))
         assert sent is not None and (label == BASELINE or graphs < sent.value < graphs + 3000)
+
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "fashion-diffusion.yaml"
+
+
+def report(**speeds: float) -> Report:
+    """Distances of 3.1 and 3.8, 188 and 184 prompts of 200 kept, 1.5 MB and 120 kB; with what is said of speed."""
+    run_report = picture_report()
+    rows = [
+        Measurement(
+            model=FINAL, metric=metric, target="cpu", value=value, unit="x", low=0.9 * value, high=1.1 * value, n=6
+        )
+        for metric, value in speeds.items()
+    ]
+    return run_report.model_copy(update={"measurements": (*run_report.measurements, *rows)})
+
+
+@pytest.mark.parametrize(
+    ("value", "lower", "held"),
+    [(41, False, "aim"), (40, False, "aim"), (39, False, "yes"), (20, False, "yes"), (19.9, False, "no"),
+     (1.1, True, "aim"), (1.2, True, "yes"), (1.31, True, "no")],
+)  # fmt: skip
+def test_a_figure_holds_the_best_bound_that_it_keeps(value: float, lower: bool, held: str) -> None:
+    least, aim = (1.3, 1.1) if lower else (20, 40)
+    assert row("what", value, "so much", least, aim, "{:g}x", lower).held == held
+    assert row("what", value, "so much", least, None, "{:g}x", lower).held == ("no" if held == "no" else "yes")
+
+
+def test_the_run_is_held_against_its_baseline() -> None:
+    faster, smaller, farther, lost = of_the_run(report(speedup=37.0))
+    assert faster == Row("end to end against the fp32 start, faster", "37.0x (33.3\u201340.7x)", "20x", "40x", "yes")
+    # 50 times 30,000 bytes to 4 times as many.
+    assert smaller.found.startswith("12.5x (1.50 MB to 120 kB)") and smaller.held == "aim"
+    assert farther.found.startswith("1.23x (3.80 (3.60") and farther.held == "yes"
+    # 188 and 184 of 200, the same ones.
+    assert lost.found.startswith("2.0 (") and lost.held == "yes"
+
+
+def test_points_are_paired() -> None:
+    def prompts(*seen: int) -> Measurement:
+        raw = tuple(map(float, seen))
+        return Measurement(
+            model="m", metric="prompt_accuracy", target="cpu", value=0.5, unit="ratio", n=len(raw), raw=raw
+        )
+
+    lost, low, high = points_lost(prompts(1, 1, 1, 0), prompts(1, 0, 0, 1))
+    # Two are lost and one is found, of four.
+    assert lost == pytest.approx(25.0)
+    assert low < lost < high
+    assert points_lost(prompts(1, 0), prompts(1, 0))[0] == 0.0
+
+
+def test_integers_and_training_are_judged_by_their_own_runs() -> None:
+    distance, faster = of_int8(report(speedup_denoiser_step=1.7))
+    assert (distance.held, faster.held) == ("no", "yes")
+    scheduler, taught = (report(perceptual_distance_to_baseline=apart) for apart in (0.2, 0.05))
+    from_real, from_the_start = of_steps(scheduler, taught)
+    assert from_real.found.startswith("1.00x") and from_real.held == "no"
+    assert from_the_start.found.startswith("0.250x") and from_the_start.held == "yes"
+
+
+def test_each_model_has_a_row_from_the_run_that_has_it() -> None:
+    run_report = report()
+    rows = list(models(run_report, dict.fromkeys(("int8", "scheduler", "distilled"), run_report)))
+    assert [cells[0] for cells in rows] == [
+        *("the start, fp32", "its denoiser in INT8", "best scheduler, as few steps", "distilled", "all of it")
+    ]
+    start = run_report.find(BASELINE, "latency_ms", "cpu")
+    assert start is not None and rows[0][5].startswith(f"{start.value:g} ms")
+    assert rows[0][6] == ""
+
+
+def test_runs_beside_have_the_recipes_own_fields() -> None:
+    recipe = read_recipe(RECIPE)
+    beside = runs_beside(recipe)
+    (unet_stage,) = (stage for stage in recipe.stages if getattr(stage, "part", "") == "unet")
+    assert beside["int8"][1] == unet_stage.model_dump()
+    steps = next(stage.steps for stage in recipe.stages if isinstance(stage, StepDistillation))
+    assert beside["scheduler"] == [{"kind": "schedule", "steps": steps, "scheduler": "best"}]
+    assert beside["distilled"][-1]["kind"] == "distill_steps"
+    for stages in beside.values():
+        changed: dict[str, Any] = {"name": "beside", "stages": stages, "limits": []}
+        assert Recipe.model_validate({**recipe.model_dump(), **changed}).baseline == "start"
+
+
+def test_levels_are_of_255() -> None:
+    ours = np.zeros((1, 2, 2, 1), np.float32)
+    theirs = np.array([[[0.0, 0.0039], [0.0, 0.0098]]], np.float32)
+    assert levels_apart(ours, theirs) == 2.0
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> PromptProcessor:
+    return load_prompt_processor(pipeline_folder(tmp_path_factory.mktemp("pipeline")))
+
+
+def encoded(levels: np.ndarray) -> object:
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    return media(file.getvalue(), None)
+
+
+def rows(*texts: str) -> pa.Table:
+    pictures = [np.full((12, 14), 10 * number, np.uint8) for number in range(len(texts))]
+    images = pa.array([encoded(picture) for picture in pictures], media_type())
+    return pa.table({"image": images, "text": list(texts), "label": ["bag", "boot"] * (len(texts) // 2)})
+
+
+def test_row_i_is_drawn_from_the_noise_of_seed_i(processor: PromptProcessor) -> None:
+    examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
+    batch = examples.batch([0, 1])
+    assert batch["seed"].tolist() == [0, 1] and batch["input_ids"].shape == (2, TOKENS)
+    for seed in (0, 1):
+        drawn = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
+        np.testing.assert_array_equal(batch["noise"][seed : seed + 1], drawn.numpy())
+    assert examples.lengths().tolist() == [4, 4], "words and the tokens about them"
+    assert examples.note == ""
+
+
+def test_what_is_cut_is_said(processor: PromptProcessor) -> None:
+    examples = TASK.encode(rows("a bag", " ".join(["dark"] * 40)), processor, None, 99)
+    assert examples.note == f"1 of 2 prompts are cut at {TOKENS} tokens"
+    assert examples.lengths().tolist() == [4, 42]
+
+
+def test_real_pictures_lie_in_the_middle_of_black(processor: PromptProcessor) -> None:
+    examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
+    assert examples.labels is not None and examples.labels.shape == (2, 16, 16, 1)
+    expected = np.zeros((16, 16), np.uint8)
+    expected[2:14, 1:15] = 10
+    np.testing.assert_array_equal(examples.labels[1, :, :, 0], expected)
+
+
+def test_larger_pictures_are_scaled_and_cropped_evenly() -> None:
+    wide = np.zeros((32, 64), np.uint8)
+    wide[:, 16:48] = 200
+    cropped = np.asarray(fitted(Image.fromarray(wide), 16, 16))
+    assert cropped.shape == (16, 16) and (cropped[:, 2:-2] == 200).all()
+
+
+def test_levels_are_those_that_diffusers_rounds_to() -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    pictures = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
+    expected = [np.asarray(picture) for picture in VaeImageProcessor.numpy_to_pil(pictures)]
+    np.testing.assert_array_equal(as_levels(pictures), np.stack(expected))
+
+
+def test_pictures_keep_the_names_of_their_classes(processor: PromptProcessor) -> None:
+    examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
+    pictures = np.stack([np.full((16, 16, 1), 0.5, np.float32), np.zeros((16, 16, 1), np.float32)])
+    collected = TASK.collect({"pictures": pictures}, examples, [1, 0])
+    assert collected["class"].tolist() == ["boot", "bag"]
+    assert collected["pictures"].dtype == np.uint8 and collected["pictures"][0].max() == 128
+
+
+def test_a_picture_of_one_gray_has_no_contrast_and_equal_ones_are_at_no_distance() -> None:
+    half = np.zeros((2, 16, 16, 1), np.uint8)
+    half[1, :8] = 100
+    (contrast,) = TASK.measure({"pictures": half}, None, "final", "cpu")
+    assert contrast.raw == (0.0, 50.0)
+    nearness = {row.metric: row for row in TASK.compare({"pictures": half}, {"pictures": half + 10}, "final", "cpu")}
+    # 10 log10(255² / 10²)
+    assert nearness["psnr_to_baseline"].value == pytest.approx(28.1308, abs=1e-3)
+
+
+def test_a_pipeline_tells_its_task_and_another_processor_is_refused() -> None:
+    assert infer_task({"architectures": ["StableDiffusionPipeline"]}, False) == "text-to-image"
+    assert get_task("text-to-image") is TASK
+    with pytest.raises(ModelError, match="does not prepare prompts"):
+        TASK.encode(rows("a bag", "dark boot"), object(), None, 99)
+
+
+def test_a_subset_keeps_its_noise(processor: PromptProcessor) -> None:
+    examples: Examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
+    assert examples.subset([1]).batch([0])["seed"].tolist() == [1]
+
+
+PICTURES = {"picture_steps": (4, 50), "picture_sizes": (64,)}
+
+
+def test_steps_and_sizes_are_for_models_that_draw() -> None:
+    refuse_idle(get_task("text-to-image").capabilities, PICTURES)
+    others = get_task("text-classification").capabilities
+    refuse_idle(others, {"threads": 2})
+    with pytest.raises(InputError, match="--steps and --size means nothing here"):
+        refuse_idle(others, PICTURES)
+    with pytest.raises(InputError, match="--size means nothing here"):
+        refuse_idle(others, {"picture_sizes": (64,)})
+
+
+def test_they_do_not_go_with_a_context_of_text() -> None:
+    idle = dict.fromkeys(("recipe", "batch_size", "rate", "size", "tokens", "text"))
+    with pytest.raises(InputError, match="--steps and --context don't go together"):
+        refuse_together([128], steps=[4], **idle)
+    refuse_together(None, steps=[4], **idle)

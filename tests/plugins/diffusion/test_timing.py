@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from compress.benchmark.record import TimingRecord
 from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.rounds import ImageTimes, TimedRounds
-from compress.benchmark.worker_sessions import combined_start_up
+from compress.benchmark.worker import combined_start_up
 from compress.formats.runtime import Batch
 from compress.plugins.diffusion.sampler import (
     DENOISED,

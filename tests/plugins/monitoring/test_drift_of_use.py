@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import drift_of_use
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -15,10 +17,11 @@ import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
 from pyarrow import csv
-from tiny_use import Done
+from tiny_use import Done, write_run
 
 from compress.data.columns import Column
 from compress.inspection.activation_clipping import ActivationRange, activation_ranges, record_activations
+from compress.numerics.differences import paired_difference
 from compress.plugins.monitoring.drift import advice_of, judged
 from compress.plugins.monitoring.features import image_features, sound_features, text_features
 from compress.plugins.monitoring.record import DriftTest
@@ -28,9 +31,6 @@ from compress.plugins.nightly.suite import SuiteEntry
 from compress.recipe.loading import read_recipe
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 
 Run = Callable[..., Done]
 
@@ -46,6 +46,7 @@ def looks_of(done: Done) -> dict[str, dict[str, Any]]:
     return {look["name"]: look for look in json.loads(done.stdout)["tests"]}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_eight_bits_cut_off() -> None:
     # uint8 with a step of 0.5 and the zero at 10: -5 to 122.5, and half a step beyond rounds back into it.
     constants = [
@@ -73,6 +74,7 @@ def test_what_eight_bits_cut_off() -> None:
     assert record_activations(graph, [relu, relu6], rows).cut.tolist() == [[0.25, 0.0], [0.5, 0.0]]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
     file = run_folder / "model" / "onnx" / "model_quantized.onnx"
     graph = onnx.load(file)
@@ -91,6 +93,7 @@ def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
         assert input_range.layer
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traits_of_texts_by_hand() -> None:
     tokenizer = tiny.word_piece()
     table = pa.table({"text": ["the film was great", "xq the", "\u2603 the film was a great plot"]})
@@ -106,6 +109,7 @@ def test_traits_of_texts_by_hand() -> None:
     assert features.tokens[1].sum() == min(4, len(tokenizer.tokenize("xq the")))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traits_of_images_by_hand() -> None:
     image = pytest.importorskip("PIL.Image")
     content = io.BytesIO()
@@ -119,6 +123,7 @@ def test_traits_of_images_by_hand() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traits_of_recordings_by_hand() -> None:
     soundfile = pytest.importorskip("soundfile")
     content = io.BytesIO()
@@ -132,6 +137,7 @@ def test_traits_of_recordings_by_hand() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_one_source_is_no_drift_and_a_shift_is_one(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     same = write(tmp_path / "same.csv", tiny.texts(150, seed=9))
     quiet = compress("drift", run_folder, "--recent", same, "--json")
@@ -152,6 +158,7 @@ def test_one_source_is_no_drift_and_a_shift_is_one(run_folder: Path, tmp_path: P
     assert "widen the table: put today" in html
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     # Texts of one word over and over are what no calibration row was.
     texts = [" ".join([word] * 11) for word in (*tiny.GOOD, *tiny.BAD) for _ in range(10)]
@@ -165,6 +172,7 @@ def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: 
     assert looks["unknown"]["verdict"] == "none"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     same = write(tmp_path / "same.csv", tiny.texts(150, seed=9))
     done = compress("drift", run_folder, "--recent", same, "--reference", run_folder / "train.csv", "--json")
@@ -176,6 +184,7 @@ def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path:
     assert "trained on" in json.loads(done.stdout)["notes"][0]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -195,6 +204,7 @@ def test_bad_input_is_told(run_folder: Path, tmp_path: Path, compress: Run, cont
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "latest").symlink_to(run_folder)
@@ -233,6 +243,7 @@ def look(name: str, p_value: float, effect: float = 1.0, matters_from: float = 0
     return DriftTest(name=name, title=name, verdict="none", effect=effect, matters_from=matters_from, p_value=p_value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
     looks = [look("length", 0.003), look("cut", 0.001), look("classes", 0.0001, effect=0.05), look("words", 0.5)]
     verdicts = {
@@ -246,9 +257,53 @@ def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
     assert verdicts["length"].adjusted == pytest.approx(0.006)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_advice_names_stage_and_field() -> None:
     untrimmed = recipe({"distill": {"student": {"layers": [0]}}}, "onnx", "onnx_int8")
     assert "run `distill` again" in advice_of(look("words", 0.0), untrimmed)
     assert "needs no ranges" not in advice_of(look("ranges", 0.0), untrimmed)
     assert "a `finetune` stage" in advice_of(look("confidence", 0.0), recipe("onnx"))
     assert "embed the index anew" in advice_of(look("embeddings", 0.0), untrimmed)
+
+
+LOCAL = [name for name in drift_of_use.SHIFTS if not any(word in name for word in ("snippets", "verses", "Wikipedia"))]
+
+
+def test_twenty_shifts_are_planted_and_all_change_their_rows() -> None:
+    texts = tiny.texts(200)
+    assert len(drift_of_use.SHIFTS) == 20
+    for name in LOCAL:
+        if name.startswith(("capitals", "the ")):
+            continue
+        changed = drift_of_use.SHIFTS[name](texts, random.Random(0))
+        assert len(changed) == len(texts)
+        assert sum(old != new for old, new in zip(texts, changed, strict=True)) > 40, name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_shifts_are_found_and_windows_of_one_source_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_of_use, "REFERENCE", 80)
+    monkeypatch.setattr(drift_of_use, "WINDOW", 50)
+    _, model = drift_of_use.opened(write_run(tmp_path / "run"))
+    whole = drift_of_use.seen(model, tiny.texts(200, seed=5))
+    chosen = ["web addresses", "texts three times as long", "Greek words"]
+    found = drift_of_use.find_shifts(model, whole.take(np.arange(80)), tiny.texts(200, seed=6), chosen)
+    assert all(found[name] for name in chosen)
+    alarms = drift_of_use.windows(model, whole, 6, 200)
+    assert sum(map(bool, alarms)) <= 1
+
+
+def test_a_loss_is_found_after_about_as_many_requests_as_it_takes() -> None:
+    assert drift_of_use.fixed_size() == 870
+    right = np.arange(1000) < 850
+    needed = [drift_of_use.requests_until_found(right, seed, most=6000) for seed in range(3)]
+    assert min(needed) > 100 and max(needed) < 6000
+
+
+def test_an_interval_of_fixed_size_is_wrong_where_one_looks_often() -> None:
+    right = np.random.default_rng(0).random(1200) < 0.85
+    wrong = np.array([drift_of_use.against_itself(right, seed, requests=400) for seed in range(12)])
+    anytime, fixed = wrong.sum(axis=0)
+    assert anytime <= 1 < fixed
+    # The same outcomes by hand: the interval that is looked at is that of compare.
+    assert paired_difference([1, 1], [1, 0], 0.95).value == -0.5

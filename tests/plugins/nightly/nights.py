@@ -10,7 +10,7 @@ import numpy as np
 
 from compress.plugins.nightly.history import NightHistory
 from compress.plugins.nightly.record import EntryOutcome, Host, Night, NightFinding
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 
 SUITE = "made-up"
 HOST = Host(digest="00000000000000aa", words="An invented processor, 2 of 2 cores, 8.00 GB, Linux x86_64")

@@ -7,20 +7,25 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import psutil
 import pytest
 import tiny_run
+import yaml
 from nights import ignore, night, outcome, row
 
+from compress.plugins.nightly.entry_run import EndedProcess, run_process
 from compress.plugins.nightly.history import NightHistory
 from compress.plugins.nightly.run import NightResult, NightRun, commit_of, host_of, software_of
-from compress.plugins.nightly.suite import read_suite
+from compress.plugins.nightly.suite import read_suite, select_entries, suite_schema
 from compress.plugins.nightly.views import write_night
 from compress.utils.environment import environment
+from compress.utils.errors import InputError
 
 HERE = host_of(environment())
 
@@ -230,3 +235,191 @@ def test_a_bad_suite_is_told_before_anything_runs(tmp_path: Path) -> None:
     assert "The suite has 2 problems" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "artifacts").exists()
+
+
+FAMILY = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FAMILY
+
+
+def run(folder: Path, script: str, limit: float = 60.0, grace: float = 5.0) -> EndedProcess:
+    return run_process([sys.executable, "-c", script], folder / "out", folder / "log", limit, grace)
+
+
+def are_gone(pids: list[int]) -> bool:
+    """Whether no process of these lives, zombies apart."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_output_error_and_code_are_kept(tmp_path: Path) -> None:
+    script = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(len(sys.stdin.read()) + 7)"
+    ended = run(tmp_path, script)
+    assert (ended.exit_code, ended.timed_out) == (7, False)
+    assert (tmp_path / "out").read_text() == "out\n"
+    assert (tmp_path / "log").read_text() == "err\n"
+
+
+def test_a_killed_process_has_its_signal(tmp_path: Path) -> None:
+    ended = run(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert (ended.exit_code, ended.timed_out) == (-signal.SIGKILL, False)
+
+
+@pytest.mark.parametrize(("script", "code"), [(FAMILY, -signal.SIGTERM), (STUBBORN, -signal.SIGKILL)])
+def test_one_that_hangs_is_ended_with_all_it_started(tmp_path: Path, script: str, code: int) -> None:
+    ended = run(tmp_path, script, limit=2.0, grace=0.5)
+    assert (ended.exit_code, ended.timed_out) == (code, True)
+    assert ended.seconds >= 2.0
+    pids = [int(pid) for pid in (tmp_path / "out").read_text().split()]
+    assert len(pids) == 2
+    assert are_gone(pids)
+
+
+INTERRUPTED = f"""
+import signal, sys
+from pathlib import Path
+from compress.plugins.nightly.entry_run import run_process
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    run_process([sys.executable, "-c", {FAMILY!r}], Path("out"), Path("log"), 60.0, 5.0)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_ends_the_process_too(tmp_path: Path) -> None:
+    """A process of its own is interrupted: this one has libraries that look after signals in their ways."""
+    night = subprocess.Popen([sys.executable, "-c", INTERRUPTED], cwd=tmp_path)
+    out, end = tmp_path / "out", time.monotonic() + 30
+    while time.monotonic() < end and not (out.exists() and out.read_text()):
+        time.sleep(0.02)
+    night.send_signal(signal.SIGINT)
+    assert night.wait(timeout=30) == 130
+    pids = [int(pid) for pid in out.read_text().split()]
+    assert len(pids) == 2
+    assert are_gone(pids)
+
+
+ROOT = Path(__file__).parents[3]
+SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "a.yaml").write_text("name: a\n")
+    path = folder / "suite.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_field_is_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+name: night
+budget_minutes: 90
+history: history.sqlite
+baselines: baselines
+policy: {rules: [{metric: latency_ms, worse_by: 7%}]}
+entries:
+  - recipe: a.yaml
+  - {recipe: a.yaml, name: b, set: [seed=1], targets: [cpu], time_limit_minutes: 5,
+     policy: {rules: [{metric: accuracy, worse_by: 1 points}]}}
+""",
+    )
+    suite = read_suite(path)
+    first, second = suite.entries
+    assert (suite.name, suite.budget_minutes, suite.history) == ("night", 90, "history.sqlite")
+    assert suite.policy.rules[0].margin == (0.07, True)
+    assert (first.label, first.overrides, first.policy, first.time_limit_minutes) == ("a", (), None, None)
+    assert (second.label, second.overrides, second.time_limit_minutes) == ("b", ("seed=1", "targets=[cpu]"), 5)
+    assert second.policy is not None
+    assert second.policy.rules[0].margin == (0.01, False)
+    assert select_entries(suite, ["b"]).entries == (second,)
+    with pytest.raises(InputError, match="no entry 'c'"):
+        select_entries(suite, ["c"])
+
+
+def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """name: a night
+budget_minutes: 0
+baseline: folder
+entries:
+  - recipe: b.yaml
+  - recipe: a.yaml
+  - {recipe: a.yaml, targets: [cpus], time_limit_minutes: -1}
+policy: {rules: [{metric: latency_ms, worse_by: much}]}
+""",
+    )
+    with pytest.raises(InputError) as refused:
+        read_suite(path)
+    text = str(refused.value)
+    assert "The suite has 8 problems" in text
+    lines = [(f"{path}:{line}: {field}", word) for line, field, word in (
+        (1, "name", "form"), (2, "budget_minutes", "above 0"), (3, "baseline", "'baselines'"),
+        (5, "entries.0.recipe", "'b.yaml', where no file lies"), (7, "entries.2.recipe", "a second entry 'a'"),
+        (7, "entries.2.targets.0", "'cpu'"), (7, "entries.2.time_limit_minutes", "above 0"),
+        (8, "policy.rules.0.worse_by", "a margin"),
+    )]  # fmt: skip
+    for start, word in lines:
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
+        assert word in line
+    assert "recipe has" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "an empty file"),
+        ("- a\n", "a list of 1"),
+        ("name: [", "invalid YAML"),
+        ("name: x\nentries: []\n", "at least 1"),
+        ("name: x\n", "entries: found nothing"),
+        ("name: x\nentries: [a.yaml]\n", "a mapping of fields"),
+    ],
+)
+def test_what_is_no_suite_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        read_suite(write(tmp_path, text))
+    assert said in str(refused.value)
+    assert "The suite has" in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_a_missing_suite_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path, "name: x\n")
+    with pytest.raises(InputError, match=r"Did you mean 'suite\.yaml'"):
+        read_suite(tmp_path / "siute.yaml")
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_suites_of_the_tree_are_valid(path: Path) -> None:
+    assert read_suite(path).name == path.stem
+    jsonschema.validate(yaml.safe_load(path.read_text()), suite_schema())
+
+
+def test_the_published_schema_is_current_and_refuses_what_the_reader_refuses() -> None:
+    assert json.loads((ROOT / "docs" / "suite.schema.json").read_text()) == suite_schema(), "run `make docs`"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "x", "entries": [{"recipe": "a", "target": "cpu"}]}, suite_schema())
+
+
+def test_there_are_suites_and_a_workflow_that_runs_them() -> None:
+    assert "own" in {path.stem for path in SUITES}
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())
+    steps = workflow["jobs"]["nightly"]["steps"]
+    (night,) = [step for step in steps if "compress nightly" in step.get("run", "")]
+    named = night["run"].split()[-1]
+    assert (ROOT / named).is_file()
+    assert "continue-on-error" not in night
+    assert any("upload-artifact" in step.get("uses", "") and step.get("if") == "always()" for step in steps)

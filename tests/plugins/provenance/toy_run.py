@@ -11,8 +11,7 @@ from compress.pipeline.licences import find_licences
 from compress.pipeline.run import with_absolute_paths
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import Recipe
-from compress.results.measurement import Measurement
-from compress.results.report import DataRecord, Report, StageRecord
+from compress.results.report import DataRecord, Measurement, Report, StageRecord
 
 DIGESTS = {"train": "1" * 64, "test": "2" * 64}
 ROWS = (

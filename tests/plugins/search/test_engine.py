@@ -12,10 +12,8 @@ import pytest
 
 from compress.plugins.search.acquisition import Acquisition
 from compress.plugins.search.engine import ROUND, Engine, PlannedTrial
-from compress.plugins.search.goal import Goal, limit_name
-from compress.plugins.search.outcome import TrialOutcome, pack_rows, unpack_rows
-from compress.plugins.search.parameters import SearchParameter
-from compress.plugins.search.space import Point
+from compress.plugins.search.outcome import Goal, TrialOutcome, limit_name, pack_rows, unpack_rows
+from compress.plugins.search.space import Point, SearchParameter
 from compress.recipe.recipe import Limit, Recipe
 from compress.utils.errors import InputError
 

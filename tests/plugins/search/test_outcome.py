@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import entropy
 
-from compress.plugins.search.goal import Goal
+from compress.pipeline.target_session import TargetSession
+from compress.plugins.search.early_stopping import early_stopping_reason, measure_divergence, order_by_divergence
+from compress.plugins.search.final_evaluation import FinalEvaluation, expected_timing_seconds, timing_budget
+from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import (
+    Goal,
     TrialOutcome,
     constraint_margin,
     outcome_fields,
@@ -19,8 +27,9 @@ from compress.plugins.search.outcome import (
     paired_difference,
     unpack_rows,
 )
-from compress.recipe.recipe import Limit
-from compress.results.measurement import Measurement
+from compress.recipe.recipe import Benchmark, Limit
+from compress.recipe.search import Search
+from compress.results.report import BASELINE, FINAL, Measurement
 
 bits = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=70)
 numbers = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20)
@@ -106,3 +115,224 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
 )
 def test_the_baseline_is_timed_where_a_limit_compares_times(limit: Limit, compares: bool) -> None:
     assert Goal(("latency_ms",), (limit,), 0.95).compares_times is compares
+
+
+def search(budget: str) -> Search:
+    return Search.model_validate(
+        {"budget": budget, "select": {"rows": 100, "from": "train"}, "choices": {"stages.0.epochs": [1, 2]}}
+    )
+
+
+@pytest.mark.parametrize(("budget", "seconds", "within"), [("60s", 12, 12), ("5m", 60, None), ("1h", 60, None)])
+def test_a_short_search_takes_times_within_a_fifth(budget: str, seconds: float, within: float | None) -> None:
+    assert expected_timing_seconds(search(budget)) == seconds
+    assert timing_budget(search(budget)) == within
+
+
+@pytest.mark.parametrize(("own", "given", "used"), [(None, 12.0, 12.0), (30.0, 12.0, 30.0), (None, None, None)])
+def test_what_the_recipe_says_of_the_time_for_times_goes_first(
+    own: float | None, given: float | None, used: float | None
+) -> None:
+    runner: Any = SimpleNamespace(recipe=SimpleNamespace(benchmark=Benchmark(budget_seconds=own), data=None))
+    profile = SimpleNamespace(target=None, threads=None)
+    session = TargetSession(runner, cast("Any", profile), {}, "train", budget_seconds=given)
+    assert session.benchmark.budget_seconds == used
+
+
+def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, budget: str = "20m") -> FinalEvaluation:
+    """Of a search in which a training takes 100 s, a refit a tenth more, and judging 15 s."""
+    observations = SimpleNamespace(ranked=lambda: ranked, by_shortfall=lambda: [(0,)])
+    return FinalEvaluation(
+        space=cast("Any", SimpleNamespace(search=search(budget), origin=(0,))),
+        costs=cast("Any", SimpleNamespace(evaluation_seconds=15.0, corrected_total_seconds=lambda point: 100.0)),
+        engine=cast("Any", SimpleNamespace(observations=observations, shares=(1 / 3, 1.0))),
+        trials=cast("Any", SimpleNamespace(workers=SimpleNamespace(width=width))),
+        refit=cast("Any", SimpleNamespace(enabled=refit, more_rows=0.1)),
+    )
+
+
+def test_while_there_is_no_winner_no_time_is_kept_for_its_seeds() -> None:
+    session = 60 + 2 * 15
+    assert ending([]).reserved_seconds() == pytest.approx(session + 110)
+    assert ending([(1,)]).reserved_seconds() == pytest.approx(session + 3 * 110)
+    assert ending([(1,)], refit=False).reserved_seconds() == pytest.approx(session + 2 * 100)
+    assert ending([(1,)], budget="5m").reserved_seconds() == pytest.approx(session + 150), "at most half of it"
+
+
+@pytest.mark.parametrize(
+    ("left", "width", "seeds"), [(1000, 1, 2), (90 + 331, 1, 2), (90 + 329, 1, 1), (90 + 219, 1, 0), (-5, 1, 0),
+                                 (90 + 166, 2, 2)],
+)  # fmt: skip
+def test_as_many_seeds_are_trained_as_there_is_time_for(left: float, width: int, seeds: int) -> None:
+    assert ending([(1,)], width=width).affordable_seeds((1,), True, left) == seeds
+
+
+GOAL = Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.9, of="baseline"),), 0.9)
+ROWS = 400
+
+
+def known(quality: list[float], apart: list[float]) -> Observations:
+    """Recipes looked at after the first rung: right answers as a share of the baseline's, and mean divergences."""
+    chance, observations = np.random.default_rng(0), Observations(GOAL, 2, (0,))
+    base, order = np.ones(ROWS), np.random.default_rng(1)
+    hard = chance.gamma(2.0, 0.5, ROWS)
+    for index, (right, mean) in enumerate(zip(quality, apart, strict=True)):
+        final = base.copy()
+        final[order.permutation(ROWS)[: round((1 - right) * ROWS)]] = 0
+        far = hard * mean * chance.uniform(0.8, 1.2, ROWS)
+        rows = {
+            FINAL: {"accuracy": pack_rows(final), "kl_divergence": pack_rows(far)},
+            BASELINE: {"accuracy": pack_rows(base)},
+        }
+        values = {"accuracy": float(final.mean()), "kl_divergence": float(far.mean())}
+        observations.add((index,), 0, TrialOutcome(final=values, baseline={"accuracy": 1.0}, rows=rows))
+    return observations
+
+
+def going(count: int) -> list[tuple[tuple[int, ...], int]]:
+    return [((index,), 1) for index in range(count)]
+
+
+def test_what_quality_cannot_tell_apart_is_put_in_order_by_divergence() -> None:
+    looked = known([0.96, 0.955, 0.95], [0.3, 0.2, 0.1])
+    assert order_by_divergence(looked, going(3), [0.7, 0.6, 0.5], lambda _: 0) == [0.5, 0.6, 0.7]
+
+
+def test_what_quality_tells_apart_stays_as_it_is() -> None:
+    looked = known([0.99, 0.8], [0.3, 0.1])
+    assert order_by_divergence(looked, going(2), [0.7, 0.2], lambda _: 0) == [0.7, 0.2]
+
+
+def test_divergences_that_are_alike_change_nothing_nor_do_other_families_and_rungs() -> None:
+    looked = known([0.96, 0.95], [0.2, 0.2])
+    assert order_by_divergence(looked, going(2), [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
+    looked = known([0.96, 0.95], [0.3, 0.1])
+    assert order_by_divergence(looked, going(2), [0.7, 0.6], lambda point: point) == [0.7, 0.6]
+    assert order_by_divergence(looked, [((0,), 1), ((1,), 2)], [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
+
+
+def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
+    """As scipy has it; rows of 0 probability count as nearly so, and tasks without classes have none."""
+    chance = np.random.default_rng(0)
+    logits = {label: chance.normal(size=(5, 3)).astype(np.float32) for label in (BASELINE, FINAL)}
+
+    class Task:
+        def probabilities(self, kept: dict[str, np.ndarray]) -> np.ndarray | None:
+            values = np.exp(kept["logits"])
+            return None if "none" in kept else values / values.sum(axis=1, keepdims=True)
+
+    class Session:
+        predictions = {label: type("P", (), {"kept": {"logits": values}}) for label, values in logits.items()}
+        runner = type("R", (), {"inputs": type("I", (), {"task": Task()})})
+        target = type("T", (), {"name": "cpu"})
+
+    (row,) = measure_divergence(Session())  # type: ignore[arg-type]
+    teacher, student = (np.exp(logits[label].astype(float)) for label in (BASELINE, FINAL))
+    expected = entropy(teacher.T, student.T)
+    assert row.raw == pytest.approx(list(expected), rel=1e-5)
+    assert math.isclose(row.value, expected.mean(), rel_tol=1e-5)
+    Session.predictions[FINAL].kept["none"] = logits[FINAL]  # type: ignore[attr-defined]
+    assert measure_divergence(Session()) == []  # type: ignore[arg-type]
+
+
+SHARES = (1 / 9, 1 / 3, 1.0)
+LIMIT = Limit(metric="accuracy", at_least=0.97, of="baseline")
+EARLY_GOAL = Goal(("size_bytes",), (LIMIT,), 0.9)
+
+
+def early_outcome(final: np.ndarray, base: np.ndarray) -> TrialOutcome:
+    rows = {"final": {"accuracy": pack_rows(final)}, "baseline": {"accuracy": pack_rows(base)}}
+    values = ({"accuracy": float(scores.mean())} for scores in (final, base))
+    return TrialOutcome(final=next(values), baseline=next(values), rows=rows)
+
+
+def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Iterator[list[TrialOutcome]]:
+    """Recipes that keep exactly 97% of an accuracy of 85%, or so much less, after each rung: early ones some 4% less.
+
+    In full: 0.85 (1 - 0.06) + 0.15 x 0.17 = 0.8245 = 0.97 x 0.85.
+    """
+    base = chance.random(rows) < 0.85
+
+    def changed(right: np.ndarray, down: float, up: float) -> np.ndarray:
+        drawn = chance.random(rows)
+        return np.where(right, drawn >= down, drawn < up).astype(float)
+
+    while True:
+        full = changed(base, 0.06 + worse, 0.17)
+        after = changed(full > 0, 0.12, 0.1), changed(full > 0, 0.06, 0.06), full
+        yield [early_outcome(scores, base.astype(float)) for scores in after]
+
+
+def given_up(known: Observations, place: int, rungs: list[TrialOutcome]) -> str:
+    """Train a recipe rung by rung, as far as it is let."""
+    for rung, trial_outcome in enumerate(rungs):
+        known.add((place,), rung, trial_outcome)
+        if rung < known.full_rung and (why := early_stopping_reason(known, (place,), rung, SHARES, lambda _: 0)):
+            return why
+    return ""
+
+
+def test_of_equals_no_more_are_given_up_wrongly_than_the_confidence_allows() -> None:
+    """1,000 searches of four recipes that all just keep the limit, each looked at twice, by ever more of its family."""
+    chance = np.random.default_rng(0)
+    wrong = looked = 0
+    for _ in range(1000):
+        known = Observations(EARLY_GOAL, 2, (0,))
+        for number, rungs in zip(range(4), recipes(chance, 100), strict=False):
+            wrong += bool(given_up(known, number, rungs))
+            looked += number > 0
+    share, noise = wrong / looked, 3 * (0.1 * 0.9 / looked) ** 0.5
+    assert 0 < share <= 1 - EARLY_GOAL.confidence - noise, "well within, since the error is split over looks"
+
+
+def test_what_is_clearly_worse_is_given_up_and_the_reason_says_by_how_much() -> None:
+    chance = np.random.default_rng(1)
+    known = Observations(EARLY_GOAL, 2, (0,))
+    for number, rungs in zip(range(3), recipes(chance, 1500), strict=False):
+        assert not given_up(known, number, rungs)
+    # The same rows and baseline, a fifth of the right answers lost.
+    base = np.array(known.finished[0,].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
+    bad = np.where(chance.random(len(base)) < 0.35, 0.0, base)
+    why = given_up(known, 9, [early_outcome(bad, base)] * 3)
+    assert why.startswith("accuracy at least 0.97: by 11% of training and 2 trials of its family")
+
+
+def test_a_difference_that_does_not_last_gives_nothing_up() -> None:
+    """Where early gaps were gone in the end, an early gap says nothing."""
+    chance = np.random.default_rng(2)
+    known = Observations(EARLY_GOAL, 2, (0,))
+    for number, rungs in zip(range(6), recipes(chance, 1500), strict=False):
+        base = np.array(rungs[2].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
+        behind = [np.where(chance.random(len(base)) < 0.06 * number, 0.0, base) for _ in range(2)]
+        for rung, trial_outcome in enumerate(
+            [early_outcome(behind[0], base), early_outcome(behind[1], base), rungs[2]]
+        ):
+            known.add((number,), rung, trial_outcome)
+    base = np.array(known.finished[0,].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
+    early = np.where(chance.random(len(base)) < 0.2, 0.0, base)
+    known.add((9,), 0, early_outcome(early, base))
+    assert not early_stopping_reason(known, (9,), 0, SHARES, lambda _: 0)
+    assert not early_stopping_reason(known, (9,), 0, SHARES, lambda point: point), "and nothing at all without a family"
+
+
+@pytest.mark.parametrize("of", [None, "baseline"])
+def test_perplexity_is_judged_by_its_windows(of: str | None) -> None:
+    """Perplexity is e to the mean of windows' logarithms; four kin that end at the limit, and one far behind."""
+    chance = np.random.default_rng(3)
+    limit = Limit(metric="perplexity", at_most=1.1 if of else 1.1 * np.exp(3.0), of=of)
+    goal = Goal(("size_bytes",), (limit,), 0.9)
+    base = 3.0 + chance.normal(0, 0.3, 400)
+    base -= base.mean() - 3.0
+
+    def made(logs: np.ndarray) -> TrialOutcome:
+        rows = {"final": {"perplexity": pack_rows(logs)}, "baseline": {"perplexity": pack_rows(base)}}
+        final, first = (float(np.exp(losses.mean())) for losses in (logs, base))
+        return TrialOutcome(final={"perplexity": final}, baseline={"perplexity": first}, rows=rows)
+
+    known = Observations(goal, 2, (0,))
+    for number in range(4):
+        noise = chance.normal(0, 0.02, 400)
+        rungs = [made(base + np.log(1.1) + gap + noise) for gap in (0.2, 0.1, -0.02)]
+        assert not given_up(known, number, rungs)
+    assert "perplexity at most" in given_up(known, 9, [made(base + np.log(1.1) + 0.6)] * 3)
+    assert not given_up(known, 8, [made(base + np.log(1.1) + gap) for gap in (0.2, 0.1, -0.02)])

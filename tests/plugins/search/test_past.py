@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import math
+import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tiny_generation
+import tiny_places
 import tiny_run
+import tiny_sounds
+from mergeable import save_mergeable_llama
 from test_engine import GOAL, LIMIT, SHARES, Made, by_brute_force, search
 
+from compress.plugins.search.cli_options import SearchOptions, build_document
+from compress.plugins.search.default_space import initial_stages
+from compress.plugins.search.dry_run import SpaceSummary, prepare_dry_run
 from compress.plugins.search.engine import Engine
-from compress.plugins.search.goal import Goal, limit_name
-from compress.plugins.search.ledger import Ledger, LedgerEntry, LedgerHeader, PastTrial
-from compress.plugins.search.outcome import TrialOutcome, constraint_margin, pack_rows
+from compress.plugins.search.final_evaluation import Refit, check_refit
+from compress.plugins.search.observations import Ledger, LedgerEntry, LedgerHeader, PastTrial
+from compress.plugins.search.outcome import Goal, TrialOutcome, constraint_margin, limit_name, pack_rows
+from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import SearchSpace
+from compress.plugins.search.trial import TrialRunner
 from compress.plugins.search.warm_start import find_past_trials
 from compress.recipe.document import read_document
+from compress.stages.cost_model import Shape
+from compress.stages.protocols import search_values
+from compress.stages.registry import STAGES
+from compress.tasks.registry import TASKS
+from compress.tasks.task import Task
+from compress.utils.errors import CompressError, InputError
+from compress.utils.progress import SilentProgress
 
 
 def past(made: Made, misleads: bool = False) -> list[PastTrial]:
@@ -81,7 +102,7 @@ def test_the_past_never_says_that_a_limit_is_kept() -> None:
     assert engine.observations.feasible == {}
 
 
-STAGES = (
+PAST_STAGES = (
     {"finetune": {"epochs": 1}},
     {"prune": {"feed_forward": 0.5}},
     {"trim_vocabulary": {}},
@@ -95,7 +116,7 @@ CHOICES = {"stages.1.prune.feed_forward": [0.25, 0.75], "stages.3.distill.studen
 def space(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
     folder = tmp_path_factory.mktemp("past")
     block = {"choices": CHOICES, "optional": ["trim_vocabulary"], "select": {"rows": 20}}
-    path = tiny_run.write_all(folder, stages=list(STAGES), search=block)
+    path = tiny_run.write_all(folder, stages=list(PAST_STAGES), search=block)
     return SearchSpace(read_document(path), folder)
 
 
@@ -142,3 +163,317 @@ def test_recipes_at_hand_are_points_and_no_outcomes(space: SearchSpace, tmp_path
     assert [(trial.point, trial.rooms, trial.source) for trial in past_trials] == [
         ((1, 2, 1), {}, "the recipe shipped")
     ]
+
+
+TRANSFORMER = Shape(2e6, 4e6, 8e6, 1e5, layers=6, hidden=384, intermediate=1536, heads=12)
+CONVOLUTIONS = Shape(0, 0, 0, 5e6, layers=0)
+KINDS = [(name, kind) for name, task in TASKS.items() if task.starter for kind in task.variants()]
+
+
+def anything(kind: str, fields: object) -> bool:
+    return True
+
+
+def written(stage: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    ((kind, fields),) = stage.items()
+    return kind, fields
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS, ids=[f"{name}-{type(kind).__name__}" for name, kind in KINDS])
+def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(name: str, kind: Task) -> None:
+    stages = initial_stages(kind, TASKS[name].starter["stages"], TRANSFORMER, anything)
+    recipes = 1
+    for initial_stage in stages:
+        label, fields = written(initial_stage)
+        stage = STAGES[label].model_validate({"kind": label, **fields})
+        assert stage.supports(kind.capabilities), f"{label} is not for {name}"
+        recipes *= math.prod(len(set(map(str, tried))) for tried in search_values(stage, TRANSFORMER).values())
+    assert recipes >= 4, stages
+    assert not any("model" in (fields.get("student") or {}) for _, fields in map(written, stages))
+
+
+def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has() -> None:
+    task = TASKS["image-classification"]
+    stages = [written(stage) for stage in initial_stages(task, task.starter["stages"], TRANSFORMER, anything)]
+    assert [kind for kind, _ in stages] == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
+    assert stages[1][1] == {"feed_forward": 0.25}
+    assert stages[2][1]["teacher"] == "finetune"
+    convolutions = [written(stage) for stage in initial_stages(task, task.starter["stages"], CONVOLUTIONS, anything)]
+    assert convolutions[1][1] == {"flops": 0.3}
+    prune = STAGES["prune"].model_validate({"kind": "prune", "flops": 0.3})
+    assert set(search_values(prune, CONVOLUTIONS)) == {"flops"}
+    assert set(search_values(STAGES["prune"].model_validate({"kind": "prune", "heads": 0.5}), TRANSFORMER)) == {
+        "heads", "feed_forward",
+    }  # fmt: skip
+
+
+def test_what_an_architecture_has_not_is_not_cut() -> None:
+    task = TASKS["audio-classification"]
+    stages = task.starter["stages"]
+    initial = initial_stages(task, stages, TRANSFORMER, lambda _, fields: "feed_forward" not in fields)
+    assert written(initial[1]) == ("prune", {"heads": 0.25})
+    assert initial_stages(task, stages, TRANSFORMER, lambda *_: False) == stages
+
+
+def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts_already() -> None:
+    images, texts = TASKS["image-classification"], TASKS["text-classification"]
+    assert initial_stages(images, images.starter["stages"], None, anything) == images.starter["stages"]
+    stages = initial_stages(texts, texts.starter["stages"], TRANSFORMER, anything)
+    assert [written(stage)[0] for stage in stages] == [written(stage)[0] for stage in texts.starter["stages"]]
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(12, [1, 3, 5, 7, 9, 11]), (4, [1, 3]), (3, [2]), (1, None)])
+def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[int] | None) -> None:
+    """The starter's layers are those of the model that it names."""
+    task = TASKS["text-classification"]
+    fields = dict(map(written, initial_stages(task, task.starter["stages"], replace(TRANSFORMER, layers=layers),
+                                               anything)))  # fmt: skip
+    assert fields["distill"].get("student") == (None if kept is None else {"layers": kept})
+    whole = dict(map(written, initial_stages(task, task.starter["stages"], TRANSFORMER, lambda *_: False)))
+    assert "student" not in whole["distill"] and whole["distill"]["teacher"] == "finetune"
+
+
+def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> None:
+    task = TASKS["automatic-speech-recognition"]
+    writes, names = (
+        [kind for kind, _ in map(written, initial_stages(variant, task.starter["stages"], TRANSFORMER, anything))]
+        for variant in task.variants()
+    )
+    assert writes == ["onnx", "onnx_int8", "onnx_weight_only"]
+    assert names == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
+
+
+def test_tables_are_asked_about_where_they_weigh_something() -> None:
+    quantize = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8"})
+    assert set(quantize.search_values(TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
+    assert set(quantize.search_values(CONVOLUTIONS)) == set()
+
+
+def test_how_ranges_are_found_is_asked_for_the_sake_of_time_alone_and_of_one_graph() -> None:
+    quantize = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8"})
+    assert quantize.search_values(CONVOLUTIONS, timed=True) == {"method": ("dynamic", "static")}
+    encoder = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8", "part": "encoder"})
+    assert "method" not in encoder.search_values(TRANSFORMER, timed=True)
+
+
+PRUNE = {"prune": {"feed_forward": 0.5, "importance_examples": 8}}
+
+
+def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **block: Any) -> SpaceSummary:
+    """The opening of a recipe that trains for long, over a model of two layers with two heads each."""
+    every = [{"finetune": {"epochs": 20}}, *stages, {"onnx": {}}, {"onnx_int8": {}}]
+    choices = {**choices, f"stages.{len(every) - 1}.onnx_int8.embedding_bits": [8, 4]}
+    search = {"choices": choices, "select": {"rows": 20}, **block}
+    path = tiny_run.write_all(folder, stages=every, search=search)
+    with prepare_dry_run(read_document(path), folder, folder / "artifacts") as prepared:
+        return prepared.summary("here")
+
+
+def of_limits(folder: Path, task: str, *sets: str) -> SpaceSummary:
+    """The opening of a search from a model and data alone."""
+    asked = SearchOptions(model=str(folder / "model"), data=str(folder), task=task, keep=0.3)
+    document, home, origin = build_document(None, asked, sets)
+    with prepare_dry_run(document, home, folder / "artifacts") as prepared:
+        return prepared.summary(origin)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp_path: Path) -> None:
+    choices = {"stages.1.prune.heads": [0.25, 0.5, 0.75], "stages.2.distill.student.layers": [[0], [0, 1, 2]]}
+    opening = of_recipe(tmp_path, [PRUNE, {"distill": {"student": {"layers": [0, 1]}}}], choices)
+    others = {choice.name: choice.others for choice in opening.choices}
+    assert others["stages.1.prune.heads"] == ("0.25", "0.5")
+    assert others["stages.2.distill.student.layers"] == ("[0]",)
+    assert set(opening.refused) == {"stages.1.prune.heads=0.75", "stages.2.distill.student.layers=[0, 1, 2]"}
+    assert "leaves none" in opening.refused["stages.1.prune.heads=0.75"]
+    assert sum("left out" in line for line in opening.lines()) == 2
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ([{"distill": {"student": {"layers": [0, 2, 4]}}}], r"Layers \[0, 2, 4\] cannot be kept in a model with 2"),
+        ([{"prune": {"heads": 0.2}}], "heads 0.2 would remove nothing"),
+        ([{"prune": {"layers": 1}}, {"distill": {"student": {"layers": [0, 1]}}}], r"Layers \[0, 1\] cannot be kept"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_before_any_work(tmp_path: Path, stages: list[Any], says: str) -> None:
+    """The last for what its stages come to together: each by itself fits."""
+    with pytest.raises(CompressError, match=says):
+        of_recipe(tmp_path, stages, {})
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_a_budget_shorter_than_the_first_trial_is_said_before_it(tmp_path: Path) -> None:
+    choices = {"stages.1.prune.feed_forward": [0.25]}
+    short, long = (of_recipe(tmp_path / budget, [PRUNE], choices, budget=budget) for budget in ("1s", "10h"))
+    assert short.first_seconds > 1
+    assert any("longer than the budget of 1s" in line for line in short.lines())
+    assert not any("longer than the budget" in line for line in long.lines())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_a_model_of_one_layer_begins_without_a_student_of_fewer(tmp_path: Path) -> None:
+    import transformers
+
+    tiny_run.write_all(tmp_path)
+    config = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=32, num_hidden_layers=1,
+                                   num_attention_heads=2, intermediate_size=32, max_position_embeddings=32)  # fmt: skip
+    transformers.BertModel(config).save_pretrained(tmp_path / "model")
+    opening = of_limits(tmp_path, "text-classification")
+    assert "distill" in opening.stages
+    assert not any("student" in choice.name for choice in opening.choices)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: Path) -> None:
+    """An encoder tells `feature-extraction`, and whoever has labels wants a classifier."""
+    import transformers
+
+    tiny_run.write_all(tmp_path)
+    config = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=8, num_hidden_layers=1,
+                                   num_attention_heads=1, intermediate_size=8)  # fmt: skip
+    transformers.BertModel(config).save_pretrained(tmp_path / "model")
+    _, _, origin = build_document(None, SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9))
+    assert "feature-extraction" in origin
+    assert "column 'label', which --task text-classification would train on" in origin
+    _, _, chosen = build_document(
+        None, SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9, task="feature-extraction")
+    )
+    assert "would train on" not in chosen, "it was chosen"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None:
+    tiny_sounds.write_splits(tmp_path, {"train": 24, "test": 8})
+    tiny_sounds.write_model(
+        tmp_path / "model", lambda: tiny_sounds.waves("Wav2Vec2", masked=False, ending="CTC"), letters=True
+    )
+    opening = of_limits(tmp_path, "automatic-speech-recognition")
+    assert "prune" in opening.stages, "by a half of two heads, since a quarter is none"
+    assert "would remove nothing" in opening.refused["stages.1.prune.heads=0.25"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_masks_without_names_are_told_how_to_name_their_classes(tmp_path: Path) -> None:
+    tiny_places.write_all(tmp_path, "segformer", [])
+    with pytest.raises(CompressError, match="the label '0', which the model lacks") as caught:
+        of_limits(tmp_path, "image-segmentation")
+    assert f"data.labels: [{', '.join(tiny_places.LABELS)}]" in str(caught.value)
+    opening = of_limits(tmp_path, "image-segmentation", f"data.labels=[{', '.join(tiny_places.LABELS)}]")
+    assert "prune" in opening.stages
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_text_too_short_to_calibrate_with_is_told_before_the_search(tmp_path: Path) -> None:
+    tiny_generation.write_all(tmp_path)
+    with pytest.raises(CompressError, match="windows of 512 tokens") as caught:
+        of_limits(tmp_path, "text-generation")
+    assert "stages.1.gptq" in str(caught.value) and "lower samples" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_path: Path) -> None:
+    words = ("the", "river", "runs", "over", "under", "hill", "red", "stone")
+    rows = [json.dumps({"text": " ".join(random.Random(seed).choices(words, k=60))}) for seed in range(800)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    save_mergeable_llama(tmp_path / "model", max_position_embeddings=1024)
+    asked = SearchOptions(
+        model=str(tmp_path / "model"), data=str(tmp_path / "rows.jsonl"), keep=0.9, target="llama-cpp"
+    )
+    document, home, origin = build_document(None, asked)
+    assert document.values["stages"] == [{"imatrix": {}}, {"gguf": {"type": "Q4_K_M"}}]
+    assert document.values["data"]["max_length"] == 512, "as the task's starter has it"
+    with prepare_dry_run(document, home, tmp_path / "artifacts") as prepared:
+        (choice,) = prepared.summary(origin).choices
+    assert (choice.name, len(choice.others)) == ("stages.1.gguf.type", 23)
+    document, _, _ = build_document(None, replace(asked, target="cpu"))
+    assert [next(iter(stage)) for stage in document.values["stages"]] == ["equalize", "gptq", "onnx"]
+
+
+REFIT_STAGES = (
+    {"finetune": {"epochs": 1}},
+    {"distill": {"teacher": "finetune", "epochs": 1}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
+)
+REFIT_CHOICES = {"stages.1.distill.epochs": [1, 2]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models_folder = tmp_path_factory.mktemp("refit")
+    tiny_run.write_all(models_folder)
+    return models_folder
+
+
+def refit_space(
+    folder: Path, rows: int = 20, stages: Any = REFIT_STAGES, hold_out: Any = None, **block: Any
+) -> SearchSpace:
+    search = {"choices": REFIT_CHOICES, "select": {"rows": rows}, **block}
+    path = tiny_run.write_recipe(folder, "refit", stages=list(stages), search=search)
+    document = read_document(path)
+    if hold_out is not None:
+        document.values["data"]["hold_out"] = hold_out
+    return SearchSpace(document, folder)
+
+
+def trials(made: SearchSpace) -> TrialRunner:
+    return TrialRunner.in_process(
+        Goal.from_recipe(made.base, made.search), made.folder, made.folder / "artifacts", SilentProgress()
+    )
+
+
+def is_refit(made: SearchSpace) -> bool:
+    own_trials = trials(made)
+    return Refit(made, own_trials, SizeEstimator(made, lambda: own_trials.context.runner(made.base))).enabled
+
+
+def test_all_rows_are_those_that_train_had_before_any_were_held_out(folder: Path) -> None:
+    spare = {"rows": 10, "split": "spare"}
+    search_space = refit_space(folder, hold_out=[spare, {"rows": 20}])
+    context = trials(search_space).context
+    searched, whole = (
+        context.runner(search_space.recipe(search_space.origin, refit=refit)).inputs.data for refit in (False, True)
+    )
+    assert len(whole.split("train")) == len(searched.split("train")) + len(searched.split("select"))
+    for split in ("test", "validation", "spare"):
+        assert whole.split(split).equals(searched.split(split))
+    assert "select" not in whole.splits
+
+
+def test_few_rows_are_not_worth_another_training(folder: Path) -> None:
+    count = tiny_run.ROWS["train"]
+    few, enough = int(0.04 * count), int(0.06 * count)
+    assert not is_refit(refit_space(folder, few))
+    assert is_refit(refit_space(folder, enough))
+    assert is_refit(refit_space(folder, few, refit=True))
+    assert not is_refit(refit_space(folder, enough, refit=False))
+
+
+def test_nothing_is_learned_where_nothing_is_trained(folder: Path) -> None:
+    search_space = refit_space(
+        folder, stages=[REFIT_STAGES[0], *REFIT_STAGES[2:]], choices={"stages.2.onnx_int8.embedding_bits": [8, 4]}
+    )
+    assert not is_refit(search_space)
+
+
+@pytest.mark.parametrize(
+    ("hold_out", "says"),
+    [
+        ([{"rows": 20}, {"rows": 10, "split": "spare"}], "spare is drawn from what they leave"),
+        ([{"rows": 10, "from": "test"}], "they are rows of test"),
+        ([{"rows": 10, "split": "spare"}], "a split of their own"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_refused_only_where_that_was_asked_for(
+    folder: Path, hold_out: Any, says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        check_refit(refit_space(folder, hold_out=hold_out, refit=True))
+    search_space = refit_space(folder, hold_out=hold_out)
+    check_refit(search_space)
+    assert not is_refit(search_space)

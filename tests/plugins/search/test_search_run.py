@@ -25,11 +25,10 @@ from compress.plugins.search.search_folder import MODEL
 from compress.plugins.search.trial import TrialRunner
 from compress.recipe.document import read_document
 from compress.recipe.recipe import Recipe
-from compress.results.measurement import Measurement
-from compress.results.report import load_report
-from compress.utils.digests import digest_directory
+from compress.results.report import Measurement, load_report
 from compress.utils.errors import CompressError, StageError
 from compress.utils.progress import SilentProgress
+from compress.utils.storage import digest_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 
@@ -237,7 +236,7 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Nothing says what to search"),
+        ([], "There is neither a recipe nor a model"),
         (["--model", "model"], "--model needs --data"),
         (["--model", "model", "--data", "train.csv", "--task", "text-clasification"], "text-classification"),
         (["--model", "model", "--data", "none.csv", "--task", "text-classification"], "does not exist"),
@@ -245,7 +244,7 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
         (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--budget", "soon"], "90s"),
         (["tiny.yaml", "--model", "model"], "Both a recipe and a model"),
         (["tiny.yaml", "--set", "search.select.rows=70", "--set", "limits.0.at_least=0.999"], "about 270,555"),
-        (["tiny.yaml", "--resume", "--artifacts", "none"], "no search to go on with"),
+        (["tiny.yaml", "--resume", "--artifacts", "none"], "no search to resume"),
         (["tiny.yaml", "--set", "search.minimize=accuracy"], "cannot be minimized"),
         (["tiny.yaml", "--set", "search.target=gpu"], "no target 'gpu'"),
         (["tiny.yaml", "--set", "targets=[gpu]", "--set", "limits=[]"], "cannot be measured on gpu"),
@@ -264,7 +263,7 @@ def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) 
     command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[onnx]")
     answer = tiny_run.compress(*command, folder=searched)
     assert answer.returncode == 0, answer.stderr
-    assert "begins with tiny.yaml: finetune -> distill -> onnx -> onnx_int8, compared with finetune" in answer.stdout
+    assert "starts from tiny.yaml: finetune -> distill -> onnx -> onnx_int8, compared with finetune" in answer.stdout
     assert "  stages.1.distill.student.layers: [0, 1]; or [0]" in answer.stdout
     assert "left out: without onnx:" in answer.stdout, "onnx_int8 takes a graph"
     record = json.loads(tiny_run.compress(*command, "--json", folder=searched).stdout)

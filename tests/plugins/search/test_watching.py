@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import itertools
+import os
+import random
 import re
+from pathlib import Path
 
 import made_up_record
+import numpy as np
 import pytest
+import tiny_run
+from browser import BOX, Browser
 from rich.cells import cell_len
 from rich.console import Console
+from tiny_generation import write_all
 
 from compress.plugins.search.acquisition import Expectation
-from compress.plugins.search.console import LiveTable
-from compress.plugins.search.live_progress import SearchConsole
-from compress.plugins.search.progress import RunningTrial, SearchSnapshot
+from compress.plugins.search.console import LiveTable, RunningTrial, SearchConsole, SearchSnapshot
+from compress.plugins.search.html_report import pareto_chart, search_page, stage_tree
+from compress.plugins.search.observations import Ledger, LedgerEntry, LedgerHeader
+from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.shape_inference import stages_key
+from compress.plugins.search.space import SearchParameter
+from compress.plugins.search.surrogate import analyze_importance
+from compress.stages.protocols import model_checks
+from compress.utils.errors import InputError, StorageError
 
 TRYING = RunningTrial(6, "prune.heads 0.5, distill.student.layers [2]", 1 / 3, "most gain for its time",
                 Expectation(0.12, 0.71, 130.0), 100.0)  # fmt: skip
@@ -50,7 +65,7 @@ def test_of_two_figures_the_front_is_listed_and_of_one_it_is_not() -> None:
 def test_before_anything_keeps_the_limits_it_says_what_is_nearest() -> None:
     trials = tuple(trial.model_copy(update={"status": "missed"}) for trial in made_up_record.record().trials)
     moment = SearchSnapshot(made_up_record.record(trials=trials, best=None, nearest="short by 3%"), (), 0.0, 0.0)
-    assert "nothing keeps every limit yet. Nearest: short by 3%" in " ".join(drawn(moment).split())
+    assert "no recipe meets every limit yet. Nearest: short by 3%" in " ".join(drawn(moment).split())
 
 
 @pytest.mark.parametrize("width", [30, 80, 200])
@@ -136,3 +151,211 @@ def test_bars_run_below_the_table_and_go_away() -> None:
         out.truncate(0), out.seek(0)
         shown.show(seen(TRYING))
         assert "evaluate final" not in out.getvalue()
+
+
+def header() -> LedgerHeader:
+    return LedgerHeader(recipe={"name": "tiny"}, knobs=(("prune", (True, False)),), rungs=(1.0,), machine={"cores": 2})
+
+
+def entry(number: int) -> LedgerEntry:
+    outcome = TrialOutcome(final={"accuracy": 0.5}, seconds=1.5)
+    return LedgerEntry(number=number, point=(number, 0), rung=0, words="prune", identity="abc", outcome=outcome)
+
+
+def test_what_was_added_is_read_in_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.create(header())
+    for number in range(3):
+        ledger.append(entry(number))
+    assert Ledger(tmp_path).read() == (header(), [entry(number) for number in range(3)])
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.create(header())
+    ledger.append(entry(0))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="full"):
+            ledger.append(entry(1))
+    assert Ledger(tmp_path).read()[1] == [entry(0)]
+    ledger.append(entry(1))
+    assert Ledger(tmp_path).read()[1] == [entry(0), entry(1)]
+
+
+def test_a_line_that_was_cut_short_anywhere_is_taken_off(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.create(header())
+    ledger.append(entry(0))
+    whole = ledger.path.read_bytes()
+    ledger.append(entry(1))
+    both = ledger.path.read_bytes()
+    for cut in range(len(whole), len(both)):
+        ledger.path.write_bytes(both[:cut])
+        assert Ledger(tmp_path).read()[1] == [entry(0)]
+        assert ledger.path.read_bytes() == whole
+    ledger.append(entry(1))
+    assert ledger.path.read_bytes() == both
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b'{"version": 1}\n', b"not json\n"])
+def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    Ledger(tmp_path).path.write_bytes(content)
+    with pytest.raises(InputError, match="begin anew"):
+        Ledger(tmp_path).read()
+
+
+def test_every_stage_stands_once_below_what_it_follows_with_what_sharing_saved() -> None:
+    shown = stage_tree(made_up_record.record())
+    assert [(one.depth, one.label, one.trials, one.seconds, one.saved) for one in shown] == [
+        (0, "finetune", 5, 60.0, 240.0),
+        (1, "distill", 3, 30.0, 60.0),
+        (2, "quantize", 1, 5.0, 0.0),
+        (2, "quantize", 1, 5.0, 0.0),
+        (2, "quantize", 1, 5.0, 0.0),
+        (1, "distill", 2, 30.0, 30.0),
+        (2, "quantize", 1, 5.0, 0.0),
+        (2, "quantize", 1, 5.0, 0.0),
+    ]
+    assert shown[0].numbers == "0, 1, 2, 3, 4"
+
+
+def test_what_a_limit_forbids_is_tinted_from_the_bound_on() -> None:
+    """Against quality, all below the bound too; of two figures what is too large."""
+    both, one = (pareto_chart(made_up_record.record(minimize=names))
+                 for names in (("size_bytes", "latency_ms"), ("size_bytes",)))  # fmt: skip
+    assert both.count("infeasible") == 1
+    assert one.count("infeasible") == 2
+    free = made_up_record.record(bounds={"size_bytes": 8e8})
+    assert "infeasible" not in pareto_chart(free), "what lies far outside says nothing"
+
+
+def test_the_chart_needs_two_trials() -> None:
+    assert pareto_chart(made_up_record.record(trials=made_up_record.record().trials[:1])) == ""
+
+
+def test_a_choice_says_what_it_explains_or_why_nobody_knows() -> None:
+    page = search_page(made_up_record.record())
+    assert "Size on disk: 80% of the variance, means up to 1.9 times as large" in page
+    assert "Accuracy: too few to say: 4 recipes" in page
+    assert "tried with one value" in page
+    assert "Hutter et al. 2014" in page
+
+
+_PROBE = f"""
+{BOX}
+const marks = [...document.querySelectorAll(".chart g[tabindex]")];
+marks[0].dispatchEvent(new PointerEvent("pointerenter"));
+const tinted = box(document.querySelector(".infeasible"));
+const winner = box(document.querySelector(".final .mark"));
+const start = box(document.querySelector(".baseline .mark"));
+const lines = [...document.querySelectorAll(".point")].map((one) => one.querySelectorAll(".interval").length);
+return {{tips: marks.map((one) => one.getAttribute("aria-label")), tip: document.querySelector("#tip").textContent,
+  wide: document.documentElement.scrollWidth - innerWidth, tinted, winner, start, lines,
+  ink: getComputedStyle(document.body).color}};
+"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_reader_sees_every_trial_on_hover_and_what_is_infeasible(browser: Browser, width: int, dark: bool) -> None:
+    record = made_up_record.record()
+    seen = browser.look(search_page(record), _PROBE.replace(BOX, ""), width=width, dark=dark)
+    assert seen.said == []
+    assert seen.asked == []
+    found = seen.found
+    assert found["wide"] <= 0
+    numbers = sorted(int(re.match(r"trial (\d+)", tip)[1]) for tip in found["tips"])  # type: ignore[index]
+    assert numbers == [0, 1, 2, 3, 4], "all that have figures"
+    tip = next(tip for tip in found["tips"] if tip.startswith("trial 3"))
+    assert tip == (
+        "trial 3, 11% of its training: prune.heads 0.5\nSize on disk: 3.00 MB\nLatency: 0.300 ms\n"
+        "accuracy at least 0.97: -9.00% inside, surely -10.00%\ntried because: most gain for its time\n"
+        "given up: it would end -9.0% inside"
+    )
+    assert found["tip"] in found["tips"]
+    left, right = found["tinted"][0], found["tinted"][2]
+    assert left < (found["start"][0] + found["start"][2]) / 2 < right, "9 MB, where 8 are allowed"
+    assert found["winner"][2] < left
+    assert found["lines"] == [3] * 5, "an interval with both its ends"
+    bright = sum(map(int, re.findall(r"\d+", found["ink"])[:3])) > 380
+    assert bright == dark
+
+
+KNOBS = (
+    SearchParameter("stages.1.distill.width", (4, 3, 2, 1), 1),
+    SearchParameter("stages.2.onnx_int8.bits", (8, 4), 2),
+    SearchParameter("stages.2.onnx_int8.kind", ("a", "b"), 2),
+)
+EVERY = list(itertools.product(range(4), range(2), range(2)))
+
+
+def test_shares_are_those_of_a_sum_whose_variances_add_up() -> None:
+    """f = 3 rank + 2 bit + 0 kind on all of the space: the variance of ranks 0, 1/3, 2/3, 1 is 5/36, of a bit 1/4."""
+    points = random.Random(0).sample(EVERY, 14)
+    values = np.array([3 * point[0] / 3 + 2 * point[1] for point in points], dtype=float)
+    importance = analyze_importance(KNOBS, points, values)
+    parts = [9 * 5 / 36, 4 * 1 / 4, 0.0]
+    assert importance.shares is not None
+    assert [share or 0.0 for share in importance.shares] == pytest.approx(
+        [part / sum(parts) for part in parts], abs=0.02
+    )
+    assert "by 14 recipes" in importance.note
+
+
+def test_what_choices_do_together_is_no_one_s_alone() -> None:
+    """f = 1 where both differ: each alone explains nothing."""
+    parameters = KNOBS[1:]
+    points = [(0, 0), (0, 1), (1, 0), (1, 1)] * 3
+    values = np.array([float(a != b) for a, b in points])
+    importance = analyze_importance(parameters, points, values)
+    assert importance.shares is not None
+    assert max(share or 0.0 for share in importance.shares) < 0.05
+    assert "100% is in what choices do together" in importance.note
+
+
+@pytest.mark.parametrize(
+    ("points", "values", "says"),
+    [
+        (EVERY[:4], [1.0, 2.0, 3.0, 4.0], "too few to say: 4 recipes were trained in full, 6 are needed"),
+        (EVERY[:8], [1.0] * 8, "came to the same"),
+        (EVERY, list(np.random.default_rng(0).normal(size=16)), "too few to say: of 16 recipes, each foretold"),
+    ],
+)
+def test_nothing_is_said_by_too_little(points: list[tuple[int, ...]], values: list[float], says: str) -> None:
+    importance = analyze_importance(KNOBS, points, np.array(values))
+    assert importance.shares is None
+    assert says in importance.note
+
+
+def test_a_choice_that_was_tried_with_one_value_has_no_share() -> None:
+    points = [point for point in EVERY if point[2] == 0]
+    importance = analyze_importance(KNOBS, points, np.array([float(point[0]) for point in points]))
+    assert importance.shares is not None
+    assert importance.shares[2] is None
+    assert importance.shares[0] == pytest.approx(1.0, abs=0.01)
+
+
+ROUNDS = {"gptq": {"group_size": 128}}
+
+
+def test_a_passed_check_of_widths_is_known_by_what_cuts_before_it(tmp_path: Path) -> None:
+    """A search, which asks once, asks again where other shares go, and not where columns are made alike otherwise."""
+
+    def known(share: float, strength: float) -> str:
+        stages = [
+            {"prune_decoder": {"feed_forward": share}},
+            {"equalize": {"strength": strength}},
+            ROUNDS,
+            {"onnx": {}},
+        ]
+        recipe = tiny_run.load(write_all(tmp_path, stages=stages))
+        checks = [check for check in model_checks(recipe.stages) if check.of_widths]
+        (found,) = (check for check in checks if check.stages[-1].kind == "gptq")
+        assert [stage.kind for stage in found.stages] == ["prune_decoder", "gptq"]
+        return stages_key(found.stages)
+
+    assert known(0.5, 0.5) == known(0.5, 0.7) != known(0.25, 0.5)

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentences
 import tiny
 import torch
 from pydantic import ValidationError
 
 from compress.models.model import TorchModel
-from compress.models.transformer_pruning import keep_heads
+from compress.models.sentence_modules import Dense, Normalize, SentenceModules
+from compress.models.transformer_pruning import keep_heads, keep_layers
+from compress.numerics.embeddings import normalized
+from compress.numerics.losses import embedding_distance
 from compress.stages.base import Context
 from compress.stages.distill.settings import Student
 from compress.stages.distill.stage import Distill
+from compress.stages.distill.trainer import _Comparison
 from compress.stages.finetune import Finetune
 from compress.stages.sparsify.magnitude import sparse_layers
-from compress.tasks.inference import predict
+from compress.tasks.inference import forward, predict
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
@@ -321,3 +329,143 @@ def test_random_weights_need_an_architecture() -> None:
     with pytest.raises(ValidationError, match=r"model, whose config\.json describes"):
         Student(layers=(0,), random_weights=True)
     assert Student(model="a/b", random_weights=True).random_weights
+
+
+SIZE = tiny.WIDTH // tiny.HEADS
+TEXTS = ["great", "the film was a boring and clumsy plot", "lovely music"]
+
+
+@dataclass
+class Seen:
+    """What one unpadded text looks like inside a model: [length, width] each, and [heads, length, length]."""
+
+    hidden: list[torch.Tensor]
+    scores: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+
+@torch.no_grad()
+def look(model: TorchModel, text: str) -> Seen:
+    batch = model.processor(text, return_tensors="pt", return_token_type_ids=False)
+    hidden = [states[0] for states in model.module.eval()(**batch, output_hidden_states=True).hidden_states]
+    seen = Seen(hidden, [], [])
+    for states, layer in zip(hidden[:-1], model.module.base_model.encoder.layer, strict=True):
+        attention = layer.attention.self
+        query, key, value = (_heads(part(states)) for part in (attention.query, attention.key, attention.value))
+        seen.scores.append(torch.einsum("hqd,hkd->hqk", query, key) / math.sqrt(SIZE))
+        seen.values.append(torch.einsum("hqd,hkd->hqk", value, value) / math.sqrt(SIZE))
+    return seen
+
+
+def _heads(states: torch.Tensor) -> torch.Tensor:
+    return torch.stack(states.split(SIZE, dim=-1))
+
+
+def loss(method: str, teacher: TorchModel, student: TorchModel) -> float:
+    """The loss of one padded batch of all texts; projections between equal widths are set to the identity."""
+    comparison = _Comparison.between(method, teacher.module, student.module)
+    for projection in comparison.projections:
+        torch.nn.init.eye_(projection.weight)
+    batch: dict[str, Any] = dict(
+        teacher.processor(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    )
+    with torch.no_grad(), comparison.listening():
+        answers = forward(teacher.module.eval(), batch, **comparison.options)
+        outputs = forward(student.module.eval(), batch, **comparison.options)
+        found = comparison.loss(outputs, answers, batch["attention_mask"].float())
+    return found.item()
+
+
+def pair(layers: int = 3, kept: tuple[int, ...] = (0,)) -> tuple[TorchModel, TorchModel]:
+    """A teacher, and a student of other weights with fewer layers."""
+    student = tiny.encoder(seed=2, num_hidden_layers=layers)
+    keep_layers(student.module, kept)
+    return tiny.encoder(seed=1, num_hidden_layers=layers), student
+
+
+def mean(parts: list[torch.Tensor]) -> float:
+    return torch.cat([part.flatten() for part in parts]).mean().item()
+
+
+def head_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of each head and query, [heads, length]."""
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    return (p * (p / q).log()).sum(-1)
+
+
+@pytest.mark.parametrize(("layers", "kept", "taught_by"), [(3, (0,), [3]), (4, (0, 2), [2, 4]), (2, (0, 1), [1, 2])])
+def test_tinybert_compares_embeddings_hidden_states_and_scores(
+    layers: int, kept: tuple[int, ...], taught_by: list[int]
+):
+    teacher, student = pair(layers, kept)
+    seen = [(look(teacher, text), look(student, text)) for text in TEXTS]
+    expected = 0.0
+    for mine, theirs in zip((0, *range(1, len(kept) + 1)), (0, *taught_by), strict=True):
+        expected += mean([(t.hidden[theirs] - s.hidden[mine]).square() for t, s in seen])
+        if mine:
+            expected += mean([(t.scores[theirs - 1] - s.scores[mine - 1]).square() for t, s in seen])
+    assert loss("tinybert", teacher, student) == pytest.approx(expected, rel=1e-4)
+
+
+def test_minilm_compares_the_last_layers_attention_and_values():
+    teacher, student = pair()
+    seen = [(look(teacher, text), look(student, text)) for text in TEXTS]
+    expected = mean([head_divergence(s.scores[-1], t.scores[-1]) for t, s in seen])
+    expected += mean([head_divergence(s.values[-1], t.values[-1]) for t, s in seen])
+    assert loss("minilm", teacher, student) == pytest.approx(expected, rel=1e-4)
+
+
+def test_distilbert_compares_the_last_hidden_states():
+    teacher, student = pair()
+    seen = [(look(teacher, text), look(student, text)) for text in TEXTS]
+    cosines = [torch.cosine_similarity(s.hidden[-1], t.hidden[-1], dim=-1) for t, s in seen]
+    assert loss("distilbert", teacher, student) == pytest.approx(1 - mean(cosines), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["distilbert", "tinybert", "minilm"])
+def test_a_model_does_not_differ_from_itself(method: str):
+    assert loss(method, tiny.encoder(), tiny.encoder()) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("method", "count"), [("distilbert", 1), ("tinybert", tiny.LAYERS + 1), ("minilm", 0)])
+def test_projections_lead_from_the_students_width_to_the_teachers(method: str, count: int):
+    comparison = _Comparison.between(method, tiny.encoder().module, tiny.encoder(hidden_size=16).module)
+    assert [tuple(parameter.shape) for parameter in comparison.parameters()] == [(tiny.WIDTH, 16)] * count
+    same_width = _Comparison.between(method, tiny.encoder().module, tiny.encoder().module)
+    assert len(same_width.parameters()) == (tiny.LAYERS + 1 if method == "tinybert" else 0)
+
+
+MODULES = SentenceModules(sentences.WIDTH, steps=(Normalize(),))
+
+
+def test_the_distance_of_unit_vectors_is_two_less_twice_their_cosine() -> None:
+    first, other = (normalized(np.random.default_rng(seed).normal(size=(5, 7))) for seed in (0, 1))
+    cosines = (first * other).sum(axis=1)
+    distance = embedding_distance(torch.from_numpy(first), torch.from_numpy(other))
+    assert float(distance) == pytest.approx(2 - 2 * cosines.mean())
+
+
+@pytest.mark.parametrize("method", ["logits", "distilbert"])
+def test_a_student_of_one_layer_comes_nearer_to_its_teacher(method: str) -> None:
+    context = sentences.context(sentences.dataset(train=64, validation=16))
+    teacher = sentences.encoder(MODULES)
+    examples = context.encode("test", teacher)
+    taught = predict(teacher.module, examples)
+    options = {"epochs": 6, "batch_size": 16, "learning_rate": 5e-3, "precision": "fp32", "method": method}
+    untrained = Distill(student={"layers": [1]}, **{**options, "learning_rate": 1e-12}).run(teacher, context)
+    student = Distill(student={"layers": [1]}, **options).run(sentences.encoder(MODULES), context)
+    cosine_before, after = (
+        (predict(encoder.module, examples) * taught).sum(axis=1).mean() for encoder in (untrained, student)
+    )
+    assert after > cosine_before + 0.1
+    assert after > 0.8
+
+
+def test_another_number_of_dimensions_is_refused() -> None:
+    teacher, student = (
+        sentences.encoder(MODULES),
+        sentences.encoder(MODULES.followed_by(Dense(np.eye(4, 32, dtype="f")))),
+    )
+    context = dataclasses.replace(sentences.context(), earlier=lambda label: teacher)
+    with pytest.raises(StageError, match="answers with 4 numbers and the teacher with 32"):
+        Distill(teacher="start", epochs=1, batch_size=16).run(student, context)

@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_decoders
 import torch
 import transformers
 from decoders import Notes, context, inputs_of_layers, layers_of, module_of, save_decoder, text
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.quantized_module import load_quantized_module
+from compress.numerics import language_head
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq
 from compress.stages.blockwise.blockwise_model import build_blockwise_model, last_hidden
 from compress.stages.blockwise.calibration import calibration_sequences
+from compress.stages.blockwise.layers import Layer
+from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.solver import solve_layers
 from compress.stages.gptq.stage import Gptq
 from compress.utils.errors import CompressError, DataError, ModelError, StageError
 from compress.utils.storage import size_bytes
@@ -326,3 +333,108 @@ def test_values_beyond_float16(tmp_path: Path) -> None:
 def test_fields_that_mean_nothing(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Gptq(**fields)
+
+
+def quantized_family(name: str, folder: Path, group_size: int = 32) -> QuantizedCheckpoint:
+    tiny_decoders.save(name, folder / "model")
+    stage = Gptq(bits=4, group_size=group_size, samples=8, sequence_length=16, embedding_bits=16)
+    return stage.run(Checkpoint(folder / "model"), context(folder / "scratch"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_integers_stand_for_weights_that_transformers_computes_with(name: str, tmp_path: Path) -> None:
+    checkpoint = quantized_family(name, tmp_path)
+    module = AutoModelForCausalLM.from_pretrained(tmp_path / "model").float().eval()
+    layers = {layer: about for layer, about in layers_of(checkpoint.folder).items() if about.get("bits")}
+    assert len(layers) == 8 and all(about["error"] < 0.1 for about in layers.values())
+    with torch.no_grad():
+        for layer in layers:
+            part = module.get_submodule(layer)
+            weight = checkpoint.weight(layer)
+            expected_weight = weight.T if name == "gpt2" else weight
+            assert 0 < (part.weight - expected_weight).norm() < 0.3 * expected_weight.norm()
+            part.weight.copy_(expected_weight)
+        for path, parameter in module.named_parameters():
+            if path.removesuffix(".weight") not in layers:
+                parameter.copy_(parameter.half().float())
+        ids = tiny_decoders.some_ids(2, 12)
+        torch.testing.assert_close(
+            load_quantized_module(checkpoint)(ids).logits, module(ids).logits, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_matrices_of_low_rank_that_do_not_fit_are_left_alone_with_the_reason(tmp_path: Path) -> None:
+    stored_layers = layers_of(quantized_family("deepseek_v3", tmp_path).folder)
+    narrow = {
+        name.rpartition(".")[2] for name, about in stored_layers.items() if about.get("why", "").startswith("narrow")
+    }
+    assert narrow == {"q_a_proj", "q_b_proj", "kv_b_proj"}
+    assert all(stored_layers[name]["bits"] == 4 for name in stored_layers if name.endswith((".o_proj", ".up_proj")))
+
+
+def layer(name: str, bits: int, group_size: int = 32) -> Layer:
+    return Layer(name, 0, 64, bits, group_size)
+
+
+def test_each_layer_of_an_input_comes_out_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 64, generator=generator)
+    hessian = inputs.T @ inputs / 256
+    layers = [layer("a", 4), layer("b", 4), layer("c", 3), layer("d", 3, 64), layer("e", 3, 64), layer("f", 3, 64)]
+    weights = [torch.randn(rows, 64, generator=generator) for rows in (32, 64, 32, 96, 32, 32)]
+    calls: list[int] = []
+
+    def counted(weight: torch.Tensor, given: torch.Tensor, settings: GptqSettings) -> object:
+        calls.append(len(weight))
+        return quantize_gptq(weight, given, settings)
+
+    monkeypatch.setattr("compress.stages.gptq.solver.quantize_gptq", counted)
+    monkeypatch.setattr("compress.stages.gptq.solver._STACKED_ROWS", 128)
+    found = solve_layers(Quantization(), layers, weights, hessian)
+    assert calls == [96, 32, 128, 32]
+    for solved, given, weight in zip(found, layers, weights, strict=True):
+        assert given.bits is not None
+        expected = quantize_gptq(weight, hessian, GptqSettings(given.bits, given.group_size))
+        assert solved.layer.name == given.name and solved.weight.bits == given.bits
+        assert torch.equal(solved.weight.integers, expected.quantized.integers)
+        assert solved.layer.error == pytest.approx(expected.error, rel=1e-5)
+
+
+def test_the_layer_that_cannot_be_rounded_is_named_alone() -> None:
+    weights = [torch.ones(32, 64), torch.full((32, 64), torch.nan), torch.ones(32, 64)]
+    with pytest.raises(
+        StageError, match="The layer k cannot be quantized: the weight holds values that are not finite"
+    ):
+        solve_layers(Quantization(), [layer("q", 4), layer("k", 4), layer("v", 4)], weights, torch.eye(64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_and_its_gradient_are_those_of_a_plain_product(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    # More rows than fit at a time, and a last part that is smaller.
+    monkeypatch.setattr(language_head, "ROWS", 7)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(30, 12, generator=generator).to(dtype)
+    slope = torch.randn(2, 5, 30, generator=generator)
+    ours = torch.randn(2, 5, 12, generator=generator).requires_grad_()
+    plain = ours.detach().clone().requires_grad_()
+    product, expected = language_head.head_product(ours, weight), plain @ weight.float().T
+    torch.testing.assert_close(product, expected)
+    product.backward(slope)
+    expected.backward(slope)
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_under_autocast_it_is_in_bfloat16_and_the_gradient_is_summed_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(language_head, "ROWS", 7)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(30, 12, generator=generator).bfloat16()
+    hidden = torch.randn(5, 12, generator=generator).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        product = language_head.head_product(hidden, weight)
+    assert product.dtype == torch.bfloat16
+    slope = torch.randn(5, 30, generator=generator).bfloat16()
+    product.backward(slope)
+    assert hidden.grad is not None and hidden.grad.dtype == torch.float32
+    torch.testing.assert_close(hidden.grad, slope.float() @ weight.float(), atol=0.05, rtol=0.02)

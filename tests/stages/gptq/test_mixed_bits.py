@@ -5,24 +5,38 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from decoders import Notes, context, layers_of, module_of, save_decoder, some_ids
+from decoders import Notes, context, inputs_of_layers, layers_of, module_of, save_decoder, some_ids
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.numerics.gptq import GptqSettings, round_to_nearest
+from compress.numerics.gptq import GptqSettings, output_error, round_to_nearest
+from compress.pipeline.recipe_sources import read_shape
+from compress.stages.blockwise.block_pass import BlockPass
 from compress.stages.blockwise.blockwise_model import build_blockwise_model
-from compress.stages.blockwise.layers import Layer, plan_layers
+from compress.stages.blockwise.calibration import Importance, calibration_sequences
+from compress.stages.blockwise.cost import (
+    checkpoint_bytes,
+    quantization_flops,
+    quantization_memory_bytes,
+    survey_flops,
+)
+from compress.stages.blockwise.layers import Layer, linears, plan_layers
+from compress.stages.cost_model import Shape
 from compress.stages.gptq.bit_allocation import TABLES, Sensitivity, Survey, allocate, average_bits, stored_bits
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.stage import Gptq
+from compress.stages.gptq.token_weighting import Gradients
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
+from compress.utils.storage import size_bytes
 
 CONFIG = Quantization(group_size=32, precision="fp32")
 LENGTH = 40
@@ -199,3 +213,204 @@ def test_bits_are_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Survey, "run", again)
     assert mixed(source, tmp_path / "scratch", target_bits=4.8).folder.is_dir()
+
+
+def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Panels as narrow, beside these small sides, as they are beside large ones.
+    monkeypatch.setattr("compress.stages.blockwise.block_pass._PANEL", 8)
+    checkpoint, ids = save_decoder(tmp_path), some_ids(4, 16)
+    decoder = build_blockwise_model(checkpoint)
+    hidden, calls = decoder.embedded(ids), decoder.calls(ids)
+    counted = 0
+    for index in range(2):
+        modules = linears(decoder.load(index), f"model.layers.{index}")
+        run = partial(decoder.run, index, call=calls[index])
+        work = BlockPass("block", modules, run, [lambda hidden=hidden: hidden])
+        with torch.no_grad():
+            groups = work._groups()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            hidden = work._solve_at_once(hidden, groups, lambda names, hessian: None)
+        products = counter.get_flop_counts()["Global"]
+        counted += sum(flops for operator, flops in products.items() if "attention" not in str(operator))
+    config = Quantization(samples=4, sequence_length=16, guided=False)
+    shape = read_shape(tmp_path)
+    solver = 2 * 2 * (2 * 64 * 64 * 64 + 2 * 32 * 64 * 64 + 2 * 96 * 64 * 64 + 64 * 96 * 96)
+    # Norms are counted as parameters and multiply nothing; a Hessian's diagonal panels are multiplied out in full.
+    assert quantization_flops(config, shape) - solver == pytest.approx(counted, rel=0.2)
+
+
+def test_flops_of_weighing_tokens_are_those_that_torch_counts(tmp_path: Path) -> None:
+    checkpoint, ids = save_decoder(tmp_path / "model"), some_ids(4, 16)
+    plain, guided = (Quantization(samples=4, sequence_length=16, guided=guided) for guided in (False, True))
+    work = Gradients(build_blockwise_model(checkpoint), guided, ids, tmp_path / "work", SilentProgress())
+    with FlopCounterMode(display=False) as counter:
+        work.importance()
+    products = counter.get_flop_counts()["Global"]
+    counted = sum(flops for operator, flops in products.items() if "attention" not in str(operator))
+    shape = read_shape(checkpoint.folder)
+    # The Hessians that layers no longer share are no part of it.
+    apart = 4 * 16 * 2 * 3 * 64**2
+    expected = quantization_flops(guided, shape) - quantization_flops(plain, shape) - apart
+    assert expected == pytest.approx(counted, rel=0.1)
+
+
+def test_flops_of_measuring_sensitivity_are_those_that_torch_counts(tmp_path: Path) -> None:
+    checkpoint, ids = save_decoder(tmp_path / "model"), some_ids(1, 16)
+    config = Quantization(samples=1, sequence_length=16, group_size=32, target_bits=4.5, choices=(2, 4, 8))
+    decoder = build_blockwise_model(checkpoint)
+    (tmp_path / "work").mkdir()
+    survey = Survey(decoder, config, plan_layers(decoder, config), (2, 4, 8), SilentProgress(), tmp_path / "work")
+    with FlopCounterMode(display=False) as counter:
+        survey.run(ids, {}, lambda hessian: {})
+    products = counter.get_flop_counts()["Global"]
+    counted = sum(flops for operator, flops in products.items() if "attention" not in str(operator))
+    assert survey_flops(config, read_shape(checkpoint.folder)) == pytest.approx(counted, rel=0.15)
+    assert survey_flops(Quantization(), read_shape(checkpoint.folder)) == 0
+
+
+def test_flops_and_memory_by_hand() -> None:
+    shape = Shape(embeddings=1e6, attention=8e6, feed_forward=12e6, other=0, layers=2, hidden=100, intermediate=300)
+    config = Quantization(samples=10, sequence_length=20, guided=False)
+    forward, hessians = 2 * 20e6 * 200, 200 * 2 * (3 * 100**2 + 300**2)
+    solver = 2 * (16e6 * 100 + 4e6 * 300)
+    assert quantization_flops(config, shape) == forward + hessians + solver
+    block, squares = 4 * 10e6, 4 * 4 * 300**2
+    assert quantization_memory_bytes(config, shape) == block + squares + 4 * 4 * 200 * 300 + 2 * 4 * 200 * 100
+    guided = Quantization(samples=10, sequence_length=20)
+    apart = 200 * 2 * (6 * 100**2 + 300**2)
+    assert quantization_flops(guided, shape) == 4 * forward + 4 * 1e6 * 200 + apart + solver
+    assert quantization_memory_bytes(guided, shape) == quantization_memory_bytes(config, shape)
+    # The logits of one long window, three times: 100,000 x 10,000 values of four bytes; and states of 100,000 x 100.
+    long = Quantization(samples=1, sequence_length=100_000)
+    assert quantization_memory_bytes(long, shape) == 3 * 4 * 100_000 * 10_000 + 2 * 4 * 100_000 * 100
+    nearest = Quantization(method="rtn")
+    assert quantization_flops(nearest, shape) == 0
+    assert quantization_memory_bytes(nearest, shape) == 2 * block
+
+
+@pytest.mark.parametrize("fields", [{}, {"embedding_bits": 4}, {"bits": 8, "group_size": -1}])
+def test_the_folder_is_about_as_large_as_foretold(fields: dict[str, Any], tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", hidden_size=128, intermediate_size=256, vocab_size=1000)
+    config = {"group_size": 32, "samples": 4, "sequence_length": 24, **fields}
+    result = Gptq(**config).run(source, context(tmp_path / "scratch"))
+    written = sum(path.stat().st_size for path in result.folder.glob("*.safetensors"))
+    shape = read_shape(source.folder)
+    foretold = checkpoint_bytes(Quantization(**config), shape) - shape.processor_bytes
+    assert foretold == pytest.approx(written, rel=0.06)
+    assert size_bytes(result.folder) > written
+
+
+SEED = 5
+
+
+def measured(checkpoint: Checkpoint, ids: torch.Tensor, folder: Path, **config: object) -> Importance:
+    settings = Quantization(precision="fp32", **config)
+    return Gradients(build_blockwise_model(checkpoint), settings, ids, folder, SilentProgress(), SEED).importance()
+
+
+def by_autograd(checkpoint: Checkpoint, ids: torch.Tensor) -> Importance:
+    """The same in one pass over all windows, with the same answers drawn."""
+    module = module_of(checkpoint)
+    outputs: dict[str, torch.Tensor] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.Linear) and name != "lm_head":
+
+            def keep(_: object, __: object, output: torch.Tensor, name: str = name) -> None:
+                output.retain_grad()
+                outputs[name] = output
+
+            part.register_forward_hook(keep)
+    rows = module.get_input_embeddings().weight.detach()[ids].requires_grad_()
+    module.get_input_embeddings().register_forward_hook(
+        # What the architecture does to a row of its table, linearly.
+        lambda _, __, output: rows * (output / rows.detach())
+    )
+    logits = module(input_ids=ids, use_cache=False).logits
+    shares = torch.softmax(logits.detach(), -1)
+    generator = torch.Generator().manual_seed(SEED)
+    answers = torch.cat([torch.multinomial(window, 1, generator=generator) for window in shares])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers[:, 0], reduction="sum")
+    loss.backward()
+    layers = {}
+    for name, output in outputs.items():
+        assert output.grad is not None
+        squares = output.grad.square().mean(-1).flatten()
+        layers[name] = squares / squares.mean()
+    assert rows.grad is not None
+    flat = rows.grad.flatten(0, 1)
+    return Importance(layers, (1 - shares.square().sum(-1)).flatten(), flat.T @ flat / len(flat))
+
+
+@pytest.mark.parametrize("config", ["LlamaConfig", "Qwen3Config", "Gemma2Config", "PhiConfig", "GraniteConfig"])
+def test_block_by_block_is_as_all_at_once(config: str, tmp_path: Path) -> None:
+    checkpoint, ids = save_decoder(tmp_path / "model", config), some_ids(3, 16)
+    token_weights, expected = measured(checkpoint, ids, tmp_path / "work"), by_autograd(checkpoint, ids)
+    assert token_weights.layers.keys() == expected.layers.keys()
+    for name, weights in expected.layers.items():
+        torch.testing.assert_close(token_weights.layers[name], weights, rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(token_weights.head, expected.head, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        token_weights.embedding, expected.embedding, rtol=2e-3, atol=1e-3 * float(expected.embedding.max())
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_experts_have_no_weights_and_the_rest_of_their_block_has(tmp_path: Path) -> None:
+    token_weights = measured(save_decoder(tmp_path / "model", "Qwen2MoeConfig"), some_ids(2, 16), tmp_path / "work")
+    assert not any(".experts." in name for name in token_weights.layers)
+    assert "model.layers.0.mlp.shared_expert.down_proj" in token_weights.layers
+    assert all(float(weights.mean()) == pytest.approx(1) for weights in token_weights.layers.values())
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    token_weights = measured(save_decoder(tmp_path / "model"), some_ids(2, 16), tmp_path / "work")
+    token_weights.write(tmp_path / "kept.safetensors")
+    again = Importance.read(tmp_path / "kept.safetensors")
+    assert again.layers.keys() == token_weights.layers.keys()
+    assert all(torch.equal(again.layers[name], weights) for name, weights in token_weights.layers.items())
+    assert torch.equal(again.head, token_weights.head) and torch.equal(again.embedding, token_weights.embedding)
+
+
+def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    checkpoint = save_decoder(tmp_path / "model")
+    decoder = build_blockwise_model(checkpoint)
+    fill = decoder.tensor
+
+    def broken(module: str, leaf: str, shape: torch.Size) -> torch.Tensor:
+        filled = fill(module, leaf, shape)
+        return filled.fill_(float("nan")) if module == "model.norm" else filled
+
+    decoder.tensor = broken  # type: ignore[method-assign]
+    decoder.fill_surroundings()
+    work = Gradients(decoder, Quantization(precision="fp32"), some_ids(2, 16), tmp_path / "work", SilentProgress())
+    with pytest.raises(StageError, match="the answer is not finite"):
+        work.importance()
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_layers_are_solved_for_the_tokens_that_matter(
+    batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where layers see the same inputs, the weighted error falls and the plain one rises."""
+    checkpoint = save_decoder(tmp_path / "model", num_hidden_layers=1)
+    if batches > 1:
+        monkeypatch.setattr(
+            "compress.stages.blockwise.calibration.batch_size", lambda block, ids: -(-len(ids) // batches)
+        )
+    name, errors = "model.layers.0.self_attn.q_proj", {}
+    for guided in (True, False):
+        stage_context = context(tmp_path / f"guided-{guided}")
+        stage = Gptq(bits=3, group_size=32, samples=12, sequence_length=16, precision="fp32", guided=guided)
+        done = stage.run(checkpoint, stage_context)
+        quantized = done.quantized(name)
+        assert quantized is not None
+        errors[guided] = quantized.dequantize()
+    counts = Importance.read(tmp_path / "guided-True" / "importance.safetensors").layers[name]
+    inputs = inputs_of_layers(module_of(checkpoint), calibration_sequences(stage_context, checkpoint, 12, 16))[name]
+    weight = checkpoint.stored(f"{name}.weight").float()
+    for weights, better in ((counts, True), (torch.ones_like(counts), False)):
+        hessian = (inputs * weights[:, None]).T @ inputs
+        output_errors = {guided: output_error(weight, errors[guided], hessian) for guided in errors}
+        assert output_errors[better] < output_errors[not better]

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+import sentences
 import tiny
 from exports import exported
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
+from tiny_speech import TASK, write_recordings, write_speech
+from tiny_whisper import FRAMES, write_tiny_whisper
 
-from compress.data.dataset import Dataset
+from compress.data.config import DataConfig
+from compress.data.dataset import Dataset, load_dataset
+from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced_logits
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
+from compress.models.checkpoint import Checkpoint
+from compress.models.processor import processor_of
 from compress.numerics.sampling import spread_sample
-from compress.stages.onnx_int8.quantizer import LAYERS, METADATA, OneByOne
+from compress.stages.onnx_int8.accuracy_aware import agreement_with, merit_of, rank, search
+from compress.stages.onnx_int8.quantizer import LAYERS, METADATA, OneByOne, calibration_set
 from compress.stages.onnx_int8.stage import OnnxInt8
+from compress.stages.onnx_weight_only import OnnxWeightOnly
+from compress.tasks.registry import get_task
 from compress.utils.errors import DataError, StageError
+from compress.utils.progress import SilentProgress
 
 
 def model() -> OnnxModel:
@@ -122,3 +144,270 @@ def test_an_empty_split_and_a_quantized_model_are_refused():
     once = OnnxInt8().run(model(), tiny.context())
     with pytest.raises(StageError, match="quantized already"):
         OnnxInt8().run(once, tiny.context())
+
+
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
+
+
+@pytest.fixture(scope="module")
+def speech_model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    return export_encoder_decoder(Checkpoint(write_tiny_whisper(tmp_path_factory.mktemp("whisper"))))
+
+
+def answers(speech_model: OnnxModel, features: np.ndarray | None = None) -> np.ndarray:
+    if features is None:
+        features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
+    return teacher_forced_logits(speech_model, {"input_features": features}, np.array([256, 5, 99, 17]))
+
+
+def operators(graph: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(ir.from_proto(graph).graph))
+
+
+def error(speech_model: OnnxModel, other: OnnxModel) -> float:
+    expected = answers(speech_model)
+    return float(np.abs(answers(other) - expected).std() / expected.std())
+
+
+def test_dynamic_int8_reaches_every_product_and_stores_the_tied_table_once(speech_model: OnnxModel):
+    done = OnnxInt8().run(speech_model, tiny.context())
+    assert list(done.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"]
+    for graph in done.graphs.values():
+        operator_counts = operators(graph)
+        assert operator_counts["MatMul"] == 0 and operator_counts["MatMulInteger"] > 0
+    decoder = done.graphs["decoder_model_merged_quantized.onnx"]
+    large = [tensor for tensor in decoder.graph.initializer if np.prod(tensor.dims) == 258 * 64]
+    assert [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in large] == ["UINT8"]
+    assert error(speech_model, done) < 0.2
+
+
+def test_one_part_is_quantized_and_the_other_left_as_it_is(speech_model: OnnxModel):
+    encoder = OnnxInt8(part="encoder").run(speech_model, tiny.context())
+    assert list(encoder.graphs) == ["encoder_model_quantized.onnx", DECODER]
+    assert encoder.graphs[DECODER] == speech_model.graphs[DECODER]
+    both = OnnxWeightOnly(part="decoder", bits=4).run(encoder, tiny.context())
+    assert list(both.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_q4.onnx"]
+    assert operators(both.others["decoder_model_merged_q4.onnx"])["MatMulNBits"] == 2 * 10 + 1
+    assert error(speech_model, both) < 0.5
+
+
+def test_a_part_that_is_quantized_already_is_refused(speech_model: OnnxModel):
+    once = OnnxWeightOnly(part="decoder").run(speech_model, tiny.context())
+    with pytest.raises(StageError, match="decoder"):
+        OnnxWeightOnly(part="decoder").run(once, tiny.context())
+
+
+def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recording(
+    speech_model: OnnxModel, tmp_path: Path
+):
+    files = write_speech(tmp_path)
+    write_recordings(tmp_path, "long", 2, seed=5, seconds=(2.5, 3.5))
+    task = get_task(TASK)
+    config = DataConfig(source=str(tmp_path), splits={"train": "long.jsonl", "test": files["test"]})
+    data = load_dataset(config, task.columns, tmp_path, SilentProgress())
+    context = dataclasses.replace(tiny.context(), task=task, data=data)
+    done = OnnxInt8(part="encoder", method="static", embedding_bits=32).run(speech_model, context)
+    assert list(done.graphs) == ["encoder_model_quantized.onnx", DECODER]
+    assert operators(done.graphs["encoder_model_quantized.onnx"])["MatMulIntegerToFloat"] > 0
+    (heard, *_) = task.encode(data.split("train"), processor_of(speech_model), None, 24).inputs
+    features = heard["input_features"]
+    assert features.shape[-1] > FRAMES
+    # The window that ranges were found on, not noise beyond them.
+    expected, quantized_answers = (answers(candidate, features[:, :FRAMES]) for candidate in (speech_model, done))
+    assert np.abs(quantized_answers - expected).std() / expected.std() < 0.2
+
+
+def test_static_ranges_of_a_decoder_are_refused_with_what_to_do(speech_model: OnnxModel):
+    with pytest.raises(StageError, match="encoders alone"):
+        OnnxInt8(method="static").run(speech_model, tiny.context())
+
+
+INNER, LAYER_COUNT, BAD = 32, 26, (3, 9, 16)
+
+
+def network() -> onnx.ModelProto:
+    """Products one after the other, of which those in `BAD` have an input channel that spoils a shared range."""
+    generator = np.random.default_rng(0)
+    nodes, arrays, previous = [], [], "x"
+    for layer in range(LAYER_COUNT):
+        weight = np.linalg.qr(generator.normal(size=(INNER, INNER)))[0].astype(np.float32)
+        if layer in BAD:
+            # One huge channel out of a bias, which the product after it ignores.
+            weight[5] = 0
+        arrays.append(numpy_helper.from_array(weight, f"w{layer}"))
+        shift = np.zeros(INNER, np.float32)
+        if layer + 1 in BAD:
+            shift[5] = 4000
+        arrays.append(numpy_helper.from_array(shift, f"b{layer}"))
+        nodes.append(helper.make_node("MatMul", [previous, f"w{layer}"], [f"p{layer}"], name=f"layer_{layer}"))
+        nodes.append(helper.make_node("Add", [f"p{layer}", f"b{layer}"], [f"y{layer}"], name=f"add_{layer}"))
+        previous = f"y{layer}"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])
+    y = helper.make_tensor_value_info(previous, TensorProto.FLOAT, ["rows", INNER])
+    graph = helper.make_graph(nodes, "network", [x], [y], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def feeds() -> list[dict[str, np.ndarray]]:
+    return [{"x": np.random.default_rng(1).normal(size=(64, INNER)).astype(np.float32)}]
+
+
+class Counted:
+    """Agreement of the largest output with the float graph's, and how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._x = np.random.default_rng(2).normal(size=(400, INNER)).astype(np.float32)
+        self._expected = self._answers(network())
+
+    def _answers(self, graph: onnx.ModelProto) -> np.ndarray:
+        import onnxruntime
+
+        answers: np.ndarray = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": self._x})[0]
+        return answers.argmax(axis=-1)
+
+    def __call__(self, graph: onnx.ModelProto) -> float:
+        self.asked += 1
+        return float((self._answers(graph) == self._expected).mean())
+
+
+def quantizer() -> StaticQuantizer:
+    return StaticQuantizer(network(), feeds(), Int8Options(method="static", reduce_range=False, bias_correction=False))
+
+
+@pytest.mark.full_range
+def test_the_worst_layers_are_found_and_put_back():
+    merit = Counted()
+    outcome = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
+    assert set(outcome.kept) == {f"layer_{layer}" for layer in BAD}
+    assert outcome.merit >= 0.9 and outcome.merit == merit(outcome.graph) and outcome.finished
+    assert [damage.layer.name for damage in outcome.damages[:3]] == sorted(outcome.kept, key=list(outcome.kept).index)
+    assert outcome.damages[2].error > 10 * outcome.damages[3].error
+    operators = [node.op_type for node in outcome.graph.graph.node]
+    assert operators.count("MatMul") == 3 and operators.count("MatMulIntegerToFloat") == LAYER_COUNT - 3
+    rows = outcome.rows()
+    assert [row[-1] for row in rows] == ["kept in float"] * 3 + ["int8"] * (LAYER_COUNT - 3)
+    assert {row[0] for row in rows[:3]} == set(outcome.kept) and {row[3] for row in rows} == {3 * INNER * INNER}
+    assert "3 of 26 layers in float" in outcome.verdict()
+
+
+@pytest.mark.full_range
+def test_it_needs_a_tenth_of_the_evaluations_of_a_search_one_layer_at_a_time():
+    merit = Counted()
+    outcome = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
+    ours = merit.asked
+    assert outcome.evaluations + 1 == ours
+
+    # A search that puts back, again and again, the layer that helps most tries every layer each time. It can't end
+    # before its third round, since without any of the three the floor does not hold.
+    judge, layer_quantizer = Counted(), quantizer()
+    for missing in BAD:
+        assert judge(layer_quantizer.quantize([f"layer_{layer}" for layer in BAD if layer != missing])) < 0.9
+    one_at_a_time = 2 + LAYER_COUNT + (LAYER_COUNT - 1) + (LAYER_COUNT - 2)
+    assert ours <= one_at_a_time / 10
+
+
+def test_a_floor_that_holds_at_once_costs_one_evaluation():
+    merit = Counted()
+    outcome = search(network(), quantizer(), merit, 0.01, feeds(), 60, SilentProgress())
+    assert merit.asked == 2 and outcome.kept == () and outcome.damages == () and outcome.passes == 0
+
+
+@pytest.mark.full_range
+def test_a_ceiling_on_the_error_needs_no_metric():
+    layer_quantizer, asked = quantizer(), feeds()
+    merit = agreement_with(network(), asked)
+    both = (network(), layer_quantizer.quantize())
+    float_answers, int8_answers = (open_session(graph).run(None, asked[0])[0].astype(float) for graph in both)
+    error = np.sqrt(np.square(int8_answers - float_answers).mean()) / float_answers.std()
+    assert merit(layer_quantizer.quantize()) == pytest.approx(1 - error) and error > 0.5
+    outcome = search(network(), layer_quantizer, merit, 0.95, asked, 60, SilentProgress(), by_error=True)
+    assert set(outcome.kept) == {f"layer_{layer}" for layer in BAD} and outcome.merit >= 0.95
+    assert f"RMS error {1 - outcome.merit:.4f} on training examples (at most 0.0500)" in outcome.verdict()
+
+
+def test_an_output_that_is_one_number_has_an_error_too():
+    graph = network()
+    graph.graph.node.append(onnx.helper.make_node("ReduceMean", [graph.graph.output[0].name], ["mean"], keepdims=0))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("mean", onnx.TensorProto.FLOAT, []))
+    assert agreement_with(graph, feeds())(graph) == 1.0
+
+
+def test_a_floor_and_a_ceiling_are_one_too_many():
+    with pytest.raises(ValidationError, match="accuracy_floor or error_ceiling, not both"):
+        OnnxInt8(accuracy_floor=0.9, error_ceiling=0.1)
+    assert OnnxInt8(error_ceiling=0.1).needs().splits == ("train",)
+    assert OnnxInt8(error_ceiling=0.1, damage_examples=8).damage_examples == 8
+
+
+class Spoiling:
+    """A quantizer whose every layer spoils everything."""
+
+    def __init__(self) -> None:
+        self.layers = [QuantizableLayer(name, "MatMul", name, 1, -1) for name in ("layer_0", "layer_1")]
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        graph = network()
+        for tensor in graph.graph.initializer:
+            if tensor.name in ("w0", "w1") and f"layer_{tensor.name[1]}" not in kept:
+                tensor.CopyFrom(numpy_helper.from_array(np.zeros((INNER, INNER), np.float32), tensor.name))
+        return graph
+
+
+def test_a_floor_that_no_layer_holds_is_an_error():
+    with pytest.raises(StageError, match=r"No 8-bit layer keeps the metric at 99\.0%"):
+        search(network(), Spoiling(), Counted(), 0.99, feeds(), 60, SilentProgress())
+
+
+def test_damage_is_the_outputs_squared_change_over_their_variance():
+    ranked = rank(network(), Spoiling(), feeds(), SilentProgress())
+    x = feeds()[0]["x"].astype(np.float64)
+    arrays = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in network().graph.initializer}
+
+    def output(gone: int | None) -> np.ndarray:
+        y = x
+        for layer in range(LAYER_COUNT):
+            y = (0 if layer == gone else y @ arrays[f"w{layer}"]) + arrays[f"b{layer}"]
+        return np.broadcast_to(y, (len(x), INNER))
+
+    expected = output(None)
+    for damage in ranked:
+        change = output(int(damage.layer.name[-1])) - expected
+        assert damage.error == pytest.approx(
+            np.square(change).sum() / np.square(expected - expected.mean(0)).sum(), rel=1e-3
+        )
+
+
+EMBEDDING_TASK = get_task(sentences.TASK)
+
+
+def lookup(table: np.ndarray) -> onnx.ModelProto:
+    """A graph whose token embeddings are the rows of ``table``."""
+    axes = ["batch_size", "sequence_length"]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, axes)
+    output = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*axes, table.shape[1]])
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
+    graph = helper.make_graph(nodes, "g", [ids], [output], [numpy_helper.from_array(table, "table")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def test_merit_is_the_recall_of_the_examples_in_their_order() -> None:
+    model = sentences.encoder()
+    table = np.random.default_rng(0).normal(size=(len(model.tokenizer), sentences.WIDTH)).astype(np.float32)
+    # Pairs that have little to do with their texts, so that few of them are found.
+    rows = sentences.pairs(60).set_column(1, "pair", sentences.pairs(60, seed=5)["pair"])
+    examples = EMBEDDING_TASK.encode(rows, model.processor, None, 24)
+    assert len(set(examples.lengths().tolist())) > 3
+    embeddings = np.stack([table[one["input_ids"]].mean(axis=0) for one in examples.inputs])
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    scores = embeddings[:60] @ embeddings[60:].T
+    expected = np.mean((scores >= scores.diagonal()[:, None]).sum(axis=1) <= 10)
+    assert 0.05 < expected < 0.8
+    assert merit_of(EMBEDDING_TASK, examples)(lookup(table)) == expected
+
+
+def test_pairs_are_no_classes_to_choose_calibration_examples_by() -> None:
+    model, context = sentences.encoder(), sentences.context()
+    graph = lookup(np.ones((len(model.tokenizer), sentences.WIDTH), np.float32))
+    chosen = calibration_set(OnnxModel(graph, FLOAT_GRAPH, model.companions()), context, 12)
+    assert (len(chosen.feeds), chosen.labels) == (12, 0)

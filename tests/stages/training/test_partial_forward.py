@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import copy
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import causal
 import pytest
 import tiny
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from fake_gpu import DEVICE, FakeGpu, fake_gpu
 from pydantic import ValidationError
+from quantized import save_tiny_llama
 from torch import nn
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from compress.models.checkpoint import Checkpoint
+from compress.models.model import TorchModel
 from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.protocols import fields_without_effect
+from compress.stages.registry import STAGES
+from compress.stages.training import length as clock
 from compress.stages.training import partial_forward as subject
+from compress.stages.training.length import Length
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.partial_forward import FrozenLayers, shortened
 from compress.stages.training.settings import Training
 from compress.tasks.capability import EMBEDS, HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.inference import forward, predict, tensors
+from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
@@ -213,3 +229,216 @@ def test_fields_are_named_where_they_mean_nothing() -> None:
     distill = Distill(teacher="start", first_token_only=True)
     assert "first_token_only" in fields_without_effect(distill, frozenset({EMBEDS}))
     assert not fields_without_effect(Finetune(first_token_only=True), frozenset({HAS_CLASSES}))
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_rate_falls_as_transformers_schedules_do(decay: str) -> None:
+    """But for a warm-up that reaches the peak in its last step, and begins above nothing."""
+    steps, warmup = 40, 8
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    make = get_linear_schedule_with_warmup if decay == "linear" else get_cosine_schedule_with_warmup
+    schedule, length = make(optimizer, warmup, steps), Length(steps)
+    for step in range(steps):
+        expected = schedule.get_last_lr()[0] if step >= warmup else (step + 1) / warmup
+        assert length.rate(step, warmup / steps, decay) == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(clock.time, "monotonic", lambda: self.now)
+
+
+def walk(length: Length, seconds: float, now: Clock) -> list[float]:
+    rates: list[float] = []
+    while not length.is_over(len(rates)):
+        rates.append(length.rate(len(rates), 0.1, "linear"))
+        now.now += seconds
+    return rates
+
+
+def test_a_budget_takes_the_steps_that_fit_and_ends_near_a_rate_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Clock(monkeypatch)
+    length = Length(3, seconds=60.0)
+    length.begin()
+    rates = walk(length, 0.5, now)
+    assert len(rates) == 120 and length.share(120) == 1.0
+    assert max(rates) == pytest.approx(1.0, abs=0.1) and rates[-1] < 0.02 and rates[0] < 0.5
+    assert rates[60] == pytest.approx(0.5 / 0.9, abs=0.01)
+
+
+def test_a_killed_run_has_spent_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Clock(monkeypatch)
+    length = Length(3, seconds=10.0)
+    length.go_on(4.0)
+    now.now += 5.0
+    assert length.seconds_spent() == 9.0 and not length.is_over(9)
+    now.now += 0.5
+    assert length.is_over(9)
+
+
+def test_a_budget_below_one_step_is_refused_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Clock(monkeypatch)
+    length = Length(3, seconds=2.0)
+    length.begin()
+    now.now += 5.0
+    with pytest.raises(StageError, match=r"A budget of 2 s is too short for one step, which took 5.0 s"):
+        length.is_over(1)
+
+
+def test_of_a_cosine_half_the_way_is_half_the_rate() -> None:
+    assert Length(100).rate(50, 0.0, "cosine") == pytest.approx((1 + math.cos(math.pi * 49 / 99)) / 2)
+
+
+def test_of_seconds_the_steps_in_all_are_told_by_those_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Clock(monkeypatch)
+    length = Length(300, seconds=60.0)
+    length.begin()
+    assert length.steps_in_all(0) == 300
+    now.now += 6.0
+    assert length.steps_in_all(12) == 120 and Length(300).steps_in_all(12) == 300
+    now.now += 60.0
+    assert length.steps_in_all(130) == 130
+
+
+_FAULTS = """
+import resource
+import sys
+
+import torch
+
+from compress.stages.training.malloc import keep_freed_memory
+
+if sys.argv[1:] != ["as it is"] and not keep_freed_memory(*map(int, sys.argv[1:])):
+    sys.exit("no mallopt")
+torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(1 << 24)
+sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+"""
+
+
+def page_faults(*how: str) -> int:
+    ended = subprocess.run([sys.executable, "-c", _FAULTS, *how], capture_output=True, text=True, check=False)
+    if "no mallopt" in ended.stderr:
+        pytest.skip("the C library has no mallopt")
+    return int(ended.stdout)
+
+
+def test_large_tensors_are_served_from_memory_that_was_freed():
+    # 64 MB are 16,384 pages of 4 kB, or 32 of 2 MB.
+    assert page_faults("as it is") >= 8 * 32
+    assert page_faults() < 32
+
+
+def test_larger_tensors_than_asked_for_are_given_back():
+    assert page_faults(str(1 << 27)) < 32
+    assert page_faults(str(1 << 22)) >= 8 * 32
+
+
+_RESIDENT = """
+import sys
+
+import torch
+
+from compress.stages.training.malloc import give_back_freed_memory, keep_freed_memory
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+if not keep_freed_memory(1 << 27):
+    sys.exit("no mallopt")
+parts = [torch.ones(1 << 24) for _ in range(4)]
+last = torch.ones(1 << 10)
+full = resident()
+del parts
+kept = resident()
+give_back_freed_memory()
+sys.stdout.write(f"{full} {kept} {resident()}")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_is_kept_can_be_given_back():
+    ended = subprocess.run([sys.executable, "-c", _RESIDENT], capture_output=True, text=True, check=False)
+    if "no mallopt" in ended.stderr:
+        pytest.skip("the C library has no mallopt")
+    full, kept, left = map(int, ended.stdout.split())
+    assert full - kept < 1 << 27
+    assert full - left > 7 << 25
+
+
+QUICK = {"epochs": 1.0, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
+CASES: dict[str, dict[str, Any]] = {
+    "finetune": {"keep_best": True},
+    "distill": {"student": {"layers": [1]}},
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    monkeypatch.setattr(PartialState, "default_device", property(lambda state: torch.device(DEVICE)))
+    # A parameter of the GPU can't take the place of the processor's in any other way than by being swapped with it.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with fake_gpu(monkeypatch) as mode:
+            yield mode
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trained(kind: str) -> TorchModel:
+    data = tiny.dataset(train=32, validation=16)
+    context = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
+    stage = STAGES[kind].model_validate({"kind": kind, **QUICK, **CASES[kind]})
+    model: TorchModel = stage.run(tiny.encoder(), context)
+    return model
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_it_learns_there_what_it_learns_here(kind: str, request: pytest.FixtureRequest) -> None:
+    host_tensors = trained(kind).tensors()
+    mode: FakeGpu = request.getfixturevalue("gpu")
+    device_tensors = trained(kind).tensors()
+    assert {"aten::addmm", "aten::_fused_adamw_"} <= mode.ran
+    for name, tensor in host_tensors.items():
+        assert type(device_tensors[name]) is torch.Tensor or isinstance(device_tensors[name], torch.nn.Parameter)
+        assert device_tensors[name].device.type == "cpu"
+        torch.testing.assert_close(device_tensors[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def taught(source: Checkpoint, folder: Path) -> TorchModel:
+    """A student of one layer, whose hidden state is compared with its teacher's too."""
+    fields: dict[str, Any] = {"batch_size": 4, "tokens": 3 * 4 * causal.LENGTH, "precision": "fp32"}
+    fields |= {"teacher": "start", "student": {"layers": [1]}, "loss": {"hidden_weight": 1.0}}
+    stage = STAGES["distill_language_model"].model_validate({"kind": "distill_language_model", **fields})
+    model: TorchModel = stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
+    return model
+
+
+def test_a_language_model_is_taught_there(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48)
+    host_tensors = taught(source, tmp_path / "here").tensors()
+    mode: FakeGpu = request.getfixturevalue("gpu")
+    device_tensors = taught(source, tmp_path / "there").tensors()
+    assert {"aten::mm", "aten::_fused_adamw_"} <= mode.ran
+    for name, tensor in host_tensors.items():
+        assert device_tensors[name].device.type == "cpu"
+        torch.testing.assert_close(device_tensors[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_next_recipe_in_the_process_has_its_own_device(gpu: FakeGpu, tmp_path: Path) -> None:
+    from compress.stages.training.processes import accelerator
+    from compress.utils.torch_device import use_device
+
+    assert accelerator().device.type == "gpu"
+    with use_device("cpu"):
+        assert accelerator().device.type == "cpu"
+    assert accelerator().device.type == "gpu"

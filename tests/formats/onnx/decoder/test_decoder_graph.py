@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from quantized import quantize_tiny_llama, save_tiny_llama
-from transformers import LlamaConfig, RwkvConfig, RwkvForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, RwkvConfig, RwkvForCausalLM
+from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 from written_decoders import CONFIGS, FewBitsCheckpoint, Graph, by_transformers, logits_of, random_ids, save_decoder
 
-from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.onnx.decoder.macro_ops import LEFT_PADDING_CHECK
-from compress.formats.onnx.decoder.trace import check_writable
+from compress.formats.generation.decoder import Decoder
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_verified_decoder
+from compress.formats.onnx.decoder.apply_patches import inverse_error_function
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
+from compress.formats.onnx.decoder.macro_ops import LEFT_PADDING_CHECK, write_selective_scan
+from compress.formats.onnx.decoder.trace import check_writable, trace_part
+from compress.formats.onnx.decoder.traced_parts import decoder_only
+from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of
 from compress.models.checkpoint import Checkpoint
-from compress.utils.errors import ModelError
+from compress.models.quantized_module import load_quantized_module
+from compress.utils.errors import IntegrityError, ModelError
 
 EXACT = {"atol": 2e-4, "rtol": 1e-4}
 FP32 = GraphSettings(accuracy_level=1)
@@ -201,3 +212,196 @@ def test_a_missing_tensor_is_named(tmp_path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.k_proj\.weight"):
         export_decoder(Checkpoint(checkpoint.folder))
+
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+ALTERNATING = ["sliding_attention", "full_attention"]
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 96}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 16, "v_head_dim": 16, "qk_nope_head_dim": 16}
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LINEAR = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+    "shared_expert_intermediate_size": 48,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+MAMBA = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8}
+FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
+    "gemma2": ({**SIZES, "sliding_window": 6, "query_pre_attn_scalar": 24}, ""),  # windows, soft caps, norms about 1
+    "gpt_oss": (
+        {**SIZES, **EXPERTS, "sliding_window": 6, "layer_types": ALTERNATING},
+        "",
+    ),  # sinks, experts with biases
+    "gpt2": (GPT2, ""),  # learned positions, matrices stored [in, out]
+    "gpt_neox": ({**SIZES, "rotary_pct": 0.5}, ""),  # a head under another name, a part of each head rotated
+    "cohere2": (
+        {**SIZES, "sliding_window": 6, "layer_types": ALTERNATING},
+        "",
+    ),  # pairs side by side, no rotation in some
+    "lfm2": ({**SIZES, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}, ""),
+    "qwen3_next": ({**SIZES, **EXPERTS, **LINEAR}, ""),  # the gated delta rule
+    "mamba": ({**SIZES, "state_size": 8}, "no attention"),  # the selective scan
+    "mamba2": ({**SIZES, **MAMBA}, "no attention"),
+    "falcon": ({key: SIZES[key] for key in SIZES if key != "head_dim"}, "no attention with transformers' interface"),
+    "deepseek_v3": (
+        {**SIZES, **LATENT, **EXPERTS, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_key_value_heads": 4},
+        "keys or values are changed after the cache",
+    ),
+}
+
+
+def save(kind: str, fields: dict[str, Any], folder: Path) -> tuple[Checkpoint, PreTrainedModel]:
+    """A model whose norms are off 1 and biases off 0, and whose logits spread."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and "A_log" not in name and "dt_bias" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif parameter.ndim == 2:
+                parameter.copy_(torch.randn_like(parameter) / (1 if "embed" in name else parameter.shape[-1] ** 0.5))
+    model.tie_weights()
+    model.save_pretrained(folder)
+    return Checkpoint(folder), model
+
+
+def some_ids(length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 96, (2, length))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_each_family_equals_torch_and_says_what_is_not_fused(kind: str, tmp_path) -> None:
+    fields, unfused = FAMILIES[kind]
+    checkpoint, _ = save(kind, fields, tmp_path)
+    verified = export_verified_decoder(
+        checkpoint, GraphSettings(), some_ids(20), 1e-3, 0.2
+    )  # past two chunks of Mamba's 8
+    assert verified.equality.difference < 1e-4
+    assert unfused in verified.unfused and bool(unfused) == bool(verified.unfused)
+    attentions = sum(node.op_type == "GroupQueryAttention" for node in verified.model.graph.graph.node)
+    states = fields.get("layer_types", []).count("conv") + fields.get("layer_types", []).count("linear_attention")
+    assert attentions == (0 if unfused else 2 - states)
+
+
+def test_one_block_of_each_kind_is_traced_and_all_are_written(tmp_path) -> None:
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    fields = {**SIZES, "num_hidden_layers": 6, "sliding_window": 5, "layer_types": kinds}
+    checkpoint, _ = save("gemma3_text", fields, tmp_path)
+    trace = trace_part(checkpoint, decoder_only)
+    assert trace.traced == 3
+    assert [block.kind for block in trace.blocks] == [0, 0, 2, 0, 0, 2]
+    verified = export_verified_decoder(checkpoint, GraphSettings(), some_ids(14), 1e-3, 0.2)
+    assert verified.equality.difference < 1e-4
+    names = {entry.name for entry in verified.model.graph.graph.input}
+    assert {f"past_key_values.{layer}.key" for layer in range(6)} <= names
+
+
+def test_states_of_convolutions_go_from_token_to_token(tmp_path) -> None:
+    checkpoint, model = save("lfm2", FAMILIES["lfm2"][0], tmp_path)
+    exported = export_verified_decoder(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2).model
+    name = "CPUExecutionProvider"
+    graph = onnxruntime.InferenceSession(exported.graph.SerializeToString(), providers=[name])
+    decoder = Decoder(OnnxSession(graph, Path("a test"), name, 0), "a test")
+    prompt = some_ids(7)[0].tolist()
+    answer = [decoder.prefill(prompt)]
+    while len(answer) < 12:
+        answer.append(decoder.step(answer[-1]))
+    with torch.inference_mode():
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert answer == expected[0, 7:].tolist()
+    assert "past_conv.0" in {entry.name for entry in graph.get_inputs()}
+
+
+def test_the_inverse_of_the_error_function() -> None:
+    values = torch.linspace(-0.9999, 0.9999, 2001)
+    torch.testing.assert_close(inverse_error_function(values), torch.erfinv(values), atol=1e-6, rtol=1e-6)
+
+
+def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
+    """Gemma multiplies its embeddings; integers in their place are multiplied too, in torch as in the graph."""
+    checkpoint, _ = save("gemma2", FAMILIES["gemma2"][0], tmp_path)
+    few = FewBitsCheckpoint(checkpoint.folder, (("embed_tokens", 4), ("_proj", 4)))
+    verified = export_verified_decoder(few, GraphSettings(accuracy_level=1), some_ids(12), 1e-3, 0.2)
+    assert verified.equality.difference < 1e-4
+    module = load_quantized_module(few)
+    expected = few.quantized("model.embed_tokens").dequantize()[:5] * 64**0.5
+    torch.testing.assert_close(module.get_input_embeddings()(torch.arange(5)), expected)
+
+
+def test_a_graph_that_holds_for_one_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a node for its scan Mamba's first kind goes from token to token in Python, which a trace unrolls."""
+    monkeypatch.setattr("compress.formats.onnx.decoder.apply_patches._SELECTIVE_SCANS", "")
+    checkpoint, _ = save("mamba", {**SIZES, "state_size": 4}, tmp_path)
+    with pytest.raises(IntegrityError, match="does not run on 12 tokens after 0"):
+        export_verified_decoder(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2)
+
+
+BATCH, CHANNELS, SIZE = 2, 5, 3
+AXES: dict[str, list[int | str]] = {
+    "state": [BATCH, CHANNELS, SIZE],
+    "decays": [CHANNELS, SIZE],
+    "step": ["length", BATCH, CHANNELS],
+    "value": ["length", BATCH, CHANNELS],
+    "input": ["length", BATCH, SIZE],
+    "output": ["length", BATCH, SIZE],
+}
+
+
+def some(length: int) -> dict[str, np.ndarray]:
+    chance = np.random.default_rng(0)
+    shapes = {name: [length if axis == "length" else axis for axis in axes] for name, axes in AXES.items()}
+    arrays = {name: chance.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return arrays | {"decays": -np.abs(arrays["decays"]), "step": np.abs(arrays["step"])}
+
+
+def scan() -> Any:
+    nodes = GraphBuilder()
+    inputs = [nodes.input(name, ir.DataType.FLOAT, axes) for name, axes in AXES.items()]
+    last, outputs = write_selective_scan(nodes, "layers.0.mixer", inputs)
+    nodes.output(last, "last", ir.DataType.FLOAT, AXES["state"])
+    nodes.output(outputs, "outputs", ir.DataType.FLOAT, AXES["value"])
+    return session_of(ir.to_proto(nodes.model("Scan")))
+
+
+def test_tokens_one_after_the_other() -> None:
+    session = scan()
+    for length in (1, 7):
+        feed = some(length)
+        state, outputs = feed["state"].copy(), []
+        for token in range(length):
+            decay = np.exp(feed["step"][token][:, :, None] * feed["decays"])
+            state = decay * state + feed["value"][token][:, :, None] * feed["input"][token][:, None]
+            outputs.append((state * feed["output"][token][:, None]).sum(-1))
+        actual = session.predict(feed)
+        np.testing.assert_allclose(actual["last"], state, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual["outputs"], np.stack(outputs), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_past_it_is_transformers_own_and_a_text_may_come_in_parts() -> None:
+    session, feed = scan(), some(6) | {"state": np.zeros((BATCH, CHANNELS, SIZE), np.float32)}
+    hidden = feed["value"] / feed["step"]
+    turned = [torch.from_numpy(sequence).permute(1, 2, 0) for sequence in (hidden, feed["step"])]
+    read = [torch.from_numpy(feed[name]).permute(1, 2, 0) for name in ("input", "output")]
+    expected, last = mamba_selective_scan(*turned, torch.from_numpy(feed["decays"]), *read, return_last_state=True)
+    whole = session.predict(feed)
+    np.testing.assert_allclose(whole["outputs"], expected.permute(2, 0, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whole["last"], last, rtol=1e-4, atol=1e-5)
+    parts = {name: np.split(array, [4]) for name, array in feed.items() if "length" in AXES[name]}
+    first = session.predict(feed | {name: pair[0] for name, pair in parts.items()})
+    second = session.predict(feed | {name: pair[1] for name, pair in parts.items()} | {"state": first["last"]})
+    np.testing.assert_allclose(np.concatenate([first["outputs"], second["outputs"]]), whole["outputs"], atol=1e-6)

@@ -11,10 +11,15 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.formats.onnx.graph_edits import constant
+from compress.formats.onnx.int8.equalization import apply_factors, equalize, find_channel_groups
+from compress.formats.onnx.int8.observers import observe, open_session
 from compress.formats.onnx.int8.select_nodes import count_without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.split_concatenations import split_concatenations
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.utils.errors import DataError
@@ -206,3 +211,256 @@ def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
         ]
     )
     assert error(StaticQuantizer(whole, images(), PLAIN).quantize(), whole) < 0.05
+
+
+NARROW_CHANNELS, SMALL_SIZE = 8, 10
+
+
+def uneven_network(activation: str, uneven: float = 1.0, opset: int = 20) -> onnx.ModelProto:
+    """Stem, depthwise convolution, a residual over two, a convolution in groups, pooling and a product.
+
+    Every second channel of what the stem and the block write is ``uneven`` times smaller, and what reads it larger.
+    """
+    generator = np.random.default_rng(0)
+    sizes = np.where(np.arange(NARROW_CHANNELS) % 2, 1.0, 1 / uneven)
+    shapes = {
+        **{
+            "w0": (NARROW_CHANNELS, 3, 3, 3),
+            "w1": (NARROW_CHANNELS, 1, 3, 3),
+            "w2": (NARROW_CHANNELS, NARROW_CHANNELS, 1, 1),
+        },
+        **{
+            "w3": (NARROW_CHANNELS, NARROW_CHANNELS, 3, 3),
+            "w4": (NARROW_CHANNELS, NARROW_CHANNELS // 2, 1, 1),
+            "w5": (40, NARROW_CHANNELS),
+        },
+    }
+    arrays = {name: generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
+    arrays |= {f"b{index}": generator.normal(size=shapes[f"w{index}"][0]) / 2 for index in range(6)}
+    for index in (0, 2, 3):
+        arrays[f"w{index}"] *= sizes[:, None, None, None]
+        arrays[f"b{index}"] *= sizes
+    for index, shape in ((1, (-1, 1, 1, 1)), (3, (1, -1, 1, 1))):
+        arrays[f"w{index}"] = arrays[f"w{index}"] / sizes.reshape(shape)
+    arrays["w4"].reshape(2, -1, NARROW_CHANNELS // 2)[:] /= sizes.reshape(2, 1, -1)
+    arrays |= {"slope": np.full((NARROW_CHANNELS, 1, 1), 0.2), "low": np.array(0.0), "high": np.array(1.5)}
+    extra = {"PRelu": ["slope"], "Clip": ["low", "high"]}.get(activation, [])
+    around = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], name="stem", **around),
+        helper.make_node(activation, ["c0", *extra], ["a0"], name="act0"),
+        helper.make_node("Conv", ["a0", "w1", "b1"], ["c1"], name="depthwise", group=NARROW_CHANNELS, **around),
+        helper.make_node(activation, ["c1", *extra], ["a1"], name="act1"),
+        helper.make_node("Conv", ["a1", "w2", "b2"], ["c2"], name="point"),
+        helper.make_node("Conv", ["c2", "w3", "b3"], ["c3"], name="block", **around),
+        helper.make_node("Add", ["c3", "c2"], ["sum"], name="residual"),
+        helper.make_node("Conv", ["sum", "w4", "b4"], ["c4"], name="groups", group=2),
+        helper.make_node("GlobalAveragePool", ["c4"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
+        helper.make_node("Gemm", ["flat", "w5", "b5"], ["y"], name="classifier", transB=1),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, SMALL_SIZE, SMALL_SIZE])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 40])
+    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "network", [x], [y], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def small_images(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(seed)
+    return [{"x": generator.normal(size=(2, 3, SMALL_SIZE, SMALL_SIZE)).astype(np.float32)} for _ in range(count)]
+
+
+def observed(graph: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> dict[str, object]:
+    names = {str(output): 1 for node in graph.graph.node for output in node.output if output not in ("flat", "y")}
+    return observe(graph, names, feeds)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "PRelu"])
+def test_any_factors_leave_the_float_function_as_it_is(activation: str):
+    whole = uneven_network(activation)
+    model = ir.from_proto(whole)
+    groups = find_channel_groups(model)
+    # The residual ties what `point` and `block` write; `block` reads what it is added to.
+    assert [sorted(str(node.name) for node in group.readers) for group in groups] == [
+        ["depthwise"],
+        ["point"],
+        ["block", "groups"],
+        ["classifier"],
+    ]
+    generator = np.random.default_rng(5)
+    for group in groups:
+        apply_factors(model, group, np.exp(generator.normal(size=group.channels)).astype(np.float32))
+    changed = ir.to_proto(model)
+    original = {t.name: numpy_helper.to_array(t) for t in whole.graph.initializer}
+    after = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
+    assert all(
+        not np.allclose(original[name], after[name]) for name in ("w0", "w1", "w2", "w3", "w4", "w5", "b0", "b3")
+    )
+    np.testing.assert_allclose(run(changed, small_images(3)), run(whole, small_images(3)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_papers_factors_make_both_ranges_the_geometric_mean():
+    arrays = [numpy_helper.from_array(weight(seed, 6, 6, 1, 1), f"w{seed}") for seed in (1, 2)]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], name="one"),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w2"], ["y"], name="two"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 6, 4, 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "pair", values[:1], values[1:], arrays)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    first, second = (numpy_helper.to_array(array) for array in arrays)
+    assert equalize(model, {}, "weights") == ["two"]
+    weights = [constant(model.graph.initializers[name]) for name in ("w1", "w2")]
+    # Equations 9 and 11: row i of the first, column i of the second.
+    mean = np.sqrt(np.abs(first).max(axis=(1, 2, 3)) * np.abs(second).max(axis=(0, 2, 3)))
+    np.testing.assert_allclose(np.abs(weights[0]).max(axis=(1, 2, 3)), mean, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(weights[1]).max(axis=(0, 2, 3)), mean, rtol=1e-5)
+
+
+def test_a_clip_lets_only_through_what_it_does_not_cut_off():
+    whole, feeds = uneven_network("Clip", uneven=6), small_images(16)
+    seen = observed(whole, feeds)
+    model = ir.from_proto(whole)
+    equalize(model, seen, "activations")  # type: ignore[arg-type]
+    changed = ir.to_proto(model)
+    np.testing.assert_allclose(run(changed, feeds), run(whole, feeds), rtol=1e-4, atol=1e-5)
+    again = observed(changed, feeds)
+    original, after = seen["a0"].largest, again["a0"].largest  # type: ignore[attr-defined]
+    reached = original > 1.499
+    assert reached.any() and not reached.all()
+    assert after[reached] == pytest.approx(1.5)
+    assert (after[~reached] >= original[~reached] - 1e-5).all() and after[~reached] == pytest.approx(
+        0.95 * 1.5, abs=1e-3
+    )
+
+
+def test_small_channels_get_more_levels():
+    whole, fresh = uneven_network("Relu", uneven=40), small_images(8, seed=9)
+    exact = run(whole, fresh)
+    errors = {}
+    for method in ("none", "activations"):
+        settings = Int8Options(
+            method="static", reduce_range=False, bias_correction=False, cross_layer_equalization=method
+        )  # type: ignore[arg-type]
+        graph = StaticQuantizer(whole, small_images(16), settings).quantize()
+        errors[method] = float(np.square(run(graph, fresh) - exact).mean() / np.square(exact - exact.mean(0)).mean())
+    assert errors["activations"] < 0.3 * errors["none"]
+
+
+def test_a_graph_without_pairs_is_left_alone():
+    model = ir.from_proto(uneven_network("HardSwish"))
+    groups = find_channel_groups(model)
+    assert [sorted(str(node.name) for node in group.readers) for group in groups] == [
+        ["block", "groups"],
+        ["classifier"],
+    ]
+
+
+WIDE, NARROW = 100.0, 1.0
+JOINED_CHANNELS = (16, 24)
+SIZES = np.random.default_rng(7)
+WEIGHT = SIZES.standard_normal((8, sum(JOINED_CHANNELS), 1, 1)).astype(np.float32)
+WEIGHT[:, : JOINED_CHANNELS[0]] *= NARROW / WIDE
+BIAS = SIZES.standard_normal(8).astype(np.float32)
+
+
+def skip_graph(weight: np.ndarray = WEIGHT, groups: int = 1, axis: int = 1, **attributes: object) -> onnx.ModelProto:
+    """What comes from below and what was kept, joined and read by a convolution, and by an average beside it."""
+    nodes = [
+        helper.make_node("Concat", ["below", "kept"], ["joined"], name="concat", axis=axis),
+        helper.make_node("Conv", ["joined", "weight", "bias"], ["out"], name="shortcut", group=groups, **attributes),
+        helper.make_node("GlobalAveragePool", ["joined"], ["mean"], name="mean"),
+    ]
+    shape = [None, None, None, None]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("below", "kept")]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("out", "mean")]
+    stored = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(BIAS, "bias")]
+    graph = helper.make_graph(nodes, "skip", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
+    """Uniform values, one part a hundred times as far as the other."""
+    drawn = np.random.default_rng(1)
+    parts = (("below", WIDE, JOINED_CHANNELS[0]), ("kept", NARROW, JOINED_CHANNELS[1]))
+    return [
+        {name: drawn.uniform(-r, r, (2, n, 12, 12)).astype(np.float32) for name, r, n in parts} for _ in range(count)
+    ]
+
+
+def run_joined(graph: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = open_session(graph)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def exact(feed: dict[str, np.ndarray], weight: np.ndarray = WEIGHT, **options: int) -> np.ndarray:
+    """torch's own convolution of the concatenation, in 64 bits."""
+    joined = torch.cat([torch.from_numpy(feed[name]).double() for name in ("below", "kept")], dim=1)
+    result = torch.nn.functional.conv2d(
+        joined, torch.from_numpy(weight).double(), torch.from_numpy(BIAS).double(), **options
+    )
+    return np.asarray(result.numpy())
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(1, 1, 0), (3, 2, 1)])
+def test_the_sum_of_the_parts_is_the_convolution(size: int, stride: int, padding: int) -> None:
+    weight = SIZES.standard_normal((8, sum(JOINED_CHANNELS), size, size)).astype(np.float32)
+    model = ir.from_proto(skip_graph(weight, strides=[stride] * 2, pads=[padding] * 4))
+    (feed,) = feeds(1)
+    assert split_concatenations(model, [feed]) == ["shortcut"]
+    graph = ir.to_proto(model)
+    assert [node.name for node in graph.graph.node if node.op_type == "Conv"] == ["shortcut/part_0", "shortcut/part_1"]
+    actual = run_joined(graph, feed)
+    expected = exact(feed, weight, stride=stride, padding=padding)
+    np.testing.assert_allclose(actual["out"], expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        actual["mean"][:, : JOINED_CHANNELS[0], 0, 0], feed["below"].mean(axis=(2, 3)), atol=1e-3
+    )
+
+
+def rounded(values: np.ndarray, step: np.ndarray | float) -> np.ndarray:
+    return np.round(values / step) * step
+
+
+def by_hand(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Sums of activations [pixels, n] rounded in 255 steps of their range, weights [n, 8] in 127 of each column's."""
+    total = BIAS.astype(np.float64)
+    for values, weight in parts:
+        columns = np.abs(weight).max(axis=0) / 127
+        product = rounded(values, np.ptp(values) / 255) @ rounded(weight, columns)
+        total = total + rounded(product, np.ptp(product) / 255)
+    return total
+
+
+@pytest.mark.full_range
+def test_each_part_has_the_rounding_of_its_own_range() -> None:
+    """Against the same rounding done by hand: with one scale each, the parts lose what the other's range takes."""
+    examples = feeds(1)
+    exact_output = exact(examples[0]).transpose(0, 2, 3, 1).reshape(-1, 8)
+    values = [array.transpose(0, 2, 3, 1).reshape(-1, array.shape[1]) for array in examples[0].values()]
+    columns = np.split(WEIGHT[:, :, 0, 0].T.astype(np.float64), JOINED_CHANNELS[:1])
+    expected = {
+        False: by_hand([(np.concatenate(values, axis=1), np.concatenate(columns))]),
+        True: by_hand(list(zip(values, columns, strict=True))),
+    }
+    errors = {}
+    for split in (False, True):
+        options = {"method": "static", "reduce_range": False, "bias_correction": False, "split_concatenations": split}
+        quantizer = StaticQuantizer(skip_graph(), examples, Int8Options.model_validate(options))
+        assert quantizer.split == (["shortcut"] if split else [])
+        actual = run_joined(quantizer.quantize(), examples[0])["out"].transpose(0, 2, 3, 1).reshape(-1, 8)
+        errors[split] = np.sqrt(np.square(actual - exact_output).mean())
+        assert errors[split] == pytest.approx(np.sqrt(np.square(expected[split] - exact_output).mean()), rel=0.1)
+    assert errors[True] < 0.1 * errors[False]
+
+
+@pytest.mark.parametrize("changed", [{"groups": 2}, {"axis": 2}])
+def test_what_reads_no_channels_of_one_part_alone_is_left(changed: dict[str, int]) -> None:
+    weight = WEIGHT[:, : WEIGHT.shape[1] // changed.get("groups", 1)]
+    model = ir.from_proto(skip_graph(weight, **changed))
+    original = [node.op_type for node in model.graph]
+    assert split_concatenations(model, feeds(1)) == []
+    assert [node.op_type for node in model.graph] == original

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import foreign_graphs
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import tiny
+import torch
 from exports import batch, exported, run
 from onnx import TensorProto, helper, numpy_helper
+from recurrent_graph import WIDTH, recurrent
 
 from compress.formats.onnx.int8 import dynamic as subject
-from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products
+from compress.formats.onnx.int8.dynamic import (
+    quantize_embeddings,
+    quantize_products,
+    quantize_recurrent,
+    quantize_rows_in_order,
+)
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.numerics.block_quantization import quantize_blocks
 from compress.stages.onnx_int8.stage import OnnxInt8
@@ -182,3 +194,175 @@ def test_a_graph_without_anything_to_quantize_is_refused():
     model = OnnxModel(lookup(20), FLOAT_GRAPH, {})
     with pytest.raises(StageError, match="nothing to quantize"):
         OnnxInt8().run(model, tiny.context())
+
+
+WORD_ROWS, WORD_WIDTH = 12, 5
+TABLE = (np.random.default_rng(0).standard_normal((WORD_ROWS, WORD_WIDTH)) * [1, 10, 100, 0, 0.01]).astype(np.float32)
+WORDS = np.random.default_rng(1).standard_normal((2, 7, WORD_WIDTH)).astype(np.float32)
+
+
+def positions(
+    counted: np.ndarray | None = None, start: int = 0, step: int = 1, reader: str = "Add", ids_too: bool = False
+) -> onnx.ModelProto:
+    """``words`` [batch, length, width] and the rows 0, 1, 2, ... of a table, as an encoder is exported."""
+    counted = np.arange(WORD_ROWS)[None] if counted is None else counted
+    nodes = [
+        helper.make_node("Shape", ["words"], ["length"], start=1, end=2),
+        helper.make_node("Slice", ["counted", "start", "length", "axis", "step"], ["ids"]),
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node(reader, ["words", "rows"], ["sum"]),
+    ]
+    outputs = [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", "rows", WORD_WIDTH])]
+    if ids_too:
+        outputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [1, "rows"]))
+        nodes.append(helper.make_node("Identity", ["ids"], ["kept"]))
+    arrays = {"table": TABLE, "counted": counted, "start": [start], "axis": [counted.ndim - 1], "step": [step]}
+    words = helper.make_tensor_value_info("words", TensorProto.FLOAT, ["batch", "length", WORD_WIDTH])
+    graph_inputs = [
+        numpy_helper.from_array(np.asarray(array, None if name == "table" else np.int64), name)
+        for name, array in arrays.items()
+    ]
+    recorded = [
+        helper.make_tensor_value_info("rows", TensorProto.FLOAT, [*[1] * (counted.ndim - 1), "rows", WORD_WIDTH])
+    ]
+    graph = helper.make_graph(nodes, "positions", [words], outputs, graph_inputs, value_info=recorded)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run_words(model: onnx.ModelProto) -> Any:
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["sum"], {"words": WORDS})[0]
+
+
+@pytest.mark.parametrize("counted", [np.arange(WORD_ROWS)[None], np.arange(WORD_ROWS)], ids=["a row", "flat"])
+def test_rows_come_back_within_half_a_step_of_their_column(counted: np.ndarray) -> None:
+    model = positions(counted)
+    expected = run_words(model)
+    assert quantize_rows_in_order(model) == ["table"]
+    assert Counter(node.op_type for node in model.graph.node) == dict.fromkeys(
+        ("Shape", "Slice", "DequantizeLinear", "Add"), 1
+    )
+    error = np.abs(run_words(model) - expected)
+    step = np.abs(TABLE).max(axis=0) / 127
+    assert (error <= step * 0.501 + 1e-5).all() and (error.max(axis=(0, 1))[:3] > step[:3] / 4).all()
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert not model.graph.value_info, "a shape that was recorded no longer holds"
+    assert stored["table_quantized"].dtype == np.int8 and "counted" not in stored and "table" not in stored
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        positions(start=1),
+        positions(step=2),
+        positions(np.arange(WORD_ROWS)[None, ::-1]),
+        positions(reader="Mul"),
+        positions(ids_too=True),
+    ],
+    ids=["not from 0", "every other", "backwards", "not added", "ids are read too"],
+)
+def test_other_look_ups_are_left_alone(model: onnx.ModelProto) -> None:
+    original = model.SerializeToString()
+    assert quantize_rows_in_order(model) == [] and model.SerializeToString() == original
+
+
+@pytest.mark.parametrize("in_pieces", [True, False])
+@pytest.mark.full_range
+def test_an_lstm_answers_in_integers_as_torch_does_and_takes_less(in_pieces: bool) -> None:
+    graph, module = recurrent(in_pieces)
+    quantized, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
+    assert count == 1 and quantized.ByteSize() < 0.45 * graph.ByteSize()
+    sound = np.random.default_rng(0).normal(size=(12, 1, WIDTH)).astype(np.float32)
+    (actual,) = open_session(quantized).run(None, {"x": sound})
+    expected = np.asarray(module(torch.from_numpy(sound))[0].detach())[:, None]
+    error = np.sqrt(np.square(actual - expected).mean()) / expected.std()
+    assert 0 < error < 0.02
+
+
+def test_a_graph_without_an_lstm_is_left_as_it_is() -> None:
+    graph = foreign_graphs.embedding()
+    assert quantize_recurrent(graph, per_channel=True, reduce_range=False) == (graph, 0)
+
+
+@pytest.mark.full_range
+def test_operators_of_a_set_that_the_graph_does_not_name() -> None:
+    graph, _ = recurrent(in_pieces=False)
+    graph.graph.node.append(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft"))
+    graph.graph.output[0].name = "z"
+    assert all(entry.domain != "com.microsoft" for entry in graph.opset_import)
+    quantized, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
+    sound = np.random.default_rng(0).normal(size=(12, 1, WIDTH)).astype(np.float32)
+    (expected,), (actual,) = (open_session(opened).run(None, {"x": sound}) for opened in (graph, quantized))
+    assert count == 1 and np.sqrt(np.square(actual - expected).mean()) < 0.02 * expected.std()
+
+
+def network() -> onnx.ModelProto:
+    """A 3x3 convolution of differences, one for each channel, and a pointwise one."""
+    generator = np.random.default_rng(0)
+    edges = generator.normal(size=(8, 3, 3, 3))
+    edges -= edges.mean(axis=(1, 2, 3), keepdims=True)
+    weights = {
+        "a": (8 * edges).astype(np.float32),
+        "b": generator.normal(size=(8, 1, 3, 3)).astype(np.float32),
+        "c": generator.normal(size=(16, 8, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["p"], "first", strides=[2, 2], kernel_shape=[3, 3]),
+        helper.make_node("Conv", ["p", "b"], ["q"], "each", group=8, pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
+        helper.make_node("Conv", ["q", "c"], ["y"], "points", kernel_shape=[1, 1]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+        [value("y", TensorProto.FLOAT, ["batch", 16, 7, 7])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def smooth_images(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Images in which neighbours are alike."""
+    generator = np.random.default_rng(seed)
+    coarse = np.ones((1, 1, 3, 16, 16)) * generator.uniform(-1, 1, (count, 1, 1, 1, 1))
+    return [{"x": (image + generator.normal(0, 0.02, image.shape)).astype(np.float32)} for image in coarse]
+
+
+def run_layer(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(["y"], feed)[0] for feed in feeds])
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+@pytest.mark.full_range
+def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None:
+    graph, feeds = network(), smooth_images(32, 1)
+    graphs = {
+        rounding: StaticQuantizer(
+            graph,
+            feeds,
+            Int8Options(method="static", weight_rounding=rounding, reduce_range=reduce_range, bias_correction=False),
+        ).quantize()
+        for rounding in ("nearest", "feedback")
+    }
+    others = smooth_images(16, 2)
+    exact = run_layer(graph, others)
+    error = {name: float(np.square(run_layer(model, others) - exact).mean()) for name, model in graphs.items()}
+    assert error["feedback"] < 0.7 * error["nearest"]
+    parts = {
+        name: {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        for name, model in graphs.items()
+    }
+    changed = [name for name, array in parts["nearest"].items() if not np.array_equal(array, parts["feedback"][name])]
+    assert changed and all(name.endswith("_quantized") for name in changed)
+    for name in changed:
+        assert np.abs(parts["feedback"][name].astype(int)).max() <= (64 if reduce_range else 127)
+
+
+def test_the_same_data_gives_the_same_file() -> None:
+    graph, feeds = network(), smooth_images(8, 1)
+    settings = Int8Options(method="static", reduce_range=False, weight_rounding="feedback")
+    once, twice = (StaticQuantizer(graph, feeds, settings).quantize().SerializeToString() for _ in range(2))
+    assert once == twice

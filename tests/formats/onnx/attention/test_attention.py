@@ -1,0 +1,512 @@
+"""Attention found in graphs of other people's forms: what is left computes the same, and nothing else is touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny
+import torch
+from exports import run
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
+from transformers.models.modernbert import modeling_modernbert
+
+from compress.formats.onnx.attention.find import count_unfused, find_attention
+from compress.formats.onnx.attention.lower import lower_attention
+from compress.formats.onnx.attention.tracing import (
+    AttentionHooks,
+    AttentionInputs,
+    check_attention,
+    install_hooks,
+    reference_attention,
+)
+from compress.formats.onnx.export import export_onnx
+from compress.models.model import TorchModel
+from compress.tasks.task import Examples
+
+HEADS, SIZE, LENGTH, BATCH = 3, 8, 5, 2
+WIDTH = HEADS * SIZE
+LOWEST = float(np.finfo(np.float32).min)
+Step = tuple[str, list[str], list[str], dict[str, Any]]
+FOUR = [
+    *(("Reshape", [name, "split"], [f"{name}_split"], {}) for name in "qkv"),
+    ("Transpose", ["q_split"], ["q_heads"], {"perm": [0, 2, 1, 3]}),
+    ("Transpose", ["k_split"], ["k_heads"], {"perm": [0, 2, 3, 1]}),
+    ("Transpose", ["v_split"], ["v_heads"], {"perm": [0, 2, 1, 3]}),
+    ("MatMul", ["q_heads", "k_heads"], ["scores"], {}),
+]
+AFTER = [
+    ("Transpose", ["context"], ["back"], {"perm": [0, 2, 1, 3]}),
+    ("Reshape", ["back", "merge"], ["y"], {}),
+]
+END = [("Softmax", ["total"], ["weights"], {"axis": -1}), ("MatMul", ["weights", "v_heads"], ["context"], {}), *AFTER]
+PADDING = [
+    ("Unsqueeze", ["attention_mask", "axes_1_2"], ["row"], {}),
+    ("Cast", ["row"], ["float_row"], {"to": TensorProto.FLOAT}),
+    ("Sub", ["one", "float_row"], ["hidden"], {}),
+    ("Mul", ["hidden", "lowest"], ["mask"], {}),
+]
+FORMS: dict[str, list[Step]] = {
+    # BERT: scores / sqrt(size) + mask
+    "padding": [
+        *PADDING,
+        *FOUR,
+        ("Div", ["scores", "root"], ["scaled"], {}),
+        ("Add", ["scaled", "mask"], ["total"], {}),
+    ],
+    # MPNet: a bias that all rows of the batch share, and the mask
+    "relative": [
+        *PADDING,
+        *FOUR,
+        ("Div", ["scores", "root"], ["scaled"], {}),
+        ("Add", ["bias", "scaled"], ["biased"], {}),
+        ("Add", ["biased", "mask"], ["total"], {}),
+    ],
+    # XLNet: all is scaled together, and what is hidden subtracted
+    "scaled together": [
+        *PADDING,
+        *FOUR,
+        ("Add", ["scores", "bias"], ["biased"], {}),
+        ("Mul", ["biased", "half"], ["scaled"], {}),
+        ("Neg", ["mask"], ["negative"], {}),
+        ("Sub", ["scaled", "negative"], ["total"], {}),
+    ],
+    # DeBERTa: queries are scaled, scores filled where a square mask says so
+    "filled": [
+        *FOUR[:-1],
+        ("Mul", ["q_heads", "half"], ["q_scaled"], {}),
+        ("MatMul", ["q_scaled", "k_heads"], ["scores"], {}),
+        ("Cast", ["attention_mask"], ["mask_bool"], {"to": TensorProto.BOOL}),
+        ("Unsqueeze", ["mask_bool", "axes_1_2"], ["keys"], {}),
+        ("Unsqueeze", ["mask_bool", "axes_1_3"], ["queries"], {}),
+        ("And", ["keys", "queries"], ["seen"], {}),
+        ("Not", ["seen"], ["unseen"], {}),
+        ("Where", ["unseen", "lowest", "scores"], ["total"], {}),
+    ],
+    # Swin v2: a scale for each head, a bias, and a mask for each window, of which every picture has as many
+    "windows": [
+        *FOUR,
+        ("Mul", ["scores", "by"], ["scaled"], {}),
+        ("Add", ["scaled", "bias"], ["biased"], {}),
+        ("Reshape", ["biased", "five"], ["windows"], {}),
+        ("Add", ["windows", "window_mask"], ["masked"], {}),
+        ("Add", ["masked", "window_mask"], ["masked_again"], {}),
+        ("Reshape", ["masked_again", "four"], ["total"], {}),
+    ],
+    # DeBERTa v2: batch and heads are one axis
+    "three axes": [
+        *PADDING,
+        *FOUR[:-1],
+        ("Reshape", ["q_heads", "three"], ["q_three"], {}),
+        ("Transpose", ["k_heads"], ["k_plain"], {"perm": [0, 1, 3, 2]}),
+        ("Reshape", ["k_plain", "three"], ["k_three"], {}),
+        ("Transpose", ["k_three"], ["k_turned"], {"perm": [0, 2, 1]}),
+        ("Div", ["k_turned", "root"], ["k_scaled"], {}),
+        ("MatMul", ["q_three", "k_scaled"], ["scores"], {}),
+        ("Reshape", ["scores", "four"], ["scores_four"], {}),
+        ("Add", ["scores_four", "bias"], ["biased"], {}),
+        ("Add", ["biased", "mask"], ["total"], {}),
+    ],
+}
+THREE_END = [
+    ("Softmax", ["total"], ["weights"], {"axis": -1}),
+    ("Reshape", ["weights", "scores_three"], ["weights_three"], {}),
+    ("Reshape", ["v_heads", "three"], ["v_three"], {}),
+    ("MatMul", ["weights_three", "v_three"], ["context_three"], {}),
+    ("Reshape", ["context_three", "values_four"], ["context"], {}),
+    *AFTER,
+]
+
+
+def model_of(steps: list[Step], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
+    generator = np.random.default_rng(0)
+    constants: dict[str, Any] = {
+        "split": np.array([0, 0, HEADS, SIZE]),
+        "merge": np.array([0, 0, WIDTH]),
+        "three": np.array([BATCH * HEADS, LENGTH, SIZE]),
+        "four": np.array([BATCH, HEADS, LENGTH, LENGTH]),
+        "scores_three": np.array([BATCH * HEADS, LENGTH, LENGTH]),
+        "values_four": np.array([BATCH, HEADS, LENGTH, SIZE]),
+        "axes_1_2": np.array([1, 2]),
+        "axes_1_3": np.array([1, 3]),
+        "one": np.float32(1),
+        "half": np.float32(0.5),
+        "root": np.float32(SIZE**0.5),
+        "lowest": np.float32(LOWEST),
+        "bias": generator.normal(size=(1, HEADS, LENGTH, LENGTH)).astype(np.float32),
+        "by": np.linspace(0.2, 0.9, HEADS, dtype=np.float32).reshape(HEADS, 1, 1),
+        "five": np.array([1, BATCH, HEADS, LENGTH, LENGTH]),
+        "window_mask": generator.normal(size=(1, BATCH, 1, LENGTH, LENGTH)).astype(np.float32),
+    }
+    used = {name for _, inputs, _, _ in steps for name in inputs}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, LENGTH, WIDTH]) for name in "qkv"]
+    inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, [BATCH, LENGTH]))
+    graph = helper.make_graph(
+        [helper.make_node(kind, sources, model, **attributes) for kind, sources, model, attributes in steps],
+        "attention",
+        inputs,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items() if name in used],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
+
+
+def whole(form: str) -> list[Step]:
+    return [*FORMS[form], *(THREE_END if form == "three axes" else END)]
+
+
+def feed() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(1)
+    mask = np.ones((BATCH, LENGTH), np.int64)
+    mask[1, 3:] = 0
+    arrays = {name: generator.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32) for name in "qkv"}
+    return {**arrays, "attention_mask": mask}
+
+
+def fused(model: ir.Model) -> tuple[int, Counter[str]]:
+    count = find_attention(model)
+    assert lower_attention(model) == count
+    return count, Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_becomes_one_operator_that_computes_the_same(form: str):
+    model = model_of(whole(form))
+    expected = run(model_of(whole(form)), **feed())
+    assert count_unfused(model) == 1
+    count, operators = fused(model)
+    assert count == operators["MultiHeadAttention"] == 1 and operators["Softmax"] == 0 and count_unfused(model) == 0
+    # Everything that turned heads to and fro is gone.
+    assert operators["Transpose"] == 0
+    actual = run(model, **feed())
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert np.abs(actual - run(model, **feed() | {"q": -feed()["q"]})).max() > 0.1
+
+
+@pytest.mark.parametrize("form", ["padding", "relative", "three axes"])
+def test_padding_stays_one_row_for_all_queries(form: str):
+    model = model_of(whole(form))
+    fused(model)
+    node = next(node for node in model.graph if node.op_type == "MultiHeadAttention")
+    assert node.inputs[4] is not None and node.inputs[4].name == "attention_mask_int32"
+    assert (len(node.inputs) > 5) == (form != "padding")
+
+
+def _read_elsewhere() -> ir.Model:
+    return model_of(whole("padding"), ("y", "weights"))
+
+
+def _along_queries() -> ir.Model:
+    return model_of([*FORMS["padding"], ("Softmax", ["total"], ["weights"], {"axis": 2}), *END[1:]])
+
+
+@pytest.mark.parametrize("made", [_read_elsewhere, _along_queries])
+def test_other_softmaxes_are_left_alone(made: Callable[[], ir.Model]):
+    model = made()
+    original = ir.to_proto(model).SerializeToString()
+    assert find_attention(model) == 0
+    assert ir.to_proto(model).SerializeToString() == original
+
+
+def test_values_that_are_scaled_stay_scaled():
+    steps = [*FORMS["padding"], ("Mul", ["v_heads", "half"], ["v_scaled"], {}), END[0]]
+    steps += [("MatMul", ["weights", "v_scaled"], ["context"], {}), *AFTER]
+    model, expected = model_of(steps), run(model_of(steps), **feed())
+    fused(model)
+    np.testing.assert_allclose(run(model, **feed()), expected, atol=1e-5)
+
+
+def test_a_row_that_is_no_mask_is_left_alone():
+    # One row for all queries, made of the scores of other ones.
+    steps = [
+        *FOUR,
+        ("MatMul", ["v_heads", "k_heads"], ["others"], {}),
+        ("ReduceMean", ["others", "axes_1_2"], ["row"], {"keepdims": 1}),
+        ("Add", ["scores", "row"], ["total"], {}),
+        *END,
+    ]
+    model = model_of(steps)
+    assert find_attention(model) == 0 and count_unfused(model) == 1
+
+
+SHAPE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "num_labels": 3,
+}
+DECODER = SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
+
+
+def examples() -> Examples:
+    generator = np.random.default_rng(0)
+    rows = [
+        {"input_ids": generator.integers(3, 60, length), "attention_mask": np.ones(length, np.int64)}
+        for length in generator.integers(3, 20, 24)
+    ]
+    return Examples(rows, {"input_ids": 0.0, "attention_mask": 0.0})
+
+
+def made(kind: Any, config: Any) -> Any:
+    torch.manual_seed(0)
+    module = kind(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return module
+
+
+def heads(count: int = 2, length: int = 5, keys: int = 5, size: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, count, length if seed == 0 else keys, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: bool):
+    query, key, value = (heads(seed=seed) for seed in range(3))
+    padding = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]) if padded else None
+    bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9)) if biased else None
+    mask = torch.zeros(2, 2, 5, 5) if bias is None else bias.expand(2, 2, 5, 5)
+    if causal:
+        mask = mask.masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
+    if padding is not None:
+        mask = mask.masked_fill(padding[:, None, None, :] == 0, float("-inf"))
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    actual = reference_attention(AttentionInputs(query, key, value, padding, bias, causal, 0.3))
+    torch.testing.assert_close(actual.transpose(1, 2), expected)
+
+
+def keeping() -> tuple[AttentionHooks, list[AttentionInputs]]:
+    """A plug, and what each call hands to its operator."""
+    calls: list[AttentionInputs] = []
+
+    def keep(inputs: AttentionInputs) -> torch.Tensor:
+        calls.append(inputs)
+        return reference_attention(inputs)
+
+    return AttentionHooks(keep), calls
+
+
+def test_torchs_own_function_with_a_bias_is_a_call_like_others():
+    query, key, value = (heads(seed=seed) for seed in range(3))
+    bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9))
+    torch_function = nn.functional.scaled_dot_product_attention
+    hooks, calls = keeping()
+    with install_hooks(nn.Linear(1, 1), hooks):
+        actual = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=0.3)
+        nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(actual, torch_function(query, key, value, bias, scale=0.3))
+    (call,) = calls
+    assert (call.query.shape[1], call.scale, call.bias is not None, call.padding) == (2, 0.3, True, None)
+    assert nn.functional.scaled_dot_product_attention is torch_function
+
+
+def calls_of(module: Any, given: Examples) -> list[AttentionInputs]:
+    """What each call of a padded batch hands to the operator."""
+    hooks, calls = keeping()
+    batch = {name: torch.from_numpy(array) for name, array in given.batch([0, 1, 2]).items() if name in given.padding}
+    with install_hooks(module, hooks), torch.no_grad():
+        module(**batch)
+    assert len(hooks.calls) == len(calls)
+    return calls
+
+
+def test_each_call_of_an_encoder_is_described():
+    model, encoded = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
+    check = check_attention(model.module, encoded)
+    assert check.refused is None and check.unfused == () and len(check.calls) == tiny.LAYERS
+    call = calls_of(model.module, encoded)[0]
+    assert call.query.shape[1] == tiny.HEADS and not call.causal and call.bias is None
+    assert call.padding is not None and call.padding.shape == (3, call.key.shape[2])
+    assert call.scale == pytest.approx((tiny.WIDTH / tiny.HEADS) ** -0.5)
+
+
+def test_windows_causes_and_groups_are_told_apart():
+    local = made(
+        ModernBertForSequenceClassification,
+        ModernBertConfig(
+            **SHAPE,
+            local_attention=4,
+            global_attn_every_n_layers=2,
+            cls_token_id=1,
+            sep_token_id=2,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    assert [call.padding is None for call in calls_of(local, examples())] == [False, True]
+    assert [call.bias is None for call in calls_of(local, examples())] == [True, False]
+    causal = made(Qwen3ForSequenceClassification, Qwen3Config(**DECODER, bos_token_id=1, eos_token_id=2))
+    for call in calls_of(causal, examples()):
+        assert call.causal and call.key.shape == call.query.shape == (3, 4, call.key.shape[2], 8)
+        for tensor in (call.key, call.value):  # two heads of keys serve two of queries each
+            torch.testing.assert_close(tensor[:, 0::2], tensor[:, 1::2], rtol=0, atol=0)
+    assert check_attention(causal, examples()).refused is None
+
+
+def test_a_soft_cap_is_computed_and_named():
+    config = Gemma2Config(**DECODER, attn_logit_softcapping=5.0, sliding_window=64, bos_token_id=1, eos_token_id=2)
+    check = check_attention(made(Gemma2ForSequenceClassification, config), examples())
+    assert check.refused is None and check.unfused == ("soft cap of scores",)
+
+
+def test_attention_past_the_interface_is_named():
+    config = MPNetConfig(**SHAPE, bos_token_id=1, eos_token_id=2)
+    check = check_attention(made(MPNetForSequenceClassification, config), examples())
+    assert check.refused is None and check.calls == () and "without transformers' interface" in check.unfused[0]
+
+
+def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch):
+    from transformers.models.bert import modeling_bert
+
+    model = tiny.encoder("bert")
+    encoded = tiny.context().encode("train", model)
+    assert check_attention(model.module, encoded).refused is None
+
+    def twice(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *more: Any, **options: Any) -> Any:
+        return nn.functional.scaled_dot_product_attention(query, key, 2 * more[0]).transpose(1, 2), None
+
+    mapping = modeling_bert.ALL_ATTENTION_FUNCTIONS
+    monkeypatch.setitem(mapping, model.module.config._attn_implementation, twice)
+    check = check_attention(model.module, encoded)
+    assert check.refused is not None and "its answers differ" in check.refused
+    assert check_attention(model.module, encoded).unfused == (check.refused,)
+
+
+def test_models_are_as_they_were_afterwards():
+    module = tiny.encoder("bert").module
+    implementations = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
+    hooks = AttentionHooks(reference_attention)
+    with pytest.raises(ZeroDivisionError), install_hooks(module, hooks):
+        assert module.config._attn_implementation not in implementations
+        raise ZeroDivisionError
+    assert implementations == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
+
+
+LAYERS, VOCABULARY, POSITIONS = 2, 60, 64
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOWED = {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
+DISENTANGLED = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "pos_att_type": ["c2p", "p2c"],
+    "share_att_key": True,
+}
+RELATIVE = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 1,
+    "num_heads": 4,
+    "vocab_size": VOCABULARY,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 2,
+}
+WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
+FAMILIES: dict[str, tuple[dict[str, Any], str, int]] = {
+    "mpnet": (TEXT, "MultiHeadAttention", LAYERS),
+    "modernbert": (TEXT | WINDOWED, "MultiHeadAttention", LAYERS),
+    "eurobert": (TEXT | {"num_key_value_heads": 2}, "MultiHeadAttention", LAYERS),
+    "rembert": (TEXT | {"input_embedding_size": 16, "output_embedding_size": 32}, "Attention", LAYERS),
+    "deberta-v2": (TEXT | DISENTANGLED, "MultiHeadAttention", LAYERS),
+    # An encoder layer, and a decoder layer that attends to itself and to the encoder.
+    "t5": (RELATIVE, "MultiHeadAttention", 3),
+    "swin": (WINDOWS, "MultiHeadAttention", LAYERS),
+}
+SLOW = ("deberta-v2", "t5", "rembert")
+
+
+def family_model(name: str) -> TorchModel:
+    changes = FAMILIES[name][0]
+    config = AutoConfig.for_model(name, **changes, num_labels=3)
+    kind = AutoModelForImageClassification if "image_size" in changes else AutoModelForSequenceClassification
+    torch.manual_seed(0)
+    module = kind._model_mapping[type(config)](config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return TorchModel(module, None)
+
+
+def texts(lengths: list[int], seed: int = 0) -> Examples:
+    generator = np.random.default_rng(seed)
+    rows = []
+    for length in lengths:
+        ids = generator.integers(5, VOCABULARY, length)
+        ids[-1] = 2
+        rows.append({"input_ids": ids, "attention_mask": np.ones(length, np.int64)})
+    return Examples(rows, {"input_ids": 0.0, "attention_mask": 0.0})
+
+
+def images(count: int, seed: int = 0) -> Examples:
+    pixels = np.random.default_rng(seed).normal(size=(count, 3, 32, 32)).astype(np.float32)
+    return Examples([{"pixel_values": image} for image in pixels], {"pixel_values": None})
+
+
+def test_bytes_do_not_hang_on_what_strings_hash_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ModernBERT goes over a set of its kinds of layers, whose order is another in every process."""
+
+    class Reversed(set):
+        def __iter__(self):
+            return iter(sorted(super().__iter__(), reverse=True))
+
+    def made() -> bytes:
+        graph = export_onnx(family_model("modernbert"), texts([4, 9]), None, fusions=True).graph.graph
+        return graph.SerializeToString(deterministic=True)
+
+    first = made()
+    monkeypatch.setattr(modeling_modernbert, "set", Reversed, raising=False)
+    assert made() == first
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FAMILIES])
+def test_every_attention_is_one_operator_and_equal_to_torch(name: str):
+    model, (_, operator, count) = family_model(name), FAMILIES[name]
+    pictures = name == "swin"
+    exported = export_onnx(model, images(3) if pictures else texts([4, 9, 17]), None, fusions=True)
+    operators = Counter(node.op_type for node in exported.graph.graph.node)
+    assert operators[operator] == count == exported.rewrites["attention"] and operators["Softmax"] == 0
+    assert exported.unfused == "" and {entry.domain for entry in exported.graph.opset_import} <= {"", "com.microsoft"}
+    cases = [images(1, 1), images(5, 2)] if pictures else [texts([7], 1), texts([3, 30, 12, 5], 2), texts([50, 21], 3)]
+    for examples in cases:
+        batch = examples.batch(range(len(examples)))
+        with torch.no_grad():
+            expected = model.module(**{key: torch.from_numpy(array) for key, array in batch.items()}).logits.numpy()
+        np.testing.assert_allclose(run(exported.graph, **batch), expected, atol=3e-5)
+    assert np.ptp(expected, axis=0).max() > 0.01

@@ -1,0 +1,345 @@
+"""Quantized weights in the kernels' bytes, against the kernels themselves and against bytes packed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from adapters import save_adapter
+from onnx import TensorProto, helper, numpy_helper
+from peft import PeftModel
+from quantized import quantize_tiny_llama, save_tiny_llama
+from transformers import MixtralConfig
+from written_decoders import CONFIGS, FewBitsCheckpoint, Graph, by_transformers, logits_of, random_ids, save_decoder
+
+from compress.formats.gguf.export import plan_gguf
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
+from compress.formats.onnx.decoder.stored_weight import (
+    StoredWeight,
+    expand_weight,
+    join_planes,
+    multiply_expanded,
+    pack,
+    split_planes,
+    stack,
+    store,
+)
+from compress.formats.onnx.model import OnnxModel
+from compress.models.checkpoint import Checkpoint
+from compress.models.lora_adapter import low_rank
+from compress.models.model import TorchModel
+from compress.models.quantized_module import load_quantized_module
+from compress.numerics.integer_grid import QuantizedWeight
+from compress.tasks.registry import get_task
+from compress.utils.errors import ModelError
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def weight(rows: int, columns: int, bits: int, group_size: int, symmetric: bool, seed: int = 0) -> QuantizedWeight:
+    generator = torch.Generator().manual_seed(seed)
+    groups = -(-columns // group_size)
+    middle = torch.full((rows, groups), 1 << (bits - 1))
+    zeros = middle if symmetric else torch.randint(0, 1 << bits, (rows, groups), generator=generator)
+    return QuantizedWeight(
+        integers=torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8),
+        scales=(torch.rand(rows, groups, generator=generator) + 0.1).half().float(),
+        zero_points=zeros.to(torch.uint8),
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes: int) -> np.ndarray:
+    """What ONNX Runtime's kernel gives for ``given`` and the stored weight."""
+    integers = stored.integers() if operator == "MatMulNBits" else stored.integers().reshape(stored.rows, -1)
+    stores = {"b": integers, "s": stored.scales.astype(np.float32)}
+    zeros = stored.packed_zero_points()
+    stores |= {} if zeros is None else {"z": zeros}
+    order = ["x", "b", "s", "z"] if operator == "MatMulNBits" else ["b", "x", "s", "z"]
+    node = helper.make_node(
+        operator,
+        [name for name in order if name == "x" or name in stores],
+        ["y"],
+        domain="com.microsoft",
+        bits=stored.kernel_bits,
+        block_size=stored.block_size,
+        **attributes,
+    )
+    kind = FLOAT if given.dtype == np.float32 else INT64
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", kind, given.shape)],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in stores.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs: np.ndarray = session.run(None, {"x": given})[0]
+    return outputs
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("bits", "columns", "group_size"),
+    [(2, 64, 32), (3, 128, 64), (4, 96, 32), (4, 192, 96), (5, 64, 16), (6, 96, 96), (7, 64, 64), (8, 576, 576)],
+)
+def test_the_kernels_read_the_same_weights(bits: int, columns: int, group_size: int, symmetric: bool) -> None:
+    quantized = weight(24, columns, bits, group_size, symmetric)
+    stored = store(quantized, "w")
+    expected = quantized.dequantize().numpy()
+    rows = np.eye(columns, dtype=np.float32)
+    actual = kernel("MatMulNBits", stored, rows, K=columns, N=24, accuracy_level=1)
+    np.testing.assert_allclose(actual.T, expected, rtol=1e-6, atol=1e-6)
+    picked = np.array([[5, 0, 23]])
+    looked_up = kernel("GatherBlockQuantized", stored, picked, gather_axis=0, quantize_axis=1)
+    np.testing.assert_allclose(looked_up, expected[picked], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_row_that_fills_no_block_is_padded(symmetric: bool) -> None:
+    quantized = weight(8, 72, 4, 32, symmetric)
+    stored = store(quantized, "w")
+    assert stored.integers().shape == (8, 3, 16)
+    actual = kernel("MatMulNBits", stored, np.eye(72, dtype=np.float32), K=72, N=8, accuracy_level=1)
+    np.testing.assert_allclose(actual.T, quantized.dequantize().numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_low_bits_come_first() -> None:
+    assert pack(np.array([[1, 2, 3]], np.uint8), 4).tolist() == [[0x21, 0x03]]
+    assert pack(np.array([[1, 2, 3, 0, 3]], np.uint8), 2).tolist() == [[0b00111001, 0b11]]
+    assert pack(np.array([[7, 200]], np.uint8), 8).tolist() == [[7, 200]]
+
+
+def test_symmetric_weights_store_no_zero_points_and_three_bits_move_to_the_middle_of_four() -> None:
+    stored = store(weight(4, 32, 3, 32, symmetric=True), "w")
+    assert stored.zero_points is None
+    assert stored.kernel_bits == 4
+    low = stored.integers() & 15
+    assert low.min() >= 4
+    assert low.max() <= 11
+    assert store(weight(4, 32, 3, 32, symmetric=False), "w").zero_points is not None
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 32)).astype(np.uint8)
+    planes = split_planes(values, bits)
+    assert sum(plane.nbytes for plane in planes) == 5 * 32 * bits // 8
+    nodes = GraphBuilder()
+    graph_inputs = [nodes.input(f"p{index}", ir.DataType.UINT8, plane.shape) for index, plane in enumerate(planes)]
+    nodes.output(join_planes(nodes, "w", graph_inputs, bits, (5, 32)), "y", ir.DataType.UINT8, [5, 32])
+    session = onnxruntime.InferenceSession(ir.to_proto(nodes.model("planes")).SerializeToString())
+    actual = session.run(None, {f"p{index}": plane for index, plane in enumerate(planes)})[0]
+    np.testing.assert_array_equal(actual, values)
+
+
+def test_planes_by_hand() -> None:
+    # 5 bits: the low four of values that lie 4 apart share a byte, then the fifth of all eight.
+    values = np.array([[1, 2, 3, 4, 16, 31, 8, 0]], np.uint8)
+    low, high = split_planes(values, 5)
+    assert low.tolist() == [[[0x01, 0xF2, 0x83, 0x04]]]
+    assert high.tolist() == [[[0b00110000]]]
+
+
+def test_stacked_rows_are_those_of_each() -> None:
+    parts = [weight(rows, 64, 4, 32, False, seed) for seed, rows in enumerate((3, 5))]
+    both = stack([store(part, "w") for part in parts])
+    actual = kernel("MatMulNBits", both, np.eye(64, dtype=np.float32), K=64, N=8, accuracy_level=1)
+    expected = np.concatenate([part.dequantize().numpy() for part in parts])
+    np.testing.assert_allclose(actual.T, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_of_other_bits_blocks_or_zero_points_do_not_join() -> None:
+    first = store(weight(4, 64, 4, 32, True), "w")
+    others = [weight(4, 64, 8, 32, True), weight(4, 64, 4, 16, True), weight(4, 64, 4, 32, False)]
+    assert first.can_stack(store(weight(9, 64, 4, 32, True), "w"))
+    assert not any(first.can_stack(store(other, "w")) for other in others)
+
+
+def test_groups_that_no_block_fits_are_refused() -> None:
+    with pytest.raises(ModelError, match="Groups of 24") as error:
+        store(weight(4, 48, 4, 24, True), "model.layers.0.mlp.up_proj")
+    assert error.value.where == "model.layers.0.mlp.up_proj"
+
+
+EXACT = {"atol": 2e-4, "rtol": 1e-4}
+EXPANDED = GraphSettings(expand_on_load=True)
+
+
+def few_bits(place: Path, name: str, bits: int = 4) -> FewBitsCheckpoint:
+    """Every matrix of a tiny decoder in so many bits."""
+    modules = ("_proj", "embed_tokens", "lm_head")
+    return FewBitsCheckpoint(save_decoder(place, CONFIGS[name]).folder, tuple((module, bits) for module in modules))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["llama", "llama with biases", "mistral", "qwen2", "qwen3"])
+def test_a_prompt_and_single_tokens_equal_torch(name: str, bits: int, tmp_path: Path) -> None:
+    few, ids = few_bits(tmp_path, name, bits), random_ids(2, 17)
+    expected = logits_of(by_transformers(few, few), ids)
+    exported = export_decoder(few, EXPANDED)
+    assert exported.file_name == "model_q4.onnx"
+    assert "MatMulNBits" not in {node.op_type for node in exported.graph.graph.node}
+    graph = Graph(exported.graph)
+    logits, past = graph.run(ids[:, :7])
+    np.testing.assert_allclose(logits, expected[:, :7], **EXACT)
+    for position in range(7, 17):
+        logits, past = graph.run(ids[:, position : position + 1], past=past)
+        np.testing.assert_allclose(logits[:, 0], expected[:, position], **EXACT)
+
+
+def test_all_are_floats_once_the_graph_is_open_and_four_bits_before(tmp_path: Path) -> None:
+    few = few_bits(tmp_path / "source", "llama")
+    graph = export_decoder(few, EXPANDED).graph
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.INT4}
+    kernels = export_decoder(few).graph
+    assert len(stored) == sum(node.op_type == "MatMulNBits" for node in kernels.graph.node)
+    weights = sum(int(np.prod(tensor.dims)) for tensor in stored.values())
+    assert sum(len(tensor.raw_data) for tensor in stored.values()) == weights // 2
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "opened.onnx")
+    onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    opened = onnx.load(tmp_path / "opened.onnx").graph
+    assert not [tensor.name for tensor in opened.initializer if tensor.data_type == onnx.TensorProto.INT4]
+    floats = sum(
+        int(np.prod(tensor.dims)) for tensor in opened.initializer if tensor.data_type == onnx.TensorProto.FLOAT
+    )
+    assert weights < floats < 1.3 * weights  # scales, norms and the table of rotations are the rest
+
+
+def random_weight(bits: int, symmetric: bool, columns: int = 96, group_size: int = 32) -> QuantizedWeight:
+    """Random integers, scales and zero points of 24 rows."""
+    generator = torch.Generator().manual_seed(bits)
+    groups = columns // group_size
+    zeros = torch.randint(0, 1 << bits, (24, groups), generator=generator)
+    return QuantizedWeight(
+        integers=torch.randint(0, 1 << bits, (24, columns), generator=generator).to(torch.uint8),
+        scales=(torch.rand(24, groups, generator=generator) + 0.1).half().float(),
+        zero_points=(torch.full_like(zeros, 1 << (bits - 1)) if symmetric else zeros).to(torch.uint8),
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products_block_by_block_and_whole_are_those_of_the_weight_itself(bits: int, symmetric: bool) -> None:
+    quantized = random_weight(bits, symmetric)
+    scales = quantized.scales.repeat_interleave(32, dim=1).numpy()
+    zeros = quantized.zero_points.repeat_interleave(32, dim=1).numpy()
+    matrix = (quantized.integers.numpy().astype(np.float64) - zeros) * scales
+    value = np.random.default_rng(0).normal(size=(2, 5, 96)).astype(np.float32)
+    expected = value @ matrix.T
+    for product in products(store(quantized, "layer"), value):
+        np.testing.assert_allclose(product, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def products(stored: StoredWeight, value: np.ndarray) -> list[np.ndarray]:
+    """Block by block, and with the whole weight, by ONNX Runtime."""
+    nodes = GraphBuilder()
+    graph_input = nodes.input("x", ir.DataType.FLOAT, value.shape)
+    outputs = [multiply_expanded(nodes, "blocks", graph_input, stored)]
+    outputs.append(nodes.op("MatMul", "whole", [graph_input, expand_weight(nodes, "whole", stored)]))
+    for index, output in enumerate(outputs):
+        nodes.output(output, f"y{index}", ir.DataType.FLOAT, (2, 5, stored.rows))
+    content = ir.to_proto(nodes.model("both")).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    results: list[np.ndarray] = session.run(None, {"x": value})
+    return results
+
+
+@pytest.mark.parametrize(
+    ("bits", "columns", "group_size"), [(3, 96, 32), (4, 100, 32)], ids=["three bits", "a block too long"]
+)
+def test_what_does_not_fit_is_refused_by_name(bits: int, columns: int, group_size: int) -> None:
+    quantized = random_weight(bits, True, 128, group_size)
+    quantized = QuantizedWeight(
+        quantized.integers[:, :columns], quantized.scales, quantized.zero_points, bits, group_size
+    )
+    with pytest.raises(ModelError, match=f"{bits} bits, {columns} columns in blocks of 32") as error:
+        expand_weight(GraphBuilder(), "model.layers.0.mlp.up_proj", store(quantized, "layer"))
+    assert "up_proj" in str(error.value) and "leave expand_on_load out" in str(error.value)
+
+
+def test_a_float_checkpoint_has_nothing_to_expand(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path)
+    assert export_decoder(checkpoint, EXPANDED).graph == export_decoder(checkpoint).graph
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=160, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="Experts cannot be expanded"):
+        export_decoder(save_decoder(tmp_path, config), EXPANDED)
+
+
+IDS = (np.arange(48).reshape(2, 24) * 3) % 150
+"""peft calls what transformers will remove."""
+
+
+def adapted(tmp_path: Path, *targets: str, quantized: bool = True, **fields: object) -> Checkpoint:
+    """A checkpoint with an adapter beside its files; peft makes none for a head that is tied."""
+    source = save_tiny_llama(tmp_path / "source", tie_word_embeddings="lm_head" not in targets)
+    checkpoint = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else source
+    module = TorchModel.load(source.folder, get_task("text-generation")).module
+    save_adapter(module, checkpoint.folder / "adapter", *targets, **fields)
+    return checkpoint
+
+
+def run(model: OnnxModel, folder: Path) -> np.ndarray:
+    folder.mkdir()
+    model.save(folder)
+    session = onnxruntime.InferenceSession(next(folder.rglob("*.onnx")), providers=["CPUExecutionProvider"])
+    past = {
+        entry.name: np.zeros((len(IDS), entry.shape[1], 0, entry.shape[3]), np.float32)
+        for entry in session.get_inputs()
+        if entry.name.startswith("past")
+    }
+    logits: np.ndarray = session.run(["logits"], {"input_ids": IDS, "attention_mask": np.ones_like(IDS), **past})[0]
+    return logits
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj"), ("lm_head",)])
+def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...], quantized: bool) -> None:
+    checkpoint = adapted(tmp_path, *targets, quantized=quantized)
+    model = export_decoder(checkpoint, GraphSettings(accuracy_level=1))
+    base = load_quantized_module(checkpoint)
+    with torch.no_grad():
+        without = base(input_ids=torch.from_numpy(IDS)).logits.numpy()
+        opened = PeftModel.from_pretrained(base, str(checkpoint.folder / "adapter"))
+        expected = opened(input_ids=torch.from_numpy(IDS)).logits.numpy()
+    assert np.abs(expected - without).max() > 0.1
+    np.testing.assert_allclose(run(model, tmp_path / "onnx"), expected, rtol=1e-3, atol=1e-3)
+    assert verify_decoder(model, checkpoint, IDS, 1e-2, 0.1).difference < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_checkpoint_without_an_adapter_has_no_factors(tmp_path: Path) -> None:
+    assert low_rank(save_tiny_llama(tmp_path / "source")) == {}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_adapters_that_are_more_than_products_are_refused(tmp_path: Path) -> None:
+    checkpoint = adapted(tmp_path, "q_proj", quantized=False, use_dora=True)
+    with pytest.raises(ModelError, match="more than a product"):
+        low_rank(checkpoint)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_gguf_does_not_drop_an_adapter_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has an adapter, which GGUF keeps in a file of its own"):
+        plan_gguf(adapted(tmp_path, "q_proj"))

@@ -1,0 +1,377 @@
+"""The diffusion model that a recipe starts from, trained here on patterns, and the loop that outlives a kill."""
+
+from __future__ import annotations
+
+import importlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import tiny_unets
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from compress.plugins.diffusion.noise_prediction import (
+    Level,
+    NoiseTable,
+    PredictionType,
+    boundary_scalings,
+    clean_of,
+    ddim_step,
+    guidance_embedding,
+    noised,
+    progressive_target,
+    pseudo_huber,
+)
+from compress.plugins.diffusion.noised_latents import (
+    TEXT,
+    Noising,
+    caption_states,
+    denoising_losses,
+    encode_pictures,
+    unscaled_latents,
+)
+from compress.utils.errors import InputError, StageError
+from compress.utils.progress import SilentProgress
+
+CAPTIONS = ("a photo of a coat", "a picture of a bag")
+
+
+@pytest.fixture
+def lessons() -> Any:
+    return importlib.import_module("diffusion_lessons")
+
+
+@pytest.fixture
+def bench(lessons: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command with bright and dark squares for clothes, narrow networks, and four steps each."""
+    module = importlib.import_module("train_diffusion")
+    restartable = importlib.import_module("restartable")
+
+    class Words(lessons.Text):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            self.tokenizer = tiny_pipelines.tokenizer(12)
+            self.encoder = tiny_pipelines.parts()["text_encoder"]
+
+    monkeypatch.setattr(lessons, "TOKENS", 12)
+    monkeypatch.setattr(module, "TOKENS", 12)
+    monkeypatch.setattr(module, "Text", Words)
+    monkeypatch.setattr(
+        lessons, "JUDGE", {**lessons.JUDGE, "hidden_sizes": [8, 8], "depths": [1, 1], "groups_width": 8}
+    )
+    monkeypatch.setattr(lessons, "AUTOENCODER", {**lessons.AUTOENCODER, "block_out_channels": (8, 8, 8)})
+    narrow = {"block_out_channels": (8, 8, 16), "cross_attention_dim": 16}
+    monkeypatch.setattr(lessons, "UNET", {**lessons.UNET, **narrow})
+    monkeypatch.setattr(lessons.Pictures, "read", lambda *_: _squares(lessons))
+    monkeypatch.setattr(module, "seconds_a_step", lambda *_: 1e9)
+    monkeypatch.setattr(module, "SAMPLING_STEPS", 2)
+    monkeypatch.setattr(restartable, "_SAVED_EVERY", -1.0)
+    return module
+
+
+def _squares(lessons: Any) -> Any:
+    kinds = torch.arange(160) % 2
+    pixels = torch.zeros(160, 1, 32, 32, dtype=torch.uint8)
+    pixels[:, :, 8:24, 8:24] = (80 + 120 * kinds)[:, None, None, None].to(torch.uint8)
+    texts = [CAPTIONS[kind] for kind in kinds.tolist()]
+    return lessons.Pictures(["coat", "bag"], list(CAPTIONS), pixels, kinds, kinds, pixels[:64], kinds[:64], texts[:64])
+
+
+def _weights(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_a_killed_training_ends_with_the_same_bytes_in_diffusers_layout(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import StableDiffusionPipeline
+    from transformers import AutoModelForImageClassification
+
+    bench.train(tmp_path / "whole", 5.0, 3, SilentProgress())
+
+    loss = bench.denoising_loss
+
+    def dies(*given: Any) -> Any:
+        steps, whole = iter(range(2)), loss(*given)
+
+        def once(generator: torch.Generator) -> torch.Tensor:
+            if next(steps, None) is None:
+                raise KeyboardInterrupt
+            return whole(generator)  # type: ignore[no-any-return]
+
+        return once
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench, "denoising_loss", dies)
+        with pytest.raises(KeyboardInterrupt):
+            bench.train(tmp_path / "killed", 5.0, 3, SilentProgress())
+    bench.train(tmp_path / "killed", 99.0, 3, SilentProgress())
+    whole = _weights(tmp_path / "whole")
+    assert _weights(tmp_path / "killed") == whole
+    assert sorted(Path(name).parent.as_posix() for name in whole) == [
+        "judge",
+        "model/text_encoder",
+        "model/unet",
+        "model/vae",
+    ]
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "whole" / "model")
+    assert type(pipeline.text_encoder).__name__ == "BertModel" and pipeline.safety_checker is None
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    judge = AutoModelForImageClassification.from_pretrained(tmp_path / "whole" / "judge")
+    assert judge.config.id2label == {0: "coat", 1: "bag"}
+    with pytest.raises(InputError, match="is trained"):
+        bench.train(tmp_path / "whole", 5.0, 3, SilentProgress())
+
+
+def test_a_folder_that_holds_something_is_refused(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        bench.train(tmp_path, 5.0, 0, SilentProgress())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_latents_are_scaled_to_a_deviation_of_one(bench: Any, lessons: Any) -> None:
+    class Encoder:
+        """Latents with a known mean and spread: their variance is that of the means, and the square of the spread."""
+
+        def __init__(self) -> None:
+            self.config = type("Config", (), {"scaling_factor": 0.0})
+
+        def encode(self, pixels: torch.Tensor) -> Any:
+            mean = torch.where(pixels[:, :, 8:16, 8:16] > 0, 4.0, -4.0).expand(-1, 4, -1, -1)
+            posterior = type("Posterior", (), {"mean": mean, "std": torch.full_like(mean, 3.0)})
+            return type("Encoded", (), {"latent_dist": posterior})
+
+        def register_to_config(self, scaling_factor: float) -> None:
+            self.config.scaling_factor = scaling_factor
+
+    encoder = Encoder()
+    latents = bench.scaled_latents(encoder, _squares(lessons).train, SilentProgress())
+    assert encoder.config.scaling_factor == pytest.approx(1 / 5, rel=1e-3)  # of 16 + 9
+    assert latents.shape == (160, 2, 4, 8, 8)
+    assert latents[:, 1].unique().tolist() == pytest.approx([0.6], rel=1e-3)
+
+
+def test_the_loss_of_who_answers_nothing_is_that_of_the_velocity(lessons: Any) -> None:
+    squares = _squares(lessons)
+    latents = torch.stack([torch.ones(160, 4, 8, 8), torch.zeros(160, 4, 8, 8)], dim=1)
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    class Nothing(nn.Module):
+        def forward(self, sample: torch.Tensor, times: torch.Tensor, prompts: torch.Tensor) -> Any:
+            seen.append((times, sample, prompts[:, 0, 0]))
+            return type("Output", (), {"sample": torch.zeros_like(sample)})
+
+    states = torch.arange(3.0)[:, None, None].expand(3, 12, 16)
+    loss = lessons.denoising_loss(Nothing(), squares, latents, states)
+    losses = np.array([float(loss(torch.Generator().manual_seed(seed))) for seed in range(20)])
+    # Nichol and Dhariwal (2021), equation 17: of latents that are all 1, x = a + s e and v = a e - s = (a x - 1) / s.
+    expected = []
+    for times, sample, _ in seen:
+        signal_share = np.cumprod(1 - np.minimum(1 - _cosine(np.arange(1, 1001)) / _cosine(np.arange(1000)), 0.999))[
+            times
+        ]
+        a, s = (np.sqrt(share)[:, None, None, None] for share in (signal_share, 1 - signal_share))
+        expected.append(np.mean(((a * sample.numpy() - 1) / s) ** 2))
+    assert losses == pytest.approx(np.array(expected), rel=1e-2)
+    empty = torch.cat([first for _, _, first in seen]) == 2
+    assert float(empty.float().mean()) == pytest.approx(0.1, abs=0.02)
+
+
+def _cosine(step: np.ndarray) -> np.ndarray:
+    schedule: np.ndarray = np.cos((step / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    return schedule
+
+
+def test_timing_leaves_the_weights_as_they_were() -> None:
+    restartable = importlib.import_module("restartable")
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    tensors_before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        mean_square: torch.Tensor = module(torch.randn(4, 3, generator=generator)).square().mean()
+        return mean_square
+
+    assert restartable.seconds_a_step(restartable.Lesson("one", module, loss, 1.0), 0) > 0
+    assert all(torch.equal(tensor, tensors_before[name]) for name, tensor in module.state_dict().items())
+
+
+diffusers = pytest.importorskip("diffusers")
+MEAN, DEVIATION = 0.7, 0.3
+
+
+def table(final: float = 1.0) -> NoiseTable:
+    return NoiseTable(diffusers.DDIMScheduler(1000).alphas_cumprod.double(), final)
+
+
+def posterior_mean(noisy: torch.Tensor, level: Level) -> torch.Tensor:
+    """E[x | z] of x ~ N(m, s^2): m + alpha s^2 / (alpha^2 s^2 + sigma^2) (z - alpha m)."""
+    share = level.alpha * DEVIATION**2 / (level.alpha**2 * DEVIATION**2 + level.sigma**2)
+    return MEAN + share * (noisy - level.alpha * MEAN)
+
+
+def exact(noisy: torch.Tensor, here: Level, there: Level) -> torch.Tensor:
+    """The probability flow's solution for x ~ N(m, s^2): z keeps its place in units of its own deviation."""
+    deviation_before, after = ((level.alpha**2 * DEVIATION**2 + level.sigma**2).sqrt() for level in (here, there))
+    return there.alpha * MEAN + after / deviation_before * (noisy - here.alpha * MEAN)
+
+
+def walked(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where so many DDIM steps with the exact denoiser arrive, and where the exact solution does."""
+    levels, noisy = table(), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    times = [1000 * step // steps - 1 for step in range(steps, -1, -1)]
+    latents = noisy
+    for start_time, end_time in pairwise(times):
+        start_level, other = (levels.at(torch.tensor([time]), 2) for time in (start_time, end_time))
+        latents = ddim_step(posterior_mean(latents, start_level), latents, start_level, other)
+    return latents, exact(noisy, levels.at(torch.tensor([999]), 2), levels.at(torch.tensor([-1]), 2))
+
+
+def test_ddim_comes_to_the_exact_solution_as_steps_grow() -> None:
+    errors = {steps: float((walked(steps)[0] - walked(steps)[1]).abs().max()) for steps in (10, 100, 1000)}
+    assert errors[1000] < 0.01 and errors[10] > 5 * errors[100] > 5 * errors[1000]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_a_step_is_that_of_diffusers(kind: PredictionType) -> None:
+    scheduler = diffusers.DDIMScheduler(
+        1000, prediction_type=kind, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=False
+    )
+    scheduler.set_timesteps(8)
+    levels = NoiseTable(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod))
+    noisy, output = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).split(1)
+    for time in scheduler.timesteps.tolist():
+        start_level, end_level = levels.at(torch.tensor([time]), 4), levels.at(torch.tensor([time - 125]), 4)
+        stepped = ddim_step(clean_of(kind, output, noisy, start_level), noisy, start_level, end_level)
+        expected = scheduler.step(output, time, noisy).prev_sample
+        torch.testing.assert_close(stepped, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("time", [999, 749, 249])
+def test_one_step_with_the_target_arrives_where_two_of_the_teacher_do(time: int) -> None:
+    levels, noisy = table(), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    start_level, middle, end_level = (levels.at(torch.tensor([time - less]), 2) for less in (0, 125, 250))
+    half = ddim_step(posterior_mean(noisy, start_level), noisy, start_level, middle)
+    reached = ddim_step(posterior_mean(half, middle), half, middle, end_level)
+    target = progressive_target(noisy, reached, start_level, end_level)
+    torch.testing.assert_close(ddim_step(target, noisy, start_level, end_level), reached)
+    # Both teachers' steps have a say: neither's own x is the target.
+    assert float((target - posterior_mean(noisy, start_level)).abs().max()) > 1e-3
+
+
+def test_outputs_of_every_kind_mean_the_same() -> None:
+    clean, noise = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    level = table().at(torch.tensor([3, 100, 500, 900, 999]), 2)
+    noisy = noised(clean, noise, level)
+    outputs: dict[PredictionType, torch.Tensor] = {
+        "epsilon": noise,
+        "sample": clean,
+        "v_prediction": level.alpha * noise - level.sigma * clean,
+    }
+    for kind, output in outputs.items():
+        torch.testing.assert_close(clean_of(kind, output, noisy, level), clean)
+
+
+def test_at_the_smallest_timestep_a_consistency_function_is_the_identity() -> None:
+    skip, out = boundary_scalings(torch.tensor([0]), 4)
+    assert skip.shape == (1, 1, 1, 1) and float(skip) == 1 and float(out) == 0
+
+
+def test_boundary_scalings_are_those_of_diffusers() -> None:
+    scheduler = diffusers.LCMScheduler(timestep_scaling=3.0)
+    skip, out = boundary_scalings(torch.arange(1000), 1, 3.0)
+    expected = [scheduler.get_scalings_for_boundary_condition_discrete(time) for time in range(1000)]
+    torch.testing.assert_close(torch.stack([skip, out], 1), torch.tensor(expected))
+
+
+def test_guidance_is_embedded_as_diffusers_does_it() -> None:
+    """LatentConsistencyModelPipeline has the sinusoids of timesteps, of 1000 (scale - 1)."""
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    scales = torch.tensor([1.0, 4.5, 8.0])
+    expected = get_timestep_embedding(1000 * (scales - 1), 33, downscale_freq_shift=1)
+    torch.testing.assert_close(guidance_embedding(scales, 33), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_pseudo_huber_loss_is_a_square_near_by_and_a_distance_far_off() -> None:
+    target = torch.zeros(1, 100)
+    constant = 0.00054 * 10
+    near, far = torch.full((1, 100), 1e-6), torch.full((1, 100), 10.0)
+    assert float(pseudo_huber(near.double(), target.double())) == pytest.approx((1e-5) ** 2 / 2 / constant, rel=1e-3)
+    assert float(pseudo_huber(far, target)) == pytest.approx(100 - constant, rel=1e-5)
+
+
+def batch(rows: int = 4) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in tiny_unets.latents(rows).batch(list(range(rows))).items()}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_scheduler_that_is_given_the_target_finds_the_clean_latents(kind):
+    noised = Noising.of(DPMSolverMultistepScheduler(prediction_type=kind)).draw(batch(), torch.tensor(400))
+    scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    clean_latents = scheduler.step(noised.target, 400, noised.noised).pred_original_sample
+    assert torch.allclose(clean_latents, noised.clean, atol=1e-4)
+    assert noised.timesteps.tolist() == [400] * 4
+
+
+def test_the_share_without_a_prompt_has_the_empty_one():
+    empty = torch.full((tiny_unets.TOKENS, tiny_unets.TEXT_WIDTH), 7.0)
+    noising = Noising.of(DDIMScheduler(), {TEXT: empty}, dropped=0.25)
+    torch.manual_seed(0)
+    rows = {name: value.repeat(100, *[1] * (value.ndim - 1)) for name, value in batch(4).items()}
+    states = noising.draw(rows).conditions[TEXT]
+    emptied = (states == 7.0).all(2).all(1)
+    assert emptied.float().mean().item() == pytest.approx(0.25, abs=0.08)
+    assert torch.equal(states[~emptied], rows[TEXT][~emptied])
+
+
+def test_a_unet_that_answers_with_the_target_has_no_loss():
+    noised = Noising.of(DDIMScheduler()).draw(batch())
+    asked = []
+
+    def unet(sample, timesteps, encoder_hidden_states, return_dict):
+        asked.append((sample, timesteps, encoder_hidden_states))
+        return (noised.noise + torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None, None, None],)
+
+    assert denoising_losses(unet, noised).tolist() == pytest.approx([0.0, 1.0, 4.0, 9.0])
+    assert torch.equal(asked[0][0], noised.noised) and torch.equal(asked[0][2], noised.conditions[TEXT])
+
+
+def test_latents_of_pictures_are_scaled_as_the_config_says():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        shift_factor=0.25,
+    )
+    pictures = np.random.default_rng(0).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
+    latents = encode_pictures(vae, pictures)
+    with torch.no_grad():
+        own = vae.encode(torch.from_numpy(pictures)).latent_dist.mode()
+    assert np.allclose(latents, (own - 0.25) * 0.5, atol=1e-5)
+    assert torch.allclose(unscaled_latents(vae, torch.from_numpy(latents)), own, atol=1e-5)
+
+
+def test_each_caption_is_encoded_once():
+    asked: list[str] = []
+
+    def encode(captions: list[str]) -> np.ndarray:
+        asked.extend(captions)
+        return np.array([[[float(len(caption))]] for caption in captions])
+
+    states = caption_states(["a", "bcd", "a"], encode)
+    assert asked == ["a", "bcd"] and [state.item() for state in states] == [1.0, 3.0, 1.0]
+    assert states[0] is states[2]
+
+
+def test_flow_matching_is_refused_by_name():
+    with pytest.raises(StageError, match="FlowMatchEulerDiscreteScheduler has no schedule of betas"):
+        Noising.of(FlowMatchEulerDiscreteScheduler())

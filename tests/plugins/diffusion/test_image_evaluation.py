@@ -1,0 +1,458 @@
+"""Distances of sets of pictures, against closed forms, scipy's root of a matrix, finite differences and loops."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from test_diffusion_runs import ROWS, write_recipe
+from tiny_pipelines import WORDS, pipeline_folder
+from tiny_run import load
+from transformers import RegNetConfig, RegNetForImageClassification, ViTConfig, ViTForImageClassification
+
+from compress.formats.targets import REFERENCE
+from compress.pipeline.measurements import Findings, measure_answers
+from compress.pipeline.run_checks import check_run
+from compress.pipeline.runner import StageRunner
+from compress.pipeline.target_session import TargetSession
+from compress.plugins.diffusion.image_similarity import perceptual_distance, psnr, ssim
+from compress.plugins.diffusion.image_statistics import (
+    Gaussian,
+    diversity,
+    frechet,
+    frechet_distance,
+    frechet_interval,
+    frechet_shares,
+    gaussian_of,
+    in_manifold,
+)
+from compress.plugins.diffusion.judge import ImageClassifier, ImageEvaluation, check_classes
+from compress.results.report import BASELINE, FINAL, Measurement
+from compress.utils.errors import DataError, InputError
+from compress.utils.progress import SilentProgress
+
+
+def _features(seed: int, count: int, width: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    mix = np.random.default_rng(seed + 100).normal(size=(width, width)) / math.sqrt(width)
+    return scale * generator.normal(size=(count, width)) @ mix + shift
+
+
+def test_two_normal_distributions_of_one_feature() -> None:
+    # (m - w)² + (s - t)², of standard deviations s and t.
+    first, second = Gaussian(np.array([1.0]), np.array([[4.0]])), Gaussian(np.array([3.0]), np.array([[0.25]]))
+    assert frechet(first, second) == pytest.approx((1 - 3) ** 2 + (2 - 0.5) ** 2)
+
+
+def test_independent_features_add_up() -> None:
+    generator = np.random.default_rng(0)
+    means, deviations = generator.normal(size=(2, 5)), generator.uniform(0.1, 2, size=(2, 5))
+    both = [Gaussian(mean, np.diag(deviation**2)) for mean, deviation in zip(means, deviations, strict=True)]
+    expected = np.square(means[0] - means[1]).sum() + np.square(deviations[0] - deviations[1]).sum()
+    assert frechet(*both) == pytest.approx(expected)
+
+
+def test_the_distance_is_that_of_scipys_root() -> None:
+    generated, real = _features(1, 300, 6, 1.3, 0.2), _features(2, 400, 6)
+    covariances = np.cov(generated, rowvar=False), np.cov(real, rowvar=False)
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    expected = np.square(generated.mean(0) - real.mean(0)).sum() + np.trace(sum(covariances) - 2 * root)
+    assert frechet_distance(generated, real) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(real, generated) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(generated, generated) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_feature_that_never_varies_costs_only_its_mean() -> None:
+    generated, real = (
+        np.column_stack([_features(seed, 50, 3), np.full(50, level)]) for seed, level in ((1, 2.0), (2, 5.0))
+    )
+    assert frechet_distance(generated, real) == pytest.approx(frechet_distance(generated[:, :3], real[:, :3]) + 9)
+
+
+def _weighted(rows: np.ndarray, weights: np.ndarray) -> Gaussian:
+    mean = weights @ rows
+    away = rows - mean
+    return Gaussian(mean, len(rows) / (len(rows) - 1) * (away * weights[:, None]).T @ away)
+
+
+def test_shares_are_what_a_little_more_of_a_picture_changes() -> None:
+    generated, real = _features(3, 40, 4, 1.5, 0.5), _features(4, 200, 4)
+    shares = frechet_shares(generated, real)
+    value = frechet_distance(generated, real)
+    assert shares.mean() == pytest.approx(value)
+    even, step = np.full(40, 1 / 40), 1e-5
+    for picture in (0, 7, 39):
+        toward = np.eye(40)[picture] - even
+        ahead, behind = (
+            frechet(_weighted(generated, even + sign * step * toward), gaussian_of(real)) for sign in (1.0, -1.0)
+        )
+        assert shares[picture] - value == pytest.approx((ahead - behind) / (2 * step), rel=1e-4)
+
+
+def test_too_few_pictures_have_no_shares() -> None:
+    with pytest.raises(ValueError, match="4 pictures"):
+        frechet_shares(_features(0, 4, 4), _features(1, 40, 4))
+
+
+def test_the_interval_is_about_as_wide_as_the_shares_say() -> None:
+    generated, real = _features(5, 400, 3, 1.4, 0.4), _features(6, 400, 3)
+    value, low, high = frechet_interval(generated, real, seed=0, resamples=400)
+    half = 1.96 * frechet_shares(generated, real).std(ddof=1) / math.sqrt(400)
+    assert value == pytest.approx(frechet_distance(generated, real))
+    assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+    assert (high + low) / 2 == pytest.approx(value, abs=0.3 * half)
+
+
+def test_the_interval_lies_about_a_distance_that_is_all_chance() -> None:
+    # Of few pictures in many features resamples lie far above: 60 rows of 15 features, from the same distribution.
+    mix = np.random.default_rng(11).normal(size=(15, 15))
+    generated, real = (
+        np.random.default_rng(seed).normal(size=(count, 15)) @ mix for seed, count in ((12, 60), (13, 2000))
+    )
+    value, low, high = frechet_interval(generated, real, seed=0)
+    drawn = np.random.default_rng(1).integers(0, 60, (100, 60))
+    assert min(frechet_distance(generated[rows], real) for rows in drawn) > value
+    assert 0.2 < (value - low) / (high - low) < 0.8
+
+
+def test_manifolds_on_a_line() -> None:
+    # Radii to the nearest other: 1, 1, 4 (from 5 to 1).
+    real = np.array([[0.0], [1.0], [5.0]])
+    generated = np.array([[-1.0], [2.5], [8.9], [9.1]])
+    assert in_manifold(generated, real, 1).tolist() == [True, True, True, False]
+    assert in_manifold(np.array([[-1.1], [-0.9]]), real, 1).tolist() == [False, True]
+
+
+def test_manifolds_by_loops() -> None:
+    generated, real = _features(7, 30, 3, 0.8), _features(8, 25, 3)
+    expected = []
+    for x in generated:
+        inside = False
+        for index, y in enumerate(real):
+            others = sorted(math.dist(y, z) for other, z in enumerate(real) if other != index)
+            inside |= math.dist(x, y) <= others[2]
+        expected.append(inside)
+    assert in_manifold(generated, real).tolist() == expected
+    assert 0 < sum(expected) < 30
+
+
+def test_a_manifold_needs_neighbours() -> None:
+    with pytest.raises(ValueError, match="3 pictures have no 3"):
+        in_manifold(_features(0, 5, 2), _features(1, 3, 2))
+
+
+def test_diversity_is_among_the_pictures_of_a_prompt() -> None:
+    features = np.array([[0.0, 0.0], [3.0, 4.0], [100.0, 0.0], [0.0, 8.0], [7.0, 7.0]])
+    distances = diversity(features, ["coat", "coat", "bag", "coat", "dress"])
+    # Distances among the coats: 5, 8 and 5.
+    assert distances[[0, 1, 3]] == pytest.approx([6.5, 5.0, 6.5])
+    assert np.isnan(distances[[2, 4]]).all()
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        gaussian_of(np.array([[1.0, np.nan], [1.0, 2.0]]))
+
+
+def _pictures(seed: int, count: int = 3, side: int = 14, channels: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, side, side, channels))
+
+
+def _ssim_of_one(first: np.ndarray, second: np.ndarray, span: float) -> float:
+    """Wang et al. (2004), equations 13 to 17, window by window, of one channel."""
+    offsets = range(-5, 6)
+    window = np.array([[math.exp(-(x * x + y * y) / (2 * 1.5**2)) for x in offsets] for y in offsets])
+    window /= window.sum()
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    values = []
+    for row in range(first.shape[0] - 10):
+        for column in range(first.shape[1] - 10):
+            a, b = (picture[row : row + 11, column : column + 11] for picture in (first, second))
+            mean_a, mean_b = (window * a).sum(), (window * b).sum()
+            variance_a, variance_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+            covariance = (window * (a - mean_a) * (b - mean_b)).sum()
+            luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+            values.append(luminance * (2 * covariance + c2) / (variance_a + variance_b + c2))
+    return float(np.mean(values))
+
+
+def test_ssim_is_that_of_every_window() -> None:
+    first, second = _pictures(0), 0.7 * _pictures(0) + 0.3 * _pictures(1)
+    expected = [
+        np.mean([_ssim_of_one(a[..., channel], b[..., channel], 1.0) for channel in range(2)])
+        for a, b in zip(first, second, strict=True)
+    ]
+    assert ssim(first, second) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ssim_of_even_pictures_is_the_luminance_alone() -> None:
+    first, second = np.full((1, 11, 12, 1), 40.0), np.full((1, 11, 12, 1), 60.0)
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 40 * 60 + c1) / (40**2 + 60**2 + c1)
+    assert ssim(first, second, 255.0) == pytest.approx([expected])
+    assert ssim(first, first, 255.0) == pytest.approx([1.0])
+
+
+def test_psnr_by_hand() -> None:
+    first = np.zeros((2, 4, 4, 1))
+    second = np.stack([np.full((4, 4, 1), 0.1), np.zeros((4, 4, 1))])
+    second[1, 0, 0] = 1.0  # one pixel of sixteen
+    assert psnr(second, first) == pytest.approx([20.0, 10 * math.log10(16)])
+    assert psnr(255 * second, 255 * first, 255.0) == pytest.approx([20.0, 10 * math.log10(16)])
+
+
+def test_equal_pictures_are_as_near_as_rounding_can_tell() -> None:
+    levels = np.arange(0, 256, 0.001) / 255
+    rounding = np.square(np.round(levels * 255) / 255 - levels).mean()
+    found = psnr(_pictures(0), _pictures(0))
+    assert found == pytest.approx([10 * math.log10(1 / rounding)] * 3, abs=0.05)
+
+
+def test_the_distance_in_layers_by_loops() -> None:
+    generator = np.random.default_rng(2)
+    shapes = [(3, 5, 4, 4), (3, 7, 2, 2), (3, 6)]
+    first, second = ([generator.normal(size=shape) for shape in shapes] for _ in range(2))
+    expected = []
+    for picture in range(3):
+        total = 0.0
+        for a, b in zip(first, second, strict=True):
+            places = [(a[picture].reshape(a.shape[1], -1)[:, p], b[picture].reshape(a.shape[1], -1)[:, p])
+                      for p in range(int(np.prod(a.shape[2:], initial=1)))]  # fmt: skip
+            total += np.mean([np.sum((x / np.linalg.norm(x) - y / np.linalg.norm(y)) ** 2) for x, y in places])
+        expected.append(total)
+    assert perceptual_distance(first, second) == pytest.approx(expected)
+    assert perceptual_distance(first, [3.0 * layer for layer in first]) == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim])
+def test_pictures_that_do_not_pair_are_refused(measure: object) -> None:
+    with pytest.raises(ValueError, match="pair"):
+        measure(_pictures(0, count=3), _pictures(0, count=2))  # type: ignore[operator]
+
+
+def test_a_picture_below_the_window_has_no_structure() -> None:
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim(_pictures(0, side=10), _pictures(1, side=10))
+
+
+def test_layers_of_two_networks_are_refused() -> None:
+    with pytest.raises(ValueError, match="same layers"):
+        perceptual_distance([np.ones((1, 2))], [])
+
+
+CLASSES = ("coat", "bag", "boot")
+
+
+def _prepared(folder: Path, mean: float, deviation: float) -> None:
+    prepared = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 16, "width": 16},
+        "do_resize": False,
+        "image_mean": [mean],
+        "image_std": [deviation],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A convolutional net of random weights in two stages."""
+    torch.manual_seed(0)
+    judge_folder = tmp_path_factory.mktemp("judge")
+    config = RegNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 6], depths=[1, 1], groups_width=2, layer_type="x",
+        id2label=dict(enumerate(CLASSES)), label2id={name: class_id for class_id, name in enumerate(CLASSES)},
+    )  # fmt: skip
+    RegNetForImageClassification(config).eval().save_pretrained(judge_folder)
+    _prepared(judge_folder, 0.25, 0.5)
+    return judge_folder
+
+
+@pytest.fixture(scope="module")
+def judge(folder: Path) -> ImageClassifier:
+    return ImageClassifier(folder)
+
+
+def random_pictures(seed: int, count: int = 70) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 1), dtype=np.uint8)
+
+
+def test_it_sees_what_its_model_answers(judge: ImageClassifier, folder: Path) -> None:
+    pictures = random_pictures(0)
+    module = RegNetForImageClassification.from_pretrained(folder).eval()
+    pixels = torch.from_numpy((pictures / 255 - 0.25) / 0.5).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        outputs = module(pixel_values=pixels, output_hidden_states=True)
+        features = module.regnet(pixels).pooler_output.flatten(1)
+    judged_features, seen = judge.features_and_classes(pictures)
+    assert np.allclose(judged_features, features.numpy(), atol=1e-5)
+    assert seen == [CLASSES[class_id] for class_id in outputs.logits.argmax(1).tolist()]
+    layers = [np.concatenate(parts) for parts in zip(*(batch.layers for batch in judge.outputs(pictures)), strict=True)]
+    assert len(layers) == len(outputs.hidden_states)
+    for layer, state in zip(layers, outputs.hidden_states, strict=True):
+        assert np.allclose(layer, state.numpy(), atol=1e-5)
+
+
+def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
+    config = ViTConfig(
+        num_channels=1, image_size=16, patch_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, id2label={0: "coat", 1: "bag"},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    _prepared(tmp_path, 0.5, 0.5)
+    (seen,) = ImageClassifier(tmp_path).outputs(random_pictures(1, 3))
+    assert seen.features.shape == (3, 12)
+    assert {layer.shape for layer in seen.layers} == {(3, 12, 5)}  # four patches and the token of the class
+
+
+def _rows(
+    folder: Path,
+    pictures: np.ndarray,
+    prompts: list[str],
+    classes: list[str] | None = None,
+    real: np.ndarray | None = None,
+    usual: np.ndarray | None = None,
+) -> dict[str, Measurement]:
+    return {row.metric: row for row in ImageEvaluation(folder, prompts, classes, real, usual).measurements(pictures)}
+
+
+def test_rows_of_pictures_that_are_the_real_ones(judge: ImageClassifier, folder: Path) -> None:
+    pictures = random_pictures(2)
+    seen = judge.features_and_classes(pictures)[1]
+    wrong = [CLASSES[(CLASSES.index(name) + (picture_number < 7)) % 3] for picture_number, name in enumerate(seen)]
+    rows = _rows(folder, pictures, ["one"] * 35 + ["other"] * 35, wrong, pictures, pictures)
+    assert rows["prompt_accuracy"].value == pytest.approx(0.9)
+    assert rows["frechet_distance"].value == pytest.approx(0, abs=1e-6)
+    assert rows["picture_precision"].value == rows["picture_recall"].value == 1
+    assert rows["perceptual_distance_to_baseline"].value == pytest.approx(0, abs=1e-9)
+    assert all(len(row.raw or ()) == 70 for row in rows.values())
+
+
+def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> None:
+    dark = (random_pictures(3) // 3).astype(np.uint8)
+    rows = _rows(folder, dark, ["same"] * 70, None, random_pictures(4), random_pictures(5))
+    row = rows["frechet_distance"]
+    assert "prompt_accuracy" not in rows and row.value > 0.005
+    assert np.mean(row.raw or ()) == pytest.approx(row.value)
+    assert row.low is not None and row.high is not None and row.low < row.value < row.high
+    assert rows["perceptual_distance_to_baseline"].value > 0
+
+
+def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: ImageClassifier, folder: Path) -> None:
+    first, second = random_pictures(10, 40), random_pictures(11, 40)
+    distance = _rows(folder, first, ["same"] * 40, usual=second)["perceptual_distance_to_baseline"]
+    both = [list(judge.outputs(pictures)) for pictures in (first, second)]
+    layers = [[np.concatenate(parts) for parts in zip(*(batch.layers for batch in seen), strict=True)] for seen in both]
+    assert distance.raw == pytest.approx(perceptual_distance(*layers))
+
+
+def test_fewer_pictures_than_features_have_a_distance_without_an_interval(folder: Path) -> None:
+    few = random_pictures(6, 4)
+    rows = _rows(folder, few, list("abcd"), real=random_pictures(7, 4))
+    assert rows["frechet_distance"].low is None and rows["frechet_distance"].raw is None
+    assert "prompt_diversity" not in rows
+
+
+def test_without_real_pictures_there_is_no_distance_to_them(folder: Path) -> None:
+    few = random_pictures(8, 4)
+    assert list(_rows(folder, few, list("aabb"), usual=few)) == [
+        "prompt_diversity",
+        "perceptual_distance_to_baseline",
+    ]
+
+
+def test_a_class_that_the_judge_does_not_know_is_refused(folder: Path) -> None:
+    check_classes(folder, CLASSES)
+    with pytest.raises(DataError, match="no class 'hat'"):
+        check_classes(folder, ["coat", "hat"])
+
+
+KINDS = tuple(WORDS[3:5])
+
+
+def _judge(folder: Path, names: tuple[str, ...]) -> Path:
+    torch.manual_seed(1)
+    config = RegNetConfig(
+        num_channels=1, embedding_size=4, hidden_sizes=[4, 2], depths=[1, 1], groups_width=2, layer_type="x",
+        id2label=dict(enumerate(names)), label2id={name: class_id for class_id, name in enumerate(names)},
+    )  # fmt: skip
+    RegNetForImageClassification(config).save_pretrained(folder)
+    prepared = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": False,
+        "image_mean": [0.5],
+        "image_std": [0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
+    return folder
+
+
+def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
+    folder.mkdir(exist_ok=True)
+    options = {"judge": _judge(folder / "judge", names).name, "pictures": 2}
+    slices = [{"column": "label", "min_rows": 1}]
+    recipe = load(write_recipe(folder, stages=[{"onnx": {}}], slices=slices, evaluation=options, targets=["torch"]))
+    return StageRunner(recipe, folder, folder / "artifacts", SilentProgress())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    """Of a pipeline, the same again, and one of other weights in fewer steps."""
+    folder = tmp_path_factory.mktemp("judged")
+    runner = _road(folder, KINDS)
+    other = pipeline_folder(folder / "other", seed=3)
+    (other / "sampling_config.json").write_text('{"num_inference_steps": 2, "guidance_scale": 1.0}')
+    artifacts = {BASELINE: runner.inputs.start, "same": runner.inputs.start, FINAL: runner.inputs.resolve(str(other))}
+    findings = Findings()
+    measure_answers(findings, TargetSession(runner, REFERENCE, artifacts))
+    return findings
+
+
+def _row(found: Findings, model: str, metric: str) -> Measurement:
+    (row,) = (candidate for candidate in found.measurements if (candidate.model, candidate.metric) == (model, metric))
+    return row
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_every_model_is_judged_on_every_row(found: Findings) -> None:
+    for label in (BASELINE, "same", FINAL):
+        seen, distance = (_row(found, label, metric) for metric in ("prompt_accuracy", "frechet_distance"))
+        assert seen.n == distance.n == ROWS["test"] and seen.raw is not None and distance.raw is not None
+        parts = [_row(found, label, f"prompt_accuracy[label={kind}]") for kind in KINDS]
+        assert sum(part.n for part in parts) == ROWS["test"]
+        assert sum(part.value * part.n for part in parts) == pytest.approx(sum(seen.raw))
+        assert _row(found, label, "picture_recall").n == ROWS["test"]
+    far = _row(found, FINAL, "perceptual_distance_to_baseline").value
+    assert _row(found, "same", "perceptual_distance_to_baseline").value < 1e-9 < far
+    assert [_row(found, label, "sampling_steps").value for label in (BASELINE, FINAL)] == [3, 2]
+    near, apart = (_row(found, label, "ssim_to_baseline").value for label in ("same", FINAL))
+    assert near == pytest.approx(1) and apart < 0.99
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_the_first_rows_are_shown_as_every_model_draws_them(found: Findings) -> None:
+    shown = {(picture.model, picture.seed): picture for picture in found.pictures}
+    assert set(shown) == {(model, seed) for model in (BASELINE, "same", FINAL) for seed in (0, 1)}
+    assert shown[("same", 0)].png == shown[(BASELINE, 0)].png != shown[(FINAL, 0)].png
+    assert shown[(BASELINE, 0)].difference is None and shown[("same", 0)].levels == 0
+    assert (shown[(FINAL, 1)].levels or 0) > 0 and shown[(FINAL, 1)].difference
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_paths_are_followed_from_the_same_noise(found: Findings) -> None:
+    same, final = found.drift
+    assert (same.model, same.steps, len(same.times)) == ("same", 3, 4)
+    assert max(same.typical) == 0 and same.parted is None
+    assert (final.model, final.steps, final.times[-1]) == (FINAL, 2, -1)
+    assert final.typical[-1] > 0.1 and final.parted is not None
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_a_judge_of_other_classes_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="knows no class"):
+        check_run(_road(tmp_path / "other", ("hat", "glove")))

@@ -1,0 +1,380 @@
+"""Folders in diffusers' layout that are not whole, or of two versions, are refused with what is wrong in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
+from real_diffusion_configs import BK_SDM_BASE, BK_SDM_TINY, SD15_UNET, SD_VAE, SDXL_UNET
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import pipeline_folder
+from torch import nn
+
+from compress.inspection.budget import budget_of
+from compress.inspection.budget_rendering import write_budget
+from compress.models.folder_checks import check_model_folder, check_weights_finite, weight_files
+from compress.numerics.losses import feature_distance
+from compress.plugins.diffusion.component_costs import (
+    _Alive,
+    costs_of,
+    hollow_part,
+    multiplications,
+    parameters,
+    part_costs,
+)
+from compress.plugins.diffusion.onnx_export import diffusion_folder
+from compress.plugins.diffusion.part_calls import part_calls
+from compress.plugins.diffusion.pipeline_model import load_pipeline
+from compress.plugins.diffusion.sampling_settings import SAMPLING, Sampling, load_prompt_processor
+from compress.plugins.diffusion.source_folder import convert_pipeline
+from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
+from compress.plugins.diffusion.tiny_autoencoder import (
+    decoded_distance,
+    encoder_features,
+    make_small_autoencoder,
+    picture_examples,
+    train_small_autoencoder,
+)
+from compress.utils.errors import ModelError, StageError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline_folder(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def pickled(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no vae in the index": (lambda folder: change(folder / "model_index.json", vae=[None, None]), "lacks the part vae"),
+    "no folder": (lambda folder: shutil.rmtree(folder / "unet"), "part 'unet' is missing"),
+    "no weights": (lambda folder: next((folder / "vae").glob("*.safetensors")).unlink(), "'vae' has no weights"),
+    "a pickle": (pickled, "diffusion_pytorch_model.bin is a pickle"),
+    "another text encoder": (
+        lambda folder: change(folder / "text_encoder" / "config.json", hidden_size=24),
+        "unet has cross_attention_dim 16, text_encoder has hidden_size 24",
+    ),
+    "another vae": (
+        lambda folder: change(folder / "vae" / "config.json", latent_channels=16),
+        "unet has out_channels 4, vae has latent_channels 16",
+    ),
+    "two text encoders": (
+        lambda folder: change(folder / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
+        "a text_encoder_2 beside the first",
+    ),
+    "a transformer": (
+        lambda folder: change(
+            folder / "model_index.json", unet=[None, None], transformer=["diffusers", "PixArtTransformer2DModel"]
+        ),
+        r"lacks the part unet, and has a transformer \(PixArtTransformer2DModel\) instead",
+    ),
+    "another UNet": (
+        lambda folder: change(folder / "model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
+        "UNet is a UNet3DConditionModel, which takes other arguments",
+    ),
+    "a mask": (
+        lambda folder: change(folder / "text_encoder" / "config.json", use_attention_mask=True),
+        "told which tokens are padding",
+    ),
+    "another tokenizer": (
+        lambda folder: change(folder / "text_encoder" / "config.json", vocab_size=7),
+        "tokenizer does not match the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_wrong_is_named(folder: Path, case: str) -> None:
+    spoil, words = CASES[case]
+    spoil(folder)
+    with pytest.raises(ModelError, match=words):
+        check_model_folder(folder)
+
+
+def test_a_whole_one_is_taken_and_every_part_is_looked_at(folder: Path) -> None:
+    check_model_folder(folder)
+    assert {file.parent.name for file in weight_files(folder)} == {"text_encoder", "unet", "vae"}
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, weights)
+    with pytest.raises(ModelError, match=r"conv_in\.bias"):
+        check_weights_finite(folder)
+
+
+def test_bytes_are_told_by_part(folder: Path) -> None:
+    parameters_by_part = {child.name: child.parameters for child in budget_of(folder).modules.children}
+    model = load_pipeline(folder)
+    expected = {name: sum(tensor.numel() for tensor in part.parameters()) for name, part in model.parts.items()}
+    assert parameters_by_part == expected
+
+
+def test_prompts_longer_than_the_text_encoder_can_place_are_refused(folder: Path) -> None:
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=77)
+    with pytest.raises(ModelError, match="padded to 77 tokens, and the text encoder has 12 places"):
+        load_prompt_processor(folder)
+
+
+@pytest.mark.parametrize("fields", [{"num_inference_steps": 0}, {"num_inference_steps": 2.5}, {"guidance_scale": "7"}])
+def test_sampling_that_makes_no_sense_is_refused(folder: Path, fields: dict[str, object]) -> None:
+    (folder / SAMPLING).write_text(json.dumps(fields))
+    with pytest.raises(ModelError, match="steps and the guidance"):
+        Sampling.read(folder)
+
+
+def with_checker(folder: Path) -> None:
+    """Give the pipeline a real checker, of a tiny CLIP, that objects to every picture."""
+    import torch
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=vision, projection_dim=8))
+    with torch.no_grad():
+        checker.concept_embeds_weights.fill_(-1)
+    checker.save_pretrained(folder / "safety_checker")
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder / "feature_extractor")
+    change(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
+
+
+def test_a_safety_checker_goes_or_stays_by_the_recipe_alone(folder: Path, tmp_path: Path) -> None:
+    with_checker(folder)
+    from diffusers import DiffusionPipeline
+
+    with pytest.raises(ModelError, match="safety checker") as refused:
+        convert_pipeline(folder, tmp_path, None)
+    assert "safety_checker: leave_out" in str(refused.value)
+    without = convert_pipeline(folder, tmp_path, "leave_out")
+    assert not (without / "safety_checker").exists()
+    assert json.loads((without / "model_index.json").read_text())["safety_checker"] == [None, None]
+    with_safety_checker = convert_pipeline(folder, tmp_path, "keep")
+    assert (with_safety_checker / "safety_checker" / "model.safetensors").is_file()
+    assert json.loads((folder / "model_index.json").read_text())["safety_checker"][0] == "stable_diffusion"
+    (tmp_path / "saved").mkdir()
+    model = load_pipeline(with_safety_checker)
+    model.save(tmp_path / "saved")
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    opened.set_progress_bar_config(disable=True)
+    drawn = opened("a small boot", num_inference_steps=1, height=16, width=16)
+    assert drawn.nsfw_content_detected == [True], "what was kept still looks at pictures"
+    with pytest.raises(StageError, match="safety_checker cannot be exported"):
+        diffusion_folder(model, {})
+
+
+def test_what_a_recipe_starts_from_has_the_parts_alone(folder: Path, tmp_path: Path) -> None:
+    for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/old.bin", "v1-5-pruned.safetensors"):
+        (folder / name).write_bytes(b"")
+    converted = convert_pipeline(folder, tmp_path, None)
+    assert (
+        not list(converted.rglob("*fp16*"))
+        and not list(converted.rglob("*.bin"))
+        and not list(converted.glob("*.safetensors"))
+    )
+    assert json.loads((converted / "config.json").read_text()) == {"architectures": ["StableDiffusionPipeline"]}
+    assert convert_pipeline(folder, tmp_path, None) == converted
+    assert convert_pipeline(converted, tmp_path, None) == converted
+    assert set(load_pipeline(converted).parts) == {"text_encoder", "unet", "vae"}
+
+
+SETTINGS = AutoencoderDistillation(width=8, layers=1, epochs=30, batch_size=8, learning_rate=5e-3, precision="fp32")
+
+
+def pictures(rows: int = 8) -> np.ndarray:
+    side = np.linspace(-1, 1, 16, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    return np.stack([np.outer(side * a, side * b + c)[None] for a, b, c in rng.uniform(-1, 1, (rows, 3)).astype("f4")])
+
+
+def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
+    parts = tiny_pipelines.parts()
+    parts["vae"] = make_small_autoencoder(parts["vae"], SETTINGS, seed=0).eval()
+    pipeline = StableDiffusionPipeline(
+        **parts,
+        tokenizer=tiny_pipelines.tokenizer(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(tmp_path)
+    opened = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    opened.set_progress_bar_config(disable=True)
+    assert isinstance(opened.vae, AutoencoderTiny) and opened.vae_scale_factor == 2
+    asked = {"prompt": "a picture of a bag", "num_inference_steps": 2, "height": 16, "width": 16}
+    drawn = [
+        opened(**asked, output_type=kind, generator=torch.Generator().manual_seed(0)).images
+        for kind in ("latent", "np")
+    ]
+    with torch.no_grad():
+        expected = opened.vae.decode(drawn[0] / opened.vae.config.scaling_factor).sample
+    assert drawn[0].shape == (1, 4, 8, 8)
+    assert np.allclose(drawn[1][0, ..., 0], (expected[0, 0] / 2 + 0.5).clamp(0, 1), atol=1e-5)
+
+
+def test_it_learns_what_the_vae_decodes(tmp_path):
+    vae = tiny_pipelines.parts()["vae"]
+    examples = picture_examples(vae, pictures())
+    assert examples.inputs[0]["latents"].shape == (4, 8, 8)
+    untaught = decoded_distance(vae, make_small_autoencoder(vae, SETTINGS, 0), examples)
+    context = tiny.context(scratch=tmp_path)
+    small = train_small_autoencoder(vae, examples, examples, SETTINGS, context)
+    assert decoded_distance(vae, small, examples) < 0.6 * untaught
+    assert "parameters of the decoder; pictures are off by" in context.notes[-1]
+    latents = torch.from_numpy(np.stack([row["latents"] for row in examples.inputs]))
+    with torch.no_grad():
+        encoded = small.encode(torch.from_numpy(pictures())).latents
+    assert (encoded - latents).square().mean() < latents.square().mean()
+
+
+def test_features_are_those_that_the_encoder_computes_on_its_way():
+    vae = tiny_pipelines.parts()["vae"]
+    seen: list[torch.Tensor] = []
+    handles = [block.register_forward_hook(lambda *made: seen.append(made[2])) for block in vae.encoder.down_blocks]
+    given = torch.from_numpy(pictures(2))
+    with torch.no_grad():
+        vae.encode(given)
+        features = encoder_features(vae, given)
+    for handle in handles:
+        handle.remove()
+    assert len(features) == 2 and all(
+        torch.equal(feature, other) for feature, other in zip(features, seen, strict=False)
+    )
+
+
+def test_the_distance_of_features_forgets_their_length():
+    feature = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    other = torch.tensor([40.0, 30.0]).view(1, 2, 1, 1)
+    assert float(feature_distance(feature, 9 * feature)) == pytest.approx(0.0, abs=1e-12)
+    assert float(feature_distance(feature, other)) == pytest.approx(0.08, rel=1e-5)
+
+
+def test_a_vae_of_another_kind_is_refused():
+    small = make_small_autoencoder(tiny_pipelines.parts()["vae"], SETTINGS, 0)
+    with pytest.raises(StageError, match="AutoencoderTiny teaches no small decoder"):
+        make_small_autoencoder(small, SETTINGS, 0)
+
+
+def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
+    folder = tiny_pipelines.pipeline_folder(tmp_path / "pipeline")
+    budget = budget_of(folder, calls=True)
+    assert budget.calls is not None
+    unet, vae = budget.calls
+    parts = tiny_pipelines.parts()
+    for call in (unet, vae):
+        assert call.parameters == sum(weight.numel() for weight in parts[call.part].parameters())
+        assert call.fp32_bytes == 2 * call.fp16_bytes > 4 * call.parameters
+        assert call.fp32_stored_attention_bytes >= call.fp32_bytes
+    # A small decoder's config has no size of its own, and is asked about the same latents.
+    small = make_small_autoencoder(parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
+    small.save_pretrained(tmp_path / "small")
+    (folder / "vae" / "config.json").write_bytes((tmp_path / "small" / "config.json").read_bytes())
+    assert part_calls(folder)[1].multiplications == costs_of(small, 8).multiplications < vae.multiplications
+    console = Console(width=120, record=True)
+    write_budget(budget, 1, 0, console)
+    shown = console.export_text()
+    assert "one call of" in shown and "vae" in shown
+
+
+def test_what_is_no_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="parts of a pipeline"):
+        part_calls(tmp_path)
+
+
+SMALL = {
+    "_class_name": "AutoencoderTiny",
+    "encoder_block_out_channels": [8, 8],
+    "decoder_block_out_channels": [8, 8],
+    "num_encoder_blocks": [1, 1],
+    "num_decoder_blocks": [1, 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), [(SD15_UNET, 859_520_964), (SDXL_UNET, 2_567_463_684), (SD_VAE, 83_653_863)]
+)
+def test_published_models_have_their_published_counts(config, count):
+    assert parameters(hollow_part(config)) == count
+
+
+@pytest.mark.parametrize(
+    ("config", "blocks", "published"),
+    [(SD15_UNET, (5, 5, 5, 1), 339), (BK_SDM_BASE, (3, 3, 3, 1), 224), (BK_SDM_TINY, (3, 3, 3, 0), 205)],
+)
+def test_unets_multiply_as_often_as_published(config, blocks, published):
+    # Kim et al. 2023 (BK-SDM), table 1: multiply-accumulates of one step at 512x512, of convolutions and linear layers.
+    # Attention multiplies queries with keys, and what comes of it with values.
+    places = zip((64 * 64, 32 * 32, 16 * 16, 8 * 8), (320, 640, 1280, 1280), blocks, strict=True)
+    attention = sum(2 * width * here * (here + 77) * count for here, width, count in places)
+    unet = hollow_part(config)
+    assert (multiplications(unet) - attention) / 1e9 == pytest.approx(published, abs=0.5)
+
+
+def test_memory_is_that_of_weights_and_of_what_is_alive_at_once():
+    costs = part_costs(SD15_UNET)
+    # The largest attention: 4096 x 4096 places for each of 8 heads, of which softmax makes another.
+    matrix = 8 * 4096 * 4096
+    assert matrix <= costs.stored_attention_values - costs.working_values <= 3 * matrix
+    assert costs.memory_bytes(32) == 4 * (costs.parameters + costs.working_values)
+
+
+def test_multiplications_of_convolutions_are_those_of_the_formula():
+    part = hollow_part(SMALL)
+    convolutions, side = 0, 4
+    for layer in part.decoder.layers:
+        side *= 2 if isinstance(layer, nn.Upsample) else 1
+        for one in layer.modules():
+            if isinstance(one, nn.Conv2d):
+                convolutions += one.weight.numel() * side * side
+    assert part_costs(SMALL, size=4).multiplications == convolutions
+    assert part_costs(SMALL, batch=3, size=4).multiplications == 3 * convolutions
+
+
+def test_what_is_alive_at_once_is_counted_with_what_was_freed():
+    class Chain(nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            wide = torch.cat([values] * 3)
+            small = wide[:1] * 2
+            del wide
+            return small + small.expand(2, 10)
+
+    module, values = Chain(), torch.zeros(2, 10, device="meta")
+    alive = _Alive(module)
+    with alive:
+        module(values)
+    # Three times 20 values, and the 10 that are made of them: more than the 10 and 20 that come behind.
+    assert alive.peak_bytes == 4 * 70
+
+
+def test_other_parts_are_refused_by_name():
+    with pytest.raises(ModelError, match="'Strange'"):
+        hollow_part({"_class_name": "Strange"})
+    with pytest.raises(ModelError, match="PixArtTransformer2DModel"):
+        part_costs({"_class_name": "PixArtTransformer2DModel", "num_layers": 1, "sample_size": 8})

@@ -1,0 +1,421 @@
+"""Pictures of the loop here against those of diffusers' own pipelines, with the same parts and the same noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from tiny_pipelines import pipeline_folder
+
+from compress.formats.runtime import get_runtime
+from compress.formats.targets import TARGETS
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.sampler import DENOISED, HIDDEN, PICTURE, SAMPLE, Latents, PictureSampler
+from compress.plugins.diffusion.sampling_drift import SamplingPath, drift
+from compress.plugins.diffusion.sampling_path import FINISHED, sampling_path
+from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.plugins.diffusion.scheduler import UNTRAINED, Choice, best_untrained, check_steps, fitting_scheduler
+from compress.plugins.diffusion.scheduler_table import step_table
+from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.utils.errors import InputError, ModelError, StageError
+
+PROMPTS = ["a picture of a bag", "the dark boot"]
+SEEDS = [5, 6]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> GeneratorModel:
+    return load_pipeline(pipeline_folder(tmp_path_factory.mktemp("pipeline")))
+
+
+def noise_of(model: GeneratorModel) -> np.ndarray:
+    return np.stack([model.processor.noise(seed) for seed in SEEDS])
+
+
+def of_diffusers(model: GeneratorModel, steps: int, guidance: float) -> np.ndarray:
+    pipeline = model.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    pictures: np.ndarray = pipeline(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=torch.from_numpy(noise_of(model)),
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        output_type="np",
+    ).images
+    return pictures
+
+
+SCHEDULERS = {
+    "DDIMScheduler": {"clip_sample": False},
+    "DDPMScheduler": {"clip_sample": False},
+    "DPMSolverMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "HeunDiscreteScheduler": {},
+    "PNDMScheduler": {"skip_prk_steps": True},
+    "LCMScheduler": {"clip_sample": False},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_pictures_are_those_of_diffusers(model: GeneratorModel, name: str, guidance: float) -> None:
+    scheduler = getattr(diffusers, name)(**SCHEDULERS[name], steps_offset=1)
+    model = replace(model, scheduler=scheduler, sampling=Sampling(5, guidance))
+    expected = of_diffusers(model, 5, guidance)
+    pictures = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    assert pictures.shape == expected.shape == (2, 16, 16, 1)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_scheduler_that_only_adds_up_is_asked_once(
+    model: GeneratorModel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = getattr(diffusers, name)(**SCHEDULERS[name])
+    sampler = torch_sampler(replace(model, scheduler=scheduler, sampling=Sampling(6, 2.0)))
+    ids, noise = model.processor.ids(PROMPTS), noise_of(model)
+    first = sampler.denoised(ids, noise)
+    asked: list[Any] = []
+    monkeypatch.setattr(type(scheduler), "step", lambda *given, **named: asked.append(given))
+    np.testing.assert_array_equal(sampler.denoised(ids, noise), first)
+    assert not asked
+    monkeypatch.undo()
+    denoise = replace(sampler)
+    monkeypatch.setattr(type(denoise), "_table", None)
+    np.testing.assert_allclose(denoise.denoised(ids, noise), first, rtol=0, atol=1e-4 * np.abs(first).max())
+
+
+def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path: Path) -> None:
+    guided_model = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
+    index = {**guided_model.index, "_class_name": "LatentConsistencyModelPipeline"}
+    model = replace(guided_model, index=index, scheduler=diffusers.LCMScheduler(), sampling=Sampling(4, 8.5))
+    expected = of_diffusers(model, 4, 8.5)
+    pictures = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
+    less = torch_sampler(replace(model, sampling=Sampling(4, 1.5))).draw(
+        model.processor.ids(PROMPTS), noise_of(model), SEEDS
+    )
+    assert np.abs(less - expected).max() > 0.01
+
+
+def test_a_part_that_gives_nan_is_named_with_its_step(model: GeneratorModel) -> None:
+    sampler, calls = torch_sampler(replace(model, sampling=Sampling(4, 1.0))), []
+
+    def denoise(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        calls.append(1)
+        return {"out_sample": np.full_like(batch["sample"], np.nan if len(calls) == 3 else 0.0)}
+
+    with pytest.raises(StageError, match="step 3 of 4"):
+        replace(sampler, denoise=denoise).draw(model.processor.ids(PROMPTS), noise_of(model))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 7, 8), (1, 3, 8, 8), (1, 4, 0, 8), (4, 8, 8)])
+def test_sizes_that_the_parts_cannot_take_are_refused(model: GeneratorModel, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="makes no picture") as refused:
+        torch_sampler(model).draw(model.processor.ids(PROMPTS[:1]), np.zeros(shape, np.float32))
+    assert "multiples of 4" in str(refused.value)
+
+
+def test_a_picture_is_the_same_alone_and_among_others(model: GeneratorModel) -> None:
+    scheduler = diffusers.EulerAncestralDiscreteScheduler()
+    sampler = torch_sampler(replace(model, scheduler=scheduler, sampling=Sampling(4, 3.0)))
+    ids, noise = model.processor.ids(PROMPTS), noise_of(model)
+    both, second = sampler.draw(ids, noise, SEEDS), sampler.draw(ids[1:], noise[1:], SEEDS[1:])
+    np.testing.assert_allclose(both[1:], second, atol=1e-5)
+
+
+def test_steps_are_told(model: GeneratorModel) -> None:
+    steps_seen: list[tuple[int, np.ndarray]] = []
+    sampler = torch_sampler(replace(model, sampling=Sampling(3, 2.0)))
+    last = sampler.denoised(
+        model.processor.ids(PROMPTS), noise_of(model), on_step=lambda step, latents: steps_seen.append((step, latents))
+    )
+    assert [step for step, _ in steps_seen] == [1, 2, 3]
+    np.testing.assert_array_equal(steps_seen[-1][1], last)
+    assert len({latents.tobytes() for _, latents in steps_seen}) == 3
+
+
+def test_prompts_that_are_too_long_are_cut_as_diffusers_cuts_them(model: GeneratorModel) -> None:
+    prompts = ["a bag", " ".join(["dark"] * 40)]
+    assert model.processor.cut(prompts) == [1]
+    expected = model.pipeline().tokenizer(prompts, padding="max_length", max_length=12, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(model.processor.ids(prompts), expected)
+
+
+def test_steps_that_a_scheduler_cannot_make_are_refused(model: GeneratorModel) -> None:
+    sampler = torch_sampler(replace(model, sampling=Sampling(2000, 1.0)))
+    with pytest.raises(InputError, match="DDIMScheduler cannot make 2000 steps"):
+        sampler.draw(model.processor.ids(PROMPTS), noise_of(model))
+
+
+def test_what_is_saved_draws_the_same(model: GeneratorModel, tmp_path: Path) -> None:
+    with_sampling = replace(model, sampling=Sampling(2, 1.5))
+    with_sampling.save(tmp_path)
+    again = load_pipeline(tmp_path)
+    assert again.sampling == Sampling(2, 1.5)
+    expected = torch_sampler(with_sampling).draw(model.processor.ids(PROMPTS), noise_of(model))
+    pictures = torch_sampler(again).draw(again.processor.ids(PROMPTS), noise_of(again))
+    np.testing.assert_allclose(pictures, expected, atol=1e-5)
+    opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert type(opened).__name__ == "StableDiffusionPipeline"
+
+
+def test_the_torch_target_draws_from_a_folder(model: GeneratorModel, tmp_path: Path) -> None:
+    with_sampling = replace(model, sampling=Sampling(2, 1.5))
+    with_sampling.save(tmp_path)
+    session = get_runtime("torch").open(tmp_path, TARGETS["torch"], threads=1)
+    ids, noise = model.processor.ids(PROMPTS), noise_of(model)
+    pictures = session.predict({"input_ids": ids, "noise": noise, "seed": np.array(SEEDS)})["pictures"]
+    np.testing.assert_allclose(pictures, torch_sampler(with_sampling).draw(ids, noise, SEEDS), atol=1e-5)
+    assert session.settings["steps"] == 2 and session.settings["scheduler"] == "DDIMScheduler"
+
+
+TRAINED = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def own(**fields: Any) -> Any:
+    return diffusers.DDPMScheduler(**{**TRAINED, "clip_sample": False, **fields})
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("choice", UNTRAINED, ids=str)
+@pytest.mark.parametrize("steps", [50, 4])
+def test_what_is_tried_fits_and_keeps_the_noise_and_what_the_network_predicts(
+    kind: str, choice: Choice, steps: int
+) -> None:
+    base = own(prediction_type=kind)
+    fitted = fitting_scheduler(base, choice, steps)
+    assert type(fitted).__name__ == choice.scheduler and fitted.config.prediction_type == kind
+    torch.testing.assert_close(fitted.alphas_cumprod, base.alphas_cumprod)
+    assert fitted.config.timestep_spacing == choice.fields["timestep_spacing"]
+
+
+@pytest.mark.parametrize(
+    ("base", "choice", "steps", "words"),
+    [
+        ({}, Choice("DDIMSchedular"), 10, "no scheduler 'DDIMSchedular'"),
+        ({}, Choice("LCMScheduler"), 4, "LCMScheduler does not fit"),
+        ({}, Choice("FlowMatchEulerDiscreteScheduler"), 4, "does not fit"),
+        ({"prediction_type": "sample"}, Choice("PNDMScheduler"), 10, "does not fit"),
+        ({}, Choice("PNDMScheduler", {"timestep_spacing": "karras"}), 10, "karras"),
+        ({}, Choice("DDIMScheduler", {"use_karras_sigmas": True}), 10, "has no use_karras_sigmas"),
+        ({}, Choice("DDIMScheduler"), 1001, "1001|1000"),
+        ({"rescale_betas_zero_snr": True}, Choice("PNDMScheduler"), 10, "noise levels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(
+    base: dict[str, Any], choice: Choice, steps: int, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        fitting_scheduler(own(**base), choice, steps)
+
+
+def test_a_consistent_model_keeps_its_scheduler() -> None:
+    lcm = diffusers.LCMScheduler(**TRAINED, original_inference_steps=50)
+    check_steps(lcm, 4)
+    with pytest.raises(InputError, match="DDIMScheduler does not fit"):
+        fitting_scheduler(lcm, Choice("DDIMScheduler"), 4)
+    with pytest.raises(InputError, match="smaller"):
+        check_steps(lcm, 51)
+
+
+def test_the_best_is_that_of_the_least_measure_and_misfits_are_told() -> None:
+    choices = (Choice("DDIMScheduler"), Choice("LCMScheduler"), Choice("UniPCMultistepScheduler"))
+    measures = {"DDIMScheduler": 2.0, "UniPCMultistepScheduler": 1.0}
+    best, tried = best_untrained(own(), 4, lambda trial: measures[type(trial).__name__], choices)
+    assert type(best).__name__ == "UniPCMultistepScheduler"
+    assert [trial.error for trial in tried] == [1.0, 2.0, None] and "LCMScheduler does not fit" in tried[2].reason
+
+
+def test_schedulers_that_call_twice_a_step_are_no_choice_for_so_many_calls() -> None:
+    _, tried = best_untrained(own(), 4, lambda one: 0.0, (Choice("DDIMScheduler"), Choice("HeunDiscreteScheduler")))
+    assert "more than once" in tried[1].reason
+
+
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SHAPE = (2, 4, 3, 3)
+
+
+def denoiser(sample: np.ndarray, time: float) -> np.ndarray:
+    """Something that is not linear, and that every latent has a say in."""
+    return np.tanh(sample + np.sin(time / 100) + sample.mean()).astype(np.float32)
+
+
+def by_diffusers(scheduler: Any, steps: int, noise: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The latents, and the noise that steps drew of themselves."""
+    generator = torch.Generator().manual_seed(seed)
+    scheduler.set_timesteps(steps)
+    latents, added = torch.from_numpy(noise) * scheduler.init_noise_sigma, []
+    options = (
+        {"generator": generator}
+        if type(scheduler).__name__ in ("LCMScheduler", "EulerAncestralDiscreteScheduler")
+        else {}
+    )
+    for time in scheduler.timesteps:
+        at = generator.get_state()
+        added.append(torch.randn(SHAPE, generator=generator).numpy())
+        generator.set_state(at)
+        output = denoiser(scheduler.scale_model_input(latents, time).numpy(), float(time))
+        latents = scheduler.step(torch.from_numpy(output), time, latents, **options).prev_sample
+    return latents.numpy(), np.stack(added)
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("DDIMScheduler", {**COSINE, "clip_sample": False, "timestep_spacing": "trailing"}),
+        ("DDIMScheduler", {**LINEAR, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+        ("DPMSolverMultistepScheduler", {**COSINE, "timestep_spacing": "trailing"}),
+        ("DPMSolverMultistepScheduler", {**LINEAR, "use_karras_sigmas": True}),
+        ("UniPCMultistepScheduler", {**COSINE, "timestep_spacing": "trailing"}),
+        ("EulerDiscreteScheduler", {**LINEAR, "timestep_spacing": "trailing"}),
+        ("EulerAncestralDiscreteScheduler", LINEAR),
+        ("LCMScheduler", {**COSINE, "original_inference_steps": 50}),
+        ("LCMScheduler", {**LINEAR, "original_inference_steps": 20, "timestep_scaling": 3.0}),
+    ],
+)
+def test_a_table_draws_what_diffusers_draws(name: str, fields: dict[str, Any], steps: int) -> None:
+    scheduler = getattr(diffusers, name)(**fields)
+    noise = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    expected, added = by_diffusers(scheduler, steps, noise, seed=3)
+    table = step_table(scheduler, steps)
+    latents = table.draw(denoiser, noise, added)
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert table.adds_noise == (name in ("LCMScheduler", "EulerAncestralDiscreteScheduler"))
+
+
+@pytest.mark.parametrize("fields", [{"clip_sample": True}, {"clip_sample": False, "thresholding": True}])
+def test_a_scheduler_that_clips_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="no sum"):
+        step_table(diffusers.DDIMScheduler(**COSINE, **fields), 4)
+
+
+def test_the_last_step_of_a_consistent_model_adds_no_noise() -> None:
+    table = step_table(diffusers.LCMScheduler(**COSINE), 3)
+    assert all(table.added[step][step] for step in (0, 1)) and not table.added[2][2]
+
+
+NOISE = np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)
+SETTINGS = {DDIMScheduler: {"clip_sample": False}}
+IDS = np.ones((2, 3), np.int64)
+
+
+def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> PictureSampler:
+    """A denoiser that takes half of what it is given for noise."""
+    return PictureSampler(
+        encode=lambda batch: {HIDDEN: np.zeros((len(batch["input_ids"]), 3, 2), np.float32)},
+        denoise=lambda batch: {DENOISED: 0.5 * batch[SAMPLE]},
+        decode=lambda batch: {PICTURE: batch["latent_sample"]},
+        scheduler=scheduler(**SETTINGS.get(scheduler, {}), timestep_spacing="trailing"),
+        latents=Latents(4, 1, 1, 1.0),
+        sampling=Sampling(steps, guidance),
+        empty=np.zeros((1, 3), np.int64),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_path_is_that_of_diffusers_own_loop(guidance: float) -> None:
+    sampler = _sampler(DDIMScheduler, 5, guidance)
+    path = sampling_path(sampler, IDS, NOISE, [0, 1])
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(5)
+    latents = [torch.from_numpy(NOISE)]
+    for time in scheduler.timesteps:
+        latents.append(scheduler.step(0.5 * latents[-1], time, latents[-1]).prev_sample)
+    assert path.times.tolist() == [999, 799, 599, 399, 199, FINISHED]
+    assert np.allclose(path.latents, torch.stack(latents).numpy(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
+    # DDIM without noise is Euler's method in another scale (Karras et al. 2022, section 3).
+    exact = sampling_path(_sampler(DDIMScheduler, 100), IDS, NOISE, [0, 1])
+    scaled = sampling_path(_sampler(EulerDiscreteScheduler, 100), IDS, NOISE, [0, 1])
+    found = drift(exact, scaled)
+    assert found.typical.max() < 1e-3
+    assert found.parting() is None
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+def test_of_a_timestep_that_is_asked_twice_the_second_call_counts() -> None:
+    path = sampling_path(_sampler(HeunDiscreteScheduler, 4), IDS, NOISE, [0, 1])
+    assert (np.diff(path.times) < 0).all()
+    assert path.latents.shape[0] == len(path.times) == 5
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+def test_drawing_is_not_changed_by_being_watched() -> None:
+    sampler = _sampler(DDIMScheduler, 3, 2.0)
+    assert np.array_equal(sampling_path(sampler, IDS, NOISE, [0, 1]).latents[-1], sampler.denoised(IDS, NOISE, [0, 1]))
+    other = replace(sampler, sampling=Sampling(4, 2.0))
+    assert len(sampling_path(other, IDS, NOISE, [0, 1]).times) == 5
+
+
+TIMES = np.array([1000.0, 750.0, 500.0, 250.0, 0.0])
+
+
+def _path(times: np.ndarray, slope: float, turn: float = 1000.0) -> SamplingPath:
+    """Two pictures whose latents are 1, and below ``turn`` leave it by ``slope`` of what they came down."""
+    away = slope * np.maximum(turn - times, 0) / 1000
+    return SamplingPath(times, np.broadcast_to((1 + away)[:, None, None, None, None], (len(times), 2, 3, 2, 2)))
+
+
+def test_the_distance_is_over_the_baselines_own_size() -> None:
+    found = drift(_path(TIMES, 0.0), _path(TIMES, 0.4))
+    assert found.distances == pytest.approx(np.repeat([[0.0], [0.1], [0.2], [0.3], [0.4]], 2, axis=1))
+    assert found.typical == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert found.added == pytest.approx([0.1] * 4)
+    halved = drift(_path(TIMES, 1.0), _path(TIMES, 1.4))
+    assert halved.typical == pytest.approx([0, 0.1 / 1.25, 0.2 / 1.5, 0.3 / 1.75, 0.4 / 2])
+
+
+def test_paths_part_where_they_stay_apart() -> None:
+    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).parting() == 3
+    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).parting(0.3) == 4
+    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.05)).parting() is None
+
+
+def test_a_path_that_comes_back_has_not_parted() -> None:
+    away = np.array([1.0, 1.5, 1.5, 1.0, 1.0])[:, None, None] * np.ones((5, 2, 3))
+    assert drift(_bare(np.ones((5, 2, 3))), _bare(away)).parting() is None
+    away[-1] = 1.2
+    assert drift(_bare(np.ones((5, 2, 3))), _bare(away)).parting() == 4
+
+
+def _bare(latents: np.ndarray) -> SamplingPath:
+    return SamplingPath(TIMES, latents)
+
+
+def test_few_steps_are_compared_where_they_are() -> None:
+    few = np.array([1000.0, 600.0, 0.0])
+    found = drift(_path(TIMES, 1.0), _path(few, 1.5))
+    assert found.times.tolist() == few.tolist()
+    assert found.typical == pytest.approx([0, 0.2 / 1.4, 0.5 / 2])
+    assert drift(_path(few, 1.5), _path(TIMES, 1.0)).typical == pytest.approx([0, 0.2 / 1.6, 0.5 / 2.5])
+
+
+@pytest.mark.parametrize(
+    ("times", "latents", "said"),
+    [
+        (TIMES[::-1], np.ones((5, 2, 3)), "falling"),
+        (TIMES, np.ones((4, 2, 3)), "falling"),
+        (TIMES, np.ones((5, 3, 3)), "pair"),
+        (TIMES, np.full((5, 2, 3), np.nan), "NaN"),
+    ],
+)
+def test_paths_that_cannot_be_compared(times: np.ndarray, latents: np.ndarray, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        drift(_bare(np.ones((5, 2, 3))), SamplingPath(times, latents))

@@ -1,0 +1,430 @@
+"""Channels cut out of diffusers' UNets: one with twins of every channel becomes the one without, weight by weight."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import tiny
+import tiny_unets
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from real_diffusion_configs import BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY, SD15_UNET, SDXL_UNET
+
+from compress.plugins.diffusion.component_costs import hollow_part, parameters
+from compress.plugins.diffusion.denoiser_importance import Probes, gates_over_timesteps
+from compress.plugins.diffusion.denoiser_pruning import least_missed, prune_unet
+from compress.plugins.diffusion.narrow_unet import check_widths, narrow, tied_stages, width_steps
+from compress.plugins.diffusion.noised_latents import Noising
+from compress.plugins.diffusion.stage_settings import DenoiserPruning
+from compress.plugins.diffusion.unet_blocks import KeptBlocks, all_blocks, bk_sdm_blocks, keep_blocks, shared_blocks
+from compress.plugins.diffusion.unet_channels import channel_sets
+from compress.utils.errors import StageError
+from compress.utils.progress import SilentProgress
+
+KINDS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
+    "Stable Diffusion 1": (tiny_unets.conditional, (8, 16), {"layers_per_block": 2}),
+    "Stable Diffusion XL": (
+        tiny_unets.conditional,
+        (8, 16),
+        {"use_linear_projection": True, "transformer_layers_per_block": (1, 2)},
+    ),
+    "stages as wide as the next": (tiny_unets.conditional, (8, 16, 16), tiny_unets.THREE),
+    "scale and shift": (tiny_unets.conditional, (8, 16), {"resnet_time_scale_shift": "scale_shift"}),
+    "no middle": (tiny_unets.conditional, (8, 16), {"mid_block_type": None}),
+    "unconditional": (tiny_unets.unconditional, (8, 16), {}),
+    "resampled by resnets": (
+        tiny_unets.unconditional,
+        (8, 16),
+        {
+            "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
+            "downsample_type": "resnet",
+            "upsample_type": "resnet",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twins_of_channels_heads_and_neurons_go_and_nothing_else(kind, tmp_path):
+    make, widths, changes = KINDS[kind]
+    small, wide = tiny_unets.doubled(make, widths, **changes)
+    expected = tiny_unets.answer(small)
+    assert torch.allclose(tiny_unets.answer(wide), expected, atol=1e-4)
+    sets = channel_sets(wide)
+    gates = []
+    for channel_set in sets:
+        assert channel_set.coupling.size % (2 * channel_set.unit) == 0
+        units = torch.arange(channel_set.coupling.size) // channel_set.unit
+        gates.append((units % 2 == 0).float())
+    narrowed = narrow(wide, sets, gates, widths)
+    narrowed.save_pretrained(tmp_path)
+    loaded = type(small).from_pretrained(tmp_path)
+    assert loaded.config.block_out_channels == (
+        list(widths) if isinstance(loaded.config.block_out_channels, list) else widths
+    )
+    loaded_tensors = loaded.state_dict()
+    for name, value in small.state_dict().items():
+        near = 1e-3 if name == "time_embedding.linear_1.weight" else 0.0
+        assert torch.allclose(loaded_tensors[name], value, atol=near, rtol=0), name
+    assert torch.allclose(tiny_unets.answer(loaded), expected, atol=1e-3)
+
+
+def test_as_many_stay_of_each_group_and_heads_stay_whole():
+    unet = tiny_unets.conditional(block_out_channels=(16, 32))
+    sets = channel_sets(unet)
+    torch.manual_seed(1)
+    for channel_set in sets:
+        width = unet.config.block_out_channels[channel_set.stage] // 2
+        kept_channels = channel_set.kept(torch.randn(channel_set.coupling.size), width)
+        assert len(kept_channels) == channel_set.coupling.size // 2 == len(set(kept_channels.tolist()))
+        assert torch.equal(kept_channels, kept_channels.sort().values)
+        counts = torch.bincount(
+            kept_channels // (channel_set.coupling.size // channel_set.groups), minlength=channel_set.groups
+        )
+        assert counts.tolist() == [len(kept_channels) // channel_set.groups] * channel_set.groups
+        assert set(torch.bincount(kept_channels // channel_set.unit).tolist()) <= {0, channel_set.unit}
+    assert {channel_set.groups for channel_set in sets} == {1, 2} and {channel_set.unit for channel_set in sets} == {
+        1,
+        8,
+        16,
+    }
+
+
+def test_every_weight_that_a_width_decides_belongs_to_a_set():
+    unet = tiny_unets.conditional(layers_per_block=2)
+    covered: dict[tuple[str, str], set[int]] = {}
+    for channel_set in channel_sets(unet):
+        for part in channel_set.coupling.parts:
+            for side in ("in", "out") if part.side == "both" else (part.side,):
+                covered_features = covered.setdefault((part.layer, side), set())
+                assert not covered_features & set(part.features.tolist()), part.layer
+                covered_features |= set(part.features.tolist())
+    fixed = {("conv_in", "in"), ("conv_out", "out")}
+    for name, layer in unet.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and not name.startswith("time_embedding"):
+            for side, size in (("out", layer.weight.shape[0]), ("in", layer.weight.shape[1])):
+                text = side == "in" and name.endswith(("attn2.to_k", "attn2.to_v"))
+                time = side == "in" and name.endswith("time_emb_proj")
+                if (name, side) not in fixed and not text and not time:
+                    assert covered.get((name, side)) == set(range(size)), (name, side)
+
+
+def test_published_unets_are_cut_by_groups_and_heads():
+    for config, steps, tied in (
+        (SD15_UNET, [160, 160, 160, 160], [[0], [1], [2, 3]]),
+        (SDXL_UNET, [32, 64, 64], [[0], [1], [2]]),
+    ):
+        unet = hollow_part(config)
+        sets = channel_sets(unet)
+        assert width_steps(unet, sets) == steps
+        assert tied_stages(unet) == tied
+
+
+def test_widths_that_the_config_cannot_say_are_refused():
+    unet = tiny_unets.conditional(block_out_channels=(16, 32))
+    sets = channel_sets(unet)
+    with pytest.raises(StageError, match=r"\[16, 32\] channels cannot be cut to \[16, 24\]"):
+        check_widths(unet, (16, 24), sets)
+    with pytest.raises(StageError, match="would have 16 and 16"):
+        check_widths(unet, (16, 16), sets)
+    with pytest.raises(StageError, match="cannot be cut to"):
+        check_widths(unet, (32, 32), sets)
+
+
+def test_blocks_that_are_not_known_are_named():
+    unet = tiny_unets.conditional(
+        down_block_types=("CrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"), attention_head_dim=4
+    )
+    with pytest.raises(StageError, match="SimpleCrossAttnDownBlock2D is not known"):
+        channel_sets(unet)
+
+
+def test_fewer_sinusoids_tell_nearly_the_same_time():
+    unet = tiny_unets.conditional(block_out_channels=(64, 128), attention_head_dim=4)
+    original_layer = copy.deepcopy(unet.time_embedding.linear_1)
+    steps = torch.arange(1000)
+    sinusoids = unet.time_proj(steps)
+    sets = channel_sets(unet)
+    narrowed = narrow(unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (48, 96))
+    with torch.no_grad():
+        expected, embedded = original_layer(sinusoids), narrowed.time_embedding.linear_1(narrowed.time_proj(steps))
+        spread = (expected - expected.mean(0)).square().mean()
+    assert narrowed.time_proj(steps).shape == (1000, 48)
+    # The highest frequencies are as before, and the lowest are nearly straight lines over a thousand steps.
+    assert narrowed.config.freq_shift == -8
+    assert float((embedded - expected).square().mean() / spread) < 1e-3
+
+
+def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
+    unet = tiny_unets.conditional(time_cond_proj_dim=6)
+    embedding = unet.time_embedding
+    with torch.no_grad():
+        expected = embedding.linear_1.weight @ embedding.cond_proj.weight
+    sets = channel_sets(unet)
+    narrowed = narrow(
+        unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (4, 8)
+    ).time_embedding
+    assert narrowed.cond_proj.weight.shape == (4, 6)
+    with torch.no_grad():
+        off = narrowed.linear_1.weight @ narrowed.cond_proj.weight - expected
+    # What is left of the difference is none that the layer could read.
+    assert torch.allclose(narrowed.linear_1.weight.T @ off, torch.zeros(4, 6), atol=1e-4)
+    assert float(off.norm()) < float(expected.norm())
+
+
+@pytest.mark.parametrize(("size", "published"), [("base", BK_SDM_BASE), ("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
+def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
+    unet = hollow_part(SD15_UNET)
+    cut, expected_unet = keep_blocks(unet, bk_sdm_blocks(unet, size)), hollow_part(published)
+    shapes = [
+        {name: tensor.shape for name, tensor in compared.state_dict().items()} for compared in (cut, expected_unet)
+    ]
+    assert shapes[0] == shapes[1]
+    assert parameters(cut) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
+    for name, value in published.items():
+        if not name.startswith("_"):
+            cut_value = cut.config[name]
+            assert (list(cut_value) if isinstance(cut_value, tuple) else cut_value) == value, name
+
+
+def test_what_is_left_computes_with_the_weights_of_the_paper(tmp_path):
+    unet = tiny_unets.conditional(layers_per_block=2)
+    cut = keep_blocks(unet, bk_sdm_blocks(unet, "small"))
+    by_hand = UNet2DConditionModel(**{**tiny_unets.SETTINGS, "layers_per_block": 1, "mid_block_type": None}).eval()
+    state = by_hand.state_dict()
+    for name in state:
+        # Of three pairs on the way up the second goes, and the third is second now.
+        whole = name
+        if name.startswith("up_blocks") and (".resnets.1." in name or ".attentions.1." in name):
+            whole = name.replace("resnets.1.", "resnets.2.").replace("attentions.1.", "attentions.2.")
+        state[name] = unet.state_dict()[whole]
+    by_hand.load_state_dict(state)
+    cut.save_pretrained(tmp_path)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path)
+    assert torch.equal(tiny_unets.answer(loaded), tiny_unets.answer(by_hand))
+    assert parameters(loaded) < parameters(unet)
+
+
+def test_the_innermost_stage_goes_where_the_next_is_as_wide():
+    unet = tiny_unets.conditional(block_out_channels=(8, 16, 16), **tiny_unets.THREE)
+    cut = keep_blocks(unet, bk_sdm_blocks(unet, "tiny"))
+    assert cut.config.block_out_channels == (8, 16) and cut.mid_block is None
+    assert cut.down_blocks[1].downsamplers is None
+    assert torch.equal(cut.up_blocks[0].resnets[0].conv1.weight, unet.up_blocks[1].resnets[0].conv1.weight)
+    assert tiny_unets.answer(cut).shape == tiny_unets.answer(unet).shape
+    apart = tiny_unets.conditional(block_out_channels=(8, 16, 24), **tiny_unets.THREE)
+    with pytest.raises(StageError, match=r"up_blocks\.1\.resnets\.0"):
+        keep_blocks(apart, bk_sdm_blocks(apart, "tiny"))
+
+
+def test_pairs_go_only_where_what_is_left_can_be_joined():
+    unet = tiny_unets.conditional(layers_per_block=2)
+    whole = all_blocks(unet)
+    assert whole == KeptBlocks(((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2)), True)
+    removable = {
+        (stage, down, up): shared_blocks(unet, whole.without(stage, down, up)) is not None
+        for stage in (0, 1)
+        for down in (0, 1)
+        for up in (0, 1, 2)
+    }
+    # Of stage 0 (8 channels) the first pair up reads 16 of the stage below; of stage 1 (16) the first pair down reads
+    # 8, and the last pair up 8 of what stage 0 skipped.
+    assert {key for key, possible in removable.items() if possible} == {
+        *((0, down, up) for down in (0, 1) for up in (1, 2)),
+        *((1, 1, up) for up in (0, 1)),
+    }
+
+
+def test_one_stage_may_lose_a_pair_alone():
+    unet = tiny_unets.conditional(layers_per_block=2)
+    cut = keep_blocks(unet, all_blocks(unet).without(1, 1, 1))
+    assert tuple(cut.config.layers_per_block) == (2, 1)
+    assert torch.equal(cut.up_blocks[0].resnets[1].conv2.weight, unet.up_blocks[0].resnets[2].conv2.weight)
+    assert torch.equal(cut.up_blocks[1].resnets[1].conv2.weight, unet.up_blocks[1].resnets[1].conv2.weight)
+    assert tiny_unets.answer(cut).isfinite().all()
+
+
+def test_a_copy_leaves_the_whole_one_as_it_was_and_a_look_shares_its_weights():
+    unet = tiny_unets.conditional(layers_per_block=2)
+    kept_blocks = bk_sdm_blocks(unet, "base")
+    look = shared_blocks(unet, kept_blocks)
+    assert look is not None and look.conv_in.weight.data_ptr() == unet.conv_in.weight.data_ptr()
+    assert keep_blocks(unet, kept_blocks).conv_in.weight.data_ptr() != unet.conv_in.weight.data_ptr()
+
+
+def test_unconditional_unets_lose_pairs_of_every_stage():
+    unet = tiny_unets.unconditional(layers_per_block=2)
+    cut = keep_blocks(unet, bk_sdm_blocks(unet, "small"))
+    assert isinstance(cut, UNet2DModel) and cut.mid_block is None
+    assert tiny_unets.answer(cut).shape == tiny_unets.answer(unet).shape
+    with pytest.raises(StageError, match=r"as many layers in each stage, and \[2, 1\]"):
+        keep_blocks(unet, all_blocks(unet).without(1, 1, 1))
+
+
+def test_transformer_layers_by_attention_go_with_their_pair():
+    nested: dict[str, Any] = {
+        "transformer_layers_per_block": ((1, 1), (1, 2)),
+        "reverse_transformer_layers_per_block": ((1, 2, 1), (1, 1, 1)),
+    }
+    unet = tiny_unets.conditional(layers_per_block=2, **nested)
+    cut = keep_blocks(unet, all_blocks(unet).without(1, 1, 1))
+    assert cut.config.transformer_layers_per_block == ((1, 1), (1,))
+    assert cut.config.reverse_transformer_layers_per_block == ((1, 1), (1, 1, 1))
+    assert tiny_unets.answer(cut).isfinite().all()
+
+
+def test_nothing_to_remove_is_said():
+    unet = keep_blocks(whole := tiny_unets.conditional(layers_per_block=2), bk_sdm_blocks(whole, "base"))
+    with pytest.raises(StageError, match="would leave this UNet as it is"):
+        bk_sdm_blocks(unet, "base")
+
+
+NOISING = Noising.of(DDIMScheduler(prediction_type="v_prediction"))
+
+
+def probes(rows: int = 3, count: int = 4, **more) -> Probes:
+    return Probes.spaced(tiny_unets.latents(rows, **more), NOISING, count, batch_size=2, seed=5)
+
+
+def test_gates_are_the_slopes_of_the_loss_summed_over_timesteps():
+    unet = tiny_unets.conditional().double()
+    examples = tiny_unets.latents(3)
+    for row in examples.inputs:
+        for name in row:
+            row[name] = row[name].astype("float64")
+    seen = Probes.spaced(examples, NOISING, 4, batch_size=2, seed=5)
+    sets = channel_sets(unet)
+    gates, timesteps = gates_over_timesteps(unet, sets, seen, 0.0, SilentProgress())
+    assert timesteps == [125, 375, 625, 875]
+    chosen = [set_index for set_index, channel_set in enumerate(sets) if channel_set.unit > 1][:1]
+    chosen += [
+        next(set_index for set_index, channel_set in enumerate(sets) if channel_set.times == 4),
+        0,
+        len(sets) // 2,
+    ]
+    step = 1e-4
+    for set_index in chosen:
+        channel_set, channel = sets[set_index], sets[set_index].coupling.size // 2
+        losses = []
+        for sign in (1, -1):
+            tensors_before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+            with torch.no_grad():
+                for part in channel_set.coupling.readers:
+                    features = part.features[part.channels == channel]
+                    unet.get_submodule(part.layer).weight[:, features] *= 1 + sign * step
+            losses.append(float(seen.losses(unet).sum()))
+            unet.load_state_dict(tensors_before)
+        slope = (losses[0] - losses[1]) / (2 * step)
+        assert float(gates[set_index][channel]) == pytest.approx(slope, rel=1e-3, abs=1e-7)
+        assert abs(slope) > 1e-6
+
+
+def test_timesteps_whose_loss_is_small_beside_the_largest_are_left_out():
+    unet, seen = tiny_unets.conditional(), probes(count=6)
+    losses = seen.losses(unet)
+    threshold = float((losses.sort().values[2] + losses.sort().values[3]) / 2 / losses.max())
+    _, timesteps = gates_over_timesteps(unet, [], seen, threshold, SilentProgress())
+    assert timesteps == [
+        step for step, loss in zip(seen.timesteps, losses.tolist(), strict=True) if loss in losses.topk(3).values
+    ]
+    assert len(timesteps) == 3
+
+
+def test_the_same_noise_comes_again_and_training_draws_none_of_it():
+    unet, seen = tiny_unets.conditional(), probes()
+    state = torch.get_rng_state()
+    first = seen.losses(unet)
+    torch.manual_seed(99)
+    assert torch.equal(seen.losses(unet), first)
+    torch.set_rng_state(state)
+    seen.losses(unet)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_channels_that_nobody_reads_go_first(tmp_path):
+    small, wide = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
+    context = tiny.context(scratch=tmp_path)
+    whole = copy.deepcopy(wide)
+    settings = DenoiserPruning(channels=0.5, timesteps=4, importance_examples=3)
+    pruned = prune_unet(wide, settings, tiny_unets.latents(3), NOISING, context)
+    assert torch.allclose(tiny_unets.answer(pruned), tiny_unets.answer(small), atol=1e-3)
+    assert f"-> {parameters(small):,} parameters" in context.notes[-1]
+    table, costs = context.tables
+    assert costs.rows[0][1:] == (parameters(whole), parameters(small))
+    assert [row[1] for row in table.rows] == pytest.approx([row[2] for row in table.rows], abs=1e-3)
+
+
+def test_a_share_of_parameters_goes_where_least_is_lost():
+    unet = tiny_unets.conditional(block_out_channels=(8, 32))
+    parameters_before = parameters(unet)
+    context = tiny.context()
+    pruned = prune_unet(
+        unet,
+        DenoiserPruning(parameters=0.3, timesteps=3, importance_examples=2),
+        tiny_unets.latents(2),
+        NOISING,
+        context,
+    )
+    assert parameters(pruned) <= 0.7 * parameters_before
+    assert tiny_unets.answer(pruned).isfinite().all()
+    with pytest.raises(StageError, match=r"can remove .*, and not 99\.0%"):
+        prune_unet(
+            pruned,
+            DenoiserPruning(flops=0.99, timesteps=3, importance_examples=2),
+            tiny_unets.latents(2),
+            NOISING,
+            context,
+        )
+
+
+def test_the_pair_goes_without_which_the_loss_is_least():
+    unet, seen = tiny_unets.conditional(layers_per_block=2), probes(rows=2, count=2)
+    whole = all_blocks(unet)
+    tried = {}
+    for stage in (0, 1):
+        for down in (0, 1):
+            for up in (0, 1, 2):
+                kept_blocks = whole.without(stage, down, up)
+                if (candidate := shared_blocks(unet, kept_blocks)) is not None:
+                    tried[kept_blocks] = seen.loss(candidate)
+    kept_blocks, removed = least_missed(unet, 1, middle=False, judge=seen.loss)
+    assert kept_blocks == min(tried, key=tried.__getitem__)
+    assert removed[0].loss == pytest.approx(min(tried.values()))
+    assert len(set(tried.values())) > 1
+
+
+def test_the_middle_goes_where_it_is_missed_least():
+    unet = tiny_unets.conditional(layers_per_block=(1, 2))
+    with torch.no_grad():
+        # Where nothing is added to what comes in, the middle does nothing.
+        for layer in (*(resnet.conv2 for resnet in unet.mid_block.resnets), unet.mid_block.attentions[0].proj_out):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    whole = tiny_unets.answer(unet)
+
+    def apart(tried):
+        return float((tiny_unets.answer(tried) - whole).square().mean())
+
+    kept_blocks, (first, second) = least_missed(unet, 2, middle=True, judge=apart)
+    assert first.what == "the block in the middle" and not kept_blocks.middle
+    assert first.loss == 0.0 < second.loss
+    assert least_missed(unet, 1, middle=False, judge=apart)[0].middle
+    with pytest.raises(StageError, match="Only 2 blocks of this UNet can go, and 3 are to"):
+        least_missed(unet, 3, middle=True, judge=lambda _: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "blocks or pairs"),
+        ({"channels": 0.5, "flops": 0.5}, "one of channels"),
+        ({"blocks": "bk-sdm-base", "pairs": 1}, "which the loss chooses"),
+        ({"middle": True, "channels": 0.5}, "pairs, one of which"),
+    ],
+)
+def test_settings_that_ask_for_nothing_or_two_things_are_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        DenoiserPruning(**fields)

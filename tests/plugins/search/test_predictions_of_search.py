@@ -1,0 +1,420 @@
+"""Bytes foretold of recipes that nobody has made, against the bytes of the files once they are made."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+from transformers import BertConfig, BertModel
+
+from compress.plugins.search.costs import SIZE, CostEstimator
+from compress.plugins.search.final_evaluation import Refit
+from compress.plugins.search.kernel_table import KernelTable
+from compress.plugins.search.latency_estimator import KernelSum, LatencyEstimator, fit_correction
+from compress.plugins.search.observations import Observations
+from compress.plugins.search.outcome import Goal, StageCost, TrialOutcome
+from compress.plugins.search.size_estimator import SizeEstimator
+from compress.plugins.search.space import Point, SearchSpace, shorten_training
+from compress.plugins.search.trial import TrialRunner
+from compress.recipe.document import read_document
+from compress.recipe.recipe import Limit
+from compress.utils.errors import InputError, RecipeError
+from compress.utils.progress import SilentProgress
+from compress.utils.storage import size_bytes
+
+TRAINED = {"epochs": 0.2, "batch_size": 8}
+STAGES = (
+    {"finetune": TRAINED},
+    {"prune": {"heads": 0.25, "feed_forward": 0.25, "importance_examples": 8}},
+    {"trim_vocabulary": {"characters": "seen"}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "keep_best": False, **TRAINED}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
+)
+CHOICES = {
+    "stages.1.prune.heads": [0.25, 0.5],
+    "stages.1.prune.feed_forward": [0.25, 0.75],
+    "stages.2.trim_vocabulary.min_count": [1, 40],
+    "stages.3.distill.student.layers": [[0, 1], [0]],
+    "stages.5.onnx_int8.embedding_bits": [8, 4],
+}
+SMALLEST: Point = (1, 1, 1, 1, 1)
+
+
+class Watched:
+    """A search's forecasts, and the one recipe that was made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = tiny_run.write_all(folder, stages=list(STAGES), search={"choices": CHOICES, "select": {"rows": 20}})
+        tokenizer = tiny_run.tokenizer()
+        config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=128, max_position_embeddings=32)  # fmt: skip
+        BertModel(config).save_pretrained(folder / "model")
+        self.space = SearchSpace(read_document(path), folder)
+        goal = Goal.from_recipe(self.space.base, self.space.search)
+        self.trials = TrialRunner.in_process(goal, folder, folder / "artifacts", SilentProgress())
+        self.size_estimator = SizeEstimator(self.space, lambda: self.trials.context.runner(self.space.base))
+        self.latency_estimator = LatencyEstimator(
+            self.size_estimator, KernelTable(1, folder / "kernels", noisy_too=True)
+        )
+        self.costs = CostEstimator(self.space)
+        self.costs.use_estimators(self.size_estimator, self.latency_estimator)
+        runner = self.trials.run_recipe(self.space.recipe(SMALLEST))
+        self.made = size_bytes(runner.folder_of("onnx_int8"))
+        self.stages = tuple(
+            StageCost(label=label, key=result.record.key, seconds=1.0, cached=False)
+            for label, result in runner.results.items()
+        )
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    return Watched(tmp_path_factory.mktemp("foresight"))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
+    """Of a recipe with other heads, neurons, tokens and bits than those whose graphs are traced."""
+    costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
+    assert costs.predict(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
+    costs.update(SMALLEST, 0.5, TrialOutcome(stages=watched.stages, seconds=10.0))
+    predictions = [costs.predict(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST)]
+    assert predictions[3] == watched.made
+    assert predictions[0] > predictions[1] > predictions[3] and predictions[0] > predictions[2] > predictions[3]  # type: ignore[operator]
+    costs.update(SMALLEST, 1.0, TrialOutcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
+    assert costs.errors[SIZE] == [0.0]
+    assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.imprecision_reasons()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) -> None:
+    """As many layers with usual tables, and with other layers both: the same to the byte, and no graph more."""
+    few = foreseen(watched, watched.space, 3)
+    for point in ((1, 1, 1, 1, 0), (1, 1, 1, 0, 1), SMALLEST):
+        assert few.size_bytes(point) is not None, point
+    assert few.size_bytes(SMALLEST) == watched.made and not few.unavailable_reason
+    latency_estimator = LatencyEstimator(few, watched.latency_estimator.table)
+    whole, summed = watched.latency_estimator.kernel_sum(SMALLEST), latency_estimator.kernel_sum(SMALLEST)
+    assert whole is not None and summed is not None
+    assert summed.megabytes == pytest.approx(whole.megabytes) and summed.milliseconds == pytest.approx(
+        whole.milliseconds, rel=0.02
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
+    """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
+    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
+    recipe = watched.space.recipe(SMALLEST, refit=True)
+    predicted_bytes = watched.size_estimator.with_data_of(watched.trials.context.runner(recipe)).size_bytes(SMALLEST)
+    actual_bytes = size_bytes(watched.trials.run_recipe(recipe).folder_of("onnx_int8"))
+    assert predicted_bytes == actual_bytes != watched.made
+    refit = Refit(watched.space, watched.trials, watched.size_estimator)
+    for most, may_ship in ((actual_bytes, True), (actual_bytes - 1, False)):
+        goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
+        known = Observations(goal, 2, SMALLEST, finished={SMALLEST: TrialOutcome(baseline={SIZE: 1e6})})
+        assert refit.fits_limits(SMALLEST, known) == may_ship
+
+
+def foreseen(watched: Watched, space: SearchSpace, most: int) -> SizeEstimator:
+    """Of a space on the same start, in which so many structures are traced at most."""
+    estimator = SizeEstimator(space, lambda: watched.trials.context.runner(watched.space.base))
+    estimator.max_structures = most
+    estimator.start(TrialOutcome(stages=watched.stages))
+    return estimator
+
+
+def other_space(watched: Watched, folder: Path, **block: object) -> SearchSpace:
+    """The same recipe with other choices."""
+    path = tiny_run.write_all(folder, stages=list(STAGES), search={**block, "select": {"rows": 20}})
+    return SearchSpace(read_document(path), watched.folder)
+
+
+LAYERS = {"stages.3.distill.student.layers": [[0, 1], [0]]}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Watched, tmp_path: Path) -> None:
+    """After the first trial, which says how many bytes a model has beside its weights in so many bits."""
+    choices = {**LAYERS, "stages.5.onnx_int8.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
+    space = other_space(watched, tmp_path, choices=choices)
+    few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
+    first = all_.size_bytes(space.origin)
+    costs = CostEstimator(space)
+    costs.use_estimators(few, watched.latency_estimator)
+    costs.update(space.origin, 1.0, TrialOutcome(stages=watched.stages, final={SIZE: float(first or 0)}))
+    for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
+        assert few.size_bytes(point) is not None
+    assert few.size_bytes((1, 1, 1)) is None and "more structures than are traced" in few.unavailable_reason
+    weights, whole = few.weight_counts((1, 1, 1)), few.weight_counts((0, 0, 0))
+    assert weights is not None and whole is not None and weights.layers == 1 and whole.layers == 2
+    assert costs.predict((1, 1, 1), SIZE) == pytest.approx(all_.size_bytes((1, 1, 1)), rel=0.1)
+    assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
+    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
+    wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
+    batch = watched.size_estimator.typical_batch(wide)
+    assert batch is not None and batch["input_ids"].shape[0] == 1
+    rows = watched.trials.context.runner(watched.space.base).inputs.data.split("select")
+    words = np.median([len(text.split()) for text in rows["text"].to_pylist()])
+    assert words + 2 <= batch["input_ids"].shape[1] <= 16
+    sums = [watched.latency_estimator.kernel_sum(point) for point in (wide, narrow)]
+    assert None not in sums and sums[0] != sums[1]
+    assert sums[0] is not None
+    predicted_seconds = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
+    assert watched.latency_estimator.predict(wide) == pytest.approx(predicted_seconds, rel=1e-6)
+    watched.latency_estimator.update(wide, 1.2 * predicted_seconds)
+    assert watched.latency_estimator.predict(wide) == pytest.approx(1.2 * predicted_seconds, rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_path: Path) -> None:
+    """So that a search that goes on decides as before, whatever the user's table has by then."""
+    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
+    watched.latency_estimator.use_snapshot(tmp_path)
+    kernel_sum = watched.latency_estimator.kernel_sum((0, 1, 0, 1, 0))
+    later = LatencyEstimator(watched.size_estimator, KernelTable(1, tmp_path / "none"))
+    later.use_snapshot(tmp_path)
+    assert kernel_sum is not None and later.kernel_sum((0, 1, 0, 1, 0)) == kernel_sum
+    assert later.table is not None and not later.table.measured
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+def test_a_space_of_few_recipes_is_not_worth_tracing(watched: Watched) -> None:
+    few = SizeEstimator(watched.space, lambda: pytest.fail("no data is read"))
+    watched.space.__dict__["_listed"], listed = [SMALLEST], watched.space._listed
+    try:
+        few.start(TrialOutcome(stages=watched.stages))
+    finally:
+        watched.space.__dict__["_listed"] = listed
+    assert not few.is_ready and few.size_bytes(SMALLEST) is None
+
+
+COST_STAGES = (
+    {"finetune": {"epochs": 1}},
+    {"prune": {"feed_forward": 0.5}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 1}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
+)
+COST_CHOICES = {
+    "stages.1.prune.feed_forward": [0.25, 0.5, 0.75],
+    "stages.2.distill.student.layers": [[0], [0, 1]],
+    "stages.4.onnx_int8.embedding_bits": [8, 4],
+}
+
+
+@pytest.fixture
+def costs(tmp_path: Path) -> CostEstimator:
+    path = tiny_run.write_all(
+        tmp_path, stages=list(COST_STAGES), search={"choices": COST_CHOICES, "select": {"rows": 20}}
+    )
+    return CostEstimator(SearchSpace(read_document(path), tmp_path))
+
+
+def made(costs: CostEstimator, point: Point, size: float, seconds: float = 10.0) -> TrialOutcome:
+    """A trial each of whose stages took as long."""
+    stages = tuple(
+        StageCost(label=step.kind, key=step.key, seconds=seconds, cached=False)
+        for step in costs.predicted_stages(point)
+    )
+    return TrialOutcome(final={"size_bytes": size}, stages=stages, seconds=seconds * len(stages) + 2)
+
+
+def test_nothing_is_foretold_before_anything_was_made(costs: CostEstimator) -> None:
+    assert costs.predict(costs.space.origin, "size_bytes") is None
+    assert costs.predict(costs.space.origin, "accuracy") is None
+
+
+def test_sizes_follow_the_stages_own_arithmetic_and_what_was_made(costs: CostEstimator) -> None:
+    """Were sizes what the stages foretell times a factor for each choice, all would be known after a few trials."""
+    factors = {0: (1.1, 1.2, 1.3), 1: (1.0, 0.9), 2: (1.0, 1.05)}
+    points = list(costs.space.points(0))
+
+    def size(point: Point) -> float:
+        predicted_bytes = costs.predicted_stages(point)[-1].disk
+        assert predicted_bytes is not None
+        for parameter, choice in enumerate(point):
+            predicted_bytes *= factors[parameter][choice]
+        return predicted_bytes
+
+    tried = [point for point in points if sum(point) % 2 == 0]
+    for point in tried:
+        costs.update(point, 1.0, made(costs, point, size(point)))
+    off = [abs((costs.predict(point, "size_bytes") or 0) / size(point) - 1) for point in {*points} - {*tried}]
+    assert max(off) < 0.01
+    assert len(costs.errors["size_bytes"]) == len(tried) - 1
+
+
+def test_stages_that_were_done_cost_nothing_again(costs: CostEstimator) -> None:
+    origin, bits, width = (0, 0, 0), (0, 0, 1), (1, 0, 0)
+    costs.update(origin, 1.0, made(costs, origin, 1000.0))
+    beside = costs.corrected_remaining_seconds(origin)
+    assert beside == pytest.approx(1.0), "judging alone is left, and of the first trial the baseline was judged too"
+    assert costs.corrected_remaining_seconds(bits) == pytest.approx(beside + 10, rel=0.01), "quantize alone"
+    kinds = [step.kind for step in costs.predicted_stages(width)]
+    assert costs.corrected_remaining_seconds(width) > beside + 10 * (len(kinds) - 2) * 0.5, "all behind the baseline"
+    assert costs.corrected_remaining_seconds(origin, share=1 / 3) > beside, "less training is another model"
+
+
+def test_recipes_of_as_many_layers_and_the_same_stages_are_a_family(costs: CostEstimator) -> None:
+    assert costs.family((0, 0, 0)) == costs.family((1, 0, 1))
+    assert costs.family((0, 0, 0)) != costs.family((0, 1, 0))
+
+
+SPACE_STAGES = (
+    {"finetune": {"epochs": 2}},
+    {"prune": {"heads": 0.5, "feed_forward": 0.5}},
+    {"trim_vocabulary": {}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 3}},
+    {"onnx": {}},
+    {"onnx_int8": {}},
+)
+SPACE_CHOICES = {
+    "stages.1.prune.feed_forward": [0.25, 0.5],
+    "stages.1.heads": [0, 0.5],
+    "stages.3.distill.student.layers": [[0], [0, 1]],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models_folder = tmp_path_factory.mktemp("space")
+    tiny_run.write_all(models_folder)
+    return models_folder
+
+
+def space(folder: Path, stages: Any = SPACE_STAGES, **block: Any) -> SearchSpace:
+    search = {"choices": SPACE_CHOICES, "select": {"rows": 20}, **block}
+    return SearchSpace(
+        read_document(tiny_run.write_recipe(folder, "space", stages=list(stages), search=search)), folder
+    )
+
+
+def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) -> None:
+    search_space = space(folder, optional=["trim_vocabulary"])
+    assert [(parameter.name, parameter.values) for parameter in search_space.parameters] == [
+        ("trim_vocabulary", ("kept", "left out")),
+        ("stages.1.prune.feed_forward", (0.5, 0.25)),
+        ("stages.1.heads", (0.5, 0)),
+        ("stages.3.distill.student.layers", ([0, 1], [0])),
+    ]
+    assert search_space.size == 16
+    assert search_space.origin == (0, 0, 0, 0)
+    assert search_space.describe(search_space.origin) == "the recipe as it stands"
+
+
+def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
+    search_space = space(folder, optional=["trim_vocabulary"])
+    for point in search_space.points(0):
+        assert search_space.recipe(point).stages == search_space.stages(point)
+    point = (1, 1, 0, 1)
+    assert search_space.describe(point) == "no trim_vocabulary, prune.feed_forward 0.25, distill.student.layers [0]"
+    assert search_space.recipe(point).labels() == ("finetune", "prune", "distill", "onnx", "onnx_int8")
+
+
+def test_fields_of_a_stage_that_is_left_out_do_not_count(folder: Path) -> None:
+    search_space = space(folder, optional=["prune"])
+    points = list(search_space.points(0))
+    # With prune: 2 x 2 x 2; without it only the layers vary.
+    assert len(points) == 8 + 2
+    every = itertools.product(*(range(len(parameter.values)) for parameter in search_space.parameters))
+    assert {search_space.identity(point) for point in every} == {search_space.identity(point) for point in points}
+    assert len({search_space.identity(point) for point in points}) == len(points)
+
+
+def test_only_what_lies_behind_the_baseline_is_trained_for_a_share_of_its_time(folder: Path) -> None:
+    search_space = space(folder)
+    recipe = search_space.recipe(search_space.origin, share=1 / 3)
+    assert [stage.epochs for stage in recipe.stages if stage.kind in ("finetune", "distill")] == [2, pytest.approx(1)]
+    assert recipe.stages[1] == search_space.base.stages[1], "pruning at once trains nothing, so that rungs share it"
+    assert shorten_training(recipe, 1.0) == recipe.stages
+
+
+def test_rows_that_choose_are_held_out_of_every_recipe(folder: Path) -> None:
+    search_space = space(folder)
+    (held,) = search_space.base.data.hold_out or ()
+    assert (held.rows, held.source, held.split) == (20, "train", "select")
+    assert search_space.recipe((0, 1, 1)).data == search_space.base.data
+
+
+def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None:
+    search_space = space(folder, choices={**SPACE_CHOICES, "stages.1.prune.heads": [0.25, 2]})
+    assert [parameter.values for parameter in search_space.parameters if parameter.name == "stages.1.prune.heads"] == [
+        (0.5, 0.25)
+    ]
+    assert list(search_space.rejected) == ["stages.1.prune.heads=2"]
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ({"choices": {"stages.9.prune.heads": [0]}}, "from stages.0 to stages.5"),
+        ({"choices": {"seed": [1, 2]}}, "cannot vary"),
+        ({"choices": {"stages.0.finetune.epochs": [1]}}, "would change the baseline 'finetune'"),
+        ({"choices": {"stages.1.prune.heads": [7, 9]}}, "No value of stages.1.prune.heads can be tried"),
+        ({"choices": {"stages.1.prune.heads": [0.5]}}, "nothing to search"),
+        ({"optional": ["prun"]}, "Did you mean 'prune'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(folder: Path, block: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        space(folder, **block)
+    assert says in str(caught.value)
+
+
+def test_a_recipe_without_a_block_says_how_to_write_one(folder: Path) -> None:
+    with pytest.raises(InputError, match="search:"):
+        SearchSpace(read_document(tiny_run.write_recipe(folder, "none")), folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [("budget", "soon", "90s, 60m or 1h30m"), ("rungs", [0.5, 0.2], "rising shares"), ("confidence", 0.4, "0.5")],
+)
+def test_mistakes_in_the_block_are_mistakes_of_the_recipe(folder: Path, field: str, value: Any, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        space(folder, **{field: value})
+    assert f"search.{field}" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def line(call: float, scale: float, each: float) -> list[tuple[KernelSum, float]]:
+    """Models that lie on it."""
+    sums = [KernelSum(ms, megabytes) for ms in (0.1, 0.2, 0.4, 0.8) for megabytes in (0.5, 1.0, 3.0, 6.0)]
+    return [(kernel_sum, call + scale * kernel_sum.milliseconds + each * kernel_sum.megabytes) for kernel_sum in sums]
+
+
+def test_a_line_through_whole_models_is_found() -> None:
+    assert fit_correction(line(0.02, 1.25, 0.02)) == pytest.approx([0.02, 1.25, 0.02], abs=0.01)
+
+
+def test_one_model_moves_what_it_tells_and_no_more() -> None:
+    kernel_sum = KernelSum(0.3, 1.0)
+    correction = fit_correction([(kernel_sum, 0.42)])
+    assert kernel_sum.terms @ correction == pytest.approx(0.42, rel=0.03)
+    assert 1.1 < correction[1] < 1.4
+
+
+def test_nothing_timed_leaves_what_was_known_before() -> None:
+    assert fit_correction([]) == pytest.approx([0.005, 1.1, 0.01])
+
+
+def test_it_is_the_least_of_the_squares_with_the_ridge() -> None:
+    """Against the normal equations, models that lie on no line."""
+    models = [
+        (kernel_sum, ms * factor)
+        for (kernel_sum, ms), factor in zip(line(0.02, 1.2, 0.01), (1.0, 1.1, 0.9, 1.2), strict=False)
+    ]
+    rows = np.array([kernel_sum.terms / ms / 0.05 for kernel_sum, ms in models])
+    ridge = np.diag([1 / 0.02**2, 1 / 0.2**2, 1 / 0.015**2])
+    right = rows.T @ np.full(len(rows), 1 / 0.05) + ridge @ [0.005, 1.1, 0.01]
+    assert fit_correction(models) == pytest.approx(np.linalg.solve(rows.T @ rows + ridge, right), rel=1e-6)

@@ -1,0 +1,434 @@
+"""What a teacher writes for its student: transformers' own greedy text, behind the beginnings alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import tiny
+import tiny_images
+import torch
+from causal import LENGTH, context
+from pydantic import ValidationError
+from quantized import save_tiny_llama
+from tokenizers.pre_tokenizers import UnicodeScripts
+from torch import nn
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.model import TorchModel
+from compress.stages.distill.stage import Distill
+from compress.stages.distill_language_model.settings import with_remaining_budget
+from compress.stages.distill_language_model.stage import DistillLanguageModel
+from compress.stages.finetune import Finetune
+from compress.stages.protocols import fields_without_effect
+from compress.stages.qat.stage import Qat
+from compress.stages.sparsify.stages import SparsifyGradually
+from compress.stages.training import synthetic_data
+from compress.stages.training.augmentation import Augmentation
+from compress.stages.training.loop import Trainee, train
+from compress.stages.training.sequences import TokenSequences, training_sequences
+from compress.stages.training.settings import Augment, TeacherWrites, Training
+from compress.stages.training.synthetic_data import with_synthetic_text
+from compress.tasks.inference import tensors
+from compress.tasks.registry import get_task
+from compress.tasks.task import Examples
+from compress.utils.errors import DataError, StageError
+from compress.utils.progress import SilentProgress
+
+TASK = get_task("text-generation")
+STAGE = DistillLanguageModel(teacher="start", batch_size=4, precision="fp32")
+
+
+def lesson_text(windows: TokenSequences, settings: TeacherWrites, teacher: TorchModel, made: Any) -> TokenSequences:
+    """The windows, without the seconds that it took, of a student with the same tokens."""
+    return with_synthetic_text(windows, settings, teacher, teacher.processor, made)[0]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return save_tiny_llama(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def teacher(source: Checkpoint) -> TorchModel:
+    return TorchModel.load(source.folder, TASK)
+
+
+@pytest.fixture
+def windows(source: Checkpoint, teacher: TorchModel, tmp_path: Path) -> TokenSequences:
+    return training_sequences(teacher.processor, STAGE, context(source, tmp_path))
+
+
+def alone(teacher: TorchModel, beginning: np.ndarray) -> list[int]:
+    """What transformers writes behind one beginning, not batched, token by token without its `generate`."""
+    ids = beginning.tolist()
+    while len(ids) < LENGTH:
+        with torch.no_grad():
+            logits = teacher.module(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids
+
+
+RUNTIMES = pytest.mark.parametrize("runtime", get_args(TeacherWrites.model_fields["runtime"].annotation))
+
+
+@RUNTIMES
+def test_running_text_is_gone_on_with_behind_its_eighth(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: Any, runtime: Any
+) -> None:
+    monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
+    teacher.module.generation_config.eos_token_id = None
+    stage_context = context(source, tmp_path)
+    lesson = lesson_text(windows, TeacherWrites(beginnings=6, runtime=runtime), teacher, stage_context)
+    assert len(lesson.train) == 6 and lesson.held_out is windows.held_out and lesson.train.labels is not None
+    first, last = windows.train.inputs[0]["input_ids"], windows.train.inputs[-1]["input_ids"]
+    for row, text in ((0, first), (-1, last)):
+        written = lesson.train.inputs[row]["input_ids"].tolist()
+        assert written == alone(teacher, text[: LENGTH // 8]) != text.tolist()
+    assert (lesson.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not lesson.train.labels[
+        :, : LENGTH // 8
+    ].any()
+    assert stage_context.notes == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
+
+
+def test_of_a_conversation_all_before_the_answer_is_given(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    teacher.module.generation_config.eos_token_id = None
+    marks = np.zeros((3, LENGTH), np.int64)
+    for row, start in enumerate((9, 3, LENGTH - 1)):
+        marks[row, start:] = 1
+    three = Examples(list(windows.train.inputs[:3]), {"input_ids": 0}, marks)
+    lesson = lesson_text(
+        replace(windows, train=three),
+        TeacherWrites(beginnings=3),
+        teacher,
+        context(source, tmp_path),
+    ).train
+    for row, start in enumerate((9, 3, LENGTH - 1)):
+        assert lesson.inputs[row]["input_ids"].tolist() == alone(teacher, three.inputs[row]["input_ids"][:start])
+    assert np.array_equal(lesson.labels, marks)
+
+
+@RUNTIMES
+def test_nothing_counts_behind_the_end_of_a_text(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
+) -> None:
+    beginning = windows.train.inputs[0]["input_ids"][: LENGTH // 8]
+    plain = alone(teacher, beginning)
+    end = plain[LENGTH // 8 + 3]
+    stops = plain.index(end, LENGTH // 8)
+    teacher.module.generation_config.eos_token_id = [end]
+    writes = TeacherWrites(beginnings=5, runtime=runtime)
+    lesson = lesson_text(windows, writes, teacher, context(source, tmp_path)).train
+    assert lesson.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
+    assert lesson.labels is not None
+    assert np.flatnonzero(lesson.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
+
+
+def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    # Its tokenizer is none that OpenVINO can follow.
+    teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
+    stage_context = context(source, tmp_path)
+    with pytest.raises(StageError, match="openvino doesn't run the teacher") as caught:
+        lesson_text(windows, TeacherWrites(beginnings=2, runtime="openvino"), teacher, stage_context)
+    assert caught.value.where == "teacher_writes.runtime" and caught.value.hint == (
+        "leave runtime out: torch writes, if more slowly"
+    )
+    assert not [*tmp_path.iterdir()]
+    assert len(lesson_text(windows, TeacherWrites(beginnings=2), teacher, stage_context).train) == 2
+
+
+def test_what_was_written_before_a_kill_is_not_written_again(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
+    stage_context, plain, calls = context(source, tmp_path), teacher.module.generate, 0
+
+    def killed(**given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return plain(**given)
+
+    monkeypatch.setattr(teacher.module, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lesson_text(windows, TeacherWrites(beginnings=8), teacher, stage_context)
+    again = lesson_text(windows, TeacherWrites(beginnings=8), teacher, stage_context)
+    assert calls == 3
+    whole = lesson_text(windows, TeacherWrites(beginnings=8), teacher, context(source, tmp_path / "another"))
+    for resumed_row, other in zip(again.train.inputs, whole.train.inputs, strict=True):
+        assert np.array_equal(resumed_row["input_ids"], other["input_ids"])
+
+
+def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    given = windows, TeacherWrites(beginnings=8), teacher, teacher.processor, context(source, tmp_path)
+    (_, seconds), (_, again) = with_synthetic_text(*given), with_synthetic_text(*given)
+    assert 0 < seconds == again
+    assert with_remaining_budget(STAGE, seconds) is STAGE
+    timed = STAGE.model_copy(update={"budget": "90s"})
+    assert with_remaining_budget(timed, 30.5).seconds == 59.5
+    with pytest.raises(StageError, match="took 90 s, which leaves nothing of a budget of 90 s") as refused:
+        with_remaining_budget(timed, 90)
+    assert refused.value.where == "budget"
+
+
+def test_a_copy_of_the_teacher_writes_in_bfloat16(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plain = [], type(teacher.module).generate
+
+    def generate(self: Any, **given: Any) -> Any:
+        seen.append(self.dtype)
+        return plain(self, **given)
+
+    monkeypatch.setattr(type(teacher.module), "generate", generate)
+    given = windows, TeacherWrites(beginnings=4), teacher, teacher.processor
+    for folder_number, bf16 in enumerate((False, True)):
+        with_synthetic_text(*given, context(source, tmp_path / str(folder_number)), bf16)
+    assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
+
+
+def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"teacher": "start", "student": {"layers": [0]}, "batch_size": 4, "learning_rate": 3e-3}
+    trainer = {
+        **fields,
+        "precision": "fp32",
+        "loss": {"temperature": 1.0},
+        "teacher_writes": {"beginnings": 16},
+        "tokens": 20 * 4 * LENGTH,
+    }
+    stage_context = context(source, tmp_path)
+    DistillLanguageModel.model_validate(trainer).run(TorchModel.load(source.folder, TASK), stage_context)
+    assert any("16 beginnings" in note for note in stage_context.notes)
+    (curve,) = (table.rows for table in stage_context.tables)
+    assert curve[-1][1] < 0.7 * curve[0][1]
+
+
+def test_who_cannot_read_what_the_other_writes_is_refused(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    other = TorchModel.load(source.folder, TASK)
+    other.processor.add_tokens(["another"])
+    with pytest.raises(StageError, match="other tokens") as refused:
+        with_synthetic_text(windows, TeacherWrites(beginnings=4), teacher, other.processor, context(source, tmp_path))
+    assert refused.value.where == "teacher_writes"
+    with pytest.raises(ValidationError, match="beginnings, conversations, or both"):
+        TeacherWrites()
+    model = TorchModel.load(source.folder, TASK)
+    teacher.processor.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        with_synthetic_text(
+            windows, TeacherWrites(conversations=4), teacher, model.processor, context(source, tmp_path)
+        )
+    alone = STAGE.model_copy(update={"teacher_writes": TeacherWrites(beginnings=3)})
+    with pytest.raises(DataError, match="too short: 3 windows"):
+        alone.run(model, context(source, tmp_path))
+
+
+TURNS = "{% for turn in messages %}<s>{{ turn.role }} {{ turn.content }}</s>{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
+
+
+@RUNTIMES
+def test_conversations_are_questions_of_its_own_with_its_own_answers(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
+) -> None:
+    writes = TeacherWrites(conversations=20, runtime=runtime)
+    teacher.processor.chat_template = TEMPLATE
+    teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
+    stage_context = context(source, tmp_path)
+    lesson = lesson_text(windows, writes, teacher, stage_context).train
+    counts = [note.split(", ")[-1] for note in stage_context.notes]
+    # Of the questions that torch draws one is nothing but the end of a text.
+    assert lesson.labels is None and counts == ["20 questions", f"{19 if runtime == 'torch' else 20} answers"]
+    ids = np.concatenate([example["input_ids"] for example in lesson.inputs])
+    assert all(len(example["input_ids"]) == LENGTH for example in lesson.inputs)
+    begun, opened = (
+        teacher.processor(text, add_special_tokens=False)["input_ids"] for text in ("<s>user ", "</s><s>a ")
+    )
+    text = teacher.processor.decode(ids)
+    assert text.startswith(teacher.processor.decode(begun)) and text.count(teacher.processor.decode(opened)) >= 2
+    # The first answer is the likeliest text behind the first question.
+    answer_start = next(at for at in range(len(ids)) if ids[at : at + len(opened)].tolist() == opened) + len(opened)
+    with torch.no_grad():
+        for more in range(4):
+            logits = teacher.module(input_ids=torch.from_numpy(ids[None, : answer_start + more])).logits
+            assert int(logits[0, -1].argmax()) == ids[answer_start + more]
+    again = lesson_text(windows, writes, teacher, context(source, tmp_path / "2")).train
+    assert np.array_equal(np.concatenate([example["input_ids"] for example in again.inputs]), ids)
+
+
+def test_answers_that_come_to_no_end_are_left_out(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher.processor.chat_template = TEMPLATE
+    end = teacher.processor.eos_token_id
+    teacher.module.generation_config.eos_token_id = end
+    wrote = {"questions": [], "answers": [[7] * 40 + [end], [8] * 256, [9] * 40 + [end]]}
+
+    def write(self: Any, what: str, begun: Any, room: Any, **options: Any) -> list[np.ndarray]:
+        return [np.array(ids or [5, 6, end]) for ids in wrote[what] or [[]] * 3]
+
+    monkeypatch.setattr(synthetic_data._Writer, "write", write)
+    lesson = lesson_text(windows, TeacherWrites(conversations=3), teacher, context(source, tmp_path)).train
+    read = np.concatenate([example["input_ids"] for example in lesson.inputs])
+    assert (read == 7).sum() == 40 and not (read == 8).any() and (read == end).sum() >= 2
+
+
+def test_what_is_written_has_its_share_beside_the_text(
+    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    settings, text = TeacherWrites(beginnings=3, share=0.25), len(windows.train)
+    lesson = lesson_text(windows, settings, teacher, context(source, tmp_path)).train
+    assert len(lesson) == text + round(text / 3) and lesson.labels is not None
+    assert all(lesson.inputs[row]["input_ids"] is windows.train.inputs[row]["input_ids"] for row in range(text))
+    assert lesson.labels[:text].all() and not lesson.labels[text:, 0].any()
+    assert np.array_equal(lesson.inputs[text]["input_ids"], lesson.inputs[text + 3]["input_ids"])
+
+
+BOTH = {"crop_padding": 1, "horizontal_flip": 0.5}
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+
+
+def shown(augment: dict[str, Any] | None, seed: int = 0) -> tuple[list[np.ndarray], list[torch.Tensor]]:
+    """What two epochs over 16 images show: places [2 x 16] and pixels [2 x 16, C, H, W], a batch at a time."""
+    model = tiny_images.vit(hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+    examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", model)
+    places, pixels = [], []
+
+    def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        places.append(batch["index"].numpy())
+        pixels.append(batch["pixel_values"].clone())
+        return sum(parameter.sum() for parameter in module.parameters()) * 0  # type: ignore[return-value]
+
+    varied = None if augment is None else Augment.model_validate(augment)
+    trainee = Trainee(model.module, examples, loss, augment=varied)
+    train(trainee, Training.model_validate(QUICK), seed, SilentProgress(), "test")
+    return places, pixels
+
+
+def variants(image: np.ndarray, black: np.ndarray) -> list[np.ndarray]:
+    """All that a padding of 1 and a flip can make of it, [18, C, H, W]."""
+    padded = np.stack([np.pad(plane, 1, constant_values=value) for plane, value in zip(image, black, strict=True)])
+    height, width = image.shape[1:]
+    windows = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return windows + [window[:, :, ::-1] for window in windows]
+
+
+def test_each_epoch_shows_other_variants_of_the_same_images():
+    places, pixels = shown(BOTH)
+    plain_places, plain = shown(None)
+    assert all(map(np.array_equal, places, plain_places)), "the order of the examples is that of plain training"
+    # Black is 0, and preparation takes 0.5 away and divides by 0.5.
+    black = np.array([-1.0, -1.0, -1.0], np.float32)
+    originals = {row: image.numpy() for row, image in zip(plain_places[0], plain[0], strict=True)}
+    originals |= {row: image.numpy() for row, image in zip(plain_places[1], plain[1], strict=True)}
+    taken: dict[int, list[int]] = {row: [] for row in range(16)}
+    for row, image in zip(np.concatenate(places), torch.cat(pixels).numpy(), strict=True):
+        matches = [i for i, variant in enumerate(variants(originals[row], black)) if np.array_equal(variant, image)]
+        assert len(matches) == 1
+        taken[row].append(matches[0])
+    assert len({first for first, _ in taken.values()}) > 5, "images of one epoch are moved apart from each other"
+    assert any(first != second for first, second in taken.values()), "epochs differ"
+
+
+def test_the_same_batch_is_varied_by_seed_and_epoch_and_not_by_what_was_drawn_before():
+    examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", tiny_images.vit())
+    augmentation = Augmentation.of(Augment.model_validate(BOTH), examples, seed=0)
+    batch = tensors(examples, list(range(16)))
+    first, second, again = (augmentation.vary(batch, range(16), epoch)["pixel_values"] for epoch in (1, 2, 1))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    other = Augmentation.of(Augment.model_validate(BOTH), examples, seed=1).vary(batch, range(16), 1)
+    assert not torch.equal(first, other["pixel_values"])
+
+
+def test_without_augment_images_are_shown_as_they_are():
+    places, pixels = shown(None)
+    model = tiny_images.vit()
+    examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", model)
+    for chosen, batch in zip(places, pixels, strict=True):
+        assert np.array_equal(batch.numpy(), examples.batch(chosen.tolist())["pixel_values"])
+
+
+def test_a_seed_gives_the_same_images_and_another_gives_others():
+    _, once = shown(BOTH)
+    _, twice = shown(BOTH)
+    _, other = shown(BOTH, seed=1)
+    assert torch.equal(torch.cat(once), torch.cat(twice))
+    assert not torch.equal(torch.cat(once), torch.cat(other))
+
+
+def test_finetune_gives_the_same_weights_each_time_and_others_than_without():
+    def weights(augment: dict[str, Any] | None) -> torch.Tensor:
+        model = tiny_images.vit()
+        stage = Finetune.model_validate({**QUICK, "augment": augment})
+        stage.run(model, tiny_images.context(tiny_images.dataset(train=16)))
+        return torch.cat([parameter.detach().flatten() for parameter in model.module.parameters()])
+
+    assert torch.equal(weights(BOTH), weights(BOTH))
+    assert not torch.equal(weights(BOTH), weights(None))
+
+
+def watched(model: TorchModel) -> list[tuple[bool, torch.Tensor]]:
+    """Fills with what the module, or a copy of it, is given: whether it was training, and the pixels."""
+    seen: list[tuple[bool, torch.Tensor]] = []
+
+    def keep(module: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
+        seen.append((module.training, inputs["pixel_values"].clone()))
+
+    model.module.register_forward_pre_hook(keep, with_kwargs=True)
+    return seen
+
+
+def test_a_teacher_answers_the_image_that_its_student_is_shown():
+    student, teacher = tiny_images.vit(seed=0), tiny_images.vit(seed=1)
+    learned, taught = watched(student), watched(teacher)
+    context = replace(tiny_images.context(tiny_images.dataset(train=16)), earlier=lambda label: teacher)
+    Distill.model_validate({**QUICK, "teacher": "start", "augment": BOTH}).run(student, context)
+    assert len(taught) == 4 and not any(training for training, _ in taught)
+    assert all(torch.equal(mine, theirs) for (_, mine), (_, theirs) in zip(learned, taught, strict=True))
+
+
+def test_a_teacher_that_prepares_images_otherwise_is_refused():
+    student, teacher = tiny_images.vit(), tiny_images.vit()
+    teacher.processor = tiny_images.processor(image_mean=[0.4, 0.5, 0.5])
+    context = replace(tiny_images.context(tiny_images.dataset(train=16)), earlier=lambda label: teacher)
+    with pytest.raises(StageError, match="prepare images differently"):
+        Distill.model_validate({**QUICK, "teacher": "start", "augment": BOTH}).run(student, context)
+
+
+def test_text_is_refused_before_it_is_trained_on():
+    model = tiny.encoder()
+    weight_before = model.module.classifier.weight.detach().clone()
+    with pytest.raises(StageError, match="varies images, and the training examples are none"):
+        Finetune.model_validate({**QUICK, "augment": BOTH}).run(model, tiny.context())
+    assert torch.equal(model.module.classifier.weight, weight_before)
+
+
+def test_padding_as_wide_as_the_image_is_refused():
+    assert shown({"crop_padding": tiny_images.SIDE - 1})
+    with pytest.raises(StageError, match="crop_padding is 16, and images have 16 x 16 pixels"):
+        shown({"crop_padding": tiny_images.SIDE})
+
+
+def test_fields_that_ask_for_nothing_or_too_much_are_refused():
+    for wrong in ({}, {"crop_padding": 0, "horizontal_flip": 0}, {"horizontal_flip": 1.0}, {"crop_padding": -1}):
+        with pytest.raises(ValidationError):
+            Augment.model_validate(wrong)
+
+
+@pytest.mark.parametrize("kind", [Finetune, Distill, Qat, SparsifyGradually])
+def test_a_recipe_of_texts_has_no_use_for_it(kind: type[Any]):
+    more = {"teacher": "start"} if kind is Distill else {"sparsity": 0.5} if kind is SparsifyGradually else {}
+    stage = kind.model_validate({**more, "augment": BOTH})
+    assert "augment" in fields_without_effect(stage, get_task("text-classification").capabilities)
+    assert "augment" not in fields_without_effect(stage, get_task("image-classification").capabilities)

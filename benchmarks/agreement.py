@@ -48,9 +48,9 @@ from compress.formats.quiet_output import quiet_libraries
 from compress.numerics.differences import decide, samples_to_settle
 from compress.numerics.statistics import Estimate, median_interval
 from compress.tasks.task import Examples
-from compress.utils.digests import digest_file
 from compress.utils.environment import environment, spread_cores
 from compress.utils.errors import CompressError, DataError, StageError
+from compress.utils.storage import digest_file
 
 MARGIN = 0.03
 THREADS = 1

@@ -24,8 +24,8 @@ from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.recipe.recipe import Benchmark
 from compress.sources.resolve import resolve_model
-from compress.utils.digests import size_bytes
 from compress.utils.progress import SilentProgress
+from compress.utils.storage import size_bytes
 
 BASELINE = "fp32"
 METRICS = ("time_per_output_token_ms", "tokens_per_second", "time_to_first_token_ms")

@@ -33,7 +33,7 @@ from compress.models.checkpoint import Checkpoint, write_shards
 from compress.models.gptq_layout import pack_layer
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.plugins.diff.models import Side, Wanted, compare_models
+from compress.plugins.diff.models import DiffRequest, Side, compare_models
 from compress.plugins.diff.record import Diff
 from compress.utils.progress import SilentProgress
 
@@ -215,7 +215,7 @@ def plant(name: str, folder: Path) -> Diff:
         elif index and planted.change is not None:
             planted.change(source)
     sides = [Side(run.name, run / "model", run) for run in runs]
-    return compare_models(sides[0], sides[1], Wanted("weights"), SilentProgress())
+    return compare_models(sides[0], sides[1], DiffRequest("weights"), SilentProgress())
 
 
 def _recipe(seed: int) -> str:
@@ -296,7 +296,7 @@ def format_rows() -> Iterator[list[str]]:
 
 def _same(name: str, before: Path, after: Path) -> list[str]:
     sides = Side("a", before), Side("b", after)
-    diff = compare_models(*sides, Wanted("weights"), SilentProgress())
+    diff = compare_models(*sides, DiffRequest("weights"), SilentProgress())
     weights = diff.weights
     assert weights is not None
     most = max((tensor.relative for tensor in weights.tensors), default=0.0)

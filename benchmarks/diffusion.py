@@ -27,7 +27,7 @@ import numpy as np
 import typer
 from bundle_page import figures, serve, visit
 
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
@@ -42,9 +42,8 @@ from compress.recipe.recipe import Recipe
 from compress.report.compare.machine_match import machine_summary
 from compress.report.run_folder import find_report
 from compress.results.formatting import format_measurement, format_number
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
-from compress.results.report import BASELINE, FINAL, Report, load_report
+from compress.results.report import BASELINE, FINAL, Measurement, Report, load_report
 from compress.utils.progress import Progress
 
 RESULTS = Path(__file__).parent / "results" / "diffusion.json"

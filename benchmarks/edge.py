@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.results.measurement import Measurement
-from compress.results.report import FINAL, Report, load_report
+from compress.results.report import FINAL, Measurement, Report, load_report
 from compress.utils.environment import environment
 
 ROOT = Path(__file__).parent.parent

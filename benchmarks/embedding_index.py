@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS

@@ -37,7 +37,7 @@ from peers.int8_table import Line, Table, clear_others, keep, kept, show
 from peers.int8_ways import PLAIN, SPEECH, Contest
 
 from compress.benchmark.session import measure_side_by_side
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.evaluation.evaluate import encode_for_model, predict
@@ -50,12 +50,12 @@ from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.policy import Margin
 from compress.report.compare.effects import MeasurementPair, paired_change
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
+from compress.results.report import Measurement
 from compress.tasks.task import Examples
-from compress.utils.digests import size_bytes
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress
+from compress.utils.storage import size_bytes
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = (

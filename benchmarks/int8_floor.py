@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel

@@ -40,7 +40,7 @@ from peers.language_peers import CONTEXT, PEERS, TOKENS, Made, decode_in_transfo
 from peers.language_setting import LanguageSetting
 
 from compress.benchmark.generation import measure_generation
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark

@@ -35,7 +35,7 @@ import typer
 from foreign.calls import write_calls
 from foreign.files import FILES, PACKAGES, ForeignFile, fetched
 
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.data.dataset import Dataset, load_dataset
 from compress.formats.onnx.import_onnx import ImportedGraph, import_graph
 from compress.formats.onnx.int8.observers import open_session

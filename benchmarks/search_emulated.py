@@ -21,8 +21,7 @@ from search_space import RecordedSpace
 from search_world import KEEP, SHARES, WIDTH, World, normal
 
 from compress.plugins.search.engine import Engine, PlannedTrial
-from compress.plugins.search.goal import Goal
-from compress.plugins.search.outcome import TrialOutcome, pack_rows
+from compress.plugins.search.outcome import Goal, TrialOutcome, pack_rows
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE, FINAL

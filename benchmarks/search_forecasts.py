@@ -19,9 +19,8 @@ import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
 from compress.plugins.search.costs import LATENCY, SIZE, CostEstimator
-from compress.plugins.search.goal import Goal
 from compress.plugins.search.latency_estimator import LatencyEstimator
-from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.outcome import Goal, TrialOutcome
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace
 from compress.plugins.search.trial import TrialRunner
@@ -35,7 +34,7 @@ class _Watched:
     """The space with what foretells it, after the first trial."""
 
     def __init__(self, artifacts: Path) -> None:
-        from compress.cli.console_progress import ConsoleProgress
+        from compress.cli.output import ConsoleProgress
         from compress.formats.quiet_output import quiet_libraries
         from compress.recipe.document import read_document
 

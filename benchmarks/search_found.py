@@ -22,7 +22,7 @@ def found(
     write: Write = False,
 ) -> None:
     """Quality, bytes and time of both, and what the search took."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline.formats import measurable
     from compress.pipeline.runner import StageRunner

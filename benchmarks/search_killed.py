@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
-from compress.plugins.search.ledger import LEDGER_FILE, Ledger, LedgerEntry
+from compress.plugins.search.observations import LEDGER_FILE, Ledger, LedgerEntry
 from compress.plugins.search.record import SearchRecord
 from compress.plugins.search.search_folder import BEST, MODEL, RECORD
 from compress.report.run_folder import LATEST
-from compress.utils.digests import digest_directory
+from compress.utils.storage import digest_directory
 
 RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
 _ENDED = (0, 1)
@@ -92,7 +92,7 @@ def _latest(artifacts: Path) -> Path:
 
 def _trials(artifacts: Path) -> list[LedgerEntry]:
     folder = _latest(artifacts)
-    return Ledger(folder).read(hint=False)[1] if (folder / LEDGER_FILE).is_file() else []
+    return Ledger(folder).read(repair=False)[1] if (folder / LEDGER_FILE).is_file() else []
 
 
 def _ended(artifacts: Path) -> dict[str, Any]:

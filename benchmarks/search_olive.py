@@ -36,7 +36,7 @@ def olive(
     write: Write = False,
 ) -> None:
     """Seconds of both searches, ours with a part of Olive's, and what they found on rows that neither saw."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.ray.jobs import JobContext
     from compress.plugins.search.record import SearchRecord

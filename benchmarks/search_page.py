@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from compress.results.measurement import Measurement
+    from compress.results.report import Measurement
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 FOUND_AND_WANTED = ("quantity", "measured", "required")

@@ -21,10 +21,8 @@ from search_page import Write, show
 from search_space import RecordedSpace
 
 from compress.plugins.search.engine import Engine, PlannedTrial
-from compress.plugins.search.goal import Goal
-from compress.plugins.search.outcome import TrialOutcome, pack_rows, unpack_rows
-from compress.plugins.search.parameters import SearchParameter
-from compress.plugins.search.space import Point
+from compress.plugins.search.outcome import Goal, TrialOutcome, pack_rows, unpack_rows
+from compress.plugins.search.space import Point, SearchParameter
 from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE, FINAL
 
@@ -43,7 +41,7 @@ def collect(
     output: Annotated[Path, typer.Option(help="File for the recorded trials.")] = TABLE,
 ) -> None:
     """Run every recipe to every rung and evaluate it on the held-out rows and on the test rows."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.search.space import SearchSpace
     from compress.plugins.search.trial import EvaluateModels, TrialRunner

@@ -27,8 +27,8 @@ from search_page import Write, show
 from search_replay import BOUNDS, TABLE, RecordedTrials, draw_rows, engine_trials, load_recorded, size_goal
 
 from compress.plugins.search.engine import Engine, PlannedTrial
-from compress.plugins.search.goal import Goal
 from compress.plugins.search.observations import Observations
+from compress.plugins.search.outcome import Goal
 from compress.plugins.search.space import Point
 
 SAMPLES = Path(__file__).parent / "results" / "search_samplers.json.gz"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from compress.plugins.search.parameters import SearchParameter
-from compress.plugins.search.space import Point
+from compress.plugins.search.space import Point, SearchParameter
 from compress.recipe.recipe import Recipe
 
 

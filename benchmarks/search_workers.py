@@ -43,8 +43,8 @@ def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
     import torch
     from ray.cluster_utils import Cluster
 
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.plugins.search.ledger import Ledger
+    from compress.cli.output import ConsoleProgress
+    from compress.plugins.search.observations import Ledger
     from compress.plugins.search.run import SearchRun
     from compress.recipe.document import read_document
 
@@ -64,7 +64,7 @@ def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     finally:
         cluster.shutdown()
-    trials = Ledger(done.folder).read(hint=False)[1]
+    trials = Ledger(done.folder).read(repair=False)[1]
     return {
         "seconds": seconds,
         "winner": done.record.best,

@@ -21,10 +21,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from compress.plugins.search.ledger import Ledger
+from compress.plugins.search.observations import Ledger
 from compress.plugins.search.outcome import constraint_margin
-from compress.plugins.search.parameters import KEPT, SearchParameter, short_name
-from compress.plugins.search.space import Point
+from compress.plugins.search.space import INCLUDED, Point, SearchParameter, short_name
 from compress.plugins.search.surrogate import Surrogate
 from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE
@@ -59,8 +58,8 @@ def record(searches: Annotated[list[Path], typer.Argument(help="Folders of searc
     kept = json.loads(gzip.decompress(TRIALS.read_bytes())) if TRIALS.is_file() else {"knobs": None, "trials": []}
     found = {(tuple(one[0]), one[1]): one for one in kept["trials"]}
     for folder in searches:
-        header, entries = Ledger(folder).read(hint=False)
-        fields = [place for place, (_, values) in enumerate(header.knobs) if values[0] != KEPT]
+        header, entries = Ledger(folder).read(repair=False)
+        fields = [place for place, (_, values) in enumerate(header.knobs) if values[0] != INCLUDED]
         parameters = json.loads(json.dumps([header.knobs[place] for place in fields]))
         if kept["knobs"] not in (None, parameters):
             raise typer.BadParameter(f"{folder} is a search of another space.")

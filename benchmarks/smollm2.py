@@ -31,7 +31,7 @@ from peers.llama_cpp_library import llama_cpp_library
 
 from compress.benchmark.generation import measure_generation
 from compress.benchmark.session import BenchmarkResult
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.openvino.decoder import write_decoder
@@ -43,10 +43,10 @@ from compress.pipeline.run import Run, run
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.results.report import BASELINE, FINAL
-from compress.utils.digests import size_bytes
 from compress.utils.environment import environment
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress
+from compress.utils.storage import size_bytes
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"
 STEP = f"time_per_output_token_context_{CONTEXT}"

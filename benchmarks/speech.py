@@ -38,11 +38,11 @@ from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.recipe.recipe import Benchmark
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
-from compress.utils.digests import size_bytes
 from compress.utils.progress import SilentProgress
+from compress.utils.storage import size_bytes
 
 TASK = get_task("automatic-speech-recognition")
 CPU = TARGETS["cpu"]

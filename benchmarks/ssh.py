@@ -15,7 +15,7 @@ from loopback_sshd import find_binary, running
 from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
 from compress.benchmark.session import BenchmarkResult
 from compress.cli.artifact import find_artifact
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.evaluation.evaluate import encode_for_model
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS

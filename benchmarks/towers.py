@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 
 from compress.benchmark.session import measure_side_by_side
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.data.columns import choose
 from compress.data.samples.fetch import sample_directory
 from compress.data.source import read_columns
@@ -29,7 +29,7 @@ from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.recipe.recipe import Benchmark
 from compress.tasks.zero_shot_image_classification import TASK
-from compress.utils.digests import size_bytes
+from compress.utils.storage import size_bytes
 
 PAIR = "pair"
 LENGTH = 24

@@ -39,7 +39,7 @@ from diffusion_lessons import (
 )
 from restartable import Lesson, forget, kept_plan, learn, seconds_a_step
 
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.plugins.diffusion.image_similarity import psnr
 from compress.plugins.diffusion.image_statistics import frechet_distance

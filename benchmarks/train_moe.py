@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import typer
 
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.formats.quiet_output import quiet_libraries

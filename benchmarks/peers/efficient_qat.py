@@ -61,7 +61,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from compress.utils.digests import size_bytes
+    from compress.utils.storage import size_bytes
 
     windows = torch.from_numpy(np.load(order["calibration"])).long()
     texts = [(window[None],) for window in windows]

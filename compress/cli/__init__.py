@@ -39,7 +39,7 @@ CORE_COMMANDS: Mapping[str, Command] = {
         "compress.cli.compare:gate",
         "Judge a run against a baseline by a policy. Exit code 1: something got worse than allowed.",
     ),
-    "report": Command("compress.cli.report:report", "Show the report of a finished run."),
+    "report": Command("compress.cli.run:report", "Show the report of a finished run."),
     "doctor": Command(
         "compress.cli.doctor:doctor",
         "Check this machine and installation, or a model. Exit code 1: something must be fixed first.",

@@ -1,10 +1,10 @@
-"""What a person means by an artifact, and which recipe says how to feed it."""
+"""Artifacts that commands name: a model folder with its recipe, and the outputs of the run that made it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compress.data.dataset import Dataset, load_dataset
 from compress.evaluation.evaluate import encode_for_model
@@ -14,10 +14,13 @@ from compress.formats.target_profile import AppProfile, Target
 from compress.formats.targets import PROFILES
 from compress.models.config_checks import allow
 from compress.models.json_file import read_json
+from compress.pipeline.cache import Cache
+from compress.pipeline.formats import measurable, unsupported_reason
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.report.run_folder import MODEL, RECIPE, TARGETS
+from compress.report.run_folder import MODEL, RECIPE, REPORT, TARGETS
+from compress.results.report import FINAL
 from compress.sources.onnx_file import convert_onnx, onnx_file
 from compress.sources.resolve import DEFAULT_CACHE
 from compress.tasks.capability import TAKES_ARRAYS
@@ -26,12 +29,10 @@ from compress.tasks.task import Examples, Task
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
 
-"""In a run's folder: for each target what was written for it, in a format of its own."""
-
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model folder and the recipe that says which task and data it is for."""
+    """Model folder with the recipe that names its task and data."""
 
     folder: Path
     recipe: Recipe
@@ -39,98 +40,156 @@ class Artifact:
 
     @property
     def task(self) -> Task:
-        """The recipe's task, of the kind that the model is for."""
+        """Return the recipe's task, specialized to the model."""
         return get_task(self.recipe.task).specialize(read_json(self.folder / "config.json"))
 
     def dataset(self, progress: Progress) -> Dataset:
-        """The recipe's data."""
+        """Return the recipe's data."""
         return load_dataset(self.recipe.data, self.task.columns, self.recipe_folder, progress)
 
     def examples(self, progress: Progress, folder: Path | None = None) -> Examples:
-        """The test split as the processor encodes it that lies beside the model, or in ``folder``."""
+        """Return the test split, encoded by the processor beside the model or in ``folder``."""
         rows = self.dataset(progress).split("test")
         return encode_for_model(
             folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation
         )
 
-    def runner(self, scratch: Path, progress: Progress, **benchmark: Any) -> StageRunner:
-        """The recipe's runner, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
-        given = {name: value for name, value in benchmark.items() if value is not None}
-        settings = self.recipe.benchmark.model_copy(update=given)
-        return StageRunner(
-            self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress
-        )
+    def runner(self, scratch: Path, progress: Progress, **benchmark: object) -> StageRunner:
+        """Return a runner of the recipe.
+
+        Args:
+            scratch: Folder of its cache.
+            progress: Progress display.
+            **benchmark: Benchmark settings that replace the recipe's, unless they are None.
+        """
+        changes = {name: value for name, value in benchmark.items() if value is not None}
+        settings = self.recipe.benchmark.model_copy(update=changes)
+        recipe = self.recipe.model_copy(update={"benchmark": settings})
+        return StageRunner(recipe, self.recipe_folder, scratch, progress)
 
 
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:
-    """``path`` may be a run's folder, its `model` folder, a recipe's name (its latest run) or any model folder.
+    """Return the artifact at a path: a run's folder, its `model` folder, a recipe's name (its latest run) or a model.
 
-    Without a recipe it may be anybody's ONNX graph, which is asked with drawn inputs.
-
-    Raises `InputError` where there is no model that a runtime opens, or no recipe for it.
+    Without a recipe the path may be an ONNX graph from elsewhere, which gets random inputs. Raises `InputError` if
+    there is no model that a runtime opens, or no recipe for it.
     """
-    place = _model_folder(path)
-    graph = onnx_file(path) if place is None and recipe is None else None
+    folder = _model_folder(path)
+    graph = onnx_file(path) if folder is None and recipe is None else None
     if graph is not None:
-        return _bare(graph)
-    if place is None:
+        task = get_task(tasks_with(frozenset({TAKES_ARRAYS}))[0])
+        fields = {"name": "graph", "task": task.name, "model": str(graph), "data": task.data, "stages": ["ort"]}
+        model = convert_onnx(graph, DEFAULT_CACHE, arrays=True)
+        return Artifact(model, Recipe.model_validate(fields), graph.parent)
+    if folder is None:
         raise InputError(
             f"There is no model in {str(path)!r}.",
             expected="a run's folder, a folder with config.json and one .onnx file, or the name of a recipe",
         )
-    source = recipe or (place.parent.parent if place.parent.name == TARGETS else place.parent) / RECIPE
+    # Files for a target lie one folder deeper than the model of the run.
+    source = recipe or (folder.parent.parent if folder.parent.name == TARGETS else folder.parent) / RECIPE
     if not source.is_file():
         raise InputError(
-            "Nothing says which task and data this model is for.",
-            where=str(place),
+            "There is no recipe with the task and data of this model.",
+            where=str(folder),
             hint="name a recipe with --recipe; its task, data and benchmark sections are used",
         )
-    read = read_recipe(source)
-    model_files(place)
-    if read.module is not None:
-        allow(read.module, source.parent)
-    return Artifact(place, read, source.parent)
-
-
-def _bare(graph: Path) -> Artifact:
-    """Somebody's graph, to be asked with inputs that are drawn."""
-    task = get_task(tasks_with(frozenset({TAKES_ARRAYS}))[0])
-    fields = {"name": "graph", "task": task.name, "model": str(graph), "data": task.data, "stages": ["ort"]}
-    return Artifact(convert_onnx(graph, DEFAULT_CACHE, arrays=True), Recipe.model_validate(fields), graph.parent)
+    loaded = read_recipe(source)
+    # Raise an error for a folder without model files now, and not after the data is read.
+    model_files(folder)
+    if loaded.module is not None:
+        allow(loaded.module, source.parent)
+    return Artifact(folder, loaded, source.parent)
 
 
 def check_opens(folder: Path, target: Target) -> None:
-    """Raise `InputError` where ``folder`` holds nothing that the runtime of ``target`` opens."""
-    opened = {form: spec for form, spec in FORMATS.items() if form == target.format or target.runtime in spec.runtimes}
-    if not any(holds(folder, form) for form in opened):
-        form, endings = format_of(folder), " or ".join(one.suffix for one in opened.values())
-        able = [name for name, other in PROFILES.items() if other.target.format == form]
+    """Raise `InputError` if ``folder`` contains no file that the runtime of ``target`` opens."""
+    readable = {
+        form: spec for form, spec in FORMATS.items() if form == target.format or target.runtime in spec.runtimes
+    }
+    if not any(holds(folder, form) for form in readable):
+        form, endings = format_of(folder), " or ".join(spec.suffix for spec in readable.values())
+        suitable = [name for name, other in PROFILES.items() if other.target.format == form]
         raise InputError(
-            f"{target.name} does not open {form.upper()}, which the folder holds.",
+            f"{target.name} does not open {form.upper()}, the format of the folder.",
             where=str(folder),
             expected=f"a folder with config.json and one file ending in {endings}",
-            hint=f"name a --target that does: {', '.join(able)}",
+            hint=f"name a --target that does: {', '.join(suitable)}",
         )
 
 
 def has_recipe(path: Path) -> bool:
-    """Whether the recipe lies beside what may be a run's folder, its model's folder or a file in that."""
+    """Return whether a recipe lies in a run's folder, or beside its model's folder or a file in that."""
     return any((folder / RECIPE).is_file() for folder in (path, path.parent, path / "latest"))
 
 
 def written_for(artifact: Artifact, profile: AppProfile) -> Path:
-    """What its run wrote for a target, if an app opens that, or else the model itself."""
-    own = artifact.folder.parent / TARGETS / profile.name
-    fits = artifact.folder.name == MODEL and own.is_dir() and format_of(own) in profile.apps
-    return own if fits else artifact.folder
+    """Return the file that the run wrote for a target if an app opens it, else the model itself."""
+    folder = artifact.folder.parent / TARGETS / profile.name
+    fits = artifact.folder.name == MODEL and folder.is_dir() and format_of(folder) in profile.apps
+    return folder if fits else artifact.folder
 
 
 def generating_artifact(path: Path) -> Path:
-    """``path`` as for `find_artifact`, or any folder or file of one graph; no recipe is asked for."""
+    """Return the model folder of an artifact as for `find_artifact`, or the path itself; no recipe is needed."""
     return _model_folder(path) or path
 
 
 def _model_folder(path: Path) -> Path | None:
     named = Path("artifacts") / "runs" / path / "latest"
-    places = (path / MODEL, path / "latest" / MODEL, path, named / MODEL)
-    return next((place for place in places if (place / "config.json").is_file()), None)
+    folders = (path / MODEL, path / "latest" / MODEL, path, named / MODEL)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def run_of(model: Path) -> Path | None:
+    """Return the folder of the finished run that ``model`` is, or is in."""
+    folders = (model, model.parent, model / "latest")
+    run = next((folder for folder in folders if (folder / REPORT).is_file()), None)
+    return None if run is None else run.resolve()
+
+
+def outputs_of(run: Path) -> dict[str, Path]:
+    """Return the folder of each stage's output that is still in the cache, by label."""
+    stages = json.loads((run / REPORT).read_text(encoding="utf-8")).get("stages", [])
+    cache_folder = run.parents[2] / "cache"
+    if not cache_folder.is_dir():
+        return {}
+    cache = Cache(cache_folder)
+    entries = {stage["name"]: cache.peek(stage["key"]) for stage in stages}
+    return {name: entry.folder for name, entry in entries.items() if entry is not None}
+
+
+def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> Path:
+    """Return the run's final model in the format of ``target``, from the cache or written there now.
+
+    Args:
+        run: Folder of the run.
+        recipe: The run's recipe.
+        target: The target.
+        progress: Progress display.
+
+    Raises:
+        InputError: If the cache no longer has the stages' outputs, or the model cannot be written in that format.
+    """
+    only_final = recipe.benchmark.model_copy(update={"every_stage": False})
+    runner = StageRunner(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
+    reason = unsupported_reason(recipe, runner.inputs.start, target, runner.inputs.from_graph)
+    if reason is not None:
+        raise InputError(f"The run's model is not available for {target.name}: {reason}", where=str(run))
+    for label in runner.recipe.labels():
+        # A missing output would be trained anew.
+        if runner.cache.peek(runner.stage_key(label)) is None:
+            raise InputError(
+                f"The output of {label} is no longer in the run's cache, or other versions of packages made it.",
+                where=str(runner.artifacts),
+                hint="run the recipe again, or name the file itself instead of the run",
+            )
+        runner.run_stage(label)
+    options = next((profile.options for profile in recipe.profiles() if profile.name == target.name), {})
+    return measurable(runner, target.format, options)[FINAL]
+
+
+def weights_of_run(run: Path) -> Path | None:
+    """Return the last output that is a folder of weights in no runtime's format, or None."""
+    folders = [folder for folder in outputs_of(run).values() if any(folder.glob("*.safetensors"))]
+    return folders[-1] if folders else None

@@ -1,4 +1,4 @@
-"""`compress bench ARTIFACT`: latency, throughput, start-up and memory on this machine, now."""
+"""Command `compress bench ARTIFACT`: latency, throughput, start-up and memory on this machine, now."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from compress.benchmark.host import BenchmarkHost
     from compress.benchmark.session import BenchmarkResult
-    from compress.cli.bench_hosts import HostResults, Measure
+    from compress.cli.bench_measurement import HostResults, Measure
     from compress.tasks.capability import Capabilities
     from compress.utils.progress import Progress
 
@@ -20,42 +20,38 @@ if TYPE_CHECKING:
 def bench(
     artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
     baseline: Annotated[
-        Path | None, typer.Option(help="Another artifact, timed in turns with the first, to compare with.")
+        Path | None, typer.Option(help="Another artifact to compare with; both are timed alternately.")
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Where task and data come from; default: the recipe.yaml beside the model."),
-    ] = None,
-    target: Annotated[str, typer.Option(help="Where to run it; see `compress targets`.")] = "cpu",
+    recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside the model.")] = None,
+    target: Annotated[str, typer.Option(help="Target of the model; see `compress targets`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Batch of the throughput measurement.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Time budget for each model and scenario.")] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(min=1, help="Seconds for all of it, with starts and warm-ups; replaces --seconds."),
-    ] = None,
+    budget: Annotated[float | None, typer.Option(min=1, help="Seconds for everything; replaces --seconds.")] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.01, help="Also answer requests that arrive at random, so many a second.")
+        float | None, typer.Option(min=0.01, help="Also serve requests that arrive at random, at this rate per second.")
     ] = None,
     context: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Time text generation after a prompt of so many tokens; needs no recipe; repeatable."),
+        typer.Option(
+            min=1, help="Time text generation after a prompt of this many tokens; needs no recipe; repeatable."
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="With --context: tokens generated after the first one; default 32.")
     ] = None,
     steps: Annotated[
-        list[int] | None, typer.Option(min=1, help="Also time pictures in so many steps; repeatable.")
+        list[int] | None, typer.Option(min=1, help="Also time image generation with this many steps; repeatable.")
     ] = None,
     size: Annotated[
-        list[int] | None, typer.Option(min=8, help="Also time pictures of so many pixels a side; repeatable.")
+        list[int] | None, typer.Option(min=8, help="Also time images with sides of this many pixels; repeatable.")
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help="With --context: a file whose text is the prompt, in place of random tokens.")
     ] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="Time it on this device of the inventory, over SSH; repeatable; `all` is every one."),
+        typer.Option(help="Time it on this device of the inventory, over SSH; repeatable; `all` for all of them."),
     ] = None,
     inventory: Annotated[
         Path | None,
@@ -64,32 +60,28 @@ def bench(
     json_: Annotated[bool, typer.Option("--json", help="Write measurements, notes and environment as JSON.")] = False,
 ) -> None:
     """Time an artifact on real examples of the test split, or as it generates text, in a process of its own."""
-    from compress.cli.bench_generation import refuse_together
-    from compress.cli.bench_hosts import choose_hosts
+    from compress.cli.bench_measurement import choose_hosts, generation_bench, refuse_together
+    from compress.recipe.recipe import Benchmark
 
-    steps, size = steps or None, size or None
-    on_data = {"recipe": recipe, "batch_size": batch_size, "rate": rate, "steps": steps, "size": size}
-    refuse_together(context, **on_data, tokens=tokens, text=text)
+    on_data = {"batch_size": batch_size, "rate": rate, "steps": steps or None, "size": size or None}
+    refuse_together(context, recipe=recipe, **on_data, tokens=tokens, text=text)
     hosts = choose_hosts(device or [], inventory, recipe)
+    settings: dict[str, Any] = {"threads": threads, "seconds": seconds, "budget_seconds": budget}
     if context:
-        from compress.cli.bench_generation import generation_bench
-        from compress.recipe.recipe import Benchmark
-
-        given = {"tokens": tokens, "threads": threads, "seconds": seconds, "budget_seconds": budget}
-        wanted = Benchmark(contexts=tuple(context), **_given(given))
-        _measure(generation_bench(artifact, baseline, text, target, wanted), hosts, json_)
-        return
-    changed: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "seconds": seconds}
-    changed |= {"budget_seconds": budget, "rate": rate}
-    changed |= {"picture_steps": steps and tuple(steps), "picture_sizes": size and tuple(size)}
-    _measure(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), hosts, json_)
+        benchmark = Benchmark(contexts=tuple(context), **_without_none({"tokens": tokens, **settings}))
+        measure = generation_bench(artifact, baseline, text, target, benchmark)
+    else:
+        settings |= {"batch_size": batch_size, "rate": rate}
+        settings |= {"picture_steps": tuple(steps) if steps else None, "picture_sizes": tuple(size) if size else None}
+        measure = _bench_on_data(artifact, baseline, recipe, target, _without_none(settings))
+    _measure(measure, hosts, json_)
 
 
 def _measure(measure: Measure, hosts: Mapping[str, BenchmarkHost], json_: bool) -> None:
     """Measure on the given hosts, or on this machine without any, and print the results."""
     from compress.benchmark.host import LOCAL_HOST
-    from compress.cli.bench_hosts import bench_on_hosts
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.bench_measurement import bench_on_hosts
+    from compress.cli.output import ConsoleProgress
 
     if hosts:
         show_outcome(bench_on_hosts(hosts, measure), json_)
@@ -110,26 +102,24 @@ def _bench_on_data(
         changed: Benchmark settings that replace the recipe's.
     """
     from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.formats.targets import find_target
 
     subject = find_artifact(artifact, recipe)
     reference = find_artifact(baseline, recipe) if baseline else None
-    found_target = find_target(target)
+    runtime_target = find_target(target)
     refuse_idle(subject.task.capabilities, changed)
     for loaded in filter(None, (subject, reference)):
-        check_opens(loaded.folder, found_target)
+        check_opens(loaded.folder, runtime_target)
     from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 
     quiet_libraries()
     progress = ConsoleProgress()
     settings = subject.recipe.benchmark.model_copy(update=changed)
-    folders = (
-        {"artifact": subject.folder}
-        if reference is None
-        else {"baseline": reference.folder, "artifact": subject.folder}
-    )
+    # The first model is the one that the others are compared with.
+    folders = {} if reference is None else {"baseline": reference.folder}
+    folders["artifact"] = subject.folder
     examples = {label: subject.examples(progress, folder) for label, folder in folders.items()}
 
     def measure(where: BenchmarkHost, shown: Progress) -> BenchmarkResult:
@@ -137,7 +127,7 @@ def _bench_on_data(
             subject.task,
             folders,
             examples,
-            found_target,
+            runtime_target,
             settings,
             next(iter(folders)),
             shown,
@@ -153,16 +143,16 @@ def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
     from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
 
-    given = [f"--{name}" for name in ("steps", "size") if f"picture_{name.removesuffix('s')}s" in changed]
-    if given and GENERATES_IMAGES not in task:
-        raise InputError(f"{' and '.join(given)} means nothing here.", expected="a model that draws pictures")
+    options = [f"--{name}" for name in ("steps", "size") if f"picture_{name.removesuffix('s')}s" in changed]
+    if options and GENERATES_IMAGES not in task:
+        raise InputError(f"No effect on this model: {' and '.join(options)}.", expected="a model that generates images")
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _without_none(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def as_values(result: BenchmarkResult) -> dict[str, Any]:
+def as_values(result: BenchmarkResult) -> dict[str, object]:
     """Return a result as plain values."""
     measured = [row.model_dump() for row in result.measurements]
     return {"measurements": measured, "notes": result.notes, "environment": result.environment}
@@ -186,19 +176,20 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
         typer.echo(f"{where}{note}", err=True)
 
 
-def show_outcome(found: HostResults, json_: bool) -> None:
+def show_outcome(outcome: HostResults, json_: bool) -> None:
     """Print the results of all hosts, and raise the first error if one failed."""
     from compress.report.compare.machine_match import machine_summary
 
     if json_:
-        values = {name: as_values(result) for name, result in found.results.items()}
-        failed = {name: str(error) for name, error in found.failures.items()}
+        values = {name: as_values(result) for name, result in outcome.results.items()}
+        failed = {name: str(error) for name, error in outcome.failures.items()}
         typer.echo(json.dumps({"devices": values, "failed": failed}))
     else:
-        for name, result in found.results.items():
+        for name, result in outcome.results.items():
             typer.echo(f"{name}: {machine_summary(result.environment)}")
             show(result, json_=False, where=f"{name}: ")
-    errors = list(found.failures.values())
+    # The exit code is that of the first error, and `main` prints it.
+    errors = list(outcome.failures.values())
     for error in errors[1:]:
         typer.echo(f"error: {error}", err=True)
     if errors:

@@ -1,4 +1,4 @@
-"""`compress compare A B`: changes and whether they matter; `compress gate RUN`: pass or fail by a policy."""
+"""Commands `compress compare A B`, which judges changes, and `compress gate RUN`, which passes or fails by a policy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compare(
     baseline: Annotated[
         Path,
         typer.Argument(
-            metavar="A", help="The run to compare with: its folder, report.json, a baseline's file, or a recipe's name."
+            metavar="A", help="Run to compare with: folder, report.json, a baseline's file, or a recipe's name."
         ),
     ],
     candidate: Annotated[
@@ -50,15 +50,11 @@ def compare(
         bool, typer.Option("--now", help="Measure both models now, side by side: sharper than comparing reports.")
     ] = False,
     recipe: Annotated[
-        Path | None,
-        typer.Option(help="With --now: where task and data come from; default: the recipe.yaml beside B's model."),
+        Path | None, typer.Option(help="With --now: the recipe; default: the recipe.yaml beside B's model.")
     ] = None,
-    target: Annotated[str, typer.Option(help="With --now: where to run both; see `compress targets`.")] = "cpu",
+    target: Annotated[str, typer.Option(help="With --now: target of both; see `compress targets`.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="With --now: threads of the runtime.")] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(min=1, help="With --now: seconds for timing; it ends before, once it is sure."),
-    ] = None,
+    budget: Annotated[float | None, typer.Option(min=1, help="With --now: maximum seconds for timing.")] = None,
     format: Annotated[
         Literal["console", "markdown", "html", "json"], typer.Option(help="The view to write to standard output.")
     ] = "console",
@@ -79,25 +75,23 @@ def compare(
 
         show(comparison_view(compare_now(baseline, candidate, rules, recipe, target, threads, budget), view))
         return
-    baseline_file = _find_side(baseline)
-    candidate_file = _find_side(candidate) if candidate else baseline_file
+    first = _find_side(baseline)
+    second = _find_side(candidate) if candidate else first
     comparison = compare_reports(
-        baseline_file.report,
-        candidate_file.report,
+        first.report,
+        second.report,
         rules,
-        names=(baseline_file.name, candidate_file.name),
+        names=(first.name, second.name),
         baseline_model=None if candidate else BASELINE,
         across_hosts=across_hosts,
-        folders=(baseline_file.folder, candidate_file.folder),
+        folders=(first.folder, second.folder),
     )
     show(comparison_view(comparison, view))
 
 
 def gate(
     run: Annotated[Path, typer.Argument(help="The run to judge: its folder, report.json, or a recipe's name.")],
-    baseline: Annotated[
-        Path, typer.Option(help="What it is judged against: a baseline's JSON file, or another run as `RUN`.")
-    ],
+    baseline: Annotated[Path, typer.Option(help="The baseline: its JSON file, or another run as `RUN`.")],
     policy: Annotated[
         Path | None,
         typer.Option(help="A YAML file with the rules; default: `gate:` of the run's recipe, else built-in rules."),
@@ -108,7 +102,7 @@ def gate(
     ] = False,
     update: Annotated[bool, typer.Option("--update", help="Make the run the new baseline: write the file.")] = False,
     why: Annotated[
-        str | None, typer.Option(help="With --update: the reason, kept in the file. Needed to lower the bar.")
+        str | None, typer.Option(help="With --update: the reason, stored in the file. Required to lower the bar.")
     ] = None,
     format: Annotated[
         Literal["console", "markdown", "html", "json", "junit", "github"],
@@ -116,14 +110,14 @@ def gate(
     ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Judge a run against a baseline by a policy. Exit code 1: something got worse by more than it may."""
+    """Judge a run against a baseline by a policy. Exit code 1: something got worse than allowed."""
     from compress.cli.output import show
     from compress.report.compare.gate import find_policy
     from compress.report.compare.views import gate_view
     from compress.utils.errors import InputError
 
     if why is not None and not update:
-        raise InputError("--why says why a baseline is replaced.", hint="give --update with it, or leave it out")
+        raise InputError("--why is the reason for replacing a baseline.", hint="give --update with it, or leave it out")
     run_file = _find_side(run)
     rules, source = find_policy(policy, run_file.folder)
     rules = rules if model is None else rules.model_copy(update={"model": model})
@@ -138,7 +132,7 @@ def gate(
 
 
 def _judged(run: ReportFile, baseline: ReportFile, rules: Policy, across_hosts: bool) -> GateResult:
-    from compress.report.compare.gate import judge_comparison as judge
+    from compress.report.compare.gate import judge_comparison
     from compress.report.compare.reports import compare_reports
 
     comparison = compare_reports(
@@ -149,7 +143,7 @@ def _judged(run: ReportFile, baseline: ReportFile, rules: Policy, across_hosts: 
         across_hosts=across_hosts,
         folders=(baseline.folder, run.folder),
     )
-    return judge(comparison, rules)
+    return judge_comparison(comparison, rules)
 
 
 def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json: bool) -> None:
@@ -159,7 +153,7 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
         run: Report of the run.
         path: File that is written.
         rules: Policy of the gate.
-        why: Reason that the file keeps.
+        why: Reason that is stored in the file.
         as_json: Whether the result is printed as JSON.
 
     Raises:
@@ -173,7 +167,7 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
 
     if path.suffix != ".json" or path.name == REPORT:
         raise InputError(
-            "--update writes a baseline's file, and this is none.",
+            "--update writes a baseline's file, and this is another file.",
             where=str(path),
             expected="a file such as baselines/my-recipe.json; a run's own report is never changed",
         )
@@ -184,12 +178,11 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
         raise InputError(
             f"The new baseline would lower the bar:\n{lines}",
             where=str(path),
-            expected="a reason that is kept in the file",
-            hint='if it is meant, say so: --update --why "..."',
+            expected="a reason that is stored in the file",
+            hint='if this is intended, name the reason: --update --why "..."',
         )
-    origin = current_origin(
-        (why or "").strip() or ("raises the bar, or keeps it" if previous else "the first baseline")
-    )
+    reason = (why or "").strip() or ("raises the bar, or keeps it" if previous else "the first baseline")
+    origin = current_origin(reason)
     write_baseline(run.report, path, origin, rules.model)
     if as_json:
         typer.echo(json.dumps({"baseline": str(path), **origin.model_dump(), "lowered": [c.metric for c in lowered]}))
@@ -197,11 +190,11 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
         typer.echo(f"{path}: {run.name} ({rules.model}), by {origin.who}: {origin.why}")
 
 
-def _find_side(given: Path) -> ReportFile:
+def _find_side(argument: Path) -> ReportFile:
     """Return the report of a run's folder, a file, or a recipe's latest run. Raises `InputError`."""
     from compress.report.compare.baseline import load_baseline
     from compress.report.run_folder import find_report
 
-    path = find_report(given)
+    path = find_report(argument)
     folder = path.resolve().parent
-    return ReportFile(load_baseline(path), path, str(given), folder if (folder / RECIPE).is_file() else None)
+    return ReportFile(load_baseline(path), path, str(argument), folder if (folder / RECIPE).is_file() else None)

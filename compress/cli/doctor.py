@@ -20,7 +20,7 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Examination:
     """Findings of the command, and the records behind them."""
 
     findings: list[Finding]
@@ -57,8 +57,6 @@ def doctor(
     json_: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
 ) -> None:
     """Check this machine and installation, or a model. Exit code 1 if something must be fixed before a run."""
-    import json
-
     from compress.utils.environment import environment
 
     machine = environment()
@@ -68,11 +66,27 @@ def doctor(
                 raise InputError(f"{name} has no effect without a model.", expected=f"compress doctor MODEL {name} ...")
         from compress.cli.doctor_machine import machine_findings
 
-        result = _Seen(machine_findings(machine))
+        result = _Examination(machine_findings(machine))
     else:
         result = _of_model(model, target, recipe, against, seconds)
     failed = any(finding.level == "problem" for finding in result.findings)
+    _print(result, machine, failed, json_)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(result: _Examination, machine: dict[str, object], failed: bool, json_: bool) -> None:
+    """Print the findings and records.
+
+    Args:
+        result: Findings and records.
+        machine: Environment of this machine, for JSON.
+        failed: Whether something must be fixed.
+        json_: Print JSON.
+    """
     if json_:
+        import json
+
         report = {"ok": not failed, "findings": [asdict(f) for f in result.findings], "environment": machine}
         records = [difference.model_dump(mode="json") for difference in result.differences]
         if len(records) == 1:
@@ -89,15 +103,13 @@ def doctor(
                 typer.echo(f"         -> {finding.advice}")
         for difference in result.differences:
             _show(difference, named=len(result.differences) > 1)
-    if failed:
-        raise typer.Exit(1)
 
 
 def _show(difference: OperatorDifference, named: bool) -> None:
     """Print the difference between two graphs."""
     from rich.console import Console
 
-    from compress.report.difference_console import console_difference
+    from compress.report.console import console_difference
 
     if named:
         typer.echo(f"\n{Path(difference.int8_file).name} against {Path(difference.float_file).name}")
@@ -106,7 +118,9 @@ def _show(difference: OperatorDifference, named: bool) -> None:
         typer.echo(note, err=True)
 
 
-def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float) -> _Seen:
+def _of_model(
+    model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float
+) -> _Examination:
     """Return the findings on a model.
 
     Args:
@@ -116,8 +130,8 @@ def _of_model(model: Path, target: str | None, recipe: Path | None, against: Pat
         against: Float file of the model.
         seconds: Time budget of the comparison.
     """
-    from compress.cli.console_progress import ConsoleProgress
     from compress.cli.doctor_model import model_findings, speed_findings
+    from compress.cli.output import ConsoleProgress
     from compress.formats.target_profile import PROCESSORS
     from compress.formats.targets import TARGETS
 
@@ -127,14 +141,14 @@ def _of_model(model: Path, target: str | None, recipe: Path | None, against: Pat
         from compress.cli.doctor_answers import answer_findings
 
         findings_by_value, answers = answer_findings(model, TARGETS[target], recipe, against, progress)
-        return _Seen(findings_by_value, answers=answers)
+        return _Examination(findings_by_value, answers=answers)
     if not is_local and against is not None:
         raise InputError(
-            f"--against is timed on this machine, and --target {target} is not this one.",
+            f"--against is timed on this machine, and --target {target} is another one.",
             expected="--target cpu, or none, with --against",
         )
     findings = list(model_findings(model, target, recipe, progress))
     if not is_local:
-        return _Seen(findings)
+        return _Examination(findings)
     speed, differences = speed_findings(model, recipe, against, seconds, progress)
-    return _Seen([*findings, *speed], differences)
+    return _Examination([*findings, *speed], differences)

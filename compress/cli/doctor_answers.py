@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli.artifact import Artifact, find_artifact
+from compress.cli.artifact import Artifact, final_for, find_artifact, outputs_of, run_of, weights_of_run
 from compress.cli.output import Finding
-from compress.cli.run_outputs import final_for, outputs_of, run_of, weights_of_run
 from compress.formats.intermediate_values import Values, longest_length
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.export import export_onnx
@@ -63,7 +62,7 @@ def answer_findings(
         target: The target.
         recipe: Recipe with real inputs.
         against: Float file, or None for the run's.
-        progress: Is told each step.
+        progress: Progress display.
 
     Returns:
         Findings and the record, or None if the target is not available here.
@@ -110,46 +109,46 @@ def answer_findings(
     return list(_findings(comparison, target, reference.name)), comparison
 
 
-def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) -> Path:
+def _file_for(model: Path, artifact: Artifact, target: Target, progress: Progress) -> Path:
     """Return the artifact itself, or its run's file for the target.
 
     Args:
         model: Run folder or model file.
-        found: The artifact.
+        artifact: The artifact.
         target: The target.
-        progress: Is told each step.
+        progress: Progress display.
     """
-    form = format_of(found.folder)
+    form = format_of(artifact.folder)
     if form == target.format:
-        return found.folder
+        return artifact.folder
     run = run_of(model)
     if run is None:
         raise InputError(
             f"This is a file in the format {form}, and {target.name} opens {target.format}.",
-            where=str(found.folder),
+            where=str(artifact.folder),
             hint=f"name the file for {target.name}, or a run's folder, whose cache has it",
         )
     progress.note(f"taking the run's model for {target.name} from its cache")
-    return final_for(run, found.recipe, target, progress)
+    return final_for(run, artifact.recipe, target, progress)
 
 
 def _reference(
-    model: Path, found: Artifact, target: Target, against: Path | None, examples: Examples, progress: Progress
+    model: Path, artifact: Artifact, target: Target, against: Path | None, examples: Examples, progress: Progress
 ) -> _Reference:
     """Return the float file that was named, or the run's export, or its weights for formats written from weights.
 
     Args:
         model: Run folder or model file.
-        found: The artifact.
+        artifact: The artifact.
         target: The target.
         against: Float file, or None for the run's.
         examples: Inputs for an export.
-        progress: Is told each step.
+        progress: Progress display.
     """
     run = run_of(model)
     path = against
     if path is None and run is not None:
-        exported = outputs_of(run).get(float_label(found.recipe) or "")
+        exported = outputs_of(run).get(float_label(artifact.recipe) or "")
         from_weights = FORMATS[target.format].own_bits
         path = weights_of_run(run) if from_weights or exported is None else exported
     if path is None:
@@ -158,33 +157,32 @@ def _reference(
             where=str(model),
             hint="name its float file, or the folder of its weights, with --against",
         )
-    return _read_reference(path, found, examples, progress)
+    return _read_reference(path, artifact, examples, progress)
 
 
-def _read_reference(place: Path, found: Artifact, examples: Examples, progress: Progress) -> _Reference:
+def _read_reference(path: Path, artifact: Artifact, examples: Examples, progress: Progress) -> _Reference:
     """Read a float graph, or export one from weights.
 
     Args:
-        place: Float file or folder of weights.
-        found: The artifact.
+        path: Float file or folder of weights.
+        artifact: The artifact.
         examples: Inputs for an export.
-        progress: Is told each step.
+        progress: Progress display.
     """
-
     import onnx
 
-    weights = place.is_dir() and any(place.glob("*.safetensors"))
-    if not weights:
-        if format_of(place) != OnnxModel.kind:
+    if not (path.is_dir() and any(path.glob("*.safetensors"))):
+        if format_of(path) != OnnxModel.kind:
             raise InputError(
-                "The reference is no ONNX file.", where=str(place), expected="an .onnx file, or a folder of weights"
+                "The reference is not an ONNX file.", where=str(path), expected="an .onnx file, or a folder of weights"
             )
-        graph = model_file(place)
+        graph = model_file(path)
         return _Reference(onnx.load(graph), node_modules(graph), f"the float file {graph.name}")
     from compress.models.model import TorchModel
 
     progress.note("exporting the float weights, as the reference")
-    exported = export_onnx(TorchModel.load(place, found.task), examples, opset=None, fusions=False).graph
+    # Without fusions, the graph has a value for each layer.
+    exported = export_onnx(TorchModel.load(path, artifact.task), examples, opset=None, fusions=False).graph
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         onnx.save(exported, graph)
@@ -229,25 +227,25 @@ def _departing(bad: Sequence[Departure], compared: FormatComparison, target: Tar
     )
 
 
-def _part(one: Departure) -> str:
+def _part(departure: Departure) -> str:
     """Return the operator, its name and its layer."""
-    return f"{one.operator} {one.name}{f' in {one.layer}' if one.layer else ''}"
+    layer = f" in {departure.layer}" if departure.layer else ""
+    return f"{departure.operator} {departure.name}{layer}"
 
 
-def _explained(one: Departure) -> str:
-    """Return how much of an error the number of bits explains."""
-    return f", where {one.bits} bits explain {one.explained:.2g}" if one.bits < 32 else ""
+def _explained(departure: Departure) -> str:
+    """Return the part of an error that the number of bits explains."""
+    return f", where {departure.bits} bits explain {departure.explained:.2g}" if departure.bits < 32 else ""
 
 
-def _advice(one: Departure, target: Target) -> str:
+def _advice(departure: Departure, target: Target) -> str:
     """Return the advice for a layer that departs."""
-
     rewrite = "write the file again; if that changes nothing, the runtime computes this operator in another way"
-    if one.bits >= 32:
+    if departure.bits >= 32:
         return f"its weights or attributes are not the reference's: {rewrite}"
-    if not FORMATS[target.format].own_bits and one.weights:
+    if not FORMATS[target.format].own_bits and departure.weights:
         return (
-            f"`onnx_int8: {{keep: [{one.weights}]}}` leaves it in float; where the method is static, another "
+            f"`onnx_int8: {{keep: [{departure.weights}]}}` leaves it in float; where the method is static, another "
             f"calibration_method; or its integers are not the reference's: {rewrite}"
         )
     return f"more bits for the weights (`precision`); or its numbers are not the reference's: {rewrite}"

@@ -15,7 +15,7 @@ from compress.formats.integrity import missing_references
 from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
 from compress.stages import registry as stages  # noqa: F401, which records the stages of plug-ins that cannot be used
-from compress.utils import environment, installation
+from compress.utils import environment
 from compress.utils.torch_device import CPU, describe_device, device_fault, has_fast_bf16, resolve_device
 
 _LITTLE_DISK_BYTES = 5_000_000_000
@@ -37,9 +37,9 @@ def machine_findings(machine: dict[str, Any]) -> list[Finding]:
 
 def _installation() -> Iterator[Finding]:
     """Yield findings on required packages and extras."""
-    if not installation.is_installed():
+    if not environment.is_installed():
         yield Finding("warning", "compress runs from its folder and is not installed", "pip install -e .")
-    required = [package for package in installation.packages() if package.extra is None]
+    required = [package for package in environment.packages() if package.extra is None]
     missing = [package for package in required if not package.is_satisfied]
     for package in missing:
         have = f"{package.installed} is installed" if package.installed else "it is missing"
@@ -50,9 +50,9 @@ def _installation() -> Iterator[Finding]:
         )
     if not missing:
         yield Finding("ok", f"all {len(required)} required packages are installed in supported versions")
-    for extra in dict.fromkeys(package.extra for package in installation.packages() if package.extra):
+    for extra in dict.fromkeys(package.extra for package in environment.packages() if package.extra):
         missing_of_extra = [
-            package.name for package in installation.packages() if package.extra == extra and not package.is_satisfied
+            package.name for package in environment.packages() if package.extra == extra and not package.is_satisfied
         ]
         state = f"not installed (lacks {', '.join(missing_of_extra)})" if missing_of_extra else "installed"
         yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if missing_of_extra else None)
@@ -67,7 +67,7 @@ def _plugins() -> Iterator[Finding]:
         if faults := missing_references(form):
             yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "fix or uninstall it")
         else:
-            yield Finding("ok", f"the format {form} of a plugin: all that it refers to is there")
+            yield Finding("ok", f"the format {form} of a plugin: all of its references exist")
     for extension in plugins.find_extensions("doctor_checks").values():
         check = plugins.load_extension(extension, lambda value: value)
         yield from check() if check is not None else ()
@@ -85,13 +85,13 @@ def _targets() -> Iterator[Finding]:
             yield Finding("problem", f"target cpu: {reason}", "pip install --force-reinstall onnxruntime")
         else:
             yield Finding("ok", f"target {target.name}: not here, {reason}; recipes skip it")
-    versions = {package.name: package.installed for package in installation.packages()}
+    versions = {package.name: package.installed for package in environment.packages()}
     if versions.get("onnxruntime-gpu") and runtime.why_unavailable(TARGETS["gpu"]):
         yield Finding(
             "warning",
             "onnxruntime-gpu is installed and yet has no working CUDA provider",
             "onnxruntime may have overwritten its files: pip install --force-reinstall --no-deps "
-            "onnxruntime-gpu; then look at the driver",
+            "onnxruntime-gpu; then check the driver",
         )
 
 

@@ -9,21 +9,20 @@ from pathlib import Path
 from compress.benchmark.operator_difference import compare_operators
 from compress.benchmark.profile import OperatorDifference
 from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls, batch_calls
-from compress.cli.artifact import Artifact, find_artifact, has_recipe
+from compress.cli.artifact import Artifact, find_artifact, has_recipe, outputs_of, run_of
 from compress.cli.output import Finding
-from compress.cli.run_outputs import outputs_of, run_of
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
 from compress.formats.targets import TARGETS
+from compress.inspection.activation_clipping import transcription_calls
 from compress.inspection.integer_kernels import WeightedKernel, read_kernels
 from compress.inspection.saturation import Saturation, find_saturation
-from compress.inspection.transcription_calls import transcription_calls
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.warnings import float_label, has_integers
 from compress.recipe.recipe import Recipe
-from compress.report.difference_console import cause_text, verdict_text
+from compress.report.console import cause_text, verdict_text
 from compress.report.run_folder import MODEL
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.utils.errors import InputError
@@ -88,16 +87,15 @@ def _kernels(kernels: Sequence[WeightedKernel]) -> Iterator[Finding]:
         yield Finding("warning", f"{len(names)} {operator} in float ({_some(names)}): {reason}", helps)
 
 
-def _saturation(found: Sequence[Saturation], processor: Processor) -> Iterator[Finding]:
+def _saturation(products: Sequence[Saturation], processor: Processor) -> Iterator[Finding]:
     """Yield findings on 8-bit products that saturate on a processor."""
-    if not found:
+    if not products:
         yield Finding("ok", f"{processor.name}: no product of unsigned by signed bytes, so none saturates")
         return
-    saturating = sorted(
-        (product for product in found if product.matters), key=lambda product: -(product.error or product.risk)
-    )
+    saturating = [product for product in products if product.matters]
+    saturating.sort(key=lambda product: -(product.error or product.risk))
     if not saturating:
-        yield Finding("ok", f"{processor.name}: none of {len(found)} products saturates noticeably")
+        yield Finding("ok", f"{processor.name}: none of {len(products)} products saturates noticeably")
         return
     for product in saturating[:_NAMED]:
         description = (
@@ -108,7 +106,7 @@ def _saturation(found: Sequence[Saturation], processor: Processor) -> Iterator[F
         yield Finding("warning", f"{processor.name}: {product.operator} {product.layer} saturates: {description}")
     yield Finding(
         "warning",
-        f"{processor.name}: {len(saturating)} of {len(found)} products saturate in 16 bits; predictions will differ",
+        f"{processor.name}: {len(saturating)} of {len(products)} products saturate in 16 bits; predictions will differ",
         "leave `reduce_range: auto` to the quantize stage there, or set `saturating`: weights that never saturate",
     )
 
@@ -133,7 +131,7 @@ def speed_findings(
         recipe: Recipe with real inputs.
         against: Float file, or None for the run's.
         seconds: Time budget.
-        progress: Is told each step.
+        progress: Progress display.
 
     Returns:
         Findings, and a record for each graph; both are empty if there is no float file.
@@ -166,25 +164,25 @@ def _of_run(model: Path, recipe: Recipe) -> Path | None:
     return outputs_of(run).get(label) if run and label else None
 
 
-def _differences(found: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:
+def _differences(artifact: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:
     """Compare each graph with its float graph. Raises `InputError` if their numbers differ.
 
     Args:
-        found: The artifact.
+        artifact: The artifact.
         floats: Folder or file of the float graphs.
         seconds: Time budget.
-        progress: Is told each step.
+        progress: Progress display.
     """
     quiet_libraries()
-    graphs, float_graphs = find_graphs(found.folder), find_graphs(floats)
+    graphs, float_graphs = find_graphs(artifact.folder), find_graphs(floats)
     if len(graphs) != len(float_graphs):
         raise InputError(
             f"The float model has {len(float_graphs)} graphs, and the model has {len(graphs)}.",
             where=str(floats),
             expected=f"float graphs of {', '.join(map(graph_label, graphs))}",
         )
-    recipe = found.recipe
-    pairs = zip(float_graphs, graphs, _calls(found, progress), strict=True)
+    recipe = artifact.recipe
+    pairs = zip(float_graphs, graphs, _calls(artifact, progress), strict=True)
     threads, share = recipe.benchmark.threads, seconds / len(graphs)
     return [
         compare_operators(float_graph, graph, calls, TARGETS["cpu"], threads, share, progress, recipe.seed)
@@ -192,15 +190,15 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
     ]
 
 
-def _calls(found: Artifact, progress: Progress) -> Sequence[ProfiledCalls]:
+def _calls(artifact: Artifact, progress: Progress) -> Sequence[ProfiledCalls]:
     """Return the inputs of each graph, one example per call; a decoder gets a prompt once, and then tokens."""
-    calls = batch_calls(found.examples(progress), 1, found.recipe.seed)
-    if len(find_graphs(found.folder)) == 1:
+    calls = batch_calls(artifact.examples(progress), 1, artifact.recipe.seed)
+    if len(find_graphs(artifact.folder)) == 1:
         return [calls]
     recordings = calls.batches[:_TIMED_RECORDINGS]
     return [
         ProfiledCalls(tuple(batches))
-        for batches in transcription_calls(found.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)
+        for batches in transcription_calls(artifact.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)
     ]
 
 

@@ -1,4 +1,4 @@
-"""`compress evaluate ARTIFACT`: accuracy on the file that ships."""
+"""Command `compress evaluate ARTIFACT`: metrics of the file that ships."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ import typer
 
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Where task and data come from; default: the recipe.yaml beside the model."),
-    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside the model.")] = None,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
-    target: Annotated[str, typer.Option(help="Where to run it; see `compress targets`.")] = "cpu",
+    target: Annotated[str, typer.Option(help="Target of the model; see `compress targets`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2,
     by_slice: Annotated[
         bool, typer.Option("--by-slice", help="Measure each slice of the split too, as the recipe names them.")
@@ -26,24 +23,22 @@ def evaluate(
 ) -> None:
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
     from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.output import render_rows
+    from compress.cli.output import ConsoleProgress, render_rows
     from compress.formats.target_profile import TargetProfile
     from compress.formats.targets import find_target
 
-    found = find_artifact(artifact, recipe)
+    loaded = find_artifact(artifact, recipe)
     profile = TargetProfile(find_target(target))
-    check_opens(found.folder, profile.target)
+    check_opens(loaded.folder, profile.target)
     from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline import generation_evals
-    from compress.pipeline import generation_evals as image_generation_evals
     from compress.pipeline.target_session import TargetSession
 
     quiet_libraries()
-    progress, name = ConsoleProgress(), found.folder.name
+    progress, name = ConsoleProgress(), loaded.folder.name
     with tempfile.TemporaryDirectory(prefix="compress-evaluate-") as scratch:
-        runner = found.runner(Path(scratch), progress, threads=threads)
-        session = TargetSession(runner, profile, {name: found.folder}, split)
+        runner = loaded.runner(Path(scratch), progress, threads=threads)
+        session = TargetSession(runner, profile, {name: loaded.folder}, split)
         parts, notes = session.parts() if by_slice else ([], [])
         for note in filter(None, [session.examples(name).note, *notes]):
             progress.note(note)
@@ -51,11 +46,9 @@ def evaluate(
             *session.accuracies(parts),
             *generation_evals.generations(session)[0],
             *generation_evals.choices(session),
-        ]
-        rows += [
             *generation_evals.instructed(session)[0],
             *generation_evals.similarities(session),
-            *image_generation_evals.judgements(session, parts),
+            *generation_evals.judgements(session, parts),
         ]
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))

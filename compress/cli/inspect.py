@@ -1,4 +1,4 @@
-"""`compress inspect`: where the bytes of a model are."""
+"""Command `compress inspect`: sizes of the parts of a model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ def inspect(
         bool, typer.Option("--weights", help="Read the weights too: zeros, range, mean, deviation, outliers.")
     ] = False,
     calls: Annotated[
-        bool, typer.Option("--calls", help="Of a pipeline that draws: predict what a call of each part costs.")
+        bool,
+        typer.Option(
+            "--calls", help="For a pipeline that generates images: predict the cost of a call of each component."
+        ),
     ] = False,
-    top: Annotated[int, typer.Option(min=0, help="How many of the largest tensors to list.")] = 10,
+    top: Annotated[int, typer.Option(min=0, help="Number of the largest tensors to list.")] = 10,
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
     """Show where a model's bytes and parameters are, by module, type and share."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.inspection.budget import budget_of
     from compress.sources.resolve import find_model
     from compress.utils.progress import SilentProgress

@@ -1,17 +1,23 @@
-"""What commands write to standard output: views, measurements as tables, and what `compress doctor` found."""
+"""Output of commands: views and tables on standard output, progress bars and notes on standard error."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.text import Text
 
-from compress.results.formatting import format_interval, format_measurement, format_value
-from compress.results.measurement import Measurement
+from compress.results.formatting import format_interval, format_measurement, format_seconds, format_value
 from compress.results.metrics import context_of, describe_metric
+from compress.results.report import Measurement
+from compress.utils.progress import Total, expected_steps
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def show(view: RenderableType) -> None:
-    """A text in UTF-8, whatever the terminal's own encoding, since views say so of themselves; else for a terminal."""
+    """Print a view: text as UTF-8, which HTML and Markdown views declare, and anything else for the terminal."""
     if isinstance(view, str):
         typer.echo(view.removesuffix("\n").encode("utf-8"))
         return
@@ -30,7 +36,7 @@ def show(view: RenderableType) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``advice`` says how to mend what isn't ``ok``."""
+    """Result of one check of `compress doctor`. ``advice`` is the way to fix a finding that is not ``ok``."""
 
     level: Literal["ok", "warning", "problem"]
     what: str
@@ -52,16 +58,10 @@ _LEFT_OUT = "hidden at this width; see --json"
 
 
 def render_rows(rows: Iterable[Measurement]) -> ResponsiveTable:
-    """One line a row: model, metric, target, value, interval and number of samples."""
-    columns = [
-        TableColumn("model"),
-        TableColumn("metric"),
-        TableColumn("target", rank=3),
-        TableColumn("value", right=True),
-    ]
-    table = ResponsiveTable(
-        "", [*columns, TableColumn("95% interval", rank=1), TableColumn("n", right=True, rank=2)], _LEFT_OUT
-    )
+    """Return a table with a line for each measurement: model, metric, target, value, interval, number of samples."""
+    columns = [TableColumn("model"), TableColumn("metric"), TableColumn("target", rank=3)]
+    columns += [TableColumn("value", right=True), TableColumn("95% interval", rank=1)]
+    table = ResponsiveTable("", [*columns, TableColumn("n", right=True, rank=2)], _LEFT_OUT)
     for row in rows:
         metric = describe_metric(row.metric, row.unit)
         interval = format_interval(metric, row.low, row.high)
@@ -70,24 +70,80 @@ def render_rows(rows: Iterable[Measurement]) -> ResponsiveTable:
 
 
 def render_generation(rows: Iterable[Measurement]) -> ResponsiveTable:
-    """One line a context and model: times and rates with their intervals, and how many times the baseline's speed."""
-    found = {(part[1], row.model, part[0]): row for row in rows if (part := context_of(row.metric))}
-    models = list(dict.fromkeys(model for _, model, _ in found))
+    """Return a table with a line for each context and model: times and rates with intervals, and the speed-up."""
+    measurements = {(part[1], row.model, part[0]): row for row in rows if (part := context_of(row.metric))}
+    models = list(dict.fromkeys(model for _, model, _ in measurements))
     columns = [TableColumn("context", right=True), TableColumn("model")]
     columns += [TableColumn(name, right=True, rank=rank) for rank, name in enumerate(_TIMES.values(), start=1)]
     table = ResponsiveTable("", columns, _LEFT_OUT)
-    for context in sorted({context for context, _, _ in found}):
+    for context in sorted({context for context, _, _ in measurements}):
         for model in models:
-            speedups = (found.get((context, model, _SPEEDUPS.get(name, ""))) for name in _TIMES)
-            cells = [_lines(found[context, model, name], it) for name, it in zip(_TIMES, speedups, strict=True)]
+            cells = []
+            for name in _TIMES:
+                speedup = measurements.get((context, model, _SPEEDUPS.get(name, "")))
+                cells.append(_lines(measurements[context, model, name], speedup))
             table.add(str(context), model, *cells)
     return table
 
 
 def _lines(row: Measurement, speedup: Measurement | None) -> str:
-    """Value, interval, and speed-up, each on a line."""
+    """Return value, interval and speed-up, each on a line."""
     metric = describe_metric(row.metric, row.unit)
     lines = [format_value(metric, row.value), format_interval(metric, row.low, row.high)]
-    # The baseline's own has no interval.
+    # The baseline's speed-up is 1 by definition, and has no interval.
     lines += [format_measurement(speedup)] if speedup is not None and speedup.low is not None else []
     return "\n".join(line.removesuffix(f" {metric.unit}") if metric.style == "rate" else line for line in lines if line)
+
+
+Item = TypeVar("Item")
+
+PERIOD_SECONDS = 30.0
+"""Interval of progress lines where standard error is not a terminal."""
+
+
+class _Rate(ProgressColumn):
+    """Column with the steps per second, empty until known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate as text."""
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+
+def bars() -> tuple[ProgressColumn, ...]:
+    """Return the columns of a progress bar: description, bar, steps, rate and time left."""
+    text = TextColumn("{task.description}", markup=False)
+    return text, BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft()
+
+
+class ConsoleProgress:
+    """Implementation of `Progress` with bars on a terminal, and occasional lines in files and pipes."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._clock = clock
+
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
+        """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""
+        if not self._console.is_terminal:
+            yield from self._with_lines(items, description, total)
+            return
+        with Progress(*bars(), console=self._console, transient=True) as bar:
+            task = bar.add_task(description, total=expected_steps(total))
+            for item in items:
+                yield item
+                bar.update(task, advance=1, total=expected_steps(total))
+
+    def _with_lines(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
+        """Yield ``items`` and print a line with the time left every `PERIOD_SECONDS`."""
+        began = last_line = self._clock()
+        for done, item in enumerate(items, 1):
+            yield item
+            now, steps = self._clock(), expected_steps(total)
+            if now - last_line >= PERIOD_SECONDS and done < steps:
+                last_line = now
+                seconds_left = (now - began) / done * (steps - done)
+                self.note(f"{description}: {done} of {steps}, about {format_seconds(seconds_left)} left")
+
+    def note(self, message: str) -> None:
+        """Print one line."""
+        self._console.print(message, markup=False)

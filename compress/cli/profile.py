@@ -1,14 +1,16 @@
-"""`compress profile ARTIFACT`: where the time goes, and how close that is to this machine's limit."""
+"""Command `compress profile ARTIFACT`: time of each operator, compared with the limits of this machine."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from compress.benchmark.profile import OperatorProfile
     from compress.benchmark.profiled_calls import ProfiledCalls, TextPhase
     from compress.cli.artifact import Artifact
     from compress.formats.target_profile import Target
@@ -17,23 +19,20 @@ if TYPE_CHECKING:
 
 def profile(
     artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Where task and data come from; default: the recipe.yaml beside the model."),
-    ] = None,
-    target: Annotated[str, typer.Option(help="Where to run it; a target on the processor.")] = "cpu",
+    recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside the model.")] = None,
+    target: Annotated[str, typer.Option(help="Target of the model, on the processor.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a batch; default 1.")] = None,
     phase: Annotated[
         Literal["token", "prompt"] | None,
-        typer.Option(help="Of text generation: a token after a prompt (default), or the prompt."),
+        typer.Option(help="For text generation: a token after a prompt (default), or the prompt."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(min=1, help="Of text generation: tokens of the prompt; default: the recipe's fewest.")
+        int | None, typer.Option(min=1, help="For text generation: tokens of the prompt; default: the recipe's fewest.")
     ] = None,
     part: Annotated[
         str | None,
-        typer.Option(help="Of a model that draws pictures: `text_encoder`, `vae_decoder`, or the denoiser (default)."),
+        typer.Option(help="For image generation: `text_encoder`, `vae_decoder`, or the denoiser (default)."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of the measurement.")] = 5.0,
     html: Annotated[Path | None, typer.Option(help="Write a page with a roofline chart to this file.")] = None,
@@ -41,14 +40,14 @@ def profile(
 ) -> None:
     """Time every operator on real examples or text, against the arithmetic and bandwidth that this machine reaches."""
     from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.formats.targets import find_target
     from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
 
-    subject = find_artifact(artifact, recipe)
-    found_target = find_target(target)
-    check_opens(subject.folder, found_target)
+    subject, runtime_target = find_artifact(artifact, recipe), find_target(target)
+    check_opens(subject.folder, runtime_target)
+    # Check the file first, since the measurement takes a while.
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise InputError(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
@@ -56,19 +55,36 @@ def profile(
     from compress.benchmark.operators import profile_operators, refuse_other_devices
     from compress.formats.quiet_output import quiet_libraries
 
-    refuse_other_devices(found_target)
+    refuse_other_devices(runtime_target)
     quiet_libraries()
     progress = ConsoleProgress()
     benchmark, seed = subject.recipe.benchmark, subject.recipe.seed
     generates_images = GENERATES_IMAGES in subject.task.capabilities
     if part is not None and not generates_images:
-        raise InputError(f"--part means nothing for {subject.task.name}.", expected="a model that draws pictures")
+        raise InputError(f"--part has no effect for {subject.task.name}.", expected="a model that generates images")
     if generates_images:
         idle: dict[str, object] = {"--batch-size": batch_size, "--phase": phase, "--context": context}
-        folder, calls = _part_calls(subject, found_target, part, idle, progress)
+        folder, calls = _part_calls(subject, runtime_target, part, idle, progress)
     else:
         folder, calls = subject.folder, _calls(subject, batch_size, phase, context, progress)
-    result = profile_operators(folder, calls, found_target, threads or benchmark.threads, seconds, progress, seed)
+    result = profile_operators(folder, calls, runtime_target, threads or benchmark.threads, seconds, progress, seed)
+    _print_profile(result, html, json_, progress)
+
+
+def _print_profile(result: OperatorProfile, html: Path | None, json_: bool, progress: Progress) -> None:
+    """Print a profile, and write its page if a file is named.
+
+    Args:
+        result: The profile.
+        html: File of the page.
+        json_: Print JSON.
+        progress: Progress display.
+
+    Raises:
+        InputError: The page cannot be written.
+    """
+    from compress.utils.errors import InputError
+
     if html is not None:
         from compress.report.profile_views import profile_page
 
@@ -91,13 +107,13 @@ def profile(
 
 
 def _part_calls(
-    found: Artifact, place: Target, part: str | None, idle: dict[str, object], progress: Progress
+    artifact: Artifact, target: Target, part: str | None, idle: dict[str, object], progress: Progress
 ) -> tuple[Path, ProfiledCalls]:
     """Return the folder of a component, and its inputs during the generation of an image for the first test prompt.
 
     Args:
-        found: Artifact.
-        place: Target that runs it.
+        artifact: Artifact.
+        target: Target that runs it.
         part: Name of the component.
         idle: Options of other kinds of models.
         progress: Progress display.
@@ -110,27 +126,34 @@ def _part_calls(
     from compress.models.pipeline_folder import UNET, image_generation_hook
     from compress.utils.errors import InputError
 
-    given = [name for name, value in idle.items() if value is not None]
-    if given:
-        raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected="--part")
-    session = get_runtime(place.runtime).open(found.folder, place, 1)
-    assert isinstance(session, ComponentSession), "it draws"
+    _refuse_idle(artifact, idle, "--part")
+    session = get_runtime(target.runtime).open(artifact.folder, target, 1)
+    assert isinstance(session, ComponentSession), "the model generates images"
     chosen = part or UNET
     if chosen not in session.parts:
         raise InputError(f"The model has no part {chosen!r}.", where="--part", expected=", ".join(session.parts))
-    examples = found.examples(progress)
+    examples = artifact.examples(progress)
     component_inputs = image_generation_hook("component_inputs")
     feeds = component_inputs(session, chosen, examples.batch([0]), MAX_CALLS)
-    return found.folder / chosen, ProfiledCalls(tuple(feeds))
+    return artifact.folder / chosen, ProfiledCalls(tuple(feeds))
+
+
+def _refuse_idle(artifact: Artifact, options: Mapping[str, object], expected: str) -> None:
+    """Raise `InputError` for options that have no effect on this kind of model."""
+    from compress.utils.errors import InputError
+
+    names = " and ".join(name for name, value in options.items() if value is not None)
+    if names:
+        raise InputError(f"No effect on {artifact.task.name}: {names}.", expected=expected)
 
 
 def _calls(
-    found: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
+    artifact: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
 ) -> ProfiledCalls:
     """Return the profiled calls from the test split.
 
     Args:
-        found: Artifact.
+        artifact: Artifact.
         batch_size: Examples in a batch.
         phase: Phase of text generation.
         context: Tokens of the prompt of text generation.
@@ -142,15 +165,11 @@ def _calls(
     from compress.benchmark.profiled_calls import MAX_CALLS, batch_calls, text_calls
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES
-    from compress.utils.errors import InputError
 
-    recipe, generates = found.recipe, GENERATES in found.task.capabilities
+    recipe, generates = artifact.recipe, GENERATES in artifact.task.capabilities
     idle = {"--batch-size": batch_size} if generates else {"--phase": phase, "--context": context}
-    given = [name for name, value in idle.items() if value is not None]
-    if given:
-        expected = "--phase and --context" if generates else "--batch-size"
-        raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected=expected)
-    examples = found.examples(progress)
+    _refuse_idle(artifact, idle, "--phase and --context" if generates else "--batch-size")
+    examples = artifact.examples(progress)
     if not generates:
         return batch_calls(examples, batch_size or 1, recipe.seed)
     length = context or min(recipe.benchmark.contexts)

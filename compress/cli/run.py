@@ -1,9 +1,9 @@
-"""Commands `compress run`, from a recipe to a measured artifact, and `compress check`, which plans a run."""
+"""Commands `compress run`, from a recipe to a measured artifact, `check`, which plans a run, and `report`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ def run(
     """Run a recipe. Finished stages come from the cache, so a stopped run continues where it was."""
     from rich.console import Console
 
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.recipe.loading import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
@@ -36,33 +36,34 @@ def run(
     if not is_first():
         take_part(loaded, recipe.parent, artifacts)
         return
-    done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
+    finished = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
     if track is not None:
         from compress.report.tracking import track as write
         from compress.report.tracking import tracked_run
 
-        write(tracked_run(done.report, done.folder), track, loaded.name)
+        write(tracked_run(finished.report, finished.folder), track, loaded.name)
     from compress.report.console import closing_line, console_table
     from compress.report.run_folder import RUNS
     from compress.tasks.registry import get_task
 
     if json_:
-        typer.echo(done.report.to_json(), nl=False)
+        typer.echo(finished.report.to_json(), nl=False)
     else:
-        Console().print(console_table(done.report))
-    for limit in done.report.limits:
+        Console().print(console_table(finished.report))
+    for limit in finished.report.limits:
         policy = loaded.verdicts.cannot_tell if limit.verdict == "cannot tell" else loaded.verdicts.within_chance
         if limit.unknown and policy == "warn":
             reason = limit.reason or "missed within chance"
             typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {reason}", err=True)
-    name = loaded.name if artifacts / "runs" == RUNS else str(done.folder)
+    name = loaded.name if artifacts / "runs" == RUNS else str(finished.folder)
     console = Console(stderr=True, highlight=False)
     # A terminal wraps lines between words; in a file the text stays on one line.
     app = get_task(loaded.task).app_steps is not None
-    console.print(closing_line(done.report, done.folder, name, app), markup=False, soft_wrap=not console.is_terminal)
-    if done.report.missed:
+    line = closing_line(finished.report, finished.folder, name, app)
+    console.print(line, markup=False, soft_wrap=not console.is_terminal)
+    if finished.report.missed:
         raise typer.Exit(1)
-    if done.report.unfit:
+    if finished.report.unfit:
         raise typer.Exit(3)
 
 
@@ -76,7 +77,7 @@ def check(
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Check that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.pipeline.keys import CachedStages
     from compress.pipeline.planning import make_plan, render_plan
     from compress.recipe.loading import read_recipe
@@ -90,3 +91,30 @@ def check(
     from rich.console import Console
 
     Console().print(render_plan(plan))
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, its report.json, or a recipe's name.")],
+    format: Annotated[
+        Literal["console", "markdown", "html", "json", "junit"],
+        typer.Option(help="The view to write to standard output."),
+    ] = "console",
+    json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Show the report of a finished run."""
+    from compress.cli.output import show
+    from compress.report.run_folder import find_report
+    from compress.results.report import parse_report, read_text
+
+    path = find_report(run)
+    text = read_text(path)
+    parsed = parse_report(text, str(path))
+    if json_ or format == "json":
+        show(text)
+        return
+    from compress.report.console import console_table
+    from compress.report.junit import junit_report
+    from compress.report.pages import html_page, markdown_report
+
+    views = {"console": console_table, "markdown": markdown_report, "html": html_page, "junit": junit_report}
+    show(views[format](parsed))

@@ -33,7 +33,7 @@ def fetch_samples(
     json_: _Json = False,
 ) -> None:
     """Fetch samples that are not fetched yet."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.data.samples.fetch import sample_directory
     from compress.data.samples.sample import find_sample
     from compress.utils.progress import SilentProgress

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compress.cli.artifact import find_artifact
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import find_target
@@ -53,14 +53,11 @@ def compare_now(
     if candidate is None:
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
     baseline_artifact, candidate_artifact = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
-    found_target = find_target(target)
-
+    runtime_target = find_target(target)
     quiet_libraries()
     progress, artifacts = ConsoleProgress(), {BASELINE: baseline_artifact.folder, FINAL: candidate_artifact.folder}
-    generates_text, contexts = (
-        GENERATES in candidate_artifact.task.capabilities,
-        candidate_artifact.recipe.benchmark.contexts,
-    )
+    generates_text = GENERATES in candidate_artifact.task.capabilities
+    contexts = candidate_artifact.recipe.benchmark.contexts
     metric = f"time_per_output_token_ms_context_{min(contexts)}" if generates_text else "latency_ms"
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
@@ -70,9 +67,9 @@ def compare_now(
         # Half of the smallest change that matters is precise enough.
         precision, confidence = (margin or 0.0) / 2, policy.time_confidence
         session = TargetSession(
-            runner, TargetProfile(found_target), artifacts, precision=precision, confidence=confidence
+            runner, TargetProfile(runtime_target), artifacts, precision=precision, confidence=confidence
         )
-        report = _measured(session, folder)
+        report = _measure(session, folder)
         resolved_recipe = with_absolute_paths(candidate_artifact.recipe, candidate_artifact.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(resolved_recipe), encoding="utf-8")
         comparison = compare_reports(
@@ -86,7 +83,7 @@ def compare_now(
     return comparison.model_copy(update={"how": "side by side", "notes": (*comparison.notes, *report.notes)})
 
 
-def _measured(session: TargetSession, folder: Path) -> Report:
+def _measure(session: TargetSession, folder: Path) -> Report:
     """Return one report of both models, and write their answers into ``folder``."""
     runner, started, findings = session.runner, datetime.now(UTC).astimezone(), Findings()
     measure_answers(findings, session)

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from compress.benchmark.generation import encode_text, measure_generation
-from compress.cli.bench_generation import targets_of_other_formats
+from compress.cli.bench_measurement import targets_of_other_formats
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.model_file import format_of, model_file
 from compress.formats.target_profile import Target

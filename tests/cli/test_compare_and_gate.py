@@ -160,9 +160,9 @@ def test_names_and_models(place: Path, run: Path, monkeypatch: pytest.MonkeyPatc
 def test_bad_input_is_told(run: Path, tmp_path: Path) -> None:
     assert "There is no report of" in message(invoke("compare", tmp_path / "nowhere"))
     assert "There is no model 'prune'" in message(invoke("compare", run, run, "--model", "prune"))
-    assert "--why says why" in message(invoke("gate", run, "--baseline", run, "--why", "x"))
-    assert "this is none" in message(invoke("gate", run, "--baseline", run, "--update"))
-    assert "this is none" in message(invoke("gate", run, "--baseline", run / "report.json", "--update"))
+    assert "--why is the reason" in message(invoke("gate", run, "--baseline", run, "--why", "x"))
+    assert "this is another file" in message(invoke("gate", run, "--baseline", run, "--update"))
+    assert "this is another file" in message(invoke("gate", run, "--baseline", run / "report.json", "--update"))
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     assert "not JSON" in message(invoke("gate", run, "--baseline", broken))

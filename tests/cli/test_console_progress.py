@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from compress.cli.console_progress import ConsoleProgress
+from compress.cli.output import ConsoleProgress
 
 
 def test_items_pass_while_a_terminal_sees_the_count():

@@ -38,14 +38,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "said"),
     [
         (("nowhere",), "There is no model in 'nowhere'"),
-        (("exported",), "Nothing says which task"),
+        (("exported",), "There is no recipe with the task"),
         (("exported", "--recipe", "tiny.yaml", "--target", "moon"), "There is no target 'moon'"),
         (("exported", "--recipe", "tiny.yaml", "--target", "gpu"), "The target 'gpu' cannot be profiled"),
         (("exported", "--recipe", "tiny.yaml", "--html", "no/such/page.html"), "The page cannot be written there"),
         (("exported", "--recipe", "tiny.yaml", "--html", "."), "The page cannot be written there"),
         (("exported", "--recipe", "tiny.yaml", "--threads", "0"), "--threads"),
         (("exported", "--recipe", "tiny.yaml", "--batch-size", "0"), "--batch-size"),
-        (("exported", "--recipe", "tiny.yaml", "--phase", "prompt"), "--phase means nothing for text-classification"),
+        (("exported", "--recipe", "tiny.yaml", "--phase", "prompt"), "No effect on text-classification: --phase"),
         (("exported", "--recipe", "tiny.yaml", "--phase", "batch"), "--phase"),
         (("exported", "--recipe", "tiny.yaml", "--target", "llama-cpp"), "llama-cpp does not open ONNX"),
         (("exported", "--recipe", "tiny.yaml"), "cannot open the graph"),
@@ -90,7 +90,7 @@ def test_a_decoder_s_time_is_told_by_operator(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--batch-size", "2"), "--batch-size means nothing for text-generation"),
+        (("--batch-size", "2"), "No effect on text-generation: --batch-size"),
         (("--context", "192"), "has 192 tokens; a prompt of 192 needs 193"),
     ],
 )

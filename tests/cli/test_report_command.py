@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from compress.cli.report import report as report_command
+from compress.cli.run import report as report_command
 from compress.report.pages import write_report
 from compress.results.report import LimitResult, Measurement, Report
 from compress.utils.errors import InputError
@@ -55,6 +55,6 @@ def test_a_run_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
-    code = "import compress.cli.report, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import compress.cli.run, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "onnxruntime", "pyarrow", "datasets", "pydantic", "numpy"} & set(loaded)

@@ -13,8 +13,8 @@ import typer
 from tiny_run import Notes, load, write_all
 from typer.testing import CliRunner
 
+from compress.cli.artifact import outputs_of
 from compress.cli.doctor import doctor
-from compress.cli.run_outputs import outputs_of
 from compress.formats.litert.stage import LiteRt
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.ort.model import read_ort

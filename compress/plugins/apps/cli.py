@@ -38,7 +38,7 @@ def bundle(
 ) -> None:
     """Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page."""
     from compress.cli.artifact import find_artifact, written_for
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.formats.targets import find_app_profile
     from compress.report.run_folder import RECIPE
 

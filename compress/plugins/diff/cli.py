@@ -1,4 +1,4 @@
-"""`compress diff A B`: what differs between two models, in their files, their weights and their answers."""
+"""Command `compress diff A B`."""
 
 from __future__ import annotations
 
@@ -46,11 +46,10 @@ def diff(
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Say what differs between two models: files and recipe, every tensor, answers; and what to look at first."""
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.output import show
+    from compress.cli.output import ConsoleProgress, show
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.diff.limits import read_limits
-    from compress.plugins.diff.models import Wanted, compare_models
+    from compress.plugins.diff.models import DiffRequest, compare_models
     from compress.plugins.diff.views import console_diff, html_diff
     from compress.utils.progress import SilentProgress
 
@@ -60,24 +59,28 @@ def diff(
     sides = find_side(before, progress), find_side(after, progress)
     if depth == "answers":
         quiet_libraries()
-    found = compare_models(*sides, Wanted(depth, data, recipe, limits), progress)
+    result = compare_models(*sides, DiffRequest(depth, data, recipe, limits), progress)
     if view == "json":
-        show(found.model_dump_json(indent=2, by_alias=True))
+        show(result.model_dump_json(indent=2, by_alias=True))
     else:
-        show(html_diff(found) if view == "html" else console_diff(found))
-    if any(one.state == "missed" for one in found.limits):
+        show(html_diff(result) if view == "html" else console_diff(result))
+    if any(limit.state == "missed" for limit in result.limits):
         raise typer.Exit(1)
 
 
-def find_side(given: str, progress: Progress) -> Side:
-    """The model that a name stands for, and its run. Raises `ModelError` where there is none."""
+def find_side(name: str, progress: Progress) -> Side:
+    """Return the model with this name or path, and its run.
+
+    Raises:
+        ModelError: No such model exists.
+    """
     from compress.cli.artifact import generating_artifact
     from compress.plugins.diff.models import Side
     from compress.report.run_folder import RECIPE, REPORT
     from compress.sources.resolve import find_model
 
-    place = generating_artifact(Path(given))
-    model = place if place.exists() else find_model(given, progress)
+    path = generating_artifact(Path(name))
+    model = path if path.exists() else find_model(name, progress)
     folders = (model, model.parent, model.parent.parent)
     run = next((folder for folder in folders if (folder / RECIPE).is_file() or (folder / REPORT).is_file()), None)
-    return Side(given, model, run)
+    return Side(name, model, run)

@@ -34,8 +34,7 @@ def ab(
 ) -> None:
     """Replay requests through both: better, same, worse, or can't tell. Exit code 1: B is worse in a quantity."""
     from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.output import show
+    from compress.cli.output import ConsoleProgress, show
     from compress.formats.targets import find_target
     from compress.plugins.monitoring.outputs import ServedModel
     from compress.plugins.monitoring.rows import input_columns
@@ -89,8 +88,7 @@ def drift(
 ) -> None:
     """Test words, lengths, activations and answers for drift, and advise what to do. Exit code 1: there is drift."""
     from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.output import show
+    from compress.cli.output import ConsoleProgress, show
     from compress.formats.targets import find_target
     from compress.utils.errors import InputError
     from compress.utils.progress import SilentProgress

@@ -226,7 +226,7 @@ _Remote = Annotated[str | None, typer.Option(metavar="URL", help="The copy at th
 @app.command()
 def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Send the files that the copy at an address lacks; each piece is read again. Resumes an interrupted push."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.plugins.registry.remote import Remote
     from compress.plugins.registry.remote import push as send
 
@@ -238,7 +238,7 @@ def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
 @app.command()
 def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Download the files that a registry lacks from its copy at an address, and verify every byte."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.plugins.registry.remote import Remote
     from compress.plugins.registry.remote import fetch as bring
 
@@ -250,7 +250,7 @@ def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
 @app.command()
 def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Read every byte and name every damaged, missing or surplus file. Exit code 1: there is one."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.output import ConsoleProgress
     from compress.plugins.registry.remote import Remote, verify_remote
     from compress.plugins.registry.upkeep import verify as look
 

@@ -12,29 +12,28 @@ from typing import Protocol
 import numpy as np
 
 from compress.numerics.statistics import Estimate
-from compress.plugins.search.goal import is_dominated, limit_name
-from compress.plugins.search.ledger import PastTrial
-from compress.plugins.search.observations import Observations
-from compress.plugins.search.outcome import TrialOutcome
-from compress.plugins.search.parameters import SearchParameter
-from compress.plugins.search.proxy_metric import order_by_divergence
-from compress.plugins.search.space import Point
+from compress.plugins.search.early_stopping import order_by_divergence
+from compress.plugins.search.observations import Observations, PastTrial
+from compress.plugins.search.outcome import TrialOutcome, is_dominated, limit_name
+from compress.plugins.search.space import Point, SearchParameter
 from compress.plugins.search.surrogate import Surrogate
 from compress.plugins.search.warm_start import DISCREPANCY, HALF_WIDTHS_PER_DEVIATION, TransferPrior, fit_with_prior
 from compress.recipe.recipe import Limit
 
 _FEWEST_KNOWN = 3
 _SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
-"""Constants for an objective that only trials measure, relative: deviation of two trials of one recipe,
-deviation between recipes while few are measured, and a negligible gain.
+"""Relative constants for an objective that only trials measure.
+
+Deviation of two trials of one recipe, deviation between recipes while few are measured, and a negligible gain.
 """
 _FEWEST_WEIGHED, _WEIGHED_APART = 2, 0.3
-"""Constants for limits on sizes and times that nothing predicts: least number of measured recipes, and standard
-deviation of the logarithm between recipes.
+"""Constants for limits on sizes and times that nothing predicts.
+
+Smallest number of measured recipes, and standard deviation of the logarithm between recipes.
 """
 _LEAST = 1e-12
 """Least probability."""
-_PLAINLY = 5
+_CLIP_MULTIPLE = 5
 """Margins below this multiple of the usual half-width or deviation are clipped.
 
 Otherwise a single bad recipe makes the process expect large differences everywhere (Eriksson and Poloczek 2021, section
@@ -42,21 +41,36 @@ Otherwise a single bad recipe makes the process expect large differences everywh
 """
 _LIKELY = 0.8
 """Probability from which a predictable limit counts as likely to be met."""
-_GLANCE = 0.25
+_ANALYTIC_TOLERANCE = 0.25
 """Relative tolerance of analytic predictions before they exclude a recipe."""
 
 
 class CostModel(Protocol):
     """Predictions of cost that the engine needs (`CostEstimator`, or recorded trials)."""
 
-    def marginal_seconds(self, point: Point, share: float = 1.0) -> float: ...
-    def remaining(self, point: Point, share: float = 1.0) -> Mapping[str, float]: ...
-    def total_seconds(self, point: Point, share: float = 1.0) -> float: ...
-    def predict(self, point: Point, metric: str) -> float | None: ...
-    def predict_analytically(self, point: Point, metric: str) -> float | None: ...
-    def tolerance(self, point: Point, metric: str) -> float: ...
-    def family(self, point: Point) -> tuple[object, ...]: ...
-    def update(self, point: Point, share: float, outcome: TrialOutcome) -> None: ...
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        """Return the time of the stages that no trial has run, and of the evaluation."""
+
+    def remaining(self, point: Point, share: float = 1.0) -> Mapping[str, float]:
+        """Return the time of each stage that no trial has run, by its key."""
+
+    def total_seconds(self, point: Point, share: float = 1.0) -> float:
+        """Return the time of all stages."""
+
+    def predict(self, point: Point, metric: str) -> float | None:
+        """Return a metric of the final model; None if it cannot be predicted."""
+
+    def predict_analytically(self, point: Point, metric: str) -> float | None:
+        """Return the prediction that needs no traced graph; None without one."""
+
+    def tolerance(self, point: Point, metric: str) -> float:
+        """Return the relative error that a prediction may have."""
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        """Return a key of recipes that are comparable when partly trained."""
+
+    def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
+        """Record the outcome of a trial."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ class Acquisition:
     ) -> None:
         self.observations, self.costs, self.shares = observations, costs, shares
         self._ranks = [parameter.ranks() for parameter in parameters]
-        # What is done to a model that is trained already, and the bytes that it saves, move quality less than training.
+        # Stages after training, and the bytes that they save, change quality less than training does.
         self._is_minor_feature = [
             *(parameter.is_after_training for parameter in parameters),
             any(parameter.is_after_training for parameter in parameters),
@@ -113,17 +127,18 @@ class Acquisition:
         it is trained in full. Where the quality of partly trained recipes cannot be distinguished, the divergence
         from the baseline orders their probabilities.
         """
-        values, candidates, came_to = {}, list(points), self.observations.last_rungs()
-        rungs = [(point, came_to.get(point, -1) + 1) for point in candidates]
-        alone, surer = self._chances(candidates)
+        values, candidates, last_rungs = {}, list(points), self.observations.last_rungs()
+        next_rungs = [(point, last_rungs.get(point, -1) + 1) for point in candidates]
+        probabilities, safety = self._chances(candidates)
         self._predict_chances(candidates)
-        # What is cheap tells little while nothing is known to keep the limits (Lee et al. 2020, on cost-cooling).
-        cost = 1.0 if self._front else 0.5
-        chances = order_by_divergence(self.observations, rungs, alone, self.costs.family)
-        for point, chance, more in zip(candidates, chances, surer, strict=True):
+        # Cheap recipes teach little until one meets the limits, so time counts less (cost-cooling, Lee et al. 2020).
+        exponent = 1.0 if self._front else 0.5
+        chances = order_by_divergence(self.observations, next_rungs, probabilities, self.costs.family)
+        for point, chance, factor in zip(candidates, chances, safety, strict=True):
             seconds = self.costs.marginal_seconds(point)
             gain = self.gain(point)
-            values[point] = chance * more * self._chance_of_predicted_limits(point) * gain / max(seconds, 1e-3) ** cost
+            expected_gain = chance * factor * self._chance_of_predicted_limits(point) * gain
+            values[point] = expected_gain / max(seconds, 1e-3) ** exponent
             self.expected[point] = Expectation(
                 gain if self._start is not None and self._front else None,
                 chance if self._has_quality_model else None,
@@ -138,10 +153,10 @@ class Acquisition:
         trials.
         """
         if point not in self._gains:
-            self._gains[point] = self._gained(point)
+            self._gains[point] = self._predict_gain(point)
         return self._gains[point]
 
-    def _gained(self, point: Point) -> float:
+    def _predict_gain(self, point: Point) -> float:
         predictions = [self._measured_or_predicted(point, metric) for metric in self.observations.goal.minimize]
         start, front = self._start, self._front
         if start is None or not front:
@@ -153,6 +168,8 @@ class Acquisition:
             return (min(best for (best,) in front) - values[0]) / (start[0] or 1.0)
         if is_dominated(values, front):
             return 0.0
+        # With several objectives, the gain is the distance to the front: the smallest, over its recipes, of the largest
+        # improvement in any objective.
         nearest = min(
             max((b - a) / (base or 1.0) for a, b, base in zip(values, best, start, strict=True)) for best in front
         )
@@ -188,17 +205,19 @@ class Acquisition:
         Analytic predictions come first, so that no graph is traced for a recipe that is far from its limits.
         """
         limits = self.observations.goal.limits
+        analytic = (self.costs.predict_analytically(point, limit.metric) for limit in limits)
         if not all(
-            self._leaves_open(one, self.costs.predict_analytically(point, one.metric), _GLANCE) for one in limits
+            self._may_meet(limit, value, _ANALYTIC_TOLERANCE) for limit, value in zip(limits, analytic, strict=True)
         ):
             return False
-        return all(self._may_keep(limit, point) for limit in limits)
+        return all(
+            self._may_meet(
+                limit, self._measured_or_predicted(point, limit.metric), self.costs.tolerance(point, limit.metric)
+            )
+            for limit in limits
+        )
 
-    def _may_keep(self, limit: Limit, point: Point) -> bool:
-        value = self._measured_or_predicted(point, limit.metric)
-        return self._leaves_open(limit, value, self.costs.tolerance(point, limit.metric))
-
-    def _leaves_open(self, limit: Limit, value: float | None, tolerance: float) -> bool:
+    def _may_meet(self, limit: Limit, value: float | None, tolerance: float) -> bool:
         """Return whether a value with this relative tolerance may meet a limit."""
         ratio = self._ratio(limit, value)
         if ratio is None:
@@ -224,11 +243,11 @@ class Acquisition:
         for limit in self.observations.goal.limits:
             within = [self._chance_within(limit, point) for point in new]
             chances *= [1.0 if chance is None else chance for chance in within]
-            # A limit without a prediction is judged by the margins of finished recipes.
+            # The margins of finished recipes stand in for a limit without a prediction.
             unknown = [index for index, chance in enumerate(within) if chance is None]
-            process = (
-                self._margin_process(limit) if unknown and limit not in self.observations.goal.quality_limits else None
-            )
+            if not unknown or limit in self.observations.goal.quality_limits:
+                continue
+            process = self._margin_process(limit)
             if process is not None:
                 features = np.array([self._features(new[index], self.shares[-1]) for index in unknown])
                 chances[unknown] *= process.probability_at_least(features, np.zeros(len(unknown)))
@@ -244,11 +263,10 @@ class Acquisition:
                 if (ratio := self._ratio(limit, outcome.final.get(limit.metric)))
             }
             features = np.array([self._features(point, self.shares[-1]) for point in margins])
-            is_fitted = len(margins) >= _FEWEST_WEIGHED
             values, deviations = np.array(list(margins.values())), np.full(len(margins), _APART)
-            self._margin_processes[name] = (
-                Surrogate.fit(features, values, deviations, _WEIGHED_APART) if is_fitted else None
-            )
+            is_fitted = len(margins) >= _FEWEST_WEIGHED
+            process = Surrogate.fit(features, values, deviations, _WEIGHED_APART) if is_fitted else None
+            self._margin_processes[name] = process
         return self._margin_processes[name]
 
     def _chance_within(self, limit: Limit, point: Point) -> float | None:
@@ -294,12 +312,10 @@ class Acquisition:
                 continue
             prior = self._prior.get(name)
             if name not in self._processes:
-                deepest = _PLAINLY * max(typical_half_width, DISCREPANCY)
+                deepest = _CLIP_MULTIPLE * max(typical_half_width, DISCREPANCY)
+                full_rung = self.observations.full_rung
                 values = np.array(
-                    [
-                        room.value if rung < self.observations.full_rung else max(room.value, -deepest)
-                        for (_, rung), room in rooms
-                    ]
+                    [room.value if rung < full_rung else max(room.value, -deepest) for (_, rung), room in rooms]
                 )
                 features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
                 deviations = np.maximum(halves / HALF_WIDTHS_PER_DEVIATION, 1e-4)
@@ -309,11 +325,9 @@ class Acquisition:
             room = (typical_half_width if self._front else self._margin_of_pick(name)) - expected
             chances = process.probability_at_least(queried, room)
             if not self._front:
-                safety *= (
-                    process.expected_improvement(queried, room)
-                    / np.maximum(chances, _LEAST)
-                    / max(typical_half_width, _LEAST)
-                )
+                # The improvement given that there is one, as a multiple of the usual half-width.
+                improvement = process.expected_improvement(queried, room) / np.maximum(chances, _LEAST)
+                safety *= improvement / max(typical_half_width, _LEAST)
             products *= chances
         return [max(float(chance), _LEAST) for chance in products], safety.tolist()
 
@@ -332,7 +346,7 @@ class Acquisition:
     def _features(self, point: Point, share: float) -> list[float]:
         """Return the features of a point: coordinates, predicted size, predicted time and share of training.
 
-        Each is between about 0 and 1. Time says more than the choices alone: a ninth of twelve epochs is shorter
+        Each is between about 0 and 1. Time holds information beyond the choices: a ninth of twelve epochs is shorter
         than three epochs.
         """
         # Sizes are relative to the recipe that the search starts from.

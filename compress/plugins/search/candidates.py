@@ -9,21 +9,20 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from compress.plugins.search.acquisition import Acquisition, CostModel
-from compress.plugins.search.goal import limit_name
-from compress.plugins.search.ledger import PastTrial
-from compress.plugins.search.observations import Observations
-from compress.plugins.search.parameters import SearchParameter
-from compress.plugins.search.space import Point
+from compress.plugins.search.observations import Observations, PastTrial
+from compress.plugins.search.outcome import limit_name
+from compress.plugins.search.space import Point, SearchParameter
 from compress.recipe.recipe import Recipe
 from compress.utils.errors import InputError, MissingExtraError, RecipeError, first_line
 
-_ASKED = 32
+_OPTUNA_PROPOSALS = 32
 _SAME_FAILURE = 3
 _NEAR = 0.25
 """Relative shortfall below which a missed limit counts as nearly met."""
 _CENTRES, _STEPS = 4, 8
-"""Recipes whose neighbours are considered, and repetitions of that. A sample of millions has hardly any point
-near the best.
+"""Recipes whose neighbours are considered, and repetitions of that.
+
+A sample of millions has hardly any point near the best.
 """
 
 
@@ -33,14 +32,27 @@ class SearchSpaceView(Protocol):
     parameters: tuple[SearchParameter, ...]
 
     @property
-    def origin(self) -> Point: ...
+    def origin(self) -> Point:
+        """Return the point of the recipe that the search starts from."""
+
     @property
-    def is_enumerable(self) -> bool: ...
-    def points(self, seed: int) -> Iterable[Point]: ...
-    def canonicalize(self, point: Sequence[int]) -> Point: ...
-    def identity(self, point: Point) -> str: ...
-    def recipe(self, point: Point) -> Recipe: ...
-    def trains(self, point: Point) -> bool: ...
+    def is_enumerable(self) -> bool:
+        """Return whether every recipe can be enumerated."""
+
+    def points(self, seed: int) -> Iterable[Point]:
+        """Return every point, or a sample."""
+
+    def canonicalize(self, point: Sequence[int]) -> Point:
+        """Return the point that stands for all equivalent ones."""
+
+    def identity(self, point: Point) -> str:
+        """Return a digest that points with equal stages share."""
+
+    def recipe(self, point: Point) -> Recipe:
+        """Return the recipe at a point."""
+
+    def trains(self, point: Point) -> bool:
+        """Return whether a recipe can be trained in part."""
 
 
 Family = tuple[object, ...]
@@ -90,7 +102,7 @@ class Candidates:
         """Return untried points with reasons: of all points, or of a sample, proposals of Optuna and neighbours.
 
         Args:
-            prospects: Acquisition function of this round.
+            acquisition: Acquisition function of this round.
             number: Number of the round, from which the seed of Optuna's proposals is derived.
             given_up: Recipes that are not trained further; Optuna gets their partial results.
 
@@ -98,7 +110,7 @@ class Candidates:
             Point -> reason why it is considered.
         """
         points = list(self.space.points(self.seed))
-        reasons = self._worth_trying(points, acquisition, "most gain for its time")
+        reasons = self._promising(points, acquisition, "most gain for its time")
         self.remaining_share = len(reasons) / max(len(points), 1)
         if not self.space.is_enumerable:
             seed = self.seed * 100_003 + number
@@ -107,17 +119,17 @@ class Candidates:
                 self._completed_trials(given_up),
                 len(self.observations.goal.minimize),
                 seed,
-                _ASKED,
+                _OPTUNA_PROPOSALS,
             )
-            reasons |= self._worth_trying(proposed, acquisition, "proposed by Optuna")
-            reasons |= self._worth_trying((trial.point for trial in self.past), acquisition, "tried before, elsewhere")
+            reasons |= self._promising(proposed, acquisition, "proposed by Optuna")
+            reasons |= self._promising((trial.point for trial in self.past), acquisition, "tried before, elsewhere")
             centres = (self.observations.pareto_front() or self.observations.by_shortfall())[:_CENTRES]
             neighbours = (other for point in centres for other in self._neighbours(point))
-            reasons |= self._worth_trying(neighbours, acquisition, "one choice from the best so far")
+            reasons |= self._promising(neighbours, acquisition, "one choice from the best so far")
             self._add_better_neighbours(reasons, acquisition)
         return reasons
 
-    def largest_per_family(self, by_worth: Sequence[Point], acquisition: Acquisition) -> dict[Point, str]:
+    def largest_per_family(self, ranked: Sequence[Point], acquisition: Acquisition) -> dict[Point, str]:
         """Return the largest permitted recipe of each family that has none yet, until a recipe meets every limit.
 
         Large means many parameters and much training. It is found by local search from the largest ranked point. A
@@ -133,14 +145,14 @@ class Candidates:
 
         tried = {family(point) for point in self.observations.finished if self._nearly_met_limits(point)}
         families: dict[Family, list[Point]] = {}
-        for point in by_worth:
+        for point in ranked:
             if self.space.trains(point) and family(point) not in tried and acquisition.likely_meets_limits(point):
                 families.setdefault(family(point), []).append(point)
         reasons = {}
         for points in islice(families.values(), max(_CENTRES - len(tried), 0)):
             largest = max(points, key=extent)
             for _ in range(_STEPS):
-                neighbours = self._worth_trying(self._neighbours(largest), acquisition, reason)
+                neighbours = self._promising(self._neighbours(largest), acquisition, reason)
                 relatives = (
                     neighbour
                     for neighbour in neighbours
@@ -168,7 +180,7 @@ class Candidates:
             centres = [point for point in acquisition.rank(reasons)[:_CENTRES] if point not in seen]
             seen.update(centres)
             neighbours = (other for point in centres for other in self._neighbours(point) if other not in reasons)
-            added = self._worth_trying(neighbours, acquisition, "one choice from what promises most")
+            added = self._promising(neighbours, acquisition, "one choice from what promises most")
             if not added:
                 break
             reasons |= added
@@ -180,21 +192,21 @@ class Candidates:
                 if value != point[index]:
                     yield (*point[:index], value, *point[index + 1 :])
 
-    def _worth_trying(self, points: Iterable[Point], acquisition: Acquisition, why: str) -> dict[Point, str]:
+    def _promising(self, points: Iterable[Point], acquisition: Acquisition, why: str) -> dict[Point, str]:
         tried = {point for point, _ in self.observations.outcomes} | self.rejected.keys()
-        causes = self._failure_patterns()
+        patterns = self._failure_patterns()
         reasons: dict[Point, str] = {}
         for proposed in points:
             point = self.space.canonicalize(proposed)
             if point in tried or point in reasons or not self.has_valid_stages(point):
                 continue
-            # Sizes are told sooner than times.
-            worth = (
+            # Sizes are predicted faster than times, and the size after a refit takes longest.
+            promising = (
                 acquisition.may_meet_limits(point)
                 and acquisition.gain(point) > 0
-                and not self._matches_failure(point, causes)
+                and not self._matches_failure(point, patterns)
             )
-            if worth and self.may_ship(point, self.observations):
+            if promising and self.may_ship(point, self.observations):
                 reasons[point] = why
         return reasons
 
@@ -208,6 +220,7 @@ class Candidates:
         for (family, _), points in failed.items():
             if len(points) < _SAME_FAILURE:
                 continue
+            # A choice that all failed recipes share and no other recipe has is the likely cause.
             succeeded = [
                 point
                 for (point, _), trial_outcome in outcomes
@@ -223,10 +236,11 @@ class Candidates:
                 patterns.append(FailurePattern(family, choices if succeeded else {}))
         return patterns
 
-    def _matches_failure(self, point: Point, causes: Iterable[FailurePattern]) -> bool:
+    def _matches_failure(self, point: Point, patterns: Iterable[FailurePattern]) -> bool:
+        family = self.costs.family(point)
         return any(
-            self.costs.family(point) == cause.family and all(point[at] == value for at, value in cause.choices.items())
-            for cause in causes
+            family == pattern.family and all(point[index] == value for index, value in pattern.choices.items())
+            for pattern in patterns
         )
 
     def has_valid_stages(self, point: Point) -> bool:
@@ -258,7 +272,7 @@ class Candidates:
             values = self.observations.goal.objectives(outcome)
             if values is None or (rung < self.observations.full_rung and point not in given_up):
                 continue
-            # What wasn't measured at a lower rung falls short without end.
+            # A metric that was not measured at a lower rung has an infinite shortfall, which Optuna cannot rank.
             shortfalls = {name: min(value, 1.0) for name, value in self.observations.goal.shortfalls(outcome).items()}
             trials.append(CompletedTrial(point, values, shortfalls))
         return trials
@@ -283,7 +297,7 @@ def propose_with_optuna(
 
     Args:
         parameters: Parameters of the space.
-        told: Finished trials.
+        trials: Finished trials.
         objectives: Number of objectives.
         seed: Seed of the sampler.
         count: Number of proposals.

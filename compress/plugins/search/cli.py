@@ -1,11 +1,14 @@
-"""The command `compress search`."""
+"""Command `compress search`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from compress.plugins.search.run import SearchResult
 
 
 def search(
@@ -25,19 +28,15 @@ def search(
     minimize: Annotated[
         list[str] | None, typer.Option(help="size_bytes, latency_ms, or both by giving it twice.")
     ] = None,
-    target: Annotated[str, typer.Option(help="Where the model will run.")] = "cpu",
+    target: Annotated[str, typer.Option(help="Target of the model.")] = "cpu",
     budget: Annotated[str | None, typer.Option(help="Time for the search: 90s, 60m, 1h30m.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Recipes that are tried at most.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Maximum number of recipes to try.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the recipe.")
     ] = None,
-    artifacts: Annotated[Path, typer.Option(help="The folder that cache and searches are kept in.")] = Path(
-        "artifacts"
-    ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest search of this recipe.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be varied, between which values, and stop.")
-    ] = False,
+    artifacts: Annotated[Path, typer.Option(help="Folder of cache and searches.")] = Path("artifacts"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the latest search of this recipe.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the parameters and their values, and stop.")] = False,
     workers: Annotated[
         str | None, typer.Option(metavar="ray[:ADDRESS]", help="Try recipes on the machines of a Ray cluster.")
     ] = None,
@@ -46,9 +45,9 @@ def search(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write search.json to standard output.")] = False,
 ) -> None:
-    """Find the recipe that keeps the limits and is smallest or fastest; Ctrl-C and --resume go on where it was."""
+    """Find the recipe that meets the limits and is smallest or fastest; Ctrl-C and --resume continue it."""
     from compress.plugins.search.cli_options import SearchOptions, build_document
-    from compress.plugins.search.live_progress import SearchConsole
+    from compress.plugins.search.console import SearchConsole
     from compress.plugins.search.run import SearchRun
 
     options = SearchOptions(
@@ -59,27 +58,32 @@ def search(
         from compress.plugins.search.dry_run import prepare_dry_run
 
         with prepare_dry_run(document, folder, artifacts) as prepared:
-            opening = prepared.summary(origin)
-        typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
+            summary = prepared.summary(origin)
+        typer.echo(summary.model_dump_json(indent=2) if json_ else "\n".join(summary.lines()))
         return
     with SearchConsole(lines=json_) as console:
-        done = SearchRun(document, folder, artifacts, console, resume, workers, console, origin).run()
-    if track is not None:
-        from compress.plugins.search.record import tracked_run
-        from compress.report.tracking import track as write
+        result = SearchRun(document, folder, artifacts, console, resume, workers, console, origin).run()
+    _print_result(result, track, json_)
 
-        write(tracked_run(done.record, done.folder), track, done.record.name)
+
+def _print_result(result: SearchResult, track: str | None, json_: bool) -> None:
+    """Track and print a finished search. Exits with code 1 if no recipe meets the limits."""
     from rich.console import Console
 
     from compress.plugins.search.console import search_table
 
+    if track is not None:
+        from compress.plugins.search.record import tracked_run
+        from compress.report.tracking import track as write
+
+        write(tracked_run(result.record, result.folder), track, result.record.name)
     if json_:
-        typer.echo(done.record.model_dump_json(indent=2))
+        typer.echo(result.record.model_dump_json(indent=2))
     else:
-        Console().print(search_table(done.record))
-    final = done.record.final
+        Console().print(search_table(result.record))
+    final = result.record.final
     names = "search.html" if final is None else "best.yaml, model/ and search.html"
-    after = "" if final is None else f" Next: compress run {done.folder / 'best.yaml'}"
-    typer.echo(f"{done.folder} has {names}.{after}", err=True)
+    after = "" if final is None else f" Next: compress run {result.folder / 'best.yaml'}"
+    typer.echo(f"{result.folder} has {names}.{after}", err=True)
     if final is None or not final.winner.meets_limits:
         raise typer.Exit(1)

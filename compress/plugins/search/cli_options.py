@@ -17,7 +17,7 @@ from compress.formats.quiet_output import quiet_libraries
 from compress.formats.registry import FORMATS
 from compress.formats.targets import TARGETS
 from compress.models.json_file import read_json
-from compress.pipeline.checkpoint_headers import read_shape
+from compress.pipeline.recipe_sources import read_shape
 from compress.plugins.search.default_space import add_default_space, initial_stages, is_possible
 from compress.recipe.document import Document, read_document
 from compress.recipe.loading import infer_task_of_document
@@ -65,7 +65,7 @@ def build_document(
     """
     if (recipe is None) == (options.model is None):
         raise InputError(
-            "Nothing says what to search." if recipe is None else "Both a recipe and a model are given.",
+            "There is neither a recipe nor a model." if recipe is None else "There are both a recipe and a model.",
             expected="a recipe with a `search:` block, or --model with --data",
             hint="compress search RECIPE, or compress search --model M --data D --keep 0.985",
         )
@@ -104,10 +104,10 @@ def _starter_document(options: SearchOptions) -> tuple[Document, str]:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", (options.model or "").removeprefix("sample:").rstrip("/").split("/")[-1])
     values |= {
         "name": f"{name.strip('-.') or 'model'}-search",
-        "description": f"what `compress search` found for {options.model}",
+        "description": f"result of `compress search` for {options.model}",
         "task": task,
         "model": options.model,
-        "data": _random_inputs() if options.data is None else _rows(options.data, values.get("data", {})),
+        "data": _data(options.data, values.get("data", {})),
         "targets": [options.target],
     }
     document = Document("the options given")
@@ -115,7 +115,7 @@ def _starter_document(options: SearchOptions) -> tuple[Document, str]:
     source = f"the starter of {task} (compress recipes new --task {task})"
     kinds = [next(iter(stage)) for stage in more]
     source += f", with {' and '.join(kinds)}" if kinds else ""
-    return document, source + (_learned_instead(task, options.data) if options.task is None else "")
+    return document, source + (_hint_at_labels(task, options.data) if options.task is None else "")
 
 
 def _stages(
@@ -143,19 +143,19 @@ def _infer_task(model: str) -> str:
     document = Document("--model")
     document.values = {"model": model}
     if not infer_task_of_document(document, Path()):
-        # A model that has to be fetched or converted first says it then.
+        # The task of a model that has to be downloaded or converted is known only afterwards.
         resolve_model(model)
         infer_task_of_document(document, Path())
     task = document.values.get("task")
     if task is None or not TASKS[task].starter:
         raise InputError(
-            f"The model {model!r} doesn't say what it is for.",
+            f"The config of the model {model!r} names no task.",
             expected=f"--task, one of {', '.join(name for name in TASK_NAMES if TASKS[name].starter)}",
         )
     return str(task)
 
 
-def _learned_instead(task: str, data: str | None) -> str:
+def _hint_at_labels(task: str, data: str | None) -> str:
     """Return a hint at the first task that would learn from a column of labels, where the inferred task has none."""
     if data is None or label_column(TASKS[task].columns) is not None:
         return ""
@@ -163,7 +163,7 @@ def _learned_instead(task: str, data: str | None) -> str:
     for other in TASK_NAMES:
         label = label_column(TASKS[other].columns)
         if label is not None and names.issuperset(column.name for column in TASKS[other].columns if column.given):
-            return f"; the rows have a column {label.name!r}, which --task {other} would learn"
+            return f"; the rows have a column {label.name!r}, which --task {other} would train on"
     return ""
 
 
@@ -176,17 +176,23 @@ def _names(reference: str) -> set[str]:
     return set(read(path, set()).names) if path is not None and path.is_file() else set()
 
 
-def _rows(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data block with the starter's maximum number of tokens."""
+def _data(reference: str | None, starter: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data block: the source of rows, and the starter's maximum number of tokens.
+
+    A graph without data gets random inputs, a fifth of them for selection.
+    """
+    if reference is None:
+        splits = {"train": "random:320", "test": "random:128"}
+        return {"splits": splits, "hold_out": [_hold_out("select", 64)]}
     lengths = {name: value for name, value in starter.items() if name == "max_length"}
-    return {**_data(reference, starter), **lengths}
+    return {**_source(reference, starter), **lengths}
 
 
-def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
+def _source(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
     """Return the source of rows. A single file is split into training, validation, test and selection rows."""
     columns = {name: value for name, value in (starter.get("columns") or {}).items() if name != value}
     if is_sample(reference) or not (is_file_name(reference) or find(reference, Path())):
-        return {"source": reference, "hold_out": [_held("select", 1500)]}
+        return {"source": reference, "hold_out": [_hold_out("select", 1500)]}
     path = find(reference, Path())
     if path is None:
         raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
@@ -197,13 +203,13 @@ def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
         sizes = {split: min(int(share * count), most) for split, (share, most) in _SHARES.items()}
         if min(sizes.values()) < 2:
             raise InputError(
-                f"{reference} has {count} rows, too few to train, to choose and to judge by.",
+                f"{reference} has {count} rows, too few for training, selection and test.",
                 where="--data",
                 expected="some hundred rows, or a folder with one file a split",
             )
         return {
             "splits": {"train": str(path.resolve())},
-            "hold_out": [_held(split, rows) for split, rows in sizes.items()],
+            "hold_out": [_hold_out(split, rows) for split, rows in sizes.items()],
             **_columns(columns, names),
         }
     entries = [entry for entry in sorted(path.iterdir()) if entry.is_dir() or is_file_name(entry.name)]
@@ -216,7 +222,7 @@ def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
         )
     train = path / splits["train"]
     more = _columns(columns, read(train, set()).names if train.is_file() else ())
-    return {"source": str(path.resolve()), "splits": splits, "hold_out": [_held("select", 1500)], **more}
+    return {"source": str(path.resolve()), "splits": splits, "hold_out": [_hold_out("select", 1500)], **more}
 
 
 def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, Any]:
@@ -225,12 +231,7 @@ def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, An
     return {"columns": columns} if columns else {}
 
 
-def _random_inputs() -> dict[str, Any]:
-    """Return random inputs for a graph, a fifth of them for selection."""
-    return {"splits": {"train": "random:320", "test": "random:128"}, "hold_out": [_held("select", 64)]}
-
-
-def _held(split: str, rows: int) -> dict[str, Any]:
+def _hold_out(split: str, rows: int) -> dict[str, object]:
     return {"rows": rows, "from": "train", "split": split}
 
 
@@ -243,16 +244,16 @@ def _put_limits(document: Document, options: SearchOptions) -> None:
     new_limits: list[dict[str, Any]] = []
     if options.keep is not None:
         if not 0 < options.keep <= 1.5:
-            raise InputError(f"{options.keep:g} is no share of a quality.", where="--keep", expected="e.g. 0.985")
+            raise InputError(f"{options.keep:g} is not a share of a quality.", where="--keep", expected="e.g. 0.985")
         if quality is None:
             bounds = ", ".join(f"{limit['metric']} {limit.get('at_most', limit.get('at_least'))}" for limit in limits)
             raise InputError(
-                "Nothing of this task is kept by a share: a graph is compared with itself.",
+                "This task has no quality to keep a share of: a graph is compared with itself.",
                 where="--keep",
                 expected=f"another bound, of {bounds}",
                 hint="e.g. --set limits.0.at_most=0.05",
             )
-        # Of what is better the smaller it is, an error say, so much of its inverse.
+        # Keeping a share of a metric that is better the smaller it is, such as an error, means the inverse bound.
         bound = {"at_most": 1 / options.keep} if "at_most" in quality else {"at_least": options.keep}
         new_limits.append({"metric": quality["metric"], **bound, "of": "baseline"})
     if options.max_size is not None:
@@ -272,7 +273,7 @@ def _block(options: SearchOptions) -> dict[str, Any]:
         try:
             parse_duration(options.budget)
         except ValueError as error:
-            raise InputError(f"{options.budget!r} is no time.", where="--budget", expected=str(error)) from error
+            raise InputError(f"{options.budget!r} is not a time.", where="--budget", expected=str(error)) from error
     minimize: list[str] | None = list(options.minimize) or None
     if minimize is None and options.model is not None:
         minimize = ["latency_ms" if options.max_latency is not None else "size_bytes"]
@@ -282,12 +283,12 @@ def _block(options: SearchOptions) -> dict[str, Any]:
 def _bytes(text: str) -> float:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"{text!r} is no size.", where="--max-size", expected="e.g. 5MB or 800kB")
+        raise InputError(f"{text!r} is not a size.", where="--max-size", expected="e.g. 5MB or 800kB")
     return float(match[1]) * _FACTORS[match[2].lower()]
 
 
 def _milliseconds(text: str) -> float:
     match = _LATENCY.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"{text!r} is no time.", where="--max-latency", expected="e.g. 0.4ms")
+        raise InputError(f"{text!r} is not a time.", where="--max-latency", expected="e.g. 0.4ms")
     return float(match[1]) * _IN_MS[match[2]]

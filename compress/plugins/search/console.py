@@ -3,21 +3,88 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderResult
+from rich.control import Control
+from rich.live import Live
+from rich.progress import Progress
+from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from compress.plugins.search.formatting import format_margin, format_metric, format_model, format_objectives
-from compress.plugins.search.progress import RunningTrial, SearchSnapshot
-from compress.plugins.search.record import SearchRecord, prediction_error_lines
+from compress.cli.output import ConsoleProgress, bars
+from compress.plugins.search.acquisition import Expectation
+from compress.plugins.search.record import (
+    SearchRecord,
+    format_margin,
+    format_metric,
+    format_model,
+    format_objectives,
+    prediction_error_lines,
+)
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
+from compress.utils.progress import Total, expected_steps
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
+
+
+@dataclass(frozen=True)
+class RunningTrial:
+    """Trial that runs now; ``since`` is a time of `time.monotonic`."""
+
+    number: int
+    words: str
+    share: float
+    why: str
+    expected: Expectation | None
+    since: float
+
+
+@dataclass(frozen=True)
+class SearchSnapshot:
+    """State of a search at one moment.
+
+    Attributes:
+        record: Everything so far.
+        trying: Trials that run now.
+        left: Seconds for further trials.
+        moment: Time of the snapshot (`time.monotonic`).
+        doing: Work that is not a trial, such as the final evaluation.
+    """
+
+    record: SearchRecord
+    trying: tuple[RunningTrial, ...]
+    left: float
+    moment: float
+    doing: str = ""
+
+
+class ProgressDisplay(Protocol):
+    """Display of a running search."""
+
+    def show(self, seen: SearchSnapshot) -> None:
+        """Show a snapshot until the next one."""
+
+    def stop(self) -> None:
+        """Leave the last snapshot in place; later output comes below it."""
+
+
+class NoDisplay:
+    """Display that shows nothing."""
+
+    def show(self, seen: SearchSnapshot) -> None:
+        """Ignore the snapshot."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
 
 _FRONT = 8
 """Largest number of Pareto-optimal recipes in the live table, so that the rest fits on a small terminal."""
@@ -52,7 +119,7 @@ def _best(record: SearchRecord) -> list[Text]:
     trial = next((record_trial for record_trial in record.trials if record_trial.status == "best"), None)
     if trial is None:
         nearest = f" Nearest: {record.nearest}" if record.nearest else ""
-        return [Text(f"nothing keeps every limit yet.{nearest}")]
+        return [Text(f"no recipe meets every limit yet.{nearest}")]
     figures = format_objectives(record.minimize, trial.final, trial.spread)
     margins = [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
     return [Text(", ".join(figures), style="green"), *map(Text, margins), Text(f"trial {trial.number}: {trial.words}")]
@@ -86,7 +153,7 @@ def _now(seen: SearchSnapshot, now: float) -> list[Text]:
         share = "" if running.share == 1 else f", {running.share:.0%} of its training"
         lines.append(Text(f"trial {running.number}{share}, for {_clock(now - running.since)}: {running.words}"))
         lines.append(Text(f"  {describe_running_trial(running)}", style="dim"))
-    return lines or [Text("deciding what is next")]
+    return lines or [Text("planning the next trials")]
 
 
 def describe_running_trial(trial: RunningTrial) -> str:
@@ -94,9 +161,9 @@ def describe_running_trial(trial: RunningTrial) -> str:
     expected, parts = trial.expected, list[str]()
     if expected is not None:
         if expected.gain is not None:
-            parts.append(f"{expected.gain:.1%} to win")
+            parts.append(f"{expected.gain:.1%} expected gain")
         if expected.probability is not None:
-            parts.append(f"{expected.probability:.0%} to keep the limits on quality")
+            parts.append(f"{expected.probability:.0%} to meet the limits on quality")
         parts.append(f"about {format_seconds(expected.seconds)} to its end")
     return trial.why + (f": {', '.join(parts)}" if parts else "")
 
@@ -154,7 +221,8 @@ def closing_lines(record: SearchRecord) -> list[str]:
     lines = []
     if record.unsure is not None:
         lines.append(
-            f"No recipe surely keeps every limit by the rows that choose; judged is the surest: {record.unsure}."
+            f"No recipe meets every limit with confidence on the selection rows; evaluated is the safest: "
+            f"{record.unsure}."
         )
     if record.final is not None:
         for limit in record.final.winner.limits:
@@ -165,10 +233,112 @@ def closing_lines(record: SearchRecord) -> list[str]:
                 f"{mark} {limit.metric} {limit.limit}: {value}{ratio}{f' ({limit.reason})' if limit.reason else ''}"
             )
     elif record.ended:
-        lines.append("No recipe keeps every limit." + (f" Nearest: {record.nearest}." if record.nearest else ""))
+        lines.append("No recipe meets every limit." + (f" Nearest: {record.nearest}." if record.nearest else ""))
     lines += prediction_error_lines(record)
     lines.append(
         f"{len(record.trials)} trials in {format_seconds(record.seconds)}, {record.stages_run} stages run and "
-        f"{record.stages_shared} shared; {record.ended or 'going on'}."
+        f"{record.stages_shared} shared; {record.ended or 'running'}."
     )
     return lines
+
+
+Item = TypeVar("Item")
+_PERIOD_SECONDS = 0.5
+"""Interval at which the table is drawn, for its clocks."""
+
+
+class SearchConsole:
+    """Progress and display of a search. Notes scroll above the table, which stays in place after Ctrl-C."""
+
+    def __init__(self, console: Console | None = None, lines: bool = False) -> None:
+        """Open the display; with ``lines`` there is no table."""
+        self._console = console or Console(stderr=True, highlight=False)
+        self._draws = self._console.is_terminal and not lines
+        # Lines on a terminal are wrapped, and those of a file are not.
+        self._lines = ConsoleProgress(self._console if self._draws else console)
+        self._bars = Progress(*bars(), console=self._console)
+        self._live: _Drawn | None = None
+        self._table: RenderableType = ""
+        # One thread draws at a time, since the cursor goes back over the last table.
+        self._lock, self._over = threading.RLock(), threading.Event()
+        self._ticking: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def show(self, seen: SearchSnapshot) -> None:
+        """Draw the table."""
+        if not self._draws:
+            return
+        self._table = LiveTable(seen)
+        with self._lock:
+            if self._live is None:
+                self._live = _Drawn(self._console, self)
+                self._live.start()
+                self._over.clear()
+                self._ticking = threading.Thread(target=self._tick, daemon=True)
+                self._ticking.start()
+            self._live.refresh()
+
+    def _tick(self) -> None:
+        while not self._over.wait(_PERIOD_SECONDS):
+            with self._lock:
+                if self._live is not None:
+                    self._live.refresh()
+
+    def stop(self) -> None:
+        """Stop drawing."""
+        self._over.set()
+        if self._ticking is not None:
+            self._ticking.join()
+            self._ticking = None
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+
+    def note(self, message: str) -> None:
+        """Print one line."""
+        with self._lock:
+            self._lines.note(message)
+
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
+        """Yield ``items`` and show their progress as a bar below the table."""
+        if self._live is None:
+            yield from self._lines.track(items, description, total)
+            return
+        task = self._bars.add_task(description, total=expected_steps(total))
+        try:
+            for item in items:
+                yield item
+                self._bars.update(task, advance=1, total=expected_steps(total))
+        finally:
+            self._bars.remove_task(task)
+
+    def __rich__(self) -> RenderableType:
+        return Group(self._table, self._bars) if self._bars.tasks else self._table
+
+
+class _Drawn(Live):
+    """`Live` display whose table is not drawn twice after the terminal has become narrower.
+
+    The terminal then wraps the lines that it shows, which takes more rows than `Live` goes back.
+    """
+
+    def __init__(self, console: Console, shown: SearchConsole) -> None:
+        super().__init__(console=console, get_renderable=lambda: shown, auto_refresh=False, vertical_overflow="crop")
+        self._drawn: list[int] = []
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Return the output: cursor movement over the last table, then ``renderables``, then the table."""
+        options = self.console.options
+        wrapped = sum(max(math.ceil(cells / options.max_width), 1) - 1 for cells in self._drawn)
+        back = Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * wrapped)
+        lines = self.console.render_lines(self.get_renderable(), options, pad=False)
+        self._drawn = [sum(segment.cell_length for segment in line) for line in lines[: options.size.height]]
+        return [back, *super().process_renderables(renderables)]

@@ -23,11 +23,12 @@ from compress.utils.errors import CompressError, InputError
 
 _UNKNOWN_SECONDS = 5.0
 """Time of a stage that cannot be predicted, before one of its kind has run."""
-_JUDGED_SECONDS = 12.0
+_EVALUATION_SECONDS = 12.0
 """Time to load, evaluate and time a model, before any was evaluated."""
 _FLOPS_PER_SECOND = 2e11
-"""Speed assumed by predictions that decisions depend on. A measured speed would differ between processes, and
-trials correct for it.
+"""Speed assumed by predictions that decisions depend on.
+
+A measured speed would differ between processes, and trials correct for it.
 """
 _RECENT, _RIDGE = 5, 0.05
 SIZE, PARAMETERS, LATENCY = "size_bytes", "parameters", "latency_ms"
@@ -36,9 +37,7 @@ _COUNTED, _BY_ARITHMETIC, _BY_KERNELS = "counted", "by arithmetic", "by kernels"
 _TOLERANCES: dict[str, tuple[float, tuple[float, ...]]] = {
     _COUNTED: (1e-4, ()), _BY_ARITHMETIC: (0.005, (0.05,)), _BY_KERNELS: (0.02, (0.15,)),
 }  # fmt: skip
-"""For each prediction method, the least tolerance, and the errors that are assumed before a model was
-measured.
-"""
+"""Smallest tolerance of each prediction method, and the errors that are assumed before a model was measured."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class CostEstimator:
 
         Decisions depend on this prediction only, so that a resumed search decides as an uninterrupted one.
         """
-        return _JUDGED_SECONDS + sum(self.remaining(point, share).values())
+        return _EVALUATION_SECONDS + sum(self.remaining(point, share).values())
 
     def remaining(self, point: Point, share: float = 1.0) -> dict[str, float]:
         """Return the predicted time of each stage that no trial has run, by its key."""
@@ -124,7 +123,9 @@ class CostEstimator:
     @property
     def evaluation_seconds(self) -> float:
         """Mean time that a trial takes beside its stages."""
-        return sum(self._evaluation_times) / len(self._evaluation_times) if self._evaluation_times else _JUDGED_SECONDS
+        return (
+            sum(self._evaluation_times) / len(self._evaluation_times) if self._evaluation_times else _EVALUATION_SECONDS
+        )
 
     def use_estimators(self, size_estimator: SizeEstimator, latency_estimator: LatencyEstimator) -> None:
         """Use these estimators of size and latency, once the first trial has made the baseline."""
@@ -147,21 +148,20 @@ class CostEstimator:
         return raw * float(np.exp(centre + self._one_hot(point) @ weights))
 
     def family(self, point: Point) -> tuple[object, ...]:
-        """Return the kinds of the stages and the number of layers: recipes that share them are comparable when partly
-        trained.
+        """Return the kinds of the stages and the number of layers.
+
+        Recipes that share them are comparable when partly trained.
         """
         steps = self.predicted_stages(point)
         last = steps[-1].shape
         return (*(step.kind for step in steps), 0 if last is None else last.layers)
 
     def tolerance(self, point: Point, metric: str) -> float:
-        """Return the relative error that a prediction may have, from the errors of earlier predictions by the same
-        method.
-        """
-        least, unknown = _TOLERANCES[how := self._prediction_method(point, metric)]
-        return max(
-            [least, *(1.5 * abs(error) for error in self._errors_by_method.get((metric, how), unknown)[-_RECENT:])]
-        )
+        """Return the relative error that a prediction may have, by the errors of earlier predictions of this method."""
+        method = self._prediction_method(point, metric)
+        least, unknown = _TOLERANCES[method]
+        errors = self._errors_by_method.get((metric, method), unknown)[-_RECENT:]
+        return max([least, *(1.5 * abs(error) for error in errors)])
 
     def _prediction_method(self, point: Point, metric: str) -> str:
         """Return the method by which a metric is predicted."""
@@ -191,11 +191,13 @@ class CostEstimator:
                 predicted_seconds, measured_seconds = self._seconds_by_kind.get(step.kind, (0.0, 0.0))
                 self._seconds_by_kind[step.kind] = predicted_seconds + step.seconds, measured_seconds + cost.seconds
         ran = sum(cost.seconds for cost in outcome.stages if not cost.cached)
-        # The first trial judges the baseline too.
         # The first trial evaluates the baseline too, so half of its time counts.
         self._evaluation_times.append(max(outcome.seconds - ran, 0.0) / (1 if self._evaluation_times else 2))
-        if share < 1:
-            return
+        if share == 1:
+            self._update_metrics(point, outcome)
+
+    def _update_metrics(self, point: Point, outcome: TrialOutcome) -> None:
+        """Compare the metrics of a recipe that was trained in full with their predictions, and correct these."""
         for metric in PREDICTED:
             actual, raw = outcome.final.get(metric), self._raw(point, metric)
             if actual:
@@ -213,24 +215,23 @@ class CostEstimator:
         """Record the error of the prediction for a model that was unseen until now."""
         predicted = self.predict(point, metric)
         if predicted is not None:
-            self.errors.setdefault(metric, []).append(predicted / actual - 1)
-            self._errors_by_method.setdefault((metric, self._prediction_method(point, metric)), []).append(
-                predicted / actual - 1
-            )
+            error, method = predicted / actual - 1, self._prediction_method(point, metric)
+            self.errors.setdefault(metric, []).append(error)
+            self._errors_by_method.setdefault((metric, method), []).append(error)
 
     def _counted(self, point: Point) -> int | None:
         """Return the bytes of the traced graph; None where there is none."""
         return None if self.size_estimator is None else self.size_estimator.size_bytes(point)
 
     def _fit(self, metric: str) -> None:
-        """Fit the ratio of measured to predicted values as a product of one factor for each choice (ridge
-        regression).
+        """Fit the ratio of measured to predicted values as a product of one factor for each choice.
 
-        A choice that no trial has tested has the factor 1.
+        This is a ridge regression of the logarithm. A choice that no trial has tested has the factor 1.
         """
         ratios = self._ratios[metric]
         values = np.log(np.array(list(ratios.values())))
         rows = np.array([self._one_hot(tested) for tested in ratios])
+        # The dual form of ridge regression solves a system as large as the number of trials, not of choices.
         inner = rows @ rows.T + _RIDGE * np.eye(len(rows))
         self._factors[metric] = values.mean(), rows.T @ np.linalg.solve(inner, values - values.mean())
 
@@ -247,9 +248,7 @@ class CostEstimator:
 
     def _raw(self, point: Point, metric: str) -> float | None:
         last = self.predicted_stages(point)[-1]
-        counted = (
-            None if self.size_estimator is None or last.shape is None else self.size_estimator.weight_counts(point)
-        )
+        counted = None if self.size_estimator is None else self.size_estimator.weight_counts(point)
         if counted is None or last.shape is None:
             predictions = {SIZE: last.disk, PARAMETERS: None if last.shape is None else last.shape.parameters}
             return predictions.get(metric)

@@ -37,8 +37,8 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
         RecipeError: Where the recipe is not valid.
     """
     values = document.values
-    held = next(split for split in values["data"]["hold_out"] if split["split"] == "select")
-    values["search"]["select"] = {name: value for name, value in held.items() if name != "split"}
+    selection = next(split for split in values["data"]["hold_out"] if split["split"] == "select")
+    values["search"]["select"] = {name: value for name, value in selection.items() if name != "split"}
     copy = deepcopy(document)
     copy.values.pop("search")
     recipe = parse_recipe(copy, folder)
@@ -55,13 +55,11 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
     first = labels.index(recipe.baseline) + 1 if recipe.baseline in labels else 0
     for index, (stage, label) in enumerate(zip(recipe.stages, labels, strict=True)):
         if index >= first:
-            worth = {}
-            for name, tried in search_values(stage, shape, timed).items():
+            for name, candidates in search_values(stage, shape, timed).items():
                 field = f"stages.{index}.{stage.kind}.{name}"
-                possible = [value for value in tried if _can_be(copy, folder, field, value)]
+                possible = [value for value in candidates if _is_valid(copy, folder, field, value)]
                 if possible:
-                    worth[field] = possible
-            choices |= worth
+                    choices[field] = possible
             if search_values(stage, shape, timed=True) and stage.input_type() is stage.output_type():
                 optional.append(label)
         shape = context.shapes[label] = predict_cost(stage, shape, context).shape
@@ -84,13 +82,13 @@ def _fit_rows(document: Document, sources: Sources, share: float, most: int) -> 
     rows = next(
         (source.rows for source in sources.rows if source.role == "split train" and source.rows is not None), None
     )
-    for held in document.values["data"]["hold_out"]:
-        if held["split"] == "select" and held["rows"] == most and rows is not None and share * rows < most:
-            held["rows"] = max(int(share * rows), 2)
-            document.values["search"]["select"]["rows"] = held["rows"]
+    for split in document.values["data"]["hold_out"]:
+        if split["split"] == "select" and split["rows"] == most and rows is not None and share * rows < most:
+            split["rows"] = max(int(share * rows), 2)
+            document.values["search"]["select"]["rows"] = split["rows"]
 
 
-def _can_be(document: Document, folder: Path, field: str, value: Any) -> bool:
+def _is_valid(document: Document, folder: Path, field: str, value: object) -> bool:
     """Return whether the recipe is valid with this value."""
     changed = deepcopy(document)
     apply_override(changed, f"{field}={json.dumps(value)}")
@@ -126,11 +124,11 @@ def initial_stages(
     Returns:
         Stages as a recipe writes them.
     """
-    fitted = [_fitted(stage, shape, is_possible) for stage in starter if not _names_a_student(stage)]
+    fitted = [_with_half_the_layers(stage, shape, is_possible) for stage in starter if not _names_a_student(stage)]
     stages = [part for stage in fitted for part in _by_part(stage, task)]
     kinds = [next(iter(stage)) for stage in stages]
     if SINGLE_CALL in task.capabilities and any("part" in next(iter(stage.values())) for stage in stages):
-        # The starter is for models of another kind, which write their answers by two graphs.
+        # The starter is for encoder-decoder models with two graphs, and this model answers in one call.
         stages = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
     elif _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
         return stages
@@ -138,26 +136,26 @@ def initial_stages(
         if not _fits(_FINETUNE, task) or kinds[: len(_FULL_SIZE)] != [next(iter(stage)) for stage in _FULL_SIZE]:
             return stages
         stages.insert(0, {_FINETUNE: {"epochs": 2}})
-    return _with_cuts(stages, task, shape, is_possible)
+    return _with_pruning(stages, task, shape, is_possible)
 
 
-def _with_cuts(
+def _with_pruning(
     stages: list[dict[str, Any]], task: Task, shape: Shape | None, is_possible: Callable[[str, Any], bool]
 ) -> list[dict[str, Any]]:
     """Add the first possible `prune` stage after `finetune`, and `distill` after it if there is none."""
-    at = next(index for index, stage in enumerate(stages) if _FINETUNE in stage)
+    position = next(index for index, stage in enumerate(stages) if _FINETUNE in stage)
     prunings = () if shape is None or not _fits(_PRUNE, task) else _NARROWER if shape.attention else _FEWER_CHANNELS
     pruning = next((pruning for pruning in prunings if is_possible(_PRUNE, pruning)), None)
     if pruning is None:
         return stages
     more: list[dict[str, Any]] = [{_PRUNE: dict(pruning)}]
     if _fits(_DISTILL, task) and not any(_DISTILL in stage for stage in stages):
-        settings = {name: value for name, value in stages[at][_FINETUNE].items() if name != "learning_rate"}
+        settings = {name: value for name, value in stages[position][_FINETUNE].items() if name != "learning_rate"}
         more.append({_DISTILL: {"teacher": _FINETUNE, **settings}})
-    return [*stages[: at + 1], *more, *stages[at + 1 :]]
+    return [*stages[: position + 1], *more, *stages[position + 1 :]]
 
 
-def _fitted(
+def _with_half_the_layers(
     stage: Mapping[str, Any], shape: Shape | None, is_possible: Callable[[str, Any], bool]
 ) -> Mapping[str, Any]:
     """Return a stage whose student has half of the model's layers, or all where layers cannot be removed."""
@@ -171,8 +169,9 @@ def _fitted(
 
 
 def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
-    """Return a stage; for encoder-decoder models INT8 for the encoder and weight-only quantization for the
-    decoder.
+    """Return a stage, with INT8 of an encoder-decoder model split by part.
+
+    The encoder then uses INT8 and the decoder weight-only quantization.
     """
     if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"onnx_int8": {}}:
         return [{"onnx_int8": {"part": "encoder"}}, {"onnx_weight_only": {"part": "decoder", "bits": 8}}]

@@ -18,9 +18,8 @@ from compress.pipeline.planning import make_plan
 from compress.pipeline.run_checks import check_run
 from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.jobs import JobContext
-from compress.plugins.search.goal import Goal
-from compress.plugins.search.parameters import value_text
-from compress.plugins.search.refit import check_refit
+from compress.plugins.search.final_evaluation import check_refit
+from compress.plugins.search.outcome import Goal
 from compress.plugins.search.shape_inference import (
     ShapeInference,
     Stages,
@@ -28,7 +27,7 @@ from compress.plugins.search.shape_inference import (
     expected_failures,
     stages_key,
 )
-from compress.plugins.search.space import SearchSpace
+from compress.plugins.search.space import SearchSpace, value_text
 from compress.plugins.search.trial import target_profile
 from compress.plugins.search.warm_start import find_past_trials
 from compress.recipe.document import Document
@@ -74,7 +73,7 @@ class PreparedSearch:
             raise InputError(
                 f"Trials cannot be measured on {target.name}: {reason}.",
                 where="search.target",
-                expected="a target that is to be had here",
+                expected="a target that is available here",
             )
         plan = make_plan(base, self.folder, CachedStages(base, self.folder, self.artifacts), self.artifacts)
         stage_seconds = [stage.seconds.value for stage in plan.stages]
@@ -154,8 +153,9 @@ class ParameterSummary(Frozen):
 
 
 class SpaceSummary(Frozen):
-    """Search space before the search. ``origin`` states where the recipe comes from, ``refused`` which values are
-    excluded.
+    """Search space before the search.
+
+    ``origin`` states where the recipe comes from, ``refused`` which values are excluded.
     """
 
     name: str
@@ -179,7 +179,7 @@ class SpaceSummary(Frozen):
 
     def lines(self) -> Iterator[str]:
         """Yield the summary as lines for people."""
-        yield f"{self.name}: begins with {self.origin}: {' -> '.join(self.stages)}, compared with {self.baseline}"
+        yield f"{self.name}: starts from {self.origin}: {' -> '.join(self.stages)}, compared with {self.baseline}"
         within = ", ".join(self.limits) or "no limits"
         yield f"{' and '.join(self.minimize)} minimized on {self.target}, within {within}"
         yield f"chosen by {self.rows:,} rows held out of training, in {self.budget}"
@@ -190,11 +190,11 @@ class SpaceSummary(Frozen):
             yield f"  left out: {', '.join(name for name, reason in self.refused.items() if reason == why)}: {why}"
         if self.first_seconds > self.budget_seconds:
             yield (
-                f"the first trial alone is foretold to take {format_seconds(self.first_seconds)}, longer than the "
-                f"budget of {self.budget}: with no more time nothing else will be tried"
+                f"the first trial alone is predicted to take {format_seconds(self.first_seconds)}, longer than the "
+                f"budget of {self.budget}: without more time nothing else will be tried"
             )
         if self.past:
-            yield f"where to look first is said by {', '.join(self.past)}"
+            yield f"the first trials follow {', '.join(self.past)}"
 
 
 def summarize_space(

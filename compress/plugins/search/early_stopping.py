@@ -1,4 +1,8 @@
-"""Early stopping: whether a partly trained recipe would miss a limit when trained in full."""
+"""Early stopping of partly trained recipes, and the proxy metric that orders them.
+
+A recipe is stopped if it would miss a limit when trained in full. The divergence of its answers from the baseline's,
+which needs no labels, distinguishes recipes whose quality cannot be distinguished yet.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,15 @@ from statistics import NormalDist
 import numpy as np
 
 from compress.numerics.statistics import Estimate
-from compress.plugins.search.goal import limit_name
+from compress.numerics.token_metrics import divergence
+from compress.pipeline.target_session import TargetSession
 from compress.plugins.search.observations import Observations
-from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.outcome import TrialOutcome, limit_name, paired_difference
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats
 from compress.recipe.recipe import Limit
 from compress.results.metrics import describe_metric
-from compress.results.report import BASELINE, FINAL
+from compress.results.report import BASELINE, FINAL, Measurement
 
 _FEWEST_PAIRS = 3
 _REMEMBERED, _LASTING = 12, 0.5
@@ -66,28 +71,33 @@ def early_stopping_reason(
 
 
 def _predict_final_margin(
-    limit: Limit, own: TrialOutcome, kin: Sequence[tuple[TrialOutcome, TrialOutcome]], lasting: float, error: float
+    limit: Limit,
+    partial: TrialOutcome,
+    relatives: Sequence[tuple[TrialOutcome, TrialOutcome]],
+    persistence: float,
+    error: float,
 ) -> Estimate | None:
-    """Predict the final margin of a limit, as a share of the bound; None where outcomes of rows are not stored.
+    """Predict the final margin of a limit, as a share of the bound; None if outcomes of rows are not stored.
 
     Args:
         limit: Limit on quality.
-        own: Outcome of the partly trained recipe.
-        kin: Outcomes of each recipe of the family, after as much training and in full.
-        lasting: Share of a gap that persists until training is complete.
+        partial: Outcome of the partly trained recipe.
+        relatives: Outcomes of each recipe of the family, after as much training and in full.
+        persistence: Share of a gap that persists until training is complete.
         error: Probability with which each end of the interval is exceeded.
     """
-    early, ended = ([_rows(values, FINAL, limit) for values in column] for column in zip(*kin, strict=True))
-    base = _rows(kin[0][1], BASELINE, limit) if limit.of is not None else None
-    every = [_rows(own, FINAL, limit), *early, *ended, *([base] if limit.of is not None else [])]
-    rows = [values for values in every if values is not None]
-    if len(rows) < len(every) or len({len(values) for values in rows}) > 1 or len(rows[0]) < 2:
+    early, finished = ([_rows(values, FINAL, limit) for values in column] for column in zip(*relatives, strict=True))
+    base = _rows(relatives[0][1], BASELINE, limit) if limit.of is not None else None
+    columns = [_rows(partial, FINAL, limit), *early, *finished, *([base] if limit.of is not None else [])]
+    rows = [values for values in columns if values is not None]
+    if len(rows) < len(columns) or len({len(values) for values in rows}) > 1 or len(rows[0]) < 2:
         return None
     # Predict each row: mean of the finished relatives plus the gap that persists.
-    final = rows[0] * lasting + np.mean(rows[1 + len(kin) : 1 + 2 * len(kin)], axis=0)
-    final -= np.mean(rows[1 : 1 + len(kin)], axis=0) * lasting
+    count = len(relatives)
+    final = rows[0] * persistence + np.mean(rows[1 + count : 1 + 2 * count], axis=0)
+    final -= np.mean(rows[1 : 1 + count], axis=0) * persistence
     if describe_metric(limit.metric).exponential:
-        # Logarithms of windows, whose differences are ratios of the figures.
+        # The rows hold logarithms, whose differences are logarithms of ratios of the metric.
         inside = final - math.log(limit.bound) - (0.0 if base is None else base)
     elif base is None:
         inside = final / limit.bound - 1
@@ -115,7 +125,9 @@ def _gap_persistence(observations: Observations, limit: Limit, rung: int) -> flo
     name, pairs = limit_name(limit), []
     for first, second in itertools.combinations(_completed_after(observations, rung)[-_REMEMBERED:], 2):
         rooms = [
-            observations.margins[point, at][name] for at in (rung, observations.full_rung) for point in (first, second)
+            observations.margins[point, stage][name]
+            for stage in (rung, observations.full_rung)
+            for point in (first, second)
         ]
         early = [room.value for room in rooms if room is not None]
         if len(early) == len(rooms):
@@ -124,3 +136,92 @@ def _gap_persistence(observations: Observations, limit: Limit, rung: int) -> flo
     if len(pairs) < _FEWEST_PAIRS or not total:
         return _LASTING
     return min(max(sum(early_gap * final_gap for early_gap, final_gap in pairs) / total, 0.0), 1.0)
+
+
+DIVERGENCE = "kl_divergence"
+PROXY_METRICS = (DIVERGENCE, "embedding_cosine", "agreement")
+"""Metrics that compare a final model with the baseline row by row, the most informative first."""
+
+
+def measure_divergence(session: TargetSession) -> list[Measurement]:
+    """Measure the Kullback-Leibler divergence from the baseline's class probabilities on each row, in nats.
+
+    Other tasks than classification compare models in `Task.compare`.
+    """
+    task = session.runner.inputs.task
+    probabilities = [task.probabilities(session.predictions[label].kept) for label in (BASELINE, FINAL)]
+    teacher, student = probabilities
+    if teacher is None or student is None or teacher.shape != student.shape:
+        return []
+    tiny = np.finfo(np.float32).tiny
+    divergences = divergence(np.log(np.maximum(teacher, tiny)), np.log(np.maximum(student, tiny)))
+    return [
+        Measurement(
+            model=FINAL, metric=DIVERGENCE, target=session.target.name, value=float(divergences.mean()), unit="nats",
+            n=len(divergences), raw=tuple(float(value) for value in divergences),
+        )
+    ]  # fmt: skip
+
+
+def order_by_divergence(
+    observations: Observations,
+    going: Sequence[tuple[Point, int]],
+    chances: Sequence[float],
+    family: Callable[[Point], object],
+) -> list[float]:
+    """Return the probabilities of recipes, exchanged so that they follow the divergence where quality cannot.
+
+    Two recipes of a family at the same rung exchange their probabilities where their quality cannot be
+    distinguished but the paired interval of their divergences can: the one nearer to the baseline gets the
+    higher probability.
+
+    Args:
+        observations: All trials so far.
+        going: Recipes, each with the rung that it would go to.
+        chances: Probability of each recipe to meet its limits.
+        family: Function that returns the family of a point.
+
+    Returns:
+        The probabilities in the order of ``going``.
+    """
+    ordered = list(chances)
+    groups: dict[object, list[int]] = {}
+    for index, (point, rung) in enumerate(going):
+        if (point, rung - 1) in observations.margins:
+            groups.setdefault((rung, family(point)), []).append(index)
+    for (rung, _), indices in ((key, value) for key, value in groups.items() if isinstance(key, tuple)):
+        outcomes = {index: observations.outcomes[going[index][0], rung - 1] for index in indices}
+        order = sorted(indices, key=lambda index: -ordered[index])
+        # This is bubble sort. "Nearer" is no total order, since it requires significance, so `sorted` cannot be used.
+        for _ in order:
+            for position in range(len(order) - 1):
+                better, worse = order[position], order[position + 1]
+                if ordered[better] > ordered[worse] and _nearer(observations, outcomes[worse], outcomes[better]):
+                    ordered[better], ordered[worse] = ordered[worse], ordered[better]
+                    order[position], order[position + 1] = worse, better
+    return ordered
+
+
+def _nearer(observations: Observations, first: TrialOutcome, second: TrialOutcome) -> bool:
+    """Return whether ``first`` is significantly nearer to the baseline, and no limit separates it from ``second``."""
+    confidence = observations.goal.confidence
+    for limit in observations.goal.quality_limits:
+        gap = paired_difference(limit, first, second, confidence)
+        if gap is None or not gap.low < 0 < gap.high:
+            return False
+    near, far = _divergences(first), _divergences(second)
+    if near is None or far is None or len(near) != len(far) or len(near) < 2:
+        return False
+    gaps = far - near
+    half = NormalDist().inv_cdf(confidence) * float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    return float(gaps.mean()) > half
+
+
+def _divergences(outcome: TrialOutcome) -> Floats | None:
+    """Return the divergence of each row, larger if further apart; None where none is stored."""
+    for metric in PROXY_METRICS:
+        measurement = outcome.measurement(FINAL, metric)
+        if measurement is not None and measurement.raw is not None:
+            rows = np.asarray(measurement.raw, dtype=np.float64)
+            return rows if metric == DIVERGENCE else 1 - rows
+    return None

@@ -1,4 +1,4 @@
-"""The search engine: which recipe to try next, and for how much of its training.
+"""Search engine, which decides on the next recipe and the share of its training.
 
 Decisions depend on the outcomes only, so that a search decides the same on one machine and on several.
 """
@@ -12,25 +12,25 @@ from dataclasses import InitVar, dataclass, field, replace
 from compress.plugins.search.acquisition import Acquisition, CostModel, Expectation
 from compress.plugins.search.candidates import Candidates, SearchSpaceView
 from compress.plugins.search.early_stopping import early_stopping_reason
-from compress.plugins.search.goal import Goal
-from compress.plugins.search.ledger import PastTrial
-from compress.plugins.search.observations import Observations
-from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.observations import Observations, PastTrial
+from compress.plugins.search.outcome import Goal, TrialOutcome
 from compress.plugins.search.space import Point
 
 ROUND = 2
-"""Trials that are planned together. The number does not depend on the number of workers, so that decisions do
-not either.
+"""Trials that are planned together.
+
+The number does not depend on the number of workers, so that decisions do not either.
 """
 _TIMED = 3
-"""Models that have to be timed before two trials are planned together, since the first ones correct the
-common error of predicted latencies.
+"""Models that have to be timed before two trials are planned together.
+
+The first ones correct the common error of predicted latencies.
 """
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A point, the rung that it is trained to, and the reason why it is tried."""
+    """Point with the rung that it is trained to, and the reason why it is tried."""
 
     point: Point
     rung: int
@@ -88,31 +88,30 @@ class Engine:
         origin = self.space.origin
         if not self.observations.outcomes:
             return [PlannedTrial(origin, self.full_rung, "the search begins here")]
-        acquisition = Acquisition(
-            self.observations, self.costs, self.space.parameters, self.shares, self.candidates.past
-        )
+        past, parameters = self.candidates.past, self.space.parameters
+        acquisition = Acquisition(self.observations, self.costs, parameters, self.shares, past)
+        # Candidates are the partly trained recipes that may go on, and new ones.
         pending = {planned.point for planned in self._pending}
         rungs = {point: rung for point, rung in self._continuing(acquisition).items() if point not in pending}
-        reasons = {point: f"nothing speaks against it after {self.shares[rung]:.0%} of training"
-                 for point, rung in rungs.items()}  # fmt: skip
+        reasons = {
+            point: f"no reason to stop after {self.shares[rung]:.0%} of training" for point, rung in rungs.items()
+        }
         reasons |= self.candidates.propose(acquisition, self._rounds, self.stopped)
         ranked = acquisition.rank(reasons)
         if largest := self.candidates.largest_per_family(ranked, acquisition):
             reasons |= largest
             ranked = list(dict.fromkeys([*largest, *acquisition.rank(reasons)]))
-        planned_trials, running_stages = (
-            list[PlannedTrial](),
-            {key for planned in self._pending for key in self._remaining_of(planned)},
-        )
+        planned_trials = list[PlannedTrial]()
+        running_stages = {key for planned in self._pending for key in self._remaining_of(planned)}
         for point in ranked:
             if len(planned_trials) == self._round_size:
                 break
+            # The most expensive check comes last: only here is the recipe itself built and validated.
             if point in rungs or self._is_new(point):
                 expected = acquisition.expected[point]
                 rung = self.full_rung if point in largest else self._next_rung(point, rungs.get(point, -1), expected)
                 planned = PlannedTrial(point, rung, reasons[point], expected)
                 remaining = self._remaining_of(planned)
-                # What another one of the round does too had better wait for what comes of that.
                 # A trial waits for the next round if most of its work is under way in another one.
                 if 2 * sum(remaining[key] for key in remaining.keys() & running_stages) <= sum(remaining.values()):
                     planned_trials.append(planned)
@@ -132,16 +131,13 @@ class Engine:
         Returns:
             Trials of the next round as far as it can be predicted.
         """
+        # Work on a copy of everything that planning and recording change.
         other = copy.copy(self)
-        other.observations, other.stopped, other.stopped_at = (
-            self.observations.copy(),
-            dict(self.stopped),
-            dict(self.stopped_at),
-        )
+        other.observations = self.observations.copy()
+        other.stopped, other.stopped_at = dict(self.stopped), dict(self.stopped_at)
         other._identities = dict(self._identities)
-        other.candidates = replace(
-            self.candidates, observations=other.observations, rejected=dict(self.candidates.rejected)
-        )
+        rejected = dict(self.candidates.rejected)
+        other.candidates = replace(self.candidates, observations=other.observations, rejected=rejected)
         for planned, outcome in arrived.items():
             other.observations.add(planned.point, planned.rung, outcome)
         other._pending = tuple(pending)
@@ -174,15 +170,16 @@ class Engine:
         recipe misses a limit, times the share of such recipes that this rung has stopped so far, times the time to
         train it in full.
         """
-        misses = 1 - (0.5 if expected.probability is None else expected.probability)
+        miss_probability = 1 - (0.5 if expected.probability is None else expected.probability)
         for lower in range(rung + 1, self.full_rung) if self.space.trains(point) else ():
-            takes = self.costs.marginal_seconds(point, self.shares[lower])
-            if takes < misses * self._stop_rate(lower) * expected.seconds:
+            seconds = self.costs.marginal_seconds(point, self.shares[lower])
+            if seconds < miss_probability * self._stop_rate(lower) * expected.seconds:
                 return lower
         return self.full_rung
 
     def _stop_rate(self, rung: int) -> float:
         """Return the share of recipes that miss a limit that a rung has stopped, starting from one of two."""
+        # Laplace's rule: before any observation, half of the recipes are expected to be stopped.
         ended = sum(self.stopped_at.get(point) == rung for point in self.stopped)
         missed = sum(
             (point, rung) in self.observations.margins and point not in self.observations.feasible
@@ -200,7 +197,7 @@ class Engine:
             if reason:
                 self.stopped_at[point] = rung
             elif acquisition.gain(point) <= 0:
-                reason = "it is no better than what keeps every limit"
+                reason = "it is no better than a recipe that meets every limit"
             if reason:
                 self.stopped[point] = reason
             else:

@@ -4,27 +4,104 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from compress.data.dataset import TEST
 from compress.pipeline.formats import measurable
-from compress.pipeline.image_generation_evals import judgements
+from compress.pipeline.generation_evals import judgements
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.ray.jobs import Job
-from compress.plugins.search.costs import CostEstimator
+from compress.plugins.search.costs import SIZE, CostEstimator
 from compress.plugins.search.engine import Engine
+from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import outcome_fields
-from compress.plugins.search.refit import Refit
+from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace
 from compress.plugins.search.trial import TrialRunner, target_profile
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import Limit, Recipe
 from compress.recipe.search import Search
 from compress.report.limits import check_limits
-from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, FINAL, LimitResult
-from compress.utils.errors import CompressError, first_line
+from compress.results.report import BASELINE, FINAL, LimitResult, Measurement
+from compress.utils.errors import CompressError, InputError, first_line
 from compress.utils.pydantic_models import Frozen
+
+_LEAST_SHARE = 1 / 20
+"""Least number of selection rows, as a share of the training rows, for which a refit is worth its time."""
+
+
+@dataclass
+class Refit:
+    """Decisions about the refit of a search."""
+
+    space: SearchSpace
+    trials: TrialRunner
+    size_estimator: SizeEstimator
+
+    @cached_property
+    def enabled(self) -> bool:
+        """Return whether the winner is refitted: by the recipe, or else by the number of selection rows."""
+        setting = self.space.search.refit
+        if setting is not None or _why_not(self.space) is not None:
+            return bool(setting)
+        return self.more_rows >= _LEAST_SHARE
+
+    @cached_property
+    def more_rows(self) -> float:
+        """Number of selection rows as a share of the training rows."""
+        data = self.trials.context.runner(self.space.base).inputs.data
+        return len(data.split(self.space.search.select.split)) / len(data.split("train"))
+
+    def recipe(self, point: Point, seed: int | None = None) -> Recipe:
+        """Return the recipe at a point, with the selection rows in its training data if the refit is enabled."""
+        return self.space.recipe(point, seed=seed, refit=self.enabled)
+
+    def fits_limits(self, point: Point, observations: Observations) -> bool:
+        """Return whether the refitted model is predicted to meet every limit on size."""
+        if not self.enabled or not self.size_estimator.is_ready or observations.origin not in observations.finished:
+            return True
+        limits = [limit for limit in observations.goal.limits if limit.metric == SIZE]
+        return all(self._fits_limit(limit, point, observations) for limit in limits)
+
+    def _fits_limit(self, limit: Limit, point: Point, observations: Observations) -> bool:
+        size_bytes = self.size_estimator.size_bytes(point)
+        if limit.at_most is None or size_bytes is None:
+            return True
+        bound = limit.at_most * (1.0 if limit.of is None else observations.finished[observations.origin].baseline[SIZE])
+        # The vocabulary grows slower than the rows (Heaps 1978, section 7.5) and is only a part of the size. So a size
+        # that fits after growing like the rows needs no further estimate.
+        if size_bytes * (1 + self.more_rows) <= bound:
+            return True
+        refit_bytes = self._estimator_of_all_rows.size_bytes(point)
+        return refit_bytes is None or refit_bytes <= bound
+
+    @cached_property
+    def _estimator_of_all_rows(self) -> SizeEstimator:
+        return self.size_estimator.with_data_of(self.trials.context.runner(self.recipe(self.space.origin)))
+
+
+def check_refit(space: SearchSpace) -> None:
+    """Raise `InputError` where the recipe asks for a refit that its rows do not allow."""
+    if space.search.refit and (why := _why_not(space)) is not None:
+        raise InputError(
+            f"The winner cannot be trained on the selection rows at the end: {why}.",
+            where="search.refit",
+            expected="rows held out of train, the last of what is held out, and a stage that trains",
+            hint="remove `refit`",
+        )
+
+
+def _why_not(space: SearchSpace) -> str | None:
+    hold_out, split = space.base.data.hold_out or (), space.search.select.split
+    if split not in [split_config.split for split_config in hold_out]:
+        return "they are a split of their own"
+    if hold_out[-1].split != split:
+        return f"{hold_out[-1].split} is drawn from what they leave, and would be other rows without them"
+    if hold_out[-1].source != "train":
+        return f"they are rows of {hold_out[-1].source}, which nothing is trained on"
+    return None if space.trains(space.origin) else "nothing is trained"
+
 
 FRONT = 3
 WINNER, CHOSEN, ORIGIN = "winner", "as chosen", "trial 0"
@@ -41,8 +118,9 @@ class FinalCandidate(NamedTuple):
 
 
 class EvaluatedModel(Frozen):
-    """Model of the final evaluation with its metrics; the ``intervals`` of all models hold together with 95%
-    confidence.
+    """Model of the final evaluation with its metrics.
+
+    The ``intervals`` of all models hold together with 95% confidence.
     """
 
     name: str
@@ -82,15 +160,15 @@ class FinalResult(Frozen):
 
     @property
     def winner(self) -> EvaluatedModel:
-        """The winner, which is the first model."""
+        """Return the winner, which is the first model."""
         return self.judged[0]
 
 
 def select_models(engine: Engine, best: Point, refit: bool = False) -> dict[str, FinalCandidate]:
-    """Return the models of the final evaluation by name: the winner, the recipe that the search started from, and
-    up to three more of the front.
+    """Return the models of the final evaluation by name.
 
-    A refitted winner is compared with its state before the refit too.
+    These are the winner, the recipe that the search started from, and up to three more of the front. A refitted winner
+    is compared with its state before the refit too.
 
     Args:
         engine: Engine at the end of the search.
@@ -125,25 +203,27 @@ def evaluate_models(
         trials: Runner of trials.
         refit: Whether the winner is trained on the selection rows too.
     """
-    entrants = select_models(engine, best, refit)
-    roads, artifacts, baselines = {}, dict[str, Path](), dict[str, str]()
+    candidates = select_models(engine, best, refit)
+    runners, artifacts, baselines = {}, dict[str, Path](), dict[str, str]()
     profile = target_profile(space.base)
-    for name, candidate in entrants.items():
-        runner = roads[name] = trials.run_recipe(space.recipe(candidate.point, refit=candidate.refit))
+    for name, candidate in candidates.items():
+        runner = runners[name] = trials.run_recipe(space.recipe(candidate.point, refit=candidate.refit))
         paths = measurable(runner, profile.target.format, profile.options)
+        # A baseline that was trained on other rows is a model of its own.
         other_rows = candidate.refit != refit and space.base.baseline in space.labels
         baselines[name] = _EARLIER if other_rows else BASELINE
         artifacts.setdefault(baselines[name], paths[BASELINE])
         artifacts[name] = paths[FINAL]
-    confidence = 1 - 0.05 / len(entrants)
+    # Bonferroni: the intervals of all models hold together.
+    confidence = 1 - 0.05 / len(candidates)
     session = TargetSession(
-        roads[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=timing_budget(space.search)
+        runners[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=timing_budget(space.search)
     )
     rows = session.sizes() + session.accuracies([]) + judgements(session, [])
     timed, notes, machine = session.timings(remeasure=True)
     rows += timed
     models = []
-    for name, candidate in entrants.items():
+    for name, candidate in candidates.items():
         names = {baselines[name]: BASELINE, name: FINAL}
         measurements = [row.model_copy(update={"model": names[row.model]}) for row in rows if row.model in names]
         models.append(
@@ -290,35 +370,36 @@ class FinalEvaluation:
 
         Args:
             note: Function that prints a line.
-            say: Function that shows what is being done.
+            announce: Function that shows the present work.
             left: Seconds left, which limit the number of further seeds.
         """
         pick = next(iter(self.engine.observations.ranked()), None)
         if pick is None:
             return None
         best, refit, seeds = *self._winner(pick), list[SeedResult]()
-        purposes = ["from the rows that chose it too"] * refit
+        purposes = ["on the selection rows too"] * refit
         count = self.affordable_seeds(best, refit, left)
         if count < self.seeds:
             note(f"there is time for {count or 'none'} of the winner's {self.seeds} further training seeds")
         if count:
-            purposes.append(f"of {count} more training seed{'s'[: count > 1]}")
+            purposes.append(f"with {count} more seed{'s'[: count > 1]}")
         if purposes:
-            announce(f"the winner again, {' and '.join(purposes)}")
+            announce(f"training the winner again, {' and '.join(purposes)}")
             failed, seeds = retrain(self.space, self.engine, best, self.trials, count, refit)
             if failed is not None:
-                note(f"that failed, so it ships as it was chosen: {first_line(failed)}")
-                # Further seeds were asked to learn from all rows too.
+                note(f"that failed, so the winner ships as it was chosen: {first_line(failed)}")
+                # The seeds were trained on the selection rows too, so they do not describe this winner.
                 best, refit, seeds = pick, False, []
-        # Nothing may run here while times are taken.
+        # No speculative work may disturb the measurement of latency.
         self.trials.workers.cancel()
-        announce(f"the session at the end, on the test rows: {self.space.describe(best)}")
+        announce(f"final evaluation on the test rows: {self.space.describe(best)}")
         final = evaluate_models(self.space, self.engine, best, self.trials, refit)
         return final.model_copy(update={"seeds": tuple(seeds)})
 
     def _winner(self, pick: Point) -> tuple[Point, bool]:
-        """Return the winner and whether it is refitted: the pick, or the next recipe that meets the limits on size
-        after a refit.
+        """Return the winner and whether it is refitted.
+
+        The winner is the pick, or the next recipe that meets the limits on size after a refit.
         """
         observations = self.engine.observations
         trained = (point for point in observations.ranked() if self.refit.enabled and self.space.trains(point))

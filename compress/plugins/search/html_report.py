@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from compress.plugins.search.formatting import format_limits, format_margin, format_metric, format_model
-from compress.plugins.search.pareto_chart import pareto_chart
-from compress.plugins.search.record import SearchRecord, TrialRecord, prediction_error_lines
+from compress.plugins.search.record import (
+    SearchRecord,
+    TrialRecord,
+    format_limits,
+    format_margin,
+    format_metric,
+    format_model,
+    prediction_error_lines,
+)
 from compress.report.pages import render
-from compress.results.metrics import describe_metric
+from compress.report.plot import Frame, Plot, element, scale_around
+from compress.results.formatting import format_value
+from compress.results.metrics import Metric, describe_metric
 
 
 def search_page(record: SearchRecord) -> str:
@@ -47,8 +56,9 @@ class StageNode:
 
 
 def stage_tree(record: SearchRecord) -> list[StageNode]:
-    """Return every stage once, below the stages that it follows. A stage that was cached before the search took
-    no time.
+    """Return every stage once, below the stages that it follows.
+
+    A stage that was cached before the search took no time.
     """
     nodes: dict[tuple[str, ...], list[int]] = {}
     took: dict[tuple[str, ...], list[float]] = {}
@@ -62,10 +72,12 @@ def stage_tree(record: SearchRecord) -> list[StageNode]:
             if not cached:
                 took.setdefault(path, []).append(seconds)
     shown = []
-    for path in sorted(
-        nodes,
-        key=lambda node_path: [(nodes[node_path[:end]][0], node_path[end - 1]) for end in range(1, len(node_path) + 1)],
-    ):
+
+    def order(path: tuple[str, ...]) -> list[tuple[int, str]]:
+        """Return the first trial and the key of every stage of a path, so that branches stay together."""
+        return [(nodes[path[:end]][0], path[end - 1]) for end in range(1, len(path) + 1)]
+
+    for path in sorted(nodes, key=order):
         numbers, run_seconds = sorted(set(nodes[path])), took.get(path, [])
         saved = (len(nodes[path]) - len(run_seconds)) * sum(run_seconds) / len(run_seconds) if run_seconds else 0.0
         numbers_text = ", ".join(map(str, numbers[:12])) + (" ..." if len(numbers) > 12 else "")
@@ -125,5 +137,122 @@ def _state(record: SearchRecord) -> tuple[str, str]:
     if record.final is not None:
         return ("passed", "found") if record.final.winner.meets_limits else ("missed", "the winner misses a limit")
     if record.best is not None:
-        return "unknown", "found, and not judged yet" if record.ended else "going on, found one"
-    return ("missed", "nothing keeps every limit") if record.ended else ("unknown", "going on")
+        return "unknown", "found, and not evaluated yet" if record.ended else "running, found one"
+    return ("missed", "no recipe meets every limit") if record.ended else ("unknown", "running")
+
+
+_FRAME = Frame(720.0, 400.0, 64.0, 704.0, 34.0, 346.0)
+_KINDS = {"best": "final", "front": "front", "kept": "step", "missed": "missed"}
+_LAST = {"best": 2, "front": 1}
+"""Drawing order of the statuses that are drawn over the others."""
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """Position of a trial, with the ends of its intervals where they exist."""
+
+    trial: TrialRecord
+    x: float
+    y: float
+    across: Ends | None
+    up: Ends | None
+
+
+def pareto_chart(record: SearchRecord) -> str:
+    """Return the chart as SVG with infeasible regions tinted; empty with fewer than two trials."""
+    spots = [spot for trial in record.trials if (spot := _spot(trial, record)) is not None]
+    if len(spots) < 2:
+        return ""
+    second = len(record.minimize) > 1
+    first, limits = describe_metric(record.minimize[0]), [record.bounds.get(name) for name in record.minimize]
+    xs = [end for spot in spots for end in (spot.across or (spot.x, spot.x))]
+    ys = [end for spot in spots for end in (spot.up or (spot.y, spot.y))]
+    x = scale_around([*xs, *_near(limits[0], xs)], _FRAME.left, _FRAME.right, min(xs) > 0, 0.06)
+    y = scale_around([*ys, *(_near(limits[1], ys) if second else [0.0])], _FRAME.bottom, _FRAME.top, margin=0.1)
+    plot = Plot(_FRAME, x, y)
+    _tint(plot, limits[0], limits[1] if second else 0.0, above=second)
+    plot.x_axis(f"{first.title}, smaller is better", lambda value: format_value(first, value))
+    if second:
+        other = describe_metric(record.minimize[1])
+        plot.y_axis(f"{other.title}, smaller is better", lambda value: format_value(other, value))
+    else:
+        plot.y_axis(f"Inside {_quality(record)}, as a share of its bound", lambda value: f"{value:+.1%}")
+        plot.add(plot.straight((x.low, 0.0), (x.high, 0.0), "bound"))
+    _draw(plot, spots, record)
+    return plot.svg(_label(first, record))
+
+
+def _draw(plot: Plot, spots: list[_Spot], record: SearchRecord) -> None:
+    front = sorted((spot.x, spot.y) for spot in spots if spot.trial.status in _LAST and spot.trial.share == 1)
+    if len(front) > 1:
+        # Draw steps: a recipe beats all that are worse in both metrics, and nothing is known between two of them.
+        steps = [step for (_, y), corner in pairwise(front) for step in ((corner[0], y), corner)]
+        plot.add(plot.line([front[0], *steps], "front"))
+    for spot in sorted(spots, key=lambda spot: _LAST.get(spot.trial.status, 0)):
+        trial = spot.trial
+        kind = "early" if trial.share < 1 else _KINDS.get(trial.status, "step")
+        if trial.share == 1 and not any(trial.point) and trial.status != "best":
+            kind = "baseline"
+        size = 5.5 if trial.share == 1 else 3.5
+        plot.add(plot.mark(kind, (spot.x, spot.y), _tip(trial, record), size, spot.across, spot.up))
+    plot.labels([((spot.x, spot.y), f"{spot.trial.number}", "label") for spot in spots if spot.trial.status in _LAST])
+
+
+def _tint(plot: Plot, across: float | None, level: float | None, above: bool) -> None:
+    """Tint the area right of ``across``, and the area ``above`` a level or below it."""
+    frame = plot.frame
+    if across is not None and across < plot.x.high:
+        left = plot.x(across)
+        plot.add(element("rect", {"x": left, "y": frame.top, "width": max(frame.right - left, 0.0),
+                                  "height": frame.bottom - frame.top, "class": "infeasible"}))  # fmt: skip
+    if level is not None and (level < plot.y.high or not above):
+        edge = plot.y(level)
+        top, bottom = (frame.top, edge) if above else (edge, frame.bottom)
+        plot.add(element("rect", {"x": frame.left, "y": top, "width": frame.right - frame.left,
+                                  "height": max(bottom - top, 0.0), "class": "infeasible"}))  # fmt: skip
+
+
+def _near(bound: float | None, values: list[float]) -> list[float]:
+    """Return a bound if it is near enough to the values to be shown on the axis."""
+    return [] if bound is None or not min(values) / 2 < bound < 2 * max(values) else [bound]
+
+
+def _spot(trial: TrialRecord, record: SearchRecord) -> _Spot | None:
+    name = record.minimize[0]
+    first = trial.final.get(name)
+    if first is None:
+        return None
+    if len(record.minimize) > 1:
+        other = record.minimize[1]
+        second = trial.final.get(other)
+        if second is None:
+            return None
+        return _Spot(trial, first, second, trial.spread.get(name), trial.spread.get(other))
+    room = next((room for room in trial.rooms if room.limit == _quality(record)), None)
+    return None if room is None else _Spot(trial, first, room.value, trial.spread.get(name), (room.low, room.high))
+
+
+def _quality(record: SearchRecord) -> str:
+    """Return the limit that the chart shows: the first on quality, or else the first."""
+    names = [room.limit for trial in record.trials for room in trial.rooms]
+    good = [name for name in names if describe_metric(name.split()[0]).quality]
+    return (good or names or [""])[0]
+
+
+def _tip(trial: TrialRecord, record: SearchRecord) -> str:
+    share = "" if trial.share == 1 else f", {trial.share:.0%} of its training"
+    lines = [f"trial {trial.number}{share}: {trial.words}"]
+    lines += [
+        f"{describe_metric(name).title}: {format_metric(name, trial.final.get(name))}" for name in record.minimize
+    ]
+    lines += [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
+    lines += [f"tried because: {trial.why}"] if trial.why else []
+    lines.append(trial.status + (f": {trial.reason}" if trial.reason else ""))
+    return "\n".join(lines)
+
+
+def _label(first: Metric, record: SearchRecord) -> str:
+    if len(record.minimize) > 1:
+        return f"{first.title} of every trial against its {describe_metric(record.minimize[1]).title.lower()}"
+    return f"{first.title} of every trial against how well it keeps its limits"

@@ -162,11 +162,11 @@ def _session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSessi
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_CPU)
 
 
-def _key(node: onnx.NodeProto, stored: Sequence[onnx.TensorProto], given: Batch) -> str:
+def _key(node: onnx.NodeProto, stored: Sequence[onnx.TensorProto], inputs: Batch) -> str:
     """Return a key of operator, attributes, and each input's type and shape, with the values of few stored integers."""
-    weight_keys = {tensor.name: _told(tensor) for tensor in stored}
+    weight_keys = {tensor.name: _weight_key(tensor) for tensor in stored}
     input_keys = [
-        weight_keys.get(name) or ([str(given[name].dtype), given[name].shape] if name in given else name)
+        weight_keys.get(name) or ([str(inputs[name].dtype), inputs[name].shape] if name in inputs else name)
         for name in node.input
     ]
     attributes = sorted(
@@ -178,9 +178,9 @@ def _key(node: onnx.NodeProto, stored: Sequence[onnx.TensorProto], given: Batch)
     return f"{node.op_type} {hashlib.sha256(content.encode()).hexdigest()[:24]}"
 
 
-def _told(tensor: onnx.TensorProto) -> list[object]:
-    whole = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-    values = numpy_helper.to_array(tensor).tolist() if whole and np.prod(tensor.dims) <= _FEW else None
+def _weight_key(tensor: onnx.TensorProto) -> list[object]:
+    is_integer = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    values = numpy_helper.to_array(tensor).tolist() if is_integer and np.prod(tensor.dims) <= _FEW else None
     return ["stored", tensor.data_type, list(tensor.dims), values]
 
 
@@ -219,8 +219,8 @@ class KernelTable:
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
-                except ValueError:  # a writer was killed in the middle
-                    continue
+                except ValueError:
+                    continue  # A killed writer left a truncated line.
                 times.setdefault(entry["key"], KernelTimes(entry["near"], entry["far"]))
         return times
 
@@ -233,6 +233,7 @@ class KernelTable:
         """
         missing = {kernel.key: kernel for kernel in kernels if kernel.key not in self._known}
         deadline = time.perf_counter() + seconds
+        # Measure in chunks, between which the noise of the machine is checked.
         pending = list(missing.values())
         while pending:
             if time.perf_counter() > deadline:
@@ -310,7 +311,7 @@ def _cache_bytes() -> int:
 
 
 def _nanoseconds(session: onnxruntime.InferenceSession, feed: Batch) -> int:
-    # What a process does between two models' turns is not what its cache holds: the first call brings it in.
+    # Other models have used the cache since the last call, so the first call only loads it again.
     session.run(None, feed)
     began = time.perf_counter_ns()
     session.run(None, feed)

@@ -59,6 +59,7 @@ def fit_correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float
 
     The prior counts as a ridge (Gelman et al. 2013, section 14.8).
     """
+    # Each weight's prior is one more row of the least-squares system, weighted by its standard deviation.
     means, spreads = np.array(_PRIOR).T
     rows, values = [np.diag(1 / spreads)], [means / spreads]
     for kernel_sum, ms in timed:
@@ -70,8 +71,9 @@ def fit_correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float
 
 @dataclass
 class LatencyEstimator:
-    """Estimator of latencies. Kernel sums are stored in the folder of the search (`use_snapshot`) for later
-    processes.
+    """Estimator of latencies.
+
+    Kernel sums are stored in the folder of the search (`use_snapshot`) for later processes.
     """
 
     size_estimator: SizeEstimator
@@ -129,13 +131,13 @@ class LatencyEstimator:
             self.unavailable_reason = self._why_not_this_machine() or self.size_estimator.unavailable_reason
             return None
         if key not in self._sums:
-            self._sums[key] = self._measured(point)
+            self._sums[key] = self._measure(point)
             self._write_snapshot()
         return self._sums[key]
 
-    def _measured(self, point: Point) -> KernelSum | None:
+    def _measure(self, point: Point) -> KernelSum | None:
         if self._spent > min(_MOST_SECONDS, _SHARE * self.size_estimator.space.search.seconds):
-            self.unavailable_reason = "there was no more time to time kernels"
+            self.unavailable_reason = "the time for timing kernels was used up"
             return None
         start_time = perf_counter()
         try:
@@ -145,7 +147,7 @@ class LatencyEstimator:
             return None
         self._spent += perf_counter() - start_time
         if self.table is not None and self.table.noise is not None and self.table.noise.verdict != "quiet":
-            self.unavailable_reason = f"kernels were timed while others were at work: {self.table.noise}"
+            self.unavailable_reason = f"other work disturbed the timing of kernels: {self.table.noise}"
         if kernel_sum is None:
             self.unavailable_reason = "kernels were not timed: the time was over"
             return None
@@ -153,9 +155,9 @@ class LatencyEstimator:
 
     def _sum_kernels(self, point: Point) -> KernelSum | None:
         """Sum a graph's own kernels and those by which two other graphs differ, which do not depend on widths."""
-        foreseen, batch = self.size_estimator.traced_model(point), self.size_estimator.typical_batch(point)
-        assert foreseen is not None and batch is not None, "what has a key is foreseen"
-        outline, graph = foreseen
+        traced, batch = self.size_estimator.traced_model(point), self.size_estimator.typical_batch(point)
+        assert traced is not None and batch is not None, "a model with a timing key is traced"
+        outline, graph = traced
         total = self._kernels_of(graph.own, outline.widths, batch)
         if total is None or graph.difference is None:
             return total
@@ -174,11 +176,9 @@ class LatencyEstimator:
             self.table = KernelTable(self._threads)
         kernels = list_kernels(structure.graph.at(widths), batch, self._threads)
         milliseconds = self.table.milliseconds(kernels, _EACH_SECONDS)
-        return (
-            None
-            if milliseconds is None
-            else KernelSum(milliseconds, sum(kernel.weight_bytes for kernel in kernels) / 1e6)
-        )
+        if milliseconds is None:
+            return None
+        return KernelSum(milliseconds, sum(kernel.weight_bytes for kernel in kernels) / 1e6)
 
     @property
     def _profile(self) -> TargetProfile:
@@ -193,4 +193,4 @@ class LatencyEstimator:
         """Return why kernels of this machine do not predict the target's latency; an empty string if they do."""
         target, device = self._profile.target, self._profile.device
         is_this_machine = target.provider == CPU and target.runtime == "onnxruntime" and device is None
-        return "" if is_this_machine else f"times on {device or target.name} are not foretold"
+        return "" if is_this_machine else f"times on {device or target.name} are not predicted"

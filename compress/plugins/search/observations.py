@@ -3,13 +3,138 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from compress.numerics.statistics import Estimate
-from compress.plugins.search.goal import Goal, is_dominated, limit_name
-from compress.plugins.search.outcome import TrialOutcome, constraint_margin
+from compress.plugins.search.outcome import Goal, TrialOutcome, constraint_margin, is_dominated, limit_name
 from compress.plugins.search.space import Point
 from compress.results.metrics import describe_metric
+from compress.utils.errors import InputError
+from compress.utils.pydantic_models import Frozen
+from compress.utils.storage import AppendOnlyFile
+
+LEDGER_FILE = "ledger.jsonl"
+VERSION = 1
+
+
+class PastTrial(Frozen):
+    """Trial of an earlier search, or a shipped recipe, at its point in the present space.
+
+    Attributes:
+        point: Point in the present space.
+        share: Share of its training.
+        rooms: Margin of each limit on quality and its half-width; empty for a shipped recipe.
+        source: Search or recipe that it comes from.
+    """
+
+    point: tuple[int, ...]
+    share: float
+    rooms: dict[str, tuple[float, float]]
+    source: str
+
+
+class LedgerHeader(Frozen):
+    """First line of the ledger. Two searches with the same header take the same decisions."""
+
+    version: int = VERSION
+    recipe: dict[str, Any]
+    knobs: tuple[tuple[str, tuple[Any, ...]], ...]
+    rungs: tuple[float, ...]
+    machine: dict[str, Any]
+    past: tuple[PastTrial, ...] = ()
+    """Past trials that the search started with, kept when it is resumed."""
+
+    def check_same(self, current: LedgerHeader) -> None:
+        """Raise `InputError` if the search has changed. A larger budget or more trials change no decision."""
+        for name in ("recipe", "knobs", "rungs", "machine"):
+            old, new = (to_jsonable_python(getattr(header, name)) for header in (self, current))
+            if old == new:
+                continue
+            changed = name
+            if isinstance(old, dict):
+                fields = [field for field in {**old, **new} if old.get(field) != new.get(field)]
+                if fields == ["search"] and _without_budget(old["search"]) == _without_budget(new["search"]):
+                    continue
+                changed = f"{name} ({', '.join(fields)})"
+            raise InputError(
+                f"The search cannot be resumed: its {changed} has changed.",
+                expected="the same as at its start, except for its budget and number of trials",
+                hint="start again without --resume; finished stages are cached",
+            )
+
+
+def _without_budget(block: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name not in ("budget", "trials")}
+
+
+class LedgerEntry(Frozen):
+    """A trial, in the order in which trials were planned.
+
+    Attributes:
+        number: Position in the ledger.
+        point: Point of the recipe.
+        rung: Rung that it was trained to.
+        words: Difference from the recipe that the search started from.
+        identity: Digest of the stages.
+        why: Reason why it was tried.
+        outcome: Outcome of the trial.
+        elapsed: Seconds of the search so far, earlier processes included.
+    """
+
+    number: int
+    point: tuple[int, ...]
+    rung: int
+    words: str
+    identity: str
+    why: str = ""
+    outcome: TrialOutcome
+    elapsed: float | None = None
+
+
+class Ledger:
+    """Ledger file in the folder of a search.
+
+    Raises `StorageError` if it cannot be written. The file stays valid then.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER_FILE
+        self._lines = AppendOnlyFile(self.path)
+
+    def create(self, header: LedgerHeader) -> None:
+        """Write the header of a new file."""
+        self._lines.add(header.model_dump_json().encode())
+
+    def append(self, entry: LedgerEntry) -> None:
+        """Write one trial to disk."""
+        self._lines.add(entry.model_dump_json().encode())
+
+    def read(self, repair: bool = True) -> tuple[LedgerHeader, list[LedgerEntry]]:
+        """Return the header and the trials. A truncated last line is ignored.
+
+        With ``repair`` the truncated line is removed from the file, which no other process may be writing.
+
+        Raises:
+            InputError: Where the file is no ledger of this version.
+        """
+        if repair:
+            self._lines.repair()
+        lines, _ = self._lines.read()
+        try:
+            header = LedgerHeader.model_validate_json(lines[0])
+            entries = [LedgerEntry.model_validate_json(line) for line in lines[1:]]
+        except (IndexError, ValidationError) as error:
+            raise InputError(
+                "The search cannot be resumed: its ledger cannot be read.",
+                where=str(self.path),
+                expected=f"a ledger of version {VERSION}",
+                hint="start again without --resume; finished stages are cached",
+            ) from error
+        return header, entries
 
 
 @dataclass
@@ -93,7 +218,7 @@ class Observations:
 
     def pick(self) -> Point | None:
         """Return the best feasible recipe; without one, the safest recipe whose measured values meet every limit."""
-        return self.best() or next(iter(self._reaching("value")), None)
+        return self.best() or next(iter(self._meeting_limits("value")), None)
 
     def ranked(self) -> list[Point]:
         """Return the recipes to evaluate at the end, the pick first.
@@ -103,17 +228,19 @@ class Observations:
         """
         if self.feasible:
             return sorted(self.feasible, key=self._merit)
-        return self._reaching("value") or self._reaching("high")
+        return self._meeting_limits("value") or self._meeting_limits("high")
 
-    def _reaching(self, end: Literal["value", "high"]) -> list[Point]:
+    def _meeting_limits(self, end: Literal["value", "high"]) -> list[Point]:
         """Return the recipes that meet every limit, those on quality by one end of their interval."""
         ends = {limit_name(limit): end for limit in self.goal.quality_limits}
 
-        def reaches(point: Point) -> bool:
-            rooms = self.margins[point, self.full_rung].items()
-            return all(room is not None and getattr(room, ends.get(name, "value")) >= -1e-12 for name, room in rooms)
+        def meets(point: Point) -> bool:
+            margins = self.margins[point, self.full_rung].items()
+            return all(
+                margin is not None and getattr(margin, ends.get(name, "value")) >= -1e-12 for name, margin in margins
+            )
 
-        return [point for point in self.by_shortfall() if reaches(point)]
+        return [point for point in self.by_shortfall() if meets(point)]
 
     def by_shortfall(self) -> list[Point]:
         """Return the recipes trained in full, ordered by their largest shortfall."""

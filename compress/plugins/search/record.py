@@ -1,9 +1,10 @@
-"""The record of a search (`search.json`), which the page and the console table show."""
+"""Record of a search (`search.json`), which the page and the console table show, and its numbers as text."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -12,17 +13,82 @@ import numpy as np
 
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.engine import Engine
-from compress.plugins.search.final_evaluation import FinalResult
-from compress.plugins.search.formatting import format_metric
-from compress.plugins.search.goal import limit_name
-from compress.plugins.search.ledger import LedgerEntry
-from compress.plugins.search.outcome import constraint_margin
-from compress.plugins.search.parameter_importance import ParameterImportance, analyze_importance
+from compress.plugins.search.final_evaluation import EvaluatedModel, FinalResult
+from compress.plugins.search.observations import LedgerEntry
+from compress.plugins.search.outcome import Goal, TrialOutcome, constraint_margin, limit_name
 from compress.plugins.search.space import Point, SearchSpace
+from compress.plugins.search.surrogate import ParameterImportance, analyze_importance
 from compress.report.limits import limit_text
 from compress.report.tracking import TrackedRun
+from compress.results.formatting import format_interval, format_value
 from compress.results.metrics import describe_metric
+from compress.results.report import LimitResult
 from compress.utils.pydantic_models import Frozen
+
+
+@dataclass(frozen=True)
+class FormattedModel:
+    """Evaluated model as text. ``figures`` are the objectives; ``lines`` show each limit."""
+
+    name: str
+    words: str
+    figures: tuple[str, ...]
+    verdict: str
+    state: str
+    lines: tuple[str, ...]
+
+
+def format_model(model: EvaluatedModel, minimize: Sequence[str]) -> FormattedModel:
+    """Format an evaluated model."""
+    missed = [limit for limit in model.limits if limit.missed]
+    unknown = [limit for limit in model.limits if limit.unknown]
+    verdict = f"{len(missed)} missed" if missed else f"{len(unknown)} can't tell" if unknown else "all kept"
+    state = "missed" if missed else "unknown" if unknown else "passed"
+    figures = tuple(format_metric(name, model.final[name]) if name in model.final else "" for name in minimize)
+    return FormattedModel(model.name, model.words, figures, verdict, state, format_limits(model.limits))
+
+
+def format_limits(limits: Sequence[LimitResult]) -> tuple[str, ...]:
+    """Format limits as `accuracy at least 97% of baseline: 98.20% of baseline`."""
+    return tuple(
+        f"{limit.metric} {limit.limit}: "
+        + (f"{limit.ratio:.2%} of {limit.of}" if limit.ratio is not None and limit.of
+           else format_metric(limit.metric, limit.value))
+        for limit in limits
+    )  # fmt: skip
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """Format the value of a metric for people."""
+    return "not measured" if value is None else format_value(describe_metric(metric), value)
+
+
+def format_objectives(
+    minimize: Sequence[str], final: Mapping[str, float], spread: Mapping[str, tuple[float, float]]
+) -> list[str]:
+    """Format the objectives with their intervals: `latency 0.4 ms (0.38-0.42)`."""
+    texts = []
+    for name in minimize:
+        if name in final:
+            metric = describe_metric(name)
+            interval = format_interval(metric, *spread.get(name, (None, None)))
+            texts.append(
+                f"{metric.title.lower()} {format_metric(name, final[name])}" + (f" ({interval})" if interval else "")
+            )
+    return texts
+
+
+def format_margin(limit: str, value: float, low: float) -> str:
+    """Format a margin as `accuracy at least 0.97: +1.20% inside, surely +0.31%`."""
+    return f"{limit}: {value:+.2%} inside" + ("" if low == value else f", surely {low:+.2%}")
+
+
+def format_outcome(goal: Goal, outcome: TrialOutcome) -> list[str]:
+    """Format the metrics of a trial on the selection rows: objectives, then every limit that was measured."""
+    margins = ((limit, constraint_margin(limit, outcome, goal.confidence)) for limit in goal.limits)
+    lines = [format_margin(limit_name(limit), room.value, room.low) for limit, room in margins if room is not None]
+    return [*format_objectives(goal.minimize, outcome.final, outcome.spread), *lines]
+
 
 Status = Literal["best", "front", "kept", "missed", "given up", "went on", "on its way", "failed"]
 
@@ -37,8 +103,9 @@ class ConstraintMargin(Frozen):
 
 
 class TrialRecord(Frozen):
-    """A trial: the recipe, how far it was trained, its metrics and stages. ``stages`` hold label, key, seconds
-    and whether cached.
+    """Trial with its recipe, share of training, metrics and stages.
+
+    Each of ``stages`` holds label, key, seconds, and whether the stage was cached.
     """
 
     number: int
@@ -77,7 +144,7 @@ class ParameterRecord(Frozen):
 
 
 class SearchRecord(Frozen):
-    """The whole search. ``errors`` are the relative errors of predictions by metric."""
+    """Whole search. ``errors`` are the relative errors of predictions by metric."""
 
     version: int = 1
     name: str
@@ -133,14 +200,12 @@ def build_record(
         final: Result of the final evaluation; None before it.
         started: Start of the search.
     """
-    search, base = space.search, space.base
-    best, front = (
-        engine.observations.best() if final is None else final.winner.point,
-        engine.observations.pareto_front(),
-    )
-    nearest = None if best is not None else next(iter(engine.observations.by_shortfall()), None)
+    search, base, observations = space.search, space.base, engine.observations
+    best = observations.best() if final is None else final.winner.point
+    front = observations.pareto_front()
+    nearest = None if best is not None else next(iter(observations.by_shortfall()), None)
     stage_costs = [cost for entry in entries for cost in entry.outcome.stages]
-    importances = _importance(space, engine)
+    importances, remaining = _importance(space, engine), engine.candidates.remaining_share
     return SearchRecord(
         name=base.name,
         description=base.description,
@@ -152,19 +217,7 @@ def build_record(
         limits=tuple(f"{limit.metric} {limit_text(limit)}" for limit in engine.goal.limits),
         confidence=engine.goal.confidence,
         rows=search.select.rows,
-        knobs=tuple(
-            ParameterRecord(
-                name=parameter.name,
-                values=tuple(map(str, parameter.values)),
-                effects=_effects(space, engine, index),
-                importance={
-                    metric: share
-                    for metric, importance in importances.items()
-                    if importance.shares is not None and (share := importance.shares[index]) is not None
-                },
-            )
-            for index, parameter in enumerate(space.parameters)
-        ),
+        knobs=_parameter_records(space, engine, importances),
         size=space.size,
         refused=space.rejected | {space.describe(point): why for point, why in engine.candidates.rejected.items()},
         trials=tuple(_trial(space, engine, entry, best, front) for entry in entries),
@@ -172,18 +225,37 @@ def build_record(
         rough=costs.imprecision_reasons(),
         ended=engine.end_reason,
         best=None if best is None else space.describe(best),
-        unsure=None if best is None or best in engine.observations.feasible else _shortfall(space, engine, best),
+        unsure=None if best is None or best in observations.feasible else _shortfall(space, engine, best),
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
         final=final,
         bounds=_bounds(engine),
-        left=None
-        if engine.candidates.remaining_share is None
-        else round(engine.candidates.remaining_share * space.size),
+        left=None if remaining is None else round(remaining * space.size),
         past=dict(Counter(trial.source for trial in engine.candidates.past)),
         explained={metric: importance.note for metric, importance in importances.items()},
         stages_run=sum(not cost.cached for cost in stage_costs),
         stages_shared=sum(cost.cached for cost in stage_costs),
     )
+
+
+def _parameter_records(
+    space: SearchSpace, engine: Engine, importances: Mapping[str, ParameterImportance]
+) -> tuple[ParameterRecord, ...]:
+    records = []
+    for index, parameter in enumerate(space.parameters):
+        shares = {
+            metric: importance.shares[index]
+            for metric, importance in importances.items()
+            if importance.shares is not None
+        }
+        records.append(
+            ParameterRecord(
+                name=parameter.name,
+                values=tuple(map(str, parameter.values)),
+                effects=_effects(engine, index),
+                importance={metric: share for metric, share in shares.items() if share is not None},
+            )
+        )
+    return tuple(records)
 
 
 def _trial(
@@ -234,17 +306,18 @@ def _shortfall(space: SearchSpace, engine: Engine, point: Point) -> str:
             parts.append(f"{limit_name(limit)} was not measured")
         elif room.low < -1e-12:
             base = 1.0 if limit.of is None else outcome.baseline[limit.metric]
-            has, needs = (
-                format_metric(limit.metric, value) for value in (outcome.final[limit.metric], limit.bound * base)
+            value = format_metric(limit.metric, outcome.final[limit.metric])
+            bound = format_metric(limit.metric, limit.bound * base)
+            surely = "" if room.low == room.value else f", {-room.low:.2%} with the required confidence"
+            direction = "more" if limit.at_least is not None else "less"
+            parts.append(
+                f"{limit.metric} is {value} and needs {bound} or {direction} ({-room.value:.2%} short{surely})"
             )
-            surely = "" if room.low == room.value else f", {-room.low:.2%} as surely as is wanted"
-            most = "more" if limit.at_least is not None else "less"
-            parts.append(f"{limit.metric} is {has} and needs {needs} or {most} ({-room.value:.2%} short{surely})")
     return f"{space.describe(point)}: {'; '.join(parts)}"
 
 
-def _effects(space: SearchSpace, engine: Engine, index: int) -> dict[str, float]:
-    """Return for each metric the largest mean over the smallest, of the recipes of each value."""
+def _effects(engine: Engine, index: int) -> dict[str, float]:
+    """Return the largest mean over the smallest, of the recipes of each value, by metric."""
     effects = {}
     finished = engine.observations.finished
     for metric in _metrics(engine):
@@ -264,9 +337,7 @@ def _metrics(engine: Engine) -> list[str]:
 
 
 def _importance(space: SearchSpace, engine: Engine) -> dict[str, ParameterImportance]:
-    """Return the importance of parameters for each metric; sizes and times enter as logarithms, since choices
-    multiply them.
-    """
+    """Return the importance of parameters for each metric."""
     importances = {}
     for metric in _metrics(engine):
         measured = {
@@ -275,10 +346,10 @@ def _importance(space: SearchSpace, engine: Engine) -> dict[str, ParameterImport
             if metric in outcome.final
         }
         values = np.array(list(measured.values()))
-        is_logarithmic = not describe_metric(metric).quality and bool((values > 0).all())
-        importances[metric] = analyze_importance(
-            space.parameters, list(measured), np.log(values) if is_logarithmic else values
-        )
+        # Choices multiply sizes and times, so that their effects add on a logarithmic scale.
+        if not describe_metric(metric).quality and bool((values > 0).all()):
+            values = np.log(values)
+        importances[metric] = analyze_importance(space.parameters, list(measured), values)
     return importances
 
 
@@ -300,8 +371,8 @@ def prediction_error_lines(record: SearchRecord) -> list[str]:
         sizes: Sequence[float] = sorted(map(abs, errors))
         if sizes:
             lines.append(
-                f"{describe_metric(metric).title} was foretold within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} in "
-                f"the median, for {len(sizes)} recipes"
+                f"{describe_metric(metric).title} was predicted within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} "
+                f"in the median, for {len(sizes)} recipes"
             )
     return lines + [f"{describe_metric(metric).title}: {why}" for metric, why in record.rough.items()]
 
@@ -318,7 +389,7 @@ def tracked_run(record: SearchRecord, folder: Path) -> TrackedRun:
         | {"minimize": ", ".join(record.minimize), "limits": ", ".join(record.limits)},
         tags={
             "compress.folder": str(folder.resolve()),
-            "compress.found": record.best or "nothing keeps every limit",
+            "compress.found": record.best or "no recipe meets every limit",
             "compress.keeps": str(winner is not None and winner.meets_limits).lower(),
             "compress.ended": record.ended,
         },

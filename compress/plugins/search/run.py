@@ -1,4 +1,4 @@
-"""The run of a search: rounds of trials with a ledger, then the final evaluation."""
+"""Run of a search: rounds of trials with a ledger, then the final evaluation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from compress.plugins.ray.jobs import InProcessWorkers, JobContext, Workers
+from compress.plugins.search.console import NoDisplay, ProgressDisplay, RunningTrial, SearchSnapshot
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.dry_run import PreparedSearch
 from compress.plugins.search.engine import Engine, PlannedTrial
-from compress.plugins.search.final_evaluation import FinalEvaluation, FinalResult
-from compress.plugins.search.formatting import format_outcome
+from compress.plugins.search.final_evaluation import FinalEvaluation, FinalResult, Refit
 from compress.plugins.search.latency_estimator import LatencyEstimator
-from compress.plugins.search.ledger import Ledger, LedgerEntry
+from compress.plugins.search.observations import Ledger, LedgerEntry
 from compress.plugins.search.outcome import TrialOutcome
-from compress.plugins.search.progress import NoDisplay, ProgressDisplay, RunningTrial, SearchSnapshot
-from compress.plugins.search.record import SearchRecord, build_record
-from compress.plugins.search.refit import Refit
+from compress.plugins.search.record import SearchRecord, build_record, format_outcome
 from compress.plugins.search.search_folder import BEST, MODEL, create_folder, resume_folder, write_results
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.trial import BarsOnly, RecipeTrial, TrialRunner, target_profile
@@ -35,7 +33,7 @@ from compress.utils.storage import storage_errors
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search that has ended. ``record.final`` is None where no recipe's measured values meet every limit."""
+    """Search that has ended. ``record.final`` is None if no recipe's measured values meet every limit."""
 
     folder: Path
     record: SearchRecord
@@ -43,7 +41,7 @@ class SearchResult:
 
 @dataclass
 class SearchRun:
-    """A search of the recipe in ``document``, whose paths are relative to ``folder``.
+    """Search of the recipe in ``document``, whose paths are relative to ``folder``.
 
     Nothing is written before the recipe is checked.
     """
@@ -64,8 +62,7 @@ class SearchRun:
         self.space, self.goal = self.prepared.space, self.prepared.goal
         self.search, base = self.space.search, self.space.base
         self.costs = CostEstimator(self.space)
-        any_trains = self.space.trains(self.space.origin)
-        shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
+        shares = (*self.search.rungs, 1.0) if self.space.trains(self.space.origin) else (1.0,)
         self.trials = TrialRunner(self.goal, context, InProcessWorkers(context))
         size_estimator = SizeEstimator(self.space, lambda: context.runner(base))
         refit = Refit(self.space, self.trials, size_estimator)
@@ -103,7 +100,7 @@ class SearchRun:
         base = self.space.base
         if base.module is not None:
             raise InputError(
-                "A model that code beside the recipe makes cannot travel to other machines.",
+                "A model that code beside the recipe builds cannot be sent to other machines.",
                 where="module",
                 hint="search without --workers",
             )
@@ -112,8 +109,11 @@ class SearchRun:
         return open_workers(workers, self.trials.context, target, sorted(packages), self.progress)
 
     def _run(self) -> SearchResult:
-        folder, entries = self._open_folder()
-        self.place, ledger = folder, Ledger(folder)
+        if self.resume:
+            folder, entries = resume_folder(self.space, self.engine, self.artifacts)
+        else:
+            folder, entries = create_folder(self.space, self.engine, self.artifacts, self.started), []
+        self.results_folder, ledger = folder, Ledger(folder)
         self.latency_estimator.use_snapshot(folder)
         for line in self.prepared.summary(self.origin).lines():
             self.progress.note(line)
@@ -124,10 +124,10 @@ class SearchRun:
         except (KeyboardInterrupt, StorageError) as error:
             self.watcher.stop()
             best = self.engine.observations.best()
-            so_far = f"the best so far is in {folder / BEST}" if best is not None else "nothing keeps every limit yet"
+            result = f"the best so far is in {folder / BEST}" if best is not None else "no recipe meets every limit yet"
             ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
             self.progress.note(
-                f"{ended} after {len(self.entries)} trials: {so_far}; the same command with --resume goes on from here"
+                f"{ended} after {len(self.entries)} trials: {result}; the same command with --resume continues"
             )
             raise
         record = self._record(final)
@@ -141,11 +141,9 @@ class SearchRun:
 
     def _search(self, ledger: Ledger, earlier_entries: list[LedgerEntry]) -> None:
         """Run rounds until nothing is left to try or the time is spent."""
-        self._earlier_seconds = (
-            (earlier_entries[-1].elapsed or sum(entry.outcome.seconds for entry in earlier_entries))
-            if earlier_entries
-            else 0.0
-        )
+        if earlier_entries:
+            total = sum(entry.outcome.seconds for entry in earlier_entries)
+            self._earlier_seconds = earlier_entries[-1].elapsed or total
         self._start_time, self._is_over = time.perf_counter(), False
         if not self.goal.needs_timing:
             self.trials.workers.prefetch(self.final_evaluation.prefetch_jobs())
@@ -155,9 +153,9 @@ class SearchRun:
                 is_share_noted, count = True, round(self.engine.candidates.remaining_share * self.space.size)
                 self.progress.note(f"predictions leave {count:,} of {self.space.size:,} recipes")
             replayed, new_trials = planned_trials[: len(earlier_entries)], planned_trials[len(earlier_entries) :]
+            # The engine plans the trials of an earlier process once more, and their outcomes come from the ledger.
             for planned in replayed:
                 self._replay(ledger, planned, earlier_entries.pop(0))
-            # Kernels may be timed here between rounds: nothing may run on then that nobody waits for.
             # Kernels may be timed between rounds, so no speculative work may run then.
             guess = None if self.goal.needs_timing else partial(self._speculate, new_trials, len(self.entries))
             outcomes = self.trials.run_all(self._affordable_trials(new_trials), guess)
@@ -167,19 +165,17 @@ class SearchRun:
     def _round(self) -> list[PlannedTrial]:
         """Return the next trials. Before the second trial, sizes and times of all recipes are predicted."""
         if len(self.entries) == 1 and self.costs.size_estimator is not None and self.costs.size_estimator.is_ready:
-            self._announce("foretelling sizes and times of the other recipes")
+            self._announce("predicting sizes and times of the other recipes")
         return self.engine.next_round()
 
     def _affordable_trials(self, planned_trials: Sequence[PlannedTrial]) -> Iterator[RecipeTrial]:
         """Yield the trials of a round while there is time for them; workers may take all before one has ended."""
         first = len(self.entries)
-        seconds = [
-            self.costs.corrected_remaining_seconds(planned.point, self.engine.shares[planned.rung])
-            for planned in planned_trials
-        ]
+        seconds = [self._expected_seconds(planned) for planned in planned_trials]
         for index, planned in enumerate(planned_trials):
-            under_way = seconds[len(self.entries) - first : index]
-            if why := self._out_of_time(planned, under_way):
+            # Trials between the last recorded one and this one are running.
+            running = seconds[len(self.entries) - first : index]
+            if why := self._out_of_time(planned, running):
                 self.engine.end_reason, self._is_over = why, True
                 return
             self._announce_trial(first + index, planned)
@@ -191,7 +187,7 @@ class SearchRun:
         """Return the trials that may be tried after this round, given its outcomes so far.
 
         Args:
-            jobs: Trials of the round.
+            planned_trials: Trials of the round.
             first: Number of the first one.
             outcomes: Outcomes by position in the round.
         """
@@ -199,27 +195,26 @@ class SearchRun:
         max_trials = self.search.trials
         if self._is_over or (max_trials is not None and len(self.entries) + len(pending) >= max_trials):
             return []
-        known_outcomes = {planned_trials[index]: outcomes[index] for index in pending if index in outcomes}
-        next_jobs = self.engine.speculate(
-            known_outcomes, [planned_trials[index] for index in pending if index not in outcomes]
-        )
-        trials = [self._trial(planned, timed=False) for planned in next_jobs]
+        arrived = {planned_trials[index]: outcomes[index] for index in pending if index in outcomes}
+        running = [planned_trials[index] for index in pending if index not in outcomes]
+        trials = [self._trial(planned, timed=False) for planned in self.engine.speculate(arrived, running)]
         return [trial for trial in trials if trial.seconds <= self._remaining_seconds()]
 
+    def _expected_seconds(self, planned: PlannedTrial) -> float:
+        return self.costs.corrected_remaining_seconds(planned.point, self.engine.shares[planned.rung])
+
     def _trial(self, planned: PlannedTrial, timed: bool) -> RecipeTrial:
-        share = self.engine.shares[planned.rung]
-        return RecipeTrial(
-            self.space.recipe(planned.point, share), timed, self.costs.corrected_remaining_seconds(planned.point, share)
-        )
+        recipe = self.space.recipe(planned.point, self.engine.shares[planned.rung])
+        return RecipeTrial(recipe, timed, self._expected_seconds(planned))
 
     def _replay(self, ledger: Ledger, planned: PlannedTrial, entry: LedgerEntry) -> None:
         """Record a trial of an earlier process as the ledger has it."""
         if (entry.point, entry.rung) != (planned.point, planned.rung):
             raise InputError(
-                f"The search cannot be gone on with: trial {entry.number} of its ledger is not what is decided now.",
+                f"The search cannot be resumed: trial {entry.number} of its ledger differs from the one planned now.",
                 where=str(ledger.path),
                 expected="the same version of compress and optuna as before",
-                hint="begin anew, without --resume; finished stages are kept",
+                hint="start again without --resume; finished stages are cached",
             )
         self.engine.record(planned, entry.outcome)
         self.entries.append(entry)
@@ -246,13 +241,14 @@ class SearchRun:
         self.entries.append(entry)
         self._running_trials.pop(entry.number, None)
         self.progress.note(f"trial {entry.number}: {self.describe_entry(entry)}")
-        write_results(self.place, self.space, self.engine, self._record(None))
+        write_results(self.results_folder, self.space, self.engine, self._record(None))
         self._update_display()
 
     def _announce_trial(self, number: int, planned: PlannedTrial) -> None:
         """Note and show that a trial begins."""
         words, share = self.space.describe(planned.point), self.engine.shares[planned.rung]
-        self.progress.note(f"trial {number}: {words}{self._rung(planned)} ({planned.why})")
+        part = "" if share == 1 else f", {share:.0%} of its training"
+        self.progress.note(f"trial {number}: {words}{part} ({planned.why})")
         self._running_trials[number] = RunningTrial(
             number, words, share, planned.why, planned.expected, time.monotonic()
         )
@@ -277,33 +273,27 @@ class SearchRun:
             return f"failed: {outcome.error}"
         verdict = ""
         if entry.rung == self.engine.full_rung:
-            verdict = "keeps every limit" if self.goal.meets_limits(outcome) else "misses a limit"
+            verdict = "meets every limit" if self.goal.meets_limits(outcome) else "misses a limit"
             verdict += ", the best so far" if self.engine.observations.best() == entry.point else ""
-        return "; ".join(
-            [*format_outcome(self.goal, outcome), *filter(None, [verdict]), format_seconds(outcome.seconds)]
-        )
+        parts = [*format_outcome(self.goal, outcome), verdict, format_seconds(outcome.seconds)]
+        return "; ".join(filter(None, parts))
 
-    def _rung(self, planned: PlannedTrial) -> str:
-        share = self.engine.shares[planned.rung]
-        return "" if share == 1 else f", {share:.0%} of its training"
-
-    def _out_of_time(self, planned: PlannedTrial, under_way: Sequence[float]) -> str | None:
-        """Return why a trial is not started, beside running trials that take ``under_way`` seconds; None if it may
-        start.
-        """
-        if self.search.trials is not None and len(self.entries) + len(under_way) >= self.search.trials:
-            return f"as many trials as were asked for ({self.search.trials})"
+    def _out_of_time(self, planned: PlannedTrial, running: Sequence[float]) -> str | None:
+        """Return why a trial is not started, None if it may start. Other trials are ``running`` for so many seconds."""
+        if self.search.trials is not None and len(self.entries) + len(running) >= self.search.trials:
+            return f"the maximum of {self.search.trials} trials is reached"
+        # The first trial runs in any case, since nothing can be shipped without it.
         if not self.entries:
             return None
-        left = self._remaining_seconds() - sum(under_way) / self.trials.workers.width
-        if self.costs.corrected_remaining_seconds(planned.point, self.engine.shares[planned.rung]) > left:
-            if len(self.entries) == 1 and self.spent > self.search.seconds:
-                return (
-                    f"the budget of {self.search.budget} is shorter than one trial, which took "
-                    f"{format_seconds(self.spent)}; --resume with more time goes on from there"
-                )
-            return f"the budget of {self.search.budget} is spent but for the session at the end"
-        return None
+        left = self._remaining_seconds() - sum(running) / self.trials.workers.width
+        if self._expected_seconds(planned) <= left:
+            return None
+        if len(self.entries) == 1 and self.spent > self.search.seconds:
+            return (
+                f"the budget of {self.search.budget} is shorter than one trial, which took "
+                f"{format_seconds(self.spent)}; --resume with more time continues from there"
+            )
+        return f"the budget of {self.search.budget} is spent, except for the final evaluation"
 
     def _remaining_seconds(self) -> float:
         """Return the seconds left for further trials."""
@@ -311,9 +301,3 @@ class SearchRun:
 
     def _record(self, final: FinalResult | None) -> SearchRecord:
         return build_record(self.space, self.engine, self.costs, self.entries, final, self.started)
-
-    def _open_folder(self) -> tuple[Path, list[LedgerEntry]]:
-        """Return the folder of the search and the trials that are in its ledger already."""
-        if self.resume:
-            return resume_folder(self.space, self.engine, self.artifacts)
-        return create_folder(self.space, self.engine, self.artifacts, self.started), []

@@ -12,12 +12,10 @@ from pydantic_core import to_jsonable_python
 
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.engine import Engine
-from compress.plugins.search.formatting import format_outcome
 from compress.plugins.search.html_report import search_page
-from compress.plugins.search.ledger import LEDGER_FILE, Ledger, LedgerEntry, LedgerHeader
-from compress.plugins.search.parameters import SearchParameter, value_text
-from compress.plugins.search.record import SearchRecord
-from compress.plugins.search.space import Point, SearchSpace
+from compress.plugins.search.observations import LEDGER_FILE, Ledger, LedgerEntry, LedgerHeader
+from compress.plugins.search.record import SearchRecord, format_outcome
+from compress.plugins.search.space import Point, SearchParameter, SearchSpace, value_text
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LATEST, RECIPE, create_run_folder, update_latest_link, write_atomically
@@ -50,15 +48,16 @@ def create_folder(space: SearchSpace, engine: Engine, artifacts: Path, started: 
 
 
 def resume_folder(space: SearchSpace, engine: Engine, artifacts: Path) -> tuple[Path, list[LedgerEntry]]:
-    """Return the folder of the latest search and its trials; the engine gets the past trials that it started
-    with.
+    """Return the folder of the latest search and its trials.
+
+    The engine gets the past trials that the search started with, since they influence its decisions.
 
     Raises `InputError` where there is no search, or where it differs.
     """
     searches = artifacts / "searches" / space.base.name
     folder = (searches / LATEST).resolve()
     if not (folder / LEDGER_FILE).is_file():
-        raise InputError("There is no search to go on with.", where=str(searches), hint="run it without --resume first")
+        raise InputError("There is no search to resume.", where=str(searches), hint="run it without --resume first")
     header, entries = Ledger(folder).read()
     header.check_same(_header(space, engine))
     engine.candidates.past = header.past
@@ -69,7 +68,7 @@ def write_results(folder: Path, space: SearchSpace, engine: Engine, record: Sear
     """Write the record, the best recipe and the page. Raises `StorageError`.
 
     Args:
-        place: Folder of the search.
+        folder: Folder of the search.
         space: Search space.
         engine: Engine with all outcomes.
         record: Record of the search.
@@ -93,11 +92,10 @@ def _header(space: SearchSpace, engine: Engine) -> LedgerHeader:
 
 
 def best_recipe_yaml(space: SearchSpace, engine: Engine, point: Point, refit: bool = False) -> str:
-    """Return the recipe at a point as YAML that runs on its own, with a comment at each field that the search
-    chose.
+    """Return the recipe at a point as YAML that runs on its own.
 
-    The selection rows stay held out unless the recipe was refitted, so that a run finds every stage in the
-    cache and gives the same bytes.
+    A comment explains each field that the search chose. The selection rows stay held out unless the recipe was
+    refitted, so that a run finds every stage in the cache and gives the same bytes.
 
     Args:
         space: Search space.
@@ -122,7 +120,7 @@ def best_recipe_yaml(space: SearchSpace, engine: Engine, point: Point, refit: bo
     ]
     head = [
         f"# Found by `compress search` among {space.size:,} recipes: {space.describe(point)}.",
-        f"# On the rows that choose{', before it learned from them too' if refit else ''}:",
+        f"# On the selection rows{', before it was trained on them too' if refit else ''}:",
         *(f"#   {line}" for line in format_outcome(engine.goal, engine.observations.finished[point])),
         *left_out,
     ]
@@ -141,8 +139,8 @@ def explain_choice(space: SearchSpace, engine: Engine, parameter: SearchParamete
     index = space.parameters.index(parameter)
     chosen_outcome, tried = engine.observations.finished[point], []
     for other, outcome in engine.observations.finished.items():
-        alike = all(a == b for at, (a, b) in enumerate(zip(point, other, strict=True)) if at != index)
-        if other == point or not alike or other[index] == point[index]:
+        differing = [position for position, pair in enumerate(zip(point, other, strict=True)) if len(set(pair)) > 1]
+        if differing != [index]:
             continue
         value = parameter.values[other[index]]
         keeps = engine.goal.meets_limits(outcome)
@@ -161,26 +159,26 @@ def _comment(
     lines: list[str], recipe: Recipe, space: SearchSpace, parameter: SearchParameter, words: str, point: Point
 ) -> None:
     """Insert a comment above a field of a stage."""
-    if any(
-        other.is_optional_stage and at and other.stage_index == parameter.stage_index
-        for other, at in zip(space.parameters, point, strict=True)
-    ):
+    is_left_out = any(
+        other.is_optional_stage and value and other.stage_index == parameter.stage_index
+        for other, value in zip(space.parameters, point, strict=True)
+    )
+    if is_left_out:
         return
     label, field = space.labels[parameter.stage_index], parameter.name.split(".")[-1]
-    kinds = _starts(lines, recipe)
-    start, end = kinds.get(label, (0, 0))
-    for at in range(start, end):
-        if re.match(rf"\s+(- )?{re.escape(field)}:", lines[at]):
-            indent = len(lines[at]) - len(lines[at].lstrip())
-            lines.insert(at, f"{' ' * indent}# {words}")
+    # Earlier comments have moved the lines, so they are located anew.
+    start, end = _stage_lines(lines, recipe).get(label, (0, 0))
+    for number in range(start, end):
+        if re.match(rf"\s+(- )?{re.escape(field)}:", lines[number]):
+            indent = len(lines[number]) - len(lines[number].lstrip())
+            lines.insert(number, f"{' ' * indent}# {words}")
             return
 
 
-def _starts(lines: list[str], recipe: Recipe) -> Mapping[str, tuple[int, int]]:
+def _stage_lines(lines: list[str], recipe: Recipe) -> Mapping[str, tuple[int, int]]:
     """Return the range of lines of each stage, by its label."""
-    begin = lines.index("stages:") + 1
-    heads = [at for at in range(begin, len(lines)) if lines[at].startswith("- ")]
-    last = next((at for at in range(begin, len(lines)) if re.match(r"[a-z_]+:", lines[at])), len(lines))
-    heads = [at for at in heads if at < last]
+    first = lines.index("stages:") + 1
+    last = next((number for number in range(first, len(lines)) if re.match(r"[a-z_]+:", lines[number])), len(lines))
+    heads = [number for number in range(first, last) if lines[number].startswith("- ")]
     ends = [*heads[1:], last]
     return dict(zip(recipe.labels(), zip(heads, ends, strict=True), strict=True))

@@ -32,8 +32,9 @@ _MOST_TRACES = 12
 """Largest number of graphs with weights that are stored temporarily."""
 _FEW_ROWS, _ENCODED = 64, 8
 _PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-_GRAPH, _TOLD = "graph.onnx", "outline.json"
-Stages = tuple[Stage[Any, Any], ...]
+_GRAPH, _OUTLINE = "graph.onnx", "outline.json"
+AnyStage = Stage[Any, Any]
+Stages = tuple[AnyStage, ...]
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -88,9 +89,7 @@ class GraphStructure:
         return shapes == outline.shapes
 
     def is_like(self, other: GraphStructure) -> bool:
-        """Return whether weights of the same name have the same axes and, where these follow no width, the same
-        sizes.
-        """
+        """Return whether weights of the same name have the same axes and, apart from widths, the same sizes."""
         for name in self.shapes.keys() & other.shapes.keys():
             first, second = self.shapes[name], other.shapes[name]
             if len(first) != len(second):
@@ -104,10 +103,10 @@ class GraphStructure:
 
 @dataclass(frozen=True)
 class ComposedGraph:
-    """Graph that is predicted from traced ones: ``own``, plus the first graph of ``difference``, minus the
-    second.
+    """Graph that is predicted from traced ones.
 
-    The two differ as the graph and ``own`` do, in a part that does not depend on the layers.
+    It is ``own``, plus the first graph of ``difference``, minus the second. The two differ as the graph and ``own`` do,
+    in a part that does not depend on the layers.
     """
 
     own: GraphStructure
@@ -132,8 +131,8 @@ class ComposedGraph:
 class UnpredictableStageError(ModelError):
     """Error of a stage whose output depends on its execution."""
 
-    def __init__(self, stage: Stage[Any, Any]) -> None:
-        super().__init__(f"What {stage.kind} leaves only running it tells.")
+    def __init__(self, stage: AnyStage) -> None:
+        super().__init__(f"The output of {stage.kind} is known only after running it.")
 
 
 def expected_failures() -> tuple[type[Exception], ...]:
@@ -181,7 +180,7 @@ class ShapeInference:
         """Return the outline of an inferred model."""
         from compress.models.prune_dry_run import model_widths
 
-        # A tokenizer writes down how it was last called.
+        # A tokenizer stores the settings of its last call in its files, so call it as a run does.
         rows = self.context.data.split("train").slice(0, _ENCODED)
         self.context.task.encode(rows, sketch.processor, None, self.context.max_length)
         config = sketch.module.config.to_dict()
@@ -221,7 +220,7 @@ class ShapeInference:
             graph = onnx.load(find_graph(folder))
             truncate_weights(graph)
             (content / _GRAPH).write_bytes(graph.SerializeToString())
-            shutil.copyfile(folder / _TOLD, content / _TOLD)
+            shutil.copyfile(folder / _OUTLINE, content / _OUTLINE)
             return {"name": "rehearsal"}
 
         runner, key = self.runner, self._key(torch_stages, graph_stages, changed)
@@ -258,7 +257,7 @@ class ShapeInference:
             previous_folder = self._traced(torch_stages, tuple(earlier_stages), changed)
             model, outline = (
                 OnnxModel.load(previous_folder, self.runner.inputs.task),
-                (previous_folder / _TOLD).read_text(),
+                (previous_folder / _OUTLINE).read_text(),
             )
         else:
             model = self._baseline()
@@ -273,7 +272,7 @@ class ShapeInference:
             raise UnpredictableStageError(last)
         folder.mkdir()
         output.save(folder)
-        (folder / _TOLD).write_text(outline)
+        (folder / _OUTLINE).write_text(outline)
         self._traces.append(key)
         for old in self._traces[:-_MOST_TRACES]:
             shutil.rmtree(self._scratch / old)
@@ -289,12 +288,12 @@ class ShapeInference:
         return self.runner.inputs.data.digest("train")
 
 
-def load_structure(one: Path, other: Path, stages: Stages, kind: str) -> GraphStructure:
+def load_structure(first: Path, second: Path, stages: Stages, kind: str) -> GraphStructure:
     """Return the structure of two cached graphs. Raises `ModelError` for graphs that differ in more than widths.
 
     Args:
-        one: Folder of the graph with its own widths.
-        other: Folder of the graph with other widths.
+        first: Folder of the graph with its own widths.
+        second: Folder of the graph with other widths.
         stages: Stages that make the model.
         kind: Kind of its outline.
     """
@@ -302,8 +301,9 @@ def load_structure(one: Path, other: Path, stages: Stages, kind: str) -> GraphSt
 
     from compress.formats.onnx.interpolate_size import InterpolatedGraph, fit_rule
 
-    graphs = [onnx.load(folder / _GRAPH) for folder in (one, other)]
-    outline, other_outline = (json.loads((folder / _TOLD).read_text()) for folder in (one, other))
+    graphs = [onnx.load(folder / _GRAPH) for folder in (first, second)]
+    outline, other_outline = (json.loads((folder / _OUTLINE).read_text()) for folder in (first, second))
+    # An axis whose size differs follows a width. Two points determine its linear rule.
     rules = {
         (name, axis): fit_rule(size, other_outline["shapes"][name][axis], outline["widths"], other_outline["widths"])
         for name, shape in outline["shapes"].items()
@@ -315,7 +315,7 @@ def load_structure(one: Path, other: Path, stages: Stages, kind: str) -> GraphSt
     return GraphStructure(resized, shapes, rules, stages, kind)
 
 
-def stages_key(stages: Sequence[Stage[Any, Any]]) -> str:
+def stages_key(stages: Sequence[AnyStage]) -> str:
     """Return a text that is equal for lists of stages that do the same."""
     return json.dumps([stage.model_dump(mode="json") for stage in stages], sort_keys=True)
 

@@ -56,8 +56,9 @@ _TIMED_ROWS = 128
 
 @dataclass
 class SizeEstimator:
-    """Estimator of sizes, available once the first trial has made the baseline. ``open_runner`` returns a runner
-    with its data.
+    """Estimator of sizes, available once the first trial has produced the baseline.
+
+    ``open_runner`` returns a runner with its data.
     """
 
     space: SearchSpace
@@ -154,11 +155,11 @@ class SizeEstimator:
     def _reason(self) -> str:
         recipe, profile = self.space.base, target_profile(self.space.base)
         if profile.target.format != "onnx" or profile.downloaded:
-            self.unavailable_reason = f"sizes of {profile.target.format} are told by the stages' arithmetic"
+            self.unavailable_reason = f"sizes of {profile.target.format} are predicted by the stages' arithmetic"
         elif self._runner.inputs.from_graph or EXPORTED_FROM_CHECKPOINT in self._runner.inputs.task.capabilities:
-            self.unavailable_reason = "graphs that are not traced are told by the stages' arithmetic"
+            self.unavailable_reason = "graphs that are not traced are predicted by the stages' arithmetic"
         elif recipe.trust_remote_code or recipe.module is not None:
-            self.unavailable_reason = "code of a recipe or a model is not run but for trials"
+            self.unavailable_reason = "code of a recipe or a model runs in trials only"
         return self.unavailable_reason
 
     @cached_property
@@ -173,7 +174,7 @@ class SizeEstimator:
 
     @property
     def _started_inference(self) -> ShapeInference:
-        assert self._inference is not None, "begin comes first"
+        assert self._inference is not None, "start comes first"
         return self._inference
 
     def traced_model(self, point: Point) -> tuple[ModelOutline, ComposedGraph] | None:
@@ -184,7 +185,7 @@ class SizeEstimator:
             import torch
 
             torch_stages, graph_stages = self._divided(point)
-            # What is drawn here leaves no trace in what is trained after.
+            # Random numbers that are used here must not change later training.
             with torch.random.fork_rng(devices=[]):
                 outline = self._outline(torch_stages)
                 graph = None if outline is None else self._compose_graph(outline, torch_stages, graph_stages)
@@ -192,21 +193,18 @@ class SizeEstimator:
         return self._places[point]
 
     def _compose_graph(self, outline: ModelOutline, torch_stages: Stages, graph_stages: Stages) -> ComposedGraph | None:
-        """Return a traced graph, traced now if it is the first, or one that follows from graphs with usual embedding
-        tables.
+        """Return a traced graph, traced now if it is the first, or one composed of graphs with usual embedding tables.
 
         Args:
             outline: Model before the export.
             torch_stages: Stages before the export.
             graph_stages: Stages from the export on.
         """
-        usual, stages = (
-            tuple(
-                stage.with_default_embeddings() if isinstance(stage, QuantizesEmbeddings) else stage
-                for stage in graph_stages
-            ),
-            stages_key(graph_stages),
+        usual = tuple(
+            stage.with_default_embeddings() if isinstance(stage, QuantizesEmbeddings) else stage
+            for stage in graph_stages
         )
+        stages = stages_key(graph_stages)
         is_traced = any(
             traced_stages == stages and self._has(traced, outline) for traced_stages, traced in self._traced
         )
@@ -220,17 +218,12 @@ class SizeEstimator:
 
     def _pair(self, stages: str, usual: str, base: GraphStructure) -> tuple[GraphStructure, GraphStructure] | None:
         """Return two structures of one model, with these stages and with usual tables; they may have other layers."""
-        for other in (
-            structure
-            for traced_stages, structure in self._traced
-            if traced_stages == stages and structure.is_like(base)
-        ):
-            for third in (
-                structure
-                for traced_stages, structure in self._traced
-                if traced_stages == usual and structure.kind == other.kind
-            ):
-                if third.shapes.keys() == other.shapes.keys() and third.is_like(other):
+        with_stages = [structure for traced, structure in self._traced if traced == stages and structure.is_like(base)]
+        with_usual = [structure for traced, structure in self._traced if traced == usual]
+        for other in with_stages:
+            for third in with_usual:
+                same_weights = third.kind == other.kind and third.shapes.keys() == other.shapes.keys()
+                if same_weights and third.is_like(other):
                     return other, third
         return None
 
@@ -242,9 +235,9 @@ class SizeEstimator:
             if structure is None or self._has(structure, outline):
                 return structure
         if sum(map(len, self._structures.values())) >= self.max_structures:
-            self.unavailable_reason = "recipes of more structures than are traced are told by the stages' arithmetic"
+            self.unavailable_reason = "beyond the traced structures, sizes are predicted by the stages' arithmetic"
             return None
-        # Of models that differ in widths alone one is exported, whatever is done to its graph.
+        # Models that differ only in widths or graph stages share one export, which is the expensive part.
         alike = (
             traced_structure.stages
             for _, traced_structure in self._traced
@@ -276,22 +269,23 @@ class SizeEstimator:
         """Return the stages after the baseline: those before the export, then the export and those after it."""
         recipe, stages = self.space.base, self.space.stages(point)
         first = 0 if recipe.baseline == START else recipe.labels().index(recipe.baseline) + 1
-        settled = recipe.model_copy(update={"stages": stages}).resolved().stages[first:]
-        count = next((index for index, stage in enumerate(settled) if stage.output_type() is OnnxModel), len(settled))
-        graph_stages = settled[count:]
+        resolved = recipe.model_copy(update={"stages": stages}).resolved().stages[first:]
+        count = next((index for index, stage in enumerate(resolved) if stage.output_type() is OnnxModel), len(resolved))
+        graph_stages = resolved[count:]
         if not graph_stages:
             profile, kind = target_profile(recipe), FORMATS["onnx"].written_by
             assert kind is not None, "ONNX is written by a stage"
             graph_stages = (STAGES[kind].model_validate({"kind": kind, **profile.options}),)
-        return tuple(
-            stage.with_default_training() if isinstance(stage, Trains) else stage for stage in settled[:count]
-        ), graph_stages
+        torch_stages = (
+            stage.with_default_training() if isinstance(stage, Trains) else stage for stage in resolved[:count]
+        )
+        return tuple(torch_stages), graph_stages
 
     def _outline(self, stages: Stages) -> ModelOutline | None:
         key = stages_key(stages)
         if key not in self._outlines:
             if len(self._outlines) >= _MOST_OUTLINES:
-                self.unavailable_reason = f"recipes beyond {_MOST_OUTLINES} models are told by the stages' arithmetic"
+                self.unavailable_reason = f"beyond {_MOST_OUTLINES} models, the stages' arithmetic predicts sizes"
                 return None
             try:
                 self._outlines[key] = self._started_inference.outline(self._started_inference.infer_model(stages))
@@ -305,7 +299,7 @@ class SizeEstimator:
         from compress.models.prune_dry_run import HEADS
 
         own_graph = self._started_inference.cached_graph(torch_stages, graph_stages, ())
-        # A fused operator may have another form where heads are missing: then all have as many.
+        # A fused operator may have another form if heads are missing. Then the number of heads stays fixed.
         for chosen in (tuple(outline.widths), tuple(name for name in outline.widths if name != HEADS)):
             try:
                 changed_graph = self._started_inference.cached_graph(torch_stages, graph_stages, chosen)

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,16 +18,6 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.plugins.search.parameters import (
-    KEPT,
-    LEFT_OUT,
-    SearchParameter,
-    field_path,
-    get_value,
-    set_value,
-    short_name,
-    value_text,
-)
 from compress.recipe.document import Document
 from compress.recipe.loading import parse_recipe
 from compress.recipe.recipe import START, Recipe
@@ -36,6 +26,75 @@ from compress.stages.base import Stage
 from compress.stages.protocols import Trains
 from compress.stages.registry import STAGES
 from compress.utils.errors import InputError, RecipeError, did_you_mean, first_line
+
+INCLUDED, LEFT_OUT = "kept", "left out"
+
+
+@dataclass(frozen=True)
+class SearchParameter:
+    """Field with its values, the recipe's own first; or a stage that may be left out.
+
+    Attributes:
+        name: Field as `--set` names it, or label of the stage.
+        values: Values of the field; for an optional stage, kept and left out.
+        stage_index: Index of the stage in the recipe.
+        is_optional_stage: Whether the parameter leaves out a stage.
+        is_after_training: Whether no later stage trains, so that the model before it is shared with other recipes.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    stage_index: int
+    is_optional_stage: bool = False
+    is_after_training: bool = False
+
+    @property
+    def is_ordered(self) -> bool:
+        """Return whether all values are numbers."""
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+
+    def ranks(self) -> tuple[float, ...]:
+        """Return the rank of each value between 0 and 1: numbers by size, lists by length, others by position."""
+        sizes = [len(value) if isinstance(value, list | tuple) else value for value in self.values]
+        ordered = all(isinstance(size, int | float) and not isinstance(size, bool) for size in sizes)
+        keys = sizes if ordered else list(range(len(sizes)))
+        steps = sorted(set(keys))
+        return tuple(steps.index(key) / max(len(steps) - 1, 1) for key in keys)
+
+
+def short_name(name: str) -> str:
+    """Return the name without the position of the stage: `stages.1.prune.heads` -> `prune.heads`."""
+    return ".".join(name.split(".")[2:])
+
+
+def value_text(value: Any) -> str:
+    """Format a value for people."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def field_path(name: str, kind: str) -> list[str]:
+    """Return the path of a field within its stage, without the stage's kind."""
+    tokens = name.split(".")
+    return tokens[3:] if tokens[2] == kind and len(tokens) > 3 else tokens[2:]
+
+
+def get_value(fields: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """Return the value at a path of a stage's fields, or None."""
+    value: Any = fields
+    for token in path:
+        value = value.get(token) if isinstance(value, Mapping) else None
+    return value
+
+
+def set_value(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set the value at a path of a stage's fields, in place."""
+    *above, last = path
+    for token in above:
+        inner = fields.get(token)
+        fields[token] = inner if isinstance(inner, dict) else {}
+        fields = fields[token]
+    fields[last] = value
+
 
 Point = tuple[int, ...]
 """Index of the value of each parameter. The recipe as it stands is all zeros."""
@@ -72,14 +131,12 @@ class SearchSpace:
                 if error is None:
                     values.append(value)
                 else:
-                    name = (
-                        f"without {parameter.name}"
-                        if parameter.is_optional_stage
-                        else f"{parameter.name}={value_text(value)}"
+                    name = f"{parameter.name}={value_text(value)}"
+                    self.rejected[f"without {parameter.name}" if parameter.is_optional_stage else name] = first_line(
+                        error
                     )
-                    self.rejected[name] = first_line(error)
             parameters.append(replace(parameter, values=tuple(values)))
-        self.parameters = self._with_choice(parameters)
+        self.parameters = self._require_variable(parameters)
 
     @cached_property
     def base(self) -> Recipe:
@@ -88,7 +145,7 @@ class SearchSpace:
 
     @property
     def search(self) -> Search:
-        """The recipe's `search:` block."""
+        """Return the recipe's `search:` block."""
         assert self.base.search is not None, "looked at in _knobs"
         return self.base.search
 
@@ -114,7 +171,7 @@ class SearchSpace:
 
     def points(self, seed: int) -> Sequence[Point]:
         """Return every distinct point, or a sample drawn by ``seed`` of a space that cannot be enumerated."""
-        return self._drawn(seed) if self._listed is None else self._listed
+        return self._sample(seed) if self._listed is None else self._listed
 
     @property
     def _product(self) -> int:
@@ -128,11 +185,11 @@ class SearchSpace:
         points = list(dict.fromkeys(map(self.canonicalize, every)))
         return points if len(points) <= MAX_ENUMERATED else None
 
-    @functools.cache  # noqa: B019 - a space is looked at by one search, and lives as long
-    def _drawn(self, seed: int) -> list[Point]:
+    @functools.cache  # noqa: B019 - one search uses a space, which lives as long
+    def _sample(self, seed: int) -> list[Point]:
         sizes = [len(parameter.values) for parameter in self.parameters]
-        drawn = np.random.default_rng(seed).integers(0, sizes, (MAX_ENUMERATED, len(sizes)))
-        return list(dict.fromkeys([self.origin, *(self.canonicalize([int(at) for at in row]) for row in drawn)]))
+        rows = np.random.default_rng(seed).integers(0, sizes, (MAX_ENUMERATED, len(sizes))).tolist()
+        return list(dict.fromkeys([self.origin, *map(self.canonicalize, rows)]))
 
     def canonicalize(self, point: Sequence[int]) -> Point:
         """Return the point with the fields of stages that are left out reset to those of the recipe."""
@@ -236,16 +293,16 @@ class SearchSpace:
     def _parameters(self) -> tuple[SearchParameter, ...]:
         if self.base.search is None:
             raise InputError(
-                "The recipe says not what may vary.",
+                "The recipe has no `search:` block.",
                 where=self.document.file,
                 expected="a block `search:` with choices, or a model and data in place of a recipe",
                 hint="e.g. search: {minimize: size_bytes, choices: {stages.1.prune.heads: [0, 0.25, 0.5]}}",
             )
         parameters = [self._stage_parameter(label) for label in self.search.optional]
         parameters += [self._field_parameter(name, values) for name, values in self.search.choices.items()]
-        return self._with_choice(parameters)
+        return self._require_variable(parameters)
 
-    def _with_choice(self, parameters: Sequence[SearchParameter]) -> tuple[SearchParameter, ...]:
+    def _require_variable(self, parameters: Sequence[SearchParameter]) -> tuple[SearchParameter, ...]:
         variable = tuple(parameter for parameter in parameters if len(parameter.values) > 1)
         if not variable:
             raise InputError(
@@ -264,18 +321,18 @@ class SearchSpace:
                 expected=f"one of {', '.join(self.labels)}",
             )
         index = self.labels.index(label)
-        self._behind_baseline(index, "search.optional", label)
+        self._require_after_baseline(index, "search.optional", label)
         try:
             self._recipe([], [label])
         except RecipeError as error:
-            # It may be left out together with what needs it, so the knob stays where others may go.
+            # It may be left out together with the stages that need it, if other stages are optional too.
             if len(self.search.optional) == 1:
                 self.rejected[f"without {label}"] = str(error.problems[0])
                 return SearchParameter(
-                    label, (KEPT,), index, is_optional_stage=True, is_after_training=self._is_late(index)
+                    label, (INCLUDED,), index, is_optional_stage=True, is_after_training=self._is_late(index)
                 )
         return SearchParameter(
-            label, (KEPT, LEFT_OUT), index, is_optional_stage=True, is_after_training=self._is_late(index)
+            label, (INCLUDED, LEFT_OUT), index, is_optional_stage=True, is_after_training=self._is_late(index)
         )
 
     def _field_parameter(self, name: str, values: Sequence[Any]) -> SearchParameter:
@@ -287,7 +344,7 @@ class SearchSpace:
                 expected=f"a field of a stage, from stages.0 to stages.{len(self.labels) - 1}, as `--set` names it",
             )
         index = int(tokens[1])
-        self._behind_baseline(index, "search.choices", name)
+        self._require_after_baseline(index, "search.choices", name)
         recipe_value = get_value(self._plain[index], field_path(name, self.base.stages[index].kind))
         allowed, reason = [recipe_value], ""
         for value in values:
@@ -314,13 +371,13 @@ class SearchSpace:
         pairs = zip(self.base.stages, shorten_training(self.base, 0.5), strict=True)
         return [index for index, (stage, short) in enumerate(pairs) if stage != short]
 
-    def _behind_baseline(self, index: int, where: str, name: str) -> None:
+    def _require_after_baseline(self, index: int, where: str, name: str) -> None:
         """Raise `InputError` for a stage before the baseline, which must be the same for all recipes."""
         if self.base.baseline != START and index <= self.labels.index(self.base.baseline):
             raise InputError(
-                f"{name} would change {self.base.baseline!r}, which everything is compared with.",
+                f"{name} would change the baseline {self.base.baseline!r}.",
                 where=where,
-                expected=f"stages behind {self.base.baseline!r}",
+                expected=f"stages after {self.base.baseline!r}",
                 hint="name an earlier baseline, or leave it as it is",
             )
 

@@ -1,4 +1,4 @@
-"""A trial: a recipe is run and evaluated on the selection rows."""
+"""Trial of a recipe: it is run and evaluated on the selection rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from compress.pipeline.generation_evals import judgements
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.ray.jobs import InProcessWorkers, Job, JobContext, JobResult, Workers
-from compress.plugins.search.goal import Goal, target_name
-from compress.plugins.search.outcome import StageCost, TrialOutcome, outcome_fields
-from compress.plugins.search.proxy_metric import PROXY_METRICS, measure_divergence
-from compress.recipe.recipe import Benchmark, Recipe
-from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, FINAL
+from compress.plugins.search.early_stopping import PROXY_METRICS, measure_divergence
+from compress.plugins.search.outcome import Goal, StageCost, TrialOutcome, outcome_fields, target_name
+from compress.recipe.recipe import Recipe
+from compress.results.report import BASELINE, FINAL, Measurement
 from compress.utils.errors import CompressError, first_line
 from compress.utils.progress import Progress, SilentProgress
 
@@ -92,13 +90,20 @@ class TrialRunner:
 
     @classmethod
     def in_process(cls, goal: Goal, folder: Path, artifacts: Path, progress: Progress) -> TrialRunner:
-        """Return a runner that runs trials one after another in this process."""
+        """Return a runner that runs trials one after another in this process.
+
+        Args:
+            goal: Objectives and limits.
+            folder: Folder that the recipe's paths are relative to.
+            artifacts: Folder of the cache.
+            progress: Shows the bars of stages.
+        """
         context = JobContext(folder, artifacts, BarsOnly(progress))
         return cls(goal, context, InProcessWorkers(context))
 
     def run_recipe(self, recipe: Recipe) -> StageRunner:
         """Run a recipe, measuring only its baseline and its final model, and return its stage runner."""
-        runner = self.context.runner(_at_its_ends(recipe))
+        runner = self.context.runner(_without_stages(recipe))
         runner.run_all()
         return runner
 
@@ -119,50 +124,52 @@ class TrialRunner:
             Outcome of each trial.
         """
 
-        def next_journeys(arrived: Mapping[int, JobResult]) -> list[Job]:
+        def next_jobs(arrived: Mapping[int, JobResult]) -> list[Job]:
             assert guess is not None
-            return list(map(self._journey, guess({index: self._outcome(result) for index, result in arrived.items()})))
+            return list(map(self._job, guess({index: self._outcome(result) for index, result in arrived.items()})))
 
-        journeys = map(self._journey, trials)
-        return map(self._outcome, self.workers.run_all(journeys, guess and next_journeys))
+        return map(self._outcome, self.workers.run_all(map(self._job, trials), guess and next_jobs))
 
     def evaluate_all(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
         """Return the measurements of recipes on a split, or the error of each that fails."""
-        journeys = (
-            Job(_at_its_ends(recipe), evaluate=EvaluateModels(split), evaluate_baseline=EvaluateBaseline(split))
+        jobs = (
+            Job(_without_stages(recipe), evaluate=EvaluateModels(split), evaluate_baseline=EvaluateBaseline(split))
             for recipe in recipes
         )
-        for arrival in self.workers.run_all(journeys):
-            yield arrival.evaluation[1] if arrival.error is None else arrival.error
+        for result in self.workers.run_all(jobs):
+            yield result.evaluation[1] if result.error is None else result.error
 
-    def _journey(self, trial: RecipeTrial) -> Job:
+    def _job(self, trial: RecipeTrial) -> Job:
         recipe, search = trial.recipe, trial.recipe.search
         assert search is not None
-        recipe = recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)})
-        timed = (
-            MeasureLatency(search.select.split, self.goal.compares_times)
-            if trial.timed and self.goal.needs_timing
-            else None
+        split, benchmark = search.select.split, recipe.benchmark
+        # These settings are precise enough to choose by. The final evaluation uses the recipe's own.
+        brief = benchmark.model_copy(
+            update={
+                "batched": False,
+                "launches": min(benchmark.launches, _LAUNCHES),
+                "seconds": min(benchmark.seconds, _SECONDS),
+            }
         )
-        split = search.select.split
-        return Job(
-            _at_its_ends(recipe), EvaluateModels(split), timed, trial.seconds, evaluate_baseline=EvaluateBaseline(split)
-        )
+        recipe = _without_stages(recipe.model_copy(update={"benchmark": brief}))
+        is_timed = trial.timed and self.goal.needs_timing
+        timed = MeasureLatency(split, self.goal.compares_times) if is_timed else None
+        return Job(recipe, EvaluateModels(split), timed, trial.seconds, evaluate_baseline=EvaluateBaseline(split))
 
-    def _outcome(self, arrival: JobResult) -> TrialOutcome:
-        if arrival.error is not None:
-            return TrialOutcome(error=first_line(arrival.error), seconds=arrival.seconds)
-        model, rows = arrival.evaluation
+    def _outcome(self, result: JobResult) -> TrialOutcome:
+        if result.error is not None:
+            return TrialOutcome(error=first_line(result.error), seconds=result.seconds)
+        model, rows = result.evaluation
         stages = tuple(
             StageCost(label=record.name, key=record.key, seconds=record.seconds, cached=record.cached)
-            for record in arrival.stages
+            for record in result.stages
         )
         return TrialOutcome.model_validate(
             {
-                **outcome_fields([*rows, *(arrival.timings or ())], (*self.goal.quality_metrics, *PROXY_METRICS)),
+                **outcome_fields([*rows, *(result.timings or ())], (*self.goal.quality_metrics, *PROXY_METRICS)),
                 "model": model,
                 "stages": stages,
-                "seconds": arrival.seconds,
+                "seconds": result.seconds,
             }
         )
 
@@ -181,20 +188,9 @@ def _session_of(runner: StageRunner, split: str, labels: Sequence[str]) -> Targe
     return TargetSession(runner, profile, {label: artifacts[label] for label in labels}, split, precision=_PRECISION)
 
 
-def _at_its_ends(recipe: Recipe) -> Recipe:
+def _without_stages(recipe: Recipe) -> Recipe:
     """Return the recipe with measurements of its baseline and its final model only."""
     return recipe.model_copy(update={"benchmark": recipe.benchmark.model_copy(update={"every_stage": False})})
-
-
-def _brief(benchmark: Benchmark) -> Benchmark:
-    """Return benchmark settings that are precise enough to choose by; the final evaluation uses the recipe's own."""
-    return benchmark.model_copy(
-        update={
-            "batched": False,
-            "launches": min(benchmark.launches, _LAUNCHES),
-            "seconds": min(benchmark.seconds, _SECONDS),
-        }
-    )
 
 
 class BarsOnly(SilentProgress):

@@ -13,11 +13,17 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from compress.plugins.search.goal import Goal, limit_name
-from compress.plugins.search.ledger import LEDGER_FILE, Ledger, PastTrial
-from compress.plugins.search.outcome import constraint_margin
-from compress.plugins.search.parameters import LEFT_OUT, SearchParameter, field_path, get_value, set_value
-from compress.plugins.search.space import Point, SearchSpace
+from compress.plugins.search.observations import LEDGER_FILE, Ledger, PastTrial
+from compress.plugins.search.outcome import Goal, constraint_margin, limit_name
+from compress.plugins.search.space import (
+    LEFT_OUT,
+    Point,
+    SearchParameter,
+    SearchSpace,
+    field_path,
+    get_value,
+    set_value,
+)
 from compress.plugins.search.surrogate import Floats, Surrogate
 from compress.recipe.document import read_document
 from compress.recipe.recipe import stage_labels
@@ -28,15 +34,14 @@ _SEARCHES, _TRIALS = 5, 200
 SHIPPED_RECIPE_DEVIATION = 0.02
 """Standard deviation of a shipped recipe's assumed margin, as a share of the bound."""
 DISCREPANCY = 0.02
-"""Standard deviation between searches, and least one between recipes, since the first recipes may be much
-alike.
-"""
+"""Standard deviation between searches, and smallest one between recipes, since the first recipes may be alike."""
 _FEWEST, _SHARES = 3, (1.0, 0.5, 0.0)
 _TRUST = 3.0
 """Logarithm of the prior odds that earlier searches predict this one."""
 HALF_WIDTHS_PER_DEVIATION = 2.56
-"""Half-widths of a one-sided 90% interval in a standard deviation, doubled since half of the error is common
-to all recipes.
+"""Half-widths of a one-sided 90% interval in a standard deviation.
+
+The number is doubled, since half of the error is common to all recipes.
 """
 
 
@@ -67,7 +72,7 @@ def find_past_trials(space: SearchSpace, goal: Goal, artifacts: Path, recipes: P
 
 def _of_ledger(path: Path, space: SearchSpace, goal: Goal) -> list[PastTrial]:
     try:
-        header, entries = Ledger(path.parent).read(hint=False)
+        header, entries = Ledger(path.parent).read(repair=False)
     except (CompressError, OSError):
         return []
     if header.recipe.get("task") != space.base.task:
@@ -135,11 +140,8 @@ def _point(space: SearchSpace, stages: Sequence[Mapping[str, Any]]) -> Point | N
         if parameter.is_optional_stage:
             indices.append(0 if counterpart else 1)
         else:
-            indices.append(
-                _nearest(parameter, get_value(counterpart[0], field_path(parameter.name, kind)))
-                if counterpart
-                else None
-            )
+            path = field_path(parameter.name, kind)
+            indices.append(_nearest(parameter, get_value(counterpart[0], path)) if counterpart else None)
     if 2 * sum(index is not None for index in indices) <= len(indices):
         return None
     return space.canonicalize([index or 0 for index in indices])
@@ -167,18 +169,19 @@ class TransferPrior:
 
     def __init__(self, past: Sequence[PastTrial], features: Callable[[Point, float], list[float]]) -> None:
         self._past, self._features = past, features
-        self._made: dict[str, Surrogate | None] = {}
+        self._processes: dict[str, Surrogate | None] = {}
 
     def get(self, limit: str) -> Surrogate | None:
-        """Return the process of a limit; None with too few past trials. Shipped recipes are assumed to just meet
-        every limit.
-        """
-        if limit not in self._made:
-            rows = [trial for trial in self._past if limit in trial.rooms or not trial.rooms]
-            self._made[limit] = self._fitted(rows, limit) if len(rows) >= _FEWEST else None
-        return self._made[limit]
+        """Return the process of a limit; None with too few past trials.
 
-    def _fitted(self, rows: Sequence[PastTrial], limit: str) -> Surrogate:
+        Shipped recipes are assumed to just meet every limit.
+        """
+        if limit not in self._processes:
+            rows = [trial for trial in self._past if limit in trial.rooms or not trial.rooms]
+            self._processes[limit] = self._fit(rows, limit) if len(rows) >= _FEWEST else None
+        return self._processes[limit]
+
+    def _fit(self, rows: Sequence[PastTrial], limit: str) -> Surrogate:
         margins = [
             trial.rooms.get(limit, (0.0, HALF_WIDTHS_PER_DEVIATION * SHIPPED_RECIPE_DEVIATION)) for trial in rows
         ]
@@ -189,11 +192,9 @@ class TransferPrior:
     def chances(self, limit: str, features: Floats, bound: float) -> Floats | None:
         """Return the probability [m] of a margin of at least ``bound``; None with too few past trials."""
         process = self.get(limit)
-        return (
-            None
-            if process is None
-            else process.probability_at_least(features, np.full(len(features), bound), DISCREPANCY)
-        )
+        if process is None:
+            return None
+        return process.probability_at_least(features, np.full(len(features), bound), DISCREPANCY)
 
 
 def fit_with_prior(

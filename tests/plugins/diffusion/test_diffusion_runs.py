@@ -357,9 +357,9 @@ def test_steps_and_sizes_are_for_models_that_draw() -> None:
     refuse_idle(get_task("text-to-image").capabilities, PICTURES)
     others = get_task("text-classification").capabilities
     refuse_idle(others, {"threads": 2})
-    with pytest.raises(InputError, match="--steps and --size means nothing here"):
+    with pytest.raises(InputError, match="No effect on this model: --steps and --size"):
         refuse_idle(others, PICTURES)
-    with pytest.raises(InputError, match="--size means nothing here"):
+    with pytest.raises(InputError, match="No effect on this model: --size"):
         refuse_idle(others, {"picture_sizes": (64,)})
 
 

@@ -49,7 +49,7 @@ def test_it_says_what_is_best_what_is_tried_why_and_how_much_time_is_left() -> N
     assert "size on disk 4.80 MB, latency 0.480 ms (0.436\u20130.533 ms)" in text
     assert "accuracy at least 0.97: +1.20% inside, surely +0.20%" in text
     assert "trial 6, 33% of its training, for 0:42: prune.heads 0.5, distill.student.layers [2]" in text
-    assert "12.0% to win, 71% to keep the limits on quality, about 2 min 10 s to its end" in text
+    assert "12.0% expected gain, 71% to meet the limits on quality, about 2 min 10 s to its end" in text
     assert "6 done, 6 of 96 recipes: 4 in full, 1 ended early, 1 failed" in text
     assert "29:18 for trials, of 1:00:00 for all" in text
     assert "the session at the end" in drawn(seen(doing="the session at the end"))

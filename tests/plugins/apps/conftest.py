@@ -42,3 +42,19 @@ def made(bundles: dict[str, Bundle]) -> Bundle:
 def bundle(made: Bundle, tmp_path: Path) -> Path:
     """A copy of its folder, to be changed."""
     return Path(shutil.copytree(made.folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Return the path of Node, or skip the test."""
+    path = shutil.which("node")
+    if path is None:
+        pytest.skip("no node here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def npm(node: str) -> None:
+    """Skip the test where npm is not installed."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm here")

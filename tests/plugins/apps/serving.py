@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from compress.formats.onnx.runtimes.chromium import Page
+from compress.formats.onnx.runtimes.chromium import Page, open_page
 
 OUTSIDE = "http://outside.invalid/x"
 SHOWN = """Object.fromEntries([...document.querySelectorAll(".bar")].map((row) =>
@@ -44,3 +44,12 @@ def assert_asks_nobody(tab: Page, port: int) -> None:
     # The page's policy stops what its script would ask of others, before it is sent.
     tab.evaluate(f"fetch('{OUTSIDE}').catch(() => 0)")
     assert OUTSIDE not in tab.requests
+
+
+@contextmanager
+def open_bundle(folder: Path, chromium: str, until: str = "ready") -> Iterator[tuple[Page, int]]:
+    """Serve a bundle's page, open it, wait for its ``data-`` attribute, and give the tab and the port."""
+    with serve(folder) as port, open_page(program=chromium) as tab:
+        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
+        tab.wait_for(f"document.body && document.body.dataset.{until}")
+        yield tab, port

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from toy_bundles import EMBEDDINGS, IMAGE_MATRIX, LABELS, WIDTH, wanted_of, write_encoder_run, write_image_run
+from toy_bundles import (
+    EMBEDDINGS,
+    IMAGE_MATRIX,
+    LABELS,
+    WIDTH,
+    run_example,
+    wanted_of,
+    write_encoder_run,
+    write_image_run,
+)
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
@@ -71,10 +79,7 @@ def test_the_rule_prepares_as_transformers_does(name: str) -> None:
         np.testing.assert_allclose(way.pixels(image), expected(processor, image), atol=2e-6 * 128)
 
 
-def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path) -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("no node here")
+def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path, node: str) -> None:
     cases, expected = [], []
     for processor, mode in PROCESSORS.values():
         rule = find_rule(processor)
@@ -92,10 +97,7 @@ def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path) -> None:
         np.testing.assert_allclose(prepared, pixels, rtol=1e-6, atol=1e-6, err_msg=str(cases[number]))
 
 
-def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path) -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("no node here")
+def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path, node: str) -> None:
     # Every value under every opacity.
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
     image = Image.fromarray(np.dstack([value, 255 - value, value ^ 85, alpha]).astype(np.uint8), "RGBA")
@@ -134,11 +136,10 @@ def test_run_py_answers_as_the_formula_does(bundles: dict[str, Bundle], tmp_path
     processor = ViTImageProcessorPil.from_pretrained(folder / "model")
     logits = expected(processor, image).reshape(1, -1) @ IMAGE_MATRIX
     shares = (np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())[0]
-    command = [sys.executable, str(folder / "examples" / "run.py")]
-    output = subprocess.run([*command, str(tmp_path / "photo.png")], capture_output=True, text=True, check=True).stdout
+    output = run_example(folder, str(tmp_path / "photo.png"))
     order = np.argsort(-shares)
     assert output.split() == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
-    passed = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    passed = run_example(folder, "--selftest")
     assert passed.startswith("passed")
 
 
@@ -154,9 +155,7 @@ def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) ->
     assert not (tmp_path / "none").exists()
 
 
-def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path) -> None:
-    if shutil.which("node") is None:
-        pytest.skip("no node here")
+def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path, node: str) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
     for name, content in {"model/m.onnx": drawn, "a.mjs": b"a" * 90_000, "examples/run.mjs": drawn}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -240,16 +239,9 @@ def test_a_folder_that_does_not_say_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_example_finds_the_nearest_as_the_formula_does(bundles: dict[str, Bundle]) -> None:
-    command = [sys.executable, str(bundles["sentence"].folder / "examples" / "run.py")]
-    output = subprocess.run([*command, QUESTION, FAR, NEAR], capture_output=True, text=True, check=True).stdout
+    output = run_example(bundles["sentence"].folder, QUESTION, FAR, NEAR)
     cosines = {text: closed_form(QUESTION, "mean") @ closed_form(text, "mean") for text in (FAR, NEAR)}
     assert cosines[NEAR] > cosines[FAR]
     assert output == "".join(f"{cosines[text]:6.3f}  {text}\n" for text in (NEAR, FAR))
-    passed = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    passed = run_example(bundles["sentence"].folder, "--selftest")
     assert passed.startswith("passed")
-
-
-def test_the_card_says_what_an_embedding_is(bundles: dict[str, Bundle]) -> None:
-    card = (bundles["sentence"].folder / "README.md").read_text()
-    assert "pipeline_tag: feature-extraction\n" in card
-    assert f"an embedding of {WIDTH} values: the mean of its tokens' vectors, brought to length 1." in card

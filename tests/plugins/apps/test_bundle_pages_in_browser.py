@@ -20,8 +20,8 @@ import sentences
 from foreign_environments import SENTENCE_TRANSFORMERS
 from many_lines import LINES, lines
 from PIL import Image, ImageCms
-from serving import SHOWN, assert_asks_nobody, go_offline, serve
-from toy_bundles import IMAGE_MATRIX, LABELS, RECIPE, graph, wanted_of, write_image_run, write_run
+from serving import SHOWN, assert_asks_nobody, go_offline, open_bundle, serve
+from toy_bundles import IMAGE_MATRIX, LABELS, RECIPE, changed_json, graph, wanted_of, write_image_run, write_run
 from toy_chat import LONGEST, Right, write_chat_run
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -40,10 +40,8 @@ LENGTH = 100
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def page(tmp_path_factory: pytest.TempPathFactory, npm: None) -> Bundle:
     """A browser bundle with MiniLM's own tokenizer, and weights for its vocabulary that are drawn."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("no node and npm here")
     folder = tmp_path_factory.mktemp("page")
     run = write_run(folder / "run")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -101,9 +99,8 @@ def test_the_page_answers_offline_and_asks_nobody(page: Bundle, port: int, chrom
 def test_a_page_that_answers_otherwise_is_not_bundled(page: Bundle) -> None:
     folder = page.folder.parent / "changed"
     shutil.copytree(page.folder, folder)
-    test = json.loads((folder / "selftest.json").read_text())
-    test["cases"][2]["input_ids"][1] += 1
-    (folder / "selftest.json").write_text(json.dumps(test))
+    with changed_json(folder / "selftest.json") as test:
+        test["cases"][2]["input_ids"][1] += 1
     with pytest.raises(BundleError, match=r"answer otherwise .* other ids of \"I don't know what"):
         ONNXRUNTIME_WEB.try_out(folder, SilentProgress())
 
@@ -139,9 +136,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chat_page(run: Path, chromium: str) -> Bundle:
-    if shutil.which("npm") is None:
-        pytest.skip("no npm here")
+def chat_page(run: Path, chromium: str, npm: None) -> Bundle:
     return build(wanted_of(run, "browser"), run.parent / "out", SilentProgress())
 
 
@@ -155,9 +150,7 @@ def send(tab: Page, message: str) -> None:
 def test_the_page_replies_offline_and_asks_nobody(chat_page: Bundle, run: Path, chromium: str) -> None:
     right = Right(run)
     assert chat_page.manifest.runtime.package == "npm: @huggingface/transformers"
-    with serve(chat_page.folder) as port, open_page(program=chromium) as tab:
-        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
-        tab.wait_for("document.body && document.body.dataset.ready")
+    with open_bundle(chat_page.folder, chromium) as (tab, port):
         go_offline(tab)
         tab.evaluate(
             """(() => {
@@ -192,17 +185,14 @@ def test_the_page_replies_offline_and_asks_nobody(chat_page: Bundle, run: Path, 
 @pytest.mark.browser
 def test_a_page_that_replies_otherwise_is_not_bundled(chat_page: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(chat_page.folder, tmp_path / "changed"))
-    test = json.loads((folder / "selftest.json").read_text())
-    test["cases"][1]["reply"]["logits"][3] += 2 * test["tolerance"]
-    (folder / "selftest.json").write_text(json.dumps(test))
+    with changed_json(folder / "selftest.json") as test:
+        test["cases"][1]["reply"]["logits"][3] += 2 * test["tolerance"]
     with pytest.raises(BundleError, match=r"(?s)answer otherwise .* the reply to \"Write one"):
         TRANSFORMERS_JS.try_out(folder, SilentProgress())
 
 
 @pytest.fixture(scope="module")
-def picture_page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("no node and npm here")
+def picture_page(tmp_path_factory: pytest.TempPathFactory, npm: None) -> Bundle:
     folder = tmp_path_factory.mktemp("pictures")
     return build(wanted_of(write_image_run(folder / "run"), "browser"), folder / "bundle", SilentProgress())
 
@@ -210,9 +200,7 @@ def picture_page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def tab(picture_page: Bundle, chromium: str) -> Iterator[tuple[Page, int]]:
     """The page, answered once, and its port; offline."""
-    with serve(picture_page.folder) as port, open_page(program=chromium) as opened:
-        opened.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
-        opened.wait_for("document.body && document.body.dataset.answer")
+    with open_bundle(picture_page.folder, chromium, "answer") as (opened, port):
         go_offline(opened)
         yield opened, port
 
@@ -331,9 +319,7 @@ def test_a_dropped_picture_is_answered_offline_and_nobody_is_asked(picture_page:
 @pytest.mark.browser
 def test_the_self_test_passes_in_the_page(picture_page: Bundle, chromium: str) -> None:
     test = json.dumps(json.loads((picture_page.folder / "selftest.json").read_text()))
-    with serve(picture_page.folder) as port, open_page(program=chromium) as opened:
-        opened.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
-        opened.wait_for("document.body && document.body.dataset.ready")
+    with open_bundle(picture_page.folder, chromium) as (opened, _):
         # Transparency goes through the canvas, which keeps it less exactly; what is opaque must be the same.
         found = opened.evaluate(
             f"""(async () => {{
@@ -353,9 +339,7 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def speech_page(whisper: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    if shutil.which("npm") is None:
-        pytest.skip("no npm here")
+def speech_page(whisper: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, npm: None) -> Bundle:
     run = tmp_path_factory.mktemp("speech")
     shutil.copytree(whisper["integers"], run / "model")
     (run / "recipe.yaml").write_text(RECIPE.replace("text-classification", "automatic-speech-recognition"))
@@ -421,10 +405,8 @@ def original() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def nearest_page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def nearest_page(tmp_path_factory: pytest.TempPathFactory, npm: None) -> Bundle:
     """MiniLM in INT8."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("no node and npm here")
     run = tmp_path_factory.mktemp("encoder")
     task, context = get_task(sentences.TASK), sentences.context()
     exported = Onnx().run(task.load(sample_directory("minilm"), None, False), context)
@@ -439,9 +421,7 @@ def nearest_page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_the_page_finds_the_nearest_sentence_offline(
     nearest_page: Bundle, original: dict[str, np.ndarray], chromium: str
 ) -> None:
-    with serve(nearest_page.folder) as port, open_page(program=chromium) as tab:
-        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
-        tab.wait_for("document.body && document.body.dataset.answer")
+    with open_bundle(nearest_page.folder, chromium, "answer") as (tab, port):
         assert tab.evaluate("document.getElementById('others').value").split("\n") == list(SENTENCES)
         go_offline(tab)
         for question, position in QUESTIONS.items():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +16,7 @@ import torch
 from PIL import Image
 from rotation import todays
 from serving import assert_asks_nobody, serve
-from toy_bundles import wanted_of
+from toy_bundles import run_example, wanted_of
 from toy_places import LABELS, TASK_OF, TASKS, outputs, write_places_run
 
 from compress.data.media import decode, media
@@ -65,9 +62,8 @@ def boxes_of(task: str, found: dict[str, torch.Tensor], picture: Image.Image) ->
 def test_the_example_passes_the_self_test(tmp_path: Path, task: str) -> None:
     bundle = made(tmp_path, task, "desktop")
     assert verify(bundle.archive).worst == 0
-    command = [sys.executable, str(bundle.folder / "examples" / "run.py")]
-    assert "passed" in subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "passed" in run_example(bundle.folder, "--selftest")
+    lines = run_example(bundle.folder).splitlines()
     (picture, *_), (answer, *_) = answered(bundle, task)
     if task in BOXES:
         shown = [f"{score:7.2%}  {label}" for label, score, *_ in boxes_of(task, answer, picture) if score >= 0.5]
@@ -92,9 +88,7 @@ CALLS = {
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> None:
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("no node and npm here")
+def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str, npm: None) -> None:
     checks: dict[str, Callable[..., None]] = {
         **{kind: partial(boxes, kind) for kind in BOXES},
         "image-segmentation": pixels,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import types
@@ -17,10 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 from onnx import TensorProto, helper, numpy_helper
-from serving import assert_asks_nobody, serve
+from serving import assert_asks_nobody, open_bundle
 from tiny_sounds import LABELS, RATE, tones
 from tiny_whisper import END, START, write_tiny_whisper
-from toy_bundles import RECIPE, reseal, wanted_of
+from toy_bundles import RECIPE, changed_json, reseal, run_example, set_field, wanted_of
 from transformers import (
     ASTFeatureExtractor,
     SeamlessM4TFeatureExtractor,
@@ -31,7 +30,6 @@ from transformers import (
 import compress.plugins.apps
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.runtimes.chromium import open_page
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.token_metrics import word_errors
 from compress.plugins.apps.audio import RECORDINGS, AudioRule, check_rule
@@ -71,11 +69,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(run: Path) -> Bundle:
     samples = tuple(str(run / name) for name in ("own.flac", "other.wav"))
     return build(wanted_of(run, samples=samples), run / "out", SilentProgress())
-
-
-@pytest.fixture
-def bundle(made: Bundle, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made.folder, tmp_path / "copy"))
 
 
 def test_the_manifest_says_how_a_recording_is_heard(made: Bundle, run: Path) -> None:
@@ -125,8 +118,7 @@ def test_features_are_those_of_transformers(tmp_path: Path, bins: int) -> None:
 
 
 def test_the_example_passes_the_self_test_and_hears_longer_recordings(made: Bundle, run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(made.folder / "examples" / "run.py")]
-    output = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    output = run_example(made.folder, "--selftest")
     assert output == "passed; all transcripts are the same\n"
     cases = json.loads((made.folder / "selftest.json").read_text())["cases"]
     with (
@@ -136,7 +128,7 @@ def test_the_example_passes_the_self_test_and_hears_longer_recordings(made: Bund
         two.setparams(first.getparams())
         second = first.readframes(SPEECH_RATE).ljust(2 * SPEECH_RATE, b"\0")
         two.writeframes(second + second)
-    twice = subprocess.run([*command, str(tmp_path / "two.wav")], capture_output=True, text=True, check=True).stdout
+    twice = run_example(made.folder, str(tmp_path / "two.wav"))
     assert twice.rstrip("\n") == f"{cases[0]['transcript']} {cases[0]['transcript']}"
 
 
@@ -160,20 +152,16 @@ def test_what_is_refused_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def _set(step: str, name: str, value: object) -> Callable[[dict[str, Any]], None]:
-    return lambda fields: fields[step].update({name: value})
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (_set("preprocessing", "hop_length", 161), "case 1, 'samples/1.wav': feature"),
-        (_set("preprocessing", "n_fft", 402), "case 1, 'samples/1.wav': feature"),
-        (_set("preprocessing", "sampling_rate", 8000), "has 16000 Hz, 1 channels"),
-        (_set("postprocessing", "prompt_ids", [3]), r"says prompt_ids \(3,\)"),
-        (_set("postprocessing", "max_length", 9), "says max_length 9"),
-        (_set("postprocessing", "decoder", "../decoder.onnx"), "names a file outside the bundle"),
-        (_set("postprocessing", "decoder", "model/none.onnx"), "uses files that it does not list: model/none.onnx"),
+        (set_field("preprocessing.hop_length", 161), "case 1, 'samples/1.wav': feature"),
+        (set_field("preprocessing.n_fft", 402), "case 1, 'samples/1.wav': feature"),
+        (set_field("preprocessing.sampling_rate", 8000), "has 16000 Hz, 1 channels"),
+        (set_field("postprocessing.prompt_ids", [3]), r"says prompt_ids \(3,\)"),
+        (set_field("postprocessing.max_length", 9), "says max_length 9"),
+        (set_field("postprocessing.decoder", "../decoder.onnx"), "names a file outside the bundle"),
+        (set_field("postprocessing.decoder", "model/none.onnx"), "uses files that it does not list: model/none.onnx"),
     ],
 )
 def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
@@ -183,9 +171,8 @@ def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str
 
 
 def test_another_transcript_is_caught(bundle: Path) -> None:
-    test = json.loads((bundle / "selftest.json").read_text())
-    test["cases"][1]["transcript"] = "quite other words"
-    (bundle / "selftest.json").write_text(json.dumps(test))
+    with changed_json(bundle / "selftest.json") as test:
+        test["cases"][1]["transcript"] = "quite other words"
     reseal(bundle)
     with pytest.raises(
         BundleError, match=r"(?s)case 2, 'samples/2\.wav': transcripts .*'quite other words' within 0\.01"
@@ -193,9 +180,7 @@ def test_another_transcript_is_caught(bundle: Path) -> None:
         verify(bundle)
 
 
-def test_the_page_counts_words_as_the_report_does(tmp_path: Path) -> None:
-    if shutil.which("node") is None:
-        pytest.skip("no node here")
+def test_the_page_counts_words_as_the_report_does(tmp_path: Path, node: str) -> None:
     chance = np.random.default_rng(0)
     pairs = [[" ".join(chance.choice(list("abcd"), chance.integers(0, 9))) for _ in range(2)] for _ in range(200)]
     script = f"import {{ wordErrors }} from {json.dumps(str(WEB.parent / 'transcript' / 'words.mjs'))};"
@@ -252,10 +237,7 @@ def test_features_are_those_of_the_extractor(name: str, tmp_path: Path, monkeypa
         np.testing.assert_allclose(run.hear(run.read(tmp_path / case.recording)), expected["input_values"], atol=1e-3)
 
 
-def test_the_page_hears_what_the_extractor_does(tmp_path: Path) -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("no node here")
+def test_the_page_hears_what_the_extractor_does(tmp_path: Path, node: str) -> None:
     rules, expected = [], []
     for extractor in EXTRACTORS.values():
         for _, samples in tones(2):
@@ -271,9 +253,7 @@ def test_the_page_hears_what_the_extractor_does(tmp_path: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_tells_what_it_hears_and_asks_nobody(tmp_path: Path, chromium: str) -> None:
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("no node and npm here")
+def test_the_page_tells_what_it_hears_and_asks_nobody(tmp_path: Path, chromium: str, npm: None) -> None:
     extractor, matrix = EXTRACTORS["spectrogram"], np.random.default_rng(0).normal(size=(40 * 32, 2)).astype(np.float32)
     given = helper.make_tensor_value_info("input_values", TensorProto.FLOAT, ["batch", 40, 32])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
@@ -298,9 +278,7 @@ def test_the_page_tells_what_it_hears_and_asks_nobody(tmp_path: Path, chromium: 
     )
     heard, _ = soundfile.read(bundle.folder / "samples" / "1.wav", dtype="float32")
     scores = np.asarray(extractor(heard, sampling_rate=RATE)["input_values"]).reshape(1, -1) @ matrix
-    with serve(bundle.folder) as port, open_page(program=chromium) as tab:
-        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
-        tab.wait_for("document.body && document.body.dataset.ready")
+    with open_bundle(bundle.folder, chromium) as (tab, port):
         tab.wait_for("document.getElementById('status').textContent === 'Ready.'")
         tab.evaluate("document.querySelector('button.example').click()")
         assert tab.wait_for("document.body.dataset.answer") == LABELS[int(scores.argmax())]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_bundles import reseal
+from toy_bundles import changed_json, reseal, set_field
 
 from compress.plugins.apps import archive
 from compress.plugins.apps.archive import seal, unpack
@@ -105,46 +105,36 @@ def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
         verify(bundle)
 
 
-def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    def change(fields: dict[str, Any]) -> None:
-        *inner, last = path.split(".")
-        for name in inner:
-            fields = fields[int(name)] if name.isdigit() else fields[name]  # type: ignore[index]
-        fields[last] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("made", "change", "expected"),
     [
-        ("text", _set("inputs.0.shape", ["batch_size", 64]), r"says inputs input_ids int64 \['batch_size', 64\]"),
-        ("text", _set("outputs.0.dtype", "float16"), "says outputs logits float16"),
-        ("text", _set("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
-        ("text", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
-        ("text", _set("postprocessing.output", "scores"), "says output scores"),
-        ("text", _set("preprocessing.prefix_ids", []), "self-test fails at case 1"),
-        ("text", _set("model", "../elsewhere.onnx"), "names a file outside the bundle"),
+        ("text", set_field("inputs.0.shape", ["batch_size", 64]), r"says inputs input_ids int64 \['batch_size', 64\]"),
+        ("text", set_field("outputs.0.dtype", "float16"), "says outputs logits float16"),
+        ("text", set_field("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
+        ("text", set_field("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
+        ("text", set_field("postprocessing.output", "scores"), "says output scores"),
+        ("text", set_field("preprocessing.prefix_ids", []), "self-test fails at case 1"),
+        ("text", set_field("model", "../elsewhere.onnx"), "names a file outside the bundle"),
         (
             "image",
-            _set("inputs.0.shape", ["batch", 3, 16, 15]),
+            set_field("inputs.0.shape", ["batch", 3, 16, 15]),
             r"says inputs pixel_values float32 \['batch', 3, 16, 15\]",
         ),
-        ("sentence", _set("postprocessing.pooling", "max"), "says pooling max"),
-        ("sentence", _set("postprocessing.normalize", False), "says normalize False"),
-        ("sentence", _set("postprocessing.dimensions", 255), "says dimensions 255"),
-        ("sentence", _set("postprocessing.output", "logits"), "says output logits"),
-        ("sentence", _set("preprocessing.max_length", 15), "self-test fails at case 11"),
-        ("image", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
-        ("image", _set("preprocessing.resize.filter", "bilinear"), "case 1, 'samples/1.png': prepared value"),
-        ("image", _set("preprocessing.resize.shortest_edge", 19), "case 1, 'samples/1.png': prepared value"),
-        ("image", _set("preprocessing.resize.shortest_edge", 8192), "would be resized to 10922 x 8192"),
-        ("image", _set("preprocessing.center_crop.height", 17), "case 1, 'samples/1.png': prepared value"),
-        ("image", _set("preprocessing.channels", "BGR"), "case 1, 'samples/1.png': prepared value"),
-        ("image", _set("preprocessing.mean", [0.4, 0.5, 0.601]), "case 1, 'samples/1.png': prepared value"),
-        ("image", _set("preprocessing.std", [0.2, 0.3, 0.401]), "case 1, 'samples/1.png': prepared value"),
-        ("image", _set("preprocessing.rescale_factor", 0.00392), "case 1, 'samples/1.png': prepared value"),
-        ("image", _set("preprocessing.input", "pixels"), "case 1, 'samples/1.png'"),
+        ("sentence", set_field("postprocessing.pooling", "max"), "says pooling max"),
+        ("sentence", set_field("postprocessing.normalize", False), "says normalize False"),
+        ("sentence", set_field("postprocessing.dimensions", 255), "says dimensions 255"),
+        ("sentence", set_field("postprocessing.output", "logits"), "says output logits"),
+        ("sentence", set_field("preprocessing.max_length", 15), "self-test fails at case 11"),
+        ("image", set_field("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
+        ("image", set_field("preprocessing.resize.filter", "bilinear"), "case 1, 'samples/1.png': prepared value"),
+        ("image", set_field("preprocessing.resize.shortest_edge", 19), "case 1, 'samples/1.png': prepared value"),
+        ("image", set_field("preprocessing.resize.shortest_edge", 8192), "would be resized to 10922 x 8192"),
+        ("image", set_field("preprocessing.center_crop.height", 17), "case 1, 'samples/1.png': prepared value"),
+        ("image", set_field("preprocessing.channels", "BGR"), "case 1, 'samples/1.png': prepared value"),
+        ("image", set_field("preprocessing.mean", [0.4, 0.5, 0.601]), "case 1, 'samples/1.png': prepared value"),
+        ("image", set_field("preprocessing.std", [0.2, 0.3, 0.401]), "case 1, 'samples/1.png': prepared value"),
+        ("image", set_field("preprocessing.rescale_factor", 0.00392), "case 1, 'samples/1.png': prepared value"),
+        ("image", set_field("preprocessing.input", "pixels"), "case 1, 'samples/1.png'"),
     ],
     indirect=["made"],
 )
@@ -155,10 +145,9 @@ def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str
 
 
 def test_a_model_that_answers_otherwise_is_caught(bundle: Path) -> None:
-    test = json.loads((bundle / "selftest.json").read_text())
-    answer = test["cases"][3].get("logits") or test["cases"][3]["embedding"]
-    answer[0] += 3 * test["tolerance"]
-    (bundle / "selftest.json").write_text(json.dumps(test))
+    with changed_json(bundle / "selftest.json") as test:
+        answer = test["cases"][3].get("logits") or test["cases"][3]["embedding"]
+        answer[0] += 3 * test["tolerance"]
     reseal(bundle)
     with pytest.raises(BundleError, match="self-test fails at case 4"):
         verify(bundle)
@@ -266,9 +255,8 @@ def test_a_zip_packed_anew_is_not_taken_for_the_original(made: Bundle, tmp_path:
 
 
 def _edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    test = json.loads((bundle / "selftest.json").read_text())
-    change(test)
-    (bundle / "selftest.json").write_text(json.dumps(test))
+    with changed_json(bundle / "selftest.json") as test:
+        change(test)
 
 
 def _turned(test: dict[str, Any]) -> None:
@@ -280,15 +268,15 @@ def _turned(test: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("made", "change", "expected"),
     [
-        ("image", _set("cases.0.image", "../../etc/hosts"), "uses files that are not listed: ../../etc/hosts"),
-        ("image", _set("cases.0.image", "README.md"), "picture of the self-test cannot be read"),
-        ("image", _set("cases.0.pixels", [0.0]), "64 prepared values|1 prepared values"),
-        ("image", _set("cases.0.pixels", []), "prepared values"),
-        ("image", _set("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "does not have pictures"),
-        ("sentence", _set("cases.4.embedding", [0.1]), r"embeddings \[.* and 248 more"),
-        ("sentence", _set("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "expects no embeddings"),
+        ("image", set_field("cases.0.image", "../../etc/hosts"), "uses files that are not listed: ../../etc/hosts"),
+        ("image", set_field("cases.0.image", "README.md"), "picture of the self-test cannot be read"),
+        ("image", set_field("cases.0.pixels", [0.0]), "64 prepared values|1 prepared values"),
+        ("image", set_field("cases.0.pixels", []), "prepared values"),
+        ("image", set_field("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "does not have pictures"),
+        ("sentence", set_field("cases.4.embedding", [0.1]), r"embeddings \[.* and 248 more"),
+        ("sentence", set_field("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "expects no embeddings"),
         ("sentence", _turned, "case 3, .*: its cosine is -1.000000"),
-        ("text", _set("cases", [{"image": "a", "pixels": [1], "logits": [0, 0]}]), "does not have texts"),
+        ("text", set_field("cases", [{"image": "a", "pixels": [1], "logits": [0, 0]}]), "does not have texts"),
     ],
     indirect=["made"],
 )

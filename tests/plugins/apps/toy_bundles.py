@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -177,3 +181,30 @@ def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fi
         path = folder / name
         fields["files"][name] = FileRecord(size_bytes=path.stat().st_size, sha256=digest_file(path)).model_dump()
     (folder / MANIFEST).write_bytes(Manifest.model_validate(fields).sealed())
+
+
+def set_field(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """Return a change of the entry that a dotted path names."""
+
+    def change(fields: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        entry: Any = fields
+        for name in parents:
+            entry = entry[int(name) if name.isdigit() else name]
+        entry[int(last) if last.isdigit() else last] = value
+
+    return change
+
+
+@contextmanager
+def changed_json(path: Path) -> Iterator[Any]:
+    """Give what a JSON file holds, and write it back as it was changed."""
+    content = json.loads(path.read_text())
+    yield content
+    path.write_text(json.dumps(content))
+
+
+def run_example(folder: Path, *arguments: str) -> str:
+    """Return the output of the bundle's example in Python."""
+    command = [sys.executable, str(folder / "examples" / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout

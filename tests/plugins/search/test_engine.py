@@ -154,13 +154,6 @@ def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() 
     assert np.mean(shares) < 0.3
 
 
-def test_the_same_search_takes_the_same_decisions() -> None:
-    first, second = Made(), Made()
-    search(first, seed=3)
-    search(second, seed=3)
-    assert first.trained == second.trained
-
-
 def test_it_goes_on_from_what_is_known_as_if_it_had_never_stopped() -> None:
     """What a resumed search does: decide again, and be told what the ledger has."""
     whole = Made()

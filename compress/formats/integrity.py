@@ -1,4 +1,4 @@
-"""Access to a model of any kind for the integrity check: its stored tensors and its answers to probes."""
+"""Inspection of models of all formats: stored tensors, answers to probes, and references of a format's spec."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ Stored = Iterable[tuple[StoredTensor, np.ndarray]]
 WINDOWS = 4
 TOKENS = 64
 POSITIONS = 8
-"""Running text is inspector at the last positions of the beginnings of a few windows."""
+"""Running text is probed at the last positions of the first tokens of a few windows."""
 _CALLS = 8
 """Number of examples that are run for a graph without a task, which may be slow."""
 
 
 @dataclass(frozen=True)
 class ModelInspector:
-    """How models of one kind are looked into: their stored tensors, and what they answer to the probes, [n, ...].
+    """Functions that read the stored tensors of models of one kind and compute their answers to probes, [n, ...].
 
-    ``target`` is what they answer on where that is an optional package; ``None`` where they answer everywhere.
+    ``target`` is the target whose optional package the answers need, or ``None`` if they need none.
     """
 
     stored: Callable[[Any], Stored]
@@ -64,9 +64,9 @@ class InspectedModel:
     how: ModelInspector
 
     def float_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield every floating-point weight and scale with its name; a large one comes in pieces.
+        """Yield every floating-point weight and scale with its name; a large one is split into pieces.
 
-        A single number may be infinite, as the addend of a mask, and is then left out.
+        A scalar may be infinite, such as the addend of a mask. It is left out.
         """
         for tensor, data in self.how.stored(self.model):
             values = tensor.decoded(data) if tensor.readable else data

@@ -13,17 +13,22 @@ Values = Mapping[str, np.ndarray]
 Run = Callable[[Values], Values]
 """Function that computes values, by name, from the inputs (and given values) of one batch."""
 MASK_MAGNITUDE = 1e8
-"""Magnitude from which a value counts as a mask and not as a number."""
+"""Magnitude from which a value counts as an attention mask instead of a number."""
 MIN_WEIGHT_ELEMENTS = 16
-"""Number of elements below which a stored tensor counts as scales or indices and not as weights."""
+"""Number of elements below which a stored tensor counts as scales or indices instead of weights."""
 
 
 @dataclass(frozen=True)
 class GraphStep:
-    """What makes ``value`` of those that it ``reads``: an ``operator``, by the format's own words, and its ``name``.
+    """Operator that computes a value.
 
-    ``bits`` are the fewest of a number that it stores or computes with: 32 where all is float. ``computes``: the value
-    may be floats, and more than others in another place or shape.
+    Attributes:
+        value: Name of the computed value.
+        operator: Type of the operator, by the format's own name.
+        name: Name of the operator.
+        reads: Names of the values that it reads.
+        bits: Smallest bit width that it stores or computes with; 32 for floats.
+        computes: Whether the value may be floats and is more than a copy or reshape of others.
     """
 
     value: str
@@ -37,7 +42,7 @@ class GraphStep:
 class ValueGraph:
     """Model file whose intermediate values can be computed, with its steps in execution order.
 
-    A part lies between the values at which the file is cut.
+    A segment lies between two values at which the file is cut.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class ValueGraph:
         """Names of the values that may be floats and are more than a copy or a reshape of other values."""
         return [name for name, step in self.steps.items() if step.computes]
 
-    def part(self, value: str, cuts: Collection[str]) -> list[str]:
+    def segment(self, value: str, cuts: Collection[str]) -> list[str]:
         """Return the values between the preceding ``cuts`` and ``value``, the last one first."""
         values, seen = [value], {value}
         for name in values:
@@ -82,7 +87,7 @@ class ValueGraph:
     def bits(self, cuts: Collection[str]) -> dict[str, int]:
         """Return, for each cut, the smallest bit width that the part before it stores or computes with."""
         ends = frozenset(cuts)
-        return {name: min(self.steps[step_value].bits for step_value in self.part(name, ends)) for name in cuts}
+        return {name: min(self.steps[step_value].bits for step_value in self.segment(name, ends)) for name in cuts}
 
 
 def pad_batches(batches: Sequence[Values], length: int) -> list[Values]:
@@ -94,6 +99,6 @@ def pad_batches(batches: Sequence[Values], length: int) -> list[Values]:
 
 
 def longest_length(batches: Sequence[Values]) -> int | None:
-    """Tokens of the longest batch; None where not all inputs are ids and masks."""
+    """Return the number of tokens of the longest batch, or None if not all inputs are ids and masks."""
     shapes = [array.shape for batch in batches for array in batch.values()]
     return max(shape[1] for shape in shapes) if all(len(shape) == 2 for shape in shapes) else None

@@ -16,10 +16,12 @@ from types import ModuleType
 from typing import Any, Literal
 
 Extent = Literal["logs", "prints", "process"]
-"""What is kept back: records below an error; warnings and whatever Python prints as well; and what other languages'
-parts write to the process's error output.
+"""Output to suppress.
+
+`logs`: log records below errors. `prints`: also warnings and prints of Python. `process`: also the output of native
+code to the process's error output.
 """
-_TAKEN_FROM = "torchao.prototype.safetensors.safetensors_support"
+_TORCHAO_MODULE = "torchao.prototype.safetensors.safetensors_support"
 _FUNCTION = "flatten_tensor_state_dict"
 
 
@@ -57,27 +59,27 @@ def _error_output() -> Iterator[Callable[[], str]]:
 def defer_torchao_import() -> None:
     """Let transformers load without torchao, which it otherwise imports with the first model class or tokenizer.
 
-    It takes one function from there, to save a model that torchao has quantized. That function still does so: it
-    imports torchao, which ExecuTorch brings along, when it is called. Whoever imports torchao gets it unchanged.
+    transformers needs one torchao function, which saves models that torchao quantized. ExecuTorch installs torchao. A
+    replacement of that function imports torchao when it is called. Other importers of torchao get it unchanged.
     """
-    if _TAKEN_FROM in sys.modules or find_spec("torchao") is None:
+    if _TORCHAO_MODULE in sys.modules or find_spec("torchao") is None:
         return
-    stand_in = ModuleType(_TAKEN_FROM)
+    stand_in = ModuleType(_TORCHAO_MODULE)
     setattr(stand_in, _FUNCTION, _flatten)
-    sys.modules[_TAKEN_FROM] = stand_in
+    sys.modules[_TORCHAO_MODULE] = stand_in
     try:
         import transformers.quantizers.quantizer_torchao  # noqa: F401
     finally:
-        # Left there, it would hide the real one from whoever imports that later.
-        if sys.modules.get(_TAKEN_FROM) is stand_in:
-            del sys.modules[_TAKEN_FROM]
+        # If it stayed there, the replacement would hide the real module from later imports.
+        if sys.modules.get(_TORCHAO_MODULE) is stand_in:
+            del sys.modules[_TORCHAO_MODULE]
 
 
-def _flatten(*arguments: Any, **named: Any) -> Any:
-    # As it is imported it warns of kernels for GPUs that it cannot load, and of its own calls of torch.
+def _flatten(*arguments: Any, **options: Any) -> Any:
+    # At import torchao warns about GPU kernels that it cannot load and about its own deprecated calls of torch.
     with suppress_output("logs"):
         from torchao.prototype.safetensors import safetensors_support
-    return getattr(safetensors_support, _FUNCTION)(*arguments, **named)
+    return getattr(safetensors_support, _FUNCTION)(*arguments, **options)
 
 
 @functools.cache

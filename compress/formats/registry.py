@@ -1,6 +1,7 @@
-"""The formats: every package in this folder that has a `FORMAT`, and those of other packages.
+"""Registry of formats: every package in this folder that has a `FORMAT`, and those of other packages.
 
-Others register a `FormatSpec` by the entry point `compress.formats`. Importing this imports no runtime and no model.
+Other packages register a `FormatSpec` by the entry point `compress.formats`. Importing this module imports no
+runtime and no model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.formats.spec import FormatSpec, Reference, RuntimeSpec, load
-from compress.formats.target_profile import WEB_VERSION, AppProfile, Target, TargetProfile
+from compress.formats.target_profile import WEB_VERSION, AppProfile, Target
 from compress.plugins import UnusablePluginError, load_extensions
 from compress.utils.errors import InputError
 
@@ -37,66 +38,72 @@ PLATFORMS = (
     ),
     AppProfile(Target("desktop", "onnxruntime", _CPU, "a computer with Python", "onnx")),
 )
-"""The platforms that apps are bundled for, each with the format that it takes where nothing else is said.
+"""Platforms that apps are bundled for, each with its default format.
 
-A format's own spec says which platforms take it too, and what runs it there.
+The spec of a format states which platforms accept it, and which runtime runs it there.
 """
 
 
 def _built_in() -> dict[str, FormatSpec]:
-    folders = [one.name for one in iter_modules([str(Path(__file__).parent)]) if one.ispkg]
+    folders = [package.name for package in iter_modules([str(Path(__file__).parent)]) if package.ispkg]
     modules = [import_module(f"compress.formats.{name}") for name in folders]
     return {module.FORMAT.name: module.FORMAT for module in modules if hasattr(module, "FORMAT")}
 
 
-def _plugged() -> dict[str, FormatSpec]:
-    known = list(BUILT_IN.values())
+def _third_party() -> dict[str, FormatSpec]:
+    accepted = list(BUILT_IN.values())
 
-    def accept(found: Any) -> FormatSpec:
-        spec = _checked(found, known)
-        if spec.name not in BUILT_IN:  # which `load_extensions` leaves out
-            known.append(spec)
+    def accept(candidate: object) -> FormatSpec:
+        spec = _require_usable(candidate, accepted)
+        # `load_extensions` itself leaves out built-in formats.
+        if spec.name not in BUILT_IN:
+            accepted.append(spec)
         return spec
 
     return load_extensions("formats", BUILT_IN, accept, lambda spec: spec.name)
 
 
-def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
-    """Return a plugin's format if it does not conflict with the ``known`` formats.
+def _require_usable(candidate: object, others: Sequence[FormatSpec]) -> FormatSpec:
+    """Return a plugin's format if it is complete and does not conflict with ``others``.
 
     Raises:
-        UnusablePluginError: The object is no format, or a name that it uses is already in use.
+        UnusablePluginError: The object is no format, is incomplete, or uses a name that is already in use.
     """
-    if not isinstance(found, FormatSpec):
-        raise UnusablePluginError(f"it is a {type(found).__name__}; expected a FormatSpec")
-    if found.name in BUILT_IN:
-        return found
-    for what, taken, own in (
-        ("suffix", {one.suffix for one in known}, [found.suffix]),
-        ("stage", {*CORE_STAGES, *(one.written_by for one in known if one.written_by)}, [found.written_by]),
-        ("target", {one.name for one in (*PLATFORMS, *_targets(known))}, [one.name for one in found.targets]),
-    ):
-        if twice := taken.intersection(own):
-            raise UnusablePluginError(f"there is another {what} {twice.pop()}; expected a name of its own")
-    for profile in found.targets:
-        if profile.target.format != found.name or profile.target.runtime not in found.runtimes:
+    if not isinstance(candidate, FormatSpec):
+        raise UnusablePluginError(f"it is a {type(candidate).__name__}; expected a FormatSpec")
+    if candidate.name in BUILT_IN:
+        return candidate
+    _require_unique_names(candidate, others)
+    for profile in candidate.targets:
+        if profile.target.format != candidate.name or profile.target.runtime not in candidate.runtimes:
             raise UnusablePluginError(f"its target {profile.name} has another format, or a runtime that it lacks")
-    if found.written_from not in (None, *BUILT_IN):
-        raise UnusablePluginError(f"it is written from {found.written_from!r}; expected one of {', '.join(BUILT_IN)}")
-    if not found.runtimes:
+    if candidate.written_from not in (None, *BUILT_IN):
+        sources = ", ".join(BUILT_IN)
+        raise UnusablePluginError(f"it is written from {candidate.written_from!r}; expected one of {sources}")
+    if not candidate.runtimes:
         raise UnusablePluginError("it has no runtime; expected one at least, which opens its files")
-    if found.stage is not None:
-        _check_stage(found, found.stage)
-    elif found.written_by is not None or found.own_bits:
+    if candidate.stage is not None:
+        _check_stage(candidate, candidate.stage)
+    elif candidate.written_by is not None or candidate.own_bits:
         raise UnusablePluginError("it has no stage; expected one, whose kind is `written_by`")
-    return found
+    return candidate
 
 
-def _targets(known: Sequence[FormatSpec]) -> list[TargetProfile]:
-    return [profile for spec in known for profile in spec.targets]
+def _require_unique_names(candidate: FormatSpec, others: Sequence[FormatSpec]) -> None:
+    """Raise `UnusablePluginError` if a suffix, stage or target of the format is already in use."""
+    targets = {profile.name for spec in others for profile in spec.targets} | {profile.name for profile in PLATFORMS}
+    stages = {*CORE_STAGES, *(spec.written_by for spec in others if spec.written_by)}
+    for kind, used, names in (
+        ("suffix", {spec.suffix for spec in others}, [candidate.suffix]),
+        ("stage", stages, [candidate.written_by]),
+        ("target", targets, [profile.name for profile in candidate.targets]),
+    ):
+        if conflicts := used.intersection(names):
+            raise UnusablePluginError(f"there is another {kind} {conflicts.pop()}; expected a name of its own")
 
 
-def _check_stage(found: FormatSpec, reference: Reference) -> None:
+def _check_stage(spec: FormatSpec, reference: Reference) -> None:
+    """Raise `UnusablePluginError` if a format's stage does not fit its spec."""
     from compress.stages.base import Stage
 
     stage = load(reference)
@@ -104,45 +111,36 @@ def _check_stage(found: FormatSpec, reference: Reference) -> None:
         raise UnusablePluginError(
             f"its stage {reference} is no Stage; expected a subclass of compress.stages.base.Stage"
         )
-    if lacking := sorted(stage.__abstractmethods__):
-        raise UnusablePluginError(f"its stage {reference} lacks {', '.join(lacking)}")
-    if (kind := stage.model_fields["kind"].default) != found.written_by:
-        raise UnusablePluginError(f"its stage is of the kind {kind!r}; expected {found.written_by!r}, as it says")
-    if found.own_bits and "precision" not in stage.model_fields:
+    if abstract := sorted(stage.__abstractmethods__):
+        raise UnusablePluginError(f"its stage {reference} lacks {', '.join(abstract)}")
+    if (kind := stage.model_fields["kind"].default) != spec.written_by:
+        raise UnusablePluginError(f"its stage is of the kind {kind!r}; expected {spec.written_by!r}, as it says")
+    if spec.own_bits and "precision" not in stage.model_fields:
         raise UnusablePluginError("it has bits of its own, and its stage lacks the field precision")
-    if (kind := getattr(stage.output_type(), "kind", None)) != found.name:
-        raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {found.name!r}")
+    if (kind := getattr(stage.output_type(), "kind", None)) != spec.name:
+        raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {spec.name!r}")
 
 
 CORE_STAGES = frozenset(
     {
         *("attach_lora", "block_qat", "cast", "compressed_tensors", "distill", "distill_language_model", "equalize"),
-        *(
-            "finetune",
-            "gptq",
-            "imatrix",
-            "lora_recovery",
-            "merge_lora",
-            "nncf_weights",
-            "onnx_int8",
-            "onnx_weight_only",
-        ),
-        *("prune", "prune_decoder", "qat", "reduce_dimensions", "sparsify", "sparsify_decoder", "sparsify_gradually"),
-        *("trim_vocabulary", "tune_scales"),
+        *("finetune", "gptq", "imatrix", "lora_recovery", "merge_lora", "nncf_weights", "onnx_int8"),
+        *("onnx_weight_only", "prune", "prune_decoder", "qat", "reduce_dimensions", "sparsify", "sparsify_decoder"),
+        *("sparsify_gradually", "trim_vocabulary", "tune_scales"),
     }
 )
-"""Kinds of stages that belong to no format, which a format's stage must not have. Stages cannot be imported here."""
+"""Kinds of stages that belong to no format, which a format's stage must not use. Stages cannot be imported here."""
 BUILT_IN: Mapping[str, FormatSpec] = _built_in()
-PLUGGED: Mapping[str, FormatSpec] = _plugged()
+PLUGGED: Mapping[str, FormatSpec] = _third_party()
 FORMATS: Mapping[str, FormatSpec] = {
     spec.name: spec
-    for some in (BUILT_IN, PLUGGED)
-    for spec in sorted(some.values(), key=lambda one: (one.rank, one.name))
+    for specs in (BUILT_IN, PLUGGED)
+    for spec in sorted(specs.values(), key=lambda spec: (spec.rank, spec.name))
 }
-"""By name; the first is meant where a recipe or a folder says nothing."""
+"""Formats by name; the first is the default."""
 DEFAULT = next(iter(FORMATS))
 RUNTIMES: Mapping[str, RuntimeSpec] = ChainMap(*(dict(spec.runtimes) for spec in FORMATS.values()))
-"""By name; what opens several formats as the first of them has it."""
+"""Runtimes by name; a runtime that opens several formats has the spec of the first."""
 if TYPE_CHECKING:
     Format = str
 else:

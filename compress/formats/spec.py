@@ -10,14 +10,26 @@ from typing import Any
 from compress.formats.target_profile import App, TargetProfile
 
 Reference = str
-"""`module:attribute`, imported when it is needed."""
+"""Object as `module:attribute`, which is imported when it is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSpec:
-    """A runtime that opens files of a format: ``runtime`` refers to its `Runtime`.
+    """Runtime that opens files of a format.
 
-    ``provider`` is its own name for the processor, ``package`` the distribution whose files it is.
+    Attributes:
+        runtime: Reference to its `Runtime`.
+        provider: The runtime's own name for the processor.
+        package: Distribution that contains the runtime.
+        generates_only: Whether it only generates text.
+        one_batch_at_a_time: Whether a key-value cache would have to be sent to it for each token.
+        on_devices: Whether devices can be timed with it.
+        gives_values: Whether it returns intermediate values on the processor, too.
+        about_values: Reason why it returns none, if there is more to explain.
+        many_texts: Reference that opens a language model as `ManyTexts` for synthetic data. Its arguments are the
+            checkpoint, an empty folder, windows of ids for the comparison, threads, whether to use bfloat16, and the
+            tokens that end a text.
+        writing_packages: Distributions that ``many_texts`` calls.
     """
 
     runtime: Reference
@@ -41,27 +53,29 @@ class RuntimeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FormatSpec:
-    """A format of models, in a package of its own that has this as `FORMAT`.
+    """Format of models, which a package of its own exports as `FORMAT`.
 
-    - ``suffix``: of the file, or the folder, that its runtimes open
-    - ``beside``: names of files with that suffix that are no models, such as a tokenizer's, or of folders of them
-    - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`.
-      Both are None for what no stage has to write: weights as transformers has them
-    - ``searched``: the stages, as recipes write them, that a search for its targets begins with in place of the task's
-    - ``runtimes``: by name; the first where nothing else is said
-    - ``inspector``: the `ModelInspector` that looks into that model, where it is no `FileModel`
-    - ``rank``: its place in lists; the first of all is meant where nothing is said
-    - ``written_from``: the format that it is made of, or None for weights as transformers has them
-    - ``own_bits``: it doesn't take over ONNX's integers: what is quantized there is quantized for it from the weights
-    - ``targets``: those of its own; ``taken_by``: other targets, and platforms, that take its files too, with what
-      runs them in an app, or None where no app is bundled with them
-    - ``find_all``: the files of an artifact in the order in which they run, where there may be several
-    - ``tensors``: reads its stored tensors: (file, folder of the model) -> list of `StoredTensor`
-    - ``tensors_suffix``: of the files that hold them, where it is not ``suffix``
-    - ``has_graph``: such a file holds operators beside its tensors
-    - ``parts``: takes a file apart: (file, target, most tokens or None) -> `Parts`
-    - ``library``: name of the library that opens it, as model cards on the Hugging Face Hub have it
-    - ``check_writable``: (folder of weights) -> None, raises `ModelError` for a language model that it has no place for
+    Attributes:
+        name: Name in recipes and reports.
+        suffix: Suffix of the file or folder that its runtimes open.
+        beside: Names of files with that suffix that are no models, such as a tokenizer's, or of folders of such files.
+        stage: Stage class that writes the format and returns a model of kind ``name``; None for transformers' weights.
+        written_by: Kind of that stage.
+        searched: Stages, as recipes write them, with which a search for its targets starts instead of the task's.
+        runtimes: Runtimes by name; the first is the default.
+        rank: Position in lists; the format with the lowest rank is the default.
+        written_from: Format that it is converted from; None for transformers' weights.
+        own_bits: Whether it is quantized from the weights instead of taking over the integers of an ONNX graph.
+        targets: Targets of the format itself.
+        taken_by: Other targets and platforms that accept its files, with the app's runtime; None if no app is bundled.
+        inspector: Reference to the `ModelInspector` of the model, if it is no `FileModel`.
+        find_all: Reference to a function that returns an artifact's files in execution order, if there may be several.
+        tensors: Reference to the reader of stored tensors: (file, folder of the model) -> list of `StoredTensor`.
+        tensors_suffix: Suffix of the files that contain the tensors, if it is not ``suffix``.
+        has_graph: Whether a file contains operators beside its tensors.
+        value_graph: Reference to a function that opens intermediate values: (file, target, most tokens or None).
+        library: Name of the library that opens it, as model cards on the Hugging Face Hub write it.
+        check_writable: Reference to a function that raises `ModelError` for language models that it cannot store.
     """
 
     name: str
@@ -81,16 +95,21 @@ class FormatSpec:
     tensors: Reference | None = None
     tensors_suffix: str | None = None
     has_graph: bool = True
-    parts: Reference | None = None
+    value_graph: Reference | None = None
     library: str | None = None
     check_writable: Reference | None = None
 
     def references(self) -> dict[str, Reference]:
         """Return every reference of the format by a description of the object."""
-        names = ("stage", "inspector", "find_all", "tensors", "parts", "check_writable")
+        names = ("stage", "inspector", "find_all", "tensors", "value_graph", "check_writable")
         references = {name: value for name in names if (value := getattr(self, name)) is not None}
-        many = {f"many texts of {name}": one.many_texts for name, one in self.runtimes.items() if one.many_texts}
-        return references | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()} | many
+        generators = {
+            f"many texts of {name}": runtime_spec.many_texts
+            for name, runtime_spec in self.runtimes.items()
+            if runtime_spec.many_texts
+        }
+        runtimes = {f"runtime {name}": runtime_spec.runtime for name, runtime_spec in self.runtimes.items()}
+        return references | runtimes | generators
 
 
 def load(reference: Reference) -> Any:

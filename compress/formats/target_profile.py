@@ -15,7 +15,15 @@ Language = Literal["python", "node"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a session is told. ``provider`` is the runtime's own name for the device, ``format`` what it opens."""
+    """Runtime and device of a session.
+
+    Attributes:
+        name: Name in recipes.
+        runtime: Name of the runtime.
+        provider: The runtime's own name for the device.
+        description: Text for lists of targets.
+        format: Format that the runtime opens.
+    """
 
     name: str
     runtime: str
@@ -26,14 +34,20 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetProfile:
-    """A row of the table: a target, what may be chosen of it, and its limits.
+    """Target with its choices and limits.
 
-    ``formats`` are those that may be asked for in place of the target's own, which comes first. ``threads`` and the
-    limits are None where the recipe alone says them. ``instead_of`` names the machine that this one is measured in the
-    place of: answers are those of the same runtime, times and memory are not that machine's. What is
-    ``downloaded`` counts compressed in ``max_bytes``. A recipe adds a ``device`` of the inventory to be
-    timed on, the kind of ``processor`` that answers have to be right on beside this machine's, and ``options``: fields
-    of the stage that writes the format.
+    Attributes:
+        target: The target itself.
+        formats: Formats that may be requested in place of the target's own format.
+        threads: Number of threads; None if only the recipe sets it.
+        max_bytes: Largest size of the shipped files; None if only the recipe sets it.
+        max_memory_bytes: Largest memory; None if only the recipe sets it.
+        instead_of: Machine that this one stands in for. Answers come from the same runtime, but times and memory are
+            not that machine's.
+        downloaded: Whether ``max_bytes`` counts compressed bytes.
+        device: Device of the inventory that is timed; set by a recipe.
+        processor: Kind of processor on which answers must be right, beside this machine's; set by a recipe.
+        options: Fields of the stage that writes the format; set by a recipe.
     """
 
     target: Target
@@ -60,7 +74,7 @@ class TargetProfile:
 
 @dataclass(frozen=True)
 class App:
-    """What runs a format in an app: ``runtime`` and its ``package`` are the platform's own names."""
+    """Runtime of a format in an app: ``runtime`` and its ``package`` are the platform's own names."""
 
     runtime: str
     package: str
@@ -70,9 +84,9 @@ class App:
 
 @dataclass(frozen=True, kw_only=True)
 class AppProfile(TargetProfile):
-    """A row that `compress bundle` takes, with what runs each format that a bundle for it may have.
+    """Target that `compress bundle` accepts, with the runtime of each format that a bundle may contain.
 
-    ``version`` is that of the runtime that lies in the bundle; None where the app brings its own.
+    ``version`` is the version of the bundled runtime; None if the app has its own runtime.
     """
 
     apps: Mapping[str, App] = field(default_factory=dict)
@@ -87,9 +101,9 @@ def describe_limits(profile: TargetProfile) -> list[str]:
 
 @dataclass(frozen=True)
 class Processor:
-    """A kind of processor, as far as it bears on what 8-bit products give.
+    """Kind of processor, as far as it affects 8-bit products.
 
-    ``sums_in_32_bits``: no product of bytes is added to another in 16 bits, where it could saturate.
+    ``sums_in_32_bits``: no product of bytes is added to another in 16 bits, where the sum could saturate.
     """
 
     name: str
@@ -120,8 +134,8 @@ def find_processor(name: str) -> Processor:
     if name != "cpu":
         raise InputError(f"There is no processor {name!r}.", expected=f"one of cpu, {', '.join(PROCESSORS)}")
     local_class = processor_class()
-    known = PROCESSORS.get(local_class)
-    return Processor("cpu", known is None or known.sums_in_32_bits, f"this machine's: {local_class}")
+    processor = PROCESSORS.get(local_class)
+    return Processor("cpu", processor is None or processor.sums_in_32_bits, f"this machine's: {local_class}")
 
 
 def sum_in_32_bits(profiles: Iterable[TargetProfile]) -> bool:

@@ -13,10 +13,10 @@ from compress.utils.errors import InputError
 
 def _with_formats(profile: TargetProfile) -> TargetProfile:
     """Return the profile with the other formats that it accepts and their app runtimes."""
-    taken = {form: spec.taken_by[profile.name] for form, spec in FORMATS.items() if profile.name in spec.taken_by}
-    profile = replace(profile, formats=tuple(form for form in taken if form != profile.target.format))
+    apps = {form: spec.taken_by[profile.name] for form, spec in FORMATS.items() if profile.name in spec.taken_by}
+    profile = replace(profile, formats=tuple(form for form in apps if form != profile.target.format))
     if isinstance(profile, AppProfile):
-        profile = replace(profile, apps={form: app for form, app in taken.items() if app is not None})
+        profile = replace(profile, apps={form: app for form, app in apps.items() if app is not None})
     return profile
 
 
@@ -28,7 +28,10 @@ TARGETS: Mapping[str, Target] = {name: profile.target for name, profile in PROFI
 
 
 REFERENCE: TargetProfile = next(one for one in PROFILES.values() if FORMATS[one.target.format].written_by is None)
-"""Runs weights as stages leave them: others are compared with it, and it measures where none of them can."""
+"""Profile that runs the weights as stages leave them.
+
+Others are compared with it, and it measures where no other can.
+"""
 
 
 def in_format(profile: TargetProfile, form: str) -> TargetProfile:

@@ -193,7 +193,7 @@ class _Matching:
 
     def _rounding(self, own: str) -> float:
         """Return the error up to which a value of the file may match, by the bits of its part."""
-        part = self.file.part(own, {likeness.own for likeness in self.known.values()})
+        part = self.file.segment(own, {likeness.own for likeness in self.known.values()})
         # The coarsest step on the way determines the rounding error.
         bits = min(self.file.steps[likeness].bits for likeness in part)
         return next(share for least, share in _SAME if bits >= least)
@@ -201,7 +201,7 @@ class _Matching:
     def _candidates(self) -> Iterator[Likeness]:
         """Yield candidates for unmatched values on the path to the outputs, in order of computation."""
         known, names = self.known, {likeness.own: name for name, likeness in self.known.items()}
-        behind = set(self.reference.part(self.answer, known)) - {self.answer}
+        behind = set(self.reference.segment(self.answer, known)) - {self.answer}
         theirs = {name: value for name, value in self.own.items() if name not in names}
         sources = {name: _made_of(name, self.file, names) for name in theirs}
         # Values in order of computation: the first fault comes first.
@@ -216,7 +216,7 @@ class _Matching:
 
 def _made_of(value: str, parts: ValueGraph, known: Mapping[str, str]) -> set[str]:
     """Return the matched values from which a value is computed, by the reference's names."""
-    return {known[read] for step in parts.part(value, known) for read in parts.reads[step] if read in known}
+    return {known[read] for step in parts.segment(value, known) for read in parts.reads[step] if read in known}
 
 
 def _telling(value: np.ndarray) -> bool:

@@ -116,8 +116,9 @@ def to_coreml(
 
 
 class _SingleRowModel(nn.Module):
-    """Module that computes the answer of one row with an additive float mask, because coremltools cannot convert boolean
-    masks.
+    """Module that computes the answer of one row.
+
+    Its float mask replaces boolean masks, which coremltools cannot convert.
     """
 
     def __init__(self, module: Any, examples: Examples) -> None:
@@ -245,9 +246,7 @@ def check_stored_weights(package: CoreMlModel, model: TorchModel) -> str:
 
 
 def stored_values(program: MilProgram, one: StoredTensor, weights: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of a constant and the step of its quantization grid, both float32 of its shape; floats have step
-    0.
-    """
+    """Return the values of a constant and the step of its grid, both float32 of its shape; the step of floats is 0."""
     values = one.values(weights).astype(np.float32)
     step = program.steps.get(one.name)
     if step is None:

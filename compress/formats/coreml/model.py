@@ -1,4 +1,7 @@
-"""A Core ML package as a folder. Importing this imports no coremltools."""
+"""Core ML package as a folder, and reader of the constants of its program (MIL).
+
+Importing this imports no coremltools.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ from compress.models.stored_tensor import StoredTensor, infer_role, stored
 from compress.utils.errors import MissingExtraError, incomplete_artifact_error, unreadable_file_error
 
 PACKAGE = "model.mlpackage"
-"""A folder, which Finder and Xcode show as one file."""
+"""Name of the package, a folder that Finder and Xcode show as one file."""
 _AUTHOR = "com.apple.CoreML"
 _SPECIFICATION = f"{_AUTHOR}/model.mlmodel"
 _WEIGHTS = f"{_AUTHOR}/weights"
 _NAMES = uuid.uuid5(uuid.NAMESPACE_DNS, _AUTHOR)
 
 _BLOB = struct.Struct("<IIQQ")
-"""Of each constant in the file of weights: a mark, its type, its bytes and where they begin."""
+"""Header of each constant in the weights file: marker, type, number of bytes and offset."""
 _MARK = 0xDEADBEEF
 _NUMPY = {
     "FLOAT16": "float16", "FLOAT32": "float32", "FLOAT64": "float64", "BOOL": "bool", "INT8": "int8", "INT16": "int16",
@@ -36,14 +39,14 @@ _NUMPY = {
 }  # fmt: skip
 
 ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32"}
-"""Core ML's numbers of what an array holds (`ArrayFeatureType.ArrayDataType`)."""
+"""numpy types by Core ML's numbers for array elements (`ArrayFeatureType.ArrayDataType`)."""
 
 _INDICES = ("int16", "uint16")
-"""Of look-ups in small tables: Core ML has no wider integers in its file of weights."""
+"""Types of lookup indices in small tables; Core ML stores no wider integers in its weights file."""
 
 
 class CoreMlModel(FileModel):
-    """The package: Core ML's message, its weights, and the list of both."""
+    """Package with Core ML's specification, its weights and the manifest."""
 
     kind = "coreml"
 
@@ -55,23 +58,23 @@ class CoreMlModel(FileModel):
 
     @property
     def specification(self) -> bytes:
-        """Core ML's message."""
+        """Content of the specification file (a protobuf message)."""
         return self.own[f"{PACKAGE}/Data/{_SPECIFICATION}"]
 
     @property
     def weights(self) -> bytes:
-        """Its blobs."""
+        """Content of the weights file."""
         return self.own[f"{PACKAGE}/Data/{_WEIGHTS}/weight.bin"]
 
 
-def package_of(specification: bytes, weights: bytes) -> dict[str, bytes]:
-    """The files of the package with both, and their list under ids of their content: coremltools' are new each time."""
+def package_files(specification: bytes, weights: bytes) -> dict[str, bytes]:
+    """Return the files of a package with content-based ids, because coremltools generates random ids each time."""
     root = _item_id(specification)
     items = {
         _item_id(weights, b"weights"): {"description": "CoreML Model Weights", "name": "weights", "path": _WEIGHTS},
         root: {"description": "CoreML Model Specification", "name": "model.mlmodel", "path": _SPECIFICATION},
     }
-    told = {
+    manifest = {
         "fileFormatVersion": "1.0.0",
         "itemInfoEntries": {name: {"author": _AUTHOR, **item} for name, item in items.items()},
         "rootModelIdentifier": root,
@@ -80,7 +83,8 @@ def package_of(specification: bytes, weights: bytes) -> dict[str, bytes]:
         f"{PACKAGE}/Data/{_SPECIFICATION}": specification,
         f"{PACKAGE}/Data/{_WEIGHTS}/weight.bin": weights,
         # As Core ML's own library writes it, which does so again whenever it opens a package.
-        f"{PACKAGE}/Manifest.json": (json.dumps(told, indent=4, sort_keys=True) + "\n").encode(),
+        # This layout matches Core ML's own library, which rewrites the manifest whenever it opens a package.
+        f"{PACKAGE}/Manifest.json": (json.dumps(manifest, indent=4, sort_keys=True) + "\n").encode(),
     }
 
 
@@ -89,16 +93,16 @@ def _item_id(content: bytes, kind: bytes = b"model") -> str:
 
 
 def specification_of(package: Path) -> Path:
-    """The message within a package. Raises `ModelError` where it is missing."""
-    return _there(package / "Data" / _SPECIFICATION, package)
+    """Return the path of the specification in a package; raise `ModelError` if it is missing."""
+    return _require_file(package / "Data" / _SPECIFICATION, package)
 
 
 def weights_of(specification: Path) -> Path:
-    """The weights beside a specification. Raises `ModelError` where they are missing."""
-    return _there(specification.parent / "weights" / "weight.bin", specification.parent)
+    """Return the path of the weights beside a specification; raise `ModelError` if they are missing."""
+    return _require_file(specification.parent / "weights" / "weight.bin", specification.parent)
 
 
-def _there(file: Path, package: Path) -> Path:
+def _require_file(file: Path, package: Path) -> Path:
     if not file.is_file():
         within = f"{file.relative_to(package).as_posix()} within it"
         raise incomplete_artifact_error(f"The package lacks {file.name}.", package, within)
@@ -107,10 +111,16 @@ def _there(file: Path, package: Path) -> Path:
 
 @dataclass(frozen=True)
 class MilProgram:
-    """Inputs by name with the lowest and highest length of each axis; outputs with theirs, None where it depends;
-    numpy's types of both; operators, stored constants, and the steps that constants of integers count in.
+    """Contents of a Core ML program.
 
-    A constant has numpy's type, or `int4`, and lies among the weights; its step is float32 with as many axes.
+    Attributes:
+        version: Specification version.
+        inputs: Lowest and highest length of each axis, by input name.
+        outputs: Length of each axis by output name; None for a variable axis.
+        types: numpy types of inputs and outputs.
+        operators: Types of the operators, in order.
+        constants: Constants in the weights file, with a numpy type or `int4`.
+        steps: Quantization steps of integer constants, float32 with as many axes as the constant.
     """
 
     version: int
@@ -123,13 +133,24 @@ class MilProgram:
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The constants of a package's specification, which lie in the file of its weights."""
+    """Return the constants in the weights file of a specification."""
     weights = weights_of(file)
     return list(read_coreml(file.read_bytes(), weights.read_bytes(), file, weights).constants)
 
 
 def read_coreml(specification: bytes, weights: bytes, where: Path, weights_file: Path = Path()) -> MilProgram:
-    """A program's parts. Raises `ModelError` for what is broken, `MissingExtraError` without coremltools."""
+    """Parse a program.
+
+    Args:
+        specification: Content of the specification file.
+        weights: Content of the weights file.
+        where: Path for error messages.
+        weights_file: Path that the returned constants refer to.
+
+    Raises:
+        ModelError: The package is invalid.
+        MissingExtraError: coremltools is not installed.
+    """
     try:
         with suppress_output("prints"):
             from coremltools.proto import MIL_pb2, Model_pb2
@@ -143,63 +164,66 @@ def read_coreml(specification: bytes, weights: bytes, where: Path, weights_file:
     if model.WhichOneof("Type") != "mlProgram" or "main" not in model.mlProgram.functions:
         raise unreadable_file_error("The specification holds no program.", where, "coreml")
     function = model.mlProgram.functions["main"]
-    operations = [one for block in function.block_specializations.values() for one in block.operations]
-    lengths = {value.name: _lengths(value.type.tensorType) for one in operations for value in one.outputs}
-    constants = _Constants(weights, weights_file, where, MIL_pb2.DataType.Name)
-    for one in operations:
-        constants.read(one)
+    operations = [operation for block in function.block_specializations.values() for operation in block.operations]
+    lengths = {value.name: _lengths(value.type.tensorType) for operation in operations for value in operation.outputs}
+    reader = _ConstantReader(weights, weights_file, where, MIL_pb2.DataType.Name)
+    for operation in operations:
+        reader.read(operation)
     return MilProgram(
         version=model.specificationVersion,
-        inputs={one.name: _axes(one.type.multiArrayType) for one in model.description.input},
-        outputs={one.name: lengths.get(one.name, ()) for one in model.description.output},
+        inputs={operation.name: _axes(operation.type.multiArrayType) for operation in model.description.input},
+        outputs={operation.name: lengths.get(operation.name, ()) for operation in model.description.output},
         types={
-            one.name: ARRAY_TYPES.get(one.type.multiArrayType.dataType, "other")
-            for one in (*model.description.input, *model.description.output)
+            operation.name: ARRAY_TYPES.get(operation.type.multiArrayType.dataType, "other")
+            for operation in (*model.description.input, *model.description.output)
         },
-        operators=tuple(one.type for one in operations if one.type != "const"),
-        constants=tuple(constants.found.values()),
-        steps=constants.steps,
+        operators=tuple(operation.type for operation in operations if operation.type != "const"),
+        constants=tuple(reader.constants.values()),
+        steps=reader.steps,
     )
 
 
-def _axes(kind: Any) -> tuple[tuple[int, int], ...]:
-    if kind.WhichOneof("ShapeFlexibility") == "shapeRange":
-        return tuple((axis.lowerBound, axis.upperBound) for axis in kind.shapeRange.sizeRanges)
-    return tuple((axis, axis) for axis in kind.shape)
+def _axes(array_type: Any) -> tuple[tuple[int, int], ...]:
+    if array_type.WhichOneof("ShapeFlexibility") == "shapeRange":
+        return tuple((axis.lowerBound, axis.upperBound) for axis in array_type.shapeRange.sizeRanges)
+    return tuple((axis, axis) for axis in array_type.shape)
 
 
-def _lengths(kind: Any) -> tuple[int | None, ...]:
-    known = (axis.WhichOneof("dimension") == "constant" for axis in kind.dimensions)
-    return tuple(axis.constant.size if fixed else None for axis, fixed in zip(kind.dimensions, known, strict=True))
+def _lengths(tensor_type: Any) -> tuple[int | None, ...]:
+    fixed_axes = (axis.WhichOneof("dimension") == "constant" for axis in tensor_type.dimensions)
+    return tuple(
+        axis.constant.size if fixed else None for axis, fixed in zip(tensor_type.dimensions, fixed_axes, strict=True)
+    )
 
 
 @dataclass
-class _Constants:
-    """Those in the file of weights, each once: of constants, and of what is made of integers when it is loaded."""
+class _ConstantReader:
+    """Collector of the constants in the weights file, each once, including those dequantized at load time."""
 
     weights: bytes
     file: Path
     where: Path
     type_name: Callable[[int], str]
-    found: dict[int, StoredTensor] = field(default_factory=dict)
+    constants: dict[int, StoredTensor] = field(default_factory=dict)
     steps: dict[str, np.ndarray] = field(default_factory=dict)
 
     def read(self, operation: Any) -> None:
         name = operation.outputs[0].name if operation.outputs else operation.type
         if operation.type == "const":
             self.add(name, operation.attributes["val"])
+        # `constexpr_` operators dequantize a constant when the program is loaded.
         elif operation.type.startswith("constexpr_"):
-            given = {key: bound.arguments[0].value for key, bound in operation.inputs.items() if bound.arguments}
-            if "data" in given:
-                self.add(name, given.pop("data"))
-            scales = {key: self.add(f"{name}.{key}", value, scales=True) for key, value in given.items()}
-            if "scale" in given:
-                kept = scales["scale"]
-                step = _immediate(given["scale"]) if kept is None else kept.values(self.weights)
+            arguments = {key: bound.arguments[0].value for key, bound in operation.inputs.items() if bound.arguments}
+            if "data" in arguments:
+                self.add(name, arguments.pop("data"))
+            scales = {key: self.add(f"{name}.{key}", value, scales=True) for key, value in arguments.items()}
+            if "scale" in arguments:
+                scale = scales["scale"]
+                step = _immediate(arguments["scale"]) if scale is None else scale.values(self.weights)
                 self.steps[name] = step.astype(np.float32)
 
     def add(self, name: str, value: Any, scales: bool = False) -> StoredTensor | None:
-        """A constant that lies in the file of weights; None for one that lies in the program itself."""
+        """Return a constant of the weights file, or None for a constant that the program itself contains."""
         if not value.HasField("blobFileValue"):
             return None
         kind, offset = value.type.tensorType, value.blobFileValue.offset
@@ -210,11 +234,11 @@ class _Constants:
             what = f"The constant {name!r} has {size} bytes, which {mil} {list(shape)} does not take."
             raise unreadable_file_error(what, self.where, "coreml")
         role = "constant" if dtype in _INDICES and not scales else infer_role(dtype, shape, scales)
-        half = {"packed": True, "decode": partial(_of_four_bits, shape)} if dtype == "int4" else {}
-        return self.found.setdefault(offset, stored(name, dtype, shape, self.file, (start, size), role, **half))
+        packing = {"packed": True, "decode": partial(_unpack_int4, shape)} if dtype == "int4" else {}
+        return self.constants.setdefault(offset, stored(name, dtype, shape, self.file, (start, size), role, **packing))
 
     def span(self, offset: int, name: str) -> tuple[int, int]:
-        """First byte and number of bytes of a constant by the header that stands at ``offset``."""
+        """Return the first byte and the number of bytes of a constant from the header at ``offset``."""
         if offset + _BLOB.size <= len(self.weights):
             mark, _, size, start = _BLOB.unpack_from(self.weights, offset)
             if mark == _MARK and start + size <= len(self.weights):
@@ -224,14 +248,15 @@ class _Constants:
         )
 
 
-def _of_four_bits(shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
-    """Signed integers, two in a byte, of which the lower half comes first."""
-    halves = np.stack([data & 15, data >> 4], axis=-1).reshape(-1)[: math.prod(shape)]
-    return (halves.astype(np.int8) ^ 8).reshape(shape) - np.int8(8)
+def _unpack_int4(shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
+    """Return signed 4-bit integers, two per byte with the low half first."""
+    nibbles = np.stack([data & 15, data >> 4], axis=-1).reshape(-1)[: math.prod(shape)]
+    # Flipping bit 3 and subtracting 8 sign-extends a 4-bit number.
+    return (nibbles.astype(np.int8) ^ 8).reshape(shape) - np.int8(8)
 
 
 def _immediate(value: Any) -> np.ndarray:
-    """A small constant, which lies in the program itself."""
+    """Return a small constant that the program itself contains."""
     tensor = value.immediateValue.tensor
     shape = [axis.constant.size for axis in value.type.tensorType.dimensions]
     if tensor.WhichOneof("value") == "bytes":

@@ -1,4 +1,7 @@
-"""Core ML: a package on a Mac, through coremltools. Written after its documentation; it has not run on a Mac yet."""
+"""Core ML runtime: a package on a Mac, through coremltools.
+
+It follows the documentation and has not run on a Mac yet.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ from compress.formats.target_profile import Target
 from compress.utils.errors import StageError, unreadable_file_error
 
 _UNITS = "CPU_ONLY"
-"""Core ML's name for the processor alone, which `threads` cannot be told."""
+"""Core ML's name for the processor alone; Core ML chooses the number of threads itself."""
 
 
 class CoreMlSession:
-    """An opened package, which answers row by row."""
+    """Opened package that answers row by row."""
 
     def __init__(self, model: Any, where: str) -> None:
         self._model, self._where = model, where
-        told = model.get_spec().description
-        self.input_types: Mapping[str, TensorType] = {one.name: _type(one) for one in told.input}
-        self.output_types: Mapping[str, TensorType] = {one.name: _type(one) for one in told.output}
+        description = model.get_spec().description
+        self.input_types: Mapping[str, TensorType] = {feature.name: _type(feature) for feature in description.input}
+        self.output_types: Mapping[str, TensorType] = {feature.name: _type(feature) for feature in description.output}
         self.inputs = tuple(self.input_types)
         self.provider = _UNITS
         self.settings: dict[str, Any] = {"runtime": f"coremltools {version('coremltools')}", "provider": self.provider}
@@ -37,33 +40,35 @@ class CoreMlSession:
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
         check_inputs(self.inputs, batch, self._where)
-        given = {name: np.asarray(batch[name], kind.dtype) for name, kind in self.input_types.items()}
-        rows = len(next(iter(given.values())))
+        inputs = {name: np.asarray(batch[name], kind.dtype) for name, kind in self.input_types.items()}
+        rows = len(next(iter(inputs.values())))
         try:
-            found = [
-                self._model.predict({name: value[at : at + 1] for name, value in given.items()}) for at in range(rows)
+            answers = [
+                self._model.predict({name: value[at : at + 1] for name, value in inputs.items()}) for at in range(rows)
             ]
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
         return {
-            name: np.concatenate([np.asarray(row[name], np.float32) for row in found]) for name in self.output_types
+            name: np.concatenate([np.asarray(row[name], np.float32) for row in answers]) for name in self.output_types
         }
 
 
 def _type(feature: Any) -> TensorType:
     array = feature.type.multiArrayType
     ranges = array.shapeRange.sizeRanges
-    shape = [one.lowerBound if one.lowerBound == one.upperBound else None for one in ranges] or list(array.shape)
+    shape = [bounds.lowerBound if bounds.lowerBound == bounds.upperBound else None for bounds in ranges] or list(
+        array.shape
+    )
     return TensorType(ARRAY_TYPES.get(array.dataType, str(array.dataType)), tuple(shape))
 
 
 class CoreMlRuntime:
-    """Opens packages through coremltools, which calls the system's framework."""
+    """Runtime that opens packages through coremltools, which calls the system's framework."""
 
     name = "coreml"
 
     def open(self, artifact: Path, target: Target, threads: int) -> CoreMlSession:
-        """Open the one package of ``artifact``; Core ML decides by itself how many ``threads`` work."""
+        """Open the only package of ``artifact``; Core ML itself chooses the number of threads."""
         check_target(self, target, threads)
         package = file_of(artifact, CoreMlModel.kind)
         weights_of(specification_of(package))
@@ -77,13 +82,13 @@ class CoreMlRuntime:
                 raise unreadable_file_error(f"Core ML cannot open the package: {error}", package, "coreml") from error
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: it is no Mac, or the package is not installed."""
+        """Return the reason why this machine lacks the target: it is no Mac, or coremltools is not installed."""
         if sys.platform != "darwin":
             return "Core ML runs on macOS only"
         return why_missing("coremltools", "coremltools", "coreml")
 
     def build(self) -> str:
-        """The package's version and the system's, which Core ML is part of."""
+        """Return the versions of coremltools and of the system, which contains Core ML."""
         return f"{version('coremltools')}, macOS {platform.mac_ver()[0]}"
 
 

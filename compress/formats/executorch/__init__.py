@@ -34,6 +34,6 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     tensors="compress.formats.executorch.model:read_tensors",
-    parts="compress.formats.executorch.intermediate_values:open_value_graph",
+    value_graph="compress.formats.executorch.intermediate_values:open_value_graph",
     library="executorch",
 )

@@ -92,7 +92,7 @@ def to_executorch(
     with suppress_output("process"), lean_tracing(), without_padding_masks(plain), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
-            # XNNPACK has no convolution that finds the range of its input at run time, so convolutions need calibration.
+            # XNNPACK's convolutions cannot find the range of their input at run time, so they are calibrated.
             if precision == "int8" and _has_convolutions(module):
                 graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
                 module = _quantize_static(graph, _calibration_batches(examples, tuple(sample)))
@@ -325,7 +325,8 @@ def check_program_parity(made: Lowered, model: TorchModel, examples: Examples, t
     if quantization_distance.worst <= tolerance:
         return f"{label} differ by at most {program_distance.worst:.1e} from torch"
     return (
-        f"{label} differ by at most {program_distance.worst:.1e} from torch over the same integers, which are {quantization_distance.worst:.1e} "
+        f"{label} differ by at most {program_distance.worst:.1e} from torch over the same integers, "
+        f"which are {quantization_distance.worst:.1e} "
         f"from the float model, where the largest is {quantization_distance.largest:.1f}"
     )
 

@@ -1,7 +1,7 @@
-"""The values within an ExecuTorch program: what its kernels give each other, and those within XNNPACK's parts.
+"""Intermediate values of an ExecuTorch program: outputs of its kernels and values inside its XNNPACK delegates.
 
-What runs are the program's own kernels, constants and XNNPACK graphs, with more outputs, and with memory in which no
-value takes another's place.
+The program runs with its own kernels, constants and XNNPACK graphs. It gets more outputs, and a memory layout in
+which no value overwrites another.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _MOVED = frozenset(
         *("Concatenate2", "Concatenate3", "Concatenate4", "Concatenate5"),
     }
 )
-"""Kernels and nodes that compute nothing."""
+"""Kernels and nodes that only move or reshape values."""
 _BITS = {"BYTE": 8, "CHAR": 8, "HALF": 16}
 _TABLES = {"embedding_2bit": 2, "embedding_4bit": 4}
 _ALIGNED = 64
 
 
 def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGraph:
-    """See `compress.formats.spec.FormatSpec`."""
+    """Open the intermediate values of a program; see `compress.formats.spec.FormatSpec`."""
     program = _Program(file)
     return ValueGraph(program.steps(), program.outputs, program.whole, program.shaped)
 
 
 class _Program:
-    """One program, with its config beside it. Raises `ModelError` for one that is cut or broken."""
+    """Program with the config beside it. Raises `ModelError` for a truncated or invalid file."""
 
     def __init__(self, file: Path) -> None:
         content = file.read_bytes()
@@ -64,9 +64,11 @@ class _Program:
         self._inputs = tuple(read_interface(file.parent).inputs)
         self._plan = self._file.program.execution_plan[0]
         self._graphs = {
-            at: self._graph(one) for at, one in enumerate(self._plan.delegates) if one.id == "XnnpackBackend"
+            index: self._graph(delegate)
+            for index, delegate in enumerate(self._plan.delegates)
+            if delegate.id == "XnnpackBackend"
         }
-        self.outputs = [_outer(place) for place in self._plan.outputs]
+        self.outputs = [_outer(index) for index in self._plan.outputs]
 
     def _graph(self, delegate: Any) -> XnnGraph:
         return read_graph(bytes(self._file.program.backend_delegate_data[delegate.processed.index].data))
@@ -77,40 +79,48 @@ class _Program:
         return pad_batches(taken, length) if length is not None else taken
 
     def steps(self) -> Iterator[GraphStep]:
-        """A program writes a value before it is read."""
+        """Yield the steps in execution order; a program writes each value before it reads it."""
         seen = set(self._plan.inputs)
-        for step in _steps(self._plan):
-            places = [place for place in _tensors(self._plan, step.args) if not self._stored(place)]
-            makes = [place for place in places if place not in seen]
-            seen.update(places)
+        for step in _calls(self._plan):
+            tensors = [tensor for tensor in _tensors(self._plan, step.args) if not self._stored(tensor)]
+            outputs = [tensor for tensor in tensors if tensor not in seen]
+            seen.update(tensors)
             graph = self._graphs.get(getattr(step, "delegate_index", -1))
             if graph is None:
-                yield from self._of_kernel(step, makes, [_outer(place) for place in places if place not in makes])
+                yield from self._kernel_steps(
+                    step, outputs, [_outer(tensor) for tensor in tensors if tensor not in outputs]
+                )
             else:
-                yield from self._of_graph(step, graph)
+                yield from self._delegate_steps(step, graph)
 
-    def _of_kernel(self, step: Any, makes: Sequence[int], reads: Sequence[str]) -> Iterator[GraphStep]:
+    def _kernel_steps(self, step: Any, outputs: Sequence[int], reads: Sequence[str]) -> Iterator[GraphStep]:
         operator = self._plan.operators[step.op_index].name if hasattr(step, "op_index") else "delegate"
         kind = operator.rpartition("::")[2]
-        stored = [self._plan.values[place].val for place in _tensors(self._plan, step.args) if self._stored(place)]
-        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= MIN_WEIGHT_ELEMENTS]
-        for place in makes:
-            computes = kind not in _MOVED and self._plan.values[place].val.scalar_type.name == "FLOAT"
+        constants = [
+            self._plan.values[tensor].val for tensor in _tensors(self._plan, step.args) if self._stored(tensor)
+        ]
+        bits = [
+            _BITS.get(constant.scalar_type.name, 32)
+            for constant in constants
+            if math.prod(constant.sizes) >= MIN_WEIGHT_ELEMENTS
+        ]
+        for tensor in outputs:
+            computes = kind not in _MOVED and self._plan.values[tensor].val.scalar_type.name == "FLOAT"
             yield GraphStep(
-                _outer(place), operator, _outer(place), reads, min([_TABLES.get(kind, 32), *bits]), computes
+                _outer(tensor), operator, _outer(tensor), reads, min([_TABLES.get(kind, 32), *bits]), computes
             )
 
-    def _of_graph(self, step: Any, graph: XnnGraph) -> Iterator[GraphStep]:
+    def _delegate_steps(self, step: Any, graph: XnnGraph) -> Iterator[GraphStep]:
         names = self._names(step, graph)
         for node in graph.nodes:
-            for value in node.makes:
-                bits = min(graph.bits(one) for one in (value, *node.reads))
+            for value in node.outputs:
+                bits = min(graph.bits(operand) for operand in (value, *node.reads))
                 computes = node.kind not in _MOVED and graph.is_float(value)
-                reads = [names[one] for one in node.reads]
+                reads = [names[operand] for operand in node.reads]
                 yield GraphStep(names[value], node.kind, names[value], reads, bits, computes)
 
     def _names(self, step: Any, graph: XnnGraph) -> dict[int, str]:
-        """Of a part's values: those that the program gives it, or is given, are the program's own."""
+        """Return the names of a delegate's values; its inputs and outputs have the program's names."""
         inputs, outputs = graph.externals
         outer = dict(zip((*inputs, *outputs), map(_outer, step.args), strict=True))
         return {value: outer.get(value, f"part_{step.delegate_index}.{value}") for value in graph.values}
@@ -124,9 +134,9 @@ class _Program:
 
             program = copy.copy(self._file.program)
             program.backend_delegate_data = list(program.backend_delegate_data)
-            program.execution_plan = [self._changed(program, values)]
-            made = PTEFile(program, self._file.mutable_data, self._file.named_data)
-            content = bytes(serialize_pte_binary(made, extract_delegate_segments=True))
+            program.execution_plan = [self._with_outputs(program, values)]
+            pte_file = PTEFile(program, self._file.mutable_data, self._file.named_data)
+            content = bytes(serialize_pte_binary(pte_file, extract_delegate_segments=True))
             loaded = load_runtime().load_program(content)
             method = loaded.load_method(METHOD)
 
@@ -136,63 +146,67 @@ class _Program:
             # The program has the bytes that the method reads its weights from.
             assert loaded
             with suppress_output("process"):
-                found = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in self._inputs])
-            return {name: found[at].numpy().copy() for at, name in enumerate(values)}
+                outputs = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in self._inputs])
+            return {name: outputs[index].numpy().copy() for index, name in enumerate(values)}
 
         return run
 
-    def _changed(self, program: Any, values: Sequence[str]) -> Any:
-        """The plan with ``values`` for outputs, of ``program``, whose parts it changes so that they give them."""
+    def _with_outputs(self, program: Any, values: Sequence[str]) -> Any:
+        """Return the plan with ``values`` as outputs, after changing the delegates of ``program`` to return them."""
         from executorch.exir.schema import BackendDelegateInlineData
 
         plan = copy.deepcopy(self._plan)
-        places = {name: self._place(plan, name) for name in values}
-        for step in _steps(plan):
+        positions = {name: self._position(plan, name) for name in values}
+        for step in _calls(plan):
             graph = self._graphs.get(getattr(step, "delegate_index", -1))
             names = {} if graph is None else self._names(step, graph)
-            wanted = [value for value, name in names.items() if name in places and not name.startswith("value_")]
-            if graph is None or not wanted:
+            missing = [value for value, name in names.items() if name in positions and not name.startswith("value_")]
+            if graph is None or not missing:
                 continue
             # The runtime takes them by their external ids, which are given in this order.
-            step.args = [*step.args, *(places[names[value]] for value in wanted)]
-            at = plan.delegates[step.delegate_index].processed.index
-            program.backend_delegate_data[at] = BackendDelegateInlineData(data=graph.with_outputs(wanted))
-        plan.outputs = list(places.values())
-        _lay_out(plan)
+            # The runtime matches arguments to the delegate's external ids, which are assigned in this order.
+            step.args = [*step.args, *(positions[names[value]] for value in missing)]
+            index = plan.delegates[step.delegate_index].processed.index
+            program.backend_delegate_data[index] = BackendDelegateInlineData(data=graph.with_outputs(missing))
+        plan.outputs = list(positions.values())
+        _allocate_separately(plan)
         return plan
 
-    def _place(self, plan: Any, name: str) -> int:
-        """Where the value is in ``plan``; one from within a part gets a place there."""
+    def _position(self, plan: Any, name: str) -> int:
+        """Return the index of a value in ``plan``; a value inside a delegate is appended to the plan."""
         from executorch.exir.schema import EValue
 
         if name.startswith("value_"):
             return int(name.removeprefix("value_"))
-        at, _, value = name.removeprefix("part_").partition(".")
-        dims = [int(size) for size in self._graphs[int(at)].values[int(value)]["dims"]]
-        made = copy.deepcopy(self._like)
-        made.sizes, made.dim_order = dims, list(range(len(dims)))
-        plan.values.append(EValue(val=made))
+        delegate, _, value = name.removeprefix("part_").partition(".")
+        dims = [int(size) for size in self._graphs[int(delegate)].values[int(value)]["dims"]]
+        tensor = copy.deepcopy(self._float_template)
+        tensor.sizes, tensor.dim_order = dims, list(range(len(dims)))
+        plan.values.append(EValue(val=tensor))
         return len(plan.values) - 1
 
     @cached_property
-    def _like(self) -> Any:
-        """Floats whose shape is free within bounds."""
+    def _float_template(self) -> Any:
+        """Float tensor with a bounded dynamic shape, which new values are copied from."""
         tensors = (
-            self._plan.values[place].val for step in _steps(self._plan) for place in _tensors(self._plan, step.args)
+            self._plan.values[index].val for step in _calls(self._plan) for index in _tensors(self._plan, step.args)
         )
         return next(
-            one
-            for one in tensors
-            if one.scalar_type.name == "FLOAT" and one.shape_dynamism.name == "DYNAMIC_BOUND" and one.allocation_info
+            tensor
+            for tensor in tensors
+            if tensor.scalar_type.name == "FLOAT"
+            and tensor.shape_dynamism.name == "DYNAMIC_BOUND"
+            and tensor.allocation_info
         )
 
 
 def _outer(place: int) -> str:
+    """Return the name of a value of the program."""
     return f"value_{place}"
 
 
-def _steps(plan: Any) -> Iterator[Any]:
-    """The calls of kernels and of parts."""
+def _calls(plan: Any) -> Iterator[Any]:
+    """Yield the calls of kernels and delegates."""
     for chain in plan.chains:
         for instruction in chain.instructions:
             if hasattr(instruction.instr_args, "args"):
@@ -200,25 +214,25 @@ def _steps(plan: Any) -> Iterator[Any]:
 
 
 def _tensors(plan: Any, args: Sequence[int]) -> list[int]:
-    """The tensors among the values ``args``, those in lists too."""
-    found = []
-    for place in args:
-        value = plan.values[place].val
+    """Return the tensors among the values ``args``, including those in lists."""
+    tensors = []
+    for index in args:
+        value = plan.values[index].val
         if type(value).__name__ in ("TensorList", "OptionalTensorList"):
-            found += [one for one in value.items if one >= 0]
+            tensors += [item for item in value.items if item >= 0]
         elif hasattr(value, "scalar_type"):
-            found.append(place)
-    return list(dict.fromkeys(found))
+            tensors.append(index)
+    return list(dict.fromkeys(tensors))
 
 
-def _lay_out(plan: Any) -> None:
-    """Memory of its own for each value, in place."""
+def _allocate_separately(plan: Any) -> None:
+    """Give each value memory of its own, in place."""
     from executorch.exir.schema import AllocationDetails
 
     sizes = {"BYTE": 1, "CHAR": 1, "BOOL": 1, "SHORT": 2, "HALF": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8}
     end = 0
-    for value in (one.val for one in plan.values if getattr(one.val, "allocation_info", None) is not None):
+    for value in (entry.val for entry in plan.values if getattr(entry.val, "allocation_info", None) is not None):
         value.allocation_info = AllocationDetails(1, end & 0xFFFFFFFF, end >> 32)
-        bytes_ = math.prod(value.sizes) * sizes[value.scalar_type.name]
-        end += -(-max(bytes_, 1) // _ALIGNED) * _ALIGNED
+        size = math.prod(value.sizes) * sizes[value.scalar_type.name]
+        end += -(-max(size, 1) // _ALIGNED) * _ALIGNED
     plan.non_const_buffer_sizes = [0, end]

@@ -1,4 +1,4 @@
-"""An ExecuTorch program as a folder. Importing this imports no executorch."""
+"""ExecuTorch program as a folder, and reader of its constants. Importing this imports no executorch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from compress.models.stored_tensor import Role, StoredTensor, check_spans, store
 from compress.utils.errors import MissingExtraError, ModelError, incomplete_artifact_error, unreadable_file_error
 
 PTE_FILE = "model.pte"
-"""optimum-executorch's name."""
+"""File name that optimum-executorch expects."""
 INTERFACE = "compress_executorch"
-"""Where `config.json` has what a program can't say: the names of its inputs and outputs, which are free axes."""
+"""Entry of `config.json` with the names of inputs and outputs and the free axes, which a program does not contain."""
 CONFIG = "config.json"
 
 Axes = tuple[int | str, ...]
@@ -30,20 +30,20 @@ _NUMPY = {
     "BYTE": "uint8", "CHAR": "int8", "SHORT": "int16", "INT": "int32", "LONG": "int64", "HALF": "float16",
     "FLOAT": "float32", "DOUBLE": "float64", "BOOL": "bool",
 }  # fmt: skip
-_TABLES = {"embedding_2bit": 4, "embedding_4bit": 2, "embedding_byte": 1}
-"""Operators that look rows of quantized tables up, and how many weights lie in a byte of theirs."""
+_PACKED_WEIGHTS = {"embedding_2bit": 4, "embedding_4bit": 2, "embedding_byte": 1}
+"""Weights per byte in the tables that each embedding operator looks up."""
 
 
 @dataclass(frozen=True)
 class ProgramInterface:
-    """Inputs and outputs in the program's order. An axis that is free has a name; its bound is in the program."""
+    """Inputs and outputs in the program's order. A free axis has a name; the program contains its bound."""
 
     inputs: Mapping[str, Axes]
     outputs: tuple[str, ...]
 
 
 class ExecuTorchModel(FileModel):
-    """The `.pte` file; the config among its companions has its `ProgramInterface`."""
+    """The `.pte` file; the config among its companions contains its `ProgramInterface`."""
 
     kind = "executorch"
 
@@ -55,23 +55,23 @@ class ExecuTorchModel(FileModel):
 
 
 def with_interface(companions: Mapping[str, bytes], interface: ProgramInterface) -> dict[str, bytes]:
-    """``companions`` whose config tells ``interface``."""
-    told = {"inputs": interface.inputs, "outputs": interface.outputs}
-    config = {**json.loads(companions[CONFIG]), INTERFACE: told}
+    """Return ``companions`` with ``interface`` added to the config."""
+    entry = {"inputs": interface.inputs, "outputs": interface.outputs}
+    config = {**json.loads(companions[CONFIG]), INTERFACE: entry}
     return {**companions, CONFIG: json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode()}
 
 
 def read_interface(folder: Path) -> ProgramInterface:
-    """What the `config.json` beside a program tells. Raises `ModelError`."""
+    """Read the interface from the `config.json` beside a program; raise `ModelError` if it is missing or invalid."""
     config = folder / CONFIG
     if not config.is_file():
         raise incomplete_artifact_error(
             f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it"
         )
     try:
-        told = json.loads(config.read_bytes())[INTERFACE]
-        inputs = {str(name): tuple(axes) for name, axes in told["inputs"].items()}
-        return ProgramInterface(inputs, tuple(told["outputs"]))
+        entry = json.loads(config.read_bytes())[INTERFACE]
+        inputs = {str(name): tuple(axes) for name, axes in entry["inputs"].items()}
+        return ProgramInterface(inputs, tuple(entry["outputs"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             "The config does not name the program's inputs and outputs.",
@@ -82,7 +82,7 @@ def read_interface(folder: Path) -> ProgramInterface:
 
 
 def check_whole(content: bytes, where: Path) -> tuple[int, int]:
-    """Bytes of the program itself, and where its segments begin. Raises `ModelError` for a file that was cut."""
+    """Return the size of the program and the offset of its segments; raise `ModelError` for a truncated file."""
     if content[4:6] != b"ET":
         raise ModelError("The file is no ExecuTorch program.", where=str(where), expected="the letters ET at byte 4")
     if content[8:12] != b"eh00":
@@ -95,12 +95,17 @@ def check_whole(content: bytes, where: Path) -> tuple[int, int]:
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The constants of a program."""
+    """Return the constants of a program."""
     return list(read_pte(file.read_bytes(), file))
 
 
 def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
-    """Every constant of a program. Raises `ModelError` for a broken file, `MissingExtraError` without executorch."""
+    """Return every constant of a program, including those of its XNNPACK delegates.
+
+    Raises:
+        ModelError: The file is invalid.
+        MissingExtraError: executorch is not installed.
+    """
     size, base = check_whole(content, where)
     try:
         with suppress_output("process"):
@@ -114,76 +119,77 @@ def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
             f"The program cannot be read: {error or type(error).__name__}", where, "executorch"
         ) from error
     try:
-        found = (*_own(program, base, where), *_delegated(program, base, content, where))
+        constants = (*_kernel_constants(program, base, where), *_delegate_constants(program, base, content, where))
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise unreadable_file_error(
             f"The program cannot be read: {error or type(error).__name__}", where, "executorch"
         ) from error
-    check_spans(found, len(content), where)
-    return found
+    check_spans(constants, len(content), where)
+    return constants
 
 
-def _own(program: Any, base: int, file: Path) -> Iterator[StoredTensor]:
-    """Tensors that ExecuTorch's own kernels read; a buffer that several of them share counts once."""
+def _kernel_constants(program: Any, base: int, file: Path) -> Iterator[StoredTensor]:
+    """Yield the tensors that ExecuTorch's own kernels read, with shared buffers once."""
     segment, _ = _segment(program, program.constant_segment.segment_index, base)
     offsets = program.constant_segment.offsets
-    known: set[int] = set()
+    seen: set[int] = set()
     for plan in program.execution_plan:
-        tables = dict(_tables(plan))
-        for place, value in enumerate(plan.values):
+        tables = dict(_embedding_operands(plan))
+        for index, value in enumerate(plan.values):
             tensor = value.val
             buffer = getattr(tensor, "data_buffer_idx", 0)
-            if not buffer or tensor.allocation_info is not None or buffer in known:
+            if not buffer or tensor.allocation_info is not None or buffer in seen:
                 continue
-            known.add(buffer)
+            seen.add(buffer)
             dtype, shape = _NUMPY.get(tensor.scalar_type.name, tensor.scalar_type.name), tuple(tensor.sizes)
-            role, packed = tables.get(place, (None, 1))
+            role, packed = tables.get(index, (None, 1))
             if not role:
                 role = "weight" if dtype.startswith("float") and shape else "constant"
             span = segment + offsets[buffer], math.prod(shape) * np.dtype(dtype).itemsize
-            found = stored(f"constant.{buffer}", dtype, shape, file, span, role, packed=packed > 1)
-            yield found.model_copy(update={"parameters": found.parameters * packed})
+            constant = stored(f"constant.{buffer}", dtype, shape, file, span, role, packed=packed > 1)
+            yield constant.model_copy(update={"parameters": constant.parameters * packed})
 
 
-def _tables(plan: Any) -> Iterator[tuple[int, tuple[Role | None, int]]]:
-    """Values that are quantized tables, and how many weights they have in a byte, or their scales and zero points."""
+def _embedding_operands(plan: Any) -> Iterator[tuple[int, tuple[Role | None, int]]]:
+    """Yield quantized tables with their weights per byte, and the tables' scales and zero points."""
     for chain in plan.chains:
         for instruction in chain.instructions:
             call = instruction.instr_args
             index = getattr(call, "op_index", None)
             kind = "" if index is None else plan.operators[index].name.rpartition("::")[2]
-            if kind in _TABLES:
+            if kind in _PACKED_WEIGHTS:
                 table, *scales = call.args[:3]
-                yield table, ("weight", _TABLES[kind])
-                yield from ((place, ("quantization", 1)) for place in scales)
+                yield table, ("weight", _PACKED_WEIGHTS[kind])
+                yield from ((operand, ("quantization", 1)) for operand in scales)
 
 
-def _delegated(program: Any, base: int, content: bytes, file: Path) -> Iterator[StoredTensor]:
-    """What XNNPACK's parts are given, by their own description; equal constants of several parts are one."""
-    named = {one.key: _segment(program, one.segment_index, base) for one in program.named_data or ()}
+def _delegate_constants(program: Any, base: int, content: bytes, file: Path) -> Iterator[StoredTensor]:
+    """Yield the constants of XNNPACK delegates as their own description lists them; equal constants are stored once."""
+    spans = {entry.key: _segment(program, entry.segment_index, base) for entry in program.named_data or ()}
     seen: set[str] = set()
     for plan in program.execution_plan:
-        for place, delegate in enumerate(plan.delegates):
+        for number, delegate in enumerate(plan.delegates):
             if delegate.id != "XnnpackBackend":
                 continue
             start, size = _payload(program, delegate, base)
             for constant in read_graph(content[start : start + size]).constants:
-                if constant.key in named and constant.key not in seen:
+                if constant.key in spans and constant.key not in seen:
                     seen.add(constant.key)
-                    span, dtype = named[constant.key], constant.dtype
+                    span, dtype = spans[constant.key], constant.dtype
                     shape = (span[1] // np.dtype(dtype).itemsize,) if constant.scale else constant.shape
                     role: Role = "quantization" if constant.scale else "weight"
-                    yield stored(f"xnnpack.{place}.{constant.value}", dtype, shape, file, span, role)
+                    yield stored(f"xnnpack.{number}.{constant.value}", dtype, shape, file, span, role)
 
 
 def _payload(program: Any, delegate: Any, base: int) -> tuple[int, int]:
     if delegate.processed.location.name != "SEGMENT":
-        raise ValueError("a part of XNNPACK lies within the program")
+        raise ValueError("an XNNPACK delegate lies within the program")
     return _segment(program, delegate.processed.index, base)
 
 
 def _segment(program: Any, index: int, base: int) -> tuple[int, int]:
+    """Return the offset and size of a segment."""
     if not program.segments:
         return base, 0
-    found = program.segments[index]
-    return base + found.offset, found.size
+    segment = program.segments[index]
+    return base + segment.offset, segment.size

@@ -1,4 +1,4 @@
-"""ExecuTorch: a `.pte` program on this machine's processor, by XNNPACK and ExecuTorch's portable kernels."""
+"""ExecuTorch runtime: a `.pte` program on this machine's processor, with XNNPACK and ExecuTorch's portable kernels."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from compress.utils.errors import InputError, StageError, incomplete_artifact_er
 
 METHOD = "forward"
 _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
-"""ExecuTorch's numbers of element types, as far as models take and give them."""
+"""numpy types by ExecuTorch's numbers, for the types that models use as inputs and outputs."""
 
 
 class ExecuTorchSession:
-    """A program's method. It takes as many rows at once as the program has room for, and more in turns."""
+    """Session of a program's method. It runs as many rows per call as the program has memory for."""
 
     def __init__(self, program: Any, interface: ProgramInterface, file: Path, threads: int) -> None:
         # It has the bytes that the method reads its weights from.
+        # The method reads its weights from the program's bytes, so the program must stay alive.
         self._program = program
         self._method = program.load_method(METHOD)
         self._where = str(file)
-        about = self._method.metadata
-        if (about.num_inputs(), about.num_outputs()) != (len(interface.inputs), len(interface.outputs)):
+        metadata = self._method.metadata
+        if (metadata.num_inputs(), metadata.num_outputs()) != (len(interface.inputs), len(interface.outputs)):
             raise incomplete_artifact_error(
-                f"The program has {about.num_inputs()} inputs and {about.num_outputs()} outputs, "
+                f"The program has {metadata.num_inputs()} inputs and {metadata.num_outputs()} outputs, "
                 f"its config names {len(interface.inputs)} and {len(interface.outputs)}.",
                 file,
             )
-        self._bounds = [tuple(about.input_tensor_meta(place).sizes()) for place in range(about.num_inputs())]
+        self._bounds = [tuple(metadata.input_tensor_meta(index).sizes()) for index in range(metadata.num_inputs())]
         self.inputs = tuple(interface.inputs)
         self.input_types: Mapping[str, TensorType] = {
-            name: TensorType(_dtype(about.input_tensor_meta(place)), axes)
-            for place, (name, axes) in enumerate(interface.inputs.items())
+            name: TensorType(_dtype(metadata.input_tensor_meta(index)), axes)
+            for index, (name, axes) in enumerate(interface.inputs.items())
         }
         self.output_types: Mapping[str, TensorType] = {
-            name: _output(about.output_tensor_meta(place)) for place, name in enumerate(interface.outputs)
+            name: _output(metadata.output_tensor_meta(index)) for index, name in enumerate(interface.outputs)
         }
         self.provider = "XnnpackBackend"
         self.settings: dict[str, Any] = {
@@ -56,28 +57,32 @@ class ExecuTorchSession:
 
     @property
     def bounds(self) -> Mapping[str, tuple[int, ...]]:
-        """The largest shape of each input."""
+        """Largest shape of each input."""
         return dict(zip(self.inputs, self._bounds, strict=True))
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
         check_inputs(self.inputs, batch, self._where)
-        arrays = [self._checked(name, place, batch) for place, name in enumerate(self.inputs)]
+        arrays = [self._checked(name, index, batch) for index, name in enumerate(self.inputs)]
         rows = self._bounds[0][0]
-        parts = [self._run([one[at : at + rows] for one in arrays]) for at in range(0, len(arrays[0]), rows)]
-        return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(self.output_types)}
+        outputs = [
+            self._run([array[start : start + rows] for array in arrays]) for start in range(0, len(arrays[0]), rows)
+        ]
+        return {
+            name: np.concatenate([output[index] for output in outputs]) for index, name in enumerate(self.output_types)
+        }
 
     def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         import torch
 
         try:
-            found = self._method.execute([torch.from_numpy(np.ascontiguousarray(array)) for array in arrays])
+            outputs = self._method.execute([torch.from_numpy(np.ascontiguousarray(array)) for array in arrays])
         except RuntimeError as error:
             raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
-        return [output.numpy() for output in found]
+        return [output.numpy() for output in outputs]
 
-    def _checked(self, name: str, place: int, batch: Batch) -> np.ndarray:
-        array, (dtype, axes), bound = batch[name], self.input_types[name], self._bounds[place]
+    def _checked(self, name: str, index: int, batch: Batch) -> np.ndarray:
+        array, (dtype, axes), bound = batch[name], self.input_types[name], self._bounds[index]
         sizes = zip(array.shape[1:], axes[1:], bound[1:], strict=False)
         fits = array.ndim == len(axes) and all(
             size == most or (isinstance(axis, str) and 0 < size < most) for size, axis, most in sizes
@@ -105,37 +110,37 @@ def _output(about: Any) -> TensorType:
 
 
 class ExecuTorchRuntime:
-    """Opens programs through `executorch.runtime`."""
+    """Runtime that opens programs through `executorch.runtime`."""
 
     name = "executorch"
 
     def open(self, artifact: Path, target: Target, threads: int) -> ExecuTorchSession:
-        """Open the one program of ``artifact``, a folder or the file beside its config."""
+        """Open the only program of ``artifact``, a folder or the file beside its config."""
         check_target(self, target, threads)
         file = file_of(artifact, ExecuTorchModel.kind)
         program, interface = file.read_bytes(), read_interface(file.parent)
         check_whole(program, file)
         runtime = load_runtime()
         _use_threads(threads)
-        with suppress_output("process") as said:
+        with suppress_output("process") as error_output:
             try:
                 return ExecuTorchSession(runtime.load_program(program), interface, file, threads)
             except (RuntimeError, KeyError) as error:
-                what = f"ExecuTorch cannot open the program: {_reason(error, said())}"
+                what = f"ExecuTorch cannot open the program: {_reason(error, error_output())}"
                 raise unreadable_file_error(what, file, "executorch") from error
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: the package is not installed."""
+        """Return the reason why this machine lacks the target: the package is not installed."""
         return why_missing("executorch", "executorch", "executorch")
 
     def build(self) -> str:
-        """The package's version."""
+        """Return the package's version."""
         return version("executorch")
 
 
 @functools.cache
 def load_runtime() -> Any:
-    """ExecuTorch's runtime, with its kernels for quantized tables."""
+    """Return ExecuTorch's runtime with its kernels for quantized tables."""
     with suppress_output("process"):
         # In this order: the other way round, XNNPACK refuses quantized programs.
         import executorch.runtime  # isort: skip
@@ -145,7 +150,7 @@ def load_runtime() -> Any:
 
 
 def _use_threads(threads: int) -> None:
-    """For all sessions of this process: XNNPACK has one pool of them."""
+    """Set the number of threads for all sessions of this process, because XNNPACK has one thread pool."""
     with suppress_output("process"):
         from executorch.extension.pybindings import portable_lib
 
@@ -154,7 +159,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _reason(error: Exception, log: str) -> str:
-    """The last error that the C++ parts wrote down, which knows more than the exception."""
+    """Return the last error that the C++ code logged, which is more specific than the exception."""
     lines = [line.partition("] ")[2] for line in log.splitlines() if line.startswith("[") and "cpuinfo" not in line]
     return next((line.strip() for line in reversed(lines) if line.strip()), str(error).strip() or type(error).__name__)
 

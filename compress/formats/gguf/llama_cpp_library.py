@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.utils.digests import digest_file
 from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError
+from compress.utils.storage import digest_file
 
 PACKAGE = "xllamacpp"
 EXTRA = "llama-cpp"

@@ -32,6 +32,6 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     tensors="compress.formats.litert.model:read_tensors",
-    parts="compress.formats.litert.intermediate_values:open_value_graph",
+    value_graph="compress.formats.litert.intermediate_values:open_value_graph",
     library="litert",
 )

@@ -191,7 +191,7 @@ def _content(converted: Any) -> bytes:
 def _quiet_litert_torch() -> Iterator[Any]:
     """Import litert-torch without its progress output and its import messages."""
     # Read once, as its converter is loaded; the second has it say nothing of kernels that nothing here calls.
-    # Both variables are read once, when the converter is loaded. The second one suppresses a message about oneDNN kernels.
+    # Both variables are read once, when the converter is loaded. The second suppresses a message about oneDNN.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with suppress_output("prints"):

@@ -1,4 +1,4 @@
-"""The values within a LiteRT file, which have numbers for names."""
+"""Intermediate values of a LiteRT file, whose names are numbers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _MOVED = frozenset(
         *("TRANSPOSE", "UNPACK"),
     }
 )
-"""Operators that compute nothing."""
+"""Operators that only move or reshape values."""
 
 
 def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGraph:
-    """See `compress.formats.spec.FormatSpec`."""
+    """Open the intermediate values of a file; see `compress.formats.spec.FormatSpec`."""
     graph = _Graph(file, length)
     return ValueGraph(graph.steps(), graph.outputs, graph.whole, graph.shaped)
 
 
 class _Graph:
-    """One graph of a file: that of the shortest signature which holds ``length`` tokens, or the only one."""
+    """Graph of the shortest signature that holds ``length`` tokens, or the only graph."""
 
     def __init__(self, file: Path, length: int | None) -> None:
         from ai_edge_litert.tools import flatbuffer_utils
@@ -41,74 +41,80 @@ class _Graph:
         self._model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
         for buffer in self._model.buffers:
             # A list would be written byte by byte.
+            # As a list, the buffer would be written byte by byte.
             buffer.data = None if buffer.data is None else np.asarray(buffer.data, np.uint8)
-        self._signature = _holding(self._model, length, file)
+        self._signature = _signature_for(self._model, length, file)
         self._graph = self._model.subgraphs[self._signature.subgraphIndex]
         self._names = [tensor.name.decode() for tensor in self._graph.tensors]
-        self._places = {name: place for place, name in enumerate(self._names)}
-        self.outputs = [self._names[one.tensorIndex] for one in self._signature.outputs]
+        self._places = {name: index for index, name in enumerate(self._names)}
+        self.outputs = [self._names[output.tensorIndex] for output in self._signature.outputs]
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
         length = _length(self._model, self._signature)
-        names = [one.name.decode() for one in self._signature.inputs]
-        taken: list[Values] = [{name: batch[name] for name in names} for batch in batches]
-        return pad_batches(taken, length) if length is not None else taken
+        names = [tensor.name.decode() for tensor in self._signature.inputs]
+        inputs: list[Values] = [{name: batch[name] for name in names} for batch in batches]
+        return pad_batches(inputs, length) if length is not None else inputs
 
     def steps(self) -> Iterator[GraphStep]:
         from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name, type_to_name
 
         tensors = self._graph.tensors
         for operator in self._graph.operators:
-            kind, reads = opcode_to_name(self._model, operator.opcodeIndex), [at for at in operator.inputs if at >= 0]
-            for out in operator.outputs:
-                computes = kind not in _MOVED and type_to_name(tensors[out].type) == "FLOAT32"
-                bits = min(_bits(tensors[at]) for at in (out, *reads))
-                name = self._names[out]
-                yield GraphStep(name, kind, name, [self._names[at] for at in reads], bits, computes)
+            kind, reads = (
+                opcode_to_name(self._model, operator.opcodeIndex),
+                [index for index in operator.inputs if index >= 0],
+            )
+            for output in operator.outputs:
+                computes = kind not in _MOVED and type_to_name(tensors[output].type) == "FLOAT32"
+                bits = min(_bits(tensors[index]) for index in (output, *reads))
+                name = self._names[output]
+                yield GraphStep(name, kind, name, [self._names[index] for index in reads], bits, computes)
 
     def whole(self, values: Sequence[str]) -> Run:
-        """Through the signature, which gives ``values`` in place of its own outputs."""
+        """Return a function that runs the signature with ``values`` as its outputs."""
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.schema_py_generated import TensorMapT
         from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
 
         graph, signature, model = copy.copy(self._graph), copy.copy(self._signature), copy.copy(self._model)
         graph.outputs = [self._places[name] for name in values]
-        signature.outputs = [TensorMapT(f"out_{at}", place) for at, place in enumerate(graph.outputs)]
+        signature.outputs = [TensorMapT(f"out_{number}", index) for number, index in enumerate(graph.outputs)]
         model.subgraphs = list(model.subgraphs)
         model.subgraphs[signature.subgraphIndex] = graph
         model.signatureDefs = [signature]
         interpreter = Interpreter(model_content=bytes(convert_object_to_bytearray(model)), num_threads=1)
         runner = interpreter.get_signature_runner()
-        kinds = {name: one["dtype"] for name, one in runner.get_input_details().items()}
+        kinds = {name: details["dtype"] for name, details in runner.get_input_details().items()}
 
         def run(batch: Values) -> Values:
-            found = runner(**{name: np.ascontiguousarray(batch[name], kind) for name, kind in kinds.items()})
-            return {name: found[f"out_{at}"] for at, name in enumerate(values)}
+            outputs = runner(**{name: np.ascontiguousarray(batch[name], kind) for name, kind in kinds.items()})
+            return {name: outputs[f"out_{number}"] for number, name in enumerate(values)}
 
         return run
 
 
-def _holding(model: Any, length: int | None, file: Path) -> Any:
-    found = sorted(model.signatureDefs or [], key=lambda one: _length(model, one) or 0)
-    if length is None and len(found) == 1:
-        return found[0]
-    for one in found:
-        if (_length(model, one) or 0) >= (length or 0):
-            return one
+def _signature_for(model: Any, length: int | None, file: Path) -> Any:
+    """Return the shortest signature that holds ``length`` tokens; raise `InputError` if there is none."""
+    signatures = sorted(model.signatureDefs or [], key=lambda signature: _length(model, signature) or 0)
+    if length is None and len(signatures) == 1:
+        return signatures[0]
+    for signature in signatures:
+        if (_length(model, signature) or 0) >= (length or 0):
+            return signature
     raise InputError(
         f"No signature of {file.name} holds {length} tokens.", where=str(file), hint="write it with longer lengths"
     )
 
 
 def _length(model: Any, signature: Any) -> int | None:
+    """Return the number of tokens of a signature, or None if its inputs are not token ids."""
     tensors = model.subgraphs[signature.subgraphIndex].tensors
-    shapes = [tensors[one.tensorIndex].shape for one in signature.inputs]
+    shapes = [tensors[tensor.tensorIndex].shape for tensor in signature.inputs]
     return int(shapes[0][1]) if all(len(shape) == 2 for shape in shapes) else None
 
 
 def _bits(tensor: Any) -> int:
-    """Of a number of it; 32 for scales and indices."""
+    """Return the bits per number of a tensor; 32 for scales and indices."""
     from ai_edge_litert.tools.flatbuffer_utils import type_to_name
 
     return _BITS.get(type_to_name(tensor.type), 32) if np.prod(tensor.shape or 1) >= MIN_WEIGHT_ELEMENTS else 32

@@ -1,4 +1,4 @@
-"""A LiteRT file (`.tflite`) as a folder. Importing this imports no ai_edge_litert."""
+"""LiteRT file (`.tflite`) as a folder, and reader of its tensors. Importing this imports no ai_edge_litert."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.utils.errors import ModelError
 
 LITERT_FILE = "model.tflite"
 Precision = Literal["fp32", "fp16", "int8", "int8_weights"]
-"""Of weights; in int8 products are of 8 bits too."""
+"""Type of the weights; in int8 products are computed in 8 bits, too."""
 Blocks = Literal[32, 64, 128, 256]
 """Weights of a table's row that share a scale."""
 
@@ -25,7 +25,7 @@ _BITS = {"int4": 4, "uint4": 4, "int2": 2}
 
 
 class LiteRtModel(FileModel):
-    """The file has its signatures and weights in it."""
+    """File that contains its signatures and weights."""
 
     kind = "litert"
 
@@ -38,9 +38,10 @@ class LiteRtModel(FileModel):
 
 
 def read_litert(content: Content, file: Path) -> list[StoredTensor]:
-    """The tensors in the ``content`` of a file.
+    """Return the tensors in the ``content`` of a file.
 
-    Raises `ModelError` for one that isn't whole, or is another kind, or without the package that has the schema.
+    Raises:
+        ModelError: The file is truncated or of another kind, or the package with its schema is missing.
     """
     if content[4:8] != _IDENTIFIER:
         raise ModelError(f"{file.name} is not in LiteRT's format.", where=str(file), expected="a whole .tflite file")
@@ -53,7 +54,7 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
             hint="pip install 'compress[litert]'",
         ) from error
     try:
-        return _named_apart(_tensors(Model.GetRootAs(content, 0), content, file))
+        return _with_unique_names(_tensors(Model.GetRootAs(content, 0), content, file))
     except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise ModelError(
             f"{file.name} is cut or broken: {error}",
@@ -67,44 +68,49 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     return read_litert(file.read_bytes(), file)
 
 
-def _named_apart(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:
+def _with_unique_names(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:
     """Return the tensors in file order, with numbers added to names that occur more than once."""
-    found = list(tensors)
-    often = Counter(one.name for one in found)
+    unique = list(tensors)
+    counts = Counter(tensor.name for tensor in unique)
     seen: Counter[str] = Counter()
-    for place, one in enumerate(found):
-        if often[one.name] > 1:
-            seen[one.name] += 1
-            name = f"{one.name}#{seen[one.name]}"
-            found[place] = one.model_copy(update={"name": name, "origin": name})
-    return found
+    for index, tensor in enumerate(unique):
+        if counts[tensor.name] > 1:
+            seen[tensor.name] += 1
+            name = f"{tensor.name}#{seen[tensor.name]}"
+            unique[index] = tensor.model_copy(update={"name": name, "origin": name})
+    return unique
 
 
 def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]:
-    """Of every graph; a buffer that several tensors read is told once, by the first of them."""
+    """Yield the stored tensors of every graph; a shared buffer is listed once, under its first name."""
     from ai_edge_litert.schema_py_generated import TensorType
 
     types = {number: name.lower() for name, number in vars(TensorType).items() if isinstance(number, int)}
     seen: set[int] = set()
     for graph in (model.Subgraphs(index) for index in range(model.SubgraphsLength())):
-        scaling = set(_scale_tensors(graph))
+        scale_indices = set(_scale_tensors(graph))
         for index in range(graph.TensorsLength()):
             tensor = graph.Tensors(index)
-            place = _place(model, tensor.Buffer(), content)
-            if place is None or tensor.Buffer() in seen:
+            span = _buffer_span(model, tensor.Buffer(), content)
+            if span is None or tensor.Buffer() in seen:
                 continue
             seen.add(tensor.Buffer())
             shape = tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
             name, dtype = tensor.Name().decode(), types[tensor.Type()]
-            _check_size(name, dtype, shape, place[1])
-            role = infer_role(dtype, shape, index in scaling)
-            yield stored(name, dtype, shape, file, place, role, packed=dtype in _BITS)
+            _check_size(name, dtype, shape, span[1])
+            role = infer_role(dtype, shape, index in scale_indices)
+            yield stored(name, dtype, shape, file, span, role, packed=dtype in _BITS)
             yield from _scales(tensor, name, content, file)
 
 
-def _place(model: Any, index: int, content: Content) -> tuple[int, int] | None:
-    """First byte and number of bytes of a buffer, or ``None`` for an empty one. Raises `ValueError` beyond the end."""
+def _buffer_span(model: Any, index: int, content: Content) -> tuple[int, int] | None:
+    """Return the first byte and the size of a buffer, or ``None`` if it is empty.
+
+    Raises:
+        ValueError: The buffer ends beyond the file.
+    """
     buffer = model.Buffers(index)
+    # Files above 2 GB store their buffers behind the tables.
     if buffer.Size():  # of a file above 2 GB, behind the tables
         start, size = buffer.Offset(), buffer.Size()
     elif buffer.DataLength():

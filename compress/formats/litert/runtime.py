@@ -1,4 +1,4 @@
-"""LiteRT: a `.tflite` file on this machine's processor, through XNNPACK."""
+"""LiteRT runtime: a `.tflite` file on this machine's processor, through XNNPACK."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ _MASK = "attention_mask"
 
 
 class _Signature:
-    """One of the graphs: its runner, and the shape and type of a row of each input."""
+    """Graph of a file: its runner, and the shape and type of a row of each input."""
 
     def __init__(self, name: str, runner: Any) -> None:
         self.name = name
         self.runner = runner
         details = runner.get_input_details()
-        self.shapes = {name: tuple(int(axis) for axis in one["shape"]) for name, one in details.items()}
-        self.types = {name: np.dtype(one["dtype"]) for name, one in details.items()}
+        self.shapes = {name: tuple(int(axis) for axis in entry["shape"]) for name, entry in details.items()}
+        self.types = {name: np.dtype(entry["dtype"]) for name, entry in details.items()}
         self.outputs = {
-            name: TensorType(np.dtype(one["dtype"]).name, (None, *(int(axis) for axis in one["shape"][1:])))
-            for name, one in runner.get_output_details().items()
+            name: TensorType(np.dtype(entry["dtype"]).name, (None, *(int(axis) for axis in entry["shape"][1:])))
+            for name, entry in runner.get_output_details().items()
         }
-        texts = [shape for shape in self.shapes.values() if len(shape) == 2]
-        self.length = texts[0][1] if len(texts) == len(self.shapes) else None
+        token_shapes = [shape for shape in self.shapes.values() if len(shape) == 2]
+        self.length = token_shapes[0][1] if len(token_shapes) == len(self.shapes) else None
         """Of a row of token ids; None where inputs have one size."""
 
 
 class LiteRtSession:
-    """An opened file. Rows run one after the other, each by the shortest graph that holds it, as an app runs them."""
+    """Opened file. Rows run one after the other, each by the shortest graph that holds it, as in an app."""
 
     def __init__(self, interpreter: Any, where: str, threads: int) -> None:
         self._where = where
-        found = [_Signature(name, interpreter.get_signature_runner(name)) for name in interpreter.get_signature_list()]
-        self._signatures = sorted(found, key=lambda one: one.length or 0)
+        signatures = [
+            _Signature(name, interpreter.get_signature_runner(name)) for name in interpreter.get_signature_list()
+        ]
+        self._signatures = sorted(signatures, key=lambda signature: signature.length or 0)
         last = self._signatures[-1]
         self.input_types: Mapping[str, TensorType] = {
             name: TensorType(last.types[name].name, (None, None) if last.length else (None, *shape[1:]))
@@ -56,13 +58,14 @@ class LiteRtSession:
             "provider": self.provider,
             "intra_op_threads": threads,
             "delegate": "XNNPACK",
-            "lengths": ", ".join(str(one.length) for one in self._signatures if one.length) or "one size",
+            "lengths": ", ".join(str(signature.length) for signature in self._signatures if signature.length)
+            or "one size",
         }
 
     @property
     def signatures(self) -> Mapping[str, int | None]:
-        """Names of the graphs, shortest first, with the tokens that each takes; None where inputs have one size."""
-        return {one.name: one.length for one in self._signatures}
+        """Names of the graphs, shortest first, with the number of tokens of each; None for inputs of one size."""
+        return {signature.name: signature.length for signature in self._signatures}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`; a row longer than every graph is an `InputError`."""
@@ -76,7 +79,9 @@ class LiteRtSession:
         signature, length = self._signatures[-1], 0
         if signature.length is not None:
             length = _length(row)
-            signature = next((one for one in self._signatures if (one.length or 0) >= length), signature)
+            signature = next(
+                (candidate for candidate in self._signatures if (candidate.length or 0) >= length), signature
+            )
         try:
             feed = {name: _filled(row[name], signature, name, length) for name in self.inputs}
         except (ValueError, TypeError) as error:
@@ -102,12 +107,12 @@ def _length(row: Mapping[str, np.ndarray]) -> int:
     """Return the number of tokens up to the last unmasked one."""
     if _MASK not in row:
         return int(next(iter(row.values())).shape[-1])
-    counted = np.flatnonzero(row[_MASK])
-    return int(counted[-1]) + 1 if len(counted) else 1
+    unmasked = np.flatnonzero(row[_MASK])
+    return int(unmasked[-1]) + 1 if len(unmasked) else 1
 
 
 def _filled(values: np.ndarray, signature: _Signature, name: str, length: int) -> np.ndarray:
-    """A row as the graph takes it: in its type, and padded at the end with zeros, which the mask leaves out."""
+    """Return a row in the graph's type, padded at the end with zeros that the mask excludes."""
     shape, kind = signature.shapes[name], signature.types[name]
     if signature.length is None:
         return np.ascontiguousarray(values, dtype=kind).reshape(shape)
@@ -117,7 +122,7 @@ def _filled(values: np.ndarray, signature: _Signature, name: str, length: int) -
 
 
 class LiteRtRuntime:
-    """Opens LiteRT files through its interpreter."""
+    """Runtime that opens LiteRT files through its interpreter."""
 
     name = "litert"
 
@@ -140,7 +145,7 @@ class LiteRtRuntime:
         return LiteRtSession(interpreter, str(file), threads)
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: the package is not installed."""
+        """Return the reason why this machine lacks the target: the package is not installed."""
         return why_missing("ai_edge_litert", "ai-edge-litert", "litert")
 
     def build(self) -> str:

@@ -39,12 +39,12 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",
-        description="type of the weights; in int8 products are computed in 8 bits too, with the input range of each call",
+        description="type of the weights; in int8 products are computed in 8 bits too, with the ranges of each call",
     )
     lengths: Annotated[tuple[int, ...] | int, _TEXT_ONLY] = Field(
         4,
-        description="tokens of each signature, e.g. [16, 64, 128]; or the number of signatures, whose lengths are then chosen for "
-        "the least padding of the training texts; the last one holds the longest text",
+        description="tokens of each signature, e.g. [16, 64, 128]; or a number of signatures, whose lengths pad the "
+        "training texts least; the last one holds the longest text",
     )
     embedding_bits: Annotated[Literal[4, 8] | None, _TEXT_ONLY] = Field(
         None, description="bits of the word embedding table; default: those of the weights"

@@ -55,7 +55,7 @@ FORMAT = FormatSpec(
     find_all="compress.formats.onnx.model:find_graphs",
     inspector="compress.formats.onnx.integrity:PROBED",
     tensors="compress.formats.onnx.stored_tensors:read_tensors",
-    parts="compress.formats.onnx.intermediate_values:open_value_graph",
+    value_graph="compress.formats.onnx.intermediate_values:open_value_graph",
     library="onnxruntime",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

@@ -27,6 +27,6 @@ FORMAT = FormatSpec(
     targets=(TargetProfile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),
     taken_by={"desktop": None},
     tensors="compress.formats.openvino.model:read_tensors",
-    parts="compress.formats.openvino.runtime:open_value_graph",
+    value_graph="compress.formats.openvino.runtime:open_value_graph",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

@@ -1,4 +1,4 @@
-"""A graph in OpenVINO's IR, its weights as they are, in 16-bit floats, or in 8 bits by NNCF."""
+"""Conversion of a graph to OpenVINO's IR, with weights unchanged, in float16, or in 8 bits by NNCF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16", "int8"]
 _GROUP = 32
-"""Weights of a row that share a scale and a zero point in 4 bits; `onnx_int8` has blocks as large."""
+"""Weights of a row that share a scale and a zero point in 4 bits; `onnx_int8` uses blocks of the same size."""
 _MOST_INPUTS_A_SCALE, _STEP = 256, 32
 _NOT_TABLES = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 
@@ -26,12 +26,21 @@ _NOT_TABLES = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackprop
 def to_openvino(
     graph: onnx.ModelProto, companions: Mapping[str, bytes], precision: Precision, table_bits: int = 8
 ) -> OpenVinoModel:
-    """``graph``, in ONNX's own operators, as IR; the same bytes each time. Raises `StageError`.
+    """Convert a graph of standard ONNX operators to IR; equal inputs give identical bytes.
 
-    In int8 the weights of products, convolutions and tables have a scale and a zero point for each channel; OpenVINO's
-    processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does; the IR says how many inputs
-    share a scale (`DYNAMIC_QUANTIZATION_GROUP_SIZE`). With ``table_bits`` of 4 tables have them for each 32 weights of
-    a row instead, where a row is a multiple of 32 long.
+    In int8, the weights of products, convolutions and embedding tables have a scale and a zero point per channel.
+    OpenVINO's processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does. The IR states how
+    many inputs share a scale (`DYNAMIC_QUANTIZATION_GROUP_SIZE`).
+
+    Args:
+        graph: ONNX graph.
+        companions: Other files of the model folder.
+        precision: Type of the weights.
+        table_bits: Bits of embedding tables in int8; 4 uses a scale for every 32 weights where a row is a multiple of
+            32.
+
+    Raises:
+        StageError: OpenVINO cannot read the graph.
     """
     import onnx
     import openvino
@@ -48,31 +57,33 @@ def to_openvino(
                 hint="see OpenVINO's list of supported operators, or leave this target out",
             ) from error
         if precision == "int8":
-            model = in_eight_bits(model, table_bits)
+            model = compress_to_int8(model, table_bits)
             _widen_groups(model)
-        return OpenVinoModel(written(model, IR_FILE, precision == "fp16"), companions)
+        return OpenVinoModel(serialize_ir(model, IR_FILE, precision == "fp16"), companions)
 
 
-def written(model: Any, name: str, halves: bool = False) -> dict[str, bytes]:
-    """The XML called ``name`` and its weights beside it; ``halves``: what is float32 is stored as float16."""
+def serialize_ir(model: Any, name: str, halves: bool = False) -> dict[str, bytes]:
+    """Return the XML file ``name`` and the weights file beside it, with float32 values as float16 if ``halves``."""
     import openvino
 
-    for place, operator in enumerate(model.get_ordered_ops()):
+    for index, operator in enumerate(model.get_ordered_ops()):
         # Its own names count on through the whole process.
+        # Default names contain a counter of the whole process; the operator's index makes them reproducible.
         if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
-            operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
+            operator.set_friendly_name(f"{operator.get_type_name()}_{index}")
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / name
-        openvino.save_model(model, made, compress_to_fp16=halves)
-        return {path.name: path.read_bytes() for path in (made, made.with_suffix(".bin"))}
+        xml_file = Path(folder) / name
+        openvino.save_model(model, xml_file, compress_to_fp16=halves)
+        return {path.name: path.read_bytes() for path in (xml_file, xml_file.with_suffix(".bin"))}
 
 
-def in_eight_bits(model: Any, table_bits: int) -> Any:
-    """Return the graph with its float weights in 8 bits, or its tables in ``table_bits`` of 4, by NNCF."""
+def compress_to_int8(model: Any, table_bits: int) -> Any:
+    """Return the graph with float weights in 8 bits, and its tables in 4 if ``table_bits`` is 4, by NNCF."""
     return _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
 
 
 def _tables_in_four_bits(model: Any) -> Any:
+    """Return the graph with its embedding tables in 4 bits."""
     if not any(_is_table(operator) for operator in model.get_ordered_ops()):
         return model
     with suppress_output("prints"):
@@ -107,7 +118,7 @@ def _in_eight_bits(model: Any) -> Any:
 
 
 def _widen_groups(model: Any) -> None:
-    """Let as many inputs share a scale as all products allow: of its own 32 each it adds up the pieces in float."""
+    """Let as many inputs share a scale as all products allow; smaller groups add partial sums in float."""
     widths = {
         weights[-1 if operator.get_attributes()["transpose_b"] else -2]
         for operator in model.get_ordered_ops()
@@ -121,7 +132,7 @@ def _widen_groups(model: Any) -> None:
 
 
 def _shape_of_weights(node: Any) -> list[int]:
-    """Of a stored matrix, which may be behind its scale and zero point; empty for what is computed."""
+    """Return the shape of a stored matrix behind its scale and zero point, or an empty list for a computed one."""
     shape = node.get_output_partial_shape(0)
     while node.get_type_name() != "Constant":
         if node.get_type_name() not in ("Convert", "Multiply", "Subtract", "Reshape"):

@@ -1,4 +1,4 @@
-"""A checkpoint of a language model as a folder that openvino-genai and optimum-intel open, proven against torch."""
+"""Export of a language model as a folder for openvino-genai and optimum-intel, and batched generation with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compress.formats.onnx.decoder.trace import Trace, trace_part
 from compress.formats.onnx.decoder.traced_parts import decoder_with_positions
 from compress.formats.onnx.decoder.weights import GraphSettings
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.openvino.conversion import Precision, in_eight_bits, written
+from compress.formats.openvino.conversion import Precision, compress_to_int8, serialize_ir
 from compress.formats.openvino.genai import EXACT, KV_CACHE_PRECISION, reason
 from compress.formats.openvino.model import DETOKENIZER, IR_FILE, TOKENIZER, OpenVinoModel
 from compress.formats.openvino.runtime import open_stateful
@@ -32,24 +32,24 @@ from compress.utils.errors import IntegrityError, MissingExtraError, StageError,
 _ROUNDING_LIMIT = 0.2
 """Largest accepted effect of rounded inputs and keys, as a share of the logits' spread."""
 _GROUPED, _PLAIN_INPUTS = "GroupQueryAttention", 7
-_MEND = "keep more matrices in more bits"
+_HINT = "keep more matrices in more bits"
 
 AT_ONCE = 64
-"""Texts that are written together; more win little, and their keys and values take memory."""
+"""Texts that are generated together. More gain little speed, and their keys and values take memory."""
 _TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class ProvenDecoder:
-    """A language model with its proof; ``unfused``: why its attention is not one operator, or nothing."""
+class VerifiedDecoder:
+    """Exported language model with its comparison, and the reason why its attention is not fused, if any."""
 
     model: OpenVinoModel
-    equality: DecoderParity
+    parity: DecoderParity
     unfused: str
 
     def __str__(self) -> str:
         attention = f"attention is not fused: {self.unfused}" if self.unfused else "attention is one operator"
-        return f"{self.equality}; {attention}"
+        return f"{self.parity}; {attention}"
 
 
 def write_decoder(
@@ -59,51 +59,65 @@ def write_decoder(
     windows: np.ndarray,
     tolerance: float,
     cache: str | None = None,
-) -> ProvenDecoder:
-    """The decoder of ``checkpoint``: its integers as they are, and what is float in ``precision``.
+) -> VerifiedDecoder:
+    """Export the decoder of a checkpoint with its integers unchanged and floats in ``precision``, and compare it with
+    torch.
 
-    ``cache`` is the type of keys and values that the file asks OpenVINO for, by its own name; None leaves it to it.
+    Answers must be within ``tolerance`` of torch with float weights and fp32 arithmetic. With OpenVINO's default
+    settings they must be within a share of the logits' spread.
 
-    Proven on ``windows`` [2, length] of token ids: within ``tolerance`` of torch where weights are exact and arithmetic
-    is fp32, and at its default settings within a share of the logits' spread. Raises `ModelError` for what cannot be
-    traced or stored, `StageError` where OpenVINO cannot take it, `IntegrityError` for other answers.
+    Args:
+        checkpoint: Language model.
+        precision: Type of the float weights.
+        table_bits: Bits of float embedding tables in int8.
+        windows: Token ids [2, length] to compare on.
+        tolerance: Largest accepted difference in fp32.
+        cache: Type of keys and values that the file requests, by OpenVINO's name; None for OpenVINO's default.
+
+    Raises:
+        ModelError: The model cannot be traced or stored.
+        StageError: OpenVINO does not support the model.
+        IntegrityError: The answers differ too much.
     """
     companions = {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
     expected = torch_logits(checkpoint, windows)
 
-    def proven(graph: OnnxModel, unfused: str) -> ProvenDecoder:
-        plain, made = _converted(graph, precision, table_bits, cache)
-        exact = _answers(plain, windows, expected, exact=True)
-        shipped = _answers(made, windows, expected, exact=False)
-        found = check_limits(exact, shipped, tolerance, _ROUNDING_LIMIT, _MEND)
-        return ProvenDecoder(OpenVinoModel(made, companions), found, unfused)
+    def verified(graph: OnnxModel, unfused: str) -> VerifiedDecoder:
+        plain, shipped_files = _converted(graph, precision, table_bits, cache)
+        exact_pairs = _answers(plain, windows, expected, exact=True)
+        shipped_pairs = _answers(shipped_files, windows, expected, exact=False)
+        parity = check_limits(exact_pairs, shipped_pairs, tolerance, _ROUNDING_LIMIT, _HINT)
+        return VerifiedDecoder(OpenVinoModel(shipped_files, companions), parity, unfused)
 
-    graph, unfused = _placed(checkpoint, None)
+    graph, unfused = _export_graph(checkpoint, None)
     try:
-        return proven(graph, unfused)
+        return verified(graph, unfused)
     except IntegrityError:
         if unfused:
             raise
         # The operator may not be what the model's attention is.
-        return proven(*_placed(checkpoint, False))
+        # The fused operator may compute another attention than the model's. Export it unfused and compare again.
+        return verified(*_export_graph(checkpoint, False))
 
 
-def _placed(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]:
+def _export_graph(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]:
     """Return the graph without operators that only ONNX Runtime has, except attention and few-bit products."""
     trace = trace_part(checkpoint, decoder_with_positions, fused)
-    special = "" if trace.unfused else _special_attention(trace)
-    if special:
+    unsupported = "" if trace.unfused else _special_attention(trace)
+    if unsupported:
         trace = trace_part(checkpoint, decoder_with_positions, False)
     graph = write_graph(checkpoint, trace, GraphSettings(planes=False))
-    return OnnxModel(graph, FLOAT_GRAPH, {}), special or trace.unfused
+    return OnnxModel(graph, FLOAT_GRAPH, {}), unsupported or trace.unfused
 
 
 def _special_attention(trace: Trace) -> str:
     """Return the attention features that OpenVINO's operators lack, as text, or an empty string."""
     sinks = any(node.op_type == _GROUPED and len(node.inputs) > _PLAIN_INPUTS for node in trace.program.graph)
-    found = ((call.module, sinks, call.softcap, call.window != CAUSAL) for call in trace.calls)
-    for module, *special in found:
-        names = [name for name, so in zip(("has sinks", "caps scores", "has a window"), special, strict=True) if so]
+    features = ((call.module, sinks, call.softcap, call.window != CAUSAL) for call in trace.calls)
+    for module, *flags in features:
+        names = [
+            name for name, present in zip(("has sinks", "caps scores", "has a window"), flags, strict=True) if present
+        ]
         if names:
             return f"{module}: it {' and '.join(names)}"
     return ""
@@ -120,16 +134,16 @@ def _converted(
         except RuntimeError as error:
             raise StageError(
                 f"OpenVINO cannot read the decoder: {str(error).strip().splitlines()[-1]}",
-                expected="operators that OpenVINO knows",
+                expected="operators that OpenVINO supports",
                 hint="ship the model as ONNX or GGUF instead",
             ) from error
-        plain = written(model, IR_FILE)
+        plain = serialize_ir(model, IR_FILE)
         if precision == "fp32" and cache is None:
             return plain, plain
-        made = in_eight_bits(model, table_bits) if precision == "int8" else model
+        quantized = compress_to_int8(model, table_bits) if precision == "int8" else model
         if cache is not None:
-            made.set_rt_info(cache, ["runtime_options", KV_CACHE_PRECISION])
-        return plain, written(made, IR_FILE, precision == "fp16")
+            quantized.set_rt_info(cache, ["runtime_options", KV_CACHE_PRECISION])
+        return plain, serialize_ir(quantized, IR_FILE, precision == "fp16")
 
 
 def _answers(files: dict[str, bytes], windows: np.ndarray, expected: np.ndarray, exact: bool) -> Pairs:
@@ -146,20 +160,20 @@ def _tokenizer(folder: Path) -> dict[str, bytes]:
         import openvino_tokenizers
 
         try:
-            found = openvino_tokenizers.convert_tokenizer(load_tokenizer(folder), with_detokenizer=True)
+            converted = openvino_tokenizers.convert_tokenizer(load_tokenizer(folder), with_detokenizer=True)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             raise StageError(
-                f"openvino-tokenizers cannot follow the tokenizer: {first_line(error)}",
+                f"openvino-tokenizers cannot convert the tokenizer: {first_line(error)}",
                 where=str(folder),
-                expected="a tokenizer of transformers that it knows",
+                expected="a tokenizer of transformers that it supports",
                 hint="ship the model as ONNX or GGUF instead",
             ) from error
-    tokenizer, detokenizer = found
-    files = {**written(tokenizer, TOKENIZER), **written(detokenizer, DETOKENIZER)}
-    return {name: _counted_anew(data) if name in (TOKENIZER, DETOKENIZER) else data for name, data in files.items()}
+    tokenizer, detokenizer = converted
+    files = {**serialize_ir(tokenizer, TOKENIZER), **serialize_ir(detokenizer, DETOKENIZER)}
+    return {name: _renumber_names(data) if name in (TOKENIZER, DETOKENIZER) else data for name, data in files.items()}
 
 
-def _counted_anew(xml: bytes) -> bytes:
+def _renumber_names(xml: bytes) -> bytes:
     """Return the XML with the counters in names renumbered, because OpenVINO counts on through the whole process."""
     numbers: dict[bytes, bytes] = {}
 
@@ -170,20 +184,30 @@ def _counted_anew(xml: bytes) -> bytes:
 
 
 class GenaiTexts:
-    """`ManyTexts` by continuous batching (Yu et al. 2022, Orca, section 3.1), on the processor."""
+    """`ManyTexts` by continuous batching on the processor (Yu et al. 2022, Orca, section 3.1)."""
 
     def __init__(
         self, checkpoint: Checkpoint, folder: Path, windows: np.ndarray, threads: int, bf16: bool, ends: Collection[int]
     ) -> None:
-        """Write ``checkpoint`` into ``folder`` as IR, proven on ``windows`` [2, length] of ids, and open it.
+        """Export a checkpoint as IR and open it in openvino-genai.
 
-        A text ends with one of ``ends``. Raises `StageError` for a model that OpenVINO doesn't run, and `ModelError`.
+        Args:
+            checkpoint: Language model.
+            folder: Empty folder for the IR.
+            windows: Token ids [2, length] for the comparison with torch.
+            threads: Number of threads.
+            bf16: Whether to compute in bfloat16.
+            ends: Tokens that end a text.
+
+        Raises:
+            StageError: OpenVINO does not support the model.
+            ModelError: The model cannot be traced or stored.
         """
         import openvino_genai
 
         write_decoder(checkpoint, "fp32", 8, windows, _TOLERANCE).model.save(folder)
-        kind = "bf16" if bf16 else "f32"
-        exact = {**EXACT, KV_CACHE_PRECISION: kind, "INFERENCE_PRECISION_HINT": kind}
+        float_type = "bf16" if bf16 else "f32"
+        exact = {**EXACT, KV_CACHE_PRECISION: float_type, "INFERENCE_PRECISION_HINT": float_type}
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs, scheduler.enable_prefix_caching = AT_ONCE, False
         try:
@@ -195,21 +219,28 @@ class GenaiTexts:
         self._ends = set(ends)
 
     def write(self, begun: Sequence[np.ndarray], room: int, temperature: float | None, seed: int) -> list[np.ndarray]:
-        """See `runtimes.decoder.ManyTexts`. Raises `StageError`."""
+        """Generate continuations; see `compress.formats.generation.decoder.ManyTexts`. Raises `StageError` on failure.
+
+        Args:
+            begun: Token ids of each prompt.
+            room: Largest number of new tokens.
+            temperature: Sampling temperature, or None for greedy decoding.
+            seed: Seed of the sampling.
+        """
         import openvino
         import openvino_genai
 
-        def chosen(place: int) -> openvino_genai.GenerationConfig:
+        def chosen(index: int) -> openvino_genai.GenerationConfig:
             config = openvino_genai.GenerationConfig(max_new_tokens=room, apply_chat_template=False)
             config.stop_token_ids = self._ends
             config.do_sample = temperature is not None
             if temperature is not None:
-                config.temperature, config.rng_seed = temperature, (seed << 16) + place
+                config.temperature, config.rng_seed = temperature, (seed << 16) + index
             return config
 
-        given = [openvino.Tensor(ids[None].astype(np.int64)) for ids in begun]
+        prompts = [openvino.Tensor(ids[None].astype(np.int64)) for ids in begun]
         try:
-            found = self._pipeline.generate(given, [chosen(place) for place in range(len(begun))])
+            results = self._pipeline.generate(prompts, [chosen(index) for index in range(len(begun))])
         except RuntimeError as error:
             raise StageError(f"openvino-genai failed on a text: {reason(error)}") from error
-        return [np.array(one.m_generation_ids[0], np.int64) for one in found]
+        return [np.array(result.m_generation_ids[0], np.int64) for result in results]

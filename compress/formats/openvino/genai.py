@@ -1,4 +1,4 @@
-"""Text generation by openvino-genai, the pipeline in which apps run a language model."""
+"""Text generation with openvino-genai, the pipeline that runs a language model in apps."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from compress.utils.errors import StageError
 
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
 SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-"""On processors with bf16 arithmetic it would compute in that by default, and be a hundredth off."""
+"""Default settings.
+
+Without the precision hint, processors with bf16 arithmetic compute in bf16, with errors of about 1%.
+"""
 EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-"""By default keys, values and what is multiplied with integers are rounded to 8 bits."""
+"""Settings without 8-bit rounding of keys, values and the inputs of integer products, which are the defaults."""
 
 
 class Pipeline:
-    """Greedy `openvino_genai.LLMPipeline` that times each generation."""
+    """Greedy `openvino_genai.LLMPipeline` that measures each generation."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], threads: int) -> None:
-        """Compile the model in ``folder`` with ``settings`` of OpenVINO. Raises `RuntimeError`."""
+        """Compile the model in ``folder`` with OpenVINO ``settings``; raise `RuntimeError` on failure."""
         import openvino_genai
 
         # Without a scheduler of its own the pipeline caches prefixes, and a prompt that is timed again is not read.
+        # Without a scheduler the pipeline caches prefixes, and would not read a prompt that is timed again.
         self.scheduler = openvino_genai.SchedulerConfig()
         self.scheduler.enable_prefix_caching = False
         properties = {**settings, "INFERENCE_NUM_THREADS": threads, "scheduler_config": self.scheduler}
         self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **properties)
 
     def write(self, ids: Sequence[int], tokens: int) -> Written:
-        """Return the likeliest ``tokens`` after ``ids``, whichever of them ends a text."""
+        """Return the most likely ``tokens`` after ``ids``, ignoring tokens that end a text."""
         import openvino
         import openvino_genai
 
@@ -49,19 +53,32 @@ class Pipeline:
         return Written(list(result.tokens[0]), times.get_ttft().mean, times.get_generate_duration().mean)
 
 
-class Own(Session, Generating, Protocol):
-    """What runs the same model without openvino-genai."""
+class DirectSession(Session, Generating, Protocol):
+    """Session of the same model without openvino-genai."""
 
 
 class GenaiSession:
-    """A language model whose texts openvino-genai writes; what else it is asked is answered without."""
+    """Language model that generates with openvino-genai; other calls run without it."""
 
     inputs, provider = ("input_ids",), "CPU"
 
     def __init__(
-        self, pipeline: Pipeline, vocabulary: int, told: Mapping[str, Any], threads: int, own: Callable[[], Own]
+        self,
+        pipeline: Pipeline,
+        vocabulary: int,
+        told: Mapping[str, Any],
+        threads: int,
+        own: Callable[[], DirectSession],
     ) -> None:
-        """``told`` are the settings of ``pipeline``, for the record; ``own`` opens the model without it."""
+        """Store the pipeline and the way to open the model without it.
+
+        Args:
+            pipeline: Compiled pipeline.
+            vocabulary: Number of tokens.
+            told: Settings of ``pipeline``, for the report.
+            threads: Number of threads.
+            own: Function that opens the model without openvino-genai.
+        """
         self.pipeline, self.vocabulary, self._open = pipeline, vocabulary, own
         self.settings: dict[str, Any] = {
             "runtime": f"openvino-genai {genai_version()}, openvino {version('openvino')}",
@@ -71,23 +88,23 @@ class GenaiSession:
         }
 
     @functools.cached_property
-    def own(self) -> Own:
-        """The model without openvino-genai."""
+    def direct(self) -> DirectSession:
+        """Session of the model without openvino-genai."""
         return self._open()
 
     @property
     def input_types(self) -> Mapping[str, TensorType]:
         """See `Session.input_types`."""
-        return self.own.input_types
+        return self.direct.input_types
 
     @property
     def output_types(self) -> Mapping[str, TensorType]:
         """See `Session.output_types`."""
-        return self.own.output_types
+        return self.direct.output_types
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
-        return self.own.predict(batch)
+        return self.direct.predict(batch)
 
     def decoder(self) -> GenaiDecoder:
         """Return a greedy decoder."""
@@ -95,7 +112,7 @@ class GenaiSession:
 
 
 class GenaiDecoder:
-    """Text generation by openvino-genai, and by our own loop where a text comes token by token."""
+    """Greedy decoder: openvino-genai generates whole texts, and our own loop generates token by token."""
 
     cached = True
 
@@ -104,35 +121,35 @@ class GenaiDecoder:
         self.vocabulary = session.vocabulary
 
     def write(self, ids: Sequence[int], tokens: int) -> Written:
-        """See `runtimes.decoder.WritesItself`. Raises `StageError`."""
+        """Generate a text; see `compress.formats.generation.decoder.WritesItself`. Raises `StageError` on failure."""
         try:
             return self._session.pipeline.write(ids, tokens)
         except RuntimeError as error:
             raise StageError(f"openvino-genai failed on a text: {reason(error)}") from error
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        """Start a new text with one or more ``ids`` and return the next token."""
         return self._loop.prefill(ids)
 
     def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
+        """Append ``token`` and return the next token."""
         return self._loop.step(token)
 
     @functools.cached_property
     def _loop(self) -> GreedyDecoder:
-        return self._session.own.decoder()
+        return self._session.direct.decoder()
 
 
-def opens(graph: Path) -> bool:
-    """Whether openvino-genai is there, and the folder of ``graph`` has the tokenizer as IR, which it asks for."""
+def genai_can_open(graph: Path) -> bool:
+    """Return whether openvino-genai is installed and finds the tokenizer as IR beside ``graph``."""
     return genai_version() is not None and (graph.parent / TOKENIZER).is_file()
 
 
 def genai_version() -> str | None:
-    """That of the package, where it is installed."""
+    """Return the version of openvino-genai, or None if it is not installed."""
     return version("openvino-genai") if find_spec("openvino_genai") is not None else None
 
 
 def reason(error: Exception) -> str:
-    """OpenVINO's last line, since those before it say where in its source."""
+    """Return the last line of OpenVINO's message; the lines before it locate the error in OpenVINO's source."""
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

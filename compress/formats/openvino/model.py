@@ -1,4 +1,7 @@
-"""OpenVINO's IR as a folder that optimum-intel opens. Importing this imports no openvino."""
+"""OpenVINO's IR as a folder that optimum-intel opens, and reader of its constants.
+
+Importing this imports no openvino.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from compress.models.stored_tensor import StoredTensor, check_spans, infer_role,
 from compress.utils.errors import ModelError, incomplete_artifact_error
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
-"""optimum-intel's names."""
+"""optimum-intel's file names."""
 TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
-"""openvino-genai's names of what stands before and behind a language model."""
+"""openvino-genai's file names for the models that convert text to tokens and back."""
 
 _TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 _BITS = {"u4": 4, "i4": 4, "u1": 1, "u2": 2, "nf4": 4}
@@ -22,7 +25,7 @@ _COMPANIONS = ("/zero_point", "/scale")
 
 
 class OpenVinoModel(FileModel):
-    """The XML, and the weights that it points into; of a model that draws pictures those of each part's folder."""
+    """XML with its weights file; for an image generator, those of each component's folder."""
 
     kind = "openvino"
 

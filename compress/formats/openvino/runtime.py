@@ -1,4 +1,4 @@
-"""OpenVINO: an IR on this machine's processor."""
+"""OpenVINO runtime: an IR on this machine's processor, and its intermediate values."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from compress.formats.openvino.genai import (
     SETTINGS,
     GenaiSession,
     Pipeline,
+    genai_can_open,
     genai_version,
-    opens,
     reason,
 )
 from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"}
-IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
-"""What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
+IDS, MASK, POSITIONS, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
+"""Inputs and outputs of a language model's IR, by the names of openvino-genai and optimum-intel."""
 
 _BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16}
 _NO_OPERATORS = ("Constant", "Parameter", "Result")
 
 
 class OpenVinoSession:
-    """A compiled IR."""
+    """Session of a compiled IR."""
 
     def __init__(self, compiled: Any, where: str, threads: int) -> None:
         self._where = where
         self._request = compiled.create_infer_request()
         self._outputs = [output.any_name for output in compiled.outputs]
-        self.input_types: Mapping[str, TensorType] = {one.any_name: _type(one) for one in compiled.inputs}
-        self.output_types: Mapping[str, TensorType] = {one.any_name: _type(one) for one in compiled.outputs}
+        self.input_types: Mapping[str, TensorType] = {port.any_name: _type(port) for port in compiled.inputs}
+        self.output_types: Mapping[str, TensorType] = {port.any_name: _type(port) for port in compiled.outputs}
         self.inputs = tuple(self.input_types)
         self.provider = "CPU"
         self.settings: dict[str, Any] = {
@@ -63,14 +63,14 @@ class OpenVinoSession:
         """See `Session.predict`."""
         check_inputs(self.inputs, batch, self._where)
         try:
-            found = self._request.infer({name: batch[name] for name in self.inputs}, share_inputs=True)
+            outputs = self._request.infer({name: batch[name] for name in self.inputs}, share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"The model failed on a batch: {reason(error)}", where=self._where) from error
-        return {name: np.array(found[index]) for index, name in enumerate(self._outputs)}
+        return {name: np.array(outputs[index]) for index, name in enumerate(self._outputs)}
 
 
 class StatefulSession:
-    """A compiled decoder that keeps keys and values itself; every call of `predict` begins a text anew."""
+    """Compiled decoder that stores keys and values itself; every call of `predict` starts new texts."""
 
     inputs = (IDS,)
     provider = "CPU"
@@ -94,7 +94,7 @@ class StatefulSession:
         }
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Logits [n, length, vocabulary]; rows may be padded on either side. See `Session.predict`."""
+        """Return logits [n, length, vocabulary]; rows may be padded on either side. See `Session.predict`."""
         check_inputs(self.inputs, batch, self.where)
         mask = batch.get(MASK)
         return {LOGITS: self.logits(np.asarray(batch[IDS]), None if mask is None else np.asarray(mask))}
@@ -122,18 +122,19 @@ class StatefulSession:
                 where=self.where,
                 expected=f"integers [n, length] from 0 to {self.vocabulary - 1}",
             )
-        places = np.maximum(self._mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
-        rows = np.arange(len(ids), dtype=np.int32)
-        feed = {IDS: ids.astype(np.int64), MASK: self._mask, PLACES: places, BEAMS: rows}
+        # Positions count unmasked tokens only, so that left padding does not shift them.
+        position_ids = np.maximum(self._mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+        beam_indices = np.arange(len(ids), dtype=np.int32)
+        feed = {IDS: ids.astype(np.int64), MASK: self._mask, POSITIONS: position_ids, BEAMS: beam_indices}
         try:
-            found = self._request.infer({name: value for name, value in feed.items() if name in self._taken})
+            outputs = self._request.infer({name: value for name, value in feed.items() if name in self._taken})
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"The model failed on a text: {reason(error)}", where=self.where) from error
-        return np.array(found[LOGITS])
+        return np.array(outputs[LOGITS])
 
 
 class StatefulDecoder:
-    """Text generation as `runtimes.decoder.Decoder` does it: always the likeliest token."""
+    """Greedy decoder that uses the session's own cache."""
 
     cached = True
 
@@ -142,11 +143,11 @@ class StatefulDecoder:
         self.vocabulary = session.vocabulary
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        """Start a new text with one or more ``ids`` and return the next token."""
         return likeliest(self._session.logits(np.array([ids]))[0, -1], self._session.where)
 
     def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
+        """Append ``token`` and return the next token."""
         return likeliest(self._session.more(np.array([[token]]))[0, -1], self._session.where)
 
 
@@ -161,14 +162,14 @@ def _type(port: Any) -> TensorType:
 
 
 class OpenVinoRuntime:
-    """Opens IR through OpenVINO's processor plugin."""
+    """Runtime that opens IR through OpenVINO's processor plugin."""
 
     name = "openvino"
 
     def open(self, artifact: Path, target: Target, threads: int) -> Session:
-        """Open the one IR of ``artifact``, a folder or the file, or those of the parts that draw pictures.
+        """Open the only IR of ``artifact``, a folder or file, or those of an image generator's components.
 
-        ``threads`` work within an operator.
+        The number of ``threads`` applies within an operator.
         """
         check_target(self, target, threads)
         return open_together([self._open(graph, threads) for graph in find_graphs(artifact)], artifact)
@@ -188,7 +189,7 @@ class OpenVinoRuntime:
         return why_missing("openvino", "openvino", "openvino")
 
     def build(self) -> str:
-        """The package's version, and that of openvino-genai, by which language models write where it is installed."""
+        """Return the versions of OpenVINO and of openvino-genai, which generates text where it is installed."""
         return f"{version('openvino')}, genai {genai_version() or 'none'}"
 
 
@@ -208,21 +209,27 @@ def is_stateful(model: openvino.Model) -> bool:
 
 
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
-    """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
+    """Open a language model's IR; raise `ModelError` if it is invalid.
+
+    Args:
+        graph: XML file.
+        threads: Number of threads.
+        exact: Whether to turn off the 8-bit rounding of activations and keys.
+    """
     settings = {**SETTINGS, **(EXACT if exact else {})}
     return _opener(graph, read_model(graph), threads, settings)()
 
 
 def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSession | None:
-    """In openvino-genai, where that can be had and opens the model."""
-    if not opens(graph):
+    """Open the model in openvino-genai, or return None if openvino-genai is missing or cannot open it."""
+    if not genai_can_open(graph):
         return None
     try:
         pipeline = Pipeline(graph.parent, SETTINGS, threads)
     except RuntimeError:
         return None
-    own = _opener(graph, model, threads, SETTINGS)
-    return GenaiSession(pipeline, _vocabulary(model), SETTINGS, threads, own)
+    open_directly = _opener(graph, model, threads, SETTINGS)
+    return GenaiSession(pipeline, _vocabulary(model), SETTINGS, threads, open_directly)
 
 
 def _opener(
@@ -244,7 +251,7 @@ def _opener(
 
 
 def compile_model(model: openvino.Model) -> openvino.CompiledModel:
-    """A graph that was changed, as it would run here, with one thread."""
+    """Compile a modified graph with the runtime's settings and one thread."""
     return core().compile_model(model, "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": 1})
 
 
@@ -254,10 +261,10 @@ def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
 
 @functools.cache
 def core() -> openvino.Core:
-    """One for the process, which is never freed.
+    """Return the process-wide OpenVINO core, which is never freed.
 
-    Each loads the processor's plugin, which gives the thread another stack for signals and, freed, the one before it:
-    of two that are freed in the order in which they were made a stack is left that is gone, and Ctrl-C is a crash.
+    Each core loads the processor plugin. Loading gives the thread another signal stack, and freeing restores the
+    previous one. After two cores are freed in creation order, the thread uses a freed stack and Ctrl-C crashes.
     """
     import openvino
 
@@ -268,45 +275,46 @@ RUNTIME = OpenVinoRuntime()
 
 
 def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGraph:
-    """See `compress.formats.spec.FormatSpec`."""
+    """Open the intermediate values of an IR; they have the names of the ONNX graph that the IR was converted from."""
     model = read_model(file)
     return ValueGraph(_steps(model), [output.any_name for output in model.outputs], lambda values: _run(model, values))
 
 
 def _run(model: Any, values: Sequence[str]) -> Run:
+    """Return a function that runs a copy of the model with ``values`` as outputs."""
     import openvino
 
-    changed = model.clone()
-    ports = {name: port for port in _ports(changed) for name in port.get_names()}
+    extended = model.clone()
+    ports = {name: port for port in _ports(extended) for name in port.get_names()}
     results = [openvino.opset13.result(ports[name]) for name in values]
-    changed = openvino.Model(results, changed.get_parameters())
-    request = compile_model(changed).create_infer_request()
-    inputs = {port.any_name: port.get_element_type().to_dtype() for port in changed.inputs}
+    extended = openvino.Model(results, extended.get_parameters())
+    request = compile_model(extended).create_infer_request()
+    inputs = {port.any_name: port.get_element_type().to_dtype() for port in extended.inputs}
 
     def run(batch: Values) -> Values:
-        found = request.infer({name: batch[name].astype(kind, copy=False) for name, kind in inputs.items()})
-        return {name: np.array(found[place]) for place, name in enumerate(values)}
+        outputs = request.infer({name: batch[name].astype(dtype, copy=False) for name, dtype in inputs.items()})
+        return {name: np.array(outputs[index]) for index, name in enumerate(values)}
 
     return run
 
 
 def _ports(model: Any) -> Iterator[Any]:
-    """Yield the outputs of all operators, in their order."""
+    """Yield the outputs of all operators in execution order."""
     for operator in model.get_ordered_ops():
         if operator.get_type_name() not in _NO_OPERATORS:
             yield from operator.outputs()
 
 
 def _steps(model: Any) -> Iterator[GraphStep]:
-    """Of each name of a value; one without has its operator's and its place there, which no name has."""
+    """Yield a step for each name of a value; a value without a name is called after its operator and output index."""
     for port in _ports(model):
         operator = port.get_node()
-        before = [one.get_source_output() for one in operator.inputs()]
-        stored = [one.get_node() for one in before if one.get_node().get_type_name() == "Constant"]
-        weights = [one for one in stored if np.prod(list(one.shape)) >= MIN_WEIGHT_ELEMENTS]
+        sources = [source.get_source_output() for source in operator.inputs()]
+        stored = [source.get_node() for source in sources if source.get_node().get_type_name() == "Constant"]
+        weights = [source for source in stored if np.prod(list(source.shape)) >= MIN_WEIGHT_ELEMENTS]
         kind, name = operator.get_type_name(), operator.get_friendly_name()
-        bits = [_BITS.get(one.get_element_type().get_type_name(), 32) for one in weights]
-        reads = [_name(one) for one in before if one.get_node().get_type_name() != "Constant"]
+        bits = [_BITS.get(source.get_element_type().get_type_name(), 32) for source in weights]
+        reads = [_name(source) for source in sources if source.get_node().get_type_name() != "Constant"]
         for value in port.get_names() or [_name(port)]:
             yield GraphStep(value, kind, name, reads, min([8 if kind == "FakeQuantize" else 32, *bits]))
 

@@ -35,16 +35,16 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     kind: Literal["openvino"] = "openvino"
     precision: Precision = Field(
         "int8",
-        description="type of the weights; in int8 the processor computes in 8 bits too, with the ranges of each call; the "
-        "integers of a quantized language model stay unchanged, and this is the type of its other weights",
+        description="type of the weights; in int8 the processor computes in 8 bits too, with the ranges of each call. "
+        "The integers of a quantized language model stay unchanged, and this is the type of its other weights",
     )
     embedding_bits: Literal[4, 8] = Field(
         8, description="bits of embedding tables in int8; 4 with a scale and a zero point for every 32 weights of a row"
     )
     kv_cache_precision: Annotated[CachePrecision | None, AppliesTo(frozenset({GENERATES}))] = Field(
         None,
-        description="language models: type of the key-value cache that the file requests; by default OpenVINO chooses it, "
-        "8 bits on a processor",
+        description="language models: type of the key-value cache that the file requests; by default OpenVINO chooses "
+        "it, 8 bits on a processor",
     )
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
@@ -61,7 +61,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         return (OnnxModel,)
 
     def preferred_input(self, task: Capabilities) -> type[Any]:
-        """A folder of a language model, which is convert tensor by tensor."""
+        """Return `Checkpoint` for a language model, which is written tensor by tensor, else `TorchModel`."""
         return Checkpoint if GENERATES in task else TorchModel
 
     def needs(self) -> Requirements:

@@ -21,6 +21,6 @@ FORMAT = FormatSpec(
     targets=(TargetProfile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
     taken_by={"node": None, "browser": None, **APPS},
     tensors="compress.formats.ort.model:read_tensors",
-    parts="compress.formats.onnx.intermediate_values:open_value_graph",
+    value_graph="compress.formats.onnx.intermediate_values:open_value_graph",
     library="onnxruntime",
 )

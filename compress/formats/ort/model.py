@@ -1,4 +1,4 @@
-"""A graph in ONNX Runtime's own format, as a folder. Importing this imports no onnxruntime."""
+"""Graph in ONNX Runtime's own format, and reader of its nodes and tensors. Importing this imports no onnxruntime."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from compress.utils.errors import ModelError
 
 ORT_FILE = "model.ort"
 OPERATORS_FILE = "required_operators_and_types.config"
-"""What a minimal build of ONNX Runtime is told to keep: its own name for the file."""
+"""ONNX Runtime's name for the list of operators that a minimal build must contain."""
 
 IDENTIFIER = b"ORTM"
 
 
 class OrtModel(FileModel):
-    """A graph as ONNX Runtime optimized and stored it.
+    """Graph as ONNX Runtime optimized and stored it.
 
-    Beside it lies the list of the operators that it calls, with their types, for `--include_ops_by_config`.
+    The list of its operators and types lies beside it, for `--include_ops_by_config`.
     """
 
     kind = "ort"
@@ -49,11 +49,13 @@ class OrtGraph:
 
     def as_onnx(self) -> OnnxGraph:
         """Return the graph in the form that ONNX files are read in; ``start`` and ``stop`` bound a tensor's values."""
-        stored = [
-            Initializer(one.start, one.start + one.bytes, one.name, one.shape, one.dtype, one.bytes)
-            for one in self.tensors
+        initializers = [
+            Initializer(
+                tensor.start, tensor.start + tensor.bytes, tensor.name, tensor.shape, tensor.dtype, tensor.bytes
+            )
+            for tensor in self.tensors
         ]
-        return OnnxGraph(list(self.nodes), stored)
+        return OnnxGraph(list(self.nodes), initializers)
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
@@ -105,7 +107,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 
 
 def _attributes(node: Any) -> Iterator[Any]:
-    return (node.Attributes(place) for place in range(node.AttributesLength()))
+    return (node.Attributes(index) for index in range(node.AttributesLength()))
 
 
 def _node(node: Any) -> GraphNode:
@@ -116,7 +118,11 @@ def _node(node: Any) -> GraphNode:
         (node.Name() or b"").decode(),
         [node.Inputs(index).decode() for index in range(node.InputsLength())],
         [node.Outputs(index).decode() for index in range(node.OutputsLength())],
-        {one.Name().decode(): one.I() for one in _attributes(node) if one.Type() == AttributeProto.INT},
+        {
+            attribute.Name().decode(): attribute.I()
+            for attribute in _attributes(node)
+            if attribute.Type() == AttributeProto.INT
+        },
     )
 
 

@@ -11,10 +11,10 @@ from compress.tasks.capability import SINGLE_CALL
 
 
 class Ort(Stage[OnnxModel, OrtModel]):
-    """ONNX Runtime's own format (`.ort`) for phones and small boards, the only one that a minimal build opens.
+    """ONNX Runtime's own format (`.ort`) for phones and small boards, the only format that a minimal build opens.
 
-    Optimized once, here, for any processor. Beside it lies the list of operators and types for such a build's
-    `--include_ops_by_config`.
+    ONNX Runtime optimizes the graph once, here, for any processor. The list of operators and types for the build option
+    `--include_ops_by_config` lies beside it.
     """
 
     packages = ("onnx", "onnxruntime")
@@ -22,7 +22,7 @@ class Ort(Stage[OnnxModel, OrtModel]):
     kind: Literal["ort"] = "ort"
 
     def output_spec(self) -> OutputSpec:
-        """The weights are those of the graph, in another file."""
+        """Return the output specification; the weights are those of the graph, in another file."""
         return OutputSpec(changes_weights=False)
 
     def run(self, model: OnnxModel, context: Context) -> OrtModel:
@@ -30,6 +30,6 @@ class Ort(Stage[OnnxModel, OrtModel]):
         from compress.formats.ort.write import to_ort
 
         ort_model = to_ort(model)
-        listed = ort_model.companions[OPERATORS_FILE].decode().splitlines()
-        context.note(f"ort: {sum(line.count(',') + 1 for line in listed)} operators")
+        operator_lines = ort_model.companions[OPERATORS_FILE].decode().splitlines()
+        context.note(f"ort: {sum(line.count(',') + 1 for line in operator_lines)} operators")
         return ort_model

@@ -1,8 +1,8 @@
-"""ONNX Runtime's own conversion of a graph into its format, with the same bytes each time, and its list of operators.
+"""Conversion of a graph into ONNX Runtime's own format with identical bytes each time, and its list of operators.
 
-It writes the table of kernels' types from a hash map, whose order differs from one conversion to the next. flatbuffers
-are built from the end, the model before that table; so the model stays where it is, seen from the end, and the table is
-built anew before it, sorted as readers that search it want it.
+ONNX Runtime writes the table of kernel types from a hash map, so its order differs between conversions. A flatbuffer
+is built from its end, with the model behind that table. Therefore the model's bytes keep their distance from the
+end, and a sorted table is built in front of them, as readers that search it require.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from compress.formats.ort.model import IDENTIFIER, OPERATORS_FILE, ORT_FILE, Ort
 from compress.utils.errors import StageError
 
 _LEFT_OUT = ["NchwcTransformer"]
-"""It lays channels out for x86; a file with such operators opens nowhere else."""
+"""Optimization that lays channels out for x86; a file with its operators opens nowhere else."""
 _ALIGNMENT = 16
 
 
 def to_ort(model: OnnxModel) -> OrtModel:
-    """``model``'s only graph optimized for any processor and stored, the same bytes each time.
+    """Optimize the only graph of a model for any processor and store it; equal inputs give identical bytes.
 
-    All optimizations are done now ("fixed" in ONNX Runtime's words) but the one for blocked channels, which ARM doesn't
-    have: a minimal build does none of its own. Raises `StageError` for a graph that ONNX Runtime refuses.
+    All optimizations run now ("fixed" in ONNX Runtime's terms), because a minimal build runs none. The blocked channel
+    layout is left out, because ARM has no kernels for it. Raises `StageError` if ONNX Runtime refuses the graph.
     """
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder) / "model.onnx", Path(folder) / ORT_FILE
+        source, ort_file = Path(folder) / "model.onnx", Path(folder) / ORT_FILE
         onnx.save_model(model.graph, source)
-        convert(source, made)
-        own = {ORT_FILE: in_order(made.read_bytes())}
-        return OrtModel(own, {OPERATORS_FILE: operators_of(made).encode(), **model.companions})
+        convert(source, ort_file)
+        files = {ORT_FILE: with_sorted_kernel_types(ort_file.read_bytes())}
+        return OrtModel(files, {OPERATORS_FILE: operators_of(ort_file).encode(), **model.companions})
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the graph of ``source`` as the `.ort` file ``target``. Raises `StageError`."""
+    """Write the graph of ``source`` as the `.ort` file ``target``; raise `StageError` on failure."""
     import onnxruntime
 
     from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_options
@@ -56,28 +56,30 @@ def convert(source: Path, target: Path) -> None:
 
 def operators_of(file: Path) -> str:
     """Return the `domain;opset;operators` lines with types that ONNX Runtime's build script reads."""
-    listed = file.with_suffix(".config")
+    config = file.with_suffix(".config")
     with warnings.catch_warnings():
         # It leaves the file to the garbage collector.
+        # The tool leaves its open file to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
-        ort_tools().create_config_from_models([file], listed, enable_type_reduction=True)
-    lines = listed.read_text(encoding="utf-8").splitlines()
+        ort_tools().create_config_from_models([file], config, enable_type_reduction=True)
+    lines = config.read_text(encoding="utf-8").splitlines()
     return "".join(f"{line}\n" for line in lines if not line.startswith("#"))
 
 
-def in_order(content: bytes) -> bytes:
-    """Return ``content``, a whole file, as the same session with sorted kernel types."""
+def with_sorted_kernel_types(content: bytes) -> bytes:
+    """Return the content of a file as the same session with sorted kernel types."""
     ort_tools()
     from flatbuffers import Builder
     from ort_flatbuffers_py.fbs import InferenceSession
 
     root = InferenceSession.InferenceSession.GetRootAs(content, 0)
     model = root.Model()._tab.Pos
-    (to_fields,) = struct.unpack_from("<i", content, model)
-    tail = content[min(model, model - to_fields) :]
+    (vtable_offset,) = struct.unpack_from("<i", content, model)
+    # Keep everything from the model's table, or from its vtable if that comes first, to the end.
+    tail = content[min(model, model - vtable_offset) :]
     builder = Builder(len(tail))
     builder.Bytes[:], builder.head, builder.minalign = tail, 0, _ALIGNMENT
-    types = _types(builder, root.KernelTypeStrResolver())
+    types = _kernel_types(builder, root.KernelTypeStrResolver())
     version = builder.CreateString(root.OrtVersion())
     InferenceSession.Start(builder)
     InferenceSession.AddOrtVersion(builder, version)
@@ -87,15 +89,16 @@ def in_order(content: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-def _types(builder: Any, resolver: Any) -> int:
+def _kernel_types(builder: Any, resolver: Any) -> int:
+    """Write the table of kernel types, sorted by operator and argument, and return its offset."""
     from ort_flatbuffers_py.fbs import KernelTypeStrResolver, OpIdKernelTypeStrArgsEntry
 
-    found = [resolver.OpKernelTypeStrArgs(index) for index in range(resolver.OpKernelTypeStrArgsLength())]
+    operators = [resolver.OpKernelTypeStrArgs(index) for index in range(resolver.OpKernelTypeStrArgsLength())]
     entries = []
-    for operator in sorted(found, key=lambda one: one.OpId()):
+    for operator in sorted(operators, key=lambda entry: entry.OpId()):
         types = [operator.KernelTypeStrArgs(index) for index in range(operator.KernelTypeStrArgsLength())]
-        listed = [_arguments(builder, one) for one in sorted(types, key=lambda one: one.KernelTypeStr())]
-        vector = _vector(builder, listed, OpIdKernelTypeStrArgsEntry.StartKernelTypeStrArgsVector)
+        arguments = [_arguments(builder, entry) for entry in sorted(types, key=lambda entry: entry.KernelTypeStr())]
+        vector = _vector(builder, arguments, OpIdKernelTypeStrArgsEntry.StartKernelTypeStrArgsVector)
         name = builder.CreateString(operator.OpId())
         OpIdKernelTypeStrArgsEntry.Start(builder)
         OpIdKernelTypeStrArgsEntry.AddOpId(builder, name)
@@ -110,13 +113,13 @@ def _types(builder: Any, resolver: Any) -> int:
 def _arguments(builder: Any, types: Any) -> int:
     from ort_flatbuffers_py.fbs import ArgTypeAndIndex, KernelTypeStrArgsEntry
 
-    listed = []
+    arguments = []
     for argument in (types.Args(index) for index in range(types.ArgsLength())):
         ArgTypeAndIndex.Start(builder)
         ArgTypeAndIndex.AddArgType(builder, argument.ArgType())
         ArgTypeAndIndex.AddIndex(builder, argument.Index())
-        listed.append(ArgTypeAndIndex.End(builder))
-    vector = _vector(builder, listed, KernelTypeStrArgsEntry.StartArgsVector)
+        arguments.append(ArgTypeAndIndex.End(builder))
+    vector = _vector(builder, arguments, KernelTypeStrArgsEntry.StartArgsVector)
     name = builder.CreateString(types.KernelTypeStr())
     KernelTypeStrArgsEntry.Start(builder)
     KernelTypeStrArgsEntry.AddKernelTypeStr(builder, name)

@@ -1,4 +1,4 @@
-"""Runtime that runs a checkpoint with transformers on the processor, in float32."""
+"""Runtime that runs a checkpoint with transformers on the processor in float32, and its session."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")
-"""What transformers' classes call keys and values, or states of recurrences, as argument and as output; the older
-names are on their way out, and a class may have one for each."""
+"""Names of the cache as argument and output of transformers' classes.
+
+A class may have a current and a deprecated name.
+"""
 _IDS, _MASK, _LAST = "input_ids", "attention_mask", "logits_to_keep"
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
@@ -92,8 +94,9 @@ class TorchDecoder:
 
     def _answer(self, ids: Sequence[int]) -> int:
         self._ids += ids
-        fed = self._ids if self._name is None else ids
-        batch, takes = {_IDS: np.array([fed])}, self._session.takes
+        inputs = self._ids if self._name is None else ids
+        # Without a cache the whole text runs again for every token.
+        batch, takes = {_IDS: np.array([inputs])}, self._session.takes
         if _MASK in takes:
             batch[_MASK] = np.ones((1, len(self._ids)), np.int64)
         options: dict[str, Any] = {_LAST: 1} if _LAST in takes else {}
@@ -169,8 +172,8 @@ class TorchRuntime:
 
     def unavailable(self, target: Target) -> str | None:
         """Return a message that names the missing package if this machine lacks the target, or ``None``."""
-        lacking = [name for name in ("torch", "transformers") if find_spec(name) is None]
-        return f"{lacking[0]} is not installed (pip install {lacking[0]})" if lacking else None
+        missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+        return f"{missing[0]} is not installed (pip install {missing[0]})" if missing else None
 
     def build(self) -> str:
         """Return the packages' versions."""

@@ -1,4 +1,4 @@
-"""Text from text by transformers' own `generate`, with the settings of the folder's generation_config.json."""
+"""Sessions that generate with transformers: transcripts by Whisper, text from text, and text from images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from compress.utils.errors import ModelError, StageError, first_line
 
 _IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"
 _OF = (".decoder", ".encoder")
-"""Keys and values of the tokens, and of the audio."""
+"""Suffixes of the keys and values of the tokens and of the audio."""
 
 
 class GeneratedText:
-    """Session that writes text with the module of ``whole``, like `seq2seq.TextWriter` with two graphs."""
+    """Session that writes text with the module of ``whole``, as `seq2seq.TextWriter` does with two graphs."""
 
     inputs = (IDS, MASK)
     input_types: Mapping[str, TensorType] = dict.fromkeys(inputs, TensorType("int64", (None, None)))
@@ -52,8 +52,8 @@ def answers_to_images(whole: TorchSession, processor: Any, folder: Path) -> Imag
 
     def write(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
         prompt = batch[IDS].shape[1]
-        found = _generated(whole, batch, max_new_tokens=rules.room(prompt), do_sample=False)
-        return until_ended(as_array(found[:, prompt:]), rules.ends)
+        sequences = _generated(whole, batch, max_new_tokens=rules.room(prompt), do_sample=False)
+        return until_ended(as_array(sequences[:, prompt:]), rules.ends)
 
     return ImageAnswers(write, folder, processor.tokenizer, whole)
 
@@ -77,18 +77,18 @@ def open_transcriber(session: TorchSession, folder: Path) -> Transcriber:
             where=str(folder),
             expected="an encoder of log-mel features and a decoder, such as Whisper",
         )
-    return Transcriber(_Encoder(session), _Decoder(session), folder)
+    return Transcriber(_EncoderSession(session), _DecoderSession(session), folder)
 
 
-class _Part:
-    """Common part of the encoder session and the decoder session."""
+class _WhisperPart:
+    """Attributes that the encoder session and the decoder session share."""
 
     def __init__(self, whole: TorchSession) -> None:
         self._whole, self._config = whole, whole.module.config
         self.provider, self.settings = whole.provider, whole.settings
 
 
-class _Encoder(_Part):
+class _EncoderSession(_WhisperPart):
     """Session of the encoder: `input_features` to `last_hidden_state`."""
 
     inputs = (FEATURES,)
@@ -106,50 +106,57 @@ class _Encoder(_Part):
         return {HIDDEN: as_array(self._own.run({FEATURES: batch[FEATURES]}).last_hidden_state)}
 
 
-class _Decoder(_Part):
+class _DecoderSession(_WhisperPart):
     """Session of the decoder: token ids, encoder output and cache to logits and new keys and values."""
 
     def __init__(self, whole: TorchSession) -> None:
         super().__init__(whole)
         layers, heads = self._config.decoder_layers, self._config.decoder_attention_heads
         cache_type = TensorType("float32", (None, heads, None, self._config.d_model // heads))
-        self._names = [[[f"{layer}{of}.{part}" for part in ("key", "value")] for layer in range(layers)] for of in _OF]
-        every = [name for of in self._names for pair in of for name in pair]
+        self._names = [
+            [[f"{layer}{suffix}.{part}" for part in ("key", "value")] for layer in range(layers)] for suffix in _OF
+        ]
+        cache_names = [name for suffix in self._names for pair in suffix for name in pair]
         plain = {
             _IDS: TensorType("int64", (None, None)),
             _AUDIO: TensorType("float32", (None, None, self._config.d_model)),
             _CACHED: TensorType("bool", (1,)),
         }
         logits = {_LOGITS: TensorType("float32", (None, None, None))}
-        self.input_types: Mapping[str, TensorType] = plain | dict.fromkeys([PAST + name for name in every], cache_type)
+        self.input_types: Mapping[str, TensorType] = plain | dict.fromkeys(
+            [PAST + name for name in cache_names], cache_type
+        )
         self.output_types: Mapping[str, TensorType] = logits | dict.fromkeys(
-            [PRESENT + name for name in every], cache_type
+            [PRESENT + name for name in cache_names], cache_type
         )
         self.inputs = tuple(self.input_types)
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """See `Session.predict`; keys and values of the audio are made where `use_cache_branch` is false."""
+        """Run the decoder; see `Session.predict`.
+
+        Without `use_cache_branch`, keys and values of the audio are computed.
+        """
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
         from transformers.modeling_outputs import BaseModelOutput
 
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         if np.asarray(batch[_CACHED]).all():
             cache = EncoderDecoderCache(*(DynamicCache(self._held(batch, of)) for of in self._names))
-        found = self._whole.run(
+        outputs = self._whole.run(
             {"decoder_input_ids": batch[_IDS]},
             encoder_outputs=BaseModelOutput(last_hidden_state=as_tensor(np.asarray(batch[_AUDIO]))),
             use_cache=True,
             **{str(self._whole.cache_name): cache},
         )
-        kept_now = cache_of(found)
-        caches = (kept_now.self_attention_cache, kept_now.cross_attention_cache)
-        kept = {
+        updated_cache = cache_of(outputs)
+        caches = (updated_cache.self_attention_cache, updated_cache.cross_attention_cache)
+        present = {
             PRESENT + name: as_array(tensor)
             for names, own in zip(self._names, caches, strict=True)
             for pair, layer in zip(names, own.layers, strict=True)
             for name, tensor in zip(pair, (layer.keys, layer.values), strict=True)
         }
-        return {_LOGITS: as_array(found.logits), **kept}
+        return {_LOGITS: as_array(outputs.logits), **present}
 
     def _held(self, batch: Batch, names: list[list[str]]) -> list[Any]:
         return [tuple(as_tensor(np.asarray(batch[PAST + name])) for name in pair) for pair in names]

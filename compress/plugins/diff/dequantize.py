@@ -1,4 +1,4 @@
-"""The weights of a model of any format as float32, with the step of the grid that they lie on, one at a time."""
+"""Weights of a model of any format as float32, with their quantization step, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,52 +15,53 @@ from compress.models.stored_tensor import StoredTensor, numpy_dtype
 from compress.numerics.weight_difference import smallest_steps
 
 CHUNK = 1 << 22
-"""Elements that are in memory at once of a tensor that is read in stretches of rows."""
+"""Number of elements of a chunk of rows, the part of a tensor that is in memory at a time."""
 _COMPANION = re.compile(r"^(?P<weight>.+?)[_/.](?P<part>scale|zero_point|offset)s?$")
 _INTEGER = re.compile(r"^(?P<unsigned>u?)(int|i)(?P<bits>\d+)$|^u(?P<bare>\d+)$")
 _DIGITS = re.compile(r"\d+")
 
-Whole = tuple[np.ndarray, np.ndarray | None]
-"""The values of a tensor, and the step of the grid at each; None for floats."""
+ValuesAndSteps = tuple[np.ndarray, np.ndarray | None]
+"""Values of a tensor, and the quantization step of each value, or None for floating point."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of weights. ``read`` gives all of it, ``plain`` its bytes as an array, where they are the values.
+    """Tensor of weights that is read on demand.
 
-    ``bits`` are those of a weight as it is stored; ``scaled`` is False for integers whose scales the file keeps where
-    nobody here looks, so that they are known up to a scale for each row.
+    ``read`` returns all values. ``plain`` returns the stored array if its numbers are the values. ``bits`` counts the
+    bits of a stored weight. ``scaled`` is False for integers whose scales are unknown.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     bits: float
-    read: Callable[[], Whole]
+    read: Callable[[], ValuesAndSteps]
     plain: Callable[[], np.ndarray] | None = None
     scaled: bool = True
 
     @property
     def flat(self) -> tuple[int, int]:
-        """Rows and columns as a matrix: the first axis, and all others."""
+        """Rows and columns of the tensor as a matrix."""
         return flat_shape(self.shape)
 
     @property
     def epsilon(self) -> float:
-        """Distance of neighbours over their value, of floats; 0 for integers, whose steps `read` gives."""
+        """Machine epsilon of a floating-point type, or 0 for integers."""
         dtype = numpy_dtype(self.dtype)
         if dtype is None or "float" not in self.dtype:
             return 0.0
+        # NumPy does not know bfloat16 and the 8-bit floating-point types.
         import ml_dtypes
 
         return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
     def transposed(self) -> Weight:
-        """A matrix the other way round; anything else as it is."""
+        """Return a transposed matrix, or the tensor itself if it is no matrix."""
         if len(self.shape) != 2:
             return self
 
-        def read() -> Whole:
+        def read() -> ValuesAndSteps:
             values, steps = self.read()
             return values.T, None if steps is None else steps.T
 
@@ -70,7 +70,7 @@ class Weight:
     def halves_exchanged(self) -> Weight:
         """Return the weight as read with the upper half of each byte first."""
 
-        def read() -> Whole:
+        def read() -> ValuesAndSteps:
             values, steps = self.read()
             return values.reshape(*values.shape[:-1], -1, 2)[..., ::-1].reshape(values.shape), steps
 
@@ -90,82 +90,88 @@ class Weight:
             yield whole[start : start + step]
 
 
-def side_by_side(one: Weight, other: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Stretches of both as float32; one array twice where their bytes are the same."""
-    for mine, theirs in zip(one.stored_chunks(), other.stored_chunks(), strict=True):
-        own = np.asarray(mine, np.float32)
-        same = mine.dtype == theirs.dtype and np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
-        yield own, own if same else np.asarray(theirs, np.float32)
+def paired_chunks(one: Weight, other: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield chunks of both tensors as float32. If their bytes are equal, one array stands for both."""
+    for left, right in zip(one.stored_chunks(), other.stored_chunks(), strict=True):
+        values = np.asarray(left, np.float32)
+        is_equal = left.dtype == right.dtype and np.array_equal(left.view(np.uint8), right.view(np.uint8))
+        yield values, values if is_equal else np.asarray(right, np.float32)
 
 
 def flat_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a tensor as a matrix."""
+    """Return rows and columns of a tensor as a matrix: the first axis, and the product of all others."""
     if len(shape) < 2:
         return 1, max(1, int(np.prod(shape)))
     return shape[0], int(np.prod(shape[1:]))
 
 
-def weights_of(contents: ModelContents, folder: Path) -> tuple[dict[str, Weight], list[str]]:
-    """Every weight by name, and why the others can't be read."""
-    found: dict[str, Weight] = {}
+def read_weights(contents: ModelContents, folder: Path) -> tuple[dict[str, Weight], list[str]]:
+    """Return all weights by name, and reasons for tensors that cannot be read."""
+    weights: dict[str, Weight] = {}
     unread: list[str] = []
     companions = _companions(contents.tensors)
     for tensor in contents.tensors:
         if tensor.role != "weight" or tensor.tied_to or not tensor.elements:
             continue
-        own = _packed(tensor, folder) or _one(tensor, companions.get(tensor.name, {}))
-        if own is None:
+        weight = _packed_weight(tensor, folder) or _stored_weight(tensor, companions.get(tensor.name, {}))
+        if weight is None:
             unread.append(f"{tensor.name} is stored as {tensor.dtype} in a layout that isn't read here")
         else:
-            found[own.name] = own
-    return found, unread
+            weights[weight.name] = weight
+    return weights, unread
 
 
 def _companions(tensors: tuple[StoredTensor, ...]) -> Mapping[str, Mapping[str, StoredTensor]]:
-    """Weight's name -> its scales and zero points."""
-    found: dict[str, dict[str, StoredTensor]] = {}
+    """Return the scales and zero points of each quantized weight by the weight's name."""
+    companions: dict[str, dict[str, StoredTensor]] = {}
     for tensor in tensors:
         match = _COMPANION.match(tensor.name) if tensor.role == "quantization" else None
         if match:
-            found.setdefault(match["weight"], {})[match["part"]] = tensor
-    return found
+            companions.setdefault(match["weight"], {})[match["part"]] = tensor
+    return companions
 
 
-def _one(tensor: StoredTensor, companions: Mapping[str, StoredTensor]) -> Weight | None:
+def _stored_weight(tensor: StoredTensor, companions: Mapping[str, StoredTensor]) -> Weight | None:
     integer = _INTEGER.match(tensor.dtype)
     if integer is None:
         return _floats(tensor) if tensor.readable and "complex" not in tensor.dtype else None
-    several = tensor.packed and tensor.parameters > tensor.elements
-    bits = 8 * tensor.stored_bytes // tensor.parameters if several else int(integer["bits"] or integer["bare"])
-    known = "scale" in companions
+    # Several weights may share a stored integer. The number of parameters then exceeds the number of elements.
+    shares_bytes = tensor.packed and tensor.parameters > tensor.elements
+    bits = 8 * tensor.stored_bytes // tensor.parameters if shares_bytes else int(integer["bits"] or integer["bare"])
+    has_scale = "scale" in companions
 
-    def read() -> Whole:
-        return _on_grid(_integers(tensor, bits, signed=not (integer["unsigned"] or integer["bare"])), companions, bits)
+    def read() -> ValuesAndSteps:
+        return _dequantize(
+            _integers(tensor, bits, signed=not (integer["unsigned"] or integer["bare"])), companions, bits
+        )
 
     if not tensor.readable and 8 % bits:
         return None
-    return Weight(tensor.name, _logical_shape(tensor, bits), tensor.dtype, bits, read, scaled=known)
+    return Weight(tensor.name, _logical_shape(tensor, bits), tensor.dtype, bits, read, scaled=has_scale)
 
 
 def _floats(tensor: StoredTensor) -> Weight:
-    grid = numpy_dtype(tensor.dtype) is None
-    bits = 8 * tensor.stored_bytes / tensor.elements if grid else 8 * _itemsize(tensor.dtype)
+    # NumPy has no type for block formats such as Q4_K. They decode to values on a grid with one step per block.
+    is_block_format = numpy_dtype(tensor.dtype) is None
+    bits = 8 * tensor.stored_bytes / tensor.elements if is_block_format else 8 * _itemsize(tensor.dtype)
 
-    def read() -> Whole:
+    def read() -> ValuesAndSteps:
         values = np.asarray(tensor.values(), np.float32)
-        return values, smallest_steps(values.reshape(flat_shape(values.shape))).reshape(values.shape) if grid else None
+        return values, smallest_steps(values.reshape(flat_shape(values.shape))).reshape(
+            values.shape
+        ) if is_block_format else None
 
-    plain = None if grid or tensor.decode is not None else tensor.values
+    plain = None if is_block_format or tensor.decode is not None else tensor.values
     return Weight(tensor.name, tensor.shape, tensor.dtype, bits, read, plain)
 
 
 def _itemsize(dtype: str) -> int:
-    found = numpy_dtype(dtype)
-    return found.itemsize if found is not None else 4
+    dtype_info = numpy_dtype(dtype)
+    return dtype_info.itemsize if dtype_info is not None else 4
 
 
-def _packed(tensor: StoredTensor, folder: Path) -> Weight | None:
-    """The weight that AutoGPTQ's layout packs, or has integers beside it, by its module; None for another tensor."""
+def _packed_weight(tensor: StoredTensor, folder: Path) -> Weight | None:
+    """Return a weight in the AutoGPTQ layout, or a weight with stored integer tables. Return None for other tensors."""
     packed = tensor.packed and tensor.name.endswith(".qweight")
     if not packed and not (tensor.name.endswith(".weight") and (folder / TABLES).is_file()):
         return None
@@ -175,18 +181,18 @@ def _packed(tensor: StoredTensor, folder: Path) -> Weight | None:
         return None
     bits = int(settings["bits"])
 
-    def read() -> Whole:
-        found = checkpoint.quantized(module)
-        assert found is not None
-        values = found.dequantize().numpy()
-        return values, np.repeat(np.abs(found.scales.numpy()), found.group_size, axis=1)[:, : values.shape[1]]
+    def read() -> ValuesAndSteps:
+        layer = checkpoint.quantized(module)
+        assert layer is not None
+        values = layer.dequantize().numpy()
+        return values, np.repeat(np.abs(layer.scales.numpy()), layer.group_size, axis=1)[:, : values.shape[1]]
 
     shape = (tensor.shape[1], tensor.shape[0] * 32 // bits) if packed else tensor.shape
     return Weight(f"{module}.weight", shape, tensor.dtype, bits, read)
 
 
 def _logical_shape(tensor: StoredTensor, bits: int) -> tuple[int, ...]:
-    """Of the weights, where several lie in a stored integer: blocks of a row behind each other."""
+    """Return the shape of the weights. Several weights may share a stored integer, and blocks of a row are joined."""
     if tensor.packed and tensor.parameters > tensor.elements:
         return (tensor.shape[0], tensor.elements // tensor.shape[0] * 8 // bits)
     if len(tensor.shape) == 3 and bits < 8:
@@ -195,29 +201,31 @@ def _logical_shape(tensor: StoredTensor, bits: int) -> tuple[int, ...]:
 
 
 def _integers(tensor: StoredTensor, bits: int, signed: bool) -> np.ndarray:
-    """One integer for each weight, shaped as its scales are laid out: [rows, blocks, block] where it has blocks."""
-    own = tensor.decode is not None or tensor.readable
-    stored = tensor.values() if own else tensor.data()
-    if tensor.packed and tensor.parameters > tensor.elements and not own:
+    """Return one integer for each weight in the layout of its scales: [rows, blocks, block size] for block formats."""
+    is_decoded = tensor.decode is not None or tensor.readable
+    stored = tensor.values() if is_decoded else tensor.data()
+    if tensor.packed and tensor.parameters > tensor.elements and not is_decoded:
         stored = stored.reshape(tensor.shape)
     if bits >= 8 or (tensor.readable and not tensor.packed) or stored.dtype == np.int8:
         return stored
+    # Split each byte into its weights, the lowest bits first.
     unpacked = np.stack([stored >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
     if tensor.parameters > tensor.elements:
         # A byte of several weights: unsigned, whatever the type is called.
         return unpacked.reshape(*stored.shape[:-1], -1)
+    # Signed weights are stored in two's complement of ``bits`` bits. This extends their sign to a byte.
     flat = unpacked.reshape(-1)[: tensor.elements].reshape(tensor.shape).astype(np.int8)
-    half = 1 << bits - 1
-    return (flat ^ half) - half if signed else flat
+    sign_bit = 1 << bits - 1
+    return (flat ^ sign_bit) - sign_bit if signed else flat
 
 
-def _on_grid(integers: np.ndarray, companions: Mapping[str, StoredTensor], bits: int) -> Whole:
-    """``(integers - zero points) * scales``, and the scales."""
+def _dequantize(integers: np.ndarray, companions: Mapping[str, StoredTensor], bits: int) -> ValuesAndSteps:
+    """Return ``(integers - zero_points) * scales``, and the absolute scales as steps."""
     if "scale" not in companions:
         return integers.astype(np.float32), np.ones_like(integers, np.float32)
     scales = np.asarray(companions["scale"].values(), np.float32)
     zeros = _zero_points(companions.get("zero_point") or companions.get("offset"), scales, integers, bits)
-    step, zero = _laid_out(scales, integers), _laid_out(zeros, integers)
+    step, zero = _broadcastable(scales, integers), _broadcastable(zeros, integers)
     values = (integers.astype(np.float32) - zero) * step
     shape = values.shape if values.ndim < 3 or scales.size <= values.shape[0] else (values.shape[0], -1)
     return values.reshape(shape), np.broadcast_to(np.abs(step), values.shape).reshape(shape)
@@ -227,17 +235,17 @@ def _zero_points(tensor: StoredTensor | None, scales: np.ndarray, integers: np.n
     if tensor is None:
         middle = 1 << bits - 1 if bits < 8 and integers.dtype == np.uint8 else 0
         return np.full(scales.shape, middle, np.float32)
-    found = np.asarray(tensor.values() if tensor.readable else tensor.data())
-    if found.size < scales.size:
+    values = np.asarray(tensor.values() if tensor.readable else tensor.data())
+    if values.size < scales.size:
         # As many to a byte as weights are, row by row.
-        found = np.stack([found >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
+        values = np.stack([values >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
         rows = scales.reshape(len(integers), -1)
-        found = found.reshape(len(rows), -1)[:, : rows.shape[1]]
-    return found.astype(np.float32).reshape(scales.shape)
+        values = values.reshape(len(rows), -1)[:, : rows.shape[1]]
+    return values.astype(np.float32).reshape(scales.shape)
 
 
-def _laid_out(part: np.ndarray, integers: np.ndarray) -> Any:
-    """Scales or zero points so that they fit the integers: for all, an axis, or blocks."""
+def _broadcastable(part: np.ndarray, integers: np.ndarray) -> np.ndarray:
+    """Reshape scales or zero points so that they broadcast over the integers: per tensor, per axis or per block."""
     if part.size == 1:
         return part.reshape(())
     if part.ndim == integers.ndim and all(a in (1, b) for a, b in zip(part.shape, integers.shape, strict=True)):
@@ -247,12 +255,83 @@ def _laid_out(part: np.ndarray, integers: np.ndarray) -> Any:
     if part.ndim == 2 and len(part) == len(integers) and integers.shape[1] % part.shape[1] == 0:
         return part.repeat(integers.shape[1] // part.shape[1], axis=1)
     axes = [axis for axis, size in enumerate(integers.shape) if size == part.size]
-    axis = max(axes, key=lambda one: _fullness(integers, one), default=0)
-    return part.reshape([-1 if place == axis else 1 for place in range(integers.ndim)])
+    axis = max(axes, key=lambda candidate: _channel_reach(integers, candidate), default=0)
+    return part.reshape([-1 if index == axis else 1 for index in range(integers.ndim)])
 
 
-def _fullness(integers: np.ndarray, axis: int) -> float:
-    """How far the least of all channels reaches: by their own scale all reach to an end of the grid."""
-    others = tuple(place for place in range(integers.ndim) if place != axis)
+def _channel_reach(integers: np.ndarray, axis: int) -> float:
+    """Return the 10th percentile of the channels' largest magnitudes.
+
+    With one scale per channel, each channel reaches an end of the integer range along the right axis.
+    """
+    others = tuple(index for index in range(integers.ndim) if index != axis)
     reach = np.abs(integers.astype(np.int32) - (128 if integers.dtype == np.uint8 else 0)).max(axis=others)
     return float(np.quantile(reach, 0.1))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Tensor ``before`` and its counterpart: all of ``after``, or ``count`` of its rows from ``start``.
+
+    ``turned``: ``after`` is transposed. ``by``: rule that matched the pair, `name` or `content`. ``plus``: row that is
+    added to each row of ``before``.
+    """
+
+    before: Weight
+    after: Weight
+    by: str
+    turned: bool = False
+    start: int = 0
+    count: int | None = None
+    plus: np.ndarray | None = None
+
+    @property
+    def whole(self) -> bool:
+        """True if both tensors have the same layout and can be read in parallel."""
+        alike = self.before.shape == self.after.shape
+        return alike and not self.turned and self.count is None and self.plus is None
+
+
+def aligned_matrices(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return both tensors of a pair as matrices of one layout, and the quantization steps of the second."""
+    before = np.concatenate(list(pair.before.chunks()))
+    before = before if pair.plus is None else before + pair.plus
+    values, steps = pair.after.read()
+    return before, _in_layout_of_first(pair, values), None if steps is None else _in_layout_of_first(pair, steps)
+
+
+def _in_layout_of_first(pair: Pair, array: np.ndarray) -> np.ndarray:
+    """Return an array of the second tensor as a matrix in the layout of the first."""
+    shape = pair.before.shape
+    # Convolutions that store channels last are permuted instead of transposed.
+    if pair.turned:
+        array = (
+            array.reshape(-1, array.shape[-1]).T
+            if array.ndim != len(shape) or array.ndim == 2
+            else _channels_first(array)
+        )
+    if pair.count is not None:
+        array = array.reshape(-1)[pair.start :][: pair.count] if len(shape) < 2 else array[pair.start :][: pair.count]
+    elif array.ndim > 2 and array.shape != shape:
+        array = _channels_first(array) if array.shape[0] != shape[0] or array.shape[-1] == shape[1] else array
+    rows, columns = flat_shape(shape)
+    return np.asarray(array, np.float32).reshape(-1, columns)[:rows]
+
+
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    """Move channels before spatial axes: [out, height, width, in] becomes [out, in, height, width]."""
+    return np.moveaxis(array, -1, 1)
+
+
+def row_slice(pair: Pair) -> Weight:
+    """Return the rows of ``pair.after`` that match ``pair.before`` as a tensor with the layout of ``pair.before``."""
+
+    def read() -> tuple[np.ndarray, np.ndarray | None]:
+        values, steps = pair.after.read()
+        shape = pair.before.shape
+        row_steps = None if steps is None else _in_layout_of_first(pair, steps).reshape(shape)
+        return _in_layout_of_first(pair, values).reshape(shape), row_steps
+
+    whole = pair.after
+    name = f"{whole.name}[{pair.start}:{pair.start + (pair.count or 0)}]"
+    return Weight(name, pair.before.shape, whole.dtype, whole.bits, read, scaled=whole.scaled)

@@ -1,10 +1,10 @@
-"""Where the values within two models part on the same inputs: by modules of torch, or by operators of files."""
+"""Comparison of intermediate values: the modules of two PyTorch models, or the operators of two model files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,49 +15,60 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.formats.runtime import Session
 from compress.inspection.layer_comparison import NOISE, Gap, compare_parts, gives_values, open_value_graph
-from compress.inspection.node_layers import node_modules
+from compress.inspection.layers import node_modules
 from compress.inspection.value_matching import match
-from compress.plugins.diff.answers import target_of
-from compress.plugins.diff.record import Activations, Parting
+from compress.plugins.diff.answers import runnable_target
+from compress.plugins.diff.record import Activations, ModuleDifference
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
 
 _MOST = 200
-"""Modules that a record keeps: those that part first."""
+"""Number of modules in a record, in the order of computation."""
 
 
-def modules_of(sessions: Sequence[Session]) -> list[nn.Module] | None:
+def torch_modules(sessions: Sequence[Session]) -> list[nn.Module] | None:
     """Return the modules of both models if both were loaded whole in this process, or None."""
-    found = [getattr(session, "module", None) for session in sessions]
-    return found if all(hasattr(one, "named_modules") for one in found) else None  # type: ignore[return-value]
+    modules = [getattr(session, "module", None) for session in sessions]
+    return modules if all(hasattr(module, "named_modules") for module in modules) else None  # type: ignore[return-value]
 
 
 def compare_modules(
     modules: Sequence[nn.Module], sessions: Sequence[Session], batches: Sequence[Mapping[str, np.ndarray]]
 ) -> Activations:
-    """Outputs of every module without parts of its own that both have, in the order in which they are computed."""
-    names = [{name for name, module in one.named_modules() if not any(module.children())} for one in modules]
+    """Compare the outputs of all leaf modules that both models have, in the order of computation.
+
+    Args:
+        modules: Both models as PyTorch modules.
+        sessions: Runtime sessions that run these modules.
+        batches: Inputs to run, each by input name.
+
+    Returns:
+        Difference of each module's output, and notes about modules that could not be compared.
+    """
+    # Containers repeat the outputs of their children, so that only leaf modules are compared.
+    names = [{name for name, module in model.named_modules() if not any(module.children())} for model in modules]
     shared = names[0] & names[1]
     gaps: dict[str, Gap] = {}
     shapes: set[str] = set()
+    # Record the outputs of both models for one batch, and add up their squared differences.
     for batch in batches:
-        old, new = (_outputs(one, session, batch, shared) for one, session in zip(modules, sessions, strict=True))
+        old, new = (_outputs(model, session, batch, shared) for model, session in zip(modules, sessions, strict=True))
         for name, value in old.items():
             if name in new and value.shape == new[name].shape:
                 gaps.setdefault(name, Gap()).add(value, new[name])
             else:
                 shapes.add(name)
-    parted = [Parting(module=name, error=min(gap.error, 1e9)) for name, gap in gaps.items()]
-    first = next((one for one in parted if one.error > NOISE), None)
-    lacking = sorted(names[0] ^ names[1])
-    notes = [f"{len(lacking)} modules stand in one of both alone, such as {lacking[0]}"] if lacking else []
+    differences = [ModuleDifference(module=name, error=min(gap.error, 1e9)) for name, gap in gaps.items()]
+    first = next((model for model in differences if model.error > NOISE), None)
+    unshared = sorted(names[0] ^ names[1])
+    notes = [f"{len(unshared)} modules stand in one of both alone, such as {unshared[0]}"] if unshared else []
     notes += [f"{len(shapes)} modules give outputs of other shapes, such as {min(shapes)}"] if shapes else []
     return Activations(
         first=first.module if first else None,
         error=first.error if first else 0.0,
-        modules=tuple(parted[:_MOST]),
+        modules=tuple(differences[:_MOST]),
         notes=tuple(notes),
     )
 
@@ -65,56 +76,72 @@ def compare_modules(
 def compare_files(
     before: Path, after: Path, batches: Sequence[Mapping[str, np.ndarray]], progress: Progress
 ) -> Activations | None:
-    """A graph of floats beside a file of any format that gives its values: which operators err more than bits explain.
+    """Compare the operators of an ONNX graph in floating point with a model file that was written from such a graph.
 
-    None where the file isn't written from such a graph, or the batches lack inputs of it. Raises what opening raises.
+    Args:
+        before: Model file or folder with the graph.
+        after: Model file or folder of any format that returns intermediate values.
+        batches: Inputs to run, each by input name.
+        progress: Shows the comparison.
+
+    Returns:
+        Operators that differ by more than their bit widths explain, or None if the file was not written from an ONNX
+        graph or the batches lack inputs of the graph.
+
+    Raises:
+        CompressError: A file cannot be opened.
     """
     import onnx
 
-    target = target_of(after)
-    forms = format_of(before), FORMATS[format_of(after)]
-    from_graph = OnnxModel.kind in (forms[1].name, forms[1].written_from)
-    if forms[0] != OnnxModel.kind or not from_graph or not gives_values(target) or len(model_files(before)) > 1:
+    target = runnable_target(after)
+    formats = format_of(before), FORMATS[format_of(after)]
+    from_graph = OnnxModel.kind in (formats[1].name, formats[1].written_from)
+    if formats[0] != OnnxModel.kind or not from_graph or not gives_values(target) or len(model_files(before)) > 1:
         return None
     file = model_file(before)
     graph = onnx.load(file)
-    wanted = {one.name for one in graph.graph.input} - {one.name for one in graph.graph.initializer}
-    if any(not wanted <= batch.keys() for batch in batches):
+    input_names = {entry.name for entry in graph.graph.input} - {entry.name for entry in graph.graph.initializer}
+    if any(not input_names <= batch.keys() for batch in batches):
         return None
-    given = [{name: batch[name] for name in wanted} for batch in batches]
-    parts = open_value_graph(after, target, longest_length(given))
+    inputs = [{name: batch[name] for name in input_names} for batch in batches]
+    parts = open_value_graph(after, target, longest_length(inputs))
+    # A program with fixed shapes takes padded inputs. Both sides then run on the same padded batch.
     if parts.shaped is not None:
-        shaped = parts.shaped(given)
-        parts, given = match(parts, OnnxParts(graph), shaped[0]), [dict(one) for one in shaped]
-    compared = compare_parts(graph, node_modules(file), parts, given, progress)
-    if compared is None:
+        shaped = parts.shaped(inputs)
+        parts, inputs = match(parts, OnnxParts(graph), shaped[0]), [dict(entry) for entry in shaped]
+    comparison = compare_parts(graph, node_modules(file), parts, inputs, progress)
+    if comparison is None:
         return None
-    parted = [Parting(module=one.layer or one.name, error=min(one.error, 1e9)) for one in compared.departures]
-    found = "departs" if len(parted) == 1 else "depart"
-    note = f"{len(parted)} of {compared.parts} operators {found} by more than their bits explain"
-    first = parted[0] if parted else None
-    name, error = (first.module, first.error) if first else (None, 0.0)
-    return Activations(first=name, error=error, modules=tuple(parted[:_MOST]), notes=(note,))
+    differences = [
+        ModuleDifference(module=entry.layer or entry.name, error=min(entry.error, 1e9))
+        for entry in comparison.departures
+    ]
+    verb = "departs" if len(differences) == 1 else "depart"
+    note = f"{len(differences)} of {comparison.parts} operators {verb} by more than their bits explain"
+    first, error = (differences[0].module, differences[0].error) if differences else (None, 0.0)
+    return Activations(first=first, error=error, modules=tuple(differences[:_MOST]), notes=(note,))
 
 
 def _outputs(
-    module: nn.Module, session: Session, batch: Mapping[str, np.ndarray], wanted: set[str]
+    module: nn.Module, session: Session, batch: Mapping[str, np.ndarray], names: set[str]
 ) -> dict[str, np.ndarray]:
-    """What the modules of those names gave the first time they were called."""
-    found: dict[str, np.ndarray] = {}
+    """Return the outputs of the named modules in their first call."""
+    import torch
+
+    outputs: dict[str, np.ndarray] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(_: Any, __: Any, output: Any) -> None:
+        def hook(_: nn.Module, __: object, output: object) -> None:
             value = output[0] if isinstance(output, tuple) and output else output
-            if name not in found and hasattr(value, "detach") and value.is_floating_point():
-                found[name] = value.detach().float().cpu().numpy()
+            if name not in outputs and isinstance(value, torch.Tensor) and value.is_floating_point():
+                outputs[name] = value.detach().float().cpu().numpy()
 
         return hook
 
-    hooks = [one.register_forward_hook(keep(name)) for name, one in module.named_modules() if name in wanted]
+    hooks = [child.register_forward_hook(keep(name)) for name, child in module.named_modules() if name in names]
     try:
         session.predict(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return outputs

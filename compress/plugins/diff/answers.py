@@ -320,24 +320,25 @@ def compare_on_random_inputs(
     feeds = [feeder(session, str(folder)) for session, folder in zip(sessions, (before, after), strict=True)]
     outputs: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in progress.track(inputs.batches, "ask both", len(inputs.batches)):
-        answers_of_both = [session.predict(feed(batch)) for session, feed in zip(sessions, feeds, strict=True)]
+        predictions = [session.predict(feed(batch)) for session, feed in zip(sessions, feeds, strict=True)]
         name = next(
-            (
-                output
-                for output in (_LOGITS, *answers_of_both[0])
-                if all(output in answers for answers in answers_of_both)
-            ),
+            (output for output in (_LOGITS, *predictions[0]) if all(output in answers for answers in predictions)),
             None,
         )
-        if name is None or answers_of_both[0][name].shape != answers_of_both[1][name].shape:
-            return AnswersDiff(inputs=inputs.description, notes=(_mismatch_note(answers_of_both, name),))
-        outputs.append((answers_of_both[0][name].astype(np.float64), answers_of_both[1][name].astype(np.float64)))
+        if name is None or predictions[0][name].shape != predictions[1][name].shape:
+            return AnswersDiff(inputs=inputs.description, notes=(_mismatch_note(predictions, name),))
+        outputs.append((predictions[0][name].astype(np.float64), predictions[1][name].astype(np.float64)))
     # Outputs other than logits have no classes. Compare their numbers, cut to a common width.
     if name != _LOGITS:
-        wide = [np.concatenate([pair[side].reshape(len(pair[side]), -1)[:, :min(int(np.prod(pair[0].shape[1:])) for pair in outputs)] for pair in outputs])
-                for side in (0, 1)]  # fmt: skip
-        near = output_agreement(*wide)
-        rows = [_causes_in_sums("rms_error", near.rms), _causes_in_sums("output_cosine", near.cosine)]
+        width = min(int(np.prod(before.shape[1:])) for before, _ in outputs)
+        matrices = [
+            np.concatenate([pair[side].reshape(len(pair[side]), -1)[:, :width] for pair in outputs]) for side in (0, 1)
+        ]
+        agreement = output_agreement(*matrices)
+        rows = [
+            Measurement(model=FINAL, metric=metric, target=HERE, value=float(value), unit="ratio")
+            for metric, value in (("rms_error", agreement.rms), ("output_cosine", agreement.cosine))
+        ]
         return AnswersDiff(inputs=inputs.description, rows=tuple(rows))
     return _compare_logits(inputs, outputs)
 
@@ -384,7 +385,3 @@ def _drawn_rows(same: np.ndarray, apart: np.ndarray, surer: np.ndarray | None) -
     rows = [agreement_row(same, FINAL, HERE) if is_binary else mean_measurement("agreement", same, "ratio")]
     rows.append(mean_measurement("kl_divergence", apart, "nats"))
     return rows if surer is None else [*rows, mean_measurement("confidence_change", surer, "ratio")]
-
-
-def _causes_in_sums(metric: str, value: float) -> Measurement:
-    return Measurement(model=FINAL, metric=metric, target=HERE, value=float(value), unit="ratio")

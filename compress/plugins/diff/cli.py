@@ -48,8 +48,7 @@ def diff(
     """Say what differs between two models: files and recipe, every tensor, answers; and what to look at first."""
     from compress.cli.output import ConsoleProgress, show
     from compress.formats.quiet_output import quiet_libraries
-    from compress.plugins.diff.limits import read_limits
-    from compress.plugins.diff.models import DiffRequest, compare_models
+    from compress.plugins.diff.models import DiffRequest, compare_models, read_limits
     from compress.plugins.diff.views import console_diff, html_diff
     from compress.utils.progress import SilentProgress
 

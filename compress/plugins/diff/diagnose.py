@@ -1,4 +1,4 @@
-"""What was done to a tensor, where its numbers say so plainly."""
+"""Likely causes of a tensor's change: scaling, zeroed rows, pruning, permutation, a merged LoRA or fewer bits."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from compress.numerics.weight_difference import (
 from compress.results.formatting import format_number
 
 _LEFT = 0.05
-"""Share of the difference's size that a cause may leave unexplained."""
+"""Share of the difference's norm that a cause may leave unexplained."""
 _PATTERNS = (Pattern(2, 4, False), Pattern(1, 4, False), Pattern(4, 8, False))
 _NAMED = 8
 _MOST_ROWS = 200_000
 _SAMPLED = 16
 _TELLING = 4
-"""Numbers that one factor has to fit."""
+"""Smallest number of values that a common factor must fit to count as a cause."""
 
 
-def causes_of(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, shape: tuple[int, int]) -> tuple[str, ...]:
+def find_causes(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, shape: tuple[int, int]) -> tuple[str, ...]:
     """Return likely causes of a change in words, the most obvious first, or nothing if the numbers show none.
 
     Args:
@@ -39,46 +39,47 @@ def causes_of(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, shape
     """
     if read.not_finite[1] > read.not_finite[0]:
         return (f"{read.not_finite[1]} values are no finite numbers",)
-    found = list(_plain(read, chunks, shape))
-    if found or head is None:
-        return tuple(found)
+    causes = list(_causes_in_sums(read, chunks, shape))
+    if causes or head is None:
+        return tuple(causes)
     if head.rank is not None and head.rank < min(shape) // 2:
         return (f"a change of rank {head.rank} was added, as a merged LoRA adds it",)
-    bits = _lowered(chunks)
+    bits = _coarser_grid_bits(chunks)
     return (f"its rows lie on a grid of {bits} bits now",) if bits is not None else ()
 
 
-def _plain(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
-    """Factors, zeros and another order."""
+def _causes_in_sums(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
+    """Yield causes that the sums show: a common factor, zeroed rows, pruning, a factor for each row, or a new order."""
     factor = read.product / read.before if read.before else 0.0
-    if read.size >= _TELLING and _left(read.before, read.after, read.product, read.difference) <= _LEFT:
+    if read.size >= _TELLING and _residual_share(read.before, read.after, read.product, read.difference) <= _LEFT:
         yield f"all of it is {format_number(factor, 4)} times what it was"
         return
     zeroed = np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0))
-    if len(zeroed) and _explains(read, zeroed):
+    # Structured pruning sets whole rows to zero and leaves the others.
+    if len(zeroed) and _zeroed_rows_explain(read, zeroed):
         yield f"{_rows(zeroed)} {'is' if len(zeroed) == 1 else 'are'} all zeros now, the others are as they were"
         return
     if len(zeroed) and len(zeroed) < shape[0]:
         yield f"{_rows(zeroed)} {'is' if len(zeroed) == 1 else 'are'} all zeros now"
-    if (pruned := _pruned(read, chunks, shape)) is not None:
+    if (pruned := _describe_pruning(read, chunks, shape)) is not None:
         yield pruned
         return
-    for axis, name, along in ((read.rows, "row", shape[1]), (read.columns, "column", shape[0])):
-        if along >= _TELLING and len(axis.before) > 1 and (by_axis := _scaled(axis, name)) is not None:
-            yield by_axis
+    for axis, name, length in ((read.rows, "row", shape[1]), (read.columns, "column", shape[0])):
+        if length >= _TELLING and len(axis.before) > 1 and (scaling := _axis_scaling(axis, name)) is not None:
+            yield scaling
             return
-    yield from _orders(read, chunks, shape)
+    yield from _permutations(read, chunks, shape)
 
 
-def _left(before: float, after: float, product: float, difference: float) -> float:
-    """What the best factor leaves of the difference, as a share of its size."""
+def _residual_share(before: float, after: float, product: float, difference: float) -> float:
+    """Return the share of the difference's norm that the best common factor does not explain."""
     if not before or not difference:
         return 1.0
     return float(np.sqrt(max(after - product**2 / before, 0.0) / difference))
 
 
-def _explains(read: DifferenceSums, zeroed: np.ndarray) -> bool:
-    """Whether rows alone are the whole difference."""
+def _zeroed_rows_explain(read: DifferenceSums, zeroed: np.ndarray) -> bool:
+    """Return True if the zeroed rows contain the whole difference."""
     others = read.difference - float(read.rows.difference[zeroed].sum())
     return bool(others <= (_LEFT**2) * read.difference)
 
@@ -89,50 +90,55 @@ def _rows(places: np.ndarray) -> str:
     return f"row{'s' if len(places) > 1 else ''} {shown}{more}"
 
 
-def _pruned(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> str | None:
-    """Zeros where none were; by which pattern, and whether what is left is as it was."""
+def _describe_pruning(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> str | None:
+    """Describe new zeros by their share and N:M pattern, and state whether the other values changed."""
     before, after = (count / read.size for count in read.zeros)
     if after - before < 0.02:
         return None
-    kept = read.kept / max(read.size - read.zeros[1], 1)
-    rest = "the others are as they were" if kept > 0.99 else "the others were changed too"
-    pattern = next((one for one in _PATTERNS if one.fits(*shape) and _keeps_to(chunks, one)), None)
-    by = (
+    unchanged = read.kept / max(read.size - read.zeros[1], 1)
+    others = "the others are as they were" if unchanged > 0.99 else "the others were changed too"
+    # Whether no stretch of inputs keeps more than the pattern lets it.
+    pattern = next(
+        (
+            candidate
+            for candidate in _PATTERNS
+            if candidate.fits(*shape)
+            and all(
+                int(np.count_nonzero(after.reshape(len(after), -1, candidate.second), axis=-1).max()) <= candidate.first
+                for _, after in chunks()
+            )
+        ),
+        None,
+    )
+    pattern_text = (
         f" by {pattern}"
         if pattern is not None and pattern.sparsity is not None and after > pattern.sparsity - 0.02
         else ""
     )
-    return f"pruned{by}: {after:.1%} zeros where there were {before:.1%}, {rest}"
+    return f"pruned{pattern_text}: {after:.1%} zeros where there were {before:.1%}, {others}"
 
 
-def _keeps_to(chunks: Chunks, pattern: Pattern) -> bool:
-    """Whether no stretch of inputs keeps more than the pattern lets it."""
-    return all(
-        int(np.count_nonzero(after.reshape(len(after), -1, pattern.second), axis=-1).max()) <= pattern.first
-        for _, after in chunks()
-    )
-
-
-def _scaled(axis: AxisSums, name: str) -> str | None:
-    """A factor of each row, or of each column."""
+def _axis_scaling(axis: AxisSums, name: str) -> str | None:
+    """Describe a factor for each row or each column, or return None if factors do not explain the difference."""
+    # Least squares: the factor of a row is its inner product with the old row over the old row's square.
     factors = np.divide(axis.product, axis.before, out=np.ones_like(axis.product), where=axis.before > 0)
-    left = float((axis.after - factors * axis.product).clip(min=0).sum())
-    if left > _LEFT**2 * float(axis.difference.sum()):
+    residual = float((axis.after - factors * axis.product).clip(min=0).sum())
+    if residual > _LEFT**2 * float(axis.difference.sum()):
         return None
     moved = np.flatnonzero(np.abs(factors - 1) > 1e-3)
     low, high = format_number(float(factors[moved].min()), 4), format_number(float(factors[moved].max()), 4)
-    by = f"{low} times" if low == high else f"{low} to {high} times"
+    range_text = f"{low} times" if low == high else f"{low} to {high} times"
     if len(moved) == len(factors):
-        return f"every {name} is {by} what it was"
-    return f"{len(moved):,} of {len(factors):,} {name}s are {by} what they were"
+        return f"every {name} is {range_text} what it was"
+    return f"{len(moved):,} of {len(factors):,} {name}s are {range_text} what they were"
 
 
-def _orders(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
+def _permutations(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
     for along_rows, axis, name in ((True, read.rows, "row"), (False, read.columns, "column")):
         if 1 < len(axis.before) <= _MOST_ROWS and _same_norms(axis):
-            found = reordered(chunks, shape, along_rows)
-            if found is not None:
-                yield _order_words(found, name)
+            order = reordered(chunks, shape, along_rows)
+            if order is not None:
+                yield _order_words(order, name)
                 return
 
 
@@ -144,15 +150,15 @@ def _same_norms(axis: AxisSums) -> bool:
 def _order_words(found: Reordered, name: str) -> str:
     unit = f"{name}s" if found.block == 1 else f"blocks of {found.block} {name}s"
     if found.swapped is not None:
-        one, other = found.swapped
-        return f"{unit} {one} and {other} have changed places"
+        first, second = found.swapped
+        return f"{unit} {first} and {second} have changed places"
     return f"{len(found.displaced):,} of {len(found.order) // found.block:,} {unit} stand in another order"
 
 
-def _lowered(chunks: Chunks) -> int | None:
-    """The bits of a coarser grid that the second's rows lie on and the first's don't."""
+def _coarser_grid_bits(chunks: Chunks) -> int | None:
+    """Return the bits of a coarser integer grid that only the new rows lie on, or None."""
     before, after = next(iter(chunks()))
-    places = np.linspace(0, len(before) - 1, min(_SAMPLED, len(before))).astype(int)
-    bits = grid_bits(after[places])
-    own = grid_bits(before[places])
-    return bits if bits is not None and (own is None or own > bits) else None
+    row_indices = np.linspace(0, len(before) - 1, min(_SAMPLED, len(before))).astype(int)
+    bits = grid_bits(after[row_indices])
+    previous_bits = grid_bits(before[row_indices])
+    return bits if bits is not None and (previous_bits is None or previous_bits > bits) else None

@@ -1,4 +1,4 @@
-"""What differs in the files beside the weights: config, tokenizer, recipe, and what a run's report says of its data."""
+"""Differences in config, tokenizer and other files beside the weights, in recipes, and in the reports of runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from compress.models.json_file import read_json
 from compress.plugins.diff.record import FieldChange
 from compress.recipe.loading import read_recipe
 from compress.results.report import Report
-from compress.utils.digests import digest_file
 from compress.utils.errors import CompressError
+from compress.utils.storage import digest_file
 
 TOKENIZER = "tokenizer.json"
 RECIPE = "recipe"
@@ -25,130 +25,142 @@ Fields = Mapping[str, str]
 
 
 def compare_folders(before: Path, after: Path) -> Iterator[FieldChange]:
-    """Fields of JSON files, tokens of the tokenizer, and files that one side lacks or that have other bytes.
+    """Yield the differences of the settings and tables in two model folders.
 
-    Nothing of two files that hold weights alone.
+    JSON files are compared by field, tokenizers by token, and other files by their bytes. Two model files without a
+    folder yield nothing.
     """
     if not (before.is_dir() and after.is_dir()):
         return
-    sides = [{path.name: path for path in sorted(folder.glob("*")) if _is_told(path)} for folder in (before, after)]
+    # True for settings and tables. Weights are compared tensor by tensor.
+    sides = [
+        {
+            path.name: path
+            for path in sorted(folder.glob("*"))
+            if (
+                path.is_file()
+                and path.suffix in (".json", ".txt", ".model", ".jinja")
+                and not path.name.endswith(_WEIGHTS)
+            )
+        }
+        for folder in (before, after)
+    ]
     for name in dict.fromkeys((*sides[0], *sides[1])):
         paths = [side.get(name) for side in sides]
         if None in paths:
-            yield FieldChange(file=name, field="", before=_there(paths[0]), after=_there(paths[1]))
+            yield FieldChange(file=name, field="", before=_size_text(paths[0]), after=_size_text(paths[1]))
         elif name == TOKENIZER:
-            yield from _tokenizers(*(read_json(path) for path in paths if path))
+            yield from _tokenizer_changes(*(read_json(path) for path in paths if path))
         elif name.endswith(".json") and all(path and path.stat().st_size < _READ_WHOLE for path in paths):
-            yield from differences(name, *(flattened(_json(path)) for path in paths if path))
+            yield from field_changes(name, *(flatten_fields(_json(path)) for path in paths if path))
         elif (digests := [digest_file(path)[:12] for path in paths if path])[0] != digests[1]:
             yield FieldChange(file=name, field="", before=digests[0], after=digests[1])
 
 
-def _is_told(path: Path) -> bool:
-    """Settings and tables: whatever a runtime opens is compared tensor by tensor."""
-    return path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and not path.name.endswith(_WEIGHTS)
-
-
-def _there(path: Path | None) -> str | None:
+def _size_text(path: Path | None) -> str | None:
     return None if path is None else f"{path.stat().st_size:,} bytes"
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return {"": "no JSON"}
 
 
-def flattened(value: Any, name: str = "") -> dict[str, str]:
-    """Dotted name -> value as text. Long lists are told by their length, and by what they begin with."""
+def flatten_fields(value: object, name: str = "") -> dict[str, str]:
+    """Return nested values by dotted name as text. Long values are cut."""
     if isinstance(value, Mapping):
         return {key: text for part, inner in value.items() if part not in _NAMELESS
-                for key, text in flattened(inner, f"{name}.{part}" if name else str(part)).items()}  # fmt: skip
+                for key, text in flatten_fields(inner, f"{name}.{part}" if name else str(part)).items()}  # fmt: skip
     if value is None:
         return {}
-    if isinstance(value, list | tuple) and any(isinstance(one, Mapping | list) for one in value):
-        return {key: text for place, inner in enumerate(value)
-                for key, text in flattened(inner, f"{name}[{place}]").items()}  # fmt: skip
-    return {name: _text(value)}
-
-
-def _text(value: Any) -> str:
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list) for item in value):
+        return {key: text for index, inner in enumerate(value)
+                for key, text in flatten_fields(inner, f"{name}[{index}]").items()}  # fmt: skip
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\u2026 ({len(text):,} letters)"
+    return {name: (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\u2026 ({len(text):,} letters)")}
 
 
-def differences(file: str, before: Fields, after: Fields) -> Iterator[FieldChange]:
-    """Fields that differ, in their order."""
+def field_changes(file: str, before: Fields, after: Fields) -> Iterator[FieldChange]:
+    """Yield the fields that differ, in their order."""
     for field in dict.fromkeys((*before, *after)):
         if before.get(field) != after.get(field):
             yield FieldChange(file=file, field=field, before=before.get(field), after=after.get(field))
 
 
-def _tokenizers(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[FieldChange]:
-    tables = [_vocabulary(one) for one in (before, after)]
+def _tokenizer_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[FieldChange]:
+    """Yield the differences of vocabulary, merges and settings."""
+    tables = [_vocabulary(tokenizer) for tokenizer in (before, after)]
     if tables[0] != tables[1]:
         yield FieldChange(
-            file=TOKENIZER, field="vocabulary", before=f"{len(tables[0]):,} tokens", after=_vocabulary_words(*tables)
+            file=TOKENIZER, field="vocabulary", before=f"{len(tables[0]):,} tokens", after=_describe_vocabulary(*tables)
         )
-    rest = [flattened({**one, "model": {key: value for key, value in (one.get("model") or {}).items()
-                                        if key not in ("vocab", "merges")}}) for one in (before, after)]  # fmt: skip
-    yield from differences(TOKENIZER, *rest)
-    merges = [(one.get("model") or {}).get("merges") for one in (before, after)]
+    models = [dict(tokenizer.get("model") or {}) for tokenizer in (before, after)]
+    merges = [model.pop("merges", None) for model in models]
+    # The vocabulary is compared above, by token.
+    for model in models:
+        model.pop("vocab", None)
+    settings = [flatten_fields({**side, "model": model}) for side, model in zip((before, after), models, strict=True)]
+    yield from field_changes(TOKENIZER, *settings)
     if merges[0] != merges[1]:
-        counts = [f"{len(one or ()):,}" for one in merges]
-        yield FieldChange(file=TOKENIZER, field="merges", before=counts[0], after=f"{counts[1]}, other ones")
+        counts = [f"{len(entries or ()):,}" for entries in merges]
+        yield FieldChange(file=TOKENIZER, field="merges", before=counts[0], after=f"{counts[1]}, others")
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> id; of models with scores, by the place in their list."""
-    found = (tokenizer.get("model") or {}).get("vocab") or {}
-    if isinstance(found, Mapping):
-        return {str(token): int(place) for token, place in found.items()}
-    return {str(entry[0] if isinstance(entry, list) else entry): place for place, entry in enumerate(found)}
+    """Return token ids by token. Unigram models store a list of tokens with scores, whose index is the id."""
+    entries = (tokenizer.get("model") or {}).get("vocab") or {}
+    if isinstance(entries, Mapping):
+        return {str(token): int(index) for token, index in entries.items()}
+    return {str(entry[0] if isinstance(entry, list) else entry): index for index, entry in enumerate(entries)}
 
 
-def _vocabulary_words(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+def _describe_vocabulary(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     new = [token for token in after if token not in before]
-    gone = [token for token in before if token not in after]
-    moved = [token for token, place in after.items() if token in before and before[token] != place]
-    parts = [_some(new, "new"), _some(gone, "gone"), _some(moved, "of another id")]
+    removed = [token for token in before if token not in after]
+    moved = [token for token, index in after.items() if token in before and before[token] != index]
+    parts = [_list_tokens(new, "new"), _list_tokens(removed, "gone"), _list_tokens(moved, "of another id")]
     return f"{len(after):,} tokens: {', '.join(part for part in parts if part)}"
 
 
-def _some(tokens: Sequence[str], what: str) -> str:
+def _list_tokens(tokens: Sequence[str], what: str) -> str:
     shown = ", ".join(map(repr, tokens[:_SHOWN])) + (", \u2026" if len(tokens) > _SHOWN else "")
     return f"{len(tokens):,} {what} ({shown})" if tokens else ""
 
 
 def compare_recipes(before: Path, after: Path) -> Iterator[FieldChange]:
-    """Fields of both recipes as they are resolved. Raises `InputError` for one that is none."""
+    """Yield the fields of both resolved recipes that differ.
+
+    Raises:
+        InputError: A file is no valid recipe.
+    """
     sides = [read_recipe(path).model_dump(mode="json", exclude_defaults=False) for path in (before, after)]
     for side in sides:
-        side["stages"] = {f"{place}. {stage['kind']}": stage for place, stage in enumerate(side["stages"], start=1)}
-    yield from differences(RECIPE, *(flattened(side) for side in sides))
+        side["stages"] = {f"{index}. {stage['kind']}": stage for index, stage in enumerate(side["stages"], start=1)}
+    yield from field_changes(RECIPE, *(flatten_fields(side) for side in sides))
 
 
 def try_recipes(before: Path | None, after: Path | None) -> tuple[list[FieldChange], list[str]]:
     """Compare the recipes of both sides, and return reasons if that is impossible."""
     if before is None or after is None:
-        lacking = [name for name, path in (("A", before), ("B", after)) if path is None]
-        return [], [] if len(lacking) == 2 else [f"recipes: none lies beside {lacking[0]}"]
+        missing = [name for name, path in (("A", before), ("B", after)) if path is None]
+        return [], [] if len(missing) == 2 else [f"recipes: none lies beside {missing[0]}"]
     try:
         return list(compare_recipes(before, after)), []
     except CompressError as error:
         return [], [f"recipes: {error.what}"]
 
 
-def compare_reports_beside(before: Report, after: Report) -> Iterator[FieldChange]:
-    """The data, packages and machine that two reports name."""
-    yield from differences("report", _told(before), _told(after))
+def compare_report_fields(before: Report, after: Report) -> Iterator[FieldChange]:
+    """Yield the differences of data, packages and machine that two reports record."""
+    yield from field_changes("report", _report_fields(before), _report_fields(after))
 
 
-def _told(report: Report) -> Fields:
+def _report_fields(report: Report) -> Fields:
     data = report.data
     packages = {f"packages.{name}": str(value) for name, value in (report.environment.get("packages") or {}).items()}
-    known = [name for name in ("python", "platform", "processor") if name in report.environment]
-    machine: dict[str, str] = {name: str(report.environment[name]) for name in known}
+    machine_fields = [name for name in ("python", "platform", "processor") if name in report.environment]
+    machine: dict[str, str] = {name: str(report.environment[name]) for name in machine_fields}
     rows = {} if data is None else {"data.digest": data.digest[:12], "data.rows": str(data.rows)}
     return {"recipe": report.recipe, **rows, **packages, **machine}

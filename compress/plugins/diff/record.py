@@ -1,4 +1,4 @@
-"""What a diff of two models finds: one record for views, limits and whoever reads JSON."""
+"""Records of a diff, which views, limits and JSON output share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.report.compare.change import Comparison
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.utils.pydantic_models import Frozen, FrozenAliased
 
 SCHEMA = 1
@@ -15,7 +15,7 @@ How = Literal["identical", "rounded", "changed"]
 
 
 class FieldChange(Frozen):
-    """A field that differs; None for one that a side lacks."""
+    """Field with different values. None means that a side lacks the field."""
 
     file: str = Field(description="`config.json`, `recipe`, `tokenizer.json`, `report` or another file")
     field: str
@@ -24,34 +24,36 @@ class FieldChange(Frozen):
 
 
 class TensorChange(Frozen):
-    """A tensor of the first model beside what it is in the second. Sizes are root mean squares over the first's own.
+    """Change of a tensor from the first model to the second. Errors are root mean squares relative to the first tensor.
 
-    ``how``: `identical` in every number; `rounded`: what the bits of the stored forms explain; `changed`: more.
+    ``how`` is `identical` (all numbers equal), `rounded` (the stored bits explain the change) or `changed`.
     """
 
     name: str
-    other: str = Field("", description="its name in the second model, where that is another")
+    other: str = Field("", description="name in the second model, if it differs")
     layer: str
-    kind: str = Field(description="which part of its layer: `attention.self.query`, `mlp.up_proj`, `whole`")
+    kind: str = Field(description="part of its layer: `attention.self.query`, `mlp.up_proj`, `whole`")
     shape: tuple[int, ...]
     how: How
-    by: str = Field("name", description="`name` or `content`: how it was found in the second model")
-    relative: float = Field(0.0, description="size of the difference over that of the tensor")
-    unexplained: float = Field(0.0, description="the same without what the stored bits explain")
-    times_rounding: float | None = Field(None, description="the difference over what rounding to the step gives")
+    by: str = Field("name", description="rule that matched it to a tensor of the second model: `name` or `content`")
+    relative: float = Field(0.0, description="norm of the difference over the norm of the tensor")
+    unexplained: float = Field(0.0, description="like `relative`, without the part that the stored bits explain")
+    times_rounding: float | None = Field(None, description="difference over the error of rounding to the step")
     within_half_step: float | None = Field(None, description="share of the weights no more than half a step away")
     cosine: float = 1.0
-    factor: float = Field(1.0, description="by which the first is multiplied to be nearest to the second")
-    ranges: tuple[float, float, float, float] = Field(description="least and largest of the first, then of the second")
+    factor: float = Field(1.0, description="factor for the first tensor that brings it closest to the second")
+    ranges: tuple[float, float, float, float] = Field(
+        description="minimum and maximum of the first, then of the second"
+    )
     sparsity: tuple[float, float]
     bits: tuple[float, float]
     dtypes: tuple[str, str]
-    zeroed_rows: tuple[int, ...] = Field((), description="rows that are all zeros in the second alone")
+    zeroed_rows: tuple[int, ...] = Field((), description="rows that only the second sets to zero")
     spectrum: tuple[tuple[float, ...], tuple[float, ...]] | None = Field(
-        None, description="the largest singular values of both, of what changed"
+        None, description="largest singular values of both, for changed matrices"
     )
-    rank: int | None = Field(None, description="of the difference, where a few directions hold 99.9% of it")
-    causes: tuple[str, ...] = Field((), description="what was done to it, in words, where that is plain")
+    rank: int | None = Field(None, description="rank of the difference, if a few directions hold 99.9% of it")
+    causes: tuple[str, ...] = Field((), description="likely causes of the change")
 
     @property
     def entries(self) -> int:
@@ -63,43 +65,47 @@ class TensorChange(Frozen):
 
 
 class LayerChange(Frozen):
-    """The tensors of one layer together."""
+    """Change of all tensors of one layer."""
 
     name: str
     relative: float
     unexplained: float
     changed: int
     tensors: int
-    worst: str = Field(description="the tensor that changed most")
+    worst: str = Field(description="tensor with the largest change")
     causes: tuple[str, ...] = ()
 
 
 class WeightsDiff(Frozen):
-    """The tensors of two models."""
+    """Changes of the weights of two models."""
 
     formats: tuple[str, str]
     tensors: tuple[TensorChange, ...]
-    layers: tuple[LayerChange, ...] = Field(description="those that changed, the one that changed most first")
+    layers: tuple[LayerChange, ...] = Field(description="changed layers, the largest change first")
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
-    again: tuple[str, ...] = Field((), description="what the second holds once more, or has no need to")
+    again: tuple[str, ...] = Field(
+        (), description="further copies in the second model, and tensors that it does not need to store"
+    )
     unread: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> How:
-        """The worst of all tensors."""
+        """Largest kind of change of all tensors."""
         if self.added or self.removed or self.resized:
             return "changed"
-        return next((how for how in ("changed", "rounded") if any(one.how == how for one in self.tensors)), "identical")
+        return next(
+            (how for how in ("changed", "rounded") if any(tensor.how == how for tensor in self.tensors)), "identical"
+        )
 
     def having(self, how: How) -> tuple[TensorChange, ...]:
         """Return the tensors with one kind of change."""
-        return tuple(one for one in self.tensors if one.how == how)
+        return tuple(tensor for tensor in self.tensors if tensor.how == how)
 
 
-class Parting(Frozen):
-    """The output of a module in both models on the same inputs: root mean square of the difference over its spread."""
+class ModuleDifference(Frozen):
+    """Difference of a module's output in both models: the root mean square error over the output's spread."""
 
     module: str
     error: float
@@ -108,28 +114,28 @@ class Parting(Frozen):
 class Activations(Frozen):
     """Differences of intermediate values in both models, in the order of computation."""
 
-    first: str | None = Field(description="the first whose values part; None where none do")
-    error: float = Field(0.0, description="there")
-    modules: tuple[Parting, ...] = ()
+    first: str | None = Field(description="first module whose values differ, or None")
+    error: float = Field(0.0, description="error of that module")
+    modules: tuple[ModuleDifference, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 class AnswersDiff(Frozen):
-    """Answers of both models to the same inputs. ``rows`` compare the second with the first, with intervals."""
+    """Outputs of both models for the same inputs. ``rows`` compare the second model with the first, with intervals."""
 
-    inputs: str = Field(description="which: `64 drawn texts`, or the rows of a file or of a recipe's test split")
+    inputs: str = Field(description="inputs: random texts or images, or the rows of a file or of a test split")
     rows: tuple[Measurement, ...] = ()
-    comparison: Comparison | None = Field(None, description="where there are labels, or two reports")
-    flips: tuple[str, ...] = Field((), description="inputs that both answer otherwise, where nothing is labelled")
+    comparison: Comparison | None = Field(None, description="comparison of metrics, for labelled rows or two reports")
+    flips: tuple[str, ...] = Field((), description="unlabelled inputs with different predictions")
     notes: tuple[str, ...] = ()
 
     def find(self, metric: str) -> Measurement | None:
-        """A row by its metric."""
+        """Return the row of a metric, or None."""
         return next((row for row in self.rows if row.metric == metric), None)
 
 
 class LimitFound(Frozen):
-    """A bound that was asked for. ``state`` is `missed` where the value surely lies above it."""
+    """Limit with its measured value. ``state`` is `missed` if the whole confidence interval lies above the bound."""
 
     name: str
     bound: float
@@ -138,7 +144,7 @@ class LimitFound(Frozen):
 
 
 class Diff(FrozenAliased):
-    """Two models. ``first`` names what to look at before all else."""
+    """Differences of two models. ``first`` names the first thing to examine."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     before: str
@@ -151,4 +157,4 @@ class Diff(FrozenAliased):
     answers: AnswersDiff | None = None
     activations: Activations | None = None
     limits: tuple[LimitFound, ...] = ()
-    not_compared: tuple[str, ...] = Field((), description="what could not be compared, and why")
+    not_compared: tuple[str, ...] = Field((), description="parts that could not be compared, with reasons")

@@ -1,23 +1,95 @@
-"""A diff for the console, and as a page."""
+"""Console output and HTML page of a diff."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.plugins.diff.heatmap import heat_map
-from compress.plugins.diff.models import field_words, percent, weights_words
+from compress.inspection.layers import reading_order
+from compress.plugins.diff.models import percent
 from compress.plugins.diff.record import Diff, LimitFound, TensorChange
-from compress.report.compare import forest_plot
 from compress.report.compare import formatting as compare_words
 from compress.report.compare.pages import change_rows
 from compress.report.pages import render
+from compress.report.plot import element, format_coordinate, text, with_tooltip
 from compress.results.formatting import format_measurement, format_number
 from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
+
+_MOST_KINDS = 12
+_ROW, _CELL, _NAME, _HEAD = 24.0, 74.0, 8.2, 118.0
+_FAINTEST, _DEEPEST = 1e-4, 1.0
+WHOLE = "whole"
+
+
+def cells(tensors: Sequence[TensorChange]) -> dict[tuple[str, str], list[TensorChange]]:
+    """Return the tensors of each (layer, kind). Kinds with a common parent are merged until few enough remain."""
+    depth = max((tensor.kind.count(".") + 1 for tensor in tensors), default=1)
+    while True:
+        groups: dict[tuple[str, str], list[TensorChange]] = defaultdict(list)
+        for tensor in tensors:
+            groups[tensor.layer, ".".join(tensor.kind.split(".")[:depth])].append(tensor)
+        if depth == 1 or len({kind for _, kind in groups}) <= _MOST_KINDS:
+            return groups
+        depth -= 1
+
+
+def heat_map(tensors: Sequence[TensorChange]) -> str:
+    """Return the heat map as SVG. The tooltip of each cell describes its worst tensor."""
+    groups = cells(tensors)
+    layers = sorted({layer for layer, _ in groups}, key=reading_order)
+    kinds = list(dict.fromkeys(kind for _, kind in groups))
+    left = max(map(len, layers), default=1) * _NAME + 14
+    width, height = left + _CELL * len(kinds) + 46, _HEAD + _ROW * len(layers) + 6
+    parts = [_head(kind, left + _CELL * (column + 0.5)) for column, kind in enumerate(kinds)]
+    for row, layer in enumerate(layers):
+        y = _HEAD + _ROW * row
+        parts.append(text(left - 10, y + 16, layer, "tick", "end"))
+        parts += [
+            _cell(groups[layer, kind], layer, kind, left + _CELL * column, y)
+            for column, kind in enumerate(kinds)
+            if (layer, kind) in groups
+        ]
+    box = {
+        "viewBox": f"0 0 {format_coordinate(width)} {format_coordinate(height)}",
+        "class": "heat",
+        "width": format_coordinate(width),
+    }
+    return element("svg", {**box, "role": "img", "aria-label": "change of the weights by layer and kind"}, *parts)
+
+
+def _head(kind: str, x: float) -> str:
+    """Return the rotated name of a column."""
+    y = _HEAD - 8
+    turned = f"rotate(-38 {format_coordinate(x)} {format_coordinate(y)})"
+    position: dict[str, str | float | None] = {"x": x, "y": y, "text-anchor": "start", "transform": turned}
+    return element("text", {**position, "class": "tick"}, kind)
+
+
+def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: float) -> str:
+    worst = max(members, key=lambda one: (one.unexplained, one.relative))
+    state = worst.how
+    shade = None if state == "identical" else format_coordinate(0.12 + 0.88 * depth(worst.relative))
+    box: dict[str, str | float | None] = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2, "rx": 3.0}
+    box |= {"class": state, "fill-opacity": shade}
+    words = "=" if state == "identical" else f"{format_number(worst.relative * 100, 2)}%"
+    deep = "deep" if state == "changed" and depth(worst.relative) > 0.55 else ""
+    causes = "".join(f"; {cause}" for cause in worst.causes)
+    tip = f"{layer} {kind}: {worst.name} {state}, {'0%' if words == '=' else words}{causes}"
+    shape = element("rect", box)
+    return with_tooltip("cell", tip, shape, text(x + _CELL / 2, y + 16, words, f"figure {deep}".strip()))
+
+
+def depth(relative: float) -> float:
+    """Return the darkness of a change from 0 to 1, by its logarithm."""
+    inside = min(max(relative, _FAINTEST), _DEEPEST)
+    return math.log(inside / _FAINTEST) / math.log(_DEEPEST / _FAINTEST)
+
 
 _STYLES = {"identical": "green", "same": "green", "changed": "yellow"}
 _CHIPS = {"kept": "passed", "missed": "missed", "cannot tell": "unknown", "not measured": "unknown"}
@@ -29,22 +101,22 @@ SENTENCES = {
 }
 
 
-def verdict_words(diff: Diff) -> str:
-    """The verdict as a sentence would have it."""
+def describe_verdict(diff: Diff) -> str:
+    """Return the verdict as a phrase."""
     if diff.weights is None:
         return "settings differ" if diff.fields else "no setting differs"
     return SENTENCES[diff.verdict]
 
 
-def short(name: str) -> str:
-    """The last part of a path."""
+def base_name(name: str) -> str:
+    """Return the last component of a path."""
     return Path(name).name or name
 
 
 def console_diff(diff: Diff) -> RenderableType:
-    """Verdict and what to look at first, then each depth."""
+    """Return the verdict, the first thing to examine, and a table for each depth."""
     parts: list[RenderableType] = [
-        Text(f"{diff.before} \u2192 {diff.after}: {verdict_words(diff)}", style=f"bold {_STYLES[diff.verdict]}"),
+        Text(f"{diff.before} \u2192 {diff.after}: {describe_verdict(diff)}", style=f"bold {_STYLES[diff.verdict]}"),
         Text(f"first: {diff.first}"),
         *(Text(line) for line in diff.summary),
     ]
@@ -52,8 +124,8 @@ def console_diff(diff: Diff) -> RenderableType:
         table = ResponsiveTable(
             "Files and recipe", [TableColumn("file"), TableColumn("what"), TableColumn("A"), TableColumn("B")]
         )
-        for one in diff.fields[:_MOST_FIELDS]:
-            table.add(one.file, one.field, one.before or "none", one.after or "none")
+        for change in diff.fields[:_MOST_FIELDS]:
+            table.add(change.file, change.field, change.before or "none", change.after or "none")
         parts += [table, *_more(len(diff.fields), _MOST_FIELDS)]
     if diff.weights is not None and diff.weights.layers:
         columns = [
@@ -65,12 +137,12 @@ def console_diff(diff: Diff) -> RenderableType:
         ]
         table = ResponsiveTable("Layers, the one that changed most first", columns)
         for layer in diff.weights.layers[:_MOST_LAYERS]:
-            counted = f"{layer.changed} of {layer.tensors}"
-            figures = percent(layer.relative), percent(layer.unexplained)
-            table.add(layer.name, *figures, counted, "; ".join(layer.causes) or layer.worst)
+            changed_tensors = f"{layer.changed} of {layer.tensors}"
+            shares = percent(layer.relative), percent(layer.unexplained)
+            table.add(layer.name, *shares, changed_tensors, "; ".join(layer.causes) or layer.worst)
         parts += [table, *_more(len(diff.weights.layers), _MOST_LAYERS)]
-    parts += [Text(f"{found.name}: {limit_words(found)}", style="red" if found.state == "missed" else "")
-              for found in diff.limits]  # fmt: skip
+    parts += [Text(f"{limit.name}: {describe_limits(limit)}", style="red" if limit.state == "missed" else "")
+              for limit in diff.limits]  # fmt: skip
     parts += [Text(f"not compared: {line}", style="yellow") for line in diff.not_compared]
     return Group(*parts)
 
@@ -80,29 +152,30 @@ def _more(count: int, shown: int) -> Iterator[Text]:
         yield Text(f"and {count - shown} more: --format html or --json has all")
 
 
-def limit_words(found: LimitFound) -> str:
-    """`0.031, at most 0.02: missed`."""
+def describe_limits(found: LimitFound) -> str:
+    """Return a limit's value, bound and state, such as `0.031, at most 0.02: missed`."""
     value = "not measured" if found.value is None else format_number(found.value, 3)
     return f"{value}, at most {format_number(found.bound, 3)}: {found.state}"
 
 
 def html_diff(diff: Diff) -> str:
-    """The page: heat map, layers, fields, answers, and every tensor that isn't identical."""
+    """Return the HTML page with heat map, layers, fields, answers, and all tensors that are not identical."""
     comparison = diff.answers.comparison if diff.answers else None
     tensors = diff.weights.tensors if diff.weights else ()
     moved = sorted(
-        (one for one in tensors if one.how != "identical"), key=lambda one: (-one.unexplained, -one.relative)
+        (tensor for tensor in tensors if tensor.how != "identical"),
+        key=lambda tensor: (-tensor.unexplained, -tensor.relative),
     )
-    missed = any(found.state == "missed" for found in diff.limits)
+    missed = any(limit.state == "missed" for limit in diff.limits)
     return render(
         "plugins/diff/templates/diff.html",
-        f"{short(diff.before)} and {short(diff.after)} \u00b7 compress diff",
+        f"{base_name(diff.before)} and {base_name(diff.after)} \u00b7 compress diff",
         diff.model_dump_json(by_alias=True),
         styled="report/compare/templates/comparison.html",
         diff=diff,
-        name=f"{short(diff.before)} \u2192 {short(diff.after)}",
+        name=f"{base_name(diff.before)} \u2192 {base_name(diff.after)}",
         state="missed" if missed else "passed" if diff.verdict != "changed" else "unknown",
-        sentence=verdict_words(diff),
+        sentence=describe_verdict(diff),
         heat=heat_map(tensors) if tensors else "",
         moved=moved,
         comparison=comparison,
@@ -112,17 +185,15 @@ def html_diff(diff: Diff) -> str:
         measured=format_measurement,
         figures=_figures,
         percent=percent,
-        field_words=field_words,
-        limit_words=limit_words,
-        weights_words=weights_words,
+        describe_limits=describe_limits,
         change_rows=change_rows,
         words=compare_words,
-        forest=forest_plot,
+        forest=compare_words,
     )
 
 
 def _figures(one: TensorChange) -> tuple[str, ...]:
-    """Shape, bits, change, beyond rounding, cosine, factor, range, zeros, head of the spectrum."""
+    """Return the table cells of a tensor: shape, bits, change, cosine, factor, range, zeros and singular values."""
     ranges = [format_number(value, 3) for value in one.ranges]
     head = "" if one.spectrum is None else " \u2192 ".join(
         ", ".join(format_number(value, 3) for value in side[:2]) for side in one.spectrum

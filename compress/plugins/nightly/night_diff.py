@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from compress.plugins.diff.models import Side, Wanted, compare_models
+from compress.plugins.diff.models import DiffRequest, Side, compare_models
 from compress.plugins.nightly.record import Night, NightFinding
 from compress.report.run_folder import MODEL, REPORT, folder_name
 from compress.results.report import load_report
@@ -52,7 +52,7 @@ def describe_weight_changes(before: Night | None, after: Night, entry: str, arti
     if before is None or older is None or newer is None:
         return None
     try:
-        diff = compare_models(older, newer, Wanted("weights"), SilentProgress())
+        diff = compare_models(older, newer, DiffRequest("weights"), SilentProgress())
     except CompressError as error:
         return f"its weights can't be compared with those of {before.label}: {error.what}"
     if diff.weights is not None and diff.weights.verdict == "identical":

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.models.model import TorchModel
-from compress.plugins.diff.drawn import draw
-from compress.plugins.diff.limits import judged
+from compress.plugins.diff.answers import draw_inputs
+from compress.plugins.diff.models import check_limits
 from compress.plugins.diff.record import AnswersDiff, Diff
 from compress.plugins.diff.views import html_diff
 from compress.results.report import DataRecord, Report
@@ -91,7 +91,7 @@ def test_drawn_inputs_flip_as_often_as_torch_says_and_values_part_at_the_changed
     encoder: Path, changed: Path
 ) -> None:
     diff = found(encoder, changed)
-    batches = draw(encoder, changed).batches
+    batches = draw_inputs(encoder, changed).batches
     logits_before, after = (
         np.concatenate([logits(folder, dict(batch)) for batch in batches]) for folder in (encoder, changed)
     )
@@ -150,7 +150,7 @@ def test_a_share_that_chance_may_have_put_over_its_bound_is_not_missed() -> None
     answers = AnswersDiff(inputs="48", rows=(row,))
     diff = Diff(before="a", after="b", verdict="changed", first="", summary=(), answers=answers)
     for bound, state in ((0.13, "kept"), (0.12, "cannot tell"), (0.07, "cannot tell"), (0.05, "missed")):
-        assert judged(diff, {"flips": bound})[0].state == state
+        assert check_limits(diff, {"flips": bound})[0].state == state
 
 
 def test_an_encoder_beside_a_decoder_is_compared_as_far_as_it_goes(encoder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from tiny_decoders import DECODERS, save, some_ids
 from trials import Trial
 
-from compress.formats.gguf.export import Types, compare_gguf, write_gguf
+from compress.formats.gguf.export import GgufTypes, compare_gguf, write_gguf
 from compress.formats.gguf.families import FAMILIES
 from compress.formats.gguf.runtime import RUNTIME, LlamaCppSession
 from compress.formats.targets import TARGETS
@@ -32,10 +32,10 @@ def judge(name: str, folder: Path) -> tuple[bool, str]:
     model = save(name, folder)
     try:
         checkpoint = Checkpoint(folder)
-        write_gguf(checkpoint, folder / "tiny.gguf", Types("f32"))
+        write_gguf(checkpoint, folder / "tiny.gguf", GgufTypes("f32"))
         worst = max(
             comparison.largest - comparison.allowed
-            for comparison in compare_gguf(folder / "tiny.gguf", checkpoint, Types("f32"))
+            for comparison in compare_gguf(folder / "tiny.gguf", checkpoint, GgufTypes("f32"))
         )
         if worst > 0:
             return False, f"a tensor came back {worst:.1e} off"

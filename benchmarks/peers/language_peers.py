@@ -17,7 +17,7 @@ from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 from safetensors.numpy import save_file
 
-from compress.formats.gguf.export import Types, plan_gguf, write_gguf
+from compress.formats.gguf.export import GgufTypes, plan_gguf, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.target_profile import Target
@@ -137,7 +137,7 @@ def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSettin
         library = llama_cpp_library()
         source = setting.folder / "f32.gguf"
         if not source.is_file():
-            write_gguf(Checkpoint(setting.source), source, Types("f32"))
+            write_gguf(Checkpoint(setting.source), source, GgufTypes("f32"))
         file = setting.folder / f"llama-cpp-{file_type}-{weighed}" / "model.gguf"
         file.parent.mkdir(exist_ok=True)
         more = {"library": str(library), "source": str(source), "file_type": file_type}

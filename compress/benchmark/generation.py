@@ -23,7 +23,7 @@ from compress.models.folder_checks import check_processor
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.recipe.recipe import Benchmark
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.utils.errors import DataError, InputError, ModelError
 from compress.utils.progress import Progress
 

@@ -28,8 +28,7 @@ from compress.inspection.integer_kernels import (
     part_of,
     product_cause,
 )
-from compress.inspection.layers import layers_of
-from compress.inspection.node_layers import UNNAMED, node_modules, origins_in
+from compress.inspection.layers import UNNAMED, layers_of, node_modules, origins_in
 from compress.numerics.statistics import bootstrap_interval, geometric_interval
 from compress.utils.environment import environment, spread_cores
 from compress.utils.progress import Progress

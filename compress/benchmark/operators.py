@@ -22,7 +22,7 @@ from compress.formats.onnx.costs import GraphCost, NodeCost, count_graph
 from compress.formats.onnx.runtimes.profile import CPU, CallRun, original_name, shapes_of
 from compress.formats.runtime import why_unavailable
 from compress.formats.target_profile import Target
-from compress.inspection.node_layers import node_layers
+from compress.inspection.layers import node_layers
 from compress.numerics.roofline import Roof, least_time
 from compress.numerics.statistics import bootstrap_interval
 from compress.utils.environment import environment, granted_cores, spread_cores

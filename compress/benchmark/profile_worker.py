@@ -15,8 +15,7 @@ import onnx_ir as ir
 from compress.benchmark.machine import measure_rates
 from compress.benchmark.noise import Usage
 from compress.benchmark.profiled_calls import ProfiledCalls
-from compress.benchmark.rpc import Reply, serve
-from compress.benchmark.subprocess_client import WorkerProcess, module_command
+from compress.benchmark.subprocess_client import Reply, WorkerProcess, module_command, serve
 from compress.benchmark.worker import Predictor, read_batches, time_calls, write_batches
 from compress.formats.generation.decoder import open_decoder
 from compress.formats.onnx.model import find_graph

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.benchmark.profile import Phase
-from compress.benchmark.scenarios import batches_by_length, evenly_spaced, sample_by_length
+from compress.benchmark.rounds import batches_by_length, evenly_spaced, sample_by_length
 from compress.formats.generation.decoder import PAST, PRESENT
 from compress.formats.onnx.costs import Tensor
 from compress.formats.runtime import Batch

@@ -9,12 +9,11 @@ import numpy as np
 
 from compress.benchmark.record import TimingRecord
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import TimedRounds
-from compress.benchmark.scenarios import length_buckets
+from compress.benchmark.rounds import TimedRounds, length_buckets
 from compress.benchmark.workloads.calls import BATCHED, SINGLE
 from compress.numerics.statistics import geometric_interval, median_interval, nested_quantile_intervals, t_interval
 from compress.recipe.recipe import Benchmark
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 
 _RESAMPLES = 500
 _FEWEST_LAUNCHES = 3

@@ -16,17 +16,16 @@ from compress.benchmark.noise import judge_noise
 from compress.benchmark.record import TimingConditions
 from compress.benchmark.restarts import Workload, WorkloadPlan
 from compress.benchmark.results import MeasurementWriter
-from compress.benchmark.rounds import slowed_rounds_note
-from compress.benchmark.scenarios import batches_by_length, one_of_each_length, sample_by_length
+from compress.benchmark.rounds import batches_by_length, one_of_each_length, sample_by_length, slowed_rounds_note
 from compress.benchmark.worker import write_batches
 from compress.benchmark.workloads.calls import CallPlan
 from compress.formats.target_profile import Target
 from compress.recipe.recipe import Benchmark
-from compress.results.measurement import MACHINE, Measurement
+from compress.results.report import MACHINE, Measurement
 from compress.tasks.task import Examples
-from compress.utils.digests import digest_directory
 from compress.utils.errors import DataError, InputError, StageError
 from compress.utils.progress import Progress
+from compress.utils.storage import digest_directory
 
 TIMING_VERSION = 5
 """Version of the measurements and their method. Cached timings of another version are not used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.data.columns import Column, are_label_ids, check_extra, check_labels, check_mapping, choose, sorted_labels
-from compress.data.config import DataConfig, is_sample
+from compress.data.config import DataConfig, HoldOut, is_sample
 from compress.data.files import Rows
-from compress.data.hold_out import hold_out
-from compress.data.media import identities
-from compress.data.rows import keys, overlap_error, overlapping, without
+from compress.data.media import identities, shown
 from compress.data.samples.fetch import sample_directory
 from compress.data.source import locate_split, locate_unlabeled, read
 from compress.utils.errors import DataError
@@ -23,6 +21,139 @@ from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+Key = tuple[str, ...]
+_SHOWN = 3
+
+
+def keys(table: pa.Table, columns: Sequence[str]) -> list[Key]:
+    """Return the identity of each row: normalized texts and content digests of files. Labels do not count."""
+    values = [[normalised(value) for value in identities(table[name])] for name in columns]
+    return list(zip(*values, strict=True))
+
+
+def overlapping(table: pa.Table, columns: Sequence[str], held_out: set[Key]) -> list[int]:
+    """Return the indices of the rows whose inputs occur in ``held_out``."""
+    return [index for index, key in enumerate(keys(table, columns)) if key in held_out]
+
+
+def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Return the table without the given rows."""
+    import numpy as np
+
+    mask = np.ones(len(table), dtype=bool)
+    mask[list(rows)] = False
+    return table.take(np.flatnonzero(mask))
+
+
+def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Callable[[int], str]) -> DataError:
+    """Return the error for rows of a split that also occur in the test split.
+
+    Args:
+        split: Name of the split.
+        table: Its rows.
+        rows: Indices of the overlapping rows.
+        place: Returns the position of a row, for the message.
+    """
+    values = shown(table[table.column_names[0]].take(rows[:_SHOWN]))
+    examples = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN], values, strict=True)]
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return DataError(
+        f"{len(rows)} of {len(table)} rows of the split {split!r} also stand in the test split, "
+        "so the test would not be held out.",
+        where="; ".join(examples) + more,
+        expected="texts of the test split in no other split, whatever their case and spacing",
+        hint=f"`data.drop_overlap: true` leaves them out of {split}",
+    )
+
+
+def normalised(text: str) -> str:
+    """Return the text casefolded, with each run of white space as one space."""
+    return " ".join(text.casefold().split())
+
+
+Beside = Mapping[str, Mapping[str, Sequence[Any]]]
+"""Split -> column -> one value per row, for columns that the task does not read."""
+
+
+def hold_out(
+    config: HoldOut, tables: Mapping[str, pa.Table], beside: Beside, inputs: Sequence[str]
+) -> tuple[dict[str, pa.Table], dict[str, Mapping[str, Sequence[Any]]]]:
+    """Move rows of one split into a new split. Equal rows move together.
+
+    Rows that also occur in another split, such as validation, are not candidates. Rows are sampled with the seed and
+    keep the order of the file.
+
+    Args:
+        config: Number of rows, source split, name of the new split, and seed.
+        tables: Split -> rows.
+        beside: Values of the extra columns.
+        inputs: Names of the input columns, by which rows are compared.
+
+    Returns:
+        The splits and the extra values, both with the new split.
+
+    Raises:
+        DataError: If the source split does not exist or has too few rows.
+    """
+    source = tables.get(config.source)
+    if source is None:
+        raise DataError(
+            f"No rows can be held out of {config.source!r}, which the recipe's data has not.",
+            where="data.hold_out.from",
+            expected=f"one of {', '.join(tables)}",
+        )
+    if config.split in tables:
+        raise DataError(
+            f"The recipe's data has a split {config.split!r} already.",
+            where="data.hold_out.split",
+            hint="give the rows that are held out another name",
+        )
+    source_keys = keys(source, inputs)
+    other_keys = {key for split, table in tables.items() if split != config.source for key in keys(table, inputs)}
+    chosen = _drawn(source_keys, other_keys, config)
+    remaining = without(source, chosen)
+    if not len(remaining):
+        raise DataError(
+            f"All {len(source):,} rows of {config.source!r} would be held out.",
+            where="data.hold_out.rows",
+            hint="hold out fewer rows, or give more to train on",
+        )
+    held_mask = np.zeros(len(source), dtype=bool)
+    held_mask[chosen] = True
+    values = beside.get(config.source, {})
+    updated_extra = {
+        config.source: {name: _at(column, np.flatnonzero(~held_mask)) for name, column in values.items()},
+        config.split: {name: _at(column, np.flatnonzero(held_mask)) for name, column in values.items()},
+    }
+    held_rows = source.take(np.flatnonzero(held_mask))
+    return {**tables, config.source: remaining, config.split: held_rows}, {**beside, **updated_extra}
+
+
+def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: HoldOut) -> list[int]:
+    """Return the sorted indices of the rows to hold out; rows with one key go together."""
+    rows_by_key: dict[Key, list[int]] = {}
+    for row, key in enumerate(source_keys):
+        rows_by_key.setdefault(key, []).append(row)
+    candidates = [key for key in rows_by_key if key not in other_keys]
+    chosen: list[int] = []
+    for index in np.random.default_rng(config.seed).permutation(len(candidates)):
+        if len(chosen) >= config.rows:
+            break
+        chosen += rows_by_key[candidates[index]]
+    if len(chosen) < config.rows:
+        raise DataError(
+            f"{config.rows:,} rows are to be held out of {config.source!r}, which has {len(chosen):,} that stand in no "
+            "other split.",
+            where="data.hold_out.rows",
+            hint="hold out fewer",
+        )
+    return sorted(chosen)
+
+
+def _at(column: Sequence[Any], places: np.ndarray) -> list[Any]:
+    return [column[int(place)] for place in places]
 
 
 TEST = "test"

@@ -17,7 +17,7 @@ from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
 from compress.numerics.statistics import pearson, spearman
 from compress.numerics.token_metrics import negative_log_likelihood
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
 from compress.utils.errors import DataError, ModelError

@@ -43,7 +43,7 @@ def open_value_graph(artifact: Path, target: Target, length: int | None = None) 
 
     ``length`` is the maximum number of tokens, which some formats need in advance.
     """
-    parts: ValueGraph = part_of(format_of(artifact), "parts")(model_file(artifact), target, length)
+    parts: ValueGraph = part_of(format_of(artifact), "value_graph")(model_file(artifact), target, length)
     return parts
 
 

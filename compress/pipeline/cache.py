@@ -15,9 +15,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from compress.utils.digests import digest_file, size_bytes
 from compress.utils.errors import StorageError
-from compress.utils.storage import AT_ONCE_SECONDS, locked, storage_errors
+from compress.utils.storage import AT_ONCE_SECONDS, digest_file, locked, size_bytes, storage_errors
 
 MANIFEST = "manifest.json"
 CONTENT = "content"

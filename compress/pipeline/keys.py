@@ -18,10 +18,9 @@ from compress.stages.base import Stage, all_references
 from compress.stages.protocols import Trains
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
-from compress.utils.digests import digest_directory
 from compress.utils.environment import package_versions
 from compress.utils.progress import SilentProgress
-from compress.utils.storage import cache_key
+from compress.utils.storage import cache_key, digest_directory
 from compress.utils.torch_device import CPU, resolve_device
 
 _VALIDATION = "validation"

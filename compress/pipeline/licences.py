@@ -13,8 +13,16 @@ from compress.data.dataset import TEST
 from compress.data.samples.sample import known_samples
 from compress.data.source import find
 from compress.formats.registry import RUNTIMES
-from compress.pipeline.licence_detection import Stated, package_licence, stated_by
-from compress.pipeline.licence_rules import NOT_STATED, canonical, duties, is_known, joined
+from compress.pipeline.licence_detection import (
+    NOT_STATED,
+    Stated,
+    canonical,
+    duties,
+    is_known,
+    joined,
+    package_licence,
+    stated_by,
+)
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, REPORT
 from compress.results.report import LicenceRecord, Report, load_report

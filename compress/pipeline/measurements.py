@@ -14,15 +14,12 @@ from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspection.budget import bytes_by_layer
 from compress.pipeline import generation_evals
-from compress.pipeline import generation_evals as image_generation_evals
 from compress.pipeline.formats import can_write, measurable, unsupported_reason, weights_of
 from compress.pipeline.runner import StageRunner
-from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
-from compress.pipeline.target_session import SPLIT, TargetSession
+from compress.pipeline.target_session import SHIPPED, SPLIT, Shipped, TargetSession, shipped, size_rows
 from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
 from compress.report.compare.machine_match import machine_summary
 from compress.report.predictions import ModelAnswers
-from compress.results.measurement import Measurement
 from compress.results.metrics import metric_against
 from compress.results.report import (
     BASELINE,
@@ -34,6 +31,7 @@ from compress.results.report import (
     DriftRecord,
     LayerBytes,
     LostToken,
+    Measurement,
     PictureRecord,
     SkippedTarget,
     SliceRecord,
@@ -250,10 +248,10 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         + generation_evals.choices(session)
         + generation_evals.similarities(session)
     )
-    findings.measurements += image_generation_evals.judgements(session, findings.parts)
-    findings.measurements += image_generation_evals.sampling_steps(session)
-    findings.pictures += image_generation_evals.image_grid(session)
-    findings.drift += image_generation_evals.sampling_drifts(session)
+    findings.measurements += generation_evals.judgements(session, findings.parts)
+    findings.measurements += generation_evals.sampling_steps(session)
+    findings.pictures += generation_evals.image_grid(session)
+    findings.drift += generation_evals.sampling_drifts(session)
     findings.calibration += session.calibration()
     answers_by_model = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {key: answers for key, answers in answers_by_model.items() if answers is not None}

@@ -22,7 +22,7 @@ from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.measurements import data_record, measure, test_labels
 from compress.pipeline.run_checks import check_artifacts, check_run
 from compress.pipeline.runner import StageRunner
-from compress.pipeline.target_limits import explained, target_limits
+from compress.pipeline.target_session import explained, target_limits
 from compress.plugins import find_extensions, load_extension, plugin_problems
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe
@@ -40,11 +40,10 @@ from compress.report.run_folder import (
 )
 from compress.results.report import Report
 from compress.stages.base import Stage
-from compress.utils.digests import digest_directory
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress, SilentProgress, Total
-from compress.utils.storage import storage_errors
+from compress.utils.storage import digest_directory, storage_errors
 
 Item = TypeVar("Item")
 Model = TypeVar("Model", bound=BaseModel)

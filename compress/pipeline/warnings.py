@@ -12,8 +12,7 @@ from compress.formats.runtime import HasExecutionNote, get_runtime
 from compress.formats.target_profile import Target, find_processor
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
-from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, FINAL
+from compress.results.report import BASELINE, FINAL, Measurement
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.utils.environment import processor_class
 
@@ -65,7 +64,7 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
         return []
     from compress.benchmark.operator_difference import compare_operators
     from compress.benchmark.profiled_calls import batch_calls
-    from compress.report.difference_console import cause_text, verdict_text
+    from compress.report.console import cause_text, verdict_text
 
     difference = compare_operators(
         *files,

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import PROFILES
-from compress.recipe.chosen_target import CUSTOM_TARGET_FIELDS, TARGET_FIELDS, TargetFields
 from compress.recipe.recipe import Recipe
+from compress.recipe.target_entries import CUSTOM_TARGET_FIELDS, TARGET_FIELDS, TargetFields
 from compress.stages.registry import STAGES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

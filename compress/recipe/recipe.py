@@ -11,9 +11,9 @@ from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
 from compress.formats.target_profile import TargetProfile, sum_in_32_bits
 from compress.formats.targets import PROFILES
-from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
 from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.search import Search
+from compress.recipe.target_entries import ChosenTarget, ProcessorClass, from_entry, profile_of
 from compress.stages.base import Stage, all_references
 from compress.stages.protocols import ResolvesForTargets
 from compress.stages.registry import AnyStage

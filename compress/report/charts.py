@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from compress.report.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, with_tooltip
 from compress.report.slices import ALL, SliceResult, slice_results
 from compress.results.formatting import format_improvement, format_measurement, format_number, format_value
-from compress.results.measurement import Measurement
 from compress.results.metrics import Metric, describe_metric, length_range_of, quality_metric, shortest_context
-from compress.results.report import BASELINE, FINAL, CalibrationCurve, Report
+from compress.results.report import BASELINE, FINAL, CalibrationCurve, Measurement, Report
 
 _CURVE = 120
 """Number of points of a curve."""

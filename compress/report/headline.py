@@ -8,9 +8,8 @@ from typing import Literal
 
 from compress.report.limits import paired_ratio_interval
 from compress.results.formatting import format_improvement, format_number, format_value
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric, quality_metric, shortest_context
-from compress.results.report import BASELINE, FINAL, Report
+from compress.results.report import BASELINE, FINAL, Measurement, Report
 
 _FEW_BITS = 8.5
 """Number of bits with their scales below which the headline names the storage of weights."""

@@ -10,9 +10,8 @@ from typing import Any
 from compress.numerics.statistics import t_interval
 from compress.recipe.recipe import Limit, Verdicts
 from compress.results.formatting import format_bytes
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
-from compress.results.report import BASELINE, FINAL, LimitResult, SkippedTarget
+from compress.results.report import BASELINE, FINAL, LimitResult, Measurement, SkippedTarget
 
 _COUNTS = {"word_error_rate": "word_errors"}
 """Error rates of rows of different lengths -> the metric that keeps the errors of each row."""

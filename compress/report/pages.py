@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from compress.report import charts, continuations, generated_images, headline, layers, rows, slices
+from compress.report import charts, generated_outputs, headline, rows, slices
 from compress.report.run_folder import REPORT, write_atomically
 from compress.results import formatting, metrics
 from compress.results.formatting import format_improvement, format_measurement
@@ -83,13 +83,13 @@ def html_page(report: Report) -> str:
         f"{report.recipe} \u00b7 compress report",
         report.to_json(),
         report=report,
-        stored=layers.module_bytes(report),
+        stored=rows.module_bytes(report),
         charts=charts,
-        continuations=continuations,
+        continuations=generated_outputs,
         headline=headline,
-        layers=layers,
+        layers=rows,
         metrics=metrics,
-        pictures=generated_images,
+        pictures=generated_outputs,
         rows=rows,
         slices=slices,
     )
@@ -159,11 +159,11 @@ def markdown_report(report: Report) -> str:
         "report/templates/report.md",
         report=report,
         against=_against,
-        continuations=continuations,
+        continuations=generated_outputs,
         headline=headline,
         measured=_measured,
         metrics=metrics,
-        pictures=generated_images,
+        pictures=generated_outputs,
         rows=rows,
         slices=slices,
     )

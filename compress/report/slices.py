@@ -10,9 +10,8 @@ import numpy as np
 from compress.numerics.differences import paired_bootstrap, paired_difference
 from compress.numerics.statistics import Estimate
 from compress.results.formatting import format_measurement
-from compress.results.measurement import Measurement
 from compress.results.metrics import Metric, metric_on_slice, quality_metric, slice_of, split_of
-from compress.results.report import BASELINE, FINAL, Report, SliceRecord
+from compress.results.report import BASELINE, FINAL, Measurement, Report, SliceRecord
 
 ALL = "all rows"
 _PERPLEXITY = "perplexity"

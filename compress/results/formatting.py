@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from compress.results.measurement import Measurement
 from compress.results.metrics import Metric, describe_metric
+from compress.results.report import Measurement
 
 _NUMBER_AND_UNIT = re.compile(r"^(-?[\d,.]+)(.*)$")
 _UNIT_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}

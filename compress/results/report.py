@@ -11,9 +11,31 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from compress.results.measurement import MACHINE, Measurement
 from compress.results.metrics import file_metrics
 from compress.utils.errors import InputError
+from compress.utils.pydantic_models import Frozen
+
+MACHINE = "machine"
+"""Name in place of a model: reference work that was timed beside the models, to relate sessions."""
+
+
+class Measurement(Frozen):
+    """One measured quantity of one model on one target.
+
+    ``low`` and ``high`` bound the 95% confidence interval. Both are ``None`` for exact quantities such as bytes.
+    ``raw`` holds the samples behind a statistic: latencies in ms, or outcomes of examples as 0 or 1.
+    """
+
+    model: str = Field(description="`baseline`, a stage's label, `final`, or `machine`")
+    metric: str
+    target: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    n: int = Field(1, ge=1, description="number of samples behind the value")
+    raw: tuple[float, ...] | None = None
+
 
 SCHEMA = 1
 BASELINE = "baseline"

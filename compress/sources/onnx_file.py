@@ -10,9 +10,9 @@ from pathlib import Path
 from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
 from compress.models.graph_inputs import GRAPH_INPUTS
 from compress.sources.build_model import write_once
-from compress.utils.digests import digest_file
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
+from compress.utils.storage import digest_file
 
 CONFIG = "config.json"
 CHANGES = "onnx_source.json"

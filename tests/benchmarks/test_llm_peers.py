@@ -14,7 +14,7 @@ from mergeable import TEXTS, save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from compress.formats.gguf.export import Types, write_gguf
+from compress.formats.gguf.export import GgufTypes, write_gguf
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.utils.progress import SilentProgress
@@ -59,7 +59,7 @@ def test_every_format_is_judged_by_the_same_loss(setting: Any, tmp_path: Path) -
     assert [len(window) for window in windows] == [48] * 4
     expected = np.exp(loss_of(tmp_path / "model", windows))
     assert setting.perplexity_of_checkpoint(tmp_path / "model") == pytest.approx(expected, rel=1e-5)
-    write_gguf(Checkpoint(tmp_path / "model"), tmp_path / "tiny.gguf", Types("f32"))
+    write_gguf(Checkpoint(tmp_path / "model"), tmp_path / "tiny.gguf", GgufTypes("f32"))
     # llama.cpp keeps keys and values in float16.
     assert setting.perplexity(tmp_path / "tiny.gguf", TARGETS["llama-cpp"]) == pytest.approx(expected, rel=1e-2)
 

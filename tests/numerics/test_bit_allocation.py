@@ -80,19 +80,6 @@ def test_a_whole_model_as_an_integer_program(share: float) -> None:
     assert loss_of(units, actual) == pytest.approx(solved.fun, rel=1e-7)
 
 
-def test_more_bits_go_where_they_save_more() -> None:
-    # Worked by hand: from 40 bits in all, the second unit saves 9 for 20 more, the first 5 for 10 and then 1 for 10.
-    units = [[Option(20, 7.0), Option(30, 2.0), Option(40, 1.0)], [Option(20, 10.0), Option(40, 1.0)]]
-    assert allocate_bits(units, 64) == (0, 1)
-    assert allocate_bits(units, 70) == (1, 1)
-    assert allocate_bits(units, 59) == (1, 0)
-
-
-def test_a_step_is_not_taken_without_the_one_before_it() -> None:
-    # From 0 bits, 10 save 5 and one more 0.4: with room for 5 only, the small step is not to be had alone.
-    assert allocate_bits([[Option(0, 10.0), Option(10, 5.0), Option(11, 4.6)]], 5) == (0,)
-
-
 def test_of_equal_losses_the_smaller_size_and_then_the_earlier_option_wins() -> None:
     assert allocate_bits([[Option(8, 1.0), Option(4, 1.0), Option(4, 1.0)]], 8) == (1,)
     assert allocate_bits([[Option(2, 1.0), Option(4, 0.0)]] * 3, 8) == (0, 0, 1)
@@ -109,10 +96,6 @@ def test_five_hundred_layers_stay_within_the_budget_and_use_it() -> None:
         if index < 4
     )
     assert 0 <= budget - size_of(units, actual) < smallest
-
-
-def test_no_units_need_no_bits() -> None:
-    assert allocate_bits([], 0) == ()
 
 
 def test_what_cannot_be_chosen_is_refused() -> None:

@@ -138,29 +138,6 @@ def test_influence_is_the_slope_of_the_weighted_area(seed: int) -> None:
     assert influence.sum() == pytest.approx(0, abs=1e-9)
 
 
-def test_its_spread_is_that_of_other_draws_of_pictures() -> None:
-    scores, right, owners, objects = problem(3, pictures=300)
-    area, influence = precision_influence(scores, right, owners, objects)
-    chance = np.random.default_rng(0)
-    draws = [
-        weighted_fast(scores, right, owners, objects, np.bincount(chance.integers(0, 300, 300), minlength=300))
-        for _ in range(300)
-    ]
-    assert influence.std() / np.sqrt(300) == pytest.approx(np.std(draws), rel=0.15)
-    assert area == pytest.approx(np.mean(draws), abs=0.02)
-
-
-def weighted_fast(
-    scores: np.ndarray, right: np.ndarray, owners: np.ndarray, objects: np.ndarray, weights: np.ndarray
-) -> float:
-    """The same as `weighted`, by arrays."""
-    order = np.argsort(-scores, kind="stable")
-    weight = weights[owners[order]]
-    hits, actual = np.cumsum(weight * right[order]), np.cumsum(weight)
-    precision = np.maximum.accumulate((hits / np.maximum(actual, 1))[::-1])[::-1]
-    return float((np.diff(hits, prepend=0) * precision).sum() / (objects * weights).sum())
-
-
 def test_nothing_found_and_nothing_there() -> None:
     none = np.zeros(0)
     area, influence = precision_influence(none, none.astype(bool), none.astype(int), np.array([1, 0]))
@@ -236,23 +213,6 @@ def test_what_is_among_the_corpus_does_not_find_itself(monkeypatch: pytest.Monke
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "dd", "e"]), max_size=12)
-
-
-@pytest.mark.parametrize(
-    ("said", "heard", "errors"),
-    [
-        ("press one now", "press one now", 0),
-        ("press one now", "press now", 1),
-        ("press one now", "please press one now", 1),
-        ("press one now", "press two now", 1),
-        ("a b c d", "b c d a", 2),
-        ("press one", "", 2),
-        ("", "thank you", 2),
-        ("", "", 0),
-    ],
-)
-def test_errors_counted_by_hand(said: str, heard: str, errors: int):
-    assert word_errors(said.split(), heard.split()) == errors
 
 
 @given(WORDS.filter(bool), WORDS)

@@ -17,7 +17,6 @@ from compress.numerics.differences import (
     decide,
     difference_of_estimates,
     difference_of_shares,
-    discordant,
     logarithm,
     mcnemar_mid_p,
     mcnemar_mid_p_one_sided,
@@ -54,20 +53,6 @@ def error_rates(n: int, discordance: float, difference: float, confidence: float
             above += outer * probability * (actual.low > difference)
             below += outer * probability * (actual.high < difference)
     return above, below
-
-
-def test_interval_of_a_hand_worked_table() -> None:
-    # b = 2, c = 12, n = 50: d = 10/52, sd = sqrt((15 - 100/52) / 52^2), z = 1.959964
-    actual = difference_of_shares(2, 12, 50, 0.95)
-    half = 1.959963985 * math.sqrt(15 - 100 / 52) / 52
-    assert actual == pytest.approx((0.2, 10 / 52 - half, 10 / 52 + half), abs=1e-9)
-
-
-def test_approval_of_a_prime_minister() -> None:
-    # 1,600 people asked twice, 150 approve only first, 86 only later: -0.04 with a standard error of 0.0095 by the
-    # plain Wald interval (Agresti, Categorical Data Analysis, section 10.1); the adjustment hardly moves it.
-    actual = difference_of_shares(150, 86, 1600, 0.95)
-    assert actual == pytest.approx((-0.04, -0.04 - 1.96 * 0.0095, -0.04 + 1.96 * 0.0095), abs=3e-4)
 
 
 def test_it_is_the_wald_interval_with_half_an_observation_in_each_cell() -> None:
@@ -124,10 +109,6 @@ def test_the_estimate_lies_in_its_interval_and_sides_mirror(n: int, data: st.Dat
     assert -1 <= low <= value <= high <= 1
     mirrored = difference_of_shares(only_candidate, only_baseline, n, confidence)
     assert mirrored == pytest.approx((-value, -high, -low))
-
-
-def test_outcomes_are_counted_by_example() -> None:
-    assert discordant([1, 1, 0, 0, 1], [1, 0, 1, 0, 0]) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,6 @@ def test_ties_fall_in_the_order_of_position():
     assert first.tolist() == [False] * 3 and second.tolist() == [True] * 3
 
 
-def test_the_share_that_is_dropped_is_rounded_down():
-    (mask,) = magnitude_masks([torch.tensor([3.0, 1.0, 2.0])], 0.6, "layer")
-    assert mask.tolist() == [True, False, True]
-
-
 def test_importance_of_heads_is_the_gradient_of_their_gates():
     batch, length, heads, size = 4, 3, 2, 5
     generator = torch.Generator().manual_seed(1)
@@ -91,13 +86,6 @@ def test_importance_of_heads_is_the_gradient_of_their_gates():
         (gate_gradient,) = torch.autograd.grad(loss(gated, target[row]), gates)
         expected += gate_gradient.abs()
     torch.testing.assert_close(taylor_importance(activation.detach(), gradient, size), expected)
-
-
-def test_importance_of_hand_worked_neurons():
-    activation = torch.tensor([[[1.0, 2.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
-    gradient = torch.tensor([[[1.0, 1.0], [-1.0, 9.0]], [[0.5, -3.0], [0.5, 1.0]]])
-    # First example: |1 - 3| and |2 + 0|; second: |0.5 + 0.5| and |-3 + 1|.
-    assert taylor_importance(activation, gradient, 1).tolist() == [3.0, 4.0]
 
 
 def test_the_most_important_come_in_ascending_order_and_ties_fall_to_the_lower_index():

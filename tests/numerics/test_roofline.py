@@ -20,19 +20,9 @@ def test_arithmetic_binds_above_the_ridge() -> None:
     assert least_time(ROOF, 1e9, 0, 10e6).seconds == pytest.approx(0.010)
 
 
-def test_memory_binds_below_the_ridge() -> None:
-    """10 MFLOP and 100 MB: 0.1 ms of arithmetic, 10 ms of memory."""
-    assert least_time(ROOF, 10e6, 0, 100e6).seconds == pytest.approx(0.010)
-
-
 def test_both_classes_of_arithmetic_add_up() -> None:
     """1 GFLOP takes 10 ms and 2 GOP of 8 bits 5 ms."""
     assert least_time(ROOF, 1e9, 2e9, 0).compute_s == pytest.approx(0.015)
-
-
-def test_at_the_ridge_both_take_as_long() -> None:
-    assert least_time(ROOF, 10 * 1e6, 0, 1e6).compute_s == pytest.approx(least_time(ROOF, 10 * 1e6, 0, 1e6).memory_s)
-    assert least_time(ROOF, 0, 40 * 1e6, 1e6).compute_s == pytest.approx(least_time(ROOF, 0, 40 * 1e6, 1e6).memory_s)
 
 
 @given(AMOUNT, AMOUNT, AMOUNT)

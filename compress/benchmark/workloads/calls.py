@@ -19,8 +19,17 @@ from compress.benchmark.restarts import (
     naming_lost_model,
     record_peak_memory,
 )
-from compress.benchmark.rounds import RoundTimes, Run, WarmUp, interleave, round_order, warm_up
-from compress.benchmark.scenarios import evenly_spaced, mixed_rounds, request_gaps_ms
+from compress.benchmark.rounds import (
+    RoundTimes,
+    Run,
+    WarmUp,
+    evenly_spaced,
+    interleave,
+    mixed_rounds,
+    request_gaps_ms,
+    round_order,
+    warm_up,
+)
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 

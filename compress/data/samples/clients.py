@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compress.data.samples.sample import Package
-from compress.utils.digests import digest_file
 from compress.utils.errors import SampleError
 from compress.utils.progress import Progress
+from compress.utils.storage import digest_file
 
 _NETWORK_SIGNS = re.compile(
     r"^\s*(?:WARNING|ERROR|E:).*(?:connection|timed? ?out|unreachable|max retries|name resolution|getaddrinfo"

@@ -18,12 +18,10 @@ from typing import IO, Any
 
 from compress.data.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
 from compress.data.samples.sample import Manager, Package, Sample, find_sample
-from compress.utils.archive_members import is_plain, unsafe_member_reason
-from compress.utils.digests import digest_file
 from compress.utils.environment import user_cache
 from compress.utils.errors import SampleError, StorageError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import locked
+from compress.utils.storage import digest_file, is_plain, locked, unsafe_member_reason
 
 Download = Callable[[str, Package, Path, Progress], Path]
 """Function that downloads the package of a sample into an empty folder and returns its path."""

@@ -16,10 +16,11 @@ from compress.recipe.policy import Policy
 from compress.report.compare.change import Comparison, MetricChange
 from compress.report.compare.machine_match import fingerprint
 from compress.report.run_folder import REPORT, write_atomically
-from compress.results.measurement import MACHINE, Measurement
 from compress.results.metrics import describe_metric
 from compress.results.report import (
+    MACHINE,
     FrozenRecord,
+    Measurement,
     Report,
     invalid_fields,
     pack_bits,

@@ -9,9 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from compress.numerics.differences import Verdict
-from compress.results.measurement import Measurement
 from compress.results.metrics import split_of
-from compress.results.report import FINAL, Report
+from compress.results.report import FINAL, Measurement, Report
 from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1

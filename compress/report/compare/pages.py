@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from compress.report.compare import forest_plot, formatting
+from compress.report.compare import formatting
 from compress.report.compare.change import ComparedModel, Comparison, MetricChange, SliceChange
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.pages import render, render_markdown
@@ -92,7 +92,7 @@ def _page(
         others=change_rows(others),
         slices=change_rows(slices),
         words=formatting,
-        forest=forest_plot,
+        forest=formatting,
     )
 
 
@@ -101,7 +101,7 @@ def change_rows(changes: Iterable[MetricChange | SliceChange]) -> list[ChangeRow
     return [
         _row(change.name, change.change, f"{change.rows:,} rows")
         if isinstance(change, SliceChange)
-        else _row(formatting.metric_title(change), change, forest_plot.margin_phrase(change))
+        else _row(formatting.metric_title(change), change, formatting.margin_phrase(change))
         for change in changes
     ]
 

@@ -20,15 +20,13 @@ from compress.report.compare.change import (
     SliceChange,
     UncomparedMetric,
 )
-from compress.report.compare.effects import KernelRatio, MeasurementPair
+from compress.report.compare.effects import KernelRatio, MeasurementPair, slice_changes
 from compress.report.compare.flips import find_answer_flips, find_flips
 from compress.report.compare.machine_match import MachineDifferences, machine_differences, machine_summary
-from compress.report.compare.slices import slice_changes
-from compress.report.continuations import pair_by_prompt
+from compress.report.generated_outputs import pair_by_prompt
 from compress.report.limits import unusable_machine
-from compress.results.measurement import MACHINE, Measurement
 from compress.results.metrics import Metric, context_of, describe_metric, slice_of, split_of
-from compress.results.report import BASELINE, Report
+from compress.results.report import BASELINE, MACHINE, Measurement, Report
 from compress.utils.errors import InputError
 
 REFERENCES = ("reference_matmul_ms", "reference_copy_ms")

@@ -2,16 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
-from compress.report.compare.change import Comparison
-from compress.report.compare.console import console_comparison, console_gate
+from compress.report.compare import formatting
+from compress.report.compare.change import Comparison, SliceChange
+from compress.report.compare.effects import largest_change
 from compress.report.compare.formatting import gate_sentence, judged_name, judgement_text, side_text
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.compare.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
 from compress.report.junit import JunitCase, JunitSuite, junit_xml
+from compress.utils.responsive_table import ResponsiveTable, TableColumn
+
+_STYLES = {
+    "worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow",
+    "failed": "bold red", "warned": "yellow", "passed": "green",
+}  # fmt: skip
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
+_FIGURES = (
+    TableColumn("before", right=True, rank=1),
+    TableColumn("now", right=True, rank=1),
+    TableColumn("change", right=True),
+    TableColumn("interval", rank=3),
+)
+_LEFT_OUT = "hidden at this width; see --json and --format html"
+_MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
+
+
+def _plain(text: str) -> str:
+    """Return text without control characters, with which a name in a report could overwrite the terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(_plain(text), style=style)
+
+
+def console_comparison(comparison: Comparison) -> RenderableType:
+    """Return a line for each metric, the worst slice, notes, and the verdict."""
+    table = _table("Comparison", "matters from")
+    for change in formatting.by_importance(comparison):
+        cells = [formatting.SIGNS[change.verdict], *formatting.change_cells(change)]
+        table.add(*map(_plain, cells), style=_STYLES[change.verdict])
+    parts: list[RenderableType] = [*_sides(comparison), table, *_below(comparison)]
+    return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
+
+
+def console_gate(result: GateResult) -> RenderableType:
+    """Return a line for each judgement, then notes and the verdict."""
+    table = _table("Gate", "allowed")
+    for judgement in result.judgements:
+        cells = [_MARKS[judgement.status], *formatting.judgement_cells(judgement)]
+        table.add(*map(_plain, cells), style=_STYLES[judgement.status])
+    open_questions = (*result.having("failed"), *result.having("warned"))
+    reasons = [_text(f"{_MARKS[item.status]} {formatting.judgement_text(item)}", style=_STYLES[item.status])
+           for item in open_questions]  # fmt: skip
+    return Group(
+        *_sides(result.comparison), table, *_below(result.comparison), *reasons,
+        _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
+    )  # fmt: skip
+
+
+def _sides(comparison: Comparison) -> Iterator[Text]:
+    yield _text(f"baseline:  {formatting.side_text(comparison.baseline)}", style="dim")
+    yield _text(f"candidate: {formatting.side_text(comparison.candidate)}", style="dim")
+
+
+def _table(title: str, margin: str) -> ResponsiveTable:
+    first = (TableColumn(""), TableColumn("metric"), TableColumn("on", rank=4))
+    last = (TableColumn(margin, right=True, rank=2), TableColumn("verdict"))
+    return ResponsiveTable(title, [*first, *_FIGURES, *last], _LEFT_OUT)
+
+
+def _below(comparison: Comparison) -> Iterator[Text]:
+    worst = comparison.worst_slice
+    if worst:
+        yield _slice("worst slice", worst)
+        largest = largest_change(comparison.slices)
+        if largest and largest.name != worst.name:
+            yield _slice("largest change of a slice", largest)
+    now_wrong = sum(flip.now == "wrong" for flip in comparison.flips)
+    if comparison.flips:
+        yield _text(
+            f"flips: {now_wrong} now wrong, {len(comparison.flips) - now_wrong} now right (--json, --format html)"
+        )
+    if comparison.continuations:
+        yield _text(f"{formatting.equal_texts(comparison)} (--json, --format html)")
+    yield from (_text(line, style="yellow") for line in formatting.evidence_lines(comparison))
+
+
+def _slice(title: str, slice_change: SliceChange) -> Text:
+    change = slice_change.change
+    interval = formatting.interval_text(change)
+    text = f"{title}: {slice_change.name} ({slice_change.rows:,} rows), {formatting.effect_text(change)}"
+    interval_phrase = f", {interval} at {formatting.confidence_text(change)}" if interval else ""
+    return _text(f"{text}{interval_phrase}: {formatting.VERDICT_TEXTS[change.verdict]}", style=_STYLES[change.verdict])
 
 
 def comparison_view(comparison: Comparison, name: str) -> RenderableType:

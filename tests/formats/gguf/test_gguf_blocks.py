@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaForCausalLM
 
 from compress.formats.gguf.blocks import block_type, check_blocks, k_type, pack_blocks, pack_k_blocks, row_bytes
-from compress.formats.gguf.export import Types, compare_gguf, write_gguf
+from compress.formats.gguf.export import GgufTypes, compare_gguf, write_gguf
 from compress.formats.gguf.model import read_gguf
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
@@ -180,12 +180,12 @@ def test_llama_cpp_computes_what_the_blocks_stand_for(tmp_path: Path, bits: int,
     source = save_mergeable_llama(tmp_path / "source", num_key_value_heads=2, **sizes)
     quantized = quantize_tiny_llama(source, tmp_path / "quantized", bits, 64)
     train_tokenizer().save_pretrained(quantized.folder)
-    write_gguf(quantized, tmp_path / "tiny.gguf", Types("f32", k_quants=True))
+    write_gguf(quantized, tmp_path / "tiny.gguf", GgufTypes("f32", k_quants=True))
     reader = GGUFReader(tmp_path / "tiny.gguf")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds["blk.0.ffn_down.weight"] == kinds["blk.1.attn_q.weight"] == kind
     assert kinds["token_embd.weight"] == "Q4_0" and reader.fields["general.file_type"].parts[-1][0] == number
-    differences = compare_gguf(tmp_path / "tiny.gguf", quantized, Types("f32", k_quants=True))
+    differences = compare_gguf(tmp_path / "tiny.gguf", quantized, GgufTypes("f32", k_quants=True))
     assert all(difference.largest <= difference.allowed for difference in differences) and any(
         difference.rounded for difference in differences
     )

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from compress.formats.gguf.architecture import GgufArchitecture, check_writable
-from compress.formats.gguf.export import FloatType, Types, compare_gguf, plan_gguf, write_companions, write_gguf
+from compress.formats.gguf.export import FloatType, GgufTypes, compare_gguf, plan_gguf, write_companions, write_gguf
 from compress.formats.gguf.model import read_gguf
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.transformer_pruning import keep_heads
@@ -38,7 +38,7 @@ def read_by_transformers(
     checkpoint: Checkpoint, folder: Path, float_type: FloatType = "f32"
 ) -> dict[str, torch.Tensor]:
     """The weights that transformers finds in the GGUF file of ``checkpoint``."""
-    write_gguf(checkpoint, folder / "tiny.gguf", Types(float_type))
+    write_gguf(checkpoint, folder / "tiny.gguf", GgufTypes(float_type))
     state: dict[str, torch.Tensor] = load_file(
         convert_gguf(folder / "tiny.gguf", folder / "cache") / "model.safetensors"
     )

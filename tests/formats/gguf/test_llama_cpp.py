@@ -15,7 +15,7 @@ from quantized import quantize_tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from compress.formats.gguf import llama_cpp_library
-from compress.formats.gguf.export import Types, write_gguf
+from compress.formats.gguf.export import GgufTypes, write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
 from compress.formats.gguf.runtime import LlamaCppSession
 from compress.formats.gguf.tokenizer import SPLITS, check_tokenizer, split_rule
@@ -29,7 +29,7 @@ TARGET = TARGETS["llama-cpp"]
 
 
 def session(checkpoint: Checkpoint, folder: Path, threads: int = 1) -> LlamaCppSession:
-    write_gguf(checkpoint, folder / "tiny.gguf", Types("f32"))
+    write_gguf(checkpoint, folder / "tiny.gguf", GgufTypes("f32"))
     opened = get_runtime("llama-cpp").open(folder / "tiny.gguf", TARGET, threads)
     assert isinstance(opened, LlamaCppSession)
     return opened
@@ -95,7 +95,7 @@ def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_
 
 
 def test_logits_are_worked_out_for_the_last_token_alone_unless_all_are_wanted(tmp_path: Path) -> None:
-    write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf", Types("f32"))
+    write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf", GgufTypes("f32"))
     model, tokens = llama_cpp_library.LlamaModel(tmp_path / "tiny.gguf"), ids(1, 9)[0]
     every = llama_cpp_library.LlamaContext(model, 16, 1, llama_cpp_library.EVERY).append(tokens)
     some = llama_cpp_library.LlamaContext(model, 16, 1, 3).append(tokens)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
+import stage_context
 import torch
 from diffusers import DDIMScheduler, HeunDiscreteScheduler
 from onnx import numpy_helper
@@ -50,7 +51,6 @@ from compress.stages.onnx_int8.quantizer import LAYERS, METADATA
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.utils.errors import IntegrityError
-from compress.utils.progress import SilentProgress
 
 UNET, DECODER = "unet/model.onnx", "vae_decoder/model.onnx"
 TASK = get_task("text-to-image")
@@ -71,11 +71,7 @@ def context(tmp_path: Path) -> Context:
     prompts = [f"a {WORDS[9 + row % 4]} {WORDS[3 + row % 2]}" for row in range(12)]
     rows = pa.table({"text": prompts, "label": [WORDS[3 + row % 2] for row in range(12)]})
     data = Dataset(TASK.columns, {"train": rows, "validation": rows.slice(0, 2)}, ())
-
-    def none(label: str) -> None:
-        raise AssertionError(label)
-
-    return Context(TASK, data, 24, 0, SilentProgress(), none, Path, tmp_path / "scratch")  # type: ignore[arg-type]
+    return stage_context("text-to-image", data, scratch=tmp_path / "scratch")
 
 
 def drawn(model: OnnxModel, context: Context) -> np.ndarray:

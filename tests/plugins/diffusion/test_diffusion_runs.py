@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from diffusion import Row, levels_apart, models, of_int8, of_steps, of_the_run, points_lost, row, runs_beside
+from diffusion import Row, levels_apart, of_int8, of_steps, of_the_run, points_lost, row, runs_beside
 from picture_reports import picture_report
 from PIL import Image
-from tiny_pipelines import TOKENS, WORDS, pipeline_folder
+from tiny_pictures import write_rows
+from tiny_pipelines import TOKENS, pipeline_folder
 from tiny_run import BENCHMARK, Notes, load
 
 from compress.cli.bench import refuse_idle
@@ -36,6 +37,8 @@ from compress.tasks.registry import get_task, infer_task
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, ModelError
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
 STAGES: list[dict[str, Any]] = [
     {"onnx": {}},
     {"onnx_int8": {"part": "unet"}},
@@ -51,22 +54,9 @@ ONE_LEVEL: dict[str, Any] = {
 """Of a UNet, which is traced sooner so."""
 
 
-def write_rows(folder: Path) -> None:
-    """Pictures of 14x14 random levels, each with a caption and a class."""
-    random = np.random.default_rng(0)
-    for split, count in ROWS.items():
-        lines = []
-        for row in range(count):
-            name = f"{split}-{row}.png"
-            Image.fromarray(random.integers(0, 255, (14, 14), dtype=np.uint8)).save(folder / name)
-            kind = WORDS[3 + row % 2]
-            lines.append(json.dumps({"image": name, "text": f"a {WORDS[9 + row % 4]} {kind}", "label": kind}))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-
-
 def write_recipe(folder: Path, **changes: Any) -> Path:
     """The recipe beside its rows and its model."""
-    write_rows(folder)
+    write_rows(folder, **ROWS, side=14)
     pipeline_folder(folder / "model", **ONE_LEVEL)
     (folder / "model" / "sampling_config.json").write_text('{"num_inference_steps": 3, "guidance_scale": 2.0}')
     recipe = {
@@ -89,7 +79,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(load(write_recipe(folder)), folder, folder / "artifacts", Notes())
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
     model = done.folder / "model"
     parts = ("text_encoder", "unet", "vae_decoder")
@@ -102,7 +91,6 @@ def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
     assert (model / "tokenizer" / "tokenizer.json").is_file()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_what_is_cached_is_foretold(done: Run) -> None:
     """Of the parts alone, whatever lies beside them, as a run takes them."""
     folder = done.folder.parents[3]
@@ -112,7 +100,6 @@ def test_what_is_cached_is_foretold(done: Run) -> None:
     assert all(cached_stages(label) for label in recipe.labels())
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> None:
     def sizes(part: str) -> list[float]:
         rows = [done.report.find(label, f"size_bytes_{part}", "cpu") for label in (BASELINE, FINAL)]
@@ -126,7 +113,6 @@ def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> No
     assert whole is not None and whole.value > sum(sizes(part)[-1] for part in ("unet", "text_encoder", "vae_decoder"))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_pictures_are_compared_with_the_float_ones_of_the_same_noise(done: Run) -> None:
     float_, quantized = (done.report.find(label, "psnr_to_baseline", "cpu") for label in (BASELINE, FINAL))
     assert float_ is not None and quantized is not None and quantized.raw is not None
@@ -135,20 +121,17 @@ def test_pictures_are_compared_with_the_float_ones_of_the_same_noise(done: Run) 
     assert 10 < quantized.value < float_.value and len(quantized.raw) == ROWS["test"]
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
     assert done.report.find(FINAL, "latency_ms", "cpu") is not None
     graph = onnx.load(done.folder / "model" / "unet" / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"} & {node.op_type for node in graph.node}
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_the_empty_prompt_is_read_without_transformers(done: Run) -> None:
     model = done.folder / "model"
     np.testing.assert_array_equal(empty_ids(model), load_prompt_processor(model).ids([""]))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 @pytest.mark.browser
 @pytest.mark.slow
 def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> None:
@@ -231,17 +214,6 @@ def test_integers_and_training_are_judged_by_their_own_runs() -> None:
     from_real, from_the_start = of_steps(scheduler, taught)
     assert from_real.found.startswith("1.00x") and from_real.held == "no"
     assert from_the_start.found.startswith("0.250x") and from_the_start.held == "yes"
-
-
-def test_each_model_has_a_row_from_the_run_that_has_it() -> None:
-    run_report = report()
-    rows = list(models(run_report, dict.fromkeys(("int8", "scheduler", "distilled"), run_report)))
-    assert [cells[0] for cells in rows] == [
-        *("the start, fp32", "its denoiser in INT8", "best scheduler, as few steps", "distilled", "all of it")
-    ]
-    start = run_report.find(BASELINE, "latency_ms", "cpu")
-    assert start is not None and rows[0][5].startswith(f"{start.value:g} ms")
-    assert rows[0][6] == ""
 
 
 def test_runs_beside_have_the_recipes_own_fields() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from test_diffusion_runs import ROWS, write_recipe
+from tiny_pictures import write_judge, write_preparation
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import load
-from transformers import RegNetConfig, RegNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import RegNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from compress.formats.targets import REFERENCE
 from compress.pipeline.measurements import Findings, measure_answers
@@ -35,6 +35,8 @@ from compress.plugins.diffusion.judge import ImageClassifier, ImageEvaluation, c
 from compress.results.report import BASELINE, FINAL, Measurement
 from compress.utils.errors import DataError, InputError
 from compress.utils.progress import SilentProgress
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 
 
 def _features(seed: int, count: int, width: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
@@ -248,28 +250,11 @@ def test_layers_of_two_networks_are_refused() -> None:
 CLASSES = ("coat", "bag", "boot")
 
 
-def _prepared(folder: Path, mean: float, deviation: float) -> None:
-    prepared = {
-        "image_processor_type": "ViTImageProcessor",
-        "size": {"height": 16, "width": 16},
-        "do_resize": False,
-        "image_mean": [mean],
-        "image_std": [deviation],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A convolutional net of random weights in two stages."""
-    torch.manual_seed(0)
     judge_folder = tmp_path_factory.mktemp("judge")
-    config = RegNetConfig(
-        num_channels=1, embedding_size=8, hidden_sizes=[8, 6], depths=[1, 1], groups_width=2, layer_type="x",
-        id2label=dict(enumerate(CLASSES)), label2id={name: class_id for class_id, name in enumerate(CLASSES)},
-    )  # fmt: skip
-    RegNetForImageClassification(config).eval().save_pretrained(judge_folder)
-    _prepared(judge_folder, 0.25, 0.5)
+    write_judge(judge_folder, CLASSES, mean=0.25)
     return judge_folder
 
 
@@ -304,7 +289,7 @@ def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
         intermediate_size=16, id2label={0: "coat", 1: "bag"},
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    _prepared(tmp_path, 0.5, 0.5)
+    write_preparation(tmp_path, 0.5, 0.5)
     (seen,) = ImageClassifier(tmp_path).outputs(random_pictures(1, 3))
     assert seen.features.shape == (3, 12)
     assert {layer.shape for layer in seen.layers} == {(3, 12, 5)}  # four patches and the token of the class
@@ -375,26 +360,10 @@ def test_a_class_that_the_judge_does_not_know_is_refused(folder: Path) -> None:
 KINDS = tuple(WORDS[3:5])
 
 
-def _judge(folder: Path, names: tuple[str, ...]) -> Path:
-    torch.manual_seed(1)
-    config = RegNetConfig(
-        num_channels=1, embedding_size=4, hidden_sizes=[4, 2], depths=[1, 1], groups_width=2, layer_type="x",
-        id2label=dict(enumerate(names)), label2id={name: class_id for class_id, name in enumerate(names)},
-    )  # fmt: skip
-    RegNetForImageClassification(config).save_pretrained(folder)
-    prepared = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": False,
-        "image_mean": [0.5],
-        "image_std": [0.5],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
-    return folder
-
-
 def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
     folder.mkdir(exist_ok=True)
-    options = {"judge": _judge(folder / "judge", names).name, "pictures": 2}
+    write_judge(folder / "judge", names, widths=(4, 2))
+    options = {"judge": "judge", "pictures": 2}
     slices = [{"column": "label", "min_rows": 1}]
     recipe = load(write_recipe(folder, stages=[{"onnx": {}}], slices=slices, evaluation=options, targets=["torch"]))
     return StageRunner(recipe, folder, folder / "artifacts", SilentProgress())
@@ -418,7 +387,6 @@ def _row(found: Findings, model: str, metric: str) -> Measurement:
     return row
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_every_model_is_judged_on_every_row(found: Findings) -> None:
     for label in (BASELINE, "same", FINAL):
         seen, distance = (_row(found, label, metric) for metric in ("prompt_accuracy", "frechet_distance"))
@@ -434,7 +402,6 @@ def test_every_model_is_judged_on_every_row(found: Findings) -> None:
     assert near == pytest.approx(1) and apart < 0.99
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_the_first_rows_are_shown_as_every_model_draws_them(found: Findings) -> None:
     shown = {(picture.model, picture.seed): picture for picture in found.pictures}
     assert set(shown) == {(model, seed) for model in (BASELINE, "same", FINAL) for seed in (0, 1)}
@@ -443,7 +410,6 @@ def test_the_first_rows_are_shown_as_every_model_draws_them(found: Findings) -> 
     assert (shown[(FINAL, 1)].levels or 0) > 0 and shown[(FINAL, 1)].difference
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_paths_are_followed_from_the_same_noise(found: Findings) -> None:
     same, final = found.drift
     assert (same.model, same.steps, len(same.times)) == ("same", 3, 4)
@@ -452,7 +418,6 @@ def test_paths_are_followed_from_the_same_noise(found: Findings) -> None:
     assert final.typical[-1] > 0.1 and final.parted is not None
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_judge_of_other_classes_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="knows no class"):
         check_run(_road(tmp_path / "other", ("hat", "glove")))

@@ -25,6 +25,8 @@ from compress.plugins.diffusion.scheduler_table import step_table
 from compress.plugins.diffusion.torch_session import torch_sampler
 from compress.utils.errors import InputError, ModelError, StageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
 PROMPTS = ["a picture of a bag", "the dark boot"]
 SEEDS = [5, 6]
 
@@ -325,7 +327,6 @@ def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> PictureSampl
     )
 
 
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_path_is_that_of_diffusers_own_loop(guidance: float) -> None:
     sampler = _sampler(DDIMScheduler, 5, guidance)
@@ -339,7 +340,6 @@ def test_the_path_is_that_of_diffusers_own_loop(guidance: float) -> None:
     assert np.allclose(path.latents, torch.stack(latents).numpy(), atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
     # DDIM without noise is Euler's method in another scale (Karras et al. 2022, section 3).
     exact = sampling_path(_sampler(DDIMScheduler, 100), IDS, NOISE, [0, 1])
@@ -349,14 +349,12 @@ def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
     assert found.parting() is None
 
 
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 def test_of_a_timestep_that_is_asked_twice_the_second_call_counts() -> None:
     path = sampling_path(_sampler(HeunDiscreteScheduler, 4), IDS, NOISE, [0, 1])
     assert (np.diff(path.times) < 0).all()
     assert path.latents.shape[0] == len(path.times) == 5
 
 
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 def test_drawing_is_not_changed_by_being_watched() -> None:
     sampler = _sampler(DDIMScheduler, 3, 2.0)
     assert np.array_equal(sampling_path(sampler, IDS, NOISE, [0, 1]).latents[-1], sampler.denoised(IDS, NOISE, [0, 1]))

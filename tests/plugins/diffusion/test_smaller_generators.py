@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import tiny
-import tiny_images
 import tiny_pipelines
 import tiny_unets
 import torch
-from diffusers import AutoencoderTiny, DDPMScheduler, DiffusionPipeline
+from diffusers import AutoencoderTiny, DDPMScheduler
+from tiny_pipelines import captioned_context, check_reopened, drawn
 
-from compress.data.dataset import Dataset
 from compress.plugins.diffusion import feature_distillation
 from compress.plugins.diffusion.feature_distillation import FeatureTrainer, train_on_features
 from compress.plugins.diffusion.noised_latents import NoisedLatents, Noising, denoise
@@ -27,14 +25,12 @@ from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipel
 from compress.plugins.diffusion.stage_settings import AutoencoderDistillation, FeatureDistillation
 from compress.plugins.diffusion.stages import DistillAutoencoder, DistillFeatures, PruneDenoiser
 from compress.plugins.diffusion.tiny_autoencoder import make_small_autoencoder
-from compress.plugins.diffusion.torch_session import torch_sampler
 from compress.plugins.diffusion.unet_blocks import bk_sdm_blocks, keep_blocks
 from compress.stages.base import Context
 from compress.stages.protocols import fields_without_effect
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
-from compress.utils.progress import SilentProgress
 
 NOISING = Noising.of(DDPMScheduler())
 FAST = FeatureDistillation(
@@ -187,29 +183,7 @@ def start(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def context(tmp_path: Path, start: Path) -> Context:
-    pictures = tiny_images.table(8)
-    captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
-    rows = pa.table({"image": pictures["image"], "text": captions})
-    data = Dataset(TASK.columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
-
-    def earlier(label: str) -> Any:
-        assert label == "start"
-        return load_pipeline(start)
-
-    return Context(TASK, data, 12, 0, SilentProgress(), earlier, Path, tmp_path / "scratch")
-
-
-def drawn(model: GeneratorModel) -> np.ndarray:
-    noise = np.stack([model.processor.noise(seed) for seed in range(2)])
-    return torch_sampler(model).draw(model.processor.ids(["a coat", "a bag"]), noise, [0, 1])
-
-
-def reopened(model: GeneratorModel, folder: Path) -> Any:
-    """The same folder as compress opens it, which draws the same, and as diffusers does."""
-    folder.mkdir()
-    model.save(folder)
-    np.testing.assert_array_equal(drawn(load_pipeline(folder)), drawn(model))
-    return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    return captioned_context(tmp_path / "scratch", lambda label: load_pipeline(start))
 
 
 def pruned(start: Path, context: Context, **fields: Any) -> GeneratorModel:
@@ -224,7 +198,7 @@ def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
     start: Path, context: Context, tmp_path: Path
 ) -> None:
     smaller = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
-    opened = reopened(smaller, tmp_path / "pruned")
+    opened = check_reopened(smaller, tmp_path / "pruned")
     assert opened.unet.config.block_out_channels == [4, 8]
     assert opened.unet.config.layers_per_block == 1 and opened.unet.mid_block is None
     assert any("parameters; denoising loss" in note for note in context.notes)
@@ -233,7 +207,7 @@ def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
     taught = stage.run(smaller, context)
     assert isinstance(taught, GeneratorModel)
     assert np.abs(drawn(taught) - drawn_before).max() > 1e-3
-    reopened(taught, tmp_path / "taught")
+    check_reopened(taught, tmp_path / "taught")
 
 
 def test_pairs_are_chosen_by_the_loss(start: Path, context: Context) -> None:
@@ -249,7 +223,7 @@ def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Contex
     assert "diffusers" in stage.called_packages() and not fields_without_effect(stage, TASK.capabilities)
     smaller = stage.run(load_pipeline(start), context)
     assert isinstance(smaller, GeneratorModel)
-    opened = reopened(smaller, tmp_path / "made")
+    opened = check_reopened(smaller, tmp_path / "made")
     assert isinstance(opened.vae, AutoencoderTiny)
     assert opened.vae_scale_factor == 2
 

@@ -9,16 +9,14 @@ from typing import Any
 
 import mixture
 import numpy as np
-import pyarrow as pa
 import pytest
 import tiny
-import tiny_images
 import tiny_pipelines
 import torch
 from pydantic import ValidationError
+from tiny_pipelines import captioned_context, check_reopened, drawn
 from torch import nn
 
-from compress.data.dataset import Dataset
 from compress.plugins.diffusion.noise_prediction import NoiseTable
 from compress.plugins.diffusion.noised_latents import latent_examples
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
@@ -28,12 +26,10 @@ from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, P
 from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps
 from compress.plugins.diffusion.step_distillation import StepTrainer, told_of_guidance
 from compress.plugins.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join
-from compress.plugins.diffusion.torch_session import torch_sampler
 from compress.stages.base import Context
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.tasks.registry import get_task
 from compress.utils.errors import InputError, StageError
-from compress.utils.progress import SilentProgress
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -284,31 +280,12 @@ TASK = get_task("text-to-image")
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    pictures = tiny_images.table(8)
-    captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
-    rows = pa.table({"image": pictures["image"], "text": captions})
-
-    def none(label: str) -> Any:
-        raise AssertionError(label)
-
-    data = Dataset(TASK.columns, {"train": rows, "test": rows}, ())
-    return Context(TASK, data, 12, 0, SilentProgress(), none, Path, tmp_path / "scratch")
+    return captioned_context(tmp_path / "scratch")
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> GeneratorModel:
     return load_pipeline(tiny_pipelines.pipeline_folder(tmp_path / "start"))
-
-
-def drawn(model: GeneratorModel) -> np.ndarray:
-    noise = np.stack([model.processor.noise(seed) for seed in range(2)])
-    return torch_sampler(model).draw(model.processor.ids(["a coat", "a bag"]), noise, [0, 1])
-
-
-def same_when_read_again(model: GeneratorModel, folder: Path) -> None:
-    folder.mkdir()
-    model.save(folder)
-    np.testing.assert_array_equal(drawn(load_pipeline(folder)), drawn(model))
 
 
 def test_a_scheduler_is_changed_with_the_number_of_steps(
@@ -323,7 +300,7 @@ def test_a_scheduler_is_changed_with_the_number_of_steps(
     assert all(torch.equal(weight, weights_before[name]) for name, weight in rescheduled.module.state_dict().items())
     assert type(rescheduled.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert (rescheduled.sampling.steps, rescheduled.sampling.guidance) == (5, 2)
-    same_when_read_again(rescheduled, tmp_path / "made")
+    check_reopened(rescheduled, tmp_path / "made")
     assert np.abs(drawn(rescheduled) - drawn(model)).max() > 1e-3
 
 
@@ -364,5 +341,5 @@ def test_fewer_steps_are_learned_and_written(
     assert all(torch.isfinite(weight).all() for weight in after.values())
     assert any(not torch.equal(weights_before[name], after[name]) for name in weights_before)
     assert ("time_embedding.cond_proj.weight" in after) == (few["method"] == "consistency")
-    same_when_read_again(distilled, tmp_path / "made")
+    check_reopened(distilled, tmp_path / "made")
     assert any("trained" in str(row[0]) for row in context.tables[0].rows)

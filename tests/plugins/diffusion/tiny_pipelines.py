@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pa
+import stage_context
+import tiny_images
 import torch
+from stage_context import refuse_earlier
+
+from compress.data.dataset import Dataset
+from compress.stages.base import Context
+from compress.tasks.registry import get_task
 
 WIDTH, TOKENS = 16, 12
 WORDS = ("a", "picture", "of", "bag", "boot", "coat", "dress", "sandal", "shirt", "small", "dark", "the", "photo")
@@ -84,3 +92,27 @@ def pipeline_folder(folder: Path, **made: Any) -> Path:
     """Such a pipeline, as diffusers saves it."""
     pipeline(**made).save_pretrained(folder)
     return folder
+
+
+def captioned_context(scratch: Path, earlier: Callable[[str], Any] = refuse_earlier) -> Context:
+    """Return the context of a stage that trains on eight pictures with captions."""
+    captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
+    rows = pa.table({"image": tiny_images.table(8)["image"], "text": captions})
+    data = Dataset(get_task("text-to-image").columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
+    return stage_context("text-to-image", data, 12, earlier=earlier, scratch=scratch)
+
+
+def drawn(model: Any) -> np.ndarray:
+    """Return what the sampler of compress draws for two prompts."""
+    noise = np.stack([model.processor.noise(seed) for seed in range(2)])
+    return torch_sampler(model).draw(model.processor.ids(["a coat", "a bag"]), noise, [0, 1])
+
+
+def check_reopened(model: Any, folder: Path) -> Any:
+    """Check that the saved model draws the same, and return it as diffusers opens it."""
+    from diffusers import DiffusionPipeline
+
+    folder.mkdir()
+    model.save(folder)
+    np.testing.assert_array_equal(drawn(load_pipeline(folder)), drawn(model))
+    return DiffusionPipeline.from_pretrained(folder, local_files_only=True)

@@ -32,6 +32,8 @@ from compress.recipe.loading import read_recipe
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 Run = Callable[..., Done]
 
 
@@ -46,7 +48,6 @@ def looks_of(done: Done) -> dict[str, dict[str, Any]]:
     return {look["name"]: look for look in json.loads(done.stdout)["tests"]}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_eight_bits_cut_off() -> None:
     # uint8 with a step of 0.5 and the zero at 10: -5 to 122.5, and half a step beyond rounds back into it.
     constants = [
@@ -74,7 +75,6 @@ def test_what_eight_bits_cut_off() -> None:
     assert record_activations(graph, [relu, relu6], rows).cut.tolist() == [[0.25, 0.0], [0.5, 0.0]]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
     file = run_folder / "model" / "onnx" / "model_quantized.onnx"
     graph = onnx.load(file)
@@ -93,7 +93,6 @@ def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
         assert input_range.layer
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traits_of_texts_by_hand() -> None:
     tokenizer = tiny.word_piece()
     table = pa.table({"text": ["the film was great", "xq the", "\u2603 the film was a great plot"]})
@@ -109,7 +108,6 @@ def test_traits_of_texts_by_hand() -> None:
     assert features.tokens[1].sum() == min(4, len(tokenizer.tokenize("xq the")))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traits_of_images_by_hand() -> None:
     image = pytest.importorskip("PIL.Image")
     content = io.BytesIO()
@@ -123,7 +121,6 @@ def test_traits_of_images_by_hand() -> None:
     }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traits_of_recordings_by_hand() -> None:
     soundfile = pytest.importorskip("soundfile")
     content = io.BytesIO()
@@ -137,7 +134,6 @@ def test_traits_of_recordings_by_hand() -> None:
     }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_one_source_is_no_drift_and_a_shift_is_one(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     same = write(tmp_path / "same.csv", tiny.texts(150, seed=9))
     quiet = compress("drift", run_folder, "--recent", same, "--json")
@@ -158,7 +154,6 @@ def test_one_source_is_no_drift_and_a_shift_is_one(run_folder: Path, tmp_path: P
     assert "widen the table: put today" in html
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     # Texts of one word over and over are what no calibration row was.
     texts = [" ".join([word] * 11) for word in (*tiny.GOOD, *tiny.BAD) for _ in range(10)]
@@ -172,7 +167,6 @@ def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: 
     assert looks["unknown"]["verdict"] == "none"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     same = write(tmp_path / "same.csv", tiny.texts(150, seed=9))
     done = compress("drift", run_folder, "--recent", same, "--reference", run_folder / "train.csv", "--json")
@@ -184,7 +178,6 @@ def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path:
     assert "trained on" in json.loads(done.stdout)["notes"][0]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -204,7 +197,6 @@ def test_bad_input_is_told(run_folder: Path, tmp_path: Path, compress: Run, cont
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "latest").symlink_to(run_folder)
@@ -243,7 +235,6 @@ def look(name: str, p_value: float, effect: float = 1.0, matters_from: float = 0
     return DriftTest(name=name, title=name, verdict="none", effect=effect, matters_from=matters_from, p_value=p_value)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
     looks = [look("length", 0.003), look("cut", 0.001), look("classes", 0.0001, effect=0.05), look("words", 0.5)]
     verdicts = {
@@ -257,7 +248,6 @@ def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
     assert verdicts["length"].adjusted == pytest.approx(0.006)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_advice_names_stage_and_field() -> None:
     untrimmed = recipe({"distill": {"student": {"layers": [0]}}}, "onnx", "onnx_int8")
     assert "run `distill` again" in advice_of(look("words", 0.0), untrimmed)
@@ -280,7 +270,6 @@ def test_twenty_shifts_are_planted_and_all_change_their_rows() -> None:
         assert sum(old != new for old, new in zip(texts, changed, strict=True)) > 40, name
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_shifts_are_found_and_windows_of_one_source_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drift_of_use, "REFERENCE", 80)
     monkeypatch.setattr(drift_of_use, "WINDOW", 50)

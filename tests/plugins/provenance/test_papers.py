@@ -34,6 +34,8 @@ from compress.recipe.recipe import Recipe
 from compress.results.report import load_report
 from compress.utils.errors import BundleError, InputError, StageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -243,7 +245,6 @@ def command(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["push-to-hub", *map(str, arguments)])
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_push_sends_what_the_dry_run_shows(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     run, key = write_run(tmp_path / "home"), new_key(tmp_path / "keys")
@@ -271,7 +272,6 @@ def test_a_push_sends_what_the_dry_run_shows(hub: Hub, tmp_path: Path, caplog: p
         assert TOKEN not in text
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_refusal_of_the_hub_says_no_token(hub: Hub, tmp_path: Path) -> None:
     hub.refuses = True
     done = command(write_run(tmp_path), "me/toy", "--push")
@@ -279,14 +279,12 @@ def test_a_refusal_of_the_hub_says_no_token(hub: Hub, tmp_path: Path) -> None:
     assert TOKEN not in str(done.exception) and hub.repository == {}
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_model_that_may_not_be_passed_on_stays_here(hub: Hub, tmp_path: Path) -> None:
     done = command(write_run(tmp_path, "cc-by-nd-4.0"), "me/toy", "--push")
     assert isinstance(done.exception, InputError) and "permits no derivatives" in str(done.exception)
     assert hub.calls == []
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     hub.repository["README.md"] = b"---\nlicense: llama2\n---\n"
@@ -311,7 +309,6 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
     assert (find_licences(recipe, tmp_path)[0], hub.calls) == (fetched, [])
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_name_that_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> None:
     done = command(write_run(tmp_path), "me/toy/again", "--push")
     assert isinstance(done.exception, InputError) and "OWNER/NAME" in str(done.exception)

@@ -38,6 +38,8 @@ from compress.tasks.task import Task
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import SilentProgress
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
 
 def past(made: Made, misleads: bool = False) -> list[PastTrial]:
     """All that a search came to; or what loses most is said to lose least."""
@@ -277,7 +279,6 @@ def of_limits(folder: Path, task: str, *sets: str) -> SpaceSummary:
         return prepared.summary(origin)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp_path: Path) -> None:
     choices = {"stages.1.prune.heads": [0.25, 0.5, 0.75], "stages.2.distill.student.layers": [[0], [0, 1, 2]]}
     opening = of_recipe(tmp_path, [PRUNE, {"distill": {"student": {"layers": [0, 1]}}}], choices)
@@ -290,7 +291,6 @@ def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp
     assert not (tmp_path / "artifacts").exists()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
@@ -306,7 +306,6 @@ def test_a_recipe_that_cannot_run_is_refused_before_any_work(tmp_path: Path, sta
     assert not (tmp_path / "artifacts").exists()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_budget_shorter_than_the_first_trial_is_said_before_it(tmp_path: Path) -> None:
     choices = {"stages.1.prune.feed_forward": [0.25]}
     short, long = (of_recipe(tmp_path / budget, [PRUNE], choices, budget=budget) for budget in ("1s", "10h"))
@@ -315,7 +314,6 @@ def test_a_budget_shorter_than_the_first_trial_is_said_before_it(tmp_path: Path)
     assert not any("longer than the budget" in line for line in long.lines())
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_model_of_one_layer_begins_without_a_student_of_fewer(tmp_path: Path) -> None:
     import transformers
 
@@ -328,7 +326,6 @@ def test_a_model_of_one_layer_begins_without_a_student_of_fewer(tmp_path: Path) 
     assert not any("student" in choice.name for choice in opening.choices)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: Path) -> None:
     """An encoder tells `feature-extraction`, and whoever has labels wants a classifier."""
     import transformers
@@ -346,7 +343,6 @@ def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: P
     assert "would train on" not in chosen, "it was chosen"
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None:
     tiny_sounds.write_splits(tmp_path, {"train": 24, "test": 8})
     tiny_sounds.write_model(
@@ -357,7 +353,6 @@ def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None
     assert "would remove nothing" in opening.refused["stages.1.prune.heads=0.25"]
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_masks_without_names_are_told_how_to_name_their_classes(tmp_path: Path) -> None:
     tiny_places.write_all(tmp_path, "segformer", [])
     with pytest.raises(CompressError, match="the label '0', which the model lacks") as caught:
@@ -367,7 +362,6 @@ def test_masks_without_names_are_told_how_to_name_their_classes(tmp_path: Path) 
     assert "prune" in opening.stages
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_text_too_short_to_calibrate_with_is_told_before_the_search(tmp_path: Path) -> None:
     tiny_generation.write_all(tmp_path)
     with pytest.raises(CompressError, match="windows of 512 tokens") as caught:
@@ -375,7 +369,6 @@ def test_text_too_short_to_calibrate_with_is_told_before_the_search(tmp_path: Pa
     assert "stages.1.gptq" in str(caught.value) and "lower samples" in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_path: Path) -> None:
     words = ("the", "river", "runs", "over", "under", "hill", "red", "stone")
     rows = [json.dumps({"text": " ".join(random.Random(seed).choices(words, k=60))}) for seed in range(800)]

@@ -26,6 +26,8 @@ from compress.utils.errors import InputError, RecipeError
 from compress.utils.progress import SilentProgress
 from compress.utils.storage import size_bytes
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
 TRAINED = {"epochs": 0.2, "batch_size": 8}
 STAGES = (
     {"finetune": TRAINED},
@@ -77,7 +79,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return Watched(tmp_path_factory.mktemp("foresight"))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
     """Of a recipe with other heads, neurons, tokens and bits than those whose graphs are traced."""
     costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
@@ -91,7 +92,6 @@ def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
     assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.imprecision_reasons()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) -> None:
     """As many layers with usual tables, and with other layers both: the same to the byte, and no graph more."""
     few = foreseen(watched, watched.space, 3)
@@ -106,7 +106,6 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
     )
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
     """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
     watched.size_estimator.start(TrialOutcome(stages=watched.stages))
@@ -138,7 +137,6 @@ def other_space(watched: Watched, folder: Path, **block: object) -> SearchSpace:
 LAYERS = {"stages.3.distill.student.layers": [[0, 1], [0]]}
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Watched, tmp_path: Path) -> None:
     """After the first trial, which says how many bytes a model has beside its weights in so many bits."""
     choices = {**LAYERS, "stages.5.onnx_int8.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
@@ -157,7 +155,6 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
     assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
     watched.size_estimator.start(TrialOutcome(stages=watched.stages))
     wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
@@ -175,7 +172,6 @@ def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watche
     assert watched.latency_estimator.predict(wide) == pytest.approx(1.2 * predicted_seconds, rel=0.03)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_path: Path) -> None:
     """So that a search that goes on decides as before, whatever the user's table has by then."""
     watched.size_estimator.start(TrialOutcome(stages=watched.stages))
@@ -187,7 +183,6 @@ def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_
     assert later.table is not None and not later.table.measured
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 def test_a_space_of_few_recipes_is_not_worth_tracing(watched: Watched) -> None:
     few = SizeEstimator(watched.space, lambda: pytest.fail("no data is read"))
     watched.space.__dict__["_listed"], listed = [SMALLEST], watched.space._listed

@@ -17,7 +17,7 @@ from onnx.numpy_helper import to_array
 from transformers import AutoModelForCausalLM
 from written_decoders import Graph, random_ids
 
-from compress.formats.gguf.export import Types, compare_gguf, write_gguf
+from compress.formats.gguf.export import GgufTypes, compare_gguf, write_gguf
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
@@ -54,7 +54,7 @@ def ids(length: int) -> np.ndarray:
 
 def test_llama_cpp_answers_as_transformers_does(tmp_path: Path) -> None:
     source = mixtral(tmp_path)
-    write_gguf(source, tmp_path / "tiny.gguf", Types("f32"))
+    write_gguf(source, tmp_path / "tiny.gguf", GgufTypes("f32"))
     module = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = module(input_ids=torch.from_numpy(ids(60))).logits.numpy()

@@ -21,9 +21,9 @@ from rotation import todays
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from compress.formats.gguf.blocks import rounded, row_bytes
-from compress.formats.gguf.export import Types, plan_gguf, write_gguf
-from compress.formats.gguf.file_types import FILE_TYPES, bytes_of, needs_imatrix
+from compress.formats.gguf.blocks import quantize_rows, row_bytes
+from compress.formats.gguf.export import GgufTypes, plan_gguf, write_gguf
+from compress.formats.gguf.file_types import FILE_TYPES, estimate_bytes, needs_imatrix
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.gguf.llama_cpp_library import library as library_of
 from compress.formats.gguf.stage import Gguf
@@ -112,9 +112,9 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
         imatrix = tmp_path / "by-tensor.safetensors"
         with_imatrix(source)
         imatrix_by_tensor(source, imatrix)
-    write_gguf(source, tmp_path / "f32.gguf", Types("f32"))
+    write_gguf(source, tmp_path / "f32.gguf", GgufTypes("f32"))
     theirs = by_llama_cpp(library, tmp_path, file_type, imatrix)
-    write_gguf(source, tmp_path / "ours.gguf", Types("f32", file_type))
+    write_gguf(source, tmp_path / "ours.gguf", GgufTypes("f32", file_type))
     ours = GGUFReader(tmp_path / "ours.gguf")
     assert ours.fields["general.file_type"].parts[-1][0] == FILE_TYPES[file_type].number
     kinds = {tensor.name: tensor.tensor_type.name for tensor in ours.tensors}
@@ -129,7 +129,7 @@ def test_the_stage_names_every_type() -> None:
     assert set(get_args(names)) == set(FILE_TYPES)
 
 
-def planned_bytes(checkpoint: Checkpoint, types: Types) -> int:
+def planned_bytes(checkpoint: Checkpoint, types: GgufTypes) -> int:
     """Of all tensors of the file."""
     planned = plan_gguf(checkpoint, types)
     return sum(row_bytes(tensor.kind, tensor.shape[-1]) * math.prod(tensor.shape[:-1]) for tensor in planned)
@@ -143,11 +143,11 @@ def test_the_size_of_every_type_is_foretold_from_the_shape(tmp_path: Path, hidde
     shape = read_shape(source.folder)
     predictions = []
     for name in FILE_TYPES:
-        size = planned_bytes(source, Types(file_type=name))
-        assert bytes_of(name, shape) == pytest.approx(size, rel=0.01), name
+        size = planned_bytes(source, GgufTypes(file_type=name))
+        assert estimate_bytes(name, shape) == pytest.approx(size, rel=0.01), name
         predictions.append(size)
     (tried,) = Gguf(type="Q4_K_M").search_values(shape).values()
-    assert [*tried] == sorted(FILE_TYPES, key=lambda name: bytes_of(name, shape))
+    assert [*tried] == sorted(FILE_TYPES, key=lambda name: estimate_bytes(name, shape))
     assert max(predictions) > 1.5 * min(predictions) and Gguf().search_values(shape) == {}
 
 
@@ -159,7 +159,7 @@ def test_the_size_of_kept_integers_is_foretold(tmp_path: Path, bits: int) -> Non
     if bits != 32:
         checkpoint, shape = quantize_tiny_llama(checkpoint, tmp_path / "quantized", bits, 64), shape.in_bits(bits, 4)
     predicted_bytes = Gguf().predict(shape, plan).disk_bytes.value
-    assert predicted_bytes == pytest.approx(planned_bytes(checkpoint, Types()) + 1000, rel=0.01)
+    assert predicted_bytes == pytest.approx(planned_bytes(checkpoint, GgufTypes()) + 1000, rel=0.01)
 
 
 def test_errors_are_small_where_inputs_are_large() -> None:
@@ -170,7 +170,7 @@ def test_errors_are_small_where_inputs_are_large() -> None:
 
     for kind in ("Q4_0", "Q4_K", "IQ3_S", "Q2_K"):
         plain, weighed = (
-            np.square(dequantize(rounded(values, kind, given), GGMLQuantizationType[kind]) - values) @ importance
+            np.square(dequantize(quantize_rows(values, kind, given), GGMLQuantizationType[kind]) - values) @ importance
             for given in (None, importance)
         )
         assert weighed.sum() < 0.95 * plain.sum(), kind
@@ -208,7 +208,7 @@ def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path
     source = save_decoder(tmp_path / "source", "MixtralConfig", vocab_size=ROWS, sliding_window=None, **sizes)
     train_tokenizer().save_pretrained(source.folder)
     weighted = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w"))
-    kinds = {tensor.name: tensor.kind for tensor in plan_gguf(weighted, Types(file_type="Q4_K_M"))}
+    kinds = {tensor.name: tensor.kind for tensor in plan_gguf(weighted, GgufTypes(file_type="Q4_K_M"))}
     assert kinds["blk.0.ffn_gate_exps.weight"] == "Q4_K" and kinds["output.weight"] == "Q6_K"
     assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
     converted = Gguf(type="Q8_0").run(weighted, context(tmp_path / "g", progress=(notes := Notes())))

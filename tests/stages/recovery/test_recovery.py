@@ -25,6 +25,8 @@ from compress.stages.training.checkpoint import TrainingCheckpoint, TrainingStat
 from compress.utils.errors import DataError, InputError, ModelError, StageError
 from compress.utils.storage import digest_directory, size_bytes
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
 QUICK: dict[str, Any] = {
     "steps": 40,
     "batch_size": 4,
@@ -369,7 +371,6 @@ def module_divergence(module: torch.nn.Module, source: Checkpoint, ids: torch.Te
     return float(torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean())
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
     rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
@@ -381,7 +382,6 @@ def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
     assert module_divergence(opened, source, ids) < 0.6 * divergence_before
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_the_adapter_is_the_one_that_was_judged(
     rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
@@ -393,7 +393,6 @@ def test_the_adapter_is_the_one_that_was_judged(
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_the_base_keeps_every_byte(rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     digest = digest_directory(rounded.folder)
     adapted = LoraRecovery(**QUICK_LORA).run(rounded, context(source, tmp_path / "scratch"))
@@ -405,7 +404,6 @@ def test_the_base_keeps_every_byte(rounded: QuantizedCheckpoint, source: Checkpo
     assert digest_directory(rounded.folder) == digest
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_its_config_names_no_machine_and_is_the_same_each_time(
     rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
@@ -422,7 +420,6 @@ def test_its_config_names_no_machine_and_is_the_same_each_time(
     assert (config["r"], config["lora_alpha"]) == (4, 8)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_only_the_named_layers_are_adapted(rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     stage = LoraRecovery(**{**QUICK_LORA, "target_modules": ("v_proj", "up_proj")})
     adapted = stage.run(rounded, context(source, tmp_path / "scratch"))
@@ -431,7 +428,6 @@ def test_only_the_named_layers_are_adapted(rounded: QuantizedCheckpoint, source:
     assert {name.rpartition(".")[2] for name in layers} == {"v_proj", "up_proj"} and len(layers) == 4
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_a_layer_name_that_is_not_there_is_an_error(
     rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
@@ -440,7 +436,6 @@ def test_a_layer_name_that_is_not_there_is_an_error(
     assert "q_proj" in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_it_can_learn_the_text_instead(rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     stage, stage_context = (
         LoraRecovery(**{**QUICK_LORA, "logits_weight": 0, "labels_weight": 1}),
@@ -461,7 +456,6 @@ def brought(source: Checkpoint, tmp_path: Path) -> Path:
     return save_adapter(module, tmp_path / "brought", "q_proj", r=2)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_kept_apart_keeps_its_bytes(
     rounded: QuantizedCheckpoint, source: Checkpoint, brought: Path, tmp_path: Path
 ) -> None:
@@ -473,7 +467,6 @@ def test_an_adapter_kept_apart_keeps_its_bytes(
     assert PeftModel.from_pretrained(load_quantized_module(attached), str(attached.folder / "adapter")).active_adapter
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_that_does_not_fit_is_not_attached(brought: Path, tmp_path: Path) -> None:
     wider = save_tiny_llama(tmp_path / "wider", hidden_size=128)
     checkpoint = quantize_tiny_llama(wider, tmp_path / "q")
@@ -481,7 +474,6 @@ def test_an_adapter_that_does_not_fit_is_not_attached(brought: Path, tmp_path: P
         AttachLora(adapter=str(brought)).run(checkpoint, context(wider, tmp_path / "scratch"))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_a_second_adapter_is_refused(
     rounded: QuantizedCheckpoint, source: Checkpoint, brought: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from stage_context import Notes
 from torch import nn
 
 from compress.models.model import TorchModel
@@ -24,16 +25,6 @@ from compress.utils.progress import SilentProgress
 from compress.utils.torch_device import uses_bf16
 
 FAST = Training(epochs=1, learning_rate=1e-3, batch_size=8, precision="fp32")
-
-
-class Notes(SilentProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
 
 
 def classifier() -> tuple[TorchModel, Examples]:

@@ -39,6 +39,8 @@ from compress.numerics.integer_grid import QuantizedWeight
 from compress.tasks.registry import get_task
 from compress.utils.errors import ModelError
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
@@ -311,7 +313,6 @@ def run(model: OnnxModel, folder: Path) -> np.ndarray:
     return logits
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj"), ("lm_head",)])
 def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...], quantized: bool) -> None:
@@ -327,19 +328,16 @@ def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...]
     assert verify_decoder(model, checkpoint, IDS, 1e-2, 0.1).difference < 1e-2
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_a_checkpoint_without_an_adapter_has_no_factors(tmp_path: Path) -> None:
     assert low_rank(save_tiny_llama(tmp_path / "source")) == {}
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_adapters_that_are_more_than_products_are_refused(tmp_path: Path) -> None:
     checkpoint = adapted(tmp_path, "q_proj", quantized=False, use_dora=True)
     with pytest.raises(ModelError, match="more than a product"):
         low_rank(checkpoint)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_gguf_does_not_drop_an_adapter_in_silence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has an adapter, which GGUF keeps in a file of its own"):
         plan_gguf(adapted(tmp_path, "q_proj"))

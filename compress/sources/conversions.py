@@ -12,9 +12,9 @@ from typing import Any
 
 from compress.formats.gguf.model import read_gguf
 from compress.sources.build_model import write_once
-from compress.utils.digests import digest_file
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
+from compress.utils.storage import digest_file
 
 _REVISION = 2
 """Increase it when the same file should be converted into another folder."""

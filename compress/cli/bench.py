@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from compress.tasks.capability import Capabilities
     from compress.utils.progress import Progress
 
+Settings = dict[str, Any]
+"""Benchmark settings by field."""
+
 
 def bench(
     artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
@@ -66,7 +69,7 @@ def bench(
     on_data = {"batch_size": batch_size, "rate": rate, "steps": steps or None, "size": size or None}
     refuse_together(context, recipe=recipe, **on_data, tokens=tokens, text=text)
     hosts = choose_hosts(device or [], inventory, recipe)
-    settings: dict[str, Any] = {"threads": threads, "seconds": seconds, "budget_seconds": budget}
+    settings: Settings = {"threads": threads, "seconds": seconds, "budget_seconds": budget}
     if context:
         benchmark = Benchmark(contexts=tuple(context), **_without_none({"tokens": tokens, **settings}))
         measure = generation_bench(artifact, baseline, text, target, benchmark)
@@ -90,7 +93,7 @@ def _measure(measure: Measure, hosts: Mapping[str, BenchmarkHost], json_: bool) 
 
 
 def _bench_on_data(
-    artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: dict[str, Any]
+    artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: Settings
 ) -> Measure:
     """Return a function that times on the test split of a recipe.
 
@@ -138,7 +141,7 @@ def _bench_on_data(
     return measure
 
 
-def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
+def refuse_idle(task: Capabilities, changed: Settings) -> None:
     """Raise `InputError` for options of image generation with another kind of model."""
     from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
@@ -148,7 +151,7 @@ def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
         raise InputError(f"No effect on this model: {' and '.join(options)}.", expected="a model that generates images")
 
 
-def _without_none(options: dict[str, Any]) -> dict[str, Any]:
+def _without_none(options: Settings) -> Settings:
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -102,20 +102,15 @@ def _print(result: _Examination, machine: dict[str, object], failed: bool, json_
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
         for difference in result.differences:
-            _show(difference, named=len(result.differences) > 1)
+            from rich.console import Console
 
+            from compress.report.console import console_difference
 
-def _show(difference: OperatorDifference, named: bool) -> None:
-    """Print the difference between two graphs."""
-    from rich.console import Console
-
-    from compress.report.console import console_difference
-
-    if named:
-        typer.echo(f"\n{Path(difference.int8_file).name} against {Path(difference.float_file).name}")
-    Console().print(console_difference(difference))
-    for note in difference.notes:
-        typer.echo(note, err=True)
+            if len(result.differences) > 1:
+                typer.echo(f"\n{Path(difference.int8_file).name} against {Path(difference.float_file).name}")
+            Console().print(console_difference(difference))
+            for note in difference.notes:
+                typer.echo(note, err=True)
 
 
 def _of_model(

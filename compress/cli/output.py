@@ -81,18 +81,21 @@ def render_generation(rows: Iterable[Measurement]) -> ResponsiveTable:
             cells = []
             for name in _TIMES:
                 speedup = measurements.get((context, model, _SPEEDUPS.get(name, "")))
-                cells.append(_lines(measurements[context, model, name], speedup))
+                # A cell has a line each for value, interval and speed-up.
+                row = measurements[context, model, name]
+                metric = describe_metric(row.metric, row.unit)
+                lines = [format_value(metric, row.value), format_interval(metric, row.low, row.high)]
+                # The baseline's speed-up is 1 by definition, and has no interval.
+                lines += [format_measurement(speedup)] if speedup is not None and speedup.low is not None else []
+                cells.append(
+                    "\n".join(
+                        line.removesuffix(f" {metric.unit}") if metric.style == "rate" else line
+                        for line in lines
+                        if line
+                    )
+                )
             table.add(str(context), model, *cells)
     return table
-
-
-def _lines(row: Measurement, speedup: Measurement | None) -> str:
-    """Return value, interval and speed-up, each on a line."""
-    metric = describe_metric(row.metric, row.unit)
-    lines = [format_value(metric, row.value), format_interval(metric, row.low, row.high)]
-    # The baseline's speed-up is 1 by definition, and has no interval.
-    lines += [format_measurement(speedup)] if speedup is not None and speedup.low is not None else []
-    return "\n".join(line.removesuffix(f" {metric.unit}") if metric.style == "rate" else line for line in lines if line)
 
 
 Item = TypeVar("Item")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from compress.recipe.recipe import Recipe
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 LEVEL = 0.005
 """Probability that one comparison reports a drift where there is none: one in seven months of daily comparisons."""
@@ -84,7 +87,7 @@ class DriftTests:
     model: ServedModel
     tests: list[DriftTest] = field(default_factory=list)
 
-    def add(self, name: str, kind: StatisticalTest, tested: Tested, **fields: Any) -> None:
+    def add(self, name: str, kind: StatisticalTest, tested: Tested, **fields: object) -> None:
         """Add a computed test.
 
         Args:
@@ -101,10 +104,16 @@ class DriftTests:
             **tested._asdict(),
             **fields,
         }
-        self.tests.append(DriftTest(**values))
+        self.tests.append(DriftTest.model_validate(values))
 
     def spread(
-        self, name: str, kind: StatisticalTest, tested: Tested, reference: np.ndarray, recent: np.ndarray, **fields: Any
+        self,
+        name: str,
+        kind: StatisticalTest,
+        tested: Tested,
+        reference: np.ndarray,
+        recent: np.ndarray,
+        **fields: object,
     ) -> None:
         """Add a test of numbers [n] and [m], with their means and quantiles.
 
@@ -121,7 +130,7 @@ class DriftTests:
         values = {"reference": float(np.mean(reference)), "recent": float(np.mean(recent)), "quantiles": quantiles}
         self.add(name, kind, tested, **(values | fields))
 
-    def shares(self, name: str, reference: np.ndarray, recent: np.ndarray, **fields: Any) -> None:
+    def shares(self, name: str, reference: np.ndarray, recent: np.ndarray, **fields: object) -> None:
         """Test whether shares per row have grown.
 
         Args:
@@ -278,7 +287,7 @@ def _word_shares(side: TextFeatures) -> dict[str, float]:
     return shares
 
 
-def _test_tokens(tests: DriftTests, reference: Any, recent: Any) -> None:
+def _test_tokens(tests: DriftTests, reference: csr_matrix, recent: csr_matrix) -> None:
     """Test which tokens occur.
 
     The kernel multiplies square roots of the tokens' shares in each row, which gives Bhattacharyya's coefficient.

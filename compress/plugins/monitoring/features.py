@@ -6,7 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from compress.data.media import content, decode
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from scipy.sparse import csr_matrix
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
 
 _FULL_SCALE = 0.999
 """Amplitude from which a sample counts as clipped."""
@@ -38,7 +41,7 @@ class TextFeatures:
     cut: np.ndarray
     lengths: np.ndarray
     unknown: np.ndarray | None
-    tokens: Any
+    tokens: csr_matrix
     words: Sequence[frozenset[str]]
 
     def take(self, indices: np.ndarray) -> TextFeatures:
@@ -49,7 +52,9 @@ class TextFeatures:
         return TextFeatures(self.broken[indices], self.cut[indices], self.lengths[indices], unknown, tokens, words)
 
 
-def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, max_length: int) -> TextFeatures:
+def text_features(
+    table: pa.Table, columns: Sequence[Column], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> TextFeatures:
     """Tokenize texts with the shipped tokenizer, without truncation.
 
     Args:
@@ -85,7 +90,7 @@ def text_features(table: pa.Table, columns: Sequence[Column], tokenizer: Any, ma
     return TextFeatures(broken_share, cut, np.array(lengths, dtype=np.float64), unknown_shares, tokens, words)
 
 
-def _broken_words(text: str, encoded: Any) -> tuple[Counter[str], int]:
+def _broken_words(text: str, encoded: Encoding) -> tuple[Counter[str], int]:
     """Return the words that are split into several tokens with their counts, and the number of words."""
     pieces: dict[int, list[tuple[int, int]]] = {}
     for word, span in zip(encoded.word_ids, encoded.offsets, strict=True):

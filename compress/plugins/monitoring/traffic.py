@@ -64,7 +64,14 @@ def read_traffic(path: Path, columns: Sequence[Column], late: Path | None = None
         rows.folder,
     )
     at = np.array([seconds[line] for line in lines])
-    numbers = _numbers(requests)
+    # Later labels refer to a request by its id.
+    numbers: dict[str, int] = {}
+    for number, value in enumerate(requests.columns.get(ID, [])):
+        if value is None:
+            continue
+        if value_text(value) in numbers:
+            raise DataError(f"Two requests have the {ID} {value!r}.", where=requests.place(number))
+        numbers[value_text(value)] = number
     number_of_line = {line: number for number, line in enumerate(lines)}
     # Labels are in the order in which they became known: those of the file first, then the late ones.
     labels: dict[int, str] = {}
@@ -110,18 +117,6 @@ def _seconds(rows: Rows, line: int) -> float:
     if not math.isfinite(seconds):
         raise DataError(f"A request's time of arrival is {value!r}.", where=rows.place(line), expected="a finite time")
     return seconds
-
-
-def _numbers(requests: Rows) -> dict[str, int]:
-    """Return the number of the request of each id. Raises `DataError` for an id that occurs twice."""
-    by_id: dict[str, int] = {}
-    for number, value in enumerate(requests.columns.get(ID, [])):
-        if value is None:
-            continue
-        if value_text(value) in by_id:
-            raise DataError(f"Two requests have the {ID} {value!r}.", where=requests.place(number))
-        by_id[value_text(value)] = number
-    return by_id
 
 
 def _add_label(labels: dict[int, str], rows: Rows, line: int, numbers: dict[str, int], number: int | None) -> None:

@@ -30,9 +30,8 @@ from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound, limit_result
 from compress.report.run_folder import REPORT
 from compress.results.formatting import format_number, format_value
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
-from compress.results.report import Report, load_report
+from compress.results.report import Measurement, Report, load_report
 from compress.utils.errors import CompressError, InputError
 from compress.utils.storage import storage_errors
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from compress.plugins.nightly.record import EntryOutcome, Host, Kind, Night, NightFinding, Rows, Status
 from compress.plugins.nightly.trend import Series, TrendPoint
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.utils.errors import InputError, StorageError
 
 BACKUP_COUNT = 3
@@ -185,6 +185,7 @@ the names of the records' fields.
 """
 
 
+_Row = dict[str, Any]
 _LOCK_TIMEOUT_SECONDS = 60.0
 
 
@@ -276,7 +277,14 @@ class NightHistory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # SQLite's own lock guards the transaction. This lock also guards the backups and the damaged file.
             with FileLock(f"{self.path}.lock", timeout=_LOCK_TIMEOUT_SECONDS):
-                self._repair()
+                if self.path.is_dir():
+                    raise InputError(
+                        "A folder lies where the history should be.", where=str(self.path), expected="a file"
+                    )
+                # An empty file is a new history, unless backups show that it once had content.
+                is_new = not self.path.exists() or (self.path.stat().st_size == 0 and not backups_of(self.path))
+                if not is_new and not is_undamaged(self.path):
+                    restore(self.path, self._note)
                 with closing(connect(self.path)) as connection:
                     connection.execute("BEGIN IMMEDIATE")
                     self._prepare(connection)
@@ -290,14 +298,6 @@ class NightHistory:
                 expected="a file that this user may write, on a disk with room for it",
                 hint="free some space or name another file under `history:` in the suite",
             ) from error
-
-    def _repair(self) -> None:
-        if self.path.is_dir():
-            raise InputError("A folder lies where the history should be.", where=str(self.path), expected="a file")
-        # An empty file is a new history, unless backups show that it once had content.
-        is_new = not self.path.exists() or (self.path.stat().st_size == 0 and not backups_of(self.path))
-        if not is_new and not is_undamaged(self.path):
-            restore(self.path, self._note)
 
     def _back_up(self, connection: sqlite3.Connection) -> None:
         """Write a backup. An error is noted only, because the night itself is in the history."""
@@ -370,18 +370,16 @@ def _insert_many(
         connection.executemany(_insert(table, numbered[0]), numbered)
 
 
-def _grouped(connection: sqlite3.Connection, table: str, fields: Iterable[str]) -> dict[int, list[dict[str, Any]]]:
+def _grouped(connection: sqlite3.Connection, table: str, fields: Iterable[str]) -> dict[int, list[_Row]]:
     """Return the given fields of a table's rows by night."""
-    rows: dict[int, list[dict[str, Any]]] = {}
+    rows: dict[int, list[_Row]] = {}
     for row in connection.execute(f"SELECT night AS of_night, {', '.join(fields)} FROM {table} ORDER BY rowid"):
         (_, number), *values = dict(row).items()
         rows.setdefault(number, []).append(dict(values))
     return rows
 
 
-def _night(
-    row: dict[str, Any], outcomes: dict[int, list[dict[str, Any]]], findings: dict[int, list[dict[str, Any]]]
-) -> Night:
+def _night(row: _Row, outcomes: dict[int, list[_Row]], findings: dict[int, list[_Row]]) -> Night:
     number = row["night"]
     return Night(
         suite=row["suite"],

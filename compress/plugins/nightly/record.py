@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 
 Status = Literal["passed", "missed", "failed", "not run"]
 Kind = Literal["stage", "gate", "limit", "drift", "budget"]

@@ -23,7 +23,7 @@ from compress.report.pages import render, render_markdown
 from compress.report.plot import Frame, Plot, Scale, element, line, polyline_points, scale_around, text, with_tooltip
 from compress.report.run_folder import update_latest_link, write_atomically
 from compress.results.formatting import format_interval, format_number, format_seconds, format_value
-from compress.results.metrics import Metric, main_metrics
+from compress.results.metrics import main_metrics
 from compress.results.report import FINAL
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 from compress.utils.storage import storage_errors
@@ -267,8 +267,14 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     points, metric = series.points, series.described
     first, last = points[0].night, points[-1].night
     x = Scale(first - 0.5, max(last, first + 1) + 0.5, _FRAME.left, _FRAME.right)
-    plot = Plot(_FRAME, x, _y_scale(series))
-    plot.y_axis("", lambda value: _tick(metric, value), 4)
+    values = [value for point in series.points for value in (point.value, point.low, point.high) if value is not None]
+    middle = series.levels[-1].value if series.levels else series.points[-1].value
+    span = _LEAST_SPAN_OF_SHARE if series.is_share else _LEAST_SPAN * abs(middle)
+    plot = Plot(_FRAME, x, scale_around([*values, middle - span / 2, middle + span / 2], _FRAME.bottom, _FRAME.top))
+    # A long unit is left out, since the heading shows it.
+    plot.y_axis(
+        "", lambda value: format_number(value) if metric.style in ("rate", "plain") else format_value(metric, value), 4
+    )
     plot.x_axis_line()
     _days(plot, points)
     # Draw the interval band as one polygon per stretch of nights that have an interval.
@@ -285,18 +291,6 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     for point in points:
         plot.add(_point(plot, series, point, _label(nights, point.night), point.night in failed))
     return plot.svg(f"{metric.title} of {series.model} of {series.entry} over {len(points)} nights")
-
-
-def _y_scale(series: Series) -> Scale:
-    values = [value for point in series.points for value in (point.value, point.low, point.high) if value is not None]
-    middle = series.levels[-1].value if series.levels else series.points[-1].value
-    span = _LEAST_SPAN_OF_SHARE if series.is_share else _LEAST_SPAN * abs(middle)
-    return scale_around([*values, middle - span / 2, middle + span / 2], _FRAME.bottom, _FRAME.top)
-
-
-def _tick(metric: Metric, value: float) -> str:
-    """Format a value without the unit if that is long, since the heading's value has it."""
-    return format_number(value) if metric.style in ("rate", "plain") else format_value(metric, value)
 
 
 def _days(plot: Plot, points: Sequence[TrendPoint]) -> None:

@@ -142,7 +142,18 @@ def collect(registry: Registry, runs: Path, dry_run: bool) -> Collection:
 
 def _garbage(registry: Registry, state: State, runs: Path) -> tuple[Collection, list[Version]]:
     """Return the files to remove, and the versions whose files these are."""
-    starts = _starts(runs)
+    # A retired version remains if a run started from its model. Map digests of starting models to folders of runs.
+    starts = {}
+    for lock in sorted(runs.glob(f"*/*/{RUN_LOCK}")) if runs.is_dir() else []:
+        try:
+            start = json.loads(lock.read_text(encoding="utf-8"))[START]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The starting model of a run cannot be read: {error}",
+                where=str(lock),
+                hint="remove that run's folder, or name other runs with --artifacts",
+            ) from None
+        starts[str(start)] = str(lock.parent)
     removed, retained, needed = [], {}, set[str]()
     for version in state.all():
         if version.collected:
@@ -159,19 +170,3 @@ def _garbage(registry: Registry, state: State, runs: Path) -> tuple[Collection, 
     freed = sum(freed_bytes(registry.objects.path(digest)) for digest in surplus)
     names = tuple(version.reference for version in removed)
     return Collection(versions=names, objects=tuple(surplus), freed_bytes=freed, kept=retained), removed
-
-
-def _starts(runs: Path) -> dict[str, str]:
-    """Return the folder of a run below ``runs`` by the digest of the model that it started from."""
-    folders = {}
-    for lock in sorted(runs.glob(f"*/*/{RUN_LOCK}")) if runs.is_dir() else []:
-        try:
-            start = json.loads(lock.read_text(encoding="utf-8"))[START]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"The starting model of a run cannot be read: {error}",
-                where=str(lock),
-                hint="remove that run's folder, or name other runs with --artifacts",
-            ) from None
-        folders[str(start)] = str(lock.parent)
-    return folders

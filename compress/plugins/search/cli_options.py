@@ -19,6 +19,7 @@ from compress.formats.targets import TARGETS
 from compress.models.json_file import read_json
 from compress.pipeline.recipe_sources import read_shape
 from compress.plugins.search.default_space import add_default_space, initial_stages, is_possible
+from compress.plugins.search.space import StageFields
 from compress.recipe.document import Document, read_document
 from compress.recipe.loading import infer_task_of_document
 from compress.recipe.overrides import apply_override
@@ -119,8 +120,8 @@ def _starter_document(options: SearchOptions) -> tuple[Document, str]:
 
 
 def _stages(
-    task: Task, model: str, starter: Sequence[Mapping[str, Any]], target: str
-) -> tuple[list[dict[str, Any]], list[Any]]:
+    task: Task, model: str, starter: Sequence[StageFields], target: str
+) -> tuple[list[StageFields], list[StageFields]]:
     """Return the initial stages for the model and target, and those of them that the starter lacks."""
     if TAKES_ARRAYS in task.capabilities:
         return [dict(stage) for stage in starter], []
@@ -132,7 +133,7 @@ def _stages(
     return stages, [stage for stage in stages if next(iter(stage)) not in starter_kinds]
 
 
-def _of_target(target: str, task: Task) -> Sequence[Mapping[str, Any]]:
+def _of_target(target: str, task: Task) -> Sequence[StageFields]:
     """Return the initial stages of the target's format; none where they do not apply to the task."""
     stages = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
     fit = all(STAGES[next(iter(stage))].supports(task.capabilities) for stage in stages)
@@ -176,7 +177,7 @@ def _names(reference: str) -> set[str]:
     return set(read(path, set()).names) if path is not None and path.is_file() else set()
 
 
-def _data(reference: str | None, starter: Mapping[str, Any]) -> dict[str, Any]:
+def _data(reference: str | None, starter: Mapping[str, Any]) -> dict[str, object]:
     """Return the data block: the source of rows, and the starter's maximum number of tokens.
 
     A graph without data gets random inputs, a fifth of them for selection.
@@ -188,7 +189,7 @@ def _data(reference: str | None, starter: Mapping[str, Any]) -> dict[str, Any]:
     return {**_source(reference, starter), **lengths}
 
 
-def _source(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
+def _source(reference: str, starter: Mapping[str, Any]) -> dict[str, object]:
     """Return the source of rows. A single file is split into training, validation, test and selection rows."""
     columns = {name: value for name, value in (starter.get("columns") or {}).items() if name != value}
     if is_sample(reference) or not (is_file_name(reference) or find(reference, Path())):
@@ -225,7 +226,7 @@ def _source(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": str(path.resolve()), "splits": splits, "hold_out": [_hold_out("select", 1500)], **more}
 
 
-def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, Any]:
+def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, object]:
     """Return the starter's column names that the rows have; other columns have the task's own names."""
     columns = {name: value for name, value in starter.items() if value in names}
     return {"columns": columns} if columns else {}
@@ -241,7 +242,7 @@ def _put_limits(document: Document, options: SearchOptions) -> None:
     quality = next((limit for limit in limits if isinstance(limit, dict) and limit.get("of")), None)
     if quality is None and options.model is None:
         quality = {"metric": "accuracy"}
-    new_limits: list[dict[str, Any]] = []
+    new_limits: list[dict[str, object]] = []
     if options.keep is not None:
         if not 0 < options.keep <= 1.5:
             raise InputError(f"{options.keep:g} is not a share of a quality.", where="--keep", expected="e.g. 0.985")
@@ -268,7 +269,7 @@ def _put_limits(document: Document, options: SearchOptions) -> None:
     document.values["limits"] = [*other_limits, *({**limit, **target} for limit in new_limits)]
 
 
-def _block(options: SearchOptions) -> dict[str, Any]:
+def _block(options: SearchOptions) -> dict[str, object]:
     if options.budget is not None:
         try:
             parse_duration(options.budget)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace, shorten_training
-from compress.stages.base import Stage
+from compress.stages.base import AnyStage
 from compress.stages.cost_model import Shape, predicted
 from compress.stages.protocols import predict_cost
 from compress.utils.errors import CompressError, InputError
@@ -258,7 +257,7 @@ class CostEstimator:
         return predicted(shape, shape).disk_bytes.value
 
     def _predict_stages(self, point: Point, share: float) -> list[PredictedStage]:
-        stages: Sequence[Stage[Any, Any]] = self.space.stages(point)
+        stages: Sequence[AnyStage] = self.space.stages(point)
         if share < 1:
             stages = shorten_training(self.space.base.model_copy(update={"stages": tuple(stages)}), share)
         context = replace(self._context, shapes={"start": self._start})

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources
+from compress.plugins.search.space import StageFields
 from compress.recipe.document import Document
 from compress.recipe.loading import parse_recipe
 from compress.recipe.overrides import apply_override
@@ -48,7 +48,7 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
     context = plan_context(recipe, sources, start)
     metrics = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
     timed = any(describe_metric(name).timed for name in metrics)
-    choices: dict[str, list[Any]] = {}
+    choices: dict[str, list[object]] = {}
     optional: list[str] = []
     shape: Shape | None = start
     labels = recipe.labels()
@@ -66,7 +66,7 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
     values["search"] |= {"choices": choices, "optional": optional}
 
 
-def is_possible(model: Path, kind: str, fields: Mapping[str, Any]) -> bool:
+def is_possible(model: Path, kind: str, fields: StageFields) -> bool:
     """Return whether a model's architecture has the parts that a stage prunes."""
     try:
         stage = STAGES[kind].model_validate({**fields, "kind": kind})
@@ -100,15 +100,15 @@ def _is_valid(document: Document, folder: Path, field: str, value: object) -> bo
 
 
 _FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
-_FULL_SIZE: tuple[dict[str, Any], ...] = ({"onnx": {}}, {"onnx_int8": {}})
+_FULL_SIZE: tuple[StageFields, ...] = ({"onnx": {}}, {"onnx_int8": {}})
 """Stages that apply to every model that answers in one forward pass."""
 _NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}, {"heads": 0.5}), ({"flops": 0.3},)
 """Mild pruning of models with attention, and of models without."""
 
 
 def initial_stages(
-    task: Task, starter: Sequence[Mapping[str, Any]], shape: Shape | None, is_possible: Callable[[str, Any], bool]
-) -> list[dict[str, Any]]:
+    task: Task, starter: Sequence[StageFields], shape: Shape | None, is_possible: Callable[[str, StageFields], bool]
+) -> list[StageFields]:
     """Return the stages of a recipe for a task and a model.
 
     Where the task's stages allow it, the trained model is pruned by what its architecture has, and then
@@ -140,15 +140,15 @@ def initial_stages(
 
 
 def _with_pruning(
-    stages: list[dict[str, Any]], task: Task, shape: Shape | None, is_possible: Callable[[str, Any], bool]
-) -> list[dict[str, Any]]:
+    stages: list[StageFields], task: Task, shape: Shape | None, is_possible: Callable[[str, StageFields], bool]
+) -> list[StageFields]:
     """Add the first possible `prune` stage after `finetune`, and `distill` after it if there is none."""
     position = next(index for index, stage in enumerate(stages) if _FINETUNE in stage)
     prunings = () if shape is None or not _fits(_PRUNE, task) else _NARROWER if shape.attention else _FEWER_CHANNELS
     pruning = next((pruning for pruning in prunings if is_possible(_PRUNE, pruning)), None)
     if pruning is None:
         return stages
-    more: list[dict[str, Any]] = [{_PRUNE: dict(pruning)}]
+    more: list[StageFields] = [{_PRUNE: dict(pruning)}]
     if _fits(_DISTILL, task) and not any(_DISTILL in stage for stage in stages):
         settings = {name: value for name, value in stages[position][_FINETUNE].items() if name != "learning_rate"}
         more.append({_DISTILL: {"teacher": _FINETUNE, **settings}})
@@ -156,8 +156,8 @@ def _with_pruning(
 
 
 def _with_half_the_layers(
-    stage: Mapping[str, Any], shape: Shape | None, is_possible: Callable[[str, Any], bool]
-) -> Mapping[str, Any]:
+    stage: StageFields, shape: Shape | None, is_possible: Callable[[str, StageFields], bool]
+) -> StageFields:
     """Return a stage whose student has half of the model's layers, or all where layers cannot be removed."""
     fields = stage.get(_DISTILL) or {}
     if shape is None or "layers" not in (fields.get("student") or {}):
@@ -168,7 +168,7 @@ def _with_half_the_layers(
     return {_DISTILL: {name: value for name, value in fields.items() if name != "student"}}
 
 
-def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
+def _by_part(stage: StageFields, task: Task) -> list[StageFields]:
     """Return a stage, with INT8 of an encoder-decoder model split by part.
 
     The encoder then uses INT8 and the decoder weight-only quantization.
@@ -178,7 +178,7 @@ def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     return [deepcopy(dict(stage))]
 
 
-def _names_a_student(stage: Mapping[str, Any]) -> bool:
+def _names_a_student(stage: StageFields) -> bool:
     fields = stage.get(_DISTILL)
     return isinstance(fields, Mapping) and "model" in (fields.get("student") or {})
 

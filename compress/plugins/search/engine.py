@@ -107,7 +107,10 @@ class Engine:
             if len(planned_trials) == self._round_size:
                 break
             # The most expensive check comes last: only here is the recipe itself built and validated.
-            if point in rungs or self._is_new(point):
+            # Other choices may give the same stages as a recipe that was tried.
+            if point in rungs or (
+                self.space.identity(point) not in self._identities and self.candidates.is_valid_recipe(point)
+            ):
                 expected = acquisition.expected[point]
                 rung = self.full_rung if point in largest else self._next_rung(point, rungs.get(point, -1), expected)
                 planned = PlannedTrial(point, rung, reasons[point], expected)
@@ -173,19 +176,17 @@ class Engine:
         miss_probability = 1 - (0.5 if expected.probability is None else expected.probability)
         for lower in range(rung + 1, self.full_rung) if self.space.trains(point) else ():
             seconds = self.costs.marginal_seconds(point, self.shares[lower])
-            if seconds < miss_probability * self._stop_rate(lower) * expected.seconds:
+            # Estimate the share of the recipes that miss a limit that this rung stops. By Laplace's rule of succession
+            # it is one half before any observation.
+            ended = sum(self.stopped_at.get(point) == lower for point in self.stopped)
+            missed = sum(
+                (point, lower) in self.observations.margins and point not in self.observations.feasible
+                for point in self.observations.finished
+            )
+            stop_rate = (1 + ended) / (2 + ended + missed)
+            if seconds < miss_probability * stop_rate * expected.seconds:
                 return lower
         return self.full_rung
-
-    def _stop_rate(self, rung: int) -> float:
-        """Return the share of recipes that miss a limit that a rung has stopped, starting from one of two."""
-        # Laplace's rule: before any observation, half of the recipes are expected to be stopped.
-        ended = sum(self.stopped_at.get(point) == rung for point in self.stopped)
-        missed = sum(
-            (point, rung) in self.observations.margins and point not in self.observations.feasible
-            for point in self.observations.finished
-        )
-        return (1 + ended) / (2 + ended + missed)
 
     def _continuing(self, acquisition: Acquisition) -> dict[Point, int]:
         """Return partly trained recipes with their rung, without those that are stopped."""
@@ -203,7 +204,3 @@ class Engine:
             else:
                 continuing[point] = rung
         return continuing
-
-    def _is_new(self, point: Point) -> bool:
-        """Return whether a point is a valid recipe whose stages differ from all that were tried."""
-        return self.space.identity(point) not in self._identities and self.candidates.is_valid_recipe(point)

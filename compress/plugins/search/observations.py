@@ -42,9 +42,9 @@ class LedgerHeader(Frozen):
 
     version: int = VERSION
     recipe: dict[str, Any]
-    knobs: tuple[tuple[str, tuple[Any, ...]], ...]
+    knobs: tuple[tuple[str, tuple[object, ...]], ...]
     rungs: tuple[float, ...]
-    machine: dict[str, Any]
+    machine: dict[str, object]
     past: tuple[PastTrial, ...] = ()
     """Past trials that the search started with, kept when it is resumed."""
 
@@ -67,7 +67,7 @@ class LedgerHeader(Frozen):
             )
 
 
-def _without_budget(block: dict[str, Any]) -> dict[str, Any]:
+def _without_budget(block: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in block.items() if name not in ("budget", "trials")}
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from compress.plugins.ray.jobs import InProcessWorkers, JobContext, Workers
+from compress.plugins.ray.jobs import InProcessWorkers, JobContext
 from compress.plugins.search.console import NoDisplay, ProgressDisplay, RunningTrial, SearchSnapshot
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.dry_run import PreparedSearch
@@ -88,25 +88,24 @@ class SearchRun:
         A search that is interrupted leaves its ledger and the present `best.yaml`.
         """
         if self.workers is not None:
-            self.trials.workers = self._open_workers(self.workers)
+            from compress.plugins.ray.ray_workers import open_workers
+
+            base = self.space.base
+            if base.module is not None:
+                raise InputError(
+                    "A model that code beside the recipe builds cannot be sent to other machines.",
+                    where="module",
+                    hint="search without --workers",
+                )
+            packages = {name for stage in base.stages for name in stage.called_packages()}
+            target = target_profile(base).name
+            self.trials.workers = open_workers(
+                self.workers, self.trials.context, target, sorted(packages), self.progress
+            )
         try:
             return self._run()
         finally:
             self.trials.workers.close()
-
-    def _open_workers(self, workers: str) -> Workers:
-        from compress.plugins.ray.ray_workers import open_workers
-
-        base = self.space.base
-        if base.module is not None:
-            raise InputError(
-                "A model that code beside the recipe builds cannot be sent to other machines.",
-                where="module",
-                hint="search without --workers",
-            )
-        packages = {name for stage in base.stages for name in stage.called_packages()}
-        target = target_profile(base).name
-        return open_workers(workers, self.trials.context, target, sorted(packages), self.progress)
 
     def _run(self) -> SearchResult:
         if self.resume:
@@ -178,7 +177,15 @@ class SearchRun:
             if why := self._out_of_time(planned, running):
                 self.engine.end_reason, self._is_over = why, True
                 return
-            self._announce_trial(first + index, planned)
+            # Note and show that a trial begins.
+            number = first + index
+            words, share = self.space.describe(planned.point), self.engine.shares[planned.rung]
+            part = "" if share == 1 else f", {share:.0%} of its training"
+            self.progress.note(f"trial {number}: {words}{part} ({planned.why})")
+            self._running_trials[number] = RunningTrial(
+                number, words, share, planned.why, planned.expected, time.monotonic()
+            )
+            self._update_display()
             yield self._trial(planned, timed=planned.rung == self.engine.full_rung)
 
     def _speculate(
@@ -242,16 +249,6 @@ class SearchRun:
         self._running_trials.pop(entry.number, None)
         self.progress.note(f"trial {entry.number}: {self.describe_entry(entry)}")
         write_results(self.results_folder, self.space, self.engine, self._record(None))
-        self._update_display()
-
-    def _announce_trial(self, number: int, planned: PlannedTrial) -> None:
-        """Note and show that a trial begins."""
-        words, share = self.space.describe(planned.point), self.engine.shares[planned.rung]
-        part = "" if share == 1 else f", {share:.0%} of its training"
-        self.progress.note(f"trial {number}: {words}{part} ({planned.why})")
-        self._running_trials[number] = RunningTrial(
-            number, words, share, planned.why, planned.expected, time.monotonic()
-        )
         self._update_display()
 
     def _update_display(self, doing: str = "") -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic_core import to_jsonable_python
 
@@ -83,11 +81,14 @@ def write_results(folder: Path, space: SearchSpace, engine: Engine, record: Sear
 
 
 def _header(space: SearchSpace, engine: Engine) -> LedgerHeader:
-    plain: dict[str, Any] = to_jsonable_python(space.base)
     machine = {"processor": processor_class(), "cores": len(granted_cores())}
     parameters = tuple((parameter.name, tuple(parameter.values)) for parameter in space.parameters)
     return LedgerHeader(
-        recipe=plain, knobs=parameters, rungs=engine.shares, machine=machine, past=tuple(engine.candidates.past)
+        recipe=to_jsonable_python(space.base),
+        knobs=parameters,
+        rungs=engine.shares,
+        machine=machine,
+        past=tuple(engine.candidates.past),
     )
 
 
@@ -167,18 +168,14 @@ def _comment(
         return
     label, field = space.labels[parameter.stage_index], parameter.name.split(".")[-1]
     # Earlier comments have moved the lines, so they are located anew.
-    start, end = _stage_lines(lines, recipe).get(label, (0, 0))
+    # The range of lines of each stage, by its label.
+    first = lines.index("stages:") + 1
+    last = next((number for number in range(first, len(lines)) if re.match(r"[a-z_]+:", lines[number])), len(lines))
+    heads = [number for number in range(first, last) if lines[number].startswith("- ")]
+    ends = [*heads[1:], last]
+    start, end = dict(zip(recipe.labels(), zip(heads, ends, strict=True), strict=True)).get(label, (0, 0))
     for number in range(start, end):
         if re.match(rf"\s+(- )?{re.escape(field)}:", lines[number]):
             indent = len(lines[number]) - len(lines[number].lstrip())
             lines.insert(number, f"{' ' * indent}# {words}")
             return
-
-
-def _stage_lines(lines: list[str], recipe: Recipe) -> Mapping[str, tuple[int, int]]:
-    """Return the range of lines of each stage, by its label."""
-    first = lines.index("stages:") + 1
-    last = next((number for number in range(first, len(lines)) if re.match(r"[a-z_]+:", lines[number])), len(lines))
-    heads = [number for number in range(first, last) if lines[number].startswith("- ")]
-    ends = [*heads[1:], last]
-    return dict(zip(recipe.labels(), zip(heads, ends, strict=True), strict=True))

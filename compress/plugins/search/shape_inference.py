@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.formats.onnx.model import OnnxModel, find_graph
 from compress.pipeline.runner import StageRunner, library_failures
 from compress.recipe.recipe import START
-from compress.stages.base import Context, Stage
+from compress.stages.base import AnyStage, Context
 from compress.stages.protocols import inferred_output
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError, ModelError
@@ -33,7 +33,6 @@ _MOST_TRACES = 12
 _FEW_ROWS, _ENCODED = 64, 8
 _PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 _GRAPH, _OUTLINE = "graph.onnx", "outline.json"
-AnyStage = Stage[Any, Any]
 Stages = tuple[AnyStage, ...]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -213,7 +212,7 @@ class ShapeInference:
         """
         from compress.formats.onnx.interpolate_size import truncate_weights
 
-        def make(content: Path) -> Mapping[str, Any]:
+        def make(content: Path) -> Mapping[str, object]:
             import onnx
 
             folder = self._traced(torch_stages, graph_stages, changed)
@@ -252,7 +251,7 @@ class ShapeInference:
             self._traces.append(key)
             return folder
         *earlier_stages, last = graph_stages
-        model: Any
+        model: TorchModel | OnnxModel
         if earlier_stages:
             previous_folder = self._traced(torch_stages, tuple(earlier_stages), changed)
             model, outline = (

@@ -22,11 +22,13 @@ from compress.recipe.document import Document
 from compress.recipe.loading import parse_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.recipe.search import Search
-from compress.stages.base import Stage
+from compress.stages.base import AnyStage
 from compress.stages.protocols import Trains
 from compress.stages.registry import STAGES
 from compress.utils.errors import InputError, RecipeError, did_you_mean, first_line
 
+StageFields = dict[str, Any]
+"""Fields of a stage as a recipe writes them."""
 INCLUDED, LEFT_OUT = "kept", "left out"
 
 
@@ -67,7 +69,7 @@ def short_name(name: str) -> str:
     return ".".join(name.split(".")[2:])
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """Format a value for people."""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -78,7 +80,7 @@ def field_path(name: str, kind: str) -> list[str]:
     return tokens[3:] if tokens[2] == kind and len(tokens) > 3 else tokens[2:]
 
 
-def get_value(fields: Mapping[str, Any], path: Sequence[str]) -> Any:
+def get_value(fields: Mapping[str, object], path: Sequence[str]) -> Any:
     """Return the value at a path of a stage's fields, or None."""
     value: Any = fields
     for token in path:
@@ -86,7 +88,7 @@ def get_value(fields: Mapping[str, Any], path: Sequence[str]) -> Any:
     return value
 
 
-def set_value(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def set_value(fields: StageFields, path: Sequence[str], value: object) -> None:
     """Set the value at a path of a stage's fields, in place."""
     *above, last = path
     for token in above:
@@ -203,7 +205,7 @@ class SearchSpace:
             for parameter, index in zip(self.parameters, point, strict=True)
         )
 
-    def changes(self, point: Point) -> dict[str, Any]:
+    def changes(self, point: Point) -> dict[str, object]:
         """Return the values by parameter that differ from the recipe as it stands."""
         pairs = zip(self.parameters, point, strict=True)
         return {parameter.name: parameter.values[index] for parameter, index in pairs if index}
@@ -220,7 +222,7 @@ class SearchSpace:
                 )
         return ", ".join(parts) or "the recipe as it stands"
 
-    def stages(self, point: Point) -> tuple[Stage[Any, Any], ...]:
+    def stages(self, point: Point) -> tuple[AnyStage, ...]:
         """Return the stages at a point, unchecked for compatibility. Raises `InputError` for values that do not fit."""
         fields = deepcopy(self._plain)
         left_out = set()
@@ -256,7 +258,7 @@ class SearchSpace:
             if name not in stages
         ]
         recipe = self._recipe(options, [name for name in changed_values if name in stages])
-        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+        changes: dict[str, object] = {} if seed is None else {"seed": seed}
         if share < 1:
             changes["stages"] = shorten_training(recipe, share)
         if refit:
@@ -287,7 +289,7 @@ class SearchSpace:
         return parse_recipe(document, self.folder, options, without)
 
     @cached_property
-    def _plain(self) -> list[dict[str, Any]]:
+    def _plain(self) -> list[StageFields]:
         return [stage.model_dump(mode="json") for stage in self.base.stages]
 
     def _parameters(self) -> tuple[SearchParameter, ...]:
@@ -335,7 +337,7 @@ class SearchSpace:
             label, (INCLUDED, LEFT_OUT), index, is_optional_stage=True, is_after_training=self._is_late(index)
         )
 
-    def _field_parameter(self, name: str, values: Sequence[Any]) -> SearchParameter:
+    def _field_parameter(self, name: str, values: Sequence[object]) -> SearchParameter:
         tokens = name.split(".")
         if tokens[0] != "stages" or len(tokens) < 3 or not tokens[1].isdecimal() or int(tokens[1]) >= len(self.labels):
             raise InputError(
@@ -382,7 +384,7 @@ class SearchSpace:
             )
 
 
-def shorten_training(recipe: Recipe, share: float) -> tuple[Stage[Any, Any], ...]:
+def shorten_training(recipe: Recipe, share: float) -> tuple[AnyStage, ...]:
     """Return the stages of a recipe, with those after the baseline trained for a share of their time."""
     labels = recipe.labels()
     first = 0 if recipe.baseline == START else labels.index(recipe.baseline) + 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic_core import to_jsonable_python
@@ -20,6 +19,7 @@ from compress.plugins.search.space import (
     Point,
     SearchParameter,
     SearchSpace,
+    StageFields,
     field_path,
     get_value,
     set_value,
@@ -105,7 +105,7 @@ def _of_recipe(path: Path, space: SearchSpace) -> list[PastTrial]:
     return [PastTrial(point=point, share=1.0, rooms={}, source=f"the recipe {path.stem}")]
 
 
-def _stage_of(item: Any) -> dict[str, Any]:
+def _stage_of(item: object) -> StageFields:
     """Return a stage of a recipe file as its fields with its kind."""
     if isinstance(item, Mapping) and len(item) == 1:
         ((kind, fields),) = item.items()
@@ -113,7 +113,7 @@ def _stage_of(item: Any) -> dict[str, Any]:
     return {"kind": item}
 
 
-def _changed(stages: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _changed(stages: Sequence[StageFields], chosen: Mapping[str, object]) -> list[StageFields]:
     """Return the stages of an earlier search with the choices of one of its trials."""
     changed = [deepcopy(dict(stage)) for stage in stages]
     kinds = [str(stage.get("kind")) for stage in stages]
@@ -126,9 +126,9 @@ def _changed(stages: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> 
     return [stage for stage, label in zip(changed, stage_labels(kinds), strict=True) if label not in left_out]
 
 
-def _point(space: SearchSpace, stages: Sequence[Mapping[str, Any]]) -> Point | None:
+def _point(space: SearchSpace, stages: Sequence[StageFields]) -> Point | None:
     """Return the point with the most similar stages; None where half of the choices or more have no counterpart."""
-    stages_by_kind: dict[str, list[Mapping[str, Any]]] = {}
+    stages_by_kind: dict[str, list[StageFields]] = {}
     for stage in stages:
         stages_by_kind.setdefault(str(stage.get("kind")), []).append(stage)
     indices: list[int | None] = []
@@ -147,7 +147,7 @@ def _point(space: SearchSpace, stages: Sequence[Mapping[str, Any]]) -> Point | N
     return space.canonicalize([index or 0 for index in indices])
 
 
-def _nearest(parameter: SearchParameter, value: Any) -> int | None:
+def _nearest(parameter: SearchParameter, value: object) -> int | None:
     """Return the index of the same value or, for numbers and lengths of lists, of the nearest one."""
     plain = to_jsonable_python(value)
     if plain in parameter.values:
@@ -158,7 +158,7 @@ def _nearest(parameter: SearchParameter, value: Any) -> int | None:
     return min(range(len(sizes)), key=lambda index: abs((sizes[index] or 0.0) - size))
 
 
-def _size(value: Any) -> float | None:
+def _size(value: object) -> float | None:
     if isinstance(value, list | tuple):
         return float(len(value))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

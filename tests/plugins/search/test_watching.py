@@ -205,7 +205,7 @@ def test_a_line_that_was_cut_short_anywhere_is_taken_off(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"", b"{}\n", b'{"version": 1}\n', b"not json\n"])
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     Ledger(tmp_path).path.write_bytes(content)
-    with pytest.raises(InputError, match="begin anew"):
+    with pytest.raises(InputError, match="start again"):
         Ledger(tmp_path).read()
 
 

@@ -59,7 +59,12 @@ class ProfiledCalls:
         for value in (*graph.inputs, *graph.outputs):
             name = str(value.name)
             if name.startswith((PAST, PRESENT)):
-                shapes[name] = _cache(value, past_length if name.startswith(PAST) else total)
+                # The shape [1, heads, length, head size] of keys or values.
+                length = past_length if name.startswith(PAST) else total
+                assert value.shape is not None
+                heads, size = value.shape[1], value.shape[3]
+                assert isinstance(heads, int) and isinstance(size, int)
+                shapes[name] = Tensor(_type(value), (1, heads, length, size))
             elif value.is_graph_input():
                 shapes[name] = Tensor(_type(value), (1, total if name == "attention_mask" else total - past_length))
         return shapes
@@ -101,14 +106,6 @@ def text_calls(ids: Sequence[int], phase: TextPhase, context: int) -> ProfiledCa
 
 def _batch(ids: Sequence[int]) -> Batch:
     return {"input_ids": np.array([ids], np.int64)}
-
-
-def _cache(value: ir.Value, length: int) -> Tensor:
-    """Return the shape [1, heads, length, head size] of keys or values."""
-    assert value.shape is not None
-    heads, size = value.shape[1], value.shape[3]
-    assert isinstance(heads, int) and isinstance(size, int)
-    return Tensor(_type(value), (1, heads, length, size))
 
 
 def _type(value: ir.Value) -> ir.DataType:

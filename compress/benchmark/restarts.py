@@ -205,7 +205,14 @@ class TimingSession:
                     # All processes stay alive from here on, and take turns.
                     record.energy_unavailable = child.load(workload.all_batches[name], self._conditions.timeout_seconds)
             for child in children.values():
-                self._warm_up(child, number)
+                conditions = self._conditions
+                seconds = conditions.seconds
+                if conditions.deadline is not None:
+                    left = conditions.deadline - time.perf_counter()
+                    seconds = max(0.0, left / max(1, conditions.launches - number) / 3 / len(self._names))
+                with naming_lost_model(child.label):
+                    warmed = self._timing.warm_up(child, seconds)
+                self.record.warm_ups.setdefault(child.label, []).append(warmed)
             usage_before = Usage.now(_processor_seconds(children, machine))
             # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
             ordered = {name: children[name] for name in self._names}
@@ -233,16 +240,6 @@ class TimingSession:
         record.settings[name] = opened["settings"]
         for figure, value in opened["start_up"].items():
             record.start_up.setdefault(name, {}).setdefault(figure, []).append(value)
-
-    def _warm_up(self, child: WorkerProcess, number: int) -> None:
-        conditions = self._conditions
-        seconds = conditions.seconds
-        if conditions.deadline is not None:
-            left = conditions.deadline - time.perf_counter()
-            seconds = max(0.0, left / max(1, conditions.launches - number) / 3 / len(self._names))
-        with naming_lost_model(child.label):
-            warmed = self._timing.warm_up(child, seconds)
-        self.record.warm_ups.setdefault(child.label, []).append(warmed)
 
 
 class ReferenceTimer:

@@ -262,7 +262,13 @@ def load_dataset(
     for split, part in parts.items():
         rows = overlapping(part.table, inputs, held_out) if split not in judges else []
         tables[split] = _hold_out(config, split, part, rows, progress)
-        extra_values[split] = _extra_values(part.rows, extra, rows)
+        # The values of each extra column that the source has, without the dropped rows.
+        dropped_rows = set(rows)
+        extra_values[split] = {
+            name: [value for index, value in enumerate(part.rows.columns[name]) if index not in dropped_rows]
+            for name in extra
+            if name in part.rows.columns
+        }
     # Rows that are held out for model selection come from the splits as they are now, without overlap.
     for held_out_config in config.hold_out or ():
         tables, extra_values = hold_out(held_out_config, tables, extra_values, inputs)
@@ -275,16 +281,6 @@ def load_dataset(
         if rows:
             progress.note(f"{len(rows)} unlabeled texts also stand in the test split and are left out")
     return Dataset(columns, tables, labels, unlabeled, extra_values)
-
-
-def _extra_values(rows: Rows, extra: Collection[str], dropped: Sequence[int]) -> dict[str, list[Any]]:
-    """Return the values of each extra column that the source has, without the dropped rows."""
-    dropped_rows = set(dropped)
-    return {
-        name: [value for index, value in enumerate(rows.columns[name]) if index not in dropped_rows]
-        for name in extra
-        if name in rows.columns
-    }
 
 
 def label_column(columns: Sequence[Column]) -> Column | None:

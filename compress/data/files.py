@@ -122,7 +122,21 @@ def _from_objects(path: Path, text: str, wanted: Collection[str]) -> Rows:
     if path.suffix == ".jsonl":
         lines, objects = _parse_lines(path, text)
     else:
-        lines, objects = None, _parse_array(path, text)
+        try:
+            items = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise DataError(
+                f"{path.name} is not JSON: {error}.",
+                where=f"{path}{line}",
+                expected="an array of objects",
+                hint="a file with one object on each line must be called .jsonl",
+            ) from error
+        if not isinstance(items, list):
+            raise DataError(f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects")
+        if not items:
+            raise _no_rows(path, "an array without items")
+        lines, objects = None, items
     names: dict[str, None] = {}
     for index, item in enumerate(objects):
         if not isinstance(item, dict):
@@ -152,24 +166,6 @@ def _parse_lines(path: Path, text: str) -> tuple[list[int], list[Any]]:
             ) from error
         lines.append(number)
     return lines, objects
-
-
-def _parse_array(path: Path, text: str) -> list[Any]:
-    try:
-        items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(
-            f"{path.name} is not JSON: {error}.",
-            where=f"{path}{line}",
-            expected="an array of objects",
-            hint="a file with one object on each line must be called .jsonl",
-        ) from error
-    if not isinstance(items, list):
-        raise DataError(f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects")
-    if not items:
-        raise _no_rows(path, "an array without items")
-    return items
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:

@@ -54,7 +54,11 @@ def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Leng
     for definition in slices:
         slice_parts = list(_parts(definition, data, split, lengths))
         parts += [part for part in slice_parts if part.rows.any()]
-        notes += [_empty(part, split) for part in slice_parts if not part.rows.any()]
+        notes += [
+            (f"The slice {part.name!r} holds no row of the {split} split, so that nothing is said of it.")
+            for part in slice_parts
+            if not part.rows.any()
+        ]
         if not slice_parts:
             notes.append(
                 f"No value of the column {definition.column!r} has {definition.min_rows} rows in the {split} split, "
@@ -81,10 +85,6 @@ def character_lengths(data: Dataset, split: str) -> np.ndarray:
     return np.array([sum(map(len, row)) for row in zip(*inputs, strict=True)])
 
 
-def _empty(part: Part, split: str) -> str:
-    return f"The slice {part.name!r} holds no row of the {split} split, so that nothing is said of it."
-
-
 def _parts(given: Slice, data: Dataset, split: str, lengths: Lengths) -> Iterator[Part]:
     if given.length is not None:
         yield from _by_length(given, lengths(given.unit))
@@ -92,9 +92,31 @@ def _parts(given: Slice, data: Dataset, split: str, lengths: Lengths) -> Iterato
     assert given.column is not None, "a slice is by length or by column"
     values = _values(data, split, given.column)
     if given.name is None:
-        yield from _by_value(given, values)
+        # Yield a part per frequent value, by decreasing number of rows, then the other values and the missing ones.
+        missing = np.array([_is_missing(value) for value in values])
+        texts = np.array(
+            ["" if is_missing else value_text(value) for value, is_missing in zip(values, missing, strict=True)], object
+        )
+        counts = Counter(texts[~missing].tolist())
+        frequent = sorted((-count, text) for text, count in counts.items() if count >= given.min_rows)
+        chosen = [text for _, text in frequent[: given.max_values]]
+        for text in chosen:
+            yield Part(
+                f"{given.column}={_short(text)}", f"{given.column} is {_short(text)}", (texts == text) & ~missing
+            )
+        other = ~missing & ~np.isin(texts, chosen)
+        if chosen and other.any():
+            kinds = len(counts) - len(chosen)
+            yield Part(f"{given.column}={OTHER}", f"{kinds} {'value' if kinds == 1 else 'values'} of few rows", other)
+        if missing.any() and not missing.all():
+            yield Part(f"{given.column}={NONE}", f"{given.column} is missing or empty", missing)
     else:
-        yield _by_predicate(given, values, split)
+        holds = _predicate(given, split)
+        rows = np.array([not _is_missing(value) and holds(index, value) for index, value in enumerate(values)])
+        shown = " and ".join(
+            f"{name.replace('_', ' ')} {_written(getattr(given, name))}" for name in given.predicates()
+        )
+        yield Part(given.name or "", (f"{given.column} {shown}"), rows)
 
 
 def _values(data: Dataset, split: str, column: str) -> Sequence[Any]:
@@ -109,25 +131,6 @@ def _values(data: Dataset, split: str, column: str) -> Sequence[Any]:
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
-
-
-def _by_value(given: Slice, values: Sequence[Any]) -> Iterator[Part]:
-    """Yield a part per frequent value, by decreasing number of rows, then the other values and the missing ones."""
-    missing = np.array([_is_missing(value) for value in values])
-    texts = np.array(
-        ["" if is_missing else value_text(value) for value, is_missing in zip(values, missing, strict=True)], object
-    )
-    counts = Counter(texts[~missing].tolist())
-    frequent = sorted((-count, text) for text, count in counts.items() if count >= given.min_rows)
-    chosen = [text for _, text in frequent[: given.max_values]]
-    for text in chosen:
-        yield Part(f"{given.column}={_short(text)}", f"{given.column} is {_short(text)}", (texts == text) & ~missing)
-    other = ~missing & ~np.isin(texts, chosen)
-    if chosen and other.any():
-        kinds = len(counts) - len(chosen)
-        yield Part(f"{given.column}={OTHER}", f"{kinds} {'value' if kinds == 1 else 'values'} of few rows", other)
-    if missing.any() and not missing.all():
-        yield Part(f"{given.column}={NONE}", f"{given.column} is missing or empty", missing)
 
 
 def _short(text: str) -> str:
@@ -165,12 +168,6 @@ def _range(lengths: np.ndarray, unit: Unit) -> str:
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
 
 
-def _by_predicate(given: Slice, values: Sequence[Any], split: str) -> Part:
-    holds = _predicate(given, split)
-    rows = np.array([not _is_missing(value) and holds(index, value) for index, value in enumerate(values)])
-    return Part(given.name or "", _in_words(given), rows)
-
-
 def _predicate(given: Slice, split: str) -> Callable[[int, Any], bool]:
     if given.matches is not None:
         pattern = re.compile(given.matches)
@@ -195,11 +192,6 @@ def _number(given: Slice, index: int, value: Any, split: str) -> float:
             expected="a number, or nothing",
             hint="correct the row, or use `equals`, `contains` or `matches`",
         ) from None
-
-
-def _in_words(given: Slice) -> str:
-    shown = " and ".join(f"{name.replace('_', ' ')} {_written(getattr(given, name))}" for name in given.predicates())
-    return f"{given.column} {shown}"
 
 
 def _written(value: object) -> str:

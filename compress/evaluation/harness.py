@@ -141,24 +141,22 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
             if options.get("do_sample") or options.get("temperature"):
                 raise InputError("Only greedy generation is supported.", expected="do_sample=False")
             stops = [stop for stop in options["until"] if stop]
-            texts.append(self._written(context, int(options["max_gen_toks"]), stops))
+            tokens = int(options["max_gen_toks"])
+            max_context = self.max_length - tokens
+            if max_context < 1:
+                raise InputError(f"{tokens} generated tokens leave no room for context in {self.max_length} tokens.")
+            generated: list[int] = []
+            text = ""
+            for token in written_tokens(self._writer, self.tok_encode(context)[-max_context:], tokens, self._ends):
+                if token in self._ends:
+                    break
+                generated.append(token)
+                text = str(self.tokenizer.decode(generated, skip_special_tokens=True))
+                if any(stop in text for stop in stops):
+                    break
+            texts.append(min((text.split(stop)[0] for stop in stops), key=len, default=text))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
-
-    def _written(self, context: str, tokens: int, stops: Sequence[str]) -> str:
-        max_context = self.max_length - tokens
-        if max_context < 1:
-            raise InputError(f"{tokens} generated tokens leave no room for context in {self.max_length} tokens.")
-        generated: list[int] = []
-        text = ""
-        for token in written_tokens(self._writer, self.tok_encode(context)[-max_context:], tokens, self._ends):
-            if token in self._ends:
-                break
-            generated.append(token)
-            text = str(self.tokenizer.decode(generated, skip_special_tokens=True))
-            if any(stop in text for stop in stops):
-                break
-        return min((text.split(stop)[0] for stop in stops), key=len, default=text)
 
     def _logits(self, ids: np.ndarray) -> np.ndarray:
         batch = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}

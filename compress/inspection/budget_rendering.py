@@ -21,21 +21,6 @@ _LEFT_OUT = "hidden at this width; see --json"
 
 def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
     """Return the output of `compress inspect`: ``depth`` levels of modules and the ``top`` largest tensors."""
-    parts: list[RenderableType] = [_summary(budget), Text(), _tree(budget, depth)]
-    if top:
-        parts += [Text(), _largest(budget, top)]
-    if budget.calls is not None:
-        parts += [Text(), _calls(budget.calls)]
-    parts += [Text(f"note: {note}", style="dim") for note in budget.notes]
-    return Group(*parts)
-
-
-def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None:
-    """Write the budget to ``console``."""
-    console.print(render_budget(budget, depth, top), soft_wrap=True)
-
-
-def _summary(budget: Budget) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")
@@ -52,7 +37,18 @@ def _summary(budget: Budget) -> Table:
     table.add_row("not tensors", ", ".join(overhead) or "nothing")
     if budget.statistics is not None:
         table.add_row("zeros", f"{_overall_sparsity(budget):.1%} of the weights that could be read")
-    return table
+    parts: list[RenderableType] = [table, Text(), _tree(budget, depth)]
+    if top:
+        parts += [Text(), _largest(budget, top)]
+    if budget.calls is not None:
+        parts += [Text(), _calls(budget.calls)]
+    parts += [Text(f"note: {note}", style="dim") for note in budget.notes]
+    return Group(*parts)
+
+
+def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None:
+    """Write the budget to ``console``."""
+    console.print(render_budget(budget, depth, top), soft_wrap=True)
 
 
 def _overall_sparsity(budget: Budget) -> float:

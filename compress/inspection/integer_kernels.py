@@ -60,7 +60,9 @@ def kernel_of(node: ir.Node) -> WeightedKernel | None:
     """Return the kind of kernel of a node of an optimized graph; ``None`` for a node without weights."""
     name = original_name(str(node.name)) or str(node.name)
     # Weight-only products compute in integers only if activations are rounded too (accuracy_level 4).
-    if node.op_type in INTEGER or (node.op_type == "MatMulNBits" and _rounds_activations(node)):
+    if node.op_type in INTEGER or (
+        node.op_type == "MatMulNBits" and bool(node.attributes.get_int("accuracy_level", 0) == 4)
+    ):
         return WeightedKernel(name, node.op_type, integer=True)
     if node.op_type == "MatMulNBits":
         return WeightedKernel(name, node.op_type, False, _ONLY_WEIGHTS, "onnx_int8: {method: static}")
@@ -69,10 +71,6 @@ def kernel_of(node: ir.Node) -> WeightedKernel | None:
         if reason is not None:
             return WeightedKernel(name, node.op_type, False, *reason)
     return None
-
-
-def _rounds_activations(node: ir.Node) -> bool:
-    return bool(node.attributes.get_int("accuracy_level", 0) == 4)
 
 
 def _reason(node: ir.Node) -> tuple[str, str] | None:

@@ -187,7 +187,19 @@ class _Comparing:
         self.nodes, self.bits = reference.nodes(names), candidate.bits(names)
         # Activations are rounded as coarsely as the coarsest part, but not below 8 bits.
         self.coarse = min(8 if bits < 16 else bits for bits in self.bits.values())
-        self.rounded = OnnxParts(_rounded(reference, self.bits)).apart(names, names)
+        # A copy of the reference whose weights have the candidate's number of bits in the part that reads them.
+        fewest: dict[str, int] = {}
+        # A weight that several parts read is rounded as in the coarsest of them.
+        for name, nodes in reference.nodes(self.bits).items():
+            for read in (read for node in nodes for read in node.input):
+                fewest[read] = min(self.bits[name], fewest.get(read, 32))
+        changed = onnx.ModelProto()
+        changed.CopyFrom(reference.graph)
+        for stored in changed.graph.initializer:
+            if len(stored.dims) > 1 and stored.data_type == onnx.TensorProto.FLOAT and fewest.get(stored.name, 32) < 32:
+                array = on_coarse_grid(onnx.numpy_helper.to_array(stored), fewest[stored.name])
+                stored.CopyFrom(onnx.numpy_helper.from_array(array, stored.name))
+        self.rounded = OnnxParts(changed).apart(names, names)
         self.own_gap, self.rounded_gap, self.running_gap = (defaultdict[str, Gap](Gap) for _ in range(3))
 
     def add(self, batch: Values) -> None:
@@ -208,11 +220,15 @@ class _Comparing:
         stored = {
             initializer.name for initializer in self.reference.graph.graph.initializer if len(initializer.dims) > 1
         }
+        # The module path of a weight; for a fused attention, the whole attention module.
+        weight = self.layers.get(nodes[0].name, "")
+        module = re.sub(r"\.(weight|bias)\b.*$", "", weight) if _PARAMETER.search(weight) else weight.rpartition(".")[0]
+        attention = re.match(r".*?att(entio)?n\b", module) if "Attention" in nodes[0].op_type else None
         return Departure(
             value=name,
             operator=step.operator,
             name=step.name,
-            layer=_layer(self.layers.get(nodes[0].name, ""), nodes[0].op_type),
+            layer=(attention[0] if attention else module),
             bits=bits,
             error=self.own_gap[name].error,
             explained=self.rounded_gap[name].error if bits < 32 else 0.0,
@@ -232,26 +248,3 @@ class _Comparing:
             added = actual[part.value] - self.parts({**batch, **actual})[part.value]
             gap.add(values[self.answer], patched({**batch, part.value: values[part.value] + added})[self.answer])
         return gap.error
-
-
-def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
-    """Return a copy of the reference whose weights have the candidate's number of bits in the part that reads them."""
-    fewest: dict[str, int] = {}
-    # A weight that several parts read is rounded as in the coarsest of them.
-    for name, nodes in reference.nodes(bits).items():
-        for read in (read for node in nodes for read in node.input):
-            fewest[read] = min(bits[name], fewest.get(read, 32))
-    changed = onnx.ModelProto()
-    changed.CopyFrom(reference.graph)
-    for stored in changed.graph.initializer:
-        if len(stored.dims) > 1 and stored.data_type == onnx.TensorProto.FLOAT and fewest.get(stored.name, 32) < 32:
-            array = on_coarse_grid(onnx.numpy_helper.to_array(stored), fewest[stored.name])
-            stored.CopyFrom(onnx.numpy_helper.from_array(array, stored.name))
-    return changed
-
-
-def _layer(weight: str, operator: str) -> str:
-    """Return the module path of a weight; for a fused attention, the whole attention module."""
-    module = re.sub(r"\.(weight|bias)\b.*$", "", weight) if _PARAMETER.search(weight) else weight.rpartition(".")[0]
-    attention = re.match(r".*?att(entio)?n\b", module) if "Attention" in operator else None
-    return attention[0] if attention else module

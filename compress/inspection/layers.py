@@ -172,7 +172,10 @@ def origins_in(path: Path) -> dict[str, str]:
 
 def _own(node: GraphNode, meanings: Mapping[str, InitializerRole], origins: Mapping[str, str]) -> str:
     """Return the module implied by the node's names or weights; constants of quantizers have unknown modules."""
-    module = _module(node, meanings)
+    # The name of the first weight that belongs to a module.
+    names = [meanings[name] for name in node.inputs if name in meanings]
+    weights = [role.name for role in names if role.role == "weight" and "." in role.name]
+    module = next((name for name in weights if not name.startswith("unnamed.")), "")
     return _origin(node, origins) or (module if not origins or module in origins.values() else "")
 
 
@@ -194,13 +197,6 @@ def _parts(name: str) -> Iterator[str]:
     starts = [0, *(end for _, end in cuts)]
     ends = [*(start for start, _ in cuts), len(name)]
     return (name[start:end] for start in starts for end in ends if end > start)
-
-
-def _module(node: GraphNode, meanings: Mapping[str, InitializerRole]) -> str:
-    """Return the name of the first weight that belongs to a module."""
-    names = [meanings[name] for name in node.inputs if name in meanings]
-    weights = [role.name for role in names if role.role == "weight" and "." in role.name]
-    return next((name for name in weights if not name.startswith("unnamed.")), "")
 
 
 def _nearest(node: GraphNode, step: Callable[[GraphNode], Sequence[GraphNode]], own: dict[str, str]) -> str:

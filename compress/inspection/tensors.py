@@ -120,10 +120,9 @@ def _counted_once(tensors: list[StoredTensor], root: Path) -> tuple[StoredTensor
         # The first tensor at a location owns its bytes.
         if location is not None and owner is None:
             first[location] = tensor.name
-        update: dict[str, object] = {"tied_to": owner, "file": _relative(tensor.path, root)}
+        update: dict[str, object] = {
+            "tied_to": owner,
+            "file": tensor.path.relative_to(root).as_posix() if tensor.path.is_relative_to(root) else tensor.path.name,
+        }
         counted.append(tensor.model_copy(update=update | ({"bytes": 0, "parameters": 0} if owner else {})))
     return tuple(counted)
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import Field
 
 from compress.inspection.tensors import ModelContents
-from compress.models.stored_tensor import StoredTensor
 from compress.utils.progress import Progress
 from compress.utils.pydantic_models import Frozen
 
@@ -35,16 +34,14 @@ def measure_weights(contents: ModelContents, progress: Progress) -> dict[str, We
     readable = [
         candidate
         for candidate in contents.tensors
-        if candidate.role == "weight" and not candidate.tied_to and _is_numbers(candidate)
+        if candidate.role == "weight"
+        and not candidate.tied_to
+        and (candidate.readable and candidate.elements > 0 and "complex" not in candidate.dtype)
     ]
     measured = {}
     for tensor in progress.track(readable, "reading weights", len(readable)):
         measured[tensor.name] = describe(tensor.values())
     return measured
-
-
-def _is_numbers(tensor: StoredTensor) -> bool:
-    return tensor.readable and tensor.elements > 0 and "complex" not in tensor.dtype
 
 
 def describe(values: np.ndarray) -> WeightStatistics:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from compress.data.judged import USUAL, find_instructions
@@ -153,7 +152,18 @@ def _records(
         return []
     folder = session.artifacts[label]
     repeated = repetition_row(written, label, session.target.name).raw or ()
-    steps = _in_words(folder, _steps(session, label, prompts, written))
+    # The tokens as text, with rounded probabilities.
+    texts = _steps(session, label, prompts, written)
+    pieces = iter(
+        decode_tokens(folder, [[token] for steps in texts for step in steps for token in (step.token, step.other)])
+    )
+    steps = [
+        tuple(
+            GeneratedToken(next(pieces), round(step.probability, 4), next(pieces), round(step.other_probability, 4))
+            for step in steps
+        )
+        for steps in texts
+    ]
     rows = zip(shown or decode_tokens(folder, prompts), decode_tokens(folder, written), repeated, steps, strict=True)
     return [
         ContinuationRecord(
@@ -180,20 +190,6 @@ def _steps(
         "steps", label, {"prompts": prompts, "texts": texts}, "steps.json", names, compute
     )
     return [[TokenProbability(*step) for step in steps] for steps in steps_by_text]
-
-
-def _in_words(folder: Path, texts: Sequence[Sequence[TokenProbability]]) -> list[tuple[GeneratedToken, ...]]:
-    """Return the tokens as text, with rounded probabilities."""
-    pieces = iter(
-        decode_tokens(folder, [[token] for steps in texts for step in steps for token in (step.token, step.other)])
-    )
-    return [
-        tuple(
-            GeneratedToken(next(pieces), round(step.probability, 4), next(pieces), round(step.other_probability, 4))
-            for step in steps
-        )
-        for steps in texts
-    ]
 
 
 def lost_tokens(session: TargetSession) -> list[LostToken]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,23 +86,8 @@ class IntegrityCheck:
         """
         inspector = inspector_of(model)
         digests = inspector.digests()
-        self._finite(model, {name for name, digest in digests.items() if input_digests.get(name) != digest})
-        self._changed(input_digests, digests)
-        self._size(input_size, measure_size(folder))
-        reason = inspector.unavailable_reason()
-        if reason is not None:
-            self.findings.append(("predictions", f"not looked at: {reason}"))
-            return
-        outputs = probe.in_memory(model)
-        self._plausible(outputs)
-        self._reloads(outputs, probe.from_disk(folder))
-
-    def _fail(self, what: str, hint: str) -> IntegrityError:
-        """Return the error of a failed check."""
-        return IntegrityError(f"Stage {self.label!r}: {what}", hint=hint)
-
-    def _finite(self, model: Model, changed: Collection[str]) -> None:
-        """Check tensors that the stage changed. Others passed before, or are infinite masks of an imported graph."""
+        # Check tensors that the stage changed. Others passed before, or are infinite masks of an imported graph.
+        changed = {name for name, digest in digests.items() if input_digests.get(name) != digest}
         for name, array in inspector_of(model).float_arrays():
             if name in changed and not np.isfinite(array).all():
                 raise self._fail(
@@ -110,6 +95,32 @@ class IntegrityCheck:
                     "lower the learning rate or set precision: fp32, and look at the stage's input",
                 )
         self.findings.append(("weights finite", "all"))
+        self._changed(input_digests, digests)
+        self._size(input_size, measure_size(folder))
+        reason = inspector.unavailable_reason()
+        if reason is not None:
+            self.findings.append(("predictions", f"not looked at: {reason}"))
+            return
+        outputs = probe.in_memory(model)
+        # Check that predictions are finite and differ between examples.
+        if not np.isfinite(outputs).all():
+            raise self._fail("its predictions hold NaN or infinite values.", "look at the stage's input and parameters")
+        if len(outputs) > 1 and np.ptp(outputs, axis=0).max() == 0:
+            raise self._fail("it predicts the same for every example.", "compress less, or train longer afterwards")
+        self.findings.append(("predictions", "finite and not constant"))
+        # Check that the saved model predicts the same as the model in memory.
+        reloaded = probe.from_disk(folder)
+        difference = float(np.abs(outputs - reloaded).max())
+        if not difference <= _SAME:
+            raise self._fail(
+                f"once saved and loaded it predicts otherwise (a logit differs by {difference:.1e}).",
+                "this is a defect of the stage; please report it with the recipe",
+            )
+        self.findings.append(("saved and loaded", f"logits differ by {difference:.0e}"))
+
+    def _fail(self, what: str, hint: str) -> IntegrityError:
+        """Return the error of a failed check."""
+        return IntegrityError(f"Stage {self.label!r}: {what}", hint=hint)
 
     def _changed(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         """Check that at least one tensor changed, unless the stage need not change any."""
@@ -133,24 +144,6 @@ class IntegrityCheck:
                 f"the stage guarantees at most {limit:.0%}.",
                 self.spec.hint or "look at `compress inspect` for the tensors that stayed large",
             )
-
-    def _plausible(self, outputs: np.ndarray) -> None:
-        """Check that predictions are finite and differ between examples."""
-        if not np.isfinite(outputs).all():
-            raise self._fail("its predictions hold NaN or infinite values.", "look at the stage's input and parameters")
-        if len(outputs) > 1 and np.ptp(outputs, axis=0).max() == 0:
-            raise self._fail("it predicts the same for every example.", "compress less, or train longer afterwards")
-        self.findings.append(("predictions", "finite and not constant"))
-
-    def _reloads(self, expected: np.ndarray, reloaded: np.ndarray) -> None:
-        """Check that the saved model predicts the same as the model in memory."""
-        difference = float(np.abs(expected - reloaded).max())
-        if not difference <= _SAME:
-            raise self._fail(
-                f"once saved and loaded it predicts otherwise (a logit differs by {difference:.1e}).",
-                "this is a defect of the stage; please report it with the recipe",
-            )
-        self.findings.append(("saved and loaded", f"logits differ by {difference:.0e}"))
 
 
 @dataclass(frozen=True)

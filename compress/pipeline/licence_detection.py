@@ -58,7 +58,12 @@ def canonical(licence: str) -> str:
 
 def duties(expression: str) -> tuple[Duty, ...]:
     """Return the duties of an expression in the order of `Duty`: any part's for `AND`, those of all parts for `OR`."""
-    return tuple(duty for duty, pattern in _RULES if _holds(expression, re.compile(pattern).search))
+    # True if ``asks`` holds for the expression. SPDX's `AND` binds closer than its `OR`.
+    return tuple(
+        duty
+        for duty, pattern in _RULES
+        if (expression != NOT_STATED and _alternatives(_parts(expression), re.compile(pattern).search))
+    )
 
 
 def is_known(expression: str) -> bool:
@@ -67,11 +72,6 @@ def is_known(expression: str) -> bool:
     return expression != NOT_STATED and all(
         name in _FREE or any(re.search(pattern, name) for _, pattern in _RULES) for name in references
     )
-
-
-def _holds(expression: str, asks: Callable[[str], object]) -> bool:
-    """Return True if ``asks`` holds for the expression. SPDX's `AND` binds closer than its `OR`."""
-    return expression != NOT_STATED and _alternatives(_parts(expression), asks)
 
 
 def _parts(expression: str) -> list[str]:

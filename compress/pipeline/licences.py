@@ -78,7 +78,21 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
         stated, earlier = _stated(source, path, recipe, fetch), _earlier(source, path)
         if earlier and not stated.by:
             stated = Stated(carried(earlier.licences), f"run {earlier.recipe}")
-        records.append(_record(source, stated, recipe))
+        # The record of a source.
+        name = Path(source.name).name if Path(source.name).is_absolute() else source.name
+        records.append(
+            (
+                LicenceRecord(
+                    of=source.role if source.role == "model" else f"{source.role} {name}",
+                    name=name,
+                    licence=stated.licence,
+                    stated_in=stated.by,
+                    binds=source.binds,
+                    duties=duties(stated.licence),
+                    allowed=recipe.licences.allowed.get(source.name),
+                )
+            )
+        )
         if earlier:
             earlier_records = (record for record in earlier.licences if not record.of.startswith(RUNTIME))
             of_run = f"{OF_RUN}{earlier.recipe}"
@@ -181,20 +195,6 @@ def _shown(record: LicenceRecord) -> str:
     return f"{of}, {record.licence}"
 
 
-def _record(source: Source, stated: Stated, recipe: Recipe) -> LicenceRecord:
-    """Return the record of a source."""
-    name = Path(source.name).name if Path(source.name).is_absolute() else source.name
-    return LicenceRecord(
-        of=source.role if source.role == "model" else f"{source.role} {name}",
-        name=name,
-        licence=stated.licence,
-        stated_in=stated.by,
-        binds=source.binds,
-        duties=duties(stated.licence),
-        allowed=recipe.licences.allowed.get(source.name),
-    )
-
-
 def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> Stated:
     """Return the licence that the recipe, a sample, a file or a card states for a source.
 
@@ -211,7 +211,8 @@ def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> 
         licence_of_sample = canonical(sample.spdx or sample.licence) if sample else NOT_STATED
         return Stated(licence_of_sample, "the sample" if licence_of_sample != NOT_STATED else "")
     stated = stated_by(place) if place is not None else Stated(NOT_STATED, "")
-    if stated.by or (place is not None and place.exists() and not _of_hub(place)):
+    # True for a download of the Hub's library, which does not contain the card.
+    if stated.by or (place is not None and place.exists() and not (place.parent.name == "snapshots")):
         return stated
     if source.role == "adapter" or is_file_name(source.name):
         return stated
@@ -234,11 +235,6 @@ def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:
         return find_model(source.name)
     except ModelError:
         return None
-
-
-def _of_hub(place: Path) -> bool:
-    """Return True for a download of the Hub's library, which does not contain the card."""
-    return place.parent.name == "snapshots"
 
 
 def _earlier(source: Source, place: Path | None) -> Report | None:

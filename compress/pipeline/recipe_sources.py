@@ -272,7 +272,20 @@ class Sources:
                 shape = read_shape(path)
                 graph = onnx_file(path)
                 if graph is not None:
-                    self._check_graph(graph)
+                    # Raise `InputError` for a graph that the recipe's stages cannot process.
+                    if TAKES_ARRAYS not in get_task(self.recipe.task).capabilities:
+                        companions_of(graph)
+                    stage = next(
+                        (candidate for candidate in self.recipe.stages if candidate.output_spec().integer_graph), None
+                    )
+                    operator = first_integer_operator(read_graph(graph)) if stage else None
+                    if stage and operator:
+                        raise ModelError(
+                            f"The graph is quantized already: it has the operator {operator}.",
+                            where=str(graph),
+                            expected=f"a float graph, which {stage.kind} takes",
+                            hint="start from the float model; quantizing twice loses accuracy for nothing",
+                        )
                 elif (path / "config.json").is_file():
                     check_config(path, self.recipe.trust_remote_code)
                 if is_pipeline(path):
@@ -285,20 +298,6 @@ class Sources:
             self._here(role, reference, path, parameters=round(shape.parameters))
             return shape
         return None
-
-    def _check_graph(self, file: Path) -> None:
-        """Raise `InputError` for a graph that the recipe's stages cannot process."""
-        if TAKES_ARRAYS not in get_task(self.recipe.task).capabilities:
-            companions_of(file)
-        stage = next((candidate for candidate in self.recipe.stages if candidate.output_spec().integer_graph), None)
-        operator = first_integer_operator(read_graph(file)) if stage else None
-        if stage and operator:
-            raise ModelError(
-                f"The graph is quantized already: it has the operator {operator}.",
-                where=str(file),
-                expected=f"a float graph, which {stage.kind} takes",
-                hint="start from the float model; quantizing twice loses accuracy for nothing",
-            )
 
     def named_model(self, reference: str, random_weights: bool) -> Shape | None:
         """Describe a model that a stage names and return its shape if its weights are local."""
@@ -344,14 +343,11 @@ class Sources:
         location = locate_split(self.recipe.data, split, self.folder, cached_directory)
         self._describe(f"split {split}", shown, location, self.recipe.data.columns.values(), source)
         if split == TEST and isinstance(location, Path):
-            self._check_slices(location)
-
-    def _check_slices(self, place: Path) -> None:
-        """Raise `DataError` for a slice whose column the test split does not have."""
-        task = (column.name for column in self.task.columns)
-        extra = extra_columns(self.recipe.slices or (), task)
-        if extra:
-            check_extra(read(place, ()), extra)
+            # Raise `DataError` for a slice whose column the test split does not have.
+            task = (column.name for column in self.task.columns)
+            extra = extra_columns(self.recipe.slices or (), task)
+            if extra:
+                check_extra(read(location, ()), extra)
 
     def _folder(self, reference: Reference) -> None:
         """Describe a folder that a stage names, and check an adapter."""

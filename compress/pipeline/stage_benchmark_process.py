@@ -236,29 +236,31 @@ class StageBenchmarker:
             Seconds beside and in training steps, the peak memory, and the output.
         """
         progress, model = _Steps(self.clock), copy.deepcopy(model)
-        context, began = self._context(rows, progress), self.clock.now()
-        with metered() as meter, use_device(resolve_device(self.recipe.device)):
-            output = stage.run(model, context)
-        steps = progress.spent.get(stage.kind, 0.0)
-        return self.clock.now() - began - steps, steps, meter.peak_rss_bytes, output
-
-    def _context(self, rows: np.ndarray, progress: _Steps) -> Context:
-        """Return a context with those rows of the training split, and the same share of the unlabeled rows."""
+        # A context with those rows of the training split, and the same share of the unlabeled rows.
         data = self.data
         share = len(rows) / max(len(data.split("train")), 1)
         unlabeled = data.unlabeled
         few = None if unlabeled is None else unlabeled.slice(0, max(round(share * len(unlabeled)), 1))
         tables = {"train": data.split("train").take(rows)}
-        return Context(
-            task=self.task,
-            data=replace(data, tables=tables, unlabeled=few, extra={}),
-            max_length=self.recipe.data.max_length,
-            seed=self.recipe.seed,
-            progress=progress,
-            earlier=lambda label: copy.deepcopy(self.outputs[label]),
-            resolve=self._resolve,
-            scratch=self.scratch / "work",
+        context, began = (
+            (
+                Context(
+                    task=self.task,
+                    data=replace(data, tables=tables, unlabeled=few, extra={}),
+                    max_length=self.recipe.data.max_length,
+                    seed=self.recipe.seed,
+                    progress=progress,
+                    earlier=lambda label: copy.deepcopy(self.outputs[label]),
+                    resolve=self._resolve,
+                    scratch=self.scratch / "work",
+                )
+            ),
+            self.clock.now(),
         )
+        with metered() as meter, use_device(resolve_device(self.recipe.device)):
+            output = stage.run(model, context)
+        steps = progress.spent.get(stage.kind, 0.0)
+        return self.clock.now() - began - steps, steps, meter.peak_rss_bytes, output
 
 
 def shape_of(model: TorchModel, start: Path) -> Shape:

@@ -77,25 +77,7 @@ def predict_stage_cost(
     examples = _training_examples(stage, context)
     if examples is None:
         return prediction
-    return replace(
-        prediction,
-        seconds=_benchmarked_seconds(stage, timing, examples, context, benchmarks),
-        peak_memory_bytes=_benchmarked_memory(stage, timing, examples, benchmarks, held_bytes),
-    )
-
-
-def _benchmarked_seconds(
-    stage: Stage[Any, Any], timing: StageTiming, examples: float, context: PlanContext, benchmarks: StageBenchmarks
-) -> Estimate:
-    """Return the seconds of a stage, scaled from its benchmark to all examples.
-
-    Args:
-        stage: The stage.
-        timing: Its benchmark.
-        examples: Number of training examples.
-        context: Sizes of the splits.
-        benchmarks: Time of encoding and of a forward pass.
-    """
+    # The seconds of a stage, scaled from its benchmark to all examples.
     read, trained = data_passes(stage, examples)
     validation = context.splits.get("validation")
     validated = benchmarks.answer_seconds * validation.rows * trained / max(examples, 1.0) if validation else 0.0
@@ -106,7 +88,11 @@ def _benchmarked_seconds(
     count = max(read, trained, 1.0)
     note = f"benchmarked here on a few batches: {per_example / count * 1e3:.3g} ms for each of {count:,.0f} examples"
     note = "benchmarked here on all rows" if on_all_rows else note
-    return Estimate(value=timing.seconds + unread + per_example + validated, note=note).within(*BENCHMARK_RANGE)
+    return replace(
+        prediction,
+        seconds=Estimate(value=timing.seconds + unread + per_example + validated, note=note).within(*BENCHMARK_RANGE),
+        peak_memory_bytes=_benchmarked_memory(stage, timing, examples, benchmarks, held_bytes),
+    )
 
 
 def _benchmarked_memory(

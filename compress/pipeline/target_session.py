@@ -103,7 +103,15 @@ def target_limits(profiles: Sequence[TargetProfile], rows: Sequence[Measurement]
         if profile.max_bytes is not None:
             limits.append(Limit(metric=SHIPPED, target=profile.name, at_most=profile.max_bytes))
         if profile.max_memory_bytes is not None:
-            limits.append(Limit(metric=_memory(profile, rows), target=profile.name, at_most=profile.max_memory_bytes))
+            # The metric name of the peak memory at batch 1. A language model's contains the prompt length.
+            named = [row.metric for row in rows if (row.model, row.target) == (FINAL, profile.name)]
+            limits.append(
+                Limit(
+                    metric=next((name for name in named if name.startswith(MEMORY) and "_batch_" not in name), MEMORY),
+                    target=profile.name,
+                    at_most=profile.max_memory_bytes,
+                )
+            )
     return limits
 
 
@@ -146,12 +154,6 @@ def _biggest(found: Shipped, stored: Mapping[str, tuple[str, tuple[int, ...], in
         return f"biggest: {listed}"
     tensor = max(stored, key=lambda name: stored[name][2])
     return f"biggest: {listed}; the largest tensor, {tensor}, {stored[tensor][2] / _MEGABYTE:.2f} MB as stored"
-
-
-def _memory(profile: TargetProfile, rows: Sequence[Measurement]) -> str:
-    """Return the metric name of the peak memory at batch 1. A language model's contains the prompt length."""
-    named = [row.metric for row in rows if (row.model, row.target) == (FINAL, profile.name)]
-    return next((name for name in named if name.startswith(MEMORY) and "_batch_" not in name), MEMORY)
 
 
 def _runtime_files(profile: TargetProfile) -> list[Path] | None:

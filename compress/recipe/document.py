@@ -230,7 +230,36 @@ class _Values:
     def _content(self, node: yaml.Node, path: FieldPath) -> Any:
         """Return the value of a mapping, a list or a scalar."""
         if isinstance(node, yaml.MappingNode) and node.tag == YAML_PREFIX + "map":
-            return self._mapping(node, path)
+            # A mapping with YAML merge keys (`<<`) applied.
+            merged: dict[str, Any] = {}
+            entries: dict[str, Any] = {}
+            for key, value in node.value:
+                if key.tag == YAML_PREFIX + "merge":
+                    sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                    for source in sources:
+                        content = self.read(source, path)
+                        if isinstance(content, dict):
+                            merged = {**content, **merged}
+                        else:
+                            self._note_line((*path, "<<"), key)
+                            self.document.problem((*path, "<<"), describe(content), "a mapping to merge in")
+                elif not isinstance(key, yaml.ScalarNode):
+                    self._note_line((*path, "?"), key)
+                    self.document.problem((*path, "?"), "a list or mapping as a name", "text as a name")
+                else:
+                    # Add one entry to a mapping, and record a duplicate name as a problem.
+                    name = key.value
+                    field_path = (*path, name)
+                    if name in entries:
+                        first = self.document.lines.get(field_path)
+                        self.document.forget_lines(field_path)
+                        self._note_line(field_path, key)
+                        hint = f" (the first is on line {first})" if first else ""
+                        self.document.problem(field_path, f"a second {name!r}{hint}", "each name once")
+                    elif self.keep_lines:
+                        self.document.lines[field_path] = key.start_mark.line + 1
+                    entries[name] = self.read(value, field_path)
+            return {**merged, **entries}
         if isinstance(node, yaml.SequenceNode) and node.tag == YAML_PREFIX + "seq":
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, path)
@@ -239,41 +268,6 @@ class _Values:
         """Record the line of a field, unless it has one."""
         if self.keep_lines and path not in self.document.lines:
             self.document.lines[path] = node.start_mark.line + 1
-
-    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
-        """Return a mapping with YAML merge keys (`<<`) applied."""
-        merged: dict[str, Any] = {}
-        entries: dict[str, Any] = {}
-        for key, value in node.value:
-            if key.tag == YAML_PREFIX + "merge":
-                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
-                for source in sources:
-                    content = self.read(source, path)
-                    if isinstance(content, dict):
-                        merged = {**content, **merged}
-                    else:
-                        self._note_line((*path, "<<"), key)
-                        self.document.problem((*path, "<<"), describe(content), "a mapping to merge in")
-            elif not isinstance(key, yaml.ScalarNode):
-                self._note_line((*path, "?"), key)
-                self.document.problem((*path, "?"), "a list or mapping as a name", "text as a name")
-            else:
-                self._entry(key, value, path, entries)
-        return {**merged, **entries}
-
-    def _entry(self, key: yaml.ScalarNode, value: yaml.Node, path: FieldPath, own: dict[str, Any]) -> None:
-        """Add one entry to a mapping, and record a duplicate name as a problem."""
-        name = key.value
-        field_path = (*path, name)
-        if name in own:
-            first = self.document.lines.get(field_path)
-            self.document.forget_lines(field_path)
-            self._note_line(field_path, key)
-            hint = f" (the first is on line {first})" if first else ""
-            self.document.problem(field_path, f"a second {name!r}{hint}", "each name once")
-        elif self.keep_lines:
-            self.document.lines[field_path] = key.start_mark.line + 1
-        own[name] = self.read(value, field_path)
 
     def _scalar(self, node: yaml.Node, path: FieldPath) -> Any:
         """Return text, a number, a boolean or None."""
@@ -289,19 +283,16 @@ class _Values:
             case "bool" if text.lower() in ("true", "false"):
                 return text.lower() == "true"
             case ("int" | "float") as kind:
-                return self._number(kind, text, path)
+                # A finite number, or record a problem.
+                try:
+                    if kind == "int" and len(text) <= 100:
+                        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+                    number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+                except ValueError:
+                    number = math.nan
+                if math.isfinite(number) and kind == "float":
+                    return number
+                self.document.problem(path, describe(text), "a finite number")
+                return None
         self.document.problem(path, f"the YAML tag {node.tag!r}", "plain text, a number, a list or a mapping")
-        return None
-
-    def _number(self, kind: str, text: str, path: FieldPath) -> int | float | None:
-        """Return a finite number, or record a problem."""
-        try:
-            if kind == "int" and len(text) <= 100:
-                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-            number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number) and kind == "float":
-            return number
-        self.document.problem(path, describe(text), "a finite number")
         return None

@@ -69,7 +69,12 @@ def parse_recipe(
     drop_stages(document, without)
     task_was_inferred = infer_task_of_document(document, folder)
     fill_in_data(document)
-    _check_known_names(document)
+    # Record an unknown task here, where the nearest name can be suggested.
+    task = document.values.get("task")
+    if isinstance(task, str) and task not in TASK_NAMES:
+        plugin = explain_missing("tasks", task)
+        near = None if plugin else nearest_name(task, TASK_NAMES)
+        document.problem(("task",), describe(task), plugin or f"one of {', '.join(TASK_NAMES)}", near)
     # Stages and targets are validated one by one below, so that each problem gets the line of its field.
     header = validate(_Header, {**document.values, "stages": [], "targets": []}, document, ())
     parts = _stage_parts(document)
@@ -135,15 +140,6 @@ def _plain(value: Any, defaults: bool = True) -> Any:
     if isinstance(value, tuple):
         return [_plain(item, defaults) for item in value]
     return to_jsonable_python(value)
-
-
-def _check_known_names(document: Document) -> None:
-    """Record an unknown task here, where the nearest name can be suggested."""
-    task = document.values.get("task")
-    if isinstance(task, str) and task not in TASK_NAMES:
-        plugin = explain_missing("tasks", task)
-        near = None if plugin else nearest_name(task, TASK_NAMES)
-        document.problem(("task",), describe(task), plugin or f"one of {', '.join(TASK_NAMES)}", near)
 
 
 def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:

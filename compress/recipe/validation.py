@@ -87,7 +87,30 @@ def check_consistency(
     """
     profiles = [profile_of(entry) for entry in targets]
     labels = stage_labels([_meant_kind(part) for part in parts])
-    _check_chain(document, parts, starts_as, kinds)
+    # Record stages that cannot take the output of the stage before them.
+    previous_type: type[Any] | None = starts_as
+    previous_name = "the starting model"
+    for part in parts:
+        cls = part.cls if part else None
+        takes_start = part is parts[0] and cls is not None and starts_from(cls, starts_as)
+        if part and cls and previous_type and not takes_start and not can_follow(previous_type, cls, kinds):
+            input_name = _a(input_types(cls, kinds)[0])
+            description = f"{part.kind}, which takes {input_name}, after {previous_name}, which is {_a(previous_type)}"
+            # Which stages could be at this place, or between the two stages.
+            capability_sets = [kind.capabilities for kind in kinds]
+            stages = {
+                kind: cls_of_kind
+                for kind, cls_of_kind in STAGES.items()
+                if not capability_sets or any(map(cls_of_kind.supports, capability_sets))
+            }
+            following = [kind for kind, cls_of_kind in stages.items() if can_follow(previous_type, cls_of_kind, kinds)]
+            connecting = [kind for kind in following if can_follow(stages[kind].output_type(), cls, kinds)]
+            suffix = f", or {' or '.join(connecting)} between the two" if connecting else ""
+            document.problem(
+                part.path, description, (f"a stage that takes {_a(previous_type)} ({', '.join(following)}){suffix}")
+            )
+        previous_type = cls.output_type() if cls else None
+        previous_name = f"the output of stage {part.index} ({part.kind})" if part else ""
     _check_formats(document, [part for part in parts if part], profiles)
     _check_references(document, parts, labels, starts_as)
     _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
@@ -146,23 +169,6 @@ def _meant_kind(part: ParsedStage | None) -> str:
     return part.kind if part.cls else nearest_name(part.kind, list(STAGES)) or part.kind
 
 
-def _check_chain(
-    document: Document, parts: list[ParsedStage | None], starts_as: type[Any], kinds: Sequence[Task]
-) -> None:
-    """Record stages that cannot take the output of the stage before them."""
-    previous_type: type[Any] | None = starts_as
-    previous_name = "the starting model"
-    for part in parts:
-        cls = part.cls if part else None
-        takes_start = part is parts[0] and cls is not None and starts_from(cls, starts_as)
-        if part and cls and previous_type and not takes_start and not can_follow(previous_type, cls, kinds):
-            input_name = _a(input_types(cls, kinds)[0])
-            description = f"{part.kind}, which takes {input_name}, after {previous_name}, which is {_a(previous_type)}"
-            document.problem(part.path, description, _fits(previous_type, cls, kinds))
-        previous_type = cls.output_type() if cls else None
-        previous_name = f"the output of stage {part.index} ({part.kind})" if part else ""
-
-
 def _check_formats(document: Document, parts: list[ParsedStage], profiles: Sequence[TargetProfile]) -> None:
     """Record conflicts between a stage that writes a format, named or added by a target, and the stages before it."""
     writers = [(part.stage, parts[:index]) for index, part in enumerate(parts) if part.stage]
@@ -205,20 +211,6 @@ def can_follow(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Tas
     return any(is_compatible(gives, takes) for takes in input_types(cls, kinds))
 
 
-def _fits(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> str:
-    """Return which stages could be at this place, or between the two stages."""
-    capability_sets = [kind.capabilities for kind in kinds]
-    stages = {
-        kind: cls_of_kind
-        for kind, cls_of_kind in STAGES.items()
-        if not capability_sets or any(map(cls_of_kind.supports, capability_sets))
-    }
-    following = [kind for kind, cls_of_kind in stages.items() if can_follow(gives, cls_of_kind, kinds)]
-    connecting = [kind for kind in following if can_follow(stages[kind].output_type(), cls, kinds)]
-    suffix = f", or {' or '.join(connecting)} between the two" if connecting else ""
-    return f"a stage that takes {_a(gives)} ({', '.join(following)}){suffix}"
-
-
 def _a(model: type[Any]) -> str:
     """Return a class name with its article."""
     return f"{'an' if model.__name__[0] in 'AEIOU' else 'a'} {model.__name__}"
@@ -232,7 +224,10 @@ def _check_references(
         for label in part.stage.earlier_outputs() if part and part.stage else ():
             assert part
             earlier = labels[: part.index]
-            path = _field_with(part, label)
+            # The path of the stage's field that holds ``value``, so that the problem gets its line.
+            path = next(
+                ((*part.path, name) for name, field_value in part.fields.items() if field_value == label), part.path
+            )
             if label in labels and label not in earlier:
                 order = "its own output" if label == labels[part.index] else "a later stage"
                 document.problem(path, f"{label!r}, {order}", f"an earlier stage: {_listed(earlier)}")
@@ -251,11 +246,6 @@ def _check_references(
                 if not issubclass(output_class, TorchModel):
                     description = f"{label!r}, which gives {_a(output_class)}"
                     document.problem(path, description, f"a stage that gives {_a(TorchModel)}")
-
-
-def _field_with(part: ParsedStage, value: str) -> FieldPath:
-    """Return the path of the stage's field that holds ``value``, so that the problem gets its line."""
-    return next(((*part.path, name) for name, field_value in part.fields.items() if field_value == value), part.path)
 
 
 def _listed(labels: tuple[str, ...]) -> str:
@@ -318,7 +308,12 @@ def _check_splits(document: Document, parts: list[ParsedStage]) -> None:
             expected = "other rows: the test split must be seen by nothing else"
             document.problem((*path, split), f"{source!r}, the same as test", expected)
     if _value(document, ("data", "source"), None, broken="?") is None:
-        unlocated = [source for source in splits.values() if _is_loose(source)]
+        # True if a split's name is the name of a split within a source.
+        unlocated = [
+            source
+            for source in splits.values()
+            if (not is_file_name(source) and "/" not in source and draws(source, "") is None)
+        ]
         if unlocated:
             expected = "a source, since not every split names a file (.csv, .jsonl, .json or .parquet)"
             document.problem(("data", "source"), f"no source for {', '.join(map(repr, unlocated))}", expected)
@@ -334,11 +329,6 @@ def _check_labels(document: Document, parts: list[ParsedStage]) -> None:
         if missing_labels := [split for split in part.stage.needs().splits if split in unlabeled_splits]:
             expected = f"labels in {missing_labels[0]}, which {part.kind} trains on"
             document.problem(("data", "without_labels"), describe(unlabeled_splits), expected)
-
-
-def _is_loose(name: str) -> bool:
-    """Return True if a split's name is the name of a split within a source."""
-    return not is_file_name(name) and "/" not in name and draws(name, "") is None
 
 
 def _check_samples(document: Document, parts: list[ParsedStage | None]) -> None:

@@ -84,7 +84,17 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
         document: Receives the problem.
         path: Path of the fields in the document.
     """
-    location = _existing(fields, detail["loc"], detail["type"])
+    # The part of a location that names real fields: pydantic adds tags of unions and `[key]`.
+    existing: list[str | int] = []
+    value = fields
+    for step in detail["loc"]:
+        keys: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+        if step in keys:
+            value = value[step]
+            existing.append(step)
+        elif detail["type"] == "missing" and step == detail["loc"][-1]:
+            existing.append(step)
+    location = tuple(existing)
     where = (*path, *location)
     around = any(where[: len(broken)] == broken for broken in document.broken)
     within = any(broken[: len(where)] == where for broken in document.broken)
@@ -124,20 +134,6 @@ def _expected(detail: ErrorDetails) -> str:
         return detail["msg"][:1].lower() + detail["msg"][1:]
     text = template.format(**detail.get("ctx", {}))
     return f"one of {text}" if detail["type"] in ("literal_error", "enum") else text
-
-
-def _existing(fields: Any, location: tuple[str | int, ...], kind: str) -> FieldPath:
-    """Return the part of a location that names real fields: pydantic adds tags of unions and `[key]`."""
-    existing: list[str | int] = []
-    value = fields
-    for step in location:
-        keys: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
-        if step in keys:
-            value = value[step]
-            existing.append(step)
-        elif kind == "missing" and step == location[-1]:
-            existing.append(step)
-    return tuple(existing)
 
 
 def _owner(model: type[BaseModel], location: FieldPath) -> type[BaseModel] | None:

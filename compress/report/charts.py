@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compress.report.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, with_tooltip
-from compress.report.slices import ALL, SliceResult, slice_results
+from compress.report.slices import ALL, slice_results
 from compress.results.formatting import format_improvement, format_measurement, format_number, format_value
 from compress.results.metrics import Metric, describe_metric, length_range_of, quality_metric, shortest_context
-from compress.results.report import BASELINE, FINAL, CalibrationCurve, Measurement, Report
+from compress.results.report import BASELINE, FINAL, Measurement, Report
 
 _CURVE = 120
 """Number of points of a curve."""
@@ -232,20 +232,23 @@ def reliability_diagram(report: Report, target: str) -> str | None:
     for index, curve in enumerate(curves):
         # The lower right corner is empty unless a model is far too sure of itself.
         label = text(SMALL.right - 8, SMALL.bottom - 34 + 18 * index, curve.model, f"label {curve.model}", "end")
-        plot.add(element("g", {"class": f"series {curve.model}"}, *_bins(plot, curve), label))
-    return plot.svg(f"Share of right answers by their probability, {' and '.join(curve.model for curve in curves)}")
-
-
-def _bins(plot: Plot, curve: CalibrationCurve) -> list[str]:
-    total, marks = sum(bin.rows for bin in curve.bins), []
-    for bin in curve.bins:
-        tip = (
-            f"{curve.model}: {bin.rows} of {total} answers\n"
-            f"probability {bin.confidence * 100:.1f}%, right {bin.accuracy * 100:.1f}%"
+        total, marks = sum(bin.rows for bin in curve.bins), []
+        for bin in curve.bins:
+            tip = (
+                f"{curve.model}: {bin.rows} of {total} answers\n"
+                f"probability {bin.confidence * 100:.1f}%, right {bin.accuracy * 100:.1f}%"
+            )
+            size = 3.0 + 5.0 * math.sqrt(bin.rows / total)
+            marks.append(plot.mark(curve.model, (bin.confidence, bin.accuracy), tip, size))
+        plot.add(
+            element(
+                "g",
+                {"class": f"series {curve.model}"},
+                *[plot.line([(bin.confidence, bin.accuracy) for bin in curve.bins], "curve"), *marks],
+                label,
+            )
         )
-        size = 3.0 + 5.0 * math.sqrt(bin.rows / total)
-        marks.append(plot.mark(curve.model, (bin.confidence, bin.accuracy), tip, size))
-    return [plot.line([(bin.confidence, bin.accuracy) for bin in curve.bins], "curve"), *marks]
+    return plot.svg(f"Share of right answers by their probability, {' and '.join(curve.model for curve in curves)}")
 
 
 def _percent(value: float) -> str:
@@ -281,15 +284,11 @@ def slice_plot(report: Report, target: str) -> str | None:
                 "end",
             )
         )
-        plot.add(*_slice(plot, index, slice_result))
+        marks = []
+        for (model, row), shift in zip(slice_result.measured.items(), (-5.5, 5.5), strict=False):
+            tip = f"{model}, {slice_result.name}\n{format_measurement(row)}\n{row.n} rows" + (
+                f": {slice_result.about}" if slice_result.about else ""
+            )
+            marks.append(plot.mark(model, (row.value, index), tip, 4.5, across=_interval(row), shift=shift))
+        plot.add(*marks)
     return plot.svg(f"{metric.title} of {BASELINE} and {FINAL} in {len(slices) - 1} slices")
-
-
-def _slice(plot: Plot, index: int, slice_result: SliceResult) -> list[str]:
-    marks = []
-    for (model, row), shift in zip(slice_result.measured.items(), (-5.5, 5.5), strict=False):
-        tip = f"{model}, {slice_result.name}\n{format_measurement(row)}\n{row.n} rows" + (
-            f": {slice_result.about}" if slice_result.about else ""
-        )
-        marks.append(plot.mark(model, (row.value, index), tip, 4.5, across=_interval(row), shift=shift))
-    return marks

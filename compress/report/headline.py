@@ -30,7 +30,12 @@ class Headline:
 def verdict(report: Report) -> tuple[Status, str]:
     """Return whether all limits were met, and a sentence that says so."""
     judged = report.judged
-    remark = _not_judged(report)
+    skipped = [limit for limit in report.limits if limit.skipped]
+    skipped_targets = {skip.target for skip in report.skipped}
+    other_processors = sum(limit.target not in skipped_targets for limit in skipped)
+    reasons = ["target skipped"] if len(skipped) > other_processors else []
+    reasons += ["for another processor"] if other_processors else []
+    remark = f" ({len(skipped)} not judged: {', '.join(reasons)})" if skipped else ""
     if report.unmeasured:
         summary = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was judged{remark}"
         summary_of_run = "Nothing could be run: only sizes are known"
@@ -61,15 +66,6 @@ def _kept(report: Report) -> str:
     if details:
         return ", ".join([f"{len(judged) - len(unknown)} of {len(judged)} {_limits(len(judged))} kept", *details])
     return f"{'the limit is' if len(judged) == 1 else f'all {len(judged)} limits are'} kept"
-
-
-def _not_judged(report: Report) -> str:
-    skipped = [limit for limit in report.limits if limit.skipped]
-    skipped_targets = {skip.target for skip in report.skipped}
-    other_processors = sum(limit.target not in skipped_targets for limit in skipped)
-    reasons = ["target skipped"] if len(skipped) > other_processors else []
-    reasons += ["for another processor"] if other_processors else []
-    return f" ({len(skipped)} not judged: {', '.join(reasons)})" if skipped else ""
 
 
 def _limits(count: int) -> str:

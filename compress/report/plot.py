@@ -373,7 +373,15 @@ def place_labels(
     occupied = [*obstacles, *(Box(x - 6, y - 6, x + 6, y + 6) for x, y in points)]
     placed = []
     for (x, y), content in zip(points, texts, strict=True):
-        options = _candidates(x, y, len(content) * CHARACTER)
+        # Boxes around a point with their distance from it: right, left, above, below, then the corners.
+        width = len(content) * CHARACTER
+        directions = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
+        options = []
+        for gap, (dx, dy) in product((9.0, 20.0, 34.0, 52.0, 74.0), directions):
+            shift = gap if dx == 0 or dy == 0 else gap * 0.7
+            middle_x, middle_y = x + dx * (shift + width / 2), y + dy * (shift + LINE / 2)
+            box = Box(middle_x - width / 2, middle_y - LINE / 2, middle_x + width / 2, middle_y + LINE / 2)
+            options.append((box, gap))
         # Leaving the plotting area is worst, then covering something, then the distance from the point.
         costs = [
             sum(box.overlap(other) for other in occupied) * 4 + box.outside(bounds) * 200 + gap for box, gap in options
@@ -382,15 +390,3 @@ def place_labels(
         placed.append(PlacedLabel(best[0], best[1] > 9))
         occupied.append(best[0])
     return placed
-
-
-def _candidates(x: float, y: float, width: float) -> list[tuple[Box, float]]:
-    """Return boxes around a point with their distance from it: right, left, above, below, then the corners."""
-    directions = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
-    boxes = []
-    for gap, (dx, dy) in product((9.0, 20.0, 34.0, 52.0, 74.0), directions):
-        shift = gap if dx == 0 or dy == 0 else gap * 0.7
-        middle_x, middle_y = x + dx * (shift + width / 2), y + dy * (shift + LINE / 2)
-        box = Box(middle_x - width / 2, middle_y - LINE / 2, middle_x + width / 2, middle_y + LINE / 2)
-        boxes.append((box, gap))
-    return boxes

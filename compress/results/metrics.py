@@ -374,13 +374,13 @@ def metrics_table() -> MetricsTable:
     rows = list(METRICS)
     for extension in find_extensions("metrics").values():
         rows += load_extension(extension, lambda metrics: metrics) or ()
-    patterns = tuple((_name_pattern(row.name), row) for row in rows if "{" in row.name)
+    # The regular expression of the names that a row with placeholders covers.
+    patterns = tuple(
+        (re.compile(_PLACEHOLDER.sub(lambda match: f"(?P<{match[1]}>{_PLACEHOLDERS[match[1]]})", f"^{row.name}$")), row)
+        for row in rows
+        if "{" in row.name
+    )
     return MetricsTable(tuple(rows), {row.name: row for row in rows if "{" not in row.name}, patterns)
-
-
-def _name_pattern(name: str) -> re.Pattern[str]:
-    """Return the regular expression of the names that a row with placeholders covers."""
-    return re.compile(_PLACEHOLDER.sub(lambda match: f"(?P<{match[1]}>{_PLACEHOLDERS[match[1]]})", f"^{name}$"))
 
 
 def _match_pattern(name: str) -> tuple[Metric, dict[str, str]] | None:

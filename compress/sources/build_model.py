@@ -90,26 +90,24 @@ class ModelOrigin:
             if self.module is None:
                 _random_model(folder).save_pretrained(output)
             else:
-                self._write_plain(self.module, folder, weights, output)
+                module = self.module
+                from safetensors.torch import load_model, save_model
 
-    def _write_plain(self, module: str, folder: Path, weights: Path | None, output: Path) -> None:
-        from safetensors.torch import load_model, save_model
+                from compress.models.custom_module import code_digest, load_state, make_network, misfit
 
-        from compress.models.custom_module import code_digest, load_state, make_network, misfit
-
-        network: nn.Module = make_network(module, self.arguments, str(folder))
-        # Safetensors and state dicts are loaded by different functions.
-        if weights is not None and weights.suffix == ".safetensors":
-            try:
-                load_model(network, str(weights), strict=True)
-            except RuntimeError as error:
-                raise misfit(module, weights, error) from error
-        elif weights is not None:
-            load_state(network, weights, module)
-        save_model(network, str(output / WEIGHTS), metadata={"format": "pt"})
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        config[MODULE_KEY] = {"module": module, "arguments": dict(self.arguments), "code": code_digest(module)}
-        (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+                network: nn.Module = make_network(module, self.arguments, str(folder))
+                # Safetensors and state dicts are loaded by different functions.
+                if weights is not None and weights.suffix == ".safetensors":
+                    try:
+                        load_model(network, str(weights), strict=True)
+                    except RuntimeError as error:
+                        raise misfit(module, weights, error) from error
+                elif weights is not None:
+                    load_state(network, weights, module)
+                save_model(network, str(output / WEIGHTS), metadata={"format": "pt"})
+                config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+                config[MODULE_KEY] = {"module": module, "arguments": dict(self.arguments), "code": code_digest(module)}
+                (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_once(target: Path, write: Callable[[Path], None], hint: str) -> Path:

@@ -98,18 +98,14 @@ def _write(file: Path, folder: Path, stored: int) -> None:
         ) from error
     # transformers' conversion of the tokenizer ignores this setting.
     if read_gguf(file).metadata.get("tokenizer.ggml.pre") in _DIGIT_BY_DIGIT:
-        _part_digits(tokenizer)
+        # Restore, in place, the splitting of digits that transformers drops, which changes tokens before digits.
+        from tokenizers.pre_tokenizers import Digits, Sequence
+
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
     folder.mkdir()
     _plain(auto, model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _part_digits(tokenizer: Any) -> None:
-    """Restore, in place, the splitting of digits that transformers drops, which changes tokens before digits."""
-    from tokenizers.pre_tokenizers import Digits, Sequence
-
-    backend = tokenizer.backend_tokenizer
-    backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
 
 
 def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:

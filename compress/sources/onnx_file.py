@@ -71,10 +71,17 @@ def convert_onnx(file: Path, cache: Path, arrays: bool, progress: Progress | Non
 
 def ready_folder(file: Path, cache: Path, arrays: bool) -> Path:
     """Return the path to which `convert_onnx` writes the graph, whether it exists or not. Raises `ModelError`."""
+    # External weights belong to the graph's identity.
+    # The files of a graph's external weights.
+    from compress.formats.onnx.graph_reader import read_graph
     from compress.utils.storage import cache_key
 
-    # External weights belong to the graph's identity.
-    files = [file, *_external(file), *([] if arrays else companions_of(file))]
+    names = {item.external.get("location", "") for item in read_graph(file).initializers if item.external}
+    files = [
+        file,
+        *sorted(path for name in names if name and (path := file.parent / name).is_file()),
+        *([] if arrays else companions_of(file)),
+    ]
     digests = {path.name: digest_file(path) for path in files}
     return cache / f"onnx-{cache_key({'revision': _REVISION, 'files': digests, 'arrays': arrays})[:32]}"
 
@@ -103,14 +110,6 @@ def has_companions(file: Path) -> bool:
         return bool(companions_of(file))
     except ModelError:
         return False
-
-
-def _external(file: Path) -> list[Path]:
-    """Return the files of a graph's external weights."""
-    from compress.formats.onnx.graph_reader import read_graph
-
-    names = {item.external.get("location", "") for item in read_graph(file).initializers if item.external}
-    return sorted(path for name in names if name and (path := file.parent / name).is_file())
 
 
 def _write(file: Path, output: Path, companions: Iterable[Path], arrays: bool) -> None:

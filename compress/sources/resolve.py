@@ -63,7 +63,12 @@ def resolve_model(
     if graph is not None:
         return convert_onnx(graph, cache, arrays, progress)
     if arrays:
-        raise _no_graph(path)
+        raise ModelError(
+            f"{path.name} is no ONNX graph, which the recipe's task is for.",
+            where=str(path),
+            expected="an .onnx file, or a folder with one",
+            hint="name the task of the model",
+        )
     # A single file that is no graph must be GGUF.
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -216,15 +221,6 @@ def _not_a_model(file: Path) -> ModelError:
         where=str(file),
         expected="a model folder, a GGUF or ONNX file, sample:NAME or a Hugging Face id",
         hint="Name the folder that holds config.json, the weights and the tokenizer.",
-    )
-
-
-def _no_graph(path: Path) -> ModelError:
-    return ModelError(
-        f"{path.name} is no ONNX graph, which the recipe's task is for.",
-        where=str(path),
-        expected="an .onnx file, or a folder with one",
-        hint="name the task of the model",
     )
 
 

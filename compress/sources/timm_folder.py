@@ -59,19 +59,7 @@ def convert_timm(folder: Path, cache: Path, progress: Progress | None = None) ->
         return target
     (progress or SilentProgress()).note(f"making {folder.name} of timm ready in {cache}")
     config = read_json(folder / _CONFIG)
-    texts = {_CONFIG: _config(config, folder), _PREPROCESSOR: preparation(config["pretrained_cfg"], folder)}
-
-    def write(output: Path) -> None:
-        output.mkdir()
-        for name, content in texts.items():
-            (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        shutil.copyfile(folder / WEIGHTS, output / WEIGHTS)
-
-    return write_once(target, write, "free some space or name another folder with --artifacts")
-
-
-def _config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the config with the builder function, its arguments and the class names."""
+    # The config with the builder function, its arguments and the class names.
     pretrained = config["pretrained_cfg"]
     classes = int(config.get("num_classes", pretrained.get("num_classes", 0)))
     arguments = {**(config.get("model_args") or {}), "architecture": config["architecture"], "num_classes": classes}
@@ -85,7 +73,15 @@ def _config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if names:
         result["id2label"] = dict(enumerate(names))
         result["label2id"] = {name: index for index, name in enumerate(names)}
-    return result
+    texts = {_CONFIG: result, _PREPROCESSOR: preparation(config["pretrained_cfg"], folder)}
+
+    def write(output: Path) -> None:
+        output.mkdir()
+        for name, content in texts.items():
+            (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(folder / WEIGHTS, output / WEIGHTS)
+
+    return write_once(target, write, "free some space or name another folder with --artifacts")
 
 
 def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[str]:

@@ -94,7 +94,19 @@ class _CallTiming:
         conditions, record = self._conditions, self._record
         runs = {name: self._run(child) for name, child in children.items()}
         if not self._schedules:
-            self._schedules = self._planned(runs)
+            # The rounds of each scenario.
+            singles, batches = self._plan.singles, self._plan.batches
+            call_ms = [float(np.median(run([singles[len(singles) // 2]] * 3).latencies_ms)) for run in runs.values()]
+            slice_ms = 1000 * self._conditions.seconds / self._conditions.max_launches
+            size = min(
+                max(_FEWEST_CALLS, round(_TURN_MS / min(call_ms))), max(_FEWEST_CALLS, int(slice_ms / max(call_ms)))
+            )
+            rounds = mixed_rounds(len(singles), min(size, _MOST_CALLS, len(singles)), self._conditions.seed)
+            schedules: dict[str, Iterator[list[int]]] = {SINGLE: ([singles[i] for i in calls] for calls in rounds)}
+            if self._conditions.batched:
+                slowest = max(float(run([batches[len(batches) // 2]]).latencies_ms[0]) for run in runs.values())
+                schedules[BATCHED] = repeat(evenly_spaced(list(batches), max(1, int(slice_ms / slowest))))
+            self._schedules = schedules
         scenarios = len(self._schedules) + (conditions.rate is not None)
         seconds = left(scenarios) / scenarios
         for (name, schedule), memory in zip(
@@ -112,22 +124,6 @@ class _CallTiming:
                 return child.round(calls, self._conditions.timeout_seconds, UNTIMED_CALLS)
 
         return run
-
-    def _planned(self, runs: Mapping[str, Run]) -> dict[str, Iterator[list[int]]]:
-        """Return the rounds of each scenario.
-
-        A round is long enough for the fastest model, and short enough that a launch has several of the slowest model.
-        """
-        singles, batches = self._plan.singles, self._plan.batches
-        call_ms = [float(np.median(run([singles[len(singles) // 2]] * 3).latencies_ms)) for run in runs.values()]
-        slice_ms = 1000 * self._conditions.seconds / self._conditions.max_launches
-        size = min(max(_FEWEST_CALLS, round(_TURN_MS / min(call_ms))), max(_FEWEST_CALLS, int(slice_ms / max(call_ms))))
-        rounds = mixed_rounds(len(singles), min(size, _MOST_CALLS, len(singles)), self._conditions.seed)
-        schedules: dict[str, Iterator[list[int]]] = {SINGLE: ([singles[i] for i in calls] for calls in rounds)}
-        if self._conditions.batched:
-            slowest = max(float(run([batches[len(batches) // 2]]).latencies_ms[0]) for run in runs.values())
-            schedules[BATCHED] = repeat(evenly_spaced(list(batches), max(1, int(slice_ms / slowest))))
-        return schedules
 
     def _serve(self, children: Mapping[str, WorkerProcess], rate: float, seconds: float, number: int) -> None:
         """Send requests at random times, the same ones to every model."""

@@ -273,7 +273,15 @@ def apt_download(sample: str, package: Package, folder: Path, progress: Progress
         SampleError: If the file cannot be downloaded.
         OSError: If the disk is full.
     """
-    _check_tools(sample, package)
+    for tool in _TOOLS:
+        if shutil.which(tool) is None:
+            raise SampleError(
+                f"Sample {sample!r} is in the Debian package {package.distribution}, and {tool} is not installed.",
+                where=f"apt-get download {package.requirement}",
+                expected="Debian, or a system that has its package manager",
+                hint=f"`compress samples fetch {sample}` on a Debian machine or in a Debian container, then copy the "
+                "folder that it names, with the one around it, to the same place here",
+            )
     command = ["apt-get", "download", "-q", "-o", "Acquire::Retries=2", package.requirement]
     result = run_client(command, sample, package, folder, progress, _LOCALE)
     files = sorted(folder.glob("*.deb"))
@@ -299,18 +307,6 @@ def unpacked_tar(package_file: Path) -> Path:
             where="dpkg-deb --fsys-tarfile",
         )
     return tar
-
-
-def _check_tools(sample: str, package: Package) -> None:
-    for tool in _TOOLS:
-        if shutil.which(tool) is None:
-            raise SampleError(
-                f"Sample {sample!r} is in the Debian package {package.distribution}, and {tool} is not installed.",
-                where=f"apt-get download {package.requirement}",
-                expected="Debian, or a system that has its package manager",
-                hint=f"`compress samples fetch {sample}` on a Debian machine or in a Debian container, then copy the "
-                "folder that it names, with the one around it, to the same place here",
-            )
 
 
 def _apt_failure(sample: str, package: Package, output: str) -> SampleError:

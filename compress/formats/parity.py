@@ -41,9 +41,9 @@ class Distance:
 def distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Distance:
     """Return the distance over pairs of an expected array and a computed array."""
     worst, lowest, highest = 0.0, np.inf, -np.inf
-    for expected, found in pairs:
+    for expected, actual in pairs:
         # Unlike max, numpy's maximum does not lose a NaN.
-        worst = float(np.maximum(worst, np.abs(found - expected).max()))
+        worst = float(np.maximum(worst, np.abs(actual - expected).max()))
         lowest, highest = min(lowest, float(expected.min())), max(highest, float(expected.max()))
     return Distance(worst, lowest, highest)
 

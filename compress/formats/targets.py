@@ -22,12 +22,14 @@ def _with_formats(profile: TargetProfile) -> TargetProfile:
 
 PROFILES: Mapping[str, TargetProfile] = {
     profile.name: _with_formats(profile)
-    for profile in (*(one for spec in FORMATS.values() for one in spec.targets), *PLATFORMS)
+    for profile in (*(target for spec in FORMATS.values() for target in spec.targets), *PLATFORMS)
 }
 TARGETS: Mapping[str, Target] = {name: profile.target for name, profile in PROFILES.items()}
 
 
-REFERENCE: TargetProfile = next(one for one in PROFILES.values() if FORMATS[one.target.format].written_by is None)
+REFERENCE: TargetProfile = next(
+    profile for profile in PROFILES.values() if FORMATS[profile.target.format].written_by is None
+)
 """Profile that runs the weights as stages leave them.
 
 Others are compared with it, and it measures where no other can.

@@ -18,6 +18,7 @@ import pytest
 from compress.formats.integrity import missing_references
 from compress.formats.quiet_output import Extent, suppress_output
 from compress.formats.registry import BUILT_IN, CORE_STAGES, DEFAULT, FORMATS
+from compress.formats.runtime import why_unavailable
 from compress.formats.spec import FormatSpec, load
 from compress.formats.target_profile import AppProfile
 from compress.formats.targets import PROFILES, find_app_profile, find_profile, in_format
@@ -207,29 +208,12 @@ def test_every_target_has_a_runtime_for_its_formats_and_every_format_a_target() 
     assert {profile.target.format for profile in PROFILES.values()} == set(FORMATS)
 
 
-def test_the_first_format_is_the_targets_own() -> None:
-    for profile in PROFILES.values():
-        assert profile.allowed[0] == profile.target.format
-        assert in_format(profile, profile.target.format) is profile
-
-
 def test_what_a_format_says_of_other_targets_names_ones_that_exist() -> None:
     for form, spec in FORMATS.items():
         assert spec.taken_by.keys() <= PROFILES.keys(), form
         for name, app in spec.taken_by.items():
             assert form in PROFILES[name].allowed
             assert app is None or PROFILES[name].apps[form] == app  # type: ignore[attr-defined]
-
-
-def test_a_platform_takes_what_the_formats_say() -> None:
-    assert find_profile("android").allowed == ("onnx", "ort", "litert", "executorch")
-    assert find_profile("desktop").allowed == ("onnx", "ort", "openvino", "litert", "executorch", "gguf")
-    assert list(find_app_profile("desktop").apps) == ["onnx", "ort", "litert", "executorch"]
-    assert list(find_app_profile("ios").apps) == ["onnx", "ort", "executorch", "coreml"]
-    assert (
-        find_app_profile("browser").apps["onnx"].languages == ("node",) and len(find_app_profile("browser").apps) == 1
-    )
-    assert find_profile("cpu").allowed == ("onnx",) and find_profile("node").allowed == ("onnx", "ort")
 
 
 def test_another_format_brings_its_runtime_and_keeps_the_rest() -> None:
@@ -248,6 +232,12 @@ def test_a_name_that_is_not_there_gets_the_nearest() -> None:
         find_profile("andriod")
     with pytest.raises(InputError, match=r"(?s)no bundles for the target 'cpu'.*one of browser, android, ios"):
         find_app_profile("cpu")
+
+
+@pytest.mark.parametrize("target", ["executorch", "litert", "openvino"])
+def test_a_target_without_its_package_names_the_extra(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert f"compress[{target}]" in str(why_unavailable(find_profile(target).target))
 
 
 PROGRAM = """

@@ -82,7 +82,6 @@ def package_files(specification: bytes, weights: bytes) -> dict[str, bytes]:
     return {
         f"{PACKAGE}/Data/{_SPECIFICATION}": specification,
         f"{PACKAGE}/Data/{_WEIGHTS}/weight.bin": weights,
-        # As Core ML's own library writes it, which does so again whenever it opens a package.
         # This layout matches Core ML's own library, which rewrites the manifest whenever it opens a package.
         f"{PACKAGE}/Manifest.json": (json.dumps(manifest, indent=4, sort_keys=True) + "\n").encode(),
     }

@@ -96,7 +96,6 @@ def to_executorch(
             if precision == "int8" and _has_convolutions(module):
                 graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
                 module = _quantize_static(graph, _calibration_batches(examples, tuple(sample)))
-                # A traced model's inputs have names of their own.
                 # The exported module takes its inputs under new names.
                 shapes = shapes["values"]
             elif precision == "int8":
@@ -109,9 +108,7 @@ def to_executorch(
 
 
 def _with_eager_attention(module: Any) -> torch.nn.Module:
-    """Return a copy with eager attention, whose products and softmax XNNPACK runs; torch's fused operator is not
-    supported.
-    """
+    """Return a copy with eager attention, whose products and softmax XNNPACK runs."""
     copied: Any = copy.deepcopy(module).eval()
     if hasattr(copied, "set_attn_implementation"):
         copied.set_attn_implementation("eager")
@@ -175,7 +172,6 @@ def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) ->
     tables = [layer for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
     largest = max(tables, key=lambda table: table.num_embeddings, default=None)
     for table in tables:
-        # It only matters to training, and keeps the operator for quantized tables from being found.
         # The padding index only matters in training, and it hides the table from the pattern of quantized embeddings.
         table.padding_idx = None
         four_bits = table is largest and embedding_bits == 4 and table.embedding_dim % _GROUP == 0
@@ -248,7 +244,6 @@ def _lower_to_xnnpack(traced: Any) -> bytes:
     from executorch.exir.error import ExportError
     from torch._export.verifier import SpecViolationError
 
-    # Without it, quantized tables would be stored as floats.
     # Without this pass, quantized tables would be stored as floats.
     config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
     # Products of more than two axes are traced with copies of their inputs for shapes that already agree. XNNPACK can't

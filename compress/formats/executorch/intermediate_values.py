@@ -163,7 +163,6 @@ class _Program:
             missing = [value for value, name in names.items() if name in positions and not name.startswith("value_")]
             if graph is None or not missing:
                 continue
-            # The runtime takes them by their external ids, which are given in this order.
             # The runtime matches arguments to the delegate's external ids, which are assigned in this order.
             step.args = [*step.args, *(positions[names[value]] for value in missing)]
             index = plan.delegates[step.delegate_index].processed.index

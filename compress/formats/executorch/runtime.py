@@ -26,7 +26,6 @@ class ExecuTorchSession:
     """Session of a program's method. It runs as many rows per call as the program has memory for."""
 
     def __init__(self, program: Any, interface: ProgramInterface, file: Path, threads: int) -> None:
-        # It has the bytes that the method reads its weights from.
         # The method reads its weights from the program's bytes, so the program must stay alive.
         self._program = program
         self._method = program.load_method(METHOD)

@@ -161,9 +161,9 @@ class Decoder:
 
     def _no_decoder(self, why: str | None = None) -> ModelError:
         inputs, outputs = (_summary(types) for types in (self._session.input_types, self._session.output_types))
-        found = why or f"it has the inputs {inputs} and the outputs {outputs}"
+        problem = why or f"it has the inputs {inputs} and the outputs {outputs}"
         return ModelError(
-            f"The graph cannot generate text: {found}.",
+            f"The graph cannot generate text: {problem}.",
             where=self._where,
             expected=_EXPECTED,
             hint="export it for the task text-generation with past, e.g. by optimum or onnxruntime-genai's builder",

@@ -58,18 +58,18 @@ class AnswerRules:
 
 def read_rules(folder: Path) -> AnswerRules:
     """Return the rules of a folder's config.json and generation_config.json; raise `ModelError` if they are invalid."""
-    said = said_of(folder)
+    settings = said_of(folder)
     config = read_json(folder / "config.json")
     image = config.get("image_token_id", config.get("image_token_index"))
     text = config.get("text_config") or {}
-    ends = token_ids(said.get("eos_token_id", text.get("eos_token_id")))
+    ends = token_ids(settings.get("eos_token_id", text.get("eos_token_id")))
     if image is None or not ends:
         raise ModelError(
             f"Nothing says which token {'ends an answer' if image is not None else 'stands for an image'}.",
             where=str(folder),
             expected="image_token_id in config.json, and eos_token_id in generation_config.json",
         )
-    longest = said.get("max_new_tokens") or _LONGEST
+    longest = settings.get("max_new_tokens") or _LONGEST
     return AnswerRules(image, ends, longest, text.get("max_position_embeddings"))
 
 
@@ -141,11 +141,11 @@ class ImageAnswers:
 
 def until_ended(tokens: np.ndarray, ends: Sequence[int]) -> list[np.ndarray]:
     """Return rows of tokens [n, length], each up to and including the first token that ends it."""
-    found = []
+    texts = []
     for row in tokens:
         last = np.flatnonzero(np.isin(row, ends))
-        found.append(row[: last[0] + 1] if len(last) else row)
-    return found
+        texts.append(row[: last[0] + 1] if len(last) else row)
+    return texts
 
 
 class EmbeddedDecoder:
@@ -208,9 +208,9 @@ class EmbeddedDecoder:
         rows, length = embeds.shape[:2]
         self._seen += length
         mask = np.ones((rows, self._seen), np.int64)
-        found = self._decoder.predict({EMBEDS: embeds, MASK: mask, **self._past})
-        self._past = {name: found[present_of(name)] for name in self._past}
-        return found[LOGITS]
+        outputs = self._decoder.predict({EMBEDS: embeds, MASK: mask, **self._past})
+        self._past = {name: outputs[present_of(name)] for name in self._past}
+        return outputs[LOGITS]
 
     def write(self, ids: np.ndarray, pixels: np.ndarray, rules: AnswerRules) -> list[np.ndarray]:
         """Return the greedy tokens after each prompt, up to one that ends the answer; raise `StageError` on failure."""

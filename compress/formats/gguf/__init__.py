@@ -17,7 +17,7 @@ FORMAT = FormatSpec(
     },
     targets=(TargetProfile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),),
     taken_by={"desktop": None},
-    inspector="compress.formats.gguf.runtime:PROBED",
+    inspector="compress.formats.gguf.runtime:INSPECTOR",
     tensors="compress.formats.gguf.model:read_tensors",
     has_graph=False,
     check_writable="compress.formats.gguf.architecture:check_writable",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from compress.formats.gguf.families import FAMILIES, REFUSED, Family, Piece, head_size
+from compress.formats.gguf.families import FAMILIES, REFUSED, Family, TensorRule, head_size
 from compress.formats.gguf.tokenizer import check_tokenizer
 from compress.utils.errors import ModelError
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from compress.models.checkpoint import Checkpoint
 
 _STACKED = re.compile(r"(.*)(\.experts|\.norms)\.(\d+)\.(.+)")
-"""Tensors that follow each other in one of llama.cpp's."""
+"""Tensors of several experts or norms that are stacked in one tensor of llama.cpp."""
 _ALWAYS_FLOAT32 = re.compile(
     r".*(\.bias|_norm\.weight|ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|conv1d\.weight|shortconv\.conv\.weight"
     r"|ssm_[ad]|sinks\.weight)"
 )
-"""What llama.cpp's own converter keeps in 32 bits, matrices or not."""
+"""Tensors that llama.cpp's own converter stores in 32 bits, matrices or not."""
 _BLOCK_ORDER = (
     *("attn_q", "attn_k", "attn_v", "attn_output"),
     *("ffn_gate_inp", "ffn_gate", "ffn_gate_exps", "ffn_up", "ffn_up_exps", "ffn_down", "ffn_down_exps"),
@@ -66,11 +66,11 @@ def check_writable(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """A tensor ``name`` of the file, and the checkpoint's that it is made of: one, or several behind each other."""
+    """Tensor of the file, and the checkpoint tensors that it consists of: one, or several stacked ones."""
 
     name: str
     sources: tuple[str, ...]
-    piece: Piece | None
+    piece: TensorRule | None
 
     @property
     def always_float32(self) -> bool:
@@ -80,10 +80,14 @@ class NamedTensor:
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """A decoder as transformers builds it from the config.json at ``where``.
+    """Decoder as transformers builds it from a config.
 
-    ``shapes`` are those of its tensors, by the names that they have in files; ``tied`` are modules that may lie there
-    again; ``ignored`` are patterns of what older versions wrote and nobody reads.
+    Attributes:
+        config: Config of transformers.
+        where: Path of the config, for error messages.
+        shapes: Shapes of the tensors by their names in files.
+        tied: Modules whose tied weights may be stored again.
+        ignored: Patterns of tensors that older versions wrote and no reader uses.
     """
 
     config: Any
@@ -109,9 +113,9 @@ class GgufArchitecture:
         model = build_decoder_on_meta(checkpoint.folder)
         if is_pruned(model.config):
             raise ModelError(
-                f"Parts of the {kind} were cut in a way that its own config has no words for, nor has GGUF.",
+                f"The {kind} was pruned in a way that neither its config nor GGUF can express.",
                 where=where,
-                expected="as many heads and neurons in all layers as the architecture's own fields say",
+                expected="the same number of heads and neurons in all layers, as the config states",
             )
         ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         tied = frozenset(name.rpartition(".")[0] for name in getattr(model, "all_tied_weights_keys", None) or ())
@@ -123,17 +127,17 @@ class GgufArchitecture:
             activation = getattr(self.config, name, None)
             if isinstance(activation, str):
                 if self.family.activations and activation not in self.family.activations:
-                    raise self._unknown(name, activation, " or ".join(self.family.activations))
+                    raise self._unsupported(name, activation, " or ".join(self.family.activations))
                 break
         if self._windowed and not self._windows_are_known:
-            raise self._unknown("sliding_window", self._window, "null: llama.cpp attends to all of the text")
+            raise self._unsupported("sliding_window", self._window, "null: llama.cpp attends to all of the text")
         if self._rotation not in ("default", "linear", "llama3", "yarn", "longrope"):
-            raise self._unknown("rope_type", self._rotation, "default, linear, llama3, yarn or longrope")
-        for name, wanted in self.family.built_in.items():
-            expected = wanted(self.config) if callable(wanted) else wanted
-            found = getattr(self.config, name, expected)
-            if found != expected and found is not None:
-                raise self._unknown(name, found, f"{expected!r}, with which llama.cpp computes this architecture")
+            raise self._unsupported("rope_type", self._rotation, "default, linear, llama3, yarn or longrope")
+        for name, setting in self.family.built_in.items():
+            expected = setting(self.config) if callable(setting) else setting
+            value = getattr(self.config, name, expected)
+            if value != expected and value is not None:
+                raise self._unsupported(name, value, f"{expected!r}, with which llama.cpp computes this architecture")
 
     @property
     def family(self) -> Family:
@@ -161,28 +165,29 @@ class GgufArchitecture:
 
         numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
         names = gguf.get_tensor_name_map(numbers[self.name], self.config.num_hidden_layers)
-        found: dict[str, tuple[dict[int, str], Piece | None]] = {}
+        sources_by_name: dict[str, tuple[dict[int, str], TensorRule | None]] = {}
         for source in self.shapes:
             for target, piece in self._targets(source):
+                # Experts are numbered in the checkpoint and stacked in the file.
                 stacked = _STACKED.fullmatch(target)
                 number = int(stacked[3]) if stacked else 0
-                called = f"{stacked[1]}{stacked[2]}.{stacked[4]}".replace(".norms.", ".") if stacked else target
-                own = names.get_name(called, try_suffixes=(".weight", ".bias"))
-                if own is None:
+                original_name = f"{stacked[1]}{stacked[2]}.{stacked[4]}".replace(".norms.", ".") if stacked else target
+                gguf_name = names.get_name(original_name, try_suffixes=(".weight", ".bias"))
+                if gguf_name is None:
                     raise ModelError(f"GGUF has no name for the tensor {source!r}.", where=self.where)
-                found.setdefault(own, ({}, piece))[0][number] = source
-        named = (
-            NamedTensor(own, tuple(sources[number] for number in sorted(sources)), piece)
-            for own, (sources, piece) in found.items()
+                sources_by_name.setdefault(gguf_name, ({}, piece))[0][number] = source
+        tensors = (
+            NamedTensor(gguf_name, tuple(sources[number] for number in sorted(sources)), piece)
+            for gguf_name, (sources, piece) in sources_by_name.items()
         )
-        return sorted(named, key=_place)
+        return sorted(tensors, key=_sort_key)
 
-    def _targets(self, source: str) -> Iterator[tuple[str, Piece | None]]:
+    def _targets(self, source: str) -> Iterator[tuple[str, TensorRule | None]]:
         matches = [(re.fullmatch(piece.match, source), piece) for piece in self.family.pieces]
-        known = [(match, piece) for match, piece in matches if match is not None]
-        for match, piece in known:
+        matching = [(match, piece) for match, piece in matches if match is not None]
+        for match, piece in matching:
             yield source if piece.name is None else match.expand(piece.name), piece
-        if not known:
+        if not matching:
             yield source, None
 
     def add_metadata(self, writer: GGUFWriter) -> None:
@@ -199,7 +204,7 @@ class GgufArchitecture:
         config, heads = self.config, self._first("num_attention_heads", kind=int)
         experts = self._first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", kind=int)
         size = self.head_size if heads else None
-        found: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "context_length": self._first("max_position_embeddings", "max_seq_len", kind=int),
             "embedding_length": int(config.hidden_size),
             "block_count": int(config.num_hidden_layers),
@@ -218,59 +223,59 @@ class GgufArchitecture:
             **{key: self._first(*names, kind=kind) for key, kind, names in _OPTIONAL},
         }
         if self._windows_are_known:
-            found["attention.sliding_window"] = int(self._window or config.max_position_embeddings)
-            found["attention.sliding_window_pattern"] = self._windowed_layers
-        found |= {key: value(config) if callable(value) else value for key, value in self.family.keys.items()}
-        dense = found["expert_count"] is None
-        found = {key: value for key, value in found.items() if not (dense and key.startswith("expert_"))}
-        return {key: value for key, value in found.items() if value is not None}
+            metadata["attention.sliding_window"] = int(self._window or config.max_position_embeddings)
+            metadata["attention.sliding_window_pattern"] = self._windowed_layers
+        metadata |= {key: value(config) if callable(value) else value for key, value in self.family.keys.items()}
+        dense = metadata["expert_count"] is None
+        metadata = {key: value for key, value in metadata.items() if not (dense and key.startswith("expert_"))}
+        return {key: value for key, value in metadata.items() if value is not None}
 
     def _first(self, *names: str, kind: type) -> Any:
         """Return the first config field that is set, converted to ``kind``."""
         values = (getattr(self.config, name, None) for name in names)
-        found = next((value for value in values if value is not None), None)
-        return None if found is None else kind(found)
+        first = next((value for value in values if value is not None), None)
+        return None if first is None else kind(first)
 
     def _rotary_metadata(self) -> dict[str, Any]:
         rotary = self._rotary
-        found: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         if "rope_theta" in rotary:
-            found["rope.freq_base"] = float(rotary["rope_theta"])
+            metadata["rope.freq_base"] = float(rotary["rope_theta"])
         if self._rotation in ("linear", "yarn", "longrope"):
-            found["rope.scaling.type"] = self._rotation
+            metadata["rope.scaling.type"] = self._rotation
         if self._rotation in ("linear", "yarn"):
-            found["rope.scaling.factor"] = float(rotary["factor"])
+            metadata["rope.scaling.factor"] = float(rotary["factor"])
         if self._rotation in ("yarn", "longrope"):
             length = rotary.get("original_max_position_embeddings") or self.config.original_max_position_embeddings
-            found["rope.scaling.original_context_length"] = int(length)
+            metadata["rope.scaling.original_context_length"] = int(length)
         if self._rotation == "yarn":
             for name in ("beta_fast", "beta_slow"):
                 if rotary.get(name) is not None:
-                    found[f"rope.scaling.yarn_{name}"] = float(rotary[name])
+                    metadata[f"rope.scaling.yarn_{name}"] = float(rotary[name])
         if self._rotation == "longrope":
-            stretch = self.config.max_position_embeddings / found["rope.scaling.original_context_length"]
-            length = found["rope.scaling.original_context_length"]
+            stretch = self.config.max_position_embeddings / metadata["rope.scaling.original_context_length"]
+            length = metadata["rope.scaling.original_context_length"]
             attention = math.sqrt(1 + math.log(stretch) / math.log(length)) if stretch > 1 else 1.0
-            found["rope.scaling.attn_factor"] = rotary.get("attention_factor") or attention
-        windowed = self._rotary_of("sliding_attention")
-        if windowed is not None:
-            found["rope.freq_base_swa"] = float(windowed["rope_theta"])
-        return found
+            metadata["rope.scaling.attn_factor"] = rotary.get("attention_factor") or attention
+        sliding = self._rotary_of("sliding_attention")
+        if sliding is not None:
+            metadata["rope.freq_base_swa"] = float(sliding["rope_theta"])
+        return metadata
 
     def factors(self) -> dict[str, np.ndarray]:
         """Return the divisors of the rotary frequencies, float32 [rotated / 2], by their tensor names."""
-        found: dict[str, np.ndarray] = {}
+        factors: dict[str, np.ndarray] = {}
         if (llama3 := self.rotary_factors()) is not None:
-            found["rope_freqs.weight"] = llama3
+            factors["rope_freqs.weight"] = llama3
         if self._rotation == "longrope":
             for name in ("long", "short"):
-                found[f"rope_factors_{name}.weight"] = np.asarray(self._rotary[f"{name}_factor"], np.float32)
-        return found
+                factors[f"rope_factors_{name}.weight"] = np.asarray(self._rotary[f"{name}_factor"], np.float32)
+        return factors
 
     def rotary_factors(self) -> np.ndarray | None:
-        """What each frequency is divided by, [head_size / 2] float32, where Llama 3's scaling is used.
+        """Return the divisors of the rotary frequencies in Llama 3's scaling, float32 [head_size / 2], or None.
 
-        Long waves are stretched by ``factor``, short ones not, and those between by a share of it.
+        Long wavelengths are stretched by ``factor``, short ones stay, and those between are interpolated.
         """
         if self._rotation != "llama3":
             return None
@@ -278,20 +283,21 @@ class GgufArchitecture:
         base, factor = float(rotary["rope_theta"]), float(rotary["factor"])
         low, high = float(rotary["low_freq_factor"]), float(rotary["high_freq_factor"])
         frequencies = base ** (-np.arange(0, self.head_size, 2) / self.head_size)
+        # Number of turns that a frequency makes within the original context length.
         turns = rotary["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         share = np.clip((turns - low) / (high - low), 0, 1)
         factors: np.ndarray = (1 / ((1 - share) / factor + share)).astype(np.float32)
         return factors
 
     def _rotary_of(self, kind: str) -> dict[str, Any] | None:
-        """Where layers of several kinds rotate differently, what those of ``kind`` do."""
-        found = getattr(self.config, "rope_parameters", None) or {}
-        return dict(found[kind]) if isinstance(found.get(kind), dict) else None
+        """Return the rotary parameters of layers of ``kind``, if layers of several kinds rotate differently."""
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        return dict(parameters[kind]) if isinstance(parameters.get(kind), dict) else None
 
     @property
     def _rotary(self) -> dict[str, Any]:
-        own = self._rotary_of("full_attention")
-        return dict(getattr(self.config, "rope_parameters", None) or {}) if own is None else own
+        parameters = self._rotary_of("full_attention")
+        return dict(getattr(self.config, "rope_parameters", None) or {}) if parameters is None else parameters
 
     @property
     def _rotated(self) -> int | None:
@@ -326,11 +332,11 @@ class GgufArchitecture:
         windows = self.family.windows
         return windows(self.config) if callable(windows) else windows
 
-    def _unknown(self, field: str, found: object, expected: str) -> ModelError:
-        return ModelError(f"GGUF cannot say {field}: {found!r}.", where=self.where, expected=expected)
+    def _unsupported(self, field: str, value: object, expected: str) -> ModelError:
+        return ModelError(f"GGUF cannot express {field}: {value!r}.", where=self.where, expected=expected)
 
 
-def _place(tensor: NamedTensor) -> tuple[int, int, int]:
+def _sort_key(tensor: NamedTensor) -> tuple[int, int, int]:
     """Return the sort key of a tensor: tables first, then block by block, then the last norm and the head."""
     parts = tensor.name.split(".")
     if parts[0] != "blk":

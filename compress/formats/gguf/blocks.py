@@ -1,8 +1,14 @@
-"""Quantized weights as llama.cpp's blocks of 32: the same integers and scales, packed as ggml-common.h lays them out.
+"""Packing of quantized weights into llama.cpp's blocks, and rounding of floats to block types by ggml itself.
 
-Q4_0 and Q8_0 hold `integer * scale`, Q4_1 and Q5_1 `integer * scale + minimum`, with scale and minimum in float16. A
-group of 64 becomes two blocks with the same scale. What has its zero in the middle of the range is kept to the bit;
-minima are the one thing that is rounded (`-zero * scale` may need more than float16's 11 bits).
+Blocks of 32 keep integers and scales unchanged, in the layout of ggml-common.h. Q4_0 and Q8_0 hold `integer *
+scale`; Q4_1 and Q5_1 hold `integer * scale + minimum`, with scale and minimum in float16. A group of 64 becomes two
+blocks with the same scale. Symmetric weights are stored exactly. Only minima are rounded, because `-zero * scale`
+may need more than float16's 11 bits.
+
+Blocks of 256 hold integers of two and three bits with quantized scales (ggml-quants.c). The integers stay unchanged.
+Q3_K holds `integer * step * scale` with 16 scales of 6 bits and a float16 step. Q2_K holds `integer * step * scale -
+minimum_step * minimum`, with scales and minima of 4 bits. Of several steps, the one with the smallest weighted
+rounding error of the scales is chosen.
 """
 
 from __future__ import annotations
@@ -22,19 +28,19 @@ if TYPE_CHECKING:
 
 
 BLOCK = 32
-"""Weights of a row that share a scale in every type that stores our integers unchanged."""
+"""Weights per scale in every type that stores our integers unchanged."""
 _SIGNED = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8}
 _WITH_MINIMUM = {"Q4_1": 4, "Q5_1": 5}
 
 _AT_ONCE = 1 << 16
-"""Weights that a thread rounds together."""
+"""Number of weights that a thread rounds per call."""
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 
 K_TYPES = ("Q2_K", "Q3_K")
 _LENGTH, _PART = 256, 16
-"""Weights of a block, and those that share a scale."""
+"""Weights of a block, and weights that share a scale."""
 _APART = 0.5
-"""How far the steps that are tried lie from each other, in whole numbers of them."""
+"""Distance between the tried positions of the largest scale, in quantization levels."""
 
 
 def block_length(kind: str) -> int:
@@ -102,28 +108,28 @@ def pack_blocks(weight: QuantizedWeight, kind: str) -> np.ndarray:
     integers = weight.integers.numpy().reshape(rows, -1, BLOCK)
     scales = weight.scales.numpy().astype(np.float32)[:, groups]
     zeros = weight.zero_points.numpy().astype(np.int16)[:, groups]
-    parts = [_float16(scales)]
+    parts = [_float16_bytes(scales)]
     if kind in _SIGNED:
         centred = integers.astype(np.int16) - zeros[..., None]
         parts.append(_signed(centred, _SIGNED[kind]))
     else:
-        parts += [_float16(-zeros * scales), _unsigned(integers, _WITH_MINIMUM[kind])]
+        parts += [_float16_bytes(-zeros * scales), _pack_bits(integers, _WITH_MINIMUM[kind])]
     return np.concatenate(parts, axis=-1).reshape(rows, -1)
 
 
-def _float16(values: np.ndarray) -> np.ndarray:
-    """[rows, blocks] -> bytes [rows, blocks, 2]."""
+def _float16_bytes(values: np.ndarray) -> np.ndarray:
+    """Return [rows, blocks] as bytes [rows, blocks, 2]."""
     return values.astype("<f2")[..., None].view(np.uint8)
 
 
 def _signed(centred: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return centred.astype(np.int8).view(np.uint8)
-    return _unsigned((centred + (1 << (bits - 1))).astype(np.uint8), bits)
+    return _pack_bits((centred + (1 << (bits - 1))).astype(np.uint8), bits)
 
 
-def _unsigned(integers: np.ndarray, bits: int) -> np.ndarray:
-    """Low halves of weights 0-15 beside those of 16-31 in each byte; fifth bits before them, weight 0 the lowest."""
+def _pack_bits(integers: np.ndarray, bits: int) -> np.ndarray:
+    """Return integers [..., 32] as bytes with weights 0-15 in the low halves, after their fifth bits."""
     low = integers & 0x0F
     packed = low[..., : BLOCK // 2] | low[..., BLOCK // 2 :] << 4
     if bits == 4:
@@ -132,41 +138,54 @@ def _unsigned(integers: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate([fifth, packed], axis=-1)
 
 
-def rounded(values: np.ndarray, kind: str, importance: np.ndarray | None = None) -> np.ndarray:
-    """Rows of type ``kind``, uint8 [rows, bytes of a row], from ``values`` [rows, columns].
+def quantize_rows(values: np.ndarray, kind: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """Round rows to a block type with ggml.
 
-    ``importance`` [columns] says how much the error of each column counts. Raises `StageError` where ggml fails, and
-    `MissingExtraError` without it.
+    Args:
+        values: Weights [rows, columns].
+        kind: Block type.
+        importance: Weight of each column's error [columns], or None.
+
+    Returns:
+        Blocks, uint8 [rows, bytes of a row].
+
+    Raises:
+        StageError: ggml fails.
+        MissingExtraError: ggml is not installed.
     """
     from gguf import GGMLQuantizationType
 
-    loaded, number = library(), int(GGMLQuantizationType[kind])
+    ggml, number = library(), int(GGMLQuantizationType[kind])
     values = np.ascontiguousarray(values, dtype=np.float32)
-    counts = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
-    weighed = None if counts is None else counts.ctypes.data_as(_FLOATS)
+    column_weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    importance_pointer = None if column_weights is None else column_weights.ctypes.data_as(_FLOATS)
     rows, columns = values.shape
     size = row_bytes(kind, columns)
-    made = np.empty((rows, size), dtype=np.uint8)
+    blocks = np.empty((rows, size), dtype=np.uint8)
 
     def some(start: int, stop: int) -> int:
-        source, target = values.ctypes.data_as(_FLOATS), made.ctypes.data_as(ctypes.c_void_p)
-        return int(loaded.ggml_quantize_chunk(number, source, target, start * columns, stop - start, columns, weighed))
+        source, target = values.ctypes.data_as(_FLOATS), blocks.ctypes.data_as(ctypes.c_void_p)
+        return int(
+            ggml.ggml_quantize_chunk(number, source, target, start * columns, stop - start, columns, importance_pointer)
+        )
 
     step = max(1, _AT_ONCE // columns)
     starts = range(0, rows, step)
-    # The first makes tables that the others read.
-    done = some(0, min(step, rows))
+    # The first call builds tables that the other threads read.
+    written_bytes = some(0, min(step, rows))
     with ThreadPoolExecutor(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     ) as pool:
-        done += sum(pool.map(some, starts[1:], (min(start + step, rows) for start in starts[1:])))
-    if done != made.nbytes:
-        raise StageError(f"llama.cpp rounded to {done:,} bytes of {kind}, where {made.nbytes:,} were expected.")
-    return made
+        written_bytes += sum(pool.map(some, starts[1:], (min(start + step, rows) for start in starts[1:])))
+    if written_bytes != blocks.nbytes:
+        raise StageError(
+            f"llama.cpp rounded to {written_bytes:,} bytes of {kind}, where {blocks.nbytes:,} were expected."
+        )
+    return blocks
 
 
 def k_type(bits: int, symmetric: bool, columns: int) -> str | None:
-    """The type that holds integers of so many bits in rows of so many, and no more bits than needed; None without."""
+    """Return the type that holds integers of ``bits`` bits without unused bits, or None if there is none."""
     if columns % _LENGTH or bits > 3 or (bits == 3 and not symmetric):
         return None
     return "Q3_K" if bits == 3 else "Q2_K"
@@ -181,71 +200,93 @@ def pack_k_blocks(weight: QuantizedWeight, kind: str) -> np.ndarray:
     zeros = weight.zero_points.numpy().astype(np.float32)[:, groups].reshape(shape)
     integers = weight.integers.numpy().astype(np.int16).reshape(*shape, _PART)
     parts = (
-        _q3_k(integers - zeros[..., None].astype(np.int16), scales)
+        _pack_q3_k(integers - zeros[..., None].astype(np.int16), scales)
         if kind == "Q3_K"
-        else _q2_k(integers, scales, zeros)
+        else _pack_q2_k(integers, scales, zeros)
     )
     return np.concatenate(parts, axis=-1).reshape(rows, -1)
 
 
-def _q3_k(centred: np.ndarray, scales: np.ndarray) -> list[np.ndarray]:
-    step, rounded = _nearest(scales, np.square(centred).sum(-1), -32, 31)
+def _pack_q3_k(centred: np.ndarray, scales: np.ndarray) -> list[np.ndarray]:
+    step, rounded = _fit_step(scales, np.square(centred).sum(-1), -32, 31)
     stored = (rounded + 32).astype(np.uint8)
-    low, high = stored & 0x0F, stored >> 4
-    fours = high.reshape(*high.shape[:-1], 4, 4)
-    packed = [low[..., :8] | low[..., 8:] << 4, sum(fours[..., place, :] << 2 * place for place in range(4))]
-    lifted = (centred + 4).astype(np.uint8)
-    return [_bits(lifted >> 2, 1), _bits(lifted & 3, 2), *map(np.asarray, packed), _half(step)]
+    low_bits, high_bits = stored & 0x0F, stored >> 4
+    quarters = high_bits.reshape(*high_bits.shape[:-1], 4, 4)
+    packed = [
+        low_bits[..., :8] | low_bits[..., 8:] << 4,
+        sum(quarters[..., position, :] << 2 * position for position in range(4)),
+    ]
+    unsigned = (centred + 4).astype(np.uint8)
+    return [
+        _interleave_bits(unsigned >> 2, 1),
+        _interleave_bits(unsigned & 3, 2),
+        *map(np.asarray, packed),
+        _float16_step_bytes(step),
+    ]
 
 
-def _q2_k(integers: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> list[np.ndarray]:
-    # Scales have no sign there: what falls as its integer rises is counted from the other end.
-    turned = np.where(scales[..., None] < 0, 3 - integers, integers)
-    spread = np.square(turned - turned.mean(-1, keepdims=True)).sum(-1)
-    step, rounded = _nearest(np.abs(scales), spread, 0, 15)
+def _pack_q2_k(integers: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> list[np.ndarray]:
+    # Scales have no sign in Q2_K, so integers with a negative scale are counted from the other end.
+    reflected = np.where(scales[..., None] < 0, 3 - integers, integers)
+    spread = np.square(reflected - reflected.mean(-1, keepdims=True)).sum(-1)
+    step, rounded = _fit_step(np.abs(scales), spread, 0, 15)
     means = scales * (integers.mean(-1) - zeros)
-    wanted = np.maximum(_float(step) * rounded * turned.mean(-1) - means, 0)
-    step_of_minima, minima = _nearest(wanted, np.ones_like(wanted), 0, 15)
+    target_minima = np.maximum(_float(step) * rounded * reflected.mean(-1) - means, 0)
+    step_of_minima, minima = _fit_step(target_minima, np.ones_like(target_minima), 0, 15)
     packed = rounded.astype(np.uint8) | minima.astype(np.uint8) << 4
-    return [packed, _bits(turned.astype(np.uint8), 2), _half(step), _half(step_of_minima)]
+    return [
+        packed,
+        _interleave_bits(reflected.astype(np.uint8), 2),
+        _float16_step_bytes(step),
+        _float16_step_bytes(step_of_minima),
+    ]
 
 
-def _nearest(values: np.ndarray, counts: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """A step [rows, blocks, 1] for ``values`` [rows, blocks, 16], and how many of it come nearest to each of them."""
+def _fit_step(values: np.ndarray, counts: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a step [rows, blocks, 1] for ``values`` [rows, blocks, 16], and the nearest integer multiples of it.
+
+    Args:
+        values: Scales or minima.
+        counts: Weight of each value's squared error.
+        low: Smallest multiple.
+        high: Largest multiple.
+    """
     largest = np.take_along_axis(values, np.abs(values).argmax(-1, keepdims=True), -1)
-    # Where the largest comes to lie: on the last of the whole numbers or anywhere up to half of it, at either end.
-    ends = np.concatenate([np.arange(high, high / 2, -_APART), np.arange(low, low / 2, _APART)])
+    # The largest value may be mapped to the last level or anywhere down to half of it, at either end.
+    positions = np.concatenate([np.arange(high, high / 2, -_APART), np.arange(low, low / 2, _APART)])
     best = np.full(largest.shape, np.inf)
     step, rounded = np.zeros_like(largest), np.zeros_like(values)
-    for end in ends:
-        tried = largest / end
-        found = np.clip(np.rint(values / np.where(tried == 0, 1, tried)), low, high) * (tried != 0)
-        # With how many there are of it known, the step itself is a matter of least squares.
-        below = (counts * np.square(found)).sum(-1, keepdims=True)
-        tried = _float((counts * values * found).sum(-1, keepdims=True) / np.where(below == 0, 1, below))
-        error = (counts * np.square(values - tried * found)).sum(-1, keepdims=True)
+    for end in positions:
+        candidate = largest / end
+        multiples = np.clip(np.rint(values / np.where(candidate == 0, 1, candidate)), low, high) * (candidate != 0)
+        # With the multiples fixed, the best step is a least-squares solution.
+        denominator = (counts * np.square(multiples)).sum(-1, keepdims=True)
+        candidate = _float(
+            (counts * values * multiples).sum(-1, keepdims=True) / np.where(denominator == 0, 1, denominator)
+        )
+        error = (counts * np.square(values - candidate * multiples)).sum(-1, keepdims=True)
         better = error < best
-        best, step = np.where(better, error, best), np.where(better, tried, step)
-        rounded = np.where(better, found, rounded)
+        best, step = np.where(better, error, best), np.where(better, candidate, step)
+        rounded = np.where(better, multiples, rounded)
     return step, rounded
 
 
 def _float(values: np.ndarray) -> np.ndarray:
-    """Return the values rounded to float16."""
+    """Return the values quantize_rows to float16."""
     return values.astype(np.float16).astype(np.float32)
 
 
-def _half(step: np.ndarray) -> np.ndarray:
-    """[rows, blocks, 1] -> bytes [rows, blocks, 2]."""
+def _float16_step_bytes(step: np.ndarray) -> np.ndarray:
+    """Return [rows, blocks, 1] as bytes [rows, blocks, 2]."""
     return step.astype("<f2").view(np.uint8)
 
 
-def _bits(values: np.ndarray, width: int) -> np.ndarray:
-    """Bytes [rows, blocks, 32 * width] of integers [rows, blocks, 16, 16] of ``width`` bits.
+def _interleave_bits(values: np.ndarray, width: int) -> np.ndarray:
+    """Return integers [rows, blocks, 16, 16] of ``width`` bits as bytes [rows, blocks, 32 * width].
 
-    A byte has the integers of one place in each run of 32: of four runs for two bits, of all eight for one.
+    A byte contains the integers at one position of each run of 32: of four runs for two bits, of eight for one bit.
     """
     runs = values.reshape(*values.shape[:2], -1, 8 // width, 32)
-    shifted = [runs[..., place, :] << width * place for place in range(8 // width)]
+    shifted = [runs[..., position, :] << width * position for position in range(8 // width)]
     packed: np.ndarray = np.bitwise_or.reduce(shifted)
     return packed.reshape(*values.shape[:2], -1)

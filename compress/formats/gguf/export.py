@@ -1,7 +1,7 @@
-"""Writer of GGUF files, which stores a checkpoint tensor by tensor and keeps quantized integers unchanged.
+"""Writer of GGUF files, and comparison of a file with the checkpoint that it was written from.
 
-The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py). One tensor is in memory at a time. The
-experts of a block are one tensor, of the type that holds the finest of them.
+The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py). Quantized integers stay unchanged. One
+tensor is in memory at a time. The experts of a block form one tensor, whose type holds the widest of them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from compress.formats.gguf.blocks import (
     k_type,
     pack_blocks,
     pack_k_blocks,
-    rounded,
+    quantize_rows,
     row_bytes,
 )
-from compress.formats.gguf.file_types import FILE_TYPES, Typed
+from compress.formats.gguf.file_types import FILE_TYPES, TensorTypes
 from compress.formats.gguf.tokenizer import add_tokenizer
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import PROCESSOR_FILES
@@ -44,16 +44,18 @@ if TYPE_CHECKING:
 _ALSO = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 FloatType = Literal["f16", "f32"]
 _FLOAT_FILES = {"F32": 0, "F16": 1}
-"""llama.cpp's numbers for files of floats (llama_ftype)."""
+"""llama.cpp's numbers of file types that contain floats only (llama_ftype)."""
 _LONGEST_BLOCK = 256
 
 
 @dataclass(frozen=True)
-class Types:
-    """What tensors become: matrices that aren't quantized are of type ``floats``.
+class GgufTypes:
+    """Types of the tensors that are written.
 
-    With a ``file_type`` of llama.cpp's they are rounded by its rules, by the importance matrix that may lie beside the
-    checkpoint. With ``k_quants`` integers of two and three bits take no more, and their scales are rounded.
+    Attributes:
+        floats: Type of matrices that are not quantized.
+        file_type: File type of llama.cpp by whose rules floats are rounded, with the checkpoint's importance matrix.
+        k_quants: Whether integers of two and three bits are packed without unused bits, which rounds their scales.
     """
 
     floats: FloatType = "f16"
@@ -61,18 +63,23 @@ class Types:
     k_quants: bool = False
 
 
-AS_IT_IS = Types()
-"""Types that keep integers exactly and store the rest in float16."""
+EXACT_TYPES = GgufTypes()
+"""GgufTypes that keep integers exactly and store the rest in float16."""
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the file to be. ``source`` is the checkpoint's name of it, or None for what is computed.
+    """Tensor to write.
 
-    ``shape`` is in torch's order; ``order`` are the rows of the source as the file has them, None for its own order;
-    ``values`` is what is made of a float source. ``parts`` are the tensors of which it is made, of its own type each;
-    they have the sources, orders and values. ``data`` gives bytes [rows, bytes of a row] of a quantized tensor, and
-    values of ``shape`` of any other.
+    Attributes:
+        name: Name in the file.
+        source: Name in the checkpoint, or None for a computed tensor.
+        kind: Type in the file.
+        shape: Shape in torch's order.
+        order: Source rows in the file's order, or None for an unchanged order.
+        data: Function that returns bytes [rows, bytes of a row] of a quantized tensor, or values of ``shape``.
+        parts: Tensors that are stacked in this one.
+        values: Function that transforms a float source.
     """
 
     name: str
@@ -85,15 +92,15 @@ class PlannedTensor:
     values: Callable[[Any], Any] | None = None
 
 
-class _Written(np.ndarray[Any, np.dtype[Any]]):
-    """An array that says so when the disk is full; numpy's own writing only says that it wrote less than it should."""
+class _CheckedArray(np.ndarray[Any, np.dtype[Any]]):
+    """Array whose `tofile` raises an error when the disk is full; numpy only reports that it wrote too little."""
 
     def tofile(self, file: BinaryIO) -> None:  # type: ignore[override]
-        """Write all bytes; raises the system's error."""
+        """Write all bytes; raise the system's error on failure."""
         file.write(self.data)
 
 
-def plan_gguf(checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[PlannedTensor]:
+def plan_gguf(checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[PlannedTensor]:
     """Return every tensor that `write_gguf` writes, in file order.
 
     Raises `ModelError` for an architecture, a tensor or a quantization that GGUF cannot hold.
@@ -109,7 +116,7 @@ def plan_gguf(checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[PlannedTe
     _check_all_known(checkpoint, architecture)
     named = architecture.tensors()
     imatrix = {} if types.file_type is None else read_imatrix(checkpoint.folder)
-    rules = None if types.file_type is None else _typed(types.file_type, architecture, named, bool(imatrix))
+    rules = None if types.file_type is None else _tensor_types(types.file_type, architecture, named, bool(imatrix))
     plan = _Plan(checkpoint, architecture, types, rules, imatrix)
     planned = [plan.tensor(tensor) for tensor in named]
     for name, factors in architecture.factors().items():
@@ -117,23 +124,26 @@ def plan_gguf(checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[PlannedTe
     return planned
 
 
-def _typed(file_type: str, architecture: GgufArchitecture, named: Sequence[NamedTensor], weighed: bool) -> Typed:
-    found = architecture.metadata()
-    heads, shared = found["attention.head_count"], found["attention.head_count_kv"]
-    return Typed(
+def _tensor_types(
+    file_type: str, architecture: GgufArchitecture, named: Sequence[NamedTensor], weighed: bool
+) -> TensorTypes:
+    """Return the block types of a model's tensors in a file type."""
+    metadata = architecture.metadata()
+    heads, shared = metadata["attention.head_count"], metadata["attention.head_count_kv"]
+    return TensorTypes(
         FILE_TYPES[file_type],
         [tensor.name for tensor in named],
-        found["block_count"],
+        metadata["block_count"],
         heads / shared if heads and shared else 1.0,
-        found.get("expert_count", 0),
+        metadata.get("expert_count", 0),
         weighed,
     )
 
 
-def write_gguf(checkpoint: Checkpoint, file: Path, types: Types = AS_IT_IS) -> None:
-    """Write ``checkpoint`` to ``file`` with its tokenizer, as `plan_gguf` has it.
+def write_gguf(checkpoint: Checkpoint, file: Path, types: GgufTypes = EXACT_TYPES) -> None:
+    """Write a checkpoint with its tokenizer to ``file``, as `plan_gguf` plans it.
 
-    Raises `ModelError` for what GGUF cannot hold, before it writes anything.
+    Raises `ModelError` for a checkpoint that GGUF cannot hold, before anything is written.
     """
     import gguf
 
@@ -144,10 +154,10 @@ def write_gguf(checkpoint: Checkpoint, file: Path, types: Types = AS_IT_IS) -> N
     architecture.add_metadata(writer)
     add_tokenizer(writer, checkpoint.folder, planned[0].shape[0])
     kinds = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1)
-    most = kinds.most_common(1)[0][0]
-    alike = (one.number for one in FILE_TYPES.values() if one.most == most)
-    named = FILE_TYPES[types.file_type].number if types.file_type else _FLOAT_FILES.get(most)
-    writer.add_file_type(named or next(alike, 0))
+    main_kind = kinds.most_common(1)[0][0]
+    numbers = (file_type.number for file_type in FILE_TYPES.values() if file_type.most == main_kind)
+    file_number = FILE_TYPES[types.file_type].number if types.file_type else _FLOAT_FILES.get(main_kind)
+    writer.add_file_type(file_number or next(numbers, 0))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor in planned:
         kind = gguf.GGMLQuantizationType[tensor.kind]
@@ -159,7 +169,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, types: Types = AS_IT_IS) -> N
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in planned:
-            writer.write_tensor_data(np.ascontiguousarray(tensor.data()).view(_Written))
+            writer.write_tensor_data(np.ascontiguousarray(tensor.data()).view(_CheckedArray))
     finally:
         writer.close()
 
@@ -177,8 +187,8 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
 class _Plan:
     checkpoint: Checkpoint
     architecture: GgufArchitecture
-    types: Types
-    rules: Typed | None
+    types: GgufTypes
+    rules: TensorTypes | None
     imatrix: Mapping[str, Any]
 
     def tensor(self, tensor: NamedTensor) -> PlannedTensor:
@@ -193,20 +203,20 @@ class _Plan:
         kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, _LONGEST_BLOCK))
         floats = {kind for kind in kinds if kind in ("F16", "F32")}
         if floats and len(kinds) > 1:
-            kept = next(part.source for part in parts if part.kind in floats)
+            float_source = next(part.source for part in parts if part.kind in floats)
             raise ModelError(
-                f"GGUF has one type for all experts of a block, and {str(kept).removesuffix('.weight')} is not "
+                f"GGUF has one type for all experts of a block, and {str(float_source).removesuffix('.weight')} is not "
                 "quantized as the others are.",
                 where=str(self.checkpoint.folder),
                 hint="quantize all experts of a block, or none",
             )
-        alike = tuple(self._part(tensor, source, kinds[-1]) for source in tensor.sources)
-        shape = (len(alike), *alike[0].shape)
+        converted = tuple(self._part(tensor, source, kinds[-1]) for source in tensor.sources)
+        shape = (len(converted), *converted[0].shape)
 
         def data() -> np.ndarray:
-            return np.stack([part.data() for part in alike])
+            return np.stack([part.data() for part in converted])
 
-        return PlannedTensor(tensor.name, None, kinds[-1], shape, None, data, alike)
+        return PlannedTensor(tensor.name, None, kinds[-1], shape, None, data, converted)
 
     def _part(self, tensor: NamedTensor, source: str, wider: str | None = None) -> PlannedTensor:
         """Return the plan of one checkpoint tensor; ``wider`` replaces the smallest type that holds its integers."""
@@ -243,8 +253,8 @@ class _Plan:
         return PlannedTensor(tensor.name, f"{module}.weight", kind, (rows, shape[1]), order, data)
 
     def _order(self, tensor: NamedTensor, rows: int) -> np.ndarray | None:
-        given = tensor.piece.rows if tensor.piece is not None else None
-        return None if given is None else given(self.architecture.config, rows)
+        reorder = tensor.piece.rows if tensor.piece is not None else None
+        return None if reorder is None else reorder(self.architecture.config, rows)
 
     def _float(self, tensor: NamedTensor, source: str) -> PlannedTensor:
         """Return the plan of a float tensor; vectors are always F32, as llama.cpp requires."""
@@ -252,17 +262,17 @@ class _Plan:
 
         stored = self.checkpoint.stored(source)
         order, change = self._order(tensor, len(stored) if stored.ndim else 1), self._values(tensor)
-        made = stored if change is None else change(stored.to("meta"))
-        small = made.ndim == 1 or tensor.always_float32
+        transformed = stored if change is None else change(stored.to("meta"))
+        small = transformed.ndim == 1 or tensor.always_float32
         kind = "F32" if small else self.types.floats.upper()
         if self.rules is not None and not small and tensor.name.endswith(".weight"):
-            kind = self.rules.kind(tensor.name, made.shape[-1])
-        wanted = torch.float16 if kind == "F16" else torch.float32
+            kind = self.rules.kind(tensor.name, transformed.shape[-1])
+        dtype = torch.float16 if kind == "F16" else torch.float32
         importance = self.imatrix.get(source.removesuffix(".weight"))
 
         def data() -> np.ndarray:
-            found = self.checkpoint.stored(source)
-            values: np.ndarray = (found if change is None else change(found.float())).to(wanted).numpy()
+            stored = self.checkpoint.stored(source)
+            values: np.ndarray = (stored if change is None else change(stored.float())).to(dtype).numpy()
             if not np.isfinite(values).all():
                 raise ModelError(
                     f"The tensor {source!r} holds values beyond float16's range, or NaN.",
@@ -272,20 +282,20 @@ class _Plan:
             values = values if order is None else values[order]
             if kind in _FLOAT_FILES:
                 return values
-            # An expert that no token was sent to has no say.
+            # The importance of an expert that received no calibration tokens is 0; it is rounded without weights.
             weights = importance.numpy() if importance is not None and importance.any() else None
-            return rounded(values.reshape(-1, values.shape[-1]), kind, weights)
+            return quantize_rows(values.reshape(-1, values.shape[-1]), kind, weights)
 
-        shape = tuple(made.shape) if order is None else (len(order), *made.shape[1:])
+        shape = tuple(transformed.shape) if order is None else (len(order), *transformed.shape[1:])
         return PlannedTensor(tensor.name, source, kind, shape, order, data, values=change)
 
     def _values(self, tensor: NamedTensor) -> Callable[[Any], Any] | None:
-        given, config = tensor.piece.values if tensor.piece is not None else None, self.architecture.config
-        return None if given is None else lambda found: given(found, config)
+        transform, config = tensor.piece.values if tensor.piece is not None else None, self.architecture.config
+        return None if transform is None else lambda found: transform(found, config)
 
 
 def _quantization(checkpoint: Checkpoint, module: str) -> tuple[int, int, bool, tuple[int, int]] | None:
-    """Bits, group size, symmetry and [rows, columns] of a quantized module, from what is said of it; or None."""
+    """Return bits, group size, symmetry and [rows, columns] of a quantized module, or None for a float module."""
     if module in checkpoint.tables:
         table = checkpoint.quantized(module)
         assert table is not None, "a table is quantized"
@@ -312,10 +322,10 @@ def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
 
 def _check_all_known(checkpoint: Checkpoint, architecture: GgufArchitecture) -> None:
     """Raise `ModelError` for a missing module and for a module that would be left out."""
-    known = {name.rpartition(".")[0] for name in architecture.shapes}
-    ours = (name for name in checkpoint.files if not architecture.is_ignored(name))
-    found = {name.rpartition(".")[0] for name in ours} - (architecture.tied - known)
-    missing, unknown = sorted(known - found), sorted(found - known)
+    expected_modules = {name.rpartition(".")[0] for name in architecture.shapes}
+    read_tensors = (name for name in checkpoint.files if not architecture.is_ignored(name))
+    stored_modules = {name.rpartition(".")[0] for name in read_tensors} - (architecture.tied - expected_modules)
+    missing, unknown = sorted(expected_modules - stored_modules), sorted(stored_modules - expected_modules)
     if missing or unknown:
         what = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(unknown[:3])}"
         count = len(missing or unknown)
@@ -328,22 +338,28 @@ def _check_all_known(checkpoint: Checkpoint, architecture: GgufArchitecture) -> 
 
 
 _ROUNDING = 1.001 * 2.0**-11
-"""Half a unit in the last place of float16, as a share of the value, and a little for float32's own."""
+"""Half a unit in the last place of float16 as a share of the value, with a margin for float32 rounding."""
 _ALLOWED = {"F16": _ROUNDING, "Q4_1": _ROUNDING, "Q5_1": _ROUNDING}
 
 
 _UNRELATED = 0.5 * 2.0**0.5
-"""Half of the error, relative, that rows in another order would have; two bits round by a third."""
+"""Half of the relative error that rows in a wrong order would have; rounding to two bits has about a third."""
 _SCALES = {"Q2_K": 0.15, "Q3_K": 0.05}
-"""What rounding the scales of integers to 4 or 6 bits may come to, in the same measure."""
+"""Largest accepted relative error from rounding scales to 4 or 6 bits."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The ``largest`` difference of a weight of the tensor ``name``, relative to the largest number stored for it.
+    """Difference between a tensor in the file and in the checkpoint.
 
-    Of what the file ``rounded``, floats to few bits or scales, the root of the mean square, relative to that of the
-    weights. ``allowed`` is what the type makes of them: minima and plain weights have float16, integers stay.
+    Attributes:
+        name: Name of the tensor.
+        kind: Type in the file.
+        largest: Largest difference of a weight, relative to the largest stored number. For a ``rounded`` tensor the
+            root
+            mean square of the difference, relative to that of the weights.
+        allowed: Largest difference that the type explains.
+        rounded: Whether the file rounds floats to few bits, or scales.
     """
 
     name: str
@@ -353,33 +369,33 @@ class Difference:
     rounded: bool = False
 
 
-def compare_gguf(file: Path, checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[Difference]:
-    """Read every tensor of ``file`` with the `gguf` package, llama.cpp's own, and hold it against the checkpoint."""
+def compare_gguf(file: Path, checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[Difference]:
+    """Read every tensor of ``file`` with llama.cpp's own `gguf` package and compare it with the checkpoint."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
-    found = []
+    differences = []
     for planned in plan_gguf(checkpoint, types):
         tensor, kind = stored[planned.name], planned.kind
-        given = dequantize(tensor.data, tensor.tensor_type).reshape(planned.shape)
-        wanted, magnitude = _expected(checkpoint, planned)
+        restored = dequantize(tensor.data, tensor.tensor_type).reshape(planned.shape)
+        expected, magnitude = _expected(checkpoint, planned)
         floats = types.file_type is not None and kind not in ("F16", "F32")
         if floats or kind in K_TYPES:
             allowed = _UNRELATED if floats else _SCALES[kind]
-            error, size = (float(np.linalg.norm(values)) for values in (given - wanted, wanted))
-            found.append(Difference(planned.name, kind, error / (size or 1.0), allowed, rounded=True))
+            error, size = (float(np.linalg.norm(values)) for values in (restored - expected, expected))
+            differences.append(Difference(planned.name, kind, error / (size or 1.0), allowed, rounded=True))
             continue
-        largest = float(np.abs(given - wanted).max()) / (magnitude or 1.0)
-        found.append(Difference(planned.name, kind, largest, _ALLOWED.get(kind, 0.0)))
-    return found
+        largest = float(np.abs(restored - expected).max()) / (magnitude or 1.0)
+        differences.append(Difference(planned.name, kind, largest, _ALLOWED.get(kind, 0.0)))
+    return differences
 
 
 def _expected(checkpoint: Checkpoint, planned: PlannedTensor) -> tuple[np.ndarray, float]:
-    """The weights in the file's order of rows, and the largest of them or of the minima that they are stored with."""
+    """Return the weights in the file's row order, and the largest magnitude of them or of the stored minima."""
     if planned.parts:
-        found = [_expected(checkpoint, part) for part in planned.parts]
-        return np.stack([values for values, _ in found]), max(magnitude for _, magnitude in found)
+        parts = [_expected(checkpoint, part) for part in planned.parts]
+        return np.stack([values for values, _ in parts]), max(magnitude for _, magnitude in parts)
     if planned.source is None:
         values = planned.data()
         return values, float(np.abs(values).max())

@@ -1,7 +1,7 @@
-"""What llama.cpp calls each family of decoders, and where its tensors and settings differ from transformers' own.
+"""Families of decoders in llama.cpp, and where their tensors and settings differ from transformers'.
 
-A row says only what cannot be read from config and names: rows in another order, tensors split, constants with which
-llama.cpp computes whatever the file says. All else is in `architecture`.
+A row contains only what config and names do not determine: another row order, split tensors, and constants that
+llama.cpp uses whatever the file contains. `architecture` handles the rest.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 
 Config = Any
-"""A config of transformers, whose `attribute_map` gives old names their common ones."""
+"""Config of transformers, whose `attribute_map` translates old attribute names."""
 Values = Callable[[Any, Config], Any]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What becomes of the tensors whose names match the whole of ``match``; several pieces of one tensor split it.
+class TensorRule:
+    """Conversion of the tensors whose whole names match ``match``; several rules for one tensor split it.
 
-    ``name``: what the `gguf` package's map calls it, with the match's groups; ``rows``: the rows [n] that are kept of
-    a tensor of so many, in their order, of integers too; ``values``: what is stored in place of a float tensor, while
-    integers are refused, or, with ``integers``, lie in llama.cpp's shape already.
+    Attributes:
+        match: Pattern of checkpoint names.
+        name: Name in the `gguf` package's map, with the match's groups.
+        rows: Function that returns the source rows in the file's order; it applies to integers, too.
+        values: Function that returns the stored values of a float tensor. Integers are refused unless ``integers``.
+        integers: Whether integers already have llama.cpp's shape.
     """
 
     match: str
@@ -35,15 +38,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class Family:
-    """``name`` is GGUF's. ``keys`` are metadata beside the shared ones, each a value or a function of the config.
+    """Family of decoders.
 
-    ``activations``: what llama.cpp may compute the feed-forward layer with, in transformers' words. ``windows``:
-    whether it attends to a window in the layers that the config says so of. ``built_in``: what it takes for granted of
-    the config's other fields.
+    Attributes:
+        name: GGUF's name.
+        pieces: Rules for tensors.
+        keys: Additional metadata, each a value or a function of the config.
+        activations: Activations that llama.cpp can compute, by transformers' names.
+        windows: Whether llama.cpp uses sliding windows in the layers whose config requests them.
+        built_in: Values of other config fields that llama.cpp assumes.
     """
 
     name: str
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[TensorRule, ...] = ()
     keys: Mapping[str, Any] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu",)
     windows: bool | Callable[[Config], bool] = False
@@ -51,26 +58,26 @@ class Family:
 
 
 def head_size(config: Config) -> int:
-    """Width of an attention head."""
+    """Return the width of an attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _pairs(config: Config, rows: int) -> np.ndarray:
-    """llama.cpp's llama turns neighbouring pairs of a head; transformers turns the first half against the second."""
+    """Return the row order for llama.cpp's rotation of neighbouring pairs; transformers rotates halves of a head."""
     size = head_size(config)
     order: np.ndarray = np.arange(rows).reshape(-1, 2, size // 2).swapaxes(1, 2).reshape(-1)
     return order
 
 
 def _by_head(config: Config, rows: int) -> np.ndarray:
-    """Query, key and value of each head in turn, as queries of all heads, keys, values."""
+    """Return the order that turns query, key and value per head into all queries, all keys, all values."""
     size = head_size(config)
     order: np.ndarray = np.arange(rows).reshape(-1, 3, size).swapaxes(0, 1).reshape(-1)
     return order
 
 
 def _falcon(config: Config, rows: int) -> np.ndarray:
-    """Falcon's queries of each group before its key and value, as all queries, keys, values."""
+    """Return the order that turns Falcon's groups of queries, key and value into all queries, all keys, all values."""
     size, heads = head_size(config), config.num_attention_heads
     groups = (rows // size - heads) // 2
     parts = np.arange(rows).reshape(groups, heads // groups + 2, size)
@@ -82,12 +89,12 @@ def _half(number: int) -> Values:
 
 
 def _every_other(first: int) -> Values:
-    """Gates or what they open, which lie in turns in gpt-oss's experts [experts, columns, rows]; and their biases."""
+    """Return the gates or up-projections, which alternate in gpt-oss's experts [experts, columns, rows]."""
     return lambda tensor, _: tensor.transpose(1, -1)[:, first::2] if tensor.ndim > 2 else tensor[:, first::2]
 
 
 def _latent(keys: bool) -> Values:
-    """Keys, transposed, or values of each head [heads, ...] out of DeepSeek's joint up-projection."""
+    """Return the transposed keys or the values of each head [heads, ...] from DeepSeek's joint up-projection."""
 
     def split(tensor: Any, config: Config) -> Any:
         both = tensor.view(config.num_attention_heads, -1, tensor.shape[-1])
@@ -97,24 +104,24 @@ def _latent(keys: bool) -> Values:
     return split
 
 
-_Q_AND_K = Piece(r".*\.self_attn\.[qk]_proj\.(weight|bias)", rows=_pairs)
-_PLUS_ONE = Piece(r".*norm\.weight", values=lambda tensor, _: tensor + 1)
-_ROUTER_BIAS = Piece(r"(.*)\.e_score_correction_bias", r"\1.e_score_correction.bias")
+_Q_AND_K = TensorRule(r".*\.self_attn\.[qk]_proj\.(weight|bias)", rows=_pairs)
+_PLUS_ONE = TensorRule(r".*norm\.weight", values=lambda tensor, _: tensor + 1)
+_ROUTER_BIAS = TensorRule(r"(.*)\.e_score_correction_bias", r"\1.e_score_correction.bias")
 _GATE_UP = tuple(
-    Piece(rf"(.*)\.{module}\.input_linear\.weight", rf"\1.{place}.{name}.weight", values=_half(number))
-    for module, place in (("block_sparse_moe", "mlp.experts"), ("shared_mlp", "mlp.shared_expert"))
+    TensorRule(rf"(.*)\.{module}\.input_linear\.weight", rf"\1.{target}.{name}.weight", values=_half(number))
+    for module, target in (("block_sparse_moe", "mlp.experts"), ("shared_mlp", "mlp.shared_expert"))
     for number, name in enumerate(("gate_proj", "up_proj"))
 )
 _GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _SSM = (
-    Piece(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()),
-    Piece(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+    TensorRule(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()),
+    TensorRule(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
 )
 _SSM2 = (
-    Piece(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()[:, None]),
-    Piece(r".*\.D", values=lambda tensor, _: tensor[:, None]),
-    Piece(r"(.*)\.dt_bias", r"\1.dt_proj.bias"),
-    Piece(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+    TensorRule(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()[:, None]),
+    TensorRule(r".*\.D", values=lambda tensor, _: tensor[:, None]),
+    TensorRule(r"(.*)\.dt_bias", r"\1.dt_proj.bias"),
+    TensorRule(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
 )
 _EXPERT_WIDTH = {"expert_feed_forward_length": lambda config: config.intermediate_size}
 _DEEPSEEK = {
@@ -128,12 +135,14 @@ _DEEPSEEK = {
     "rope.dimension_count": lambda config: config.qk_rope_head_dim,
 }
 _KV_B = (
-    Piece(r"(.*)\.kv_b_proj\.weight", r"\1.k_b_proj.weight", values=_latent(keys=True)),
-    Piece(r"(.*)\.kv_b_proj\.weight", r"\1.v_b_proj.weight", values=_latent(keys=False)),
+    TensorRule(r"(.*)\.kv_b_proj\.weight", r"\1.k_b_proj.weight", values=_latent(keys=True)),
+    TensorRule(r"(.*)\.kv_b_proj\.weight", r"\1.v_b_proj.weight", values=_latent(keys=False)),
 )
 _SIGMOID = {"expert_gating_func": 2}
 _GEMMA_HEADS = {"query_pre_attn_scalar": lambda config: head_size(config)}
-_GROUPED_NORM = Piece(r".*\.mamba\.norm\.weight", values=lambda tensor, config: tensor.view(config.mamba_n_groups, -1))
+_GROUPED_NORM = TensorRule(
+    r".*\.mamba\.norm\.weight", values=lambda tensor, config: tensor.view(config.mamba_n_groups, -1)
+)
 _HYBRID = {
     "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
     "ssm.inner_size": lambda config: config.mamba_expand * config.hidden_size,
@@ -141,10 +150,10 @@ _HYBRID = {
     "rope.scaling.finetuned": lambda config: getattr(config, "position_embedding_type", "rope") == "rope",
 }
 _LINEAR_ATTENTION = (
-    Piece(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()),
-    Piece(r"(.*)\.dt_bias", r"\1.dt_proj.bias"),
-    Piece(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
-    Piece(r"(?!.*linear_attn\.norm).*norm\.weight", values=lambda tensor, _: tensor + 1),
+    TensorRule(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()),
+    TensorRule(r"(.*)\.dt_bias", r"\1.dt_proj.bias"),
+    TensorRule(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+    TensorRule(r"(?!.*linear_attn\.norm).*norm\.weight", values=lambda tensor, _: tensor + 1),
 )
 _LINEAR_KEYS = {
     "ssm.conv_kernel": lambda config: config.linear_conv_kernel_dim,
@@ -158,7 +167,7 @@ _LINEAR_KEYS = {
 _LLAMA = Family("llama", (_Q_AND_K,))
 
 REFUSED = {"phimoe": "llama.cpp sends tokens to its experts in another way than transformers"}
-"""Architectures that llama.cpp opens, and computes otherwise."""
+"""Architectures that llama.cpp opens but computes differently."""
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -194,7 +203,7 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("starcoder2", activations=_GELU),
     "gpt2": Family(
         "gpt2",
-        (Piece(r".*\.(c_attn|c_proj|c_fc)\.weight", values=lambda tensor, _: tensor.T, integers=True),),
+        (TensorRule(r".*\.(c_attn|c_proj|c_fc)\.weight", values=lambda tensor, _: tensor.T, integers=True),),
         activations=_GELU,
         built_in={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
     ),
@@ -203,15 +212,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         "gptneox",
-        (Piece(r".*\.query_key_value\.(weight|bias)", rows=_by_head),),
+        (TensorRule(r".*\.query_key_value\.(weight|bias)", rows=_by_head),),
         {"use_parallel_residual": lambda config: config.use_parallel_residual},
         activations=_GELU,
     ),
     "bloom": Family(
         "bloom",
         (
-            Piece(r"transformer\.(.*)\.query_key_value\.(weight|bias)", r"\1.query_key_value.\2", rows=_by_head),
-            Piece(r"transformer\.(.*)", r"\1"),
+            TensorRule(r"transformer\.(.*)\.query_key_value\.(weight|bias)", r"\1.query_key_value.\2", rows=_by_head),
+            TensorRule(r"transformer\.(.*)", r"\1"),
         ),
         {"context_length": 2048, "feed_forward_length": lambda config: 4 * config.hidden_size},
         activations=(),
@@ -228,7 +237,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "falcon": Family(
         "falcon",
-        (Piece(r".*\.query_key_value\.weight", rows=_falcon),),
+        (TensorRule(r".*\.query_key_value\.weight", rows=_falcon),),
         {"attention.head_count_kv": lambda config: _falcon_groups(config), "tensor_data_layout": "jploski"},
         activations=_GELU,
         built_in={"alibi": False, "parallel_attn": True, "bias": False},
@@ -279,21 +288,21 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(
         "gpt-oss",
         (
-            Piece(r"(.*)\.sinks", r"\1.sinks.weight"),
+            TensorRule(r"(.*)\.sinks", r"\1.sinks.weight"),
             *(
-                Piece(rf"(.*)\.gate_up_proj{bias}", rf"\1.{name}.{leaf}", values=_every_other(first))
+                TensorRule(rf"(.*)\.gate_up_proj{bias}", rf"\1.{name}.{leaf}", values=_every_other(first))
                 for bias, leaf in (("", "weight"), ("_bias", "bias"))
                 for first, name in enumerate(("gate_proj", "up_proj"))
             ),
-            Piece(r"(.*)\.down_proj", r"\1.down_proj.weight", values=lambda tensor, _: tensor.transpose(-1, -2)),
-            Piece(r"(.*)\.down_proj_bias", r"\1.down_proj.bias"),
+            TensorRule(r"(.*)\.down_proj", r"\1.down_proj.weight", values=lambda tensor, _: tensor.transpose(-1, -2)),
+            TensorRule(r"(.*)\.down_proj_bias", r"\1.down_proj.bias"),
         ),
         _EXPERT_WIDTH,
         windows=True,
     ),
     "lfm2": Family(
         "lfm2",
-        (Piece(r".*\.conv\.conv\.weight", values=lambda tensor, _: tensor.squeeze(1)),),
+        (TensorRule(r".*\.conv\.conv\.weight", values=lambda tensor, _: tensor.squeeze(1)),),
         {
             "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
             "shortconv.l_cache": lambda config: config.conv_L_cache,
@@ -314,7 +323,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "mamba2": Family(
         "mamba2",
-        (*_SSM2, Piece(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1))),
+        (
+            *_SSM2,
+            TensorRule(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1)),
+        ),
         {
             "context_length": 2**20,
             "feed_forward_length": 0,
@@ -349,7 +361,7 @@ FAMILIES |= {
     "ernie4_5_moe": Family(
         "ernie4_5-moe",
         (
-            Piece(
+            TensorRule(
                 r"(.*)\.moe_statics\.e_score_correction_bias",
                 r"\1.moe_statics.e_score_correction.bias",
                 values=lambda tensor, _: tensor[0],
@@ -368,12 +380,12 @@ FAMILIES |= {
     "lfm2_moe": Family(
         "lfm2moe",
         (
-            Piece(r".*\.conv\.conv\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+            TensorRule(r".*\.conv\.conv\.weight", values=lambda tensor, _: tensor.squeeze(1)),
             *(
-                Piece(rf"(.*)\.feed_forward\.(experts\.\d+)\.{short}\.weight", rf"\1.mlp.\2.{name}.weight")
+                TensorRule(rf"(.*)\.feed_forward\.(experts\.\d+)\.{short}\.weight", rf"\1.mlp.\2.{name}.weight")
                 for short, name in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj"))
             ),
-            Piece(r"(.*)\.expert_bias", r"\1.expert_bias.bias"),
+            TensorRule(r"(.*)\.expert_bias", r"\1.expert_bias.bias"),
         ),
         {**FAMILIES["lfm2"].keys, **_SIGMOID},
         activations=(),
@@ -389,7 +401,10 @@ FAMILIES |= {
     ),
     "nemotron_h": Family(
         "nemotron_h",
-        (*_SSM2, Piece(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1))),
+        (
+            *_SSM2,
+            TensorRule(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1)),
+        ),
         {
             "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
             "feed_forward_length": lambda config: [
@@ -417,8 +432,10 @@ FAMILIES |= {
         "qwen3next",
         (
             *_LINEAR_ATTENTION,
-            Piece(r"(.*)\.in_proj_qkvz\.weight", r"\1.in_proj_qkv.weight", rows=lambda config, _: _joint(config)[0]),
-            Piece(r"(.*)\.in_proj_qkvz\.weight", r"\1.in_proj_z.weight", rows=lambda config, _: _joint(config)[1]),
+            TensorRule(
+                r"(.*)\.in_proj_qkvz\.weight", r"\1.in_proj_qkv.weight", rows=lambda config, _: _joint(config)[0]
+            ),
+            TensorRule(r"(.*)\.in_proj_qkvz\.weight", r"\1.in_proj_z.weight", rows=lambda config, _: _joint(config)[1]),
         ),
         _LINEAR_KEYS,
     ),
@@ -426,12 +443,12 @@ FAMILIES |= {
 
 
 def _joint(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Queries, keys and values of all groups one after the other, and gates, out of those of each group in turn."""
+    """Return the order of all queries, keys and values, and that of all gates, from groups that contain all four."""
     keys, group = config.linear_key_head_dim, config.linear_num_value_heads // config.linear_num_key_heads
     values = group * config.linear_value_head_dim
     parts = np.arange(config.linear_num_key_heads * 2 * (keys + values)).reshape(config.linear_num_key_heads, -1)
-    cut = np.split(parts, np.cumsum([keys, keys, values]), axis=1)
-    return np.concatenate([part.reshape(-1) for part in cut[:3]]), cut[3].reshape(-1)
+    sections = np.split(parts, np.cumsum([keys, keys, values]), axis=1)
+    return np.concatenate([part.reshape(-1) for part in sections[:3]]), sections[3].reshape(-1)
 
 
 def _three_of_four(config: Config) -> list[int]:
@@ -445,4 +462,4 @@ def _falcon_groups(config: Config) -> int:
 
 
 def _groups_where(config: Config, kind: str) -> list[int]:
-    return [config.num_key_value_heads if found == kind else 0 for found in config.layer_types]
+    return [config.num_key_value_heads if layer_type == kind else 0 for layer_type in config.layer_types]

@@ -1,7 +1,7 @@
-"""llama.cpp's file types (`Q4_K_M` and so on): which block type each tensor of a file gets.
+"""llama.cpp's file types, such as `Q4_K_M`: the block type of each tensor of a file.
 
-The rules are those of its `llama-quantize`: most matrices are of one type, some that matter more of a finer one, and
-where rows are not whole blocks of 256 another type of blocks of 32 stands in.
+The rules are those of `llama-quantize`. Most matrices have one type and some sensitive ones have a wider type. Rows
+that do not fill blocks of 256 get another type with blocks of 32.
 """
 
 from __future__ import annotations
@@ -18,19 +18,27 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 _VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
-"""Matrices that have a layer's values in them, all of which llama.cpp rounds as those that have nothing else."""
-_STANDS_IN = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""For rows that are no whole blocks; for every other type of 256 it is IQ4_NL."""
-_BLIND = ("IQ2", "IQ3_X")
-"""How file types begin whose matrices, or some of them, llama.cpp refuses to round without an importance matrix."""
+"""Matrices that contain a layer's values; llama.cpp applies the rules for values to all of them."""
+_REPLACEMENTS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""Types for rows that do not fill blocks of 256; IQ4_NL replaces all others."""
+_NEEDS_IMATRIX = ("IQ2", "IQ3_X")
+"""Prefixes of file types with matrices that llama.cpp refuses to round without an importance matrix."""
 _WIDEST = 256
 _MIXTRAL = 8
-"""Experts of the mixture for which llama.cpp's rules are others."""
+"""Number of experts for which llama.cpp has separate rules."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A matrix of a block: the ``index`` of those alike, of ``count``; and what its model has."""
+class MatrixPosition:
+    """Position of a matrix among those of its kind, and properties of the model.
+
+    Attributes:
+        index: Index among the matrices of its kind.
+        count: Number of those matrices.
+        grouped: Whether at least four query heads share a key head.
+        experts: Number of experts.
+        weighed: Whether there is an importance matrix.
+    """
 
     index: int
     count: int
@@ -52,39 +60,44 @@ class Place:
         return self.count // 8 <= self.index < 7 * self.count // 8
 
 
-Rule = tuple[Callable[[Place], bool], str]
-"""Where it holds, and the type that a matrix then gets."""
+Rule = tuple[Callable[[MatrixPosition], bool], str]
+"""Condition, and the type of the matrices that meet it."""
 
 
-def _always(place: Place) -> bool:
+def _always(place: MatrixPosition) -> bool:
     return True
 
 
-def _like_mixtral(place: Place) -> bool:
+def _like_mixtral(place: MatrixPosition) -> bool:
     return place.experts == _MIXTRAL
 
 
-def _grouped(place: Place) -> bool:
+def _grouped(place: MatrixPosition) -> bool:
     return place.grouped
 
 
-def _grouped_or_mixed(place: Place) -> bool:
+def _grouped_or_mixed(place: MatrixPosition) -> bool:
     return place.grouped or place.experts >= 4
 
 
-def _unweighed_first(place: Place) -> bool:
+def _unweighed_first(place: MatrixPosition) -> bool:
     return not place.weighed and place.first_eighth()
 
 
-def _weighed_first(place: Place) -> bool:
+def _weighed_first(place: MatrixPosition) -> bool:
     return place.weighed and place.first_eighth()
 
 
 @dataclass(frozen=True)
 class FileType:
-    """Its ``number`` in files (llama_ftype), and the block type of most matrices, of the head, and of the table.
+    """File type of llama.cpp.
 
-    ``rules`` are those of others by their names within a block: the first that holds counts.
+    Attributes:
+        number: Number in files (llama_ftype).
+        most: Block type of most matrices.
+        head: Block type of the output head.
+        table: Block type of the embedding table; None for that of most matrices.
+        rules: Rules by the matrices' names within a block; the first one whose condition holds applies.
     """
 
     number: int
@@ -101,8 +114,8 @@ class FileType:
 
 _OUTPUT_OF_MIXTRAL: Rule = (_like_mixtral, "Q5_K")
 _HALF_FINER: dict[str, tuple[Rule, ...]] = {
-    "attn_v": ((Place.matters, "Q6_K"),),
-    "ffn_down": ((Place.matters, "Q6_K"),),
+    "attn_v": ((MatrixPosition.matters, "Q6_K"),),
+    "ffn_down": ((MatrixPosition.matters, "Q6_K"),),
 }
 
 
@@ -110,7 +123,7 @@ def _two_bits(number: int, most: str, finer: str, table: str, output: tuple[Rule
     rules: dict[str, tuple[Rule, ...]] = {
         "attn_v": ((_grouped_or_mixed, "Q4_K"), (_always, finer)),
         "attn_k": ((_like_mixtral, "Q4_K"),),
-        "ffn_down": ((Place.first_eighth, finer),),
+        "ffn_down": ((MatrixPosition.first_eighth, finer),),
         "attn_output": (_OUTPUT_OF_MIXTRAL, *output),
     }
     return FileType(number, most, "Q5_K", table, rules)
@@ -151,7 +164,7 @@ FILE_TYPES: dict[str, FileType] = {
         *(14, "Q4_K"),
         rules={
             "attn_v": ((lambda place: place.index < 4, "Q5_K"),),
-            "ffn_down": ((Place.first_eighth, "Q5_K"),),
+            "ffn_down": ((MatrixPosition.first_eighth, "Q5_K"),),
             "attn_output": (_OUTPUT_OF_MIXTRAL,),
         },
     ),
@@ -178,8 +191,8 @@ FILE_TYPES: dict[str, FileType] = {
             "attn_v": ((_grouped, "Q4_K"),),
             "attn_q": ((_always, "IQ3_XXS"),),
             "attn_k": ((_always, "IQ3_XXS"),),
-            "ffn_gate": ((Place.middle, "IQ3_XXS"),),
-            "ffn_up": ((Place.middle, "IQ3_XXS"),),
+            "ffn_gate": ((MatrixPosition.middle, "IQ3_XXS"),),
+            "ffn_up": ((MatrixPosition.middle, "IQ3_XXS"),),
             "attn_output": (_OUTPUT_OF_MIXTRAL,),
         },
     ),
@@ -209,15 +222,20 @@ FILE_TYPES: dict[str, FileType] = {
 
 def needs_imatrix(name: str) -> bool:
     """Return whether a file type destroys the weights if there is no importance matrix."""
-    return name.startswith(_BLIND)
+    return name.startswith(_NEEDS_IMATRIX)
 
 
 @dataclass(frozen=True)
-class Typed:
-    """The block types of one model's tensors in a file type.
+class TensorTypes:
+    """Block types of a model's tensors in a file type.
 
-    ``tensors`` are the names of all; ``heads`` those of attention for each head of keys and values; ``weighed`` says
-    whether there is an importance matrix.
+    Attributes:
+        file_type: File type.
+        tensors: Names of all tensors.
+        layers: Number of layers.
+        heads: Attention heads per key-value head.
+        experts: Number of experts.
+        weighed: Whether there is an importance matrix.
     """
 
     file_type: FileType
@@ -231,56 +249,55 @@ class Typed:
         """Return the block type of a matrix with that name and number of columns."""
         if self._is_head(name) and columns % block_length(self.file_type.most):
             return self.fitting("Q8_0", columns)
-        return self.fitting(self._wanted(name), columns)
+        return self.fitting(self._preferred(name), columns)
 
     def _is_head(self, name: str) -> bool:
         return name == "output.weight" or (name == "token_embd.weight" and "output.weight" not in self.tensors)
 
     @staticmethod
     def fitting(kind: str, columns: int) -> str:
-        """Return the type, or its replacement if the rows are not whole blocks of it."""
+        """Return the type, or its replacement if the rows do not fill its blocks."""
         if columns % block_length(kind):
-            kind = _STANDS_IN.get(kind, "IQ4_NL")
+            kind = _REPLACEMENTS.get(kind, "IQ4_NL")
         return "F16" if columns % block_length(kind) else kind
 
-    def _wanted(self, name: str) -> str:
+    def _preferred(self, name: str) -> str:
         kind = self.file_type
         if self._is_head(name):
             return kind.head
         if name in ("token_embd.weight", "per_layer_token_embd.weight"):
             return kind.table or kind.most
-        found = _BLOCK.fullmatch(name)
-        if found is None:
+        match = _BLOCK.fullmatch(name)
+        if match is None:
             return kind.most
-        leaf = "attn_v" if found[2] in _VALUES else re.sub(r"(ffn_\w+?)_(sh)?exps?$", r"\1", found[2])
-        place = self._place(int(found[1]), leaf)
-        if leaf in ("attn_v", "attn_k") and _like_mixtral(place) and not kind.below_three_bits:
+        leaf = "attn_v" if match[2] in _VALUES else re.sub(r"(ffn_\w+?)_(sh)?exps?$", r"\1", match[2])
+        position = self._position(int(match[1]), leaf)
+        if leaf in ("attn_v", "attn_k") and _like_mixtral(position) and not kind.below_three_bits:
             return "Q8_0"
-        wanted = next((other for holds, other in kind.rules.get(leaf, ()) if holds(place)), kind.most)
-        # Of eighty layers that share keys and values the values are few, and llama.cpp never leaves them below 5 bits.
+        preferred = next((other for holds, other in kind.rules.get(leaf, ()) if holds(position)), kind.most)
+        # Models with 80 layers and shared key-value heads have few values, and llama.cpp gives them at least 5 bits.
         few = leaf == "attn_v" and self.layers == 80 and self.heads > 1 and not kind.below_three_bits
-        return "Q5_K" if few and wanted in ("Q3_K", "Q4_K") else wanted
+        return "Q5_K" if few and preferred in ("Q3_K", "Q4_K") else preferred
 
-    def _place(self, layer: int, leaf: str) -> Place:
-        """Values are counted among the layers that have some; feed-forward parts by the layer."""
+    def _position(self, layer: int, leaf: str) -> MatrixPosition:
+        """Return the position of a matrix; values are counted among the layers that have some."""
         index, count = layer, self.layers
         if leaf == "attn_v":
             parts = (_BLOCK.fullmatch(name) for name in self.tensors)
             having = sorted(int(part[1]) for part in parts if part and part[2] in _VALUES)
             index, count = having.index(layer), len(having)
-        return Place(index, count, self.heads >= 4, self.experts, self.weighed)
+        return MatrixPosition(index, count, self.heads >= 4, self.experts, self.weighed)
 
 
-def bytes_of(name: str, shape: Shape) -> float:
-    """Return the approximate bytes of all tensors of a model of that shape, which is exact for a Llama.
+def estimate_bytes(name: str, shape: Shape) -> float:
+    """Return the approximate bytes of all tensors of a model, which is exact for a Llama.
 
-    Small tensors are counted with the matrices beside them. If the shape does not tell keys and values apart from
+    Small tensors are counted with the matrices beside them. If the shape does not distinguish keys and values from
     queries, attention has the type of most matrices.
     """
     layers = max(shape.layers, 1)
     square, attention = shape.hidden**2, shape.attention / layers
     shared = attention / 2 - square
-    """Keys, or values, of a layer."""
     parts = {"attn": attention}
     if shape.intermediate and 0 < shared <= square:
         parts = {"attn_q": square, "attn_k": shared, "attn_v": shared, "attn_output": square}
@@ -291,9 +308,9 @@ def bytes_of(name: str, shape: Shape) -> float:
         sizes["output.weight"] = shape.other
     # A norm that is named after attention is counted with it.
     heads = float(round(square / shared)) if "attn_v" in parts else 1.0
-    typed = Typed(FILE_TYPES[name], tuple(sizes), layers, heads, 0, True)
-    found = 0.0 if "output.weight" in sizes else 4 * shape.other
+    typed = TensorTypes(FILE_TYPES[name], tuple(sizes), layers, heads, 0, True)
+    total = 0.0 if "output.weight" in sizes else 4 * shape.other
     for tensor, count in sizes.items():
         columns = (shape.intermediate if ".ffn_down." in tensor else shape.hidden) or _WIDEST
-        found += count * row_bytes(typed.kind(tensor, columns), columns) / columns
-    return found
+        total += count * row_bytes(typed.kind(tensor, columns), columns) / columns
+    return total

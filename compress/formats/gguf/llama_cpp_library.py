@@ -1,10 +1,10 @@
-"""llama.cpp's C interface, called by ctypes.
+"""llama.cpp's C interface, called through ctypes.
 
-It comes with the package xllamacpp, whose own Python classes are a server: they answer with text and no logits but the
-likeliest few. The functions of `llama.h` are exported by the same file. A library of one's own, built for the processor
-at hand, is taken instead where `COMPRESS_LLAMA_CPP` names it (libllama.so, its backends beside it). Only the first
-fields of the structs are written; that they are where they are expected is read off their defaults, so that another
-version is refused and never misread.
+The package xllamacpp contains the library. Its own Python classes are a server, which returns text and only the most
+likely logits. The same file exports the functions of `llama.h`. The environment variable `COMPRESS_LLAMA_CPP` may
+name another library, built for the local processor (libllama.so, with its backends beside it). Only the first fields
+of the structs are written. Their default values show whether the layout is the expected one, so that another version
+is refused and never misread.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from compress.utils.storage import digest_file
 PACKAGE = "xllamacpp"
 EXTRA = "llama-cpp"
 VERSION = "2026.10.11549"
-"""The build whose structs are laid out as below."""
+"""Build whose structs have the layout below."""
 VARIABLE = "COMPRESS_LLAMA_CPP"
 _CONTEXT_DEFAULTS = (512, 2048, 512, 1, 0, 0, 1, 4, 4)
 EVERY = 2**31 - 1
-"""As many answers as a call has tokens."""
+"""Number of answers that includes every token of a call."""
 _ERROR_LEVEL = 4
 _ROOM_BYTES = 512
-"""More than any version of the structs takes; what lies behind the fields is passed on as it came."""
+"""Size above that of any version of the structs; bytes behind the fields are passed on unchanged."""
 
 
 class _ContextParameters(ctypes.Structure):
@@ -110,52 +110,55 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
 }
-_said: deque[str] = deque(maxlen=4)
+_errors: deque[str] = deque(maxlen=4)
 
 
-def _keep(level: int, text: bytes, _: object) -> None:
+def _collect_error(level: int, text: bytes, _: object) -> None:
     if level == _ERROR_LEVEL:
-        _said.append(text.decode(errors="replace").strip())
+        _errors.append(text.decode(errors="replace").strip())
 
 
-_LISTENER = _LOG(_keep)
-"""CollectedOutputs here, since llama.cpp calls it as long as the process lives."""
+_LISTENER = _LOG(_collect_error)
+"""Log callback, referenced here because llama.cpp calls it as long as the process lives."""
 
 
 def why_missing() -> str | None:
     """Return the reason why llama.cpp cannot be called on this machine, or ``None``."""
-    own = os.environ.get(VARIABLE)
-    if own:
-        return None if Path(own).is_file() else f"{VARIABLE} names {own}, which is no file"
+    custom_library = os.environ.get(VARIABLE)
+    if custom_library:
+        return None if Path(custom_library).is_file() else f"{VARIABLE} names {custom_library}, which is no file"
     try:
-        found = version(PACKAGE)
+        installed = version(PACKAGE)
     except PackageNotFoundError:
         return f"the package {PACKAGE} is not installed; pip install 'compress[{EXTRA}]'"
-    if found != VERSION:
-        return f"{PACKAGE} {found} is installed, whose C interface may be another than that of {VERSION}"
+    if installed != VERSION:
+        return f"{PACKAGE} {installed} is installed, whose C interface may be another than that of {VERSION}"
     return None
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library, with logging turned off.
+    """Return the library, with logging to stderr turned off.
 
-    Raises `MissingExtraError` without one, `InputError` for a file that is none, `StageError` for another version.
+    Raises:
+        MissingExtraError: No library is installed.
+        InputError: The environment variable names no llama.cpp library.
+        StageError: The library has another version.
     """
-    own = os.environ.get(VARIABLE)
+    custom_library = os.environ.get(VARIABLE)
     try:
-        loaded = ctypes.CDLL(own or _packaged())
-        for name, (gives, takes) in _FUNCTIONS.items():
+        loaded = ctypes.CDLL(custom_library or _packaged())
+        for name, (result_type, argument_types) in _FUNCTIONS.items():
             function = getattr(loaded, name)
-            function.restype, function.argtypes = gives, takes
+            function.restype, function.argtypes = result_type, argument_types
     except (OSError, AttributeError) as error:
         raise InputError(
-            f"{VARIABLE} names no llama.cpp: {error}.", where=own, expected="the path of libllama.so"
+            f"{VARIABLE} names no llama.cpp: {error}.", where=custom_library, expected="the path of libllama.so"
         ) from error
     loaded.llama_log_set(_LISTENER, None)
     _check_layout(loaded)
-    if own:
-        loaded.ggml_backend_load_all_from_path(str(Path(own).absolute().parent).encode())
+    if custom_library:
+        loaded.ggml_backend_load_all_from_path(str(Path(custom_library).absolute().parent).encode())
     loaded.llama_backend_init()
     return loaded
 
@@ -170,10 +173,10 @@ def _packaged() -> str:
 
 def _check_layout(loaded: ctypes.CDLL) -> None:
     defaults = loaded.llama_context_default_params()
-    found = tuple(getattr(defaults, name) for name, *_ in _ContextParameters._fields_[:-1])
-    if found != _CONTEXT_DEFAULTS:
+    values = tuple(getattr(defaults, name) for name, *_ in _ContextParameters._fields_[:-1])
+    if values != _CONTEXT_DEFAULTS:
         raise StageError(
-            f"llama.cpp's settings are laid out otherwise than in {PACKAGE} {VERSION}: {found}.",
+            f"llama.cpp's settings are laid out otherwise than in {PACKAGE} {VERSION}: {values}.",
             where=os.environ.get(VARIABLE),
             expected=str(_CONTEXT_DEFAULTS),
             hint=f"unset {VARIABLE} and pip install '{PACKAGE}=={VERSION}'",
@@ -182,12 +185,12 @@ def _check_layout(loaded: ctypes.CDLL) -> None:
 
 def build() -> str:
     """Return the package's version, or the digest of a custom library and of its backends."""
-    own = os.environ.get(VARIABLE)
-    if not own:
+    custom_library = os.environ.get(VARIABLE)
+    if not custom_library:
         return VERSION
-    backends = sorted(Path(own).absolute().parent.glob("libggml*"))
+    backends = sorted(Path(custom_library).absolute().parent.glob("libggml*"))
     total = hashlib.sha256()
-    for file in (Path(own), *backends):
+    for file in (Path(custom_library), *backends):
         total.update(digest_file(file).encode())
     return total.hexdigest()
 
@@ -195,26 +198,28 @@ def build() -> str:
 def describe() -> dict[str, str]:
     """Return the library in use and the processor features that it detected, such as AVX512_VNNI."""
     text: bytes = library().llama_print_system_info()
-    own = os.environ.get(VARIABLE)
+    custom_library = os.environ.get(VARIABLE)
     return {
-        "runtime": f"llama.cpp in {Path(own).name}" if own else f"llama.cpp in {PACKAGE} {VERSION}",
+        "runtime": f"llama.cpp in {Path(custom_library).name}"
+        if custom_library
+        else f"llama.cpp in {PACKAGE} {VERSION}",
         "processor": text.decode().strip(),
     }
 
 
 class LlamaModel:
-    """Weights and vocabulary of a GGUF file, on the processor."""
+    """Weights and vocabulary of a GGUF file on the processor."""
 
     def __init__(self, file: Path) -> None:
-        """Load ``file``. Raises `ModelError` with llama.cpp's own words."""
+        """Load ``file``; raise `ModelError` with llama.cpp's message on failure."""
         self._library = library()
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = 0
-        _said.clear()
+        _errors.clear()
         self.pointer = self._library.llama_model_load_from_file(str(file).encode(), parameters)
         if not self.pointer:
             raise ModelError(
-                f"llama.cpp cannot open the model: {'; '.join(_said) or 'it gives no reason'}",
+                f"llama.cpp cannot open the model: {'; '.join(_errors) or 'it gives no reason'}",
                 where=str(file),
                 hint="write the file again, or take one of an architecture that llama.cpp knows",
             )
@@ -223,7 +228,7 @@ class LlamaModel:
         self.positions = int(self._library.llama_model_n_ctx_train(self.pointer))
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Ids of ``text`` without a token before or after it; ``special``: names of special tokens are read as such."""
+        """Return the ids of ``text`` without added tokens; ``special`` parses the names of special tokens."""
         encoded = text.encode()
         room = (ctypes.c_int32 * (len(encoded) + 8))()
         count = self._library.llama_tokenize(self._vocabulary, encoded, len(encoded), room, len(room), False, special)
@@ -237,10 +242,20 @@ class LlamaModel:
 
 
 class LlamaContext:
-    """Keys and values of one sequence, and room for the logits of the last ``answers`` tokens of a call."""
+    """Key-value cache of one sequence, with memory for the logits of the last ``answers`` tokens of a call."""
 
     def __init__(self, model: LlamaModel, length: int, threads: int, answers: int = 1) -> None:
-        """Make room for ``length`` tokens. Raises `StageError` where llama.cpp cannot."""
+        """Allocate a cache for ``length`` tokens.
+
+        Args:
+            model: Loaded weights.
+            length: Number of tokens.
+            threads: Number of threads.
+            answers: Number of tokens per call whose logits are returned.
+
+        Raises:
+            StageError: llama.cpp cannot allocate the cache.
+        """
         self._library, self._model, self._answers = library(), model, answers
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = length
@@ -248,50 +263,56 @@ class LlamaContext:
         parameters.n_batch = parameters.n_ubatch = min(length, _CONTEXT_DEFAULTS[2])
         if answers > 1:
             parameters.n_outputs_max = parameters.n_outputs_max_per_seq = min(answers, parameters.n_batch)
-        _said.clear()
+        _errors.clear()
         self.pointer = self._library.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
             raise StageError(
-                f"llama.cpp has no room for {length} tokens: {'; '.join(_said) or 'it gives no reason'}",
+                f"llama.cpp has no room for {length} tokens: {'; '.join(_errors) or 'it gives no reason'}",
                 hint="free some memory, or take a shorter context",
             )
         self.length = int(self._library.llama_n_ctx(self.pointer))
         self._most = int(self._library.llama_n_batch(self.pointer))
-        taken = int(self._library.llama_n_threads(self.pointer))
-        if self.length < length or taken != threads:
-            raise StageError(f"llama.cpp took {self.length} tokens and {taken} threads for {length} and {threads}.")
+        actual_threads = int(self._library.llama_n_threads(self.pointer))
+        if self.length < length or actual_threads != threads:
+            raise StageError(
+                f"llama.cpp took {self.length} tokens and {actual_threads} threads for {length} and {threads}."
+            )
 
     def clear(self) -> None:
         """Discard the keys and values of the sequence."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self.pointer), False)
 
     def append(self, ids: np.ndarray) -> np.ndarray:
-        """Run ``ids`` after what was run before; logits [the last of them, vocabulary], which are the caller's own.
+        """Run ``ids`` after the previous ones and return a copy of the logits [last tokens, vocabulary].
 
-        Raises `StageError` with llama.cpp's words where it fails.
+        Raises:
+            StageError: llama.cpp fails; the error contains its message.
         """
         ids = np.ascontiguousarray(ids, dtype=np.int32)
-        wanted = np.arange(len(ids)) >= len(ids) - self._answers
+        answered = np.arange(len(ids)) >= len(ids) - self._answers
         pieces = [slice(start, start + self._most) for start in range(0, len(ids), self._most)]
-        return np.concatenate([self._run(ids[piece], wanted[piece]) for piece in pieces])
+        return np.concatenate([self._run(ids[piece], answered[piece]) for piece in pieces])
 
-    def _run(self, ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        told = wanted.copy()
-        told[-1] = True  # llama.cpp takes no batch that is asked for nothing
-        flags = told.astype(np.int8)
+    def _run(self, ids: np.ndarray, answered: np.ndarray) -> np.ndarray:
+        requested = answered.copy()
+        requested[-1] = True  # llama.cpp takes no batch that is asked for nothing
+        flags = requested.astype(np.int8)
+        # `logits` flags the tokens whose logits are computed.
         batch = _Batch(
             n_tokens=len(ids),
             token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
-        _said.clear()
+        _errors.clear()
         code = self._library.llama_decode(self.pointer, batch)
         if code != 0:
-            raise StageError(f"llama.cpp failed on {len(ids)} tokens (code {code}): {'; '.join(_said) or 'no reason'}")
+            raise StageError(
+                f"llama.cpp failed on {len(ids)} tokens (code {code}): {'; '.join(_errors) or 'no reason'}"
+            )
         logits = self._library.llama_get_logits(self.pointer)
-        view = np.ctypeslib.as_array(logits, (int(told.sum()), self._model.vocabulary))
-        found: np.ndarray = view[wanted[told]]  # a copy
-        return found
+        view = np.ctypeslib.as_array(logits, (int(requested.sum()), self._model.vocabulary))
+        copied: np.ndarray = view[answered[requested]]  # a copy
+        return copied
 
     def __del__(self) -> None:
         """Free the context."""

@@ -1,4 +1,7 @@
-"""Folder of a GGUF file with its tokenizer and config. Importing this imports no gguf."""
+"""Folder of a GGUF file with its tokenizer and config, and reader of its header. Importing this imports no gguf.
+
+Format: "GGUF", version, counts, key-value pairs, tensor entries, then the aligned data (ggml/docs/gguf.md).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class GgufModel:
-    """A folder that llama.cpp runs; config and tokenizer files are there for evaluation, in Hugging Face layout."""
+    """Folder that llama.cpp runs; config and tokenizer files are for evaluation, in Hugging Face layout."""
 
     kind: ClassVar[str] = "gguf"
     folder: Path
@@ -40,13 +43,13 @@ class GgufModel:
 
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
-        """Open what `save` wrote. Raises `ModelError` for a folder without one whole GGUF file."""
+        """Open a saved folder; raise `ModelError` if it does not contain one complete GGUF file."""
 
         read_gguf(find_gguf(directory))
         return cls(directory)
 
     def save(self, directory: Path) -> None:
-        """Put every file into ``directory``: linked where the file system can, else copied."""
+        """Put every file into ``directory``, as a hard link where the file system supports it, else as a copy."""
         for path in sorted(path for path in self.folder.iterdir() if path.is_file()):
             link_or_copy(path, directory / path.name)
 
@@ -58,7 +61,7 @@ def find_gguf(artifact: Path) -> Path:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata and tensors of a file, shapes in torch's order. Arrays are kept as their length alone."""
+    """Metadata and tensors of a file, with shapes in torch's order. Of an array only the length is stored."""
 
     metadata: dict[str, Any]
     tensors: tuple[StoredTensor, ...]
@@ -105,6 +108,7 @@ class _Cursor:
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise _broken(path, f"its alignment is {alignment!r}")
+        # Tensor data begins at the next multiple of the alignment.
         begin = math.ceil(self.position / alignment) * alignment
         return GgufHeader(metadata, tuple(_tensor(path, begin, *entry) for entry in entries))
 
@@ -167,9 +171,9 @@ def _dequantized(kind: str, shape: tuple[int, ...], data: np.ndarray) -> np.ndar
     return values
 
 
-def _truncated(path: Path, found: str) -> ModelError:
+def _truncated(path: Path, description: str) -> ModelError:
     return ModelError(
-        f"The GGUF file is truncated: it has {found}.",
+        f"The GGUF file is truncated: it has {description}.",
         where=str(path),
         hint="Fetch or copy the file again; its download or copy stopped early.",
     )

@@ -1,6 +1,6 @@
-"""llama.cpp: a GGUF file on the processor.
+"""llama.cpp runtime: GGUF files on the processor, greedy decoding, and inspection for integrity checks.
 
-With several threads it waits by spinning at every operator, so that a busy core slows all of them: on a machine that
+With several threads llama.cpp spins at every operator, so that a busy core slows down all threads. On a machine that
 does other work as well, one thread is often faster than two.
 """
 
@@ -40,7 +40,7 @@ _FIRST_LENGTH = 512
 
 
 class LlamaCppSession:
-    """A GGUF model that was opened; every call of `predict` begins a text anew."""
+    """Opened GGUF model; every call of `predict` starts new texts."""
 
     inputs = (_IDS,)
     provider = PROVIDER
@@ -58,7 +58,7 @@ class LlamaCppSession:
         }
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Logits [n, length, vocabulary] of texts that have no padding; see `Session.predict`."""
+        """Return logits [n, length, vocabulary] of texts without padding; see `Session.predict`."""
         ids = self._checked(batch)
         if self._context is None or self._context.length < ids.shape[1]:
             self._context = None
@@ -94,57 +94,57 @@ class LlamaCppSession:
 
 
 def open_gguf(artifact: Path, threads: int) -> LlamaCppSession:
-    """The one GGUF file of ``artifact``, a folder or the file, opened."""
+    """Open the only GGUF file of ``artifact``, a folder or file."""
     file = find_gguf(artifact)
     library()
-    # llama.cpp ends the process at some broken files; the header says enough to refuse them before.
+    # llama.cpp aborts the process for some invalid files. The header is enough to refuse them before.
     read_gguf(file)
     return LlamaCppSession(LlamaModel(file), file, threads)
 
 
 class LlamaCppRuntime:
-    """Opens GGUF files through llama.cpp."""
+    """Runtime that opens GGUF files through llama.cpp."""
 
     name = "llama-cpp"
 
     def open(self, artifact: Path, target: Target, threads: int) -> LlamaCppSession:
-        """Open the one GGUF file of ``artifact``, a folder or the file; ``threads`` work within an operator."""
+        """Open the only GGUF file of ``artifact``; the number of ``threads`` applies within an operator."""
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
         return open_gguf(artifact, threads)
 
     def unavailable(self, target: Target) -> str | None:
-        """Why this machine lacks the target: the package is not installed, or is another build."""
+        """Return the reason why this machine lacks the target: the package is missing or has another version."""
         return why_missing()
 
     def build(self) -> str:
-        """The package's version, or the digest of the library that stands in for it."""
+        """Return the package's version, or the digest of a custom library."""
         return build()
 
 
 RUNTIME = LlamaCppRuntime()
 
 
-def stored(model: GgufModel) -> Stored:
-    """Every tensor, mapped from its file."""
-    return ((one, one.data()) for one in read_gguf(model.file).tensors)
+def stored_arrays(model: GgufModel) -> Stored:
+    """Return every tensor with its bytes, mapped from the file."""
+    return ((tensor, tensor.data()) for tensor in read_gguf(model.file).tensors)
 
 
-def logits(model: GgufModel, encode: Encode) -> np.ndarray:
-    """Logits [windows * positions, vocabulary] at the last positions of the beginnings of a few windows."""
+def probe_logits(model: GgufModel, encode: Encode) -> np.ndarray:
+    """Return the logits [windows * positions, vocabulary] at the last positions of a few short windows."""
     examples = encode(load_tokenizer(model.folder))
     ids = [example["input_ids"][:TOKENS] for example in examples.inputs[:WINDOWS]]
-    length = min(len(one) for one in ids)
+    length = min(len(row) for row in ids)
     session = get_runtime(_TARGET.runtime).open(model.file, _TARGET, threads=1)
-    found = [session.predict({"input_ids": one[None, :length]})["logits"][0, -POSITIONS:] for one in ids]
-    return np.concatenate(found)
+    window_logits = [session.predict({"input_ids": row[None, :length]})["logits"][0, -POSITIONS:] for row in ids]
+    return np.concatenate(window_logits)
 
 
-PROBED = ModelInspector(stored, logits, "llama-cpp")
+INSPECTOR = ModelInspector(stored_arrays, probe_logits, "llama-cpp")
 
 
 class LlamaCppDecoder:
-    """Greedy text generation with llama.cpp's cache; see `runtimes.decoder.GreedyDecoder`."""
+    """Greedy text generation with llama.cpp's cache."""
 
     cached = True
 
@@ -173,7 +173,7 @@ class LlamaCppDecoder:
             length = self._context.length
             while length < len(self._ids):
                 length *= 2
-            # The old context is freed before the larger one is allocated, which then reads the whole sequence again.
+            # Free the old context before the larger one is allocated. The larger one reads the whole sequence again.
             del self._context
             self._context = LlamaContext(self._model, length, self._threads)
             unread = self._ids

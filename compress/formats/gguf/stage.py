@@ -19,7 +19,7 @@ from compress.tasks.capability import GENERATES
 from compress.utils.errors import ModelError, StageError
 
 if TYPE_CHECKING:
-    from compress.formats.gguf.export import Difference, Types
+    from compress.formats.gguf.export import Difference, GgufTypes
 
 _BLOCK = 32
 _MOST_BITS_WITH_ZEROS = 5
@@ -30,18 +30,18 @@ _FileType = Literal[
 ]
 # fmt: on
 _RUNTIME = "xllamacpp"
-"""The package that ggml comes with."""
+"""Package that contains ggml."""
 
 
 class Gguf(Stage[Checkpoint, GgufModel]):
-    """GGUF for llama.cpp: quantized integers as they are, in the smallest block type that holds them exactly.
+    """GGUF for llama.cpp: quantized integers unchanged, in the smallest block type that holds them exactly.
 
-    Four bits in groups of 32, 64, ... become Q4_0, eight bits Q8_0. With zero points four bits become Q4_1, whose
-    minima are rounded to float16. What isn't quantized keeps ``float_type``. The file is read back with llama.cpp's own
-    Python package and held against the checkpoint.
+    Four bits in groups of 32, 64, ... become Q4_0, and eight bits Q8_0. Four bits with zero points become Q4_1, whose
+    minima are rounded to float16. Weights that are not quantized are stored as ``float_type``. The file is read back
+    with llama.cpp's own Python package and compared with the checkpoint.
 
-    With a ``type`` weights in float are rounded by ggml itself, each to the type that `llama-quantize` gives it, so
-    that errors are small where the stage `imatrix` before it found inputs large.
+    With a ``type``, ggml itself rounds float weights, each to the type that `llama-quantize` gives it. With the stage
+    `imatrix` before it, errors are smaller for large inputs.
     """
 
     packages = ("gguf",)
@@ -50,13 +50,13 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
     type: _FileType | None = Field(
         None,
-        description="round the weights, which are in float, by llama.cpp's rules for a file of that type: `Q4_K_M`",
+        description="round float weights by llama.cpp's rules for a file of that type, such as `Q4_K_M`",
     )
 
     k_quants: bool = Field(
         False,
-        description="keep integers of 2 and 3 bits as Q2_K and Q3_K, where rows are a multiple of 256: their scales "
-        "are rounded to 4 or 6 bits; otherwise they take 4 bits, exactly",
+        description="store integers of 2 and 3 bits as Q2_K and Q3_K where rows are a multiple of 256, with scales "
+        "rounded to 4 or 6 bits; otherwise they take 4 bits and are exact",
     )
 
     def called_packages(self) -> tuple[str, ...]:
@@ -64,9 +64,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         return self.packages if self.type is None else (*self.packages, _RUNTIME)
 
     def conflicts_with(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
-        """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own.
+        """Return the field and the remedy for groups, bits or adapters that GGUF cannot store.
 
-        Where it rounds itself, any integers.
+        With a ``type``, any integers conflict.
         """
         if earlier.output_spec().adapter_beside:
             return None, "merge_lora before quantization, or a recipe without GGUF"
@@ -85,7 +85,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         return None
 
     def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
-        """Raises `ModelError` for a type that is garbage without an importance matrix, where there will be none."""
+        """Raise `ModelError` for a type that needs an importance matrix, if there will be none."""
         from compress.models.safetensors_file import IMATRIX
 
         self._check_weighed(before[-1].output_spec().imatrix_beside if before else (start / IMATRIX).is_file())
@@ -95,19 +95,22 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
         if self.type is not None and needs_imatrix(self.type) and not weighed:
             raise ModelError(
-                f"Rounding to {self.type} needs to know which inputs are large, and there is no importance matrix.",
+                f"Rounding to {self.type} needs an importance matrix, and there is none.",
                 where="gguf.type",
                 expected="the stage imatrix right before gguf, or a type that does without, such as Q3_K_M",
             )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Bytes by the rules of the type, or of the blocks that hold the integers; floats have 16 or 32 bits."""
+        """Predict bytes by the rules of the type, or by the blocks that hold the integers."""
         if before is None:
             return predicted(None, None)
-        from compress.formats.gguf.file_types import bytes_of
+        from compress.formats.gguf.file_types import estimate_bytes
 
         if self.type is not None:
-            size, note = bytes_of(self.type, before), f"about, by the rules of {self.type}, and the processor's files"
+            size, note = (
+                estimate_bytes(self.type, before),
+                f"about, by the rules of {self.type}, and the processor's files",
+            )
         else:
             matrices, tables = (self._stored_bits(bits) for bits in (before.matrix_bits, before.table_bits))
             size = (before.working * matrices + before.embeddings * tables) / 8
@@ -120,28 +123,33 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         return 32 if self.float_type == "f32" else 16
 
     def _stored_bits(self, bits: int) -> float:
-        """Of a weight in the smallest block of 32 that holds its integer, with the scale; of a float its own."""
-        return next((each + 0.5 for each in (4, 5, 8) if bits <= each), self._float_bits)
+        """Return the bits of a weight with its scale in the smallest block of 32 that holds it."""
+        return next((width + 0.5 for width in (4, 5, 8) if bits <= width), self._float_bits)
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
-        """File types from the smallest on, where the stage rounds at all."""
-        from compress.formats.gguf.file_types import FILE_TYPES, bytes_of
+        """Return the file types by increasing size, if the stage rounds."""
+        from compress.formats.gguf.file_types import FILE_TYPES, estimate_bytes
 
         if self.type is None or before is None:
             return {}
-        return {"type": tuple(sorted(FILE_TYPES, key=lambda name: bytes_of(name, before)))}
+        return {"type": tuple(sorted(FILE_TYPES, key=lambda name: estimate_bytes(name, before)))}
 
     def without_rounding(self) -> Self:
-        """Floats as they are, and integers to the bit."""
+        """Return the stage with floats and integers stored exactly."""
         return self.model_copy(update={"type": None, "k_quants": False})
 
     def output_spec(self) -> OutputSpec:
-        """The weights are those of the input in another layout, or rounded."""
+        """Return the output specification; weights change if they are rounded."""
         return OutputSpec(changes_weights=self.type is not None or self.k_quants)
 
     def run(self, model: Checkpoint, context: Context) -> GgufModel:
-        """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
-        from compress.formats.gguf.export import Types, write_companions
+        """Write the file and read it back.
+
+        Raises:
+            ModelError: GGUF cannot hold the checkpoint.
+            StageError: A weight differs by more than its type allows.
+        """
+        from compress.formats.gguf.export import GgufTypes, write_companions
         from compress.models.folder_checks import refuse_quantized
         from compress.models.safetensors_file import read_imatrix
 
@@ -151,42 +159,53 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             self._check_weighed(weighed)
         folder = context.scratch / "gguf"
         folder.mkdir(parents=True, exist_ok=True)
-        types = Types(self.float_type, self.type, self.k_quants)
+        types = GgufTypes(self.float_type, self.type, self.k_quants)
         write_companions(model, folder)
-        found = _written(model, folder / GGUF_FILE, types)
-        context.note(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
+        differences = _write_checked(model, folder / GGUF_FILE, types)
+        context.note(
+            _exact_summary(differences) if self.type is None else _rounded_summary(differences, self.type, weighed)
+        )
         return GgufModel(folder)
 
 
-def _written(model: Checkpoint, file: Path, types: Types) -> list[Difference]:
-    """How the tensors of the ``file`` differ, once it is there. Raises `StageError` where it is more than allowed."""
+def _write_checked(model: Checkpoint, file: Path, types: GgufTypes) -> list[Difference]:
+    """Write a file and return how its tensors differ; raise `StageError` if one differs by more than allowed."""
     from compress.formats.gguf.export import compare_gguf, write_gguf
 
     write_gguf(model, file, types)
-    found = list(compare_gguf(file, model, types))
-    worst = max(found, key=lambda one: one.largest - one.allowed)
+    differences = list(compare_gguf(file, model, types))
+    worst = max(differences, key=lambda difference: difference.largest - difference.allowed)
     if worst.largest > worst.allowed:
         raise StageError(
             f"The tensor {worst.name!r} came back from the file with a difference of {worst.largest:.1e}.",
             expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
             hint="this is a defect of the stage; please report it with the recipe",
         )
-    return found
+    return differences
 
 
-def _kept(found: Sequence[Difference]) -> str:
-    plain, scaled = ([one for one in found if one.rounded == told] for told in (False, True))
-    exact, largest = sum(one.largest == 0 for one in plain), max(one.largest for one in plain)
-    said = f"gguf: {exact} of {len(found)} tensors are kept to the bit"
+def _exact_summary(differences: Sequence[Difference]) -> str:
+    plain, scaled = (
+        [difference for difference in differences if difference.rounded == rounded] for rounded in (False, True)
+    )
+    exact, largest = (
+        sum(difference.largest == 0 for difference in plain),
+        max(difference.largest for difference in plain),
+    )
+    summary = f"gguf: {exact} of {len(differences)} tensors are stored exactly"
     if scaled:
-        worst = max(one.largest for one in scaled)
-        said += f", the integers of {len(scaled)} with rounded scales, which moves a tensor by {worst:.1%} at most"
-    return said + (f", the others within {largest:.1e} of their largest weight" if exact < len(plain) else "")
+        worst = max(difference.largest for difference in scaled)
+        summary += f", the integers of {len(scaled)} with rounded scales, which moves a tensor by {worst:.1%} at most"
+    return summary + (f", the others within {largest:.1e} of their largest weight" if exact < len(plain) else "")
 
 
-def _rounded(found: Sequence[Difference], file_type: str, weighed: bool) -> str:
-    counts = Counter(one.kind for one in found if one.rounded)
-    worst = max((one for one in found if one.rounded), key=lambda one: one.largest)
+def _rounded_summary(differences: Sequence[Difference], file_type: str, weighed: bool) -> str:
+    counts = Counter(difference.kind for difference in differences if difference.rounded)
+    worst = max(
+        (difference for difference in differences if difference.rounded), key=lambda difference: difference.largest
+    )
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    by = "by the importance matrix" if weighed else "without an importance matrix"
-    return f"gguf: {file_type}, {by}: {kinds}; the largest error {worst.largest:.1%} of the weights in {worst.name}"
+    weighting = "by the importance matrix" if weighed else "without an importance matrix"
+    return (
+        f"gguf: {file_type}, {weighting}: {kinds}; the largest error {worst.largest:.1%} of the weights in {worst.name}"
+    )

@@ -1,8 +1,8 @@
-"""A BPE tokenizer as metadata of a GGUF file, as llama.cpp reads it.
+"""Conversion of a BPE tokenizer to the metadata of a GGUF file.
 
-Of a byte-level one llama.cpp splits text by one of the rules that are built into it, and the file only names the rule.
-Which one it is follows from `tokenizer.json` alone, not from the model's name, so that a tokenizer whose rule is
-another is refused. One like SentencePiece's has scores in place of merges: the sooner a token is merged, the higher.
+llama.cpp splits the text of a byte-level tokenizer by one of its built-in rules, and the file only names the rule.
+The rule is derived from `tokenizer.json` and not from the model's name, so that a tokenizer with another rule is
+refused. A SentencePiece-like tokenizer has scores instead of merges: earlier merges have higher scores.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TOKENIZER = "tokenizer.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
+_SYMBOLS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASES = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
 _SLASH = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
 SPLITS: dict[tuple[str, ...], str] = {
-    (_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,): "llama-bpe",
-    (_CONTRACTIONS + _WORDS + r"\p{N}" + _REST,): "qwen2",
+    (_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _SYMBOLS,): "llama-bpe",
+    (_CONTRACTIONS + _WORDS + r"\p{N}" + _SYMBOLS,): "qwen2",
     (f"{_CASES[0]}{_CONTRACTIONS}?|{_CASES[1]}{_CONTRACTIONS}?" + r"|\p{N}{1,3}" + _SLASH,): "gpt-4o",
     (f"{_CASES[0]}|{_CASES[1]}" + r"|\p{N}" + _SLASH,): "tekken",
     (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _SPACES,): "qwen35",
@@ -38,7 +38,7 @@ SPLITS: dict[tuple[str, ...], str] = {
     ): "deepseek-v3",
     (r" ?[^(\s|.,!?…。，、।۔،)]+",): "bloom",  # noqa: RUF001
 }
-"""Patterns of the steps that split text before it becomes bytes -> llama.cpp's name for them."""
+"""llama.cpp's names of rules by the patterns that split text before it is converted to bytes."""
 _SPACE = "▁"
 _SENTENCE_PIECE = "default"
 _EXPECTED = "a byte-level BPE tokenizer that splits as GPT-2, SmolLM, Llama 3, Qwen2, GPT-4o or DeepSeek-V3 do"
@@ -51,10 +51,10 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     """
     import gguf
 
-    rule, place = check_tokenizer(folder), str(folder / TOKENIZER)
+    rule, where = check_tokenizer(folder), str(folder / TOKENIZER)
     content = read_json(folder / TOKENIZER)
-    tokens, types = _vocabulary(content, rows, place)
-    scores = None if rule != _SENTENCE_PIECE else _scores(content, place)
+    tokens, types = _vocabulary(content, rows, where)
+    scores = None if rule != _SENTENCE_PIECE else _scores(content, where)
     writer.add_tokenizer_model("gpt2" if scores is None else "llama")
     writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
@@ -69,18 +69,18 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
 
 
 def check_tokenizer(folder: Path) -> str:
-    """llama.cpp's name for the rule by which the tokenizer of ``folder`` splits text. Raises `ModelError` for none."""
-    content, place = read_json(folder / TOKENIZER), str(folder / TOKENIZER)
+    """Return llama.cpp's name for the splitting rule of a folder's tokenizer; raise `ModelError` if it has none."""
+    content, where = read_json(folder / TOKENIZER), str(folder / TOKENIZER)
     if (content.get("model") or {}).get("byte_fallback"):
-        _check_sentence_piece(content, place)
-        _scores(content, place)
+        _check_sentence_piece(content, where)
+        _scores(content, where)
         return _SENTENCE_PIECE
-    _check_kind(content, place)
-    return split_rule(content, place)
+    _check_kind(content, where)
+    return split_rule(content, where)
 
 
 def split_rule(content: dict[str, Any], place: str) -> str:
-    """llama.cpp's name for the rule by which a `tokenizer.json` splits text. Raises `ModelError` for another rule."""
+    """Return llama.cpp's name for the splitting rule of a `tokenizer.json`; raise `ModelError` for another rule."""
     steps = _steps(content.get("pre_tokenizer"))
     kinds = [step.get("type") for step in steps]
     last = steps[-1] if steps else {}
@@ -110,12 +110,12 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _normal_steps(content: dict[str, Any]) -> list[dict[str, Any]]:
     normalizer = content.get("normalizer") or {}
-    found: list[dict[str, Any]] = normalizer.get("normalizers", [normalizer] if normalizer else [])
-    return found
+    steps: list[dict[str, Any]] = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    return steps
 
 
 def _begins_with_space(content: dict[str, Any]) -> bool:
-    """Whether a SentencePiece-like tokenizer puts a space before a text."""
+    """Return whether a SentencePiece-like tokenizer adds a space before a text."""
     steps = _steps(content.get("pre_tokenizer"))
     schemes = [step.get("prepend_scheme", "always") for step in steps if step.get("type") == "Metaspace"]
     return any(step.get("type") == "Prepend" for step in _normal_steps(content)) or schemes not in ([], ["never"])
@@ -145,10 +145,11 @@ def _check_sentence_piece(content: dict[str, Any], place: str) -> None:
 
 
 def _scores(content: dict[str, Any], place: str) -> dict[str, float]:
-    """A score for each token, the higher the sooner it is merged; those of a letter or of none have 0.
+    """Return a score per token, which is higher for earlier merges; single characters and unmerged tokens have 0.
 
-    Raises `ModelError` where merges of one token come between those of others, since then scores cannot say it. Added
-    tokens are found before anything is merged.
+    Added tokens are matched before anything is merged, so they need no score. Raises `ModelError` if merges of one
+    token
+    are separated by merges of others, because scores cannot express that.
     """
     scores: dict[str, float] = {}
     added, last = {token["content"] for token in content.get("added_tokens") or ()}, None
@@ -158,7 +159,7 @@ def _scores(content: dict[str, Any], place: str) -> dict[str, float]:
             continue
         if token != last and token in scores:
             raise ModelError(
-                f"The tokenizer merges {token!r} at several places, which scores of tokens cannot say.",
+                f"The tokenizer merges {token!r} at several places, which token scores cannot express.",
                 where=place,
                 expected="merges that follow from scores, as SentencePiece's do",
             )

@@ -92,8 +92,7 @@ ANY_SIZE = "serving_default"
 
 
 def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -> bytes:
-    """Convert a model to the content of a `.tflite` file in fp32, for one row at a time; equal inputs give identical
-    bytes.
+    """Convert a model to a `.tflite` file in fp32, for one row at a time; equal inputs give identical bytes.
 
     The file has a signature `length_N` for each of ``lengths``. Without lengths, `serving_default` takes inputs of the
     examples' shape. Integers are int32, and the output is the answer of the task. Raises `StageError` if litert-torch
@@ -190,7 +189,6 @@ def _content(converted: Any) -> bytes:
 @contextlib.contextmanager
 def _quiet_litert_torch() -> Iterator[Any]:
     """Import litert-torch without its progress output and its import messages."""
-    # Read once, as its converter is loaded; the second has it say nothing of kernels that nothing here calls.
     # Both variables are read once, when the converter is loaded. The second suppresses a message about oneDNN.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

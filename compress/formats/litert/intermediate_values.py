@@ -40,7 +40,6 @@ class _Graph:
         read_litert(content, file)
         self._model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
         for buffer in self._model.buffers:
-            # A list would be written byte by byte.
             # As a list, the buffer would be written byte by byte.
             buffer.data = None if buffer.data is None else np.asarray(buffer.data, np.uint8)
         self._signature = _signature_for(self._model, length, file)

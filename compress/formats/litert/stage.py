@@ -122,8 +122,10 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         return None
 
     def _signature_lengths(self, model: TorchModel, text_lengths: Any, context: Context) -> tuple[int, ...]:
-        """Return the recipe's lengths, or those that pad the training texts least; raise `StageError` if a text is too
-        long.
+        """Return the recipe's lengths, or those that pad the training texts least.
+
+        Raises:
+            StageError: A text or the model's positions do not fit the longest signature.
         """
         from compress.numerics.sampling import covering_lengths
 

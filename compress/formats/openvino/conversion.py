@@ -67,7 +67,6 @@ def serialize_ir(model: Any, name: str, halves: bool = False) -> dict[str, bytes
     import openvino
 
     for index, operator in enumerate(model.get_ordered_ops()):
-        # Its own names count on through the whole process.
         # Default names contain a counter of the whole process; the operator's index makes them reproducible.
         if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
             operator.set_friendly_name(f"{operator.get_type_name()}_{index}")

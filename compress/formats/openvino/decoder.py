@@ -40,7 +40,7 @@ _TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class VerifiedDecoder:
+class VerifiedIrDecoder:
     """Exported language model with its comparison, and the reason why its attention is not fused, if any."""
 
     model: OpenVinoModel
@@ -59,9 +59,8 @@ def write_decoder(
     windows: np.ndarray,
     tolerance: float,
     cache: str | None = None,
-) -> VerifiedDecoder:
-    """Export the decoder of a checkpoint with its integers unchanged and floats in ``precision``, and compare it with
-    torch.
+) -> VerifiedIrDecoder:
+    """Export a checkpoint's decoder with its integers unchanged and floats in ``precision``, and compare it with torch.
 
     Answers must be within ``tolerance`` of torch with float weights and fp32 arithmetic. With OpenVINO's default
     settings they must be within a share of the logits' spread.
@@ -82,12 +81,12 @@ def write_decoder(
     companions = {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
     expected = torch_logits(checkpoint, windows)
 
-    def verified(graph: OnnxModel, unfused: str) -> VerifiedDecoder:
+    def verified(graph: OnnxModel, unfused: str) -> VerifiedIrDecoder:
         plain, shipped_files = _converted(graph, precision, table_bits, cache)
         exact_pairs = _answers(plain, windows, expected, exact=True)
         shipped_pairs = _answers(shipped_files, windows, expected, exact=False)
         parity = check_limits(exact_pairs, shipped_pairs, tolerance, _ROUNDING_LIMIT, _HINT)
-        return VerifiedDecoder(OpenVinoModel(shipped_files, companions), parity, unfused)
+        return VerifiedIrDecoder(OpenVinoModel(shipped_files, companions), parity, unfused)
 
     graph, unfused = _export_graph(checkpoint, None)
     try:
@@ -95,7 +94,6 @@ def write_decoder(
     except IntegrityError:
         if unfused:
             raise
-        # The operator may not be what the model's attention is.
         # The fused operator may compute another attention than the model's. Export it unfused and compare again.
         return verified(*_export_graph(checkpoint, False))
 

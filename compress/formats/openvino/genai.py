@@ -33,7 +33,6 @@ class Pipeline:
         """Compile the model in ``folder`` with OpenVINO ``settings``; raise `RuntimeError` on failure."""
         import openvino_genai
 
-        # Without a scheduler of its own the pipeline caches prefixes, and a prompt that is timed again is not read.
         # Without a scheduler the pipeline caches prefixes, and would not read a prompt that is timed again.
         self.scheduler = openvino_genai.SchedulerConfig()
         self.scheduler.enable_prefix_caching = False

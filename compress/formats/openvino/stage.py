@@ -98,7 +98,6 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
             examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
             graph, companions, original = model.graph, model.companions, "the graph"
             reference = session_answers(open_model(model), examples)
-            # Its outputs may be of any size: coordinates of pixels, say.
             # Outputs of an imported graph may be of any magnitude, such as pixel coordinates.
             tolerance = self.tolerance * max(1.0, measure_distance(reference, reference, examples).largest)
         else:

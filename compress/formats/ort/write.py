@@ -58,7 +58,6 @@ def operators_of(file: Path) -> str:
     """Return the `domain;opset;operators` lines with types that ONNX Runtime's build script reads."""
     config = file.with_suffix(".config")
     with warnings.catch_warnings():
-        # It leaves the file to the garbage collector.
         # The tool leaves its open file to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
         ort_tools().create_config_from_models([file], config, enable_type_reduction=True)

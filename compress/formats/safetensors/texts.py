@@ -152,8 +152,8 @@ class _DecoderSession(_WhisperPart):
         caches = (updated_cache.self_attention_cache, updated_cache.cross_attention_cache)
         present = {
             PRESENT + name: as_array(tensor)
-            for names, own in zip(self._names, caches, strict=True)
-            for pair, layer in zip(names, own.layers, strict=True)
+            for names, layer_cache in zip(self._names, caches, strict=True)
+            for pair, layer in zip(names, layer_cache.layers, strict=True)
             for name, tensor in zip(pair, (layer.keys, layer.values), strict=True)
         }
         return {_LOGITS: as_array(outputs.logits), **present}

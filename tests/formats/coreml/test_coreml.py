@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -236,11 +235,3 @@ def test_the_session_hands_row_by_row_what_the_package_declares(plain: CoreMlMod
     assert session.input_types["input_ids"] == ("int32", (1, None))
     with pytest.raises(InputError, match="lacks the model's input attention_mask"):
         session.predict({"input_ids": ids})
-
-
-def test_the_manifest_names_both_files(plain: CoreMlModel, tmp_path: Path) -> None:
-    plain.save(tmp_path)
-    manifest = json.loads((tmp_path / PACKAGE / "Manifest.json").read_text())
-    places = {item["path"] for item in manifest["itemInfoEntries"].values()}
-    assert all((tmp_path / PACKAGE / "Data" / entry_path).exists() for entry_path in places) and len(places) == 2
-    assert manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["name"] == "model.mlmodel"

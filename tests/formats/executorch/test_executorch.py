@@ -23,7 +23,7 @@ from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.quiet_output import suppress_output
-from compress.formats.runtime import TensorType, get_runtime, why_unavailable
+from compress.formats.runtime import TensorType, get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_value_graph
@@ -308,11 +308,6 @@ def test_operators_that_it_lacks_are_named_with_their_module() -> None:
         StageError, match=r"ExecuTorch cannot run the model: .*special_bessel_j0 in dropout \(Strange\)"
     ):
         to_executorch(model, examples_of(model), "fp32", 4, LENGTH)
-
-
-def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "compress[executorch]" in str(why_unavailable(TARGET))
 
 
 def test_the_stage_keeps_the_contract(ran: tuple[Ran, Lowered], tmp_path: Path) -> None:

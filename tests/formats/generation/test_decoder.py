@@ -252,7 +252,6 @@ def export(model: LlamaForCausalLM, path: Path) -> None:
             input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{kind}" for kind in kinds)],
             output_names=["logits", *(f"present.{kind}" for kind in kinds)],
         )
-    assert program is not None
     onnx.save(program.model_proto, path)
 
 

@@ -44,8 +44,7 @@ def weight(bits: int, group_size: int, symmetric: bool, columns: int = 192, rows
 
 
 def given_back(packed: np.ndarray, kind: str) -> np.ndarray:
-    found: np.ndarray = dequantize(packed, GGMLQuantizationType[kind])
-    return found
+    return dequantize(packed, GGMLQuantizationType[kind])
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128, 192])
@@ -128,8 +127,7 @@ def k_weight(bits: int, symmetric: bool, group_size: int = 64, equal: bool = Fal
 def unpack_k(made: QuantizedWeight, kind: str) -> np.ndarray:
     packed = pack_k_blocks(made, kind)
     assert packed.dtype == np.uint8 and packed.shape == (6, row_bytes(kind, 512))
-    values: np.ndarray = dequantize(packed, GGMLQuantizationType[kind])
-    return values
+    return dequantize(packed, GGMLQuantizationType[kind])
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 512])

@@ -39,10 +39,7 @@ def read_by_transformers(
 ) -> dict[str, torch.Tensor]:
     """The weights that transformers finds in the GGUF file of ``checkpoint``."""
     write_gguf(checkpoint, folder / "tiny.gguf", GgufTypes(float_type))
-    state: dict[str, torch.Tensor] = load_file(
-        convert_gguf(folder / "tiny.gguf", folder / "cache") / "model.safetensors"
-    )
-    return state
+    return load_file(convert_gguf(folder / "tiny.gguf", folder / "cache") / "model.safetensors")
 
 
 def test_float_weights_come_back_in_transformers_order(tmp_path: Path) -> None:

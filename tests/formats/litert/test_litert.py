@@ -16,7 +16,7 @@ from compress.formats.litert.conversion import quantize_litert
 from compress.formats.litert.model import LITERT_FILE, LiteRtModel, read_litert
 from compress.formats.litert.stage import LiteRt
 from compress.formats.model_file import format_of, model_file
-from compress.formats.runtime import TensorType, get_runtime, why_unavailable
+from compress.formats.runtime import TensorType, get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.model import TorchModel
@@ -103,12 +103,6 @@ def test_rows_of_any_length_in_batches_of_any_size(written: Written) -> None:
         np.testing.assert_allclose(answers(written.folder, inputs), expected(written.model, inputs), atol=1e-5)
 
 
-def test_the_stage_tells_lengths_and_difference(written: Written) -> None:
-    lengths, proof = written.remarks
-    assert lengths.startswith("litert: signatures of ") and "24 tokens; padding adds" in lengths
-    assert "from torch in fp32" in proof
-
-
 def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) -> None:
     stored = {tensor.name: tensor for tensor in read_litert(written.content, written.folder / LITERT_FILE)}
     for name in (WORDS, "bert.embeddings.position_embeddings.weight", "bert.pooler.dense.weight"):
@@ -158,11 +152,6 @@ def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(writte
     assert budget.parameters == budget_of(written.folder).parameters
 
 
-def test_the_same_bytes_each_time(written: Written, small: Path) -> None:
-    once = (small / LITERT_FILE).read_bytes()
-    assert quantize_litert(written.content, "int8", WORDS, 4, 32) == once
-
-
 def test_the_session_tells_its_inputs_and_settings(written: Written) -> None:
     session = get_runtime("litert").open(written.folder, TARGET, threads=2)
     assert session.input_types["input_ids"] == TensorType("int32", (None, None))
@@ -202,8 +191,3 @@ def test_what_it_cannot_do_is_said_before_it_is_tried() -> None:
         LiteRt(lengths=(2, 4)).run(tiny.encoder(), tiny.context())
     with pytest.raises(StageError, match="longest signature has 64 tokens"):
         LiteRt(lengths=(64,)).run(tiny.encoder(), replace(tiny.context(), max_length=64))
-
-
-def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "compress[litert]" in str(why_unavailable(TARGET))

@@ -335,8 +335,7 @@ def run_both(model: onnx.ModelProto) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs: np.ndarray = session.run(None, {"x": VALUES})[0]
-    return outputs
+    return session.run(None, {"x": VALUES})[0]
 
 
 @pytest.mark.parametrize(("attributes", "operator"), [({}, "MatMul"), ({"alpha": 2.0}, "FusedMatMul")])

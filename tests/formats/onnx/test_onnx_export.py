@@ -392,8 +392,7 @@ def network(largest: float = 1.0, kind: int = TensorProto.FLOAT) -> onnx.ModelPr
 
 def run_graph(graph: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    answer: np.ndarray = session.run(None, {"x": x})[0]
-    return answer
+    return session.run(None, {"x": x})[0]
 
 
 def test_weights_are_rounded_and_clients_give_and_get_float32() -> None:

@@ -50,8 +50,7 @@ def tied_graph() -> onnx.ModelProto:
 
 def run(model: onnx.ModelProto, which: bool) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    outputs: np.ndarray = session.run(None, {"ids": np.array([[0, 7, ROWS - 1]]), "which": np.array([which])})[0]
-    return outputs
+    return session.run(None, {"ids": np.array([[0, 7, ROWS - 1]]), "which": np.array([which])})[0]
 
 
 def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:

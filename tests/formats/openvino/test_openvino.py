@@ -17,7 +17,7 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.conversion import Precision, to_openvino
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel, read_ir
 from compress.formats.openvino.runtime import core
-from compress.formats.runtime import TensorType, get_runtime, why_unavailable
+from compress.formats.runtime import TensorType, get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.utils.errors import InputError, ModelError, StageError
@@ -165,11 +165,6 @@ def test_operators_that_it_lacks_are_named() -> None:
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
     with pytest.raises(StageError, match=r"OpenVINO cannot read the graph.*QuickGelu"):
         to_openvino(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), {}, "fp32")
-
-
-def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "compress[openvino]" in str(why_unavailable(TARGET))
 
 
 def test_a_graph_is_needed_for_the_same_bytes(tmp_path: Path) -> None:

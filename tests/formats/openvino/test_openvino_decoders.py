@@ -24,7 +24,7 @@ from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.conversion import Precision
-from compress.formats.openvino.decoder import VerifiedDecoder, write_decoder
+from compress.formats.openvino.decoder import VerifiedIrDecoder, write_decoder
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.openvino.runtime import core, open_stateful
 from compress.formats.openvino.stage import OpenVino
@@ -60,7 +60,7 @@ def written(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFac
     return saved(write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE), tmp_path_factory.mktemp("written"))
 
 
-def saved(found: VerifiedDecoder, folder: Path) -> Path:
+def saved(found: VerifiedIrDecoder, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     found.model.save(folder)
     return folder

@@ -44,8 +44,7 @@ def quantized(source: Checkpoint, scratch: Path, **fields: Any) -> QuantizedChec
 
 def answers(file: Path, tokens: np.ndarray) -> np.ndarray:
     session = get_runtime("llama-cpp").open(file, TARGETS["llama-cpp"], 1)
-    logits: np.ndarray = session.predict({"input_ids": tokens})["logits"]
-    return logits
+    return session.predict({"input_ids": tokens})["logits"]
 
 
 def ids(length: int) -> np.ndarray:

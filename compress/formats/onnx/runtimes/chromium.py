@@ -51,8 +51,8 @@ class Page:
 
     def _ask(self, method: str, parameters: dict[str, Any], seconds: float) -> dict[str, Any]:
         self._last += 1
-        wanted = self._last
-        message: dict[str, Any] = {"id": wanted, "method": method, "params": parameters}
+        message_id = self._last
+        message: dict[str, Any] = {"id": message_id, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
         try:
@@ -60,11 +60,11 @@ class Page:
         except BrokenPipeError:
             raise _gone() from None
         for answer in self._messages(time.monotonic() + seconds):
-            if answer.get("id") == wanted:
+            if answer.get("id") == message_id:
                 if "error" in answer:
                     raise StageError(f"Chromium refuses {method}: {answer['error'].get('message')}")
-                found: dict[str, Any] = answer["result"]
-                return found
+                result: dict[str, Any] = answer["result"]
+                return result
         raise StageError(f"Chromium does not answer to {method} within {seconds:g} s.")
 
     def attach(self) -> None:
@@ -96,9 +96,9 @@ class Page:
 
     def _messages(self, until: float) -> Iterator[dict[str, Any]]:
         while (left := until - time.monotonic()) > 0:
-            whole, found, rest = self._pending.partition(b"\0")
-            if found:
-                self._pending = rest
+            whole, separator, remainder = self._pending.partition(b"\0")
+            if separator:
+                self._pending = remainder
                 message = json.loads(whole)
                 self._note(message)
                 yield message
@@ -125,14 +125,14 @@ def open_page(*options: str, program: str | None = None, webgpu: bool = False) -
 
     Raises `InputError` without a Chromium.
     """
-    found = program or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    executable = program or next(filter(None, map(shutil.which, NAMES)), None)
+    if executable is None:
         raise InputError("There is no Chromium on PATH.", hint="install one (Debian: apt-get install chromium)")
     # Chromium refuses its sandbox to root.
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         gpu = _WEBGPU if webgpu else _NO_GPU
-        command = [found, *_QUIET, *gpu, *sandbox, f"--user-data-dir={home}", "--remote-debugging-pipe", *options]
+        command = [executable, *_QUIET, *gpu, *sandbox, f"--user-data-dir={home}", "--remote-debugging-pipe", *options]
         theirs_in, to_browser = os.pipe()
         from_browser, theirs_out = os.pipe()
         browser = _start(command, theirs_in, theirs_out, Path(home))

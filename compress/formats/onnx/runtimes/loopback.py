@@ -42,9 +42,9 @@ class Loopback:
         self._given[path] = content
 
     def get(self, path: str) -> bytes | None:
-        """What is served there."""
-        found = self._given.get(path)
-        return found.read_bytes() if isinstance(found, Path) else found
+        """Return the content that is served at ``path``."""
+        content = self._given.get(path)
+        return content.read_bytes() if isinstance(content, Path) else content
 
     def keep(self, path: str, content: bytes) -> None:
         """Keep what was sent there."""

@@ -85,8 +85,7 @@ def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    outputs: np.ndarray = session.run(None, {"x": given})[0]
-    return outputs
+    return session.run(None, {"x": given})[0]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -256,8 +255,7 @@ def products(stored: StoredWeight, value: np.ndarray) -> list[np.ndarray]:
         nodes.output(output, f"y{index}", ir.DataType.FLOAT, (2, 5, stored.rows))
     content = ir.to_proto(nodes.model("both")).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    results: list[np.ndarray] = session.run(None, {"x": value})
-    return results
+    return session.run(None, {"x": value})
 
 
 @pytest.mark.parametrize(
@@ -309,8 +307,7 @@ def run(model: OnnxModel, folder: Path) -> np.ndarray:
         for entry in session.get_inputs()
         if entry.name.startswith("past")
     }
-    logits: np.ndarray = session.run(["logits"], {"input_ids": IDS, "attention_mask": np.ones_like(IDS), **past})[0]
-    return logits
+    return session.run(["logits"], {"input_ids": IDS, "attention_mask": np.ones_like(IDS), **past})[0]
 
 
 @pytest.mark.parametrize("quantized", [True, False])

@@ -81,7 +81,7 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
         # The record of a source.
         name = Path(source.name).name if Path(source.name).is_absolute() else source.name
         records.append(
-            (
+            
                 LicenceRecord(
                     of=source.role if source.role == "model" else f"{source.role} {name}",
                     name=name,
@@ -91,7 +91,7 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
                     duties=duties(stated.licence),
                     allowed=recipe.licences.allowed.get(source.name),
                 )
-            )
+            
         )
         if earlier:
             earlier_records = (record for record in earlier.licences if not record.of.startswith(RUNTIME))
@@ -212,7 +212,7 @@ def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> 
         return Stated(licence_of_sample, "the sample" if licence_of_sample != NOT_STATED else "")
     stated = stated_by(place) if place is not None else Stated(NOT_STATED, "")
     # True for a download of the Hub's library, which does not contain the card.
-    if stated.by or (place is not None and place.exists() and not (place.parent.name == "snapshots")):
+    if stated.by or (place is not None and place.exists() and place.parent.name != "snapshots"):
         return stated
     if source.role == "adapter" or is_file_name(source.name):
         return stated

@@ -207,7 +207,7 @@ class _Ways:
             for side, report in (("baseline", self.sides.baseline), ("candidate", self.sides.candidate))
             if (reasons := unusable_machine(report.environment))
         ]
-        return self._bound_to_host((effects.without_verdict(change, "; ".join(noisy)) if noisy else change))
+        return self._bound_to_host(effects.without_verdict(change, "; ".join(noisy)) if noisy else change)
 
     def _launch_ratios(self, pair: MeasurementPair) -> tuple[float, ...]:
         """Return baseline over candidate, one ratio for each launch, if the session kept them."""

@@ -107,7 +107,6 @@ def test_bits_stay_until_another_stage_changes_them() -> None:
     shape = SHAPE
     for stage in (Gptq(group_size=16), TuneScales(), Onnx()):
         previous, shape = shape, predict_cost(stage, shape, plan()).shape
-        assert shape is not None
         assert (shape.matrix_bits, shape.table_bits) == (4, 32)
         assert (shape.packed_bytes is None) is isinstance(stage, Onnx)
         assert previous.parameters == shape.parameters

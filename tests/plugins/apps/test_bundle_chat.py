@@ -45,8 +45,7 @@ def made(run: Path) -> Bundle:
 
 
 def cases(folder: Path) -> list[dict[str, Any]]:
-    self_tests: list[dict[str, Any]] = json.loads((folder / "selftest.json").read_text())["cases"]
-    return self_tests
+    return json.loads((folder / "selftest.json").read_text())["cases"]
 
 
 def test_the_manifest_says_how_a_message_is_answered(made: Bundle) -> None:

@@ -47,8 +47,7 @@ WEB = Path(compress.plugins.apps.__file__).parent / "web" / TASK
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    samples: np.ndarray = np.random.default_rng(seed).normal(0, 0.1, int(seconds * SPEECH_RATE))
-    return samples
+    return np.random.default_rng(seed).normal(0, 0.1, int(seconds * SPEECH_RATE))
 
 
 @pytest.fixture(scope="module")

@@ -76,15 +76,13 @@ def ask(*arguments: object) -> Result:
 def found(*arguments: object, code: int = 0) -> dict[str, Any]:
     result = ask(*arguments, "--json")
     assert result.exit_code == code, result.output
-    content: dict[str, Any] = json.loads(result.stdout)
-    return content
+    return json.loads(result.stdout)
 
 
 @torch.no_grad()
 def logits(folder: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
     module = TorchModel.load(folder, get_task(tiny.TASK)).module.eval()
-    answers: np.ndarray = module(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
-    return answers
+    return module(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
 
 
 def test_drawn_inputs_flip_as_often_as_torch_says_and_values_part_at_the_changed_layer(

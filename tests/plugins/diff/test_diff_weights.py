@@ -214,7 +214,6 @@ def test_the_operator_that_errs_is_first_with_its_own_error(tmp_path: Path) -> N
     file_before = product_graph(tmp_path / "a", WEIGHTS)
     after = product_graph(tmp_path / "b", [WEIGHTS[0], WEIGHTS[1] * np.float32(1.25), WEIGHTS[2]])
     comparison = compare_files(file_before, after, BATCHES, SilentProgress())
-    assert comparison is not None
     assert comparison.first == "layer.1" and [module.module for module in comparison.modules] == ["layer.1"]
     given = np.concatenate([batch["x"] for batch in BATCHES]) @ WEIGHTS[0] @ WEIGHTS[1]
     assert comparison.error == pytest.approx(0.25 * np.sqrt((given**2).mean()) / given.std() / 1.0, rel=1e-3)

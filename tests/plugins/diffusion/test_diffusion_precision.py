@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
-import stage_context
 import torch
 from diffusers import DDIMScheduler, HeunDiscreteScheduler
 from onnx import numpy_helper
+from stage_context import stage_context
 from tiny_pipelines import WORDS, pipeline_folder
 
 from compress.data.dataset import Dataset

@@ -183,8 +183,7 @@ def test_the_loss_of_who_answers_nothing_is_that_of_the_velocity(lessons: Any) -
 
 
 def _cosine(step: np.ndarray) -> np.ndarray:
-    schedule: np.ndarray = np.cos((step / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
-    return schedule
+    return np.cos((step / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
 
 
 def test_timing_leaves_the_weights_as_they_were() -> None:
@@ -193,8 +192,7 @@ def test_timing_leaves_the_weights_as_they_were() -> None:
     tensors_before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        mean_square: torch.Tensor = module(torch.randn(4, 3, generator=generator)).square().mean()
-        return mean_square
+        return module(torch.randn(4, 3, generator=generator)).square().mean()
 
     assert restartable.seconds_a_step(restartable.Lesson("one", module, loss, 1.0), 0) > 0
     assert all(torch.equal(tensor, tensors_before[name]) for name, tensor in module.state_dict().items())

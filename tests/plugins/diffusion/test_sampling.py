@@ -43,7 +43,7 @@ def noise_of(model: GeneratorModel) -> np.ndarray:
 def of_diffusers(model: GeneratorModel, steps: int, guidance: float) -> np.ndarray:
     pipeline = model.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    pictures: np.ndarray = pipeline(
+    return pipeline(
         PROMPTS,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -51,7 +51,6 @@ def of_diffusers(model: GeneratorModel, steps: int, guidance: float) -> np.ndarr
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         output_type="np",
     ).images
-    return pictures
 
 
 SCHEDULERS = {

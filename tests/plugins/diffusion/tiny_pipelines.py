@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pa
-import stage_context
+import numpy as np
+import pyarrow as pa
 import tiny_images
 import torch
-from stage_context import refuse_earlier
+from stage_context import refuse_earlier, stage_context
 
 from compress.data.dataset import Dataset
+from compress.plugins.diffusion.pipeline_model import load_pipeline
+from compress.plugins.diffusion.torch_session import torch_sampler
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 

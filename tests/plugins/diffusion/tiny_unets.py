@@ -68,8 +68,7 @@ def answer(unet: Any, rows: int = 2) -> torch.Tensor:
     """What a UNet makes of the same noise at two timesteps."""
     sample = torch.randn(rows, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     arguments = conditions(rows) if "cross_attention_dim" in unet.config else {}
-    found: torch.Tensor = unet.eval()(sample, torch.tensor([7, 600][:rows]), **arguments, return_dict=False)[0]
-    return found
+    return unet.eval()(sample, torch.tensor([7, 600][:rows]), **arguments, return_dict=False)[0]
 
 
 def latents(rows: int = 8, seed: int = 0, text: bool = True) -> Any:

@@ -412,14 +412,3 @@ def test_the_published_schema_is_current_and_refuses_what_the_reader_refuses() -
     assert json.loads((ROOT / "docs" / "suite.schema.json").read_text()) == suite_schema(), "run `make docs`"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"name": "x", "entries": [{"recipe": "a", "target": "cpu"}]}, suite_schema())
-
-
-def test_there_are_suites_and_a_workflow_that_runs_them() -> None:
-    assert "own" in {path.stem for path in SUITES}
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())
-    steps = workflow["jobs"]["nightly"]["steps"]
-    (night,) = [step for step in steps if "compress nightly" in step.get("run", "")]
-    named = night["run"].split()[-1]
-    assert (ROOT / named).is_file()
-    assert "continue-on-error" not in night
-    assert any("upload-artifact" in step.get("uses", "") and step.get("if") == "always()" for step in steps)

@@ -61,7 +61,6 @@ def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
     ratio = y.mean() / x.mean()
     spread = ((y - ratio * x) ** 2).sum() / (800 * 799)
     half = NormalDist().inv_cdf(0.9) * math.sqrt(spread) / x.mean()
-    assert margin is not None
     assert margin.value == pytest.approx(ratio / 0.97 - 1)
     assert margin.low == pytest.approx((ratio - half) / 0.97 - 1)
 
@@ -76,7 +75,6 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
     absolute = constraint_margin(Limit(metric="size_bytes", at_most=25.0), trial_outcome, 0.9)
     assert relative is not None
     assert relative == pytest.approx((0.25, 0.25, 0.25))
-    assert absolute is not None
     assert absolute.value == pytest.approx(-0.2)
 
 
@@ -92,14 +90,12 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
     limit = Limit(metric="accuracy", at_least=0.9, of="baseline")
     gap = paired_difference(limit, outcome([*first_scores], [*x]), outcome([*other], [*x]), 0.95)
     gaps = (first_scores - other) / (0.9 * x.mean())
-    assert gap is not None
     assert gap.value == pytest.approx(gaps.mean())
     half = NormalDist().inv_cdf(0.95) * gaps.std(ddof=1) / math.sqrt(500)
     assert gap.high - gap.low == pytest.approx(2 * half)
     # A limit from above turns it round.
     below = Limit(metric="accuracy", at_most=0.9, of="baseline")
     turned = paired_difference(below, outcome([*first_scores], [*x]), outcome([*other], [*x]), 0.95)
-    assert turned is not None
     assert turned.value == pytest.approx(-gap.value)
 
 

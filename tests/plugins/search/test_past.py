@@ -46,7 +46,6 @@ def past(made: Made, misleads: bool = False) -> list[PastTrial]:
     past_trials = []
     for (point, rung), outcome in search(made).observations.outcomes.items():
         room = constraint_margin(LIMIT, outcome, 0.9)
-        assert room is not None
         value = -0.12 - room.value if misleads else room.value
         half = room.value - room.low
         past_trials.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,6 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
     assert few.size_bytes(SMALLEST) == watched.made and not few.unavailable_reason
     latency_estimator = LatencyEstimator(few, watched.latency_estimator.table)
     whole, summed = watched.latency_estimator.kernel_sum(SMALLEST), latency_estimator.kernel_sum(SMALLEST)
-    assert whole is not None and summed is not None
     assert summed.megabytes == pytest.approx(whole.megabytes) and summed.milliseconds == pytest.approx(
         whole.milliseconds, rel=0.02
     )
@@ -222,11 +222,6 @@ def made(costs: CostEstimator, point: Point, size: float, seconds: float = 10.0)
         for step in costs.predicted_stages(point)
     )
     return TrialOutcome(final={"size_bytes": size}, stages=stages, seconds=seconds * len(stages) + 2)
-
-
-def test_nothing_is_foretold_before_anything_was_made(costs: CostEstimator) -> None:
-    assert costs.predict(costs.space.origin, "size_bytes") is None
-    assert costs.predict(costs.space.origin, "accuracy") is None
 
 
 def test_sizes_follow_the_stages_own_arithmetic_and_what_was_made(costs: CostEstimator) -> None:
@@ -361,9 +356,8 @@ def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None
     ],
 )
 def test_what_cannot_be_searched_is_refused(folder: Path, block: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=re.escape(says)):
         space(folder, **block)
-    assert says in str(caught.value)
 
 
 def test_a_recipe_without_a_block_says_how_to_write_one(folder: Path) -> None:

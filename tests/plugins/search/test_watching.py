@@ -314,7 +314,7 @@ def test_what_choices_do_together_is_no_one_s_alone() -> None:
     importance = analyze_importance(parameters, points, values)
     assert importance.shares is not None
     assert max(share or 0.0 for share in importance.shares) < 0.05
-    assert "100% is in what choices do together" in importance.note
+    assert "100% is due to interactions of choices" in importance.note
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,7 @@ def equalized(source: Checkpoint, scratch: Path, notes: Notes | None = None, **f
 
 @torch.no_grad()
 def logits(checkpoint: Checkpoint) -> torch.Tensor:
-    answer: torch.Tensor = module_of(checkpoint)(input_ids=IDS).logits
-    return answer
+    return module_of(checkpoint)(input_ids=IDS).logits
 
 
 @pytest.mark.parametrize(

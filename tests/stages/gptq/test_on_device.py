@@ -51,8 +51,7 @@ def run(name: str, folder: Path, where: str) -> Checkpoint:
     source = folder / "source"
     count = 2 if kind in ("prune_decoder", "sparsify_decoder") else 1
     held = Checkpoint(source) if source.is_dir() else save_decoder(source, config, num_hidden_layers=count)
-    result: Checkpoint = stage.run(held, context(folder / where))
-    return result
+    return stage.run(held, context(folder / where))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -146,7 +146,7 @@ def test_an_empty_split_and_a_quantized_model_are_refused():
         OnnxInt8().run(once, tiny.context())
 
 
-ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
+DECODER = "decoder_model_merged.onnx"
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,6 @@ def test_a_share_of_the_whole_is_reached(name: str, figure: str) -> None:
     match = re.search(
         r"([\d,]+) -> ([\d,]+) multiplications an image, ([\d,]+) -> ([\d,]+) parameters", context.notes[0]
     )
-    assert match is not None
     numbers = [int(number.replace(",", "")) for number in match.groups()]
     assert 2 * numbers[1] == flops(model) and numbers[3] == model.parameters()
 
@@ -244,8 +243,7 @@ def test_a_net_without_channels_to_cut_is_refused() -> None:
             )
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.classifier(self.norm(self.stem(pixels)).mean((2, 3)))
-            return logits
+            return self.classifier(self.norm(self.stem(pixels)).mean((2, 3)))
 
     model = channel_nets.plain()
     model.module.network = Fixed().eval()

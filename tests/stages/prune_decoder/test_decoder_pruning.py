@@ -73,8 +73,7 @@ def loss_of(module: Any, ids: torch.Tensor) -> float:
 
 @torch.no_grad()
 def answers(module: Any, ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = module(input_ids=ids, use_cache=False).logits
-    return logits
+    return module(input_ids=ids, use_cache=False).logits
 
 
 @pytest.mark.parametrize("span", [1, 2, 3])

@@ -79,8 +79,7 @@ def run(model: onnx.ModelProto, values: torch.Tensor, folder: Path, optimized: b
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    answer: np.ndarray = session.run(None, {"x": values.numpy()})[0]
-    return answer
+    return session.run(None, {"x": values.numpy()})[0]
 
 
 def learned(
@@ -411,8 +410,7 @@ class Net(nn.Module):
         values = self.second_norm(second).relu() + second
         values = self.third_norm(self.third(values)).relu()
         values = self.third(values)
-        out: torch.Tensor = self.last_norm(self.last(values.mean((2, 3))))
-        return out
+        return self.last_norm(self.last(values.mean((2, 3))))
 
 
 def test_normalisations_are_folded_where_that_changes_nothing() -> None:

@@ -35,7 +35,6 @@ QUICK: dict[str, Any] = {
     "validation_windows": 6,
     "precision": "fp32",
 }
-LAYER = "model.layers.1.mlp.down_proj"
 IDS = torch.arange(48).view(2, 24) * 3 % 150
 
 

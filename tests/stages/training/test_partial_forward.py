@@ -398,8 +398,7 @@ def trained(kind: str) -> TorchModel:
     data = tiny.dataset(train=32, validation=16)
     context = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
     stage = STAGES[kind].model_validate({"kind": kind, **QUICK, **CASES[kind]})
-    model: TorchModel = stage.run(tiny.encoder(), context)
-    return model
+    return stage.run(tiny.encoder(), context)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -419,8 +418,7 @@ def taught(source: Checkpoint, folder: Path) -> TorchModel:
     fields: dict[str, Any] = {"batch_size": 4, "tokens": 3 * 4 * causal.LENGTH, "precision": "fp32"}
     fields |= {"teacher": "start", "student": {"layers": [1]}, "loss": {"hidden_weight": 1.0}}
     stage = STAGES["distill_language_model"].model_validate({"kind": "distill_language_model", **fields})
-    model: TorchModel = stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
-    return model
+    return stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
 
 
 def test_a_language_model_is_taught_there(tmp_path: Path, request: pytest.FixtureRequest) -> None:

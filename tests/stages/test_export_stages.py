@@ -1,0 +1,310 @@
+"""What the stages `trim_vocabulary`, `onnx` and `onnx_int8` do with their parameters, and what they say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import sentences
+import tiny
+import torch
+from exports import exported, run
+from mergeable import save_mergeable_llama, train_tokenizer
+from quantized import quantize_tiny_llama, save_tiny_llama
+from stage_context import Notes, stage_context
+
+from compress.data.dataset import Dataset
+from compress.formats.gguf import export as gguf_export
+from compress.formats.gguf.model import GgufModel
+from compress.formats.gguf.stage import Gguf
+from compress.formats.onnx import export as onnx_export
+from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
+from compress.formats.onnx.stage import Onnx
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.model import TorchModel
+from compress.models.sentence_modules import Normalize, SentenceModules
+from compress.pipeline.integrity import IntegrityCheck, ModelSize, PredictionProbe, inspector_of
+from compress.stages.base import Context
+from compress.stages.onnx_int8.stage import OnnxInt8
+from compress.stages.reduce_dimensions import ReduceDimensions
+from compress.stages.trim_vocabulary import TrimVocabulary
+from compress.tasks.inference import predict
+from compress.tasks.registry import get_task
+from compress.utils.errors import DataError, IntegrityError, ModelError, StageError
+
+TRAIN = ["the film was great", "the film was boring", "a clumsy plot", "great"]
+MORE = ["superb music", "superb cast"]
+
+
+def context(max_length: int = 24) -> tuple[Context, Notes]:
+    notes = Notes()
+    tables = {
+        "train": pa.table({"text": TRAIN, "label": ["good", "bad", "bad", "good"]}),
+        "test": pa.table({"text": ["lovely noisy"], "label": ["good"]}),
+    }
+    data = Dataset(get_task(tiny.TASK).columns, tables, tiny.LABELS, pa.table({"text": MORE}))
+    stage_context = tiny.context(data, max_length=max_length)
+    return Context(**{**vars(stage_context), "progress": notes}), notes
+
+
+def words_of(model: TorchModel) -> set[str]:
+    return {token for token in model.processor.get_vocab() if len(token) > 2 and token[0] not in "[#"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({}, {"the", "film", "was", "great", "boring", "clumsy", "plot"}),
+        ({"min_count": 2}, {"the", "film", "was", "great"}),
+        ({"min_count": 3}, set()),
+        (
+            {"use_unlabeled": True},
+            {"the", "film", "was", "great", "boring", "clumsy", "plot", "superb", "music", "cast"},
+        ),
+        ({"use_unlabeled": True, "min_count": 2}, {"the", "film", "was", "great", "superb"}),
+    ],
+)
+def test_tokens_are_kept_by_their_count_in_training_text(parameters: dict[str, Any], words: set[str]):
+    model, (given, notes) = tiny.encoder(), context()
+    tokens_before = len(model.processor)
+    TrimVocabulary(**parameters).run(model, given)
+    assert words_of(model) == words
+    assert notes.said == [f"trim_vocabulary: {len(model.processor)} of {tokens_before} tokens kept"]
+
+
+def test_predictions_on_training_text_stay():
+    model = tiny.encoder()
+    expected = tiny.logits(model, TRAIN)
+    TrimVocabulary(characters="seen").run(model, context()[0])
+    torch.testing.assert_close(tiny.logits(model, TRAIN), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("trim_positions", "rows"), [(True, 9), (False, tiny.POSITIONS)])
+def test_positions_are_cut_to_the_recipes_length(trim_positions: bool, rows: int):
+    model = TrimVocabulary(trim_positions=trim_positions).run(tiny.encoder(), context(max_length=9)[0])
+    assert model.module.bert.embeddings.position_embeddings.num_embeddings == rows
+
+
+def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.MonkeyPatch):
+    given, notes = context()
+    model = exported().model
+    graph = exported().graph()
+    exported_graph = onnx_export.ExportedGraph(graph, {"attention": 2, "first_token": 6})
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: exported_graph)
+    result = Onnx().run(model, given)
+    assert isinstance(result, OnnxModel) and result.file_name == FLOAT_GRAPH and result.graph is graph
+    (note,) = notes.said
+    assert note.startswith("onnx: logits differ by at most ") and note.endswith("rewrites: attention 2, first_token 6")
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(result.companions)
+
+
+def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
+    model = tiny.encoder(seed=1)
+    exported_graph = onnx_export.ExportedGraph(exported().graph())
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: exported_graph)
+    with pytest.raises(IntegrityError, match="logits differ from torch"):
+        Onnx().run(model, context()[0])
+
+
+@pytest.mark.parametrize(("bits", "tables"), [(8, 1), (4, 1), (32, 0)])
+def test_quantized_tables_and_products(bits: int, tables: int):
+    given, notes = context()
+    float_model = OnnxModel(exported().graph(), FLOAT_GRAPH, {"config.json": b"{}"})
+    quantized = OnnxInt8(embedding_bits=bits, reduce_range=False).run(float_model, given)
+    counts = Counter(node.op_type for node in quantized.graph.graph.node)
+    assert counts["MatMulInteger"] == 3 * tiny.LAYERS + 2 and counts["QAttention"] == tiny.LAYERS
+    # Words are looked up; positions are a piece of their table.
+    assert counts["GatherBlockQuantized"] == tables
+    assert quantized.file_name == QUANTIZED_GRAPH and quantized.companions == {"config.json": b"{}"}
+    remarks = [
+        f"onnx_int8: embedding tables at {bits} bits: 1",
+        "onnx_int8: tables whose rows are read in order, at 8 bits: 1",
+    ]
+    assert notes.said == (remarks if bits < 32 else [])
+
+
+def test_smaller_blocks_come_closer():
+    ids = np.arange(5, 105)[:, None].repeat(2, axis=1)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    original = OnnxModel(exported().graph(), FLOAT_GRAPH, {})
+    errors = {}
+    for size in (16, 32):
+        graph = OnnxInt8(embedding_bits=4, embedding_block_size=size).run(original, context()[0]).graph
+        scales = [tensor for tensor in graph.graph.initializer if tensor.name.endswith("embeddings.weight_scales")]
+        assert [tensor.dims[1] for tensor in scales] == [tiny.WIDTH // size]
+        errors[size] = np.abs(run(graph, **inputs) - run(original.graph, **inputs)).mean()
+    assert errors[16] < errors[32]
+
+
+TEXTS = ["a text of no meaning whatever", "another one, which is longer", "and then a third of them"] * 4
+
+
+def export(checkpoint: Checkpoint, folder: Path, texts: list[str] = TEXTS, **fields: Any) -> tuple[Any, list[str]]:
+    notes = Notes()
+    data = Dataset(get_task("text-generation").columns, {"train": pa.table({"text": texts})}, ())
+    made = stage_context("text-generation", data, 32, progress=notes, scratch=folder / "scratch")
+    return Onnx(**fields).run(checkpoint, made), notes.said
+
+
+def test_a_float_checkpoint_becomes_one_graph_and_the_note_says_how_near_it_is(tmp_path: Path) -> None:
+    model, said = export(save_tiny_llama(tmp_path / "source"), tmp_path)
+    assert model.file_name == "model.onnx"
+    assert len(said) == 1
+    assert "from torch in fp32" in said[0]
+    assert "8 bits" not in said[0]
+
+
+def test_of_a_quantized_one_the_note_says_what_rounding_adds(tmp_path: Path) -> None:
+    quantized = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
+    model, said = export(quantized, tmp_path, rounding_limit=0.5)
+    assert model.file_name == "model_q4.onnx"
+    assert "activations in 8 bits move them by" in said[0]
+    with pytest.raises(IntegrityError, match="8 bits"):
+        export(quantized, tmp_path, rounding_limit=1e-4)
+    _, exact = export(quantized, tmp_path, accuracy_level=1, rounding_limit=1e-4)
+    assert "8 bits" not in exact[0]
+
+
+def test_a_tolerance_that_no_arithmetic_keeps_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match="differ from torch"):
+        export(save_tiny_llama(tmp_path / "source"), tmp_path, tolerance=1e-12)
+
+
+def test_text_too_short_for_a_proof_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="too short"):
+        export(save_tiny_llama(tmp_path / "source"), tmp_path, ["abc"])
+
+
+def gguf_context(folder: Path, progress: Notes | None = None) -> Context:
+    data = Dataset(get_task("text-generation").columns, {"train": tiny.table(32).select(["text"])}, ())
+    return stage_context("text-generation", data, progress=progress, scratch=folder / "scratch")
+
+
+def quantized(folder: Path) -> QuantizedCheckpoint:
+    checkpoint = quantize_tiny_llama(save_mergeable_llama(folder / "source"), folder / "quantized")
+    train_tokenizer().save_pretrained(checkpoint.folder)
+    return checkpoint
+
+
+def test_integers_are_kept_to_the_bit_and_that_is_said(tmp_path: Path) -> None:
+    notes = Notes()
+    converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path, notes))
+    assert notes.said == ["gguf: 20 of 20 tensors are kept to the bit"]
+    assert sorted(path.name for path in converted.folder.iterdir()) == [
+        *("chat_template.jinja", "config.json", "model.gguf", "tokenizer.json", "tokenizer_config.json")
+    ]
+
+
+def test_what_is_rounded_is_said(tmp_path: Path) -> None:
+    notes = Notes()
+    Gguf().run(save_mergeable_llama(tmp_path / "source"), gguf_context(tmp_path, notes))
+    # Two norms a layer and the last one are F32; the table and seven matrices a layer are rounded to float16.
+    assert notes.said[0].startswith("gguf: 5 of 20 tensors are kept to the bit, the others within ")
+
+
+def test_a_file_that_does_not_give_the_weights_back_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = quantized(tmp_path)
+    pack = gguf_export.pack_blocks
+
+    def wrong(weight: Any, kind: str) -> Any:
+        packed = pack(weight, kind)
+        packed[0, 2] ^= 1
+        return packed
+
+    monkeypatch.setattr(gguf_export, "pack_blocks", wrong)
+    with pytest.raises(StageError, match="came back from the file with a difference"):
+        Gguf().run(checkpoint, gguf_context(tmp_path))
+
+
+def test_the_model_is_saved_by_links_and_loads_again(tmp_path: Path) -> None:
+    converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path))
+    (tmp_path / "saved").mkdir()
+    converted.save(tmp_path / "saved")
+    assert converted.file.samefile(tmp_path / "saved" / "model.gguf")
+    assert GgufModel.load(tmp_path / "saved", "text-generation").file == tmp_path / "saved" / "model.gguf"
+    (tmp_path / "saved" / "model.gguf").unlink()
+    with pytest.raises(ModelError, match=r"holds 0 \.gguf files"):
+        GgufModel.load(tmp_path / "saved", "text-generation")
+
+
+def probe(folder: Path) -> PredictionProbe:
+    stage_context = gguf_context(folder)
+    return PredictionProbe(
+        load=lambda place: GgufModel.load(place, "text-generation"),
+        encode=lambda processor: stage_context.task.encode(stage_context.data.split("train"), processor, None, 24),
+    )
+
+
+def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
+    checkpoint = quantized(tmp_path)
+    converted = Gguf().run(checkpoint, gguf_context(tmp_path))
+    arrays = dict(inspector_of(converted).float_arrays())
+    assert (arrays["blk.0.ffn_up.weight"] == checkpoint.weight("model.layers.0.mlp.up_proj").numpy()).all()
+    assert len(arrays) == len(inspector_of(converted).digests()) == 20
+    integrity = IntegrityCheck("gguf", Gguf().output_spec())
+    integrity.check(converted, {}, ModelSize(1000, 1000), converted.folder, probe(tmp_path))
+    assert dict(integrity.findings)["predictions"] == "finite and not constant"
+
+
+def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
+    converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path))
+    from compress.formats.gguf.model import read_gguf
+
+    (tensor,) = (
+        candidate for candidate in read_gguf(converted.file).tensors if candidate.name == "blk.1.ffn_up.weight"
+    )
+    content = bytearray(converted.file.read_bytes())
+    content[tensor.start : tensor.start + 2] = b"\x00\x7e"  # a NaN of float16
+    converted.file.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"'blk\.1\.ffn_up\.weight' holds NaN"):
+        IntegrityCheck("gguf", Gguf().output_spec()).check(
+            converted, {}, ModelSize(1000, 1000), converted.folder, probe(tmp_path)
+        )
+
+
+def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path))
+    monkeypatch.setattr("compress.formats.gguf.llama_cpp_library.PACKAGE", "no-such-package")
+    integrity = IntegrityCheck("gguf", Gguf().output_spec())
+    integrity.check(converted, {}, ModelSize(1000, 1000), converted.folder, probe(tmp_path))
+    assert dict(integrity.findings)["predictions"].startswith("not looked at: the package no-such-package is not")
+
+
+def test_a_checkpoint_that_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
+    source = quantize_tiny_llama(save_mergeable_llama(tmp_path / "source"), tmp_path / "quantized", group_size=16)
+    with pytest.raises(ModelError, match="Groups of 16"):
+        Gguf().run(Checkpoint(source.folder), gguf_context(tmp_path))
+
+
+def test_what_is_left_is_the_leading_part_of_the_embeddings() -> None:
+    model = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
+    context = sentences.context()
+    examples = context.encode("train", model)
+    before = predict(model.module, examples).astype(np.float64)
+    reduced = ReduceDimensions(dimensions=6).run(model, context)
+    after = predict(model.module, context.encode("train", reduced)).astype(np.float64)
+    _, _, rows = np.linalg.svd(before, full_matrices=False)
+    expected = before @ rows[:6].T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert after.shape == (len(examples), 6)
+    # Rows of a decomposition have no sign, so products are compared.
+    np.testing.assert_allclose(after @ after.T, expected @ expected.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("dimensions", [sentences.WIDTH, sentences.WIDTH + 1])
+def test_as_many_dimensions_as_there_are_is_refused(dimensions: int) -> None:
+    with pytest.raises(StageError, match=f"{dimensions} of {sentences.WIDTH} dimensions"):
+        ReduceDimensions(dimensions=dimensions).run(sentences.encoder(), sentences.context())
+
+
+def test_too_little_text_is_refused() -> None:
+    with pytest.raises(StageError, match="12 training texts do not span 20"):
+        ReduceDimensions(dimensions=20).run(sentences.encoder(), sentences.context(sentences.dataset(train=6)))

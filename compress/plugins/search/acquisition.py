@@ -164,6 +164,7 @@ class Acquisition:
         if None in predictions:
             return self._expected_gain(point) if len(predictions) == 1 else 1.0
         values = [value for value in predictions if value is not None]
+        # With one objective, the gain is the improvement over the best value.
         if len(values) == 1:
             return (min(best for (best,) in front) - values[0]) / (start[0] or 1.0)
         if is_dominated(values, front):
@@ -195,6 +196,7 @@ class Acquisition:
         if len(objectives) < _FEWEST_KNOWN or min(objectives.values()) <= 0:
             return None
         features = np.array([self._features(point, self.shares[rung]) for point, rung in objectives])
+        # The process maximizes, and objectives such as sizes differ by factors.
         values = -np.log(np.array(list(objectives.values())))
         process = Surrogate.fit(features, values, np.full(len(values), _SAME), _APART)
         return process, -math.log(min(best for (best,) in self._front))
@@ -242,6 +244,7 @@ class Acquisition:
         chances = np.ones(len(new))
         for limit in self.observations.goal.limits:
             within = [self._chance_within(limit, point) for point in new]
+            # Limits count as independent.
             chances *= [1.0 if chance is None else chance for chance in within]
             # The margins of finished recipes stand in for a limit without a prediction.
             unknown = [index for index, chance in enumerate(within) if chance is None]
@@ -274,6 +277,7 @@ class Acquisition:
         if not ratio:
             return None
         room = math.log(ratio) if limit.at_least is not None else -math.log(ratio)
+        # The tolerance of a prediction counts as two standard deviations.
         return NormalDist(sigma=max(self.costs.tolerance(point, limit.metric) / 2, 1e-9)).cdf(room)
 
     def _ratio(self, limit: Limit, value: float | None) -> float | None:
@@ -304,14 +308,17 @@ class Acquisition:
         for limit in self.observations.goal.quality_limits if points else ():
             name = limit_name(limit)
             rooms = self._margins(name)
+            # The interval's lower half-width measures the uncertainty of a margin.
             halves = np.array([room.value - room.low for _, room in rooms])
             typical_half_width = float(np.median(halves)) if rooms else 0.0
+            # With few trials, only past searches say something about a recipe's margin.
             if len(rooms) < _FEWEST_KNOWN:
                 prior_chances = self._prior.chances(name, queried, typical_half_width)
                 products *= 1.0 if prior_chances is None else prior_chances
                 continue
             prior = self._prior.get(name)
             if name not in self._processes:
+                # Partly trained recipes may miss by far. Clip their margins, since the final ones are much closer.
                 deepest = _CLIP_MULTIPLE * max(typical_half_width, DISCREPANCY)
                 full_rung = self.observations.full_rung
                 values = np.array(
@@ -321,6 +328,7 @@ class Acquisition:
                 deviations = np.maximum(halves / HALF_WIDTHS_PER_DEVIATION, 1e-4)
                 self._processes[name] = fit_with_prior(prior, features, values, deviations, self._is_minor_feature)
             process, share = self._processes[name]
+            # The process models what remains after the prior's mean is subtracted, so the bound is shifted by it.
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(queried)
             room = (typical_half_width if self._front else self._margin_of_pick(name)) - expected
             chances = process.probability_at_least(queried, room)
@@ -354,5 +362,6 @@ class Acquisition:
         ratio = size / start if size and start else 1.0
         lowest = math.log(self.shares[0]) if len(self.shares) > 1 else -1.0
         coordinates = [rank[index] for rank, index in zip(self._ranks, point, strict=True)]
+        # Use the training time relative to that of the first recipe, on a logarithmic scale.
         longer = self.costs.total_seconds(point, share) / self.costs.total_seconds(self.observations.origin)
         return [*coordinates, math.log(ratio), math.log(longer) / 2, math.log(share) / lowest]

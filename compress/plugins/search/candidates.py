@@ -112,7 +112,9 @@ class Candidates:
         points = list(self.space.points(self.seed))
         reasons = self._promising(points, acquisition, "most gain for its time")
         self.remaining_share = len(reasons) / max(len(points), 1)
+        # A sample of a large space has few good points. Add proposals near the good ones.
         if not self.space.is_enumerable:
+            # Each round has its own seed, which does not depend on the process, so that a resumed search repeats it.
             seed = self.seed * 100_003 + number
             proposed = propose_with_optuna(
                 self.space.parameters,
@@ -143,6 +145,7 @@ class Candidates:
             parameters, size = (self.costs.predict(point, metric) or 1.0 for metric in ("parameters", "size_bytes"))
             return parameters * self.costs.marginal_seconds(point), -size, -sum(map(bool, point))
 
+        # A family counts as tried once one of its recipes nearly met the limits that are not on quality.
         tried = {family(point) for point in self.observations.finished if self._nearly_met_limits(point)}
         families: dict[Family, list[Point]] = {}
         for point in ranked:
@@ -151,6 +154,7 @@ class Candidates:
         reasons = {}
         for points in islice(families.values(), max(_CENTRES - len(tried), 0)):
             largest = max(points, key=extent)
+            # Climb to larger neighbours as long as they are likely to meet the predictable limits.
             for _ in range(_STEPS):
                 neighbours = self._promising(self._neighbours(largest), acquisition, reason)
                 relatives = (
@@ -159,6 +163,7 @@ class Candidates:
                     if family(neighbour) == family(largest) and acquisition.likely_meets_limits(neighbour)
                 )
                 best = max(relatives, key=extent, default=largest)
+                # No neighbour is larger.
                 if extent(best) <= extent(largest):
                     break
                 largest = best
@@ -197,6 +202,7 @@ class Candidates:
         patterns = self._failure_patterns()
         reasons: dict[Point, str] = {}
         for proposed in points:
+            # Equivalent points have the same canonical form and are considered once.
             point = self.space.canonicalize(proposed)
             if point in tried or point in reasons or not self.has_valid_stages(point):
                 continue
@@ -313,6 +319,7 @@ def propose_with_optuna(
     distributions: dict[str, BaseDistribution] = {}
     order: dict[str, list[int]] = {}
     for parameter in parameters:
+        # Optuna exploits the order of integers, so a parameter of numbers is given as the rank of its value.
         if parameter.is_ordered:
             order[parameter.name] = sorted(range(len(parameter.values)), key=parameter.values.__getitem__)
             distributions[parameter.name] = IntDistribution(0, len(parameter.values) - 1)
@@ -325,12 +332,14 @@ def propose_with_optuna(
             parameter.name: order[parameter.name].index(index) if parameter.name in order else index
             for parameter, index in zip(parameters, trial.point, strict=True)
         }
+        # A constraint value above 0 marks a violated limit.
         study.add_trial(
             create_trial(
                 params=params, distributions=distributions, values=trial.values, constraints=dict(trial.constraints)
             )
         )
     for _ in range(count):
+        # The study learns no value for a proposal, so a proposal may repeat.
         params = study.ask(distributions).params
         yield tuple(
             order[parameter.name][params[parameter.name]] if parameter.name in order else params[parameter.name]

@@ -76,6 +76,7 @@ def build_document(
         quiet_libraries()
         document, origin = _starter_document(options)
         folder = Path()
+    # Overrides come before the options, which are more specific.
     for override in overrides:
         apply_override(document, override)
     _put_limits(document, options)
@@ -100,6 +101,7 @@ def _starter_document(options: SearchOptions) -> tuple[Document, str]:
     task = options.task or _infer_task(options.model or "")
     values = deepcopy(dict(TASKS[task].starter))
     values["stages"], more = _stages(TASKS[task], options.model or "", values["stages"], options.target)
+    # An added training stage produces the baseline that limits refer to.
     if more and "finetune" in more[0]:
         values["baseline"] = "finetune"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", (options.model or "").removeprefix("sample:").rstrip("/").split("/")[-1])
@@ -198,6 +200,7 @@ def _source(reference: str, starter: Mapping[str, Any]) -> dict[str, object]:
     if path is None:
         raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
     if path.is_file():
+        # Read the names first, so that only one column is loaded for counting.
         names = read(path, set()).names
         rows = read(path, names[:1])
         count = len(next(iter(rows.columns.values()), ()))
@@ -265,6 +268,7 @@ def _put_limits(document: Document, options: SearchOptions) -> None:
         return
     names = {limit["metric"] for limit in new_limits}
     other_limits = [limit for limit in limits if not (isinstance(limit, dict) and limit.get("metric") in names)]
+    # A limit of the recipe on another target stays as it is.
     target = {"target": options.target} if options.target != "cpu" or options.model is not None else {}
     document.values["limits"] = [*other_limits, *({**limit, **target} for limit in new_limits)]
 

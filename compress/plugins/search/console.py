@@ -98,6 +98,7 @@ class LiveTable:
     clock: Callable[[], float] = time.monotonic
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # The clock is read at drawing time, so that durations advance between two snapshots.
         seen, now = self.seen, self.clock()
         record = seen.record
         objective = f"{' and '.join(describe_metric(name).title.lower() for name in record.minimize)} minimized"
@@ -140,6 +141,7 @@ def _front(record: SearchRecord) -> RenderableType | None:
     more = f", {len(front) - _FRONT} more in search.html" if len(front) > _FRONT else ""
     table = ResponsiveTable(f"the front{more}", columns)
     for trial in front[:_FRONT]:
+        # The smallest lower end of all margins shows how safely a recipe meets its limits.
         least_margin = min((room.low for room in trial.rooms), default=None)
         figures = [format_metric(name, trial.final.get(name)) for name in record.minimize]
         table.add(f"{trial.number}", *figures, "" if least_margin is None else f"{least_margin:+.2%}", trial.words,
@@ -309,6 +311,7 @@ class SearchConsole:
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` and show their progress as a bar below the table."""
+        # Without a table, bars are drawn as in every other command.
         if self._live is None:
             yield from self._lines.track(items, description, total)
             return
@@ -338,6 +341,7 @@ class _Drawn(Live):
         """Return the output: cursor movement over the last table, then ``renderables``, then the table."""
         options = self.console.options
         wrapped = sum(max(math.ceil(cells / options.max_width), 1) - 1 for cells in self._drawn)
+        # Erase the additional rows, one at a time, before `Live` goes back over the table.
         back = Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * wrapped)
         lines = self.console.render_lines(self.get_renderable(), options, pad=False)
         self._drawn = [sum(segment.cell_length for segment in line) for line in lines[: options.size.height]]

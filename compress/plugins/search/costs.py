@@ -66,6 +66,7 @@ class CostEstimator:
 
     def __init__(self, space: SearchSpace) -> None:
         recipe = space.base
+        # Read the sizes of model and data without downloading anything.
         sources = Sources(recipe, space.folder)
         start = sources.find_all()
         if sources.problems:
@@ -134,6 +135,7 @@ class CostEstimator:
         """Return the predicted value of a metric of the final model; None where it cannot be predicted."""
         if metric == LATENCY:
             return None if self.latency_estimator is None else self.latency_estimator.predict(point)
+        # The size of a traced graph is exact. Arithmetic is the fallback.
         if metric == SIZE and (counted := self._counted(point)) is not None:
             return counted
         return self.predict_analytically(point, metric)
@@ -184,6 +186,7 @@ class CostEstimator:
         if self.size_estimator is not None:
             self.size_estimator.start(outcome)
         steps = self.predicted_stages(point, share)
+        # Every stage of the trial is cached now, whether this trial ran it or an earlier one.
         for step, cost in zip(steps, outcome.stages, strict=False):
             self._stages_done.add(step.key)
             if not cost.cached:
@@ -199,6 +202,7 @@ class CostEstimator:
         """Compare the metrics of a recipe that was trained in full with their predictions, and correct these."""
         for metric in PREDICTED:
             actual, raw = outcome.final.get(metric), self._raw(point, metric)
+            # Compare before the prediction is corrected by this very measurement.
             if actual:
                 self._compare(metric, point, actual)
             if actual and raw:
@@ -206,6 +210,7 @@ class CostEstimator:
                 self._fit(metric)
         latency = outcome.final.get(LATENCY)
         if latency and self.latency_estimator is not None:
+            # Before calibration, all predictions share an unknown factor, so their errors mean nothing.
             if self.latency_estimator.is_calibrated:
                 self._compare(LATENCY, point, latency)
             self.latency_estimator.update(point, latency)
@@ -247,6 +252,7 @@ class CostEstimator:
 
     def _raw(self, point: Point, metric: str) -> float | None:
         last = self.predicted_stages(point)[-1]
+        # Exact counts of weights are better than the stages' estimates of them.
         counted = None if self.size_estimator is None else self.size_estimator.weight_counts(point)
         if counted is None or last.shape is None:
             predictions = {SIZE: last.disk, PARAMETERS: None if last.shape is None else last.shape.parameters}
@@ -260,6 +266,7 @@ class CostEstimator:
         stages: Sequence[AnyStage] = self.space.stages(point)
         if share < 1:
             stages = shorten_training(self.space.base.model_copy(update={"stages": tuple(stages)}), share)
+        # Stages record their output shapes in the context, so each recipe has its own.
         context = replace(self._context, shapes={"start": self._start})
         labels = self.space.base.model_copy(update={"stages": tuple(stages)}).labels()
         shape, predicted_stages, digest = self._start, list[PredictedStage](), hashlib.sha256()
@@ -273,6 +280,7 @@ class CostEstimator:
             except CompressError as error:
                 raise InputError(str(error)) from error
             shape = context.shapes[label] = prediction.shape
+            # A later stage starts from the shape that this one predicts.
             seconds = prediction.seconds.value
             predicted_stages.append(
                 PredictedStage(

@@ -39,6 +39,7 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
     values = document.values
     selection = next(split for split in values["data"]["hold_out"] if split["split"] == "select")
     values["search"]["select"] = {name: value for name, value in selection.items() if name != "split"}
+    # Validate candidate values on a recipe without a search block, which is not complete yet.
     copy = deepcopy(document)
     copy.values.pop("search")
     recipe = parse_recipe(copy, folder)
@@ -62,6 +63,7 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
                     choices[field] = possible
             if search_values(stage, shape, timed=True) and stage.input_type() is stage.output_type():
                 optional.append(label)
+        # Later stages start from the shape that this stage leaves.
         shape = context.shapes[label] = predict_cost(stage, shape, context).shape
     values["search"] |= {"choices": choices, "optional": optional}
 

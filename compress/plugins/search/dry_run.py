@@ -100,6 +100,7 @@ class PreparedSearch:
                 expected=error.expected,
                 hint=error.hint,
             ) from error
+        # Values that the model cannot have are found without training, by shape inference.
         self.space.exclude_failing_values(lambda point: self._failure(self.space.stages(point)))
 
     @cached_property
@@ -124,6 +125,7 @@ class PreparedSearch:
                 if (key := (check.of_widths, stages_key(check.stages))) not in self._passed_checks:
                     check.ask(self._runner.inputs.start)
                     self._passed_checks.add(key)
+            # Shapes are inferred up to the export. Graph stages are checked when they run.
             trained = tuple(takewhile(lambda stage: stage.input_type() is stage.output_type() is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:
                 with torch.random.fork_rng(devices=[]):

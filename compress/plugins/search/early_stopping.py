@@ -55,8 +55,11 @@ def early_stopping_reason(
     relatives = [other for other in _completed_after(observations, rung) if family(other) == family(point)]
     if not relatives:
         return ""
+    # Look only when the number of finished relatives has doubled, and use exactly that many, so that a later look does
+    # not repeat an earlier test with more chances.
     look = int(math.log2(len(relatives))) + 1
     relatives = relatives[: 2 ** (look - 1)]
+    # Spend 1 / (k (k + 1)) of the error on look k. These shares sum to 1.
     allowed = (1 - goal.confidence) / (max(len(shares) - 1, 1) * max(len(goal.quality_limits), 1) * look * (look + 1))
     for limit in goal.quality_limits:
         persistence = _gap_persistence(observations, limit, rung)
@@ -90,6 +93,7 @@ def _predict_final_margin(
     base = _rows(relatives[0][1], BASELINE, limit) if limit.of is not None else None
     columns = [_rows(partial, FINAL, limit), *early, *finished, *([base] if limit.of is not None else [])]
     rows = [values for values in columns if values is not None]
+    # The prediction pairs rows, so all outcomes must be of the same rows.
     if len(rows) < len(columns) or len({len(values) for values in rows}) > 1 or len(rows[0]) < 2:
         return None
     # Predict each row: mean of the finished relatives plus the gap that persists.
@@ -123,6 +127,7 @@ def _completed_after(observations: Observations, rung: int) -> list[Point]:
 def _gap_persistence(observations: Observations, limit: Limit, rung: int) -> float:
     """Return the share of a gap in quality at this rung that remains in the end: a slope through 0, at most 1."""
     name, pairs = limit_name(limit), []
+    # Compare pairs of finished recipes: their gap at this rung and their gap in the end.
     for first, second in itertools.combinations(_completed_after(observations, rung)[-_REMEMBERED:], 2):
         rooms = [
             observations.margins[point, stage][name]
@@ -132,6 +137,7 @@ def _gap_persistence(observations: Observations, limit: Limit, rung: int) -> flo
         early = [room.value for room in rooms if room is not None]
         if len(early) == len(rooms):
             pairs.append((early[0] - early[1], early[2] - early[3]))
+    # Regress final gaps on early gaps through the origin.
     total = sum(early_gap * early_gap for early_gap, _ in pairs)
     if len(pairs) < _FEWEST_PAIRS or not total:
         return _LASTING
@@ -153,6 +159,7 @@ def measure_divergence(session: TargetSession) -> list[Measurement]:
     teacher, student = probabilities
     if teacher is None or student is None or teacher.shape != student.shape:
         return []
+    # Keep the logarithm of a probability that underflowed to 0 finite.
     tiny = np.finfo(np.float32).tiny
     divergences = divergence(np.log(np.maximum(teacher, tiny)), np.log(np.maximum(student, tiny)))
     return [
@@ -206,6 +213,7 @@ def _nearer(observations: Observations, first: TrialOutcome, second: TrialOutcom
     """Return whether ``first`` is significantly nearer to the baseline, and no limit separates it from ``second``."""
     confidence = observations.goal.confidence
     for limit in observations.goal.quality_limits:
+        # Quality separates the two recipes, so the divergence is not needed.
         gap = paired_difference(limit, first, second, confidence)
         if gap is None or not gap.low < 0 < gap.high:
             return False
@@ -223,5 +231,6 @@ def _divergences(outcome: TrialOutcome) -> Floats | None:
         measurement = outcome.measurement(FINAL, metric)
         if measurement is not None and measurement.raw is not None:
             rows = np.asarray(measurement.raw, dtype=np.float64)
+            # Cosine and agreement are larger if models are closer.
             return rows if metric == DIVERGENCE else 1 - rows
     return None

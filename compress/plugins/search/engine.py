@@ -86,6 +86,7 @@ class Engine:
         """Return the next trials, the most valuable first; an empty list at the end, and then `end_reason` is set."""
         self._rounds += 1
         origin = self.space.origin
+        # The first trial is always the recipe as it stands, since all predictions are relative to it.
         if not self.observations.outcomes:
             return [PlannedTrial(origin, self.full_rung, "the search begins here")]
         past, parameters = self.candidates.past, self.space.parameters
@@ -98,6 +99,7 @@ class Engine:
         }
         reasons |= self.candidates.propose(acquisition, self._rounds, self.stopped)
         ranked = acquisition.rank(reasons)
+        # Until a recipe meets every limit, the largest recipe of each family comes first.
         if largest := self.candidates.largest_per_family(ranked, acquisition):
             reasons |= largest
             ranked = list(dict.fromkeys([*largest, *acquisition.rank(reasons)]))
@@ -112,6 +114,7 @@ class Engine:
                 self.space.identity(point) not in self._identities and self.candidates.is_valid_recipe(point)
             ):
                 expected = acquisition.expected[point]
+                # The largest of a family is trained in full, since it shows what the family can reach.
                 rung = self.full_rung if point in largest else self._next_rung(point, rungs.get(point, -1), expected)
                 planned = PlannedTrial(point, rung, reasons[point], expected)
                 remaining = self._remaining_of(planned)
@@ -141,6 +144,7 @@ class Engine:
         other._identities = dict(self._identities)
         rejected = dict(self.candidates.rejected)
         other.candidates = replace(self.candidates, observations=other.observations, rejected=rejected)
+        # Record only the observations. Costs must not change before the real outcomes are recorded in their order.
         for planned, outcome in arrived.items():
             other.observations.add(planned.point, planned.rung, outcome)
         other._pending = tuple(pending)
@@ -153,6 +157,7 @@ class Engine:
         self._identities.setdefault(self.space.identity(planned.point), planned.point)
         self.observations.add(planned.point, planned.rung, outcome)
         if outcome.error is not None:
+            # A failed recipe is not tried at another rung.
             self.stopped[planned.point] = f"failed: {outcome.error}"
             return
         self.costs.update(planned.point, self.shares[planned.rung], outcome)
@@ -195,6 +200,7 @@ class Engine:
             if rung == self.full_rung or point in self.stopped:
                 continue
             reason = early_stopping_reason(self.observations, point, rung, self.shares, self.costs.family)
+            # A recipe is stopped for good, so that later observations cannot change earlier decisions.
             if reason:
                 self.stopped_at[point] = rung
             elif acquisition.gain(point) <= 0:

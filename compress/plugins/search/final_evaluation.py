@@ -42,6 +42,7 @@ class Refit:
     @cached_property
     def enabled(self) -> bool:
         """Return whether the winner is refitted: by the recipe, or else by the number of selection rows."""
+        # An explicit setting wins, and `check_refit` has refused an impossible one.
         setting = self.space.search.refit
         if setting is not None or _why_not(self.space) is not None:
             return bool(setting)
@@ -185,6 +186,7 @@ def select_models(engine: Engine, best: Point, refit: bool = False) -> dict[str,
         for point in engine.observations.pareto_front()
         if point not in {candidate.point for candidate in models.values()}
     ]
+    # Show both ends and the middle of a long front.
     spread = others if len(others) <= FRONT else [others[0], others[len(others) // 2], others[-1]]
     return models | {f"front {index}": FinalCandidate(point) for index, point in enumerate(spread, 1)}
 
@@ -219,6 +221,7 @@ def evaluate_models(
     session = TargetSession(
         runners[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=timing_budget(space.search)
     )
+    # Time all models in one session, interleaved, so that disturbances affect them alike.
     rows = session.sizes() + session.accuracies([]) + judgements(session, [])
     timed, notes, machine = session.timings(remeasure=True)
     rows += timed
@@ -274,6 +277,7 @@ def retrain(
     Returns:
         The error of the refit or None, and the results of the seeds.
     """
+    # Seeds and the refit come first, so that workers evaluate the other models while these train.
     seeds = [space.recipe(best, seed=seed, refit=refit) for seed in additional_seeds(space.base, count)]
     refits = [space.recipe(best, refit=True)] if refit else []
     others = [space.recipe(answer.point) for answer in select_models(engine, best, refit).values() if not answer.refit]
@@ -285,6 +289,7 @@ def retrain(
 def _seed(space: SearchSpace, engine: Engine, recipe: Recipe, rows: list[Measurement] | CompressError) -> SeedResult:
     if isinstance(rows, CompressError):
         return SeedResult(seed=recipe.seed, final={}, baseline={}, limits=(), error=first_line(rows))
+    # Nothing is timed for seeds, so limits on times are left out.
     measured_metrics = {row.metric for row in rows}
     limits = [
         limit
@@ -336,6 +341,7 @@ class FinalEvaluation:
         base = self.space.base
         if base.baseline not in self.space.labels:
             return []
+        # These trainings do not depend on the search, so idle workers may run them from the start.
         seeds = [base.seed] * self.refit.enabled + [*additional_seeds(base, self.seeds)]
         return [Job(self.refit.recipe(self.space.origin, seed), last_stage=base.baseline) for seed in seeds]
 
@@ -349,6 +355,7 @@ class FinalEvaluation:
         trainings = self.refit.enabled + (self.seeds if ranked else 0)
         if not trainings:
             return session
+        # The winner is unknown yet. The present pick is the best guess of its training time.
         likely = next(iter(ranked or observations.by_shortfall()), self.space.origin)
         return session + min(trainings * self._retrain_seconds(likely), 0.5 * self.space.search.seconds)
 
@@ -362,6 +369,7 @@ class FinalEvaluation:
     def affordable_seeds(self, best: Point, refit: bool, left: float) -> int:
         """Return for how many further seeds ``left`` seconds suffice, beside the refit and the final evaluation."""
         seconds_per_training = max(self._retrain_seconds(best), 1e-9)
+        # Workers train in parallel, so their number multiplies the affordable trainings.
         trainings = int((left - self._session_seconds()) * self.trials.workers.width / seconds_per_training)
         return min(self.seeds, max(0, trainings - refit))
 

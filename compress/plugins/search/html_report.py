@@ -66,6 +66,7 @@ def stage_tree(record: SearchRecord) -> list[StageNode]:
     for trial in record.trials:
         path: tuple[str, ...] = ()
         for label, key, seconds, cached in trial.stages:
+            # A stage is identified by its whole path, since its key covers the stages before it.
             path = (*path, key)
             nodes.setdefault(path, []).append(trial.number)
             labels[path] = label
@@ -168,6 +169,7 @@ def pareto_chart(record: SearchRecord) -> str:
     first, limits = describe_metric(record.minimize[0]), [record.bounds.get(name) for name in record.minimize]
     xs = [end for spot in spots for end in (spot.across or (spot.x, spot.x))]
     ys = [end for spot in spots for end in (spot.up or (spot.y, spot.y))]
+    # Include a bound in the axis if it is near the values.
     x = scale_around([*xs, *_near(limits[0], xs)], _FRAME.left, _FRAME.right, min(xs) > 0, 0.06)
     y = scale_around([*ys, *(_near(limits[1], ys) if second else [0.0])], _FRAME.bottom, _FRAME.top, margin=0.1)
     plot = Plot(_FRAME, x, y)
@@ -189,6 +191,7 @@ def _draw(plot: Plot, spots: list[_Spot], record: SearchRecord) -> None:
         # Draw steps: a recipe beats all that are worse in both metrics, and nothing is known between two of them.
         steps = [step for (_, y), corner in pairwise(front) for step in ((corner[0], y), corner)]
         plot.add(plot.line([front[0], *steps], "front"))
+    # Draw the best recipes last, over the others.
     for spot in sorted(spots, key=lambda spot: _LAST.get(spot.trial.status, 0)):
         trial = spot.trial
         kind = "early" if trial.share < 1 else _KINDS.get(trial.status, "step")

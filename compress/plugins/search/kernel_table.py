@@ -28,8 +28,7 @@ from onnx import helper, numpy_helper
 from compress.benchmark.machine import second_level_cache_bytes
 from compress.benchmark.noise import Noise, Usage, judge_noise
 from compress.formats.onnx.model import all_graphs
-from compress.formats.onnx.runtimes.failures import cannot_open
-from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_options
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES, cannot_open, session_options
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.formats.runtime import Batch
 from compress.utils.environment import cores_quota, features, granted_cores, processor, user_cache
@@ -75,6 +74,7 @@ class Kernel:
 
         The first copy gives the output.
         """
+        # Copies are independent of each other, so that no copy waits for the output of another.
         nodes, weights = [], list[onnx.TensorProto]()
         # Branches refer to weights by name, so the copies of a node with branches share their weights.
         has_no_branches = not any(True for _ in _branches(self.node))
@@ -112,6 +112,7 @@ def list_kernels(graph: onnx.ModelProto, batch: Batch, threads: int) -> list[Ker
         path = Path(scratch) / "model.onnx"
         onnx.save_model(graph, path)
         optimized = onnx.load(write_optimized(path, Path(scratch), threads))
+        # Run the graph once to get the actual input of every node.
         values = _values(optimized, batch, path, threads)
     stored = {tensor.name: tensor for tensor in optimized.graph.initializer}
     opsets = tuple(optimized.opset_import)
@@ -144,6 +145,7 @@ def _values(model: onnx.ModelProto, batch: Batch, path: Path, threads: int) -> d
     exposed.CopyFrom(model)
     output_names = {output.name for output in exposed.graph.output}
     outputs = [name for node in exposed.graph.node for name in node.output if name]
+    # Mark every intermediate value as an output.
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in output_names)
     try:
         session = _session(exposed, threads)
@@ -158,6 +160,7 @@ def _values(model: onnx.ModelProto, batch: Batch, path: Path, threads: int) -> d
 def _session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
     """Return a session of a graph without further optimization."""
     options = session_options(threads)
+    # The graph is optimized already. Another pass could merge the copies of a kernel.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_CPU)
 
@@ -169,6 +172,7 @@ def _key(node: onnx.NodeProto, stored: Sequence[onnx.TensorProto], inputs: Batch
         weight_keys.get(name) or ([str(inputs[name].dtype), inputs[name].shape] if name in inputs else name)
         for name in node.input
     ]
+    # Serialize deterministically: the order of map fields differs between processes otherwise.
     attributes = sorted(
         (attribute.name, hashlib.sha256(attribute.SerializeToString(deterministic=True)).hexdigest())
         for attribute in node.attribute
@@ -241,6 +245,7 @@ class KernelTable:
             chunk, pending = pending[:_AT_ONCE], pending[_AT_ONCE:]
             self._measure(chunk)
         times = [self._known[kernel.key] for kernel in kernels]
+        # Weights beyond the cache come from slower memory at each call.
         far = min(sum(kernel.weight_bytes for kernel in kernels) / _cache_bytes(), 1.0)
         return sum(near + far * max(cold - near, 0.0) for near, cold in times)
 
@@ -253,11 +258,13 @@ class KernelTable:
             halves += [] if measurement is None else [measurement[1]]
         self.measured += len(measured)
         self.noise = judge_noise(Usage.now(0.0) - usage_before, {"the kernels": np.array(halves or [1.0])})
+        # Use the times in this process in any case, so that its decisions stay consistent.
         self._known.update(measured)
         if self.noise.verdict != "quiet" and not self._noisy_too:
             return
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Several searches may append to the file at the same time.
             with FileLock(f"{self.path}.lock"), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"key": key, **times._asdict()}) + "\n" for key, times in measured.items())
 
@@ -285,10 +292,13 @@ def kernel_times(kernel: Kernel, threads: int) -> tuple[KernelTimes, float] | No
     rounds = list[list[int]]()
     deadline = time.perf_counter() + _SECONDS
     while len(rounds) < _FEWEST or (time.perf_counter() < deadline and len(rounds) < _MOST):
+        # Alternate between the graphs, so that a disturbance affects all of them.
         rounds.append([_nanoseconds(session, kernel.inputs) for session in sessions])
     times = np.array(rounds, dtype=np.float64)
     alone, *together = np.quantile(times, _UNDISTURBED, axis=0) / 1e6
+    # The time of a copy is the difference to the graph with one copy, which cancels the cost of a call.
     copy_ms = [max(float(ms - alone) / (count - 1), 0.0) for ms, count in zip(together, counts[1:], strict=True)]
+    # The two halves of the measurement agree on a quiet machine.
     halves = [float(np.median(half[:, -1])) for half in np.array_split(times, 2)]
     return KernelTimes(copy_ms[0], max(copy_ms)), halves[0] / halves[1]
 

@@ -63,6 +63,7 @@ def fit_correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float
     means, spreads = np.array(_PRIOR).T
     rows, values = [np.diag(1 / spreads)], [means / spreads]
     for kernel_sum, ms in timed:
+        # Dividing a row by the latency makes the residuals relative.
         rows.append(kernel_sum.terms[None] / ms / _NOISE)
         values.append(np.array([1 / _NOISE]))
     weights: NDArray[np.float64] = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
@@ -92,6 +93,7 @@ class LatencyEstimator:
         """Use the kernel sums in the folder of a search, and store new ones there."""
         self._file = folder / SNAPSHOT
         if self._file.is_file():
+            # A resumed search must take the same decisions, so it uses the stored sums and measures nothing anew.
             snapshot = json.loads(self._file.read_text(encoding="utf-8"))
             self.size_estimator.max_structures = snapshot["structures"]
             self._sums = {
@@ -131,6 +133,7 @@ class LatencyEstimator:
             self.unavailable_reason = self._why_not_this_machine() or self.size_estimator.unavailable_reason
             return None
         if key not in self._sums:
+            # Store the sum before anything depends on it.
             self._sums[key] = self._measure(point)
             self._write_snapshot()
         return self._sums[key]
@@ -161,6 +164,7 @@ class LatencyEstimator:
         total = self._kernels_of(graph.own, outline.widths, batch)
         if total is None or graph.difference is None:
             return total
+        # Composed graphs: add the kernels by which two traced graphs differ.
         first, second = graph.difference
         if (id(first), id(second)) not in self._differences:
             sums = self._kernels_of(first, outline.widths, batch), self._kernels_of(second, outline.widths, batch)

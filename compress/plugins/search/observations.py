@@ -50,6 +50,7 @@ class LedgerHeader(Frozen):
 
     def check_same(self, current: LedgerHeader) -> None:
         """Raise `InputError` if the search has changed. A larger budget or more trials change no decision."""
+        # Convert to JSON first: the stored header has lists instead of tuples.
         for name in ("recipe", "knobs", "rungs", "machine"):
             old, new = (to_jsonable_python(getattr(header, name)) for header in (self, current))
             if old == new:
@@ -175,6 +176,7 @@ class Observations:
         if outcome.error is not None:
             return
         goal = self.goal
+        # Margins of partly trained recipes count too, since the surrogate learns from them.
         self.margins[point, rung] = {
             limit_name(limit): constraint_margin(limit, outcome, goal.confidence) for limit in goal.limits
         }
@@ -199,6 +201,7 @@ class Observations:
     def pareto_front(self) -> list[Point]:
         """Return the feasible recipes that no other dominates; with one objective, the best."""
         front: list[tuple[tuple[float, ...], Point]] = []
+        # In sorted order, a point can only be dominated by an earlier one.
         for values, point in sorted((values, point) for point, values in self.feasible.items()):
             if not is_dominated(values, [other for other, _ in front]):
                 front.append((values, point))
@@ -212,6 +215,7 @@ class Observations:
         return min(self.pareto_front(), key=self._merit, default=None)
 
     def _merit(self, point: Point) -> tuple[float, Point]:
+        # Objectives have different units, so each is relative to the first trial.
         start = self.initial_objectives() or (1.0,) * len(self.goal.minimize)
         shares = (value / (base or 1.0) for value, base in zip(self.feasible[point], start, strict=True))
         return sum(shares), point
@@ -253,6 +257,7 @@ class Observations:
         """Return a metric that training does not change, as it was measured at any rung."""
         if not describe_metric(metric).from_file:
             return None
+        # Such a metric is the same at every rung.
         outcomes = (self.outcomes.get((point, rung)) for rung in range(self.full_rung, -1, -1))
         return next(
             (outcome.final[metric] for outcome in outcomes if outcome is not None and metric in outcome.final), None

@@ -58,6 +58,7 @@ class TrialOutcome(Frozen):
         value = (self.final if model == FINAL else self.baseline).get(metric)
         if value is None:
             return None
+        # Single rows are stored for quality metrics only.
         packed = self.rows.get(model, {}).get(metric)
         raw = None if packed is None else unpack_rows(packed)
         low, high = self.spread.get(metric, (None, None)) if model == FINAL else (None, None)
@@ -70,6 +71,7 @@ class TrialOutcome(Frozen):
 def pack_rows(outcomes: Sequence[float]) -> str:
     """Encode outcomes of rows as text: as bits where all are 0 or 1, else as 8-byte floats."""
     values = np.asarray(outcomes, dtype="<f8")
+    # Correct or wrong takes one bit a row. A ledger of many trials stays small.
     if np.isin(values, (0.0, 1.0)).all():
         return f"bits:{len(values)}:{base64.b64encode(np.packbits(values.astype(bool)).tobytes()).decode()}"
     return f"f64:{len(values)}:{base64.b64encode(values.tobytes()).decode()}"
@@ -97,6 +99,7 @@ def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) ->
     if final is None or (limit.of is not None and (other is None or other.value == 0)):
         return None
     value = final.value if other is None else final.value / other.value
+    # The lower end has the one-sided confidence of the goal, so the interval is two-sided with 2 c - 1.
     low, high = _interval(final, other, 2 * confidence - 1)
     estimate = Estimate(value, value if low is None else low, value if high is None else high)
     if limit.at_least is not None:
@@ -146,6 +149,7 @@ def paired_difference(limit: Limit, first: TrialOutcome, second: TrialOutcome, c
         scale = limit.bound
     if not scale:
         return None
+    # A margin grows with the metric for a lower limit and shrinks for an upper one.
     sign = 1.0 if limit.at_least is not None else -1.0
     gaps = sign * (np.asarray(above.raw) - np.asarray(below.raw)) / scale
     half = NormalDist().inv_cdf(confidence) * float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
@@ -193,6 +197,7 @@ class Goal:
                     expected="size_bytes, latency_ms, perplexity or the like; a metric that must stay high is a limit",
                     hint=f"limits: [{{metric: {metric}, at_least: 0.985, of: baseline}}]",
                 )
+        # Limits on other targets are checked by a run, and not by the search.
         return cls(
             search.minimize, tuple(limit for limit in recipe.limits if limit.target == target), search.confidence
         )

@@ -322,6 +322,7 @@ def _effects(engine: Engine, index: int) -> dict[str, float]:
     finished = engine.observations.finished
     for metric in _metrics(engine):
         groups: dict[int, list[float]] = {}
+        # Group the finished recipes by the value of this parameter.
         for point, outcome in finished.items():
             if metric in outcome.final:
                 groups.setdefault(point[index], []).append(outcome.final[metric])
@@ -358,6 +359,7 @@ def _bounds(engine: Engine) -> dict[str, float]:
     first = next(iter(engine.observations.finished.values()), None)
     bounds: dict[str, float] = {}
     for limit in engine.goal.limits:
+        # A relative limit has a bound once its baseline is measured.
         base = 1.0 if limit.of is None else None if first is None else first.baseline.get(limit.metric)
         if limit.at_most is not None and base is not None:
             bounds[limit.metric] = min(limit.bound * base, bounds.get(limit.metric, float("inf")))
@@ -381,6 +383,7 @@ def tracked_run(record: SearchRecord, folder: Path) -> TrackedRun:
     """Return the search as an MLflow run, with each trial as a nested run."""
     winner = None if record.final is None else record.final.winner
     best = folder / "best.yaml"
+    # MLflow compares runs by parameters and metrics, so trials are nested runs with their choices as parameters.
     return TrackedRun(
         name=record.name,
         metrics={} if winner is None else winner.final,

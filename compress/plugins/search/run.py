@@ -58,6 +58,7 @@ class SearchRun:
 
     def __post_init__(self) -> None:
         context = JobContext(self.folder, self.artifacts, BarsOnly(self.progress))
+        # Check everything before the first file is written.
         self.prepared = PreparedSearch(self.document, self.folder, self.artifacts, context)
         self.space, self.goal = self.prepared.space, self.prepared.goal
         self.search, base = self.space.search, self.space.base
@@ -71,6 +72,7 @@ class SearchRun:
         )
         self.final_evaluation = FinalEvaluation(self.space, self.costs, self.engine, self.trials, refit)
         self.latency_estimator = LatencyEstimator(size_estimator)
+        # Connect the precise estimators, which take over once the first trial has produced the baseline.
         self.costs.use_estimators(size_estimator, self.latency_estimator)
         self.entries: list[LedgerEntry] = []
         self._running_trials: dict[int, RunningTrial] = {}
@@ -119,6 +121,7 @@ class SearchRun:
         try:
             self._search(ledger, entries)
             self.progress.note(f"{len(self.entries)} trials: {self.engine.end_reason}")
+            # The test rows are read here for the first time.
             final = self.final_evaluation.run(self.progress.note, self._announce, self.search.seconds - self.spent)
         except (KeyboardInterrupt, StorageError) as error:
             self.watcher.stop()
@@ -144,6 +147,7 @@ class SearchRun:
             total = sum(entry.outcome.seconds for entry in earlier_entries)
             self._earlier_seconds = earlier_entries[-1].elapsed or total
         self._start_time, self._is_over = time.perf_counter(), False
+        # Workers may start on baselines of the final evaluation unless that would disturb timings.
         if not self.goal.needs_timing:
             self.trials.workers.prefetch(self.final_evaluation.prefetch_jobs())
         is_share_noted = False
@@ -198,6 +202,7 @@ class SearchRun:
             first: Number of the first one.
             outcomes: Outcomes by position in the round.
         """
+        # Some trials of the round may have arrived already.
         pending = range(len(self.entries) - first, len(planned_trials))
         max_trials = self.search.trials
         if self._is_over or (max_trials is not None and len(self.entries) + len(pending) >= max_trials):
@@ -243,6 +248,7 @@ class SearchRun:
             outcome=outcome,
             elapsed=self.spent,
         )
+        # Write the ledger before any decision depends on the outcome, so that a killed search resumes exactly here.
         ledger.append(entry)
         self.engine.record(planned, outcome)
         self.entries.append(entry)

@@ -40,6 +40,7 @@ def create_folder(space: SearchSpace, engine: Engine, artifacts: Path, started: 
     with storage_errors(artifacts):
         folder = create_run_folder(artifacts / "searches" / space.base.name, started)
         write_atomically(folder / RECIPE, dump_recipe(with_absolute_paths(space.base, space.folder)))
+    # The header comes before the link, so that `latest` always leads to a valid ledger.
     Ledger(folder).create(_header(space, engine))
     update_latest_link(folder)
     return folder
@@ -111,6 +112,7 @@ def best_recipe_yaml(space: SearchSpace, engine: Engine, point: Point, refit: bo
     text = dump_recipe(recipe, defaults=False)
     reasons = {parameter.name: explain_choice(space, engine, parameter, point) for parameter in space.parameters}
     lines = text.splitlines()
+    # Explain each choice at the field itself. Stages that are left out have no field, so they are named at the top.
     for parameter in space.parameters:
         if not parameter.is_optional_stage:
             _comment(lines, recipe, space, parameter, reasons[parameter.name], point)

@@ -76,6 +76,7 @@ class GraphStructure:
     def has(self, outline: ModelOutline) -> bool:
         """Return whether a model belongs to the family."""
         try:
+            # Compute the weight shapes at the model's widths and compare them with its own.
             shapes = {
                 name: tuple(
                     self.rules[name, axis].at(outline.widths) if (name, axis) in self.rules else size
@@ -165,9 +166,11 @@ class ShapeInference:
         if key not in self._sketches:
             if not stages:
                 model = self._baseline()
+                # On the meta device a model has shapes and no weights.
                 model.module.to("meta")
                 self._sketches[key] = model
             else:
+                # Recipes share prefixes of stages, so each prefix is inferred once.
                 previous = self.infer_model(stages[:-1])
                 inferred = inferred_output(stages[-1], _copied(previous), self.context)
                 if inferred is None:
@@ -217,6 +220,7 @@ class ShapeInference:
 
             folder = self._traced(torch_stages, graph_stages, changed)
             graph = onnx.load(find_graph(folder))
+            # Only shapes matter, so the cache stores no weights.
             truncate_weights(graph)
             (content / _GRAPH).write_bytes(graph.SerializeToString())
             shutil.copyfile(folder / _OUTLINE, content / _OUTLINE)
@@ -250,6 +254,7 @@ class ShapeInference:
             self._traces.remove(key)
             self._traces.append(key)
             return folder
+        # Trace the stages one after another, each from the stored output of the previous one.
         *earlier_stages, last = graph_stages
         model: TorchModel | OnnxModel
         if earlier_stages:
@@ -264,6 +269,7 @@ class ShapeInference:
                 model = inferred_output(stage, model, self.context)
             model = copy_with_other_widths(model, changed) if changed else model
             outline = json.dumps({"widths": model_widths(model.module), "shapes": _shapes(model)})
+        # Calibration on a few rows gives the same graph in less time.
         tables = {name: table.slice(0, _FEW_ROWS) for name, table in self.context.data.tables.items()}
         small_context = replace(self.context, data=replace(self.context.data, tables=tables), notes=[], tables=[])
         output = inferred_output(last, model, small_context)
@@ -273,6 +279,7 @@ class ShapeInference:
         output.save(folder)
         (folder / _OUTLINE).write_text(outline)
         self._traces.append(key)
+        # Drop the least recently used traces, whose weights take disk space.
         for old in self._traces[:-_MOST_TRACES]:
             shutil.rmtree(self._scratch / old)
         del self._traces[:-_MOST_TRACES]

@@ -126,6 +126,7 @@ class SizeEstimator:
         if point not in self._keys:
             from compress.models.prune_dry_run import TOKENS
 
+            # The size of the vocabulary changes the embedding table only, and reading a row of it takes the same time.
             widths = {name: width for name, width in traced[0].widths.items() if name != TOKENS}
             graph_stages = stages_key(self._divided(point)[1])
             key_parts = [traced[0].kind, graph_stages, sorted(traced[0].shapes), widths, self._length(point)]
@@ -208,6 +209,7 @@ class SizeEstimator:
         is_traced = any(
             traced_stages == stages and self._has(traced, outline) for traced_stages, traced in self._traced
         )
+        # Embedding options change one part of the graph. Add the difference that they make in another traced model.
         if stages_key(usual) != stages and not is_traced:
             base = self._structure_of(outline, torch_stages, usual)
             pair = None if base is None else self._pair(stages, stages_key(usual), base)
@@ -229,6 +231,7 @@ class SizeEstimator:
 
     def _structure_of(self, outline: ModelOutline, torch_stages: Stages, graph_stages: Stages) -> GraphStructure | None:
         """Return the structure that a model belongs to, traced now if it is the first."""
+        # Only models of one kind, with the same graph stages and number of weights, can share a structure.
         key = json.dumps([outline.kind, stages_key(graph_stages), len(outline.shapes)])
         structures = self._structures.setdefault(key, [])
         for structure in structures:
@@ -250,6 +253,7 @@ class SizeEstimator:
         except expected_failures() as error:
             self.unavailable_reason, traced = first_line(error), None
         self._spent += perf_counter() - start_time
+        # The time for tracing is used up: allow no further structures.
         if self._spent > _SHARE * self.space.search.seconds:
             self.max_structures = 1 + sum(map(len, self._structures.values()))
         structures.append(traced)
@@ -275,6 +279,7 @@ class SizeEstimator:
         if not graph_stages:
             profile, kind = target_profile(recipe), FORMATS["onnx"].written_by
             assert kind is not None, "ONNX is written by a stage"
+            # A recipe without an export is exported for its target at the end.
             graph_stages = (STAGES[kind].model_validate({"kind": kind, **profile.options}),)
         torch_stages = (
             stage.with_default_training() if isinstance(stage, Trains) else stage for stage in resolved[:count]

@@ -57,6 +57,7 @@ class SearchParameter:
 
     def ranks(self) -> tuple[float, ...]:
         """Return the rank of each value between 0 and 1: numbers by size, lists by length, others by position."""
+        # Lists such as the kept layers are ordered by their length.
         sizes = [len(value) if isinstance(value, list | tuple) else value for value in self.values]
         ordered = all(isinstance(size, int | float) and not isinstance(size, bool) for size in sizes)
         keys = sizes if ordered else list(range(len(sizes)))
@@ -181,6 +182,7 @@ class SearchSpace:
 
     @cached_property
     def _listed(self) -> list[Point] | None:
+        # Do not enumerate a product that is likely to be too large even without equivalent points.
         if self._product > 10 * MAX_ENUMERATED:
             return None
         every = itertools.product(*(range(len(parameter.values)) for parameter in self.parameters))
@@ -280,6 +282,7 @@ class SearchSpace:
         document = deepcopy(self.document)
         block = document.values.get("search") if isinstance(document.values, dict) else None
         select = block.get("select") if isinstance(block, dict) else None
+        # Without an explicit split, the selection rows are held out of the training rows.
         if isinstance(block, dict) and "hold_out" not in (document.values.get("data") or {}):
             selection = {
                 "rows": Search.model_fields["select"].default.rows,
@@ -348,12 +351,14 @@ class SearchSpace:
         index = int(tokens[1])
         self._require_after_baseline(index, "search.choices", name)
         recipe_value = get_value(self._plain[index], field_path(name, self.base.stages[index].kind))
+        # The recipe's own value comes first, so that the point of zeros is the recipe as it stands.
         allowed, reason = [recipe_value], ""
         for value in values:
             plain = to_jsonable_python(value)
             if plain in allowed:
                 continue
             try:
+                # Validate each value alone. Combinations are checked when a search proposes them.
                 self._recipe([f"{name}={json.dumps(plain)}"], [])
             except RecipeError as error:
                 reason = self.rejected[f"{name}={value_text(plain)}"] = first_line(error)

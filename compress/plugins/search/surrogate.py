@@ -46,6 +46,7 @@ class _Process:
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Return means [m] and standard deviations [m]."""
         cross = self._cross(features)
+        # The kernel of a point with itself: 1 for the squared-exponential part, plus the linear part.
         prior_variance = 1.0 + self.linear * (1 + ((features * self.scales) ** 2).sum(axis=1))
         explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
         return self._mean(cross), self.scale * np.sqrt(np.maximum(prior_variance - explained, 1e-9))
@@ -58,6 +59,7 @@ class _Process:
         return mean
 
     def leave_one_out_errors(self) -> Floats:
+        # The errors follow from the inverse kernel without fitting again (equation 5.12).
         inverse = cho_solve((self.factor, True), np.eye(len(self.weights)))
         errors: Floats = self.scale * self.weights / np.diag(inverse)
         return errors
@@ -102,12 +104,14 @@ class Surrogate:
         for part in _LESSER if mask.any() else (1.0,):
             scales = np.where(mask, part, 1.0)
             scaled, doubt = features * scales, 0.0 if part == 1.0 else _DOUBT
+            # Fit one process for each combination of hyperparameters.
             for length, linear in product(_LENGTHS, _LINEAR):
                 kernel = _kernel(scaled, scaled, length, linear)
                 # Fit by Cholesky factorization (Rasmussen and Williams 2006, algorithm 2.1).
                 factor = cholesky(kernel + np.diag(noise + _JITTER), lower=True)
                 weights = cho_solve((factor, True), targets)
                 likelihood = -0.5 * float(targets @ weights) - float(np.log(np.diag(factor)).sum())
+                # Undo the scaling of the targets, so that likelihoods of different scales can be compared.
                 likelihood -= len(values) * math.log(scale) + doubt
                 processes.append(_Process(scaled, scales, centre, scale, length, linear, factor, weights, likelihood))
         likelihoods = np.array([process.likelihood for process in processes])
@@ -195,6 +199,7 @@ def analyze_importance(
         return ParameterImportance(None, "nothing to say: all recipes that were trained in full have the same value")
     ranks = [np.array(parameter.ranks()) for parameter in parameters]
     coordinates = np.stack([ranks[column][[point[column] for point in points]] for column in varied], axis=1)
+    # The measurements have nearly no noise. A small deviation keeps the fit stable.
     surrogate = Surrogate.fit(coordinates, values, np.full(len(values), 1e-3 * float(values.std())))
     errors = surrogate.leave_one_out_errors()
     predicted_share = 1 - float((errors**2).sum() / ((values - values.mean()) ** 2).sum())
@@ -210,12 +215,14 @@ def analyze_importance(
     total_variance = float(means.var())
     shares: list[float | None] = [None] * len(parameters)
     for position, column in enumerate(varied):
+        # A sampled grid does not contain every value equally often.
         counts = np.bincount(grid[:, position])
         marginal_means = np.bincount(grid[:, position], weights=means)[counts > 0] / counts[counts > 0]
         weights = counts[counts > 0] / len(grid)
         shares[column] = (
             float((weights * (marginal_means - means.mean()) ** 2).sum()) / total_variance if total_variance else 0.0
         )
+    # Main effects sum to 1 without interactions.
     interaction = max(1 - sum(share for share in shares if share is not None), 0.0)
     return ParameterImportance(
         tuple(shares),

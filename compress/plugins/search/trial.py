@@ -50,6 +50,7 @@ class EvaluateModels:
     def __call__(self, runner: StageRunner) -> tuple[str, list[Measurement]]:
         """Return the digest of the final model, and the measurements of both models."""
         session = _session_of(runner, self.split, (BASELINE, FINAL))
+        # Latency is measured separately, since not every trial needs it.
         rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *measure_divergence(session)]
         return session.digests[FINAL], rows
 
@@ -159,6 +160,7 @@ class TrialRunner:
     def _outcome(self, result: JobResult) -> TrialOutcome:
         if result.error is not None:
             return TrialOutcome(error=first_line(result.error), seconds=result.seconds)
+        # The digest identifies equal models of different recipes.
         model, rows = result.evaluation
         stages = tuple(
             StageCost(label=record.name, key=record.key, seconds=record.seconds, cached=record.cached)

@@ -59,6 +59,7 @@ def find_past_trials(space: SearchSpace, goal: Goal, artifacts: Path, recipes: P
     trials: list[PastTrial] = []
     ledgers = [path for path in artifacts.glob(f"searches/*/*/{LEDGER_FILE}") if not path.parent.is_symlink()]
     searches = 0
+    # Folder names begin with the time, so the newest search comes first.
     for path in sorted(ledgers, key=lambda path: (path.parent.name, str(path)), reverse=True):
         ledger_trials = _of_ledger(path, space, goal)[: _TRIALS - len(trials)]
         searches += bool(ledger_trials)
@@ -79,6 +80,7 @@ def _of_ledger(path: Path, space: SearchSpace, goal: Goal) -> list[PastTrial]:
         return []
     trials = []
     for entry in entries:
+        # Index 0 is the recipe as it stood. Only the other choices change its stages.
         pairs = zip(header.knobs, entry.point, strict=True)
         chosen = {name: values[index] for (name, values), index in pairs if index}
         point = _point(space, _changed(header.recipe.get("stages", []), chosen))
@@ -135,6 +137,7 @@ def _point(space: SearchSpace, stages: Sequence[StageFields]) -> Point | None:
     for parameter in space.parameters:
         kinds = [stage.kind for stage in space.base.stages]
         kind = kinds[parameter.stage_index]
+        # The n-th stage of a kind corresponds to the n-th stage of that kind in the other recipe.
         earlier = kinds[: parameter.stage_index].count(kind)
         counterpart = stages_by_kind.get(kind, [])[earlier : earlier + 1]
         if parameter.is_optional_stage:
@@ -152,6 +155,7 @@ def _nearest(parameter: SearchParameter, value: object) -> int | None:
     plain = to_jsonable_python(value)
     if plain in parameter.values:
         return parameter.values.index(plain)
+    # Values without an order have a counterpart only if they are equal.
     size, sizes = _size(plain), [_size(item) for item in parameter.values]
     if size is None or None in sizes:
         return None
@@ -216,6 +220,7 @@ def fit_with_prior(
         The process of the remainder, and the share of the prior.
     """
     best: tuple[float, Surrogate, float] | None = None
+    # A larger share of the prior gets a bonus, which the likelihood of contradicting values outweighs.
     for share in (0.0,) if prior is None else _SHARES:
         expected = 0.0 if prior is None or not share else share * prior.mean(features)
         surrogate = Surrogate.fit(features, values - expected, deviations, DISCREPANCY, lesser)

@@ -148,7 +148,7 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
     costs.update(space.origin, 1.0, TrialOutcome(stages=watched.stages, final={SIZE: float(first or 0)}))
     for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
         assert few.size_bytes(point) is not None
-    assert few.size_bytes((1, 1, 1)) is None and "more structures than are traced" in few.unavailable_reason
+    assert few.size_bytes((1, 1, 1)) is None and "beyond the traced structures" in few.unavailable_reason
     weights, whole = few.weight_counts((1, 1, 1)), few.weight_counts((0, 0, 0))
     assert weights is not None and whole is not None and weights.layers == 1 and whole.layers == 2
     assert costs.predict((1, 1, 1), SIZE) == pytest.approx(all_.size_bytes((1, 1, 1)), rel=0.1)

@@ -242,7 +242,7 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
         (["--model", "model", "--data", "none.csv", "--task", "text-classification"], "does not exist"),
         (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--max-size", "5"], "5MB"),
         (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--budget", "soon"], "90s"),
-        (["tiny.yaml", "--model", "model"], "Both a recipe and a model"),
+        (["tiny.yaml", "--model", "model"], "both a recipe and a model"),
         (["tiny.yaml", "--set", "search.select.rows=70", "--set", "limits.0.at_least=0.999"], "about 270,555"),
         (["tiny.yaml", "--resume", "--artifacts", "none"], "no search to resume"),
         (["tiny.yaml", "--set", "search.minimize=accuracy"], "cannot be minimized"),
@@ -275,7 +275,7 @@ def test_a_resumed_search_must_be_the_same(searched: Path) -> None:
     options = ("--artifacts", searched / "artifacts", "--resume", "--set", "search.confidence=0.9")
     done = tiny_run.compress("search", searched / "tiny.yaml", *options)
     assert done.returncode == 2
-    assert "its recipe (search) is another now" in done.stderr
+    assert "its recipe (search) has changed" in done.stderr
 
 
 def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:

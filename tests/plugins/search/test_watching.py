@@ -321,8 +321,8 @@ def test_what_choices_do_together_is_no_one_s_alone() -> None:
     ("points", "values", "says"),
     [
         (EVERY[:4], [1.0, 2.0, 3.0, 4.0], "too few to say: 4 recipes were trained in full, 6 are needed"),
-        (EVERY[:8], [1.0] * 8, "came to the same"),
-        (EVERY, list(np.random.default_rng(0).normal(size=16)), "too few to say: of 16 recipes, each foretold"),
+        (EVERY[:8], [1.0] * 8, "have the same value"),
+        (EVERY, list(np.random.default_rng(0).normal(size=16)), "too few to say: of 16 recipes, each predicted"),
     ],
 )
 def test_nothing_is_said_by_too_little(points: list[tuple[int, ...]], values: list[float], says: str) -> None:

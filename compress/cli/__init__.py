@@ -70,6 +70,7 @@ class CommandGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import and return the command that ``args`` calls."""
+        # A command of a plug-in that is not installed gets an explanation.
         if args[0] not in self.commands and (explanation := explain_missing("commands", args[0])):
             ctx.fail(f"No such command {args[0]!r}. It needs {explanation}.")
         name, _, remaining = super().resolve_command(ctx, args)
@@ -81,6 +82,7 @@ class CommandGroup(TyperGroup):
         try:
             function = Extension("commands", name, "compress", reference).load()
         except Exception as error:
+            # An error in the core is a bug, whose traceback helps.
             if name in CORE_COMMANDS:
                 raise
             from compress.utils.errors import InputError
@@ -93,6 +95,7 @@ class CommandGroup(TyperGroup):
             group = typer.main.get_group(function)
             group.name, group.help = name, group.help or self.references[name].help
             return group
+        # A plain function becomes a command of its own application.
         single = typer.Typer(add_completion=False)
         single.command(name)(function)
         return typer.main.get_command(single)

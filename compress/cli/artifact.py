@@ -75,6 +75,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     there is no model that a runtime opens, or no recipe for it.
     """
     folder = _model_folder(path)
+    # A graph without a folder of its own is converted into one.
     graph = onnx_file(path) if folder is None and recipe is None else None
     if graph is not None:
         task = get_task(tasks_with(frozenset({TAKES_ARRAYS}))[0])
@@ -104,6 +105,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
 
 def check_opens(folder: Path, target: Target) -> None:
     """Raise `InputError` if ``folder`` contains no file that the runtime of ``target`` opens."""
+    # A runtime may open more formats than the one that the target stands for.
     readable = {
         form: spec for form, spec in FORMATS.items() if form == target.format or target.runtime in spec.runtimes
     }
@@ -151,6 +153,7 @@ def run_of(model: Path) -> Path | None:
 def outputs_of(run: Path) -> dict[str, Path]:
     """Return the folder of each stage's output that is still in the cache, by label."""
     stages = json.loads((run / REPORT).read_text(encoding="utf-8")).get("stages", [])
+    # A run's folder is ARTIFACTS/runs/NAME/TIME.
     cache_folder = run.parents[2] / "cache"
     if not cache_folder.is_dir():
         return {}
@@ -173,6 +176,7 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
     """
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
     runner = StageRunner(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
+    # Ask before any stage output is loaded.
     reason = unsupported_reason(recipe, runner.inputs.start, target, runner.inputs.from_graph)
     if reason is not None:
         raise InputError(f"The run's model is not available for {target.name}: {reason}", where=str(run))

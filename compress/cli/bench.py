@@ -117,6 +117,7 @@ def _bench_on_data(
     from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 
+    # Libraries print messages when they are imported, so silence them first.
     quiet_libraries()
     progress = ConsoleProgress()
     settings = subject.recipe.benchmark.model_copy(update=changed)
@@ -171,6 +172,7 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
     from compress.cli.output import render_generation, render_rows
     from compress.results.metrics import context_of
 
+    # Measurements of text generation have a table of their own, with a line for each context.
     rows = [row for row in result.measurements if context_of(row.metric) is None]
     if len(rows) < len(result.measurements):
         Console().print(render_generation(result.measurements))

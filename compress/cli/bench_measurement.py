@@ -52,6 +52,7 @@ def choose_hosts(names: Sequence[str], inventory: Path | None, recipe: Path | No
 def bench_on_hosts(hosts: Mapping[str, BenchmarkHost], measure: Measure) -> HostResults:
     """Measure on all machines at once; a machine that fails does not affect the results of the others."""
     console, stopped, outcome = ConsoleProgress(), threading.Event(), HostResults()
+    # One host may use the progress bars.
     if len(hosts) == 1:
         ((name, host),) = hosts.items()
         outcome.results[name] = measure(host, console)
@@ -61,6 +62,7 @@ def bench_on_hosts(hosts: Mapping[str, BenchmarkHost], measure: Measure) -> Host
         return measure(hosts[name], _HostProgress(console, name, stopped))
 
     with ThreadPoolExecutor(len(hosts)) as pool:
+        # Measure on all hosts at the same time, each in a thread that mostly waits.
         running: dict[str, Future[BenchmarkResult]] = {name: pool.submit(measure_on, name) for name in hosts}
         try:
             for name, future in running.items():
@@ -91,6 +93,7 @@ class _HostProgress:
             if self._stopped.is_set():
                 raise _StoppedError(self._name)
             steps = expected_steps(total)
+            # Two lines for each bar keep the output of several hosts readable.
             if done in (steps // 2, steps):
                 self._console.note(f"{self._name}: {description}: {done} of {steps}")
 
@@ -131,6 +134,7 @@ def generation_bench(
     quiet_libraries()
     artifacts = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
     folders = {label: generating_artifact(path) for label, path in artifacts.items()}
+    # A file in another format runs on the first target that opens it.
     other_targets = targets_of_other_formats(folders, runtime_target)
     longest = max(settings.contexts)
     texts = {} if text is None else {label: encode_text(folder, text, longest) for label, folder in folders.items()}

@@ -55,6 +55,7 @@ def prune(
         size = cache.remove(entry.key)
         freed += size or 0
         (busy if size is None else removed).append(entry.key)
+    # Killed runs leave partial entries without a record.
     freed += cache.remove_partial()
     if json_:
         typer.echo(json.dumps({"removed": removed, "in_use": busy, "freed_bytes": freed}))

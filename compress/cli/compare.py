@@ -70,6 +70,7 @@ def compare(
 
     rules = (read_policy(policy) if policy else comparison_policy()).model_copy(update={"model": model})
     view = "json" if json_ else format
+    # Measuring both models now cancels differences between the sessions.
     if now:
         from compress.cli.side_by_side import compare_now
 
@@ -121,6 +122,7 @@ def gate(
     run_file = _find_side(run)
     rules, source = find_policy(policy, run_file.folder)
     rules = rules if model is None else rules.model_copy(update={"model": model})
+    # An update needs no verdict, only the metrics that would get a lower bar.
     if update:
         _update(run_file, baseline, rules, why, json_)
         return
@@ -172,6 +174,7 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
             expected="a file such as baselines/my-recipe.json; a run's own report is never changed",
         )
     previous = _find_side(path) if path.exists() else None
+    # The machines may differ: a new baseline is written on the machine that judges from now on.
     lowered = lowered_metrics(_judged(run, previous, rules, across_hosts=True).comparison, rules) if previous else ()
     if lowered and not (why or "").strip():
         lines = "\n".join(f"  {change_sentence(change)}" for change in lowered)

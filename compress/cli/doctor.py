@@ -61,6 +61,7 @@ def doctor(
 
     machine = environment()
     if model is None:
+        # These options refer to a model.
         for name, value in (("--target", target), ("--recipe", recipe), ("--against", against)):
             if value is not None:
                 raise InputError(f"{name} has no effect without a model.", expected=f"compress doctor MODEL {name} ...")
@@ -132,6 +133,7 @@ def _of_model(
 
     progress = ConsoleProgress()
     is_local = target in (None, "cpu")
+    # Files for other formats are compared by value. Processors are checked by the instructions that they have.
     if target is not None and not is_local and target in TARGETS and target not in PROCESSORS:
         from compress.cli.doctor_answers import answer_findings
 

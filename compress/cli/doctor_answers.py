@@ -91,9 +91,11 @@ def answer_findings(
     file = _file_for(model, artifact, target, progress)
     examples = artifact.examples(progress, file)
     reference = _reference(model, artifact, target, against, examples, progress)
+    # A few examples of different lengths and classes are enough to locate a wrong layer.
     sample = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, artifact.recipe.seed)
     batches: list[Values] = [examples.batch([int(index)]) for index in sample]
     parts = open_value_graph(file, target, longest_length(batches))
+    # Some formats fix the shape of inputs or change the layout of values.
     if parts.shaped is not None:
         progress.note("matching the values of the file with those of the reference")
         batches = parts.shaped(batches)
@@ -149,6 +151,7 @@ def _reference(
     path = against
     if path is None and run is not None:
         exported = outputs_of(run).get(float_label(artifact.recipe) or "")
+        # Formats with their own quantization are written from the weights, and others from the exported graph.
         from_weights = FORMATS[target.format].own_bits
         path = weights_of_run(run) if from_weights or exported is None else exported
     if path is None:

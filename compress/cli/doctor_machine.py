@@ -60,6 +60,7 @@ def _installation() -> Iterator[Finding]:
 
 def _plugins() -> Iterator[Finding]:
     """List the plug-ins, everything of them that cannot be used, and the findings of their own checks."""
+    # Import everything, so that each object that cannot be used is recorded as a problem.
     plugins.load_all()
     for spec in plugins.installed_plugins().values():
         yield Finding("ok", f"plug-in {spec.name}: {spec.summary}")
@@ -85,6 +86,7 @@ def _targets() -> Iterator[Finding]:
             yield Finding("problem", f"target cpu: {reason}", "pip install --force-reinstall onnxruntime")
         else:
             yield Finding("ok", f"target {target.name}: not here, {reason}; recipes skip it")
+    # Both packages install the same module, and the later one wins.
     versions = {package.name: package.installed for package in environment.packages()}
     if versions.get("onnxruntime-gpu") and runtime.why_unavailable(TARGETS["gpu"]):
         yield Finding(
@@ -129,6 +131,7 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
             f"the frequency governor is {machine['governor']!r}: timings will vary",
             "cpupower frequency-set -g performance",
         )
+    # Other work makes timings longer.
     load = os.getloadavg()[0]
     if load > granted:
         yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing")

@@ -11,7 +11,7 @@ from compress.benchmark.profile import OperatorDifference
 from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls, batch_calls
 from compress.cli.artifact import Artifact, find_artifact, has_recipe, outputs_of, run_of
 from compress.cli.output import Finding
-from compress.formats.onnx.int8.observers import Feed
+from compress.formats.onnx.int8.static import Feed
 from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
@@ -52,6 +52,7 @@ def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor) -
     import onnx
 
     yield from _kernels(read_kernels(graph))
+    # Without VNNI, pairs of 8-bit products are summed in 16 bits, which may saturate.
     if processor.sums_in_32_bits:
         yield Finding("ok", f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates")
         return
@@ -67,6 +68,7 @@ def real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[P
     artifact = find_artifact(model, recipe)
     examples = artifact.examples(progress)
     has_two_graphs = len(find_graphs(artifact.folder)) > 1
+    # Recordings are long, so few of them are enough.
     sample = spread_sample(
         examples.lengths(), examples.classes, _RECORDINGS if has_two_graphs else _EXAMPLES, artifact.recipe.seed
     )
@@ -82,6 +84,7 @@ def _kernels(kernels: Sequence[WeightedKernel]) -> Iterator[Finding]:
         return
     yield Finding("ok", f"{integers} of {len(kernels)} operators with weights run as 8-bit integer kernels")
     in_float = [kernel for kernel in kernels if not kernel.integer]
+    # One finding per operator and reason.
     for operator, reason, helps in dict.fromkeys((kernel.operator, kernel.why, kernel.help) for kernel in in_float):
         names = [kernel.name for kernel in in_float if (kernel.operator, kernel.why) == (operator, reason)]
         yield Finding("warning", f"{len(names)} {operator} in float ({_some(names)}): {reason}", helps)
@@ -139,6 +142,7 @@ def speed_findings(
     Raises:
         InputError: If a named float file cannot be compared.
     """
+    # A model file without a recipe has no real inputs, so nothing is timed.
     if against is None and recipe is None and not has_recipe(model):
         return [], []
     artifact = find_artifact(model, recipe)

@@ -36,6 +36,7 @@ def evaluate(
 
     quiet_libraries()
     progress, name = ConsoleProgress(), loaded.folder.name
+    # The session caches predictions, which nothing else needs.
     with tempfile.TemporaryDirectory(prefix="compress-evaluate-") as scratch:
         runner = loaded.runner(Path(scratch), progress, threads=threads)
         session = TargetSession(runner, profile, {name: loaded.folder}, split)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def show(view: RenderableType) -> None:
     """Print a view: text as UTF-8, which HTML and Markdown views declare, and anything else for the terminal."""
     if isinstance(view, str):
+        # Bytes bypass the terminal's encoding.
         typer.echo(view.removesuffix("\n").encode("utf-8"))
         return
     from rich.console import Console
@@ -127,6 +128,7 @@ class ConsoleProgress:
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""
+        # Bars redraw their line, which would fill a file with copies.
         if not self._console.is_terminal:
             yield from self._with_lines(items, description, total)
             return

@@ -134,6 +134,7 @@ def _part_calls(
         raise InputError(f"The model has no part {chosen!r}.", where="--part", expected=", ".join(session.parts))
     examples = artifact.examples(progress)
     component_inputs = image_generation_hook("component_inputs")
+    # Generate one image and record the inputs of the component.
     feeds = component_inputs(session, chosen, examples.batch([0]), MAX_CALLS)
     return artifact.folder / chosen, ProfiledCalls(tuple(feeds))
 
@@ -172,5 +173,6 @@ def _calls(
     examples = artifact.examples(progress)
     if not generates:
         return batch_calls(examples, batch_size or 1, recipe.seed)
+    # The prompt is the beginning of real rows, joined until it is long enough.
     length = context or min(recipe.benchmark.contexts)
     return text_calls(beginning(examples, MAX_CALLS * (length + 1)), phase or "token", length)

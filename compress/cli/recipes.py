@@ -90,6 +90,7 @@ def _described(folder: Path | None) -> list[dict[str, Any]]:
         try:
             recipe = read_recipe(path)
         except RecipeError as error:
+            # A recipe with mistakes is listed with the number of its problems.
             described.append({**row, "stages": [], "problems": [str(problem) for problem in error.problems]})
             continue
         row |= {"name": recipe.name, "description": recipe.description, "task": recipe.task}

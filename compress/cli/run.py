@@ -33,6 +33,7 @@ def run(
     from compress.pipeline.run import take_part
     from compress.stages.training.processes import is_first
 
+    # Further training processes only take part in stages that train together.
     if not is_first():
         take_part(loaded, recipe.parent, artifacts)
         return
@@ -109,6 +110,7 @@ def report(
     path = find_report(run)
     text = read_text(path)
     parsed = parse_report(text, str(path))
+    # The file itself is the JSON view, so that no field is lost.
     if json_ or format == "json":
         show(text)
         return

@@ -63,6 +63,7 @@ def compare_now(
         folder = Path(scratch)
         runner = candidate_artifact.runner(folder, progress, threads=threads, budget_seconds=budget_seconds)
         rule = policy.rule(metric)
+        # Timing ends as soon as the ratio is known precisely enough for the policy.
         margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
         # Half of the smallest change that matters is precise enough.
         precision, confidence = (margin or 0.0) / 2, policy.time_confidence
@@ -72,6 +73,7 @@ def compare_now(
         report = _measure(session, folder)
         resolved_recipe = with_absolute_paths(candidate_artifact.recipe, candidate_artifact.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(resolved_recipe), encoding="utf-8")
+        # One report holds both models: the baseline and the candidate of one session.
         comparison = compare_reports(
             report,
             report,

@@ -128,9 +128,11 @@ def compare_in_use(
     sides = dict(zip((A, B), models, strict=True))
     examples = {name: _encode_requests(model, traffic) for name, model in sides.items()}
     notes, judged, agreement = list[str](), list[JudgedQuantity](), None
+    # Answers can only be compared where each request has one class.
     if gives_classes(models[0].task):
         answers = {name: _answers(model, examples[name], progress, name) for name, model in sides.items()}
         agreement = float(np.mean(np.array(answers[A]) == np.array(answers[B])))
+        # Without labels, only the agreement of both models is known.
         if traffic.labels:
             judged.append(judge_answers(answers[A], answers[B], traffic.labels, options.level, options.margin))
         else:
@@ -192,6 +194,7 @@ def judge_times(served: Sequence[Mapping[str, ServedRequests]], level: float, ma
         ratios = np.log([max(value(stretch[B]), 1e-6) / max(value(stretch[A]), 1e-6) for stretch in served])
 
         def estimate(seen: int, ratios: np.ndarray = ratios) -> Estimate:
+            # The interval is that of the median logarithm, for which "twice as fast" and "half as fast" are symmetric.
             return Estimate(*np.expm1(median_sequence(ratios[:seen].tolist(), 1 - level)).tolist())
 
         values = _total(served, A, share), _total(served, B, share)
@@ -202,6 +205,7 @@ def judge_times(served: Sequence[Mapping[str, ServedRequests]], level: float, ma
 def _total(served: Sequence[Mapping[str, ServedRequests]], side: str, share: float) -> float:
     """Return a quantile of all latencies, or the mean processor time for a share of 0."""
     latencies = [value for stretch in served for value in stretch[side].latencies_ms]
+    # The reported values are those of all requests. Only the verdict uses stretches.
     return _quantile(latencies, share) if share else sum(stretch[side].cpu_ms for stretch in served) / len(latencies)
 
 
@@ -238,6 +242,7 @@ def _judge(
     for seen in range(1, observations + 1):
         change = estimate(seen)
         loss = Estimate(-change.value, -change.high, -change.low) if higher_is_better else change
+        # `decide` expects a loss: positive values are for the worse.
         verdict = decide(loss, margin)
         if verdict != "can't tell":
             break
@@ -263,6 +268,7 @@ def _sizes(models: tuple[ServedModel, ServedModel], margin: float) -> JudgedQuan
     a, b = (size_bytes(model.folder) for model in models)
     change = b / a - 1
     values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
+    # A size has no uncertainty, so its interval is a point.
     verdict = decide(Estimate(change, change, change), margin)
     return JudgedQuantity(**values, margin=margin, verdict=verdict, observations=1, decided_after=1)
 
@@ -274,6 +280,7 @@ def _encode_requests(model: ServedModel, traffic: Traffic) -> Examples:
     labels = np.zeros(len(examples), dtype=np.int64) if examples.labels is None else examples.labels
     if len(examples) != len(traffic):
         raise InputError("Requests of this task are not one input a line.", where=traffic.name)
+    # Requests arrive one by one, so no batch may combine them.
     return replace(examples, labels=labels, unbatchable=True)
 
 
@@ -295,6 +302,7 @@ def named_labels(traffic: Traffic, folder: Path) -> Traffic:
     if names is None or not traffic.labels:
         return traffic
     labels = {label for _, label in traffic.labels}
+    # Labels may be the ids of the training data. Answers are names, so translate the ids.
     if are_label_ids(labels, names):
         return replace(traffic, labels=[(number, names[int(label)]) for number, label in traffic.labels])
     for label in sorted(labels - set(names)):
@@ -321,6 +329,7 @@ class ServedRequests(NamedTuple):
 
 def stretches(at: np.ndarray) -> list[range]:
     """Split requests into stretches whose sizes differ by at most one."""
+    # The number of stretches limits the certainty of the median, and each needs enough requests for a quantile.
     count = max(1, min(_STRETCHES, len(at) // _FEWEST))
     edges = np.linspace(0, len(at), count + 1).astype(int)
     return [range(start, stop) for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
@@ -359,6 +368,7 @@ def replay(
         }
         parts = parts or stretches(at)
         for part in progress.track(parts, "Replay", len(parts)):
+            # Reproduce the recorded pauses within the stretch, since waiting changes caches and clock frequencies.
             gaps = np.diff(at[part.start : part.stop], prepend=at[part.start]) * 1000 / speed
             # The first model may always be slower or faster, so a coin decides which is first.
             names = list(children) if chance.random() < 0.5 else list(children)[::-1]
@@ -374,6 +384,7 @@ def _opened(name: str, model: ServedModel, examples: Examples, folder: Path) -> 
     try:
         child.open(model.folder, model.target, model.threads, spread_cores(model.threads), batches, _OPEN_SECONDS)
         child.load(batches, _OPEN_SECONDS)
+        # The first calls include loading and compiling.
         child.round(list(range(min(_WARM_UP, len(examples)))), _OPEN_SECONDS)
     except BaseException:
         child.kill()
@@ -383,6 +394,7 @@ def _opened(name: str, model: ServedModel, examples: Examples, folder: Path) -> 
 
 def _serve(child: WorkerProcess, part: range, gaps_ms: list[float]) -> ServedRequests:
     """Let a process serve a stretch of requests."""
+    # Processor time counts all threads of the process, which latency does not.
     cpu_seconds = float(child.memory()["cpu_seconds"])
     latencies = child.serve_requests(list(part), gaps_ms, _OPEN_SECONDS + sum(gaps_ms) / 1000)
     return ServedRequests(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - cpu_seconds))

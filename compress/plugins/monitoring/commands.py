@@ -48,6 +48,7 @@ def ab(
     first, second = (side.task.name for side in sides)
     if first != second:
         raise InputError(f"A is for {first} and B for {second}.", expected="two models for one task")
+    # Read the traffic before the heavy imports, so that a mistake in it shows at once.
     requests = read_traffic(traffic, input_columns(sides[0].task.columns), labels)
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.monitoring.ab import AbOptions, compare_in_use, named_labels
@@ -108,6 +109,7 @@ def drift(
     quiet_libraries()
     progress, columns = SilentProgress() if json_ else ConsoleProgress(), loaded.task.columns
     arguments = loaded.recipe, columns, loaded.recipe_folder, rows, progress
+    # Read the recent rows first, which are more likely to contain a mistake.
     recent_rows = read_sample(recent, *arguments)
     reference_rows = recorded_sample(*arguments) if reference is None else read_sample(reference, *arguments)
     model = ServedModel(loaded.folder, loaded.recipe, loaded.task, runtime_target, threads)

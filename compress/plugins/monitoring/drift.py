@@ -125,6 +125,7 @@ class DriftTests:
             recent: Numbers of the recent rows.
             **fields: Further fields of `DriftTest`.
         """
+        # The page draws distribution functions from these quantiles, so the report needs no raw values.
         steps = np.linspace(0, 1, _QUANTILES)
         quantiles = tuple(np.quantile(reference, steps).tolist()), tuple(np.quantile(recent, steps).tolist())
         values = {"reference": float(np.mean(reference)), "recent": float(np.mean(recent)), "quantiles": quantiles}
@@ -215,6 +216,7 @@ def run_drift_tests(model: ServedModel, reference: ModelOutputs, recent: ModelOu
     tests = DriftTests(model)
     if reference.text is not None and recent.text is not None:
         _test_text(tests, reference.text, recent.text)
+    # Clipping is a share that only matters if it grows. Other features may change in both directions.
     for name in reference.media:
         if name == "clipped":
             tests.shares(name, reference.media[name], recent.media[name])
@@ -223,6 +225,7 @@ def run_drift_tests(model: ServedModel, reference: ModelOutputs, recent: ModelOu
     if reference.probabilities is not None and recent.probabilities is not None:
         _test_classes(tests, reference.probabilities, recent.probabilities)
     if reference.embeddings is not None and recent.embeddings is not None:
+        # The kernel is computed once for both sides, and permutations only reassign its rows.
         rows = np.concatenate([reference.embeddings, recent.embeddings])
         tests.add("embeddings", MMD, mean_discrepancy(gaussian_kernel(rows), len(reference.embeddings), tests.seed))
     if reference.activations is not None and recent.activations is not None:
@@ -244,6 +247,7 @@ def judged(
         recipe: Recipe of the model, for the advice.
         is_training_data: The reference consists of training rows.
     """
+    # The model knows training rows better than any recent rows, so some tests would always report a drift.
     left_out = {"verdict": "not judged", "why": "the reference is rows of training"}
     tests = [
         test.model_copy(update=left_out) if is_training_data and test.name in _FAMILIAR else test for test in tests
@@ -269,6 +273,7 @@ def _test_text(tests: DriftTests, reference: TextFeatures, recent: TextFeatures)
     if reference.unknown is not None and recent.unknown is not None:
         tests.shares("unknown", reference.unknown, recent.unknown)
     shares = [_word_shares(side) for side in (reference, recent)]
+    # Name the words whose share of rows grew most.
     new = sorted(shares[1], key=lambda word: (shares[0].get(word, 0.0) - shares[1][word], word))[:_MOST_PARTS]
     parts = tuple(ChangedPart(name=word, reference=shares[0].get(word, 0.0), recent=shares[1][word]) for word in new)
     tests.shares("words", reference.broken, recent.broken, parts=parts)
@@ -301,6 +306,7 @@ def _test_tokens(tests: DriftTests, reference: csr_matrix, recent: csr_matrix) -
     rows.data = np.sqrt(rows.data)
     tested = mean_discrepancy((rows @ rows.T).toarray(), reference.shape[0], tests.seed)
     shares = [np.asarray((side > 0).mean(axis=0)).ravel() for side in (reference, recent)]
+    # Name the tokens whose share of rows changed most.
     most = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:_MOST_PARTS]
     words = load_tokenizer(tests.model.folder).convert_ids_to_tokens(most.tolist())
     tests.add("tokens", MMD, tested, parts=_parts(words, most, shares))
@@ -318,12 +324,14 @@ def _test_classes(tests: DriftTests, reference: np.ndarray, recent: np.ndarray) 
     """Test confidence and the shares of predicted classes."""
     tests.numbers("confidence", reference.max(axis=1), recent.max(axis=1), "ratio")
     width = reference.shape[1]
+    # A regression has no classes.
     if width < 2:
         return
     chosen = reference.argmax(axis=1), recent.argmax(axis=1)
     names = artifact_labels(tests.model.folder) or tuple(map(str, range(width)))
     shares = [np.bincount(classes, minlength=width) / len(classes) for classes in chosen]
     order = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:_MOST_PARTS]
+    # Permutations also hold for rare classes, for which the chi-square distribution does not.
     tested = class_shares(*chosen, width, tests.seed)
     tests.add("classes", CHI, tested, parts=_parts([names[index] for index in order], order, shares))
 
@@ -351,6 +359,7 @@ def _test_ranges(tests: DriftTests, reference: RowActivations, recent: RowActiva
         for layer_index in order[:_MOST_PARTS]
     )
     worst = int(order[0])
+    # The layers' p-values are corrected for their number, so the layer with the smallest one stands for all.
     largest = Tested(float(tested.effects[worst]), float(tested.p_values[worst]))
     rows = [activations[:, worst] if stored else np.exp(activations[:, worst]) for activations in values]
     tests.spread("ranges", MOST, largest, rows[0], rows[1], unit="ratio" if stored else "", parts=parts)

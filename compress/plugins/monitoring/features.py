@@ -67,6 +67,7 @@ def text_features(
     from tokenizers import Tokenizer
 
     texts = [" ".join(values) for values in zip(*(table[column.name].to_pylist() for column in columns), strict=True)]
+    # Work on a copy of the tokenizer: truncation and padding are settings of the object.
     reader = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     reader.no_truncation()
     reader.no_padding()
@@ -77,6 +78,7 @@ def text_features(
         ids = np.array(encoded.ids, dtype=np.int64)
         broken, total = _broken_words(text, encoded)
         words.append(frozenset(broken))
+        # A byte-level tokenizer has no unknown token.
         unknown = (ids == tokenizer.unk_token_id).mean() if len(ids) and tokenizer.unk_token_id is not None else 0.0
         shares.append((unknown, sum(broken.values()) / max(1, total), max(0, len(ids) - limit) / max(1, len(ids))))
         lengths.append(len(ids) + special)
@@ -95,6 +97,7 @@ def _broken_words(text: str, encoded: Encoding) -> tuple[Counter[str], int]:
     pieces: dict[int, list[tuple[int, int]]] = {}
     for word, span in zip(encoded.word_ids, encoded.offsets, strict=True):
         if word is not None:
+            # Collect the spans of all tokens of a word.
             pieces.setdefault(word, []).append(span)
     words = Counter(text[spans[0][0] : spans[-1][1]].strip().casefold() for spans in pieces.values() if len(spans) > 1)
     return words, len(pieces)
@@ -107,6 +110,7 @@ def image_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
     """
     rows = []
     for value in table[column.name].to_pylist():
+        # Decode to grey values. Colour is not part of any feature.
         image = decode(value, "L", Counter())
         pixels = np.asarray(image, dtype=np.float32) / 255
         rows.append((float(pixels.mean()), float(pixels.std()), float(max(image.size))))
@@ -120,6 +124,7 @@ def sound_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
     rows = []
     for value in table[column.name].to_pylist():
         samples, rate = soundfile.read(io.BytesIO(content(value)), dtype="float32", always_2d=True)
+        # Mean power over all samples and channels, relative to full scale.
         power = float(np.square(samples, dtype=np.float64).mean()) if samples.size else 0.0
         loudness = max(_QUIET_DB, 10 * np.log10(power)) if power > 0 else _QUIET_DB
         clipped = float((np.abs(samples) >= _FULL_SCALE).mean()) if samples.size else 0.0

@@ -95,6 +95,7 @@ def observe(
             outputs = replace(outputs, text=text_features(sample.table, texts, tokenizer, model.recipe.data.max_length))
     for column in (column for column in columns if column.kind in _MEDIA):
         outputs = replace(outputs, media=_MEDIA[column.kind](sample.table, column))
+    # Generated text and answers without one row each have neither confidence nor activations per row.
     if GENERATES in task.capabilities or READS_ROWS not in task.capabilities:
         lacking |= dict.fromkeys(("confidence", "ranges"), "answers of this task are not one a row")
         return replace(outputs, lacking=lacking)
@@ -135,9 +136,11 @@ def _with_answers(
         lacking["confidence"] = "answers of this task are neither classes nor embeddings, one a row"
         return outputs
     predictions = predict(model.folder, model.task, examples, model.target, model.threads, progress, words).kept
+    # Embeddings are compared by direction, as in a search.
     if EMBEDS in capabilities:
         return replace(outputs, embeddings=normalized(predictions[EMBEDDING].astype(np.float32)))
     probabilities = model.task.probabilities(predictions)
+    # The task may give several answers for a row, or none.
     if probabilities is None or probabilities.ndim != 2 or len(probabilities) != len(examples):
         lacking["confidence"] = "answers of this task are not one a row"
         return outputs
@@ -158,6 +161,7 @@ def _activations(
         lacking: Receives the reason if there are none.
     """
     form, files = format_of(model.folder), model_files(model.folder)
+    # Only ONNX graphs expose their intermediate values.
     if form != "onnx" or len(files) != 1:
         lacking["ranges"] = f"activations are recorded in a model of one ONNX graph; this is {form} in {len(files)}"
         return None

@@ -63,6 +63,7 @@ def read_sample(
     Raises:
         DataError: The rows cannot be read, or there are too few.
     """
+    # A relative path counts from the current folder, and not from that of the recipe.
     path = Path(reference).expanduser()
     resolved = str(path.resolve()) if path.exists() else reference
     return _sample(reference, {"use": resolved}, recipe, columns, folder, most, progress)
@@ -151,6 +152,7 @@ def _mostly_training_rows(
         if split_path is None or not isinstance(split_path, Path):
             return False
         rows = read(split_path, {config.columns.get(name, name) for name in names})
+        # Rows are identified by the contents of the input columns.
         training_keys = set(keys(choose(rows, columns, config.columns), names))
     except CompressError:
         # The training data may be absent where the model is in use. Then the origin of the rows is unknown.

@@ -103,6 +103,7 @@ def _seconds(rows: Rows, line: int) -> float:
     """Return the time of a request in seconds from any moment on. Raises `DataError`."""
     value = rows.columns.get(AT, [None] * _count(rows))[line]
     try:
+        # Numbers are seconds. Anything else must be a date in ISO 8601.
         seconds = float(value)
     except (TypeError, ValueError):
         try:
@@ -132,6 +133,7 @@ def _add_label(labels: dict[int, str], rows: Rows, line: int, numbers: dict[str,
     label, key = (rows.columns.get(name, [None] * _count(rows))[line] for name in (LABEL, ID))
     if label is None or not value_text(label).strip():
         return
+    # A line without inputs refers to its request by the id.
     if number is None:
         if key is None or value_text(key) not in numbers:
             near = nearest_name(value_text(key), list(numbers)) if key is not None else None
@@ -142,5 +144,6 @@ def _add_label(labels: dict[int, str], rows: Rows, line: int, numbers: dict[str,
                 hint=f"did you mean {near!r}?" if near else None,
             )
         number = numbers[value_text(key)]
+    # The same label may arrive twice.
     if labels.setdefault(number, value_text(label).strip()) != value_text(label).strip():
         raise DataError(f"Two labels of one request differ: {labels[number]} and {label}.", where=rows.place(line))

@@ -31,6 +31,7 @@ def console_drift(report: DriftReport) -> RenderableType:
         table.add(SIGNS[test.verdict], test.title, *values, *figures, test.verdict, style=_STYLES[test.verdict])
     sides = f"{report.recent.name} ({report.recent.rows:,} rows) against {report.reference.name}"
     parts: list[RenderableType] = [Text(f"{sides} ({report.reference.rows:,})", style="dim"), table]
+    # Details follow for drifts only.
     parts += [Text(line) for test in report.having("drift") for line in _changed_parts(test)]
     parts += [Text(f"to do ({titles}): {advice}") for titles, advice in report.advice]
     parts += [Text(f"{test.title} not judged: {test.why}", style="dim") for test in report.having("not judged")]
@@ -67,6 +68,7 @@ def curves(test: DriftTest) -> str | None:
         return None
     reference, recent = test.quantiles
     low, high = min(reference[0], recent[0]), max(reference[-1], recent[-1])
+    # Constant values have no distribution to draw.
     if not high > low:
         return None
     scale = 100 if test.unit == "ratio" else 1
@@ -78,6 +80,7 @@ def curves(test: DriftTest) -> str | None:
         # The k-th of n + 1 evenly spaced quantiles is the value below which k / n of the rows lie.
         points = [(value * scale, index / (len(values) - 1)) for index, value in enumerate(values)]
         plot.add(with_tooltip(f"series {css}", name, plot.line(points, "curve")))
+        # Place the two labels at different heights, so that they do not overlap where the curves do.
         labels.append((points[len(points) // 3 if css == "baseline" else 2 * len(points) // 3], name, f"label {css}"))
     plot.labels(labels)
     return plot.svg(f"{test.title}: distribution of the reference and of the recent rows")

@@ -26,6 +26,7 @@ def nightly(
     from compress.cli.output import ConsoleProgress
     from compress.plugins.nightly.suite import read_suite, select_entries
 
+    # Read the suite before the heavy imports, so that a mistake in it shows at once.
     loaded = select_entries(read_suite(suite), only or ())
     from compress.plugins.nightly.run import NightRun
     from compress.plugins.nightly.views import night_json, write_night

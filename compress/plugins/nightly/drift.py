@@ -66,6 +66,7 @@ def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, 
     since = None if accepted is None else datetime.fromisoformat(accepted)
     for line in series:
         rule = policy.rule(line.metric)
+        # Only series that tonight added a point to are judged.
         measured = bool(line.usable) and line.usable[-1].night == night.number
         judged = line.model == policy.model and (not policy.targets or line.target in policy.targets)
         if rule is None or not measured or not judged or line.described.better == "unknown":
@@ -75,6 +76,7 @@ def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, 
         levels = [level for level, end in zip(line.levels, ends, strict=True) if since is None or end >= since]
         if len(levels) < 2:
             continue
+        # Compare with the best accepted level, so that several small steps add up.
         losses = [line.loss(line.effect(levels[0].value, level.value)) for level in levels]
         best, now = levels[losses.index(min(losses))], levels[-1]
         effect = line.effect(best.value, now.value)
@@ -122,6 +124,7 @@ def _machine_change(series: Sequence[Series], line: Series, best: TrendLevel, no
     """Return the largest change of a reference kernel's time, None if the metric does not depend on machine load."""
     if line.described.style not in TIMES:
         return None
+    # Reference kernels are measured with every benchmark and depend on the machine alone.
     kernels = [
         other
         for other in series
@@ -135,6 +138,7 @@ def _change_between_levels(other: Series, line: Series, best: TrendLevel, now: T
     """Return the change of another series between the nights of two levels; None without a night in either."""
     medians = []
     for level in (best, now):
+        # Take the other series' points of the same nights as the level.
         nights = {point.night for point in line.usable[level.first : level.last + 1]}
         values = [point.value for point in other.usable if point.night in nights]
         if not values:
@@ -163,6 +167,7 @@ def changes_on_night(nights: Mapping[int, Night], entry: str, first: int) -> Ite
     ]
     if after is None or not earlier:
         return
+    # Compare with the last earlier night on the same host that ran the entry.
     previous = max(earlier, key=lambda night: night.number)
     if _outcome_digest(previous, entry) != _outcome_digest(after, entry):
         yield "the recipe was changed"

@@ -100,7 +100,9 @@ class EntryRun:
         command = ["run", path, "--json", "--remeasure", "--artifacts", str(self.artifacts), *options]
         with storage_errors(folder):
             folder.mkdir()
+            # A process of its own keeps a crash or a memory leak of one entry away from the others.
             ended = _run_compress(command, output, log, limit)
+        # The digest of the resolved recipe shows later whether a change of level came with a change of the recipe.
         digest = hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:16]
         outcome = self._outcome(digest, ended.exit_code, ended.seconds, log)
         failure = _failure(ended, log, limit, by_budget=entry_limit > left_seconds)
@@ -128,6 +130,7 @@ class EntryRun:
             report = load_report(output)
         except InputError as error:
             return self._failed(outcome, str(error))
+        # SQLite stores no NaN, and one would make every comparison meaningless.
         for row in report.measurements:
             if not all(map(math.isfinite, (row.value, row.low or 0.0, row.high or 0.0))):
                 first = f"{row.metric} of {row.model} is {row.value}"
@@ -225,6 +228,7 @@ def evaluate_entry(entry: str, report: Report, baseline: Path | None, policy: Po
     except CompressError as error:
         findings.append(NightFinding(entry=entry, kind="gate", what=f"cannot be compared with its baseline: {error}"))
         return EntryEvaluation(tuple(findings), tuple(notes), policy)
+    # Failed metrics are findings. Metrics that the gate could not decide are notes, since noise is no regression.
     result = judge_comparison(comparison, policy)
     for judgement in result.having("failed"):
         change = judgement.change
@@ -316,6 +320,7 @@ def run_process(
         )
         try:
             timed_out = not _ends_within(process, limit_seconds)
+        # This also runs on Ctrl-C, so that no process outlives the night.
         finally:
             _end(process, grace_seconds)
     return EndedProcess(process.returncode, time.monotonic() - began, timed_out)
@@ -344,6 +349,7 @@ def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     with contextlib.suppress(ProcessLookupError, PermissionError):
+        # Processes that started after the list was made are still in the group.
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -356,6 +362,7 @@ def _failure(ended: EndedProcess, log: Path, limit_seconds: float, by_budget: bo
     if ended.exit_code in (0, 1):
         return ""
     lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # `compress` prints its error at the end, after progress messages.
     errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
     message = "\n".join(lines[errors[-1] :] if errors else lines[-_TAIL_LINES:])
     if ended.exit_code < 0:

@@ -66,6 +66,7 @@ def is_undamaged(path: Path) -> bool:
     SQLite first rolls back a night during which a process was killed, for which it has to write.
     """
     with path.open("rb") as file:
+        # SQLite would treat an empty or foreign file as a new database.
         if file.read(len(_MAGIC)) != _MAGIC:
             return False
     try:
@@ -95,6 +96,7 @@ def restore(path: Path, note: Callable[[str], None]) -> None:
         )
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
     names = (f"{path.name}.damaged-{stamp}" + (f"-{attempt}" if attempt else "") for attempt in range(1000))
+    # Names end with a number if several files were damaged in one second.
     damaged = next(free for name in names if not (free := path.with_name(name)).exists())
     fresh = path.with_name(f"{path.name}.backup-new")
     # Copy first and rename last: the original is replaced only once both copies are complete.
@@ -206,6 +208,7 @@ class NightHistory:
 
         Raises `InputError` for a value that is not finite; nothing is added then.
         """
+        # Check everything before the transaction begins.
         for entry, measured in rows.items():
             for row in measured:
                 _check_finite(entry, row)
@@ -220,6 +223,7 @@ class NightHistory:
                 "commit_id": night.commit,
                 "notes": json.dumps(night.notes),
             }
+            # SQLite assigns the number, so that two nights that end together get different ones.
             number = connection.execute(_insert("nights", values), values).lastrowid
             night = night.model_copy(update={"number": number})
             outcomes = [
@@ -231,6 +235,7 @@ class NightHistory:
                 values_of = [{"entry": entry, **row.model_dump(exclude={"raw"})} for row in measured]
                 _insert_many(connection, "measurements", night, values_of)
             connection.execute("COMMIT")
+            # Back up after the commit, so that a backup contains complete nights only.
             self._back_up(connection)
         return night
 
@@ -246,6 +251,7 @@ class NightHistory:
 
     def series(self, suite: str) -> tuple[Series, ...]:
         """Return the series of every metric of a suite and every host, in the order of the rows."""
+        # A night without a verdict on noise counts as quiet.
         query = """
             SELECT measurements.entry, model, metric, target, nights.host, nights.host_words,
                 nights.night, nights.started, value, low, high, coalesce(noise, '') != 'unusable', unit
@@ -286,6 +292,7 @@ class NightHistory:
                 if not is_new and not is_undamaged(self.path):
                     restore(self.path, self._note)
                 with closing(connect(self.path)) as connection:
+                    # Take the write lock now. Upgrading a read lock later could fail.
                     connection.execute("BEGIN IMMEDIATE")
                     self._prepare(connection)
                     yield connection
@@ -310,6 +317,7 @@ class NightHistory:
         """Create the tables of a new file. Raises `InputError` for another application's file or another schema."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        # A file without tables is new.
         (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if count == 0:
             for statement in CREATE.split(";"):
@@ -352,6 +360,7 @@ def _check_finite(entry: str, row: Measurement) -> None:
 def _clock_notes(connection: sqlite3.Connection, night: Night) -> tuple[str, ...]:
     query = "SELECT started FROM nights WHERE suite = ? ORDER BY night DESC LIMIT 1"
     row = connection.execute(query, (night.suite,)).fetchone()
+    # A clock that went back is reported, and the order of numbers is kept.
     if row is None or datetime.fromisoformat(row[0]) <= datetime.fromisoformat(night.started):
         return ()
     return (f"The clock says {night.started}, which is before the night before ({row[0]}); nights keep their order.",)

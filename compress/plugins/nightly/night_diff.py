@@ -52,9 +52,11 @@ def describe_weight_changes(before: Night | None, after: Night, entry: str, arti
     if before is None or older is None or newer is None:
         return None
     try:
+        # Compare the weights only. A comparison of outputs would have to run both models.
         diff = compare_models(older, newer, DiffRequest("weights"), SilentProgress())
     except CompressError as error:
         return f"its weights can't be compared with those of {before.label}: {error.what}"
+    # Equal weights move the suspicion to the runtime or the machine.
     if diff.weights is not None and diff.weights.verdict == "identical":
         also = f", and {diff.first}" if diff.fields else ""
         return f"its weights are those of {before.label}{also}"

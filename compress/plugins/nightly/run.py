@@ -97,6 +97,7 @@ class NightRun:
             InputError: The history file is not a history.
         """
         started = datetime.now(UTC).astimezone()
+        # Read the history first: an unusable one must not cost a night.
         earlier = self.history.read(self.suite.name)
         with storage_errors(self.artifacts):
             folder = create_run_folder(self.artifacts / NIGHTS / self.suite.name, started)
@@ -112,6 +113,7 @@ class NightRun:
                 starved = {outcome.entry for outcome in last if outcome.status == "not run"}
                 for entry in sorted(self.suite.entries, key=lambda entry: entry.label not in starved):
                     results[entry.label] = self._run_entry(entry, folder / entry.label, earlier)
+        # The entries that finished are still worth recording.
         except KeyboardInterrupt:
             interrupted = True
         # The record lists the entries in the order of the suite, whatever the order of execution.
@@ -140,6 +142,7 @@ class NightRun:
 
     def _run_entry(self, entry: SuiteEntry, folder: Path, earlier: Sequence[Night]) -> EntryResult:
         left = self.suite.budget_minutes * 60 - (time.monotonic() - self.began)
+        # An entry that usually takes longer than the remaining time would only be ended halfway.
         reason = _no_time(left, _usual_seconds(entry.label, earlier, self.host))
         if reason:
             self.progress.note(f"{entry.label}: not run, {reason}")
@@ -156,6 +159,7 @@ class NightRun:
         """Return the night with the drifts that the history shows once this night is part of it."""
         # Another night may be added before this one. It would be of another host or disturb this one anyway.
         numbered = night.model_copy(update={"number": max((other.number for other in earlier), default=0) + 1})
+        # Judge drift with tonight's measurements included, before they are stored.
         series = extend_series(self.history.series(night.suite), numbered, rows)
         by_number = {other.number: other for other in (*earlier, numbered)}
         drifts: list[NightFinding] = []
@@ -251,6 +255,7 @@ def _usual_seconds(label: str, earlier: Sequence[Night], host: Host) -> float | 
         for outcome in night.outcomes
         if outcome.entry == label and outcome.status in ("passed", "missed")
     ]
+    # The median ignores single nights on which the machine was busy.
     return median(durations[-10:]) if durations else None
 
 
@@ -332,5 +337,6 @@ def commit_of(folder: Path) -> str | None:
     commit = run_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
+    # Untracked files do not change what the suite runs.
     changed = run_git(folder, "status", "--porcelain", "--untracked-files=no")
     return commit + ("+changes" if changed else "")

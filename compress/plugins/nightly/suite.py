@@ -90,6 +90,7 @@ def select_entries(suite: NightlySuite, only: Sequence[str]) -> NightlySuite:
 def suite_schema() -> dict[str, object]:
     """Return the JSON Schema (draft 2020-12) of a suite file, for editors."""
     schema = NightlySuite.model_json_schema()
+    # Editors complete the names of targets.
     schema["$defs"]["SuiteEntry"]["properties"]["targets"]["items"] = {"type": "string", "enum": list(TARGETS)}
     return {"$schema": DIALECT, **schema}
 
@@ -102,6 +103,7 @@ def _check_entries(document: Document, folder: Path) -> None:
         for index, entry in enumerate(entries if isinstance(entries, list) else ())
         if isinstance(entry, dict) and isinstance(entry.get("recipe"), str)
     ]
+    # Check each recipe's file, and that names and targets are valid.
     names = set[str]()
     for index, entry in numbered:
         recipe = entry["recipe"]

@@ -108,6 +108,7 @@ def extend_series(series: Sequence[Series], night: Night, rows: Rows) -> list[Se
     quiet = {outcome.entry: outcome.noise != "unusable" for outcome in night.outcomes}
     for entry, measured in rows.items():
         for row in measured:
+            # A new metric, model or host begins a series of its own.
             key = (entry, row.model, row.metric, row.target, night.host.digest)
             line = lines.get(key) or Series(entry, row.model, row.metric, row.target, row.unit, night.host, ())
             point = TrendPoint(night.number, night.started, row.value, row.low, row.high, quiet.get(entry, True))

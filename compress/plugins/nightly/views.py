@@ -125,12 +125,14 @@ def night_page(night: Night, nights: Sequence[Night], series: Sequence[Series], 
         series: All series of the suite.
         description: Description of the suite.
     """
+    # Older nights would make the page too large to open.
     recent = {past.number for past in nights[-MOST_NIGHTS:]}
     lines = [shortened for line in series if (shortened := _recent(line, recent)) is not None]
     by_number = {past.number: past for past in nights}
     hosts = {line.host.digest: line.host.words for line in lines}
     models = {line.model: line.model for line in lines}
     every = {"": "Every one"}
+    # The table lists changes of the shipped model only. Charts show all models.
     changes = [change for line in lines if line.model == FINAL for change in level_changes(line, by_number)]
     return render(
         "plugins/nightly/templates/night.html",
@@ -159,6 +161,7 @@ def night_page(night: Night, nights: Sequence[Night], series: Sequence[Series], 
 def verdict(night: Night) -> tuple[str, str]:
     """Return a state and a sentence: (`missed`, `1 of 3 entries missed`)."""
     counts = {state: sum(outcome.status == state for outcome in night.outcomes) for state in _STATES}
+    # List the worst states first.
     problems = [f"{counts[state]} {state}" for state in ("failed", "missed", "not run") if counts[state]]
     total = len(night.outcomes)
     if not problems:
@@ -202,6 +205,7 @@ def _panel(series: Series, nights: Mapping[int, Night], several_hosts: bool) -> 
         if series.model == FINAL
         and any((finding.entry, finding.metric, finding.target) == subject for finding in night.findings)
     }
+    # The page can show only the series that changed or failed.
     changed = len(series.levels) > 1 or not failed.isdisjoint(point.night for point in series.points)
     names = ("entry", "metric", "model", "target")
     return {
@@ -266,6 +270,7 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     """
     points, metric = series.points, series.described
     first, last = points[0].night, points[-1].night
+    # One night alone still gets a width.
     x = Scale(first - 0.5, max(last, first + 1) + 0.5, _FRAME.left, _FRAME.right)
     values = [value for point in series.points for value in (point.value, point.low, point.high) if value is not None]
     middle = series.levels[-1].value if series.levels else series.points[-1].value
@@ -309,6 +314,7 @@ def _changes(plot: Plot, changes: Sequence[LevelChange]) -> None:
     for change in changes:
         at, half = plot.x(change.first - 0.5), _LABEL_WIDTH / 2
         middle = min(max(at, _FRAME.left + half), _FRAME.right - half)
+        # A label that would overlap the last one of its row goes to the other row.
         row = 0 if middle - half >= ends[0] else 1
         ends[row] = middle + half
         down = _FRAME.top - 10 - 16 * row

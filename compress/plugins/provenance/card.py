@@ -64,6 +64,7 @@ def run_card(run: RunView) -> str:
     """Return the model card of a run's final model."""
     report, recipe = run.report, run.recipe
     file_format = format_of(run.folder / MODEL)
+    # The front matter is what the Hub reads, and the text below it is what people read.
     data = card_data(
         run.licence,
         recipe.task,
@@ -96,6 +97,7 @@ def eval_results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord
         judged: Rows that the model was evaluated on, if they are known.
     """
     name = plain_name(next(data_names(recipe.data), "the recipe's rows"))
+    # Older reports do not record the evaluated rows.
     split = judged.split if judged is not None else "test"
     arguments = {"sha256": judged.digest, "rows": judged.rows} if judged is not None else None
     return [
@@ -118,5 +120,6 @@ def eval_results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord
 
 def _hub_ids(names: Sequence[str]) -> list[str] | None:
     """Return the names that are repositories on the Hub, without their revisions."""
+    # The Hub accepts no revision here.
     repositories = [name.partition("@")[0] for name in names]
     return [name for name in dict.fromkeys(repositories) if _HUB_ID.match(name)] or None

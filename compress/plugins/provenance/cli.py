@@ -79,6 +79,7 @@ def push_to_hub(
     from compress.sources.resolve import CARD
 
     upload = prepare_upload(read_run(run), repository, private=not public)
+    # Without --push, nothing is sent and the command shows the same list.
     address = push_upload(upload) if push else None
     sizes = {name: file.stat().st_size for name, file in upload.files.items()}
     if json_:

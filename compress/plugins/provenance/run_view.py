@@ -65,6 +65,7 @@ class RunView:
     @property
     def packages(self) -> dict[str, str]:
         """Return the versions of the packages that stages called and that the run used, by name."""
+        # The lock is more precise than the report, which lists the environment.
         return {**self.report.environment.get("packages", {}), **self.lock.get("packages", {})}
 
 
@@ -86,6 +87,7 @@ def read_lock(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"The run's lock cannot be read: {error}", where=str(path)) from None
+    # A lock of an unknown form counts as empty.
     return content if isinstance(content, dict) else {}
 
 

@@ -94,6 +94,7 @@ def _parents(run: RunView) -> list[Part]:
     """
     parents: dict[str, Part] = {}
     for record in run.licences:
+        # Runtimes and data are components of their own.
         if record.of.startswith((RUNTIME, *_ROWS)):
             continue
         start = str(run.lock.get(START, "")) if record.of == "model" else ""
@@ -149,6 +150,7 @@ def _packages(run: RunView) -> list[Part]:
     """Return the packages that stages called and those that run the files, in the versions that were used."""
     versions = run.packages
     runtimes = [record.name for record in run.licences if record.of.startswith(RUNTIME)]
+    # Runtimes that only open the shipped file may not have run here. Their installed versions count.
     versions |= {name: version for name, version in package_versions(tuple(runtimes)).items() if name not in versions}
     return [
         {
@@ -167,6 +169,7 @@ def _packages(run: RunView) -> list[Part]:
 
 def _metric(row: Measurement) -> Part:
     """Return a measurement as a performance metric of CycloneDX."""
+    # CycloneDX stores numbers as text, and `repr` keeps all digits.
     interval = {}
     if row.low is not None and row.high is not None:
         interval = {"confidenceInterval": {"lowerBound": repr(row.low), "upperBound": repr(row.high)}}

@@ -79,6 +79,7 @@ def check_signature(folder: Path, signer: Path | None, signed: SignedFile) -> st
             return None
         expected = f"a {signed.signature} by {signer}"
         raise BundleError(f"The {signed.title} is not signed.", where=str(folder), expected=expected)
+    # ssh-keygen tolerates other encodings of the same signature, so check the encoding first.
     _check_armour(path)
     content = (folder / signed.file).read_bytes()
     arguments = ["-Y", "check-novalidate", "-n", signed.namespace, "-s", signed.signature]
@@ -135,6 +136,7 @@ def _public_keys(signer: Path) -> list[str] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The public key cannot be read: {error}", where=str(signer)) from None
     lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    # A key is a type followed by base64. Lines of `allowed_signers` have principals before that.
     if not any(_KEY_TYPE.match(field) for fields in lines for field in fields[:-1]):
         raise InputError("This is no public key.", where=str(signer), expected="the .pub file of the signer's key")
     return [" ".join(fields[:2]) for fields in lines] if all(_KEY_TYPE.match(fields[0]) for fields in lines) else None

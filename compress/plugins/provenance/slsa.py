@@ -67,6 +67,7 @@ def run_statement(run: RunView) -> str:
     """Return the statement of a run as JSON."""
     report, lock = run.report, run.lock
     names = {record.of: record.name for record in run.licences}
+    # Everything that the build read: the starting model, the data and the packages.
     inputs = [_resource(names.get("model", START), {"compressDirectorySha256": lock.get(START)})]
     inputs += [
         _resource(f"{split}: {plain_name(run.recipe.data.splits.get(split, split))}", {"compressRowsSha256": digest})
@@ -116,6 +117,7 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
             OpenSSH's `allowed_signers`) lists. A signed statement is not believed without a ``signer``.
     """
     statement = read_statement(folder / STATEMENT)
+    # Check the signature first. Digests of an untrusted statement prove nothing.
     fingerprint = check_signature(folder, signer, SIGNED)
     if fingerprint is not None and signer is None:
         raise BundleError(
@@ -150,6 +152,7 @@ def read_statement(path: Path) -> Statement:
 def _check_file(folder: Path, subject: Subject) -> None:
     """Raise `BundleError` if a file is missing or differs. On the Hub the model's own files lie at the top."""
     candidates = [folder / subject.name, folder / subject.name.removeprefix(f"{MODEL}/")]
+    # A statement must not make this read files outside the folder.
     inside = [path for path in candidates if path.resolve().is_relative_to(folder.resolve())]
     file = next((path for path in inside if path.is_file()), None)
     if file is None:

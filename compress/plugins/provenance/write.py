@@ -45,6 +45,7 @@ def write_provenance(run: RunView, folder: Path, key: Path | None = None) -> lis
     contents = {CARD: run_card(run), SBOM: run_sbom(run), STATEMENT: run_statement(run)}
     for name, content in contents.items():
         write_atomically(folder / name, content, "provenance file")
+    # A signature of an older statement does not fit the new one.
     (folder / SIGNED.signature).unlink(missing_ok=True)
     if key is None:
         return [*contents]
@@ -82,11 +83,13 @@ def prepare_upload(run: RunView, repository: str, private: bool) -> Upload:
         raise InputError(
             f"The Hub has no repository of that name: {first_line(error)}", where=repository, expected="OWNER/NAME"
         ) from None
+    # Check the licences before anything is written or sent.
     remarks = refuse_forbidden(run.licences, run.recipe)
     if not all((run.folder / name).is_file() for name in (CARD, SBOM, STATEMENT)):
         write_provenance(run, run.folder)
     files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in shipped_files(run.folder)}
     provenance_files = (CARD, SBOM, STATEMENT, SIGNED.signature)
+    # A signature exists only if the run was signed.
     files |= {name: run.folder / name for name in provenance_files if (run.folder / name).is_file()}
     return Upload(repository, private, dict(sorted(files.items())), tuple(remarks))
 
@@ -105,6 +108,7 @@ def push_upload(upload: Upload) -> str:
     api = HfApi()
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in upload.files.items()]
     try:
+        # One commit contains all files, so that the repository never holds a partial model.
         api.create_repo(upload.repository, private=upload.private, exist_ok=True)
         commit = api.create_commit(upload.repository, operations, commit_message=f"compress: {len(operations)} files")
     except (HTTPError, OSError, RuntimeError, ValueError) as error:

@@ -49,6 +49,7 @@ class VersionContents(FrozenAliased):
     def model_digest(self) -> str:
         """Return the SHA-256 of the model's folder, which is also the name of a starting model in a run's lock."""
         prefix = f"{MODEL}/"
+        # Digest the same files in the same way as a run digests its starting model.
         digests = {
             path.removeprefix(prefix): record.sha256 for path, record in self.files.items() if path.startswith(prefix)
         }
@@ -80,6 +81,7 @@ def add_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Re
     for path, source in sources.items():
         size = source.stat().st_size
         files[path] = FileRecord(size_bytes=size, sha256=incoming.take(source))
+    # The record is itself a file with a digest, so that the log only has to name that.
     contents = VersionContents(recipe=report.recipe, started=report.started, files=dict(sorted(files.items())))
     return incoming.put(contents.model_dump_json(indent=1).encode()), report
 
@@ -89,6 +91,7 @@ def summary(report: Report) -> str:
 
     They are those of the first target that has any.
     """
+    # The first target with measurements stands for the version in lists.
     for target in report.headed:
         rows = {row.metric: row for row in report.measurements if (row.model, row.target) == (FINAL, target)}
         quality = quality_metric({name: row.unit for name, row in rows.items()})
@@ -156,6 +159,7 @@ def parse_contents(version: Version, record: bytes) -> VersionContents:
     """Return the contents that a record lists. Raises `InputError`."""
     try:
         return VersionContents.model_validate_json(record)
+    # A newer schema fails here too, so the hint is an upgrade.
     except ValidationError as error:
         raise InputError(
             f"The list of the files of {version.reference} cannot be read: {error.errors()[0]['msg']}",

@@ -51,6 +51,7 @@ class LogReader:
         """Check lines and apply their entries to the state."""
         for line in lines:
             self.state.apply(self._entry(line))
+            # The check of a line stands for all lines up to it.
             self.check = line[:64]
             self.number += 1
         return self
@@ -74,6 +75,7 @@ class LogReader:
             entry = ENTRY.validate_json(body)
         except ValidationError as error:
             raise self.damaged(f"it cannot be read ({error.error_count()} fields)") from error
+        # A second beginning would reset the versions without a trace.
         if isinstance(entry, Began) != (not self.number):
             raise self.damaged("only the first line begins a registry")
         return entry
@@ -134,15 +136,18 @@ class Log:
         """Lock the registry, update its state, and yield a function that adds an entry durably."""
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
+        # The lock covers reading and writing, so that an entry always follows from the latest state.
         with storage_errors(self.root), FileLock(self.root / LOCK):
             if self.path.exists():
                 self.state()
+                # Remove the truncated line of a killed writer before adding another one.
                 self._lines.repair()
             yield self._add
 
     def append(self, lines: list[bytes]) -> None:
         """Add checked lines that another registry wrote after the same lines; only within `writing`."""
         if lines:
+            # All lines are added in one write.
             self._lines.add(b"\n".join(lines))
         self.state()
 

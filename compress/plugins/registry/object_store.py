@@ -33,8 +33,10 @@ class Incoming:
         """Link a file into the folder, or copy it if a link is impossible. Return its digest."""
         target = self.folder / uuid.uuid4().hex
         try:
+            # A hard link costs no space, and the file stays if the run's folder is removed.
             os.link(source.resolve(), target)
         except OSError as error:
+            # A copy would fail as well on a full disk.
             if error.errno in _NO_ROOM:
                 raise
             shutil.copyfile(source, target)
@@ -57,11 +59,13 @@ class Incoming:
 
     def admit(self, digests: Iterable[str]) -> None:
         """Move files to the objects, also in place of damaged ones. The caller holds the lock of the registry."""
+        # Flush the parent folder, so that the new folder itself survives a power failure.
         if not self._objects.folder.exists():
             self._objects.folder.mkdir()
             flush(self._objects.root)
         for digest in digests:
             (self.folder / digest).replace(self._objects.path(digest))
+        # The files' names must be on the disk before an entry refers to them.
         flush(self._objects.folder)
 
 
@@ -115,6 +119,7 @@ class ObjectStore:
             if not lock.exists():
                 tokens.append(token)
                 continue
+            # A lock that can be taken at once belongs to no running process.
             with contextlib.suppress(TimeoutError), FileLock(lock, 0):
                 tokens.append(token)
         return tokens
@@ -153,6 +158,7 @@ class ObjectStore:
         path = self.path(digest)
         if not path.is_file():
             return "missing"
+        # The size is checked first, since it costs nothing.
         if size_bytes is not None and path.stat().st_size != size_bytes:
             return "damaged"
         return "damaged" if thorough and digest_file(path) != digest else None

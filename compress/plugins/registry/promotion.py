@@ -59,7 +59,9 @@ def promote(registry: Registry, request: PromotionRequest) -> Promotion:
         state = registry.state()
         version = state.require_active(state.find(request.reference))
         current = state.version_of_alias(version.name, request.alias)
+        # Read every byte: a damaged version must not come into use.
         contents = registry.verified(version)
+        # Nothing changes, so no entry is written.
         if current == version:
             judged = GateOutcome(against=current.number, status="passed")
             return Promotion(version, request.alias, None, judged, already=True)
@@ -125,6 +127,7 @@ def _judge(
         The judgement for the log, and the gate's full result if there was a comparison.
     """
     report = report_of(registry, contents)
+    # A version that missed its own limits is refused, whatever it is compared with.
     missed = tuple(f"its own limit was missed: {limit.metric} {limit_bound(limit)}" for limit in report.missed)
     if current is None:
         return GateOutcome(against=None, status="failed" if missed else "not compared", failed=missed), None
@@ -139,6 +142,7 @@ def _judge(
         names = (current.reference, version.reference)
         comparison = compare_reports(current_report, report, policy, names=names, across_hosts=request.across_hosts)
     except InputError as error:
+        # With --force, an impossible comparison is recorded as a failure.
         if not request.force:
             raise
         failed = (*missed, f"not compared: {error.what}")
@@ -165,6 +169,7 @@ def tracked_versions(registry: Registry, name: str) -> tuple[list[TrackedVersion
     state = registry.state()
     versions = []
     for version in state.of(name):
+        # Versions whose files are removed have no report.
         if version.collected:
             continue
         contents = registry.contents(version)

@@ -113,6 +113,7 @@ class Registry:
                 # Files come before the entry that names them, and replace damaged ones even if no entry is new.
                 incoming.admit(incoming.sealed)
                 matches = (version for version in versions.values() if version.record == record and not version.retired)
+                # Equal files give the same record, so registering a run twice gives one version.
                 equal_versions.extend(matches)
                 if equal_versions:
                     return None
@@ -147,6 +148,7 @@ class Registry:
 
         def decide(state: State, stamp: Stamp) -> Entry:
             current, previous = state.find(f"{name}@{alias}"), state.previous(name, alias)
+            # A rollback is an emergency, so it must not read gigabytes first.
             check_files(previous, self.contents(previous), self.objects, thorough=False)
             return RolledBack(**stamp, name=name, version=previous.number, alias=alias, before=current.number, why=why)
 
@@ -160,6 +162,7 @@ class Registry:
 
         def decide(state: State, stamp: Stamp) -> Entry | None:
             version = state.find(reference)
+            # An alias must always lead to a version with files.
             aliases = [alias for alias, number in state.aliases(version.name).items() if number == version.number]
             if aliases:
                 raise InputError(
@@ -214,12 +217,14 @@ def write_pulled(
         )
     with storage_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
+        # Write into a folder beside the final one and rename it at the end, so that a partial version is never visible.
         unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
         try:
             for path, file in contents.files.items():
                 target = unfinished / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy(file.sha256, target)
+                # Verify the written copy and not the source, since the copy is what will be used.
                 if not target.is_file() or digest_file(target) != file.sha256:
                     raise StorageError(
                         f"{path} of {version.reference} is {'damaged' if target.is_file() else 'missing'}.",

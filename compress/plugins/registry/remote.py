@@ -67,6 +67,7 @@ class Remote:
             parts = self._parts()
             while True:
                 rivals = [part for part in parts if _first(part) == len(log_lines) + 1]
+                # Parts whose lines do not follow the last check are truncated or abandoned.
                 contents = {part: lines for part in rivals if (lines := self._lines_of(part, check))}
                 if len(contents) > 1:
                     raise self._incomplete(f"{' and '.join(contents)} in its log are by two who send at once")
@@ -74,6 +75,7 @@ class Remote:
                     break
                 log_lines += next(iter(contents.values()))
                 check = log_lines[-1][:64]
+        # Later parts exist, so lines in between were lost.
         if any(_first(part) > len(log_lines) + 1 for part in parts):
             raise self._incomplete(f"line {len(log_lines) + 1} of its log is missing")
         return log_lines
@@ -131,6 +133,7 @@ class Remote:
             path = self._path(OBJECTS, digest, name)
             with self._errors():
                 self._put(path, content)
+                # Read the piece back, since some storages report success too early.
                 arrived = self._system.cat_file(path)
             if arrived != content:
                 raise StorageError(
@@ -192,6 +195,7 @@ class Remote:
 
     def _find(self, below: str) -> dict[str, dict[str, Any]]:
         """Return the files below a path with their details."""
+        # fsspec caches listings, which would hide the pieces of another sender.
         self._system.invalidate_cache()
         path = self._path(below)
         try:
@@ -268,6 +272,7 @@ def _cut(source: Path) -> Iterable[tuple[str, bytes]]:
     """Yield the pieces of a file, at least one."""
     with source.open("rb") as file:
         number = 0
+        # An empty file has one empty piece, so that its existence is recorded.
         while (content := file.read(PIECE_BYTES)) or not number:
             yield f"{number:05d}", content
             number += 1
@@ -298,6 +303,7 @@ def push(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Tra
             digests.update(dict.fromkeys(needed_by(version, registry.contents(version))))
     for digest in progress.track(digests, "sending files", len(digests)):
         sent += remote.send(registry.objects.verified_path(digest), digest, pieces.get(digest, {}))
+    # Send entries last: an entry on the remote only names files that are there.
     if len(lines) > len(remote_lines):
         remote.add_lines(remote_lines, lines[len(remote_lines) :])
     return Transfer(entries=len(lines) - len(remote_lines), files=len(digests), bytes=sent)
@@ -308,7 +314,9 @@ def fetch(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Tr
     lines, local_lines = remote.lines(), registry.log.lines()
     state = _read(remote, lines)
     _check_begins(lines, local_lines, f"compress registry push {remote.url}, or fetch into a new folder")
+
     pieces, present, received = remote.pieces(), registry.objects.names(), 0
+    # The folder has a fixed name, so that files of an interrupted fetch are used again.
     with registry.objects.incoming(FETCHED) as incoming:
         # Dictionaries with the value None serve as ordered sets.
         new: dict[str, None] = {}
@@ -388,6 +396,7 @@ def _check_begins(lines: list[bytes], beginning: list[bytes], hint: str) -> None
     """Raise `InputError` unless ``lines`` begin with ``beginning``. One equal check stands for all lines before it."""
     if len(beginning) <= len(lines) and (not beginning or lines[len(beginning) - 1][:64] == beginning[-1][:64]):
         return
+    # Name the first difference in the error.
     common = sum(line == other for line, other in zip(lines, beginning, strict=False))
     raise InputError(
         f"The two registries part after line {common} of their logs.",

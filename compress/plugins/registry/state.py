@@ -189,6 +189,7 @@ class State:
     def previous(self, name: str, alias: str) -> Version:
         """Return the version that a rollback of an alias leads to, skipping retired ones. Raises `InputError`."""
         current = self.find(f"{name}@{alias}")
+        # Walk back over the versions that the alias referred to.
         earlier = (self.versions[name][number] for number in reversed(self.stacks[name, alias][:-1]))
         previous = next((version for version in earlier if not version.retired and version != current), None)
         if previous is None:
@@ -210,6 +211,7 @@ class State:
                 f"{reference!r} names no version.",
                 expected=f"NAME@NUMBER or NAME@ALIAS, such as {name}@{CHAMPION}",
             )
+        # Numbers come first, since an alias cannot be a number.
         versions, aliases = {version.number: version for version in self.of(name)}, self.aliases(name)
         if selector.isascii() and selector.isdigit():
             if int(selector) not in versions:

@@ -37,6 +37,7 @@ SILENT = SilentProgress()
 
 def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]:
     """Return every file of the registry that is damaged, missing or surplus after reading all files."""
+    # A damaged log names fewer versions than exist, so no file can be called surplus then.
     log_faults = list(_log_faults(registry))
     complete = not any(fault.fault == "damaged" for fault in log_faults)
     file_faults = object_faults(registry.log.state_so_far, registry.objects, progress, complete)
@@ -57,6 +58,7 @@ def object_faults(state: State, objects: FileStore, progress: Progress, complete
     for version in state.all():
         if version.collected:
             continue
+        # Remember every version that needs a file, for the message.
         needed[version.record].append(f"{version.reference} (the list of its files)")
         try:
             contents = contents_of(version, objects)
@@ -77,6 +79,7 @@ def object_faults(state: State, objects: FileStore, progress: Progress, complete
 
 def _log_faults(registry: Registry) -> Iterator[Fault]:
     """Yield the faults of the log, which is read again from its first line."""
+    # Forget what was read, so that every line is checked again.
     registry.log = Log(registry.root)
     try:
         registry.state()
@@ -136,6 +139,7 @@ def collect(registry: Registry, runs: Path, dry_run: bool) -> Collection:
         with registry.holding(decide):
             for digest in collections[0].objects:
                 registry.objects.path(digest).unlink(missing_ok=True)
+        # Files of killed writers are in no version.
         freed = registry.objects.remove_abandoned()
     return collections[0].model_copy(update={"freed_bytes": collections[0].freed_bytes + freed})
 
@@ -160,6 +164,7 @@ def _garbage(registry: Registry, state: State, runs: Path) -> tuple[Collection, 
             continue
         contents = contents_of(version, registry.objects)
         run = starts.get(contents.model_digest)
+        # Nothing needs this version.
         if version.retired and run is None:
             removed.append(version)
             continue

@@ -23,8 +23,8 @@ from compress.cli.output import ConsoleProgress
 from compress.data.columns import choose
 from compress.data.samples.fetch import sample_directory
 from compress.data.source import read_columns
+from compress.formats.onnx.embedding_graphs import split_towers
 from compress.formats.onnx.model import FLOAT_GRAPH, GRAPH_FOLDER, find_graph
-from compress.formats.onnx.split_clip import split_towers
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.recipe.recipe import Benchmark

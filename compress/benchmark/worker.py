@@ -183,7 +183,7 @@ def time_requests(
         gaps_ms: Time between successive requests in ms.
     """
     if isinstance(session, TimesItself):
-        return session.arrivals(calls, gaps_ms)
+        return session.queued_latencies(calls, gaps_ms)
     now_ns = time.perf_counter_ns
     due = now_ns()
     nanoseconds = []

@@ -140,7 +140,7 @@ class TimesItself(Protocol):
     def time(self, calls: Sequence[int]) -> list[float]:
         """Return the milliseconds of one call for each batch number in ``calls``, by the other process's clock."""
 
-    def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+    def queued_latencies(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
         """Return the milliseconds from arrival to answer of queued calls that arrive ``gaps_ms`` after each other."""
 
     def cpu_seconds(self) -> float:

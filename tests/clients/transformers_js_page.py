@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.formats.onnx.runtimes.chromium import open_page
-from compress.formats.onnx.runtimes.loopback import Loopback
+from compress.formats.onnx.runtimes.web import Loopback
 
 _PAGE = b"<!doctype html><link rel=icon href=data:,><title>transformers.js</title>"
 _SECONDS = 400

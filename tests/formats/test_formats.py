@@ -40,7 +40,7 @@ from typing import ClassVar, Literal
 from compress.models.model import TorchModel
 from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.stages.base import Stage
-from compress.formats.target_profile import Profile, Target
+from compress.formats.target_profile import Target, TargetProfile
 
 class ToyModel:
     kind: ClassVar[str] = "toy"
@@ -60,7 +60,7 @@ class Runtime:
 RUNTIME = Runtime()
 
 def own(name="toy", runtime="toy"):
-    return Profile(Target(name, runtime, "cpu", "", "toy"))
+    return TargetProfile(Target(name, runtime, "cpu", "", "toy"))
 
 def spec(**changes):
     fields = dict(

@@ -21,9 +21,9 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from compress.data.columns import choose
 from compress.data.files import Rows
+from compress.formats.onnx.embedding_graphs import split_towers
 from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.formats.onnx.split_clip import split_towers
 from compress.models.model import TorchModel
 from compress.numerics.losses import paired_contrastive, sigmoid_contrastive
 from compress.tasks.evaluation import Evaluation

@@ -53,7 +53,7 @@ FORMAT = FormatSpec(
     ),
     taken_by={"browser": App("onnxruntime-web", "npm: onnxruntime-web", ("node",)), **APPS},
     find_all="compress.formats.onnx.model:find_graphs",
-    inspector="compress.formats.onnx.integrity:PROBED",
+    inspector="compress.formats.onnx.stored_tensors:INSPECTOR",
     tensors="compress.formats.onnx.stored_tensors:read_tensors",
     value_graph="compress.formats.onnx.intermediate_values:open_value_graph",
     library="onnxruntime",

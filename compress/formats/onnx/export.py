@@ -23,8 +23,7 @@ from compress.formats.onnx.attention.tracing import (
     install_hooks,
     trace_attention,
 )
-from compress.formats.onnx.fusions import optimize_graph
-from compress.formats.onnx.matrix_products import expand_einsum, unfold_batch_transposes
+from compress.formats.onnx.fusions import expand_einsum, optimize_graph, unfold_batch_transposes
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.parity import check_parity, session_answers, torch_answers
 from compress.formats.quiet_output import suppress_output

@@ -1,12 +1,18 @@
-"""Building blocks of graph rewrites: stored values, single consumers, and new nodes with known shapes."""
+"""Building blocks of graph rewrites: stored values, single consumers, new nodes, and ONNX Runtime's optimizer."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 from onnx_ir.passes import common
+
+_FATAL_ONLY = 4
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -76,3 +82,20 @@ class NodeWriter:
         """Store an array and return its value."""
         self._count += 1
         return add_initializer(self.graph, f"{self._name}_{self._count - 1}", array)
+
+
+def optimize_basic(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which ONNX Runtime has folded constant expressions, in branches too.
+
+    A constant that several branches read is stored in each. Raises ONNX Runtime's errors.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = _FATAL_ONLY
+    # ONNX Runtime only writes an optimized graph to a file, when it opens the session.
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "basic.onnx")
+        onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        optimized: onnx.ModelProto = onnx.load(options.optimized_model_filepath)
+    optimized.producer_name, optimized.producer_version = graph.producer_name, graph.producer_version
+    return optimized

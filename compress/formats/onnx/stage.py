@@ -141,8 +141,8 @@ class Onnx(Stage[TorchModel, OnnxModel]):
 
     def _traced(self, model: TorchModel, examples: Examples) -> ExportedGraph:
         """Trace the model, with pooling if the recipe asks for it."""
+        from compress.formats.onnx.embedding_graphs import add_sentence_embedding
         from compress.formats.onnx.export import export_onnx
-        from compress.formats.onnx.pooling import add_sentence_embedding
 
         exported = export_onnx(model, examples, self.opset, self.fusions)
         if self.sentence_embedding:

@@ -209,9 +209,7 @@ class _WeightConverter:
         return [ops.gather(weight, ids, ops.constant(0)).output(0)]
 
     def _weight(self, integers: Any, scales: Any, zeros: Any, bits: int) -> Any:
-        """Return the dequantized weights, float32 [rows, columns]; without zero points, integers are centred on their
-        range.
-        """
+        """Return dequantized weights [rows, columns]; without zero points, integers are centred on their range."""
         from openvino import opset13 as ops
 
         name = integers.get_node().get_friendly_name()

@@ -1,4 +1,4 @@
-"""What a library that answers in a page brings along: its files, their licences, and how a finished page is tried."""
+"""JavaScript libraries of browser pages: their files, licences, and a test of a finished page."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import NamedTuple
 from compress.data.samples.fetch import cache_root, fetch
 from compress.data.samples.sample import Sample
 from compress.formats.onnx.runtimes.chromium import NAMES, open_page
-from compress.formats.onnx.runtimes.loopback import Loopback
-from compress.formats.onnx.runtimes.web_package import CLIENT, PACKAGES
+from compress.formats.onnx.runtimes.javascript import CLIENT, PACKAGES
+from compress.formats.onnx.runtimes.web import Loopback
 from compress.formats.target_profile import WEB_VERSION, AppProfile
 from compress.plugins.apps.manifest import Licence
 from compress.utils.errors import BundleError, StageError
 from compress.utils.progress import Progress
 
 FOLDER = "runtime"
-"""Of a bundle: where those files lie."""
+"""Folder of the library's files in a bundle."""
 _MIT, _APACHE = "MIT, (c) Microsoft Corporation", "Apache-2.0"
 _ONNXRUNTIME_WEB = "LICENSE-onnxruntime-web.txt"
 _SECONDS = 600
 
 
 class Runs(NamedTuple):
-    """Name, package and version of what runs a page's model."""
+    """Name, package and version of the runtime of a page."""
 
     name: str
     package: str
@@ -36,7 +36,7 @@ class Runs(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Licence of one of a library's packages, in their order.
+    """Licence of one package of a library, in the order of the packages.
 
     ``licence_file`` is None for onnxruntime-web, whose package contains none. ``tokenizes`` states that only pages with
     tokenizers need the package.
@@ -49,10 +49,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Client:
-    """One such library.
+    """JavaScript library of a page.
 
-    ``shared`` are files below `web` that its pages have, whatever the task. ``prepares``: whether inputs are prepared
-    and answers read by modules of the task's, from folders below `web`.
+    ``shared`` are files below `web` that all its pages have. ``prepares`` is True if modules of the task, from folders
+    below `web`, prepare inputs and interpret outputs.
     """
 
     packages: Sample
@@ -68,7 +68,7 @@ class Client:
     """
 
     def licences(self, tokenizes: bool) -> tuple[Licence, ...]:
-        """Of what `copy` puts into a bundle."""
+        """Return the licences of the files that `copy` writes."""
         return tuple(
             Licence(of=f"{FOLDER}: {package.requirement}", licence=part.licence)
             for package, part in zip(self.packages.packages, self.parts, strict=True)
@@ -76,18 +76,23 @@ class Client:
         )
 
     def copy(self, folder: Path, tokenizes: bool, progress: Progress) -> None:
-        """Put what a page runs on, and its licences, into the empty ``folder``; npm fetches what is not cached.
+        """Copy the library and its licences into the empty ``folder``. Files that are not cached are fetched with npm.
 
-        ``tokenizes``: whether the page needs tokenizers. Raises `SampleError` where npm can't, or gives another file
-        than the pinned one.
+        Args:
+            folder: Folder of the library in the bundle.
+            tokenizes: True if the page needs tokenizers.
+            progress: Shows downloads.
+
+        Raises:
+            SampleError: npm fails, or a file has another digest than the pinned one.
         """
-        found = fetch(self.packages, cache_root(), progress, verify=True)
+        cached = fetch(self.packages, cache_root(), progress, verify=True)
         for package, part in zip(self.packages.packages, self.parts, strict=True):
             if tokenizes or not part.tokenizes:
                 for name in package.members:
-                    shutil.copyfile(found / name, folder / name)
+                    shutil.copyfile(cached / name, folder / name)
                 if part.licence_file is not None:
-                    shutil.copyfile(found.parent / part.licence_file, folder / part.licence_file)
+                    shutil.copyfile(cached.parent / part.licence_file, folder / part.licence_file)
         content = (files("compress.plugins.apps") / "web" / _ONNXRUNTIME_WEB).read_bytes()
         (folder / _ONNXRUNTIME_WEB).write_bytes(content)
 
@@ -103,7 +108,7 @@ def _transformers_js(profile: AppProfile) -> Runs:
 
 
 def _try_in_node(folder: Path, progress: Progress) -> None:
-    """Node has the same WebAssembly."""
+    """Run the self-test in Node, which has the same WebAssembly runtime as a browser."""
     program = shutil.which("node")
     if program is None:
         progress.note("the page's code was not tried: there is no node on PATH")
@@ -124,7 +129,7 @@ def _try_in_node(folder: Path, progress: Progress) -> None:
 
 
 def _try_in_chromium(folder: Path, progress: Progress) -> None:
-    """In Node it takes another runtime than in a page."""
+    """Run the self-test in Chromium. In Node, transformers.js uses another runtime than in a page."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         progress.note("the page's code was not tried: there is no Chromium on PATH")

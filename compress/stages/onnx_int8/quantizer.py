@@ -16,10 +16,8 @@ import onnx_ir as ir
 
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer, quantize_products, quantize_recurrent
-from compress.formats.onnx.int8.observers import Feed
-from compress.formats.onnx.int8.select_nodes import QuantizableLayer, count_without_kernel, has_layers
-from compress.formats.onnx.int8.settings import Int8Options
-from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
+from compress.formats.onnx.int8.settings import Int8Options, QuantizableLayer, count_without_kernel, has_layers
+from compress.formats.onnx.int8.static import Feed, NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.models.processor import labels_of, processor_of
 from compress.numerics.sampling import spread_sample
@@ -267,10 +265,15 @@ def calibration_set(model: OnnxModel, context: Context, count: int) -> Calibrati
     classes = examples.classes
     chosen = spread_sample(examples.lengths(), classes, count, context.seed)
     kinds = 0 if classes is None else len(np.unique(classes[chosen]))
-    return CalibrationSet(OneByOne(examples, chosen, _fixed_lengths(model.graph)), chosen, kinds, context.seed)
-
-
-def _fixed_lengths(graph: onnx.ModelProto) -> dict[str, int]:
-    """Return the last axis of each input that has a fixed length."""
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.graph.input}
-    return {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value}
+    # The last axis of each input that has a fixed length.
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.graph.input}
+    return CalibrationSet(
+        OneByOne(
+            examples,
+            chosen,
+            {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value},
+        ),
+        chosen,
+        kinds,
+        context.seed,
+    )

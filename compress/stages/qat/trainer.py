@@ -29,8 +29,8 @@ from compress.formats.onnx.int8.fuse_integer_ops import (
     unpack_attention,
 )
 from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
-from compress.formats.onnx.int8.observers import open_session
-from compress.formats.onnx.int8.select_nodes import name_nodes, refuse_unfit
+from compress.formats.onnx.int8.settings import name_nodes, refuse_unfit
+from compress.formats.onnx.int8.static import open_session
 from compress.models.hooks import capture_inputs, capture_outputs, removed_on_exit
 from compress.models.model import TorchModel
 from compress.numerics.calibration import softmax
@@ -95,7 +95,19 @@ class QatTrainer:
         proof = self._some(_PROVEN_ON)
         expected = predict(module, proof)
         graph = self._written(take_out(module, layers))
-        self._prove(graph, proof, expected)
+        # Raise `IntegrityError` if the graph predicts otherwise than the trained model.
+        embeds = EMBEDS in self.context.task.capabilities
+        scale, what = (normalized, "embeddings at length 1") if embeds else (softmax, "probabilities")
+        largest, mean = _differences(graph, proof, expected, scale)
+        if not largest <= self.settings.tolerance:
+            raise IntegrityError(
+                f"The exported graph's {what} differ from training by {largest:.3f}.",
+                expected=f"at most {self.settings.tolerance:g}",
+                hint="try another opset, or raise tolerance if the difference is acceptable",
+            )
+        self.context.note(
+            f"qat: {what} of the exported graph differ by at most {largest:.1e} from training, by {mean:.1e} on average"
+        )
         return graph
 
     def _fold(self) -> None:
@@ -155,21 +167,6 @@ class QatTrainer:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         self.context.note(f"qat: {counts} with {_bits(self.settings)}-bit weights")
         return made
-
-    def _prove(self, graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> None:
-        """Raise `IntegrityError` if the graph predicts otherwise than the trained model."""
-        embeds = EMBEDS in self.context.task.capabilities
-        scale, what = (normalized, "embeddings at length 1") if embeds else (softmax, "probabilities")
-        largest, mean = _differences(graph, examples, expected, scale)
-        if not largest <= self.settings.tolerance:
-            raise IntegrityError(
-                f"The exported graph's {what} differ from training by {largest:.3f}.",
-                expected=f"at most {self.settings.tolerance:g}",
-                hint="try another opset, or raise tolerance if the difference is acceptable",
-            )
-        self.context.note(
-            f"qat: {what} of the exported graph differ by at most {largest:.1e} from training, by {mean:.1e} on average"
-        )
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = with_targets(self.context.task, module, batch)
@@ -231,20 +228,7 @@ def fold_batch_norms(module: nn.Module, run: Run) -> int:
     In place: such a normalisation becomes an `nn.Identity`. ``run`` gives the module's answers on some input; the
     module is in eval mode.
     """
-    pairs = _pairs(module, run)
-    if not _read_by_nothing_else(pairs, run):
-        pairs = {norm: layer for norm, layer in pairs.items() if _read_by_nothing_else({norm: layer}, run)}
-    for norm, layer in pairs.items():
-        _fold(layer, norm)
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if child in pairs:
-                setattr(parent, name, nn.Identity())
-    return len(pairs)
-
-
-def _pairs(module: nn.Module, run: Run) -> dict[_Norm, _Layer]:
-    """Normalisations and the layers whose outputs they are given; each of both is called once."""
+    # Normalisations and the layers whose outputs they are given; each of both is called once.
     norms: dict[_Norm, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Norm)}
     layers: dict[_Layer, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Layer)}
     with (
@@ -254,7 +238,22 @@ def _pairs(module: nn.Module, run: Run) -> dict[_Norm, _Layer]:
         run()
     makers = {id(values): layer for layer, outputs in layers.items() for values in outputs}
     found = {norm: makers[id(inputs[0])] for norm, inputs in norms.items() if inputs and id(inputs[0]) in makers}
-    return {norm: layer for norm, layer in found.items() if len(norms[norm]) == 1 == len(layers[layer]) and _fits(norm)}
+    # True the normalization has its own statistics and factors.
+    pairs = {
+        norm: layer
+        for norm, layer in found.items()
+        if len(norms[norm]) == 1 == len(layers[layer])
+        and (norm.running_mean is not None and norm.running_var is not None and norm.affine)
+    }
+    if not _read_by_nothing_else(pairs, run):
+        pairs = {norm: layer for norm, layer in pairs.items() if _read_by_nothing_else({norm: layer}, run)}
+    for norm, layer in pairs.items():
+        _fold(layer, norm)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if child in pairs:
+                setattr(parent, name, nn.Identity())
+    return len(pairs)
 
 
 def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
@@ -272,11 +271,6 @@ def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
     handles += [norm.register_forward_pre_hook(show) for norm in pairs]
     with removed_on_exit(handles):
         return bool(torch.isfinite(run()).all())
-
-
-def _fits(norm: _Norm) -> bool:
-    """Return whether the normalization has its own statistics and factors."""
-    return norm.running_mean is not None and norm.running_var is not None and norm.affine
 
 
 def _fold(layer: _Layer, norm: _Norm) -> None:

@@ -1,4 +1,4 @@
-"""None"""
+"""Decoders, by sessions and by transformers, and the texts that they write."""
 
 from __future__ import annotations
 

@@ -16,16 +16,17 @@ import torch
 from exports import batch, exported, run
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.formats.onnx.embedding_graphs import add_sentence_embedding
 from compress.formats.onnx.fusions import (
     REWRITES,
+    expand_einsum,
     fold_constant_embeddings,
     optimize_graph,
     pool_globally,
     select_first_token_early,
     split_skip_normalization,
+    unfold_batch_transposes,
 )
-from compress.formats.onnx.matrix_products import expand_einsum, unfold_batch_transposes
-from compress.formats.onnx.pooling import add_sentence_embedding
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.utils.errors import StageError
 

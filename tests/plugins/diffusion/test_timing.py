@@ -64,7 +64,7 @@ class FarPart(Part):
     def time(self, calls: Sequence[int]) -> list[float]:
         return [10.0 + call for call in calls]
 
-    def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+    def queued_latencies(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
         raise AssertionError("nothing arrives")
 
     def cpu_seconds(self) -> float:

@@ -30,8 +30,8 @@ from compress.formats.onnx.decoder.traced_parts import (
     decoder_of_pair,
     decoder_only,
     encoder_of_pair,
+    export_vision_encoder,
 )
-from compress.formats.onnx.decoder.vision_encoder import export_vision_encoder
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import (
     DECODER,

@@ -1,18 +1,24 @@
-"""Builder that writes an ONNX graph node by node: names, constants and operators."""
+"""Builder that writes an ONNX graph node by node, and operators that consist of several nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir._cloner import Cloner
 
+from compress.formats.onnx.decoder.tracing_patches import Placeholder
+
 MICROSOFT = "com.microsoft"
 OPSET = 21
 IR_VERSION = 10
 _PRODUCER = "compress"
+
+LEFT_PADDING_CHECK = "padding_on_the_left_is_refused"
+_SEQUENCES = ("query", "key", "value", "decay", "beta")
+_SELECTED = ("step", "value", "input", "output")
 
 
 class GraphBuilder:
@@ -178,3 +184,214 @@ def node_like(
     for index, value in enumerate(node.outputs):
         value.name = f"{name}/output_{index}"
     return node
+
+
+def write_lengths(nodes: GraphBuilder, mask: ir.Value) -> Sequence[ir.Value]:
+    """Write the position of each row's last token, [batch] int32, and the total length, an int32 scalar."""
+    axis = nodes.integers(1)
+    count = nodes.op("ReduceSum", "lengths", [mask, axis], keepdims=0)
+    # The first column of the mask picks from a table of one entry: 0, were it not 1, picks one that is not there.
+    first = nodes.op("Gather", "lengths.first", [mask, nodes.constant("constants.zero", np.array(0))], axis=1)
+    missing = nodes.op("Sub", "lengths.missing", [nodes.constant("constants.one", np.array(1)), first])
+    minus_one = nodes.op("Gather", f"lengths.{LEFT_PADDING_CHECK}", [nodes.integers(-1), missing], axis=0)
+    last = nodes.op("Add", "lengths.last", [count, minus_one])
+    # The total length includes padding, as the attention operator expects.
+    shape = nodes.op("Shape", "lengths.total", [mask], start=1, end=2)
+    total = nodes.op("Squeeze", "lengths.total", [shape, nodes.integers(0)])
+    named = (("lengths.last", last), ("lengths.total", total))
+    return [nodes.op("Cast", name, [value], to=ir.DataType.INT32) for name, value in named]
+
+
+def write_rotary(nodes: GraphBuilder, node: ir.Node, tables: dict[str, Sequence[ir.Value]]) -> Sequence[ir.Value]:
+    """Write cosines and sines of all positions [positions, pairs], which are computed when the graph is loaded.
+
+    ``tables`` holds those written so far.
+    """
+    frequencies = np.array(node.attributes["frequencies"].as_floats(), np.float32)
+    factor, positions = node.attributes["factor"].as_float(), node.attributes["positions"].as_int()
+    key = f"{frequencies.tobytes().hex()} {factor} {positions}"
+    # Layers with the same rotation share their tables.
+    if key not in tables:
+        scope = f"rotary{len(tables) or ''}"
+        bounds = {"start": 0, "stop": positions, "step": 1}
+        ends = [nodes.constant(f"constants.{scope}_{name}", np.array(end, np.float32)) for name, end in bounds.items()]
+        column = nodes.op("Unsqueeze", scope, [nodes.op("Range", scope, ends), nodes.integers(1)])
+        angles = nodes.op("Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])])
+        computed = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
+        # YaRN and similar scalings multiply cosines and sines.
+        if factor != 1:
+            scale = nodes.constant(f"constants.{scope}_factor", np.array(factor, np.float32))
+            computed = [nodes.op("Mul", f"{scope}.{index}", [table, scale]) for index, table in enumerate(computed)]
+        tables[key] = computed
+    return tables[key]
+
+
+class ExpertRows(NamedTuple):
+    """``rows`` [n, hidden] routed to an expert, the indices of their ``tokens`` [n, 1], and their ``shares`` [n, 1]."""
+
+    rows: ir.Value
+    tokens: ir.Value
+    shares: ir.Value
+    name: str
+
+
+def route_to_expert(
+    nodes: GraphBuilder, name: str, number: int, rows: ir.Value, chosen: ir.Value, shares: ir.Value
+) -> ExpertRows:
+    """Write the selection of the rows that are routed to an expert.
+
+    Args:
+        nodes: The graph.
+        name: Name of the expert's module.
+        number: Index of the expert.
+        rows: Hidden states [tokens, hidden].
+        chosen: Experts that the router chose [tokens, k].
+        shares: Their weights [tokens, k].
+    """
+    sent = nodes.op("Equal", name, [chosen, nodes.constant(f"constants.expert_{number}", np.array(number))])
+    # Pairs of token and choice at which the router chose this expert.
+    places = nodes.op("Transpose", name, [nodes.op("NonZero", name, [sent])], perm=[1, 0])
+    tokens = nodes.op("Slice", name, [places, *[nodes.integers(value) for value in (0, 1, 1)]])
+    expert_input = nodes.op("GatherND", f"{name}.rows", [rows, tokens])
+    share = nodes.op("Unsqueeze", name, [nodes.op("GatherND", f"{name}.share", [shares, places]), nodes.integers(-1)])
+    return ExpertRows(expert_input, tokens, share, name)
+
+
+def combine_experts(
+    nodes: GraphBuilder, scope: str, rows: ir.Value, outputs: Sequence[tuple[ExpertRows, ir.Value]]
+) -> ir.Value:
+    """Write the weighted sum of the experts' outputs [tokens, hidden].
+
+    Args:
+        nodes: The graph.
+        scope: Name of the module of all experts.
+        rows: Hidden states [tokens, hidden].
+        outputs: The rows of each expert and its output for them.
+    """
+    parts = [nodes.op("Mul", f"{sent.name}.shared", [part, sent.shares]) for sent, part in outputs]
+    all_tokens = nodes.op("Concat", f"{scope}.tokens", [sent.tokens for sent, _ in outputs], axis=0)
+    all_parts = nodes.op("Concat", f"{scope}.parts", parts, axis=0)
+    # Outputs are added into zeros, since a token is routed to several experts.
+    nothing = nodes.op("ConstantOfShape", scope, [nodes.op("Shape", f"{scope}.experts", [rows])])
+    return nodes.op("ScatterND", f"{scope}.experts", [nothing, all_tokens, all_parts], reduction="add")
+
+
+def write_delta_rule(nodes: GraphBuilder, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
+    """Write the gated delta rule: the final state and the outputs [length, batch, heads, value size]."""
+    state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
+    token = {kind: ir.val(f"{name}.{kind}", dtype=ir.DataType.FLOAT) for kind in _SEQUENCES}
+    scope = f"{name}.token"
+
+    def body() -> Sequence[ir.Value]:
+        """Write the update of one token."""
+        row, column, both = nodes.integers(-2), nodes.integers(-1), nodes.integers(-2, -1)
+        decay = nodes.op("Unsqueeze", f"{scope}.decay", [token["decay"], both])
+        decayed = nodes.op("Mul", f"{scope}.decay", [state, decay])
+        key = nodes.op("Unsqueeze", f"{scope}.key", [token["key"], row])
+        prediction = nodes.op("MatMul", f"{scope}.known", [key, decayed])
+        value = nodes.op("Unsqueeze", f"{scope}.value", [token["value"], row])
+        beta = nodes.op("Unsqueeze", f"{scope}.beta", [token["beta"], both])
+        # The state is corrected by the difference between the value and the state's prediction of it.
+        delta = nodes.op("Mul", f"{scope}.delta", [nodes.op("Sub", f"{scope}.delta", [value, prediction]), beta])
+        upright = nodes.op("Unsqueeze", f"{scope}.upright", [token["key"], column])
+        learned = nodes.op("MatMul", f"{scope}.learned", [upright, delta])
+        after = nodes.op("Add", f"{scope}.after", [decayed, learned])
+        query = nodes.op("Unsqueeze", f"{scope}.query", [token["query"], row])
+        output = nodes.op("MatMul", f"{scope}.given", [query, after])
+        return [after, nodes.op("Squeeze", f"{scope}.given", [output, row])]
+
+    # `Scan` carries the state from token to token; its body sees one token.
+    graph = nodes.branch(f"{name}.body", body, [state, *token.values()])
+    return nodes.several("Scan", name, inputs, 2, body=graph, num_scan_inputs=len(_SEQUENCES))
+
+
+def write_selective_scan(nodes: GraphBuilder, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
+    """Write the selective scan: the final state and the outputs [length, batch, channels]."""
+    initial_state, decays, *along = inputs
+    state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
+    token = {kind: ir.val(f"{name}.{kind}", dtype=ir.DataType.FLOAT) for kind in _SELECTED}
+    scope = f"{name}.token"
+
+    def body() -> Sequence[ir.Value]:
+        """Write the update of one token."""
+        row, column = nodes.integers(-2), nodes.integers(-1)
+        step, value = (nodes.op("Unsqueeze", f"{scope}.{kind}", [token[kind], column]) for kind in ("step", "value"))
+        read = nodes.op("Unsqueeze", f"{scope}.input", [token["input"], row])
+        decay = nodes.op("Exp", f"{scope}.kept", [nodes.op("Mul", f"{scope}.kept", [step, decays])])
+        old = nodes.op("Mul", f"{scope}.old", [state, decay])
+        after = nodes.op("Add", f"{scope}.after", [old, nodes.op("Mul", f"{scope}.new", [value, read])])
+        output = nodes.op("Unsqueeze", f"{scope}.output", [token["output"], column])
+        result = nodes.op("MatMul", f"{scope}.given", [after, output])
+        return [after, nodes.op("Squeeze", f"{scope}.given", [result, column])]
+
+    graph = nodes.branch(f"{name}.body", body, [state, *token.values()])
+    return nodes.several("Scan", name, [initial_state, *along], 2, body=graph, num_scan_inputs=len(_SELECTED))
+
+
+RECURRENCES: Mapping[str, Callable[[GraphBuilder, str, Sequence[ir.Value]], Sequence[ir.Value]]] = {
+    Placeholder.DELTA_RULE: write_delta_rule,
+    Placeholder.SELECTIVE_SCAN: write_selective_scan,
+}
+"""Function that writes each recurrence, by its placeholder."""
+
+
+_KIND = "MultiHeadAttention"
+
+
+def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
+    """Replace every cross attention by an `If` on ``cached``, in place.
+
+    Nodes that only the first call needs, such as the products that compute keys and values, move into its branch.
+    """
+    for node in [node for node in model.graph if node.op_type == Placeholder.CROSS_ATTENTION]:
+        # One attention reads the cached keys and values, the other computes them.
+        query, key, value, *others = node.inputs
+        padding, bias, *past = others
+        # Products that compute keys and values run in the first call only.
+        first = _taken_out(model.graph, node, {key, value})
+        cached_attention, first_attention = (
+            node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
+            for scope, keys in (("cached", past), ("first", (key, value)))
+        )
+        nothing = [_nothing(node, index, past_value) for index, past_value in enumerate(past)]
+        branches = {
+            "then_branch": _branch(
+                cached_attention,
+                [cached_attention, *nothing],
+                [past_value.outputs[0] for past_value in (cached_attention, *nothing)],
+            ),
+            "else_branch": _branch(
+                first_attention, [*first, first_attention], [first_attention.outputs[0], key, value]
+            ),
+        }
+        conditional = node_like(node, "If", "If", [cached], branches, outputs=3)
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [conditional], node.outputs, conditional.outputs
+        )
+
+
+def _taken_out(graph: ir.Graph, node: ir.Node, targets: set[ir.Value | None]) -> list[ir.Node]:
+    """Remove the nodes that only the inputs ``targets`` of ``node`` need, and return them in order."""
+    removed: list[ir.Node] = []
+    users = {node}
+    # Backwards, so that a node is removed if all of its readers are.
+    for candidate in reversed(list(graph)):
+        uses = [use for output in candidate.outputs for use in output.uses()]
+        read = [use.node in users and (use.node is not node or node.inputs[use.idx] in targets) for use in uses]
+        if uses and all(read) and not any(output.is_graph_output() for output in candidate.outputs):
+            users.add(candidate)
+            removed.insert(0, candidate)
+    graph.remove(removed)
+    return removed
+
+
+def _nothing(node: ir.Node, index: int, past: ir.Value) -> ir.Node:
+    """Return an empty tensor in place of keys or values that the client keeps."""
+    _, heads, _, size = past.shape
+    empty = ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))
+    return node_like(node, f"nothing_{index}", "Constant", [], {"value": empty})
+
+
+def _branch(last: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> ir.Graph:
+    """Return a branch of an `If`."""
+    return ir.Graph([], outputs, nodes=nodes, name=(last.name or "").replace("/", "."))

@@ -5,7 +5,7 @@ A decoder without an encoder has the inputs `input_ids` and `attention_mask` [ba
 outputs `logits` [batch, length, vocabulary] and a `present` for each past, as transformers.js and onnxruntime-genai
 expect. Positions follow from the mask. Rows of a batch may be padded on the right. The attention kernel would read
 padding on the left as text, so the node `padding_on_the_left_is_refused` fails on it. For a decoder with an encoder
-see `compress.formats.onnx.decoder.macro_ops`.
+see `compress.formats.onnx.decoder.graph_builder`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.generation.decoder import present_of
-from compress.formats.onnx.decoder.caches import CROSS, layer_index
-from compress.formats.onnx.decoder.graph_builder import GraphBuilder
-from compress.formats.onnx.decoder.macro_ops import (
+from compress.formats.onnx.decoder.attention_calls import CROSS, layer_index
+from compress.formats.onnx.decoder.graph_builder import (
     RECURRENCES,
+    GraphBuilder,
     combine_experts,
     route_to_expert,
     write_cross_attention,
     write_lengths,
     write_rotary,
 )
-from compress.formats.onnx.decoder.node_groups import NodeGroups, find_mixtures, group_linear_layers, string_attribute
-from compress.formats.onnx.decoder.rewrites import tidy
+from compress.formats.onnx.decoder.rewrites import (
+    NodeGroups,
+    find_mixtures,
+    group_linear_layers,
+    string_attribute,
+    tidy,
+)
 from compress.formats.onnx.decoder.trace import Trace
 from compress.formats.onnx.decoder.traced_parts import BATCH, CACHED, IDS, Axes
 from compress.formats.onnx.decoder.tracing_patches import DOMAIN, Placeholder

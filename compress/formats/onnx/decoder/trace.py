@@ -20,9 +20,16 @@ from torch import nn
 
 from compress.formats.generation.image_text import refuse_unfollowed
 from compress.formats.onnx.decoder import apply_patches
-from compress.formats.onnx.decoder.attention_calls import AttentionCall
-from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_index, present, record_updates, sample_states
-from compress.formats.onnx.decoder.node_groups import NodeGroups, group_nodes
+from compress.formats.onnx.decoder.attention_calls import (
+    PAST,
+    AttentionCall,
+    fill_cache,
+    layer_index,
+    present,
+    record_updates,
+    sample_states,
+)
+from compress.formats.onnx.decoder.rewrites import NodeGroups, group_nodes
 from compress.formats.onnx.decoder.traced_parts import MASK, TracedPart, decoder_of_embeddings, decoder_only
 from compress.formats.onnx.decoder.tracing_patches import Placeholder, TracingPatches, lengths_of
 from compress.formats.quiet_output import suppress_output
@@ -90,7 +97,7 @@ def check_writable(folder: Path) -> None:
         with _model_errors(checkpoint), torch.no_grad():
             model = _DryRun(checkpoint, _decoder).model
             if reads_images(model.config):
-                from compress.formats.onnx.decoder.vision_encoder import check_vision_encoder
+                from compress.formats.onnx.decoder.traced_parts import check_vision_encoder
 
                 check_vision_encoder(folder, model)
         _WRITABLE[key] = reads_images(model.config)

@@ -31,10 +31,7 @@ _REMOVALS = 100
 
 
 class Page:
-    """One tab of the process ``browser``.
-
-    ``requests`` are the addresses that it asked for, ``errors`` what went wrong in its scripts.
-    """
+    """Tab of the process ``browser``, with the addresses that it requested and the errors of its scripts."""
 
     def __init__(self, browser: int, to_browser: int, from_browser: int) -> None:
         self.browser = browser
@@ -46,7 +43,7 @@ class Page:
         self.errors: list[str] = []
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol. Raises `StageError` for a refusal, or no answer within a minute."""
+        """Call a method of the DevTools protocol; raise `StageError` if it is refused or takes more than a minute."""
         return self._ask(method, parameters, _SECONDS)
 
     def _ask(self, method: str, parameters: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -75,17 +72,17 @@ class Page:
             self.call(f"{domain}.enable")
 
     def evaluate(self, expression: str, seconds: float = _SECONDS) -> Any:
-        """The value of a JavaScript expression; a promise is waited for. Raises `StageError` where it throws."""
-        asked = {"expression": expression, "awaitPromise": True, "returnByValue": True}
-        done = self._ask("Runtime.evaluate", asked, seconds)
-        if "exceptionDetails" in done:
-            raise StageError(f"The page fails: {_words(done['exceptionDetails'])}")
-        return done["result"].get("value")
+        """Return the value of a JavaScript expression, awaiting a promise; raise `StageError` if it throws."""
+        parameters = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+        result = self._ask("Runtime.evaluate", parameters, seconds)
+        if "exceptionDetails" in result:
+            raise StageError(f"The page fails: {_words(result['exceptionDetails'])}")
+        return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = _SECONDS) -> Any:
-        """The first value of ``expression`` that is true. Raises `StageError` where none is in time."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        """Return the first true value of ``expression``; raise `StageError` if there is none in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             value = self.evaluate(expression)
             if value:
                 return value
@@ -94,8 +91,8 @@ class Page:
             f"The page does not come to {expression} within {seconds:g} s.", where="; ".join(self.errors) or None
         )
 
-    def _messages(self, until: float) -> Iterator[dict[str, Any]]:
-        while (left := until - time.monotonic()) > 0:
+    def _messages(self, deadline: float) -> Iterator[dict[str, Any]]:
+        while (remaining := deadline - time.monotonic()) > 0:
             whole, separator, remainder = self._pending.partition(b"\0")
             if separator:
                 self._pending = remainder
@@ -103,11 +100,11 @@ class Page:
                 self._note(message)
                 yield message
                 continue
-            if select.select([self._from], [], [], left)[0]:
-                arrived = os.read(self._from, _CHUNK)
-                if not arrived:
+            if select.select([self._from], [], [], remaining)[0]:
+                received = os.read(self._from, _CHUNK)
+                if not received:
                     raise _gone()
-                self._pending += arrived
+                self._pending += received
 
     def _note(self, message: dict[str, Any]) -> None:
         method, parameters = message.get("method"), message.get("params", {})
@@ -121,9 +118,10 @@ class Page:
 
 @contextmanager
 def open_page(*options: str, program: str | None = None, webgpu: bool = False) -> Iterator[Page]:
-    """A blank page in a fresh profile, which nothing else shares; ``webgpu`` lets it use the graphics card.
+    """Open a blank page in a fresh profile; ``webgpu`` lets it use the graphics card.
 
-    Raises `InputError` without a Chromium.
+    Raises:
+        InputError: There is no Chromium.
     """
     executable = program or next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
@@ -162,7 +160,8 @@ def _remove(home: Path) -> None:
 
 
 def _reaper(browser: int, home: str) -> subprocess.Popen[bytes]:
-    """What ends the browser and removes its profile when this process is killed: its input ends then."""
+    """Start a process that ends the browser and removes its profile once this process is gone."""
+    # The input of `cat` ends with this process, even if it is killed.
     script = 'cat; kill -9 "$0"; while [ -e "$1" ]; do sleep 1; rm -rf -- "$1"; done'
     command = ["/bin/sh", "-c", script, str(browser), home]
     return subprocess.Popen(
@@ -171,18 +170,19 @@ def _reaper(browser: int, home: str) -> subprocess.Popen[bytes]:
 
 
 def _start(command: list[str], read: int, write: int, home: Path) -> int:
-    """The process's id. Chromium reads its orders from descriptor 3 and writes to 4."""
-    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10) for descriptor in (read, write)]
+    """Start Chromium and return its process id; it reads commands from descriptor 3 and writes answers to 4."""
+    descriptors = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10) for descriptor in (read, write)]
     log = os.open(home / "log", os.O_WRONLY | os.O_CREAT)
-    places = [
-        (os.POSIX_SPAWN_DUP2, source, target) for source, target in zip((log, log, *high), (1, 2, 3, 4), strict=True)
+    file_actions = [
+        (os.POSIX_SPAWN_DUP2, source, target)
+        for source, target in zip((log, log, *descriptors), (1, 2, 3, 4), strict=True)
     ]
     try:
         # What it puts beside its profile goes with it.
-        surroundings = {**os.environ, "TMPDIR": str(home)}
-        return os.posix_spawn(command[0], command, surroundings, file_actions=places, setsid=True)
+        environment = {**os.environ, "TMPDIR": str(home)}
+        return os.posix_spawn(command[0], command, environment, file_actions=file_actions, setsid=True)
     finally:
-        for descriptor in (read, write, log, *high):
+        for descriptor in (read, write, log, *descriptors):
             os.close(descriptor)
 
 

@@ -11,8 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from compress.formats.onnx.costs import Tensor
-from compress.formats.onnx.runtimes.failures import cannot_open
-from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_options
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, cannot_open, session_options
 
 CPU = "CPUExecutionProvider"
 _OPTIMIZED = "optimized.onnx"

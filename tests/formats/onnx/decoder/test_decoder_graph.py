@@ -18,8 +18,7 @@ from written_decoders import CONFIGS, FewBitsCheckpoint, Graph, by_transformers,
 from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_verified_decoder
 from compress.formats.onnx.decoder.apply_patches import inverse_error_function
-from compress.formats.onnx.decoder.graph_builder import GraphBuilder
-from compress.formats.onnx.decoder.macro_ops import LEFT_PADDING_CHECK, write_selective_scan
+from compress.formats.onnx.decoder.graph_builder import LEFT_PADDING_CHECK, GraphBuilder, write_selective_scan
 from compress.formats.onnx.decoder.trace import check_writable, trace_part
 from compress.formats.onnx.decoder.traced_parts import decoder_only
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of

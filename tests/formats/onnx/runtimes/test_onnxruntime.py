@@ -1,4 +1,4 @@
-"""None"""
+"""ONNX Runtime: sessions, caches that are shared, and profiles of operators."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from onnx_graphs import write_classifier
 from compress.data.samples.fetch import cache_root, fetch
 from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
-from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
+from compress.formats.onnx.runtimes.javascript import PACKAGES, SCRIPT, WASM
 from compress.formats.ort.write import convert
 from compress.formats.runtime import TensorType, TimesItself, get_runtime, prepare_runtime, why_unavailable
 from compress.formats.targets import TARGETS
@@ -82,10 +82,10 @@ def test_calls_are_timed_by_the_clock_over_there(web: Any) -> None:
     assert 0 < sum(latencies) < elapsed_ms
     # 300 times the tokens.
     assert 5 * np.median(latencies[::2]) < np.median(latencies[1::2])
-    waits = web.arrivals([0] * 3, [0, 50, 50])
+    waits = web.queued_latencies([0] * 3, [0, 50, 50])
     assert max(waits) < 50 and min(waits) > 0
     # Two that come at once: the second waits for the first.
-    first, second = web.arrivals([1, 1], [0, 0])
+    first, second = web.queued_latencies([1, 1], [0, 0])
     assert second > 1.3 * first
     if web.settings["cross_origin_isolated"] is not None:
         # An isolated page's clock has steps of 5 microseconds, any other's of 100.

@@ -133,7 +133,7 @@ export async function time({ calls }) {
 }
 
 /** Milliseconds from each arrival to its answer; requests wait for those before them. */
-export async function arrivals({ calls, gaps }) {
+export async function queued_latencies({ calls, gaps }) {
   const latencies = [];
   let due = now();
   for (const [place, index] of calls.entries()) {

@@ -1,13 +1,14 @@
-"""Pooling, dense layers and normalisation of sentence embeddings as the last nodes of an encoder's graph."""
+"""Graphs of embedding models: pooling of sentence embeddings as last nodes, and CLIP's encoders as separate graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike
 from onnx import helper, numpy_helper
+from onnx.utils import Extractor
 
 from compress.models.sentence_modules import Dense, SentenceModules
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING
@@ -17,6 +18,9 @@ _MASK = "attention_mask"
 _SHORTEST = 1e-12
 """Smallest norm to divide by, as in torch's `normalize`."""
 _POOLED = ("mean", "cls")
+
+TOWERS = {"text_model": ("input_ids", "text_embeds"), "vision_model": ("pixel_values", "image_embeds")}
+"""Encoder by the file name that transformers.js and optimum use: the input that it reads, and its output."""
 
 
 class _Tail:
@@ -90,3 +94,22 @@ def _normalized(tail: _Tail, value: str) -> str:
     # The norm is bounded below as in torch, so that zero vectors stay zero.
     length = tail.node("Max", tail.node("Sqrt", squares), tail.constant(_SHORTEST))
     return tail.node("Div", value, length)
+
+
+def split_towers(graph: onnx.ModelProto) -> Mapping[str, onnx.ModelProto]:
+    """Return the graphs `text_model` and `vision_model`, float or quantized as ``graph`` is.
+
+    Raises:
+        StageError: The graph has other inputs or outputs.
+    """
+    inputs, outputs = ({value.name for value in values} for values in (graph.graph.input, graph.graph.output))
+    if any(input_name not in inputs or output_name not in outputs for input_name, output_name in TOWERS.values()):
+        raise StageError(
+            f"The graph has the inputs {', '.join(sorted(inputs))} and the outputs {', '.join(sorted(outputs))}.",
+            expected="input_ids, pixel_values, text_embeds and image_embeds",
+        )
+    encoders = {}
+    for name, (input_name, output_name) in TOWERS.items():
+        read = [input_name, _MASK] if input_name == "input_ids" and _MASK in inputs else [input_name]
+        encoders[name] = Extractor(graph).extract_model(read, [output_name])
+    return encoders

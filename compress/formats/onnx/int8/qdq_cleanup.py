@@ -1,4 +1,4 @@
-"""Removal of `QuantizeLinear` and `DequantizeLinear` that no integer kernel of ONNX Runtime's processor uses.
+"""Removal of `QuantizeLinear` and `DequantizeLinear` that no CPU kernel uses, and of concatenations in between.
 
 Other quantizers put them where other runtimes benefit: around additions, lookups, products of two activations. ONNX
 Runtime computes those in float, so such a pair costs time twice, and accuracy. Layers that stay float between
@@ -7,14 +7,19 @@ integers are protected from ONNX Runtime's own rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import add_initializer, clean, constant
 from compress.formats.onnx.int8.fuse_integer_ops import quantized_source
-from compress.formats.onnx.int8.select_nodes import BRIDGES
+from compress.formats.onnx.int8.settings import BRIDGES
+from compress.formats.onnx.int8.static import Feed, stream_activations
 
 _BELOW_ZERO_TOO = ("Add", "Conv", "MatMul", "Gemm", "BatchNormalization", "Concat")
+
+_CHANNELS = 1
 
 
 def drop_redundant_qdq(model: ir.Model) -> int:
@@ -158,3 +163,71 @@ def _channels(node: ir.Node) -> int | None:
     if node.op_type == "ConvTranspose":
         return int(array.shape[0])
     return int(array.shape[1]) * int(node.attributes.get_int("group", 1))
+
+
+def split_concatenations(model: ir.Model, feeds: Iterable[Feed]) -> list[str]:
+    """Split every convolution with stored weights that reads concatenated channels, in place; return their names.
+
+    The first of ``feeds`` shows the number of channels of each part. A part's convolution and weight get the name of
+    the whole with `/part_0`, `/part_1` appended. The bias is added once. Grouped convolutions stay, because a group may
+    read two parts.
+    """
+    convolutions = [node for node in model.graph if _reads_parts(node)]
+    if not convolutions:
+        return []
+    names = list(dict.fromkeys(str(part.name) for node in convolutions for part in _parts(node)))
+    shapes = {
+        name: array.shape
+        for values in stream_activations(ir.to_proto(model), names, list(feeds)[:1])
+        for name, array in values.items()
+    }
+    for node in convolutions:
+        _split(model.graph, node, [shapes[str(part.name)][_CHANNELS] for part in _parts(node)])
+    clean(model)
+    return [str(node.name) for node in convolutions]
+
+
+def _reads_parts(node: ir.Node) -> bool:
+    """Return whether a node is a convolution of concatenated channels that can be split."""
+    if node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1 or constant(node.inputs[1]) is None:
+        return False
+    joined = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return (
+        joined is not None
+        and joined.op_type == "Concat"
+        and joined.attributes.get_int("axis", 0) == _CHANNELS
+        and len(joined.inputs) > 1
+        and all(part is not None and constant(part) is None for part in joined.inputs)
+    )
+
+
+def _parts(node: ir.Node) -> Sequence[ir.Value]:
+    """Return the concatenated values."""
+    joined = node.inputs[0].producer()
+    assert joined is not None, "it reads a concatenation"
+    return [part for part in joined.inputs if part is not None]
+
+
+def _split(graph: ir.Graph, node: ir.Node, channels: Sequence[int]) -> None:
+    """Replace one convolution by a sum of convolutions."""
+    weight, old = constant(node.inputs[1]), node.outputs[0]
+    assert weight is not None, "weights are stored"
+    attributes: Mapping[str, ir.Attr] = dict(node.attributes)
+    ends = np.cumsum(channels)
+    new_nodes: list[ir.Node] = []
+    for index, (part, piece) in enumerate(zip(_parts(node), np.split(weight, ends[:-1], axis=1), strict=True)):
+        stored = add_initializer(graph, f"{node.inputs[1].name}/part_{index}", piece)
+        # The bias belongs to the first part only, so that it is added once.
+        bias = [] if index else list(node.inputs[2:])
+        new_nodes.append(ir.node("Conv", [part, stored, *bias], attributes, name=f"{node.name}/part_{index}"))
+        if index:
+            sums = [new_nodes[-2].outputs[0], new_nodes[-1].outputs[0]]
+            new_nodes.append(ir.node("Add", sums, name=f"{node.name}/sum_{index}"))
+    for new_node in new_nodes:
+        new_node.outputs[0].name = f"{new_node.name}_output"
+        new_node.outputs[0].type, new_node.outputs[0].shape = old.type, old.shape
+    graph.insert_before(node, new_nodes)
+    new, name = new_nodes[-1].outputs[0], old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    new.name = name

@@ -88,5 +88,5 @@ def test_it_reads_other_ids_only_where_white_space_runs_into_a_digit(tmp_path: P
     wrong = [line for line in lines if list(theirs.encode(line)) != ours(line).input_ids]
     known = [line for line in lines if re.search(r"\s\s\d", line)]
     assert len(lines) - len(known) > 1000 and set(wrong) <= set(known)
-    # Once this fails, the sentence in docs/tutorials/language-models.md can go.
+    # Once this fails, the sentence in docs/guides/language-model-runtimes.md can go.
     assert list(theirs.encode("cats;  1")) != ours("cats;  1").input_ids

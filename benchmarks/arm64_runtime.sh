@@ -1,6 +1,6 @@
 #!/bin/bash
 # A Python for 64-bit ARM with numpy and onnxruntime, for `benchmarks/arm64.py` under qemu-aarch64;
-# with pip and venv, so that it can also stand behind an SSH server as a device (tests/plugins/devices/test_emulated_device.py).
+# with pip and venv, so that it can also stand behind an SSH server as a device (tests/plugins/devices/test_device_bench.py).
 #
 #   usage:  bash benchmarks/arm64_runtime.sh        (Debian 13 with apt-get, dpkg-deb and pip; 43 MB are fetched)
 #

@@ -193,7 +193,7 @@ def quantized(folder: Path) -> QuantizedCheckpoint:
 def test_integers_are_kept_to_the_bit_and_that_is_said(tmp_path: Path) -> None:
     notes = Notes()
     converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path, notes))
-    assert notes.said == ["gguf: 20 of 20 tensors are kept to the bit"]
+    assert notes.said == ["gguf: 20 of 20 tensors are stored exactly"]
     assert sorted(path.name for path in converted.folder.iterdir()) == [
         *("chat_template.jinja", "config.json", "model.gguf", "tokenizer.json", "tokenizer_config.json")
     ]
@@ -203,7 +203,7 @@ def test_what_is_rounded_is_said(tmp_path: Path) -> None:
     notes = Notes()
     Gguf().run(save_mergeable_llama(tmp_path / "source"), gguf_context(tmp_path, notes))
     # Two norms a layer and the last one are F32; the table and seven matrices a layer are rounded to float16.
-    assert notes.said[0].startswith("gguf: 5 of 20 tensors are kept to the bit, the others within ")
+    assert notes.said[0].startswith("gguf: 5 of 20 tensors are stored exactly, the others within ")
 
 
 def test_a_file_that_does_not_give_the_weights_back_stops_the_run(

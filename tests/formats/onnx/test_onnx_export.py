@@ -26,7 +26,7 @@ import compress
 from compress.formats.onnx.export import verify_parity
 from compress.formats.onnx.float16 import holds_float16, to_float16, to_float32
 from compress.formats.onnx.import_onnx import import_graph, read_graph_file, rename_for_clients
-from compress.formats.onnx.int8.static import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.model import TorchModel
 from compress.stages.cast import Cast

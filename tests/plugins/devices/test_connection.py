@@ -1,4 +1,4 @@
-"""None"""
+"""Connections to devices over SSH, sessions on them, and their inventory."""
 
 from __future__ import annotations
 
@@ -57,10 +57,8 @@ def test_another_host_key_is_refused_and_both_are_told(server: Server, tmp_path:
 def test_a_host_key_of_a_kind_that_the_device_lacks_is_refused(server: Server, tmp_path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", str(tmp_path / "key")], check=True)
     kind, key = (tmp_path / "key.pub").read_text().split()[:2]
-    with (
-        pytest.raises(InputError, match="another host key"),
-        server.connect(server.device(tmp_path, host_key=f"{kind} {key}")),
-    ):
+    device = server.device(tmp_path, host_key=f"{kind} {key}")
+    with pytest.raises(InputError, match="another host key"), server.connect(device):
         pass
 
 
@@ -136,30 +134,20 @@ def cut_when(server: Server, asked: Path) -> None:
     assert server.drop_connections() >= 1
 
 
-def test_a_device_that_stays_away_is_given_up(server: Server, tmp_path: Path) -> None:
-    relay = Relay(server.port)
-    try:
+@pytest.mark.parametrize(
+    ("hangs", "message"), [(False, "went away"), (True, "went away: no answer within")], ids=["closed", "hangs"]
+)
+def test_a_device_that_goes_away_is_given_up(server: Server, tmp_path: Path, hangs: bool, message: str) -> None:
+    with contextlib.closing(Relay(server.port)) as relay:
         device = server.device(tmp_path, port=relay.port)
         with server.connect(device, patience_seconds=1.0) as connection:
             connection.request("probe", blobs=[], requirements=[])
-            relay.close()
-            with pytest.raises(DeviceError, match="went away"):
-                connection.request("probe", blobs=[], requirements=[])
-    finally:
-        relay.close()
-
-
-def test_a_device_that_hangs_is_given_up(server: Server, tmp_path: Path) -> None:
-    relay = Relay(server.port)
-    try:
-        device = server.device(tmp_path, port=relay.port)
-        with server.connect(device, patience_seconds=1.0) as connection:
-            connection.request("probe", blobs=[], requirements=[])
-            relay.hangs = True
-            with pytest.raises(DeviceError, match="went away: no answer within"):
-                connection.request("probe", timeout=0.5, blobs=[], requirements=[])
-    finally:
-        relay.close()
+            if hangs:
+                relay.hangs = True
+            else:
+                relay.close()
+            with pytest.raises(DeviceError, match=message):
+                connection.request("probe", **({"timeout": 0.5} if hangs else {}), blobs=[], requirements=[])
 
 
 def test_what_a_device_says_does_nothing_to_the_terminal() -> None:

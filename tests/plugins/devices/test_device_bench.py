@@ -1,4 +1,4 @@
-"""None"""
+"""Benchmarks on devices, from Python and from the command line."""
 
 from __future__ import annotations
 

@@ -167,9 +167,7 @@ def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: 
         disks.Filler(disk, "", room=0).fill()
         with pytest.raises(StorageError, match="history cannot be used"):
             add(history, range(NIGHTS + 1, NIGHTS + 9))
-        assert [past_night.number for past_night in history.read(SUITE)][: NIGHTS + 1] == list(
-            range(1, NIGHTS + 2)
-        )
+        assert [past_night.number for past_night in history.read(SUITE)][: NIGHTS + 1] == list(range(1, NIGHTS + 2))
 
 
 def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tmp_path: Path) -> None:

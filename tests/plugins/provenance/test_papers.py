@@ -279,9 +279,18 @@ def test_a_refusal_of_the_hub_says_no_token(hub: Hub, tmp_path: Path) -> None:
     assert TOKEN not in str(done.exception) and hub.repository == {}
 
 
-def test_a_model_that_may_not_be_passed_on_stays_here(hub: Hub, tmp_path: Path) -> None:
-    done = command(write_run(tmp_path, "cc-by-nd-4.0"), "me/toy", "--push")
-    assert isinstance(done.exception, InputError) and "permits no derivatives" in str(done.exception)
+@pytest.mark.parametrize(
+    ("licence", "name", "message"),
+    [
+        ("cc-by-nd-4.0", "me/toy", "permits no derivatives"),
+        ("cc-by-sa-4.0", "me/toy/again", "OWNER/NAME"),
+    ],
+)
+def test_a_push_that_cannot_be_is_refused_before_any_call(
+    hub: Hub, tmp_path: Path, licence: str, name: str, message: str
+) -> None:
+    done = command(write_run(tmp_path, licence), name, "--push")
+    assert isinstance(done.exception, InputError) and message in str(done.exception)
     assert hub.calls == []
 
 
@@ -307,9 +316,3 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
     # `compress check`, which fetches nothing, knows it from then on.
     hub.calls.clear()
     assert (find_licences(recipe, tmp_path)[0], hub.calls) == (fetched, [])
-
-
-def test_a_name_that_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> None:
-    done = command(write_run(tmp_path), "me/toy/again", "--push")
-    assert isinstance(done.exception, InputError) and "OWNER/NAME" in str(done.exception)
-    assert hub.calls == []

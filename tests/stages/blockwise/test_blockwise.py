@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoders import ARCHITECTURES, SMALL, Notes, context, inputs_of_layers, module_of, save_decoder, some_ids
+from decoders import ARCHITECTURES, Notes, context, inputs_of_layers, module_of, save_decoder, some_ids
 from quantized import quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -160,12 +160,6 @@ def test_blocks_that_are_given_something_of_the_tokens(tmp_path: Path) -> None:
         decoder.calls(some_ids(1, 8))
 
 
-def test_config_fields_of_the_builder_are_used() -> None:
-    # A misspelt field would make a default model of hundreds of megabytes.
-    made = transformers.LlamaConfig(**SMALL)
-    assert {name: getattr(made, name) for name in SMALL} == SMALL
-
-
 def test_gram_is_the_mean_outer_product() -> None:
     # Two panels and a part.
     inputs = torch.randn(3, 7, 400, generator=torch.Generator().manual_seed(0))
@@ -263,21 +257,22 @@ def test_a_layer_sees_what_the_quantized_layers_before_it_give(batches: int) -> 
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_a_layer_that_is_never_called_is_named(batches: int) -> None:
-    chain = Chain()
-    parts = [lambda: torch.randn(1, 5, 4)] * batches
-    with torch.no_grad(), pytest.raises(StageError, match="never called: idle"):
-        list(BlockPass("chain", linears(chain, ""), chain, parts).solve(lambda name, hessian: None))
-
-
-@pytest.mark.parametrize("batches", [1, 2])
-def test_inputs_that_are_not_finite_are_named(batches: int) -> None:
+@pytest.mark.parametrize(
+    ("layers", "first", "message"),
+    [
+        (("first", "second", "idle"), 0.0, "never called: idle"),
+        (("first", "second"), torch.inf, "inputs of second in chain hold NaN or infinite"),
+    ],
+)
+def test_layers_that_cannot_be_solved_are_named(
+    layers: tuple[str, ...], first: float, message: str, batches: int
+) -> None:
     chain = Chain()
     with torch.no_grad():
-        chain.first.weight[0, 0] = torch.inf
-    modules = {name: part for name, part in linears(chain, "").items() if name != "idle"}
+        chain.first.weight[0, 0] = first
+    modules = {name: part for name, part in linears(chain, "").items() if name in layers}
     parts = [lambda: torch.randn(1, 5, 4)] * batches
-    with torch.no_grad(), pytest.raises(StageError, match="inputs of second in chain hold NaN or infinite"):
+    with torch.no_grad(), pytest.raises(StageError, match=message):
         list(BlockPass("chain", modules, chain, parts).solve(lambda name, hessian: None))
 
 
@@ -326,7 +321,7 @@ import os, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 from decoders import Notes, context
-from test_resume import STAGE
+from test_blockwise import STAGE
 from compress.models.checkpoint import Checkpoint
 import compress.stages.gptq.quantizer as walk
 

@@ -218,16 +218,6 @@ def test_layers_that_are_kept_say_why(tmp_path: Path) -> None:
     assert not any(re.match(rule.removeprefix("-:"), "model.layers.1.mlp.up_proj") for rule in rules)
 
 
-def test_progress_tells_the_error_of_each_layer(tmp_path: Path) -> None:
-    notes = Notes()
-    result = quantized(save_decoder(tmp_path / "source"), tmp_path / "scratch", notes)
-    for name, layer in layers_of(result.folder).items():
-        if "layers" in name:
-            block, short = name.split(".", 3)[:3], name.split(".", 3)[3]
-            line = next(line for line in notes.said if line.startswith(f"{'.'.join(block)}:"))
-            assert f"{short} 4 bits {layer['error']:.2%}" in line
-
-
 def test_bits_per_parameter_count_everything(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", embedding_bits=4, embedding_group_size=32)
@@ -273,34 +263,43 @@ def test_activations_that_overflow_name_block_and_layer(tmp_path: Path) -> None:
     assert "after model.layers.0 is not finite" in refusal(StageError, source, tmp_path / "guided")
 
 
-def test_all_widths_that_no_group_divides_are_named_before_the_work(tmp_path: Path) -> None:
-    source = save_decoder(tmp_path / "source", intermediate_size=96)
-    what = refusal(ModelError, source, tmp_path / "scratch", group_size=64)
-    assert "2 layers do not fit" in what and not (tmp_path / "scratch").exists()
-    for index in range(2):
-        assert f"model.layers.{index}.mlp.down_proj [64, 96]: 64 does not divide 96, 16, 32 would" in what
-
-
-def test_sides_that_fill_no_word(tmp_path: Path) -> None:
-    source = save_decoder(tmp_path / "source", intermediate_size=80)
-    what = refusal(ModelError, source, tmp_path / "scratch", group_size=16)
-    assert "6 layers do not fit" in what and "both sides must be multiples of 32" in what
-
-
-def test_an_embedding_whose_width_no_group_divides(tmp_path: Path) -> None:
-    source = save_decoder(tmp_path / "source")
-    what = refusal(ModelError, source, tmp_path / "scratch", embedding_bits=4, embedding_group_size=128)
-    assert "model.embed_tokens [160, 64]" in what and "embedding_bits: 16" in what
-
-
-def test_a_pattern_that_keeps_nothing(tmp_path: Path) -> None:
-    what = refusal(StageError, save_decoder(tmp_path / "source"), tmp_path / "scratch", keep=("*.router",))
-    assert "no layer is called '*.router'" in what
-
-
-def test_everything_kept(tmp_path: Path) -> None:
-    what = refusal(StageError, save_decoder(tmp_path / "source"), tmp_path / "scratch", keep=("*",))
-    assert "No layer is left to quantize" in what
+@pytest.mark.parametrize(
+    ("sizes", "fields", "kind", "messages"),
+    [
+        (
+            {"intermediate_size": 96},
+            {"group_size": 64},
+            ModelError,
+            (
+                "2 layers do not fit",
+                *(f"model.layers.{n}.mlp.down_proj [64, 96]: 64 does not divide 96, 16, 32 would" for n in (0, 1)),
+            ),
+        ),
+        (
+            {"intermediate_size": 80},
+            {"group_size": 16},
+            ModelError,
+            ("6 layers do not fit", "both sides must be multiples of 32"),
+        ),
+        (
+            {},
+            {"embedding_bits": 4, "embedding_group_size": 128},
+            ModelError,
+            ("model.embed_tokens [160, 64]", "embedding_bits: 16"),
+        ),
+        ({}, {"keep": ("*.router",)}, StageError, ("no layer is called '*.router'",)),
+        ({}, {"keep": ("*",)}, StageError, ("No layer is left to quantize",)),
+    ],
+)
+def test_layers_that_cannot_be_quantized_are_named(
+    sizes: dict[str, int],
+    fields: dict[str, Any],
+    kind: type[CompressError],
+    messages: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    what = refusal(kind, save_decoder(tmp_path / "source", **sizes), tmp_path / "scratch", **fields)
+    assert all(message in what for message in messages)
 
 
 def test_a_model_that_is_quantized_already(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced_logits
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer
-from compress.formats.onnx.int8.settings import Int8Options, QuantizableLayer
-from compress.formats.onnx.int8.static import StaticQuantizer, open_session
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import processor_of

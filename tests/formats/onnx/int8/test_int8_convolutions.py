@@ -16,9 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.int8.equalization import apply_factors, equalize, find_channel_groups
+from compress.formats.onnx.int8.observers import observe, open_session
 from compress.formats.onnx.int8.qdq_cleanup import split_concatenations
-from compress.formats.onnx.int8.settings import Int8Options, count_without_kernel
-from compress.formats.onnx.int8.static import StaticQuantizer, observe, open_session
+from compress.formats.onnx.int8.select_nodes import count_without_kernel
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.utils.errors import DataError
 

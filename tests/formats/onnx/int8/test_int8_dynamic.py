@@ -24,8 +24,9 @@ from compress.formats.onnx.int8.dynamic import (
     quantize_recurrent,
     quantize_rows_in_order,
 )
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.settings import Int8Options
-from compress.formats.onnx.int8.static import StaticQuantizer, open_session
+from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.numerics.block_quantization import quantize_blocks
 from compress.stages.onnx_int8.stage import OnnxInt8

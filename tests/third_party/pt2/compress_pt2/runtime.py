@@ -29,8 +29,7 @@ def traced(module: Any, examples: Examples) -> bytes:
             self.model = module.eval()
 
         def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            logits: torch.Tensor = self.model(**inputs).logits
-            return logits
+            return self.model(**inputs).logits
 
     sample = {name: value for name, value in tensors(examples, [0, 1]).items() if name in examples.padding}
     longest = module.config.max_position_embeddings

@@ -25,7 +25,7 @@ import typer
 
 from compress.cli.doctor_model import Finding, real_inputs
 from compress.cli.output import ConsoleProgress
-from compress.formats.onnx.int8.static import Feed, stream_activations
+from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.formats.onnx.model import find_graphs
 from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized
 from compress.utils.errors import CompressError, StageError

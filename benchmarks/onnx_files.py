@@ -38,7 +38,7 @@ from foreign.files import FILES, PACKAGES, ForeignFile, fetched
 from compress.cli.output import ConsoleProgress
 from compress.data.dataset import Dataset, load_dataset
 from compress.formats.onnx.import_onnx import ImportedGraph, import_graph
-from compress.formats.onnx.int8.static import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.quiet_output import quiet_libraries, suppress_output
 from compress.models.graph_inputs import GRAPH_INPUTS

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import onnx
 
-from compress.formats.onnx.int8.static import Feed, run_nncf
+from compress.formats.onnx.int8.observers import Feed
+from compress.formats.onnx.int8.static import run_nncf
 
 
 def onnxruntime_dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:

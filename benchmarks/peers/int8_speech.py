@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.int8.static import Feed
+from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel
 from compress.inspection.activation_clipping import transcription_calls
 from compress.models.model import TorchModel

@@ -14,7 +14,7 @@ from peers.int8_files import FLOAT, OURS, Ways
 from peers.int8_speech import decoder_calls, plain_encoder
 
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.int8.static import Feed
+from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel, quantized_name
 from compress.formats.onnx.stage import Onnx
 from compress.models.model import TorchModel

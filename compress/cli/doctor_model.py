@@ -11,7 +11,7 @@ from compress.benchmark.profile import OperatorDifference
 from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls, batch_calls
 from compress.cli.artifact import Artifact, find_artifact, has_recipe, outputs_of, run_of
 from compress.cli.output import Finding
-from compress.formats.onnx.int8.static import Feed
+from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor

@@ -51,7 +51,7 @@ class ModelInspector:
     logits: Callable[[Any, Encode], np.ndarray]
     target: str | None = None
 
-    def __call__(self, model: Any) -> InspectedModel:
+    def __call__(self, model: object) -> InspectedModel:
         """Return ``model`` as a `InspectedModel` model."""
         return InspectedModel(model, self)
 
@@ -154,7 +154,7 @@ def missing_references(form: str) -> list[str]:
     return faults
 
 
-def _fault(what: str, found: Any) -> str | None:
+def _fault(what: str, found: object) -> str | None:
     if what == "inspector":
         return None if isinstance(found, ModelInspector) else "is no ModelInspector"
     if not what.startswith("runtime "):

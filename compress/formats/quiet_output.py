@@ -75,7 +75,7 @@ def defer_torchao_import() -> None:
             del sys.modules[_TORCHAO_MODULE]
 
 
-def _flatten(*arguments: Any, **options: Any) -> Any:
+def _flatten(*arguments: object, **options: object) -> Any:
     # At import torchao warns about GPU kernels that it cannot load and about its own deprecated calls of torch.
     with suppress_output("logs"):
         from torchao.prototype.safetensors import safetensors_support

@@ -113,11 +113,11 @@ def without_padding_masks(module: Any) -> Iterator[None]:
             hook.remove()
 
 
-def _without_masks(part: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _without_masks(part: object, given: object, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return given, named | {name: None for name in ("attention_mask", "encoder_attention_mask") if name in named}
 
 
 @functools.cache
-def _call_once(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+def _call_once(function: Callable[..., Any], *given: object, **named: object) -> Any:
     """Call a function and cache its result."""
     return function(*given, **named)

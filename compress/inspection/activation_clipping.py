@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from compress.formats.generation.image_text import open_together
 from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.int8.static import Feed, stream_activations
+from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtime import Batch, Session, get_runtime
 from compress.formats.targets import TARGETS

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.onnx.int8.byte_products import ByteProduct, byte_products
-from compress.formats.onnx.int8.static import Feed, stream_activations
+from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.numerics.int8_activations import pairs_at_risk, pairwise_saturating
 
 MOST_ROWS = 512

@@ -78,7 +78,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         import onnx_ir as ir
 
         from compress.formats.onnx.float16 import to_float16, verify_float16
-        from compress.formats.onnx.int8.settings import refuse_unfit
+        from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.models.processor import labels_of, processor_of
 
         refuse_unfit(ir.from_proto(model.graph))
@@ -95,7 +95,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         import onnx_ir as ir
 
         from compress.formats.onnx.float16 import to_float16, verify_float16_calls
-        from compress.formats.onnx.int8.settings import refuse_unfit
+        from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.runtime import open_model
         from compress.models.pipeline_folder import image_generation_hook
         from compress.models.processor import processor_of

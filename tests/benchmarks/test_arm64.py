@@ -13,7 +13,7 @@ import pytest
 from arm64 import NEWEST, OLD, Apart, EmulatedArm, answers_here, arm_findings, departures, find_emulated_arm, take_apart
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.static import stream_activations
+from compress.formats.onnx.int8.observers import stream_activations
 from compress.utils.errors import StageError
 
 ROWS, INNER, COLUMNS = 3, 70, 24

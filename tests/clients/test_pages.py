@@ -19,8 +19,7 @@ from compress.data.samples.fetch import cache_root, fetch
 from compress.evaluation.evaluate import artifact_labels, encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.runtimes.chromium import Page, open_page
-from compress.formats.onnx.runtimes.javascript import PACKAGES, SCRIPT, WASM
-from compress.formats.onnx.runtimes.web import Loopback
+from compress.formats.onnx.runtimes.javascript import PACKAGES, SCRIPT, WASM, Loopback
 from compress.formats.onnx.stage import Onnx
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS

@@ -1,17 +1,26 @@
-"""transformers.js in a page of a headless Chromium that no server but ours answers."""
+"""transformers.js in Node, and in a page of a headless Chromium that no server but ours answers."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.formats.onnx.runtimes.chromium import open_page
-from compress.formats.onnx.runtimes.web import Loopback
+from compress.formats.onnx.runtimes.javascript import Loopback
 
 _PAGE = b"<!doctype html><link rel=icon href=data:,><title>transformers.js</title>"
 _SECONDS = 400
+
+
+def run_node(script: str, *arguments: str | Path) -> Any:
+    """What a script of this folder prints as JSON."""
+    command = ["node", str(Path(__file__).with_name(script)), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def ask_page(

@@ -18,7 +18,7 @@ from torch import nn
 
 from compress.data.dataset import Dataset
 from compress.formats.onnx.export import export_onnx, verify_parity
-from compress.formats.onnx.int8.static import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models import config_checks
 from compress.models.model import TorchModel

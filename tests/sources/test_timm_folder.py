@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from compress.formats.onnx.export import export_onnx, verify_parity
-from compress.formats.onnx.int8.static import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.config_checks import check_config
 from compress.models.model import TorchModel

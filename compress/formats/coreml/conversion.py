@@ -160,7 +160,9 @@ def _trace_answers(traced_module: Any, examples: Examples) -> Answers:
     return answered
 
 
-def _quantize_weights(coremltools: Any, program: Any, embedding: nn.Embedding | None, table_bits: TableBits) -> Any:
+def _quantize_weights(
+    coremltools: object, program: object, embedding: nn.Embedding | None, table_bits: TableBits
+) -> Any:
     """Return the program with 8-bit weights per channel, and a 4-bit word embedding table if requested."""
     from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from compress.formats.runtime import Batch, TensorType, check_inputs, check_targ
 from compress.formats.target_profile import Target
 from compress.utils.errors import StageError, unreadable_file_error
 
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
+
+
 _UNITS = "CPU_ONLY"
 """Core ML's name for the processor alone; Core ML chooses the number of threads itself."""
 
@@ -28,7 +32,7 @@ _UNITS = "CPU_ONLY"
 class CoreMlSession:
     """Opened package that answers row by row."""
 
-    def __init__(self, model: Any, where: str) -> None:
+    def __init__(self, model: MLModel, where: str) -> None:
         self._model, self._where = model, where
         description = model.get_spec().description
         self.input_types: Mapping[str, TensorType] = {feature.name: _type(feature) for feature in description.input}

@@ -212,7 +212,7 @@ def _quantize_static(
 
 
 def _calibrated(
-    graph: torch.fx.GraphModule, quantizer: Any, calibration: Iterable[tuple[torch.Tensor, ...]]
+    graph: torch.fx.GraphModule, quantizer: object, calibration: Iterable[tuple[torch.Tensor, ...]]
 ) -> torch.fx.GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -236,7 +236,7 @@ def _relative_difference(plain: Any, quantized: Any, inputs: tuple[torch.Tensor,
     )
 
 
-def _lower_to_xnnpack(traced: Any) -> bytes:
+def _lower_to_xnnpack(traced: object) -> bytes:
     """Lower a traced model to XNNPACK and return the program; raise `StageError` if an operator is not supported."""
     from executorch.backends.xnnpack._passes.remove_noop_expand_copy_pass import RemoveNoopExpandCopyPass
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -335,7 +335,7 @@ class _NamedInputModule:
     def eval(self) -> _NamedInputModule:
         return self
 
-    def __call__(self, **values: Any) -> Any:
+    def __call__(self, **values: object) -> Any:
         inputs = [values[name] for name in self._inputs]
         outputs = self._made.source(*inputs)
         return SimpleNamespace(

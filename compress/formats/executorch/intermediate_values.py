@@ -110,7 +110,7 @@ class _Program:
                 _outer(tensor), operator, _outer(tensor), reads, min([_TABLES.get(kind, 32), *bits]), computes
             )
 
-    def _delegate_steps(self, step: Any, graph: XnnGraph) -> Iterator[GraphStep]:
+    def _delegate_steps(self, step: object, graph: XnnGraph) -> Iterator[GraphStep]:
         names = self._names(step, graph)
         for node in graph.nodes:
             for value in node.outputs:

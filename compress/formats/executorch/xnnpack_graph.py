@@ -147,7 +147,7 @@ def read_graph(payload: bytes) -> XnnGraph:
         return XnnGraph(json.loads(text), payload)
 
 
-def _serialize(content: Mapping[str, Any], payload: bytes) -> bytes:
+def _serialize(content: Mapping[str, object], payload: bytes) -> bytes:
     """Return the bytes of a graph with the constants that ``payload`` contains."""
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
     from executorch.exir._serialize._flatbuffer import _flatc_compile

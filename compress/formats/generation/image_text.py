@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.models.json_file import read_json
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.utils.errors import InputError, ModelError, StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 IDS, PIXELS = "input_ids", "pixel_values"
 FEATURES, EMBEDS, LOGITS = "image_features", "inputs_embeds", "logits"
@@ -105,7 +109,7 @@ class ImageAnswers:
         self,
         write: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]],
         folder: Path,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         opened: Session,
     ) -> None:
         """Store the parts of the session.

@@ -86,7 +86,7 @@ def _after_start(said: Mapping[str, Any], folder: Path) -> list[int]:
     return prompt
 
 
-def _tokens(said: Mapping[str, Any], key: str) -> np.ndarray:
+def _tokens(said: Mapping[str, object], key: str) -> np.ndarray:
     return np.array(said.get(key) or [], dtype=np.int64)
 
 

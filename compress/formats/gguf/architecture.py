@@ -17,6 +17,7 @@ from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import PretrainedConfig
 
     from compress.models.checkpoint import Checkpoint
 
@@ -90,7 +91,7 @@ class GgufArchitecture:
         ignored: Patterns of tensors that older versions wrote and no reader uses.
     """
 
-    config: Any
+    config: PretrainedConfig
     where: str
     shapes: Mapping[str, tuple[int, ...]]
     tied: frozenset[str] = frozenset()

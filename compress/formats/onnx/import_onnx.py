@@ -20,8 +20,8 @@ from onnx_ir.passes import common
 
 from compress.formats.onnx.graph_edits import optimize_basic
 from compress.formats.onnx.graph_reader import INTEGER_OPERATORS
-from compress.formats.onnx.int8.settings import OLDEST_OPSET
-from compress.formats.onnx.int8.static import open_session
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.select_nodes import OLDEST_OPSET
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.onnx.synthesize_inputs import synthesize_inputs

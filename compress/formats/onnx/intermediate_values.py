@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 
 from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph, Values
-from compress.formats.onnx.int8.static import add_outputs
+from compress.formats.onnx.int8.observers import add_outputs
 from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized
 from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target

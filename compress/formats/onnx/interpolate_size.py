@@ -161,7 +161,7 @@ def _in_order(graph: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _differences(left_message: Any, right_message: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
+def _differences(left_message: object, right_message: object, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
     """Yield integers that differ, and stored tensors whose sizes or few integers differ, with their paths."""
     fields, others = _fields(left_message), _fields(right_message)
     if [field.name for field, _ in fields] != [field.name for field, _ in others]:
@@ -180,7 +180,7 @@ def _differences(left_message: Any, right_message: Any, path: FieldPath) -> Iter
             yield from _value_differences(left, right, (*path, (field.name, index)))
 
 
-def _value_differences(left: Any, right: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
+def _value_differences(left: object, right: object, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
     """Yield integers in two values of a field that differ. Raises `ModelError` for other differences but floats."""
     if hasattr(left, "ListFields"):
         yield from _differences(left, right, path)
@@ -231,14 +231,14 @@ def _fill(tensor: TensorProto, size: int) -> None:
             values.extend(repeated)
 
 
-def _at(message: Any, path: FieldPath) -> Any:
+def _at(message: object, path: FieldPath) -> Any:
     """Return the field at a path."""
     for name, index in path:
         message = getattr(message, name) if index is None else getattr(message, name)[index]
     return message
 
 
-def _put(message: Any, path: FieldPath, value: int) -> None:
+def _put(message: object, path: FieldPath, value: int) -> None:
     """Set the integer at a path, in place."""
     *above, (name, index) = path
     parent = _at(message, tuple(above))

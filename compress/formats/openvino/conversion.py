@@ -15,6 +15,7 @@ from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
     import onnx
+    from openvino import Model, Node
 
 Precision = Literal["fp32", "fp16", "int8"]
 _GROUP = 32
@@ -62,7 +63,7 @@ def to_openvino(
         return OpenVinoModel(serialize_ir(model, IR_FILE, precision == "fp16"), companions)
 
 
-def serialize_ir(model: Any, name: str, halves: bool = False) -> dict[str, bytes]:
+def serialize_ir(model: Model, name: str, halves: bool = False) -> dict[str, bytes]:
     """Return the XML file ``name`` and the weights file beside it, with float32 values as float16 if ``halves``."""
     import openvino
 
@@ -76,12 +77,12 @@ def serialize_ir(model: Any, name: str, halves: bool = False) -> dict[str, bytes
         return {path.name: path.read_bytes() for path in (xml_file, xml_file.with_suffix(".bin"))}
 
 
-def compress_to_int8(model: Any, table_bits: int) -> Any:
+def compress_to_int8(model: object, table_bits: int) -> Any:
     """Return the graph with float weights in 8 bits, and its tables in 4 if ``table_bits`` is 4, by NNCF."""
     return _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
 
 
-def _tables_in_four_bits(model: Any) -> Any:
+def _tables_in_four_bits(model: Model) -> Any:
     """Return the graph with its embedding tables in 4 bits."""
     if not any(_is_table(operator) for operator in model.get_ordered_ops()):
         return model
@@ -109,14 +110,14 @@ def _is_table(operator: Any) -> bool:
     return len(shape) == 2 and shape[1] % _GROUP == 0
 
 
-def _in_eight_bits(model: Any) -> Any:
+def _in_eight_bits(model: object) -> Any:
     with suppress_output("prints"):
         import nncf
 
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
-def _widen_groups(model: Any) -> None:
+def _widen_groups(model: Model) -> None:
     """Let as many inputs share a scale as all products allow; smaller groups add partial sums in float."""
     widths = {
         weights[-1 if operator.get_attributes()["transpose_b"] else -2]
@@ -130,7 +131,7 @@ def _widen_groups(model: Any) -> None:
         model.set_rt_info(f"{sizes[-1]}", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
 
 
-def _shape_of_weights(node: Any) -> list[int]:
+def _shape_of_weights(node: Node) -> list[int]:
     """Return the shape of a stored matrix behind its scale and zero point, or an empty list for a computed one."""
     shape = node.get_output_partial_shape(0)
     while node.get_type_name() != "Constant":

@@ -29,7 +29,7 @@ EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 class Pipeline:
     """Greedy `openvino_genai.LLMPipeline` that measures each generation."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, object], threads: int) -> None:
         """Compile the model in ``folder`` with OpenVINO ``settings``; raise `RuntimeError` on failure."""
         import openvino_genai
 
@@ -65,7 +65,7 @@ class GenaiSession:
         self,
         pipeline: Pipeline,
         vocabulary: int,
-        told: Mapping[str, Any],
+        told: Mapping[str, object],
         threads: int,
         own: Callable[[], DirectSession],
     ) -> None:

@@ -31,6 +31,7 @@ from compress.utils.errors import InputError, ModelError, StageError, unreadable
 
 if TYPE_CHECKING:
     import openvino
+    from openvino import CompiledModel, Model
 
 
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"}
@@ -44,7 +45,7 @@ _NO_OPERATORS = ("Constant", "Parameter", "Result")
 class OpenVinoSession:
     """Session of a compiled IR."""
 
-    def __init__(self, compiled: Any, where: str, threads: int) -> None:
+    def __init__(self, compiled: CompiledModel, where: str, threads: int) -> None:
         self._where = where
         self._request = compiled.create_infer_request()
         self._outputs = [output.any_name for output in compiled.outputs]
@@ -75,7 +76,7 @@ class StatefulSession:
     inputs = (IDS,)
     provider = "CPU"
 
-    def __init__(self, compiled: Any, where: str, threads: int) -> None:
+    def __init__(self, compiled: CompiledModel, where: str, threads: int) -> None:
         self._compiled, self.where = compiled, where
         self._request = compiled.create_infer_request()
         self._taken = {port.any_name for port in compiled.inputs}
@@ -233,7 +234,7 @@ def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSes
 
 
 def _opener(
-    graph: Path, model: openvino.Model, threads: int, settings: Mapping[str, Any]
+    graph: Path, model: openvino.Model, threads: int, settings: Mapping[str, object]
 ) -> Callable[[], StatefulSession]:
     """Return a function that compiles ``model``, which was read from ``graph``.
 
@@ -280,7 +281,7 @@ def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGra
     return ValueGraph(_steps(model), [output.any_name for output in model.outputs], lambda values: _run(model, values))
 
 
-def _run(model: Any, values: Sequence[str]) -> Run:
+def _run(model: Model, values: Sequence[str]) -> Run:
     """Return a function that runs a copy of the model with ``values`` as outputs."""
     import openvino
 
@@ -298,14 +299,14 @@ def _run(model: Any, values: Sequence[str]) -> Run:
     return run
 
 
-def _ports(model: Any) -> Iterator[Any]:
+def _ports(model: Model) -> Iterator[Any]:
     """Yield the outputs of all operators in execution order."""
     for operator in model.get_ordered_ops():
         if operator.get_type_name() not in _NO_OPERATORS:
             yield from operator.outputs()
 
 
-def _steps(model: Any) -> Iterator[GraphStep]:
+def _steps(model: object) -> Iterator[GraphStep]:
     """Yield a step for each name of a value; a value without a name is called after its operator and output index."""
     for port in _ports(model):
         operator = port.get_node()

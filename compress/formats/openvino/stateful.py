@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.formats.generation.decoder import present_of
 from compress.formats.onnx.decoder.stored_weight import pack
 from compress.formats.openvino.runtime import BEAMS, IDS
+
+if TYPE_CHECKING:
+    from openvino import Model, Node
+
 
 _MICROSOFT = "com.microsoft"
 _STATE = "past_"
@@ -47,7 +51,7 @@ def read_stateful(graph: Path) -> Any:
     return model
 
 
-def _multiply_transposed(model: Any) -> None:
+def _multiply_transposed(model: Model) -> None:
     """Multiply with stored matrices as they are, instead of transposing them first."""
     for product in model.get_ops():
         if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_b"]:
@@ -61,7 +65,7 @@ def _multiply_transposed(model: Any) -> None:
             product.set_attribute("transpose_b", True)
 
 
-def keep_states(model: Any) -> None:
+def keep_states(model: Model) -> None:
     """Turn the cache's inputs and outputs into states whose rows follow `beam_idx` and which start empty or zero."""
     from openvino import PartialShape, Type
     from openvino import opset13 as ops
@@ -111,7 +115,7 @@ def _constant(value: Any) -> np.ndarray:
     return data
 
 
-def _attention(node: Any) -> Sequence[Any]:
+def _attention(node: Node) -> Sequence[Any]:
     """Convert `GroupQueryAttention` to causal attention over past and new keys, without the masked ones."""
     heads, shared = node.get_attribute("num_heads"), node.get_attribute("kv_num_heads")
     query, key, value = (node.get_input(index) for index in range(3))
@@ -122,7 +126,7 @@ def _attention(node: Any) -> Sequence[Any]:
 
 
 def attention(
-    made: Sequence[Any], past: Sequence[Any], mask: Any, times: int, scale: float | None = None
+    made: Sequence[object], past: Sequence[object], mask: object, times: int, scale: float | None = None
 ) -> tuple[Any, Any, Any]:
     """Build scaled dot-product attention.
 
@@ -161,7 +165,7 @@ def _repeated(value: Any, times: int) -> Any:
     return ops.reshape(expanded, ops.constant([0, shared * times, -1, size]), special_zero=True)
 
 
-def _visible(query: Any, mask: Any) -> Any:
+def _visible(query: object, mask: object) -> Any:
     """Return which keys each query sees, boolean [batch, 1, length, total length].
 
     Each query sees at least its own key. A query on left padding would otherwise see no key, and OpenVINO's
@@ -189,7 +193,7 @@ class _WeightConverter:
     def __init__(self) -> None:
         self._written: dict[str, Any] = {}
 
-    def product(self, node: Any) -> Sequence[Any]:
+    def product(self, node: Node) -> Sequence[Any]:
         """Convert `MatMulNBits`."""
         from openvino import opset13 as ops
 
@@ -198,7 +202,7 @@ class _WeightConverter:
         product = ops.matmul(node.get_input(0), _without_padding(weight, node.get_attribute("K")), False, True)
         return [(product if bias is None else ops.add(product, bias)).output(0)]
 
-    def rows(self, node: Any) -> Sequence[Any]:
+    def rows(self, node: Node) -> Sequence[Any]:
         """Convert `GatherBlockQuantized`."""
         from openvino import opset13 as ops
 
@@ -236,7 +240,7 @@ class _WeightConverter:
         return self._written[name]
 
 
-def _optional_input(node: Any, index: int) -> Any:
+def _optional_input(node: Node, index: int) -> Any:
     """Return an optional input of a node, or None if it is left out."""
     if node.get_input_size() <= index:
         return None

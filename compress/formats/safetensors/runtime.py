@@ -191,7 +191,7 @@ class TorchRuntime:
         )
 
 
-def _opened(model: TorchModel, folder: Path, settings: Mapping[str, Any]) -> Session:
+def _opened(model: TorchModel, folder: Path, settings: Mapping[str, object]) -> Session:
     """Return a session for the module, or for the components that draw images."""
     from compress.models.pipeline_folder import image_generation_hook
 

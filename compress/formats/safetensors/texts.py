@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,12 @@ from compress.formats.generation.speech_recognition import FEATURES, HIDDEN, Tra
 from compress.formats.runtime import Batch, TensorType, check_inputs
 from compress.formats.safetensors.runtime import FAILURES, TorchSession, as_array, as_tensor, cache_of
 from compress.utils.errors import ModelError, StageError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from compress.models.processor import Processor
+
 
 _IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"
 _OF = (".decoder", ".encoder")
@@ -31,7 +37,7 @@ class GeneratedText:
         TEXTS: TensorType("str", (None,)),
     }
 
-    def __init__(self, whole: TorchSession, tokenizer: Any) -> None:
+    def __init__(self, whole: TorchSession, tokenizer: PreTrainedTokenizerBase) -> None:
         self._whole, self._tokenizer = whole, tokenizer
         self.provider, self.settings = whole.provider, whole.settings
 
@@ -43,7 +49,7 @@ class GeneratedText:
         return {SEQUENCES: as_array(sequences[:, 1:]), TEXTS: np.array(texts)}
 
 
-def answers_to_images(whole: TorchSession, processor: Any, folder: Path) -> ImageAnswers:
+def answers_to_images(whole: TorchSession, processor: Processor, folder: Path) -> ImageAnswers:
     """Return a session that answers images with the module of ``whole``; raise `ModelError` if it cannot.
 
     Sampling in the generation config is turned off, so that answers are the same every time.

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from compress.data.samples.fetch import cache_root, fetch
 from compress.data.samples.sample import Sample
 from compress.formats.onnx.runtimes.chromium import NAMES, open_page
-from compress.formats.onnx.runtimes.javascript import CLIENT, PACKAGES
-from compress.formats.onnx.runtimes.web import Loopback
+from compress.formats.onnx.runtimes.javascript import CLIENT, PACKAGES, Loopback
 from compress.formats.target_profile import WEB_VERSION, AppProfile
 from compress.plugins.apps.manifest import Licence
 from compress.utils.errors import BundleError, StageError
@@ -27,7 +26,7 @@ _ONNXRUNTIME_WEB = "LICENSE-onnxruntime-web.txt"
 _SECONDS = 600
 
 
-class Runs(NamedTuple):
+class PageRuntime(NamedTuple):
     """Name, package and version of the runtime of a page."""
 
     name: str
@@ -35,7 +34,7 @@ class Runs(NamedTuple):
     version: str
 
 
-class Part(NamedTuple):
+class PackageLicence(NamedTuple):
     """Licence of one package of a library, in the order of the packages.
 
     ``licence_file`` is None for onnxruntime-web, whose package contains none. ``tokenizes`` states that only pages with
@@ -56,10 +55,10 @@ class Client:
     """
 
     packages: Sample
-    parts: tuple[Part, ...]
+    parts: tuple[PackageLicence, ...]
     shared: tuple[str, ...]
     prepares: bool
-    runs: Callable[[AppProfile], Runs]
+    runs: Callable[[AppProfile], PageRuntime]
     """For a manifest."""
     try_out: Callable[[Path, Progress], None]
     """Run the self-test of a bundle that was just made by the page's own code, where this machine can.
@@ -97,14 +96,14 @@ class Client:
         (folder / _ONNXRUNTIME_WEB).write_bytes(content)
 
 
-def _runtime_of_target(profile: AppProfile) -> Runs:
+def _runtime_of_target(profile: AppProfile) -> PageRuntime:
     app = profile.apps[profile.target.format]
-    return Runs(app.runtime, app.package, WEB_VERSION)
+    return PageRuntime(app.runtime, app.package, WEB_VERSION)
 
 
-def _transformers_js(profile: AppProfile) -> Runs:
+def _transformers_js(profile: AppProfile) -> PageRuntime:
     library = CLIENT.packages[0]
-    return Runs("transformers.js", f"npm: {library.distribution}", library.version)
+    return PageRuntime("transformers.js", f"npm: {library.distribution}", library.version)
 
 
 def _try_in_node(folder: Path, progress: Progress) -> None:
@@ -150,7 +149,7 @@ def _try_in_chromium(folder: Path, progress: Progress) -> None:
 
 ONNXRUNTIME_WEB = Client(
     PACKAGES,
-    (Part(_MIT), Part(_APACHE, "LICENSE-tokenizers.txt", tokenizes=True)),
+    (PackageLicence(_MIT), PackageLicence(_APACHE, "LICENSE-tokenizers.txt", tokenizes=True)),
     shared=("answer.mjs", "shown.mjs", "style.css"),
     prepares=True,
     runs=_runtime_of_target,
@@ -161,7 +160,7 @@ ONNXRUNTIME_WEB_PARTS = replace(ONNXRUNTIME_WEB, shared=("style.css",))
 """The same, of models of several graphs, whose pages open them themselves."""
 TRANSFORMERS_JS = Client(
     CLIENT,
-    (Part(_APACHE, "LICENSE-transformers.txt"), Part(_MIT)),
+    (PackageLicence(_APACHE, "LICENSE-transformers.txt"), PackageLicence(_MIT)),
     shared=("local.mjs", "style.css"),
     prepares=False,
     runs=_transformers_js,

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from compress.formats.onnx.int8.settings import QuantizableLayer
-from compress.formats.onnx.int8.static import Feed, open_session
+from compress.formats.onnx.int8.observers import Feed, open_session
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.output_agreement import output_agreement
 from compress.tasks.task import Examples, Task
 from compress.tasks.tokens import by_length, keep_all

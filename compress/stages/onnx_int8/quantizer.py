@@ -16,8 +16,10 @@ import onnx_ir as ir
 
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer, quantize_products, quantize_recurrent
-from compress.formats.onnx.int8.settings import Int8Options, QuantizableLayer, count_without_kernel, has_layers
-from compress.formats.onnx.int8.static import Feed, NncfQuantizer, StaticQuantizer
+from compress.formats.onnx.int8.observers import Feed
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer, count_without_kernel, has_layers
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.models.processor import labels_of, processor_of
 from compress.numerics.sampling import spread_sample

@@ -162,7 +162,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
 
         from compress.formats.onnx.float16 import holds_float16, to_float32
         from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_rows_in_order
-        from compress.formats.onnx.int8.settings import refuse_unfit
+        from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.stages.onnx_int8.quantizer import quantize_dynamically, quantize_int8
 
         if holds_float16(model.graph):

@@ -29,8 +29,8 @@ from compress.formats.onnx.int8.fuse_integer_ops import (
     unpack_attention,
 )
 from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
-from compress.formats.onnx.int8.settings import name_nodes, refuse_unfit
-from compress.formats.onnx.int8.static import open_session
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.select_nodes import name_nodes, refuse_unfit
 from compress.models.hooks import capture_inputs, capture_outputs, removed_on_exit
 from compress.models.model import TorchModel
 from compress.numerics.calibration import softmax

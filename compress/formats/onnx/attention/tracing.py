@@ -96,7 +96,7 @@ class AttentionHooks:
         position_bias: torch.Tensor | None = None,
         softcap: float | None = None,
         s_aux: torch.Tensor | None = None,
-        **_: Any,
+        **_: object,
     ) -> tuple[torch.Tensor, None]:
         """Compute attention with the interface of transformers' attention functions.
 
@@ -140,7 +140,7 @@ class AttentionHooks:
             dropout_p: float = 0.0,
             is_causal: bool = False,
             scale: float | None = None,
-            **others: Any,
+            **others: object,
         ) -> torch.Tensor:
             """Compute attention with the interface of torch's `scaled_dot_product_attention`.
 
@@ -216,7 +216,7 @@ def trace_attention(inputs: AttentionInputs) -> torch.Tensor:
 
 
 @contextmanager
-def use_attention_functions(module: nn.Module, attend: Any = None, mask: Any = None) -> Iterator[None]:
+def use_attention_functions(module: nn.Module, attend: object = None, mask: object = None) -> Iterator[None]:
     """Make ``module``, its parts and their configs call ``attend`` and ``mask`` within the context.
 
     Without ``attend`` the model's eager attention runs; without ``mask`` no masks are made.

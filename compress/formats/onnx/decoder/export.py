@@ -130,7 +130,7 @@ def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mappi
     return {"model": model, "search": search}
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
+def _json(content: Mapping[str, object]) -> bytes:
     """Return compact JSON."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -62,7 +62,7 @@ class GraphBuilder:
         return self.constant("constants.int64." + "_".join(map(str, values)), np.array(values, np.int64))
 
     def op(
-        self, kind: str, name: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: Any
+        self, kind: str, name: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: object
     ) -> ir.Value:
         """Add a node and return its only output.
 
@@ -82,7 +82,7 @@ class GraphBuilder:
         inputs: Sequence[ir.Value | None],
         outputs: int,
         domain: str = "",
-        **attributes: Any,
+        **attributes: object,
     ) -> Sequence[ir.Value]:
         """Add a node and return its outputs.
 
@@ -161,7 +161,7 @@ def node_like(
     scope: str,
     kind: str,
     inputs: Sequence[ir.Value | None],
-    attributes: Mapping[str, Any],
+    attributes: Mapping[str, object],
     domain: str = "",
     outputs: int = 1,
 ) -> ir.Node:

@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.generation.decoder import present_of
-from compress.formats.onnx.decoder.attention_calls import CROSS, layer_index
+from compress.formats.onnx.decoder.caches import CROSS, layer_index
 from compress.formats.onnx.decoder.graph_builder import (
     RECURRENCES,
     GraphBuilder,

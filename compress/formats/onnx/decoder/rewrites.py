@@ -5,13 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compress.formats.onnx.decoder.attention_calls import layer_index
+from compress.formats.onnx.decoder.caches import layer_index
 from compress.formats.onnx.decoder.graph_builder import MICROSOFT, node_like
 from compress.formats.onnx.decoder.tracing_patches import DOMAIN, Placeholder
 
@@ -157,7 +156,7 @@ def _put(
     like: ir.Node,
     kind: str,
     inputs: Sequence[ir.Value | None],
-    attributes: Mapping[str, Any],
+    attributes: Mapping[str, object],
     replaced: Mapping[int, ir.Value],
 ) -> None:
     """Insert a node whose outputs replace existing values.

@@ -20,15 +20,8 @@ from torch import nn
 
 from compress.formats.generation.image_text import refuse_unfollowed
 from compress.formats.onnx.decoder import apply_patches
-from compress.formats.onnx.decoder.attention_calls import (
-    PAST,
-    AttentionCall,
-    fill_cache,
-    layer_index,
-    present,
-    record_updates,
-    sample_states,
-)
+from compress.formats.onnx.decoder.attention_calls import AttentionCall
+from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_index, present, record_updates, sample_states
 from compress.formats.onnx.decoder.rewrites import NodeGroups, group_nodes
 from compress.formats.onnx.decoder.traced_parts import MASK, TracedPart, decoder_of_embeddings, decoder_only
 from compress.formats.onnx.decoder.tracing_patches import Placeholder, TracingPatches, lengths_of
@@ -105,7 +98,7 @@ def check_writable(folder: Path) -> None:
         refuse_unfollowed(folder)
 
 
-def _decoder(model: Any) -> TracedPart:
+def _decoder(model: PreTrainedModel) -> TracedPart:
     """Return the part of a language model that is traced."""
     return decoder_of_embeddings(model) if reads_images(model.config) else decoder_only(model)
 

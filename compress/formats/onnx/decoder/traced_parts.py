@@ -17,7 +17,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from compress.formats.generation.image_text import FEATURES, PIXELS
-from compress.formats.onnx.decoder.attention_calls import (
+from compress.formats.onnx.decoder.caches import (
     CROSS,
     create_cache,
     create_encoder_decoder_cache,
@@ -35,7 +35,7 @@ from compress.tasks.task import Examples
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 
 BATCH = "batch_size"
@@ -70,13 +70,13 @@ class TracedPart:
     tokens: str = IDS
     takes_positions: bool = False
 
-    def root(self, model: Any) -> nn.Module:
+    def root(self, model: PreTrainedModel) -> nn.Module:
         """Return the module that holds the blocks."""
         is_whole_model = self.decoder_only and self.tokens == IDS
         module: nn.Module = model if is_whole_model else model.get_decoder() if self.cached else model.get_encoder()
         return module
 
-    def cache(self, model: Any, blocks: int) -> Any:
+    def cache(self, model: object, blocks: int) -> Any:
         """Return an empty cache, or None if nothing is cached."""
         if not self.cached:
             return None
@@ -107,7 +107,7 @@ class TracedPart:
         mask = None if self.decoder_only else inputs.get(MASK if not self.cached else ENCODER_MASK)
         return None if mask is None else mask.to(torch.int32)
 
-    def call(self, model: Any, cache: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def call(self, model: PreTrainedModel, cache: Cache, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Run the part and return its output."""
         if not self.cached:
             hidden: torch.Tensor = model.get_encoder()(**inputs).last_hidden_state
@@ -133,7 +133,9 @@ class TracedPart:
         return logits
 
 
-def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], tokens: str, required: bool) -> dict[str, torch.Tensor]:
+def _positions(
+    cache: object, inputs: Mapping[str, torch.Tensor], tokens: str, required: bool
+) -> dict[str, torch.Tensor]:
     """Return token, mask and position inputs of a decoder.
 
     Args:
@@ -160,24 +162,24 @@ _INTEGERS, _FLOATS = ir.DataType.INT64, ir.DataType.FLOAT
 _NEW, _TOTAL = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
 
 
-def decoder_only(model: Any) -> TracedPart:
+def decoder_only(model: object) -> TracedPart:
     """Return a language model that reads prompts and single tokens."""
     return TracedPart({IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL)}, "logits", _NEW, decoder_only=True)
 
 
-def decoder_with_positions(model: Any) -> TracedPart:
+def decoder_with_positions(model: object) -> TracedPart:
     """Return a language model whose positions are an input."""
     inputs = {IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL), PLACES: (_INTEGERS, _NEW)}
     return TracedPart(inputs, "logits", _NEW, decoder_only=True, takes_positions=True)
 
 
-def decoder_of_embeddings(model: Any) -> TracedPart:
+def decoder_of_embeddings(model: PreTrainedModel) -> TracedPart:
     """Return a language model whose tokens are embedded already, those of images among them."""
     inputs = {EMBEDS: (_FLOATS, [*_NEW, model.get_input_embeddings().embedding_dim]), MASK: (_INTEGERS, _TOTAL)}
     return TracedPart(inputs, "logits", _NEW, decoder_only=True, tokens=EMBEDS)
 
 
-def encoder_of_pair(model: Any) -> TracedPart:
+def encoder_of_pair(model: PreTrainedModel) -> TracedPart:
     """Return the encoder of a model of text or speech."""
     if _reads_audio(model):
         config = model.config
@@ -188,7 +190,7 @@ def encoder_of_pair(model: Any) -> TracedPart:
     return TracedPart(texts, "last_hidden_state", [BATCH, _READ], cached=False)
 
 
-def decoder_of_pair(model: Any) -> TracedPart:
+def decoder_of_pair(model: PreTrainedModel) -> TracedPart:
     """Return the decoder behind a model's encoder, with its head."""
     masks: dict[str, tuple[ir.DataType, Axes]] = (
         {} if _reads_audio(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
@@ -201,7 +203,7 @@ def decoder_of_pair(model: Any) -> TracedPart:
     return TracedPart({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
 
 
-def _reads_audio(model: Any) -> bool:
+def _reads_audio(model: PreTrainedModel) -> bool:
     """Return whether the encoder reads audio features. Raises `ModelError` if it reads neither these nor text."""
     main_input = getattr(model, "main_input_name", IDS)
     if main_input == AUDIO and hasattr(model.config, "max_source_positions") and hasattr(model.config, "num_mel_bins"):
@@ -214,7 +216,7 @@ def _reads_audio(model: Any) -> bool:
     )
 
 
-def _width(config: Any) -> int:
+def _width(config: PretrainedConfig) -> int:
     """Return the width of an encoder's output, which may have a config of its own; 0 if it is unknown."""
     return int(getattr(config, "d_model", 0) or getattr(getattr(config, "encoder", None), "hidden_size", 0))
 
@@ -267,7 +269,7 @@ class _VisionEncoder(nn.Module):
         return ImageFeatures(features)
 
 
-def feature_projector(model: Any) -> nn.Module:
+def feature_projector(model: PreTrainedModel) -> nn.Module:
     """Return the module that projects image features to the text's width. Raises `ModelError` if there is none."""
     projector = next(
         (candidate for name in _LAST if (candidate := getattr(model.base_model, name, None)) is not None), None
@@ -281,7 +283,7 @@ def feature_projector(model: Any) -> nn.Module:
     return projector
 
 
-def check_vision_encoder(folder: Path, model: Any) -> None:
+def check_vision_encoder(folder: Path, model: PreTrainedModel) -> None:
     """Raise `ModelError` for a model whose images cannot be processed by a graph.
 
     ``model`` may be without its weights.

@@ -143,7 +143,7 @@ class TracingPatches:
         part = experts.linear(0, DOWN)(experts._activate(torch.cat(beside, dim=-1)))
         return _node(Placeholder.EXPERT_OUTPUT, [part, hidden, chosen, shares], hidden.shape, hidden.dtype, **about)
 
-    def mask(self, *arguments: Any, **named: Any) -> Any:
+    def mask(self, *arguments: object, **named: object) -> Any:
         """Return the mask of a dry run, with its kind as an attribute."""
         from transformers.masking_utils import sdpa_mask
 

@@ -20,9 +20,9 @@ from onnx import numpy_helper
 
 from compress.formats.onnx.graph_edits import constant, only_consumer
 from compress.formats.onnx.int8.fuse_integer_ops import DequantizedValue, quantized_source
+from compress.formats.onnx.int8.observers import ActivationStatistics, Feed, stream_activations
 from compress.formats.onnx.int8.qdq_cleanup import restored
-from compress.formats.onnx.int8.settings import WEIGHTED, QuantizableLayer
-from compress.formats.onnx.int8.static import ActivationStatistics, Feed, stream_activations
+from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer
 
 
 def mean_errors(

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.formats.onnx.graph_edits import optimize_basic
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.fuse_integer_ops import unpack_attention
-from compress.formats.onnx.int8.settings import WEIGHTED, QuantizableLayer, ReduceRange, find_layers, refuse_unfit
+from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer, find_layers, refuse_unfit
+from compress.formats.onnx.int8.settings import ReduceRange
 from compress.formats.onnx.model import all_graphs
 from compress.formats.quiet_output import suppress_output
 from compress.numerics.block_quantization import pack_nibbles, quantize_blocks

@@ -24,8 +24,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import add_initializer, constant
-from compress.formats.onnx.int8.settings import QuantizableLayer
-from compress.formats.onnx.int8.static import ActivationStatistics
+from compress.formats.onnx.int8.observers import ActivationStatistics
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.int8_activations import smoothing_factors
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import add_initializer, clean, constant
 from compress.formats.onnx.int8.fuse_integer_ops import quantized_source
-from compress.formats.onnx.int8.settings import BRIDGES
-from compress.formats.onnx.int8.static import Feed, stream_activations
+from compress.formats.onnx.int8.observers import Feed, stream_activations
+from compress.formats.onnx.int8.select_nodes import BRIDGES
 
 _BELOW_ZERO_TOO = ("Add", "Conv", "MatMul", "Gemm", "BatchNormalization", "Concat")
 

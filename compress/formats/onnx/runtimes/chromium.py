@@ -42,7 +42,7 @@ class Page:
         self.requests: list[str] = []
         self.errors: list[str] = []
 
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Call a method of the DevTools protocol; raise `StageError` if it is refused or takes more than a minute."""
         return self._ask(method, parameters, _SECONDS)
 

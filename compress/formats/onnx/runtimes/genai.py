@@ -37,7 +37,7 @@ class OnnxGenaiSession:
     inputs = (_IDS,)
     provider = PROVIDER
 
-    def __init__(self, model: Any, folder: Path, threads: int, vocabulary: int, positions: int) -> None:
+    def __init__(self, model: object, folder: Path, threads: int, vocabulary: int, positions: int) -> None:
         self._model, self.where = model, str(folder)
         self.vocabulary, self._positions = vocabulary, positions
         self.input_types = {_IDS: TensorType("int64", (None, None))}
@@ -253,13 +253,13 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _part(content: Mapping[str, object], name: str) -> Mapping[str, Any]:
     """Return a nested object, empty if it is missing."""
     value = content.get(name)
     return value if isinstance(value, dict) else {}
 
 
-def _names_code(content: Any) -> bool:
+def _names_code(content: object) -> bool:
     """Return whether a config names a library to load at any depth."""
     if isinstance(content, dict):
         return _CODE in content or any(map(_names_code, content.values()))

@@ -1,19 +1,14 @@
-"""ONNX Runtime as WebAssembly in headless Chromium or Node, and the local server that pages load from."""
+"""ONNX Runtime as WebAssembly: a graph in a page of headless Chromium, or in Node, with timing there."""
 
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-from urllib.parse import unquote
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +25,7 @@ from compress.formats.onnx.runtimes.javascript import (
     Chromium,
     FailedError,
     Host,
+    Loopback,
     NodeProcess,
     find_chromium,
     lacking_chromium,
@@ -45,96 +41,6 @@ from compress.formats.target_profile import WEB_VERSION, Target
 from compress.models.pipeline_folder import is_pipeline
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
-
-_SCRIPT = "text/javascript"
-_TYPES = {".html": "text/html", ".js": _SCRIPT, ".mjs": _SCRIPT, ".wasm": "application/wasm"}
-_ISOLATED = {
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-
-
-class Loopback:
-    """HTTP server on a free local port, as a context manager.
-
-    Its paths start with a secret that other pages do not know.
-    """
-
-    def __init__(self) -> None:
-        self._given: dict[str, Path | bytes] = {}
-        self._sent: dict[str, bytes] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.root = f"/{secrets.token_urlsafe(16)}/"
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}{self.root}"
-
-    def put(self, path: str, content: Path | bytes) -> None:
-        """Serve a file or bytes under ``path`` from now on."""
-        self._given[path] = content
-
-    def get(self, path: str) -> bytes | None:
-        """Return the content that is served at ``path``."""
-        content = self._given.get(path)
-        return content.read_bytes() if isinstance(content, Path) else content
-
-    def keep(self, path: str, content: bytes) -> None:
-        """Store the content that was sent to ``path``."""
-        self._sent[path] = content
-
-    def taken(self, path: str) -> bytes:
-        """Remove and return the content that was last sent to ``path``."""
-        return self._sent.pop(path)
-
-    def close(self) -> None:
-        """Stop the server."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _handler(served: Loopback) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            path = unquote(self.path)
-            content = served.get(path[len(served.root) :]) if path.startswith(served.root) else None
-            self._answer(404 if content is None else 200, content or b"")
-
-        def do_POST(self) -> None:
-            if not self.path.startswith(served.root):
-                self.close_connection = True
-                self._answer(404, b"")
-                return
-            served.keep(self.path[len(served.root) :], self.rfile.read(int(self.headers.get("Content-Length", 0))))
-            self._answer(200, b"")
-
-        def _answer(self, status: int, content: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", _TYPES.get(Path(self.path).suffix, "application/octet-stream"))
-            self.send_header("Content-Length", str(len(content)))
-            for name, value in _ISOLATED.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments: Any) -> None:
-            """Discard the log message."""
-
-    return Handler
-
 
 WEIGHTS = ("_data", ".data")
 """Suffixes of external weights' file names, as transformers.js and torch write them."""

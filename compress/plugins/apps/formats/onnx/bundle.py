@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from compress.formats.generation.seq2seq import TextWriter
 from compress.formats.generation.speech_recognition import Transcriber
 from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
+from compress.formats.ort.model import read_ort
 from compress.formats.runtime import ComponentSession, Session
-from compress.plugins.apps.bundled_format import BundledFormat, Contents, Interface
+from compress.plugins.apps.bundled_format import BundledFormat, FormatContents, Interface
 
 _FEW_BITS = "MatMulNBits"
 _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
@@ -24,7 +26,7 @@ def _interface(file: Path, session: Session | None) -> Interface:
     return Interface(first.input_types, first.output_types)
 
 
-def _contents(file: Path) -> Contents:
+def _contents(file: Path) -> FormatContents:
     """Read the operators, tensors and operator set versions of a file."""
     import onnx
 
@@ -33,12 +35,12 @@ def _contents(file: Path) -> Contents:
     return contents_of(graph, {entry.domain or "ai.onnx": entry.version for entry in model.opset_import})
 
 
-def contents_of(graph: OnnxGraph, opsets: Mapping[str, int]) -> Contents:
+def contents_of(graph: OnnxGraph, opsets: Mapping[str, int]) -> FormatContents:
     """Summarize a graph whose operators have the versions ``opsets``."""
     integers = any(map(_computes_in_integers, graph.nodes))
     stored = {tensor.name: (tensor.dtype, tensor.shape, tensor.bytes) for tensor in graph.initializers}
     few_bits = any(node.op_type == _FEW_BITS for node in graph.nodes)
-    return Contents(dict(sorted(opsets.items())), integers, stored, few_bits)
+    return FormatContents(dict(sorted(opsets.items())), integers, stored, few_bits)
 
 
 def _computes_in_integers(node: GraphNode) -> bool:
@@ -53,4 +55,13 @@ BUNDLE = BundledFormat(
     contents=_contents,
     unread_reason=lambda: None,
 )
-"""Through ONNX Runtime on this machine's processor, which belongs to `compress`."""
+"""ONNX Runtime on this machine's CPU, which `compress` requires."""
+
+
+def _ort_contents(file: Path) -> FormatContents:
+    """Read the operators and tensors of a file in ONNX Runtime's own format, which stores no versions."""
+    return contents_of(read_ort(file.read_bytes(), file).as_onnx(), {})
+
+
+ORT_BUNDLE = replace(BUNDLE, contents=_ort_contents)
+"""Graphs in ONNX Runtime's own format."""

@@ -1,4 +1,4 @@
-"""The bundle's model through ExecuTorch: pip install executorch numpy"""
+"""Model of the bundle in ExecuTorch: pip install executorch numpy"""
 
 import json
 from pathlib import Path
@@ -14,17 +14,20 @@ BUNDLE = Path(__file__).resolve().parent.parent
 MANIFEST = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
 
 
-class Model:
-    """The program's one method."""
+class ExecuTorchExampleModel:
+    """Method `forward` of an ExecuTorch program."""
 
     def __init__(self) -> None:
         self.program = Runtime.get().load_program(BUNDLE / MANIFEST["model"])  # keeps the bytes of the weights
         self.method = self.program.load_method("forward")
 
     def run(self, given: dict[str, np.ndarray], output: str) -> np.ndarray:
-        """One output for one row; inputs have no names there but an order."""
+        """Return one output for one row. The inputs of a program have an order instead of names."""
         rows = (np.ascontiguousarray(given[entry["name"]], entry["dtype"]) for entry in MANIFEST["inputs"])
         feed = [torch.from_numpy(row) for row in rows]  # strides aren't looked at
-        found = self.method.execute(feed)[[entry["name"] for entry in MANIFEST["outputs"]].index(output)]
-        scores: np.ndarray = found.numpy()[0].copy()
+        values = self.method.execute(feed)[[entry["name"] for entry in MANIFEST["outputs"]].index(output)]
+        scores: np.ndarray = values.numpy()[0].copy()
         return scores
+
+
+Model = ExecuTorchExampleModel

@@ -1,4 +1,4 @@
-"""The bundle's model through LiteRT: pip install ai-edge-litert numpy"""
+"""Model of the bundle in LiteRT: pip install ai-edge-litert numpy"""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ BUNDLE = Path(__file__).resolve().parent.parent
 MANIFEST = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
 
 
-class Model:
-    """The file's graphs, which take rows of one length each."""
+class LiteRtExampleModel:
+    """Graphs of a LiteRT file. Each takes rows of one length."""
 
     def __init__(self) -> None:
         self.interpreter = Interpreter(model_path=str(BUNDLE / MANIFEST["model"]))
@@ -20,11 +20,14 @@ class Model:
         ]
 
     def run(self, given: dict[str, np.ndarray], output: str) -> np.ndarray:
-        """One output for one row, by the shortest graph that holds it; zeros fill what is left."""
+        """Return one output for one row, from the shortest graph that fits. The row is padded with zeros."""
         feed = {entry["name"]: given[entry["name"]].astype(entry["dtype"]) for entry in MANIFEST["inputs"]}
         size = next(iter(feed.values())).shape[-1]
-        length, runner = next(one for one in self.runners if one[0] is None or one[0] >= size)
+        length, runner = next(entry for entry in self.runners if entry[0] is None or entry[0] >= size)
         if length is not None:
             feed = {name: np.pad(row, ((0, 0), (0, length - size))) for name, row in feed.items()}
-        found: np.ndarray = runner(**feed)[output][0]
-        return found
+        values: np.ndarray = runner(**feed)[output][0]
+        return values
+
+
+Model = LiteRtExampleModel

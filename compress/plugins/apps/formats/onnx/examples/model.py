@@ -1,4 +1,4 @@
-"""The bundle's model through ONNX Runtime: pip install onnxruntime numpy"""
+"""Model of the bundle in ONNX Runtime: pip install onnxruntime numpy"""
 
 import json
 import os
@@ -13,14 +13,17 @@ BUNDLE = Path(__file__).resolve().parent.parent
 MANIFEST = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
 
 
-class Model:
-    """A graph."""
+class OnnxExampleModel:
+    """Session of an ONNX graph."""
 
     def __init__(self, file: str = MANIFEST["model"]) -> None:
         self.session = onnxruntime.InferenceSession(BUNDLE / file, providers=["CPUExecutionProvider"])
 
     def run(self, given: dict[str, np.ndarray], output: str) -> np.ndarray:
-        """One output for one row; what the graph doesn't take is left out."""
+        """Return one output for one row. Inputs that the graph lacks are ignored."""
         feed = {entry.name: given[entry.name] for entry in self.session.get_inputs()}
-        found: np.ndarray = self.session.run([output], feed)[0][0]
-        return found
+        values: np.ndarray = self.session.run([output], feed)[0][0]
+        return values
+
+
+Model = OnnxExampleModel

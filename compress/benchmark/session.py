@@ -166,7 +166,7 @@ def build_result(
     own_notes: Sequence[str],
     precise: tuple[str, str],
     timed_as: Mapping[str, str],
-    **own_environment: Any,
+    **own_environment: object,
 ) -> BenchmarkResult:
     """Return the measurements of all models and of the machine, and the conditions in which they were taken.
 

@@ -33,7 +33,7 @@ class Objects(NamedTuple):
     categories: list[str]
 
 
-def read_objects(value: Any) -> str:
+def read_objects(value: object) -> str:
     """Convert a mapping of two lists, a list of mappings, or either as JSON, to a column value.
 
     Raises `TypeError` for anything else, and `DataError` for an invalid box.
@@ -84,7 +84,7 @@ def check_inside(row: Mapping[str, Any]) -> None:
             )
 
 
-def _columns(value: Any) -> tuple[list[Any], list[Any]]:
+def _columns(value: object) -> tuple[list[Any], list[Any]]:
     if isinstance(value, Mapping):
         boxes, categories = (_of(value, names) for names in (_BOXES, _CATEGORIES))
         if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
@@ -95,7 +95,7 @@ def _columns(value: Any) -> tuple[list[Any], list[Any]]:
     return [_of(item, _BOXES) for item in value], [_of(item, _CATEGORIES) for item in value]
 
 
-def _of(value: Mapping[str, Any], names: Sequence[str]) -> Any:
+def _of(value: Mapping[str, object], names: Sequence[str]) -> Any:
     key = next((name for name in names if name in value), None)
     if key is None:
         raise DataError(
@@ -104,7 +104,7 @@ def _of(value: Mapping[str, Any], names: Sequence[str]) -> Any:
     return value[key]
 
 
-def _box(value: Any) -> list[float]:
+def _box(value: object) -> list[float]:
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise DataError(f"The box {value!r:.60} has no four numbers.", expected=EXPECTED)
     try:
@@ -118,7 +118,7 @@ def _box(value: Any) -> list[float]:
     return numbers
 
 
-def _category(value: Any) -> str:
+def _category(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"The category {value!r:.60} is no name and no id.", expected=EXPECTED)
     return str(value).strip()

@@ -136,7 +136,7 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
     return pa.table(arrays, schema=pa.schema(types))
 
 
-def _check_rows(rows: Rows, arrays: Mapping[str, Sequence[Any]], check: Callable[[Mapping[str, Any]], None]) -> None:
+def _check_rows(rows: Rows, arrays: Mapping[str, Sequence[object]], check: Callable[[Mapping[str, Any]], None]) -> None:
     for index, values in enumerate(zip(*arrays.values(), strict=True)):
         try:
             check(dict(zip(arrays, values, strict=True)))
@@ -183,7 +183,7 @@ def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: 
             )
 
 
-def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> list[Any]:
+def _converted(rows: Rows, name: str, values: Sequence[object], column: Column) -> list[Any]:
     """Return strings or media values; ``name`` is the column's name in the source."""
     converted: list[Any] = []
     empty: list[int] = []
@@ -219,7 +219,7 @@ def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> 
     return converted
 
 
-def _value(value: Any, column: Column, rows: Rows) -> Any:
+def _value(value: object, column: Column, rows: Rows) -> Any:
     if column.read is not None:
         return None if value is None else column.read(value)
     if column.kind != "text":
@@ -227,7 +227,7 @@ def _value(value: Any, column: Column, rows: Rows) -> Any:
     return _label_text(value) if column.label else _text(value)
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     """Return the text, or ``None`` if it is missing or blank."""
     if value is None:
         return None
@@ -237,7 +237,7 @@ def _text(value: Any) -> str | None:
     return value if value.strip() else None
 
 
-def _label_text(value: Any) -> str | None:
+def _label_text(value: object) -> str | None:
     """Return a class name, or an integer id as digits."""
     if isinstance(value, int | float):
         return None if value != value else value_text(value)
@@ -245,7 +245,7 @@ def _label_text(value: Any) -> str | None:
     return text.strip() if text is not None else None
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """Return a column value as text: true, 1 and 1.0 become `true`, `1` and `1`."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -80,7 +80,7 @@ class DataConfig(Frozen):
 
     @field_validator("hold_out", mode="before")
     @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
+    def _one_or_several(cls, value: object) -> Any:
         return (value,) if isinstance(value, dict | HoldOut) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("without_labels")

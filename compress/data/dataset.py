@@ -152,7 +152,7 @@ def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: Hold
     return sorted(chosen)
 
 
-def _at(column: Sequence[Any], places: np.ndarray) -> list[Any]:
+def _at(column: Sequence[object], places: np.ndarray) -> list[Any]:
     return [column[int(place)] for place in places]
 
 

@@ -188,7 +188,7 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:
     return Rows(path.name, names, columns)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 

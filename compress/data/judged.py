@@ -66,7 +66,7 @@ def _question(rows: Rows, index: int) -> Question:
     return Question(prompt, tuple(choices), _place(answer, choices, position))
 
 
-def _place(answer: Any, choices: list[str], place: str) -> int:
+def _place(answer: object, choices: list[str], place: str) -> int:
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
@@ -226,7 +226,7 @@ class Instruction:
         return [_said(name, self.checks[name]) for name, holds in self.passed(answer).items() if not holds]
 
 
-def _said(name: str, value: Any) -> str:
+def _said(name: str, value: object) -> str:
     text = "" if value is True else ", ".join(value) if isinstance(value, list) else str(value)
     return f"{name.replace('_', ' ')} {text}".strip()
 
@@ -265,7 +265,7 @@ def _instruction(rows: Rows, index: int) -> Instruction:
     return Instruction(prompt, checks)
 
 
-def _fits(value: Any, expected: str) -> bool:
+def _fits(value: object, expected: str) -> bool:
     if expected == _COUNT:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if expected == _TEXTS:

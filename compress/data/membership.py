@@ -129,7 +129,7 @@ def _values(data: Dataset, split: str, column: str) -> Sequence[Any]:
     return extra[column]
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
 
 

@@ -57,7 +57,7 @@ class Slice(Frozen):
 
     @field_validator("length", mode="wrap")
     @classmethod
-    def _rising(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    def _rising(cls, value: object, validate: ValidatorFunctionWrapHandler) -> Any:
         try:
             length = validate(tuple(value) if isinstance(value, list) else value)
         except ValidationError:
@@ -68,7 +68,7 @@ class Slice(Frozen):
 
     @field_validator("equals", mode="before")
     @classmethod
-    def _as_text(cls, value: Any) -> Any:
+    def _as_text(cls, value: object) -> Any:
         return value_text(value) if isinstance(value, bool | int | float) else value
 
     @field_validator("matches")

@@ -45,7 +45,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
         threads: int = 2,
         max_length: int | None = None,
         max_gen_toks: int = 256,
-        **harness: Any,
+        **harness: object,
     ) -> None:
         """Open a model. Raises the errors of opening it.
 
@@ -84,7 +84,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
         """Return the name under which the harness caches requests."""
         return self._path.replace("/", "__")
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         """Return tokens of a text.
 
         Special tokens are added as the tokenizer does, unless the text begins with them or the caller decides.
@@ -100,7 +100,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
         return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options))
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+        self, requests: Sequence[tuple[object, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: object
     ) -> list[tuple[float, bool]]:
         """Return log p of each continuation after its context, and whether its tokens are the likeliest."""
         results = []

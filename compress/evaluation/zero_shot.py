@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
 from compress.utils.errors import DataError, ModelError
 from compress.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 _DELIMITER = " "
 """Text between prompt and choice unless either has white space there. It is scored with the choice."""
@@ -63,7 +67,7 @@ def choice_scores(
     return scores
 
 
-def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[np.ndarray, int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, choice: str) -> tuple[np.ndarray, int]:
     """Return prompt and choice as ids, and the position of the choice's first token.
 
     White space at the end of the prompt belongs to the choice, because most tokenizers begin words with their space.

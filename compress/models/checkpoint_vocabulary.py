@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,10 @@ from compress.models.json_file import read_json
 from compress.models.meta_model import build_on_meta
 from compress.models.vocabulary import tokenizer_definition, trim_definition
 from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 Move = Callable[[int, bool], int | None]
 """Maps an id, and whether the model requires it, to the new id; None for a removed token."""
@@ -33,7 +37,7 @@ _SIZE = "vocab_size"
 
 def trim_checkpoint(
     checkpoint: Checkpoint,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     counts: Mapping[int, int],
     min_count: int = 1,
@@ -64,10 +68,15 @@ def trim_checkpoint(
         ModelError: If the checkpoint is quantized.
     """
     refuse_quantized(checkpoint.folder)
+    from transformers import AutoConfig
+
     # Rows of these tensors correspond to token ids.
     tensor_names, height = _vocabulary_tensors(checkpoint)
     configs = {name: read_json(checkpoint.folder / name) for name in _CONFIGS if (checkpoint.folder / name).is_file()}
-    configs["config.json"] = _with_defaults(checkpoint, configs["config.json"])
+    # Add the token ids that transformers sets by default to the config, so that they are renumbered too.
+    defaults = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False).to_dict()
+    ids = {key: value for key, value in defaults.items() if key.endswith(_ENDINGS) and isinstance(value, int)}
+    configs["config.json"] = {**ids, **configs["config.json"]}
     definition = tokenizer_definition(tokenizer)
     used = {token for token, count in counts.items() if count >= min_count} | _named(configs.values())
     if whole_tail:
@@ -82,7 +91,21 @@ def trim_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_shards(folder, _cut_rows(checkpoint, tensor_names, torch.tensor(token_ids)))
-    _write_companions(checkpoint.folder, folder, definition, new_ids)
+    # Write all files except weights and configs, with new ids in the tokenizer's files.
+    source = checkpoint.folder
+    for path in sorted(path for pattern in _COMPANIONS for path in source.glob(pattern)):
+        if path.name not in _REWRITTEN and path.name not in _CONFIGS:
+            shutil.copyfile(path, folder / path.name)
+    _write_json(folder / _TOKENIZER, definition)
+    if (source / _TOKENIZER_CONFIG).is_file():
+        tokenizer_config = read_json(source / _TOKENIZER_CONFIG)
+        if added := tokenizer_config.get("added_tokens_decoder"):
+            tokenizer_config["added_tokens_decoder"] = {
+                str(new_ids[int(token)]): entry for token, entry in added.items()
+            }
+        _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
+    if (source / _ADDED).is_file():
+        _write_json(folder / _ADDED, {name: new_ids[token] for name, token in read_json(source / _ADDED).items()})
     for name, config in configs.items():
         changed = _renumbered(config, lambda token, needed: new_ids.get(token), height, len(token_ids))
         _write_json(
@@ -128,15 +151,6 @@ def _cut_rows(checkpoint: Checkpoint, cut: set[str], rows: torch.Tensor) -> Iter
         yield name, tensor[rows] if name in cut else tensor
 
 
-def _with_defaults(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config completed with the token ids that transformers sets by default."""
-    from transformers import AutoConfig
-
-    defaults = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False).to_dict()
-    ids = {key: value for key, value in defaults.items() if key.endswith(_ENDINGS) and isinstance(value, int)}
-    return {**ids, **config}
-
-
 def _named(configs: Any) -> set[int]:
     """Return the tokens that configs name and the model requires."""
     tokens: set[int] = set()
@@ -176,7 +190,7 @@ def _renumbered(config: Mapping[str, Any], move: Move, height: int, rows: int) -
     return result
 
 
-def _moved(value: Any, move: Move, needed: bool) -> Any:
+def _moved(value: object, move: Move, needed: bool) -> Any:
     """Return an id or a nested list of ids with new values, without removed tokens; negative values stay."""
     if isinstance(value, list):
         # Lists may be nested: a bad word is a list of tokens.
@@ -188,35 +202,11 @@ def _moved(value: Any, move: Move, needed: bool) -> Any:
     return move(value, needed) if isinstance(value, int) and value >= 0 else value
 
 
-def _write_companions(source: Path, folder: Path, definition: Mapping[str, Any], new_ids: Mapping[int, int]) -> None:
-    """Write all files except weights and configs, with new ids in the tokenizer's files.
-
-    Args:
-        source: Folder of the original checkpoint.
-        folder: New folder.
-        definition: Content of the new `tokenizer.json`.
-        new_ids: New ids by old ids.
-    """
-    for path in sorted(path for pattern in _COMPANIONS for path in source.glob(pattern)):
-        if path.name not in _REWRITTEN and path.name not in _CONFIGS:
-            shutil.copyfile(path, folder / path.name)
-    _write_json(folder / _TOKENIZER, definition)
-    if (source / _TOKENIZER_CONFIG).is_file():
-        tokenizer_config = read_json(source / _TOKENIZER_CONFIG)
-        if added := tokenizer_config.get("added_tokens_decoder"):
-            tokenizer_config["added_tokens_decoder"] = {
-                str(new_ids[int(token)]): entry for token, entry in added.items()
-            }
-        _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
-    if (source / _ADDED).is_file():
-        _write_json(folder / _ADDED, {name: new_ids[token] for name, token in read_json(source / _ADDED).items()})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def transcript_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[int]:
+def transcript_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[int]:
     """Yield the tokens of each text within a transcript, and of its first word at the start of one."""
     for text in texts:
         # A word is tokenized differently at the start of a text.
@@ -224,7 +214,7 @@ def transcript_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[int]:
             yield from tokenizer(part, add_special_tokens=False)["input_ids"]
 
 
-def template_tokens(tokenizer: Any) -> list[int]:
+def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of the tokenizer's chat template, if any. Raises `StageError` for one that fails."""
     from jinja2.exceptions import TemplateError
 

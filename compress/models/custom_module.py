@@ -29,7 +29,7 @@ Answers = Callable[[Any, Any, PreTrainedConfig], ModelOutput]
 """Converts a network's output, targets (or None) and the config to outputs with transformers' names and a loss."""
 
 
-def logits(output: Any, targets: Any, config: PreTrainedConfig) -> ImageClassifierOutput:
+def logits(output: object, targets: object, config: PreTrainedConfig) -> ImageClassifierOutput:
     """Wrap logits [batch, classes] as a classifier's output."""
     return ImageClassifierOutput(logits=output)
 
@@ -46,7 +46,7 @@ class CustomModule(nn.Module):
         self.config = config
         self._answers = answers
 
-    def forward(self, pixel_values: torch.Tensor, labels: Any = None) -> ModelOutput:
+    def forward(self, pixel_values: torch.Tensor, labels: object = None) -> ModelOutput:
         """Return the network's output under transformers' names."""
         return self._answers(self.network(pixel_values), labels, self.config)
 
@@ -69,7 +69,7 @@ def load_custom_module(directory: Path, config: PreTrainedConfig, answers: Answe
     return CustomModule(network, config, answers)
 
 
-def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
+def make_network(reference: str, arguments: Mapping[str, object], where: str) -> nn.Module:
     """Call the function ``reference``. Raises `ModelError` if no recipe names it or it returns no module."""
     # A config may come from anywhere, so its code needs the recipe's consent.
     if not is_allowed(reference):

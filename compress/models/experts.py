@@ -126,7 +126,9 @@ class SeparateExperts(nn.Module):
             if len(rows) == 0:
                 continue
             # Rows that were added for calibration do not contribute to the result.
-            part = self._expert(number, rows)[: len(tokens)] * top_k_weights[tokens, choices, None]
+            gate_and_up = [self.linear(number, role)(rows) for role in (GATE, UP) if role in self.names]
+            output: torch.Tensor = self.linear(number, DOWN)(self._activate(torch.cat(gate_and_up, dim=-1)))
+            part = output[: len(tokens)] * top_k_weights[tokens, choices, None]
             if self.on_output is not None:
                 self.on_output(number, part)
             result.index_add_(0, tokens, part.to(result.dtype))
@@ -135,11 +137,6 @@ class SeparateExperts(nn.Module):
     def routed(self, top_k_index: torch.Tensor) -> torch.Tensor:
         """Return the number of tokens that each expert is sent, [experts]."""
         return torch.bincount(top_k_index.flatten(), minlength=self.count)[: self.count]
-
-    def _expert(self, number: int, rows: torch.Tensor) -> torch.Tensor:
-        gate_and_up = [self.linear(number, role)(rows) for role in (GATE, UP) if role in self.names]
-        output: torch.Tensor = self.linear(number, DOWN)(self._activate(torch.cat(gate_and_up, dim=-1)))
-        return output
 
 
 _ROLES = {"gate_up_proj": (GATE, UP), "up_proj": (UP,), "down_proj": (DOWN,)}

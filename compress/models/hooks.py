@@ -45,7 +45,7 @@ def capture_outputs(modules: Mapping[Key, nn.Module], callback: TensorCallback[K
     """Call ``callback`` with a module's key and its output tensor after each call of one of ``modules``."""
 
     def hook(key: Key) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def tell(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        def tell(module: nn.Module, arguments: tuple[object, ...], output: object) -> None:
             if isinstance(output, torch.Tensor):
                 callback(key, output)
 

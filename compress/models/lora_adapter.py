@@ -106,13 +106,7 @@ def merge(module: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """
     check_adapter(folder)
     check_fits(folder, module)
-    _check_not_tied(folder, module)
-    merged: PreTrainedModel = open_adapter(module, folder).merge_and_unload(safe_merge=True)
-    return merged
-
-
-def _check_not_tied(folder: Path, module: PreTrainedModel) -> None:
-    """Raise `ModelError` if merging would change the input embeddings together with a head that shares their weight."""
+    # Refuse to merge if that would change the input embeddings together with a head that shares their weight.
     adapted = {match["module"] for tensor in read_header(folder / WEIGHTS) if (match := _FACTOR.match(tensor.name))}
     # The head's weight is the embedding's in a tied model.
     head = module.get_output_embeddings()
@@ -123,6 +117,8 @@ def _check_not_tied(folder: Path, module: PreTrainedModel) -> None:
             where=str(folder / WEIGHTS),
             expected="an adapter of other layers, or a model whose head is not tied",
         )
+    merged: PreTrainedModel = open_adapter(module, folder).merge_and_unload(safe_merge=True)
+    return merged
 
 
 def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from compress.models.config_checks import explain_load_failure, load_error_types
 from compress.utils.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def build_decoder_on_meta(folder: Path) -> Any:
@@ -30,7 +33,7 @@ def build_on_meta(folder: Path) -> Any:
     return _hollow(folder, auto_class)
 
 
-def auto_class(config: Any) -> Any:
+def auto_class(config: PretrainedConfig) -> Any:
     """Return transformers' auto class for a language, vision-language or encoder-decoder model."""
     from transformers import (
         AutoModelForCausalLM,
@@ -46,7 +49,7 @@ def auto_class(config: Any) -> Any:
     return AutoModelForSpeechSeq2Seq if is_speech else AutoModelForSeq2SeqLM
 
 
-def reads_images(config: Any) -> bool:
+def reads_images(config: PretrainedConfig) -> bool:
     """Return True for an architecture that transformers has as image-text-to-text model only, not as language model."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -78,7 +81,7 @@ def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:
         ) from error
 
 
-def stored_shapes(model: Any) -> Mapping[str, torch.Size]:
+def stored_shapes(model: PreTrainedModel) -> Mapping[str, torch.Size]:
     """Return the shapes of the tensors that `save_pretrained` writes, by their stored names.
 
     A tied head is not among them. Experts that transformers fuses while loading are separate if files separate them.

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from compress.models.processor import Processor
 
 
 @runtime_checkable
@@ -115,7 +117,7 @@ class TorchModel:
     generates_images: ClassVar[bool] = False
     """True for a diffusion model of several components; see `compress.models.pipeline_folder`."""
     module: PreTrainedModel
-    processor: Any
+    processor: Processor
 
     def save(self, directory: Path) -> None:
         """Write config, safetensors weights and processor files into ``directory``."""
@@ -146,7 +148,7 @@ class TorchModel:
         """Return the processor's tokenizer, or the processor itself if it is a tokenizer."""
         return getattr(self.processor, "tokenizer", self.processor)
 
-    def replace_tokenizer(self, tokenizer: Any) -> None:
+    def replace_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Replace the tokenizer in the processor."""
         if self.tokenizer is self.processor:
             self.processor = tokenizer
@@ -190,7 +192,7 @@ def minified_content(path: Path) -> bytes:
     return json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _save_processor(processor: Any, folder: Path) -> None:
+def _save_processor(processor: Processor, folder: Path) -> None:
     """Write a processor's files; a feature extractor gets the file name that every reader expects."""
     # Writes all parts, some of them only in a joint file.
     processor.save_pretrained(folder)

@@ -37,7 +37,8 @@ def component_classes(folder: Path) -> dict[str, tuple[str, str]]:
 
 def weights_of(folder: Path) -> tuple[Path, ...]:
     """Return the safetensors files of one component. Raises `ModelError` if there are none or only pickles."""
-    files = tuple(path for path in sorted(folder.glob("*.safetensors")) if not _is_variant(path))
+    # Skip the same weights in another type, such as `model.fp16.safetensors`.
+    files = tuple(path for path in sorted(folder.glob("*.safetensors")) if path.name.count(".") == 1)
     if files:
         return files
     pickled = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES) if folder.is_dir() else []
@@ -56,11 +57,6 @@ def weights_of(folder: Path) -> tuple[Path, ...]:
     )
 
 
-def _is_variant(path: Path) -> bool:
-    """Return True for the same weights in another type, such as `model.fp16.safetensors`."""
-    return path.name.count(".") > 1
-
-
 def pipeline_weights(folder: Path) -> tuple[Path, ...]:
     """Return the safetensors files of every component that has any."""
     parts = [folder / name for name in component_classes(folder)]
@@ -73,7 +69,7 @@ def part_folders(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in names if (folder / name).is_dir())
 
 
-def pipeline_config(index: Mapping[str, Any]) -> dict[str, Any]:
+def pipeline_config(index: Mapping[str, object]) -> dict[str, Any]:
     """Return the content of a config.json for a pipeline: its class, from which the task is inferred."""
     return {"architectures": [index.get("_class_name")]}
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from compress.models.config_checks import explain_load_failure, is_allowed, load_error_types
 from compress.models.folder_checks import TOKENIZER_FILES
@@ -17,6 +17,12 @@ from compress.models.model import write_companions
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.models.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
 from compress.utils.errors import MissingExtraError, ModelError, first_line
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
+
+    # transformers' classes that prepare inputs have no common base class.
+    Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor | FeatureExtractionMixin | ProcessorMixin
 
 PREPROCESSOR = "preprocessor_config.json"
 _JOINED = "processor_config.json"
@@ -132,7 +138,7 @@ class SentenceProcessor:
     sentence-transformers can open the folder.
     """
 
-    def __init__(self, tokenizer: Any, modules: SentenceModules) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, modules: SentenceModules) -> None:
         self.tokenizer = tokenizer
         self.modules = modules
 
@@ -161,12 +167,12 @@ class ImageTextProcessor:
     """
 
     image_processor: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     positions: int | None
     length: int | None
 
     @classmethod
-    def of(cls, folder: Path, images: Any) -> ImageTextProcessor:
+    def of(cls, folder: Path, images: object) -> ImageTextProcessor:
         """Combine the image processor ``images`` with the tokenizer of ``folder``. Raises `ModelError`."""
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         positions = (config.get("text_config") or {}).get("max_position_embeddings")
@@ -174,7 +180,7 @@ class ImageTextProcessor:
         padded = _SIGLIP_LENGTH if "siglip" in str(config.get("model_type")) else None
         return cls(images, load_tokenizer(folder), positions, padded and min(padded, positions or padded))
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, *arguments: object, **options: object) -> Any:
         """Return the image processor's encoding."""
         return self.image_processor(*arguments, **options)
 
@@ -190,7 +196,7 @@ class ImageTextProcessor:
         self.image_processor.save_pretrained(folder)
 
 
-def sentence_processor(folder: Path, tokenizer: Any, width: int | None = None) -> SentenceProcessor:
+def sentence_processor(folder: Path, tokenizer: PreTrainedTokenizerBase, width: int | None = None) -> SentenceProcessor:
     """Combine ``tokenizer`` with the pooling modules of ``folder``.
 
     A plain encoder of hidden size ``width`` gets mean pooling, as in sentence-transformers. Raises `ModelError` if the

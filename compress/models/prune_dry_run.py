@@ -165,18 +165,17 @@ def copy_with_other_widths(model: TorchModel, names: Collection[str]) -> TorchMo
     if HEADS in names and heads > 1:
         keep_heads(module, [range(heads - 1)] * count)
     if NEURONS in names and neurons > 1:
-        keep_neurons(module, [torch.arange(_fewer(neurons, heads))] * count)
+        # Keep two thirds of the neurons, in multiples of a block if possible.
+        step = _BLOCK if neurons >= 3 * _BLOCK else 1
+        # At least one block is removed.
+        removed = max(neurons // 3 // step, 1) * step
+        # The ratio must differ from that of removing one head, so that the two effects can be separated.
+        if removed * heads == neurons:
+            removed += step
+        keep_neurons(module, [torch.arange(neurons - removed)] * count)
     if TOKENS in names:
         _add_tokens(module)
     return resized
-
-
-def _fewer(neurons: int, heads: int) -> int:
-    """Return two thirds of the neurons, in multiples of a block if possible, at another ratio than one head less."""
-    step = _BLOCK if neurons >= 3 * _BLOCK else 1
-    # At least one block is removed.
-    removed = max(neurons // 3 // step, 1) * step
-    return neurons - (removed + step if removed * heads == neurons else removed)
 
 
 def _add_tokens(module: nn.Module) -> None:

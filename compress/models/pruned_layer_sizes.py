@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 CHANNELS_KEY = "compress_channels"
 """Config key for a mapping of layer name -> torch's attribute of a size -> the size after pruning."""
@@ -29,14 +33,14 @@ def layer_sizes(network: nn.Module) -> Sizes:
     return {name: _sizes(layer) for name, layer in network.named_modules() if _names(layer)}
 
 
-def record(config: Any, before: Sizes, network: nn.Module) -> None:
+def record(config: PretrainedConfig, before: Sizes, network: nn.Module) -> None:
     """Record in ``config`` every layer whose sizes differ from ``before``; earlier records stay."""
     # Earlier records of other layers stay.
     changed = {name: sizes for name, sizes in layer_sizes(network).items() if sizes != before[name]}
     setattr(config, CHANNELS_KEY, {**(getattr(config, CHANNELS_KEY, None) or {}), **changed})
 
 
-def resize_to_recorded(network: nn.Module, config: Any, where: str) -> None:
+def resize_to_recorded(network: nn.Module, config: PretrainedConfig, where: str) -> None:
     """Resize a freshly built ``network`` in place to the sizes that ``config`` records, before its weights are loaded.
 
     Raises `ModelError` for layers or sizes that the network cannot have.

@@ -23,23 +23,19 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
     layer applies, else the group of its class.
     """
     if quantization.get("quant_method") == COMPRESSED_TENSORS:
-        return _of_group(quantization, module)
+        groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
+        # A group that names the layer takes precedence over one for all linear layers.
+        matching = (group for group in groups if any(_names(target, module) for target in group.get("targets") or ()))
+        scheme = next(matching, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
+        weights = scheme.get("weights") or {}
+        size = weights.get("group_size")
+        return {"bits": weights.get("num_bits"), "group_size": size or -1, "sym": weights.get("symmetric")}
     settings = {key: quantization.get(key) for key in ("bits", "group_size", "sym")}
     # GPTQModel's patterns: "-:" excludes layers, "+:" or nothing changes settings.
     for pattern, changes in (quantization.get("dynamic") or {}).items():
         if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
             return settings | {key: changes[key] for key in settings if key in changes}
     return settings
-
-
-def _of_group(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
-    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
-    # A group that names the layer takes precedence over one for all linear layers.
-    matching = (group for group in groups if any(_names(target, module) for target in group.get("targets") or ()))
-    scheme = next(matching, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
-    weights = scheme.get("weights") or {}
-    size = weights.get("group_size")
-    return {"bits": weights.get("num_bits"), "group_size": size or -1, "sym": weights.get("symmetric")}
 
 
 def _names(target: str, module: str) -> bool:

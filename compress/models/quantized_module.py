@@ -37,7 +37,13 @@ class ScaledIntegers(nn.Module):
         super().__init__()
         self.shape = quantized.integers.shape
         self.group_size = quantized.group_size
-        self.register_buffer("integers", _without_zero_points(quantized), persistent=False)
+        # Integers minus their zero points [rows, columns], in 8 bits if they fit.
+        columns = quantized.integers.shape[1]
+        zeros = quantized.zero_points.to(torch.int16)[:, torch.arange(columns) // quantized.group_size]
+        centred = quantized.integers.to(torch.int16) - zeros
+        if int(centred.min()) >= -128 and int(centred.max()) <= 127:
+            centred = centred.to(torch.int8)
+        self.register_buffer("integers", centred, persistent=False)
         self.register_buffer("start", quantized.scales.float(), persistent=False)
         self.log_ratio = nn.Parameter(torch.zeros_like(quantized.scales, dtype=torch.float32))
 
@@ -145,14 +151,35 @@ def load_quantized_module(checkpoint: Checkpoint) -> PreTrainedModel:
     module = build_empty_module(checkpoint, build_on_meta)
     quantized = _put_integers(module, checkpoint)
     # Quantized tensors that no module reads would be lost silently.
-    stray = {name for name in _quantized_names(checkpoint) if name not in quantized}
+    stray = {name for name in {*checkpoint.integer_layers, *checkpoint.tables} if name not in quantized}
     if stray:
         raise ModelError(
             f"{len(stray)} quantized tensors belong to no linear layer or embedding, such as {min(stray)!r}.",
             where=str(checkpoint.folder),
             expected=f"the modules of {type(module).__name__}",
         )
-    _fill(module, checkpoint)
+    # Load every float weight from the checkpoint's tensors; tied parameters stay tied.
+    # Most buffers are computed; some checkpoints store them.
+    for name, tensor in module.named_buffers():
+        if name in checkpoint.files:
+            tensor.copy_(_stored(checkpoint, name, tensor.shape))
+    names_of: dict[torch.Tensor, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.is_meta:
+            names_of.setdefault(parameter, []).append(name)
+    for parameter, names in names_of.items():
+        # A tied parameter is stored under one of its names.
+        name = next((name for name in names if name in checkpoint.files), names[0])
+        owner, _, leaf = name.rpartition(".")
+        holder: Any = module.get_submodule(owner)
+        is_transposed = leaf == "weight" and isinstance(holder, TransposedLinear)
+        if name not in checkpoint.files and hasattr(holder, "create_weight"):  # positions that no file of Marian has
+            stored = holder.create_weight()
+        else:
+            stored = _stored(checkpoint, name, parameter.shape[::-1] if is_transposed else parameter.shape)
+        new_parameter = nn.Parameter(stored.T.contiguous() if is_transposed else stored)
+        for alias in names:
+            _replace(module, alias, new_parameter)
     return module.requires_grad_(False).eval()
 
 
@@ -214,14 +241,6 @@ def make_vectors_trainable(module: nn.Module, checkpoint: Checkpoint) -> list[st
     return names
 
 
-def _without_zero_points(quantized: QuantizedWeight) -> torch.Tensor:
-    """Return integers minus their zero points [rows, columns], in 8 bits if they fit."""
-    columns = quantized.integers.shape[1]
-    zeros = quantized.zero_points.to(torch.int16)[:, torch.arange(columns) // quantized.group_size]
-    centred = quantized.integers.to(torch.int16) - zeros
-    return centred.to(torch.int8) if int(centred.min()) >= -128 and int(centred.max()) <= 127 else centred
-
-
 def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
     """Replace every quantized layer in place and return the names."""
     replaced: dict[str, ScaledIntegers] = {}
@@ -250,35 +269,6 @@ def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
 def _replace(module: nn.Module, name: str, child: nn.Module | nn.Parameter) -> None:
     owner, _, attribute = name.rpartition(".")
     setattr(module.get_submodule(owner), attribute, child)
-
-
-def _quantized_names(checkpoint: Checkpoint) -> set[str]:
-    return {*checkpoint.integer_layers, *checkpoint.tables}
-
-
-def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Load every float weight from the checkpoint's tensors; tied parameters stay tied."""
-    # Most buffers are computed; some checkpoints store them.
-    for name, tensor in module.named_buffers():
-        if name in checkpoint.files:
-            tensor.copy_(_stored(checkpoint, name, tensor.shape))
-    names_of: dict[torch.Tensor, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.is_meta:
-            names_of.setdefault(parameter, []).append(name)
-    for parameter, names in names_of.items():
-        # A tied parameter is stored under one of its names.
-        name = next((name for name in names if name in checkpoint.files), names[0])
-        owner, _, leaf = name.rpartition(".")
-        holder: Any = module.get_submodule(owner)
-        is_transposed = leaf == "weight" and isinstance(holder, TransposedLinear)
-        if name not in checkpoint.files and hasattr(holder, "create_weight"):  # positions that no file of Marian has
-            stored = holder.create_weight()
-        else:
-            stored = _stored(checkpoint, name, parameter.shape[::-1] if is_transposed else parameter.shape)
-        new_parameter = nn.Parameter(stored.T.contiguous() if is_transposed else stored)
-        for alias in names:
-            _replace(module, alias, new_parameter)
 
 
 def _stored(checkpoint: Checkpoint, name: str, shape: torch.Size) -> torch.Tensor:

@@ -105,7 +105,12 @@ class SentenceModules:
         """Return the files that sentence-transformers reads, by path; the model reads at most ``longest`` tokens."""
         from safetensors.numpy import save
 
-        files = {**self.configs, CONFIGS[0]: _length_config(self.configs.get(CONFIGS[0]), longest)}
+        # The maximum text length is the folder's own, limited to the model's positions.
+        content = self.configs.get(CONFIGS[0])
+        config = {"max_seq_length": _LENGTH, "do_lower_case": False} if content is None else json.loads(content)
+        if config.get("max_seq_length") is None or config["max_seq_length"] > longest:
+            config["max_seq_length"] = longest
+        files = {**self.configs, CONFIGS[0]: _json(config)}
         kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in self.steps)]
         paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
         # Module 0 is the transformer in the folder itself; the others have folders of their own.
@@ -120,7 +125,16 @@ class SentenceModules:
         files[f"{paths[1]}/config.json"] = _json({"word_embedding_dimension": self.width, **pooling_modes})
         for step, path in zip(self.steps, paths[2:], strict=True):
             if isinstance(step, Dense):
-                files[f"{path}/config.json"] = _json(_dense_config(step))
+                names = {word: path for path, word in _ACTIVATIONS.items()}
+                out_features, in_features = step.weight.shape
+                files[f"{path}/config.json"] = _json(
+                    {
+                        "in_features": in_features,
+                        "out_features": out_features,
+                        "bias": step.bias is not None,
+                        "activation_function": names[step.activation],
+                    }
+                )
                 files[f"{path}/model.safetensors"] = save(_tensors(step))
             else:
                 files[f"{path}/config.json"] = _json({})
@@ -209,15 +223,10 @@ def _read_step(kind: str, folder: Path) -> Step:
         raise _unknown(folder / "config.json", f"the activation {activation}", f"one of {', '.join(_ACTIVATIONS)}")
     if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         raise _unknown(folder / "config.json", "a dense layer with a residual or another input", "a plain one")
-    arrays = _read_arrays(folder / "model.safetensors")
-    bias = arrays.get("linear.bias") if config.get("bias", True) else None
-    return Dense(arrays["linear.weight"], bias, _ACTIVATIONS[activation])
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    path = folder / "model.safetensors"
     try:
         arrays = {name: array.astype(np.float32) for name, array in load_file(path).items()}
     except (OSError, SafetensorError) as error:
@@ -229,7 +238,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
     if "linear.weight" not in arrays:
         raise ModelError(f"A dense layer has no linear.weight, only {', '.join(arrays)}.", where=str(path))
-    return arrays
+    bias = arrays.get("linear.bias") if config.get("bias", True) else None
+    return Dense(arrays["linear.weight"], bias, _ACTIVATIONS[activation])
 
 
 def _check_widths(modules: SentenceModules, folder: Path) -> None:
@@ -247,29 +257,10 @@ def _unknown(where: Path, found: str, expected: str) -> ModelError:
     return ModelError(f"The model has {found}, which can't be computed here.", where=str(where), expected=expected)
 
 
-def _dense_config(step: Dense) -> dict[str, Any]:
-    names = {word: path for path, word in _ACTIVATIONS.items()}
-    out_features, in_features = step.weight.shape
-    return {
-        "in_features": in_features,
-        "out_features": out_features,
-        "bias": step.bias is not None,
-        "activation_function": names[step.activation],
-    }
-
-
 def _tensors(step: Dense) -> dict[str, np.ndarray]:
     bias = {} if step.bias is None else {"linear.bias": step.bias}
     return {"linear.weight": np.ascontiguousarray(step.weight), **bias}
 
 
-def _length_config(content: bytes | None, longest: int) -> bytes:
-    """Return the config with the maximum text length: the folder's own, limited to the model's positions."""
-    config = {"max_seq_length": _LENGTH, "do_lower_case": False} if content is None else json.loads(content)
-    if config.get("max_seq_length") is None or config["max_seq_length"] > longest:
-        config["max_seq_length"] = longest
-    return _json(config)
-
-
-def _json(value: dict[str, Any] | Sequence[Any]) -> bytes:
+def _json(value: dict[str, Any] | Sequence[object]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()

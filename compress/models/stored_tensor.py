@@ -92,7 +92,7 @@ class StoredTensor(Frozen):
 
 
 def stored(
-    name: str, dtype: str, shape: tuple[int, ...], path: Path, span: tuple[int, int], role: Role = "weight", **more: Any
+    name: str, dtype: str, shape: tuple[int, ...], path: Path, span: tuple[int, int], role: Role = "weight", **more: object
 ) -> StoredTensor:
     """Return a tensor's metadata; only the role `weight` counts parameters.
 

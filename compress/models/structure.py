@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 
 Linear = Any
 """An `nn.Linear`, or GPT-2's `Conv1D`, whose weight is transposed."""
@@ -162,7 +166,11 @@ def stacks(module: nn.Module) -> dict[str, nn.ModuleList]:
     lists = {name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
     # Attention identifies blocks most reliably; convolutional networks only have feed-forward layers.
     for roles in (_QUERIES + _JOINT, _EXPANDING):
-        candidates = {name: part for name, part in lists.items() if any(_has(item, roles) for item in part)}
+        candidates = {
+            name: part
+            for name, part in lists.items()
+            if any(_is(layer_name, roles) for item in part for layer_name, _ in _linears(item))
+        }
         # A list of stages that contain blocks is not a list of blocks itself.
         innermost = {
             name: part for name, part in candidates.items() if not any(o.startswith(f"{name}.") for o in candidates)
@@ -191,24 +199,13 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, Linear]]:
             yield name, part
 
 
-def _has(module: nn.Module, roles: tuple[str, ...]) -> bool:
-    return any(_is(name, roles) for name, _ in _linears(module))
-
-
 def _is(name: str, roles: tuple[str, ...]) -> bool:
     return any(name == role or name.endswith(f".{role}") for role in roles)
 
 
-def _block(module: nn.Module, name: str, config: Any) -> TransformerBlock:
+def _block(module: nn.Module, name: str, config: PretrainedConfig) -> TransformerBlock:
     layers = dict(_linears(module))
-    attention_names = _attention_paths(module, layers)
-    attention = _attention(module, {name: part for name, part in layers.items() if name in attention_names}, config)
-    other_layers = {name: part for name, part in layers.items() if name not in attention_names}
-    return TransformerBlock(module, name, attention, _feed_forward(module, other_layers))
-
-
-def _attention_paths(module: nn.Module, layers: Mapping[str, Linear]) -> set[str]:
-    """Return the layers that belong to attention: inside a module with such a name, or beside a query projection."""
+    # Layers belong to attention if they are inside a module with such a name, or beside a query projection.
     owners = {name.rpartition(".")[0] for name in layers if _is(name, _QUERIES)}
     # A joint projection counts only inside a module whose class is called attention: convolutions use such
     # names too.
@@ -218,7 +215,12 @@ def _attention_paths(module: nn.Module, layers: Mapping[str, Linear]) -> set[str
         if "attention" in type(module.get_submodule(owner)).__name__.lower()
     }
     named = {name for name in layers if any("att" in part.lower() for part in name.split(".")[:-1])}
-    return named | {name for name in layers if any(owner and name.startswith(f"{owner}.") for owner in owners)}
+    attention_names = named | {
+        name for name in layers if any(owner and name.startswith(f"{owner}.") for owner in owners)
+    }
+    attention = _attention(module, {name: part for name, part in layers.items() if name in attention_names}, config)
+    other_layers = {name: part for name, part in layers.items() if name not in attention_names}
+    return TransformerBlock(module, name, attention, _feed_forward(module, other_layers))
 
 
 def _only(layers: Mapping[str, Linear], roles: tuple[str, ...]) -> tuple[str, Linear] | None:
@@ -226,7 +228,7 @@ def _only(layers: Mapping[str, Linear], roles: tuple[str, ...]) -> tuple[str, Li
     return matches[0] if len(matches) == 1 else None
 
 
-def _attention(module: nn.Module, layers: Mapping[str, Linear], config: Any) -> Attention | None:
+def _attention(module: nn.Module, layers: Mapping[str, Linear], config: PretrainedConfig) -> Attention | None:
     output, joint, latent = (_only(layers, roles) for roles in (_ATTENTION_OUTPUTS, _JOINT, _LATENT))
     query, key, value = (_only(layers, roles) for roles in (_QUERIES, _KEYS, _VALUES))
     # A latent or joint projection takes the place of separate ones.
@@ -278,7 +280,7 @@ def _latent_rows(widths: tuple[int, ...], heads: int, size: int) -> Rows | None:
     return {"query": torch.arange(query).view(heads, -1), "key": parts[:, :-size], "value": parts[:, -size:]}
 
 
-def _head_size(owner: nn.Module, config: Any) -> int:
+def _head_size(owner: nn.Module, config: PretrainedConfig) -> int:
     for name in _HEAD_SIZES:
         if isinstance(getattr(owner, name, None), int):
             return int(getattr(owner, name))
@@ -290,7 +292,7 @@ def _head_size(owner: nn.Module, config: Any) -> int:
     return int(config.hidden_size) // heads
 
 
-def _joint_rows(config: Any, rows: int, heads: int, size: int) -> Rows | None:
+def _joint_rows(config: PretrainedConfig, rows: int, heads: int, size: int) -> Rows | None:
     """Return the rows of queries [heads, size], keys and values [groups, size] in a joint projection, or None."""
     # A joint projection has rows for all heads and twice for all groups.
     groups = (rows // size - heads) // 2
@@ -347,7 +349,7 @@ class TransposedLinear(nn.Linear):
     """Linear layer whose float weight is stored as [in_features, out_features]."""
 
 
-def linear_for_conv1d(model: Any) -> frozenset[str]:
+def linear_for_conv1d(model: PreTrainedModel) -> frozenset[str]:
     """Replace every `Conv1D` by a `TransposedLinear` on the meta device, in place, and return their names."""
     from transformers.pytorch_utils import Conv1D
 

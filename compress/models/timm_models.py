@@ -14,7 +14,7 @@ _FETCHES = frozenset(("pretrained", "checkpoint_path", "cache_dir", "pretrained_
 """Arguments of timm's `create_model` that load weights or configs from elsewhere, and which a config may not set."""
 
 
-def build(architecture: str, num_classes: int, **arguments: Any) -> nn.Module:
+def build(architecture: str, num_classes: int, **arguments: object) -> nn.Module:
     """Build a timm network with random weights; with 0 classes it returns pooled features.
 
     Args:

@@ -9,7 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -22,6 +22,10 @@ from compress.models.pruned_layer_sizes import CHANNELS_KEY, resize_to_recorded
 from compress.models.safetensors_file import read_header
 from compress.models.structure import Attention, TransformerBlock, blocks, stacks
 from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 HEADS_KEY = "compress_attention_heads"
 """Config key that records each layer's remaining heads, or groups of heads with their keys and values."""
@@ -166,7 +170,7 @@ def _put(layers: nn.ModuleList, new_layers: Sequence[nn.Module]) -> None:
                     setattr(part, name, index)
 
 
-def _fields_of_layers(config: Any, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _fields_of_layers(config: PretrainedConfig, count: int, kept: Sequence[int]) -> dict[str, Any]:
     """Return the config fields with the number of layers or an entry per layer, with their new values."""
     fields: dict[str, Any] = {}
     count_field = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
@@ -230,7 +234,7 @@ def _those_with(layer_blocks: Sequence[TransformerBlock], part: str) -> list[Tra
     return [block for block in layer_blocks if getattr(block, part) is not None] or list(layer_blocks)
 
 
-def head_config_fields(config: Any, attention: Attention, counts: Sequence[int]) -> dict[str, Any]:
+def head_config_fields(config: PretrainedConfig, attention: Attention, counts: Sequence[int]) -> dict[str, Any]:
     """Return the architecture's own config fields for the remaining heads; empty if it has no independent head size.
 
     Args:
@@ -296,7 +300,7 @@ def resize_to_recorded_parts(module: PreTrainedModel) -> None:
         keep_neurons(module, [torch.arange(count) for count in neurons])
 
 
-def updated_config(config: Any, fields: Mapping[str, Any]) -> Any:
+def updated_config(config: PretrainedConfig, fields: Mapping[str, Any]) -> Any:
     """Return a config with changed fields, as if read from its file, or None if it rejects them."""
     try:
         current = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}
@@ -308,7 +312,7 @@ def updated_config(config: Any, fields: Mapping[str, Any]) -> Any:
         return None
 
 
-def _makes(module: PreTrainedModel, config: Any, alike: bool = False) -> bool:
+def _makes(module: PreTrainedModel, config: PretrainedConfig, alike: bool = False) -> bool:
     """Return True if ``config`` builds a model whose blocks have the parameter names and shapes of ``module``.
 
     With ``alike``, numeric attributes must be equal too, such as a scale that depends on the number of blocks.
@@ -322,7 +326,7 @@ def _makes(module: PreTrainedModel, config: Any, alike: bool = False) -> bool:
         return False
 
 
-def _same_beside(module: PreTrainedModel, config: Any) -> bool:
+def _same_beside(module: PreTrainedModel, config: PretrainedConfig) -> bool:
     """Return True if ``config`` builds everything outside the blocks like the model's own config does."""
     original, other = (_hollow(module, tried) for tried in (module.config, config))
     # Only parameters outside the blocks are compared; the blocks were checked by `_makes`.
@@ -334,7 +338,7 @@ def _same_beside(module: PreTrainedModel, config: Any) -> bool:
     return next(shapes) == next(shapes)
 
 
-def _hollow(module: PreTrainedModel, config: Any) -> PreTrainedModel:
+def _hollow(module: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """Build the model of ``config`` without weights, as it would be loaded."""
     with torch.device("meta"):
         built = type(module)(config)
@@ -358,12 +362,12 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def is_pruned(config: Any) -> bool:
+def is_pruned(config: PretrainedConfig) -> bool:
     """Return True if ``config`` records pruned heads, neurons or channels."""
     return any(getattr(config, key, None) for key in (HEADS_KEY, NEURONS_KEY, CHANNELS_KEY))
 
 
-def load_pruned(auto: Any, directory: Path, config: Any) -> Any:
+def load_pruned(auto: Any, directory: Path, config: PretrainedConfig) -> Any:
     """Load the model of auto class ``auto`` that `TorchModel.save` wrote to ``directory``.
 
     transformers loads the weights, because only it maps stored names to an architecture's modules. It gets a subclass

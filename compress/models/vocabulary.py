@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
@@ -13,6 +13,12 @@ from torch import nn
 
 from compress.models.model import TorchModel
 from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from compress.models.processor import Processor
+
 
 _SUPPORTED = ("WordPiece", "BPE", "Unigram")
 _ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
@@ -29,7 +35,22 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, mu
     definition, old_ids = _shrunk(definition_json, frozenset(used), all_characters, multiple_of)
     new_ids = {old: new for new, old in enumerate(old_ids)}
     _replace_tokenizer(model, definition)
-    _cut_embeddings(model.module, torch.tensor(old_ids))
+    # Keep the same rows of the input embedding and of an output embedding with as many rows.
+    module = model.module
+    row_ids = torch.tensor(old_ids)
+    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    height = embedding.num_embeddings
+    _keep_rows(embedding, row_ids)
+    if head is not None and head.weight.shape[0] == height and not tied:
+        head.weight = nn.Parameter(head.weight.detach()[row_ids].clone())
+    if head is not None:
+        # Some heads share a bias with another module, so all references are replaced.
+        if getattr(head, "bias", None) is not None and head.bias.shape[0] == height:
+            _replace_everywhere(module, head.bias, nn.Parameter(head.bias.detach()[row_ids].clone()))
+        head.out_features = len(row_ids)
+        module.tie_weights()
+    module.config.vocab_size = len(row_ids)
     # Special token ids in both configs must follow their tokens.
     for config in (model.module.config, getattr(model.module, "generation_config", None)):
         for name in _ID_FIELDS:
@@ -49,7 +70,7 @@ def _shrunk(
     return json.dumps(definition), tuple(old_ids)
 
 
-def tokenizer_definition(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the content of `tokenizer.json`, without padding and truncation settings of an earlier call."""
     return _defined(tokenizer.backend_tokenizer.to_str())
 
@@ -94,14 +115,34 @@ def trim_definition(
     if len(keep) % multiple_of:
         _fill_up(keep, parts, definition, multiple_of, next_used)
     old_ids = sorted(keep)
-    _rewrite(definition, {old: new for new, old in enumerate(old_ids)})
+    # Renumber the tokenizer's definition in place.
+    new_ids = {old: new for new, old in enumerate(old_ids)}
+    model, vocabulary = definition["model"], _vocabulary(definition)
+    if model["type"] == "Unigram":
+        model["vocab"] = [entry for index, entry in enumerate(model["vocab"]) if index in new_ids]
+        if isinstance(model.get("unk_id"), int):
+            model["unk_id"] = new_ids[model["unk_id"]]
+    else:
+        model["vocab"] = {token: new_ids[index] for token, index in vocabulary.items() if index in new_ids}
+    # A merge is kept if both parts and its result are.
+    if model["type"] == "BPE":
+        prefix = model.get("continuing_subword_prefix") or ""
+        alive = model["vocab"]
+        model["merges"] = [
+            [left, right]
+            for left, right in map(_pair, model["merges"])
+            if left in alive and right in alive and left + right.removeprefix(prefix) in alive
+        ]
+    for token in definition.get("added_tokens", []):
+        token["id"] = new_ids[token["id"]]
+    _renumber_processors(definition.get("post_processor"), new_ids)
     return old_ids
 
 
 def _fill_up(
     keep: set[int],
     parts: Mapping[int, set[int]],
-    definition: Mapping[str, Any],
+    definition: Mapping[str, object],
     multiple_of: int,
     next_used: Sequence[int],
 ) -> None:
@@ -209,30 +250,7 @@ def _pair(merge: str | list[str]) -> tuple[str, str]:
     return left, right
 
 
-def _rewrite(definition: dict[str, Any], new_ids: Mapping[int, int]) -> None:
-    """Renumber the tokenizer's definition in place."""
-    model, vocabulary = definition["model"], _vocabulary(definition)
-    if model["type"] == "Unigram":
-        model["vocab"] = [entry for index, entry in enumerate(model["vocab"]) if index in new_ids]
-        if isinstance(model.get("unk_id"), int):
-            model["unk_id"] = new_ids[model["unk_id"]]
-    else:
-        model["vocab"] = {token: new_ids[index] for token, index in vocabulary.items() if index in new_ids}
-    # A merge is kept if both parts and its result are.
-    if model["type"] == "BPE":
-        prefix = model.get("continuing_subword_prefix") or ""
-        alive = model["vocab"]
-        model["merges"] = [
-            [left, right]
-            for left, right in map(_pair, model["merges"])
-            if left in alive and right in alive and left + right.removeprefix(prefix) in alive
-        ]
-    for token in definition.get("added_tokens", []):
-        token["id"] = new_ids[token["id"]]
-    _renumber_processors(definition.get("post_processor"), new_ids)
-
-
-def _renumber_processors(processor: Any, new_ids: Mapping[int, int]) -> None:
+def _renumber_processors(processor: Processor, new_ids: Mapping[int, int]) -> None:
     if not isinstance(processor, dict):
         return
     if processor["type"] == "Sequence":
@@ -257,23 +275,6 @@ def _replace_tokenizer(model: TorchModel, definition: str) -> None:
     replaced = type(tokenizer)(tokenizer_object=backend, **kwargs)
     replaced._tokenizer = backend
     model.replace_tokenizer(replaced)
-
-
-def _cut_embeddings(module: Any, kept: torch.Tensor) -> None:
-    """Keep the rows ``kept`` of the input embedding and of an output embedding with as many rows."""
-    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
-    tied = head is not None and head.weight is embedding.weight
-    height = embedding.num_embeddings
-    _keep_rows(embedding, kept)
-    if head is not None and head.weight.shape[0] == height and not tied:
-        head.weight = nn.Parameter(head.weight.detach()[kept].clone())
-    if head is not None:
-        # Some heads share a bias with another module, so all references are replaced.
-        if getattr(head, "bias", None) is not None and head.bias.shape[0] == height:
-            _replace_everywhere(module, head.bias, nn.Parameter(head.bias.detach()[kept].clone()))
-        head.out_features = len(kept)
-        module.tie_weights()
-    module.config.vocab_size = len(kept)
 
 
 def _replace_everywhere(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

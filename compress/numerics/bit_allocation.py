@@ -55,7 +55,13 @@ def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[
         # Remember parents and options to reconstruct the choice.
         trail.append((survivors // count, indices[survivors % count]))
         sizes, losses = sizes[survivors], losses[survivors]
-    return _walk_back(trail, int(np.lexsort((sizes, losses))[0]))
+    state = int(np.lexsort((sizes, losses))[0])
+    chosen: list[int] = []
+    # Follow the parents from the last unit to the first.
+    for parents, options in reversed(trail):
+        chosen.append(int(options[state]))
+        state = int(parents[state])
+    return tuple(reversed(chosen))
 
 
 Frontier = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -154,12 +160,3 @@ def _relaxed_loss(frontiers: Sequence[Frontier], steps: _Steps, first: int, room
     # With divisible steps the optimum takes them in order of efficiency.
     relaxed: np.ndarray = start - np.interp(room, filled, saved)
     return relaxed
-
-
-def _walk_back(trail: Sequence[tuple[np.ndarray, np.ndarray]], state: int) -> tuple[int, ...]:
-    chosen: list[int] = []
-    # Follow the parents from the last unit to the first.
-    for parents, options in reversed(trail):
-        chosen.append(int(options[state]))
-        state = int(parents[state])
-    return tuple(reversed(chosen))

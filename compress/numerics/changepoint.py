@@ -62,7 +62,19 @@ def change_points(values: ArrayLike, significance: float = 1e-5, by_luck: float 
     calm = without_outliers(array, scale)
     penalty = _WEAK_PENALTY * scale**2 * math.log(len(array))
     bounds = [0, *segment(calm, penalty), len(array)]
-    return _strike_out(array, calm, bounds, significance, by_luck)
+    # Join the two levels with the least certain change until every remaining change passes the tests.
+    correlation = autocorrelation(calm)
+    while len(bounds) > 2:
+        tests = [t_test(calm, bounds, index, correlation) for index in range(1, len(bounds) - 1)]
+        lucks = [_luck(array, *bounds[index : index + 3]) for index in range(len(bounds) - 2)]
+        doubts = [max(p / significance, luck / by_luck) for p, luck in zip(tests, lucks, strict=True)]
+        # Remove the least certain change and test again, since its neighbours are longer now.
+        worst = int(np.argmax(doubts))
+        if doubts[worst] <= 1:
+            levels = [float(np.median(array[first:last])) for first, last in pairwise(bounds)]
+            return [ChangePoint(bounds[i + 1], levels[i], levels[i + 1], p) for i, p in enumerate(tests)]
+        del bounds[worst + 1]
+    return []
 
 
 def autocorrelation(values: Floats) -> float:
@@ -128,32 +140,6 @@ def segment(values: Floats, penalty: float) -> list[int]:
         starts_of_segments.append(start)
         start = int(previous[start])
     return starts_of_segments[::-1]
-
-
-def _strike_out(
-    values: Floats, calm: Floats, bounds: list[int], significance: float, by_luck: float
-) -> list[ChangePoint]:
-    """Join the two levels with the least certain change until every remaining change passes the tests.
-
-    Args:
-        values: Original values [n].
-        calm: Values without outliers [n].
-        bounds: Bounds of the segments, with 0 and n.
-        significance: Required p-value.
-        by_luck: Highest probability that chance explains the persistence.
-    """
-    correlation = autocorrelation(calm)
-    while len(bounds) > 2:
-        tests = [t_test(calm, bounds, index, correlation) for index in range(1, len(bounds) - 1)]
-        lucks = [_luck(values, *bounds[index : index + 3]) for index in range(len(bounds) - 2)]
-        doubts = [max(p / significance, luck / by_luck) for p, luck in zip(tests, lucks, strict=True)]
-        # Remove the least certain change and test again, since its neighbours are longer now.
-        worst = int(np.argmax(doubts))
-        if doubts[worst] <= 1:
-            levels = [float(np.median(values[first:last])) for first, last in pairwise(bounds)]
-            return [ChangePoint(bounds[i + 1], levels[i], levels[i + 1], p) for i, p in enumerate(tests)]
-        del bounds[worst + 1]
-    return []
 
 
 def t_test(values: Floats, bounds: list[int], place: int, correlation: float = 0.0) -> float:

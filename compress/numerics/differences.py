@@ -56,7 +56,9 @@ def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confid
     if min(only_baseline, only_candidate) < 0 or n < 1 or only_baseline + only_candidate > n:
         raise ValueError(f"expected counts of at most n >= 1, found {only_baseline} and {only_candidate} of {n}")
     # Half an observation per cell adds two observations in total.
-    z, total = _quantile(confidence), n + 2
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1, found {confidence}")
+    z, total = NormalDist().inv_cdf((1 + confidence) / 2), n + 2
     value = (only_candidate - only_baseline) / n
     centre = (only_candidate - only_baseline) / total
     half = z * math.sqrt(only_baseline + only_candidate + 1 - (only_candidate - only_baseline) ** 2 / total) / total
@@ -132,12 +134,6 @@ def _paired(baseline: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("values hold NaN or infinity")
     return first, second
-
-
-def _quantile(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence between 0 and 1, found {confidence}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def difference_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate:

@@ -353,7 +353,14 @@ def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> Gpt
     grid = _find_grid(columns, settings, inputs.importance)
     ordered = columns[inputs.places]
     del columns
-    energies = _energies(ordered, inputs).sub_(ordered.square().sum(0), alpha=inputs.shift)
+    # Energies are diag(W L L^T W^T) [rows], computed in blocks of the factor, less the share of the damping.
+    total = torch.zeros(ordered.shape[1], device=ordered.device)
+    for start in range(0, len(ordered), _BLOCK):
+        end = min(start + _BLOCK, len(ordered))
+        total.addmv_(
+            (inputs.coupling[start:, start:end].T @ ordered[start:]).square_().T, inputs.pivots[start:end] ** 2
+        )
+    energies = total.sub_(ordered.square().sum(0), alpha=inputs.shift)
     integers, losses = _round_in_turn(ordered, inputs, grid)
     # Refinement works on columns in their original order.
     errors, integers = _put_back(ordered, inputs.places), _put_back(integers, inputs.places)
@@ -367,17 +374,6 @@ def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     columns = torch.empty_like(ordered)
     columns[places] = ordered
     return columns
-
-
-def _energies(columns: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
-    """Return diag(W L L^T W^T) [rows] of ``columns`` = W^T in the factor's order."""
-    total = torch.zeros(columns.shape[1], device=columns.device)
-    for start in range(0, len(columns), _BLOCK):
-        end = min(start + _BLOCK, len(columns))
-        total.addmv_(
-            (inputs.coupling[start:, start:end].T @ columns[start:]).square_().T, inputs.pivots[start:end] ** 2
-        )
-    return total
 
 
 def _round_in_turn(columns: torch.Tensor, inputs: _Inputs, grid: IntegerGrid) -> tuple[torch.Tensor, torch.Tensor]:

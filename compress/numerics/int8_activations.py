@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -176,7 +176,9 @@ def pairwise_saturating(activations: np.ndarray, weights: np.ndarray) -> tuple[n
     total = np.zeros((activations.shape[0], weights.shape[1]), np.int32)
     saturated = 0
     # Limit the memory for all pair sums.
-    for part in _chunks(len(above), activations.shape[0] * weights.shape[1]):
+    size = max(1, _CHUNK_ELEMENTS // max(1, activations.shape[0] * weights.shape[1]))
+    for start in range(0, len(above), size):
+        part = slice(start, start + size)
         sums = np.einsum("kr,kc->krc", first[part], above[part]) + np.einsum("kr,kc->krc", second[part], below[part])
         clipped = np.clip(sums, _LOWEST, _HIGHEST)
         saturated += int(np.count_nonzero(clipped != sums))
@@ -247,8 +249,3 @@ def _pairs(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(wide) % 2:
         wide = np.concatenate([wide, np.zeros((1, *wide.shape[1:]), np.int32)])
     return wide[0::2], wide[1::2]
-
-
-def _chunks(count: int, elements: int) -> Iterator[slice]:
-    size = max(1, _CHUNK_ELEMENTS // max(1, elements))
-    return (slice(start, start + size) for start in range(0, count, size))

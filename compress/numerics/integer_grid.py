@@ -193,17 +193,14 @@ def _fit_group(
     full_scale = torch.where(empty, torch.ones_like(full_scale), full_scale)
     scales = as_float16(full_scale)
     if search:
-        shares = torch.linspace(1.0, _least_share(bits), _FEW if bits <= _COARSE else _MANY).tolist()
+        # The smallest share of the full range worth trying: few bits profit from strong clipping.
+        least = {2: 0.3, 3: 0.5, 4: 0.65}.get(bits, 0.8)
+        shares = torch.linspace(1.0, least, _FEW if bits <= _COARSE else _MANY).tolist()
         scales = _search(values, importance, scales, (-zero_points, levels - zero_points), shares)
     if upwards is not None:
         # A negative scale undoes the flip.
         scales = torch.where(upwards, -scales, scales)
     return torch.where(empty, torch.ones_like(scales), scales), torch.where(empty, float(middle), zero_points)
-
-
-def _least_share(bits: int) -> float:
-    """Return the smallest share of the full range worth trying: few bits profit from strong clipping."""
-    return {2: 0.3, 3: 0.5, 4: 0.65}.get(bits, 0.8)
 
 
 def _search(

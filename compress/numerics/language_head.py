@@ -52,8 +52,10 @@ def _reverse(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, to
 def _of_top(mine: torch.Tensor, theirs: torch.Tensor, count: int, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
     teacher_logs, chosen = theirs.topk(count, dim=-1)
     student_logs = mine.gather(-1, chosen)
-    # Probability of all other tokens, by teacher and student.
-    teacher_other, student_other = (_log_rest(logs, chosen) for logs in (theirs, mine))
+    # Log-probability of all other tokens by teacher and student, summed directly: 1 - sum would lose digits.
+    teacher_other, student_other = (
+        logs.scatter(-1, chosen, float("-inf")).logsumexp(dim=-1) for logs in (theirs, mine)
+    )
     if reverse:
         log_ratio, other_log_ratio = student_logs - teacher_logs, student_other - teacher_other
         values = (student_logs.exp() * log_ratio).sum(dim=-1) + student_other.exp() * other_log_ratio
@@ -65,11 +67,6 @@ def _of_top(mine: torch.Tensor, theirs: torch.Tensor, count: int, reverse: bool)
     )
     slope = mine.exp() * (1 - (teacher_other - student_other).exp())[:, None]
     return values, slope.scatter_(-1, chosen, student_logs.exp() - teacher_logs.exp())
-
-
-def _log_rest(logs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of all tokens except the chosen ones [n], summed for accuracy."""
-    return logs.scatter(-1, chosen, float("-inf")).logsumexp(dim=-1)
 
 
 CHUNK = 256

@@ -51,7 +51,10 @@ def _pattern_masks(
     # Blocks are ranked by their norms like single weights.
     if pattern.blocks:
         norms = [_block_norms(matrix, pattern) for matrix in matrices]
-        return [_spread(mask, pattern) for mask in magnitude_masks(norms, sparsity, scope)]
+        return [
+            mask.repeat_interleave(pattern.first, 0).repeat_interleave(pattern.second, 1)
+            for mask in magnitude_masks(norms, sparsity, scope)
+        ]
     largest = [largest_of_each(matrix, pattern) for matrix in matrices]
     if pattern.sparsity is not None and sparsity >= pattern.sparsity:
         return largest
@@ -81,10 +84,6 @@ def _block_norms(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """Return squared norms of the blocks, [out / rows, in / columns]."""
     rows, columns = pattern.first, pattern.second
     return matrix.square().view(len(matrix) // rows, rows, -1, columns).sum(dim=(1, 3))
-
-
-def _spread(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    return mask.repeat_interleave(pattern.first, 0).repeat_interleave(pattern.second, 1)
 
 
 def _keep_largest(magnitudes: torch.Tensor, sparsity: float) -> torch.Tensor:

@@ -236,7 +236,7 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+def _digest(files: Mapping[str, Mapping[str, object]]) -> str:
     """Return the digest over names and contents of all files of a manifest."""
     total = hashlib.sha256()
     for name in sorted(files):

@@ -282,7 +282,7 @@ def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
     return _evaluate("sampling_drifts", session)
 
 
-def _evaluate(hook: str, session: TargetSession, *arguments: Any) -> list[Any]:
+def _evaluate(hook: str, session: TargetSession, *arguments: object) -> list[Any]:
     if GENERATES_IMAGES not in session.runner.inputs.task.capabilities:
         return []
     results: list[Any] = image_generation_hook(hook)(session, *arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,10 @@ from compress.tasks.capability import READS_ROWS
 from compress.tasks.task import Examples, Task
 from compress.utils.errors import IntegrityError, ModelError
 from compress.utils.storage import size_bytes
+
+if TYPE_CHECKING:
+    from compress.models.processor import Processor
+
 
 PROBE_ROWS = 32
 _SAME = 1e-5
@@ -169,7 +173,7 @@ class PredictionProbe:
         # Running text is split into sequences: few rows may not fill a long one, and fill very many short ones.
         length = max_length if reads_rows else min(max_length, TOKENS)
 
-        def encode(processor: Any) -> Examples:
+        def encode(processor: Processor) -> Examples:
             examples = task.encode(rows, processor, None, length)
             return examples if reads_rows else replace(examples, inputs=examples.inputs[:WINDOWS])
 

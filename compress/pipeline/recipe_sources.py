@@ -245,7 +245,7 @@ class Sources:
         except InputError as error:
             self.problems.append(error)
 
-    def _here(self, role: str, reference: str, path: Path, **more: Any) -> None:
+    def _here(self, role: str, reference: str, path: Path, **more: object) -> None:
         """Add the row of a local file or folder."""
         size = folder_bytes(path)
         self.rows.append(

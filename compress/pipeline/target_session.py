@@ -352,7 +352,7 @@ class TargetSession:
         profile = PROFILES.get(self.target.name)
         return self.target.name if profile and profile.target == self.target else asdict(self.target)
 
-    def _key(self, kind: str, label: str, **parts: Any) -> str:
+    def _key(self, kind: str, label: str, **parts: object) -> str:
         """Return the cache key of a model's evaluation on this target.
 
         Args:
@@ -414,7 +414,7 @@ class TargetSession:
         self,
         kind: str,
         label: str,
-        parts: Mapping[str, Any],
+        parts: Mapping[str, object],
         file: str,
         names: tuple[str, str],
         find: Callable[..., Any],

@@ -116,7 +116,7 @@ def dotted(path: FieldPath) -> str:
     return ".".join(map(str, path))
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """Return a value in a few words."""
     match value:
         case None:

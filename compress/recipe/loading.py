@@ -110,7 +110,7 @@ def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
 class _Dumper(yaml.SafeDumper):
     """YAML dumper that quotes text which YAML 1.1 or 1.2 would read as something else, and writes no aliases."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         """Write equal values in full."""
         return True
 
@@ -125,7 +125,7 @@ for _tag, _pattern, _first in CORE_SCHEMA:
     _Dumper.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
 
 
-def _plain(value: Any, defaults: bool = True) -> Any:
+def _plain(value: object, defaults: bool = True) -> Any:
     """Return models as mappings of their fields, without those that are None, or without all at their defaults."""
     if isinstance(value, BaseModel):
         fields = {(field.alias or name): getattr(value, name) for name, field in type(value).model_fields.items()}
@@ -165,7 +165,7 @@ def _stage_parts(document: Document) -> list[ParsedStage | None]:
     return [_stage_part(document, index, item) for index, item in enumerate(stages)]
 
 
-def _stage_part(document: Document, index: int, item: Any) -> ParsedStage | None:
+def _stage_part(document: Document, index: int, item: object) -> ParsedStage | None:
     """Parse one stage and record its problems."""
     path = ("stages", index)
     if not isinstance(item, dict) or len(item) != 1:

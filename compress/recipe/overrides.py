@@ -100,7 +100,7 @@ def _replace(document: Document, given: Document, tokens: list[str]) -> None:
         normalize_stages(document)
 
 
-def _steps(given: Document, place: Any, path: FieldPath, token: str) -> list[str | int] | None:
+def _steps(given: Document, place: object, path: FieldPath, token: str) -> list[str | int] | None:
     """Return the keys that a token stands for: one, or the stage's kind and the token. Record a problem if none.
 
     Args:

@@ -58,7 +58,7 @@ class Rule(Frozen):
 
     @field_validator("worse_by", mode="before")
     @classmethod
-    def _readable(cls, value: Any) -> Any:
+    def _readable(cls, value: object) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError(_EXPECTED)
         parse_margin(value)

@@ -98,7 +98,7 @@ CUSTOM_TARGET_FIELDS = ("description", "runtime", "device")
 """Fields that only a custom target may have."""
 
 
-def from_entry(entry: Any) -> Any:
+def from_entry(entry: object) -> Any:
     """Return `{NAME: {...}}` as fields of a `ChosenTarget`, and any other value unchanged."""
     if not isinstance(entry, dict) or len(entry) != 1:
         return entry
@@ -123,7 +123,7 @@ def format_of(name: str, fields: TargetFields) -> Format:
     return fields.format or (PROFILES[name].target.format if name in PROFILES else DEFAULT)
 
 
-def writer(form: Format, options: Mapping[str, Any]) -> Stage[Any, Any] | None:
+def writer(form: Format, options: Mapping[str, object]) -> Stage[Any, Any] | None:
     """Return the stage that writes a format with these fields, or None if none is needed. Raises `ValidationError`."""
     kind = FORMATS[form].written_by
     return None if kind is None else STAGES[kind].model_validate({"kind": kind, **options})
@@ -198,7 +198,7 @@ def read_target_file(path: Path) -> TargetProfile:
 
 
 def _target(
-    document: Document, path: FieldPath, entry: Any, folder: Path, stages: Sequence[str]
+    document: Document, path: FieldPath, entry: object, folder: Path, stages: Sequence[str]
 ) -> str | ChosenTarget | None:
     """Return one target entry, or None and record its problems.
 

@@ -264,7 +264,7 @@ def _check_limits(document: Document, labels: tuple[str, ...], targets: Sequence
             _check_one_of(document, (*path, "target"), "cpu", targets, "one of the recipe's targets")
 
 
-def _check_one_of(document: Document, path: FieldPath, default: Any, known: Sequence[str], what: str) -> None:
+def _check_one_of(document: Document, path: FieldPath, default: object, known: Sequence[str], what: str) -> None:
     """Record a value that is not among the known ones.
 
     Args:
@@ -386,7 +386,7 @@ def _and(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
 
 
-def _value(document: Document, path: FieldPath, default: Any, broken: Any = None) -> Any:
+def _value(document: Document, path: FieldPath, default: object, broken: object = None) -> Any:
     """Return the value at a path, ``default`` if the recipe has none, ``broken`` if it is invalid."""
     if any(broken_path[: len(path)] == path for broken_path in document.broken):
         return broken

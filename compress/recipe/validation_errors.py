@@ -46,7 +46,7 @@ _EXPECTED = {
 }
 
 
-def validate(model: type[AnyModel], fields: Any, document: Document, path: FieldPath) -> AnyModel | None:
+def validate(model: type[AnyModel], fields: object, document: Document, path: FieldPath) -> AnyModel | None:
     """Validate as strictly as JSON (no text for numbers) and record every problem.
 
     Args:
@@ -63,7 +63,7 @@ def validate(model: type[AnyModel], fields: Any, document: Document, path: Field
         return None
 
 
-def validate_partly(model: type[AnyModel], fields: Any) -> AnyModel | None:
+def validate_partly(model: type[AnyModel], fields: object) -> AnyModel | None:
     """Return the model without its invalid fields, or None if a required field is invalid."""
     try:
         return model.model_validate_json(json.dumps(fields), strict=True)
@@ -147,7 +147,7 @@ def _owner(model: type[BaseModel], location: FieldPath) -> type[BaseModel] | Non
     return owner
 
 
-def _model_within(annotation: Any) -> type[BaseModel] | None:
+def _model_within(annotation: object) -> type[BaseModel] | None:
     """Return the model class in an annotation such as `Student | None` or `tuple[Limit, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation

@@ -22,7 +22,7 @@ def check_limits(
     measurements: Sequence[Measurement],
     baseline_label: str = BASELINE,
     skipped: Sequence[SkippedTarget] = (),
-    machines: Mapping[str, Mapping[str, Any]] | None = None,
+    machines: Mapping[str, Mapping[str, object]] | None = None,
     verdicts: Verdicts | None = None,
 ) -> list[LimitResult]:
     """Judge each limit on the measurements of the model `final`.
@@ -73,7 +73,7 @@ def _judge(
     rows: Sequence[Measurement],
     baseline_label: str,
     skipped: Sequence[SkippedTarget],
-    machine: Mapping[str, Any],
+    machine: Mapping[str, object],
 ) -> dict[str, Any]:
     """Return the verdict of a limit with its reason, ratio or rows.
 
@@ -110,7 +110,7 @@ def _judge(
     return {"ratio": ratio, "ratio_low": low, "ratio_high": high, **verdict}
 
 
-def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, object]) -> dict[str, Any]:
     """Return the verdict of a limit that the value alone does not meet.
 
     A time is inconclusive if noise could explain the miss. A quality is missed, and `within_chance` says whether its
@@ -157,7 +157,7 @@ def _interval(final: Measurement, other: Measurement | None) -> tuple[float, flo
     return final.low / other.high, final.high / other.low
 
 
-def unusable_machine(machine: Mapping[str, Any]) -> str:
+def unusable_machine(machine: Mapping[str, object]) -> str:
     """Return why times measured on the machine are meaningless, or nothing if they are meaningful."""
     noise = machine.get("noise")
     if not isinstance(noise, Mapping) or noise.get("verdict") != "unusable":

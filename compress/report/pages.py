@@ -30,7 +30,7 @@ _BLANK = re.compile(r"\n{3,}")
 Cells = list[list[str]]
 
 
-def render(template: str, title: str, json: str, *, styled: str = "", **values: Any) -> str:
+def render(template: str, title: str, json: str, *, styled: str = "", **values: object) -> str:
     """Return the page of a template, with the JSON that its button saves.
 
     Every value that is not markup is escaped. Style and script files beside the template, with the same name, are
@@ -49,7 +49,7 @@ def render(template: str, title: str, json: str, *, styled: str = "", **values: 
     return page.render(title=title, style=style, script=script, json=Markup(json.replace("<", "\\u003c")), **values)
 
 
-def render_text(template: str, **values: Any) -> str:
+def render_text(template: str, **values: object) -> str:
     """Return a template of this package with every value escaped."""
     return _templates().get_template(template).render(**values)
 
@@ -95,7 +95,7 @@ def html_page(report: Report) -> str:
     )
 
 
-def render_markdown(template: str, **values: Any) -> str:
+def render_markdown(template: str, **values: object) -> str:
     """Return a Markdown template with every value escaped. Successive blank lines count as one."""
     return _BLANK.sub("\n\n", _markdown_templates().get_template(template).render(**values)).strip() + "\n"
 

@@ -407,7 +407,7 @@ class Report(FrozenRecord):
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _encodable(value: Any) -> Any:
+def _encodable(value: object) -> Any:
     """Return a value for JSON. Infinity and NaN become strings, which pydantic reads back."""
     if isinstance(value, dict):
         return {key: _encodable(item) for key, item in value.items()}
@@ -418,7 +418,7 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def _compact(value: Any) -> str:
+def _compact(value: object) -> str:
     if not isinstance(value, list) or not value:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value)

@@ -8,13 +8,17 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.formats.gguf.model import read_gguf
 from compress.sources.build_model import write_once
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import digest_file
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 
 _REVISION = 2
 """Increase it when the same file should be converted into another folder."""
@@ -108,7 +112,7 @@ def _write(file: Path, folder: Path, stored: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
+def _check_complete(file: Path, auto: Any, config: PretrainedConfig, stored: int) -> None:
     """Raise `ModelError` for a file with missing tensors, which transformers would replace by random numbers."""
     import torch
 
@@ -124,7 +128,7 @@ def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
         )
 
 
-def _plain(auto: Any, model: Any) -> Any:
+def _plain(auto: Any, model: PreTrainedModel) -> Any:
     """Copy the weights to a fresh model, since save_pretrained refuses one that was loaded from GGUF."""
     import torch
 

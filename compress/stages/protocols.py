@@ -73,7 +73,7 @@ class Trains(Protocol):
 class InfersShapes(Protocol):
     """A stage that can compute the shape of its output without training."""
 
-    def infer_shapes(self, model: Any, context: Context) -> Any | None:
+    def infer_shapes(self, model: object, context: Context) -> Any | None:
         """Return the output except for the values of weights, in a moment; ``model`` may be changed in place.
 
         A search counts the bytes of a recipe in this way before anything is trained. None if only `run` can tell.
@@ -180,7 +180,7 @@ class ChecksWidths(Protocol):
 class ChangesWidths(Protocol):
     """A stage that changes the sizes of matrices."""
 
-    def prune_widths(self, model: Any) -> bool:
+    def prune_widths(self, model: object) -> bool:
         """Change a model without weights in place to the sizes of the output; return False if they are unknown."""
 
 
@@ -230,7 +230,7 @@ def starts_from(cls: type[AnyStage], model_type: type[Any]) -> bool:
     return issubclass(cls, AcceptsStart) and issubclass(model_type, cls.accepted_starts())
 
 
-def inferred_output(stage: AnyStage, model: Any, context: Context) -> Any | None:
+def inferred_output(stage: AnyStage, model: object, context: Context) -> Any | None:
     """Return a stage's output except for the values of weights, or None if only running the stage can tell."""
     return stage.infer_shapes(model, context) if isinstance(stage, InfersShapes) else None
 

@@ -46,7 +46,7 @@ def _kind(cls: type[Stage[Any, Any]]) -> str:
     return kind
 
 
-def _accepted(found: Any) -> type[Stage[Any, Any]]:
+def _accepted(found: object) -> type[Stage[Any, Any]]:
     """Return an extension's stage. Raises `UnusablePluginError`."""
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stages.base.Stage")

@@ -7,13 +7,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.data.media import Media, content, describe
 from compress.tasks.task import Examples, OnDemand
 from compress.utils.errors import DataError, MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import FeatureExtractionMixin
+
+    from compress.models.processor import Processor
+
 
 _SILENCE = 1e-4
 """Amplitude relative to full scale (-80 dB) below which a recording counts as silent."""
@@ -67,7 +73,18 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
             expected="a whole WAV, FLAC or Ogg file",
             hint="copy or convert the file again, e.g. with ffmpeg",
         ) from error
-    _check(samples, where)
+    # Empty, broken and silent recordings would give meaningless features.
+    if not samples.size:
+        raise DataError("The recording is empty.", where=where, expected="some samples", hint="take the row out")
+    if not np.isfinite(samples).all():
+        raise DataError("The recording has samples that are not finite.", where=where, hint="record or convert it anew")
+    if np.abs(samples).max() < _SILENCE:
+        raise DataError(
+            "The recording is silent: no sample reaches -80 dB of full scale.",
+            where=where,
+            expected="speech",
+            hint="take the row out; a model makes words up where there are none",
+        )
     if samples.shape[1] > 1:
         remarks.add(f"of {samples.shape[1]} channels, mixed down")
     mono = samples.mean(axis=1)
@@ -96,7 +113,7 @@ def windows(samples: np.ndarray, rate: int, longest: int) -> list[np.ndarray]:
     return [*pieces, samples]
 
 
-def features_of(samples: np.ndarray, extractor: Any) -> np.ndarray:
+def features_of(samples: np.ndarray, extractor: FeatureExtractionMixin) -> np.ndarray:
     """Return `input_features` [features, windows * frames] float32 from the model's feature extractor."""
     rate = extractor.sampling_rate
     pieces = windows(samples, rate, extractor.n_samples)
@@ -104,7 +121,7 @@ def features_of(samples: np.ndarray, extractor: Any) -> np.ndarray:
     return np.concatenate(list(features), axis=-1).astype(np.float32)
 
 
-def encode_recordings(values: Sequence[Media], extractor: Any) -> Examples:
+def encode_recordings(values: Sequence[Media], extractor: object) -> Examples:
     """Return the inputs that the model's feature extractor makes of each recording, without labels.
 
     An extractor with a fixed length (AST, Whisper) gives inputs that are never padded. With others (wav2vec2), the
@@ -141,7 +158,7 @@ class _Hearing(OnDemand):
     """Recordings that are decoded and preprocessed on access."""
 
     values: Sequence[Media]
-    extractor: Any
+    extractor: FeatureExtractionMixin
     remarks: Remarks = field(default_factory=Remarks)
 
     def __post_init__(self) -> None:
@@ -183,7 +200,7 @@ class _Hearing(OnDemand):
         return {name: features[name][0].astype(np.int64 if name == _MASK else np.float32) for name in names}
 
 
-def _extractor(processor: Any) -> Any:
+def _extractor(processor: Processor) -> Any:
     """Return the feature extractor of a processor. Raises `ModelError` if it has none for recordings."""
     extractor = getattr(processor, "feature_extractor", processor)
     if not hasattr(extractor, "sampling_rate"):
@@ -194,7 +211,7 @@ def _extractor(processor: Any) -> Any:
     return extractor
 
 
-def _heard_samples(extractor: Any) -> int | None:
+def _heard_samples(extractor: FeatureExtractionMixin) -> int | None:
     """Return the number of samples that Whisper's or AST's extractor reads, or None if it does not tell."""
     if hasattr(extractor, "n_samples"):
         return int(extractor.n_samples)
@@ -206,20 +223,6 @@ def describe_length(seconds: Iterable[float]) -> str:
     """Return a summary such as `12 recordings, 45 s in all`."""
     listed = list(seconds)
     return f"{len(listed):,} recordings, {sum(listed):,.0f} s in all"
-
-
-def _check(samples: np.ndarray, where: str) -> None:
-    if not samples.size:
-        raise DataError("The recording is empty.", where=where, expected="some samples", hint="take the row out")
-    if not np.isfinite(samples).all():
-        raise DataError("The recording has samples that are not finite.", where=where, hint="record or convert it anew")
-    if np.abs(samples).max() < _SILENCE:
-        raise DataError(
-            "The recording is silent: no sample reaches -80 dB of full scale.",
-            where=where,
-            expected="speech",
-            hint="take the row out; a model makes words up where there are none",
-        )
 
 
 def _quietest(window: np.ndarray, search: int, pause: int) -> int:

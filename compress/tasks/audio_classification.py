@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
 
 _FAMILIES = (
     *("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "SEW", "SEWD"),
@@ -80,7 +81,7 @@ class AudioClassification(Classification):
         origin = Origin(self.name, directory, load_processor, expected)
         return load_with_head(origin, ("AudioClassification", _SEQUENCES), labels, trust_remote_code)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return the extracted features of each recording. ``max_length`` has no effect.
 
         Raises `DataError` for an unusable recording.

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
 
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _CTC_TRANSCRIPTS, _TEXTS = "transcripts", "texts"
@@ -43,7 +46,7 @@ class Frames:
     ``texts`` [n] are the reference texts of the examples, if there are any.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     texts: tuple[str, ...] | None = None
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = LOGITS
@@ -97,7 +100,7 @@ class FrameRecognition(Task):
         letters = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return load_with_head(origin, ("CTC",), None, trust_remote_code, **letters)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return the extracted features of each recording and the characters of its text. See `Task.encode`.
 
         ``max_length`` has no effect: recordings are not truncated. Raises `DataError` for an unusable recording.
@@ -116,7 +119,7 @@ class FrameRecognition(Task):
         spelled = [head.ids(text) for text in texts]
         return replace(examples, head=head, labels=_labels(examples.lengths(), tokenizer.pad_token_id, spelled))
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the negative log-likelihood of a text over all alignments (section 4.1), per character.
 
         A recording that is too short for its text contributes nothing.
@@ -140,7 +143,7 @@ class FrameRecognition(Task):
         )
         return loss
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Raise `DataError`: every row has a text."""
         raise DataError("The rows have no texts to learn from.", expected="a column text")
 
@@ -277,7 +280,7 @@ class SpeechRecognition(Task):
             ) from error
         return TorchModel(module.eval(), load_processor(directory))
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return features of every recording, in windows of the encoder's length, and the texts as ``labels``.
 
         ``max_length`` has no effect: recordings are not truncated. Raises `DataError` for an unusable recording.
@@ -303,7 +306,7 @@ class SpeechRecognition(Task):
         texts = np.array(rows["text"].to_pylist()) if "text" in rows.column_names else None
         return Examples(inputs, {_FEATURES: None}, texts, note=note, seconds=np.array(seconds))
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Raise `ModelError`: no stage trains these models."""
         raise ModelError(f"Models for {self.name} are not trained here.", expected="a stage that does not train")
 

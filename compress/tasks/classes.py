@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig
 
 _IGNORED = -100
 _LOGITS = "logits"
@@ -22,7 +23,7 @@ _SEED = 0
 """Seed of the bootstrap, so that equal answers give equal intervals."""
 
 
-def set_labels(config: Any, labels: Sequence[str], has_head: bool) -> None:
+def set_labels(config: PretrainedConfig, labels: Sequence[str], has_head: bool) -> None:
     """Set the class names of ``config``. Raises `DataError` if a trained head lacks a label."""
     model_labels = [config.id2label[index] for index in sorted(config.id2label)]
     generic = all(name.startswith("LABEL_") for name in model_labels)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.tasks.task import CollectedOutputs, Examples, Task
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.results.report import Measurement
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class Classification(Task):
     """Assignment of one class per example, by logits [batch, classes]."""
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy over the rows that have a label (not -100)."""
         from compress.tasks.classes import cross_entropy
 

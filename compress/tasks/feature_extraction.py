@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
+    from compress.models.processor import Processor
     from compress.models.sentence_modules import SentenceModules
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
@@ -88,7 +90,7 @@ class FeatureExtraction(Task):
         model.processor = sentence_processor(directory, model.processor, model.module.config.hidden_size)
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return the texts, followed by the pairs if the rows have them."""
         import numpy as np
 
@@ -104,7 +106,12 @@ class FeatureExtraction(Task):
         return Examples(inputs, padding, ids, head=Pooled(processor.modules))
 
     def eval_examples(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+        self,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
     ) -> Examples:
         """Return all rows; the corpus is the pairs of the split. Raises `DataError` for fewer than two pairs."""
         examples = self.encode(rows, processor, labels, max_length)
@@ -116,7 +123,7 @@ class FeatureExtraction(Task):
             )
         return examples
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Raise `StageError`: a batch of texts of similar length holds no pairs."""
         raise StageError(
             "Embeddings are not trained on labels here.", hint="distill from a teacher, with labels_weight: 0"

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _LOSS, _RANK, _FIRST = "loss", "rank", "first"
@@ -106,7 +108,7 @@ class FillMask(Task):
         _mask_id(model.processor)
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize and mask; ``labels`` [n, positions] hold the masked tokens, else -100.
 
         Raises `DataError` for a text that already contains a mask token.
@@ -139,7 +141,7 @@ class FillMask(Task):
         note = f"{sum(1 for row in label_rows for token in row if token != IGNORED):,} tokens are masked"
         return Examples(inputs, padding, ragged(label_rows, IGNORED), note=note, head=MaskedLogits(mask))
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy of the masked tokens."""
         from compress.tasks.classes import cross_entropy
         from compress.tasks.tokens import IGNORED
@@ -215,7 +217,7 @@ class FillMask(Task):
         return None
 
 
-def _mask_id(processor: Any) -> int:
+def _mask_id(processor: Processor) -> int:
     mask_id: int | None = processor.mask_token_id
     if mask_id is None:
         raise ModelError("The tokenizer has no mask.", expected="a mask_token in tokenizer_config.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.data.columns import Column
 from compress.data.media import content, describe
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _MOST = 65_536
@@ -62,7 +64,7 @@ class GraphAgreement(Task):
             hint="give a checkpoint's recipe the task that it is for",
         )
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return one call of the graph per row. Raises `DataError` for arrays that the graph does not accept."""
         import numpy as np
 
@@ -78,7 +80,7 @@ class GraphAgreement(Task):
         padding = {graph_input.name: None for graph_input in processor.inputs}
         return Examples(calls, padding, sizes=sizes, note=_NOTE + (_DRAWN if num_random else ""), full_call=True)
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Raise `StageError`: the task cannot be trained."""
         raise StageError("A graph of no task is not trained.")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _LOGITS = "logits"
@@ -62,7 +63,7 @@ class ImageClassification(Classification):
 
         return load_model(self.name, directory, ("ImageClassification",), labels, trust_remote_code, logits)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Decode and preprocess the images with the model's processor. Raises `DataError` for a broken image.
 
         ``max_length`` has no effect. The note tells which images were converted.

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers import PretrainedConfig
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -45,7 +48,7 @@ _STARTER: dict[str, Any] = {
 }
 
 
-def class_name(value: Any) -> str | None:
+def class_name(value: object) -> str | None:
     """Return a class, given by name or number, as text."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -112,7 +115,7 @@ class ImageFeatureExtraction(Task):
             pool_first_token(model.module, directory)
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Preprocess the images with the model's processor; labels are class ids [n]."""
         from compress.tasks.embeddings import numbers
         from compress.tasks.image_inputs import encode_images
@@ -123,7 +126,12 @@ class ImageFeatureExtraction(Task):
         return replace(examples, labels=numbers(rows["label"].to_pylist()))
 
     def eval_examples(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+        self,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
     ) -> Examples:
         """Return all rows. Raises `DataError` if no image shares its class with another, or all have one class."""
         import numpy as np
@@ -138,7 +146,7 @@ class ImageFeatureExtraction(Task):
             )
         return examples
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the supervised contrastive loss of the labeled rows. A batch needs several images of a class."""
         from compress.numerics.losses import supervised_contrastive
 
@@ -146,7 +154,7 @@ class ImageFeatureExtraction(Task):
         embeddings = PoolerOutput.flat(outputs.pooler_output).float()[known]
         return supervised_contrastive(embeddings, labels[known], _TEMPERATURE)
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return labels that put each image and its nearest neighbor in the batch into one class."""
         import torch
         from torch.nn.functional import normalize
@@ -208,7 +216,7 @@ def _without_head(module: Any) -> None:
         change_head(module, 0)
 
 
-def _plain_answers(outputs: Any, targets: Any, config: Any) -> Any:
+def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig) -> Any:
     """Return a plain network's embeddings [B, dimensions]; a feature map is averaged over its positions.
 
     Raises `ModelError` for anything else.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from compress.models.processor import Processor
+
 PIXELS = "pixel_values"
 _AT_ONCE = 256
 """Number of images per call of the processor."""
@@ -26,7 +28,7 @@ _BLACK = (64, 64)
 """Width and height of the image that shows the value of black; its middle is no padding of the processor."""
 
 
-def encode_images(values: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
+def encode_images(values: Sequence[Mapping[str, object]], processor: Processor) -> Examples:
     """Return examples of the values of an image column, without labels. Raises `DataError` for a broken image.
 
     The note tells which images were converted.
@@ -43,7 +45,7 @@ def encode_images(values: Sequence[Mapping[str, Any]], processor: Any) -> Exampl
 class Images(OnDemand):
     """Images that are decoded and preprocessed on access; ``conversions`` counts conversions."""
 
-    def __init__(self, values: Sequence[Mapping[str, Any]], processor: Any) -> None:
+    def __init__(self, values: Sequence[Mapping[str, object]], processor: Processor) -> None:
         """Set the values and the processor."""
         self._values = values
         self._processor = processor
@@ -76,7 +78,9 @@ class Images(OnDemand):
         (example,) = self._through_processor([Image.new(self._mode, _BLACK)])
         return example[PIXELS][:, example[PIXELS].shape[1] // 2, example[PIXELS].shape[2] // 2]
 
-    def _prepared(self, values: Sequence[Mapping[str, Any]], conversions: Counter[str]) -> list[dict[str, np.ndarray]]:
+    def _prepared(
+        self, values: Sequence[Mapping[str, object]], conversions: Counter[str]
+    ) -> list[dict[str, np.ndarray]]:
         return self._through_processor([decode(value, self._mode, conversions) for value in values])
 
     def _through_processor(self, images: list[Image.Image]) -> list[dict[str, np.ndarray]]:
@@ -92,13 +96,13 @@ class Images(OnDemand):
         return [{PIXELS: np.ascontiguousarray(pixels, dtype=np.float32)} for pixels in arrays]
 
 
-def mode_of(processor: Any) -> Mode:
+def mode_of(processor: Processor) -> Mode:
     """Return grayscale for a processor that normalizes one channel, else RGB."""
     mean = getattr(processor, "image_mean", None)
     return "L" if isinstance(mean, Sequence) and len(mean) == 1 else "RGB"
 
 
-def one_by_one(processor: Any) -> Any:
+def one_by_one(processor: Processor) -> Any:
     """Return an image processor that processes images separately, for processors that expect several images per text.
 
     This applies to Idefics3 and SmolVLM, whose pixels are [images, 1, channels, height, width].
@@ -108,14 +112,14 @@ def one_by_one(processor: Any) -> Any:
 
 @dataclass(frozen=True)
 class _OnlyImage:
-    processor: Any
+    processor: Processor
 
     @property
     def image_mean(self) -> Any:
         """Return the mean of each channel."""
         return self.processor.image_mean
 
-    def __call__(self, images: Sequence[Any]) -> Mapping[str, Any]:
+    def __call__(self, images: Sequence[object]) -> Mapping[str, Any]:
         batch: Mapping[str, Any] = self.processor([[image] for image in images])
         return batch
 
@@ -151,7 +155,7 @@ def load_model(
 
 
 def encode_places(
-    values: Sequence[Mapping[str, Any]], processor: Any, more: Sequence[Mapping[str, np.ndarray]]
+    values: Sequence[Mapping[str, object]], processor: Processor, more: Sequence[Mapping[str, np.ndarray]]
 ) -> Examples:
     """Return images of equal size with additional inputs ``more`` for each. Raises `DataError`.
 
@@ -162,7 +166,7 @@ def encode_places(
     return replace(examples, inputs=Joined(examples.inputs, more), black_pixel=None)
 
 
-def check_size(processor: Any) -> None:
+def check_size(processor: Processor) -> None:
     """Raise `DataError` for a processor that keeps the sizes of images."""
     size = getattr(processor, "size", None) or {}
     if getattr(processor, "do_resize", False) and size.get("height") and size.get("width"):

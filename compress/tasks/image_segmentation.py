@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers import PretrainedConfig
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _SIZE, _MASK = "size", "mask"
@@ -54,7 +57,7 @@ class PixelLogits:
     ``processor`` converts them to masks, ``labels`` are the class names.
     """
 
-    processor: Any = None
+    processor: Processor = None
     labels: tuple[str, ...] | None = None
     outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = LOGITS
@@ -99,7 +102,7 @@ class ImageSegmentation(Task):
             )
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Preprocess the images with the model's processor; ``labels`` [n, height, width] are class ids.
 
         ``max_length`` has no effect. Raises `DataError` for a broken image or mask, and for a processor that keeps the
@@ -138,7 +141,7 @@ class ImageSegmentation(Task):
         """Return the class id of each pixel, for the loss that the model computes."""
         return {"labels": labels.long()}
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the model's own loss: cross-entropy of valid pixels, for SegFormer after bilinear upsampling."""
         loss: torch.Tensor = outputs.loss
         return loss
@@ -150,7 +153,7 @@ class ImageSegmentation(Task):
         student_logits, theirs = (logits.movedim(1, -1).flatten(0, -2) for logits in (mine, taught))
         return softened_kl(student_logits, theirs, temperature)
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the most likely class of each position."""
         chosen: torch.Tensor = outputs.logits.detach().argmax(dim=1)
         return chosen
@@ -223,7 +226,7 @@ class ImageSegmentation(Task):
         return None
 
 
-def _plain_answers(outputs: Any, targets: torch.Tensor | None, config: Any) -> Any:
+def _plain_answers(outputs: ModelOutput, targets: torch.Tensor | None, config: PretrainedConfig) -> Any:
     """Return a plain network's logits [B, classes, h, w] (key `out` if named) with SegFormer's loss."""
     from torch.nn.functional import cross_entropy, interpolate
     from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -242,7 +245,7 @@ def _plain_answers(outputs: Any, targets: torch.Tensor | None, config: Any) -> A
     return SemanticSegmenterOutput(loss=loss, logits=logits)
 
 
-def masks(logits: np.ndarray, sizes: Sequence[tuple[int, ...]], processor: Any) -> list[np.ndarray]:
+def masks(logits: np.ndarray, sizes: Sequence[tuple[int, ...]], processor: Processor) -> list[np.ndarray]:
     """Return the class of each pixel, [height, width] for each of ``sizes``, by the model's processor."""
     import torch
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -142,7 +144,7 @@ class ImageTextToText(Task):
             "size of its patches, processor_config.json",
         )
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return prompt and answer; ``labels`` [n, longest] are the answer's tokens at their positions, -100 elsewhere.
 
         Raises `DataError` for a broken image, a prompt without the image, or a prompt that leaves no room for an
@@ -161,7 +163,12 @@ class ImageTextToText(Task):
         return replace(_joined(images, whole, processor), labels=ragged(label_rows, _IGNORED), head=AnswerLogits())
 
     def eval_examples(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+        self,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
     ) -> Examples:
         """Return the prompt of every row, with its answer as text."""
         import numpy as np
@@ -169,7 +176,7 @@ class ImageTextToText(Task):
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
         return replace(_joined(*_prompts(rows, processor, max_length), processor), labels=targets)
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the answer's tokens."""
         from compress.tasks.classes import cross_entropy
 
@@ -220,7 +227,7 @@ class ImageTextToText(Task):
         return None
 
 
-def unfit_processor(processor: Any) -> str:
+def unfit_processor(processor: Processor) -> str:
     """Return why a processor is not supported, or an empty string."""
     if not hasattr(processor, "image_token"):
         return f"its {type(processor).__name__} has no token that stands for an image"
@@ -233,7 +240,7 @@ def unfit_processor(processor: Any) -> str:
     return f"beside tokens and the pixels of one image it is given {', '.join(others)}" if others else ""
 
 
-def _unfit_tokens(module: Any, processor: Any) -> str:
+def _unfit_tokens(module: Any, processor: Processor) -> str:
     """Return why the number of image tokens differs from the number of image features, or an empty string."""
     import numpy as np
     import torch
@@ -260,13 +267,13 @@ def _unfit_tokens(module: Any, processor: Any) -> str:
     )
 
 
-def _image_tokens(processor: Any, pixels: Any) -> str:
+def _image_tokens(processor: Processor, pixels: Any) -> str:
     """Return the text that stands for an image with ``pixels`` [1, ...], which is not split into tiles."""
     tokens: str = processor.replace_image_token({"pixel_values": pixels, "rows": [[0]], "cols": [[0]]}, 0)
     return tokens
 
 
-def prompt_of(processor: Any, text: str, row: int) -> str:
+def prompt_of(processor: Processor, text: str, row: int) -> str:
     """Return the prompt: ``text`` in the processor's chat template, or unchanged without one.
 
     Raises `DataError` if the image token does not occur exactly once; ``row`` counts from 0.
@@ -291,7 +298,7 @@ def prompt_of(processor: Any, text: str, row: int) -> str:
     )
 
 
-def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, list[list[int]]]:
+def _prompts(rows: pa.Table, processor: Processor, longest: int) -> tuple[Examples, list[list[int]]]:
     """Return the images and each row's prompt as tokens, with one image token per image feature. Raises `DataError`."""
     from compress.tasks.image_inputs import PIXELS, encode_images, one_by_one
 
@@ -315,7 +322,7 @@ def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, li
     return images, token_rows
 
 
-def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Any) -> Examples:
+def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Processor) -> Examples:
     """Return the images merged with the tokens of their prompts."""
     import numpy as np
 

@@ -24,7 +24,7 @@ def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
+def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: object) -> Any:
     """Return the module's output for the model inputs of ``batch``, without ``labels`` and ``index``."""
     return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
 
@@ -82,7 +82,7 @@ def merit(task: Task, module: nn.Module, examples: Examples) -> float:
     return task.measure(collected, examples.labels, "validation", "torch")[0].value
 
 
-def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
+def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: object) -> Any:
     """Return the module's output for a labeled batch, with the targets that the loss needs. Raises `StageError`."""
     targets = task.targets(batch["labels"])
     if not targets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from compress.models.model import TorchModel
 
 
@@ -58,7 +60,7 @@ def load_with_head(
     """
     from compress.tasks.classes import set_labels
 
-    def with_head(config: Any) -> Mapping[str, Any]:
+    def with_head(config: PretrainedConfig) -> Mapping[str, Any]:
         has_head = any(head in name for name in config.architectures or () for head in heads)
         for name, value in config_values.items() if not has_head else ():
             setattr(config, name, value)
@@ -71,7 +73,7 @@ def load_with_head(
 
 def load_by(
     auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], Mapping[str, Any]] | None = None,
-    labels: Sequence[str] | None = None, **options: Any,
+    labels: Sequence[str] | None = None, **options: object,
 ) -> TorchModel:  # fmt: skip
     """Return a model in fp32, pruned or not, loaded by an auto class of transformers.
 
@@ -110,7 +112,20 @@ def load_by(
             module, loading_info = cls.from_pretrained(
                 directory, config=config, trust_remote_code=trust_remote_code, **options
             )
-            _check_shapes(loading_info["mismatched_keys"], config.num_labels)
+            # Only layers as wide as the classes may have other shapes than the model; they are initialized at random.
+            # A detector that selects its queries by score has such layers outside its head.
+            for name, stored_shape, model_shape in loading_info["mismatched_keys"]:
+                parts = [
+                    pair
+                    for pair in zip(stored_shape, model_shape, strict=len(stored_shape) == len(model_shape))
+                    if pair[0] != pair[1]
+                ]
+                if len(stored_shape) != len(model_shape) or any(
+                    part[1] not in (config.num_labels, config.num_labels + 1) for part in parts
+                ):
+                    raise RuntimeError(
+                        f"{_OTHER_SHAPES}: {name} is {list(stored_shape)}, and {list(model_shape)} by the config"
+                    )
     except load_error_types() as error:
         reason = _OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else str(error)
         raise explain_load_failure(directory, trust_remote_code) or ModelError(
@@ -119,23 +134,6 @@ def load_by(
             expected=origin.expected,
         ) from error
     return TorchModel(module.float().eval(), processor)
-
-
-def _check_shapes(other: Iterable[tuple[str, Sequence[int], Sequence[int]]], classes: int) -> None:
-    """Raise `RuntimeError` if weights have other shapes than the model, except layers as wide as its classes.
-
-    A detector that selects its queries by score has such layers outside its head. They are initialized randomly.
-    """
-    for name, stored_shape, model_shape in other:
-        parts = [
-            pair
-            for pair in zip(stored_shape, model_shape, strict=len(stored_shape) == len(model_shape))
-            if pair[0] != pair[1]
-        ]
-        if len(stored_shape) != len(model_shape) or any(part[1] not in (classes, classes + 1) for part in parts):
-            raise RuntimeError(
-                f"{_OTHER_SHAPES}: {name} is {list(stored_shape)}, and {list(model_shape)} by the config"
-            )
 
 
 def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Callable[[Any, Any, Any], Any]) -> Any:

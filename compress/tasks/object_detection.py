@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers import PretrainedConfig
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _PLAIN_LOGITS, BOXES = "pred_logits", "pred_boxes"
@@ -65,7 +68,7 @@ class Detections:
     image. ``processor`` converts them to detections, ``labels`` are the class names.
     """
 
-    processor: Any = None
+    processor: Processor = None
     labels: tuple[str, ...] | None = None
     separate: bool = False
     outputs: ClassVar[tuple[str, ...]] = (LOGITS, BOXES)
@@ -156,7 +159,7 @@ class ObjectDetection(Task):
             )
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Preprocess the images with the model's processor; ``labels`` [n, objects, 5] are class and box.
 
         Boxes are center, width and height relative to the image; class -1 is no object. ``max_length`` has no effect.
@@ -201,7 +204,7 @@ class ObjectDetection(Task):
             ]
         }
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the model's own loss: classes, boxes and overlaps after matching (Carion et al. 2020, section 3.1)."""
         loss: torch.Tensor = outputs.loss
         return loss
@@ -212,7 +215,7 @@ class ObjectDetection(Task):
 
         return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the objects that the model detects, as labels."""
         import torch
 
@@ -269,7 +272,7 @@ def is_separate(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _SEPARATE
 
 
-def _plain_answers(outputs: Any, targets: Any, config: Any) -> Any:
+def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig) -> Any:
     """Return a plain network's class logits and boxes, in this order or by DETR's names, with DETR's loss."""
     from transformers import DetrConfig
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
@@ -304,7 +307,7 @@ def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.concatenate([(first + last) / 2, last - first], axis=1)
 
 
-def detections(answers: np.ndarray, sizes: np.ndarray, processor: Any) -> np.ndarray:
+def detections(answers: np.ndarray, sizes: np.ndarray, processor: Processor) -> np.ndarray:
     """Return answers [B, queries, ...] as detections [B, queries, 6] in the format of `coco_metrics`.
 
     ``sizes`` [B, 2] are heights and widths. Every query counts, whatever its score.

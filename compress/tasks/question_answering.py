@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 START, END = "start_logits", "end_logits"
@@ -96,7 +98,7 @@ class QuestionAnswering(Task):
 
         return load_encoder(self.name, directory, "QuestionAnswering", None, trust_remote_code)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize in windows; ``labels`` [n, 2] are an answer's first and last token, or those of no answer.
 
         Raises `DataError` for an answer that is not in its context, or a question that leaves no room for the context.
@@ -148,7 +150,7 @@ class QuestionAnswering(Task):
         note = f"{len(inputs):,} windows of {len(rows):,} contexts" if len(inputs) > len(rows) else ""
         return Examples([inputs[window] for window in order], padding, known, note=note, head=SpanLogits())
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the first and the last token."""
         from compress.tasks.classes import cross_entropy
 
@@ -167,7 +169,7 @@ class QuestionAnswering(Task):
         student_logits, theirs = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
         return softened_kl(student_logits, theirs, temperature)
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the most likely first and last token."""
         import torch
 

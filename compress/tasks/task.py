@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -293,7 +295,7 @@ class Task(Protocol):
         """Load weights and processor. A missing head is created for ``labels``. Raises `ModelError`."""
 
     @abstractmethod
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Convert rows to model inputs.
 
         Args:
@@ -307,7 +309,12 @@ class Task(Protocol):
         """
 
     def eval_examples(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+        self,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
     ) -> Examples:
         """Return the inputs that a model is evaluated on. By default these are all rows.
 
@@ -326,7 +333,7 @@ class Task(Protocol):
     def eval_examples_like(
         self,
         rows: pa.Table,
-        processor: Any,
+        processor: Processor,
         labels: Sequence[str] | None,
         max_length: int,
         evaluation: Evaluation,
@@ -351,7 +358,7 @@ class Task(Protocol):
         return chosen
 
     def token_categories(
-        self, rows: pa.Table, processor: Any, examples: Examples, language: str
+        self, rows: pa.Table, processor: Processor, examples: Examples, language: str
     ) -> Mapping[str, np.ndarray]:
         """Return for each category of a language's tokens which scored tokens belong to it: category -> [n, scored].
 
@@ -369,7 +376,7 @@ class Task(Protocol):
         return {}
 
     @abstractmethod
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the scalar training loss of a batch."""
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
@@ -394,7 +401,7 @@ class Task(Protocol):
 
         return softened_kl(student, teacher, temperature)
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the model's own predictions for a batch as labels, for rows without labels."""
         predicted: torch.Tensor = outputs.logits.detach().argmax(dim=-1)
         return predicted

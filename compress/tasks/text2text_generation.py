@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -82,7 +84,7 @@ class TextToText(Task):
         model.module.register_forward_pre_hook(_begin, with_kwargs=True)
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize; ``labels`` [n, longest] are the target's tokens padded with -100, if there are targets.
 
         ``decoder_input_ids`` are the preceding tokens, with `START` before the first.
@@ -100,7 +102,12 @@ class TextToText(Task):
         return Examples(inputs, padding | {DECODER_IDS: padding["input_ids"]}, ragged(target_ids, IGNORED))
 
     def eval_examples(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+        self,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
     ) -> Examples:
         """Return every row, with its target as text."""
         import numpy as np
@@ -111,7 +118,7 @@ class TextToText(Task):
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
         return Examples(inputs, padding, targets)
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the target's tokens."""
         from compress.tasks.classes import cross_entropy
 
@@ -172,7 +179,7 @@ def _begin(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[st
     return given, named if ids is None else named | {DECODER_IDS: ids.masked_fill(ids == START, start)}
 
 
-def _tokens(processor: Any, max_length: int, **texts: list[str]) -> Mapping[str, Any]:
+def _tokens(processor: Processor, max_length: int, **texts: list[str]) -> Mapping[str, Any]:
     encoded: Mapping[str, Any] = processor(**texts, truncation=True, max_length=max_length)
     return encoded
 

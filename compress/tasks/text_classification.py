@@ -16,6 +16,8 @@ from compress.tasks.task import Examples
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from compress.models.processor import Processor
+
 
 _QUICK = {"precision": "fastest"}
 _STARTER: dict[str, Any] = {
@@ -72,7 +74,7 @@ class TextClassification(Classification):
 
         return load_encoder(self.name, directory, "SequenceClassification", labels, trust_remote_code)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize the texts. Token type ids are omitted because they are zero for single texts. Raises `DataError`."""
         from compress.tasks.classes import label_ids
         from compress.tasks.tokens import text_inputs

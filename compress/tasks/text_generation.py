@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -164,12 +166,17 @@ class TextGeneration(Task):
             ) from error
         return TorchModel(module.eval(), tokenizer)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return all full sequences of ``max_length`` tokens of the running text, or none if the text is shorter."""
         return _examples(cut(token_ids(rows, processor), opening(processor), max_length))
 
     def eval_examples(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+        self,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
     ) -> Examples:
         """Return the sequences that ``evaluation`` selects. Raises `DataError` for text shorter than one sequence."""
         import numpy as np
@@ -201,7 +208,7 @@ class TextGeneration(Task):
     def eval_examples_like(
         self,
         rows: pa.Table,
-        processor: Any,
+        processor: Processor,
         labels: Sequence[str] | None,
         max_length: int,
         evaluation: Evaluation,
@@ -255,7 +262,7 @@ class TextGeneration(Task):
         return np.asarray(others[behind] == others[first])
 
     def token_categories(
-        self, rows: pa.Table, processor: Any, examples: Examples, language: str
+        self, rows: pa.Table, processor: Processor, examples: Examples, language: str
     ) -> Mapping[str, np.ndarray]:
         """Return for Python code which scored tokens are identifiers, keywords and so on, [n, scored] each."""
         import numpy as np
@@ -275,7 +282,7 @@ class TextGeneration(Task):
             columns[row, :count] = categories[last - count : last]
         return {kind: columns == index for index, kind in enumerate(KINDS)}
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of ``labels`` [batch, length] without the first token and those of -100."""
         import torch
 

@@ -160,7 +160,7 @@ def _counts(texts: np.ndarray, heard: np.ndarray, words_of: Any) -> tuple[np.nda
 
 
 def _rate_row(
-    metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: Any = _normalised_words
+    metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: object = _normalised_words
 ) -> Measurement:
     errors, words = _counts(texts, heard, words_of)
     try:

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"
@@ -120,7 +122,7 @@ class TextRanking(Task):
             )
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize both texts as one input and truncate the longer one first.
 
         ``labels`` [n, 2] are relevance and query.
@@ -140,7 +142,7 @@ class TextRanking(Task):
         relevance = [float(value) for value in rows["label"].to_pylist()]
         return Examples(inputs, padding, np.array([relevance, queries], np.float32).T, head=Relevance())
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the binary cross-entropy over the rows that have a relevance."""
         from torch.nn import functional
 
@@ -151,7 +153,7 @@ class TextRanking(Task):
         relevance = labels[known, 0]
         return functional.binary_cross_entropy_with_logits(scores[:, 1] - scores[:, 0], relevance)
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the model's own relevance decisions as labels."""
         import torch
 

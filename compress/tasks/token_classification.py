@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _FOUND, _WANTED = "found", "wanted"
@@ -103,7 +105,7 @@ class TokenClassification(Task):
             check_schemes([known[key] for key in sorted(known, key=int)], labels)
         return load_encoder(self.name, directory, "TokenClassification", labels, trust_remote_code)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize; ``labels`` [n, positions] are the labels of words at their first token, else -100.
 
         Labels of words without a token, because the text is truncated or the tokenizer drops them, follow after the
@@ -143,7 +145,7 @@ class TokenClassification(Task):
         note = f"{lost:,} words have no token, as in texts cut at {max_length}: nothing is found there" if lost else ""
         return Examples(inputs, padding, ragged(placed, IGNORED), note=note, head=head)
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy over the tokens that have a label."""
         from compress.tasks.classes import cross_entropy
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from compress.models.processor import Processor
+
 _BEGINNING = '{"messages": [{'
 _ROLES = ("system", "user", "assistant", "tool")
 EXPECTED = "a string, or a list of messages with `role` and `content`"
 
 
-def text_or_messages(value: Any) -> str | None:
+def text_or_messages(value: object) -> str | None:
     """Return a row's text, or its messages as JSON, or None for a blank row.
 
     Raises `TypeError` for anything else, and `DataError` for a conversation without an answer.
@@ -39,7 +41,7 @@ def text_or_messages(value: Any) -> str | None:
     return json.dumps({"messages": messages}, ensure_ascii=False)
 
 
-def _message(value: Any) -> dict[str, str]:
+def _message(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise TypeError
     if value.get("role") not in _ROLES:
@@ -55,7 +57,7 @@ def is_conversation(text: str) -> bool:
 Spans = list[tuple[int, int]]
 
 
-def rendered(text: str, processor: Any) -> tuple[str, Spans]:
+def rendered(text: str, processor: Processor) -> tuple[str, Spans]:
     """Return a conversation in the chat template of ``processor``, and the spans of its answers with their end tokens.
 
     An answer is the text that the template adds after the generation prompt of the preceding messages. Raises
@@ -87,24 +89,24 @@ _QUESTION = "the question"
 """Placeholder of the user's message in a template."""
 
 
-def asked(prompt: str, processor: Any) -> str:
+def asked(prompt: str, processor: Processor) -> str:
     """Return a user's message in the chat template, up to the start of the answer. Raises `DataError`."""
     _check_template(processor, "Instructions are asked as a chat")
     return _applied(processor, [{"role": "user", "content": prompt}], opened=True)
 
 
-def before_question(processor: Any) -> str:
+def before_question(processor: Processor) -> str:
     """Return the part of a chat template before a user's first message. Raises `DataError`."""
     _check_template(processor, "A question is to be made up")
     return _applied(processor, [{"role": "user", "content": _QUESTION}]).partition(_QUESTION)[0]
 
 
-def has_template(processor: Any) -> bool:
+def has_template(processor: Processor) -> bool:
     """Return whether the processor has a chat template."""
     return getattr(processor, "chat_template", None) is not None
 
 
-def _check_template(processor: Any, why: str) -> None:
+def _check_template(processor: Processor, why: str) -> None:
     if not has_template(processor):
         raise DataError(
             f"{why}, and the model's tokenizer has no chat template.",
@@ -114,7 +116,7 @@ def _check_template(processor: Any, why: str) -> None:
         )
 
 
-def _applied(processor: Any, messages: list[dict[str, str]], opened: bool = False) -> str:
+def _applied(processor: Processor, messages: list[dict[str, str]], opened: bool = False) -> str:
     from jinja2 import TemplateError
 
     if not messages and not opened:
@@ -134,7 +136,7 @@ SEPARATOR = "\n\n"
 """Blank line between two rows. It occurs in every model's training text, unlike an instruct model's end token."""
 
 
-def token_ids(rows: pa.Table, processor: Any) -> np.ndarray:
+def token_ids(rows: pa.Table, processor: Processor) -> np.ndarray:
     """Return the rows' texts as one sequence of tokens, joined by blank lines, without special tokens.
 
     Conversations are rendered with the processor's chat template. Raises `DataError` if it has none.
@@ -144,7 +146,7 @@ def token_ids(rows: pa.Table, processor: Any) -> np.ndarray:
     return np.array(_plain(_text(rows, processor), processor)["input_ids"], dtype=np.int64)
 
 
-def _text(rows: pa.Table, processor: Any) -> str:
+def _text(rows: pa.Table, processor: Processor) -> str:
     texts = rows["text"].to_pylist()
     return SEPARATOR.join(rendered(text, processor)[0] if is_conversation(text) else text for text in texts)
 
@@ -161,7 +163,7 @@ class Reading:
     text: str
 
 
-def read(rows: pa.Table, processor: Any) -> Reading | None:
+def read(rows: pa.Table, processor: Processor) -> Reading | None:
     """Return the rows' texts as `token_ids` reads them, or None if the tokenizer does not report offsets."""
     import numpy as np
 
@@ -177,7 +179,7 @@ def read(rows: pa.Table, processor: Any) -> Reading | None:
     return Reading(np.array(encoded["input_ids"], dtype=np.int64), byte_offsets[starts], text)
 
 
-def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.ndarray, np.ndarray]:
+def learned_tokens(rows: pa.Table, processor: Processor, end: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows as one sequence of tokens [n], and which tokens are trained on [n].
 
     In running text all tokens are; in conversations only those of the answers. ``end`` follows each text, or a blank
@@ -196,7 +198,11 @@ def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.
     learned: list[bool] = []
     for text in texts:
         if is_conversation(text):
-            row_ids, is_learned = _conversation(text, processor)
+            # A token is learned if it starts inside an answer.
+            whole, spans = rendered(text, processor)
+            encoded = _plain(whole, processor, return_offsets_mapping=True)
+            row_ids = encoded["input_ids"]
+            is_learned = [any(low <= start < high for low, high in spans) for start, _ in encoded["offset_mapping"]]
         else:
             row_ids = [*next(tokenized), *between]
             is_learned = [True] * len(row_ids)
@@ -205,18 +211,11 @@ def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.
     return np.array(ids, dtype=np.int64), np.array(learned, dtype=bool)
 
 
-def _conversation(text: str, processor: Any) -> tuple[list[int], list[bool]]:
-    whole, spans = rendered(text, processor)
-    encoded = _plain(whole, processor, return_offsets_mapping=True)
-    starts = [start for start, _ in encoded["offset_mapping"]]
-    return encoded["input_ids"], [any(low <= start < high for low, high in spans) for start in starts]
-
-
-def _plain(text: str | list[str], processor: Any, **options: Any) -> Any:
+def _plain(text: str | list[str], processor: Processor, **options: Any) -> Any:
     return processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
 
 
-def opening(processor: Any) -> list[int]:
+def opening(processor: Processor) -> list[int]:
     """Return the special tokens that the processor puts before a text, such as Llama's `<s>`."""
     special = set(processor.all_special_ids)
     return list(itertools.takewhile(special.__contains__, processor("a", verbose=False)["input_ids"]))

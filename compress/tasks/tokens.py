@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     import torch
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
 
 IGNORED = -100
 """Label of a position without a label."""
 
 
 def text_inputs(
-    encoded: Mapping[str, Any], processor: Any, kinds: bool = False
+    encoded: Mapping[str, Any], processor: Processor, kinds: bool = False
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, float | None]]:
     """Return a tokenizer's output as examples, and their padding. Token types only if texts have two ``kinds``."""
     ids = encoded["input_ids"]
@@ -70,7 +71,12 @@ def token_distance(student: torch.Tensor, teacher: torch.Tensor, temperature: fl
 
 
 def load_encoder(
-    task: str, directory: Path, head: str, labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
+    task: str,
+    directory: Path,
+    head: str,
+    labels: Sequence[str] | None,
+    trust_remote_code: bool,
+    **config_values: object,
 ) -> TorchModel:
     """Return weights and tokenizer of an encoder, loaded by `AutoModelFor` plus ``head``.
 

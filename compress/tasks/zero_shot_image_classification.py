@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -112,7 +114,7 @@ class ZeroShotImageClassification(Task):
             )
         return model
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return pairs; labels [n, 3] are the ids of a row's group, caption and image."""
         import numpy as np
 
@@ -126,7 +128,12 @@ class ZeroShotImageClassification(Task):
         return replace(examples, labels=np.stack([kinds, captions, pictures], axis=1))
 
     def eval_examples(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+        self,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
     ) -> Examples:
         """Return all rows, then the prompts of each class. Raises `DataError` if there is only one candidate."""
         import numpy as np
@@ -157,7 +164,7 @@ class ZeroShotImageClassification(Task):
             sizes=np.concatenate([examples.sizes, asked.sizes]),
         )
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the model's contrastive loss: sigmoid for SigLIP, else softmax in both directions."""
         import torch
 
@@ -169,7 +176,7 @@ class ZeroShotImageClassification(Task):
         sigmoids = type(outputs).__name__.startswith("Siglip")
         return (sigmoid_contrastive if sigmoids else paired_contrastive)(outputs.logits_per_image.float(), belongs)
 
-    def predicted_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return labels that put each row into its own group."""
         import torch
 
@@ -273,7 +280,9 @@ def _first_captions(collected: CollectedOutputs) -> np.ndarray:
     return caption_ids
 
 
-def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Any, max_length: int) -> Examples:
+def _pairs(
+    images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Processor, max_length: int
+) -> Examples:
     """Return images and texts without labels. The numbers of both in a call may differ.
 
     Args:

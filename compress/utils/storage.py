@@ -11,7 +11,6 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from filelock import FileLock
 from pydantic import Field
@@ -23,7 +22,7 @@ AT_ONCE_SECONDS = 0.05
 """How long a lock is tried before it counts as held by another process."""
 
 
-def cache_key(parts: Mapping[str, Any]) -> str:
+def cache_key(parts: Mapping[str, object]) -> str:
     """Return the SHA-256 of ``parts`` as canonical JSON, as hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

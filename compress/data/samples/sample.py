@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from compress.plugins import UnusablePluginError, find_extensions, load_extension, plugin_problems
 from compress.utils.errors import SampleError, did_you_mean
@@ -84,7 +84,7 @@ def known_samples() -> Mapping[str, Sample]:
     """Return every sample by name. An entry point names a tuple of samples; unusable ones are in `plugin_problems`."""
     samples: dict[str, Sample] = {}
 
-    def accept(value: Any) -> tuple[Sample, ...]:
+    def accept(value: object) -> tuple[Sample, ...]:
         if not isinstance(value, tuple) or not all(isinstance(item, Sample) for item in value):
             raise UnusablePluginError("it is no tuple of `compress.data.samples.sample.Sample`")
         duplicates = [item.name for item in value if item.name in samples]

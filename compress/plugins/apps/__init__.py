@@ -10,7 +10,8 @@ SPEC = PluginSpec(
     name="apps",
     summary="Bundle a model with what an app needs: manifest, self-test, examples, and a page for browsers.",
     bundled_formats={
-        name: f"{_FORMATS}.{name}.bundle:BUNDLE" for name in ("onnx", "ort", "coreml", "executorch", "litert")
+        **{name: f"{_FORMATS}.{name}.bundle:BUNDLE" for name in ("onnx", "coreml", "executorch", "litert")},
+        "ort": f"{_FORMATS}.onnx.bundle:ORT_BUNDLE",
     },
     requires=("provenance",),
     commands={

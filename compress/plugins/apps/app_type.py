@@ -1,4 +1,4 @@
-"""What a bundle knows of one kind of app: how its inputs are prepared, and what becomes of its outputs."""
+"""Types of applications: preparation of their inputs, and interpretation of their outputs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from compress.utils.pydantic_models import FrozenAliased
 Numbers = tuple[float, ...]
 _LAYER = re.compile(r"\.\d+\.")
 SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
+"""File name of the example in each language."""
 _SHOWN = 8
 _LEAST_SPAN = 1e-3
 
 
 class Reply(FrozenAliased):
-    """The tokens of a reply, each the likeliest one, and by how much its logit exceeds the mean of all."""
+    """Tokens of a greedy reply, and the distance of each token's logit from the mean logit."""
 
     ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     logits: Numbers
@@ -36,7 +37,7 @@ Answer = Numbers | str | Reply
 
 
 class Case(FrozenAliased):
-    """One input of the self-test, and the model's answer to it alone: scores, a vector, a text, a picture, a reply."""
+    """Input of the self-test with the model's answer to it: scores, an embedding, a text, an image or a reply."""
 
     logits: Numbers = ()
     embedding: Numbers = ()
@@ -60,55 +61,58 @@ class Preparation(Protocol):
     """Preparation of a model's input by the rule of a manifest, without transformers."""
 
     def feed(self, case: Any) -> Batch:
-        """Return the inputs of the graph for a case, as prepared on this machine. Raises `BundleError`."""
+        """Return the inputs of the graph for a case, as this machine prepares them. Raises `BundleError`."""
 
     def difference(self, case: Any) -> tuple[str, str] | None:
-        """Return the prepared and the expected value of a case if they differ, or None. Raises `BundleError`."""
+        """Return the prepared and the expected value of a case if they differ, else None. Raises `BundleError`."""
 
 
 class Rounding(NamedTuple):
-    """``share`` of the span of all expected numbers, or of a text's words, and the least cosine to an expected answer.
+    """Tolerance of an answer: a ``share`` of the span of all expected numbers, and the smallest allowed ``cosine``.
 
-    Integers are summed alike everywhere but on processors where they saturate, yet a float that is rounded another way
-    now and then falls on the next integer.
+    For a text the share counts words. Integer sums are exact on all processors except those where they saturate. A
+    rounded float may still fall on a neighbouring integer.
     """
 
     share: float
     cosine: float | None = None
 
 
-def seven_figures(values: np.ndarray) -> Numbers:
+def round_to_float32(values: np.ndarray) -> Numbers:
     """Round values [n] to the seven digits that a float32 holds."""
     return tuple(float(f"{value:.7g}") for value in values.tolist())
 
 
-def span(found: Sequence[Numbers]) -> float:
+def span(answers: Sequence[Numbers]) -> float:
     """Return the distance from the smallest to the largest number of all answers."""
-    return max(float(np.ptp(np.concatenate(found))), _LEAST_SPAN)
+    return max(float(np.ptp(np.concatenate(answers))), _LEAST_SPAN)
 
 
-def apart(found: Numbers, known: Numbers) -> float:
+def largest_difference(answer: Numbers, expected: Numbers) -> float:
     """Return the largest difference between two answers, or infinity if their lengths differ."""
-    return float(np.max(np.abs(np.array(found) - np.array(known)))) if len(found) == len(known) else float("inf")
+    return (
+        float(np.max(np.abs(np.array(answer) - np.array(expected)))) if len(answer) == len(expected) else float("inf")
+    )
 
 
-def shown(numbers: Numbers) -> str:
+def format_numbers(numbers: Numbers) -> str:
     """Return the first numbers for a message."""
     more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
     return f"{list(numbers[:_SHOWN])}{more}"
 
 
-def _nothing_more(folder: Path, rule: Any) -> dict[str, bytes]:
+def _nothing_more(folder: Path, rule: object) -> dict[str, bytes]:
     return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """One kind of input, in a module of its own.
+    """Kind of input, which one module implements.
 
-    ``many`` is what they are called, ``folder`` that of what prepares them in a page, below `web`. ``meanings`` has
-    inputs that graphs may have, in words. ``tokenizes``: whether a page needs tokenizers. ``page_files`` are further
-    ones of a page, below `web`, and ``node_files`` those that an example for Node needs beside it, below `examples`.
+    ``plural`` names these inputs in messages. ``folder`` contains the JavaScript of their preparation, below `web`.
+    ``meanings`` describes the graph inputs. ``tokenizes`` is True if a page needs tokenizers. ``page_files`` are
+    further
+    files of a page, below `web`. ``node_files`` are further files of the Node example, below `examples`.
     """
 
     plural: str
@@ -140,11 +144,11 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """One kind of answer, in a module of its own.
+    """Kind of answer, which one module implements.
 
-    ``many`` is what they are called, ``field`` where a case has its answer, ``folder`` that of what finishes them in a
-    page, below `web`. ``meanings`` has outputs that graphs may have, in words. ``rounding`` is what it may change of an
-    answer, of a graph that computes in floats, and in integers.
+    ``plural`` names these answers in messages. ``field`` is their field of a `Case`. ``folder`` contains the JavaScript
+    that interprets outputs, below `web`. ``meanings`` describes the graph outputs. ``rounding`` holds the tolerances of
+    graphs that compute in floating point, and in integers.
     """
 
     plural: str
@@ -153,28 +157,28 @@ class Answers:
     meanings: Mapping[str, str]
     required: frozenset[str] = frozenset()
     rounding: tuple[Rounding, Rounding]
-    find_end: Callable[[Path, Sequence[TensorRecord]], Any]
+    find_postprocessing: Callable[[Path, Sequence[TensorRecord]], Any]
     """What becomes of those outputs, as the files of a model's folder say. Raises `ModelError`."""
-    ask: Callable[[Session, Any, Batch, Any], Any]
+    predict: Callable[[Session, Any, Batch, Any], Any]
     """The `Answer` to one input, for it alone, by what was found; the last is the expected one, where there is one.
 
     Raises `ModelError` for outputs that don't fit, and what running the model raises.
     """
     span: Callable[[Sequence[Any]], float] = span
     """What `Rounding.share` is a share of."""
-    apart: Callable[[Any, Any], float] = apart
+    difference: Callable[[Any, Any], float] = largest_difference
     """How far an answer is from the expected one, to be held against that share."""
-    shown: Callable[[Any], str] = shown
+    shown: Callable[[Any], str] = format_numbers
     """For a message."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Apps that do the same before a model and behind it. Registered in `kinds`.
+class AppType:
+    """Type of application: a task with its inputs, answers, examples and page.
 
-    ``name`` is that of the task which has such apps here, and of the folder below `web` where their page lies, which is
-    answered by ``client``. ``examples`` is the folder of its examples. A model has ``graphs`` many files, first the one
-    that reads inputs.
+    ``name`` is the task, and the folder of the page below `web`. ``examples`` is the folder of the examples. A model
+    has
+    ``graphs`` files, and the first one reads the inputs. ``client`` is the JavaScript library of the page.
     """
 
     name: str
@@ -186,7 +190,7 @@ class Kind:
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """Return the meanings of all inputs and outputs of its graphs; N stands for the number of a layer."""
+        """Meanings of all inputs and outputs of the graphs. N stands for the number of a layer."""
         return {**self.inputs.meanings, **self.answers.meanings}
 
     def meaning(self, name: str) -> str | None:
@@ -195,7 +199,7 @@ class Kind:
 
     @property
     def required(self) -> frozenset[str]:
-        """Return the inputs and outputs that its graphs must have."""
+        """Names of the inputs and outputs that the graphs must have."""
         return self.inputs.required | self.answers.required
 
     def example(self, language: Language) -> str:

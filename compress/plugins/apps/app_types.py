@@ -1,39 +1,36 @@
-"""The kinds of apps that a bundle may be for, by their steps."""
+"""Table of all application types by the steps before and after the model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from compress.models.pipeline_folder import model_config
-from compress.plugins.apps.app_type import Kind
-from compress.plugins.apps.audio import RECORDINGS
-from compress.plugins.apps.audio_classification import SOUNDS
-from compress.plugins.apps.boxes import FOUND_BOXES, MASKS, WHOLE_IMAGES
-from compress.plugins.apps.chat import REPLIES
+from compress.plugins.apps.app_type import AppType
+from compress.plugins.apps.audio import RECORDINGS, SOUNDS
+from compress.plugins.apps.boxes import BOXES, MASKS
+from compress.plugins.apps.chat import PROMPTS, REPLIES
 from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
-from compress.plugins.apps.image import IMAGES
-from compress.plugins.apps.image_generation import DRAWN_PICTURES, DRAWN_PROMPTS
-from compress.plugins.apps.pairs import ASKED, RANKED
-from compress.plugins.apps.prompt import PROMPTS
+from compress.plugins.apps.image import IMAGES, UNCROPPED_IMAGES
+from compress.plugins.apps.image_generation import GENERATED_IMAGES, IMAGE_PROMPTS
 from compress.plugins.apps.scores import MASKED, RELEVANCE, SPANS, TAGS
-from compress.plugins.apps.text import MASKED_TEXTS, SENTENCES, SOURCES, TEXTS, WORDS
+from compress.plugins.apps.text import MASKED_TEXTS, QUESTION_PAIRS, RANKING_PAIRS, SENTENCES, SOURCES, TEXTS, WORDS
 from compress.plugins.apps.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
-from compress.plugins.apps.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
+from compress.plugins.apps.answers import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
 from compress.tasks.registry import TASKS, get_task
 from compress.utils.errors import InputError
 
-KINDS: dict[tuple[str, str], Kind] = {
-    ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, "text"),
-    ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, "image"),
-    ("prepare-image", "boxes"): Kind("object-detection", WHOLE_IMAGES, FOUND_BOXES, "boxes"),
-    ("prepare-image", "segment"): Kind("image-segmentation", WHOLE_IMAGES, MASKS, "masks"),
-    ("prepare-image", "embed"): Kind("image-feature-extraction", IMAGES, IMAGE_EMBEDDINGS, "nearest"),
-    ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, "sentence"),
-    ("tokenize", "tag"): Kind("token-classification", WORDS, TAGS, "tags"),
-    ("tokenize-pair", "relevance"): Kind("text-ranking", RANKED, RELEVANCE, "ranking"),
-    ("tokenize-pair", "span"): Kind("question-answering", ASKED, SPANS, "answer"),
-    ("tokenize", "unmask"): Kind("fill-mask", MASKED_TEXTS, MASKED, "unmask"),
-    ("log-mel", "transcribe"): Kind(
+APP_TYPES: dict[tuple[str, str], AppType] = {
+    ("tokenize", "softmax"): AppType("text-classification", TEXTS, LABELS, "text"),
+    ("prepare-image", "softmax"): AppType("image-classification", IMAGES, LABELS, "image"),
+    ("prepare-image", "boxes"): AppType("object-detection", UNCROPPED_IMAGES, BOXES, "boxes"),
+    ("prepare-image", "segment"): AppType("image-segmentation", UNCROPPED_IMAGES, MASKS, "masks"),
+    ("prepare-image", "embed"): AppType("image-feature-extraction", IMAGES, IMAGE_EMBEDDINGS, "nearest"),
+    ("tokenize", "embed"): AppType("feature-extraction", SENTENCES, EMBEDDINGS, "sentence"),
+    ("tokenize", "tag"): AppType("token-classification", WORDS, TAGS, "tags"),
+    ("tokenize-pair", "relevance"): AppType("text-ranking", RANKING_PAIRS, RELEVANCE, "ranking"),
+    ("tokenize-pair", "span"): AppType("question-answering", QUESTION_PAIRS, SPANS, "answer"),
+    ("tokenize", "unmask"): AppType("fill-mask", MASKED_TEXTS, MASKED, "unmask"),
+    ("log-mel", "transcribe"): AppType(
         "automatic-speech-recognition",
         RECORDINGS,
         TRANSCRIPTS_OF_SPEECH,
@@ -41,38 +38,44 @@ KINDS: dict[tuple[str, str], Kind] = {
         graphs=2,
         client=TRANSFORMERS_JS,
     ),
-    ("hear", "softmax"): Kind("audio-classification", SOUNDS, LABELS, "sound"),
-    ("tokenize", "rewrite"): Kind(
+    ("hear", "softmax"): AppType("audio-classification", SOUNDS, LABELS, "sound"),
+    ("tokenize", "rewrite"): AppType(
         "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", graphs=2, client=TRANSFORMERS_JS
     ),
-    ("tokenize-prompt", "draw"): Kind(
-        "text-to-image", DRAWN_PROMPTS, DRAWN_PICTURES, "draw", graphs=3, client=ONNXRUNTIME_WEB_PARTS
+    ("tokenize-prompt", "draw"): AppType(
+        "text-to-image", IMAGE_PROMPTS, GENERATED_IMAGES, "draw", graphs=3, client=ONNXRUNTIME_WEB_PARTS
     ),
-    ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", client=TRANSFORMERS_JS),
+    ("prompt", "generate"): AppType("text-generation", PROMPTS, REPLIES, "chat", client=TRANSFORMERS_JS),
 }
 
 
-def kind_of(task: str, model: Path | None = None) -> Kind:
-    """Return the app type of a task, by the `app_steps` that ``model`` has.
+def find_app_type(task: str, model: Path | None = None) -> AppType:
+    """Return the application type of a task.
 
-    Raises `InputError` for a task without one.
+    Args:
+        task: Name of the task.
+        model: Folder of the model, whose config may select other steps.
+
+    Raises:
+        InputError: The task or the model has no application type.
     """
-    found = get_task(task)
+    task_definition = get_task(task)
     config = {} if model is None else model_config(model)
-    steps = (found if model is None else found.specialize(config)).app_steps
-    if steps is None and found.app_steps in KINDS:
+    steps = (task_definition if model is None else task_definition.specialize(config)).app_steps
+    # The task has applications, but none for this architecture.
+    if steps is None and task_definition.app_steps in APP_TYPES:
         raise InputError(
             f"There is no app yet for a {config.get('model_type')} of {task}.",
             where="model",
             expected="a model whose answers the task's app reads; other kinds of it have one",
             hint="run the ONNX file of the run's folder model/ by code of your own, or take another architecture",
         )
-    if steps is None or steps not in KINDS:
-        made = [name for name, other in TASKS.items() if other.app_steps in KINDS]
+    if steps is None or steps not in APP_TYPES:
+        available = [name for name, other in TASKS.items() if other.app_steps in APP_TYPES]
         raise InputError(
             f"There is no app for a model of {task}.",
             where="task",
-            expected=f"one of {', '.join(made)}",
-            hint=f"give the task app_steps, which are {' or '.join(map(' and '.join, KINDS))}",
+            expected=f"one of {', '.join(available)}",
+            hint=f"give the task app_steps, which are {' or '.join(map(' and '.join, APP_TYPES))}",
         )
-    return KINDS[steps]
+    return APP_TYPES[steps]

@@ -1,4 +1,4 @@
-"""A bundle as a zip: the same files give the same bytes, and what is opened stays within what its manifest promised."""
+"""Reproducible zip files of bundles, and their verification before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from compress.plugins.apps.manifest import MANIFEST, MAX_BYTES, SIGNATURE
-from compress.utils.archive_members import is_plain, unsafe_member_reason
 from compress.utils.errors import BundleError, StorageError
+from compress.utils.storage import is_plain, unsafe_member_reason
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MARK = b"compress bundle, sha256 of all before this digest: "
@@ -21,16 +21,16 @@ _LEVEL = 9
 _CHUNK = 1 << 20
 _SIGNATURE_BYTES = 100_000
 _EXPANSION = 100
-"""No bundle grows by more when it is unpacked: weights hardly compress."""
+"""Largest ratio of unpacked to packed bytes. Weights hardly compress, so that more indicates a zip bomb."""
 _SMALL = 100_000_000
-"""Unpacked bytes that are harmless whatever they were packed in."""
+"""Number of unpacked bytes that is harmless at any compression ratio."""
 
 
 def write_zip(folder: Path, target: Path) -> None:
-    """Pack every file below ``folder`` by sorted names, without times, owners or modes.
+    """Pack all files below ``folder`` in sorted order, without times, owners or modes.
 
-    The comment at the end of the zip holds the SHA-256 of all bytes before it, so that a changed byte is found
-    wherever it is, in a header that nobody reads too.
+    The comment of the zip holds the SHA-256 of all bytes before it. Any changed byte is detected, even in headers that
+    unpacking ignores.
     """
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as packed:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -39,12 +39,13 @@ def write_zip(folder: Path, target: Path) -> None:
             entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, path.stat().st_size
             with path.open("rb") as source, packed.open(entry, "w") as sink:
                 shutil.copyfileobj(source, sink, _CHUNK)
+        # The digest covers the comment's marker, so that a placeholder reserves its bytes.
         packed.comment = _MARK + b"0" * _DIGEST
     seal(target)
 
 
 def seal(archive: Path) -> None:
-    """Write the digest over the last characters of a zip's comment."""
+    """Write the digest into the placeholder at the end of a zip."""
     digest = _digest_before_seal(archive)
     with archive.open("r+b") as file:
         file.seek(-_DIGEST, 2)
@@ -52,10 +53,12 @@ def seal(archive: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Write the files of a bundle's zip below the empty ``folder``.
+    """Verify the zip of a bundle and write its files below the empty ``folder``.
 
-    Raises `BundleError` for a changed or damaged zip, and for one with links, paths that lead elsewhere, names that
-    stand twice, or more bytes than its manifest promises, before a byte is written; `StorageError` on a full disk.
+    Raises:
+        BundleError: The zip is damaged or changed, or has links, unsafe paths, duplicate names, or other sizes than its
+            manifest. Nothing is written.
+        StorageError: The files cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -79,8 +82,9 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the entries by name. Names that differ only in case count as duplicates, as on Windows and macOS."""
     entries: dict[str, zipfile.ZipInfo] = {}
-    folded: set[str] = set()
+    lowercase_names: set[str] = set()
     for entry in opened.infolist():
         name = entry.filename
         if entry.is_dir():
@@ -90,17 +94,17 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
             raise _refused(archive, name, reason)
         if name in ("", ".") or name != PurePosixPath(name).as_posix():
             raise _refused(archive, name, "is not written as a plain path")
-        if name.casefold() in folded:
+        if name.casefold() in lowercase_names:
             raise _refused(archive, name, "stands twice")
-        folded.add(name.casefold())
+        lowercase_names.add(name.casefold())
         entries[name] = entry
     for name in entries:
-        if any(parent.as_posix().casefold() in folded for parent in PurePosixPath(name).parents):
+        if any(parent.as_posix().casefold() in lowercase_names for parent in PurePosixPath(name).parents):
             raise _refused(archive, name, "lies below another file")
-    whole = sum(entry.file_size for entry in entries.values())
-    if whole > _SMALL and whole > _EXPANSION * archive.stat().st_size:
+    total = sum(entry.file_size for entry in entries.values())
+    if total > _SMALL and total > _EXPANSION * archive.stat().st_size:
         raise BundleError(
-            f"The zip of {archive.stat().st_size} bytes would unpack to {whole}.",
+            f"The zip of {archive.stat().st_size} bytes would unpack to {total}.",
             where=str(archive),
             expected=f"at most {_EXPANSION} times its own size",
         )
@@ -123,17 +127,18 @@ def _check_seal(archive: Path, comment: bytes) -> None:
 
 
 def _digest_before_seal(archive: Path) -> str:
-    total, left = hashlib.sha256(), archive.stat().st_size - _DIGEST
+    """Return the SHA-256 of all bytes before the digest."""
+    digest, remaining = hashlib.sha256(), archive.stat().st_size - _DIGEST
     with archive.open("rb") as file:
-        while left > 0:
-            chunk = file.read(min(_CHUNK, left))
-            total.update(chunk)
-            left -= len(chunk)
-    return total.hexdigest()
+        while remaining > 0:
+            chunk = file.read(min(_CHUNK, remaining))
+            digest.update(chunk)
+            remaining -= len(chunk)
+    return digest.hexdigest()
 
 
 def _promised(archive: Path, opened: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> dict[str, int]:
-    """Bytes of each entry as the manifest has them; the manifest's own as the zip has it."""
+    """Return the size of each entry according to the manifest. The manifest's own size is that of its entry."""
     if MANIFEST not in entries:
         raise BundleError(
             f"The zip has no {MANIFEST}.", where=str(archive), expected="one that `compress bundle` wrote"

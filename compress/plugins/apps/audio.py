@@ -1,4 +1,4 @@
-"""Recordings -> floats as an app does it: by the rule of the manifest, without transformers."""
+"""Preparation of recordings by the rules of a manifest, for speech recognition and audio classification."""
 
 from __future__ import annotations
 
@@ -7,43 +7,47 @@ import wave
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.formats.generation.speech_recognition import FEATURES
 from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Case, Inputs
-from compress.plugins.apps.image import FOLDER, other_values, sampled
-from compress.plugins.apps.preprocess import LogMel
+from compress.plugins.apps.image import FOLDER, first_difference, sampled
+from compress.plugins.apps.preprocess import LogMel, PrepareAudio, Spectrogram
 from compress.tasks.audio import Remarks, read_recording
 from compress.utils.errors import BundleError, InputError, ModelError
 
+if TYPE_CHECKING:
+    from compress.models.processor import Processor
+
+
 _HIGHEST_HZ = 8000.0
 _TOLERANCE = 1e-3
-"""Of a feature: what the order of float additions may change. Features lie between -1.5 and 1.5 or so."""
+"""Largest difference of a feature that the order of float additions causes. Features lie between about -1.5 and 1.5."""
 _SHOWN = 3
 
 
 class AudioCase(Case):
-    """One recording, and 64 of its features: feature k is at the place 10007 k, modulo their number."""
+    """Recording and 64 of its features: feature k is at position 10007 k, modulo the number of features."""
 
     recording: str
     features: tuple[float, ...]
 
     @property
     def shown(self) -> str:
-        """Its file."""
+        """Path of the recording, quoted for a message."""
         return repr(self.recording)
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """That file."""
+        """Path of the recording in the bundle."""
         return (self.recording,)
 
 
 class AudioRule:
-    """The rule of a manifest over the recordings of its bundle."""
+    """Log-mel features of Whisper for recordings of a bundle, computed without transformers."""
 
     def __init__(self, folder: Path, rule: LogMel) -> None:
         self.folder, self.rule = folder, rule
@@ -51,82 +55,99 @@ class AudioRule:
     def features(self, samples: np.ndarray) -> np.ndarray:
         """Return log-mel features [1, mel_bins, frames] of samples between -1 and 1."""
         rule, edge = self.rule, self.rule.n_fft // 2
-        whole = np.zeros(rule.chunk_seconds * rule.sampling_rate)
-        whole[: len(samples)] = samples[: len(whole)]
-        pieces = np.lib.stride_tricks.sliding_window_view(np.pad(whole, edge, mode="reflect"), rule.n_fft)
-        pieces = pieces[: len(whole) : rule.hop_length]
+        padded = np.zeros(rule.chunk_seconds * rule.sampling_rate)
+        padded[: len(samples)] = samples[: len(padded)]
+        # A short-time Fourier transform of a centred window, as torch.stft computes it.
+        pieces = np.lib.stride_tricks.sliding_window_view(np.pad(padded, edge, mode="reflect"), rule.n_fft)
+        pieces = pieces[: len(padded) : rule.hop_length]
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(rule.n_fft) / rule.n_fft)
         power = np.abs(np.fft.rfft(pieces * window)) ** 2
-        found = np.log10(np.maximum(self._filters @ power.T, 1e-10))
-        scaled: np.ndarray = (np.maximum(found, found.max() - 8) + 4) / 4
+        log_mel = np.log10(np.maximum(self._filters @ power.T, 1e-10))
+        # Clip the dynamic range to 8 decades below the maximum, and scale to about -1 to 1.
+        scaled: np.ndarray = (np.maximum(log_mel, log_mel.max() - 8) + 4) / 4
         return scaled[None].astype(np.float32)
 
     @cached_property
     def _filters(self) -> np.ndarray:
-        """[mel_bins, n_fft / 2 + 1]"""
+        """Triangular mel filters of area 1, [mel_bins, n_fft / 2 + 1]."""
         rule = self.rule
         hertz = np.fft.rfftfreq(rule.n_fft, 1 / rule.sampling_rate)
-        edges = _hertz(np.linspace(0, _mel(_HIGHEST_HZ), rule.mel_bins + 2))[:, None]
+        edges = _slaney_hertz(np.linspace(0, _slaney_mel(_HIGHEST_HZ), rule.mel_bins + 2))[:, None]
         rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
         falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
-        found: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
-        return found
+        triangles: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
+        return triangles
 
     def open(self, name: str) -> np.ndarray:
-        """The samples of a recording of the bundle. Raises `BundleError`."""
+        """Return the samples of a recording in the bundle. Raises `BundleError`."""
         rate = self.rule.sampling_rate
         return read_wav(self.folder / name, rate)[: self.rule.chunk_seconds * rate]
 
     def feed(self, case: AudioCase) -> Batch:
-        """The recording, prepared."""
+        """Return the features of the case's recording."""
         return {self.rule.input: self.features(self.open(case.recording))}
 
     def difference(self, case: AudioCase) -> tuple[str, str] | None:
-        """See `Preparation`."""
-        return other_values(self.features(self.open(case.recording)), case.features, "feature", _TOLERANCE)
+        """Return the first differing feature and the expected one, or None."""
+        return first_difference(self.features(self.open(case.recording)), case.features, "feature", _TOLERANCE)
 
 
 def read_wav(path: Path, rate: int) -> np.ndarray:
-    """The samples of a recording of a bundle, between -1 and 1. Raises `BundleError`."""
+    """Return the samples of a WAV file of a bundle, between -1 and 1. Raises `BundleError`."""
     try:
         with wave.open(str(path)) as file:
-            found, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+            file_rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             content = file.readframes(file.getnframes())
     except (OSError, EOFError, wave.Error) as error:
         raise BundleError(f"A recording of the self-test cannot be read: {error}", where=str(path)) from error
-    if (found, channels, width) != (rate, 1, 2):
+    if (file_rate, channels, width) != (rate, 1, 2):
         raise BundleError(
-            f"A recording of the self-test has {found} Hz, {channels} channels and {8 * width} bits.",
+            f"A recording of the self-test has {file_rate} Hz, {channels} channels and {8 * width} bits.",
             where=str(path),
             expected=f"{rate} Hz, 1 channel and 16 bits",
         )
     return np.frombuffer(content, "<i2") / 32768
 
 
-def _find_rule(folder: Path, processor: Any, max_length: int) -> LogMel:
-    """Whether Whisper's formula is all that it does, `_make_cases` proves."""
-    said = getattr(processor, "feature_extractor", processor)
+def _find_log_mel_rule(folder: Path, processor: Processor, max_length: int) -> LogMel:
+    """Return the rule of a Whisper feature extractor. `_make_log_mel_cases` verifies it."""
+    extractor = getattr(processor, "feature_extractor", processor)
     return LogMel(
         input=FEATURES,
-        sampling_rate=said.sampling_rate,
-        n_fft=said.n_fft,
-        hop_length=said.hop_length,
-        mel_bins=said.feature_size,
-        chunk_seconds=said.chunk_length,
+        sampling_rate=extractor.sampling_rate,
+        n_fft=extractor.n_fft,
+        hop_length=extractor.hop_length,
+        mel_bins=extractor.feature_size,
+        chunk_seconds=extractor.chunk_length,
     )
 
 
-def _make_cases(folder: Path, rule: LogMel, samples: Sequence[str], processor: Any) -> Sequence[AudioCase]:
-    """Of samples, which are paths of recordings: kept as WAV files of 16 bits."""
-    way = AudioRule(folder, rule)
-    names = keep_recordings(folder, samples, rule.sampling_rate, rule.chunk_seconds)
+def _make_log_mel_cases(
+    folder: Path, rule: LogMel, samples: Sequence[str], processor: Processor
+) -> Sequence[AudioCase]:
+    """Store the samples as 16-bit WAV files, verify the rule on them, and return a case for each."""
+    preparation = AudioRule(folder, rule)
+    names = store_recordings(folder, samples, rule.sampling_rate, rule.chunk_seconds)
     for name in names:
-        check_rule(way, name, way.open(name), processor)
-    return [AudioCase(recording=name, features=sampled(way.features(way.open(name)))) for name in names]
+        check_rule(preparation, name, preparation.open(name), processor)
+    return [AudioCase(recording=name, features=sampled(preparation.features(preparation.open(name)))) for name in names]
 
 
-def keep_recordings(folder: Path, samples: Sequence[str], rate: int, most_seconds: float) -> list[str]:
-    """Recordings of the user's as WAV files of 16 bits below ``folder``; their names there. Raises `InputError`."""
+def store_recordings(folder: Path, samples: Sequence[str], rate: int, most_seconds: float) -> list[str]:
+    """Write the user's recordings as 16-bit WAV files below ``folder``.
+
+    Args:
+        folder: Folder of the bundle.
+        samples: Paths of the recordings.
+        rate: Sampling rate of the files in Hz.
+        most_seconds: Longest allowed recording.
+
+    Returns:
+        Names of the files in the bundle.
+
+    Raises:
+        InputError: There is no recording, or one cannot be read or is too long.
+    """
     if not samples:
         raise InputError(
             "No recording is named for the self-test; what is said can't be drawn from formulas.",
@@ -136,7 +157,7 @@ def keep_recordings(folder: Path, samples: Sequence[str], rate: int, most_second
     (folder / FOLDER).mkdir()
     names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]
     for name, path in zip(names, samples, strict=True):
-        (folder / name).write_bytes(_wav(path, rate, most_seconds))
+        (folder / name).write_bytes(_encode_wav(path, rate, most_seconds))
     return names
 
 
@@ -148,42 +169,56 @@ RECORDINGS = Inputs(
     case=AudioCase,
     meanings={FEATURES: "log-mel features of a recording"},
     required=frozenset({FEATURES}),
-    find_rule=_find_rule,
+    find_rule=_find_log_mel_rule,
     open=AudioRule,
-    make_cases=_make_cases,
+    make_cases=_make_log_mel_cases,
     shown=lambda cases: [case.recording for case in cases[:_SHOWN]],
 )
 
 
-def check_rule(way: AudioRule, name: str, samples: np.ndarray, processor: Any) -> None:
-    """Raises `ModelError` where transformers' feature extractor gives other features than the rule does."""
+def check_rule(preparation: AudioRule, name: str, samples: np.ndarray, processor: Processor) -> None:
+    """Raise `ModelError` if the feature extractor of transformers returns other features than the rule.
+
+    Args:
+        preparation: Rule of the manifest.
+        name: Name of the recording, for the message.
+        samples: Samples of the recording.
+        processor: Processor of the model.
+    """
     extractor = getattr(processor, "feature_extractor", processor)
-    wanted = extractor(samples.astype(np.float32), sampling_rate=way.rule.sampling_rate, return_tensors="np")[FEATURES]
-    found = way.features(samples)
-    apart = float(np.abs(wanted - found).max()) if wanted.shape == found.shape else float("inf")
-    if not apart <= _TOLERANCE:
+    expected = extractor(samples.astype(np.float32), sampling_rate=preparation.rule.sampling_rate, return_tensors="np")[
+        FEATURES
+    ]
+    features = preparation.features(samples)
+    difference = float(np.abs(expected - features).max()) if expected.shape == features.shape else float("inf")
+    if not difference <= _TOLERANCE:
         raise ModelError(
-            f"The feature extractor cannot be described to an app: its {list(wanted.shape)} features of {name} are "
-            f"{apart:.3g} apart from the rule's.",
+            f"The feature extractor cannot be described to an app: its {list(expected.shape)} features of {name} are "
+            f"{difference:.3g} apart from the rule's.",
             expected="Whisper's log-mel features",
         )
 
 
-def _mel(hertz: Any) -> np.ndarray:
-    """Slaney's scale: linear up to 1000 Hz, then a step for each 27th part of ln 6.4."""
-    found: np.ndarray = np.where(
+def _slaney_mel(hertz: Any) -> np.ndarray:
+    """Convert hertz to Slaney's mel scale: linear up to 1000 Hz, then logarithmic with 27 steps for a factor of 6.4."""
+    mel: np.ndarray = np.where(
         hertz < 1000, 3 * hertz / 200, 15 + 27 * np.log(np.maximum(hertz, 1) / 1000) / np.log(6.4)
     )
-    return found
+    return mel
 
 
-def _hertz(mel: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.where(mel < 15, 200 * mel / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
-    return found
+def _slaney_hertz(mel: np.ndarray) -> np.ndarray:
+    """Convert Slaney's mel scale to hertz."""
+    hertz: np.ndarray = np.where(mel < 15, 200 * mel / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+    return hertz
 
 
-def _wav(path: str, rate: int, most_seconds: float) -> bytes:
-    """A recording of the user's at the model's rate. Raises `InputError` for one that is too long or none."""
+def _encode_wav(path: str, rate: int, most_seconds: float) -> bytes:
+    """Return the user's recording at the model's rate as a WAV file.
+
+    Raises:
+        InputError: The file cannot be read, or the recording is too long.
+    """
     if not Path(path).is_file():
         raise InputError("There is no such recording.", where=path, expected="for --sample, the path of a recording")
     samples = read_recording(Path(path).read_bytes(), rate, path, Remarks())
@@ -194,9 +229,136 @@ def _wav(path: str, rate: int, most_seconds: float) -> bytes:
             expected=f"at most {most_seconds:g} s in a self-test",
         )
     file = io.BytesIO()
-    with wave.open(file, "wb") as made:
-        made.setnchannels(1)
-        made.setsampwidth(2)
-        made.setframerate(rate)
-        made.writeframes(np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes())
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes())
     return file.getvalue()
+
+
+_VALUES, _MASK = "input_values", "attention_mask"
+_STEP_SECONDS, _WINDOW_SECONDS = 0.010, 0.025
+_LOWEST_HZ, _FLOOR, _EMPHASIS = 20.0, 2.0**-23, 0.97
+_LONGEST_SECONDS = 60.0
+
+
+class SoundRule:
+    """Samples or Kaldi log-mel features for recordings of a bundle, computed without transformers."""
+
+    def __init__(self, folder: Path, rule: PrepareAudio) -> None:
+        self.folder, self.rule = folder, rule
+
+    def prepare(self, name: str) -> np.ndarray:
+        """Return the model input for a recording of the bundle, [1, ...]. Raises `BundleError`."""
+        samples = read_wav(self.folder / name, self.rule.sampling_rate)
+        if self.rule.spectrogram is not None:
+            return self._spectrogram(samples, self.rule.spectrogram)[None].astype(np.float32)
+        if self.rule.normalize:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        return samples[None].astype(np.float32)
+
+    def _spectrogram(self, samples: np.ndarray, settings: Spectrogram) -> np.ndarray:
+        """Return log-mel features of samples as Kaldi computes them, [frames, mel_bins]."""
+        rate = self.rule.sampling_rate
+        size, step = round(_WINDOW_SECONDS * rate), round(_STEP_SECONDS * rate)
+        pieces = np.lib.stride_tricks.sliding_window_view(samples, size)[::step][: settings.frames]
+        # Kaldi removes the mean of each window and then applies pre-emphasis.
+        pieces = pieces - pieces.mean(axis=1, keepdims=True)
+        previous = np.concatenate([pieces[:, :1], pieces[:, :-1]], axis=1)
+        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / (size - 1))
+        power = np.abs(np.fft.rfft((pieces - _EMPHASIS * previous) * window, _power_of_two(size))) ** 2
+        features = np.zeros((settings.frames, settings.mel_bins))
+        features[: len(pieces)] = np.log(np.maximum(power @ self._filters, _FLOOR))
+        return (features - settings.mean) / (2 * settings.std)
+
+    @cached_property
+    def _filters(self) -> np.ndarray:
+        """Triangular mel filters of height 1, [bins of the spectrum, mel_bins]."""
+        assert self.rule.spectrogram is not None
+        rate = self.rule.sampling_rate
+        bin_mels = _kaldi_mel(np.fft.rfftfreq(_power_of_two(round(_WINDOW_SECONDS * rate)), 1 / rate))[:, None]
+        edges = np.linspace(_kaldi_mel(_LOWEST_HZ), _kaldi_mel(rate / 2), self.rule.spectrogram.mel_bins + 2)
+        rising = (bin_mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
+        falling = (edges[2:] - bin_mels) / (edges[2:] - edges[1:-1])
+        triangles: np.ndarray = np.maximum(0, np.minimum(rising, falling))
+        return triangles
+
+    def feed(self, case: AudioCase) -> Batch:
+        """Return the prepared recording of a case, and a mask if the model takes one."""
+        values = self.prepare(case.recording)
+        mask = {} if self.rule.mask is None else {self.rule.mask: np.ones(values.shape, np.int64)}
+        return {self.rule.input: values, **mask}
+
+    def difference(self, case: AudioCase) -> tuple[str, str] | None:
+        """Return the first differing value and the expected one, or None."""
+        return first_difference(self.prepare(case.recording), case.features, "feature", _TOLERANCE)
+
+
+def _kaldi_mel(hertz: Any) -> Any:
+    return 1127 * np.log(1 + hertz / 700)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _find_sound_rule(folder: Path, processor: Processor, max_length: int) -> PrepareAudio:
+    """Return the rule of an audio classifier's feature extractor. `_make_sound_cases` verifies it."""
+    extractor = getattr(processor, "feature_extractor", processor)
+    input_names, rate = list(extractor.model_input_names)[:1], extractor.sampling_rate
+    if input_names != [_VALUES]:
+        raise ModelError(
+            f"A {type(extractor).__name__} cannot be described to an app of sounds.",
+            expected=f"one that makes {_VALUES} of samples, or of Kaldi's log-mel features, as AST has them",
+        )
+    if hasattr(extractor, "num_mel_bins"):
+        mean, std = (extractor.mean, extractor.std) if extractor.do_normalize else (0.0, 0.5)
+        bins, frames = extractor.num_mel_bins, extractor.max_length
+        spectrogram = Spectrogram(mel_bins=bins, frames=frames, mean=mean, std=std)
+        return PrepareAudio(input=_VALUES, sampling_rate=rate, spectrogram=spectrogram)
+    mask = _MASK if extractor.return_attention_mask else None
+    return PrepareAudio(input=_VALUES, sampling_rate=rate, normalize=bool(extractor.do_normalize), mask=mask)
+
+
+def _make_sound_cases(
+    folder: Path, rule: PrepareAudio, samples: Sequence[str], processor: Processor
+) -> Sequence[AudioCase]:
+    """Store the samples as WAV files, verify the rule on them, and return a case for each.
+
+    Raises:
+        ModelError: The feature extractor returns other values than the rule.
+    """
+    preparation, cases = SoundRule(folder, rule), []
+    extractor = getattr(processor, "feature_extractor", processor)
+    for name in store_recordings(folder, samples, rule.sampling_rate, _LONGEST_SECONDS):
+        values, rate = preparation.prepare(name), rule.sampling_rate
+        samples_in_bundle = read_wav(folder / name, rate).astype(np.float32)
+        expected = np.asarray(extractor(samples_in_bundle, sampling_rate=rate, return_tensors="np")[_VALUES])
+        difference = float(np.abs(expected - values).max()) if expected.shape == values.shape else float("inf")
+        if not difference <= _TOLERANCE:
+            raise ModelError(
+                f"The feature extractor cannot be described to an app: its {list(expected.shape)} features of {name} "
+                f"are {difference:.3g} apart from the rule's.",
+                expected="samples, or Kaldi's log-mel features",
+            )
+        cases.append(AudioCase(recording=name, features=sampled(values)))
+    return cases
+
+
+SOUNDS = Inputs(
+    plural="recordings",
+    folder="sound",
+    page_files=("heard.mjs",),
+    node_files=("shared/recording_of_file.mjs",),
+    case=AudioCase,
+    meanings={
+        _VALUES: "samples of a recording, or its log-mel features",
+        _MASK: "1 for a sample, 0 for padding",
+    },
+    required=frozenset({_VALUES}),
+    find_rule=_find_sound_rule,
+    open=SoundRule,
+    make_cases=_make_sound_cases,
+    shown=lambda cases: [case.recording for case in cases],
+)

@@ -1,10 +1,13 @@
-"""Making a bundle: everything is written beside its place, proven there, and only then given its name."""
+"""Creation of bundles in a temporary folder, which is verified and then renamed."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +15,22 @@ from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtime import Batch, get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
 from compress.formats.targets import TARGETS, in_format
+from compress.inspection.budget import size_advice
 from compress.models.processor import load_processor
 from compress.pipeline.licence_detection import NOT_STATED
-from compress.plugins.apps.app_type import Kind
-from compress.plugins.apps.app_types import KINDS, kind_of
+from compress.plugins.apps.app_type import AppType
+from compress.plugins.apps.app_types import APP_TYPES, find_app_type
 from compress.plugins.apps.archive import write_zip
-from compress.plugins.apps.bundled_format import Contents
+from compress.plugins.apps.bundled_format import FormatContents
 from compress.plugins.apps.client import FOLDER as RUNTIME_FOLDER
-from compress.plugins.apps.download_size import check_budget, transferred, zipped
-from compress.plugins.apps.format import bundled, minimum_version, open_model, shape_of, unread_reason
-from compress.plugins.apps.format import contents as contents_of
+from compress.plugins.apps.format import (
+    find_bundled_format,
+    minimum_version,
+    open_model,
+    read_contents,
+    record_interface,
+    unread_reason,
+)
 from compress.plugins.apps.manifest import (
     CARD,
     MANIFEST,
@@ -29,11 +38,11 @@ from compress.plugins.apps.manifest import (
     SELFTEST,
     SIGNED,
     Manifest,
-    Runtime,
+    ManifestRuntime,
     TensorRecord,
 )
-from compress.plugins.apps.provenance import Figures, find_figures, find_licences, find_provenance
-from compress.plugins.apps.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
+from compress.plugins.apps.provenance import RunMeasurements, find_licences, find_measurements, find_provenance
+from compress.plugins.apps.selftest import SelfTest, TestedModel, make_selftest, unmeasured_selftest
 from compress.plugins.apps.templates import examples, model_card, page
 from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.run_view import SBOM
@@ -41,9 +50,76 @@ from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
-from compress.utils.digests import FileRecord, digest_file
-from compress.utils.errors import InputError, ModelError, StorageError
+from compress.utils.errors import InputError, ModelError, StageError, StorageError
 from compress.utils.progress import Progress
+from compress.utils.storage import FileRecord, digest_file
+
+_UNASKED = ("examples/", "runtime/LICENSE", CARD, SELFTEST)
+_SECONDS = 600
+# Python has no brotli of its own; whoever bundles for browsers has Node.
+_SIZES = """
+const [zlib, fs] = [require("zlib"), require("fs")], c = zlib.constants;
+const params = {[c.BROTLI_PARAM_QUALITY]: 11, [c.BROTLI_PARAM_LGWIN]: 24};
+const size = (path) => zlib.brotliCompressSync(fs.readFileSync(path), {params}).length;
+process.stdout.write(JSON.stringify(JSON.parse(fs.readFileSync(0, "utf8")).map(size)));
+"""
+
+
+def brotli_sizes(folder: Path) -> dict[str, int]:
+    """Return the brotli size of each file that a page of the bundle may request, by path.
+
+    Raises:
+        InputError: Node, whose brotli is used, is not installed.
+        StageError: Node fails.
+    """
+    program = shutil.which("node")
+    if program is None:
+        raise InputError("A budget for browsers is counted in brotli, which takes Node.", hint="put node on PATH")
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [name for name in names if not name.startswith(_UNASKED)]
+    try:
+        done = subprocess.run(
+            [program, "-e", _SIZES], cwd=folder, input=json.dumps(names), capture_output=True, text=True,
+            timeout=_SECONDS, check=True,
+        )  # fmt: skip
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise StageError(f"Node could not compress the bundle: {error}") from error
+    return dict(zip(names, json.loads(done.stdout), strict=True))
+
+
+def zip_sizes(archive: Path) -> dict[str, int]:
+    """Return the compressed size of each file in the zip of a bundle, by path."""
+    with zipfile.ZipFile(archive) as opened:
+        return {entry.filename: entry.compress_size for entry in opened.infolist()}
+
+
+_MANY = 5
+_MEGABYTE = 1e6
+
+
+def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: FormatContents) -> None:
+    """Raise `InputError` if the files exceed ``most`` bytes, with the largest files and advice.
+
+    Args:
+        sizes: Transferred bytes of each file.
+        most: Size limit in bytes.
+        model: Path of the model in the bundle.
+        contents: Operators and tensors of the model.
+    """
+    total = sum(sizes.values())
+    if total <= most:
+        return
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:_MANY]
+    runtime = sum(size for name, size in sizes.items() if name.startswith("runtime/"))
+    weighed = sum(size for name, size in sizes.items() if name == model or name.startswith(f"{model}/"))
+    shown = ", ".join(f"{name} {sizes[name] / _MEGABYTE:.2f} MB" for name in largest)
+    raise InputError(
+        f"The bundle has {total / _MEGABYTE:.2f} MB compressed, {(total - most) / _MEGABYTE:.2f} MB too many.",
+        where=f"biggest, compressed: {shown}",
+        expected=f"at most {most} bytes",
+        hint="; ".join(size_advice(contents.stored, weighed, runtime, most)),
+    )
+
 
 _SLOW_IN_PAGES = (
     "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage onnx a chat model is "
@@ -52,8 +128,8 @@ _SLOW_IN_PAGES = (
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Request for a bundle: a model's folder, its recipe, and the user's options."""
+class BundleRequest:
+    """Request for a bundle: folder and recipe of a model, and the user's options."""
 
     model: Path
     recipe: Recipe
@@ -67,36 +143,46 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle: its folder, the same as a zip, and its manifest."""
+    """Finished bundle: its folder, the zip of this folder, and the manifest."""
 
     folder: Path
     archive: Path
     manifest: Manifest
 
 
-def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
+def build(request: BundleRequest, output: Path, progress: Progress) -> Bundle:
     """Write the folder ``output`` and ``output``.zip, or nothing.
 
-    Raises `InputError` for a model or task that can't be bundled, an output that is there already or a budget that is
-    missed, and `StorageError` where it can't be written.
+    Args:
+        request: Model and options.
+        output: Folder to create.
+        progress: Shows the steps.
+
+    Returns:
+        The finished bundle.
+
+    Raises:
+        InputError: The model or task cannot be bundled, the output exists, or the size limit is exceeded.
+        StorageError: The bundle cannot be written.
     """
     archive = Path(f"{output}.zip")
-    _check(wanted, output, archive)
+    _check(request, output, archive)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
             folder, packed = Path(scratch) / "bundle", Path(scratch) / "bundle.zip"
             folder.mkdir()
-            manifest, contents = _fill(folder, wanted, progress)
-            if wanted.key is not None:
-                sign(folder, wanted.key, SIGNED)
+            manifest, contents = _fill(folder, request, progress)
+            if request.key is not None:
+                sign(folder, request.key, SIGNED)
+            # Verify the folder as a user would, before anything gets its final name.
             verify_folder(folder, None)
-            if wanted.profile.version is not None:
-                KINDS[manifest.steps].client.try_out(folder, progress)
+            if request.profile.version is not None:
+                APP_TYPES[manifest.steps].client.try_out(folder, progress)
             write_zip(folder, packed)
-            if wanted.most_bytes is not None:
-                sizes = zipped(packed) if wanted.profile.version is None else transferred(folder)
-                check_budget(sizes, wanted.most_bytes, manifest.model, contents)
+            if request.most_bytes is not None:
+                sizes = zip_sizes(packed) if request.profile.version is None else brotli_sizes(folder)
+                check_budget(sizes, request.most_bytes, manifest.model, contents)
             folder.rename(output)
             packed.rename(archive)
     except OSError as error:
@@ -106,7 +192,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
     if any(entry.licence == NOT_STATED for entry in manifest.licences):
         progress.note("the model's licence is not stated; name it with --licence, so that an app may ship it")
     if (
-        wanted.profile.version is not None
+        request.profile.version is not None
         and GENERATES in get_task(manifest.task).capabilities
         and contents.few_bit_products
     ):
@@ -114,60 +200,68 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
     return Bundle(output, archive, manifest)
 
 
-def _check(wanted: Wanted, output: Path, archive: Path) -> None:
-    form, allowed = format_of(wanted.model), wanted.profile.apps
-    if form not in allowed:
+def _check(request: BundleRequest, output: Path, archive: Path) -> None:
+    """Raise `InputError` if the model cannot be bundled for the profile, or the output exists."""
+    format_name, allowed = format_of(request.model), request.profile.apps
+    if format_name not in allowed:
         raise InputError(
-            f"A bundle for {wanted.profile.name} cannot hold a model of {wanted.recipe.task} in the format {form}.",
-            where=str(wanted.model),
+            f"A bundle for {request.profile.name} cannot hold a model of {request.recipe.task} in the format "
+            f"{format_name}.",
+            where=str(request.model),
             expected=" or ".join(allowed),
             hint="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
-    if (unread := unread_reason(bundled(form))) is not None:
-        raise InputError(f"The model cannot be bundled here: {unread}.", where=str(wanted.model))
-    for place in (output, archive):
-        if place.exists() or place.is_symlink():
-            raise InputError("The output is there already.", where=str(place), hint="remove it, or name another -o")
+    if (unread := unread_reason(find_bundled_format(format_name))) is not None:
+        raise InputError(f"The model cannot be bundled here: {unread}.", where=str(request.model))
+    for path in (output, archive):
+        if path.exists() or path.is_symlink():
+            raise InputError("The output is there already.", where=str(path), hint="remove it, or name another -o")
 
 
-def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
-    """Every file, the manifest last."""
-    shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
-    kind, model = kind_of(wanted.recipe.task, wanted.model), folder / MODEL_FOLDER
+def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Manifest, FormatContents]:
+    """Write all files of the bundle, the manifest last.
+
+    Returns:
+        The manifest, and the operators and tensors of the model file.
+    """
+    shutil.copytree(request.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
+    kind, model = find_app_type(request.recipe.task, request.model), folder / MODEL_FOLDER
     file = model_file(model) if kind.graphs == 1 else model_files(model)[0]
-    written = format_of(file)
-    form = bundled(written)
-    target = TARGETS[form.target]
-    silent = why_unavailable(target)
-    contents, session = contents_of(form, file), None
+    format_name = format_of(file)
+    bundled_format = find_bundled_format(format_name)
+    target = TARGETS[bundled_format.target]
+    # Some formats run only on other machines. Their self-test has inputs without answers.
+    unavailable_reason = why_unavailable(target)
+    contents, session = read_contents(bundled_format, file), None
     if kind.graphs > 1:
-        others = [contents_of(form, one) for one in model_files(model)[1:]]
-        contents = contents._replace(integers=any(one.integers for one in (contents, *others)))
-    if silent is None:
-        session = open_model(form, file if kind.graphs == 1 else model)
-    shape = shape_of(form.interface(file, session), kind, str(file))
-    processor, longest = load_processor(wanted.model), wanted.recipe.data.max_length
-    rule = kind.inputs.find_rule(folder, processor, min(longest, shape.longest or longest))
-    end = kind.answers.find_end(model, shape.outputs)
-    cases = kind.inputs.make_cases(folder, rule, wanted.samples, processor)
+        others = [read_contents(bundled_format, entry) for entry in model_files(model)[1:]]
+        contents = contents._replace(integers=any(entry.integers for entry in (contents, *others)))
+    if unavailable_reason is None:
+        session = open_model(bundled_format, file if kind.graphs == 1 else model)
+    shape = record_interface(bundled_format.interface(file, session), kind, str(file))
+    # The rules come from the processor of transformers. Every built-in and user sample verifies them.
+    processor, max_length = load_processor(request.model), request.recipe.data.max_length
+    rule = kind.inputs.find_rule(folder, processor, min(max_length, shape.longest or max_length))
+    postprocessing = kind.answers.find_postprocessing(model, shape.outputs)
+    cases = kind.inputs.make_cases(folder, rule, request.samples, processor)
     if session is None:
-        test = unmeasured_selftest(cases, silent or "")
+        selftest = unmeasured_selftest(cases, unavailable_reason or "")
     else:
         made_with = f"{target.runtime} {get_runtime(target.runtime).build()}"
-        asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
-        _check_fits(asked.way.feed(cases[0]), shape.inputs)
-        test = make_selftest(asked, cases, contents.integers, made_with)
-    profile = wanted.profile
-    figures = find_figures(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name)
-    if figures is not None and (bill := _run_of(wanted) / SBOM).is_file():
-        shutil.copyfile(bill, folder / SBOM)
-    licences = find_licences(wanted.recipe, wanted.recipe_file.parent, wanted.licence)
+        tested_model = TestedModel(session, kind.inputs.open(folder, rule), kind.answers, postprocessing)
+        _check_fits(tested_model.preparation.feed(cases[0]), shape.inputs)
+        selftest = make_selftest(tested_model, cases, contents.integers, made_with)
+    profile = request.profile
+    figures = find_measurements(request.recipe, request.recipe_file, _run_of(request), profile.name)
+    if figures is not None and (sbom := _run_of(request) / SBOM).is_file():
+        shutil.copyfile(sbom, folder / SBOM)
+    licences = find_licences(request.recipe, request.recipe_file.parent, request.licence)
     manifest = Manifest(
-        name=wanted.recipe.name,
-        task=wanted.recipe.task,
+        name=request.recipe.name,
+        task=request.recipe.task,
         target=profile.name,
-        runtime=_runtime(profile, kind, written, minimum_version(form, file)),
-        format=written,
+        runtime=_runtime(profile, kind, format_name, minimum_version(bundled_format, file)),
+        format=format_name,
         model=file.relative_to(folder).as_posix(),
         opsets=contents.opsets,
         inputs=shape.inputs,
@@ -175,60 +269,76 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         axes=dict(shape.axes),
         signatures=shape.signatures,
         preprocessing=rule,
-        postprocessing=end,
+        postprocessing=postprocessing,
         licences=(*licences, *kind.client.licences(kind.inputs.tokenizes)) if profile.version else licences,
-        provenance=find_provenance(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name),
+        provenance=find_provenance(request.recipe, request.recipe_file, _run_of(request), profile.name),
         files={},
     )
-    return _write(folder, manifest, kind, profile, test, figures, progress), contents
+    return _write(folder, manifest, kind, profile, selftest, figures, progress), contents
 
 
 def _check_fits(feed: Batch, inputs: Sequence[TensorRecord]) -> None:
-    """Raises `ModelError` where what an app prepares is of another size than the model takes."""
+    """Raise `ModelError` if prepared inputs have another size than the model takes."""
     for entry in inputs:
-        given = feed[entry.name].shape if entry.name in feed else entry.shape
-        if any(isinstance(wanted, int) and wanted != found for wanted, found in zip(entry.shape, given, strict=False)):
+        prepared_shape = feed[entry.name].shape if entry.name in feed else entry.shape
+        if any(
+            isinstance(expected_size, int) and expected_size != prepared_size
+            for expected_size, prepared_size in zip(entry.shape, prepared_shape, strict=False)
+        ):
             raise ModelError(
-                f"The model takes {entry.name} of shape {list(entry.shape)}, and an app would give it {list(given)}.",
+                f"The model takes {entry.name} of shape {list(entry.shape)}, and an app would give it "
+                f"{list(prepared_shape)}.",
                 where="preprocessor_config.json",
                 expected="a processor that brings every input to the model's size",
                 hint='for pictures "do_resize": true and "size", which changes nothing of those that have it already',
             )
 
 
-def _run_of(wanted: Wanted) -> Path:
-    """Where its report would be: the recipe's folder, if the model lies below it."""
-    folder = wanted.recipe_file.resolve().parent
-    return folder if wanted.model.resolve().is_relative_to(folder) else wanted.model.parent
+def _run_of(request: BundleRequest) -> Path:
+    """Return the folder of the run: the recipe's folder if the model lies below it, else the model's parent."""
+    folder = request.recipe_file.resolve().parent
+    return folder if request.model.resolve().is_relative_to(folder) else request.model.parent
 
 
-def _runtime(profile: AppProfile, kind: Kind, written: str, minimum_version: str) -> Runtime:
+def _runtime(profile: AppProfile, kind: AppType, written: str, minimum_version: str) -> ManifestRuntime:
+    """Return the runtime for the manifest. A page has its own runtime library."""
     app = profile.apps[written]
     name, package, least = app.runtime, app.package, minimum_version
     if profile.version is not None:
         name, package, least = kind.client.runs(profile)
     provider = in_format(profile, written).target.provider
-    return Runtime(name=name, package=package, minimum_version=least, execution_provider=provider)
+    return ManifestRuntime(name=name, package=package, minimum_version=least, execution_provider=provider)
 
 
 def _write(
     folder: Path,
     manifest: Manifest,
-    kind: Kind,
+    kind: AppType,
     profile: AppProfile,
     test: SelfTest,
-    figures: Figures | None,
+    figures: RunMeasurements | None,
     progress: Progress,
 ) -> Manifest:
+    """Write self-test, card, examples and page, and then the manifest with the digests of all files.
+
+    Args:
+        folder: Folder of the bundle.
+        manifest: Manifest without files.
+        kind: Application type.
+        profile: Platform of the application.
+        test: Self-test.
+        figures: Measurements of the run for the card.
+        progress: Shows downloads.
+    """
     card = model_card(manifest, kind, profile, test.unmeasured, figures)
-    written = {SELFTEST: test.to_bytes(), CARD: card.encode()}
-    written |= examples(manifest, kind, profile)
+    contents_by_name = {SELFTEST: test.to_bytes(), CARD: card.encode()}
+    contents_by_name |= examples(manifest, kind, profile)
     if profile.version is not None:
         (folder / RUNTIME_FOLDER).mkdir()
         kind.client.copy(folder / RUNTIME_FOLDER, kind.inputs.tokenizes, progress)
-        written |= page(manifest, kind, test.cases)
-        written |= kind.inputs.more_for_page(folder, manifest.preprocessing)
-    for name, content in written.items():
+        contents_by_name |= page(manifest, kind, test.cases)
+        contents_by_name |= kind.inputs.more_for_page(folder, manifest.preprocessing)
+    for name, content in contents_by_name.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     files = {
@@ -236,6 +346,6 @@ def _write(
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    whole = manifest.model_copy(update={"files": files})
-    (folder / MANIFEST).write_bytes(whole.sealed())
-    return whole
+    complete = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_bytes(complete.sealed())
+    return complete

@@ -1,4 +1,4 @@
-"""What a format gives a bundle of an app: its `BundledFormat`."""
+"""Interface by which a model format supports bundles."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from compress.utils.pydantic_models import FrozenAliased
 
 
 class Axis(FrozenAliased):
-    """Range of a named axis. ``least`` is None if the file does not state it."""
+    """Allowed sizes of a named axis. ``least`` is None if the file does not state it."""
 
     least: int | None = Field(ge=0)
     most: int = Field(ge=1)
 
 
 class Signature(FrozenAliased):
-    """One of several graphs in a file, each called by its name.
+    """Graph of a file with several graphs, which is called by its name.
 
-    It takes rows of ``length`` tokens: shorter ones are filled with zeros at their end. None: its inputs have one size.
+    It takes rows of ``length`` tokens, and shorter rows are padded with zeros. None means a fixed input size.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Signature(FrozenAliased):
 
 
 class Interface(NamedTuple):
-    """Inputs and outputs of a model in its own order, with ``axes`` and ``signatures`` as in a manifest."""
+    """Inputs and outputs of a model in the model's order, with ``axes`` and ``signatures`` as in a manifest."""
 
     inputs: Mapping[str, TensorType]
     outputs: Mapping[str, TensorType]
@@ -40,10 +40,11 @@ class Interface(NamedTuple):
     signatures: tuple[Signature, ...] = ()
 
 
-class Contents(NamedTuple):
-    """Operator domains with their versions, whether products are of 8-bit integers, and bytes of what is stored.
+class FormatContents(NamedTuple):
+    """Operators and tensors of a model file.
 
-    ``stored`` is name -> (numpy's type name, shape, bytes); ``few_bit_products``: whether some read weights so.
+    ``opsets`` maps operator domains to versions. ``integers`` is True if products of 8-bit integers occur. ``stored``
+    maps tensor names to (numpy type, shape, bytes). ``few_bit_products`` is True if operators read few-bit weights.
     """
 
     opsets: dict[str, int]
@@ -54,9 +55,9 @@ class Contents(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BundledFormat:
-    """Support for one format in bundles: how its files are read and run.
+    """Support for one format in bundles: inspection and execution of its files.
 
-    ``target`` is the target that runs it on this machine. The folder `examples` of the package ``examples`` contains a
+    ``target`` runs the format on this machine. The folder `examples` of the package ``examples`` contains a
     `Model` in each language of its apps.
     """
 
@@ -64,7 +65,7 @@ class BundledFormat:
     examples: str
     interface: Callable[[Path, Session | None], Interface]
     """What a file takes and gives. A format that is read without its runtime needs no session."""
-    contents: Callable[[Path], Contents] | None = None
+    contents: Callable[[Path], FormatContents] | None = None
     """What a file holds, or raises `ModelError`; None where its stored tensors say it."""
     unread_reason: Callable[[], str | None] | None = None
     """Why files can't be looked into on this machine; None where they can wherever the target is to be had."""

@@ -1,4 +1,4 @@
-"""`compress bundle ARTIFACT`: what an app needs; `compress bundle-verify`: is it whole, and does it answer?"""
+"""Commands `compress bundle` and `compress bundle-verify`."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def bundle(
     from compress.report.run_folder import RECIPE
 
     profile = find_app_profile(target)
-    found = find_artifact(artifact, recipe)
+    located = find_artifact(artifact, recipe)
     from compress.formats.quiet_output import quiet_libraries
-    from compress.plugins.apps.build import Wanted, build
+    from compress.plugins.apps.build import BundleRequest, build
 
     quiet_libraries()
-    source = recipe or found.recipe_folder / RECIPE
-    wanted = Wanted(
-        written_for(found, profile), found.recipe, source, profile, tuple(sample or ()), licence, sign, max_bytes
+    source = recipe or located.recipe_folder / RECIPE
+    request = BundleRequest(
+        written_for(located, profile), located.recipe, source, profile, tuple(sample or ()), licence, sign, max_bytes
     )
-    done = build(wanted, output, ConsoleProgress())
+    result = build(request, output, ConsoleProgress())
     if json_:
-        typer.echo(done.manifest.sealed().decode(), nl=False)
+        typer.echo(result.manifest.sealed().decode(), nl=False)
         return
-    size = sum(record.size_bytes for record in done.manifest.files.values())
-    typer.echo(f"{done.folder}: {len(done.manifest.files)} files, {size / 1e6:.2f} MB")
-    typer.echo(f"{done.archive}: {done.archive.stat().st_size / 1e6:.2f} MB")
+    size = sum(record.size_bytes for record in result.manifest.files.values())
+    typer.echo(f"{result.folder}: {len(result.manifest.files)} files, {size / 1e6:.2f} MB")
+    typer.echo(f"{result.archive}: {result.archive.stat().st_size / 1e6:.2f} MB")
     if profile.version is not None:
-        typer.echo(f"look at it: python3 -m http.server --directory {done.folder}")
+        typer.echo(f"look at it: python3 -m http.server --directory {result.folder}")
 
 
 def bundle_verify(
@@ -73,20 +73,21 @@ def bundle_verify(
     """Find any changed, added or missing byte of a bundle, compare the manifest with the model, run the self-test."""
     from compress.plugins.apps.verify import verify
 
-    done = verify(path, signer)
+    result = verify(path, signer)
     if json_:
-        typer.echo(json.dumps(asdict(done), indent=1))
+        typer.echo(json.dumps(asdict(result), indent=1))
         return
     typer.echo(
-        f"{done.name} for {done.target}: {done.files} files as they were written, {done.size_bytes / 1e6:.2f} MB"
+        f"{result.name} for {result.target}: {result.files} files as they were written, "
+        f"{result.size_bytes / 1e6:.2f} MB"
     )
-    prepared = f"self-test: {done.cases} {done.of} are prepared as they should be"
-    if done.worst is None:
-        typer.echo(f"{prepared}; their {done.compared} could not be compared: {done.unanswered}")
+    prepared = f"self-test: {result.cases} {result.of} are prepared as they should be"
+    if result.worst is None:
+        typer.echo(f"{prepared}; their {result.compared} could not be compared: {result.unanswered}")
     else:
-        typer.echo(f"{prepared}, {done.compared} within {done.worst:.1%} of the tolerance")
-    if done.unread is not None:
-        typer.echo(f"the manifest could not be compared with the model: {done.unread}")
+        typer.echo(f"{prepared}, {result.compared} within {result.worst:.1%} of the tolerance")
+    if result.unread is not None:
+        typer.echo(f"the manifest could not be compared with the model: {result.unread}")
     typer.echo(
-        f"signed by {done.signer}" if done.signer else "not signed: whoever changed it could have sealed it anew"
+        f"signed by {result.signer}" if result.signer else "not signed: whoever changed it could have sealed it anew"
     )

@@ -1,4 +1,4 @@
-"""What a bundle asks of a model in any format: its inputs and outputs, and what it holds."""
+"""Inspection of a model of any format: its inputs and outputs, operators and tensors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from compress.formats.runtime import Session, TensorType, get_runtime, why_unava
 from compress.formats.targets import TARGETS
 from compress.inspection.tensors import read_model
 from compress.plugins import UnusablePluginError, find_extensions, load_extension
-from compress.plugins.apps.app_type import Kind
-from compress.plugins.apps.bundled_format import Axis, BundledFormat, Contents, Interface, Signature
+from compress.plugins.apps.app_type import AppType
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, FormatContents, Interface, Signature
 from compress.plugins.apps.manifest import TensorRecord
 from compress.utils.errors import InputError, ModelError
 
 _INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")
 
 
-class Shape(NamedTuple):
-    """An `Interface` with what each tensor means, as a manifest has it."""
+class InterfaceRecord(NamedTuple):
+    """Interface of a model with the meaning of each tensor, as a manifest records it."""
 
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
@@ -28,7 +28,7 @@ class Shape(NamedTuple):
 
     @property
     def longest(self) -> int | None:
-        """The most tokens that an input takes, or None where there is no bound."""
+        """Largest number of tokens of an input, or None without a limit."""
         bounds = (
             self.axes[axis].most
             for entry in self.inputs
@@ -39,13 +39,17 @@ class Shape(NamedTuple):
         return min(bounds, default=None)
 
 
-def bundled(form: str) -> BundledFormat:
-    """Return how bundles read files of a format. Raises `InputError` for a format that no app runs."""
+def find_bundled_format(form: str) -> BundledFormat:
+    """Return the bundle support of a format.
+
+    Raises:
+        InputError: No application runs this format.
+    """
     extension = find_extensions("bundled_formats").get(form)
-    found = None if extension is None else load_extension(extension, _accept)
-    if found is None:
+    bundled_format = None if extension is None else load_extension(extension, _accept)
+    if bundled_format is None:
         raise InputError(f"No app runs files of the format {form}.", expected="a bundle of another format")
-    return found
+    return bundled_format
 
 
 def _accept(value: object) -> BundledFormat:
@@ -55,33 +59,33 @@ def _accept(value: object) -> BundledFormat:
 
 
 def open_model(form: BundledFormat, file: Path) -> Session:
-    """The model through its runtime on this machine. Raises `ModelError` where that can't open it."""
+    """Open the model in its runtime on this machine. Raises `ModelError` if that fails."""
     target = TARGETS[form.target]
     return get_runtime(target.runtime).open(file, target, 1)
 
 
 def unread_reason(form: BundledFormat) -> str | None:
-    """Why files can't be looked into on this machine, or None where they can."""
+    """Return the reason why files of the format cannot be inspected on this machine, or None."""
     return why_unavailable(TARGETS[form.target]) if form.unread_reason is None else form.unread_reason()
 
 
 def minimum_version(form: BundledFormat, file: Path) -> str:
-    """The oldest version of the app's runtime that is known to open it."""
+    """Return the oldest version of the app's runtime that can open the file."""
     if form.minimum_version is not None:
         return form.minimum_version(file)
     return get_runtime(TARGETS[form.target].runtime).build()
 
 
-def contents(form: BundledFormat, file: Path) -> Contents:
+def read_contents(form: BundledFormat, file: Path) -> FormatContents:
     """Return the contents of a file. Raises `ModelError` for a broken file."""
     if form.contents is not None:
         return form.contents(file)
     tensors = read_model(file).tensors
-    integers = any(one.dtype in _INTEGERS and len(one.shape) > 1 for one in tensors)
-    return Contents({}, integers, {one.name: (one.dtype, one.shape, one.bytes) for one in tensors})
+    integers = any(tensor.dtype in _INTEGERS and len(tensor.shape) > 1 for tensor in tensors)
+    return FormatContents({}, integers, {tensor.name: (tensor.dtype, tensor.shape, tensor.bytes) for tensor in tensors})
 
 
-def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
+def record_interface(interface: Interface, kind: AppType, where: str) -> InterfaceRecord:
     """Return inputs and outputs as in a manifest. Raises `ModelError` for those that no model of this app type has."""
     inputs, outputs = interface.inputs, interface.outputs
     names = inputs.keys() | outputs.keys()
@@ -94,16 +98,16 @@ def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
             expected=f"{', '.join(sorted(kind.required))}{perhaps}: those of {kind.name}",
             hint="write it with the stage of `compress` for its format",
         )
-    return Shape(_records(inputs, kind), _records(outputs, kind), interface.axes, interface.signatures)
+    return InterfaceRecord(_records(inputs, kind), _records(outputs, kind), interface.axes, interface.signatures)
 
 
-def _records(types: Mapping[str, TensorType], kind: Kind) -> tuple[TensorRecord, ...]:
+def _records(types: Mapping[str, TensorType], kind: AppType) -> tuple[TensorRecord, ...]:
     return tuple(
         TensorRecord(
             name=name,
-            dtype=found.dtype,
-            shape=tuple("any" if axis is None else axis for axis in found.shape),
+            dtype=tensor_type.dtype,
+            shape=tuple("any" if axis is None else axis for axis in tensor_type.shape),
             meaning=kind.meaning(name) or "",
         )
-        for name, found in types.items()
+        for name, tensor_type in types.items()
     )

@@ -1,10 +1,12 @@
-"""Pictures -> floats as an app does it: by the rule of the manifest, without transformers."""
+"""Preparation of images by the rule of a manifest, without transformers, and test images drawn from formulas."""
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,88 +15,169 @@ import numpy as np
 from compress.data.media import Mode, decode, media
 from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Case, Inputs
-from compress.plugins.apps.pictures import noise, pictures
 from compress.plugins.apps.preprocess import Channels, Crop, PrepareImage, Resize
 from compress.utils.errors import BundleError, DataError, InputError, ModelError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from compress.models.processor import Processor
+
+
+_SKY, _SUN, _HILLS = ((96, 148, 214), (250, 214, 165)), (255, 240, 190), ((84, 120, 92), (52, 92, 70), (34, 62, 54))
+
+
+@functools.cache
+def synthetic_images() -> Sequence[bytes]:
+    """Return PNG files of synthetic images: a landscape, a disc, tiles, grey stripes, noise, and one of six pixels.
+
+    They cover colour and grey, transparency, sizes above and below those of any model, odd sides, and patterns of one
+    pixel, which only the right resampling filter reproduces.
+    """
+    arrays = (_landscape(400, 300), _fruit(200), _tiles(480, 360), _stripes(97, 301), _noise(61, 43), _noise(3, 2))
+    return tuple(map(_png, arrays))
+
+
+def noise(width: int, height: int, mode: Mode) -> Image.Image:
+    """Return a deterministic noise image."""
+    from PIL import Image
+
+    return Image.fromarray(_noise(width, height)).convert(mode)
+
+
+def _noise(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng((width, height)).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _landscape(width: int, height: int) -> np.ndarray:
+    """Draw a sky, a sun and hills with antialiased edges (3 by 3 supersampling)."""
+    y, x = np.mgrid[0 : 3 * height, 0 : 3 * width] / (3 * height)
+    row = (np.floor(y * height) / height)[..., None]
+    canvas = (1 - row) * np.array(_SKY[0]) + row * np.array(_SKY[1])
+    canvas[np.hypot(x - 0.95, y - 0.38) < 0.12] = _SUN
+    for number, colour in enumerate(_HILLS):
+        ridge = 0.55 + 0.15 * number + 0.07 * np.sin(x * (5 - number) + 2.3 * number) + 0.02 * np.sin(17 * x + number)
+        canvas[y > ridge] = colour
+    return np.asarray(canvas.reshape(height, 3, width, 3, 3).mean(axis=(1, 3)), np.uint8)
+
+
+def _fruit(side: int) -> np.ndarray:
+    """Draw a disc with a transparent background, edge and shadow."""
+    y, x = (np.mgrid[0:side, 0:side] + 0.5) / side - 0.5
+    far = np.hypot(x, y)
+    shade = np.floor(16 * np.clip(1 - np.hypot(x + 0.12, y + 0.14) * 1.6, 0, 1)) / 16
+    colour = np.stack([150 + 95 * shade, 40 + 120 * shade, 40 + 60 * shade], axis=-1)
+    alpha = np.clip((0.42 - far) * 24, 0, 1) * 255
+    return np.dstack([colour, alpha]).astype(np.uint8)
+
+
+def _tiles(width: int, height: int) -> np.ndarray:
+    """Draw tiles of eight colours. Every third tile is a checkerboard of single pixels."""
+    y, x = np.mgrid[0:height, 0:width]
+    number = (x // 60 + 3 * (y // 60)) % 8
+    canvas = np.stack([np.where(number & bit, 230, 40) for bit in (1, 2, 4)], axis=-1)
+    fine = ((x // 60 + y // 60) % 3 == 0) & ((x + y) % 2 == 0)
+    canvas[fine] = 255 - canvas[fine]
+    return canvas.astype(np.uint8)
+
+
+def _stripes(width: int, height: int) -> np.ndarray:
+    """Draw grey stripes that get finer from top to bottom."""
+    y = np.mgrid[0:height, 0:width][0] / height
+    return np.where(np.sin(60 * y * y * y) > 0, 220, 60).astype(np.uint8)
+
+
+def _png(array: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
 INPUT = "pixel_values"
 FOLDER = "samples"
 _FILTERS = {2: "bilinear", 3: "bicubic", 1: "lanczos"}
-"""Pillow's numbers of its filters, which are Hugging Face's too."""
+"""Pillow's filter numbers, which Hugging Face uses too."""
 _LONGEST = 512
-"""Of a sample that the user names: a bundle is small, and every model sees less."""
+"""Longest side of a user's sample in pixels. Bundles stay small, and models take smaller images."""
 _PLACES, _STEP = 64, 10_007
 _TOLERANCE = 1e-4
-"""Of a prepared value. Pillow's resampling is of whole numbers, so that nothing is left but the last bit of a float."""
+"""Largest difference of a prepared value.
+
+Pillow resamples in integers, so that only the last bit of a float differs.
+"""
 _MOST_PIXELS = 1 << 26
 _PROBES = ((1, 1), (7, 300), (400, 9), (640, 427), (33, 65), (225, 224), (57, 301))
-"""Widths and heights of noise on which the rule is tried, beside the samples."""
+"""Widths and heights of noise images on which the rule is verified."""
 _SHOWN = 3
 
 
 class ImageCase(Case):
-    """One picture, and 64 of its prepared values: value k is at the place 10007 k, modulo their number, in NCHW."""
+    """Image and 64 of its prepared values: value k is at position 10007 k, modulo their number, in NCHW order."""
 
     image: str
     pixels: tuple[float, ...]
 
     @property
     def shown(self) -> str:
-        """Its file."""
+        """Path of the image, quoted for a message."""
         return repr(self.image)
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """That file."""
+        """Path of the image in the bundle."""
         return (self.image,)
 
 
 class ImageRule:
-    """The rule of a manifest over the pictures of its bundle."""
+    """Preparation of images of a bundle by the rule of its manifest."""
 
     def __init__(self, folder: Path, rule: PrepareImage) -> None:
         self.folder, self.rule = folder, rule
+        # Rescaling and normalisation map each of the 256 levels of a channel to one float.
         levels = np.arange(256)[None, :] * rule.rescale_factor
         mean, std = np.array(rule.mean)[:, None], np.array(rule.std)[:, None]
         self._values = ((levels - mean) / std).astype(np.float32)
 
     @property
     def mode(self) -> Mode:
-        """Return Pillow's name for the channels, apart from their order."""
+        """Pillow's name for the channels, without their order."""
         return "L" if self.rule.channels == "L" else "RGB"
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """An upright, opaque image as floats [1, channels, height, width]. Raises `BundleError` for a huge one."""
+        """Return an upright, opaque image as floats [1, channels, height, width].
+
+        Raises `BundleError` if it is huge.
+        """
         rule = self.rule
         if rule.resize is not None:
             image = self._resized(image, rule.resize)
-        found = np.asarray(image).reshape(image.height, image.width, -1)
+        array = np.asarray(image).reshape(image.height, image.width, -1)
         if rule.channels == "BGR":
-            found = found[:, :, ::-1]
-        found = found.transpose(2, 0, 1)
+            array = array[:, :, ::-1]
+        array = array.transpose(2, 0, 1)
         if rule.center_crop is not None:
-            found = _cropped(found, rule.center_crop)
-        return np.stack([values[channel] for values, channel in zip(self._values, found, strict=True)])[None]
+            array = _cropped(array, rule.center_crop)
+        return np.stack([values[channel] for values, channel in zip(self._values, array, strict=True)])[None]
 
     def open(self, name: str) -> Image.Image:
-        """A picture of the bundle. Raises `BundleError`."""
+        """Return an image of the bundle. Raises `BundleError`."""
         try:
             return decode(media(name, self.folder) or {}, self.mode, Counter())
         except DataError as error:
             raise BundleError(f"A picture of the self-test cannot be read: {error}", where=str(self.folder)) from error
 
     def feed(self, case: ImageCase) -> Batch:
-        """The picture, prepared."""
+        """Return the prepared image of a case."""
         return {self.rule.input: self.pixels(self.open(case.image))}
 
     def difference(self, case: ImageCase) -> tuple[str, str] | None:
-        """See `Preparation`."""
-        return other_values(self.pixels(self.open(case.image)), case.pixels, "prepared value", _TOLERANCE)
+        """Return the first differing value and the expected one, or None."""
+        return first_difference(self.pixels(self.open(case.image)), case.pixels, "prepared value", _TOLERANCE)
 
     def _resized(self, image: Image.Image, how: Resize) -> Image.Image:
+        """Return the image at the size of the rule. The longer side is rounded down."""
         from PIL import Image
 
         width, height = how.width, how.height
@@ -113,10 +196,10 @@ class ImageRule:
 def sampled(pixels: np.ndarray) -> tuple[float, ...]:
     """Return the prepared values that a case stores, rounded to seven digits."""
     flat = pixels.ravel()
-    return tuple(float(f"{flat[place * _STEP % flat.size]:.7g}") for place in range(_PLACES))
+    return tuple(float(f"{flat[index * _STEP % flat.size]:.7g}") for index in range(_PLACES))
 
 
-def other_values(values: np.ndarray, known: Sequence[float], what: str, tolerance: float) -> tuple[str, str] | None:
+def first_difference(values: np.ndarray, known: Sequence[float], what: str, tolerance: float) -> tuple[str, str] | None:
     """Compare prepared values with those that a case stores.
 
     Args:
@@ -128,31 +211,34 @@ def other_values(values: np.ndarray, known: Sequence[float], what: str, toleranc
     Returns:
         The prepared and the expected value with the largest difference, or None.
     """
-    found, expected = np.array(sampled(values)), np.array(known)
-    if found.shape != expected.shape:
-        return f"{found.size} {what}s", f"{expected.size}"
-    apart = np.abs(found - expected)
-    if apart.max() <= tolerance:
+    prepared, expected = np.array(sampled(values)), np.array(known)
+    if prepared.shape != expected.shape:
+        return f"{prepared.size} {what}s", f"{expected.size}"
+    differences = np.abs(prepared - expected)
+    if differences.max() <= tolerance:
         return None
-    worst = int(apart.argmax())
-    return f"{what} {worst} is {found[worst]:.6g}", f"{expected[worst]:.6g} within {tolerance:g}"
+    worst = int(differences.argmax())
+    return f"{what} {worst} is {prepared[worst]:.6g}", f"{expected[worst]:.6g} within {tolerance:g}"
 
 
-def _cropped(found: np.ndarray, crop: Crop) -> np.ndarray:
-    """Of [channels, height, width] the middle; zeros beyond."""
-    channels, height, width = found.shape
+def _cropped(image: np.ndarray, crop: Crop) -> np.ndarray:
+    """Return the centre of an image [channels, height, width], padded with zeros."""
+    channels, height, width = image.shape
     top, left = (height - crop.height) // 2, (width - crop.width) // 2
-    whole = np.zeros((channels, crop.height, crop.width), np.uint8)
-    inner = found[:, max(top, 0) : top + crop.height, max(left, 0) : left + crop.width]
+    cropped = np.zeros((channels, crop.height, crop.width), np.uint8)
+    visible = image[:, max(top, 0) : top + crop.height, max(left, 0) : left + crop.width]
     down, right = max(-top, 0), max(-left, 0)
-    whole[:, down : down + inner.shape[1], right : right + inner.shape[2]] = inner
-    return whole
+    cropped[:, down : down + visible.shape[1], right : right + visible.shape[2]] = visible
+    return cropped
 
 
-def find_rule(processor: Any) -> PrepareImage:
-    """The rule by which an app prepares what ``processor``, an image processor of transformers, does.
+def find_rule(processor: Processor) -> PrepareImage:
+    """Return the rule for an image processor of transformers.
 
-    Only what it says is read here; whether that is all it does, `make_cases` proves. Raises `ModelError`.
+    The rule contains the processor's settings. `_make_cases` verifies that the processor does nothing else.
+
+    Raises:
+        ModelError: A setting has no counterpart in the rule.
     """
 
     def said(name: str) -> Any:
@@ -161,6 +247,7 @@ def find_rule(processor: Any) -> PrepareImage:
     resize, crop = _resize(said) if said("do_resize") else None, said("crop_size") if said("do_center_crop") else None
     if resize is not None and resize.shortest_edge is not None and said("crop_pct"):
         # ConvNeXT's: resized to more, and cut to what the size says.
+        # ConvNeXT resizes to a larger size and crops the centre.
         side = resize.shortest_edge
         crop = {"height": side, "width": side}
         resize = Resize(filter=resize.filter, shortest_edge=int(side / said("crop_pct")))
@@ -178,23 +265,31 @@ def find_rule(processor: Any) -> PrepareImage:
 
 
 def _resize(said: Any) -> Resize:
+    """Return the resizing of a processor. Raises `ModelError` for other filters or sizes."""
     size, number = dict(said("size")), said("resample")
-    named = {name: value for name, value in size.items() if value is not None}
+    stated_sizes = {name: value for name, value in size.items() if value is not None}
     name = _FILTERS.get(int(2 if number is None else number))
-    if name is None or named.keys() not in ({"height", "width"}, {"shortest_edge"}):
-        raise _no_rule(f"it resizes to {named} with Pillow's filter {number}")
-    return Resize.model_validate({"filter": name, **named})
+    if name is None or stated_sizes.keys() not in ({"height", "width"}, {"shortest_edge"}):
+        raise _no_rule(f"it resizes to {stated_sizes} with Pillow's filter {number}")
+    return Resize.model_validate({"filter": name, **stated_sizes})
 
 
-def check_rule(way: ImageRule, name: str, image: Image.Image, processor: Any) -> None:
-    """Raises `ModelError` where transformers prepares the image otherwise than the rule does."""
-    wanted = np.asarray(processor([image])[INPUT])
-    found = way.pixels(image)
-    if wanted.shape != found.shape:
-        raise _no_rule(f"of {name} it makes {list(wanted.shape)}, the rule {list(found.shape)}")
-    apart = float(np.abs(wanted - found).max())
-    if not apart <= _TOLERANCE:
-        raise _no_rule(f"of {name} it makes values that are {apart:.3g} apart from the rule's")
+def check_rule(preparation: ImageRule, name: str, image: Image.Image, processor: Processor) -> None:
+    """Raise `ModelError` if transformers prepares an image differently than the rule.
+
+    Args:
+        preparation: Rule of the manifest.
+        name: Name of the image, for the message.
+        image: Image to prepare.
+        processor: Image processor of transformers.
+    """
+    expected = np.asarray(processor([image])[INPUT])
+    prepared = preparation.pixels(image)
+    if expected.shape != prepared.shape:
+        raise _no_rule(f"of {name} it makes {list(expected.shape)}, the rule {list(prepared.shape)}")
+    difference = float(np.abs(expected - prepared).max())
+    if not difference <= _TOLERANCE:
+        raise _no_rule(f"of {name} it makes values that are {difference:.3g} apart from the rule's")
 
 
 def _no_rule(reason: str) -> ModelError:
@@ -204,22 +299,26 @@ def _no_rule(reason: str) -> ModelError:
     )
 
 
-def _make_cases(folder: Path, rule: PrepareImage, samples: Sequence[str], processor: Any) -> Sequence[ImageCase]:
-    """Of samples, which are paths of pictures: kept as PNG, no side longer than 512."""
-    way = ImageRule(folder, rule)
+def _make_cases(folder: Path, rule: PrepareImage, samples: Sequence[str], processor: Processor) -> Sequence[ImageCase]:
+    """Store the samples as PNG files with at most 512 pixels a side, verify the rule, and return a case for each."""
+    preparation = ImageRule(folder, rule)
     (folder / FOLDER).mkdir()
-    contents = [_small(path, way.mode) for path in samples] or pictures()
+    contents = [_small(path, preparation.mode) for path in samples] or synthetic_images()
     names = [f"{FOLDER}/{number}.png" for number in range(1, len(contents) + 1)]
     for name, content in zip(names, contents, strict=True):
         (folder / name).write_bytes(content)
-        check_rule(way, name, way.open(name), processor)
+        check_rule(preparation, name, preparation.open(name), processor)
     for size in _PROBES:
-        check_rule(way, f"noise of {size[0]} x {size[1]}", noise(*size, way.mode), processor)
-    return [ImageCase(image=name, pixels=sampled(way.pixels(way.open(name)))) for name in names]
+        check_rule(preparation, f"noise of {size[0]} x {size[1]}", noise(*size, preparation.mode), processor)
+    return [ImageCase(image=name, pixels=sampled(preparation.pixels(preparation.open(name)))) for name in names]
 
 
 def _small(path: str, mode: Mode) -> bytes:
-    """A picture of the user's, no larger than a self-test needs, without loss from there on. Raises `InputError`."""
+    """Return the user's image as a small PNG file.
+
+    Raises:
+        InputError: The file does not exist.
+    """
     if not Path(path).is_file():
         raise InputError("There is no such picture.", where=path, expected="for --sample, the path of a picture")
     image = decode(media(path, None) or {}, mode, Counter())
@@ -243,3 +342,21 @@ IMAGES = Inputs(
     make_cases=_make_cases,
     shown=lambda cases: [case.image for case in cases[:_SHOWN]],
 )
+
+
+def _find_uncropped_rule(folder: Path, processor: Processor, max_length: int) -> PrepareImage:
+    """Return the image rule without cropping. Boxes are shares of the whole image.
+
+    Raises:
+        ModelError: The image processor crops images.
+    """
+    rule = find_rule(processor)
+    if rule.center_crop is not None:
+        raise ModelError(
+            "The image processor cuts out the middle of a picture, and places would be those of the middle.",
+            expected='"do_center_crop": false in preprocessor_config.json',
+        )
+    return rule
+
+
+UNCROPPED_IMAGES = replace(IMAGES, find_rule=_find_uncropped_rule)

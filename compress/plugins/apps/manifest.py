@@ -1,4 +1,4 @@
-"""`manifest.json`, schema 1: what lies in a bundle, how its model is fed, and where it came from."""
+"""Manifest of a bundle (`manifest.json`, schema 1): its files, model interface, steps and provenance."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.preprocess import Preprocessing
 from compress.plugins.provenance.signature import SignedFile
 from compress.tasks.registry import TASKS
-from compress.utils.digests import FileRecord
 from compress.utils.errors import BundleError
 from compress.utils.pydantic_models import FrozenAliased
+from compress.utils.storage import FileRecord
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -27,10 +27,10 @@ SELFTEST = "selftest.json"
 CARD = "README.md"
 MODEL_FOLDER = "model"
 MAX_BYTES = 16_000_000
-"""No manifest is as large; what claims to be one isn't read."""
+"""Largest manifest that is read."""
 
 
-class Runtime(FrozenAliased):
+class ManifestRuntime(FrozenAliased):
     """Runtime of the model. The self-test passed with ``minimum_version``; older versions were not tried."""
 
     name: str
@@ -40,7 +40,7 @@ class Runtime(FrozenAliased):
 
 
 class TensorRecord(FrozenAliased):
-    """An input or output of the model, in its order; an axis that is a name may have any size, or one of its `Axis`."""
+    """Input or output of the model. A named axis has any size, or the sizes of its `Axis`."""
 
     name: str
     dtype: str = Field(description="numpy's name of the element type")
@@ -49,7 +49,7 @@ class TensorRecord(FrozenAliased):
 
 
 class Licence(FrozenAliased):
-    """Under which terms a part of the bundle may be passed on."""
+    """Licence of a part of the bundle."""
 
     of: str
     licence: str
@@ -72,13 +72,13 @@ class Provenance(FrozenAliased):
 
 
 class Manifest(FrozenAliased):
-    """Everything that an app must know. ``digest`` is the SHA-256 of the manifest itself with an empty digest."""
+    """Description of a bundle. ``digest`` is the SHA-256 of the manifest with an empty digest."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     name: str
     task: str
     target: str
-    runtime: Runtime
+    runtime: ManifestRuntime
     format: Format
     model: str = Field(description="path of the file that the runtime opens")
     opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
@@ -95,23 +95,27 @@ class Manifest(FrozenAliased):
 
     @model_validator(mode="after")
     def _fits_task(self) -> Self:
-        known = {name: task.app_steps for name, task in TASKS.items() if task.app_steps}
-        if self.task not in known:
-            raise ValueError(f"no app is made for the task {self.task!r}, but for {', '.join(known)}")
-        before, after = known[self.task]
-        if self.preprocessing.kind != before:
+        """Check that the steps are those of the task."""
+        steps_by_task = {name: task.app_steps for name, task in TASKS.items() if task.app_steps}
+        if self.task not in steps_by_task:
+            raise ValueError(f"no app is made for the task {self.task!r}, but for {', '.join(steps_by_task)}")
+        first_kind, last_kind = steps_by_task[self.task]
+        if self.preprocessing.kind != first_kind:
             raise ValueError(f"{self.preprocessing.kind} is no preprocessing for {self.task}")
-        if self.postprocessing.kind != after:
+        if self.postprocessing.kind != last_kind:
             raise ValueError(f"{self.postprocessing.kind} is no postprocessing for {self.task}")
         return self
 
     @property
     def steps(self) -> tuple[str, str]:
-        """Return the kinds of the step before the model and of the step after it."""
+        """Kinds of the steps before and after the model."""
         return self.preprocessing.kind, self.postprocessing.kind
 
     def sealed(self) -> bytes:
-        """The bytes of `manifest.json`: one way to write them, so that any other byte is a change."""
+        """Return the bytes of `manifest.json` with their digest.
+
+        The layout is canonical, so that any other byte is a change.
+        """
         empty = self.model_copy(update={"digest": ""})
         digest = hashlib.sha256(_written(empty)).hexdigest()
         return _written(self.model_copy(update={"digest": digest}))
@@ -124,16 +128,16 @@ def _written(manifest: Manifest) -> bytes:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest at ``path``, its seal checked. Raises `BundleError`."""
+    """Read a manifest and check its digest. Raises `BundleError`."""
     if not path.is_file():
         raise BundleError(
             f"There is no {MANIFEST}.", where=str(path.parent), expected="a folder or zip that `compress bundle` wrote"
         )
     if path.stat().st_size > MAX_BYTES:
         raise BundleError(f"The {MANIFEST} has {path.stat().st_size} bytes.", where=str(path), expected="far fewer")
-    found = path.read_bytes()
-    manifest = _parsed(found, str(path))
-    if manifest.sealed() != found:
+    content = path.read_bytes()
+    manifest = _parsed(content, str(path))
+    if manifest.sealed() != content:
         raise BundleError(
             f"The {MANIFEST} was changed after it was written.",
             where=str(path),

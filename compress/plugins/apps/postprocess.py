@@ -1,4 +1,4 @@
-"""What an app does behind a model, as data: the last steps of `manifest.json`, each with its words."""
+"""Steps of an application after the model, as `manifest.json` records them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.plugins.apps.preprocess import Step
+from compress.plugins.apps.preprocess import AppStep
 from compress.tasks.spans import OUTSIDE
 
 _MANY_LABELS, _FEW_LABELS, _FEW_KINDS = 20, 5, 12
@@ -16,9 +16,10 @@ POOLED = {
     "max": "the largest of each of its tokens' values",
     "lasttoken": "the vector of its last token",
 }
+"""Description of each pooling mode."""
 
 
-class Generate(Step):
+class Generate(AppStep):
     """Prompt -> reply: token by token, always the likeliest one, up to one of ``end_ids``.
 
     All ids of the prompt are read at once, then each token alone. ``attention_mask`` is 1 for each token so far;
@@ -41,7 +42,7 @@ class Generate(Step):
     )
 
 
-class Transcribe(Step):
+class Transcribe(AppStep):
     """Greedy decoding of an encoder's output into text, from ``prompt_ids`` to one of ``end_ids``.
 
     ``decoder`` is a graph of input_ids, encoder_hidden_states and use_cache_branch, false for the prompt. Its outputs
@@ -62,7 +63,7 @@ class Transcribe(Step):
     words = ("gets what is said in it", "Where nothing is said, it makes words up.")
 
 
-class Rewrite(Step):
+class Rewrite(AppStep):
     """Greedy decoding of an encoder's output into text, from ``prompt_ids`` to one of ``end_ids``.
 
     ``decoder`` is a graph like that of `Transcribe`, which also takes the encoder's mask as encoder_attention_mask.
@@ -84,7 +85,7 @@ class Rewrite(Step):
     )
 
 
-class Draw(Step):
+class Draw(AppStep):
     """What the text encoder gives -> a picture, in as many calls of ``denoiser`` as there are ``timesteps``.
 
     z is noise [1, channels, height, width], and latents are ``initial`` times z at first. At step i the denoiser is
@@ -129,7 +130,7 @@ class Draw(Step):
         )
 
 
-class Softmax(Step):
+class Softmax(AppStep):
     """Scores -> probabilities that sum to 1, in the order of ``labels``."""
 
     kind: Literal["softmax"] = "softmax"
@@ -145,7 +146,7 @@ class Softmax(Step):
         )
 
 
-class Tag(Step):
+class Tag(AppStep):
     """Scores -> a label for each word of a text: the likeliest of its first token, in the order of ``labels``.
 
     Words are what stands between white space, and are joined by single spaces before the text is tokenized; each is
@@ -167,7 +168,7 @@ class Tag(Step):
         )
 
 
-class Relevance(Step):
+class RelevanceStep(AppStep):
     """Logits -> how relevant the second text is: the sigmoid of the only one, or of the second less the first."""
 
     kind: Literal["relevance"] = "relevance"
@@ -179,7 +180,7 @@ class Relevance(Step):
     )
 
 
-class FindSpan(Step):
+class FindSpan(AppStep):
     """Scores -> the words of the second text from one token to another, of the largest sum of both scores.
 
     Words are what stands between white space; each is tokenized as it is alone, but for the first one with the space
@@ -197,7 +198,7 @@ class FindSpan(Step):
     )
 
 
-class Unmask(Step):
+class Unmask(AppStep):
     """Scores -> the likeliest tokens in the place of ``mask``, with probabilities that sum to 1 over the vocabulary."""
 
     kind: Literal["unmask"] = "unmask"
@@ -209,7 +210,7 @@ class Unmask(Step):
     words = ("gets the likeliest tokens in the place of {mask}", "A probability is the model's own.")
 
 
-class FindBoxes(Step):
+class FindBoxes(AppStep):
     """Of each query scores and a box -> what is in a picture, and where.
 
     By ``chances``, scores become probabilities that sum to 1, in the order of ``labels``, the last one's that there is
@@ -233,7 +234,7 @@ class FindBoxes(Step):
         )
 
 
-class Segment(Step):
+class Segment(AppStep):
     """Scores of each class on a grid -> the class of each pixel, in the order of ``labels``.
 
     The grid is enlarged to the picture's size by linear interpolation, pixels being squares, so that x of the picture
@@ -254,7 +255,7 @@ class Segment(Step):
         )
 
 
-class Embed(Step):
+class Embed(AppStep):
     """Values of one input -> its embedding. Of two, the larger their embeddings' cosine, the nearer they are."""
 
     kind: Literal["embed"] = "embed"
@@ -282,5 +283,16 @@ def _named(labels: tuple[str, ...]) -> str:
 
 
 Postprocessing = (
-    Softmax | Tag | Relevance | FindSpan | Unmask | FindBoxes | Segment | Embed | Draw | Transcribe | Rewrite | Generate
+    Softmax
+    | Tag
+    | RelevanceStep
+    | FindSpan
+    | Unmask
+    | FindBoxes
+    | Segment
+    | Embed
+    | Draw
+    | Transcribe
+    | Rewrite
+    | Generate
 )

@@ -1,4 +1,4 @@
-"""What an app does before a model, as data: the steps of `manifest.json`, each with its words."""
+"""Steps of an application before the model, as `manifest.json` records them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from compress.utils.pydantic_models import FrozenAliased
 
 
-class Step(FrozenAliased):
+class AppStep(FrozenAliased):
     """Step before or after a model, as an object of `manifest.json`."""
 
     words: ClassVar[tuple[str, str]] = ("", "")
@@ -18,22 +18,23 @@ class Step(FrozenAliased):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Return the files of the bundle that the step needs."""
+        """Files of the bundle that the step needs."""
         return tuple(
             getattr(self, name) for name in ("denoiser", "decoder", "tokenizer") if name in type(self).model_fields
         )
 
     def in_words(self) -> tuple[str, str]:
-        """Return two sentences for the model card.
+        """Return two phrases for the model card.
 
-        Of a step before the model: one input with its article, and what happens to inputs that are too large. Of a step
-        after it: what an input gets, from the verb on, and how far an answer may be trusted.
+        For a step before the model: an input with its article, and the treatment of inputs that are too large. For a
+        step
+        after the model: the answer, and how far a user may trust it.
         """
         first, second = (text.format(**dict(self)) for text in self.words)
         return first, second
 
 
-class Tokenize(Step):
+class Tokenize(AppStep):
     """Text -> ids: ``prefix_ids``, as many of the text's own as there is room for, ``suffix_ids``; no padding."""
 
     kind: Literal["tokenize"] = "tokenize"
@@ -46,7 +47,7 @@ class Tokenize(Step):
     words = ("A text", "Texts of more than {max_length} tokens are cut off at the end.")
 
 
-class TokenizePrompt(Step):
+class TokenizePrompt(AppStep):
     """Prompt -> ids: ``prefix_ids``, as many of its own as there is room for, ``suffix_ids``, ``pad_id`` to the end.
 
     Padding is read like any other token, as the model learned with it.
@@ -62,7 +63,7 @@ class TokenizePrompt(Step):
     words = ("A prompt", "Prompts of more than {max_length} tokens are cut off at the end.")
 
 
-class TokenizePair(Step):
+class TokenizePair(AppStep):
     """Two texts -> ids: ``prefix_ids``, the first's, ``middle_ids``, the second's, ``suffix_ids``; no padding.
 
     What is beyond ``max_length`` is cut off at the end of the second text, or of the longer one until both are alike.
@@ -89,10 +90,10 @@ Channels = Literal["RGB", "BGR", "L"]
 
 
 class Resize(FrozenAliased):
-    """To ``height`` by ``width``; or until the shorter side has ``shortest_edge``, the longer one rounded down.
+    """Resize to ``height`` by ``width``, or until the shorter side has ``shortest_edge`` pixels.
 
-    The filter is as wide as it takes to see every pixel (antialias), and each axis is rounded to 8 bits, the horizontal
-    one first: `PIL.Image.resize`.
+    The longer side is rounded down. The filter is antialiased, and each axis is rounded to 8 bits, the horizontal one
+    first, as in `PIL.Image.resize`.
     """
 
     filter: Literal["bilinear", "bicubic", "lanczos"]
@@ -108,13 +109,13 @@ class Resize(FrozenAliased):
 
 
 class Crop(FrozenAliased):
-    """The middle, half a pixel to the upper left where that is none; zeros where the image is smaller."""
+    """Crop of the centre, rounded to the upper left. Smaller images are padded with zeros."""
 
     height: Side
     width: Side
 
 
-class PrepareImage(Step):
+class PrepareImage(AppStep):
     """Image -> floats of shape [1, channels, height, width], step by step in the order of the fields.
 
     The image is turned upright as its EXIF tag says, laid on white where it is transparent, and taken as ``channels``
@@ -143,7 +144,7 @@ class PrepareImage(Step):
         return "A picture", f"Pictures of any size are taken; resizing: {steps}."
 
 
-class LogMel(Step):
+class LogMel(AppStep):
     """Recording -> floats of shape [1, mel_bins, chunk_seconds * sampling_rate / hop_length], as Whisper has them.
 
     Of samples between -1 and 1, one channel at ``sampling_rate``, the first ``chunk_seconds`` are taken, zeros after
@@ -178,7 +179,7 @@ class Spectrogram(FrozenAliased):
     std: float = Field(gt=0)
 
 
-class Hear(Step):
+class PrepareAudio(AppStep):
     """Recording -> floats: a ``spectrogram`` [1, frames, mel_bins], or without one its samples [1, length].
 
     Samples lie between -1 and 1, of one channel at ``sampling_rate``. ``normalize``: less their mean, divided by the
@@ -199,7 +200,7 @@ class Hear(Step):
         return "A recording", f"Of recordings the first {self.spectrogram.frames / 100:g} seconds are heard."
 
 
-class Prompt(Step):
+class Prompt(AppStep):
     """Message -> ids: of ``before``, message and ``after`` as one text. A longer prompt is refused, not cut."""
 
     kind: Literal["prompt"] = "prompt"
@@ -212,4 +213,4 @@ class Prompt(Step):
     words = ("A message", "Prompts of more than {max_length} tokens, the chat template's among them, are refused.")
 
 
-Preprocessing = Tokenize | TokenizePrompt | TokenizePair | PrepareImage | LogMel | Hear | Prompt
+Preprocessing = Tokenize | TokenizePrompt | TokenizePair | PrepareImage | LogMel | PrepareAudio | Prompt

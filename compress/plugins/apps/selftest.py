@@ -1,4 +1,4 @@
-"""`selftest.json`: inputs, how they are prepared and the scores that they must give, for whoever runs the model."""
+"""Self-test of a bundle (`selftest.json`): inputs, their prepared values, and the expected answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from compress.formats.runtime import Session
-from compress.plugins.apps.app_type import Answer, Answers, Case, Kind, Preparation
+from compress.plugins.apps.app_type import Answer, Answers, AppType, Case, Preparation
 from compress.plugins.apps.audio import AudioCase
 from compress.plugins.apps.image import ImageCase
-from compress.plugins.apps.image_generation import DrawnCase
+from compress.plugins.apps.image_generation import ImagePromptCase
 from compress.plugins.apps.manifest import SELFTEST
-from compress.plugins.apps.pairs import PairCase
 from compress.plugins.apps.postprocess import Postprocessing
-from compress.plugins.apps.text import TextCase
+from compress.plugins.apps.text import PairCase, TextCase
 from compress.utils.errors import BundleError, InputError, ModelError, StageError
 from compress.utils.pydantic_models import FrozenAliased
 
@@ -27,13 +26,12 @@ SCHEMA = 1
 
 
 class SelfTest(FrozenAliased):
-    """``tolerance`` is the largest difference of a number that is rounding and not another answer.
+    """Self-test of a bundle.
 
-    Of a text it is the largest share of its words. Of a reply it bounds, at each of its tokens with those before it as
-    expected, by how much that token's logit exceeds the mean otherwise, and how far it is behind the largest.
-
-    So is ``cosine`` the smallest cosine of an embedding to the one that is expected. Where the model could not be run
-    when the bundle was made, ``unmeasured`` says why, and cases have no answers.
+    ``tolerance`` bounds the difference of a number that rounding may cause. For texts it is a share of the words. For
+    replies it bounds the difference of each expected token's logit above the mean, and its distance from the largest
+    logit. ``cosine`` is the smallest cosine of an embedding to the expected one. ``unmeasured`` states why the model
+    could not run when the bundle was built. Cases have no answers then.
     """
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -43,7 +41,7 @@ class SelfTest(FrozenAliased):
     unmeasured: str | None = None
     cases: (
         tuple[PairCase, ...]
-        | tuple[DrawnCase, ...]
+        | tuple[ImagePromptCase, ...]
         | tuple[TextCase, ...]
         | tuple[ImageCase, ...]
         | tuple[AudioCase, ...]
@@ -56,7 +54,7 @@ class SelfTest(FrozenAliased):
         return self
 
     def to_bytes(self) -> bytes:
-        """The file's contents."""
+        """Return the contents of the file, with one case a line."""
         fields = self.model_dump(mode="json", exclude_defaults=True)
         cases = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in fields.pop("cases"))
         head = json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=1)[:-2]
@@ -64,52 +62,60 @@ class SelfTest(FrozenAliased):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model that is asked each input alone, as an app does it."""
+class TestedModel:
+    """Model under test, which gets each input alone, as an app runs it."""
 
     session: Session
-    way: Preparation
+    preparation: Preparation
     answers: Answers
-    end: Postprocessing
+    step: Postprocessing
 
     def answer(self, case: Case) -> Answer:
-        """The answer to one case. Raises what preparing and running raise."""
-        found: Answer = self.answers.ask(self.session, self.end, self.way.feed(case), self.known(case))
-        return found
+        """Return the model's answer to one case."""
+        answer: Answer = self.answers.predict(self.session, self.step, self.preparation.feed(case), self.known(case))
+        return answer
 
     def known(self, case: Case) -> Answer:
-        """The answer that a case has."""
-        known: Answer = getattr(case, self.answers.field)
-        return known
+        """Return the expected answer of a case."""
+        answer: Answer = getattr(case, self.answers.field)
+        return answer
 
 
-def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
-    """Ask the model each input."""
-    found = [asked.answer(case) for case in inputs]
+def make_selftest(asked: TestedModel, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
+    """Run the model on all inputs, and return the self-test.
+
+    Args:
+        asked: Model and its steps.
+        inputs: Cases without answers.
+        integers: True if the model computes in integers, which have a larger tolerance.
+        made_with: Runtime and version.
+    """
+    measured = [asked.answer(case) for case in inputs]
     rounding = asked.answers.rounding[integers]
     return SelfTest.model_validate(
         {
             "made_with": made_with,
-            "tolerance": float(f"{asked.answers.span(found) * rounding.share:.3g}"),
+            "tolerance": float(f"{asked.answers.span(measured) * rounding.share:.3g}"),
             "cosine": rounding.cosine,
             "cases": [
-                case.model_copy(update={asked.answers.field: one}).model_dump(exclude_defaults=True)
-                for case, one in zip(inputs, found, strict=True)
+                case.model_copy(update={asked.answers.field: answer}).model_dump(exclude_defaults=True)
+                for case, answer in zip(inputs, measured, strict=True)
             ],
         }
     )
 
 
 def unmeasured_selftest(inputs: Sequence[Case], reason: str) -> SelfTest:
-    """The inputs alone, prepared, of a model that can't be asked here."""
+    """Return a self-test without answers, for a model that cannot run on this machine."""
     cases = [case.model_dump(exclude_defaults=True) for case in inputs]
     return SelfTest.model_validate({"unmeasured": reason, "cases": cases})
 
 
-def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest:
-    """Read the self-test for an app type.
+def read_selftest(folder: Path, kind: AppType, listed: Collection[str]) -> SelfTest:
+    """Read the self-test for an application type.
 
-    Raises `BundleError` if it is broken or needs a file that is not ``listed``.
+    Raises:
+        BundleError: The file is invalid, or needs a file that is not ``listed``.
     """
     path = folder / SELFTEST
     try:
@@ -129,46 +135,47 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
     return test
 
 
-def check_prepared(test: SelfTest, way: Preparation, where: str) -> None:
-    """Raises `BundleError` where an input is prepared otherwise here."""
+def check_prepared(test: SelfTest, preparation: Preparation, where: str) -> None:
+    """Raise `BundleError` if this machine prepares an input differently."""
     for number, case in enumerate(test.cases, start=1):
-        other = way.difference(case)
-        if other is not None:
-            raise _failed(where, number, case, *other)
+        difference = preparation.difference(case)
+        if difference is not None:
+            raise _failed(where, number, case, *difference)
 
 
-def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
-    """The largest difference of an answer, in tolerances, of a test that has answers.
+def run_selftest(test: SelfTest, asked: TestedModel, where: str) -> float:
+    """Return the largest difference of an answer as a multiple of the tolerance.
 
-    Raises `BundleError` where inputs or answers are others.
+    Raises:
+        BundleError: A prepared input or an answer differs.
     """
     assert test.tolerance is not None
-    check_prepared(test, asked.way, where)
+    check_prepared(test, asked.preparation, where)
     worst = 0.0
     for number, case in enumerate(test.cases, start=1):
         try:
-            found = asked.answer(case)
+            answer = asked.answer(case)
         except (InputError, ModelError, StageError) as error:
             raise _failed(where, number, case, str(error), "an input that the model takes") from error
-        known, answers = asked.known(case), asked.answers
-        apart = answers.apart(found, known)
-        if not apart <= test.tolerance:
-            expected = f"{answers.shown(known)} within {test.tolerance:g}"
-            raise _failed(where, number, case, f"{answers.plural} {answers.shown(found)}", expected)
-        if test.cosine is not None and not (cosine := _cosine(found, known)) >= test.cosine:
+        expected_answer, answers = asked.known(case), asked.answers
+        difference = answers.difference(answer, expected_answer)
+        if not difference <= test.tolerance:
+            expected = f"{answers.shown(expected_answer)} within {test.tolerance:g}"
+            raise _failed(where, number, case, f"{answers.plural} {answers.shown(answer)}", expected)
+        if test.cosine is not None and not (cosine := _cosine(answer, expected_answer)) >= test.cosine:
             raise _failed(where, number, case, f"its cosine is {cosine:.6f}", f"{test.cosine:g} at least")
-        worst = max(worst, apart / test.tolerance)
+        worst = max(worst, difference / test.tolerance)
     return worst
 
 
-def _cosine(found: Answer, known: Answer) -> float:
-    a, b = np.array(found), np.array(known)
+def _cosine(answer: Answer, expected: Answer) -> float:
+    a, b = np.array(answer), np.array(expected)
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def _failed(where: str, number: int, case: Case, found: str, expected: str) -> BundleError:
+def _failed(where: str, number: int, case: Case, result: str, expected: str) -> BundleError:
     return BundleError(
-        f"The self-test fails at case {number}, {case.shown}: {found}.",
+        f"The self-test fails at case {number}, {case.shown}: {result}.",
         where=where,
         expected=expected,
         hint="on x86 without VNNI 8-bit products saturate: `compress doctor MODEL --target x86-avx2` says whether "

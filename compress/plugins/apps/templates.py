@@ -13,17 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile
-from compress.plugins.apps.app_type import Case, Kind
-from compress.plugins.apps.format import bundled
+from compress.plugins.apps.app_type import AppType, Case
+from compress.plugins.apps.format import find_bundled_format
 from compress.plugins.apps.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
-from compress.plugins.apps.provenance import Figures
+from compress.plugins.apps.provenance import RunMeasurements
 from compress.plugins.provenance.card import card_data, render_card
 
 PAGE = "index.html"
 EXAMPLES = "examples"
 _SOURCES = files("compress.plugins.apps")
 _MODEL = "model.py"
-"""Part of the Python example that runs the model; every format has its own."""
+"""Part of the Python example that runs the model. Every format has its own."""
 
 
 TEMPLATES = Environment(
@@ -39,53 +39,60 @@ TEMPLATES.filters |= {
 }
 
 
-def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, bytes]:
-    """Path -> contents of the target's examples: those of the task, and the model that they ask, of the format."""
-    languages, form = profile.apps[manifest.format].languages, bundled(manifest.format)
-    models, values, found = files(form.examples) / EXAMPLES, _values(manifest), {}
+def examples(manifest: Manifest, kind: AppType, profile: AppProfile) -> dict[str, bytes]:
+    """Return the contents of the target's examples by path: the task's program, and the module that runs the model."""
+    languages, bundled_format = profile.apps[manifest.format].languages, find_bundled_format(manifest.format)
+    models, values, contents = files(bundled_format.examples) / EXAMPLES, _values(manifest), {}
     for language in languages:
-        own = f"{EXAMPLES}/{kind.examples}/{kind.example(language)}"
-        own += ".jinja" if language == "python" else ""
+        template_path = f"{EXAMPLES}/{kind.examples}/{kind.example(language)}"
+        template_path += ".jinja" if language == "python" else ""
         # Node's are plain JavaScript, with braces of their own.
-        raw = language == "node"
-        found[kind.example(language)] = (
-            (_SOURCES / own).read_text(encoding="utf-8") if raw else TEMPLATES.get_template(own).render(values)
+        is_plain = language == "node"
+        contents[kind.example(language)] = (
+            (_SOURCES / template_path).read_text(encoding="utf-8")
+            if is_plain
+            else TEMPLATES.get_template(template_path).render(values)
         )
-        for name in kind.inputs.node_files if raw else ():
-            found[name.rpartition("/")[2]] = (_SOURCES / EXAMPLES / name).read_text(encoding="utf-8")
+        for name in kind.inputs.node_files if is_plain else ():
+            contents[name.rpartition("/")[2]] = (_SOURCES / EXAMPLES / name).read_text(encoding="utf-8")
         if language == "python":
-            found[_MODEL] = (models / _MODEL).read_text(encoding="utf-8")
-    return {f"{EXAMPLES}/{name}": text.encode() for name, text in found.items()}
+            contents[_MODEL] = (models / _MODEL).read_text(encoding="utf-8")
+    return {f"{EXAMPLES}/{name}": text.encode() for name, text in contents.items()}
 
 
-def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, bytes]:
-    """Path -> contents of the page that answers by itself; some of ``cases`` are shown to try."""
+def page(manifest: Manifest, kind: AppType, cases: Sequence[Case]) -> dict[str, bytes]:
+    """Return the contents of the page by path. Some of ``cases`` are offered to try."""
     runtime, recipe = manifest.runtime, manifest.provenance.recipe
     shown = kind.inputs.shown(cases)
     web = _SOURCES / "web"
     steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else (kind.answers.folder,)
-    own = [place for name in (*steps, kind.name) if (web / name).is_dir() for place in (web / name).iterdir()]
+    task_files = [path for name in (*steps, kind.name) if (web / name).is_dir() for path in (web / name).iterdir()]
     shared = (web / name for name in (*kind.client.shared, *kind.inputs.page_files))
-    places = (*shared, *sorted(own, key=lambda at: at.name))
-    found = {place.name: place.read_bytes() for place in places}
-    written = TEMPLATES.get_template(f"web/{kind.name}/{PAGE}").render(
+    paths = (*shared, *sorted(task_files, key=lambda at: at.name))
+    contents = {path.name: path.read_bytes() for path in paths}
+    html = TEMPLATES.get_template(f"web/{kind.name}/{PAGE}").render(
         _values(manifest),
         task=manifest.task.replace("-", " ").capitalize(),
         facts=f"{manifest.name}, recipe {recipe}; {runtime.name} {runtime.minimum_version}",
         shown=shown,
     )
-    return {**found, PAGE: written.encode()}
+    return {**contents, PAGE: html.encode()}
 
 
 def model_card(
-    manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: str | None, figures: Figures | None
+    manifest: Manifest, kind: AppType, profile: AppProfile, unmeasured: str | None, figures: RunMeasurements | None
 ) -> str:
-    """README.md, a card as every run has one: what the model is for, how an app runs it, its limits.
+    """Return the model card (README.md): purpose, use in an app, limits and measurements.
 
-    ``unmeasured``: why the self-test has no answers, if it has none. ``figures`` are what its run measured.
+    Args:
+        manifest: Manifest of the bundle.
+        kind: Application type.
+        profile: Platform of the application.
+        unmeasured: Reason why the self-test has no answers, if it has none.
+        figures: Measurements of the run.
     """
-    one, too_large = manifest.preprocessing.in_words()
-    gets, trust = manifest.postprocessing.in_words()
+    input_name, too_large = manifest.preprocessing.in_words()
+    answer, caveat = manifest.postprocessing.in_words()
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
     languages = () if profile.version is not None else profile.apps[manifest.format].languages
     library = FORMATS[manifest.format].library or manifest.format
@@ -100,10 +107,10 @@ def model_card(
         kind=kind,
         profile=profile,
         unmeasured=unmeasured,
-        one=one,
+        one=input_name,
         too_large=too_large,
-        gets=gets,
-        trust=trust,
+        gets=answer,
+        trust=caveat,
         examples=", ".join(f"`{EXAMPLES}/{kind.example(language)}`" for language in languages),
         manifest_file=MANIFEST,
         selftest=SELFTEST,
@@ -112,7 +119,7 @@ def model_card(
 
 
 def _values(manifest: Manifest) -> dict[str, Any]:
-    """What examples and pages are filled with; formats' own know the plain texts among it."""
+    """Return the values for example and page templates."""
     return {
         "manifest": manifest,
         "rule": manifest.preprocessing,

@@ -1,45 +1,57 @@
-"""Characters that a browser's tokenizer would class otherwise than the one that the model learned with.
+"""Replacements of characters and regular expressions that JavaScript reads differently than Hugging Face tokenizers.
 
-Hugging Face's tokenizers split words for BERT by the tables of Unicode 8; JavaScript has those of the browser. What is
-newer is a mark, punctuation or a letter there and something else here, so that words end at other places. The page puts
-an older character of the same class in its place, one that the vocabulary doesn't have either.
+The tokenizers split words for BERT by the tables of Unicode 8. JavaScript uses the browser's tables, so that newer
+characters belong to another class, and words end elsewhere. The page replaces such a character by an older one of
+the same class that is not in the vocabulary either.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 STAND_INS = "stand_ins.json"
 Class = Literal["word", "apart", "gone", "space"]
 PLANES = (range(0x20, 0xD800), range(0xE000, 0x40000), range(0xE0000, 0xE1000))
-"""Code points that have a meaning, or may be given one."""
+"""Code points that have a meaning, or may get one."""
 _AT_ONCE = 1000
 _FENCE, _LEFT, _RIGHT = "q", "a", "b"
 _LETTERS, _POINTS = range(0x10300, 0x1031F), range(0x2E00, 0x2E18)
 """Old Italic letters and editors' marks, as old as Unicode 3.1 and 4.1."""
 
 
-def stand_ins(tokenizer: Any) -> list[dict[str, Any]]:
+def stand_ins(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Return replacements for code points that a page's tokenizer treats differently from BERT's.
 
-    Each entry is `{"ranges": [[first, last], ...], "by": text}`. Tokenizers that do not split as BERT's does follow
-    rules
-    in their tokenizer.json and need none.
+    Each entry is `{"ranges": [[first, last], ...], "by": text}`. Other tokenizers split by rules in their
+    tokenizer.json and need no replacements.
     """
     if type(tokenizer.pre_tokenizer).__name__ != "BertPreTokenizer":
         return []
-    known = tokenizer.get_vocab()
-    found: dict[Class, list[int]] = {"word": [], "apart": [], "gone": [], "space": []}
+    vocabulary = tokenizer.get_vocab()
+    points_by_class: dict[Class, list[int]] = {"word": [], "apart": [], "gone": [], "space": []}
     for point, kind in classes(tokenizer, (point for plane in PLANES for point in plane)):
-        if kind != _by_category(point) and chr(point) not in known and not _is_composed(point):
-            found[kind].append(point)
-    by = {"word": _unknown(_LETTERS, known), "apart": _unknown(_POINTS, known), "gone": "", "space": " "}
-    return [{"ranges": list(_ranges(points)), "by": by[kind]} for kind, points in found.items() if points]
+        if kind != _by_category(point) and chr(point) not in vocabulary and not _is_composed(point):
+            points_by_class[kind].append(point)
+    replacements = {
+        "word": _unknown(_LETTERS, vocabulary),
+        "apart": _unknown(_POINTS, vocabulary),
+        "gone": "",
+        "space": " ",
+    }
+    return [
+        {"ranges": list(_ranges(points)), "by": replacements[kind]}
+        for kind, points in points_by_class.items()
+        if points
+    ]
 
 
-def classes(tokenizer: Any, points: Iterable[int]) -> Iterator[tuple[int, Class]]:
+def classes(tokenizer: PreTrainedTokenizerBase, points: Iterable[int]) -> Iterator[tuple[int, Class]]:
     """Yield how the tokenizer treats each code point between two letters, such as part of a word."""
     waiting: list[int] = []
     for point in points:
@@ -50,7 +62,8 @@ def classes(tokenizer: Any, points: Iterable[int]) -> Iterator[tuple[int, Class]
     yield from _classes(tokenizer, waiting)
 
 
-def _classes(tokenizer: Any, points: list[int]) -> Iterator[tuple[int, Class]]:
+def _classes(tokenizer: PreTrainedTokenizerBase, points: list[int]) -> Iterator[tuple[int, Class]]:
+    """Classify code points in one call. Letters around each one show how it splits them."""
     text = f" {_FENCE} ".join(f"{_LEFT}{chr(point)}{_RIGHT}" for point in points)
     normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
     words: list[list[str]] = [[]]
@@ -64,6 +77,7 @@ def _classes(tokenizer: Any, points: list[int]) -> Iterator[tuple[int, Class]]:
 
 
 def _class(parts: list[str]) -> Class:
+    """Return the class of a code point by the parts into which it splits two letters."""
     if parts == [_LEFT + _RIGHT]:
         return "gone"
     if parts == [_LEFT, _RIGHT]:
@@ -72,7 +86,7 @@ def _class(parts: list[str]) -> Class:
 
 
 def _by_category(point: int) -> Class | None:
-    """The class that a newer table gives it; None for what a newer one still may give a meaning."""
+    """Return the class by the current Unicode tables, or None for a code point without a meaning."""
     category = unicodedata.category(chr(point))
     if category == "Cn":
         return None
@@ -85,12 +99,12 @@ def _by_category(point: int) -> Class | None:
 
 
 def _is_composed(point: int) -> bool:
-    """Whether it is taken apart before it is classed, which JavaScript does alike: a slashed equals sign, say."""
+    """Return True if normalisation decomposes a character, such as a slashed equals sign. JavaScript does the same."""
     return unicodedata.normalize("NFD", chr(point)) != chr(point)
 
 
 def _is_ideograph(point: int) -> bool:
-    """Blocks of ideographs as BERT's own tokenizer lists them; each is a word."""
+    """Return True for the blocks of ideographs in BERT's tokenizer, where each is a word."""
     blocks = (
         (0x4E00, 0x9FFF),
         (0x3400, 0x4DBF),
@@ -102,11 +116,13 @@ def _is_ideograph(point: int) -> bool:
     return any(first <= point <= last for first, last in blocks)
 
 
-def _unknown(points: range, known: dict[str, int]) -> str:
-    return next(chr(point) for point in points if chr(point) not in known and f"##{chr(point)}" not in known)
+def _unknown(points: range, vocabulary: dict[str, int]) -> str:
+    """Return the first character that is not in the vocabulary."""
+    return next(chr(point) for point in points if chr(point) not in vocabulary and f"##{chr(point)}" not in vocabulary)
 
 
 def _ranges(points: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last point of each run of consecutive points."""
     first = last = points[0]
     for point in points[1:]:
         if point != last + 1:
@@ -122,7 +138,7 @@ _BYTE_LEVEL = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+
 """What `ByteLevel` splits by, after GPT-2."""
 
 
-def for_page(definition: Mapping[str, Any]) -> dict[str, Any]:
+def to_page_tokenizer(definition: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tokenizer definition that a page's library reads; ``definition`` is a parsed tokenizer.json."""
     before = definition.get("pre_tokenizer")
     if before is None:
@@ -132,34 +148,34 @@ def for_page(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(step: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What takes the place of one step."""
+    """Yield the steps that replace one step of a pre-tokenizer."""
     if step["type"] == "Sequence":
         yield _sequence([part for inner in step["pretokenizers"] for part in _parts(inner)])
     elif step["type"] == "Digits":
         yield _split(_NUMBER if step["individual_digits"] else f"{_NUMBER}+")
     elif step["type"] == "Split" and "Regex" in step["pattern"]:
-        yield {**step, "pattern": {"Regex": written_out(step["pattern"]["Regex"])}}
+        yield {**step, "pattern": {"Regex": expand_whitespace_classes(step["pattern"]["Regex"])}}
     elif step["type"] == "ByteLevel" and step.get("use_regex", True) and not step["add_prefix_space"]:
-        yield _split(written_out(_BYTE_LEVEL))
+        yield _split(expand_whitespace_classes(_BYTE_LEVEL))
         yield {**step, "use_regex": False}
     else:
         yield dict(step)
 
 
-def written_out(pattern: str) -> str:
-    r"""A regular expression with `\s` and `\S` as classes; the latter stays as it is within another class."""
-    found, inside, at = "", False, 0
-    while at < len(pattern):
-        mark = pattern[at : at + 2] if pattern[at] == "\\" else pattern[at]
-        at += len(mark)
+def expand_whitespace_classes(pattern: str) -> str:
+    r"""Return a regular expression with `\s` and `\S` as character classes. `\S` within another class stays."""
+    result, inside, position = "", False, 0
+    while position < len(pattern):
+        mark = pattern[position : position + 2] if pattern[position] == "\\" else pattern[position]
+        position += len(mark)
         if mark in "[]":
             inside = mark == "["
         if mark == "\\s":
             mark = _SPACES if inside else f"[{_SPACES}]"
         elif mark == "\\S" and not inside:
             mark = f"[^{_SPACES}]"
-        found += mark
-    return found
+        result += mark
+    return result
 
 
 def _split(pattern: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from compress.plugins.apps.postprocess import Rewrite, Transcribe
 from compress.utils.errors import ModelError
 
 
-def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Transcribe:
-    """As the generation config says, by the rules that the model was judged by."""
+def _find_transcription(model: Path, outputs: Sequence[TensorRecord]) -> Transcribe:
+    """Return the step for greedy decoding with the token rules of the generation config."""
     rules, (_, decoder) = read_rules(model), find_graphs(model)
     return Transcribe(
         output=HIDDEN,
@@ -32,18 +32,18 @@ def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Transcribe:
     )
 
 
-def _ask(session: Session, end: Transcribe, feed: Batch, known: str) -> str:
+def _predict_transcript(session: Session, step: Transcribe, feed: Batch, known: str) -> str:
     return str(session.predict(feed)[TRANSCRIPTS][0])
 
 
-def _span(found: Sequence[str]) -> float:
-    """All words of a text."""
+def _word_span(predicted: Sequence[str]) -> float:
+    """Return 1, since the tolerance is a share of all words."""
     return 1.0
 
 
-def _apart(found: str, known: str) -> float:
-    """The share of words that are others."""
-    return word_errors(known.split(), found.split()) / max(1, len(known.split()))
+def _word_error_rate(predicted: str, known: str) -> float:
+    """Return the word error rate."""
+    return word_errors(known.split(), predicted.split()) / max(1, len(known.split()))
 
 
 TRANSCRIPTS_OF_SPEECH = Answers(
@@ -54,16 +54,20 @@ TRANSCRIPTS_OF_SPEECH = Answers(
     required=frozenset({HIDDEN}),
     # The share of words. With integers a token that was nearly as likely may come first.
     rounding=(Rounding(0.01), Rounding(0.2)),
-    find_end=_find_end,
-    ask=_ask,
-    span=_span,
-    apart=_apart,
+    find_postprocessing=_find_transcription,
+    predict=_predict_transcript,
+    span=_word_span,
+    difference=_word_error_rate,
     shown=repr,
 )
 
 
 def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
-    """As the generation config says. Raises `ModelError` for what is not the likeliest token each time."""
+    """Return the step for greedy decoding with the token rules of the generation config.
+
+    Raises:
+        ModelError: The model needs beam search or penalties.
+    """
     rules, (_, decoder) = seq2seq.read_rules(model), find_graphs(model)
     if rules.beams > 1 or rules.no_repeat or rules.shortest > 1:
         raise ModelError(
@@ -84,7 +88,7 @@ def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
     )
 
 
-def _ask_rewrite(session: Session, end: Rewrite, feed: Batch, known: str) -> str:
+def _predict_rewrite(session: Session, step: Rewrite, feed: Batch, known: str) -> str:
     return str(session.predict(feed)[seq2seq.TEXTS][0])
 
 
@@ -93,6 +97,6 @@ WRITTEN_TEXTS = replace(
     plural="texts",
     field="written",
     meanings={seq2seq.HIDDEN: "what the decoder reads of the text"},
-    find_end=_find_rewrite,
-    ask=_ask_rewrite,
+    find_postprocessing=_find_rewrite,
+    predict=_predict_rewrite,
 )

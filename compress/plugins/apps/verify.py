@@ -1,4 +1,4 @@
-"""Is a bundle whole, is it what it says, and does it answer here as it did where it was made?"""
+"""Verification of a bundle: its files, its manifest against the model, and its self-test."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from compress.formats.model_file import format_of
 from compress.formats.runtime import Session, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.plugins.apps.app_types import KINDS
+from compress.plugins.apps.app_types import APP_TYPES
 from compress.plugins.apps.archive import unpack
 from compress.plugins.apps.bundled_format import BundledFormat
-from compress.plugins.apps.format import bundled, contents, open_model, shape_of, unread_reason
+from compress.plugins.apps.format import find_bundled_format, open_model, read_contents, record_interface, unread_reason
 from compress.plugins.apps.manifest import (
     MANIFEST,
     MODEL_FOLDER,
@@ -25,22 +25,22 @@ from compress.plugins.apps.manifest import (
     TensorRecord,
     read_manifest,
 )
-from compress.plugins.apps.selftest import Asked, check_prepared, read_selftest, run_selftest
+from compress.plugins.apps.selftest import TestedModel, check_prepared, read_selftest, run_selftest
 from compress.plugins.provenance.signature import check_signature
-from compress.utils.digests import digest_file
 from compress.utils.errors import BundleError, InputError
+from compress.utils.storage import digest_file
 
 _SHOWN = 5
 _ROUNDED = 1e-5
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What was proven. ``cases`` are the self-test's, texts or pictures (``of``), ``worst`` the largest difference of
-    an answer in it (``compared``: scores or embeddings), in tolerances.
+class Verification:
+    """Result of a verification.
 
-    What couldn't be proven here has a reason: ``unread`` that the manifest tells the truth of the model, ``unanswered``
-    that the model gives those answers.
+    ``cases`` counts the self-test's inputs (``of``: texts, pictures). ``worst`` is the largest difference of an answer
+    (``compared``: scores, embeddings) as a multiple of the tolerance. ``unread`` is the reason why the manifest could
+    not be compared with the model, ``unanswered`` the reason why the model could not run.
     """
 
     name: str
@@ -57,10 +57,16 @@ class Verified:
     signer: str | None
 
 
-def verify(path: Path, signer: Path | None = None) -> Verified:
-    """Verify a bundle's folder or zip; ``signer`` is the public key that must have signed it.
+def verify(path: Path, signer: Path | None = None) -> Verification:
+    """Verify a bundle's folder or zip.
 
-    Raises `BundleError` that names the first thing that is wrong, and `InputError` where there is no bundle.
+    Args:
+        path: Folder or zip.
+        signer: Public key that must have signed the bundle.
+
+    Raises:
+        BundleError: Something is wrong. The message names the first problem.
+        InputError: There is no bundle.
     """
     if path.is_dir():
         return verify_folder(path, signer)
@@ -71,59 +77,67 @@ def verify(path: Path, signer: Path | None = None) -> Verified:
         return verify_folder(Path(scratch), signer)
 
 
-def verify_folder(folder: Path, signer: Path | None) -> Verified:
-    """Verify an unpacked bundle; see `verify`."""
+def verify_folder(folder: Path, signer: Path | None) -> Verification:
+    """Verify an unpacked bundle. See `verify`."""
     manifest = read_manifest(folder / MANIFEST)
     _check_files(folder, manifest)
     fingerprint = check_signature(folder, signer, SIGNED)
     model = folder / manifest.model
-    form = _format_of(folder, manifest)
-    kind = KINDS[manifest.steps]
-    unread, silent = unread_reason(form), why_unavailable(TARGETS[form.target])
+    bundled_format = _format_of(folder, manifest)
+    kind = APP_TYPES[manifest.steps]
+    unread, unavailable_reason = unread_reason(bundled_format), why_unavailable(TARGETS[bundled_format.target])
     session = None
-    if silent is None:
-        session = open_model(form, model if kind.graphs == 1 else folder / MODEL_FOLDER)
-    outputs = manifest.outputs if unread else _check_shape(manifest, folder, form, session)
+    if unavailable_reason is None:
+        session = open_model(bundled_format, model if kind.graphs == 1 else folder / MODEL_FOLDER)
+    # Compare the manifest with the model, so that a wrong manifest is found even with a valid digest.
+    outputs = manifest.outputs if unread else _check_shape(manifest, folder, bundled_format, session)
     _check_end(manifest, folder, outputs)
-    way = kind.inputs.open(folder, manifest.preprocessing)
-    test = read_selftest(folder, kind, manifest.files)
+    preparation = kind.inputs.open(folder, manifest.preprocessing)
+    selftest = read_selftest(folder, kind, manifest.files)
     worst = None
-    if session is None or test.unmeasured is not None:
-        check_prepared(test, way, str(folder))
+    if session is None or selftest.unmeasured is not None:
+        check_prepared(selftest, preparation, str(folder))
     else:
-        worst = run_selftest(test, Asked(session, way, kind.answers, manifest.postprocessing), str(folder))
+        worst = run_selftest(
+            selftest, TestedModel(session, preparation, kind.answers, manifest.postprocessing), str(folder)
+        )
     size = sum(record.size_bytes for record in manifest.files.values())
-    return Verified(
+    return Verification(
         name=manifest.name,
         target=manifest.target,
         digest=read_manifest(folder / MANIFEST).digest,
         files=len(manifest.files),
         size_bytes=size,
-        cases=len(test.cases),
+        cases=len(selftest.cases),
         of=kind.inputs.plural,
         compared=kind.answers.plural,
         worst=worst,
         unread=unread,
-        unanswered=silent or test.unmeasured,
+        unanswered=unavailable_reason or selftest.unmeasured,
         signer=fingerprint,
     )
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise `BundleError` for unsafe paths, links, missing, unlisted or changed files."""
     used = {manifest.model, *manifest.preprocessing.uses, *manifest.postprocessing.uses}
     for name in (*manifest.files, *used):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
             raise BundleError(f"The {MANIFEST} names a file outside the bundle: {name!r}.", where=str(folder))
-    odd = sorted(path for path in folder.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir()))
-    if odd:
-        raise BundleError("The bundle holds a link or a device.", where=str(odd[0]), expected="plain files and folders")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    found -= {MANIFEST, SIGNATURE}
+    special_files = sorted(
+        path for path in folder.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())
+    )
+    if special_files:
+        raise BundleError(
+            "The bundle holds a link or a device.", where=str(special_files[0]), expected="plain files and folders"
+        )
+    existing = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    existing -= {MANIFEST, SIGNATURE}
     listed = manifest.files.keys()
-    if found != listed:
-        parts = [f"missing: {_some(listed - found)}"] if listed - found else []
-        parts += [f"not listed: {_some(found - listed)}"] if found - listed else []
+    if existing != listed:
+        parts = [f"missing: {_some(listed - existing)}"] if listed - existing else []
+        parts += [f"not listed: {_some(existing - listed)}"] if existing - listed else []
         raise BundleError(f"The bundle has other files than its {MANIFEST}; {'; '.join(parts)}.", where=str(folder))
     unlisted = used - listed
     if any(name.startswith(f"{manifest.model}/") for name in listed):  # a package, which is a folder
@@ -141,45 +155,48 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _format_of(folder: Path, manifest: Manifest) -> BundledFormat:
-    """Of the file that the manifest names. Raises `BundleError` where that is in another than it says."""
-    found = format_of(folder / manifest.model)
-    if found != manifest.format:
-        raise _lie(folder, "the format", manifest.format, found)
-    return bundled(found)
+    """Return the support for the model file's format. Raises `BundleError` if the manifest states another format."""
+    actual = format_of(folder / manifest.model)
+    if actual != manifest.format:
+        raise _lie(folder, "the format", manifest.format, actual)
+    return find_bundled_format(actual)
 
 
 def _check_shape(
     manifest: Manifest, folder: Path, form: BundledFormat, session: Session | None
 ) -> Sequence[TensorRecord]:
-    """Compare what the manifest says of the model with the model; its outputs."""
-    kind = KINDS[manifest.steps]
+    """Compare inputs, outputs, operator versions and axes in the manifest with the model, and return the outputs."""
+    kind = APP_TYPES[manifest.steps]
     model = folder / manifest.model
-    shape = shape_of(form.interface(model, session), kind, str(model))
-    for what, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
-        if said != true:
-            raise _lie(folder, what, _words(said), _words(true))
-    opsets = contents(form, model).opsets
+    shape = record_interface(form.interface(model, session), kind, str(model))
+    for name, stated, actual in (
+        ("inputs", manifest.inputs, shape.inputs),
+        ("outputs", manifest.outputs, shape.outputs),
+    ):
+        if stated != actual:
+            raise _lie(folder, name, _words(stated), _words(actual))
+    opsets = read_contents(form, model).opsets
     if manifest.opsets != opsets:
         raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
-    for what, sizes, found in (
+    for name, stated_sizes, actual_sizes in (
         ("axes", manifest.axes, dict(shape.axes)),
         ("signatures", manifest.signatures, shape.signatures),
     ):
-        if sizes != found:
-            raise _lie(folder, what, str(sizes), str(found))
+        if stated_sizes != actual_sizes:
+            raise _lie(folder, name, str(stated_sizes), str(actual_sizes))
     return shape.outputs
 
 
 def _check_end(manifest: Manifest, folder: Path, outputs: Sequence[TensorRecord]) -> None:
-    """Compare what becomes of the answers with what the model's files say."""
-    end = KINDS[manifest.steps].answers.find_end(folder / MODEL_FOLDER, outputs)
+    """Compare the step after the model with the model's files."""
+    end = APP_TYPES[manifest.steps].answers.find_postprocessing(folder / MODEL_FOLDER, outputs)
     for name, value in end:
         if not _agree(getattr(manifest.postprocessing, name), value):
             raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
 
 
 def _agree(said: Any, true: Any) -> bool:
-    """Whether they are the same, numbers but for what another machine rounds."""
+    """Return True if two values are equal. Floats may differ by rounding."""
     if isinstance(true, tuple):
         return len(said) == len(true) and all(map(_agree, said, true))
     return math.isclose(said, true, rel_tol=_ROUNDED, abs_tol=_ROUNDED) if isinstance(true, float) else said == true

@@ -205,7 +205,7 @@ def clear(message: Message) -> Message:
     return {"holder": None, "bytes": size}
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write a JSON file atomically."""
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(content), encoding="utf-8")

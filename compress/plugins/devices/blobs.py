@@ -11,9 +11,9 @@ from typing import Any
 
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.connection import Connection, ConnectionLostError
-from compress.utils.digests import digest_file
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
+from compress.utils.storage import digest_file
 
 ENVIRONMENT_BYTES = 600_000_000
 """Space for an environment while pip creates it: three times the size of numpy, SciPy and ONNX Runtime."""

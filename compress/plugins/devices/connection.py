@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from compress.benchmark.rpc import PipedProcess
+from compress.benchmark.subprocess_client import PipedProcess
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.inventory import Device
 from compress.utils.errors import CompressError, DeviceError, InputError
@@ -101,7 +101,7 @@ class Connection:
     def __exit__(self, *raised: object) -> None:
         self._scratch.cleanup()
 
-    def request(self, do: str, timeout: float = _ANSWER_SECONDS, **fields: Any) -> Reply:
+    def request(self, do: str, timeout: float = _ANSWER_SECONDS, **fields: object) -> Reply:
         """Return the agent's answer; `agent` documents the actions. A lost request is sent again.
 
         Raises:
@@ -121,7 +121,7 @@ class Connection:
                 time.sleep(pause)
                 pause = min(2 * pause, 15.0)
 
-    def follow(self, silence_seconds: float = 60.0, **fields: Any) -> Iterator[Reply]:
+    def follow(self, silence_seconds: float = 60.0, **fields: object) -> Iterator[Reply]:
         """Yield the lines that `agent.follow` prints; the last one is its answer.
 
         Raises `ConnectionLostError` if nothing arrives for ``silence_seconds``.
@@ -148,7 +148,7 @@ class Connection:
                     yield self._reply(talk, _ANSWER_SECONDS)
             yield self._reply(talk, _DIGEST_SECONDS)
 
-    def try_request(self, do: str, **fields: Any) -> None:
+    def try_request(self, do: str, **fields: object) -> None:
         """Send a request once, and ignore a missing answer."""
         with contextlib.suppress(DeviceError, InputError, ConnectionLostError):
             self._answer({"do": do, **fields}, _FAREWELL_SECONDS)

@@ -14,7 +14,7 @@ from compress import __version__
 from compress.benchmark.host import TimingResult
 from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import Workload
-from compress.benchmark.rpc import error_from_reply
+from compress.benchmark.subprocess_client import error_from_reply
 from compress.formats.onnx.model import find_graphs
 from compress.formats.target_profile import Target
 from compress.plugins.devices.blobs import Blob, send_blobs

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from compress.benchmark.host import LOCAL_HOST, TimingResult
 from compress.benchmark.record import TimingConditions
 from compress.benchmark.restarts import Workload
-from compress.benchmark.rpc import error_reply
+from compress.benchmark.subprocess_client import error_reply
 from compress.benchmark.workloads.calls import CallPlan
 from compress.benchmark.workloads.text_generation import TextGenerationPlan
 from compress.formats.target_profile import Target

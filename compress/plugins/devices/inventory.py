@@ -124,7 +124,7 @@ def choose_devices(known: Mapping[str, Device], names: Sequence[str], file: Path
     return chosen
 
 
-def _check_names(section: Mapping[Any, Any], document: Document) -> None:
+def _check_names(section: Mapping[Any, object], document: Document) -> None:
     """Note a problem for every name that is not allowed."""
     for name in section:
         if not isinstance(name, str) or not _NAME.match(name) or name == ALL_DEVICES:

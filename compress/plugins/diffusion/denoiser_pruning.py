@@ -34,6 +34,8 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
     from compress.stages.base import Context
 
 _SIZES: dict[str, Size] = {"bk-sdm-base": "base", "bk-sdm-small": "small", "bk-sdm-tiny": "tiny"}
@@ -47,7 +49,7 @@ def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Co
     model.replace_part(UNET, prune_unet(unet, settings, examples, Noising.of(model.scheduler), context))
 
 
-def check_cut(unet: Any, settings: DenoiserPruning) -> None:
+def check_cut(unet: UNet2DConditionModel, settings: DenoiserPruning) -> None:
     """Try on a UNet that may have no weights what the settings name: blocks, and widths. Raises `StageError`."""
     require_unet(unet)
     if settings.blocks is not None:
@@ -58,7 +60,9 @@ def check_cut(unet: Any, settings: DenoiserPruning) -> None:
             check_widths(unet, settings.block_out_channels, sets)
 
 
-def prune_unet(unet: Any, settings: DenoiserPruning, examples: Examples, noising: Noising, context: Context) -> Any:
+def prune_unet(
+    unet: UNet2DConditionModel, settings: DenoiserPruning, examples: Examples, noising: Noising, context: Context
+) -> Any:
     """A UNet with fewer blocks and narrower stages; ``unet`` is spent.
 
     Importance sees all of ``examples``, those of `latent_examples`. Raises `StageError` for what cannot be cut.
@@ -94,7 +98,7 @@ class Removal:
     loss: float
 
 
-def _without_pairs(unet: Any, settings: DenoiserPruning, probes: Probes, context: Context) -> Any:
+def _without_pairs(unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context) -> Any:
     start = probes.loss(unet)
     kept, removed = least_missed(unet, settings.pairs, settings.middle, probes.loss)
     losses = [start, *(one.loss for one in removed)]
@@ -104,7 +108,7 @@ def _without_pairs(unet: Any, settings: DenoiserPruning, probes: Probes, context
 
 
 def least_missed(
-    unet: Any, count: int, middle: bool, judge: Callable[[Any], float]
+    unet: UNet2DConditionModel, count: int, middle: bool, judge: Callable[[Any], float]
 ) -> tuple[KeptBlocks, list[Removal]]:
     """Remove ``count`` pairs, each the one whose absence, tried, raises the loss of ``judge`` least.
 
@@ -142,7 +146,7 @@ def _candidates(kept: KeptBlocks, middle: bool) -> list[tuple[str, KeptBlocks]]:
     return [*found, ("the block in the middle", replace(kept, middle=False))] if middle and kept.middle else found
 
 
-def _narrowed(unet: Any, settings: DenoiserPruning, probes: Probes, context: Context) -> Any:
+def _narrowed(unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context) -> Any:
     sets = channel_sets(unet)
     if settings.block_out_channels is not None:
         check_widths(unet, settings.block_out_channels, sets)
@@ -156,7 +160,7 @@ def _narrowed(unet: Any, settings: DenoiserPruning, probes: Probes, context: Con
 
 
 def _widths(
-    unet: Any, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: DenoiserPruning
+    unet: UNet2DConditionModel, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: DenoiserPruning
 ) -> tuple[int, ...]:
     if settings.block_out_channels is not None:
         return settings.block_out_channels
@@ -190,7 +194,7 @@ class _Choice:
     lost: list[list[float]]
 
     @classmethod
-    def of(cls, unet: Any, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor]) -> _Choice:
+    def of(cls, unet: UNet2DConditionModel, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor]) -> _Choice:
         tied, steps = tied_stages(unet), width_steps(unet, sets)
         rungs, lost = [], []
         for stages in tied:

@@ -21,10 +21,9 @@ from compress.plugins.diffusion.sampling_drift import SamplingPath, drift
 from compress.plugins.diffusion.sampling_path import sampling_path
 from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.session import PictureSession
-from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, DriftRecord, PictureRecord
-from compress.utils.digests import digest_directory
+from compress.results.report import BASELINE, DriftRecord, Measurement, PictureRecord
 from compress.utils.progress import Progress
+from compress.utils.storage import digest_directory
 
 _JUDGE_VERSION = 1
 """Increased when a judge would compute other values from the same images."""

@@ -28,6 +28,8 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
     from compress.stages.base import Context
 
 _RIDGE = 1e-4
@@ -54,7 +56,7 @@ def distill_features(
 
 def train_on_features(
     student: Any,
-    teacher: Any,
+    teacher: UNet2DConditionModel,
     examples: Examples,
     held_out: Examples | None,
     noising: Noising,
@@ -101,7 +103,7 @@ class FeatureTrainer:
     teacher's width, by a matrix that is learned with it and thrown away.
     """
 
-    teacher: Any
+    teacher: UNet2DConditionModel
     noising: Noising
     losses: FeatureDistillation
     pairs: dict[str, tuple[nn.Module, nn.Module]]
@@ -111,7 +113,13 @@ class FeatureTrainer:
 
     @classmethod
     def between(
-        cls, teacher: Any, student: Any, examples: Examples, noising: Noising, losses: FeatureDistillation, seed: int
+        cls,
+        teacher: UNet2DConditionModel,
+        student: Any,
+        examples: Examples,
+        noising: Noising,
+        losses: FeatureDistillation,
+        seed: int,
     ) -> FeatureTrainer:
         """Pair the blocks, and fit the projections on some examples. Raises `StageError`."""
         if teacher.config.out_channels != student.config.out_channels:
@@ -167,7 +175,7 @@ class FeatureTrainer:
         return torch.stack(losses).sum()
 
     def _keep(self, whose: str, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(block: nn.Module, given: Any, output: Any) -> None:
+        def hook(block: nn.Module, given: object, output: object) -> None:
             self._seen[whose, name] = _features(output)
 
         return hook
@@ -189,7 +197,7 @@ class FeatureTrainer:
                     self.projections[name] = _fitted(mine, taught)
 
 
-def _pairs(teacher: Any, student: Any) -> dict[str, tuple[nn.Module, nn.Module]]:
+def _pairs(teacher: UNet2DConditionModel, student: Any) -> dict[str, tuple[nn.Module, nn.Module]]:
     theirs, mine = stage_ends(teacher), stage_ends(student)
     found = {}
     for name, block in mine.items():

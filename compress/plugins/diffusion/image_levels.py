@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compress.data.media import decode
 from compress.numerics.calibration import mean_interval
 from compress.plugins.diffusion.image_similarity import SSIM_WINDOW, psnr, ssim
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,7 @@ def as_levels(pictures: np.ndarray) -> np.ndarray:
     return (pictures * _LEVELS).round().astype(np.uint8)
 
 
-def levels_of(values: Sequence[Mapping[str, Any]], shape: tuple[int, int, int]) -> np.ndarray:
+def levels_of(values: Sequence[Mapping[str, object]], shape: tuple[int, int, int]) -> np.ndarray:
     """Images of a column as [n, height, width, channels] uint8, ``shape`` being channels, height and width.
 
     Raises `DataError` for a broken one.

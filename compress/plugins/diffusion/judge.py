@@ -22,8 +22,8 @@ from compress.plugins.diffusion.image_statistics import (
     frechet_shares,
     in_manifold,
 )
-from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
+from compress.results.report import Measurement
 from compress.tasks.classes import outcome_row
 from compress.tasks.registry import get_task
 from compress.utils.errors import DataError, ModelError
@@ -223,5 +223,5 @@ def _mean_row(metric: str, values: np.ndarray) -> Measurement:
     return _row(metric, len(values), value=value, raw=tuple(values.tolist()), **bounds)
 
 
-def _row(metric: str, count: int, **values: Any) -> Measurement:
+def _row(metric: str, count: int, **values: object) -> Measurement:
     return Measurement(model="", metric=metric, target="", unit=describe_metric(metric).unit, n=count, **values)

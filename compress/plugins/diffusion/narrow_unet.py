@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,13 +15,17 @@ from compress.plugins.diffusion.unet_blocks import with_config
 from compress.plugins.diffusion.unet_channels import ChannelSet
 from compress.utils.errors import StageError
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
 _SMALLEST = 1e-5
 """Directions of sinusoids that are so much shorter than the longest are not fitted: they are rounding."""
 _TRIED = 8
 """Steps between the two ways to choose frequencies."""
 
 
-def width_steps(unet: Any, sets: Sequence[ChannelSet]) -> list[int]:
+def width_steps(unet: UNet2DConditionModel, sets: Sequence[ChannelSet]) -> list[int]:
     """The number of which each stage's width must be a multiple: of groups, and of whole heads."""
     groups = int(unet.config.norm_num_groups)
     inside = int(unet.config.get("attn_norm_num_groups") or 1)
@@ -32,7 +36,7 @@ def width_steps(unet: Any, sets: Sequence[ChannelSet]) -> list[int]:
     return [math.lcm(*found) for found in units]
 
 
-def tied_stages(unet: Any) -> list[list[int]]:
+def tied_stages(unet: UNet2DConditionModel) -> list[list[int]]:
     """Stages that must be equally wide, since they are now: a resnet between them then has no convolution around it."""
     tied: list[list[int]] = []
     widths = unet.config.block_out_channels
@@ -44,7 +48,7 @@ def tied_stages(unet: Any) -> list[list[int]]:
     return tied
 
 
-def check_widths(unet: Any, widths: Sequence[int], sets: Sequence[ChannelSet]) -> None:
+def check_widths(unet: UNet2DConditionModel, widths: Sequence[int], sets: Sequence[ChannelSet]) -> None:
     """Raises `StageError` for widths that the UNet's config, groups and heads don't allow."""
     before, steps = unet.config.block_out_channels, width_steps(unet, sets)
     if len(widths) != len(before) or any(
@@ -68,7 +72,11 @@ def check_widths(unet: Any, widths: Sequence[int], sets: Sequence[ChannelSet]) -
 
 
 def narrow(
-    unet: Any, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], widths: Sequence[int], timesteps: int = 1000
+    unet: UNet2DConditionModel,
+    sets: Sequence[ChannelSet],
+    gates: Sequence[torch.Tensor],
+    widths: Sequence[int],
+    timesteps: int = 1000,
 ) -> Any:
     """A UNet with stages of ``widths`` channels: those of each set with the largest ``gates`` [size].
 
@@ -88,7 +96,7 @@ def narrow(
     return with_config(unet, changes)
 
 
-def narrow_config(unet: Any, sets: Sequence[ChannelSet], widths: Sequence[int]) -> dict[str, Any]:
+def narrow_config(unet: UNet2DConditionModel, sets: Sequence[ChannelSet], widths: Sequence[int]) -> dict[str, Any]:
     """What the config says of a UNet with stages of ``widths``, where it says otherwise: heads keep their size."""
     config, before = unet.config, unet.config.block_out_channels
     changes: dict[str, Any] = {"block_out_channels": tuple(widths)}
@@ -105,7 +113,7 @@ def narrow_config(unet: Any, sets: Sequence[ChannelSet], widths: Sequence[int]) 
 
 
 @torch.no_grad()
-def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> int:
+def _fit_time_embedding(unet: UNet2DConditionModel, width: int, timesteps: int) -> int:
     """Let the layers that read sinusoids read ``width`` of them, in place; gives their ``freq_shift``.
 
     Spread over all frequencies there are, or the highest of these, or something between. Raises `StageError`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from torch import nn
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SchedulerMixin
+
 
 LATENTS, TEXT = "latents", "encoder_hidden_states"
 """Inputs of an example: a picture's scaled latents [C, H, W], and the text encoder's states [tokens, width]."""
@@ -34,7 +38,7 @@ def latent_examples(latents: np.ndarray, conditions: Mapping[str, Sequence[np.nd
 
 
 @torch.inference_mode()
-def encode_pictures(vae: Any, pictures: np.ndarray) -> np.ndarray:
+def encode_pictures(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
     """The latents [n, C, h, w] as a UNet takes them, of pictures [n, channels, H, W] from -1 to 1.
 
     Each is the mean of what an `AutoencoderKL` holds possible, so that the same picture gives the same latents, or
@@ -50,13 +54,13 @@ def encode_pictures(vae: Any, pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def scaled_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def scaled_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """A VAE's own latents as a UNet takes them (Rombach et al. 2022, appendix D.1)."""
     scaled: torch.Tensor = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
     return scaled
 
 
-def unscaled_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def unscaled_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """A UNet's latents as the VAE's decoder takes them: `scaled_latents` undone, as diffusers' pipelines do it."""
     unscaled: torch.Tensor = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     return unscaled
@@ -97,13 +101,13 @@ class Noising:
     algorithm 1).
     """
 
-    scheduler: Any
+    scheduler: SchedulerMixin
     unconditional: Mapping[str, torch.Tensor] = field(default_factory=dict)
     dropped: float = 0.0
 
     @classmethod
     def of(
-        cls, scheduler: Any, unconditional: Mapping[str, torch.Tensor] | None = None, dropped: float = 0.0
+        cls, scheduler: SchedulerMixin, unconditional: Mapping[str, torch.Tensor] | None = None, dropped: float = 0.0
     ) -> Noising:
         """The noising that belongs to a pipeline's scheduler, whatever steps that takes.
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -38,6 +38,10 @@ from compress.plugins.diffusion.torch_session import torch_pictures
 from compress.stages.base import Context
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 _BATCH = "batch_size"
 _SIDES = {0: _BATCH, 2: "height", 3: "width"}
@@ -72,7 +76,7 @@ class _Denoiser(nn.Module):
 class _Decoder(nn.Module):
     """Half of a VAE that decodes latents to images."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae: Any = nn.Module()
         # An AutoencoderTiny has no convolution before its decoder.

@@ -31,6 +31,7 @@ from compress.plugins.diffusion.sampling_settings import (
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
     from torch import nn
 
 TEXT_ENCODER, VAE = "text_encoder", "vae"
@@ -50,7 +51,7 @@ class GeneratorModel(TorchModel):
     generates_images: ClassVar[bool] = True
     module: Any
     processor: PromptProcessor
-    scheduler: Any
+    scheduler: SchedulerMixin
     index: Mapping[str, Any]
     sampling: Sampling = field(default_factory=Sampling)
     kept: Mapping[str, Path] = field(default_factory=dict)
@@ -110,7 +111,7 @@ class GeneratorModel(TorchModel):
         return {**{name: value for name, value in self.index.items() if name != _WHERE_FROM}, **classes}
 
 
-def _class_name(component: Any) -> str:
+def _class_name(component: object) -> str:
     """Of a tokenizer in tokenizer.json the name that older versions of transformers, and optimum's, read it by."""
     name = type(component).__name__
     return f"{name}Fast" if getattr(component, "is_fast", False) and not name.endswith("Fast") else name

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from compress.formats.runtime import Batch
 from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.scheduler_table import OnStep, StepTable, set_steps, step_table
 from compress.utils.errors import InputError, ModelError, StageError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
 
 Call = Callable[[Batch], Mapping[str, np.ndarray]]
 """A part: arrays by the names of its inputs -> arrays by the names of its outputs, those of optimum's files."""
@@ -70,7 +74,7 @@ class PictureSampler:
     encode: Call
     denoise: Call
     decode: Call
-    scheduler: Any
+    scheduler: SchedulerMixin
     latents: Latents
     sampling: Sampling
     empty: np.ndarray
@@ -100,7 +104,7 @@ class PictureSampler:
         told = {CONDITION: self._condition(len(noise))} if self.latents.condition else {}
         steps = itertools.count(1)
 
-        def denoise(latents: np.ndarray, timestep: Any) -> np.ndarray:
+        def denoise(latents: np.ndarray, timestep: object) -> np.ndarray:
             given = np.concatenate([latents] * 2) if self.guided else latents
             return self._denoised(given, timestep, text, told, next(steps))
 
@@ -175,7 +179,7 @@ class PictureSampler:
         row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(self.latents.condition % 2)])
         return np.repeat(row[np.newaxis].astype(np.float32), count, axis=0)
 
-    def _timesteps(self, scheduler: Any) -> Any:
+    def _timesteps(self, scheduler: SchedulerMixin) -> Any:
         try:
             set_steps(scheduler, self.sampling.steps)
         except (ValueError, IndexError, ZeroDivisionError) as error:
@@ -186,7 +190,7 @@ class PictureSampler:
             ) from error
         return scheduler.timesteps
 
-    def _options(self, scheduler: Any, seeds: Sequence[int] | None) -> dict[str, Any]:
+    def _options(self, scheduler: SchedulerMixin, seeds: Sequence[int] | None) -> dict[str, Any]:
         """A generator for each picture, where the scheduler draws noise of its own."""
         import torch
 

@@ -16,6 +16,7 @@ from compress.utils.errors import MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
 """diffusers' names of their folders."""
@@ -59,7 +60,7 @@ class Sampling:
 class PromptProcessor:
     """A tokenizer, and the shapes [channels, height, width] of what a picture begins as, its noise, and of itself."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     noise_shape: tuple[int, int, int]
     picture_shape: tuple[int, int, int]
 

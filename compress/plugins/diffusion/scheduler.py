@@ -5,10 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.utils.errors import InputError, first_line, nearest_name
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
 
 _SPACING = "timestep_spacing"
 _SAME = 1e-5
@@ -68,7 +72,7 @@ def fitting_scheduler(base: Any, choice: Choice, steps: int) -> Any:
     return found
 
 
-def check_steps(scheduler: Any, steps: int, choice: Choice | None = None) -> None:
+def check_steps(scheduler: SchedulerMixin, steps: int, choice: Choice | None = None) -> None:
     """Walk ``steps`` of them on zeros. Raises `InputError` where the scheduler can't."""
     import torch
 
@@ -92,7 +96,7 @@ def check_steps(scheduler: Any, steps: int, choice: Choice | None = None) -> Non
         raise _unfit(said, f"{steps} steps end in numbers that are not finite")
 
 
-def network_calls(scheduler: Any, steps: int) -> int:
+def network_calls(scheduler: SchedulerMixin, steps: int) -> int:
     """How often the denoiser is called for so many steps: twice as often by schedulers of second order."""
     walked = type(scheduler).from_config(scheduler.config)
     walked.set_timesteps(steps)
@@ -109,7 +113,7 @@ class Tried:
 
 
 def best_untrained(
-    base: Any, steps: int, measure: Callable[[Any], float], choices: Sequence[Choice] = UNTRAINED
+    base: object, steps: int, measure: Callable[[Any], float], choices: Sequence[Choice] = UNTRAINED
 ) -> tuple[Any, list[Tried]]:
     """The scheduler of least ``measure`` at so many calls of the denoiser, and all that were tried, best first.
 
@@ -172,7 +176,7 @@ def _require_compatible(base: Any, made: Any) -> None:
     )
 
 
-def _require_same_noise(base: Any, found: Any, choice: Choice) -> None:
+def _require_same_noise(base: object, found: object, choice: Choice) -> None:
     ours, theirs = getattr(base, "alphas_cumprod", None), getattr(found, "alphas_cumprod", None)
     if ours is None or theirs is None:
         return

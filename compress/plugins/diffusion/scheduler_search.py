@@ -57,6 +57,6 @@ def rows_of(tried: list[Tried]) -> list[tuple[str, float | str]]:
     return [(str(one.choice), one.reason if one.error is None else round(one.error, 5)) for one in tried]
 
 
-def chosen(base: Any, scheduler: str, steps: int, fields: Mapping[str, Any]) -> Any:
+def chosen(base: object, scheduler: str, steps: int, fields: Mapping[str, object]) -> Any:
     """The scheduler of that name, where it fits. Raises `InputError`."""
     return fitting_scheduler(base, Choice(scheduler, fields), steps)

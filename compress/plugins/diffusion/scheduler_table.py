@@ -11,11 +11,15 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
 
 _SAME = 1e-4
 """How far latents may be off, as a share of the largest: diffusers computes in float32."""
@@ -69,7 +73,7 @@ class StepTable:
         return latents.astype(np.float32)
 
 
-def step_table(scheduler: Any, steps: int) -> StepTable:
+def step_table(scheduler: SchedulerMixin, steps: int) -> StepTable:
     """The table of ``steps`` of a scheduler.
 
     Read from the scheduler itself: each number that goes into a step has an entry of a vector to itself. Then it is
@@ -109,7 +113,7 @@ def step_table(scheduler: Any, steps: int) -> StepTable:
     return table
 
 
-def set_steps(scheduler: Any, steps: int) -> None:
+def set_steps(scheduler: SchedulerMixin, steps: int) -> None:
     """Let a scheduler make so many; it raises what it does where it can't."""
     with warnings.catch_warnings():
         # Of numpy, for how schedulers call it.
@@ -120,7 +124,7 @@ def set_steps(scheduler: Any, steps: int) -> None:
 class _Walk:
     """A scheduler on its way, and the noise that it draws."""
 
-    def __init__(self, scheduler: Any, steps: int, seed: int) -> None:
+    def __init__(self, scheduler: SchedulerMixin, steps: int, seed: int) -> None:
         import torch
 
         self.scheduler = type(scheduler).from_config(scheduler.config)
@@ -146,7 +150,7 @@ class _Walk:
         return found.to(sample.dtype), drawn
 
 
-def _prove(table: StepTable, scheduler: Any, steps: int) -> None:
+def _prove(table: StepTable, scheduler: SchedulerMixin, steps: int) -> None:
     import torch
 
     walk = _Walk(scheduler, steps, _SECOND)

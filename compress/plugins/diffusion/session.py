@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from compress.plugins.diffusion.sampler import (
 from compress.plugins.diffusion.sampling_settings import Sampling, empty_ids, load_scheduler
 from compress.tasks.task import Examples
 from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
 
 TEXT_ENCODER, DECODER = "text_encoder", "vae_decoder"
 """The folders before the UNet's and behind it, as optimum names them."""
@@ -109,7 +113,7 @@ def sampler_of(
     parts: Mapping[str, Session],
     latents: Latents,
     sampling: Sampling,
-    scheduler: Any,
+    scheduler: SchedulerMixin,
     empty: np.ndarray,
 ) -> PictureSampler:
     """The loop over sessions; ``empty`` is the empty prompt [1, tokens]."""

@@ -20,9 +20,9 @@ from compress.models.pipeline_folder import (
 )
 from compress.plugins.diffusion.sampling_settings import SAMPLING
 from compress.sources.build_model import write_once
-from compress.utils.digests import digest_file
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
+from compress.utils.storage import digest_file
 
 _CHECKING = (CHECKER, "feature_extractor")
 """A safety checker, and what prepares pictures for it."""

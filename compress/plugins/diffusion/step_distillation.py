@@ -32,6 +32,8 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
+    from diffusers import SchedulerMixin, UNet2DConditionModel
+
     from compress.stages.base import Context
 
 _COMPARED, _REFERENCE_STEPS = 16, 50
@@ -55,7 +57,7 @@ def distill_steps(
     examples, empty = latent_rows(teacher, context)
     path = walked_path(guided_by(teacher, settings.guidance_range[0]), context, _COMPARED, _REFERENCE_STEPS)
     _, tried = path.best(settings.steps)
-    student: Any = model.parts[UNET]
+    student: UNet2DConditionModel = model.parts[UNET]
     student = told_of_guidance(student) if settings.conditions_on_guidance else copy.deepcopy(student)
     lesson = StepTrainer(settings, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
     made = replace(model, scheduler=lesson.train(), sampling=Sampling(settings.steps, lesson.sampled_guidance))
@@ -96,7 +98,7 @@ class StepTrainer:
     settings: ProgressiveDistillation | ConsistencyDistillation
     teacher: nn.Module
     student: nn.Module
-    scheduler: Any
+    scheduler: SchedulerMixin
     examples: Examples
     empty: torch.Tensor | None
     context: Context

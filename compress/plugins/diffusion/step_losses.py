@@ -56,7 +56,7 @@ class Denoiser:
     told: int = 0
     empty: torch.Tensor | None = None
 
-    def clean(self, noisy: torch.Tensor, times: torch.Tensor, batch: Batch, network: Any = None) -> torch.Tensor:
+    def clean(self, noisy: torch.Tensor, times: torch.Tensor, batch: Batch, network: object = None) -> torch.Tensor:
         """x [B, ...] of ``noisy`` at timesteps [B], in float32; ``network`` computes in place of its own."""
         level = self.table.at(times, noisy.ndim)
         if self.empty is None:
@@ -164,11 +164,11 @@ class Averaged(nn.Module):
         for place, weight in enumerate(network.parameters()):
             self.register_buffer(f"average_{place}", weight.detach().clone())
 
-    def forward(self, *args: Any, **options: Any) -> Any:
+    def forward(self, *args: object, **options: object) -> Any:
         """The network's."""
         return self.network(*args, **options)
 
-    def average(self, *args: Any, **options: Any) -> Any:
+    def average(self, *args: object, **options: object) -> Any:
         """What the network gives with the averaged weights."""
         return torch.func.functional_call(self.network, dict(self._averages()), args, options)
 
@@ -211,7 +211,7 @@ class Agree:
         stride = len(self.student.table) // self.steps
         return torch.arange(1, self.steps + 1) * stride - 1
 
-    def end(self, noisy: torch.Tensor, times: torch.Tensor, batch: Batch, network: Any) -> torch.Tensor:
+    def end(self, noisy: torch.Tensor, times: torch.Tensor, batch: Batch, network: object) -> torch.Tensor:
         """f(z, t) = c_skip z + c_out x: at timestep 0 it is z."""
         skip, out = boundary_scalings(times, noisy.ndim, self.scaling)
         return skip * noisy + out * self.student.clean(noisy, times, batch, network)

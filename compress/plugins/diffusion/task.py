@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from compress.models.model import TorchModel
+    from compress.models.processor import Processor
     from compress.results.report import Measurement
 
 _IDS, _NOISE, _SEED, _PICTURES, _CLASS = "input_ids", "noise", "seed", "pictures", "class"
@@ -74,7 +75,7 @@ class TextToImage(Task):
 
         return load_pipeline(directory)
 
-    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Token ids, noise and its seed of every prompt; pictures [n, height, width, channels] in levels as labels.
 
         ``max_length`` has no say: the model's own length of a prompt has. The note says how many are cut. Beside its

@@ -11,7 +11,7 @@ from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
 from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import Workload
 from compress.benchmark.results import MeasurementWriter
-from compress.benchmark.scenarios import evenly_spaced
+from compress.benchmark.rounds import evenly_spaced
 from compress.benchmark.session import (
     PRECISION,
     BenchmarkResult,
@@ -32,7 +32,7 @@ from compress.plugins.diffusion.workload import (
     ImageSetting,
 )
 from compress.recipe.recipe import Benchmark
-from compress.results.measurement import Measurement
+from compress.results.report import Measurement
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, InputError
 from compress.utils.progress import Progress

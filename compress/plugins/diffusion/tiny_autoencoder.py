@@ -32,6 +32,8 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
     from compress.stages.base import Context
 
 PICTURES = "pixel_values"
@@ -39,14 +41,14 @@ _JUDGED = 64
 """Pictures of the validation split that judge an epoch."""
 
 
-def picture_examples(vae: Any, pictures: np.ndarray) -> Examples:
+def picture_examples(vae: AutoencoderKL, pictures: np.ndarray) -> Examples:
     """Pictures [n, channels, H, W] from -1 to 1 with their latents, for `train_small_autoencoder`."""
     latents = encode_pictures(vae, pictures)
     inputs = [{PICTURES: one, LATENTS: other} for one, other in zip(pictures, latents, strict=True)]
     return Examples(inputs, {PICTURES: None, LATENTS: None})
 
 
-def make_small_autoencoder(vae: Any, settings: AutoencoderDistillation, seed: int) -> Any:
+def make_small_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation, seed: int) -> Any:
     """An `AutoencoderTiny` for pictures and latents shaped as those of ``vae``, with weights drawn from ``seed``.
 
     Raises `StageError` for a VAE of another kind than `AutoencoderKL`.
@@ -89,7 +91,7 @@ def distill_decoder(
 
 
 def train_small_autoencoder(
-    vae: Any,
+    vae: AutoencoderKL,
     examples: Examples,
     held_out: Examples | None,
     settings: AutoencoderDistillation,
@@ -142,7 +144,7 @@ class AutoencoderTrainer:
     The features are those of the VAE's own encoder behind each of its blocks: they are there for pictures of any kind.
     """
 
-    def __init__(self, vae: Any, settings: AutoencoderDistillation) -> None:
+    def __init__(self, vae: AutoencoderKL, settings: AutoencoderDistillation) -> None:
         self.vae = vae
         self.settings = settings
 
@@ -165,7 +167,7 @@ class AutoencoderTrainer:
         return loss
 
 
-def encoder_features(vae: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
+def encoder_features(vae: AutoencoderKL, pictures: torch.Tensor) -> list[torch.Tensor]:
     """What each block of a VAE's encoder makes of pictures [B, channels, H, W]."""
     hidden, found = vae.encoder.conv_in(pictures), []
     for block in vae.encoder.down_blocks:
@@ -175,7 +177,7 @@ def encoder_features(vae: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def decoded_distance(vae: Any, small: Any, examples: Examples) -> float:
+def decoded_distance(vae: AutoencoderKL, small: Any, examples: Examples) -> float:
     """The mean absolute difference of what both decode, for pictures from -1 to 1."""
     small.eval()
     total = 0.0

@@ -34,7 +34,7 @@ class TorchPart:
     provider = "cpu"
 
     def __init__(
-        self, inputs: Sequence[str], gives: str, compute: Callable[..., Any], settings: Mapping[str, Any]
+        self, inputs: Sequence[str], gives: str, compute: Callable[..., Any], settings: Mapping[str, object]
     ) -> None:
         self.inputs, self._gives, self._compute, self.settings = tuple(inputs), gives, compute, dict(settings)
         self.input_types: Mapping[str, TensorType] = {}
@@ -53,7 +53,7 @@ class TorchPart:
             raise StageError(f"The model failed on a batch: {first_line(error)}") from error
 
 
-def torch_pictures(model: GeneratorModel, settings: Mapping[str, Any], where: str = "the model") -> PictureSession:
+def torch_pictures(model: GeneratorModel, settings: Mapping[str, object], where: str = "the model") -> PictureSession:
     """Draws with the modules of ``model``, its scheduler and its own number of steps."""
     text, denoiser, vae = (model.parts[name] for name in (TEXT_ENCODER, UNET, VAE))
     latents = Latents.of(denoiser.config, vae.config)

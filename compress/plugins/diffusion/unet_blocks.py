@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
 
 Size = Literal["base", "small", "tiny"]
 _BY_STAGE = (
@@ -49,7 +53,7 @@ def _replaced(places: tuple[tuple[int, ...], ...], stage: int, kept: tuple[int, 
     return (*places[:stage], kept, *places[stage + 1 :])
 
 
-def require_unet(part: Any) -> Any:
+def require_unet(part: object) -> Any:
     """The part itself. Raises `StageError` where it is none of diffusers' UNets for pictures."""
     if type(part).__name__ not in ("UNet2DConditionModel", "UNet2DModel"):
         raise StageError(
@@ -60,14 +64,14 @@ def require_unet(part: Any) -> Any:
     return part
 
 
-def all_blocks(unet: Any) -> KeptBlocks:
+def all_blocks(unet: UNet2DConditionModel) -> KeptBlocks:
     """Every block of a `UNet2DConditionModel` or `UNet2DModel`."""
     down = tuple(tuple(range(len(block.resnets))) for block in unet.down_blocks)
     up = tuple(tuple(range(len(block.resnets))) for block in reversed(unet.up_blocks))
     return KeptBlocks(down, up, unet.mid_block is not None)
 
 
-def bk_sdm_blocks(unet: Any, size: Size) -> KeptBlocks:
+def bk_sdm_blocks(unet: UNet2DConditionModel, size: Size) -> KeptBlocks:
     """What BK-SDM keeps (Kim et al. 2023, section 3.1).
 
     Of two pairs of a stage the first on the way down, and of three on the way up the first and the last, which reads
@@ -88,7 +92,7 @@ def bk_sdm_blocks(unet: Any, size: Size) -> KeptBlocks:
     return kept
 
 
-def keep_blocks(unet: Any, kept: KeptBlocks) -> Any:
+def keep_blocks(unet: UNet2DConditionModel, kept: KeptBlocks) -> Any:
     """The UNet with no other blocks than those of ``kept``, as a new module of the same class with weights of its own.
 
     Raises `StageError` where a block that stays cannot stand in the place that it would have: its widths are those of
@@ -104,13 +108,13 @@ def keep_blocks(unet: Any, kept: KeptBlocks) -> Any:
     return made
 
 
-def shared_blocks(unet: Any, kept: KeptBlocks) -> Any | None:
+def shared_blocks(unet: UNet2DConditionModel, kept: KeptBlocks) -> Any | None:
     """The same with the very tensors of ``unet``, for a look at it; None where a block cannot stand in its place."""
     made, misfit = _kept(unet, kept, share=True)
     return made if misfit is None else None
 
 
-def _kept(unet: Any, kept: KeptBlocks, share: bool) -> tuple[Any, str | None]:
+def _kept(unet: UNet2DConditionModel, kept: KeptBlocks, share: bool) -> tuple[Any, str | None]:
     made, origins = _hollow(unet, kept)
     state = unet.state_dict()
     misfit = _misfit(made, origins, state)
@@ -119,7 +123,7 @@ def _kept(unet: Any, kept: KeptBlocks, share: bool) -> tuple[Any, str | None]:
     return made, misfit
 
 
-def _hollow(unet: Any, kept: KeptBlocks) -> tuple[Any, dict[str, str]]:
+def _hollow(unet: UNet2DConditionModel, kept: KeptBlocks) -> tuple[Any, dict[str, str]]:
     """A UNet of the kept blocks without weights, and which tensor of ``unet`` each of its own is."""
     made = hollow_like(unet, _blocks_config(unet, kept))
     stages, whole = len(kept.down), len(unet.down_blocks)
@@ -148,7 +152,7 @@ def _misfit(made: Any, origins: Mapping[str, str], state: Mapping[str, torch.Ten
     return None
 
 
-def _blocks_config(unet: Any, kept: KeptBlocks) -> dict[str, Any]:
+def _blocks_config(unet: UNet2DConditionModel, kept: KeptBlocks) -> dict[str, Any]:
     """What the config must say for the kept blocks."""
     config, stages, whole = unet.config, len(kept.down), len(unet.down_blocks)
     changes: dict[str, Any] = {}
@@ -171,7 +175,7 @@ def _blocks_config(unet: Any, kept: KeptBlocks) -> dict[str, Any]:
     return {**changes, **_nested_layers(config, kept, whole)}
 
 
-def _has_numbers_by_stage(unet: Any) -> bool:
+def _has_numbers_by_stage(unet: UNet2DConditionModel) -> bool:
     """Whether the config may say the layers of each stage, as text-conditional UNets' does."""
     return "cross_attention_dim" in unet.config
 
@@ -192,7 +196,7 @@ def _nested_layers(config: Mapping[str, Any], kept: KeptBlocks, whole: int) -> d
     return changes
 
 
-def _chosen(layers: Any, places: Sequence[int]) -> Any:
+def _chosen(layers: object, places: Sequence[int]) -> Any:
     return tuple(layers[place] for place in places) if isinstance(layers, list | tuple) else layers
 
 
@@ -232,7 +236,7 @@ def _loaded(made: Any, state: Mapping[str, torch.Tensor], share: bool) -> Any:
     return made.eval()
 
 
-def stage_ends(unet: Any) -> dict[str, nn.Module]:
+def stage_ends(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
     """The blocks by what they are to any cut of the same UNet: `down 0` ..., `middle`, and `up 0` of the same stage."""
     ends: dict[str, nn.Module] = {f"down {stage}": block for stage, block in enumerate(unet.down_blocks)}
     if unet.mid_block is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,10 @@ from torch import nn
 from compress.models.channel_coupling import CoupledLayer, Coupling, Side
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
 
 _KNOWN = frozenset(
     {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"}
@@ -49,7 +53,7 @@ class ChannelSet:
         return gates.view(-1, self.unit).sum(1).abs()
 
 
-def channel_sets(unet: Any) -> list[ChannelSet]:
+def channel_sets(unet: UNet2DConditionModel) -> list[ChannelSet]:
     """Every set of channels of a UNet's stages, but for what the config fixes: time embedding, text states, latents.
 
     Raises `StageError` for blocks that are not known here.
@@ -58,7 +62,7 @@ def channel_sets(unet: Any) -> list[ChannelSet]:
     return _Walk(unet).sets()
 
 
-def _check_known(unet: Any) -> None:
+def _check_known(unet: UNet2DConditionModel) -> None:
     blocks = [*unet.down_blocks, *unet.up_blocks, *([] if unet.mid_block is None else [unet.mid_block])]
     strange = next((type(block).__name__ for block in blocks if type(block).__name__ not in _KNOWN), None)
     config = unet.config
@@ -81,7 +85,7 @@ def _check_known(unet: Any) -> None:
 class _Walk:
     """Goes through a UNet as its forward pass does, and notes who makes and who reads which channels."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: UNet2DConditionModel) -> None:
         self._unet, self._models = unet, import_diffusers().models
         self._groups = int(unet.config.norm_num_groups)
         self._about: list[tuple[int, int, int, int, int]] = []
@@ -141,7 +145,7 @@ class _Walk:
             self._attention(f"{name}.attentions.{place}", block.attentions[place], hidden, stage)
         return hidden
 
-    def _resnet(self, name: str, resnet: Any, inputs: Sequence[int], stage: int) -> int:
+    def _resnet(self, name: str, resnet: object, inputs: Sequence[int], stage: int) -> int:
         """What it gives: a set of its own, or what it is given where nothing but itself is added to that."""
         if not isinstance(resnet, self._models.resnet.ResnetBlock2D):
             raise self._strange(name, resnet)
@@ -164,7 +168,7 @@ class _Walk:
             self._note(given, f"{name}.conv_shortcut", "out")
         return given
 
-    def _resampled(self, name: str, sampler: Any, hidden: int, stage: int) -> int:
+    def _resampled(self, name: str, sampler: object, hidden: int, stage: int) -> int:
         if isinstance(sampler, self._models.resnet.ResnetBlock2D):
             return self._resnet(name, sampler, [hidden], stage)
         if not isinstance(getattr(sampler, "conv", None), nn.Conv2d):
@@ -174,7 +178,7 @@ class _Walk:
         self._note(given, f"{name}.conv", "out")
         return given
 
-    def _attention(self, name: str, module: Any, hidden: int, stage: int) -> None:
+    def _attention(self, name: str, module: object, hidden: int, stage: int) -> None:
         if module is None:
             return
         if isinstance(module, self._models.attention_processor.Attention):
@@ -217,7 +221,7 @@ class _Walk:
         self._note(heads, f"{name}.to_out.0", "in")
         self._note(stream, f"{name}.to_out.0", "out")
 
-    def _strange(self, name: str, module: Any) -> StageError:
+    def _strange(self, name: str, module: object) -> StageError:
         return StageError(
             f"The channels of this UNet cannot be cut: {name} is a {type(module).__name__}.",
             hint="remove blocks in place of channels, and report the architecture",

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from compress.benchmark.worker_sessions import external_sessions, preemptions
+from compress.benchmark.worker import external_sessions, preemptions
 from compress.formats.runtime import Batch, Session, TimesItself
 from compress.plugins.diffusion.sampler import IDS, NOISE, SEED, Call, PictureSampler
 from compress.plugins.diffusion.sampling_settings import load_prompt_processor, load_scheduler

@@ -7,8 +7,8 @@ import tarfile
 from pathlib import Path
 
 from compress.sources.build_model import write_once
-from compress.utils.digests import digest_directory
 from compress.utils.errors import StorageError
+from compress.utils.storage import digest_directory
 
 _MEND = "free space where the worker keeps its files (COMPRESS_WORKER_FOLDER)"
 

@@ -89,14 +89,14 @@ class Cluster:
     def _ask(self, name: str) -> Any:
         return self.remote(machine_info, name, 0).remote(tuple(self._packages))
 
-    def remote(self, function: Any, node: str, processors: float) -> Any:
+    def remote(self, function: object, node: str, processors: float) -> Any:
         """A function as a task of that machine; whoever asks sees to it when a worker dies."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         place = NodeAffinitySchedulingStrategy(node, soft=False)
         return self.ray.remote(function).options(num_cpus=processors, max_retries=0, scheduling_strategy=place)
 
-    def _meet(self, name: str, resources: dict[str, float], reference: Any) -> None:
+    def _meet(self, name: str, resources: dict[str, float], reference: object) -> None:
         try:
             told: MachineInfo = self.ray.get(reference, timeout=_ANSWERS_WITHIN)
         except self.ray.exceptions.RayError as error:

@@ -16,7 +16,7 @@ from compress.plugins.ray.cluster import Cluster
 from compress.plugins.ray.dag import WorkItem
 from compress.plugins.ray.task import WorkOrder
 from compress.stages.base import all_references
-from compress.utils.digests import digest_directory
+from compress.utils.storage import digest_directory
 
 
 class Uploader:

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from compress.numerics.statistics import Estimate
 from compress.plugins.search.early_stopping import order_by_divergence
 from compress.plugins.search.observations import Observations, PastTrial
 from compress.plugins.search.outcome import TrialOutcome, is_dominated, limit_name
@@ -134,6 +133,7 @@ class Acquisition:
         # Cheap recipes teach little until one meets the limits, so time counts less (cost-cooling, Lee et al. 2020).
         exponent = 1.0 if self._front else 0.5
         chances = order_by_divergence(self.observations, next_rungs, probabilities, self.costs.family)
+        predicts_quality = self.observations.goal.quality_limits and len(self.observations.margins) >= _FEWEST_KNOWN
         for point, chance, factor in zip(candidates, chances, safety, strict=True):
             seconds = self.costs.marginal_seconds(point)
             gain = self.gain(point)
@@ -141,7 +141,7 @@ class Acquisition:
             values[point] = expected_gain / max(seconds, 1e-3) ** exponent
             self.expected[point] = Expectation(
                 gain if self._start is not None and self._front else None,
-                chance if self._has_quality_model else None,
+                chance if predicts_quality else None,
                 seconds,
             )
         return sorted(values, key=lambda point: (-values[point], point))
@@ -290,11 +290,6 @@ class Acquisition:
         measured = self.observations.measured_value(point, metric)
         return self.costs.predict(point, metric) if measured is None else measured
 
-    @property
-    def _has_quality_model(self) -> bool:
-        """Return whether enough trials are complete to predict quality."""
-        return bool(self.observations.goal.quality_limits) and len(self.observations.margins) >= _FEWEST_KNOWN
-
     def _chances(self, points: Sequence[Point]) -> tuple[list[float], list[float]]:
         """Return the probability that each point meets every limit on quality, and a factor for safer points.
 
@@ -307,7 +302,9 @@ class Acquisition:
         queried = np.array([self._features(point, self.shares[-1]) for point in points])
         for limit in self.observations.goal.quality_limits if points else ():
             name = limit_name(limit)
-            rooms = self._margins(name)
+            # Use the margins of all trials, after any share of training.
+            margins = self.observations.margins.items()
+            rooms = [(key, room) for key, rooms_of_trial in margins if (room := rooms_of_trial[name]) is not None]
             # The interval's lower half-width measures the uncertainty of a margin.
             halves = np.array([room.value - room.low for _, room in rooms])
             typical_half_width = float(np.median(halves)) if rooms else 0.0
@@ -344,12 +341,6 @@ class Acquisition:
         pick = self.observations.pick()
         room = None if pick is None else self.observations.margins[pick, self.observations.full_rung][name]
         return 0.0 if room is None else room.value
-
-    def _margins(self, name: str) -> list[tuple[tuple[Point, int], Estimate]]:
-        """Return the margins of a limit, after any share of training."""
-        return [
-            (key, room) for key, margins in self.observations.margins.items() if (room := margins[name]) is not None
-        ]
 
     def _features(self, point: Point, share: float) -> list[float]:
         """Return the features of a point: coordinates, predicted size, predicted time and share of training.

@@ -146,7 +146,11 @@ class Candidates:
             return parameters * self.costs.marginal_seconds(point), -size, -sum(map(bool, point))
 
         # A family counts as tried once one of its recipes nearly met the limits that are not on quality.
-        tried = {family(point) for point in self.observations.finished if self._nearly_met_limits(point)}
+        goal, tried = self.observations.goal, set[Family]()
+        for point, outcome in self.observations.finished.items():
+            short = goal.shortfalls(outcome)
+            if all(short[limit_name(limit)] < _NEAR for limit in goal.limits if limit not in goal.quality_limits):
+                tried.add(family(point))
         families: dict[Family, list[Point]] = {}
         for point in ranked:
             if self.space.trains(point) and family(point) not in tried and acquisition.likely_meets_limits(point):
@@ -169,11 +173,6 @@ class Candidates:
                 largest = best
             reasons[largest] = reason
         return reasons
-
-    def _nearly_met_limits(self, point: Point) -> bool:
-        """Return whether a recipe trained in full nearly met every limit that is not on quality."""
-        goal, short = self.observations.goal, self.observations.goal.shortfalls(self.observations.finished[point])
-        return all(short[limit_name(limit)] < _NEAR for limit in goal.limits if limit not in goal.quality_limits)
 
     def _add_better_neighbours(self, reasons: dict[Point, str], acquisition: Acquisition) -> None:
         """Add neighbours of the most valuable points until no neighbour is more valuable.

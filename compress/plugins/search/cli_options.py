@@ -129,17 +129,13 @@ def _stages(
         return [dict(stage) for stage in starter], []
     folder = resolve_model(model)
     kind = task.specialize(read_json(folder / "config.json"))
-    first_stages = _of_target(target, kind) or starter
+    # Start from the stages of the target's format, unless they do not apply to the task.
+    first_stages = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
+    if not first_stages or not all(STAGES[next(iter(s))].supports(kind.capabilities) for s in first_stages):
+        first_stages = starter
     stages = initial_stages(kind, first_stages, read_shape(folder), partial(is_possible, folder))
     starter_kinds = [next(iter(stage)) for stage in starter]
     return stages, [stage for stage in stages if next(iter(stage)) not in starter_kinds]
-
-
-def _of_target(target: str, task: Task) -> Sequence[StageFields]:
-    """Return the initial stages of the target's format; none where they do not apply to the task."""
-    stages = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
-    fit = all(STAGES[next(iter(stage))].supports(task.capabilities) for stage in stages)
-    return stages if fit else ()
 
 
 def _infer_task(model: str) -> str:
@@ -162,7 +158,12 @@ def _hint_at_labels(task: str, data: str | None) -> str:
     """Return a hint at the first task that would learn from a column of labels, where the inferred task has none."""
     if data is None or label_column(TASKS[task].columns) is not None:
         return ""
-    names = _names(data)
+    # Read the column names of local training rows.
+    path = None if is_sample(data) else find(data, Path())
+    if path is not None and path.is_dir():
+        files = (file for file in sorted(path.iterdir()) if is_file_name(file.name))
+        path = next((file for file in files if file.stem == "train"), None)
+    names = set(read(path, set()).names) if path is not None and path.is_file() else set()
     for other in TASK_NAMES:
         label = label_column(TASKS[other].columns)
         if label is not None and names.issuperset(column.name for column in TASKS[other].columns if column.given):
@@ -170,16 +171,7 @@ def _hint_at_labels(task: str, data: str | None) -> str:
     return ""
 
 
-def _names(reference: str) -> set[str]:
-    """Return the column names of local training rows."""
-    path = None if is_sample(reference) else find(reference, Path())
-    if path is not None and path.is_dir():
-        files = (file for file in sorted(path.iterdir()) if is_file_name(file.name))
-        path = next((file for file in files if file.stem == "train"), None)
-    return set(read(path, set()).names) if path is not None and path.is_file() else set()
-
-
-def _data(reference: str | None, starter: Mapping[str, Any]) -> dict[str, object]:
+def _data(reference: str | None, starter: Mapping[str, object]) -> dict[str, object]:
     """Return the data block: the source of rows, and the starter's maximum number of tokens.
 
     A graph without data gets random inputs, a fifth of them for selection.
@@ -261,9 +253,14 @@ def _put_limits(document: Document, options: SearchOptions) -> None:
         bound = {"at_most": 1 / options.keep} if "at_most" in quality else {"at_least": options.keep}
         new_limits.append({"metric": quality["metric"], **bound, "of": "baseline"})
     if options.max_size is not None:
-        new_limits.append({"metric": "size_bytes", "at_most": _bytes(options.max_size)})
+        if (match := _SIZE.fullmatch(options.max_size.strip())) is None:
+            expected = "e.g. 5MB or 800kB"
+            raise InputError(f"{options.max_size!r} is not a size.", where="--max-size", expected=expected)
+        new_limits.append({"metric": "size_bytes", "at_most": float(match[1]) * _FACTORS[match[2].lower()]})
     if options.max_latency is not None:
-        new_limits.append({"metric": "latency_ms", "at_most": _milliseconds(options.max_latency)})
+        if (match := _LATENCY.fullmatch(options.max_latency.strip())) is None:
+            raise InputError(f"{options.max_latency!r} is not a time.", where="--max-latency", expected="e.g. 0.4ms")
+        new_limits.append({"metric": "latency_ms", "at_most": float(match[1]) * _IN_MS[match[2]]})
     if not new_limits:
         return
     names = {limit["metric"] for limit in new_limits}
@@ -283,17 +280,3 @@ def _block(options: SearchOptions) -> dict[str, object]:
     if minimize is None and options.model is not None:
         minimize = ["latency_ms" if options.max_latency is not None else "size_bytes"]
     return {"minimize": minimize, "budget": options.budget, "trials": options.trials}
-
-
-def _bytes(text: str) -> float:
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InputError(f"{text!r} is not a size.", where="--max-size", expected="e.g. 5MB or 800kB")
-    return float(match[1]) * _FACTORS[match[2].lower()]
-
-
-def _milliseconds(text: str) -> float:
-    match = _LATENCY.fullmatch(text.strip())
-    if match is None:
-        raise InputError(f"{text!r} is not a time.", where="--max-latency", expected="e.g. 0.4ms")
-    return float(match[1]) * _IN_MS[match[2]]

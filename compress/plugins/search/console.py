@@ -25,7 +25,6 @@ from compress.plugins.search.record import (
     SearchRecord,
     format_margin,
     format_metric,
-    format_model,
     format_objectives,
     prediction_error_lines,
 )
@@ -200,18 +199,12 @@ def search_table(record: SearchRecord) -> RenderableType:
     parts: list[RenderableType] = []
     if record.final is not None:
         names = [describe_metric(name) for name in record.minimize]
-        columns = [
-            TableColumn("Model"),
-            *(TableColumn(model.title, right=True) for model in names),
-            TableColumn("Limits"),
-            TableColumn("Differs in", rank=1),
-        ]
+        columns = [TableColumn("Model"), *(TableColumn(metric.title, right=True) for metric in names)]
+        columns += [TableColumn("Limits"), TableColumn("Differs in", rank=1)]
         table = ResponsiveTable(f"{record.name}: the test rows, read once", columns)
         for model in record.final.judged:
-            shown = format_model(model, record.minimize)
-            table.add(
-                model.name, *shown.figures, (shown.verdict, "green" if model.meets_limits else "bold red"), model.words
-            )
+            values = [format_metric(name, model.final[name]) if name in model.final else "" for name in record.minimize]
+            table.add(model.name, *values, (model.verdict, "green" if model.meets_limits else "bold red"), model.words)
         parts.append(table)
     for line in closing_lines(record):
         parts.append(Text(line, style="green" if line.startswith("✓") else ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -126,7 +126,11 @@ def initial_stages(
     Returns:
         Stages as a recipe writes them.
     """
-    fitted = [_with_half_the_layers(stage, shape, is_possible) for stage in starter if not _names_a_student(stage)]
+    fitted = [
+        _with_half_the_layers(stage, shape, is_possible)
+        for stage in starter
+        if "model" not in ((stage.get(_DISTILL) or {}).get("student") or {})
+    ]
     stages = [part for stage in fitted for part in _by_part(stage, task)]
     kinds = [next(iter(stage)) for stage in stages]
     if SINGLE_CALL in task.capabilities and any("part" in next(iter(stage.values())) for stage in stages):
@@ -178,11 +182,6 @@ def _by_part(stage: StageFields, task: Task) -> list[StageFields]:
     if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"onnx_int8": {}}:
         return [{"onnx_int8": {"part": "encoder"}}, {"onnx_weight_only": {"part": "decoder", "bits": 8}}]
     return [deepcopy(dict(stage))]
-
-
-def _names_a_student(stage: StageFields) -> bool:
-    fields = stage.get(_DISTILL)
-    return isinstance(fields, Mapping) and "model" in (fields.get("student") or {})
 
 
 def _fits(kind: str, task: Task) -> bool:

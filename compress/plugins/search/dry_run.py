@@ -85,9 +85,29 @@ class PreparedSearch:
 
     def summary(self, origin: str) -> SpaceSummary:
         """Return a summary of the space; ``origin`` states where its recipe comes from."""
-        past = tuple(dict.fromkeys(trial.source for trial in self.past))
-        return summarize_space(
-            self.space, self.goal, target_profile(self.space.base).name, origin, past, self.first_seconds
+        space, base = self.space, self.space.base
+        return SpaceSummary(
+            name=base.name,
+            origin=origin,
+            task=base.task,
+            model=base.model,
+            stages=space.labels,
+            baseline=base.baseline,
+            minimize=self.goal.minimize,
+            limits=tuple(f"{limit.metric} {limit_text(limit)}" for limit in self.goal.limits),
+            target=target_profile(base).name,
+            rows=space.search.select.rows,
+            budget=space.search.budget,
+            choices=tuple(
+                ParameterSummary(name=parameter.name, own=value, others=tuple(others))
+                for parameter in space.parameters
+                for value, *others in [map(value_text, parameter.values)]
+            ),
+            size=space.size,
+            refused=space.rejected,
+            past=tuple(dict.fromkeys(trial.source for trial in self.past)),
+            first_seconds=self.first_seconds,
+            budget_seconds=space.search.seconds,
         )
 
     def _check_runnable(self) -> None:
@@ -197,45 +217,3 @@ class SpaceSummary(Frozen):
             )
         if self.past:
             yield f"the first trials follow {', '.join(self.past)}"
-
-
-def summarize_space(
-    space: SearchSpace, goal: Goal, target: str, origin: str, past: tuple[str, ...], first_seconds: float
-) -> SpaceSummary:
-    """Return the summary of a space.
-
-    Args:
-        space: Search space.
-        goal: Objectives and limits.
-        target: Target that trials are measured on.
-        origin: Source of the recipe.
-        past: Sources of past trials.
-        first_seconds: Predicted time of the first trial's stages.
-    """
-    base = space.base
-    return SpaceSummary(
-        name=base.name,
-        origin=origin,
-        task=base.task,
-        model=base.model,
-        stages=space.labels,
-        baseline=base.baseline,
-        minimize=goal.minimize,
-        limits=tuple(f"{limit.metric} {limit_text(limit)}" for limit in goal.limits),
-        target=target,
-        rows=space.search.select.rows,
-        budget=space.search.budget,
-        choices=tuple(
-            ParameterSummary(
-                name=parameter.name,
-                own=value_text(parameter.values[0]),
-                others=tuple(map(value_text, parameter.values[1:])),
-            )
-            for parameter in space.parameters
-        ),
-        size=space.size,
-        refused=space.rejected,
-        past=past,
-        first_seconds=first_seconds,
-        budget_seconds=space.search.seconds,
-    )

@@ -104,9 +104,10 @@ class Engine:
             reasons |= largest
             ranked = list(dict.fromkeys([*largest, *acquisition.rank(reasons)]))
         planned_trials = list[PlannedTrial]()
+        round_size = 1 if self.goal.needs_timing and len(self.observations.finished) < _TIMED else ROUND
         running_stages = {key for planned in self._pending for key in self._remaining_of(planned)}
         for point in ranked:
-            if len(planned_trials) == self._round_size:
+            if len(planned_trials) == round_size:
                 break
             # The most expensive check comes last: only here is the recipe itself built and validated.
             # Other choices may give the same stages as a recipe that was tried.
@@ -161,11 +162,6 @@ class Engine:
             self.stopped[planned.point] = f"failed: {outcome.error}"
             return
         self.costs.update(planned.point, self.shares[planned.rung], outcome)
-
-    @property
-    def _round_size(self) -> int:
-        """Return how many trials the next round has."""
-        return 1 if self.goal.needs_timing and len(self.observations.finished) < _TIMED else ROUND
 
     def _remaining_of(self, planned: PlannedTrial) -> Mapping[str, float]:
         """Return the predicted time of each stage of a trial that no trial has run yet."""

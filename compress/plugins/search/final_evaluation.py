@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from compress.data.dataset import TEST
 from compress.pipeline.formats import measurable
@@ -136,7 +136,20 @@ class EvaluatedModel(Frozen):
     @property
     def meets_limits(self) -> bool:
         """Return whether no limit was missed."""
-        return not any(limit.missed for limit in self.limits)
+        return self.state != "missed"
+
+    @property
+    def state(self) -> Literal["missed", "unknown", "passed"]:
+        """Return the worst result of a limit."""
+        if any(limit.missed for limit in self.limits):
+            return "missed"
+        return "unknown" if any(limit.unknown for limit in self.limits) else "passed"
+
+    @property
+    def verdict(self) -> str:
+        """Return the number of limits with the worst result, such as `1 missed`."""
+        missed, unknown = sum(limit.missed for limit in self.limits), sum(limit.unknown for limit in self.limits)
+        return f"{missed} missed" if missed else f"{unknown} can't tell" if unknown else "all kept"
 
 
 class SeedResult(Frozen):

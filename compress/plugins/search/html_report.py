@@ -11,7 +11,6 @@ from compress.plugins.search.record import (
     format_limits,
     format_margin,
     format_metric,
-    format_model,
     prediction_error_lines,
 )
 from compress.report.pages import render
@@ -30,15 +29,16 @@ def search_page(record: SearchRecord) -> str:
         record=record,
         state=_state(record),
         chart=pareto_chart(record),
-        trials=[_row(trial, record) for trial in record.trials],
+        states={"best": "passed", "front": "passed", "kept": "passed", "missed": "missed", "failed": "missed"},
+        format_metric=format_metric,
+        format_margin=format_margin,
+        format_limits=format_limits,
         tree=stages,
         saved=sum(stage.saved for stage in stages),
         ran=sum(stage.seconds for stage in stages),
         metrics=[describe_metric(name) for name in record.minimize],
         knobs=_parameters(record),
-        explained=_explained(record),
-        judged=[format_model(model, record.minimize) for model in record.final.judged] if record.final else [],
-        seeds=_seeds(record),
+        explained=[f"{describe_metric(metric).title}: {note}" for metric, note in record.explained.items()],
         errors=prediction_error_lines(record),
     )
 
@@ -86,18 +86,6 @@ def stage_tree(record: SearchRecord) -> list[StageNode]:
     return shown
 
 
-def _row(trial: TrialRecord, record: SearchRecord) -> dict[str, object]:
-    states = {"best": "passed", "front": "passed", "kept": "passed", "missed": "missed", "failed": "missed"}
-    return {
-        "trial": trial,
-        "figures": [format_metric(name, trial.final.get(name)) for name in record.minimize],
-        "rooms": [format_margin(room.limit, room.value, room.low) for room in trial.rooms],
-        "state": states.get(trial.status, "unknown"),
-        "share": "" if trial.share == 1 else f"{trial.share:.0%} of its training",
-        "shared": f"{sum(cached for *_, cached in trial.stages)} of {len(trial.stages)} stages shared",
-    }
-
-
 @dataclass(frozen=True)
 class _Choice:
     """Parameter with its values, and for each metric a bar with its importance and effect."""
@@ -119,19 +107,6 @@ def _parameters(record: SearchRecord) -> list[_Choice]:
                 bars.append((describe_metric(metric).title, share, ", ".join(words)))
         rows.append(_Choice(parameter.name, ", ".join(parameter.values), tuple(bars)))
     return sorted(rows, key=lambda row: (-max([share or 0.0 for _, share, _ in row.bars], default=0.0), row.name))
-
-
-def _explained(record: SearchRecord) -> list[str]:
-    return [f"{describe_metric(metric).title}: {note}" for metric, note in record.explained.items()]
-
-
-def _seeds(record: SearchRecord) -> list[tuple[int, list[str]]]:
-    if record.final is None:
-        return []
-    return [
-        (seed_result.seed, [seed_result.error] if seed_result.error else list(format_limits(seed_result.limits)))
-        for seed_result in record.final.seeds
-    ]
 
 
 def _state(record: SearchRecord) -> tuple[str, str]:

@@ -118,19 +118,14 @@ def list_kernels(graph: onnx.ModelProto, batch: Batch, threads: int) -> list[Ker
     opsets = tuple(optimized.opset_import)
     kernels = []
     for node in optimized.graph.node:
-        names = _read(node)
+        # A node with branches also reads the values that these read.
+        inner_nodes = (inner for branch in _branches(node) for inner in branch.node)
+        names = list(dict.fromkeys(name for reader in (node, *inner_nodes) for name in reader.input if name))
         weights = tuple(stored[name] for name in names if name in stored)
         inputs = {name: values[name] for name in names if name in values and name not in stored}
         key = _key(node, weights, inputs)
         kernels.append(Kernel(key, node, weights, inputs, opsets, optimized.ir_version))
     return kernels
-
-
-def _read(node: onnx.NodeProto) -> list[str]:
-    """Return the names that a node reads, in its branches and loops too, each once."""
-    names = [name for name in node.input if name]
-    names += [name for branch in _branches(node) for inner in branch.node for name in inner.input if name]
-    return list(dict.fromkeys(names))
 
 
 def _branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ import numpy as np
 
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.engine import Engine
-from compress.plugins.search.final_evaluation import EvaluatedModel, FinalResult
+from compress.plugins.search.final_evaluation import FinalResult
 from compress.plugins.search.observations import LedgerEntry
 from compress.plugins.search.outcome import Goal, TrialOutcome, constraint_margin, limit_name
 from compress.plugins.search.space import Point, SearchSpace
@@ -26,36 +25,14 @@ from compress.results.report import LimitResult
 from compress.utils.pydantic_models import Frozen
 
 
-@dataclass(frozen=True)
-class FormattedModel:
-    """Evaluated model as text. ``figures`` are the objectives; ``lines`` show each limit."""
-
-    name: str
-    words: str
-    figures: tuple[str, ...]
-    verdict: str
-    state: str
-    lines: tuple[str, ...]
-
-
-def format_model(model: EvaluatedModel, minimize: Sequence[str]) -> FormattedModel:
-    """Format an evaluated model."""
-    missed = [limit for limit in model.limits if limit.missed]
-    unknown = [limit for limit in model.limits if limit.unknown]
-    verdict = f"{len(missed)} missed" if missed else f"{len(unknown)} can't tell" if unknown else "all kept"
-    state = "missed" if missed else "unknown" if unknown else "passed"
-    figures = tuple(format_metric(name, model.final[name]) if name in model.final else "" for name in minimize)
-    return FormattedModel(model.name, model.words, figures, verdict, state, format_limits(model.limits))
-
-
 def format_limits(limits: Sequence[LimitResult]) -> tuple[str, ...]:
     """Format limits as `accuracy at least 97% of baseline: 98.20% of baseline`."""
-    return tuple(
-        f"{limit.metric} {limit.limit}: "
-        + (f"{limit.ratio:.2%} of {limit.of}" if limit.ratio is not None and limit.of
-           else format_metric(limit.metric, limit.value))
-        for limit in limits
-    )  # fmt: skip
+    lines = []
+    for limit in limits:
+        is_relative = limit.ratio is not None and limit.of
+        value = f"{limit.ratio:.2%} of {limit.of}" if is_relative else format_metric(limit.metric, limit.value)
+        lines.append(f"{limit.metric} {limit.limit}: {value}")
+    return tuple(lines)
 
 
 def format_metric(metric: str, value: float | None) -> str:

@@ -151,7 +151,12 @@ class SearchRun:
         if not self.goal.needs_timing:
             self.trials.workers.prefetch(self.final_evaluation.prefetch_jobs())
         is_share_noted = False
-        while not self._is_over and (planned_trials := self._round()):
+        while not self._is_over:
+            # Before the second trial, sizes and times of all recipes are predicted, which takes a while.
+            if len(self.entries) == 1 and self.costs.size_estimator is not None and self.costs.size_estimator.is_ready:
+                self._announce("predicting sizes and times of the other recipes")
+            if not (planned_trials := self.engine.next_round()):
+                break
             if not is_share_noted and self.engine.candidates.remaining_share is not None:
                 is_share_noted, count = True, round(self.engine.candidates.remaining_share * self.space.size)
                 self.progress.note(f"predictions leave {count:,} of {self.space.size:,} recipes")
@@ -164,12 +169,6 @@ class SearchRun:
             outcomes = self.trials.run_all(self._affordable_trials(new_trials), guess)
             for outcome, planned in zip(outcomes, new_trials, strict=False):
                 self._record_outcome(ledger, planned, outcome)
-
-    def _round(self) -> list[PlannedTrial]:
-        """Return the next trials. Before the second trial, sizes and times of all recipes are predicted."""
-        if len(self.entries) == 1 and self.costs.size_estimator is not None and self.costs.size_estimator.is_ready:
-            self._announce("predicting sizes and times of the other recipes")
-        return self.engine.next_round()
 
     def _affordable_trials(self, planned_trials: Sequence[PlannedTrial]) -> Iterator[RecipeTrial]:
         """Yield the trials of a round while there is time for them; workers may take all before one has ended."""

@@ -172,7 +172,9 @@ class ShapeInference:
             else:
                 # Recipes share prefixes of stages, so each prefix is inferred once.
                 previous = self.infer_model(stages[:-1])
-                inferred = inferred_output(stages[-1], _copied(previous), self.context)
+                # Stages change a model in place, and other recipes need the previous one.
+                copied = type(previous)(copy.deepcopy(previous.module), copy.copy(previous.processor))
+                inferred = inferred_output(stages[-1], copied, self.context)
                 if inferred is None:
                     raise UnpredictableStageError(stages[-1])
                 self._sketches[key] = inferred
@@ -324,12 +326,6 @@ def load_structure(first: Path, second: Path, stages: Stages, kind: str) -> Grap
 def stages_key(stages: Sequence[AnyStage]) -> str:
     """Return a text that is equal for lists of stages that do the same."""
     return json.dumps([stage.model_dump(mode="json") for stage in stages], sort_keys=True)
-
-
-def _copied(model: TorchModel) -> TorchModel:
-    from compress.models.model import TorchModel
-
-    return TorchModel(copy.deepcopy(model.module), copy.copy(model.processor))
 
 
 def _shapes(model: TorchModel) -> Shapes:

@@ -128,8 +128,10 @@ class SizeEstimator:
 
             # The size of the vocabulary changes the embedding table only, and reading a row of it takes the same time.
             widths = {name: width for name, width in traced[0].widths.items() if name != TOKENS}
-            graph_stages = stages_key(self._divided(point)[1])
-            key_parts = [traced[0].kind, graph_stages, sorted(traced[0].shapes), widths, self._length(point)]
+            torch_stages, graph_stages = self._divided(point)
+            lengths = np.sort(self._examples(torch_stages).lengths())
+            length = int(lengths[len(lengths) // 2])
+            key_parts = [traced[0].kind, stages_key(graph_stages), sorted(traced[0].shapes), widths, length]
             self._keys[point] = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:24]
         return self._keys[point]
 
@@ -140,10 +142,6 @@ class SizeEstimator:
             return None
         examples = self._examples(stages)
         return dict(examples.batch([int(np.argsort(examples.lengths(), kind="stable")[len(examples) // 2])]))
-
-    def _length(self, point: Point) -> int:
-        lengths = np.sort(self._examples(self._divided(point)[0]).lengths())
-        return int(lengths[len(lengths) // 2])
 
     def _examples(self, stages: Stages) -> Examples:
         key = stages_key(stages)

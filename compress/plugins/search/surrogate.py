@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -210,7 +209,12 @@ def analyze_importance(
             f"the variance is explained, {_LEAST_PREDICTED_SHARE:.0%} are needed",
         )
     # Average the predicted values over all other parameters to get the effect of each alone.
-    grid = _grid([len(parameters[column].values) for column in varied])
+    # The grid has every combination of values, or a sample of very many.
+    sizes = [len(parameters[column].values) for column in varied]
+    if math.prod(sizes) <= _MOST:
+        grid = np.array(list(product(*map(range, sizes))))
+    else:
+        grid = np.random.default_rng(0).integers(0, sizes, (_MOST, len(sizes)))
     means = surrogate.mean(np.stack([ranks[column][grid[:, at]] for at, column in enumerate(varied)], axis=1))
     total_variance = float(means.var())
     shares: list[float | None] = [None] * len(parameters)
@@ -229,10 +233,3 @@ def analyze_importance(
         f"by {len(points)} recipes, of which each is predicted by the others to {predicted_share:.0%} of the variance; "
         f"{interaction:.0%} is due to interactions of choices",
     )
-
-
-def _grid(sizes: Sequence[int]) -> np.ndarray:
-    """Return every combination of indices [n, parameters]; of very many a sample."""
-    if math.prod(sizes) <= _MOST:
-        return np.array(list(itertools.product(*map(range, sizes))))
-    return np.random.default_rng(0).integers(0, sizes, (_MOST, len(sizes)))

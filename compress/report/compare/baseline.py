@@ -167,7 +167,7 @@ def _lines(file: BaselineFile) -> str:
     return "{\n" + ",\n".join([*parts, '  "report": {\n' + ",\n".join(report_lines) + "\n  }"]) + "\n}\n"
 
 
-def _block(value: Any, indent: str) -> str:
+def _block(value: object, indent: str) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         items = ({name: field_value for name, field_value in item.items() if field_value is not None} for item in value)
         lines = (json.dumps(item, ensure_ascii=False) for item in items)

@@ -1,4 +1,4 @@
-"""Quantize the weights of a causal language model, and let each block learn what rounding took."""
+"""Stage `block_qat`: GPTQ followed by training of each block's weights, rounding and norms."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from compress.stages.gptq.stage import DecoderQuantization
 
 
 class BlockQat(BlockTraining, DecoderQuantization):
-    """GPTQ followed by a training of each block, with its rounding, towards the output of the float block.
+    """GPTQ followed by training of each block and its rounding, so that it reproduces the float block's output.
 
     The first phase of EfficientQAT (Block-AP; Chen et al. 2024, section 3.2): weights, their integers and scales, and
-    norms learn together, block by block, each given what the trained blocks before it give. One block is in memory at a
-    time, with its optimizer. `tune_scales` after it is the second phase.
+    norms are trained together, block by block. The input of each block is the output of the trained blocks before it.
+    One block with its optimizer is in memory at a time. `tune_scales` after it is the second phase.
     """
 
     version = 1

@@ -1,9 +1,9 @@
-"""A quantized block that learns: weights and their rounding, scales and norms, to answer as the float block does.
+"""Training of a quantized block: weights with their rounding, scales and norms, towards the float block's output.
 
-Block-AP of EfficientQAT (Chen et al. 2024, section 3.2). The block is given what the quantized blocks before it give,
-and is to give what the float model has there, so that it makes up for their errors too. It starts from the solver's
-integers. Weights are learned in steps of their grid, scales, norms and biases relative to what they are, so that the
-same learning rates suit blocks of any size.
+Block-AP of EfficientQAT (Chen et al. 2024, section 3.2). The block's input is the output of the quantized blocks
+before it, and its target is the float model's output at this point, so it compensates for their errors too.
+Training starts from the solver's integers. Weights are trained in steps of their grid; scales, norms and biases
+relative to their initial value, so that the same learning rates suit blocks of any size.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from compress.stages.training.length import Length
 
 _WARM_UP = 0.05
 _EPSILON = 1e-15
-"""Gradients of single weights are that small."""
+"""Epsilon of AdamW, far below its default, since gradients of single weights are tiny."""
 _WITHIN = 0.49
-"""Weights stay so near to an integer of the grid, in steps, that it is the one they are rounded to."""
+"""Distance in steps to which a weight is clamped around an integer, so that it is rounded to that integer."""
 
 
 class LearnedIntegers(nn.Module):
-    """A parametrization: a weight as ``steps`` [rows, columns] of its grid, counted from the zero point, and scales.
+    """Parametrization of a weight by ``steps`` [rows, columns] of its grid, counted from the zero point, and by scales.
 
-    The weight is the nearest integers within the grid times the scales, which are what a file of float16 can hold.
+    The weight is the nearest integers of the grid times the scales, which are rounded to float16 as in the file.
     """
 
     start: torch.Tensor
@@ -50,7 +50,7 @@ class LearnedIntegers(nn.Module):
         self.log_ratio = nn.Parameter(torch.zeros_like(self.start))
 
     def scales(self) -> torch.Tensor:
-        """[rows, groups] float32, each a value that float16 has."""
+        """Return the scales [rows, groups] as float32, each a value that float16 can hold."""
         return stored_as(self.start * self.log_ratio.exp(), torch.float16)
 
     def integers(self, steps: torch.Tensor) -> torch.Tensor:
@@ -65,11 +65,12 @@ class LearnedIntegers(nn.Module):
         """Return the steps nearest to ``weight`` that are rounded to the solver's integers."""
         columns = torch.arange(weight.shape[1], device=weight.device) // self.group_size
         chosen = self.quantized.integers.float() - self.zero_points[:, columns]
+        # Float weights that the solver rounded elsewhere are moved next to the solver's integer.
         return (weight / self.start[:, columns] - chosen).clamp_(-_WITHIN, _WITHIN).add_(chosen)
 
     @torch.no_grad()
     def hold(self, steps: torch.Tensor) -> None:
-        """Bring back what left the grid, in place, so that no weight gets out of its gradient's reach."""
+        """Clamp steps that left the grid, in place, since outside it their gradient would be lost."""
         self._clamped(steps, _WITHIN)
 
     @torch.no_grad()
@@ -94,8 +95,8 @@ class LearnedIntegers(nn.Module):
 class TrainedBlock:
     """Trained weights of a block's layers, and its norms and biases, by full name.
 
-    ``before`` and ``after`` are the errors of its outputs on held-out windows, relative to their size; ``stopped`` says
-    why training ended early, or nothing.
+    ``before`` and ``after`` are the errors of its outputs on held-out sequences, relative to their size. ``stopped``
+    is the reason if training ended early, else empty.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -110,10 +111,19 @@ class TrainedBlock:
 
 @dataclass
 class BlockTrainer:
-    """A loaded block ``name`` and what its ``layers`` are to learn.
+    """Trainer of one loaded block.
 
-    ``floats`` are the layers' weights before, and are used up. In windows of text the block is given ``given``, and is
-    to answer ``wanted``; ``run`` has batches of as many windows as a step of training.
+    Attributes:
+        name: Full name of the block.
+        block: Loaded block.
+        layers: Quantized layers of the block by name.
+        floats: Original weights of the layers, which training takes out of the mapping.
+        run: Forward pass for batches of as many sequences as a training step has.
+        given: Hidden states that enter the block.
+        wanted: Outputs of the float block.
+        settings: Settings of the training.
+        seed: Seed of the order of sequences.
+        vectors: Trained norms and biases: module and parameter name by full name.
     """
 
     name: str
@@ -129,7 +139,7 @@ class BlockTrainer:
 
     @torch.enable_grad()
     def train(self, solved: Mapping[str, QuantizedWeight]) -> TrainedBlock:
-        """Train from what the layers' solver found, and leave the block with what was best on the held-out windows."""
+        """Train from the solver's integers, and give the block the weights that were best on the held-out sequences."""
         with self._learning(solved):
             best = self._train()
         for name, weight in best.weights.items():
@@ -140,28 +150,30 @@ class BlockTrainer:
         return best
 
     def _train(self) -> TrainedBlock:
-        taught, judged = self._windows()
+        train_rows, held_out_rows = self._windows()
         optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0, eps=_EPSILON, fused=True)
-        epoch = math.ceil(len(taught) / self.settings.batch_size)
+        epoch = math.ceil(len(train_rows) / self.settings.batch_size)
         steps = max(1, round(self.settings.epochs * epoch))
         rate = functools.partial(Length(steps).rate, warmup_ratio=_WARM_UP, decay="linear")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         generator = torch.Generator().manual_seed(self.seed)
-        before = self._error(judged)
+        before = self._error(held_out_rows)
         best = self._state(before, before)
+        # Each epoch visits the sequences in a new order; the best state on held-out sequences is returned.
         for done in range(steps):
             if done % epoch == 0:
-                order = taught[torch.randperm(len(taught), generator=generator)]
+                order = train_rows[torch.randperm(len(train_rows), generator=generator)]
             # The last batch of an epoch is filled up with the first windows.
-            places = torch.arange(self.settings.batch_size) + done % epoch * self.settings.batch_size
-            self._loss(order[places % len(order)]).backward()  # type: ignore[no-untyped-call]
+            positions = torch.arange(self.settings.batch_size) + done % epoch * self.settings.batch_size
+            self._loss(order[positions % len(order)]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             for layer in self.layers.values():
+                # A step may move weights off the grid, where the rounding passes no gradient.
                 _integers(layer).hold(_steps(layer))
             if (done + 1) % epoch == 0 or done + 1 == steps:
-                error = self._error(judged)
+                error = self._error(held_out_rows)
                 if not math.isfinite(error):
                     return replace(best, stopped=f"; stopped, since it became {error} in step {done + 1} of {steps}")
                 if error < best.after:
@@ -171,14 +183,14 @@ class BlockTrainer:
     def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sequences to train on and those that judge the block, spread over the text."""
         count, held = self.given.shape[0], self.settings.held_out
-        taught = torch.ones(count, dtype=torch.bool)
-        taught[torch.linspace(0, count - 1, held + 2)[1:-1].round().long()] = False
-        return taught.nonzero()[:, 0], (~taught).nonzero()[:, 0]
+        is_trained = torch.ones(count, dtype=torch.bool)
+        is_trained[torch.linspace(0, count - 1, held + 2)[1:-1].round().long()] = False
+        return is_trained.nonzero()[:, 0], (~is_trained).nonzero()[:, 0]
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the mean over tokens of the squared error of the outputs, relative to their size."""
-        wanted, found = _rows(self.wanted, windows), self.run(_rows(self.given, windows)).float()
-        return ((found - wanted).square().mean(-1) / wanted.square().mean(-1).clamp(min=1e-30)).mean()
+        target, output = _rows(self.wanted, windows), self.run(_rows(self.given, windows)).float()
+        return ((output - target).square().mean(-1) / target.square().mean(-1).clamp(min=1e-30)).mean()
 
     @torch.no_grad()
     def _error(self, windows: torch.Tensor) -> float:
@@ -201,7 +213,7 @@ class BlockTrainer:
 
     @contextmanager
     def _learning(self, solved: Mapping[str, QuantizedWeight]) -> Iterator[None]:
-        """Let weights and vectors be computed from what learns."""
+        """Replace weights and vectors by parametrizations of the trained parameters while the context is open."""
         self.vectors = self._vectors() if self.settings.norms else {}
         for name, layer in self.layers.items():
             layer.weight = nn.Parameter(self.floats.pop(name), requires_grad=False)
@@ -218,18 +230,18 @@ class BlockTrainer:
                 parametrize.remove_parametrizations(module, leaf)
 
     def _vectors(self) -> dict[str, tuple[nn.Module, str]]:
-        """Return the weights of norms, and biases: the module of each and its own name there."""
-        found = {}
+        """Return norm weights and biases of the block: module and parameter name by full name."""
+        vectors = {}
         for name, parameter in self.block.named_parameters():
             owner, _, leaf = name.rpartition(".")
             if parameter.ndim == 1:
-                found[f"{self.name}.{name}"] = self.block.get_submodule(owner), leaf
-        return found
+                vectors[f"{self.name}.{name}"] = self.block.get_submodule(owner), leaf
+        return vectors
 
 
 def _learned(module: nn.Module, leaf: str) -> nn.Parameter:
-    found: nn.Parameter = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
-    return found
+    parameter: nn.Parameter = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
+    return parameter
 
 
 def _steps(layer: nn.Linear) -> nn.Parameter:
@@ -237,8 +249,8 @@ def _steps(layer: nn.Linear) -> nn.Parameter:
 
 
 def _integers(layer: nn.Linear) -> LearnedIntegers:
-    found: LearnedIntegers = layer.parametrizations.weight[0]  # type: ignore[index, union-attr, assignment]
-    return found
+    parametrization: LearnedIntegers = layer.parametrizations.weight[0]  # type: ignore[index, union-attr, assignment]
+    return parametrization
 
 
 def _rows(states: States, windows: torch.Tensor) -> torch.Tensor:

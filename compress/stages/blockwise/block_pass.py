@@ -1,14 +1,14 @@
-"""One block over the calibration text: the Hessian of each linear layer's input, and the block's new outputs.
+"""One pass of the calibration text through a block: Hessians of layer inputs, and the block's new outputs.
 
-Layers are quantized in the order in which the block calls them, each on inputs that have passed the quantized layers
-before it ("true sequential"). Layers that are given the same tensor (query, key and value; gate and up) share one
-Hessian, unless tokens count more for one than for the other (`compress.stages.gptq.token_weighting`), and are quantized
-together. Where all windows fit into memory at once, one forward pass does everything: layers are quantized in the
-moment in which the first of them is called. Otherwise there is a pass for each group of layers, which ends where that
-group begins.
+Layers are quantized in the order in which the block calls them, each on inputs that have passed the quantized
+layers before it ("true sequential"). Layers with the same input tensor (query, key and value; gate and up) share
+one Hessian and are quantized together, unless tokens have different weights for them
+(`compress.stages.gptq.token_weighting`). If all sequences fit into memory at once, one forward pass is enough:
+layers are quantized when the first of them is called. Otherwise each group of layers needs a pass of its own, which
+stops where the group begins.
 
-Experts see the tokens that the router sends them, and those that are sent too few some of all the layer's tokens
-(`ExpertCalibration`). They don't hear of each other, so that one pass serves many of them.
+Experts see the tokens that the router sends them, and experts with too few tokens also some of all the layer's
+tokens (`ExpertCalibration`). Experts do not depend on each other, so one pass serves many of them.
 """
 
 from __future__ import annotations
@@ -28,23 +28,22 @@ from compress.utils.errors import StageError
 from compress.utils.torch_device import autocast
 
 _PANEL = 192
-"""Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""
+"""Columns of a Hessian that are multiplied at a time: narrow enough to skip most of the other triangle."""
 
 HESSIAN_BYTES = 1 << 30
-"""Of the Hessians that one pass over the text collects."""
+"""Bytes of the Hessians that one pass over the text collects."""
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """The forward pass of a block."""
 Quantize = Callable[[Sequence[str], torch.Tensor], None]
-"""Given the names of layers that share their input and its Hessian, replace their weights."""
+"""Function that replaces the weights of layers, from their names and the Hessian of their common input."""
 
 
 @dataclass(frozen=True)
 class _Group:
     """Layers that share a Hessian.
 
-    ``experts`` is the mixture they belong to. Layers with the same ``rank`` there, or outside of mixtures, do not
-    depend on each other.
+    ``experts`` is the mixture that they belong to, or empty. Layers of equal ``rank`` do not depend on each other.
     """
 
     names: list[str]
@@ -54,11 +53,17 @@ class _Group:
 
 @dataclass(frozen=True)
 class BlockPass:
-    """A loaded block with its ``linears`` by name, and the hidden states that enter it, in batches.
+    """Forward passes of a loaded block over all calibration batches.
 
-    ``experts`` are its mixtures of experts by name; each expert is to see ``expert_tokens`` tokens or more.
-    ``counts`` [tokens of all batches] by layer says how much each token counts; for a layer without, all count alike.
-    With ``bf16`` Hessians are of inputs rounded to bfloat16, as the layers read them then.
+    Attributes:
+        name: Full name of the block.
+        linears: Linear layers to observe, by name.
+        run: Forward pass of the block.
+        batches: Functions that load the hidden states of a batch.
+        experts: Mixtures of experts by name.
+        expert_tokens: Minimum number of tokens for each expert.
+        counts: Weight of each token [tokens of all batches] by layer; layers without an entry weight all tokens alike.
+        bf16: Compute Hessians of inputs rounded to bfloat16, as the layers read them.
     """
 
     name: str
@@ -71,7 +76,7 @@ class BlockPass:
     bf16: bool = False
 
     def solve(self, quantize: Quantize) -> Iterator[torch.Tensor]:
-        """Quantize every layer; then, or meanwhile, yield the outputs of each batch.
+        """Quantize every layer, and yield the outputs of each batch.
 
         Raises `StageError` for inputs that are not finite and for layers that the block never calls.
         """
@@ -83,15 +88,17 @@ class BlockPass:
             yield output
             return
         with self._rehearsing(self.expert_tokens):
-            for some in self._passes(groups):
-                self._count(some[0].experts)
-                for group, hessian in zip(some, self._hessians(some), strict=True):
+            for layer_groups in self._passes(groups):
+                self._count(layer_groups[0].experts)
+                for group, hessian in zip(layer_groups, self._hessians(layer_groups), strict=True):
                     quantize(group.names, hessian)
         for batch in self.batches:
             yield self.run(batch())
 
     def sent(self, name: str) -> int | None:
-        """Return how many tokens the router sends to a layer's expert while it is solved; None outside of experts."""
+        """Return the number of tokens that the router sends to a layer's expert while it is solved, or None without
+        experts.
+        """
         owner, number, _ = self._seat(name)
         calibration = self.experts[owner].calibration if owner else None
         return None if calibration is None or calibration.sent is None else int(calibration.sent[number])
@@ -104,7 +111,7 @@ class BlockPass:
                 names = firsts[name].names
                 quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
 
-        with capture_inputs(self.linears, before):
+        with capture_inputs(self.linears, on_input):
             return self.run(hidden)
 
     def _groups(self) -> list[_Group]:
@@ -115,43 +122,44 @@ class BlockPass:
 
         def before(name: str, inputs: torch.Tensor) -> None:
             nonlocal different
-            again = bool(last) and inputs is last[0]
-            different += not again
-            if again and name not in self.counts:
+            is_same_input = bool(last) and inputs is last[0]
+            different += not is_same_input
+            if is_same_input and name not in self.counts:
                 groups[-1].names.append(name)
             else:
                 owner, _, rank = self._seat(name)
                 groups.append(_Group([name], owner, rank if owner else different))
             last[:] = [inputs]
 
-        with capture_inputs(self.linears, before):
+        with capture_inputs(self.linears, on_input):
             self.run(self.batches[0]()[:1])
         self._all_called([name for group in groups for name in group.names])
         return groups
 
     def _passes(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
         """Yield groups whose Hessians one pass over the text collects: many experts, and layers of one input."""
-        for _, some in groupby(groups, key=lambda group: group.experts):
-            for _, alike in groupby(sorted(some, key=lambda group: group.rank), key=lambda group: group.rank):
-                left = list(alike)
-                columns = self.linears[left[0].names[0]].in_features
+        for _, expert_groups in groupby(groups, key=lambda group: group.experts):
+            for _, same_rank in groupby(sorted(expert_groups, key=lambda group: group.rank), key=lambda group: group.rank):
+                independent = list(same_rank)
+                columns = self.linears[independent[0].names[0]].in_features
+                # As many Hessians per pass as the memory limit allows.
                 size = max(HESSIAN_BYTES // (4 * columns**2), 1)
-                yield from (left[at : at + size] for at in range(0, len(left), size))
+                yield from (independent[start : start + size] for start in range(0, len(independent), size))
 
     def _hessians(self, groups: Sequence[_Group]) -> Iterator[torch.Tensor]:
         """Yield the Hessian of each group, which is freed when the next one is requested."""
         columns = {group.names[0]: self.linears[group.names[0]].in_features for group in groups}
         device = next(iter(self.linears.values())).weight.device
         totals = {name: torch.zeros(count, count, device=device) for name, count in columns.items()}
-        seen, tokens = dict.fromkeys(totals, 0.0), slice(0)
+        weight_sums, tokens = dict.fromkeys(totals, 0.0), slice(0)
 
         def before(name: str, inputs: torch.Tensor) -> None:
             if name in totals:
                 weights = self._weights(name, tokens)
                 count = float(inputs[..., 0].numel() if weights is None else weights.sum())
-                seen[name] += count
+                weight_sums[name] += count
                 # A running mean: totals over long texts would lose their last digits in float32.
-                share = count / seen[name]
+                share = count / weight_sums[name]
                 totals[name].mul_(1 - share).add_(gram(inputs, weights, self.bf16), alpha=share)
             if name == groups[-1].names[0]:
                 raise StopForward
@@ -159,13 +167,13 @@ class BlockPass:
         for batch in self.batches:
             hidden = batch()
             tokens = slice(tokens.stop, tokens.stop + hidden[..., 0].numel())
-            with capture_inputs(self.linears, before), suppress(StopForward):
+            with capture_inputs(self.linears, on_input), suppress(StopForward):
                 self.run(hidden)
         for group in groups:
             yield self._finite(group.names, totals.pop(group.names[0]))
 
     def _count(self, owner: str) -> None:
-        """Let experts know how many of all tokens each of them is sent, if they don't yet."""
+        """Count the tokens that each expert of a mixture is sent, unless they were counted before."""
         if not owner:
             return
         experts = self.experts[owner]
@@ -176,12 +184,12 @@ class BlockPass:
 
         def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             nonlocal tokens
-            chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
-            sent.add_(experts.routed(chosen).cpu())
-            tokens += len(chosen)
+            expert_ids = named["top_k_index"] if "top_k_index" in named else arguments[1]
+            sent.add_(experts.routed(expert_ids).cpu())
+            tokens += len(expert_ids)
             raise StopForward
 
-        with removed_on_exit([experts.register_forward_pre_hook(before, with_kwargs=True)]):
+        with removed_on_exit([experts.register_forward_pre_hook(on_call, with_kwargs=True)]):
             for batch in self.batches:
                 with suppress(StopForward):
                     self.run(batch())
@@ -226,9 +234,9 @@ class BlockPass:
         twice = sorted({name for name in called if called.count(name) > 1})
         never = [name for name in self.linears if name not in called]
         if twice or never:
-            what = f"is called several times: {', '.join(twice)}" if twice else f"is never called: {', '.join(never)}"
+            problem = f"is called several times: {', '.join(twice)}" if twice else f"is never called: {', '.join(never)}"
             raise StageError(
-                f"A layer of {self.name} {what}.",
+                f"A layer of {self.name} {problem}.",
                 expected="layers that are each applied once to every token",
                 hint="name it in `keep`",
             )
@@ -236,21 +244,21 @@ class BlockPass:
 
 @contextmanager
 def _factors_in_bf16() -> Iterator[None]:
-    """Let oneDNN round the factors of float32 products; the products and their sums stay float32."""
-    before = torch.get_float32_matmul_precision()
+    """Let oneDNN round the factors of float32 products to bfloat16; the sums stay float32."""
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
 
 
 @torch.no_grad()
 def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None, bf16: bool = False) -> torch.Tensor:
-    """X^T X / n of inputs [..., columns] as [n, columns], in float32; only one triangle is multiplied out.
+    """Return X^T X / n of inputs [..., columns] with n rows, in float32; only one triangle is computed.
 
-    With ``weights`` [n], X^T diag(weights) X over the sum of them. With ``bf16`` the factors may be rounded to
-    bfloat16; products are summed in float32 all the same.
+    With ``weights`` [n] it is X^T diag(weights) X over their sum. With ``bf16`` the factors may be rounded to bfloat16,
+    while products are still summed in float32.
     """
     with autocast(False, inputs.device.type), _factors_in_bf16() if bf16 else nullcontext():
         tokens = inputs.reshape(-1, inputs.shape[-1]).float()
@@ -261,5 +269,6 @@ def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None, bf16: bool =
         for start in range(0, columns, _PANEL):
             stop = min(start + _PANEL, columns)
             torch.mm(tokens[:, start:].T, tokens[:, start:stop], out=product[start:, start:stop])
+            # Mirror the panel into the other triangle.
             product[start:stop, stop:] = product[stop:, start:stop].T
         return product.div_(float(len(tokens) if weights is None else weights.sum()))

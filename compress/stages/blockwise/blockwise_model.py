@@ -1,8 +1,8 @@
-"""A causal decoder without its weights: its blocks one at a time, and what comes before and after them.
+"""A causal decoder on the meta device whose blocks are loaded and run one at a time.
 
-transformers' own forward pass does the rest. Called with blocks that only note their arguments, it embeds the tokens
-and says what each block is given (masks, rotary positions); called with blocks that hand on finished hidden states, it
-applies the last norm and the head. So nothing here knows an architecture.
+The forward pass is transformers' own. With blocks that only record their arguments, it embeds the tokens and yields
+the other arguments of each block (masks, rotary positions). With blocks that return finished hidden states, it
+applies the last norm and the head. So this module needs no knowledge of any architecture.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Call:
 
 @dataclass
 class BlockwiseModel:
-    """``model`` has its parameters on the meta device; ``prefix`` is the name of the list of ``blocks``.
+    """Decoder with parameters on the meta device; ``prefix`` is the name of the list of ``blocks``.
 
-    Every tensor but the weights of the modules in ``exact`` is rounded to ``shipped`` as it is read, since that is
-    how files will store it.
+    Tensors are rounded to ``shipped`` as they are read, since files will store them so, except weights of the modules
+    in ``exact``.
     """
 
     checkpoint: Checkpoint
@@ -60,9 +60,9 @@ class BlockwiseModel:
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The table of input embeddings."""
-        found: nn.Embedding = self.model.get_input_embeddings()
-        return found
+        """Table of input embeddings."""
+        embedding: nn.Embedding = self.model.get_input_embeddings()
+        return embedding
 
     @property
     def vocabulary(self) -> int:
@@ -76,15 +76,15 @@ class BlockwiseModel:
 
     @property
     def tied_tensors(self) -> frozenset[str]:
-        """Tensors that say again what another says: a tied head."""
+        """Tensors that repeat another one: the weight of a tied head."""
         head = self.name(self.model.get_output_embeddings())
         return frozenset({f"{head}.weight"} if self.tied else ())
 
     def as_stored(self, name: str, part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """Return copies of the parameters of the module ``name``, by full name, laid out as in the files."""
         for leaf, parameter in part.named_parameters(recurse=False):
-            turned = leaf == "weight" and name in self.transposed
-            yield f"{name}.{leaf}", (parameter.data.T if turned else parameter.data).clone()
+            is_transposed = leaf == "weight" and name in self.transposed
+            yield f"{name}.{leaf}", (parameter.data.T if is_transposed else parameter.data).clone()
 
     def rounded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Return a new weight of the layer ``name`` with the values its file will hold, in float32."""
@@ -103,22 +103,22 @@ class BlockwiseModel:
     def tensor(self, module: str, leaf: str, shape: torch.Size) -> torch.Tensor:
         """Return one parameter in float32. Raises `ModelError` if the file's shape is not ``shape``."""
         if leaf == "weight":
-            found = self.checkpoint.weight(module)
-            turned = module in self.transposed and not self.checkpoint.has_integers(module)
-            found = found.T.contiguous() if turned else found
+            tensor = self.checkpoint.weight(module)
+            is_transposed = module in self.transposed and not self.checkpoint.has_integers(module)
+            tensor = tensor.T.contiguous() if is_transposed else tensor
         else:
-            found = self.checkpoint.stored(f"{module}.{leaf}" if module else leaf).float()
-        if found.shape != shape:
+            tensor = self.checkpoint.stored(f"{module}.{leaf}" if module else leaf).float()
+        if tensor.shape != shape:
             raise ModelError(
-                f"The tensor '{module}.{leaf}' is {list(found.shape)}; the config makes it {list(shape)}.",
+                f"The tensor '{module}.{leaf}' is {list(tensor.shape)}; the config makes it {list(shape)}.",
                 where=str(self.checkpoint.folder),
                 expected="weights and config.json of the same model",
             )
-        found = found.to(self.device)
-        return found if leaf == "weight" and module in self.exact else found.to(self.shipped).float()
+        tensor = tensor.to(self.device)
+        return tensor if leaf == "weight" and module in self.exact else tensor.to(self.shipped).float()
 
     def load(self, index: int) -> nn.Module:
-        """Block ``index`` with its weights, in float32."""
+        """Load block ``index`` with its weights, in float32."""
         block = self.blocks[index]
         for name, part in block.named_modules(prefix=f"{self.prefix}.{index}"):
             self._fill(name, part)
@@ -128,14 +128,14 @@ class BlockwiseModel:
         return block
 
     def unload(self, index: int) -> None:
-        """Let go of the weights of a block."""
+        """Move the weights of a block back to the meta device."""
         for module in self.blocks[index].modules():
             for leaf, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
 
     def fill_surroundings(self) -> None:
-        """Load everything outside the blocks but the embedding table and the head."""
+        """Load everything outside the blocks except the embedding table and the head."""
         head = self.model.get_output_embeddings()
         inside = {id(part) for block in self.blocks for part in block.modules()}
         for name, part in self.model.named_modules():
@@ -154,14 +154,23 @@ class BlockwiseModel:
     def calls(self, ids: torch.Tensor) -> list[Call]:
         """Return the arguments that every block is called with for ``ids`` [n, length], cached for each shape.
 
-        Raises `StageError` where it depends on the tokens, since then no block can be run by itself.
+        Raises `StageError` if they depend on the tokens, since then no block can be run by itself.
         """
         ids = ids.to(self.device)
         if ids.shape not in self._calls:
             if self.gives_tuple is None:
                 self._learn_output(ids[:1])
             self._calls[ids.shape] = self._noted(ids)
-            _check_alike(self._calls[ids.shape], self._noted((ids + 1) % self.vocabulary), self.model)
+            calls = self._calls[ids.shape]
+            # Run other tokens of the same shape: the arguments of blocks must not change.
+            others = self._noted((ids + 1) % self.vocabulary)
+            for index, (call, other) in enumerate(zip(calls, others, strict=True)):
+                if not _same(call.positional, other.positional) or not _same(call.named, other.named):
+                    raise StageError(
+                        f"{type(self.model).__name__} cannot be quantized block by block: what block {index} is given "
+                        "depends on the tokens.",
+                        expected="blocks that take hidden states, a mask and positions only",
+                    )
         return self._calls[ids.shape]
 
     def _learn_output(self, ids: torch.Tensor) -> None:
@@ -180,7 +189,7 @@ class BlockwiseModel:
     def _first_call(self, ids: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-        def note(*positional: Any, **named: Any) -> None:
+        def note(*positional: object, **named: object) -> None:
             seen.append((positional, named))
             raise StopForward
 
@@ -191,7 +200,7 @@ class BlockwiseModel:
     def _noted(self, ids: torch.Tensor) -> list[Call]:
         noted: list[Call] = []
 
-        def note(*positional: Any, **named: Any) -> Any:
+        def note(*positional: object, **named: object) -> Any:
             hidden = _hidden(positional, named)
             noted.append(Call(positional[1:], {name: named[name] for name in named if name != "hidden_states"}))
             return (hidden,) if self.gives_tuple else hidden
@@ -201,15 +210,15 @@ class BlockwiseModel:
         return noted
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Apply what lies between the last block and the head to the block's output [n, length, hidden]."""
+        """Apply the layers between the last block and the head to the block's output [n, length, hidden]."""
         with self._standing_in(self._giving(hidden)):
             output: torch.Tensor = self._body(_no_ids(hidden)).last_hidden_state
         return output
 
     def logits(self, hidden: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [n, length, vocabulary] of the last block's output [n, length, hidden].
+        """Return logits [n, length, vocabulary] of the last block's output [n, length, hidden].
 
-        ``weight`` [vocabulary, hidden] stands in for the head's own.
+        ``weight`` [vocabulary, hidden] replaces the head's own weight.
         """
         head = self.model.get_output_embeddings()
         rows = (self.checkpoint.stored(self.head_weight) if weight is None else weight).to(self.device)
@@ -233,7 +242,7 @@ class BlockwiseModel:
 
     @property
     def head_weight(self) -> str:
-        """The name of the tensor that the head multiplies by: its own, or the embedding table that it is tied to."""
+        """Name of the head's weight tensor: its own, or the embedding table that it is tied to."""
         module = self.embedding if self.tied else self.model.get_output_embeddings()
         return f"{self.name(module)}.weight"
 
@@ -247,7 +256,7 @@ class BlockwiseModel:
 
     @contextmanager
     def _standing_in(self, stand_in: Callable[..., Any]) -> Iterator[None]:
-        """Let a function stand in for the forward pass of every block."""
+        """Replace the forward pass of every block by a function while the context is open."""
         for block in self.blocks:
             block.forward = stand_in
         try:
@@ -259,47 +268,38 @@ class BlockwiseModel:
     def run(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """Return the output of a loaded block."""
         output = self.blocks[index](hidden, *call.positional, **call.named)
-        found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return found
+        hidden_states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden_states
 
 
 def _hidden(positional: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
-    found: torch.Tensor = positional[0] if positional else named["hidden_states"]
-    return found
+    hidden: torch.Tensor = positional[0] if positional else named["hidden_states"]
+    return hidden
 
 
 def _no_ids(hidden: torch.Tensor) -> torch.Tensor:
     return torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
 
 
-def _check_alike(calls: list[Call], others: list[Call], model: nn.Module) -> None:
-    for index, (call, other) in enumerate(zip(calls, others, strict=True)):
-        if not _same(call.positional, other.positional) or not _same(call.named, other.named):
-            raise StageError(
-                f"{type(model).__name__} cannot be quantized block by block: what block {index} is given "
-                "depends on the tokens.",
-                expected="blocks that take hidden states, a mask and positions only",
-            )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return type(one) is type(other)
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    return type(first) is type(second)
 
 
 def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> BlockwiseModel:
-    """Build the model of a folder without its weights, which ``device`` gets block by block.
+    """Build the model of a folder without its weights, which are loaded block by block to ``device``.
 
-    Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
-    otherwise than transformers writes them, and `StageError` for one without blocks.
+    Raises `ModelError` for an architecture that transformers does not have, or experts in another layout than
+    transformers writes, and `StageError` for a model without blocks.
     """
     model: Any = build_empty_module(checkpoint).eval()
     # What routers answer is for their training alone.
+    # Router logits serve an auxiliary loss in training only.
     model.config.output_router_logits = False
     transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))
     prefix, blocks = find_blocks(model)
@@ -311,9 +311,9 @@ def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> Blockwis
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and list of a decoder's blocks: the one outermost `ModuleList` that holds linear layers.
+    """Return the name and list of a decoder's blocks: the one outermost `ModuleList` that contains linear layers.
 
-    Raises `StageError` that names the lists found where there is none, or several.
+    Raises `StageError` if there is none or more than one; the message names them.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {name: module for name, module in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
@@ -323,17 +323,17 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if any(isinstance(part, nn.Linear) for part in module.modules())
     }
     if len(useful) != 1:
-        found = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items())
+        candidates = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items())
         raise StageError(
             f"{type(model).__name__} cannot be quantized block by block: its blocks were not found.",
-            expected=f"one torch.nn.ModuleList of blocks with torch.nn.Linear layers; found {found or 'none'}",
+            expected=f"one torch.nn.ModuleList of blocks with torch.nn.Linear layers; found {candidates or 'none'}",
             hint="quantize a decoder such as Llama, Qwen, Mistral, Gemma or Phi",
         )
     return next(iter(useful.items()))
 
 
 def _read_rows_as_needed(decoder: BlockwiseModel) -> None:
-    """Let the embedding read the rows of the tokens that it is asked for, rather than a whole table."""
+    """Let the embedding load only the rows of the tokens in its input instead of a whole table."""
     embedding, name = decoder.embedding, decoder.name(decoder.embedding)
     rows = embedding.weight.shape[0]
     # Else torch would look for the padding row, which matters to gradients only.
@@ -347,27 +347,28 @@ def _read_rows_as_needed(decoder: BlockwiseModel) -> None:
                 where=str(decoder.checkpoint.folder),
                 expected="the tokenizer that the model was trained with",
             )
-        wanted, places = torch.unique(ids, return_inverse=True)
+        token_ids, positions = torch.unique(ids, return_inverse=True)
         table = decoder.checkpoint.stored(f"{name}.weight") if decoder.table is None else decoder.table
-        weight = table[wanted.cpu()].to(ids.device).to(decoder.shipped).float()
+        weight = table[token_ids.cpu()].to(ids.device).to(decoder.shipped).float()
+        # The table holds the distinct rows only, and ids are replaced by positions in it.
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-        return (places, *arguments[1:])
+        return (positions, *arguments[1:])
 
     embedding.register_forward_pre_hook(gather)
 
 
 def _check_tables(decoder: BlockwiseModel) -> None:
-    """Verify that embedding and head are as the config says: of its size, and one tensor or two."""
+    """Verify that embedding and head match the config: their size, and whether they are one tensor or two."""
     head, embedding = decoder.model.get_output_embeddings(), decoder.embedding
     if head is None:
         raise StageError(f"{type(decoder.model).__name__} has no head over the vocabulary.", expected="an lm_head")
     names = [f"{decoder.name(module)}.weight" for module in (head, embedding)]
     stored = [name for name in names if name in decoder.checkpoint.files]
     for name in stored:
-        found, wanted = decoder.checkpoint.stored(name).shape, embedding.weight.shape
-        if found != wanted:
+        shape, expected = decoder.checkpoint.stored(name).shape, embedding.weight.shape
+        if shape != expected:
             raise ModelError(
-                f"The tensor {name!r} is {list(found)}; the config makes it {list(wanted)}.",
+                f"The tensor {name!r} is {list(shape)}; the config makes it {list(expected)}.",
                 where=str(decoder.checkpoint.folder),
                 expected="weights and config.json of the same model",
             )

@@ -1,4 +1,8 @@
-"""The calibration text: windows of token ids from the train split, refused where they could teach nothing."""
+"""Calibration text: token sequences of the train split, and their hidden states between blocks on disk.
+
+Hidden states are stored instead of recomputed from finished blocks, so that a killed run resumes at no cost and with
+identical bits. Only the states that enter the current block exist.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,13 +35,21 @@ if TYPE_CHECKING:
 
 _SPLIT = "train"
 _MONOTONOUS = 0.9
-"""A share of one token beyond which text is no text."""
+"""Share of a single token above which the text is rejected."""
 
 
 def calibration_sequences(context: Context, checkpoint: Checkpoint, samples: int, length: int) -> torch.Tensor:
-    """Token ids [samples, length], drawn with the recipe's seed, in the order of the text.
+    """Return token ids [samples, length], sampled with the recipe's seed, in the order of the text.
 
-    Raises `DataError` for text that is too short or repeats one token, `ModelError` for ids that the model lacks.
+    Args:
+        context: Context of the stage, whose train split is read.
+        checkpoint: Checkpoint with the tokenizer.
+        samples: Number of sequences.
+        length: Tokens of a sequence.
+
+    Raises:
+        DataError: If the text is too short or repeats one token.
+        ModelError: If the tokenizer returns ids that the model lacks.
     """
     tokenizer = load_tokenizer(checkpoint.folder)
     rows = context.data.split(_SPLIT)
@@ -52,11 +64,7 @@ def calibration_sequences(context: Context, checkpoint: Checkpoint, samples: int
         )
     chosen = np.sort(np.random.default_rng(context.seed).choice(len(windows), samples, replace=False))
     ids = torch.from_numpy(np.stack([windows[index] for index in chosen]))
-    _check(ids, tokenizer, checkpoint)
-    return ids
-
-
-def _check(ids: torch.Tensor, tokenizer: Any, checkpoint: Checkpoint) -> None:
+    # Text of one repeated token would leave most inputs of a layer unused.
     values, counts = torch.unique(ids, return_counts=True)
     share = int(counts.max()) / ids.numel()
     if share > _MONOTONOUS:
@@ -66,24 +74,25 @@ def _check(ids: torch.Tensor, tokenizer: Any, checkpoint: Checkpoint) -> None:
             where=f"data.splits.{_SPLIT}",
             expected="ordinary text, so that every input of a layer is seen at work",
         )
-    known = checkpoint.config.get("vocab_size")
-    if isinstance(known, int) and int(values.max()) >= known:
+    vocabulary_size = checkpoint.config.get("vocab_size")
+    if isinstance(vocabulary_size, int) and int(values.max()) >= vocabulary_size:
         raise ModelError(
-            f"The tokenizer gives the id {int(values.max())}; the model's vocabulary has {known}.",
+            f"The tokenizer gives the id {int(values.max())}; the model's vocabulary has {vocabulary_size}.",
             where=str(checkpoint.folder),
             expected="the tokenizer that the model was trained with",
         )
+    return ids
 
 
 ACTIVATION_BYTES = 1 << 30
-"""How much of a block's activations may be in memory; the calibration text is cut into batches that keep to it."""
+"""Limit for a block's activations in memory, which determines the batch size."""
 _WIDE_TENSORS = 4
-"""Tensors as wide as a block's widest layer that are alive at once: gate, its activation, up, and their product."""
+"""Number of tensors as wide as a block's widest layer that exist at once: gate, its activation, up, their product."""
 
 
 @dataclass(frozen=True)
 class BlockRun:
-    """The forward pass of a loaded block over ``windows`` windows, in batches that keep to `ACTIVATION_BYTES`."""
+    """Forward pass of a loaded block over ``windows`` sequences, in batches within `ACTIVATION_BYTES`."""
 
     decoder: BlockwiseModel
     index: int
@@ -96,9 +105,14 @@ class BlockRun:
     def of(
         cls, decoder: BlockwiseModel, config: Quantization, index: int, ids: torch.Tensor, size: int | None = None
     ) -> BlockRun:
-        """Prepare a block's run for token ``ids`` [windows, length]; its call arguments are computed once.
+        """Prepare a block's run for token ``ids`` [sequences, length]; its call arguments are computed once.
 
-        Batches have ``size`` windows where that is given.
+        Args:
+            decoder: Model that has the block.
+            config: Settings with the precision.
+            index: Index of the block.
+            ids: Token ids [sequences, length].
+            size: Sequences of a batch; by default as many as fit.
         """
         size = size or batch_size(decoder.blocks[index], ids)
         calls = {count: decoder.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
@@ -115,7 +129,7 @@ class BlockRun:
 
 
 def batch_size(block: nn.Module, ids: torch.Tensor) -> int:
-    """Windows at a time, so that a block's activations keep to `ACTIVATION_BYTES`."""
+    """Return the number of sequences for which a block's activations stay within `ACTIVATION_BYTES`."""
     widest = max(max(part.in_features, part.out_features) for part in linears(block, "").values())
     window = 4 * _WIDE_TENSORS * ids.shape[1] * widest
     return int(min(max(ACTIVATION_BYTES // window, 1), len(ids)))
@@ -123,7 +137,7 @@ def batch_size(block: nn.Module, ids: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class States:
-    """[windows, length, hidden] float32 in ``path``, to be computed with on ``device``."""
+    """Hidden states [sequences, length, hidden] float32 in the file ``path``, loaded to ``device``."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -142,7 +156,7 @@ class States:
         return self.path.is_file() and self.path.stat().st_size == 4 * self.shape[0] * self.shape[1] * self.shape[2]
 
     def write(self, batches: Iterable[torch.Tensor]) -> States:
-        """Write them as they come; the file has its name only once it is whole."""
+        """Write batches as they arrive; the file gets its name only after all of it is on disk."""
         partial = self.path.with_suffix(".partial")
         with partial.open("wb") as file:
             for batch in batches:
@@ -155,15 +169,17 @@ class States:
 
 
 _EMBEDDING_SHARE = 0.2
-"""A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
-mean of the Hessian's diagonal."""
+"""Weight of the identity in the Hessian of a tied table, relative to the mean of its diagonal.
+
+Rows of a tied table are also read as embeddings, where every column counts the same.
+"""
 
 
 @dataclass
 class CalibrationActivations:
-    """Token ids [windows, length] through the blocks of ``decoder``; states lie in ``folder``, one file a block.
+    """Hidden states of token ids [sequences, length] between the blocks of ``decoder``, one file per block in ``folder``.
 
-    ``importance`` says how much each token counts for a layer; without it all count alike.
+    ``importance`` has the weight of each token for a layer; without it all tokens count alike.
     """
 
     decoder: BlockwiseModel
@@ -191,25 +207,25 @@ class CalibrationActivations:
         return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts, run.bf16)
 
     def leave(self, index: int, outputs: Iterable[torch.Tensor]) -> None:
-        """Keep what a block gave; `forget` what entered it once the block itself is kept."""
+        """Store the outputs of a block. Call `forget` for its inputs once the block itself is stored."""
         self.entering(index + 1).write(outputs)
 
     def forget(self, index: int) -> None:
-        """Let go of the states that entered a block."""
+        """Delete the states that entered a block."""
         self.entering(index).path.unlink(missing_ok=True)
 
     def pass_as_it_is(self, index: int) -> None:
-        """Let all windows pass a loaded block, and keep what enters and what leaves it."""
+        """Pass all sequences through a loaded block, and keep the states that enter and leave it."""
         self.pass_watched(index, {}, lambda name, inputs: None)
 
-    def pass_watched(self, index: int, modules: dict[str, nn.Linear], told: TensorCallback[str]) -> None:
-        """Pass all sequences through a block and call ``told`` with the name and input of each of ``modules``."""
+    def pass_watched(self, index: int, modules: dict[str, nn.Linear], on_input: TensorCallback[str]) -> None:
+        """Pass all sequences through a block and call ``on_input`` with the name and input of each of ``modules``."""
         work = self.pass_through(index, modules)
-        with capture_inputs(modules, told):
+        with capture_inputs(modules, on_input):
             self.leave(index, (work.run(batch()) for batch in work.batches))
 
     def advance(self, index: int) -> None:
-        """Let all windows pass a loaded block as it is."""
+        """Pass all sequences through a loaded block and delete its inputs."""
         self.pass_as_it_is(index)
         self.forget(index)
 
@@ -220,18 +236,19 @@ class CalibrationActivations:
 
     @torch.no_grad()
     def table_hessian(self) -> torch.Tensor:
-        """Return the Hessian [hidden, hidden] that the head's rows are rounded under, after all blocks.
+        """Return the Hessian [hidden, hidden] under which the head's rows are rounded, after all blocks.
 
-        That of the head's inputs, and for a tied table what its rows are to the model as embeddings.
+        It is the Hessian of the head's inputs, plus a term for the rows of a tied table in their role as embeddings.
         """
         states = self.entering(len(self.decoder.blocks))
         windows, length, width = states.shape
         total = torch.zeros(width, width, device=states.device)
-        for at in range(windows):
-            inputs, counts = self.decoder.normed(states[at : at + 1]), None
+        for row in range(windows):
+            inputs, counts = self.decoder.normed(states[row : row + 1]), None
             if self.importance is not None:
-                counts = self.importance.head[at * length : (at + 1) * length].to(inputs.device)
+                counts = self.importance.head[row * length : (row + 1) * length].to(inputs.device)
             total.add_(gram(inputs, counts), alpha=(1.0 if counts is None else float(counts.mean())) / windows)
+        # A tied table is also read row by row as embeddings.
         if self.decoder.tied:
             share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width, device=total.device)
             total.add_(share if self.importance is None else self.importance.embedding.to(total.device))
@@ -240,10 +257,11 @@ class CalibrationActivations:
 
 @dataclass(frozen=True)
 class Importance:
-    """``layers[name]`` [tokens] float32 with mean 1; layers of experts, which see some tokens only, have none.
+    """Weights of tokens: ``layers[name]`` [tokens] float32 with mean 1; layers of experts have none.
 
-    ``head`` [tokens] float32 is the same of the logits, 1 - sum p^2, and ``embedding`` [hidden, hidden] the mean outer
-    product of the loss's gradient by the table's rows: both in one unit, so that a tied table can weigh its two uses.
+    ``head`` [tokens] float32 are the weights for the logits, 1 - sum p^2. ``embedding`` [hidden, hidden] is the mean
+    outer product of the loss's gradient with respect to the table's rows. Both have the same unit, so that a tied table
+    can weigh its two uses.
     """
 
     layers: Mapping[str, torch.Tensor]
@@ -251,7 +269,7 @@ class Importance:
     embedding: torch.Tensor
 
     def write(self, path: Path) -> None:
-        """Keep it for a run that goes on."""
+        """Write the weights to a file, for a run that resumes."""
         layers = {f"layers.{name}": weights for name, weights in self.layers.items()}
         write_whole(path, layers | {"head": self.head, "embedding": self.embedding}, {})
 

@@ -61,9 +61,28 @@ def plan_layers(decoder: BlockwiseModel, config: Quantization) -> tuple[tuple[La
     """Return the layers of every block. Raises `ModelError` that lists all layers which the format cannot hold."""
     plan = tuple(_block_layers(decoder, index, config) for index in range(len(decoder.blocks)))
     layers = [layer for block in plan for layer in block]
-    _check_experts(decoder, config)
+    # Refuse experts that cannot be told apart, unless they are to stay as they are.
+    found = []
+    for index, block in enumerate(decoder.blocks):
+        for name, part in block.named_modules(prefix=f"{decoder.prefix}.{index}"):
+            leaves = [f"{name}.{leaf}" for leaf, _ in part.named_parameters(recurse=False)]
+            if is_fused(part) and not all(kept_by(config.keep, leaf) for leaf in leaves):
+                found.append(f"{name}: {inseparable_reason(part) or _FUSED_ON_DISK}")
+    if found:
+        raise ModelError(
+            f"The experts of {len(found)} blocks cannot be quantized one by one:\n  {_some(found)}",
+            where=str(decoder.checkpoint.folder),
+            expected="experts such as those of Mixtral, Qwen-MoE, OLMoE or DeepSeek, a matrix each in the files",
+            hint=f"leave them in float16: keep: ['*.{found[0].partition(':')[0].rpartition('.')[2]}.*']",
+        )
     tables = [decoder.name(decoder.embedding), decoder.name(decoder.model.get_output_embeddings())]
-    _check_keep(config.keep, [*(layer.name for layer in layers), *tables])
+    names = [*(layer.name for layer in layers), *tables]
+    idle = [pattern for pattern in config.keep if not any(fnmatchcase(name, pattern) for name in names)]
+    if idle:
+        raise StageError(
+            f"keep: no layer is called {', '.join(map(repr, idle))}.",
+            expected=f"patterns of names such as {names[0]!r}; * stands for anything",
+        )
     if decoder.tied and (config.integer_tables or config.chooses_tables):
         _check_tied(config.keep, *tables)
     problems = [problem for layer in layers if layer.bits for problem in _problems(layer)]
@@ -142,23 +161,6 @@ def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:
     return found
 
 
-def _check_experts(decoder: BlockwiseModel, config: Quantization) -> None:
-    """Refuse experts that cannot be told apart, unless they are to stay as they are."""
-    found = []
-    for index, block in enumerate(decoder.blocks):
-        for name, part in block.named_modules(prefix=f"{decoder.prefix}.{index}"):
-            leaves = [f"{name}.{leaf}" for leaf, _ in part.named_parameters(recurse=False)]
-            if is_fused(part) and not all(kept_by(config.keep, leaf) for leaf in leaves):
-                found.append(f"{name}: {inseparable_reason(part) or _FUSED_ON_DISK}")
-    if found:
-        raise ModelError(
-            f"The experts of {len(found)} blocks cannot be quantized one by one:\n  {_some(found)}",
-            where=str(decoder.checkpoint.folder),
-            expected="experts such as those of Mixtral, Qwen-MoE, OLMoE or DeepSeek, a matrix each in the files",
-            hint=f"leave them in float16: keep: ['*.{found[0].partition(':')[0].rpartition('.')[2]}.*']",
-        )
-
-
 def _some(lines: Sequence[str]) -> str:
     """Return the first lines of a list, and how many more there are."""
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
@@ -186,13 +188,4 @@ def _check_tied(patterns: Sequence[str], embedding: str, head: str) -> None:
             where="keep",
             expected="both or neither, since this model's head is tied to its embedding",
             hint=f"name {embedding} too, or set embedding_bits: 16",
-        )
-
-
-def _check_keep(patterns: Sequence[str], names: Sequence[str]) -> None:
-    idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
-    if idle:
-        raise StageError(
-            f"keep: no layer is called {', '.join(map(repr, idle))}.",
-            expected=f"patterns of names such as {names[0]!r}; * stands for anything",
         )

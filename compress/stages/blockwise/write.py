@@ -83,19 +83,16 @@ class Result:
             "pack_dtype": "int32",
             "meta": self.made_by or {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
         }
-        if changes := self._dynamic():
-            found["dynamic"] = changes
-        if names := self._kept():
-            found["modules_in_block_to_quantize"] = names
-        return found
-
-    def _dynamic(self) -> dict[str, dict[str, int]]:
-        """gptqmodel's rules for layers that differ from the rest: a pattern that matches the name -> what differs."""
+        # Gptqmodel's rules for layers that differ from the rest: a pattern that matches the name -> what differs.
         layers = [layer for block in self.plan for layer in block]
         kept = [layer for layer in layers if layer.bits is None and layer.why.startswith("kept")]
         changed = {f"+:{_exactly(layer)}": self._differing(layer) for layer in layers if layer.bits}
         changed = {pattern: settings for pattern, settings in changed.items() if settings}
-        return changed | {f"-:{_exactly(layer)}": {} for layer in kept}
+        if changes := (changed | {f"-:{_exactly(layer)}": {} for layer in kept}):
+            found["dynamic"] = changes
+        if names := self._kept():
+            found["modules_in_block_to_quantize"] = names
+        return found
 
     def _differing(self, layer: Layer) -> dict[str, int]:
         """`bits` and `group_size` of a layer where they are not those of the whole."""
@@ -152,7 +149,7 @@ def write_floats(source: Checkpoint, folder: Path, changed: Iterable[tuple[str, 
     return Checkpoint(folder)
 
 
-def write_beside_weights(source: Checkpoint, folder: Path, **changes: Any) -> None:
+def write_beside_weights(source: Checkpoint, folder: Path, **changes: object) -> None:
     """Write the config with ``changes``, and copy the tokenizer's files."""
     for pattern in _COMPANIONS:
         for path in sorted(source.folder.glob(pattern)):
@@ -181,7 +178,7 @@ def _exactly(layer: Layer) -> str:
     return f"^{re.escape(layer.name)}$"
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -214,7 +211,7 @@ def config_changes(folder: Path, cut: Cut) -> dict[str, Any]:
 
 
 def write_pruned(
-    source: Checkpoint, folder: Path, changes: Mapping[str, Any], tensors: Iterable[tuple[str, torch.Tensor]]
+    source: Checkpoint, folder: Path, changes: Mapping[str, object], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> Checkpoint:
     """``tensors`` and what lies beside those of ``source``, with ``changes`` of its config, in a new ``folder``.
 
@@ -247,7 +244,7 @@ def _as_wanted(
         yield name, tensor
 
 
-def cached_json(path: Path, value: Any) -> None:
+def cached_json(path: Path, value: object) -> None:
     """Write ``value`` so that the file has its name only once it is whole."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value))

@@ -36,7 +36,19 @@ def write_compressed_tensors(
     """
     settings = {name: checkpoint.layer_settings(name) for name in checkpoint.integer_layers}
     layers = {name: (found["bits"], found["group_size"]) for name, found in settings.items()}
-    others = _float_layers(checkpoint, layers)
+    # Linear layers of transformers' module that stay float. Raises `ModelError` where ``layers`` are none of them.
+    model = build_on_meta(checkpoint.folder)
+    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    odd = sorted(set(layers).difference(linear))
+    if odd:
+        raise ModelError(
+            f"compressed-tensors keeps linear layers, and {len(odd)} that are quantized here are none in transformers' "
+            f"{type(model).__name__}, such as {odd[0]}.",
+            where=str(checkpoint.folder),
+            expected="torch.nn.Linear; experts that transformers keeps in one tensor are not, nor are GPT-2's layers",
+            hint="serve the GPTQ checkpoint itself, which vLLM and SGLang read too",
+        )
+    others = [name for name in linear if name not in layers]
     _check(checkpoint, layers, others, activation_bits)
     folder = context.scratch / "served"
     shutil.rmtree(folder, ignore_errors=True)
@@ -51,24 +63,18 @@ def write_compressed_tensors(
     made = CompressedTensorsCheckpoint(folder)
     for name in context.progress.track(layers, "reading back", len(layers)):
         _compare(checkpoint, made, name)
-    context.note(_summary(layers, others, activation_bits))
-    return made
-
-
-def _float_layers(checkpoint: QuantizedCheckpoint, layers: Mapping[str, Scheme]) -> list[str]:
-    """Linear layers of transformers' module that stay float. Raises `ModelError` where ``layers`` are none of them."""
-    model = build_on_meta(checkpoint.folder)
-    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    odd = sorted(set(layers).difference(linear))
-    if odd:
-        raise ModelError(
-            f"compressed-tensors keeps linear layers, and {len(odd)} that are quantized here are none in transformers' "
-            f"{type(model).__name__}, such as {odd[0]}.",
-            where=str(checkpoint.folder),
-            expected="torch.nn.Linear; experts that transformers keeps in one tensor are not, nor are GPT-2's layers",
-            hint="serve the GPTQ checkpoint itself, which vLLM and SGLang read too",
+    kinds = {
+        f"W{bits}A{activation_bits} {'by row' if size == -1 else f'in groups of {size}'}"
+        for bits, size in layers.values()
+    }
+    left = f"; in float16: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
+    context.note(
+        (
+            f"compressed-tensors: {len(layers)} layers, {', '.join(sorted(kinds))}, every integer and scale read back as "
+            f"it was{left}; no GPU ran it here"
         )
-    return [name for name in linear if name not in layers]
+    )
+    return made
 
 
 def _check(
@@ -133,15 +139,3 @@ def _compare(checkpoint: QuantizedCheckpoint, made: CompressedTensorsCheckpoint,
             f"compressed-tensors unpacks other numbers of {name} than the checkpoint has.",
             hint="this is a defect of the stage; please report it with the recipe",
         )
-
-
-def _summary(layers: Mapping[str, Scheme], others: Sequence[str], activation_bits: int) -> str:
-    kinds = {
-        f"W{bits}A{activation_bits} {'by row' if size == -1 else f'in groups of {size}'}"
-        for bits, size in layers.values()
-    }
-    left = f"; in float16: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
-    return (
-        f"compressed-tensors: {len(layers)} layers, {', '.join(sorted(kinds))}, every integer and scale read back as "
-        f"it was{left}; no GPU ran it here"
-    )

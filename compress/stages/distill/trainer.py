@@ -120,7 +120,13 @@ class DistillationTrainer:
                 context.progress.note("distill: the teacher answers")
                 self.taught = torch.from_numpy(self._answered(examples))
             else:
-                _require_same_pixels(examples, self.examples)
+                for theirs, mine in zip(examples.inputs[:_COMPARED], self.examples.inputs[:_COMPARED], strict=True):
+                    if not np.array_equal(theirs["pixel_values"], mine["pixel_values"]):
+                        raise StageError(
+                            "The teacher answers the images that the student is shown, but the two prepare images differently.",
+                            expected="the same size, scale, mean and deviation in both preprocessor_config.json",
+                            hint="write the same into both, or leave augment out if there is any: then each has its way",
+                        )
         else:
             _require_same_tokens(self.teacher, self.student, f"method: {settings.method} compares representations")
             rows = context.data.split("train").slice(0, 1)
@@ -178,32 +184,19 @@ class DistillationTrainer:
             with torch.no_grad():
                 theirs = forward(self.teacher.module, batch, **options)
                 taught = answers(self.teacher_examples, theirs, batch).float()
-        loss = settings.logits_weight * self._distance(mine, taught)
-        if settings.labels_weight:
-            loss = loss + settings.labels_weight * self.context.task.loss(outputs, batch["labels"])
-        if self.comparison is not None and settings.representation_weight:
-            mask = batch["attention_mask"].float()
-            loss = loss + settings.representation_weight * self.comparison.loss(outputs, theirs, mask)
-        return loss
-
-    def _distance(self, mine: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         if mine.shape != taught.shape and DUAL_ENCODER not in self.context.task.capabilities:
             raise StageError(
                 f"The student answers with {mine.shape[-1]} numbers and the teacher with {taught.shape[-1]}.",
                 expected="as many classes, or dimensions of an embedding",
                 hint="put reduce_dimensions before or after both, not between them",
             )
-        return self.context.task.distance(mine, taught, self.settings.temperature)
-
-
-def _require_same_pixels(taught: Examples, learned: Examples) -> None:
-    for theirs, mine in zip(taught.inputs[:_COMPARED], learned.inputs[:_COMPARED], strict=True):
-        if not np.array_equal(theirs["pixel_values"], mine["pixel_values"]):
-            raise StageError(
-                "The teacher answers the images that the student is shown, but the two prepare images differently.",
-                expected="the same size, scale, mean and deviation in both preprocessor_config.json",
-                hint="write the same into both, or leave augment out if there is any: then each has its way",
-            )
+        loss = settings.logits_weight * self.context.task.distance(mine, taught, self.settings.temperature)
+        if settings.labels_weight:
+            loss = loss + settings.labels_weight * self.context.task.loss(outputs, batch["labels"])
+        if self.comparison is not None and settings.representation_weight:
+            mask = batch["attention_mask"].float()
+            loss = loss + settings.representation_weight * self.comparison.loss(outputs, theirs, mask)
+        return loss
 
 
 def _require_same_tokens(teacher: TorchModel, student: TorchModel, what: str) -> None:
@@ -276,7 +269,7 @@ class _Comparison:
         owner, name = key
         self.captured[key] = self.attentions[owner].of(name, output)
 
-    def loss(self, student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
+    def loss(self, student: PreTrainedModel, teacher: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:
         """Return the method's loss on representations; ``mask`` is [B, L]."""
         if self.method == "distilbert":
             mine = student.hidden_states[-1].float()
@@ -287,7 +280,7 @@ class _Comparison:
         attention = relation_kl(self._scores("student.0", "key"), self._scores("teacher.0", "key"), mask)
         return attention + relation_kl(self._values("student.0"), self._values("teacher.0"), mask)
 
-    def _tinybert(self, student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
+    def _tinybert(self, student: PreTrainedModel, teacher: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:
         loss = torch.zeros((), device=mask.device)
         for m, n in enumerate((0, *self.layer_map)):
             mine = self.projections[m](student.hidden_states[m].float())

@@ -94,7 +94,7 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         """Raise `StageError` for an architecture whose config cannot say which layers are kept."""
         check_student_layers(self.student, start)
 
-    def prune_widths(self, model: Any) -> bool:
+    def prune_widths(self, model: object) -> bool:
         """Return False if the student has another config, since its sizes are unknown then."""
         return self.student is None or self.student.config is None
 

@@ -68,7 +68,14 @@ def distill_language_model(
             student.module, AdapterTraining(rank=settings.lora, dropout=settings.dropout or 0.0), context.seed
         )
     if settings.memory.gradient_checkpointing:
-        _checkpoint(student)
+        try:
+            student.module.activation_checkpointing_enable()
+        except ValueError as error:
+            raise StageError(
+                f"A {student.module.config.model_type!r} model cannot compute its blocks again on the way back.",
+                where="memory.gradient_checkpointing",
+                hint="leave it out; a smaller sequence_length saves memory too",
+            ) from error
     trainer.train(None if adapted is not None else restore_zeros)
     if settings.memory.gradient_checkpointing:
         student.module.activation_checkpointing_disable()
@@ -78,17 +85,6 @@ def distill_language_model(
             restore_zeros(0, 0)
     student.module.requires_grad_(True).eval()
     return student
-
-
-def _checkpoint(model: TorchModel) -> None:
-    try:
-        model.module.activation_checkpointing_enable()
-    except ValueError as error:
-        raise StageError(
-            f"A {model.module.config.model_type!r} model cannot compute its blocks again on the way back.",
-            where="memory.gradient_checkpointing",
-            hint="leave it out; a smaller sequence_length saves memory too",
-        ) from error
 
 
 def _check_length(windows: TokenSequences, *models: TorchModel) -> None:

@@ -99,7 +99,11 @@ class _Work:
         if self.config.mixed:
             chosen = self._allocation(importance)
             self.plan, table_bits = with_bits(self.plan, chosen.bits), chosen.tables
-            self.context.note(_choice(chosen))
+            counts = {bits: list(chosen.bits.values()).count(bits) for bits in sorted(set(chosen.bits.values()))}
+            layers = ", ".join(f"{count} layers at {bits}" for bits, count in counts.items())
+            self.context.note(
+                (f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average")
+            )
         self.decoder.shipped = torch.float16
         self.decoder.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
         scratch, finished = self.context.scratch, BlockCache(self.context.scratch)
@@ -116,7 +120,14 @@ class _Work:
         result = Result(
             self.decoder.checkpoint, self.config, found, tables, average, finished, work, self.decoder.tied_tensors
         )
-        self.context.note(_summary(result.layers, average))
+        quantized = [layer for layer in result.layers if layer.bits]
+        alone = [layer for layer in result.layers if layer.bits is None]
+        worst = max(quantized, key=lambda layer: layer.error or 0.0)
+        left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
+        error = f"the largest error {worst.error:.2%} in {worst.name}"
+        self.context.note(
+            (f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}")
+        )
         if starved := about_starved(result.layers, self.config.expert_tokens):
             self.context.note(starved)
         return result.write(scratch / "checkpoint")
@@ -249,21 +260,6 @@ class _Work:
         """Return the first table, the embedding, or the last, the head, at so many bits."""
         work, tables = self._tables("solved" if hessian else "to-nearest", bits, hessian)
         return work.floats(tables[place].name)
-
-
-def _choice(chosen: Allocation) -> str:
-    counts = {bits: list(chosen.bits.values()).count(bits) for bits in sorted(set(chosen.bits.values()))}
-    layers = ", ".join(f"{count} layers at {bits}" for bits, count in counts.items())
-    return f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average"
-
-
-def _summary(layers: Sequence[Layer], average: float) -> str:
-    quantized = [layer for layer in layers if layer.bits]
-    alone = [layer for layer in layers if layer.bits is None]
-    worst = max(quantized, key=lambda layer: layer.error or 0.0)
-    left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
-    error = f"the largest error {worst.error:.2%} in {worst.name}"
-    return f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}"
 
 
 def _line(name: str, layers: Sequence[Layer]) -> str:

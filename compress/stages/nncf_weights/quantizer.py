@@ -139,7 +139,16 @@ class _Chosen:
         """Write what NNCF chose. Raises `StageError` for what the format has no place for."""
         import nncf
 
-        self._check_all_have_a_place()
+        layers = {layer.name for layer in (*self.tables, *(layer for block in self.plan for layer in block))}
+        prefixes = tuple(f"{self.decoder.prefix}.{index}." for index in range(len(self.plan)))
+        stray = [name for name in self.compressed.weights if name not in layers]
+        stray += [name for name in self.compressed.changed if not name.startswith(prefixes)]
+        if stray:
+            raise StageError(
+                f"NNCF changed {', '.join(sorted(stray))}, which the GPTQ format has no place for.",
+                expected="linear layers of the blocks, the embedding and the head",
+                hint="quantize this model with the stage gptq",
+            )
         weights, scratch = self.compressed.weights, self.context.scratch
         found = [[self._settled(layer) for layer in block] for block in self.plan]
         tables = [self._settled(layer) for layer in self.tables]
@@ -147,7 +156,14 @@ class _Chosen:
         config = self.options.equivalent.model_copy(update={"sym": symmetric})
         finished = BlockCache(scratch)
         for index, block in enumerate(found):
-            finished.store(index, self._tensors(index, block, symmetric), block)
+            # Yield a block's packed layers, and the float tensors of it that NNCF changed.
+            prefix = f"{self.decoder.prefix}.{index}."
+            tensors = {name: tensor for name, tensor in self.compressed.changed.items() if name.startswith(prefix)}
+            for layer in block:
+                if layer.bits:
+                    parts = pack_layer(self.compressed.weights[layer.name], stored_less_one=symmetric)
+                    tensors |= {f"{layer.name}.{part}": tensor for part, tensor in parts.items()}
+            finished.store(index, tensors, block)
         work = EmbeddingTables(scratch / "tables-nncf")
         if coarse := {layer.name: weights[layer.name] for layer in tables if layer.bits}:
             keep_tables(coarse, tables, work.folder)
@@ -165,28 +181,6 @@ class _Chosen:
             return replace(layer, bits=None, group_size=None, why=layer.why or "kept in float by NNCF")
         return replace(layer, bits=weight.bits, group_size=weight.group_size, why="")
 
-    def _tensors(self, index: int, block: Sequence[Layer], symmetric: bool) -> dict[str, torch.Tensor]:
-        """Yield a block's packed layers, and the float tensors of it that NNCF changed."""
-        prefix = f"{self.decoder.prefix}.{index}."
-        tensors = {name: tensor for name, tensor in self.compressed.changed.items() if name.startswith(prefix)}
-        for layer in block:
-            if layer.bits:
-                parts = pack_layer(self.compressed.weights[layer.name], stored_less_one=symmetric)
-                tensors |= {f"{layer.name}.{part}": tensor for part, tensor in parts.items()}
-        return tensors
-
-    def _check_all_have_a_place(self) -> None:
-        layers = {layer.name for layer in (*self.tables, *(layer for block in self.plan for layer in block))}
-        prefixes = tuple(f"{self.decoder.prefix}.{index}." for index in range(len(self.plan)))
-        stray = [name for name in self.compressed.weights if name not in layers]
-        stray += [name for name in self.compressed.changed if not name.startswith(prefixes)]
-        if stray:
-            raise StageError(
-                f"NNCF changed {', '.join(sorted(stray))}, which the GPTQ format has no place for.",
-                expected="linear layers of the blocks, the embedding and the head",
-                hint="quantize this model with the stage gptq",
-            )
-
     def _average(self) -> float:
         """Bits of a parameter, scales and zero points included."""
         weights = self.compressed.weights.values()
@@ -200,7 +194,10 @@ class _Chosen:
         for layer in result.layers:
             if layer.bits is None:
                 alone.setdefault(layer.why, []).append(layer.name)
-        left = "".join(f"; {_some(names)} left alone ({why})" for why, names in alone.items())
+        left = "".join(
+            f"; {(', '.join(names) if len(names) <= _NAMED else f'{len(names)} such as {names[0]}')} left alone ({why})"
+            for why, names in alone.items()
+        )
         counts = {bits: sum(layer.bits == bits for layer in result.layers) for bits in (4, 8)}
         words = " and ".join(f"{count} at {bits} bits" for bits, count in counts.items() if count)
         changed = len(self.compressed.changed)
@@ -208,10 +205,6 @@ class _Chosen:
             f"nncf: of {len(layers)} layers and {len(self.tables)} tables {words}, {result.average_bits:.2f} bits a "
             f"parameter on average" + (f"; {changed} other tensors changed" if changed else "") + left
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= _NAMED else f"{len(names)} such as {names[0]}"
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class _Counts:
         return Count(float(_width(layer, side) - sum(shares.values())), of)
 
 
-def _width(layer: Any, side: Side) -> int:
+def _width(layer: object, side: Side) -> int:
     if isinstance(layer, nn.Conv2d):
         return layer.in_channels if side == "in" else layer.out_channels
     if isinstance(layer, nn.Linear):
@@ -186,7 +186,11 @@ def least_loss(
             lower = [*kept]
             lower[index] = steps[at[index] + 1]
             saved = sum(cost.at(kept) - cost.at(lower) for cost in touching[index])
-            loss = _lost(ordered[index], kept[index], lower[index])
+            # The importance of the places that are lost when ``after`` are kept in place of ``before``.
+            cumulated = ordered[index]
+            places = len(cumulated)
+            gone = cumulated[places - lower[index] - 1]
+            loss = gone - (cumulated[places - kept[index] - 1] if kept[index] < places else 0.0)
             if saved > 0 and (best is None or loss / saved < best[0]):
                 best = (loss / saved, index, saved)
         if best is None:
@@ -196,13 +200,6 @@ def least_loss(
         kept[index] = rungs[index][at[index]]
         total -= saved
     return kept
-
-
-def _lost(cumulated: Sequence[float], before: int, after: int) -> float:
-    """Return the importance of the places that are lost when ``after`` are kept in place of ``before``."""
-    places = len(cumulated)
-    gone = cumulated[places - after - 1]
-    return gone - (cumulated[places - before - 1] if before < places else 0.0)
 
 
 _BATCH = 16
@@ -371,7 +368,18 @@ def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tens
     if settings.channels:
         counts = [_share(coupling, rungs[i], settings.channels) for i, coupling in enumerate(couplings)]
     else:
-        counts = _under_budget(net, couplings, scores, rungs, settings)
+        what: Figure = "multiplications" if settings.flops is not None else "parameters"
+        share = settings.flops if settings.flops is not None else settings.parameters
+        assert share is not None
+        costs = layer_costs(net.network, couplings, net.run, what)
+        total = sum(cost.at([coupling.prunable_units for coupling in couplings]) for cost in costs)
+        counts = least_loss(scores, rungs, costs, total * (1 - share))
+        reached = 1 - sum(cost.at(counts) for cost in costs) / total
+        if reached < share * (1 - 1e-9):
+            raise StageError(
+                f"Cutting channels can remove {reached:.1%} of the {what}, and not {share:.1%}.",
+                hint="remove less, set channel_multiple: 1, or start from a smaller model",
+            )
     cuts = []
     for coupling, found, count in zip(couplings, scores, counts, strict=True):
         if count < coupling.prunable_units:
@@ -392,28 +400,6 @@ def _share(coupling: Coupling, rungs: Sequence[int], share: float) -> int:
             hint="remove a smaller share",
         )
     return nearest_rung(rungs, wanted)
-
-
-def _under_budget(
-    net: Net,
-    couplings: Sequence[Coupling],
-    scores: Sequence[torch.Tensor],
-    rungs: Sequence[Sequence[int]],
-    settings: Pruning,
-) -> list[int]:
-    what: Figure = "multiplications" if settings.flops is not None else "parameters"
-    share = settings.flops if settings.flops is not None else settings.parameters
-    assert share is not None
-    costs = layer_costs(net.network, couplings, net.run, what)
-    total = sum(cost.at([coupling.prunable_units for coupling in couplings]) for cost in costs)
-    counts = least_loss(scores, rungs, costs, total * (1 - share))
-    reached = 1 - sum(cost.at(counts) for cost in costs) / total
-    if reached < share * (1 - 1e-9):
-        raise StageError(
-            f"Cutting channels can remove {reached:.1%} of the {what}, and not {share:.1%}.",
-            hint="remove less, set channel_multiple: 1, or start from a smaller model",
-        )
-    return counts
 
 
 @torch.no_grad()

@@ -49,12 +49,13 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
             share = min(self.importance_examples / plan.splits["train"].rows, 1.0)
             return FLOPS_TRAINING * before.working * tokens * share
 
-        after = None if before is None else self._shape_left(before)
+        after = (
+            None
+            if before is None
+            else (None if self.removes_channels else pruned_shape(before, self.layers, self.heads, self.feed_forward))
+        )
         prediction = training_prediction(_BATCH, before, after, plan, flops, trained=before)
         return prediction if self.reads_examples else replace(prediction, seconds=handling(before))
-
-    def _shape_left(self, shape: Shape) -> Shape | None:
-        return None if self.removes_channels else pruned_shape(shape, self.layers, self.heads, self.feed_forward)
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Return values for heads and neurons in transformers, and for FLOPs in convolutional networks.

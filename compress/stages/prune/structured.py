@@ -42,7 +42,24 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
     examples = _sample(settings, model, context)
     if settings.layers:
         assert examples is not None
-        _remove_layers(model, settings.layers, examples, context)
+        # Drop ``count`` layers, one at a time, each the one whose loss moves the logits least (KL).
+        count = settings.layers
+        total = sum(map(len, stacks(model.module).values()))
+        if count >= total:
+            raise StageError(f"Cannot remove {count} of {total} layers.", expected=f"at most {total - 1}")
+        reference = torch.from_numpy(predict(model.module, examples))
+        kept = list(range(total))
+        for _ in context.progress.track(range(count), "prune: layers", count):
+            damage = {}
+            for candidate in kept:
+                trial = copy.deepcopy(model.module)
+                keep_layers(trial, [index for index in kept if index != candidate])
+                damage[candidate] = float(
+                    context.task.distance(torch.from_numpy(predict(trial, examples)), reference, 1.0)
+                )
+            kept.remove(min(damage, key=lambda index: (damage[index], index)))
+        context.note(f"prune: layers {kept} of {total} kept")
+        keep_layers(model.module, kept)
     if settings.heads or settings.feed_forward:
         _cut_blocks(model, settings, examples, context)
     if settings.removes_channels:
@@ -128,24 +145,6 @@ def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples 
     return examples.subset(chosen)
 
 
-def _remove_layers(model: TorchModel, count: int, examples: Examples, context: Context) -> None:
-    """Drop ``count`` layers, one at a time, each the one whose loss moves the logits least (KL)."""
-    total = sum(map(len, stacks(model.module).values()))
-    if count >= total:
-        raise StageError(f"Cannot remove {count} of {total} layers.", expected=f"at most {total - 1}")
-    reference = torch.from_numpy(predict(model.module, examples))
-    kept = list(range(total))
-    for _ in context.progress.track(range(count), "prune: layers", count):
-        damage = {}
-        for candidate in kept:
-            trial = copy.deepcopy(model.module)
-            keep_layers(trial, [index for index in kept if index != candidate])
-            damage[candidate] = float(context.task.distance(torch.from_numpy(predict(trial, examples)), reference, 1.0))
-        kept.remove(min(damage, key=lambda index: (damage[index], index)))
-    context.note(f"prune: layers {kept} of {total} kept")
-    keep_layers(model.module, kept)
-
-
 def _importance(
     module: nn.Module, found: Sequence[TransformerBlock], settings: Pruning, examples: Examples | None, context: Context
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -155,7 +154,12 @@ def _importance(
     read = [(index, layer) for index, (_, layer) in enumerate(parts) if layer is not None]
     if settings.importance == "magnitude":
         for index, layer in read:
-            scores[index] = _squared_norms(layer, in_features(layer) // len(scores[index]))
+            # Squared norms of the output weights of each group of input features, [in_features / group_size].
+            group_size = in_features(layer) // len(scores[index])
+            weight = layer.weight.detach()
+            weight = weight.T if isinstance(layer, Conv1D) else weight
+            norms: torch.Tensor = weight.square().sum(dim=0).view(-1, group_size).sum(dim=1)
+            scores[index] = norms
         return scores[: len(found)], scores[len(found) :]
     assert examples is not None
     inputs: dict[int, torch.Tensor] = {}
@@ -170,11 +174,3 @@ def _importance(
             size = in_features(layer) // len(scores[index])
             scores[index] += taylor_importance(inputs[index].detach(), gradient, size)
     return scores[: len(found)], scores[len(found) :]
-
-
-def _squared_norms(output: Linear, group_size: int) -> torch.Tensor:
-    """Squared norms of the output weights of each group of input features, [in_features / group_size]."""
-    weight = output.weight.detach()
-    weight = weight.T if isinstance(output, Conv1D) else weight
-    norms: torch.Tensor = weight.square().sum(dim=0).view(-1, group_size).sum(dim=1)
-    return norms

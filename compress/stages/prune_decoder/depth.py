@@ -139,7 +139,24 @@ class _Work:
             self.context.note(f"{told}: what {name} gives is not added to the states as it is")
             return {}
         with autocast(False, self.decoder.device):
-            fitted, held_out = _sums(run, states, self.whole.entering(gap.stop), layer, counts)
+            # Regression sums of ``layer``'s inputs and missing outputs, for sequences to solve on and to judge by.
+            wanted = self.whole.entering(gap.stop)
+            rows, columns = layer.weight.shape
+            both = tuple(RegressionSums.none(columns, rows, layer.weight.device) for _ in range(2))
+            counting = _counting(torch.cat([wanted[some].square().mean(dim=-1).sqrt() for some in run.slices()]))
+            seen: list[torch.Tensor] = []
+            last = run.windows - 1
+            for some in run.slices():
+                with capture_inputs({"": layer}, lambda _, inputs: seen.append(inputs.float())):
+                    output = run(states[some]).float()
+                aim = wanted[some]
+                inputs = seen.pop().reshape(*aim.shape[:2], columns)
+                weights = counting[some].unsqueeze(-1)
+                for at, window in enumerate(range(*some.indices(run.windows))):
+                    judges = window % _HELD_OUT == _HELD_OUT - 1 or window == last < _HELD_OUT
+                    missing = (aim[at] - output[at]) / counts
+                    both[judges].add(inputs[at] * weights[at], missing * weights[at])
+            fitted, held_out = (both[0], both[1])
             if not held_out.squares:  # they did nothing
                 return {}
             try:
@@ -171,28 +188,6 @@ def _share(run: BlockRun, hidden: torch.Tensor, layer: nn.Linear) -> float | Non
     share = float((less * given_by).sum() / given_by.square().sum())
     apart = torch.linalg.vector_norm(less - share * given_by) / torch.linalg.vector_norm(less)
     return share if float(apart) <= _APART and share else None
-
-
-def _sums(
-    run: BlockRun, states: States, wanted: States, layer: nn.Linear, counts: float
-) -> tuple[RegressionSums, RegressionSums]:
-    """Return regression sums of ``layer``'s inputs and missing outputs, for sequences to solve on and to judge by."""
-    rows, columns = layer.weight.shape
-    both = tuple(RegressionSums.none(columns, rows, layer.weight.device) for _ in range(2))
-    counting = _counting(torch.cat([wanted[some].square().mean(dim=-1).sqrt() for some in run.slices()]))
-    seen: list[torch.Tensor] = []
-    last = run.windows - 1
-    for some in run.slices():
-        with capture_inputs({"": layer}, lambda _, inputs: seen.append(inputs.float())):
-            output = run(states[some]).float()
-        aim = wanted[some]
-        inputs = seen.pop().reshape(*aim.shape[:2], columns)
-        weights = counting[some].unsqueeze(-1)
-        for at, window in enumerate(range(*some.indices(run.windows))):
-            judges = window % _HELD_OUT == _HELD_OUT - 1 or window == last < _HELD_OUT
-            missing = (aim[at] - output[at]) / counts
-            both[judges].add(inputs[at] * weights[at], missing * weights[at])
-    return both[0], both[1]
 
 
 def _counting(sizes: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class PruneDecoder(DecoderPruning, Stage[Checkpoint, Checkpoint]):
         """Return values for heads and neurons, and for layers if layers are removed."""
         return field_search_values(self, timed) | layer_counts(self.layers, before)
 
-    def prune_widths(self, model: Any) -> bool:
+    def prune_widths(self, model: object) -> bool:
         """Remove as many heads, neurons and experts of a model without weights as will be removed."""
         from compress.stages.prune_decoder.width_sizes import Sizes
 

@@ -79,7 +79,16 @@ class Choice:
 
     def of(self, index: int, block: TransformerBlock | None) -> dict[str, torch.Tensor]:
         """Return the remaining parts of a loaded block: of `PLACES`, `NEURONS`, and mixtures by name, ascending."""
-        parts, mixtures = self._parts(block), self.mixtures(index)
+        read: dict[str, tuple[Any, int, int]] = {}
+        if block is not None and self.sizes.places:
+            read[PLACES] = block.require_attention().output, block.prunable_units, self.sizes.places
+        if block is not None and self.sizes.neurons:
+            read[NEURONS] = block.require_feed_forward().output, block.neurons, self.sizes.neurons
+        named = self.decoder.name
+        parts, mixtures = (
+            {kind: Part(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()},
+            self.mixtures(index),
+        )
         counts = {name: (part.count, part.left) for name, part in parts.items()}
         counts |= {name: (mixture.count, self.sizes.experts or 0) for name, mixture in mixtures.items()}
         self.solved = []
@@ -93,15 +102,6 @@ class Choice:
         if solves:
             found |= self._solved(self.stream, index, parts)
         return found
-
-    def _parts(self, block: TransformerBlock | None) -> dict[str, Part]:
-        read: dict[str, tuple[Any, int, int]] = {}
-        if block is not None and self.sizes.places:
-            read[PLACES] = block.require_attention().output, block.prunable_units, self.sizes.places
-        if block is not None and self.sizes.neurons:
-            read[NEURONS] = block.require_feed_forward().output, block.neurons, self.sizes.neurons
-        named = self.decoder.name
-        return {kind: Part(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()}
 
     def _watch(
         self,

@@ -20,6 +20,8 @@ from compress.models.transformer_pruning import (
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
     from compress.stages.prune_decoder.settings import DecoderPruning
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -38,7 +40,7 @@ class Sizes:
     """How many there are now."""
 
     @classmethod
-    def of(cls, model: Any, settings: DecoderPruning) -> Sizes:
+    def of(cls, model: PreTrainedModel, settings: DecoderPruning) -> Sizes:
         """Return the sizes for a model without weights. Raises `StageError` for parts that cannot be removed."""
         places = neurons = experts = None
         found = [0, 0, 0]
@@ -56,7 +58,21 @@ class Sizes:
         if settings.experts:
             found[2] = int(getattr(model.config, _count_field(model)))
             experts = _left(found[2], settings.experts, 1, 1, "experts")
-            _check_chosen(model, experts)
+            config = model.config
+            chosen = next((int(getattr(config, name)) for name in _CHOSEN if getattr(config, name, None)), 1)
+            if chosen > experts:
+                raise StageError(
+                    f"Each token passes {chosen} experts, and {experts} would be left.",
+                    where="prune_decoder.experts",
+                    expected=f"at least {chosen}, the config's experts for a token",
+                    hint="remove a smaller share",
+                )
+            if any((getattr(config, name, None) or 1) > 1 for name in _GROUPS):
+                raise StageError(
+                    f"The router of a {config.model_type!r} model chooses among groups of experts, which would differ in size.",
+                    where="prune_decoder.experts",
+                    hint="leave experts out",
+                )
         return cls(places, neurons, experts, (found[0], found[1], found[2]))
 
     def cut(self, module: Any) -> None:
@@ -90,7 +106,7 @@ def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:
     return next(iter(sizes))
 
 
-def _can_say(config: Any, attention: Attention, places: int) -> bool:
+def _can_say(config: PretrainedConfig, attention: Attention, places: int) -> bool:
     """Return whether a config can describe so many heads: Llama's hidden size must be a multiple of them."""
     fields = head_config_fields(config, attention, [places])
     return not fields or updated_config(config, fields) is not None
@@ -119,7 +135,7 @@ def _left(count: int, share: float, multiple: int, width: int, name: str, possib
     return min(even, key=lambda left: (abs(left - wanted), -left))
 
 
-def _count_field(model: Any) -> str:
+def _count_field(model: PreTrainedModel) -> str:
     """Return the config's field for the number of experts. Raises `StageError` for a model without one."""
     config = model.config
     field = next((config.attribute_map.get(name, name) for name in _COUNTS if getattr(config, name, None)), None)
@@ -132,21 +148,3 @@ def _count_field(model: Any) -> str:
             hint="leave experts out",
         )
     return str(field)
-
-
-def _check_chosen(model: Any, left: int) -> None:
-    config = model.config
-    chosen = next((int(getattr(config, name)) for name in _CHOSEN if getattr(config, name, None)), 1)
-    if chosen > left:
-        raise StageError(
-            f"Each token passes {chosen} experts, and {left} would be left.",
-            where="prune_decoder.experts",
-            expected=f"at least {chosen}, the config's experts for a token",
-            hint="remove a smaller share",
-        )
-    if any((getattr(config, name, None) or 1) > 1 for name in _GROUPS):
-        raise StageError(
-            f"The router of a {config.model_type!r} model chooses among groups of experts, which would differ in size.",
-            where="prune_decoder.experts",
-            hint="leave experts out",
-        )

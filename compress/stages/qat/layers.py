@@ -209,15 +209,17 @@ def put_in(
     found = {}
     for name, layer in layers.items():
         made = learned[grids.outputs[name]] if name in grids.outputs else None
-        highest = _NARROW if narrow and bits == 8 and not _is_depthwise(layer) else 2 ** (bits - 1) - 1
+        # True the layer is a convolution that ONNX Runtime sums in 32 bits on every processor.
+        highest = (
+            _NARROW
+            if narrow
+            and bits == 8
+            and not (not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels)
+            else 2 ** (bits - 1) - 1
+        )
         found[name] = QuantizedLayer(layer, bits, highest, learned[grids.inputs[name]], made)
         _replace(module, name, found[name])
     return found
-
-
-def _is_depthwise(layer: Quantizable) -> bool:
-    """Return whether the layer is a convolution that ONNX Runtime sums in 32 bits on every processor."""
-    return not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels
 
 
 def start(layers: Mapping[str, QuantizedLayer]) -> list[str]:

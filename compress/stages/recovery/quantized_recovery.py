@@ -139,7 +139,16 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
 def adapt(module: PreTrainedModel, settings: AdapterTraining, seed: int) -> PeftModel:
     """Put new adapters around linear layers of ``module``, in place. Raises `StageError` where names match none."""
     peft = import_peft("stage 'lora_recovery'")
-    _check_targets(module, settings)
+    # Every name of ``target_modules`` is the end of a linear layer's name, as peft matches them.
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    for target in settings.target_modules or ():
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            ends = sorted({name.rpartition(".")[2] for name in layers})
+            raise StageError(
+                f"No linear layer's name ends in {target!r}.",
+                where="target_modules",
+                expected=f"such as {', '.join(ends)}",
+            )
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         r=settings.rank,
@@ -152,19 +161,6 @@ def adapt(module: PreTrainedModel, settings: AdapterTraining, seed: int) -> Peft
         warnings.simplefilter("ignore", FutureWarning)  # peft's own calls of what transformers will remove
         adapted: PeftModel = peft.get_peft_model(module, config)
     return adapted
-
-
-def _check_targets(module: nn.Module, settings: AdapterTraining) -> None:
-    """Every name of ``target_modules`` is the end of a linear layer's name, as peft matches them."""
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    for target in settings.target_modules or ():
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            ends = sorted({name.rpartition(".")[2] for name in layers})
-            raise StageError(
-                f"No linear layer's name ends in {target!r}.",
-                where="target_modules",
-                expected=f"such as {', '.join(ends)}",
-            )
 
 
 def attach(checkpoint: QuantizedCheckpoint, adapter: Path, context: Context) -> QuantizedCheckpoint:

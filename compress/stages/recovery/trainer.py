@@ -126,7 +126,7 @@ class Body(nn.Module):
         self.causal = causal
         self.tokens = tokens
 
-    def outputs(self, input_ids: torch.Tensor, **options: Any) -> Any:
+    def outputs(self, input_ids: torch.Tensor, **options: object) -> Any:
         """Return the base model's output for token ids."""
         ids = input_ids if self.tokens is None else self.tokens.to(input_ids.device)[input_ids]
         return self.causal.base_model(input_ids=ids, use_cache=False, **options)

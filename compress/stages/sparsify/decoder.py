@@ -51,7 +51,13 @@ def sparsify_checkpoint(checkpoint: Checkpoint, settings: DecoderSparsity, conte
         _Walk(decoder, settings, pattern, finished, stream).run(context)
         sparse = write_pruned(checkpoint, context.scratch / "sparse", {}, _tensors(decoder, finished))
     layers = [layer for index in range(len(decoder.blocks)) for layer in finished.layers(index) or ()]
-    context.note(_summary(sparse, layers, settings))
+    zeros = sum(int((sparse.stored(f"{layer.name}.weight") == 0).sum()) for layer in layers)
+    share = zeros / sum(layer.rows * layer.columns for layer in layers)
+    shape = "" if settings.pattern is None else f" in the pattern {settings.pattern}"
+    worst = max(layers, key=lambda layer: layer.error or 0.0)
+    error = "" if worst.error is None else f"; the largest error {worst.error:.2%} in {worst.name}"
+    of = f"of the weights of {len(layers)} layers are zero{shape} by {settings.method}{error}"
+    context.note((f"sparsify_decoder: {share:.2%} {of}"))
     return sparse
 
 
@@ -157,13 +163,3 @@ def _tensors(decoder: BlockwiseModel, finished: BlockCache) -> Iterator[tuple[st
             yield name, finished.tensor(changed[name], name)
         else:
             yield name, decoder.checkpoint.stored(name)
-
-
-def _summary(made: Checkpoint, layers: Sequence[Layer], settings: DecoderSparsity) -> str:
-    zeros = sum(int((made.stored(f"{layer.name}.weight") == 0).sum()) for layer in layers)
-    share = zeros / sum(layer.rows * layer.columns for layer in layers)
-    shape = "" if settings.pattern is None else f" in the pattern {settings.pattern}"
-    worst = max(layers, key=lambda layer: layer.error or 0.0)
-    error = "" if worst.error is None else f"; the largest error {worst.error:.2%} in {worst.name}"
-    of = f"of the weights of {len(layers)} layers are zero{shape} by {settings.method}{error}"
-    return f"sparsify_decoder: {share:.2%} {of}"

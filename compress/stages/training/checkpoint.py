@@ -59,7 +59,13 @@ class TrainingCheckpoint:
         parts = {_MODEL: state.tensors, _MOMENTS: state.moments, _BEST: state.best or {}}
         tensors = {f"{part}{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
         tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        about = json.dumps({**state.figures, "random": _random_figures()})
+        name, words, *rest = np.random.get_state()
+        about = json.dumps(
+            {
+                **state.figures,
+                "random": {"numpy": [name, np.asarray(words).tolist(), *rest], "python": random.getstate()},
+            }
+        )
         write_whole(self.file, {**tensors, _RANDOM: torch.get_rng_state()}, {"state": about})
         self._written = time.monotonic()
         self._took = self._written - began
@@ -89,11 +95,6 @@ class TrainingCheckpoint:
         np.random.set_state((name, np.array(words, dtype=np.uint32), *rest))
         version, words, following = figures["python"]
         random.setstate((version, tuple(words), following))
-
-
-def _random_figures() -> dict[str, Any]:
-    name, words, *rest = np.random.get_state()
-    return {"numpy": [name, np.asarray(words).tolist(), *rest], "python": random.getstate()}
 
 
 def trained_tensors(module: nn.Module, extra: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -52,7 +52,7 @@ def blamed(module: nn.Module, losses: Callable[[], list[torch.Tensor]]) -> str:
     bad: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(part: nn.Module, given: Any, output: Any) -> None:
+        def look(part: nn.Module, given: object, output: object) -> None:
             output = output[0] if isinstance(output, tuple) and output else output
             if not bad and isinstance(output, torch.Tensor) and not _finite(output):
                 bad.append(name)
@@ -277,7 +277,16 @@ class _Session:
                     self._end_epoch(len(loader), progress, description)
                     module.train()
                 if self.trainee.kept is not None and self.trainee.kept.is_due():
-                    self.trainee.kept.write(self._state())
+                    tensors = trained_tensors(self.trainee.module, self.trainee.extra)
+                    best = None if self.best is None else self.best[1]
+                    figures = {
+                        "done": self.done,
+                        "losses": self.losses,
+                        "total": self.total,
+                        "best": None if self.best is None else self.best[0],
+                        "seconds": self.length.seconds_spent(),
+                    }
+                    self.trainee.kept.write(TrainingState(figures, tensors, moments(self.optimizer), best))
         except NotFiniteError as error:
             self._stop(error, module, len(loader), progress, description)
         if self.best is not None:
@@ -385,18 +394,6 @@ class _Session:
         self._restore(state)
         self.sampler.epoch, self.sampler.skipped = divmod(self.done, batches)
         progress.note(f"{description}: goes on after step {self.done}")
-
-    def _state(self) -> TrainingState:
-        tensors = trained_tensors(self.trainee.module, self.trainee.extra)
-        best = None if self.best is None else self.best[1]
-        figures = {
-            "done": self.done,
-            "losses": self.losses,
-            "total": self.total,
-            "best": None if self.best is None else self.best[0],
-            "seconds": self.length.seconds_spent(),
-        }
-        return TrainingState(figures, tensors, moments(self.optimizer), best)
 
     def _restore(self, state: TrainingState) -> None:
         put_back(trained_tensors(self.trainee.module, self.trainee.extra), state.tensors)

@@ -81,7 +81,7 @@ class FrozenLayers(nn.Module):
         """Select the examples of the next batch."""
         self._chosen = indices
 
-    def forward(self, hidden: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
         """Return the states of the chosen examples, padded to ``hidden``'s length; ``hidden`` are embeddings."""
         if self._states:
             assert self._chosen is not None
@@ -98,7 +98,7 @@ class _Last(nn.Module):
 
     states: torch.Tensor
 
-    def forward(self, hidden: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
         self.states = hidden
         return hidden
 
@@ -110,7 +110,7 @@ class FirstTokenLayer(nn.Module):
         super().__init__()
         self._block = [block]
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None, *_: object, **__: object) -> torch.Tensor:
         """``mask`` is what attention adds or allows, [B, 1, length, length], or ``None``."""
         (block,) = self._block
         layer: Any = block.module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from compress.tasks.token_sequences import cut, learned_tokens, opening, spread
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
+    from compress.models.processor import Processor
     from compress.stages.base import Context
     from compress.stages.distill_language_model.settings import LanguageDistillation
 
@@ -31,7 +32,7 @@ class TokenSequences:
     held_out: Examples
 
 
-def training_sequences(processor: Any, settings: LanguageDistillation, context: Context) -> TokenSequences:
+def training_sequences(processor: Processor, settings: LanguageDistillation, context: Context) -> TokenSequences:
     """Return the sequences of the recipe's text. Raises `DataError` for too little text."""
     length = settings.sequence_length or context.max_length
     learned, counted = _windows(context, "train", processor, settings, length)
@@ -54,7 +55,7 @@ def training_sequences(processor: Any, settings: LanguageDistillation, context: 
     return TokenSequences(_examples(learned, labels), _examples(judged))
 
 
-def check_enough(learned: Sequence[Any], judged: Sequence[Any], batch_size: int, length: int) -> None:
+def check_enough(learned: Sequence[object], judged: Sequence[object], batch_size: int, length: int) -> None:
     """Raise `DataError` for fewer sequences than one step takes, or none that is held out."""
     if not judged or len(learned) < batch_size:
         raise DataError(
@@ -67,7 +68,7 @@ def check_enough(learned: Sequence[Any], judged: Sequence[Any], batch_size: int,
 
 
 def _windows(
-    context: Context, split: str, processor: Any, settings: LanguageDistillation, length: int
+    context: Context, split: str, processor: Processor, settings: LanguageDistillation, length: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Windows of a split, and which tokens of each count; those in which none does are left out."""
     end = None

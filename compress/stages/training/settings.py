@@ -14,6 +14,8 @@ from compress.utils.pydantic_models import Frozen, changed_fields
 
 TORCH = "torch"
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     WritingRuntime = str
 else:
     WritingRuntime = Literal[(TORCH, *(name for name, spec in RUNTIMES.items() if spec.many_texts))]
@@ -44,7 +46,7 @@ class TeacherWrites(Frozen):
             raise ValueError("beginnings, conversations, or both")
         return self
 
-    def check(self, tokenizer: Any) -> None:
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise `DataError` if conversations are requested and the tokenizer has no chat template for them."""
         from compress.tasks.token_sequences import before_question
 

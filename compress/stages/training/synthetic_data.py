@@ -29,7 +29,7 @@ from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import CPU
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from compress.models.model import TorchModel
     from compress.stages.base import Context
@@ -51,7 +51,7 @@ def with_synthetic_text(
     windows: TokenSequences,
     settings: TeacherWrites,
     teacher: TorchModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     context: Context,
     bf16: bool = False,
 ) -> tuple[TokenSequences, float]:

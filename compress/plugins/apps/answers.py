@@ -13,7 +13,7 @@ import numpy as np
 from compress.evaluation.evaluate import artifact_labels
 from compress.formats.runtime import Batch, Session
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
-from compress.plugins.apps.app_type import Answers, Numbers, Rounding, seven_figures
+from compress.plugins.apps.app_type import Answers, Numbers, Rounding, round_to_float32
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.postprocess import POOLED, Embed, Softmax
 from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT
@@ -22,7 +22,11 @@ from compress.utils.errors import ModelError
 
 
 def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
-    """Pooling and normalisation are those of `modules.json`, unless the graph has them in it."""
+    """Return the step with the pooling and normalisation of `modules.json`, unless the graph contains them.
+
+    Raises:
+        ModelError: The modules are missing or unsupported.
+    """
     if not has_modules(model):
         raise ModelError(
             f"There is no {MODULES}, which says how the vectors of a text's tokens become one.",
@@ -43,19 +47,19 @@ def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
     return Embed.model_validate(fields)
 
 
-def _ask_embedding(session: Session, end: Embed, feed: Batch, known: Numbers) -> Numbers:
-    """The embedding."""
-    found = _pooled(session.predict(feed)[end.output][0], end)
-    if found.shape != (end.dimensions,):
+def _predict_embedding(session: Session, step: Embed, feed: Batch, known: Numbers) -> Numbers:
+    """Return the embedding of one input."""
+    embedding = _pooled(session.predict(feed)[step.output][0], step)
+    if embedding.shape != (step.dimensions,):
         raise ModelError(
-            f"The graph gives an embedding of shape {list(found.shape)}.",
-            expected=f"{end.dimensions} values",
+            f"The graph gives an embedding of shape {list(embedding.shape)}.",
+            expected=f"{step.dimensions} values",
         )
-    return seven_figures(found / np.linalg.norm(found) if end.normalize else found)
+    return round_to_float32(embedding / np.linalg.norm(embedding) if step.normalize else embedding)
 
 
 def _simple(modules: SentenceModules, model: Path) -> tuple[str, bool]:
-    """The one pooling and whether a normalisation follows. Raises `ModelError` for what is more than that."""
+    """Return the pooling mode, and True if a normalisation follows. Raises `ModelError` for other modules."""
     [mode, *more] = modules.modes
     kinds = [type(step) for step in modules.steps]
     if more or mode not in POOLED or kinds not in ([], [Normalize]):
@@ -69,13 +73,13 @@ def _simple(modules: SentenceModules, model: Path) -> tuple[str, bool]:
     return mode, bool(kinds)
 
 
-def _pooled(values: np.ndarray, end: Embed) -> np.ndarray:
-    """Of [tokens, dimensions], or of a finished embedding."""
-    if end.pooling is None:
+def _pooled(values: np.ndarray, step: Embed) -> np.ndarray:
+    """Pool vectors [tokens, dimensions], or flatten a finished embedding."""
+    if step.pooling is None:
         return values.reshape(-1)
-    if end.pooling == "mean":
+    if step.pooling == "mean":
         return cast(np.ndarray, values.mean(axis=0))
-    return cast(np.ndarray, values.max(axis=0) if end.pooling == "max" else values[0 if end.pooling == "cls" else -1])
+    return cast(np.ndarray, values.max(axis=0) if step.pooling == "max" else values[0 if step.pooling == "cls" else -1])
 
 
 EMBEDDINGS = Answers(
@@ -85,13 +89,13 @@ EMBEDDINGS = Answers(
     meanings={LAST_HIDDEN_STATE: "one vector a token", SENTENCE_EMBEDDING: "the finished embedding"},
     # With integers, a text of two tokens came out with a cosine of 0.985 in a page.
     rounding=(Rounding(1e-3, 0.9999), Rounding(0.1, 0.97)),
-    find_end=_find_pooling,
-    ask=_ask_embedding,
+    find_postprocessing=_find_pooling,
+    predict=_predict_embedding,
 )
 
 
 def _find_pooled(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
-    """A picture's embedding is what the graph pools, flat."""
+    """Return the step for an image embedding, which the graph pools."""
     shapes = {entry.name: entry.shape for entry in outputs}
     sizes = [side for side in shapes[POOLER_OUTPUT][1:] if isinstance(side, int)]
     return Embed(output=POOLER_OUTPUT, pooling=None, normalize=False, dimensions=math.prod(sizes))
@@ -101,12 +105,12 @@ IMAGE_EMBEDDINGS = replace(
     EMBEDDINGS,
     meanings={POOLER_OUTPUT: "the picture's embedding", LAST_HIDDEN_STATE: "one vector a place of the picture"},
     required=frozenset({POOLER_OUTPUT}),
-    find_end=_find_pooled,
+    find_postprocessing=_find_pooled,
 )
 
 
 def _find_labels(model: Path, outputs: Sequence[TensorRecord]) -> Softmax:
-    """The labels are those of the config."""
+    """Return the step with the labels of the config."""
     labels = artifact_labels(model)
     if not labels:
         raise ModelError(
@@ -117,15 +121,15 @@ def _find_labels(model: Path, outputs: Sequence[TensorRecord]) -> Softmax:
     return Softmax(output=LOGITS, labels=labels)
 
 
-def _ask_scores(session: Session, end: Softmax, feed: Batch, known: Numbers) -> Numbers:
-    """A score for each label."""
-    scores: np.ndarray = session.predict(feed)[end.output][0]
-    if len(scores) != len(end.labels):
+def _predict_scores(session: Session, step: Softmax, feed: Batch, known: Numbers) -> Numbers:
+    """Return one score for each label."""
+    scores: np.ndarray = session.predict(feed)[step.output][0]
+    if len(scores) != len(step.labels):
         raise ModelError(
-            f"The model's config names {len(end.labels)} labels, and the graph gives {len(scores)} scores.",
+            f"The model's config names {len(step.labels)} labels, and the graph gives {len(scores)} scores.",
             expected="an id2label in config.json with a name for each score",
         )
-    return seven_figures(scores)
+    return round_to_float32(scores)
 
 
 LABELS = Answers(
@@ -135,6 +139,6 @@ LABELS = Answers(
     meanings={LOGITS: "one score a class, in the order of the labels"},
     required=frozenset({LOGITS}),
     rounding=(Rounding(1e-3), Rounding(0.05)),
-    find_end=_find_labels,
-    ask=_ask_scores,
+    find_postprocessing=_find_labels,
+    predict=_predict_scores,
 )

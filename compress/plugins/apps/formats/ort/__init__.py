@@ -1,1 +1,0 @@
-"""Graphs in ONNX Runtime's own format in bundles."""
